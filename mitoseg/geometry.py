@@ -1,0 +1,129 @@
+r"""Boxes in voxels, slabs, tiles, and the one convention that ties a window to the pixel it answers.
+
+A network with a window of ``w`` pixels says something about one pixel ``p``: the one at index ``w // 2`` of the
+window (16 of 32, 33 of 67). The ``center`` label rule, training and every way of predicting use this convention.
+
+    window of 32:   p-16 ............ p ............ p+15
+                     |<---- 16 ---->|<---- 15 ---->|
+
+A box is half-open, like a Python slice; axes are z, y, x unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mitoseg.errors import UserError
+
+
+def anchor(window: int) -> int:
+    """Index inside a window of the pixel that the window answers.
+
+    >>> anchor(32), anchor(67)
+    (16, 33)
+    """
+    return window // 2
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open box of voxels, ``start <= index < stop`` on each axis.
+
+    Raises:
+        UserError: ``start`` and ``stop`` differ in length, or a stop lies before its start.
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.start) != len(self.stop) or any(b < a for a, b in zip(self.start, self.stop, strict=False)):
+            raise UserError("not a box", (self.start, self.stop), "each stop must be at or after its start")
+
+    @classmethod
+    def of_shape(cls, shape: Sequence[int]) -> Box:
+        """The box from the origin that covers an array of this shape."""
+        return cls((0,) * len(shape), tuple(int(n) for n in shape))
+
+    @classmethod
+    def parse(cls, text: object, shape: Sequence[int]) -> Box:
+        """Read ``[0:82,64:768,0:1024]`` against the shape of a volume; an empty bound means its end.
+
+        Args:
+            text: The text, or a sequence of ``"a:b"`` strings (what Hydra makes of a bracketed list).
+            shape: Shape of the volume that the box lies in.
+
+        Raises:
+            UserError: The text is no such list, or the box is empty or not inside the volume.
+
+        >>> Box.parse("[0:82,64:,:1024]", (82, 768, 1024)).start
+        (0, 64, 0)
+        """
+        example = "[" + ",".join(f"0:{n}" for n in shape) + "]"
+        remedy = f"write start:stop for each axis, inside the volume's {example}"
+        words = [text] if isinstance(text, str) or not isinstance(text, Iterable) else [str(part) for part in text]
+        parts = re.sub(r"[\[\]\s'\"]", "", ",".join(map(str, words))).split(",")
+        matches = [re.fullmatch(r"(\d*):(\d*)", part) for part in parts]
+        if len(parts) != len(shape) or not all(matches):
+            raise UserError("cannot read the box", text, remedy)
+        start = tuple(int(m[1] or 0) for m in matches if m)
+        stop = tuple(int(m[2] or n) for m, n in zip(matches, shape, strict=True) if m)
+        if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
+            raise UserError("the box is empty or leaves the volume", text, remedy)
+        return cls(start, stop)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index: ``array[box.slices]``."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def shift(self, offset: Sequence[int]) -> Box:
+        """The box moved by ``offset`` voxels."""
+        return Box(
+            tuple(a + o for a, o in zip(self.start, offset, strict=True)),
+            tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
+        )
+
+    def grow(self, margin: int | Sequence[int]) -> Box:
+        """The box with ``margin`` voxels more on both sides of each axis (it may leave the volume)."""
+        m = [margin] * len(self.start) if isinstance(margin, int) else list(margin)
+        return Box(
+            tuple(a - g for a, g in zip(self.start, m, strict=True)),
+            tuple(b + g for b, g in zip(self.stop, m, strict=True)),
+        )
+
+    def clip(self, other: Box) -> Box:
+        """The part inside ``other``; empty (zero size) where they do not meet."""
+        start = tuple(max(a, c) for a, c in zip(self.start, other.start, strict=True))
+        stop = tuple(max(s, min(b, d)) for s, b, d in zip(start, self.stop, other.stop, strict=True))
+        return Box(start, stop)
+
+    def inside(self, other: Box) -> Box:
+        """This box in the coordinates of ``other``'s own array (its start becomes the origin)."""
+        return self.shift([-a for a in other.start])
+
+    def __str__(self) -> str:
+        return "[" + ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
+
+
+def slabs(box: Box, depth: int) -> Iterator[Box]:
+    """Cut a box along z into runs of at most ``depth`` slices, in order.
+
+    >>> [str(s) for s in slabs(Box((0, 0), (5, 9)), 2)]
+    ['[0:2,0:9]', '[2:4,0:9]', '[4:5,0:9]']
+    """
+    for z in range(box.start[0], box.stop[0], depth):
+        yield Box((z, *box.start[1:]), (min(z + depth, box.stop[0]), *box.stop[1:]))

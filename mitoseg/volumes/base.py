@@ -1,0 +1,98 @@
+"""What a volume is: a lazy z, y, x array with a voxel size and a little metadata."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.geometry import Box
+
+Array = npt.NDArray[Any]
+VoxelSize = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """What is known of a volume before a voxel is read.
+
+    Attributes:
+        path: Where it came from, as the user wrote it.
+        shape: (z, y, x).
+        dtype: Of the stored voxels.
+        voxel_size: (z, y, x) in nm, or None where the file does not say.
+        metadata: What mitoseg wrote with it: ``kind`` ("probability", "mask", "instances"), ``threshold``, ``scale``.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    voxel_size: VoxelSize | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Volume(ABC):
+    """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box."""
+
+    def __init__(self, info: VolumeInfo) -> None:
+        self.info = info
+
+    @property
+    def path(self) -> str:
+        """Where it came from."""
+        return self.info.path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x)."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored voxels."""
+        return self.info.dtype
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm, or None where the file does not say."""
+        return self.info.voxel_size
+
+    @property
+    def box(self) -> Box:
+        """All of it."""
+        return Box.of_shape(self.shape)
+
+    @abstractmethod
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box (all of it when None) as ``image_zyx`` in the stored dtype.
+
+        Raises:
+            UserError: The file is damaged or the box leaves the volume.
+        """
+
+
+class ArrayVolume(Volume):
+    """An array in memory as a volume.
+
+    >>> ArrayVolume(np.zeros((2, 3, 4), np.uint8)).read(Box((0, 0, 0), (1, 3, 2))).shape
+    (1, 3, 2)
+    """
+
+    def __init__(
+        self,
+        image_zyx: Array,
+        voxel_size: VoxelSize | None = None,
+        path: str = "array",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        z, y, x = image_zyx.shape
+        super().__init__(VolumeInfo(path, (z, y, x), image_zyx.dtype, voxel_size, metadata or {}))
+        self._image_zyx = image_zyx
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        return self._image_zyx[(box or self.box).slices]
