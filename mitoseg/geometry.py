@@ -16,6 +16,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from mitoseg.errors import UserError
 
 
@@ -26,6 +29,17 @@ def anchor(window: int) -> int:
     (16, 33)
     """
     return window // 2
+
+
+def reflect(index: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.integer]:
+    """Fold indices that leave an axis back into it, like ``numpy.pad`` in mode "reflect", as often as it takes.
+
+    >>> reflect(np.arange(-3, 6), 3).tolist()
+    [1, 2, 1, 0, 1, 2, 1, 0, 1]
+    """
+    period = max(2 * (size - 1), 1)
+    folded: npt.NDArray[np.integer] = (size - 1) - np.abs((size - 1) - index % period)
+    return folded
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""cli."""
+"""Entry points: command lines, one-line errors, exit codes."""

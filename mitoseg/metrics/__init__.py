@@ -1,1 +1,45 @@
-"""metrics."""
+"""Counts to scores: one truth for training and evaluation.
+
+The torchmetrics classes lie in `mitoseg.metrics.torch_metrics`, so that scoring two volumes needs no torch.
+"""
+
+from mitoseg.metrics.calibration import (
+    Calibration,
+    expected_calibration_error,
+    fit_calibration,
+    negative_log_likelihood,
+    prior_shift,
+)
+from mitoseg.metrics.counts import IGNORE, Counts, count, scores
+from mitoseg.metrics.histogram import (
+    BINS,
+    EDGES,
+    Curve,
+    average_precision,
+    best_threshold,
+    curve,
+    jaccard_foreground,
+    logit_histogram,
+    precision_recall,
+)
+
+__all__ = [
+    "BINS",
+    "EDGES",
+    "IGNORE",
+    "Calibration",
+    "Counts",
+    "Curve",
+    "average_precision",
+    "best_threshold",
+    "count",
+    "curve",
+    "expected_calibration_error",
+    "fit_calibration",
+    "jaccard_foreground",
+    "logit_histogram",
+    "negative_log_likelihood",
+    "precision_recall",
+    "prior_shift",
+    "scores",
+]

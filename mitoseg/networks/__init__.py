@@ -1,1 +1,5 @@
-"""networks."""
+"""Networks as plain ``nn.Module``s, and how one is rebuilt from a checkpoint."""
+
+from mitoseg.networks.patch_cnn import ContextCNN, PatchCNN
+
+__all__ = ["ContextCNN", "PatchCNN"]

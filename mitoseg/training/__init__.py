@@ -1,1 +1,6 @@
-"""training."""
+"""Training: the LightningModule, its optimizers and callbacks. The network is handed in."""
+
+from mitoseg.training.module import BlockClassifier
+from mitoseg.training.optimizers import adamw, one_cycle, sgd_paper, stages
+
+__all__ = ["BlockClassifier", "adamw", "one_cycle", "sgd_paper", "stages"]

@@ -1,1 +1,28 @@
-"""volumes."""
+"""Bytes to lazy z, y, x arrays with a voxel size, and back; labels, normalisation and channels on top."""
+
+from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo, VoxelSize
+from mitoseg.volumes.channels import CHANNEL_OFFSETS, channel_slices, read_channels
+from mitoseg.volumes.labels import LabelVolume, map_labels
+from mitoseg.volumes.normalize import Normalization, check_image_values, measure_normalization
+from mitoseg.volumes.opening import check_same_shape, open_volume
+from mitoseg.volumes.writing import VolumeWriter, create_volume
+
+__all__ = [
+    "CHANNEL_OFFSETS",
+    "Array",
+    "ArrayVolume",
+    "LabelVolume",
+    "Normalization",
+    "Volume",
+    "VolumeInfo",
+    "VolumeWriter",
+    "VoxelSize",
+    "channel_slices",
+    "check_image_values",
+    "check_same_shape",
+    "create_volume",
+    "map_labels",
+    "measure_normalization",
+    "open_volume",
+    "read_channels",
+]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 
 Array = npt.NDArray[Any]
@@ -66,6 +67,18 @@ class Volume(ABC):
         """All of it."""
         return Box.of_shape(self.shape)
 
+    def check_box(self, box: Box | None) -> Box:
+        """The box, all of the volume when None.
+
+        Raises:
+            UserError: The box leaves the volume.
+        """
+        if box is None:
+            return self.box
+        if box.clip(self.box) != box:
+            raise UserError(f"the box {box} leaves the volume of shape {self.shape}", self.path, "choose one inside")
+        return box
+
     @abstractmethod
     def read(self, box: Box | None = None) -> Array:
         """Read one box (all of it when None) as ``image_zyx`` in the stored dtype.
@@ -95,4 +108,4 @@ class ArrayVolume(Volume):
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
-        return self._image_zyx[(box or self.box).slices]
+        return self._image_zyx[self.check_box(box).slices]

@@ -1,0 +1,49 @@
+# One environment in .venv, installed once; running a target again installs nothing.
+#   make demo                     train on the built-in data
+#   make test PYTHON=python3.13   another Python
+#   make test CONSTRAINTS=constraints/cpu.txt
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+ifneq ($(CONSTRAINTS),)
+export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo check test test-slow coverage clean
+
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## make the environment
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(READY)  ## train the block CNN on the built-in data; minutes on a CPU (ARGS="key=value ...")
+	$(BIN)/python train.py $(ARGS)
+
+check: $(READY)  ## lint, formatting, types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+test: check  ## check, and every test that is not slow
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+coverage: $(READY)  ## the quick tests with the branches they leave out
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+clean:  ## remove the environment and every cache; results in outputs/ stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

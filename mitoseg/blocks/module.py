@@ -1,0 +1,174 @@
+"""The datamodule: a data set in, batches of balanced blocks and whole validation slices out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import pytorch_lightning as pl
+from torch import Tensor, distributed
+
+from mitoseg.blocks.bank import VolumeBank
+from mitoseg.blocks.draws import EpochDraws
+from mitoseg.blocks.loaders import BlockLoader, SliceLoader
+from mitoseg.blocks.options import INTERPOLATIONS, check_choice
+from mitoseg.blocks.positions import BlockRule, PositionTable
+from mitoseg.blocks.sampler import BlockSampler
+from mitoseg.datasets.base import Recipe, Splits
+from mitoseg.geometry import anchor
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, VoxelSize, measure_normalization
+
+Batch = dict[str, Tensor | int]
+
+
+class BlockDataModule(pl.LightningDataModule):
+    """Training blocks and validation slices of one data set.
+
+    Training batches are ``{"image_bcyx": float32 (B, C, window, window), "label_b": int64, "position_b4": int64}``;
+    only places travel to the device, the voxels lie there and are gathered in ``on_after_batch_transfer``. Validation
+    items are whole slices, see `SliceLoader`. Everything random follows from ``seed`` and the epoch. The Trainer must
+    be made with ``use_distributed_sampler=False``: batches and slices are shared out here, without repeats.
+
+    Args:
+        recipe: Makes the data set from ``source``.
+        batch_size: Blocks per optimizer step, over all devices together.
+        label_rule: See `BlockRule`.
+        purity: See `BlockRule`.
+        positions: See `BlockRule`.
+        channels: A key of `CHANNEL_OFFSETS`.
+        balance: See `EpochDraws`.
+        rotate_background: See `EpochDraws`.
+        interpolation: See `VolumeBank.gather`.
+        augment: See `EpochDraws`.
+        epoch_blocks: See `EpochDraws`.
+        block: Side of the labelled block in pixels.
+        window: Side of what the network sees, in pixels.
+        validation_stride: Validate on every n-th slice.
+        seed: Of draws and order.
+        source: Handed to ``recipe``.
+
+    Attributes:
+        splits: The regions, after ``setup`` like all below.
+        normalization: Mean and standard deviation over the training regions.
+        prior: Share of mitochondrion blocks among all training positions under the label rule.
+        batch_prior: Share of mitochondrion blocks in the batches.
+        summary: Counts of blocks and draws, plain data.
+
+    Raises:
+        UserError: An option has a value that is not known.
+    """
+
+    splits: Splits
+    normalization: Normalization
+    bank: VolumeBank
+    draws: EpochDraws
+    summary: dict[str, object]
+
+    def __init__(
+        self,
+        recipe: Callable[..., Recipe],
+        *,
+        batch_size: int = 100,
+        label_rule: str = "purity",
+        purity: Sequence[float] = (0.2, 0.8),
+        positions: str = "grid",
+        channels: str = "adjacent",
+        balance: str = "rotate",
+        rotate_background: bool = False,
+        interpolation: str = "bilinear",
+        augment: str = "none",
+        epoch_blocks: int | None = None,
+        block: int = 32,
+        window: int = 32,
+        validation_stride: int = 1,
+        seed: int = 0,
+        **source: object,
+    ) -> None:
+        super().__init__()
+        check_choice("channels", channels, CHANNEL_OFFSETS)
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        low, high = purity
+        self.rule = BlockRule(label_rule, positions, (low, high), block)
+        self.recipe = recipe(**source)
+        self.batch_size, self.channels, self.interpolation = batch_size, channels, interpolation
+        self.balance, self.rotate_background, self.augment = balance, rotate_background, augment
+        self.epoch_blocks, self.window, self.seed = epoch_blocks, window, seed
+        self.validation_stride = validation_stride
+        self._ready = False
+
+    def prepare_data(self) -> None:
+        """Download or generate what is missing."""
+        self.recipe.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the regions, measure the normalisation, classify the positions; once, whatever the stage."""
+        if self._ready:
+            return
+        self.splits = self.recipe.splits()
+        train = self.splits.train
+        self.draws = EpochDraws(
+            PositionTable(train, self.rule),
+            balance=self.balance,
+            rotate_background=self.rotate_background,
+            augment=self.augment,
+            epoch_blocks=self.epoch_blocks,
+            seed=self.seed,
+        )
+        self.normalization = measure_normalization((region.image, region.box) for region in train)
+        self.bank = VolumeBank(train, self.normalization, self.window)
+        self.summary = self.draws.summary()
+        if _rank_and_world()[0] == 0:
+            self.draws.log()
+        self._ready = True
+
+    @property
+    def prior(self) -> float:
+        """Share of mitochondrion blocks among all training positions under the label rule."""
+        return self.draws.table.prior
+
+    @property
+    def batch_prior(self) -> float:
+        """Share of mitochondrion blocks in the batches."""
+        return self.draws.share
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm of the data set, or None where nobody said."""
+        return self.splits.voxel_size
+
+    def train_dataloader(self) -> BlockLoader:
+        """This rank's part of every batch."""
+        rank, world = _rank_and_world()
+        sampler = BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world)
+        return BlockLoader(self.draws, sampler)
+
+    def val_dataloader(self) -> SliceLoader:
+        """This rank's validation slices."""
+        rank, world = _rank_and_world()
+        regions, stride = self.splits.validation, self.validation_stride
+        return SliceLoader(regions, self.normalization, self.channels, stride=stride, rank=rank, world=world)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Gather the voxels of a training batch on the device where its positions are."""
+        if "angle_b" not in batch:
+            return batch
+        position_b4, angle_b, flip_b = (cast(Tensor, batch[k]) for k in ("position_b4", "angle_b", "flip_b"))
+        if self.bank.device != position_b4.device:
+            self.bank.to(position_b4.device)
+        image_bcyx = self.bank.gather(
+            position_b4,
+            angle_b,
+            flip_b,
+            window=self.window,
+            channels=self.channels,
+            pivot=anchor(self.window) - (0.0 if self.rule.label_rule == "center" else 0.5),
+            interpolation=self.interpolation,
+        )
+        return {"image_bcyx": image_bcyx, "label_b": batch["label_b"], "position_b4": position_b4}
+
+
+def _rank_and_world() -> tuple[int, int]:
+    """This process and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,135 @@
+"""What the command line says: log lines, warnings, and errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from mitoseg.errors import UserError
+
+
+class LineFormatter(logging.Formatter):
+    """Information as it is; everything above it with its level in front (``warning: ...``)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+class OwnInformation(logging.Filter):
+    """Let through what mitoseg and Hydra tell, and from other libraries only warnings and errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        return record.levelno > logging.INFO or record.name.split(".")[0] in {"mitoseg", "hydra", "HYDRA", "__main__"}
+
+
+@contextmanager
+def told_in_lines() -> Iterator[None]:
+    """Send warnings to the log, one line each, and let no odd character stop a print."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a Windows console's code page lacks most letters
+    before = warnings.showwarning
+    warnings.showwarning = _log_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning in one line; what concerns programmers alone (deprecations) only shows with ``hydra.verbose``."""
+    for_programmers = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+    level = logging.DEBUG if for_programmers else logging.WARNING
+    place = f"{category.__name__}, {Path(filename).name}:{lineno}"
+    logging.getLogger("py.warnings").log(level, "%s (%s)", squeeze(str(message)), place)
+
+
+def squeeze(text: str) -> str:
+    """Text on one line, without repeated spaces."""
+    return " ".join(text.split())
+
+
+def user_message(error: BaseException) -> str | None:
+    """The line for an error that the user can mend; None if it is a bug.
+
+    A `UserError` counts wherever it is the cause of another one: ``hydra.utils.instantiate`` wraps what the
+    constructors raise.
+
+    >>> user_message(UserError("no such file", "a.tif", "check the path"))
+    "no such file: 'a.tif'; check the path"
+    >>> user_message(ValueError("a bug")) is None
+    True
+    """
+    if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "by peer" in str(error)):
+        return "another rank has stopped; its own message tells why"
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, UserError):
+            return str(link)
+        if isinstance(link, MissingMandatoryValue):
+            return f"{link.full_key} has no value; add {link.full_key}=... to the command"
+        link = link.__cause__
+    if isinstance(error, InstantiationException):
+        return None
+    if isinstance(error, HydraException | ValidationError | InterpolationResolutionError):
+        cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        return squeeze(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}"))
+    return None
+
+
+def unknown_option(error: BaseException, config_dir: Path, config_name: str, overrides: Sequence[str]) -> str | None:
+    """A line with the nearest option, if the error is that a key does not exist; None otherwise.
+
+    Args:
+        error: What Hydra raised.
+        config_dir: Folder of the primary config.
+        config_name: Its name.
+        overrides: Words of the command line; the choices among them (``data=lucchi``) decide which keys there are.
+    """
+    match = re.match(r"Could not override '([^']*)'", str(error))
+    if match is None:
+        return None
+    choices = [word for word in overrides if (config_dir / word.split("=")[0]).is_dir()]
+    try:
+        with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+            keys = list(_keys(hydra.compose(config_name, overrides=choices)))
+    except (HydraException, OmegaConfBaseException):  # a second mistake in the same command
+        keys = []
+    near = difflib.get_close_matches(match[1], keys, n=1)
+    hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+    return f"no such option: {match[1]!r}; {hint}"
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, cfg):
+        yield f"{prefix}{key}"
+        child = None if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key) else cfg[key]
+        if isinstance(child, DictConfig):
+            yield from _keys(child, f"{prefix}{key}.")

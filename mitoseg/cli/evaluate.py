@@ -1,0 +1,121 @@
+"""``evaluate``: score a stored result against labels; needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mitoseg.errors import UserError
+from mitoseg.evaluation import evaluate, save_overlays, score_table
+from mitoseg.evaluation.score import check_shapes
+from mitoseg.geometry import Box
+from mitoseg.provenance import collect
+from mitoseg.storage import write_json
+from mitoseg.volumes import Volume, map_labels, open_volume
+
+
+def run(cfg: DictConfig) -> None:
+    """Score, print the table, and write ``metrics.json``, ``provenance.json`` and figures into the run's folder.
+
+    Raises:
+        UserError: A volume or an option is no good.
+    """
+    from mitoseg.cli.launch import run_dir
+
+    score_files(cfg, run_dir(), console=Console())
+
+
+def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None) -> dict[str, object]:
+    """Score the volumes that a config names.
+
+    Args:
+        cfg: The keys of ``conf/evaluate.yaml``.
+        folder: Where ``metrics.json``, ``provenance.json`` and ``figures/`` go.
+        console: Where to print the table; None for nowhere.
+
+    Returns:
+        What ``metrics.json`` holds: the keys of `mitoseg.evaluation.evaluate`, and ``label_rule``.
+
+    Raises:
+        UserError: A volume or an option is no good.
+    """
+    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
+        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
+    if cfg.save_overlays and cfg.image is None:
+        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
+    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
+    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
+        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
+    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
+    volumes = _open({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
+    check_shapes(**volumes)
+    prediction = volumes["prediction"]
+    crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
+    truth = map_labels(volumes["truth"], rule=cfg.label_rule_of_values, ignore_label=cfg.ignore_label)
+    result = evaluate(
+        prediction,
+        truth,
+        threshold=threshold,
+        crop=crop,
+        bands=_numbers(cfg.bands, "bands") or (),
+        kind=cfg.kind,
+        voxel_size=voxel_size,
+        progress=cfg.progress,
+    )
+    result["label_rule"] = truth.rule
+    write_json(folder / "metrics.json", result)
+    paths = {name: volume.path for name, volume in volumes.items()}
+    write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
+    if console is not None:
+        console.print(score_table(result, title=Path(cfg.prediction).name))
+    if cfg.save_overlays:
+        figures = save_overlays(
+            folder / "figures",
+            volumes["image"],
+            truth,
+            prediction,
+            threshold=threshold,
+            count=cfg.save_overlays,
+            crop=crop,
+            kind=cfg.kind,
+            voxel_size=voxel_size,
+        )
+        if console is not None:
+            console.print(f"{len(figures)} figures in {folder / 'figures'}", soft_wrap=True, markup=False)
+    return result
+
+
+def _open(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
+    """Open the files; ``axes`` is for those that it fits, the others must be clear by themselves."""
+    given = {name: path for name, path in paths.items() if path is not None}
+    if axes is None:
+        return {name: open_volume(path) for name, path in given.items()}
+    volumes: dict[str, Volume] = {}
+    misfits: list[UserError] = []
+    for name, path in given.items():
+        try:
+            volumes[name] = open_volume(path, axes=axes)
+        except UserError as error:
+            volumes[name] = open_volume(path)
+            misfits.append(error)
+    if len(misfits) == len(given):
+        raise misfits[0]
+    return volumes
+
+
+def _number(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{key} is not a number", value, f"write {key}=NUMBER")
+    return value
+
+
+def _numbers(value: object, key: str) -> Sequence[float] | None:
+    if value is None:
+        return None
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if not isinstance(plain, list | tuple):
+        raise UserError(f"{key} is not a list of numbers", plain, f"write {key}=[a,b,c]")
+    return [_number(v, key) for v in plain]

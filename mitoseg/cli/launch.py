@@ -1,0 +1,180 @@
+"""From a command line to a run: quoting, Hydra, the run's folder, errors in one line, exit codes.
+
+0    done and written
+1    ``error: ...``: the user's mistake in one line, or a bug with its traceback
+2    a command line that cannot be read
+130  interrupted
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import mitoseg
+from mitoseg.cli.console import told_in_lines, unknown_option, user_message
+from mitoseg.cli.quoting import quote_overrides
+from mitoseg.cli.ranks import is_main_process, job_arguments, job_environment, pin_run_dir, program
+from mitoseg.cli.resume import resume_overrides
+from mitoseg.errors import UserError
+
+Run = Callable[[DictConfig], float | None]
+"""A command: it takes its config; a number it returns is what a sweeper such as Optuna minimises."""
+
+log = logging.getLogger(__name__)
+
+
+def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> None:
+    """Run a command with the words of ``sys.argv``; return if it is done, else leave with an exit code.
+
+    Args:
+        config_name: Primary config, such as ``train``.
+        run: The command. Inside it, `run_dir` is the folder to write to.
+        config_dir: Folder of the config; default: mitoseg's own.
+
+    Raises:
+        SystemExit: With the exit codes of this module.
+    """
+    argv_before = sys.argv
+    full_error_before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us instead of being printed by Hydra
+    try:
+        with told_in_lines():
+            code = _launch(config_name, run, config_dir or default_config_dir())
+    finally:
+        sys.argv = argv_before
+        if full_error_before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if code:
+        sys.exit(code)
+
+
+def run_dir() -> Path:
+    """The absolute folder of the run that is going on; the same on every rank.
+
+    Raises:
+        ValueError: There is no run.
+    """
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def default_config_dir() -> Path:
+    """The folder of the Hydra configs: inside the package in a wheel, beside it in a clone."""
+    package = Path(mitoseg.__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def _launch(config_name: str, run: Run, config_dir: Path) -> int:
+    words: list[str] = []
+    try:
+        options, words = split_words(sys.argv[1:])
+        words = prepare_words(words, sweep=bool({"-m", "--multirun"} & set(options)))
+        sys.argv = [sys.argv[0], *words, *options]
+        failures: list[BaseException] = []
+        task = _task(run, options, failures)
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
+        if failures:
+            raise failures[0]
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
+            return _say("interrupted", 130)
+        raise
+    except Exception as error:
+        line = unknown_option(error, config_dir, config_name, words) or user_message(error)
+        if line is None:
+            traceback.print_exc()
+            line = "this is a bug in mitoseg; please report it with the lines above and the command"
+        return _say(f"error: {line}", 1)
+    return 0
+
+
+def _say(line: str, code: int) -> int:
+    rank = "" if is_main_process() else f"[rank {os.environ.get('LOCAL_RANK', '?')}] "
+    print(rank + line, file=sys.stderr, flush=True)
+    return code
+
+
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sort a command line into options of Hydra's (``-m``, ``--cfg job``) and overrides, each in their order.
+
+    Hydra itself stops at ``train.py seed=1 -m epochs=2,3``, because argparse takes overrides in one run only.
+    """
+    overrides: list[str] = list(get_args_parser().parse_intermixed_args(list(argv)).overrides)
+    options, rest = [], list(overrides)
+    for word in argv:
+        if rest and word == rest[0]:
+            rest.pop(0)
+        else:
+            options.append(word)
+    return options, overrides
+
+
+def prepare_words(words: Sequence[str], *, sweep: bool) -> list[str]:
+    """Overrides as Hydra is to parse them: quoted, those of a resumed run added, the run's folder pinned.
+
+    Raises:
+        UserError: A path cannot be quoted, or ``resume`` names no run, or a sweep is to resume one.
+    """
+    quoted = pin_run_dir(quote_overrides(words))
+    if not is_main_process():
+        return quoted
+    resumed = resume_overrides(quoted)
+    if sweep and resumed != quoted:
+        raise UserError("resume= takes up one run, not a sweep", None, "leave out -m")
+    return resumed
+
+
+def _task(run: Run, options: Sequence[str], failures: list[BaseException]) -> Callable[[DictConfig], float | None]:
+    """The command as Hydra calls it, once for each job.
+
+    In a single run a failure is put into ``failures``, because Hydra would print a line of its own; in a sweep it goes
+    to Hydra, which carries on with the other jobs and raises it at the end.
+    """
+    start = program(run)
+    kept = _config_options(options)
+
+    @wraps(run)
+    def task(cfg: DictConfig) -> float | None:
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.WARNING)
+        try:
+            with job_environment([*start, *kept, *job_arguments()], run_dir()):
+                result = run(cfg)
+        except Exception as error:
+            if sweep:
+                log.error("%s: %s", _shown(run_dir()), user_message(error) or repr(error))
+                raise
+            failures.append(error)
+            return None
+        if is_main_process():
+            print(_shown(run_dir()), flush=True)
+        return result
+
+    return task
+
+
+def _config_options(options: Sequence[str]) -> list[str]:
+    """The options that choose the config, which further ranks need as well."""
+    known = get_args_parser().parse_args(list(options))
+    chosen = {"--config-path": known.config_path, "--config-name": known.config_name, "--config-dir": known.config_dir}
+    return [word for option, value in chosen.items() if value is not None for word in (option, value)]
+
+
+def _shown(folder: Path) -> str:
+    """A folder as the user may type it: relative where it lies below the current one."""
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

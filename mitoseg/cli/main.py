@@ -1,0 +1,82 @@
+"""``mitoseg train|predict|evaluate ...``: choose the command, and import only that one."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+import mitoseg
+
+COMMANDS = {
+    "train": "train a network and score it on the held-out volume",
+    "predict": "write the mitochondria of a volume, with a trained network",
+    "evaluate": "score a result against labels",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after the program's name; default: those of ``sys.argv``.
+
+    Returns:
+        The exit code, unless the command leaves with one itself.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        run_command(words[0], words[1:])
+        return 0
+    if words and words[0] == "--version":
+        print(f"mitoseg {mitoseg.__version__}")
+        return 0
+    if words and words[0] in {"--help", "-h"}:
+        print(usage())
+        return 0
+    if not words:
+        print(usage(), file=sys.stderr)
+        return 2
+    near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    print(f"error: no such command: {words[0]!r}; {hint}", file=sys.stderr)
+    return 2
+
+
+def usage() -> str:
+    """What ``mitoseg --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    head = ["usage: mitoseg COMMAND [key=value ...]", "", "commands:"]
+    return "\n".join([*head, *lines, "", "mitoseg COMMAND --help lists its options."])
+
+
+def run_command(name: str, words: Sequence[str] | None = None) -> None:
+    """Run one command by its name; its module, and torch with it, is imported when the config stands.
+
+    Args:
+        name: A key of `COMMANDS`.
+        words: Its ``key=value`` words; default: those of ``sys.argv``.
+
+    Raises:
+        SystemExit: The command failed.
+    """
+    from mitoseg.cli.launch import launch
+
+    if words is not None:
+        sys.argv = [sys.argv[0], *words]
+    launch(name, _Command(name))
+
+
+class _Command:
+    """``mitoseg.cli.<name>.run``, imported when called (a class, since the workers of a sweep must pickle it)."""
+
+    def __init__(self, name: str) -> None:
+        self.__module__ = f"mitoseg.cli.{name}"
+        self.__name__ = self.__qualname__ = "run"
+
+    def __call__(self, cfg: object) -> float | None:
+        from importlib import import_module
+
+        result: float | None = import_module(self.__module__).run(cfg)
+        return result

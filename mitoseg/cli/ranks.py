@@ -1,0 +1,117 @@
+"""Further processes of one run, and the folder that they share.
+
+With more than one device Lightning starts the further ranks itself: it runs ``sys.argv`` again, ``LOCAL_RANK`` set.
+Inside a job ``sys.argv`` is therefore the command of this one job (no sweep, everything quoted), and the folder of
+rank 0 travels in an environment variable. When a job ends, its traces go: otherwise the next job of a sweep would
+take itself for a rank that somebody else has started and wait for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+from hydra.core.hydra_config import HydraConfig
+
+from mitoseg.cli.quoting import literal, requote_override
+
+RUN_DIR = "MITOSEG_RUN_DIR"
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_LEFT_BY_A_JOB = (
+    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS", RUN_DIR),
+)
+_OF_THE_SWEEP = ("hydra.mode", "hydra.run.", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, the one that prints and writes."""
+    return all(os.environ.get(name) in {None, "", "0"} for name in _RANK_VARIABLES)
+
+
+def pin_run_dir(overrides: Sequence[str]) -> list[str]:
+    """On a further rank, replace ``hydra.run.dir`` by the folder of rank 0; elsewhere change nothing."""
+    folder = os.environ.get(RUN_DIR)
+    if not folder or os.environ.get("LOCAL_RANK") in {None, "", "0"}:
+        return list(overrides)
+    return [*(word for word in overrides if not word.startswith("hydra.run.dir=")), f"hydra.run.dir={literal(folder)}"]
+
+
+def job_arguments() -> list[str]:
+    """What follows the command's name to run this very job alone, as one run (call it inside a job)."""
+    given = HydraConfig.get().overrides
+    ours = [word for word in given.hydra if not word.startswith(_OF_THE_SWEEP)]
+    return [*map(requote_override, given.task), *ours, "hydra.mode=RUN"]
+
+
+def program(run: Callable[..., object]) -> list[str]:
+    """The start of the command that further ranks run: a file that Python can run, and the subcommand.
+
+    Our own commands are started through the package's ``__main__.py``, because the console script is no Python file on
+    Windows and a sweep's worker has an ``sys.argv`` of its own. A script that brings its own ``run`` is started again.
+    """
+    package, _, name = run.__module__.rpartition(".")
+    if package == "mitoseg.cli":
+        return [str(Path(__file__).parents[1] / "__main__.py"), name]
+    return [os.path.abspath(sys.argv[0])]
+
+
+@contextmanager
+def job_environment(argv: Sequence[str], folder: Path) -> Iterator[None]:
+    """Make a job safe to relaunch, and leave the process as it was.
+
+    Args:
+        argv: The command of this job, program first.
+        folder: The run's folder.
+    """
+    main = sys.modules["__main__"]
+    argv_before, spec_before = sys.argv, main.__spec__
+    environment_before = {name: os.environ.get(name) for name in _LEFT_BY_A_JOB}
+    sys.argv = list(argv)
+    if len(argv) > 1 and argv[0].endswith("__main__.py"):
+        main.__spec__ = None  # a worker of joblib would be started again by its own module's name
+    if is_main_process():
+        os.environ[RUN_DIR] = str(folder)
+    try:
+        yield
+    except BaseException:
+        end_children()
+        raise
+    finally:
+        leave_process_group()
+        sys.argv, main.__spec__ = argv_before, spec_before
+        for name, value in environment_before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def end_children() -> None:
+    """Kill the further ranks of a job that failed: they wait in a collective for a partner that is gone.
+
+    Lightning's observer thread knows them. It loses its list first, since it ends this process too when a child dies,
+    and a sweep has other jobs to do.
+    """
+    for thread in threading.enumerate():
+        children: list[Popen[bytes]] = getattr(thread, "_child_processes", [])
+        started = list(children)
+        children.clear()
+        for child in started:
+            child.kill()
+            child.wait()
+
+
+def leave_process_group() -> None:
+    """End torch's process group, if there is one, so that the next job can form its own."""
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

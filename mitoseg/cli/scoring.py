@@ -1,0 +1,74 @@
+"""After training: the best checkpoint on the validation slabs and, once, on the test volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from mitoseg.cli.predict import make_prediction, predict_with_progress
+from mitoseg.datasets import Region, Splits
+from mitoseg.evaluation import evaluate, pool_evaluations, save_overlays, score_table
+from mitoseg.inference import Prediction
+from mitoseg.networks.checkpoint import load_model
+from mitoseg.storage import write_json
+from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
+
+
+def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[str, object]]:
+    """Predict and score validation and test with ``best.ckpt``; write ``metrics.json`` and the figures.
+
+    Args:
+        folder: The run's folder.
+        splits: Regions to score.
+        cfg: The composed training config: ``test``, ``save_overlays``, ``method``.
+
+    Returns:
+        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``.
+    """
+    parts = {"validation": splits.validation}
+    if cfg.test and splits.test:
+        parts["test"] = splits.test
+    model = load_model(folder / "checkpoints" / "best.ckpt")
+    prediction = make_prediction(model, method=cfg.method, accelerator=cfg.trainer.accelerator)
+    metrics = {
+        name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])
+        for name, regions in parts.items()
+    }
+    write_json(folder / "metrics.json", metrics)
+    shown = next(reversed(parts))
+    for i, region in enumerate(parts[shown] if cfg.save_overlays else ()):
+        result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
+        image = ArrayVolume(region.read_image(), result.voxel_size)
+        figures = folder / "figures" / f"{shown}_{i}"
+        save_overlays(figures, image, _truth(region, result), result, count=cfg.save_overlays)
+    console = Console()
+    for name, scores in metrics.items():
+        console.print(score_table(scores, title=name))
+    console.print(f"JAC of mitochondria, {shown}: {metrics[shown]['jaccard_foreground']:.3f}")
+    return metrics
+
+
+def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> dict[str, object]:
+    path = _prediction_path(folder, name)
+    path.parent.mkdir(exist_ok=True)
+    with create_volume(
+        str(path),
+        region.box.shape,
+        prediction.dtype,
+        voxel_size=region.image.voxel_size,
+        metadata=prediction.metadata,
+        overwrite=True,
+    ) as writer:
+        predict_with_progress(prediction, region.image, writer, box=region.box, title=name)
+    result = open_volume(str(path))
+    return evaluate(result, _truth(region, result))
+
+
+def _prediction_path(folder: Path, name: str) -> Path:
+    return folder / "predictions" / f"{name}.tif"
+
+
+def _truth(region: Region, result: Volume) -> Volume:
+    return ArrayVolume(region.read_label(), result.voxel_size, region.label.path)

@@ -1,0 +1,71 @@
+"""What exactly was used: size and sha256 of the files behind a volume."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+HASH_LIMIT_BYTES = 16 * 1024**3
+"""Volumes larger than this are recorded by size alone: hashing them would take minutes."""
+
+
+def file_of(path: str) -> Path:
+    """The file or folder behind a volume's path: ``a.h5:/raw`` lies in ``a.h5``.
+
+    >>> file_of("folder/a.h5:/raw").name, file_of("C:/a.tif").name
+    ('a.h5', 'a.tif')
+    """
+    match = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf|he5|zarr)):.*", path, re.IGNORECASE)
+    return Path(match[1] if match else path)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Size and checksum of what lies behind a volume's path.
+
+    Attributes:
+        path: As given to `mitoseg.volumes.open_volume`.
+        bytes: Of the file, or of all files of the folder.
+        sha256: Of the file, or over the names and checksums of the folder's files; None above `HASH_LIMIT_BYTES`.
+    """
+
+    path: str
+    bytes: int
+    sha256: str | None
+
+
+def fingerprint(path: str) -> Fingerprint:
+    """Measure what lies behind a volume's path.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    source = file_of(path)
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    total = sum(p.stat().st_size for p in files)
+    return Fingerprint(path, total, _checksum(source, files) if total <= HASH_LIMIT_BYTES else None)
+
+
+def _checksum(source: Path, files: list[Path]) -> str:
+    if files == [source]:
+        return _sha256(source)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(source).as_posix()} {_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    state = path.stat()
+    return _sha256_of_state(os.fspath(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of_state(path: str, size: int, mtime_ns: int) -> str:
+    """Cached for as long as the file looks unchanged: training and testing ask for the same files."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

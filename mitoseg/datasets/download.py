@@ -1,0 +1,226 @@
+"""Downloads that survive a cut connection: pooch checks and places the file, the downloader here resumes it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pooch
+import requests
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from mitoseg.errors import UserError
+
+_log = logging.getLogger(__name__)
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+"""HTTP statuses that may be gone at the next try."""
+_CHUNK = 1 << 16
+"""Bytes that a cut connection may cost: a chunk that is not complete is lost."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that somebody publishes.
+
+    Attributes:
+        name: Name on disk.
+        url: Where it is.
+        sha256: Published checksum, or None.
+        size: Bytes; what is checked where no checksum is published.
+    """
+
+    name: str
+    url: str
+    sha256: str | None = None
+    size: int | None = None
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the file is to be unpacked."""
+        return self.name.endswith((".zip", ".tar", ".tar.gz"))
+
+    def difference(self, size: int, sha256: str | None) -> str | None:
+        """How a file at hand differs from the published one, in words; None if it does not as far as is known."""
+        if self.size is not None and size != self.size:
+            return f"{size} bytes instead of {self.size}"
+        if self.sha256 is not None and sha256 is not None and sha256 != self.sha256:
+            return f"sha256 {sha256[:12]}... instead of {self.sha256[:12]}..."
+        return None
+
+
+class _CutError(Exception):
+    """The transfer stopped early; another try may go on from there."""
+
+
+@dataclass
+class ResumingDownloader:
+    """A downloader for pooch that keeps what arrived in ``part`` and goes on from there (HTTP Range).
+
+    A server that ignores the range is read from the start again. Tries that bring the file no further are counted,
+    so a connection cut often, but after some progress each time, gets there.
+
+    Attributes:
+        part: Where the bytes gather; survives a failure, gone after success.
+        size: Expected bytes, or None; a body of another size is removed and refused.
+        retries: Tries without progress before giving up.
+        wait_s: Seconds before the first new try; doubled with each further one.
+        timeout_s: Seconds of silence that count as a cut connection.
+        progress: Show a bar on standard error.
+        resumed: True once bytes of an earlier try were kept.
+    """
+
+    part: Path
+    size: int | None = None
+    retries: int = 5
+    wait_s: float = 1.0
+    timeout_s: float = 30.0
+    progress: bool = True
+    resumed: bool = field(default=False, init=False)
+
+    def __call__(self, url: str, output_file: str | os.PathLike[str], pooch: object, check_only: bool = False) -> None:
+        """Download ``url`` to ``output_file``; the protocol that pooch asks for.
+
+        Raises:
+            UserError: The server refuses, does not answer, or sends another size than expected.
+        """
+        failures, furthest = 0, self._have()
+        while True:
+            try:
+                self._try(url)
+                break
+            except (requests.RequestException, _CutError) as error:
+                failures = 0 if self._have() > furthest else failures + 1
+                furthest = max(furthest, self._have())
+                if failures > self.retries:
+                    remedy = (
+                        "check the connection and run again (what arrived is kept), or name a copy with data.root="
+                    )
+                    raise UserError(f"the download failed ({_short(error)})", url, remedy) from error
+                _log.info("%s was interrupted at %d bytes (%s); trying again", url, self._have(), _short(error))
+                time.sleep(min(self.wait_s * 2 ** max(failures - 1, 0), 60))
+        if self.size is not None and self._have() != self.size:
+            got = self._have()
+            self.part.unlink()
+            remedy = f"the publisher's file has {self.size} bytes: run again, or name a copy with data.root="
+            raise UserError(f"the download has {got} bytes and was removed", url, remedy)
+        os.replace(self.part, output_file)
+
+    def _have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _try(self, url: str) -> None:
+        """One request: append to the part, or start it again where the server sends everything."""
+        have = self._have()
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with requests.get(url, headers=headers, stream=True, timeout=self.timeout_s) as response:
+            if response.status_code == 416 and have:
+                if self.size == have or response.headers.get("Content-Range") == f"bytes */{have}":
+                    return  # the part was complete already
+                self.part.unlink()
+                raise _CutError("the server cannot continue the file")
+            if response.status_code in _TRANSIENT:
+                raise _CutError(f"HTTP {response.status_code} {response.reason}")
+            if response.status_code not in (200, 206):
+                what = f"the server refuses the download (HTTP {response.status_code} {response.reason})"
+                raise UserError(what, url, "download the files by hand and name their folder with data.root=")
+            start = _range_start(response)
+            if start not in (0, have):
+                self.part.unlink()
+                raise _CutError("the server continues the file elsewhere")
+            self.resumed |= start > 0
+            self._receive(response, start)
+
+    def _receive(self, response: requests.Response, start: int) -> None:
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else self.size
+        with self.part.open("ab" if start else "wb") as file, self._bar() as bar:
+            task = bar.add_task(self.part.name.removesuffix(".part"), total=total, completed=start)
+            done = start
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                bar.update(task, completed=done)
+                if self.size is not None and done > self.size:
+                    break
+        if length and done < start + int(length):
+            raise _CutError(f"the connection ended after {done} of {total} bytes")
+
+    def _bar(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        return Progress(*columns, console=Console(stderr=True), disable=not self.progress)
+
+
+def fetch(file: RemoteFile, folder: Path, *, progress: bool = True, retries: int = 5, wait_s: float = 1.0) -> Path:
+    """Download a published file into a folder, unless it is there and whole, and check it.
+
+    Processes that want the same file wait for each other.
+
+    Args:
+        file: What to get.
+        folder: Where to; made if it does not exist.
+        progress: Show a bar on standard error.
+        retries: Tries without progress before giving up.
+        wait_s: Seconds before the first new try.
+
+    Returns:
+        The path of the file, whose checksum (or size, where none is published) is the published one.
+
+    Raises:
+        UserError: The download fails, does not match (it is removed then), or cannot be written.
+    """
+    target = folder / file.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            if target.exists() and file.difference(target.stat().st_size, None):
+                target.unlink()
+            _retrieve(file, folder, progress=progress, retries=retries, wait_s=wait_s)
+    except OSError as error:
+        remedy = "free some space, or choose a folder that can be written with data.root="
+        raise UserError(f"cannot store the download ({error.strerror or error})", str(target), remedy) from error
+    return target
+
+
+def _retrieve(file: RemoteFile, folder: Path, *, progress: bool, retries: int, wait_s: float) -> None:
+    pooch.get_logger().setLevel("WARNING")  # it would tell the user to copy a hash into the code
+    known_hash = f"sha256:{file.sha256}" if file.sha256 else None
+    for last in (False, True):
+        part = folder / f"{file.name}.part"
+        downloader = ResumingDownloader(part, file.size, retries=retries, wait_s=wait_s, progress=progress)
+        if not (folder / file.name).exists():
+            _log.info("downloading %s", file.url)
+        try:
+            pooch.retrieve(file.url, known_hash, fname=file.name, path=folder, downloader=downloader)
+            return
+        except ValueError as error:  # pooch's word for a wrong checksum; it has removed the file
+            if last or not downloader.resumed:
+                remedy = f"expected sha256 {file.sha256}: run again, or name a copy with data.root="
+                raise UserError("the download has a wrong checksum and was removed", file.url, remedy) from error
+        _log.info("%s was continued from an older part that does not fit; starting again", file.name)
+
+
+def _lock(folder: Path) -> AbstractContextManager[object]:
+    return FileLock(folder / ".download.lock")
+
+
+def _range_start(response: requests.Response) -> int:
+    """First byte of the body: 0 for the whole file."""
+    if response.status_code == 200:
+        return 0
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
+
+
+def _short(error: Exception) -> str:
+    """An exception in a few words; those of requests run to lines."""
+    name = type(error).__name__ if isinstance(error, requests.RequestException) else str(error)
+    return {"ConnectTimeout": "no answer", "ReadTimeout": "no answer", "ConnectionError": "no connection"}.get(
+        name, "the connection was cut" if name == "ChunkedEncodingError" else name
+    )

@@ -1,0 +1,171 @@
+"""Named public data: the facts, where the files lie or come from, and how they differ from the official ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Unpack
+
+import pooch
+
+from mitoseg.datasets.checksums import fingerprint
+from mitoseg.datasets.download import RemoteFile, fetch
+from mitoseg.datasets.files import Files, Options
+from mitoseg.datasets.naming import Named, find
+from mitoseg.datasets.pairs import Pair
+from mitoseg.datasets.unpacking import unpack
+from mitoseg.errors import UserError
+from mitoseg.volumes.base import VoxelSize
+
+_log = logging.getLogger(__name__)
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Official names of an image and its labels, and their shape (z, y, x)."""
+
+    image: str
+    label: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a published data set.
+
+    Attributes:
+        title: Its name in full.
+        homepage: Where it is described.
+        licence: As found, or that none was found.
+        citation: What to cite.
+        files: What is downloaded; archives are unpacked beside themselves.
+        voxel_size: (z, y, x) in nm.
+        split: The split in words.
+        train: The training volume.
+        test: The test volume, or None where its labels are not published.
+    """
+
+    title: str
+    homepage: str
+    licence: str
+    citation: str
+    files: tuple[RemoteFile, ...]
+    voxel_size: VoxelSize
+    split: str
+    train: Volumes
+    test: Volumes | None = None
+
+    def official(self, name: str) -> RemoteFile | None:
+        """The published file of this name, None for what lies inside an archive."""
+        return next((file for file in self.files if file.name == name), None)
+
+
+class Published(Files):
+    """A recipe of published volumes: downloaded into a cache, or taken from a folder where they are already.
+
+    Args:
+        root: Folder that holds the files, which is never written into; None is the cache, which is filled by
+            downloading.
+        download: True downloads what is missing also into ``root``; False never downloads; None only into the cache.
+        options: As in `Files`. Names in ``train`` and ``test`` replace the official ones.
+    """
+
+    facts: ClassVar[Facts]
+
+    def __init__(self, *, root: str | None = None, download: bool | None = None, **options: Unpack[Options]) -> None:
+        if options.get("voxel_size") is None:
+            options["voxel_size"] = self.facts.voxel_size
+        super().__init__(root=root, **options)
+        self.cached = root is None
+        self.download = self.cached if download is None else download
+        self.folder = self.root or Path(pooch.os_cache("mitoseg")) / self.name
+
+    def prepare(self) -> None:
+        """Download and unpack what is missing, where that is wanted.
+
+        Raises:
+            UserError: A download fails or does not match its checksum.
+        """
+        missing = self._missing()
+        if not self.download or not missing:
+            return
+        facts = self.facts
+        _log.info("%s. Licence: %s. Please cite: %s", facts.title, facts.licence, facts.citation)
+        for file in facts.files:
+            if file.name in missing:
+                fetch(file, self.folder)
+            elif file.is_archive and not (self.folder / Path(file.name).stem).exists():
+                unpack(fetch(file, self.folder), self.folder / Path(file.name).stem)
+
+    def paths(self, key: str) -> Named:
+        """The volumes of a split: those that are named, else the official ones; see `Files.paths`."""
+        missing = self._missing()
+        if missing and self.cached:
+            remedy = "run once with data.download=true, or name the folder that holds the files with data.root="
+            raise UserError(
+                f"{self.name} is not downloaded, {', '.join(missing)} is missing", str(self.folder), remedy
+            )
+        if missing:
+            others = "data.train.image= data.train.label= data.test.image= data.test.label="
+            remedy = f"name others with {others}, or download them there with data.download=true"
+            raise UserError(f"data.root lacks {', '.join(missing)} of {self.name}", str(self.folder), remedy)
+        return super().paths(key)
+
+    def named(self, key: str) -> Named:
+        """What the user names for a split, completed by the official files."""
+        named, official = super().named(key), self._official(key)
+        if official is None:
+            return named
+        image, label = (self._find(name) or name for name in (official.image, official.label))
+        return Named(named.image or (image,), named.label or (label,), named.box)
+
+    def warnings(self, paths: Mapping[str, Named], pairs: Mapping[str, list[Pair]]) -> list[str]:
+        """How the files differ from the official ones."""
+        differences = []
+        for key in ("train", "test"):
+            official = self._official(key)
+            if official is None or not paths[key].image:
+                continue
+            for name, wanted in ((official.image, paths[key].image), (official.label, paths[key].label)):
+                differences += [d for path in wanted if (d := self._difference(name, path))]
+            shapes = [pair.image.shape for pair in pairs[key]]
+            if shapes != [official.shape]:
+                differences.append(f"the {key} shape is {', '.join(map(str, shapes))} instead of {official.shape}")
+        if differences:
+            differences = [f"these are not the official files ({'; '.join(differences)}): scores may differ"]
+        return differences + super().warnings(paths, pairs)
+
+    def facts_for_provenance(self) -> dict[str, object]:
+        """Title, homepage, licence, citation, split and the official files."""
+        facts = self.facts
+        known = {key: getattr(facts, key) for key in ("title", "homepage", "licence", "citation", "split")}
+        return {"name": self.name, **known, "official_files": [asdict(file) for file in facts.files]}
+
+    def _official(self, key: str) -> Volumes | None:
+        return self.facts.train if key == "train" else self.facts.test
+
+    def _find(self, name: str) -> str | None:
+        """Path of an official file; what an archive holds may lie deeper, depending on how it was unpacked."""
+        return find(self.folder, name, deep=self.facts.official(name) is None)
+
+    def _missing(self) -> list[str]:
+        """Official files that are needed, because no other is named, and are not there."""
+        missing = []
+        for key in ("train", "test"):
+            named, official = super().named(key), self._official(key)
+            if official is not None:
+                wanted = ((named.image, official.image), (named.label, official.label))
+                missing += [name for given, name in wanted if not given and self._find(name) is None]
+        return missing
+
+    def _difference(self, name: str, path: str) -> str | None:
+        """How the file that is used differs from the official one of this name, in words."""
+        remote, used = self.facts.official(name), Path(path).name
+        if remote is None:  # it comes out of an archive, so only its name can be compared
+            return None if used.lower() == name.split("/")[-1].lower() else f"{used} stands for {name}"
+        measured = fingerprint(path)
+        difference = remote.difference(measured.bytes, measured.sha256)
+        return f"{used} has {difference}" if difference else None

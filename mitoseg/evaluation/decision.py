@@ -1,0 +1,105 @@
+"""From a stored prediction to foreground or background: what its values mean, and the threshold."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import slabs
+from mitoseg.volumes.base import Array, Volume
+
+log = logging.getLogger(__name__)
+
+KINDS = ("probability", "mask", "instances")
+"""What a stored prediction can be."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How the values of a prediction are turned into foreground.
+
+    Attributes:
+        kind: One of `KINDS`; a mask's and an instance map's foreground is whatever is not zero.
+        threshold: A probability is foreground at and above it.
+        source: Where the threshold came from, or why none was needed.
+        scale: The stored value of probability 1.
+    """
+
+    kind: str
+    threshold: float
+    source: str
+    scale: float = 1.0
+
+    def foreground(self, values: Array) -> npt.NDArray[np.bool_]:
+        """Foreground of a block of stored values.
+
+        Raises:
+            UserError: A probability is NaN or outside [0, 1].
+        """
+        if self.kind != "probability":
+            return np.not_equal(values, 0)
+        if values.dtype.kind == "f" and values.size and not (values.min() >= 0 and values.max() <= self.scale):
+            extremes = (float(values.min()), float(values.max()))
+            raise UserError(
+                "the prediction holds no probabilities; its values span", extremes, "they must be in [0, 1]"
+            )
+        result: npt.NDArray[np.bool_] = values >= self.threshold * self.scale
+        return result
+
+
+def decide(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Decision:
+    """Find out what a prediction's values mean.
+
+    Its metadata says so where mitoseg wrote it. Otherwise floats are probabilities, bool is a mask, and wide integers
+    are instance ids. Bytes with at most one value besides zero are a mask; other bytes are probabilities times 255 if
+    a threshold is given, and a question to the user if not.
+
+    Args:
+        prediction: The stored prediction.
+        threshold: Overrides the one in the metadata; without either it is 0.5.
+        kind: Overrides the metadata: one of `KINDS`.
+
+    Raises:
+        UserError: The kind cannot be told, or a name or number is out of range.
+    """
+    metadata = prediction.info.metadata
+    kind = kind or metadata.get("kind") or _guess_kind(prediction, threshold)
+    if kind not in KINDS:
+        raise UserError("no such kind of prediction", kind, f"choose one of {', '.join(KINDS)}")
+    if threshold is not None:
+        source = "given"
+    elif metadata.get("threshold") is not None:
+        threshold, source = float(metadata["threshold"]), "the prediction's metadata"
+    else:
+        threshold, source = 0.5, "default"
+    if not 0 <= threshold <= 1:
+        raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
+    if kind != "probability":
+        if source == "given":
+            log.warning("threshold=%g is not used: %s holds a %s", threshold, prediction.path, kind)
+        return Decision(kind, threshold, f"not used: {kind}, nonzero is foreground")
+    stored = 1.0 if prediction.dtype.kind in "fb" else float(np.iinfo(prediction.dtype).max)
+    return Decision(kind, threshold, source, float(metadata.get("scale") or stored))
+
+
+def _guess_kind(prediction: Volume, threshold: float | None) -> str:
+    dtype = prediction.dtype
+    if dtype.kind == "f":
+        return "probability"
+    if dtype.kind == "b":
+        return "mask"
+    if dtype != np.uint8:
+        return "instances"
+    seen = np.zeros(256, bool)
+    for slab in slabs(prediction.box, 16):
+        seen |= np.bincount(prediction.read(slab).ravel(), minlength=256) > 0
+    if seen[1:].sum() <= 1:
+        return "mask"
+    if threshold is not None:
+        return "probability"
+    remedy = "say kind=mask, kind=instances, or kind=probability with a threshold="
+    raise UserError("cannot tell a probability from a label in the bytes of", prediction.path, remedy)

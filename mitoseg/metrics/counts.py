@@ -1,0 +1,119 @@
+r"""Voxel counts and the scores made of them: the one truth for training and evaluation.
+
+Counts are summed over blocks, slabs and processes, and scores are computed once from the sum (pooled over voxels). The
+mean of per-slice or per-batch scores is another number, and is nowhere computed.
+
+                     truth 1   truth 0   truth 255
+    prediction 1       tp        fp      not counted
+    prediction 0       fn        tn      not counted
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORE = 255
+"""Truth of voxels that count nowhere."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many voxels are true and false positives and negatives; foreground is the positive class.
+
+    >>> Counts(tp=3, fp=1) + Counts(fn=2, tn=4)
+    Counts(tp=3, fp=1, fn=2, tn=4)
+    """
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    tn: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(self.tp - other.tp, self.fp - other.fp, self.fn - other.fn, self.tn - other.tn)
+
+    @property
+    def foreground(self) -> int:
+        """Voxels whose truth is foreground."""
+        return self.tp + self.fn
+
+    @property
+    def background(self) -> int:
+        """Voxels whose truth is background."""
+        return self.fp + self.tn
+
+    @property
+    def voxels(self) -> int:
+        """All counted voxels."""
+        return self.foreground + self.background
+
+
+def count(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.generic]) -> Counts:
+    """Count agreement voxel by voxel.
+
+    Args:
+        prediction: Boolean, any shape; True is foreground.
+        truth: Same shape; 0 background, 1 foreground, 255 ignored.
+
+    Raises:
+        ValueError: The shapes differ, the prediction is not boolean, or the truth holds another value.
+
+    >>> count(np.array([True, True, False]), np.array([1, 0, 255]))
+    Counts(tp=1, fp=1, fn=0, tn=0)
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction and truth differ in shape: {prediction.shape} and {truth.shape}")
+    if prediction.dtype != np.bool_:
+        raise ValueError(f"the prediction must be boolean, not {prediction.dtype}; apply the threshold first")
+    foreground, background = truth == 1, truth == 0
+    n_foreground, n_background = int(np.count_nonzero(foreground)), int(np.count_nonzero(background))
+    n_ignored = 0 if truth.dtype == np.bool_ else int(np.count_nonzero(truth == IGNORE))
+    if n_foreground + n_background + n_ignored != truth.size:
+        raise ValueError(f"truth must hold 0, 1 and {IGNORE} alone; map the labels first")
+    tp = int(np.count_nonzero(prediction & foreground))
+    fp = int(np.count_nonzero(prediction & background))
+    return Counts(tp, fp, n_foreground - tp, n_background - fp)
+
+
+def scores(counts: Counts, *, zero_division: float = math.nan) -> dict[str, float]:
+    """The scores of pooled counts.
+
+    The Jaccard index is ``TP / (TP + FP + FN)`` (Jaccard, 1912), for the foreground, for the background (``TN / (TN +
+    FP + FN)``) and as the mean of both; these differ by up to 40 points on one map, so all three are given. Dice is
+    ``2 TP / (2 TP + FP + FN)`` (Dice, 1945), and precision and recall are those of the foreground.
+
+    Args:
+        counts: Pooled over everything that is scored.
+        zero_division: The value of a score whose denominator is zero, such as the foreground's where neither truth
+            nor prediction has any.
+
+    Returns:
+        ``jaccard_foreground``, ``jaccard_background``, ``jaccard_mean``, ``dice``, ``precision``, ``recall``,
+        ``accuracy`` in [0, 1], and ``voxels``, how many were counted.
+
+    >>> scores(Counts(tp=2, fp=1, fn=1, tn=6))["jaccard_foreground"]
+    0.5
+    """
+    tp, fp, fn, tn = counts.tp, counts.fp, counts.fn, counts.tn
+
+    def ratio(numerator: int, denominator: int) -> float:
+        return numerator / denominator if denominator else zero_division
+
+    foreground, background = ratio(tp, tp + fp + fn), ratio(tn, tn + fp + fn)
+    return {
+        "jaccard_foreground": foreground,
+        "jaccard_background": background,
+        "jaccard_mean": (foreground + background) / 2,
+        "dice": ratio(2 * tp, 2 * tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "accuracy": ratio(tp + tn, counts.voxels),
+        "voxels": counts.voxels,
+    }

@@ -1,0 +1,92 @@
+"""What made a result: code, libraries, machine, time and command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mitoseg import __version__
+
+LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy", "scipy", "scikit-image", "monai")
+SOURCE = Path(__file__).resolve().parents[1]
+
+
+def collect(command: Sequence[str] | None = None, **more: object) -> dict[str, object]:
+    """A record that says how to make a result again; write it beside the result.
+
+    Args:
+        command: The command line; default: that of this process, and as ``arguments`` what ``sys.argv`` holds now
+            (inside a command of mitoseg: the words that run this one job again, also from within a sweep).
+        **more: Further entries, such as the checksums of the data.
+
+    Returns:
+        Plain values that JSON can hold, if those of ``more`` are: ``mitoseg``, ``commit`` and ``dirty`` (None outside
+        a git clone), ``python``, ``libraries`` (versions by name), ``platform``, ``cpus``, ``devices``, ``time``
+        (UTC, ISO 8601), ``command``, ``arguments``, then ``more``.
+    """
+    commit, dirty = git_state(SOURCE)
+    return {
+        "mitoseg": __version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": devices(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(sys.orig_argv if command is None else command),
+        "arguments": sys.argv[1:],
+        **more,
+    }
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit of a clone, and whether tracked files differ from it.
+
+    Args:
+        folder: Root of the clone. A folder inside another project's clone has no commit of its own.
+
+    Returns:
+        ``(commit, dirty)``; ``(None, None)`` where there is no clone, no commit or no git.
+    """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    commit = _git(folder, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != folder.resolve():
+        return None, None
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if status is None else bool(status)
+
+
+def devices() -> list[str]:
+    """Names of the accelerators that torch sees; of the processor, where there are none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        return ["mps"]
+    return [platform.processor() or platform.machine()]
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, encoding="utf-8", timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

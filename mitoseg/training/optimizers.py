@@ -1,0 +1,92 @@
+"""Optimizers that need to know a network's layers, and schedules that need to know a run's length.
+
+Both are handed to the training module as factories: an optimizer factory takes the network, a schedule factory takes
+the optimizer and the number of optimizer steps of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+
+def sgd_paper(
+    network: nn.Module,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    filters: float = 0.1,
+    biases: float = 2.0,
+    last_layer: float = 0.1,
+) -> SGD:
+    """The stock SGD of MatConvNet's CIFAR LeNet, with its rate for each kind of parameter.
+
+    The rate is ``lr`` times 0.1 for filters and 2 for biases, and for the last layer times 0.01 and 0.2. Weight decay
+    is the same for filters and biases; no Nesterov; the rate stands outside the momentum, as in ``torch.optim.SGD``.
+
+    Args:
+        network: Its last module with parameters is the last layer.
+        lr: The base rate.
+        momentum: Of the gradient's running mean.
+        weight_decay: L2 penalty on every parameter.
+        filters: Factor of the rate for weights.
+        biases: Factor of the rate for biases.
+        last_layer: Further factor for both in the last layer.
+
+    >>> from mitoseg.networks import PatchCNN
+    >>> [round(group["lr"], 6) for group in sgd_paper(PatchCNN()).param_groups]
+    [0.005, 0.1, 0.0005, 0.01]
+    """
+    layers = [m for m in network.modules() if any(True for _ in m.parameters(recurse=False))]
+    groups = []
+    for members, factor in ((layers[:-1], 1.0), (layers[-1:], last_layer)):
+        named = [item for layer in members for item in layer.named_parameters(recurse=False)]
+        weights = [p for name, p in named if name != "bias"]
+        groups.append({"params": weights, "lr": lr * factor * filters})
+        groups.append({"params": [p for name, p in named if name == "bias"], "lr": lr * factor * biases})
+    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def adamw(network: nn.Module, lr: float = 1e-3, weight_decay: float = 1e-2) -> AdamW:
+    """AdamW over all parameters of a network."""
+    return AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def stages(optimizer: Optimizer, steps: int, shares: Sequence[float] = (30, 10, 5), factor: float = 0.1) -> LambdaLR:
+    """Constant rate in stages whose lengths are shares of the run, each ``factor`` times the one before.
+
+    With 45 epochs and the default shares these are the stock 30, 10 and 5 epochs; with fewer epochs the ratio stays.
+
+    Args:
+        optimizer: Whose rates are multiplied.
+        steps: Optimizer steps of the whole run.
+        shares: Relative length of each stage.
+        factor: From one stage to the next.
+    """
+    ends = [steps * part / sum(shares) for part in accumulate(shares)]
+    return LambdaLR(optimizer, lambda step: factor ** min(sum(step >= end for end in ends), len(ends) - 1))
+
+
+def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.15, final: float = 1e-3) -> OneCycleLR:
+    """Linear warm-up, then a cosine down to ``final`` times the peak (Smith and Topin, 2019, arXiv:1708.07120).
+
+    Args:
+        optimizer: Its rates are the peaks.
+        steps: Optimizer steps of the whole run.
+        warmup: Share of the steps that the rate rises.
+        final: Last rate as a share of the peak.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(
+        optimizer,
+        max_lr=peaks,
+        total_steps=steps + 1,
+        pct_start=warmup,
+        cycle_momentum=False,
+        div_factor=25,
+        final_div_factor=1 / (25 * final),
+    )

@@ -1,0 +1,133 @@
+"""Which stored axis is z, y, x: taken from the file or from the user, never guessed.
+
+stored (T, Z, C, Y, X) of a hyperstack, axes "tzcyx"      box [z0:z1, y0:y1, x0:x1]
+1  165  1  768 1024                                          |
+0  z0:z1 0 y0:y1 x0:x1   <------------ index ----------------+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes.base import Array
+
+_SPACE = "zyx"
+_COLOUR = (3, 4)
+_ASK = "say which axis is which, for example axes=zyx or axes=zyxc"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where z, y, x and colour lie among the stored axes.
+
+    Attributes:
+        shape: As stored.
+        axes: One letter for each stored axis: ``z``, ``y``, ``x``, ``c`` for colour, ``-`` for a singleton to drop.
+    """
+
+    shape: tuple[int, ...]
+    axes: str
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        """(z, y, x); an axis that is not stored has length 1."""
+        z, y, x = (self.shape[self.axes.index(a)] if a in self.axes else 1 for a in _SPACE)
+        return z, y, x
+
+    @property
+    def colour(self) -> bool:
+        """Whether voxels are RGB or RGBA, to be reduced to grey."""
+        return "c" in self.axes
+
+    def index(self, box: Box) -> tuple[slice, ...]:
+        """The box (z, y, x) as slices of the stored axes."""
+        of = dict(zip(_SPACE, box.slices, strict=True))
+        return tuple(of.get(a, slice(0, n)) for a, n in zip(self.axes, self.shape, strict=True))
+
+    def arrange(self, stored: Array) -> Array:
+        """What was read at `index`, as grey ``image_zyx``."""
+        dropped = tuple(i for i, a in enumerate(self.axes) if a == "-")
+        letters = self.axes.replace("-", "")
+        array = stored.squeeze(dropped)
+        if "c" in letters:
+            array = grey(np.moveaxis(array, letters.index("c"), -1))
+            letters = letters.replace("c", "")
+        array = array.transpose([letters.index(a) for a in _SPACE if a in letters])
+        return array if len(letters) == 3 else array[None]
+
+
+def grey(image_yxc: Array) -> Array:
+    """Reduce colour to grey: the largest of red, green and blue; alpha is left out.
+
+    Equal channels keep their value, and whatever is not black stays above zero, which is what labels need.
+
+    Args:
+        image_yxc: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels last, any leading axes.
+    """
+    return np.asarray(image_yxc[..., 0] if image_yxc.shape[-1] < 3 else image_yxc[..., :3].max(-1))
+
+
+def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, asked: str | None = None) -> Layout:
+    """Decide which stored axis is which.
+
+    A 3-D stack is z, y, x and a 2-D one y, x, unless the file says otherwise; anything with a first or last axis of 3
+    or 4, or with four axes longer than 1, needs either the file's own statement of z, y and x or the user's.
+
+    Args:
+        path: For the message.
+        shape: As stored, all axes.
+        stated: What the file says, a letter for each axis, ``?`` where it does not; None where it says nothing.
+        asked: What the user says (``axes=``); singletons may be left out.
+
+    Raises:
+        UserError: The axes are ambiguous, or what the user says does not fit.
+    """
+    shape = tuple(int(n) for n in shape)
+    if 0 in shape:
+        raise UserError(f"the volume is empty, its shape is {shape}", path, "give one with voxels")
+    said = (stated or "?" * len(shape)).lower().replace("s", "c")
+    if asked is not None:
+        return _as_asked(path, shape, said, asked)
+    axes = "".join("-" if n == 1 and a in "tc?" and stated else a for a, n in zip(said, shape, strict=True))
+    kept = [(a, n) for a, n in zip(axes, shape, strict=True) if a != "-"]
+    letters = "".join(a for a, _ in kept)
+    if len(kept) == 2 and set(letters) <= set("yx?"):
+        return Layout(shape, _fill(axes, letters if set(letters) == set("yx") else "yx"))
+    if sorted(letters) == sorted(_SPACE):
+        return Layout(shape, axes)
+    if len(kept) == 3 and kept[0][1] not in _COLOUR and kept[-1][1] not in _COLOUR:
+        return Layout(shape, _fill(axes, _SPACE))
+    raise UserError(f"the axes of a volume of shape {shape} are ambiguous", path, _ASK)
+
+
+def _fill(axes: str, letters: str) -> str:
+    """``axes`` with its kept places named in turn."""
+    names = iter(letters)
+    return "".join("-" if a == "-" else next(names) for a in axes)
+
+
+def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layout:
+    """The layout that the user names, dropping singletons that she left out."""
+    letters = str(asked).lower().replace("s", "c")
+    if not {"y", "x"} <= set(letters) or set(letters) - set("zyxct") or len(set(letters)) < len(letters):
+        raise UserError("cannot read the axes", asked, "give each of z, y, x once, for example axes=zyx or axes=zyxc")
+    axes, spare = list(said), len(shape) - len(letters)
+    for letter in "t?cz":
+        for i, n in enumerate(shape):
+            if spare > 0 and n == 1 and axes[i] == letter and letter not in letters:
+                axes[i], spare = "-", spare - 1
+    if spare:
+        raise UserError(f"axes={asked} does not fit a volume of shape {shape}", path, "give one letter for each axis")
+    axes = list(_fill("".join(axes), letters))
+    for i, n in enumerate(shape):
+        if axes[i] in "tc" and n == 1:
+            axes[i] = "-"
+        elif axes[i] == "t" or (axes[i] == "c" and n not in _COLOUR):
+            what = f"axis {axes[i]} of shape {shape} holds {n} images"
+            raise UserError(what, path, "give a volume of one channel and one time, or RGB(A) colour")
+    return Layout(shape, "".join(axes))

@@ -1,0 +1,141 @@
+"""Labels of any make as 0 (background), 1 (mitochondrion) and 255 (ignored), by one rule for the whole volume."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes.base import Volume, VolumeInfo
+from mitoseg.volumes.survey import Survey, survey_labels
+
+logger = logging.getLogger(__name__)
+
+RULES = ("auto", "nonzero", "half")
+IGNORED = 255
+_SOLID_SHARE = 0.25
+_MANY_VALUES = 16
+
+
+@dataclass(frozen=True)
+class ValueRule:
+    """What makes a label a mitochondrion: above zero (``threshold`` None), or at least ``threshold``."""
+
+    threshold: float | None
+    sentence: str
+
+
+class LabelVolume(Volume):
+    """Labels as uint8 0, 1 and 255 (ignored), mapped while they are read.
+
+    Attributes:
+        rule: The rule, in words.
+    """
+
+    def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
+        info = volume.info
+        super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.uint8), info.voxel_size, info.metadata))
+        self._volume, self._threshold, self._ignore_label = volume, value_rule.threshold, ignore_label
+        ignored = "" if ignore_label is None else f"; value {ignore_label} is ignored"
+        self.rule = value_rule.sentence + ignored
+
+    def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
+        """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""
+        stored = self._volume.read(box)
+        foreground = stored != 0 if self._threshold is None else stored >= self._threshold
+        label_zyx = foreground.astype(np.uint8)
+        if self._ignore_label is not None:
+            label_zyx[stored == self._ignore_label] = IGNORED
+        return label_zyx
+
+
+def map_labels(
+    volume: Volume, *, rule: str = "auto", ignore_label: int | None = None, require_foreground: bool = True
+) -> LabelVolume:
+    """Map labels to 0, 1 and 255 (ignored) by one rule for the whole volume, which is logged.
+
+    The stored values are surveyed once, slab by slab. ``auto`` then takes
+
+    - values 0 and 1 as they are;
+    - a grey mask, 0 and 255 (or 65535) with or without values between them along the edges, at half of full scale;
+    - any other integers as instance numbers: all that are not zero are foreground;
+    - fractions from 0 to 1 at 0.5.
+
+    Args:
+        volume: The labels.
+        rule: ``auto``, ``nonzero`` or ``half`` (at least half of full scale: 1, 255 or 65535).
+        ignore_label: A stored value whose voxels count nowhere, or None.
+        require_foreground: Whether labels without a single foreground voxel are refused.
+
+    Raises:
+        UserError: No such rule, values that are no labels, or no foreground.
+    """
+    if rule not in RULES:
+        raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
+    survey = survey_labels(volume, ignore_label)
+    value_rule = choose_rule(survey, rule, volume.path)
+    if require_foreground and survey.above(value_rule.threshold) == 0:
+        what = f"the labels hold no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
+        raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")
+    labels = LabelVolume(volume, value_rule, ignore_label)
+    logger.info("%s: %s", volume.path, labels.rule)
+    if survey.values == {0, 1, 255} and value_rule.threshold is None:
+        text = "%s: values are 0, 1 and 255; 255 counts as foreground, give ignore_label=255 if it means unlabelled"
+        logger.warning(text, volume.path)
+    return labels
+
+
+def choose_rule(survey: Survey, rule: str, path: str) -> ValueRule:
+    """The rule for the values of a whole volume; see `map_labels`.
+
+    Raises:
+        UserError: The values are no labels.
+    """
+    if survey.low < 0:
+        remedy = "give ignore_label=-1 if that marks unlabelled voxels, or mend the labels"
+        raise UserError(f"the labels hold negative values, down to {survey.low:g}", path, remedy)
+    if rule == "nonzero":
+        return ValueRule(None, "label values above 0 are foreground")
+    if rule == "half" or not survey.integral:
+        return _half(survey, path)
+    if survey.high <= 1:
+        return ValueRule(None, "label values are 0 and 1; 1 is foreground")
+    if _is_grey_mask(survey):
+        return _half(survey, path)
+    return ValueRule(None, "label values are instance numbers; all but 0 are foreground")
+
+
+def _half(survey: Survey, path: str) -> ValueRule:
+    """Foreground from half of full scale on."""
+    if survey.high <= 1:
+        return ValueRule(0.5, "label values run from 0 to 1; 0.5 and above are foreground")
+    for scale in (255, 65535):
+        if survey.high <= scale and (survey.integral or scale == 255):
+            threshold = (scale + 1) // 2
+            return ValueRule(
+                threshold, f"label values are a mask of 0 to {scale}; {threshold} and above are foreground"
+            )
+    raise UserError(
+        f"the labels run from {survey.low:g} to {survey.high:g}", path, "choose label_rule_of_values=nonzero"
+    )
+
+
+def _is_grey_mask(survey: Survey) -> bool:
+    """Whether integers are a mask of full scale, perhaps smoothed along the edges, and no instance numbers.
+
+    A smoothed edge has values between the ends that differ from pixel to pixel; an instance is of one piece, so most
+    of its voxels equal their four neighbours in the slice.
+    """
+    if survey.high not in (255, 65535):
+        return False
+    if survey.between == 0:
+        return True
+    smooth = survey.solid < _SOLID_SHARE * survey.between
+    return smooth and (survey.full >= survey.between or len(survey.values) >= _MANY_VALUES)
+
+
+__all__ = ["IGNORED", "RULES", "LabelVolume", "ValueRule", "choose_rule", "map_labels"]

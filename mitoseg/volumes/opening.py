@@ -1,0 +1,59 @@
+"""One way to open a volume, whatever its format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mitoseg.errors import UserError
+from mitoseg.volumes import hdf5, images, tiff, zarrs
+from mitoseg.volumes.base import Volume
+from mitoseg.volumes.reading import reading
+
+FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset or a Zarr folder"
+
+
+def open_volume(
+    path: str | os.PathLike[str], *, axes: str | None = None, voxel_size: Sequence[float] | None = None
+) -> Volume:
+    """Open a volume; reads no voxels.
+
+    Args:
+        path: A TIFF stack, a folder of png or tif slices, ``file.h5:/dataset``, a Zarr array or OME-Zarr image.
+        axes: The order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of
+            length 1, or RGB or RGBA, reduced to grey).
+        voxel_size: (z, y, x) in nm; comes before the file's own.
+
+    Returns:
+        A lazy volume, z, y, x.
+
+    Raises:
+        UserError: The file is missing, damaged, empty, of an unknown kind, holds no real numbers, or its axes are
+            ambiguous.
+    """
+    text = os.fspath(path)
+    open_format = hdf5.open_hdf5
+    with reading(text):
+        if zarrs.is_zarr(text):
+            open_format = zarrs.open_zarr
+        elif Path(text).is_dir():
+            open_format = images.open_folder
+        elif Path(text).suffix.lower() in tiff.SUFFIXES:
+            open_format = tiff.open_tiff
+        elif hdf5.split_dataset(text) is None:
+            if not Path(text).exists():
+                raise UserError("no such file or folder", text, "check the path")
+            raise UserError("unknown kind of volume", text, f"give {FORMATS}")
+    return open_format(text, axes=axes, voxel_size=voxel_size)
+
+
+def check_same_shape(image: Volume, label: Volume) -> None:
+    """Refuse an image and labels that do not lie voxel on voxel.
+
+    Raises:
+        UserError: Their shapes differ.
+    """
+    if image.shape != label.shape:
+        what = f"image and labels differ in shape: {image.shape} of {image.path}, {label.shape} of"
+        raise UserError(what.removesuffix(" of"), label.path, "give labels of the same volume")

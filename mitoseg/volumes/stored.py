@@ -1,0 +1,103 @@
+"""The common part of all volumes in files: checks at opening, boxes to stored indices, metadata that mitoseg wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes.axes import Layout, resolve_axes
+from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
+from mitoseg.volumes.reading import reading
+from mitoseg.volumes.units import check_voxel_size
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its volume, in the file's own order of axes.
+
+    Attributes:
+        shape: As stored, all axes.
+        dtype: As stored.
+        axes: What the file says its axes are (`resolve_axes`), or None.
+        voxel_size: (z, y, x) in nm, or None.
+        metadata: What mitoseg wrote.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    axes: str | None = None
+    voxel_size: VoxelSize | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StoredVolume(Volume):
+    """A volume in a file; subclasses read a box of the stored array.
+
+    Args:
+        path: As the user wrote it.
+        header: What the file says.
+        axes: What the user says of the axes, or None.
+        voxel_size: What the user says, (z, y, x) in nm; it comes before the file's.
+
+    Raises:
+        UserError: The volume is empty, its axes are ambiguous, or its voxels are no real numbers.
+    """
+
+    def __init__(
+        self, path: str, header: Header, *, axes: str | None = None, voxel_size: Sequence[float] | None = None
+    ) -> None:
+        check_dtype(path, header.dtype)
+        self._layout: Layout = resolve_axes(path, header.shape, header.axes, axes)
+        size = header.voxel_size if voxel_size is None else check_voxel_size(voxel_size)
+        dtype = header.dtype.newbyteorder("=")
+        super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
+        if self._layout.colour:
+            logger.info("%s: colour reduced to grey, the largest of red, green and blue", path)
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        box = self.check_box(box)
+        with reading(self.path):
+            image_zyx = self._layout.arrange(self._read_stored(self._layout.index(box)))
+        return np.ascontiguousarray(image_zyx, dtype=self.dtype)
+
+    @abstractmethod
+    def _read_stored(self, index: tuple[slice, ...]) -> Array:
+        """Read part of the stored array: slices with bounds, in the stored order of axes."""
+
+
+def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that are no real numbers.
+
+    Raises:
+        UserError: Complex numbers, texts, records.
+    """
+    if dtype.kind == "c":
+        raise UserError("the voxels are complex numbers", path, "give their magnitude or real part")
+    if dtype.kind not in "buif":
+        raise UserError(f"the voxels are no numbers but {dtype}", path, "give 8 or 16 bit integers or floats")
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Mitoseg's metadata as text for a file's header."""
+    return json.dumps({"mitoseg": dict(metadata)})
+
+
+def load_metadata(text: object) -> dict[str, Any]:
+    """Mitoseg's metadata from a file's header; empty where the text is something else."""
+    try:
+        data = json.loads(text) if isinstance(text, str | bytes) else text
+    except ValueError:
+        return {}
+    found = data.get("mitoseg") if isinstance(data, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}

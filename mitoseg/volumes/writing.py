@@ -1,0 +1,163 @@
+"""One way to write a volume, whatever its format: boxes in any order, the file appears when it is complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.storage import atomic_output, check_output, plain
+from mitoseg.volumes import hdf5, tiff, zarrs
+from mitoseg.volumes.base import Array, VolumeInfo
+from mitoseg.volumes.hdf5_output import Hdf5Output, check_only_dataset
+from mitoseg.volumes.stored import check_dtype
+from mitoseg.volumes.tiff_output import TiffOutput
+from mitoseg.volumes.units import check_voxel_size
+from mitoseg.volumes.zarr_output import ZarrOutput, is_array
+
+
+class Output(Protocol):
+    """A file being written."""
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one box, in the file's dtype."""
+
+    def close(self) -> None:
+        """Hand everything to the operating system; may be called again."""
+
+
+class VolumeWriter:
+    """A volume being written, a context manager; see `create_volume`.
+
+    Attributes:
+        info: What is being written.
+    """
+
+    def __init__(self, info: VolumeInfo, *, overwrite: bool) -> None:
+        self.info = info
+        self._file, self._dataset = _place(info.path)
+        self._overwrite = overwrite
+        self._stack = ExitStack()
+        self._output: Output | None = None
+        check_output(self._file, overwrite)
+        _check_replaceable(self._file, self._dataset)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_output(self._file, overwrite=self._overwrite))
+            self._output = self._create(temporary)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one box; boxes may come in any order, what is never written is zero.
+
+        Args:
+            box: Where, inside the volume.
+            image_zyx: Of the box's shape, and of a dtype that fits the volume's.
+
+        Raises:
+            ValueError: Box, shape or dtype do not fit, or the volume is not open.
+            OSError: The disk is full; leaving the context makes a `UserError` of it.
+        """
+        if self._output is None:
+            raise ValueError("write inside `with create_volume(...) as writer`")
+        if box.clip(Box.of_shape(self.info.shape)) != box or image_zyx.shape != box.shape:
+            raise ValueError(f"{image_zyx.shape} does not fit box {box} of a volume of shape {self.info.shape}")
+        if not np.can_cast(image_zyx.dtype, self.info.dtype, "same_kind"):
+            raise ValueError(f"{image_zyx.dtype} does not fit a volume of {self.info.dtype}")
+        if box.size:
+            self._output.write(box, image_zyx.astype(self.info.dtype, copy=False))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        output, self._output = self._output, None
+        with self._stack:  # renames the file or, on an exception, removes it
+            try:
+                if output is not None:
+                    output.close()
+            except Exception:
+                if error is None:
+                    raise
+            if error is not None:
+                raise error
+
+    def _create(self, temporary: Path) -> Output:
+        """The format's own file, empty."""
+        suffix = self._file.suffix.lower()
+        if suffix in tiff.SUFFIXES:
+            return TiffOutput(temporary, self.info)
+        if suffix in hdf5.SUFFIXES:
+            return Hdf5Output(temporary, self._dataset, self.info)
+        return ZarrOutput(temporary, self.info)
+
+
+def create_volume(
+    path: str | os.PathLike[str],
+    shape: Sequence[int],
+    dtype: npt.DTypeLike,
+    *,
+    voxel_size: Sequence[float] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> VolumeWriter:
+    """Prepare a volume for writing; the file appears under its name when the context ends without an exception.
+
+    Args:
+        path: The suffix chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
+            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3).
+        shape: (z, y, x).
+        dtype: Of the stored voxels; bool is stored as uint8.
+        voxel_size: (z, y, x) in nm.
+        metadata: Plain data that comes back as ``open_volume(path).info.metadata``.
+        overwrite: Whether an output that exists may be replaced.
+
+    Raises:
+        UserError: An unknown suffix, an output that exists, a folder that may not be written, an empty shape.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with create_volume(f"{folder}/a.tif", (2, 3, 4), "uint8", voxel_size=(50, 5, 5)) as writer:
+        ...         writer.write(Box((0, 0, 0), (1, 3, 4)), np.ones((1, 3, 4), np.uint8))
+        ...     [p.name for p in Path(folder).iterdir()]
+        ['a.tif']
+    """
+    text = os.fspath(path)
+    sizes = tuple(int(n) for n in shape)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise UserError("not the shape of a volume", sizes, "give z, y, x, each at least 1")
+    stored = np.dtype(np.uint8) if np.dtype(dtype) == bool else np.dtype(dtype)
+    check_dtype(text, stored)
+    size = None if voxel_size is None else check_voxel_size(voxel_size)
+    z, y, x = sizes
+    return VolumeWriter(VolumeInfo(text, (z, y, x), stored, size, plain(metadata or {})), overwrite=overwrite)
+
+
+def _check_replaceable(file: Path, dataset: str) -> None:
+    """Refuse to overwrite what may hold more than one volume.
+
+    Raises:
+        UserError: A folder that is no Zarr array, or an HDF5 file with other datasets.
+    """
+    if file.is_dir() and not is_array(file):
+        raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
+    if file.is_file() and file.suffix.lower() in hdf5.SUFFIXES:
+        check_only_dataset(file, dataset)
+
+
+def _place(path: str) -> tuple[Path, str]:
+    """The file or folder to write, and the dataset inside it."""
+    file, dataset = hdf5.split_dataset(path) or (path, "")
+    if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *zarrs.SUFFIXES):
+        raise UserError("unknown kind of output", path, "choose a name that ends in .tif, .h5 or .zarr")
+    return Path(file), dataset or "volume"

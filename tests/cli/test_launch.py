@@ -1,0 +1,199 @@
+"""Commands started as a user starts them, from a folder whose name Hydra's grammar does not like."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mitoseg.cli.launch import default_config_dir, run_dir, split_words
+
+HERE = Path(__file__).parent
+CONFIG = """
+defaults:
+  - group: one
+  - override hydra/job_logging: mitoseg
+  - override hydra/hydra_logging: mitoseg
+  - _self_
+input: null
+crop: null
+resume: null
+seed: 1
+then: nothing
+must: ???
+trainer: {max_epochs: 1}
+hydra:
+  run: {dir: "outputs/fake/${now:%Y-%m-%d}_${now:%H-%M-%S-%f}"}
+  sweep: {dir: outputs/sweeps, subdir: "${hydra.job.num}"}
+"""
+PATH = "ä b,c=[1] (2) {3} #~$x.tif"
+
+
+class Project:
+    """A folder with a script and its configs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "conf" / "group").mkdir(parents=True)
+        (folder / "conf" / "fake.yaml").write_text(CONFIG, encoding="utf-8")
+        (folder / "conf" / "group" / "one.yaml").write_text("a: 1")
+        (folder / "conf" / "group" / "two.yaml").write_text("{a: 2, b: 3}")
+        shutil.copytree(default_config_dir() / "hydra", folder / "conf" / "hydra")
+        shutil.copy(HERE / "fake_command.py", folder)
+
+    def call(self, *words):
+        """Run the script; output as text."""
+        ranks = {"RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MITOSEG_RUN_DIR"}
+        environment = {key: value for key, value in os.environ.items() if key not in ranks} | {"PYTHONUTF8": "1"}
+        command = [sys.executable, "fake_command.py", *words]
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False
+        )
+
+    def told(self, pattern="outputs/fake/*/rank*.json"):
+        """What the command wrote down, by file in order."""
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob(pattern))]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / "my [1] = ü#, a")
+
+
+def test_a_run_says_where_it_wrote(project):
+    done = project.call(f"input={PATH}", "crop=0:82,64:768")
+    assert (done.returncode, done.stderr) == (0, f"at work on {PATH}\n")
+    folder = project.folder / done.stdout.splitlines()[-1]
+    assert folder.parent == project.folder / "outputs" / "fake"
+    assert project.told()[0] | {"argv": None} == {
+        "input": PATH, "crop": ["0:82", "64:768"], "seed": 1, "group": 1, "world": None, "argv": None
+    }  # fmt: skip
+    assert "noise" in (folder / "fake_command.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["then=mistake", "input=a.tif"], "error: no such thing: 'a.tif'; choose another"),
+        (["then=wrapped"], "error: inside: 1; mend it"),
+        (["then=missing"], "error: must has no value; add must=... to the command"),
+        (["trainer.max_epoch=3"], "error: no such option: 'trainer.max_epoch'; did you mean trainer.max_epochs?"),
+        (["group=two", "group.c=3"], "error: no such option: 'group.c'; did you mean group.b?"),
+        (["group=three"], "error: In 'fake': Could not find 'group/three'"),
+        (["seed=[1"], "error: no viable alternative"),
+        (["input=${a}"], "error: a path with ${ in it"),
+        (["resume=nowhere"], "error: no run to resume: 'nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_line(project, words, line):
+    done = project.call(*words)
+    said = [text for text in done.stderr.splitlines() if not text.startswith("at work")]
+    assert done.returncode == 1
+    assert len(said) == 1
+    assert said[0].startswith(line)
+    assert "outputs" not in done.stdout
+
+
+def test_a_bug_keeps_its_traceback(project):
+    done = project.call("then=bug")
+    assert done.returncode == 1
+    assert "KeyError: 'oops'" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: this is a bug")
+
+
+def test_interrupted(project):
+    done = project.call("then=interrupt")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "interrupted")
+
+
+def test_a_warning_is_one_line(project):
+    done = project.call("then=warn")
+    assert "warning: odd thing (UserWarning, fake_command.py:" in done.stderr.splitlines()[-1]
+
+
+def test_help_lists_the_options(project):
+    done = project.call("--help")
+    assert done.returncode == 0
+    assert "max_epochs: 1" in done.stdout
+
+
+def test_options_that_do_not_exist(project):
+    assert project.call("--nonsense").returncode == 2
+
+
+def test_further_ranks_share_the_folder(project):
+    done = project.call("then=relaunch", f"input={PATH}", "hydra.verbose=false")
+    assert done.returncode == 0, done.stderr
+    first, second = project.told()
+    assert first["input"] == second["input"] == PATH
+    assert len(list(project.folder.glob("outputs/fake/*"))) == 1
+    assert done.stdout.count("outputs") == 1
+
+
+def test_a_sweep_relaunches_its_jobs_not_itself(project):
+    done = project.call("then=relaunch", "-m", f'input=choice("{PATH}",b.tif)', "seed=5,6")
+    assert done.returncode == 0, done.stderr
+    told = project.told("outputs/sweeps/*/rank*.json")
+    assert [(job["input"], job["seed"]) for job in told] == [
+        (path, seed) for path in (PATH, "b.tif") for seed in (5, 6) for _ in range(2)
+    ]
+    assert all(job["world"] is None for job in told), "the traces of one job reached the next"
+    assert not any("-m" in job["argv"] for job in told)
+
+
+def test_a_comma_in_a_path_is_no_sweep(project):
+    assert project.call("-m", "input=a,b.tif").returncode == 0
+    assert [job["input"] for job in project.told("outputs/sweeps/*/rank*.json")] == ["a,b.tif"]
+
+
+def test_a_sweep_goes_on_after_a_failure(project):
+    done = project.call("-m", "then=mistake,nothing")
+    assert done.returncode == 1
+    assert len(project.told("outputs/sweeps/*/rank0.json")) == 2
+    assert done.stderr.splitlines()[-1] == "error: no such thing: None; choose another".replace(": None", "")
+
+
+def test_resume_takes_the_saved_words_first(project):
+    assert project.call("group=two", "seed=3", f"input={PATH}").returncode == 0
+    (run,) = (project.folder / "outputs" / "fake").iterdir()
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    for resume in (run, run / "checkpoints" / "last.ckpt"):
+        done = project.call("seed=4", f"resume={resume.relative_to(project.folder)}")
+        assert done.returncode == 0, done.stderr
+        (told,) = project.told()
+        assert (told["group"], told["seed"], told["input"]) == (2, 4, PATH)
+    assert project.call("-m", "seed=1,2", f"resume={run}").stderr.startswith("error: resume= takes up one run")
+
+
+def test_resume_refuses_a_folder_that_is_no_run(project):
+    assert "not a run" in project.call("resume=conf").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["a=1", "-m", "b=2"], ["-m"]),
+        (["--cfg", "job", "a=1", "b=2"], ["--cfg", "job"]),
+        (["a=1", "--config-dir", "x=y", "b=2"], ["--config-dir", "x=y"]),
+    ],
+)
+def test_words_and_options_may_be_mixed(words, options):
+    assert split_words(words) == (options, [word for word in words if word not in options])
+
+
+def test_there_is_no_run_folder_outside_a_run():
+    with pytest.raises(ValueError, match="HydraConfig"):
+        run_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]])
+def test_lightning_on_two_processes(project, words):
+    done = project.call("then=train", f"input={PATH}", *words)
+    assert done.returncode == 0, done.stderr
+    told = project.told("outputs/*/*/rank*.json")
+    assert [job["input"] for job in told] == [PATH] * (4 if words else 2)

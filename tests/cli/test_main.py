@@ -1,0 +1,53 @@
+"""The dispatcher, and that it stays quick."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mitoseg
+from mitoseg.cli.main import COMMANDS, main
+
+ROOT = Path(mitoseg.__file__).parents[1]
+
+
+def test_help_has_a_line_for_each_command(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(sum(line.split()[:1] == [name] for line in lines) == 1 for name in COMMANDS)
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "hint"), [("trian", "did you mean train?"), ("xyz", "choose one of train")])
+def test_an_unknown_command_is_one_line(capsys, word, hint):
+    assert main([word]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith(f"error: no such command: '{word}'")
+    assert hint in line
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"mitoseg {mitoseg.__version__}"
+
+
+def test_choosing_a_command_imports_no_torch():
+    code = "import sys, mitoseg.cli.main, mitoseg.cli.launch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_tells_its_options_in_every_way(name, tmp_path):
+    starts = [["-m", "mitoseg", name], [str(ROOT / "mitoseg" / "__main__.py"), name], [str(ROOT / f"{name}.py")]]
+    said = []
+    for start in starts:
+        command = [sys.executable, *start, "--help"]
+        said.append(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    assert said[0] == said[1] == said[2]
+    assert "== Config ==" in said[0]

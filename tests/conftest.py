@@ -1,0 +1,27 @@
+"""What the tests share: real data where there is some, and few threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads():
+    """Keep torch to two threads: the tests' arrays are small, and the machine may be shared."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real volumes that MITOSEG_DATA names; the test is skipped without it."""
+    folder = os.environ.get("MITOSEG_DATA")
+    if not folder:
+        pytest.skip("MITOSEG_DATA does not name a folder of real volumes")
+    if not Path(folder).is_dir():
+        pytest.fail(f"MITOSEG_DATA names no folder: {folder}")
+    return Path(folder)

@@ -1,0 +1,37 @@
+import hashlib
+
+from mitoseg.datasets import checksums
+from mitoseg.datasets.checksums import Fingerprint, fingerprint
+
+
+def test_a_file_and_a_dataset_in_it(tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"abc")
+    for text in (str(path), f"{path}:/raw/x"):
+        assert fingerprint(text) == Fingerprint(text, 3, hashlib.sha256(b"abc").hexdigest())
+
+
+def test_a_change_is_seen(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"abc")
+    before = fingerprint(str(path))
+    path.write_bytes(b"abcd")
+    assert fingerprint(str(path)).sha256 == hashlib.sha256(b"abcd").hexdigest() != before.sha256
+
+
+def test_a_folder_by_names_and_contents(tmp_path):
+    folder = tmp_path / "slices"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.png").write_bytes(b"b")
+    (folder / "deep" / "a.png").write_bytes(b"aa")
+    lines = f"b.png {hashlib.sha256(b'b').hexdigest()}\ndeep/a.png {hashlib.sha256(b'aa').hexdigest()}\n"
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    assert fingerprint(str(folder)) == Fingerprint(str(folder), 3, expected)
+    (folder / "b.png").rename(folder / "c.png")
+    assert fingerprint(str(folder)).sha256 != expected
+
+
+def test_huge_volumes_are_not_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "HASH_LIMIT_BYTES", 2)
+    (tmp_path / "a.tif").write_bytes(b"abc")
+    assert fingerprint(str(tmp_path / "a.tif")).sha256 is None

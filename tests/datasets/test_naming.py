@@ -1,0 +1,60 @@
+import pytest
+
+from mitoseg.datasets.naming import Named, find, resolve
+from mitoseg.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("box", "boxes"),
+    [
+        (None, (None, None)),
+        (["[0:20,:,:]", None], ("[0:20,:,:]", None)),
+        ([["0:20", ":", ":"], "[0:3,:,:]"], (["0:20", ":", ":"], "[0:3,:,:]")),
+    ],
+)
+def test_a_box_for_each_volume(box, boxes):
+    named = Named.of({"image": ["a", "b"], "label": ["c", "d"], "box": box}, "train")
+    assert (named.image, named.label, named.boxes("train")) == (("a", "b"), ("c", "d"), boxes)
+
+
+@pytest.mark.parametrize("box", ["[0:20,:,:]", ["0:20", ":", ":"], ["[0:20,:,:]"], [["0:20", ":", ":"]]])
+def test_one_box_in_any_writing(box):
+    (only,) = Named.of({"image": "a", "label": "b", "box": box}, "train").boxes("train")
+    assert only in ("[0:20,:,:]", ("0:20", ":", ":"), ["0:20", ":", ":"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": ["a", "b"], "label": "c"}, "2 images but 1 labels"),
+        ({"images": "a"}, r"unknown keys in data\.train: \['images'\]"),
+        ({"image": "a", "label": "b", "box": ["[0:1,:,:]"] * 2}, "2 boxes for 1 volumes"),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(UserError, match=message):
+        Named.of(options, "train").boxes("train")
+
+
+def test_named_volumes_lie_in_root_or_here(tmp_path, monkeypatch):
+    root, here = tmp_path / "root", tmp_path / "here"
+    for folder in (root, here):
+        folder.mkdir()
+        (folder / "both.h5").touch()
+    (here / "here.tif").touch()
+    monkeypatch.chdir(here)
+    assert resolve("both.h5:/raw", root) == str(root / "both.h5:/raw")
+    assert resolve("here.tif", root) == "here.tif"
+    assert resolve(str(here / "here.tif"), root) == str(here / "here.tif")
+    assert resolve("both.h5", None) == "both.h5"
+    assert resolve("none.tif", root) is None
+
+
+def test_official_names_are_found_where_archives_leave_them(tmp_path):
+    for name in ("set/Set-Master/Stack1/Raw", "set/Set-Master/stack2/raw", "set/.hidden/stack3/raw"):
+        (tmp_path / name).mkdir(parents=True)
+    assert find(tmp_path, "stack1/raw", deep=True) == str(tmp_path / "set/Set-Master/Stack1/Raw")
+    assert find(tmp_path, "stack1/raw", deep=False) is None
+    assert find(tmp_path, "stack3/raw", deep=True) is None
+    assert find(tmp_path / "set/Set-Master/stack2", "stack1/raw", deep=False) is not None  # right in root
+    assert find(tmp_path / "none", "a.tif", deep=True) is None

@@ -1,0 +1,115 @@
+"""The command's work: files in, a folder with numbers and figures out; mistakes in one line."""
+
+import io
+import json
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import tifffile
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from mitoseg.cli.evaluate import score_files
+from mitoseg.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = np.zeros((6, 24, 32), np.uint8)
+    truth[1:5, 4:16, 6:20] = 255
+    probability = np.clip(truth / 255 * 0.6 + 0.2 + rng.normal(0, 0.15, truth.shape), 0, 1).astype(np.float32)
+    image = rng.integers(0, 255, truth.shape).astype(np.uint8)
+    arrays = {"truth": truth, "prediction": probability, "image": image}
+    for name, array in arrays.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", array, photometric="minisblack")
+    return {name: str(tmp_path / f"{name}.tif") for name in arrays}
+
+
+def config(files, *overrides, image=False, **values):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("evaluate", overrides=["progress=false", *overrides])
+    paths = {name: path for name, path in files.items() if image or name != "image"}
+    return OmegaConf.merge(cfg, paths, values)
+
+
+def test_numbers_provenance_and_table(files, tmp_path):
+    out = io.StringIO()
+    cfg = config(files, "crop=['0:6','0:','2:30']", "bands=[1,2]", "voxel_size=[5,5,5]")
+    result = score_files(cfg, tmp_path / "run", console=Console(file=out, width=100))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    contract = "jaccard_foreground jaccard_background jaccard_mean dice precision recall voxels threshold"
+    assert set(contract.split()) <= set(metrics)
+    assert metrics["jaccard_foreground"] == result["jaccard_foreground"] > 0.8
+    assert metrics["voxels"] == 6 * 24 * 28
+    assert metrics["crop"] == "[0:6,0:24,2:30]"
+    assert metrics["voxel_size"] == [5, 5, 5]
+    assert len(metrics["boundary"]) == 4
+    assert metrics["label_rule"]
+    assert f"{metrics['dice']:.4f}" in out.getvalue()
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["truth"] == files["truth"]
+    assert not (tmp_path / "run" / "figures").exists()
+
+
+def test_scores_without_a_denominator_are_null(files, tmp_path):
+    metrics = score_files(config(files, crop="[0:1,0:2,0:2]", threshold=0.99), tmp_path / "run")
+    assert metrics["jaccard_foreground"] != metrics["jaccard_foreground"]
+    text = (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail)["jaccard_foreground"] is None
+
+
+def test_figures_are_written_where_the_image_is_given(files, tmp_path):
+    out = io.StringIO()
+    score_files(config(files, image=True, save_overlays=2), tmp_path / "run", console=Console(file=out, width=200))
+    assert [p.name for p in sorted((tmp_path / "run" / "figures").iterdir())] == ["z0002.png", "z0004.png"]
+    assert "2 figures in" in out.getvalue()
+
+
+def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
+    rgb = np.stack([tifffile.imread(files["truth"])] * 3, axis=-1)
+    plain = score_files(config(files), tmp_path / "plain")
+    tifffile.imwrite(files["truth"], rgb, photometric="rgb")
+    assert score_files(config(files, axes="zyxc"), tmp_path / "run") == plain
+    with pytest.raises(UserError, match="axes"):
+        score_files(config(files, axes="zqx"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"save_overlays": 3}, "add image="),
+        ({"save_overlays": -1}, "number of figures"),
+        ({"crop": "[0:99,0:2,0:2]"}, "leaves the volume"),
+        ({"threshold": "high"}, "threshold is not a number"),
+        ({"threshold": 3}, "not a probability"),
+        ({"bands": [1, "x"]}, "bands is not a number"),
+        ({"bands": 3}, "not a list"),
+        ({"voxel_size": [5, 5]}, "voxel_size"),
+        ({"kind": "maps"}, "choose one of"),
+        ({"label_rule_of_values": "other"}, "other"),
+        ({"truth": "nowhere.tif"}, "nowhere.tif"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, values, match):
+    with pytest.raises(UserError, match=match) as caught:
+        score_files(OmegaConf.merge(config(files), values), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shapes_that_differ_are_named(files, tmp_path):
+    tifffile.imwrite(files["image"], np.zeros((5, 24, 32), np.uint8), photometric="minisblack")
+    score_files(config(files), tmp_path / "without")
+    with pytest.raises(UserError, match=r"prediction and truth and image differ in shape.*\(5, 24, 32\)"):
+        score_files(config(files, image=True), tmp_path / "with")
+
+
+def test_prediction_and_truth_must_be_given(files):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("evaluate")
+    assert OmegaConf.missing_keys(cfg) == {"prediction", "truth"}

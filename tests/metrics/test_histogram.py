@@ -1,0 +1,137 @@
+"""The log-odds histogram: scores at every threshold against brute force and scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from mitoseg.errors import UserError
+from mitoseg.metrics.counts import count, scores
+from mitoseg.metrics.histogram import (
+    BINS,
+    CENTRES,
+    EDGES,
+    average_precision,
+    best_threshold,
+    curve,
+    jaccard_foreground,
+    logit_histogram,
+    precision_recall,
+)
+
+
+def sample(seed, n=2000, share=0.2, gap=2.0):
+    """Log-odds in the middle of their bins, so that thresholds at edges are exact."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random(n) < share).astype(np.uint8)
+    truth[:2] = 0, 1
+    logits = np.floor((rng.normal(0, 2, n) + gap * truth) * 100) / 100 + 0.005
+    return logits, truth
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("gap", [-1.0, 0.0, 4.0])
+def test_average_precision_and_curve_agree_with_sklearn(seed, share, gap):
+    logits, truth = sample(seed, share=share, gap=gap)
+    points = curve(logit_histogram(logits, truth))
+    assert average_precision(points) == pytest.approx(average_precision_score(truth, logits))
+    precision, recall = precision_recall(points)
+    their_precision, their_recall, thresholds = precision_recall_curve(truth, logits)
+    at = np.searchsorted(points.threshold_logit, thresholds) - 1
+    assert precision[at] == pytest.approx(their_precision[:-1])
+    assert recall[at] == pytest.approx(their_recall[:-1])
+    assert (precision[-1], recall[-1]) == (their_precision[-1], their_recall[-1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_threshold_counts_exactly(seed):
+    logits, truth = sample(seed, n=300)
+    points = curve(logit_histogram(logits, truth))
+    for k in range(0, BINS + 1, 37):
+        assert points.counts(k) == count(logits >= points.threshold_logit[k], truth)
+    assert points.at(0.0) == count(logits >= 0, truth)
+    assert points.at(math.inf) == count(np.zeros(300, bool), truth)
+    assert points.at(-50.0) == count(np.ones(300, bool), truth)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_threshold_is_the_best_of_all(seed):
+    logits, truth = sample(seed, n=400)
+    threshold, best = best_threshold(curve(logit_histogram(logits, truth)))
+    at_all = [scores(count(logits >= t, truth))["jaccard_foreground"] for t in logits - 0.005]
+    assert best == pytest.approx(max(at_all))
+    assert scores(count(logits >= threshold, truth))["jaccard_foreground"] == pytest.approx(best)
+
+
+def test_best_threshold_is_the_middle_of_the_plateau():
+    logits, truth = np.array([-3.0, -1.005, 5.005, 7.0]), np.array([0, 0, 1, 1])
+    threshold, best = best_threshold(curve(logit_histogram(logits, truth)))
+    assert best == 1
+    assert threshold == pytest.approx(2.0, abs=0.011)
+
+
+@pytest.mark.parametrize(("last", "expected"), [(100, (101 + 2500) // 2), (2495, (2991 + 3000) // 2)])
+def test_best_threshold_takes_the_longest_of_two_plateaus(last, expected):
+    """J = 2/4 for thresholds 2991..3000, 2/8 down to 2501, and 4/8 again down to the next background."""
+    hist = np.zeros((2, BINS), np.int64)
+    hist[1, 3000], hist[0, 2990], hist[1, 2500], hist[0, last] = 2, 4, 2, 9
+    assert best_threshold(curve(hist)) == (EDGES[expected], 0.5)
+
+
+def test_calibrated_optimum_lies_at_j_over_one_plus_j():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-3, 3, 400_000)
+    truth = rng.random(logits.size) < 1 / (1 + np.exp(-logits))
+    threshold, best = best_threshold(curve(logit_histogram(logits, truth)))
+    assert 1 / (1 + math.exp(-threshold)) == pytest.approx(best / (1 + best), abs=0.03)
+
+
+def test_ignored_voxels_count_nowhere():
+    logits, truth = sample(0)
+    hidden = truth.copy()
+    hidden[::3] = 255
+    kept = hidden != 255
+    assert np.array_equal(logit_histogram(logits, hidden), logit_histogram(logits[kept], truth[kept]))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1), st.integers(0, 1))
+def test_any_number_has_a_bin(values, label):
+    logits = np.array(values, np.float32)
+    hist = logit_histogram(logits, np.full(logits.shape, label, np.uint8))
+    assert hist.shape == (2, BINS)
+    assert hist[label].sum() == hist.sum() == logits.size
+    center = CENTRES[hist[label] > 0]
+    clamped = np.clip(logits, -20, 20)
+    assert np.abs(np.unique(clamped).min() - center.min()) <= 0.00501
+    assert np.abs(np.unique(clamped).max() - center.max()) <= 0.00501
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_zero_is_an_edge_and_belongs_above(dtype):
+    hist = logit_histogram(np.array([0.0, -0.001, 20, 1e4], dtype), np.array([1, 1, 1, 1]))
+    assert [int(np.flatnonzero(hist[1])[i]) for i in range(3)] == [BINS // 2 - 1, BINS // 2, BINS - 1]
+    assert hist[1, -1] == 2
+
+
+def test_no_foreground():
+    points = curve(logit_histogram(np.zeros(5), np.zeros(5)))
+    threshold, best = best_threshold(points)
+    assert threshold == 0
+    assert math.isnan(best)
+    assert best_threshold(points, zero_division=1.0)[1] == 1
+    assert math.isnan(average_precision(points))
+    assert average_precision(points, zero_division=0.0) == 0
+    assert math.isnan(jaccard_foreground(points)[-1])
+
+
+def test_what_is_no_histogram_is_refused():
+    with pytest.raises(UserError, match="NaN"):
+        logit_histogram(np.array([np.nan]), np.array([1]))
+    with pytest.raises(ValueError, match="shape"):
+        logit_histogram(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="shape"):
+        curve(np.zeros((2, 5), int))

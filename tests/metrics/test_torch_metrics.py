@@ -1,0 +1,132 @@
+"""The torchmetrics classes say what the plain functions say, update once, and add up."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_average_precision, binary_jaccard_index
+
+from mitoseg.errors import UserError
+from mitoseg.metrics.counts import count, scores
+from mitoseg.metrics.histogram import best_threshold, curve, logit_histogram
+from mitoseg.metrics.torch_metrics import (
+    AveragePrecision,
+    BestJaccard,
+    BestThreshold,
+    LogitHistogram,
+    block_metrics,
+    whole_slice_metrics,
+)
+
+
+def batches(seed=0, n=3, shape=(2, 11, 13)):
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        target = rng.choice([0, 1, 255], shape, p=[0.7, 0.2, 0.1]).astype(np.uint8)
+        logits = np.floor((rng.normal(-1, 3, shape) + 4 * (target == 1)) * 100) / 100 + 0.005
+        yield torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(target)
+
+
+def gathered():
+    logits, target = (torch.cat([b.flatten() for b in part]) for part in zip(*batches(), strict=True))
+    return logits, target
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_state_is_the_plain_histogram(dtype):
+    metric = LogitHistogram()
+    expected = np.zeros_like(metric.numpy())
+    rng = np.random.default_rng(5)
+    for _ in range(2):
+        logits = torch.from_numpy(rng.normal(0, 9, (4, 500)).astype(np.float32)).to(dtype)
+        target = torch.from_numpy(rng.choice([0, 1, 255], (4, 500)))
+        metric.update(logits, target)
+        expected += logit_histogram(logits.float().numpy(), target.numpy())
+    assert metric.compute().dtype == torch.int64
+    assert np.array_equal(metric.numpy(), expected)
+    metric.reset()
+    assert metric.numpy().sum() == 0
+
+
+def test_scores_agree_with_the_functions_and_with_torchmetrics():
+    collection = whole_slice_metrics("val/")
+    for logits, target in batches():
+        collection.update(logits, target)
+    values = {name: float(value) for name, value in collection.compute().items()}
+    logits, target = gathered()
+    threshold, best = best_threshold(curve(logit_histogram(logits.numpy(), target.numpy())))
+    expected = scores(count((logits >= threshold).numpy(), target.numpy()))
+    for kind in ("foreground", "background", "mean"):
+        assert values[f"val/jaccard_{kind}"] == pytest.approx(expected[f"jaccard_{kind}"])
+    assert values["val/jaccard_foreground"] == pytest.approx(best)
+    assert values["val/threshold"] == pytest.approx(1 / (1 + math.exp(-threshold)))
+    target = target.long()
+    theirs = binary_jaccard_index((logits >= threshold).int(), target, ignore_index=255)
+    assert values["val/jaccard_foreground"] == pytest.approx(float(theirs))
+    theirs = binary_average_precision(torch.sigmoid(logits.double()), target, ignore_index=255)
+    assert values["val/average_precision"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_the_group_updates_once(monkeypatch):
+    calls = []
+    update = LogitHistogram.update
+
+    def counted(self, logits, target):
+        calls.append(type(self).__name__)
+        update(self, logits, target)
+
+    for cls in (BestJaccard, BestThreshold, AveragePrecision):
+        monkeypatch.setattr(cls, "update", counted, raising=False)
+    collection = whole_slice_metrics("val/")
+    for logits, target in batches():
+        collection.update(logits, target)
+    assert len(calls) == 3
+
+
+def test_clones_are_independent_and_reset():
+    first = whole_slice_metrics("val/")
+    second = first.clone(prefix="test/")
+    logits, target = next(batches())
+    first.update(logits, target)
+    assert all(name.startswith("val/") for name in first.compute())
+    second.update(-logits, target)
+    assert set(second.compute()) == {name.replace("val/", "test/") for name in first.compute()}
+    assert float(second.compute()["test/jaccard_foreground"]) < float(first.compute()["val/jaccard_foreground"])
+    first.reset()
+    first.update(-logits, target)
+    assert first.compute()["val/jaccard_mean"] == second.compute()["test/jaccard_mean"]
+
+
+def test_states_of_two_processes_add_up():
+    """What dist_reduce does: stack the states and sum them."""
+    parts = [LogitHistogram() for _ in range(3)]
+    for metric, (logits, target) in zip(parts, batches(), strict=True):
+        metric.update(logits, target)
+    whole = LogitHistogram()
+    whole.update(*gathered())
+    reduce = whole._reductions["histogram"]
+    assert torch.equal(reduce(torch.stack([m.compute() for m in parts])), whole.compute())
+
+
+def test_no_foreground_is_nan_not_an_error():
+    collection = whole_slice_metrics("")
+    collection.update(torch.zeros(4), torch.zeros(4, dtype=torch.uint8))
+    values = collection.compute()
+    assert math.isnan(values["jaccard_foreground"])
+    assert values["threshold"] == 0.5
+
+
+def test_what_cannot_be_counted_is_refused():
+    with pytest.raises(UserError, match="NaN"):
+        LogitHistogram().update(torch.tensor([math.nan]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="shape"):
+        LogitHistogram().update(torch.zeros(2), torch.zeros(3))
+
+
+def test_block_metrics():
+    metrics = block_metrics("train/")
+    metrics.update(torch.tensor([0.9, 0.2, 0.6, 0.4, 0.9]), torch.tensor([1, 0, 0, 1, 255]))
+    values = metrics.compute()
+    assert float(values["train/block_accuracy"]) == 0.5
+    assert float(values["train/block_jaccard"]) == pytest.approx(1 / 3)

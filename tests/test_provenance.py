@@ -1,0 +1,68 @@
+"""The record beside a result says what is true of this process."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from mitoseg.provenance import collect, devices, git_state
+
+
+def git(folder, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, "-C", str(folder), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    folder = tmp_path / "ä b"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "file").write_text("1")
+    git(folder, "add", "file")
+    git(folder, "commit", "-q", "-m", "one")
+    return folder
+
+
+def test_a_record_is_json_and_true():
+    record = json.loads(json.dumps(collect(data={"train": "123"})))
+    assert record["libraries"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert record["libraries"]["numpy"] == np.__version__
+    assert record["command"] == sys.orig_argv
+    assert record["data"] == {"train": "123"}
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(record["time"])).total_seconds()) < 60
+    assert record["devices"]
+
+
+def test_a_command_can_be_given():
+    assert collect(["mitoseg", "train"])["command"] == ["mitoseg", "train"]
+
+
+def test_commit_and_changes_of_a_clone(clone):
+    commit = git(clone, "rev-parse", "HEAD")
+    assert git_state(clone) == (commit, False)
+    (clone / "file").write_text("2")
+    assert git_state(clone) == (commit, True)
+
+
+def test_a_folder_inside_another_clone_has_no_commit(clone):
+    (clone / "inside").mkdir()
+    assert git_state(clone / "inside") == (None, None)
+
+
+def test_without_a_commit_or_git(tmp_path, clone, monkeypatch):
+    assert git_state(tmp_path) == (None, None)
+    monkeypatch.setenv("PATH", "")
+    assert git_state(clone) == (None, None)
+
+
+def test_gpus_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    assert devices() == ["GPU 0", "GPU 1"]

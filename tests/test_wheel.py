@@ -1,0 +1,80 @@
+"""What a wheel holds, and that it works where there is no clone."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "data=phantom", "data.train_shape=[16,96,96]", "data.test_shape=[4,96,96]", "epochs=1",
+    "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
+]  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+def run(command, folder, **more):
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=600, check=False, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)], folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A console script in an environment that has the wheel, and this environment's libraries but not its mitoseg."""
+    folder = tmp_path_factory.mktemp("an environment")
+    venv.create(folder, with_pip=False)
+    paths = {"base": str(folder), "platbase": str(folder), "installed_base": sys.base_prefix}
+    scheme = "nt" if os.name == "nt" else "posix_prefix"
+    scripts, site = (Path(sysconfig.get_path(name, scheme, paths)) for name in ("scripts", "purelib"))
+    python = scripts / Path(sys.executable).name
+    python = python if python.exists() else scripts / "python"
+    run([sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", str(wheel)], folder)
+    libraries = sysconfig.get_path("purelib")
+    (site / "libraries.pth").write_text(libraries, encoding="utf-8")  # a .pth inside that folder is not read again
+    where = run([str(python), "-c", "import mitoseg; print(mitoseg.__file__)"], folder).strip()
+    assert Path(where).is_relative_to(site)
+    return scripts / ("mitoseg.exe" if os.name == "nt" else "mitoseg")
+
+
+def test_names_in_the_wheel(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tops = {name.split("/")[0] for name in names}
+    (info,) = (top for top in tops if top.endswith(".dist-info"))
+    assert tops == {"mitoseg", info}
+    assert f"{info}/licenses/LICENSE" in names
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mitoseg").rglob("*.py")}
+    configs = {f"mitoseg/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert sources | configs <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("mitoseg/tests")]
+
+
+def test_the_console_script_lists_the_commands(installed, tmp_path):
+    assert "train" in run([str(installed), "--help"], tmp_path)
+    assert "== Config ==" in run([str(installed), "train", "--help"], tmp_path)
+
+
+def test_training_on_two_processes_from_an_empty_folder(installed, tmp_path):
+    folder = tmp_path / "my [1] = ü#, a"
+    folder.mkdir()
+    said = run([str(installed), "train", "trainer.devices=2", *TINY], folder)
+    (made,) = folder.glob("outputs/train/*/*")
+    assert folder / said.splitlines()[-1] == made
+    assert (made / "checkpoints" / "best.ckpt").is_file()
+    assert (made / "checkpoints" / "last.ckpt").is_file()
+    assert (made / "metrics.json").is_file()
+    assert {path.name for path in folder.iterdir()} == {"outputs"}
