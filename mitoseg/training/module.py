@@ -107,7 +107,7 @@ class BlockClassifier(LightningModule):
         logits_bc = self(image_bcyx).flatten(1)
         loss: Tensor = self.loss(logits_bc, batch["label_b"])
         with torch.no_grad():
-            self.train_metrics.update(logits_bc[:, 1] - logits_bc[:, 0], batch["label_b"])
+            self.train_metrics.update(logits_bc.float().softmax(1)[:, 1], batch["label_b"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

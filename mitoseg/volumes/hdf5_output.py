@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Buffer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -15,6 +15,9 @@ from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.reading import CACHE_BYTES, opening
 from mitoseg.volumes.stored import dump_metadata
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 CHUNK = (16, 256, 256)
 """Voxels of a chunk (z, y, x): 1 MiB of uint8, 4 MiB of float32."""
@@ -40,7 +43,7 @@ class _Sink(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Write all of ``data``, or pretend to."""
         view = memoryview(data).cast("B")
         size = len(view)
