@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TINY = [
-    "data=phantom", "data.train_shape=[16,96,96]", "data.test_shape=[4,96,96]", "epochs=1",
+    "data=phantom", "data.root=its data", "data.train_shape=[16,96,96]", "data.test_shape=[4,96,96]",
+    "data.positions=any", "data.label_rule=center", "data.balance=subsample", "epochs=1", "save_overlays=1",
     "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
 ]  # fmt: skip
 
@@ -77,4 +78,4 @@ def test_training_on_two_processes_from_an_empty_folder(installed, tmp_path):
     assert (made / "checkpoints" / "best.ckpt").is_file()
     assert (made / "checkpoints" / "last.ckpt").is_file()
     assert (made / "metrics.json").is_file()
-    assert {path.name for path in folder.iterdir()} == {"outputs"}
+    assert {path.name for path in folder.iterdir()} == {"outputs", "its data"}

@@ -107,9 +107,8 @@ class VolumeBank(nn.Module):
         voxels_n = self.voxels_n.numpy()
         for slab in slabs(box, 16):
             image_zyx = region.image.read(slab)
-            voxels_n[start : start + slab.size] = (
-                image_zyx if self.raw else self.normalization.apply(image_zyx)
-            ).reshape(-1)
+            image_zyx = image_zyx if self.raw else self.normalization.apply(image_zyx)
+            voxels_n[start : start + slab.size] = image_zyx.reshape(-1)
             start += slab.size
 
     @property

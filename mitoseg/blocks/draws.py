@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,6 @@ import numpy.typing as npt
 from mitoseg.blocks.options import AUGMENTS, BALANCES, check_choice
 from mitoseg.blocks.positions import Index, PositionTable
 from mitoseg.errors import UserError
-
-_LOG = logging.getLogger(__name__)
 
 Angles = npt.NDArray[np.float32]
 
@@ -146,39 +144,40 @@ class EpochDraws:
         angle_n = np.where(repeat_n < 4, 90.0 * repeat_n, _random_angles(size, rng))
         return number_n, angle_n if label == self._rare else rng.permutation(angle_n)
 
-    def summary(self) -> dict[str, object]:
-        """Plain data for provenance: blocks, draws and shares; random figures are those of epoch 0."""
-        draws = self.draw(0)
-        counts = self.table.counts
-        per_class = np.bincount(draws.label_n, minlength=2).tolist()
+    def summary(self) -> dict[str, str | int | float]:
+        """Plain data for provenance: blocks, draws and shares; what is random is that of epoch 0."""
+        draws, rule = self.draw(0), self.table.rule
+        (background, foreground), drawn = self.table.counts, np.bincount(draws.label_n, minlength=2).tolist()
         return {
-            "positions": self.table.rule.positions,
-            "label_rule": self.table.rule.label_rule,
+            "positions": rule.positions,
+            "label_rule": rule.label_rule,
             "balance": self.balance,
+            "rotate_background": self.rotate_background,
             "augment": self.augment,
-            "blocks": {"foreground": counts[1], "background": counts[0], "dropped": self.table.dropped},
-            "draws": {"foreground": per_class[1], "background": per_class[0]},
-            "distinct_block_angle_pairs": draws.distinct(),
-            "multiplicity": {"foreground": per_class[1] / counts[1], "background": per_class[0] / counts[0]},
+            "blocks_foreground": foreground,
+            "blocks_background": background,
+            "blocks_dropped": self.table.dropped,
+            "draws_foreground": drawn[1],
+            "draws_background": drawn[0],
+            "draws_distinct": draws.distinct(),
+            "multiplicity_foreground": drawn[1] / foreground,
+            "multiplicity_background": drawn[0] / background,
             "prior": self.table.prior,
             "batch_prior": self.share,
         }
 
-    def log(self) -> None:
-        """Tell people the summary through the log."""
-        summary, draws = self.summary(), self.draw(0)
-        drawn = np.bincount(draws.label_n, minlength=2)
-        (bg, fg), dropped, rule = self.table.counts, self.table.dropped, self.table.rule
-        _LOG.info(
-            "Training blocks: positions=%s, label_rule=%s, balance=%s, augment=%s\n"
-            "  %d mitochondria, %d background, %d dropped\n"
-            "  %d draws an epoch: %d mitochondria, %d background; %d distinct (block, angle) pairs\n"
-            "  each mitochondria block is drawn %.1f times, each background block %.3g times\n"
-            "  share of mitochondria: %.4f of the blocks, %.4f of the draws",
-            *(rule.positions, rule.label_rule, self.balance, self.augment, fg, bg, dropped),
-            *(len(draws), drawn[1], drawn[0], summary["distinct_block_angle_pairs"]),
-            *(drawn[1] / fg, drawn[0] / bg, self.table.prior, self.share),
-        )
+
+def describe(summary: Mapping[str, str | int | float]) -> str:
+    """The summary of `EpochDraws` for people, in a few lines."""
+    return (
+        "Training blocks: positions={positions} label_rule={label_rule} balance={balance} augment={augment}\n"
+        "  {blocks_foreground:d} mitochondria, {blocks_background:d} background, {blocks_dropped:d} dropped\n"
+        "  draws an epoch: {draws_foreground:d} mitochondria, {draws_background:d} background, "
+        "{draws_distinct:d} distinct (block, angle) pairs\n"
+        "  each mitochondria block is drawn {multiplicity_foreground:.3g} times, "
+        "each background block {multiplicity_background:.3g} times\n"
+        "  share of mitochondria: {prior:.4f} of the blocks, {batch_prior:.4f} of the draws"
+    ).format_map(summary)
 
 
 def _random_angles(size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

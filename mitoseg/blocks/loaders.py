@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mitoseg.blocks.draws import EpochDraws
+from mitoseg.blocks.options import check_positive
 from mitoseg.blocks.sampler import BlockSampler
 from mitoseg.datasets.base import Region
 from mitoseg.errors import UserError
@@ -91,8 +92,7 @@ class SliceLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if stride < 1:
-            raise UserError("validation_stride is not positive", stride, "give 1 or more")
+        check_positive("validation_stride", stride)
         slices = [(r, z) for r, region in enumerate(regions) for z in range(0, region.box.shape[0], stride)]
         if slices and len(slices) < world:
             raise UserError(

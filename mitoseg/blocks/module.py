@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -9,14 +10,16 @@ import pytorch_lightning as pl
 from torch import Tensor, distributed
 
 from mitoseg.blocks.bank import VolumeBank
-from mitoseg.blocks.draws import EpochDraws
+from mitoseg.blocks.draws import EpochDraws, describe
 from mitoseg.blocks.loaders import BlockLoader, SliceLoader
-from mitoseg.blocks.options import INTERPOLATIONS, check_choice
+from mitoseg.blocks.options import AUGMENTS, BALANCES, INTERPOLATIONS, check_choice, check_positive
 from mitoseg.blocks.positions import BlockRule, PositionTable
 from mitoseg.blocks.sampler import BlockSampler
 from mitoseg.datasets.base import Recipe, Splits
 from mitoseg.geometry import anchor
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, VoxelSize, measure_normalization
+
+_LOG = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor | int]
 
@@ -52,7 +55,7 @@ class BlockDataModule(pl.LightningDataModule):
         normalization: Mean and standard deviation over the training regions.
         prior: Share of mitochondrion blocks among all training positions under the label rule.
         batch_prior: Share of mitochondrion blocks in the batches.
-        summary: Counts of blocks and draws, plain data.
+        summary: Counts of blocks and draws, plain data; see `EpochDraws.summary`.
 
     Raises:
         UserError: An option has a value that is not known.
@@ -62,7 +65,7 @@ class BlockDataModule(pl.LightningDataModule):
     normalization: Normalization
     bank: VolumeBank
     draws: EpochDraws
-    summary: dict[str, object]
+    summary: dict[str, str | int | float]
 
     def __init__(
         self,
@@ -87,8 +90,12 @@ class BlockDataModule(pl.LightningDataModule):
         super().__init__()
         check_choice("channels", channels, CHANNEL_OFFSETS)
         check_choice("interpolation", interpolation, INTERPOLATIONS)
-        low, high = purity
-        self.rule = BlockRule(label_rule, positions, (low, high), block)
+        check_choice("balance", balance, BALANCES)
+        check_choice("augment", augment, AUGMENTS)
+        check_positive("batch_size", batch_size)
+        check_positive("window", window)
+        check_positive("validation_stride", validation_stride)
+        self.rule = BlockRule(label_rule, positions, tuple(purity), block)
         self.recipe = recipe(**source)
         self.batch_size, self.channels, self.interpolation = batch_size, channels, interpolation
         self.balance, self.rotate_background, self.augment = balance, rotate_background, augment
@@ -118,7 +125,7 @@ class BlockDataModule(pl.LightningDataModule):
         self.bank = VolumeBank(train, self.normalization, self.window)
         self.summary = self.draws.summary()
         if _rank_and_world()[0] == 0:
-            self.draws.log()
+            _LOG.info(describe(self.summary))
         self._ready = True
 
     @property

@@ -32,3 +32,15 @@ def check_choice(option: str, value: str, choices: Collection[str]) -> None:
     """
     if value not in choices:
         raise UserError(f"unknown {option}", value, f"choose one of {', '.join(choices)}")
+
+
+def check_positive(option: str, value: int) -> None:
+    """Refuse a number below 1.
+
+    Raises:
+        UserError: ``value`` is below 1.
+
+    >>> check_positive("batch_size", 100)
+    """
+    if value < 1:
+        raise UserError(f"{option} is not positive", value, "give 1 or more")

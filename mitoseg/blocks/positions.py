@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.blocks.options import LABEL_RULES, POSITIONS, check_choice
+from mitoseg.blocks.options import LABEL_RULES, POSITIONS, check_choice, check_positive
 from mitoseg.datasets.base import IGNORE, Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor, slabs
@@ -36,7 +36,7 @@ def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
     total = np.zeros((Z, Y + 1, X + 1), np.int32)
     inner = total[:, 1:, 1:]
     np.cumsum(mask_zyx, axis=1, dtype=np.int32, out=inner)
-    np.cumsum(inner, axis=2, out=inner)
+    np.cumsum(inner, axis=2, dtype=np.int32, out=inner)
     rows = total[:, block::step] - total[:, : Y + 1 - block : step]
     sums: npt.NDArray[np.int32] = rows[:, :, block::step] - rows[:, :, : X + 1 - block : step]
     return sums
@@ -56,22 +56,20 @@ class BlockRule:
         block: Side of the labelled block in pixels.
 
     Raises:
-        UserError: An unknown word, or shares that are not ``0 <= low < high <= 1``.
+        UserError: An unknown word, shares that are not ``0 <= low < high <= 1``, or no pixels.
     """
 
     label_rule: str = "purity"
     positions: str = "grid"
-    purity: tuple[float, float] = (0.2, 0.8)
+    purity: Sequence[float] = (0.2, 0.8)
     block: int = 32
 
     def __post_init__(self) -> None:
         check_choice("label_rule", self.label_rule, LABEL_RULES)
         check_choice("positions", self.positions, POSITIONS)
-        low, high = self.purity
-        if not 0 <= low < high <= 1:
-            raise UserError("purity is not [low, high]", self.purity, "give two shares, 0 <= low < high <= 1")
-        if self.block < 1:
-            raise UserError("a block has no pixels", self.block, "give a block of 1 pixel or more")
+        if len(self.purity) != 2 or not 0 <= self.purity[0] < self.purity[1] <= 1:
+            raise UserError("purity is not [low, high]", list(self.purity), "give two shares, 0 <= low < high <= 1")
+        check_positive("block", self.block)
 
     @property
     def step(self) -> int:

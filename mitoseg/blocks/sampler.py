@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
+from mitoseg.blocks.options import check_positive
 from mitoseg.errors import UserError
 
 
@@ -34,8 +35,7 @@ class BlockSampler(Sampler[npt.NDArray[np.int64]]):
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1:
-            raise UserError("batch_size is not positive", batch_size, "give a batch of 1 block or more")
+        check_positive("batch_size", batch_size)
         if min(size, batch_size) < world:
             what = f"{world} devices cannot share batches of {batch_size} out of {size} blocks"
             raise UserError(what, None, "use fewer devices, or a larger batch_size")

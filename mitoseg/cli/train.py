@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json, write_text
 from mitoseg.training import BlockClassifier
-from mitoseg.training.callbacks import Progress, SaveOnException, SlicePictures, best_checkpoint
+from mitoseg.training.callbacks import Progress, SaveOnException, SlicePictures, checkpoints
 from mitoseg.volumes import CHANNEL_OFFSETS
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def run(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     checkpoint = resume_checkpoint(cfg.resume)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
     rank_zero_only(log.info)("training on %s", describe_devices(trainer))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -73,8 +75,8 @@ def match_channels(cfg: DictConfig) -> None:
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     """The Trainer with its loggers and callbacks; everything it writes lies in the run's folder."""
-    checkpoints = folder / "checkpoints"
-    callbacks: list[Any] = [best_checkpoint(checkpoints), SaveOnException(checkpoints), SlicePictures(overlay_figure)]
+    kept = folder / "checkpoints"
+    callbacks: list[Any] = [*checkpoints(kept), SaveOnException(kept), SlicePictures(overlay_figure)]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(leave=False))
     loggers = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="", version="csv")]

@@ -22,17 +22,13 @@ Draw = Callable[..., "Figure"]
 """From ``image_yx``, ``truth_yx`` and ``result_yx`` (bool) to a figure of them with the errors in colour."""
 
 
-def best_checkpoint(folder: Path, monitor: str = "val/jaccard_foreground") -> ModelCheckpoint:
-    """Keep ``best.ckpt`` (highest validation score) and ``last.ckpt`` (after every validation)."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor=monitor,
-        mode="max",
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
+def checkpoints(folder: Path, monitor: str = "val/jaccard_foreground") -> list[ModelCheckpoint]:
+    """Keep ``best.ckpt`` (highest validation score) and ``last.ckpt``, written anew after every validation."""
+    fixed: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **fixed),
+        ModelCheckpoint(filename="last", **fixed),
+    ]
 
 
 class SaveOnException(Callback):

@@ -5,7 +5,7 @@ from mitoseg.volumes.channels import CHANNEL_OFFSETS, channel_slices, read_chann
 from mitoseg.volumes.labels import LabelVolume, map_labels
 from mitoseg.volumes.normalize import Normalization, check_image_values, measure_normalization
 from mitoseg.volumes.opening import check_same_shape, open_volume
-from mitoseg.volumes.writing import VolumeWriter, create_volume
+from mitoseg.volumes.writing import VolumeWriter, check_volume_output, create_volume
 
 __all__ = [
     "CHANNEL_OFFSETS",
@@ -20,6 +20,7 @@ __all__ = [
     "channel_slices",
     "check_image_values",
     "check_same_shape",
+    "check_volume_output",
     "create_volume",
     "map_labels",
     "measure_normalization",

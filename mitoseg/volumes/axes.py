@@ -94,6 +94,8 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
     if asked is not None:
         return _as_asked(path, shape, said, asked)
     axes = "".join("-" if n == 1 and a in "tc?" and stated else a for a, n in zip(said, shape, strict=True))
+    if len(axes) - axes.count("-") == 4:  # one slice of z with six "channels" is how tifffile writes six slices
+        axes = "".join("-" if n == 1 and a == "z" else a for a, n in zip(axes, shape, strict=True))
     kept = [(a, n) for a, n in zip(axes, shape, strict=True) if a != "-"]
     letters = "".join(a for a, _ in kept)
     if len(kept) == 2 and set(letters) <= set("yx?"):
@@ -117,10 +119,9 @@ def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layou
     if not {"y", "x"} <= set(letters) or set(letters) - set("zyxct") or len(set(letters)) < len(letters):
         raise UserError("cannot read the axes", asked, "give each of z, y, x once, for example axes=zyx or axes=zyxc")
     axes, spare = list(said), len(shape) - len(letters)
-    for letter in "t?cz":
-        for i, n in enumerate(shape):
-            if spare > 0 and n == 1 and axes[i] == letter and letter not in letters:
-                axes[i], spare = "-", spare - 1
+    droppable = [i for i, n in enumerate(shape) if n == 1 and said[i] not in "yx"]
+    for i in sorted(droppable, key=lambda i: said[i] in letters)[: max(spare, 0)]:
+        axes[i], spare = "-", spare - 1
     if spare:
         raise UserError(f"axes={asked} does not fit a volume of shape {shape}", path, "give one letter for each axis")
     axes = list(_fill("".join(axes), letters))

@@ -23,22 +23,22 @@ class _Collector(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.messages: list[str] = []
+        self.records: list[logging.LogRecord] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self.messages.append(record.getMessage())
+        self.records.append(record)
         return False
 
 
 @contextmanager
-def reading(path: str) -> Iterator[list[str]]:
+def reading(path: str) -> Iterator[list[logging.LogRecord]]:
     """Turn any failure of a library inside the block into a `UserError`, and keep its log to itself.
 
     Args:
         path: What is being read, for the message.
 
     Yields:
-        The messages that the libraries logged so far.
+        What the libraries logged so far.
 
     Raises:
         UserError: The block failed.
@@ -48,7 +48,7 @@ def reading(path: str) -> Iterator[list[str]]:
     for logger in loggers:
         logger.addFilter(collector)
     try:
-        yield collector.messages
+        yield collector.records
     except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -66,11 +66,11 @@ def reading(path: str) -> Iterator[list[str]]:
 
 
 @contextmanager
-def opening(path: str) -> Iterator[list[str]]:
+def opening(path: str) -> Iterator[list[logging.LogRecord]]:
     """As `reading`, and without the libraries' warnings (not for threads: the warning filters are global)."""
-    with warnings.catch_warnings(), reading(path) as messages:
+    with warnings.catch_warnings(), reading(path) as records:
         warnings.simplefilter("ignore")
-        yield messages
+        yield records
 
 
 class PageCache:

@@ -67,6 +67,8 @@ class StoredVolume(Volume):
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
         box = self.check_box(box)
+        if not box.size:
+            return np.empty(box.shape, self.dtype)
         with reading(self.path):
             image_zyx = self._layout.arrange(self._read_stored(self._layout.index(box)))
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,8 +21,6 @@ from mitoseg.volumes.tiff_pages import PagedTiff
 from mitoseg.volumes.tiff_stack import Stack
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
-_BROKEN = ("corrupted tag list", "invalid offset to page", "invalid page offset")
-"""What tifffile logs of a broken chain of pages before it goes on with fewer slices."""
 
 
 def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
@@ -29,15 +29,25 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
     Raises:
         UserError: The file is damaged, cut short, holds pages of different sizes, or its axes are ambiguous.
     """
-    with opening(path) as messages, tifffile.TiffFile(path) as tif:
+    with opening(path) as records, tifffile.TiffFile(path) as tif:
         stack = Stack(tif)
-        if any(sign in message for message in messages for sign in _BROKEN):
-            raise UserError("the TIFF is damaged or cut short", path, "copy it again")
+        _check_log(path, records)
         header = Header(stack.shape, stack.dtype, tiff_axes(stack.axes), tiff_voxel_size(tif), tiff_metadata(tif))
         byte_order: Literal["<", ">"] = "<" if tif.byteorder == "<" else ">"
     if stack.offset is None:
         return PagedTiff(path, header, axes=axes, voxel_size=voxel_size)
     return MappedTiff(path, header, stack.offset, byte_order, axes=axes, voxel_size=voxel_size)
+
+
+def _check_log(path: str, records: Sequence[logging.LogRecord]) -> None:
+    """Refuse a file of which tifffile logged an error before it went on with fewer slices.
+
+    A tag that cannot be read is left alone: cameras write many of their own.
+    """
+    for record in records:
+        if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
+            reason = re.sub(r"<.*?> ", "", record.getMessage())[:120]
+            raise UserError(f"the TIFF is damaged or cut short ({reason})", path, "copy it again, or save it anew")
 
 
 class MappedTiff(StoredVolume):

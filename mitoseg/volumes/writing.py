@@ -47,8 +47,7 @@ class VolumeWriter:
         self._overwrite = overwrite
         self._stack = ExitStack()
         self._output: Output | None = None
-        check_output(self._file, overwrite)
-        _check_replaceable(self._file, self._dataset)
+        check_volume_output(info.path, overwrite)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -143,12 +142,15 @@ def create_volume(
     return VolumeWriter(VolumeInfo(text, (z, y, x), stored, size, plain(metadata or {})), overwrite=overwrite)
 
 
-def _check_replaceable(file: Path, dataset: str) -> None:
-    """Refuse to overwrite what may hold more than one volume.
+def check_volume_output(path: str, overwrite: bool) -> None:
+    """Refuse a volume that cannot be written, before any work is done; `create_volume` asks this too.
 
     Raises:
-        UserError: A folder that is no Zarr array, or an HDF5 file with other datasets.
+        UserError: An unknown suffix, an output that exists, a folder that may not be written; or overwriting would
+            remove more than one volume: a folder that is no Zarr array, an HDF5 file with other datasets.
     """
+    file, dataset = _place(path)
+    check_output(file, overwrite)
     if file.is_dir() and not is_array(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
     if file.is_file() and file.suffix.lower() in hdf5.SUFFIXES:

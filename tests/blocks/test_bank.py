@@ -29,8 +29,8 @@ def position_code(shape):
 
 def two_regions(rng):
     """A region inside its volume, and one that is all of another volume of another shape."""
-    a, b = rng.integers(0, 256, (7, 90, 120), np.uint8), rng.integers(0, 256, (4, 71, 66), np.uint8)
-    return [region(a, (2, 10, 20), (6, 70, 110)), region(b)]
+    a, b = rng.integers(0, 256, (7, 180, 210), np.uint8), rng.integers(0, 256, (4, 71, 66), np.uint8)
+    return [region(a, (2, 60, 60), (6, 120, 150)), region(b)]
 
 
 def random_positions(regions, n, rng):
@@ -120,6 +120,8 @@ def test_any_angle_agrees_with_scipy(window, pivot, interpolation, device):
     bank = VolumeBank(regions, AS_IS, window).to(device)
     position_b4 = random_positions(regions, 40, rng)
     angle_b = torch.from_numpy(rng.random(40).astype(np.float32) * 360)
+    position_b4[1:4] = torch.tensor([[0, 0, 0, 0], [0, 3, 59, 89], [0, 1, 59, 0]])  # corners: as far out as it gets
+    angle_b[1:4] = 45.01  # at 45 the diagonal lies halfway between voxels
     angle_b[::4] = 90.0 * torch.from_numpy(rng.integers(4, size=10)).float()
     flip_b = torch.from_numpy(rng.random(40) < 0.5)
     arguments = (t.to(device) for t in (position_b4, angle_b, flip_b))

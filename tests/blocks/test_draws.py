@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mitoseg.blocks.draws import EpochDraws
+from mitoseg.blocks.draws import EpochDraws, describe
 from mitoseg.blocks.positions import BlockRule, PositionTable
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
@@ -110,7 +110,7 @@ def test_any_position(balance, share):
     assert maker.share == pytest.approx(share)
     assert draws.label_n.mean() == pytest.approx(share, abs=0.01 if balance == "none" else 1e-9)
     turned = draws.angle_n != 0
-    assert turned[draws.label_n == 1].mean() == pytest.approx(balance == "rotate", abs=0.01)
+    assert turned[draws.label_n == 1].mean() == pytest.approx(float(balance == "rotate"), abs=0.01)
     assert not turned[draws.label_n == 0].any()
     assert len(EpochDraws(source, balance=balance)) == source.grid_blocks == 400
 
@@ -135,17 +135,13 @@ def test_augmentation_is_the_same_for_both_classes(augment, angles, flips):
         assert (draws.angle_n[draws.label_n == c] < 180).mean() == pytest.approx(0.5 if angles > 1 else 1, abs=0.06)
 
 
-def test_the_summary_is_plain_and_right(caplog):
-    maker = EpochDraws(table(436, 10, dropped=3))
-    summary = json.loads(json.dumps(maker.summary()))
-    assert summary["blocks"] == {"foreground": 10, "background": 436, "dropped": 3}
-    assert summary["draws"] == {"foreground": 436, "background": 436}
-    assert summary["multiplicity"] == {"foreground": 43.6, "background": 1.0}
-    assert summary["distinct_block_angle_pairs"] == 872
-    assert (summary["prior"], summary["batch_prior"]) == (10 / 446, 0.5)
-    with caplog.at_level("INFO"):
-        maker.log()
-    assert "each mitochondria block is drawn 43.6 times" in caplog.text
+def test_the_summary_is_plain_and_right():
+    summary = json.loads(json.dumps(EpochDraws(table(436, 10, dropped=3)).summary()))
+    expected = {"blocks_foreground": 10, "blocks_background": 436, "blocks_dropped": 3, "draws_distinct": 872}
+    expected |= {"draws_foreground": 436, "draws_background": 436, "prior": 10 / 446, "batch_prior": 0.5}
+    expected |= {"multiplicity_foreground": 43.6, "multiplicity_background": 1.0}
+    assert summary.items() >= expected.items()
+    assert "each mitochondria block is drawn 43.6 times" in describe(summary)
 
 
 def test_mistakes_are_told_in_one_line():

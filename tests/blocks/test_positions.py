@@ -141,7 +141,7 @@ def test_mistakes_are_told_in_one_line():
         (lambda: BlockRule("impure"), "unknown label_rule: 'impure'; choose one of purity, majority, center"),
         (lambda: BlockRule(positions="all"), "choose one of grid, any"),
         (lambda: BlockRule(purity=(0.8, 0.2)), "purity is not"),
-        (lambda: BlockRule(block=0), "no pixels"),
+        (lambda: BlockRule(block=0), "block is not positive"),
     ]
     for make, line in cases:
         with pytest.raises(UserError, match=line):

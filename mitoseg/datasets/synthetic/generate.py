@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from mitoseg.datasets.synthetic.cells import Cells, partition
 from mitoseg.datasets.synthetic.imaging import ByteArray, expose, section_offsets, shift_sections
@@ -19,6 +18,8 @@ from mitoseg.errors import UserError
 VERSION = 1
 """Of the generator: raised whenever the same seed gives other voxels."""
 SMALLEST = (3, 64, 64)
+DENSE_GRAIN = 0.6
+"""Dense cytoplasm is more even than light cytoplasm."""
 
 
 def generate_phantom(
@@ -40,7 +41,7 @@ def generate_phantom(
         UserError: The shape is too small, the seed negative, or the preset unknown.
     """
     chosen = get_preset(preset) if isinstance(preset, str) else preset
-    shape = _checked_shape(shape_zyx)
+    shape = checked_shape(shape_zyx)
     sequences = seed_sequences(seed)
     margin = chosen.microscope.shift
     wide = (shape[0], shape[1] + 2 * margin, shape[2] + 2 * margin)
@@ -56,7 +57,8 @@ def generate_phantom(
     camera = np.random.default_rng(sequences[3])
     if margin:
         offsets = section_offsets(shape[0], margin, camera)
-        grey_zyx, instances_zyx = (shift_sections(a, offsets, margin) for a in (grey_zyx, instances_zyx))
+        grey_zyx = shift_sections(grey_zyx, offsets, margin)
+        instances_zyx = shift_sections(instances_zyx, offsets, margin)
     image_zyx = expose(grey_zyx, Grid(shape, grid.voxel_nm, grid.factors), chosen.microscope, camera)
     instances_zyx = _renumbered(instances_zyx)
     return image_zyx, (instances_zyx > 0).astype(np.uint8), instances_zyx
@@ -73,7 +75,12 @@ def seed_sequences(seed: int) -> list[np.random.SeedSequence]:
     return np.random.SeedSequence([VERSION, seed]).spawn(4)
 
 
-def _checked_shape(shape_zyx: Sequence[int]) -> tuple[int, int, int]:
+def checked_shape(shape_zyx: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of a phantom as integers.
+
+    Raises:
+        UserError: Not three axes, or one is too short.
+    """
     if len(shape_zyx) != 3 or any(n < least for n, least in zip(shape_zyx, SMALLEST, strict=False)):
         remedy = f"give (z, y, x) voxels, at least {SMALLEST}"
         raise UserError("cannot make a phantom of this shape", tuple(shape_zyx), remedy)
@@ -91,12 +98,12 @@ def _paint_cells(
 ) -> FloatArray:
     """Cytoplasm, membranes, myelin and the gap between the cells."""
     greys = preset.greys
-    base, sheath = _cell_tables(scene, cells, preset, rng)
+    base, granules, sheath = _cell_tables(scene, cells, preset, rng)
     depth, ids = cells.depth_zyx, cells.id_zyx
     grain = noise[0] * np.float32(0.8) + noise[1] * np.float32(0.45)
     # dark specks stand out more than light ones
     grain += np.minimum(grain, 0) * np.float32(0.5)
-    image = base[ids] + np.float32(greys.granules) * grain
+    image = base[ids] + granules[ids] * grain
     thickness = sheath[ids]
     wrapped = (depth < thickness) & (depth > 14)
     lamellae = np.float32(greys.dark - 4) + 16 * np.cos(depth * np.float32(2 * np.pi / 17))
@@ -110,10 +117,11 @@ def _paint_cells(
 
 def _cell_tables(
     scene: Scene, cells: Cells, preset: Preset, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """By cell id: mean grey of the cytoplasm, and thickness of the myelin (0: none)."""
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """By cell id: mean and grain of the cytoplasm's grey, and thickness of the myelin (0: none)."""
     count = len(scene.neurites)
     grey = np.array([preset.greys.gap, *(n.grey for n in scene.neurites)], np.float32)
+    granules = np.array([0, *(preset.greys.granules * n.grain for n in scene.neurites)], np.float32)
     sheath = np.zeros(count + 1, np.float32)
     free = 1 + len(scene.bodies) + rng.permutation(count - len(scene.bodies))
     dark = myelinated = 0.0
@@ -122,10 +130,11 @@ def _cell_tables(
         if dark + share < 1.1 * preset.tissue.dark_cells:
             dark += share
             grey[cell] = rng.normal(preset.greys.dark, preset.greys.spread)
+            granules[cell] *= DENSE_GRAIN
         elif myelinated + share < 1.1 * preset.tissue.myelinated and share > 0.004:
             myelinated += share
             sheath[cell] = scene.neurites[cell - 1].sheath
-    return grey, sheath
+    return grey, granules, sheath
 
 
 def _renumbered(instances_zyx: InstanceArray) -> InstanceArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -9,6 +11,7 @@ from scipy import ndimage
 from mitoseg.datasets.synthetic.noise import FloatArray, Grid, smooth_noise
 from mitoseg.datasets.synthetic.presets import Microscope
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 ByteArray = npt.NDArray[np.uint8]
 
 
@@ -36,7 +39,8 @@ def expose(grey_zyx: FloatArray, grid: Grid, microscope: Microscope, rng: np.ran
     np.sqrt(np.maximum(variance, 1, out=variance), out=variance)
     variance *= rng.standard_normal(image.shape, dtype=np.float32)
     image += variance
-    return np.clip(np.rint(image, out=image), 0, 255, out=image).astype(np.uint8)
+    image_zyx: ByteArray = np.clip(np.rint(image, out=image), 0, 255, out=image).astype(np.uint8)
+    return image_zyx
 
 
 def _charging(image: FloatArray, strength: float, rng: np.random.Generator) -> FloatArray:
@@ -58,7 +62,7 @@ def section_offsets(depth: int, largest: int, rng: np.random.Generator) -> npt.N
     return offsets
 
 
-def shift_sections(array_zyx: npt.NDArray[np.generic], offsets: npt.NDArray[np.intp], largest: int) -> npt.NDArray[np.generic]:
+def shift_sections(array_zyx: npt.NDArray[Scalar], offsets: npt.NDArray[np.intp], largest: int) -> npt.NDArray[Scalar]:
     """Cut the sections out of a volume that is ``2 * largest`` wider in y and x, each at its own place."""
     depth, height, width = array_zyx.shape
     out = np.empty((depth, height - 2 * largest, width - 2 * largest), array_zyx.dtype)

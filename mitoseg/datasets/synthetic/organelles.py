@@ -75,13 +75,15 @@ def _mitochondrion(
     across = v - np.float32(body.bend) * u * u
     turn = np.float32(2 * np.pi / body.cristae_period)
     if body.tubular:
-        waves = np.sin(turn * u + broad) + np.sin(turn * across + 0.8 * broad) + np.sin(turn * w)
+        waves = np.sin(turn * u + 1.6 * broad) + np.sin(turn * across - 1.3 * broad) + np.sin(turn * w + broad)
         cristae = np.clip(waves, -1.6, 1.6) * np.float32(0.75)
     else:
         a, b, c = (np.float32(t) for t in body.cristae_tilt)
         cristae = np.cos(turn * (a * u + b * across + c * w) + np.float32(1.3) * broad)
+        # branches between the lamellae: seen where the lamellae lie in the plane of the section
+        cristae += np.float32(0.55) * np.cos(turn * (a * across - b * u + np.float32(0.6) * w) - broad)
     # lamellae end inside the matrix here and there
-    present = np.clip(np.float32(0.75) + np.float32(0.35) * broad, 0.25, 1.0)
+    present = np.clip(np.float32(0.85) + np.float32(0.25) * broad, 0.5, 1.0)
     deep = np.clip((-distance - 20) * np.float32(1 / 15), 0, 1)
     look = np.float32(body.grey) + np.float32(greys.cristae) * cristae * present * deep
     outer, inner = _line(distance, -5, 5), _line(distance, -26, 5.5)

@@ -23,10 +23,10 @@ class Tissue:
     """
 
     mitochondria: float = 0.065
-    lysosomes: float = 0.035
+    lysosomes: float = 0.025
     multivesicular: float = 0.02
-    dark_cells: float = 0.13
-    myelinated: float = 0.06
+    dark_cells: float = 0.10
+    myelinated: float = 0.045
     neurite_radius: float = 120.0
     vesicle_clusters: float = 12.0
     cisterns: float = 90.0
@@ -43,7 +43,7 @@ class Greys:
         membrane: A membrane's darkest level.
         gap: Between two cells.
         cristae: Amplitude of the cristae about the matrix.
-        granules: Standard deviation of the grain of cytoplasm.
+        granules: Standard deviation of the grain of light cytoplasm.
     """
 
     cytoplasm: float = 163.0
@@ -51,7 +51,7 @@ class Greys:
     spread: float = 5.0
     membrane: float = 70.0
     gap: float = 112.0
-    cristae: float = 17.0
+    cristae: float = 22.0
     granules: float = 13.0
 
 
@@ -74,7 +74,7 @@ class Microscope:
     shading: float = 0.035
     jitter: float = 1.2
     curtains: float = 1.5
-    shot: float = 8.0
+    shot: float = 7.5
     detector: float = 4.0
     charging: float = 0.0
     shift: int = 0
@@ -98,7 +98,14 @@ PRESETS: dict[str, Preset] = {
         (30.0, 6.0, 6.0),
         greys=Greys(cytoplasm=172.0, membrane=52.0, gap=150.0),
         microscope=Microscope(
-            blur=(0.0, 0.8, 0.8), shading=0.03, jitter=3.0, curtains=0.0, shot=7.0, detector=4.0, charging=30.0, shift=4
+            blur=(0.0, 0.8, 0.8),
+            shading=0.03,
+            jitter=3.0,
+            curtains=0.0,
+            shot=7.0,
+            detector=4.0,
+            charging=30.0,
+            shift=4,
         ),
     ),
 }

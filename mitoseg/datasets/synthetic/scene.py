@@ -97,7 +97,7 @@ class _Room:
 
 def _random_body(kind: str, grid: Grid, greys: Greys, rng: np.random.Generator) -> Body:
     if kind == "mitochondrion":
-        radius = float(np.clip(rng.lognormal(np.log(140), 0.25), 95, 240))
+        radius = float(np.clip(rng.lognormal(np.log(122), 0.25), 85, 220))
         half_length = radius * float(rng.choice([0.15, 0.8, 1.9], p=[0.3, 0.35, 0.35]) + rng.uniform(0, 0.8))
         bend, waist = float(rng.uniform(0, 0.7)) / (half_length + 2 * radius), float(rng.uniform(0, 0.13))
     else:
@@ -140,15 +140,15 @@ def _neurite(
 ) -> Neurite:
     grey = float(rng.normal(greys.cytoplasm, greys.spread))
     return Neurite(
-        centre, axis, radius, half_length, grey, float(rng.lognormal(0, 0.25)), sheath=float(rng.uniform(70, 150))
+        centre, axis, radius, half_length, grey, float(rng.lognormal(0, 0.2)), sheath=float(rng.uniform(70, 150))
     )
 
 
 def warped(grid: Grid, seed: np.random.SeedSequence) -> Positions:
     """The coarse positions, moved by smooth noise: straight neurites become winding ones."""
     rng = np.random.default_rng(seed)
-    z, y, x = grid.coarse_shape
-    coarse = Grid(grid.coarse_shape, tuple(f * v for f, v in zip(grid.factors, grid.voxel_nm)), (1, 1, 1))  # type: ignore[arg-type]
+    z, y, x = (f * v for f, v in zip(grid.factors, grid.voxel_nm, strict=True))
+    coarse = Grid(grid.coarse_shape, (z, y, x), (1, 1, 1))
     moved = []
     for position in grid.coarse_positions():
         bends = 90 * smooth_noise(coarse, 700, rng) + 18 * smooth_noise(coarse, 200, rng)
@@ -156,9 +156,7 @@ def warped(grid: Grid, seed: np.random.SeedSequence) -> Positions:
     return moved[0], moved[1], moved[2]
 
 
-def _fill_with_neurites(
-    grid: Grid, owners: list[Neurite], preset: Preset, rng: np.random.Generator
-) -> list[Neurite]:
+def _fill_with_neurites(grid: Grid, owners: list[Neurite], preset: Preset, rng: np.random.Generator) -> list[Neurite]:
     """Throw neurites into what is still free, large ones first, until little of it is."""
     positions = grid.coarse_positions()
     nearest = np.full(grid.coarse_shape, REACH, np.float32)

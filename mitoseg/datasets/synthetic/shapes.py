@@ -23,10 +23,15 @@ Vector = tuple[float, float, float]
 
 def part_of(positions: Positions, part: tuple[slice, slice, slice]) -> Positions:
     """Positions of a part of the grid, for open and for full meshes."""
-    z, y, x = (
-        p[tuple(slice(None) if n == 1 else s for n, s in zip(p.shape, part, strict=True))] for p in positions
-    )
+    z, y, x = (p[tuple(slice(None) if n == 1 else s for n, s in zip(p.shape, part, strict=True))] for p in positions)
     return z, y, x
+
+
+def along(axis: Vector, offsets: Positions) -> FloatArray:
+    """Component of offsets (an open or full mesh) along a unit vector."""
+    parts = [np.float32(a) * offset for a, offset in zip(axis, offsets, strict=True)]
+    total: FloatArray = parts[0] + parts[1] + parts[2]
+    return total
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,9 @@ class Body:
 
     def local(self, positions: Positions) -> Positions:
         """Positions in the body's frame (u, v, w)."""
-        moved = [p - np.float32(c) for p, c in zip(positions, self.centre, strict=True)]
-        u, v, w = (sum((np.float32(a) * m for a, m in zip(axis, moved, strict=True))) for axis in self.frame)
-        return np.asarray(u), np.asarray(v), np.asarray(w)
+        dz, dy, dx = (p - np.float32(c) for p, c in zip(positions, self.centre, strict=True))
+        u, v, w = (along(axis, (dz, dy, dx)) for axis in self.frame)
+        return u, v, w
 
     def distance(self, positions: Positions) -> FloatArray:
         """Signed distance to the surface in nm, negative inside (exact for a straight round tube)."""
@@ -113,11 +118,10 @@ class Neurite:
     def distance(self, positions: Positions) -> FloatArray:
         """Signed distance to the tube, negative inside."""
         dz, dy, dx = (p - np.float32(c) for p, c in zip(positions, self.centre, strict=True))
-        az, ay, ax = (np.float32(a) for a in self.axis)
-        along = az * dz + ay * dy + ax * dx
+        ahead = along(self.axis, (dz, dy, dx))
         across2 = dz * dz + dy * dy + dx * dx
-        across2 -= along * along
-        beyond = np.maximum(np.abs(along, out=along) - np.float32(self.half_length), 0, out=along)
+        across2 -= ahead * ahead
+        beyond = np.maximum(np.abs(ahead) - np.float32(self.half_length), 0)
         across2 += beyond * beyond
         distance: FloatArray = np.sqrt(np.maximum(across2, 0, out=across2), out=across2)
         distance -= np.float32(self.radius)

@@ -9,12 +9,10 @@ from mitoseg.datasets.synthetic.cells import Cells
 from mitoseg.datasets.synthetic.noise import FloatArray, Grid
 from mitoseg.datasets.synthetic.presets import Greys, Preset
 from mitoseg.datasets.synthetic.scene import Scene
-from mitoseg.datasets.synthetic.shapes import random_axis
+from mitoseg.datasets.synthetic.shapes import along, random_frame
 
 
-def paint_small(
-    image_zyx: FloatArray, cells: Cells, scene: Scene, preset: Preset, rng: np.random.Generator
-) -> None:
+def paint_small(image_zyx: FloatArray, cells: Cells, scene: Scene, preset: Preset, rng: np.random.Generator) -> None:
     """Paint cisterns, and synapses: a vesicle cluster on one side of a membrane, a density on the other.
 
     Args:
@@ -47,43 +45,34 @@ def _random_voxel(
     return z, y, x
 
 
-def _paint_cistern(
-    image_zyx: FloatArray, cells: Cells, grid: Grid, greys: Greys, rng: np.random.Generator
-) -> None:
+def _paint_cistern(image_zyx: FloatArray, cells: Cells, grid: Grid, greys: Greys, rng: np.random.Generator) -> None:
     """A flattened bent tube: a dark membrane around grey contents."""
     voxel = _random_voxel(cells, grid, (60, 1e9), rng)
-    axis, across = np.array(random_axis(rng)), np.array(random_axis(rng))
+    frame = random_frame(rng)
     radius, half_length = float(rng.uniform(14, 30)), float(rng.gamma(1.5, 45))
     bend, grey = float(rng.normal(0, 0.002)), float(rng.normal(greys.dark + 22, 8))
     if voxel is None:
         return
     centre = [k * v for k, v in zip(voxel, grid.voxel_nm, strict=True)]
     box = grid.box_around(centre, half_length + 2 * radius)
-    moved = [p - np.float32(c) for p, c in zip(grid.voxel_positions(box), centre, strict=True)]
-    across -= axis * (axis * across).sum()
-    across /= np.sqrt((across * across).sum())
-    u = sum(np.float32(a) * m for a, m in zip(axis, moved, strict=True))
-    v = sum(np.float32(a) * m for a, m in zip(across, moved, strict=True))
-    length2 = moved[0] ** 2 + moved[1] ** 2 + moved[2] ** 2
-    w2 = np.maximum(length2 - u * u - v * v, 0)
-    v = v - np.float32(bend) * u * u
+    z, y, x = (p - np.float32(c) for p, c in zip(grid.voxel_positions(box), centre, strict=True))
+    u, v, w = (along(axis, (z, y, x)) for axis in frame)
+    v -= np.float32(bend) * u * u
     beyond = np.maximum(np.abs(u) - np.float32(half_length), 0)
-    distance = np.sqrt(beyond * beyond + v * v + np.float32(0.4) * w2) - np.float32(radius)
+    distance = np.sqrt(beyond * beyond + v * v + np.float32(0.4) * w * w) - np.float32(radius)
     allowed = (cells.id_zyx[box.slices] == cells.id_zyx[voxel]) & (cells.depth_zyx[box.slices] > 22)
     rim = np.exp(np.float32(-0.5) * ((distance + 5) / 5) ** 2)
     look = np.float32(grey) + (np.float32(greys.membrane + 15) - np.float32(grey)) * rim
     np.copyto(image_zyx[box.slices], look.astype(np.float32), where=allowed & (distance < 0))
 
 
-def _paint_synapse(
-    image_zyx: FloatArray, cells: Cells, grid: Grid, greys: Greys, rng: np.random.Generator
-) -> None:
+def _paint_synapse(image_zyx: FloatArray, cells: Cells, grid: Grid, greys: Greys, rng: np.random.Generator) -> None:
     voxel = _random_voxel(cells, grid, (14, 45), rng)
     reach, count = float(rng.uniform(150, 320)), int(rng.integers(250, 700))
     if voxel is None:
         return
     centre = np.array([k * v for k, v in zip(voxel, grid.voxel_nm, strict=True)])
-    _paint_density(image_zyx, cells, grid, voxel, centre, float(rng.uniform(80, 160)))
+    _paint_density(image_zyx, cells, grid, voxel, centre, float(rng.uniform(50, 120)))
     places = centre + rng.normal(0, 0.42 * reach, (count, 3))
     index = np.rint(places / grid.voxel_nm).astype(np.intp)
     inside = ((index >= 0) & (index < grid.shape)).all(axis=1)
@@ -128,7 +117,7 @@ def _paint_density(
     """Darken the other cells' side of the membrane near a synapse."""
     box = grid.box_around(centre.tolist(), 2 * radius)
     dz, dy, dx = (p - np.float32(c) for p, c in zip(grid.voxel_positions(box), centre, strict=True))
-    near = np.exp(-((dz * dz + dy * dy + dx * dx) * np.float32(1 / radius**2)) ** 2)
+    near = np.exp(-(((dz * dz + dy * dy + dx * dx) * np.float32(1 / radius**2)) ** 2))
     depth, ids = cells.depth_zyx[box.slices], cells.id_zyx[box.slices]
     band = np.where(ids != cells.id_zyx[voxel], np.float32(32), np.float32(12))
     weight = near * np.exp(-((depth / band) ** 4))

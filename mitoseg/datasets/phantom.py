@@ -1,0 +1,148 @@
+"""The synthetic phantom as a data set: made on first use, kept in the cache, split like real data."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pooch
+from filelock import FileLock
+from rich.console import Console
+from rich.status import Status
+
+from mitoseg.datasets.files import Files
+from mitoseg.datasets.naming import Named
+from mitoseg.datasets.splitting import Validation
+from mitoseg.datasets.synthetic import VERSION, generate_phantom, get_preset
+from mitoseg.datasets.synthetic.generate import checked_shape, seed_sequences
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.storage import atomic_output
+from mitoseg.volumes import create_volume
+
+_log = logging.getLogger(__name__)
+_SPLITS = ("train", "test")
+_FILES = ("image.tif", "label.tif", "instances.tif")
+
+
+class Phantom(Files):
+    """Synthetic EM with exact truth, for trying things out where no real data is at hand.
+
+    Training and testing are volumes of different seeds, which share no object. Each lies in a folder of its own,
+    named by everything it depends on, as ``image.tif``, ``label.tif`` (0, 1) and ``instances.tif``.
+
+    Args:
+        root: Folder that the volumes are kept in; None is the cache.
+        preset: ``fibsem`` (5 nm isotropic) or ``sbem`` (30 x 6 x 6 nm, charging, shifted sections).
+        seed: Not negative; another seed gives other tissue.
+        train_shape: (z, y, x) in voxels, at least (3, 64, 64).
+        test_shape: The same for the test volume.
+        validation: ``slabs`` ([[z0, z1], ...] or None), ``share`` (of the slices, from the end) and ``gap`` (slices
+            left out between); cut from the training volume.
+
+    Raises:
+        UserError: An unknown preset, a shape that is too small, or a negative seed.
+    """
+
+    name: ClassVar[str] = "phantom"
+    licence: ClassVar[str] = "CC0-1.0"
+    default_validation: ClassVar[Validation] = Validation(share=0.2, gap=2)
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        preset: str = "fibsem",
+        seed: int = 0,
+        train_shape: Sequence[int] = (32, 768, 768),
+        test_shape: Sequence[int] = (16, 768, 768),
+        validation: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(root=root, validation=validation)
+        self.folder = self.root or Path(pooch.os_cache("mitoseg")) / self.name
+        self.preset, self.seed = get_preset(preset), seed
+        self.shapes = {"train": checked_shape(train_shape), "test": checked_shape(test_shape)}
+        seed_sequences(seed)
+
+    def prepare(self) -> None:
+        """Make the volumes that are not there yet; each appears whole or not at all.
+
+        Raises:
+            UserError: The folder cannot be written, or the disk is full.
+        """
+        for split in _SPLITS:
+            folder = self.volume_folder(split)
+            if folder.is_dir():
+                continue
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    self._make(split, folder)
+
+    def volume_seed(self, split: str) -> int:
+        """Seed of the volume of a split: no two splits of any two phantoms have the same."""
+        return 2 * self.seed + _SPLITS.index(split)
+
+    def volume_folder(self, split: str) -> Path:
+        """Where the volume of a split (``train`` or ``test``) lies, named by all it depends on."""
+        z, y, x = self.shapes[split]
+        digest = hashlib.sha256(repr(asdict(self.preset)).encode()).hexdigest()[:8]
+        return self.folder / f"{self.preset.name}_{z}x{y}x{x}_seed{self.volume_seed(split)}_v{VERSION}_{digest}"
+
+    def named(self, key: str) -> Named:
+        """Image and labels of a split."""
+        folder = self.volume_folder(key)
+        return Named((str(folder / "image.tif"),), (str(folder / "label.tif"),))
+
+    def paths(self, key: str) -> Named:
+        """Image and labels of a split, which must be there.
+
+        Raises:
+            UserError: `prepare` has not made them.
+        """
+        missing = [name for name in _FILES if not (self.volume_folder(key) / name).is_file()]
+        if missing:
+            remedy = "remove that folder if it is there, then train once: the phantom is made anew"
+            raise UserError(f"the phantom lacks {', '.join(missing)}", str(self.volume_folder(key)), remedy)
+        return super().paths(key)
+
+    def facts_for_provenance(self) -> dict[str, object]:
+        """Licence, generator version, preset, seeds and shapes."""
+        return {
+            "name": self.name,
+            "title": f"synthetic phantom like {self.preset.name}",
+            "licence": self.licence,
+            "generator_version": VERSION,
+            "preset": asdict(self.preset),
+            "seed": self.seed,
+            "volume_seeds": {split: self.volume_seed(split) for split in _SPLITS},
+            "shapes": {split: list(shape) for split, shape in self.shapes.items()},
+        }
+
+    def _make(self, split: str, folder: Path) -> None:
+        shape, seed = self.shapes[split], self.volume_seed(split)
+        _log.info("making the %s phantom, %s voxels, seed %d, in %s", split, "x".join(map(str, shape)), seed, folder)
+        with _progress(f"making the {split} phantom ({self.preset.name}, {' x '.join(map(str, shape))} voxels)"):
+            image_zyx, label_zyx, instances_zyx = generate_phantom(shape, seed, self.preset)
+            with atomic_output(folder) as temporary:
+                temporary.mkdir()
+                _write(temporary / "image.tif", "image", image_zyx, self.preset.voxel_nm)
+                _write(temporary / "label.tif", "mask", label_zyx, self.preset.voxel_nm)
+                _write(temporary / "instances.tif", "instances", instances_zyx, self.preset.voxel_nm)
+
+
+def _write(path: Path, kind: str, array_zyx: npt.NDArray[np.unsignedinteger], voxel_nm: Sequence[float]) -> None:
+    with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=voxel_nm, metadata={"kind": kind}) as writer:
+        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
+
+
+def _progress(text: str) -> AbstractContextManager[Status]:
+    """A line on the terminal for as long as it takes; nothing where the output is a file."""
+    return Console(stderr=True).status(text)

@@ -1,0 +1,390 @@
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from mitoseg.datasets import phantom as phantom_module
+from mitoseg.datasets.phantom import Phantom
+from mitoseg.datasets.synthetic import PRESETS, generate_phantom, get_preset
+from mitoseg.datasets.synthetic.generate import seed_sequences
+from mitoseg.datasets.synthetic.imaging import section_offsets, shift_sections
+from mitoseg.datasets.synthetic.noise import Grid, smooth_noise, upsample
+from mitoseg.datasets.synthetic.scene import SPACING, plan_scene
+from mitoseg.datasets.synthetic.shapes import Body, Neurite
+from mitoseg.errors import UserError
+from mitoseg.volumes import open_volume
+
+SMALL = (6, 96, 128)
+
+
+def digest(volumes):
+    return hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in volumes)).hexdigest()
+
+
+def scene_of(seed, shape=(16, 512, 512), preset="fibsem"):
+    chosen = get_preset(preset)
+    grid = Grid.spaced(shape, chosen.voxel_nm, SPACING)
+    return plan_scene(grid, chosen, np.random.default_rng(seed_sequences(seed)[0]))
+
+
+def opened(mask_yx, radius):
+    """Opening by a disc; the border mirrors."""
+    if not radius:
+        return mask_yx
+    padded = np.pad(mask_yx, 2 * radius + 1, mode="symmetric")
+    kept = ndimage.distance_transform_edt(padded) > radius
+    if not kept.any():
+        return np.zeros_like(mask_yx)
+    inner = slice(2 * radius + 1, -2 * radius - 1)
+    return (ndimage.distance_transform_edt(~kept) <= radius)[inner, inner]
+
+
+def best_threshold_jaccard(image_zyx, label_zyx, slices, sigmas, greys, radii):
+    """The best foreground JAC that `grey below a level`, smoothed before and opened after, can have."""
+    best = 0.0
+    truth = label_zyx[slices] > 0
+    for sigma in sigmas:
+        smooth = ndimage.gaussian_filter(image_zyx.astype(np.float32), sigma)[slices]
+        for grey in greys:
+            for radius in radii:
+                found = np.stack([opened(slice_yx, radius) for slice_yx in smooth < grey])
+                best = max(best, (found & truth).sum() / (found | truth).sum())
+    return best
+
+
+@pytest.fixture(scope="module")
+def fibsem():
+    return generate_phantom((8, 512, 512), 3, "fibsem")
+
+
+@pytest.fixture(scope="module")
+def default_test():
+    shape = Phantom().shapes["test"]
+    return generate_phantom(shape, Phantom().volume_seed("test"), "fibsem")
+
+
+# the generator
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_the_same_seed_gives_the_same_bytes_whatever_the_threads(preset):
+    program = (
+        "import hashlib, numpy as np; from mitoseg.datasets.synthetic import generate_phantom\n"
+        f"v = generate_phantom({SMALL}, 5, {preset!r})\n"
+        "print(hashlib.sha256(b''.join(np.ascontiguousarray(a).tobytes() for a in v)).hexdigest())"
+    )
+    threads = {name: "7" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    other = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **threads}, capture_output=True, text=True, check=True
+    )
+    assert other.stdout.strip() == digest(generate_phantom(SMALL, 5, preset))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_types_and_truth(preset):
+    image, label, instances = generate_phantom(SMALL, 1, preset)
+    assert image.shape == label.shape == instances.shape == SMALL
+    assert (image.dtype, label.dtype, instances.dtype) == (np.uint8, np.uint8, np.uint16)
+    assert np.array_equal(label, instances > 0)
+    assert np.array_equal(np.unique(instances), np.arange(instances.max() + 1))
+    assert instances.max() > 0
+    assert image.std() > 15
+
+
+def test_two_seeds_share_no_object():
+    def parameters(scene):
+        things = (*scene.bodies, *scene.neurites)
+        pairs = {(f.name, getattr(t, f.name)) for t in things for f in fields(t) if f.name not in ("kind", "tubular")}
+        return pairs - {("radius", 85.0), ("radius", 220.0)}  # where mitochondria's radii are clipped
+
+    one, other = scene_of(0), scene_of(1)
+    assert len(one.bodies) > 5
+    assert len(one.neurites) > 30
+    assert not parameters(one) & parameters(other)
+
+
+def test_two_seeds_look_different(fibsem):
+    image, label, _ = fibsem
+    other_image, other_label, _ = generate_phantom(image.shape, 4, "fibsem")
+    assert abs(np.corrcoef(image.ravel(), other_image.ravel())[0, 1]) < 0.1
+    assert (label & other_label).sum() / (label | other_label).sum() < 0.25
+
+
+def test_share_of_mitochondria(fibsem):
+    assert 0.045 < fibsem[1].mean() < 0.085
+
+
+def test_mitochondria_lie_in_the_dark_and_have_a_rim(fibsem):
+    image, label, _ = fibsem
+    distance = np.stack([ndimage.distance_transform_edt(s) - ndimage.distance_transform_edt(~s) for s in label > 0])
+    matrix, rim, outside = (image[(distance > a) & (distance <= b)].mean() for a, b in ((8, 99), (0, 2), (-7, -4)))
+    assert rim < matrix - 3
+    assert matrix < outside - 10
+
+
+def test_neighbouring_slices_belong_together(fibsem):
+    image = fibsem[0].astype(float)
+    close = np.corrcoef(image[3].ravel(), image[4].ravel())[0, 1]
+    assert 0.6 < close < 0.98
+    assert np.corrcoef(image[0].ravel(), image[7].ravel())[0, 1] < close
+
+
+def test_a_grey_threshold_fails_on_a_small_phantom(fibsem):
+    image, label, _ = fibsem
+    jaccard = best_threshold_jaccard(image, label, slice(2, 7, 4), (1, 3), range(92, 140, 8), (0, 6, 12))
+    assert jaccard < 0.35
+
+
+@pytest.mark.slow
+def test_a_grey_threshold_fails_on_the_default_test_volume(default_test):
+    image, label, _ = default_test
+    sigmas, radii = (0, 1, 2, 4, 6), (0, 2, 4, 8, 12, 16)
+    jaccard = best_threshold_jaccard(image, label, slice(2, None, 6), sigmas, range(84, 148, 4), radii)
+    assert 0.1 < jaccard < 0.35
+
+
+@pytest.mark.slow
+def test_the_default_volumes_are_made_in_time():
+    recipe = Phantom()
+    start = time.process_time()
+    for split, shape in recipe.shapes.items():
+        _, label, instances = generate_phantom(shape, recipe.volume_seed(split), "fibsem")
+        assert 0.05 < label.mean() < 0.08
+        assert instances.max() >= 8
+    assert time.process_time() - start < 60  # 12 s on an idle core
+
+
+@pytest.mark.slow
+def test_a_block_network_learns_it(default_test):
+    """The network of the abstract, 1500 steps: it must find by texture what a threshold cannot."""
+    import torch
+    from torch.nn import functional
+
+    from mitoseg.networks.patch_cnn import PatchCNN
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    recipe, steps, half = Phantom(), 1500, 16
+    train_zyx, truth_zyx, _ = generate_phantom(recipe.shapes["train"], recipe.volume_seed("train"), "fibsem")
+    mean, std = float(train_zyx.mean()), float(train_zyx.std())
+    network = PatchCNN().to(memory_format=torch.channels_last)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.reset_parameters()
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    inner_zyx = truth_zyx[:24, half:-half, half:-half]
+    kinds = [np.argwhere(inner_zyx == kind) for kind in (0, 1)]
+    for _ in range(steps):
+        places = np.concatenate([kind[rng.integers(len(kind), size=64)] for kind in kinds])
+        blocks = [
+            train_zyx[[max(z - 1, 0), z, z + 1], y : y + 2 * half, x : x + 2 * half].copy() for z, y, x in places
+        ]
+        batch = torch.from_numpy(np.stack(blocks)).float().sub_(mean).div_(std)
+        batch = torch.rot90(batch, int(rng.integers(4)), (2, 3)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(batch)[:, :, 0, 0].float()
+        loss = functional.cross_entropy(logits, torch.arange(2).repeat_interleave(64))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+    def curve(image_zyx, label_zyx, slices):
+        jaccard = np.zeros((2, 60))
+        for z in slices:
+            stack = image_zyx[np.clip([z - 1, z, z + 1], 0, len(image_zyx) - 1)]
+            margins = ((0, 0), (half, half), (half, half))
+            padded = torch.from_numpy(np.pad(stack, margins, mode="reflect")).float().sub_(mean).div_(std)
+            windows = padded.unfold(1, 32, 8).unfold(2, 32, 8).permute(1, 2, 0, 3, 4)
+            rows, columns = windows.shape[:2]
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                scores = torch.cat([network(row.contiguous())[:, :, 0, 0].float() for row in windows])
+            logit = (scores[:, 1] - scores[:, 0]).reshape(1, 1, rows, columns)
+            size = (8 * (rows - 1) + 1, 8 * (columns - 1) + 1)
+            found = functional.interpolate(logit, size=size, mode="bilinear", align_corners=True)[0, 0].numpy()
+            truth = label_zyx[z] > 0
+            found = found[: truth.shape[0], : truth.shape[1]]
+            for i, level in enumerate(np.linspace(-6, 8, 60)):
+                jaccard[:, i] += ((found > level) & truth).sum(), ((found > level) | truth).sum()
+        return jaccard[0] / np.maximum(jaccard[1], 1)
+
+    level = int(np.argmax(curve(train_zyx, truth_zyx, range(26, 32, 2))))
+    image_zyx, label_zyx, _ = default_test
+    assert curve(image_zyx, label_zyx, range(1, len(image_zyx), 3))[level] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((6, 96), 0, "fibsem"), "shape"),
+        (((2, 96, 96), 0, "fibsem"), "shape"),
+        (((6, 96, 63), 0, "fibsem"), "shape"),
+        (((6, 96, 96), -1, "fibsem"), "seed"),
+        (((6, 96, 96), 0, "tem"), "fibsem, sbem"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(UserError, match=message):
+        generate_phantom(*arguments)
+
+
+def test_the_smallest_volume_has_a_mitochondrion():
+    for seed in range(4):
+        assert generate_phantom((3, 64, 64), seed)[1].any()
+
+
+# its parts
+
+
+def test_upsampling_reproduces_ramps():
+    grid = Grid((7, 10, 9), (1.0, 1.0, 1.0), (4, 3, 2))
+    axes = [np.arange(-1, n - 1) * f for n, f in zip(grid.coarse_shape, grid.factors, strict=True)]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    fine = np.meshgrid(*map(np.arange, grid.shape), indexing="ij")
+    found = upsample((2 * z - y + 5 * x).astype(np.float32), grid.factors, grid.shape)
+    np.testing.assert_allclose(found, 2 * fine[0] - fine[1] + 5 * fine[2], atol=1e-4)
+
+
+def test_smooth_noise_is_normalised_and_smooth():
+    grid = Grid((40, 200, 200), (5.0, 5.0, 5.0), (1, 1, 1))
+    noise = smooth_noise(grid, 60, np.random.default_rng(0))
+    assert abs(noise.mean()) < 0.1
+    assert noise.std() == pytest.approx(1, abs=0.1)
+    assert np.diff(noise, axis=2).std() < 0.35
+
+
+def test_neurite_distance_is_that_to_a_segment():
+    neurite = Neurite((10.0, 20.0, 30.0), (0.0, 0.6, 0.8), 7.0, 25.0, 160.0, 1.0, 80.0)
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-60, 100, (3, 200, 1, 1)).astype(np.float32)
+    t = np.linspace(-25, 25, 20001)[:, None]
+    segment = np.array(neurite.centre) + t * np.array(neurite.axis)
+    brute = [np.sqrt(((segment - p) ** 2).sum(axis=1)).min() - 7 for p in points[:, :, 0, 0].T]
+    np.testing.assert_allclose(neurite.distance(tuple(points))[:, 0, 0], brute, atol=0.05)
+
+
+def test_body_distance_is_about_that_of_a_ball():
+    eye = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    body = Body("lysosome", (0.0, 0.0, 0.0), eye, 100.0, 0.0, 1.0, 0.0, 0.0, (0.3, 1.0, 2.0), 110.0)
+    axis = np.linspace(-200, 200, 41, dtype=np.float32)
+    z, y, x = axis[:, None, None], axis[None, :, None], axis[None, None, :]
+    exact = np.sqrt(z * z + y * y + x * x) - 100
+    assert np.abs(body.distance((z, y, x)) - exact).max() <= 11.01  # the uneven outline: 6 % and 5 % of the radius
+    assert not (body.distance((z, y, x)) < 0)[exact > body.reach - 100].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_body_leaves_its_reach(seed):
+    for body in scene_of(seed, (8, 256, 256)).bodies:
+        offset = np.linspace(-2.5, 2.5, 41, dtype=np.float32) * np.float32(body.reach)
+        dz, dy, dx = offset[:, None, None], offset[None, :, None], offset[None, None, :]
+        cz, cy, cx = np.float32(body.centre)
+        far = np.sqrt(dz * dz + dy * dy + dx * dx) > body.reach
+        assert not (body.distance((dz + cz, dy + cy, dx + cx)) < 0)[far].any()
+
+
+def test_sections_move_with_their_truth():
+    offsets = section_offsets(50, 4, np.random.default_rng(0))
+    assert offsets.min() >= 0
+    assert offsets.max() <= 8
+    assert len(np.unique(offsets, axis=0)) > 5
+    z, y, x = np.meshgrid(np.arange(50), np.arange(20), np.arange(30), indexing="ij")
+    np.testing.assert_array_equal(shift_sections(y, offsets, 4)[:, 0, 0], offsets[:, 0])
+    np.testing.assert_array_equal(shift_sections(x, offsets, 4)[:, 0, 0], offsets[:, 1])
+    np.testing.assert_array_equal(shift_sections(z, offsets, 4), z[:, 4:-4, 4:-4])
+
+
+def test_shifted_truth_fits_every_section():
+    """On each section the outline of the truth lies on the dark membrane, and would not if it moved."""
+    image, label, _ = generate_phantom((8, 320, 320), 2, "sbem")
+    for image_yx, label_yx in zip(image.astype(float), label > 0, strict=True):
+        if label_yx.sum() < 1000:
+            continue
+        rim = label_yx & ~ndimage.binary_erosion(label_yx, iterations=2)
+        here = image_yx[rim].mean()
+        moved = [image_yx[np.roll(rim, step, (0, 1))].mean() for step in ((6, 0), (-6, 0), (0, 6), (0, -6))]
+        assert here < min(moved)
+
+
+# the recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return Phantom(root=str(tmp_path), train_shape=(10, 64, 96), test_shape=(4, 64, 64), validation={"share": 0.2})
+
+
+def test_prepare_makes_files_that_splits_opens(recipe):
+    recipe.prepare()
+    splits = recipe.splits()
+    assert [str(r.box) for r in splits.train] == ["[0:6,0:64,0:96]"]
+    assert [str(r.box) for r in splits.validation] == ["[8:10,0:64,0:96]"]
+    assert [str(r.box) for r in splits.test] == ["[0:4,0:64,0:64]"]
+    assert splits.voxel_size == (5.0, 5.0, 5.0)
+    image, label, instances = generate_phantom((4, 64, 64), recipe.volume_seed("test"), "fibsem")
+    np.testing.assert_array_equal(splits.test[0].read_image(), image)
+    np.testing.assert_array_equal(splits.test[0].read_label(), label)
+    stored = open_volume(str(recipe.volume_folder("test") / "instances.tif"))
+    np.testing.assert_array_equal(stored.read(), instances)
+    assert stored.voxel_size == (5.0, 5.0, 5.0)
+    assert splits.provenance["licence"] == "CC0-1.0"
+    assert splits.provenance["volume_seeds"] == {"train": 0, "test": 1}
+
+
+def test_prepare_makes_each_volume_once(recipe, monkeypatch):
+    recipe.prepare()
+    monkeypatch.setattr(phantom_module, "generate_phantom", lambda *_: pytest.fail("made again"))
+    recipe.prepare()
+
+
+def test_an_interrupted_prepare_leaves_nothing(recipe, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom_module, "create_volume", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.prepare()
+    assert not [p for p in recipe.folder.iterdir() if p.suffix != ".lock"]
+    with pytest.raises(UserError, match=r"lacks image\.tif"):
+        recipe.splits()
+    monkeypatch.undo()
+    recipe.prepare()
+    assert recipe.splits().test
+
+
+def test_what_a_volume_depends_on_is_in_its_folder(tmp_path):
+    root = str(tmp_path)
+    variants = [
+        Phantom(root=root),
+        Phantom(root=root, seed=1),
+        Phantom(root=root, preset="sbem"),
+        Phantom(root=root, train_shape=(33, 768, 768), test_shape=(17, 768, 768)),
+    ]
+    folders = {v.volume_folder(split) for v in variants for split in ("train", "test")}
+    assert len(folders) == 2 * len(variants)
+
+
+def test_no_two_volumes_of_any_two_phantoms_have_the_same_seed():
+    seeds = [Phantom(seed=seed).volume_seed(split) for seed in range(20) for split in ("train", "test")]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "tem"}, "preset"),
+        ({"seed": -1}, "seed"),
+        ({"train_shape": [3, 3, 3]}, "shape"),
+        ({"validation": {"slab": 1}}, "slab"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(UserError, match=message):
+        Phantom(**options)

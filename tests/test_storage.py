@@ -1,0 +1,209 @@
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mitoseg import storage
+from mitoseg.errors import UserError
+from mitoseg.storage import atomic_output, check_output, write_json, write_text
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def break_off(path, error, **options):
+    """Write half of an output, then raise."""
+    with atomic_output(path, **options) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+def test_a_file_appears_whole(tmp_path):
+    with atomic_output(tmp_path / "a.tif") as temporary:
+        assert temporary.suffix == ".tif"
+        assert temporary.parent == tmp_path
+        temporary.write_bytes(b"half")
+        assert not (tmp_path / "a.tif").exists()
+    assert names(tmp_path) == ["a.tif"]
+    assert (tmp_path / "a.tif").read_bytes() == b"half"
+
+
+def test_a_folder_appears_whole_and_replaces_another(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "old").write_text("old")
+    with atomic_output(tmp_path / "a.zarr", overwrite=True) as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+    assert names(tmp_path) == ["a.zarr"]
+    assert names(tmp_path / "a.zarr") == ["new"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "old").write_text("old")
+    replace = os.replace
+
+    def refuse(source, target):
+        if Path(source).name.endswith(".partial.zarr"):
+            raise PermissionError(errno.EACCES, "held")
+        replace(source, target)
+
+    monkeypatch.setattr(storage.os, "replace", refuse)
+    with pytest.raises(UserError, match="cannot be written"), atomic_output(tmp_path / "a.zarr", overwrite=True) as t:
+        t.mkdir()
+    assert names(tmp_path) == ["a.zarr"]
+    assert names(tmp_path / "a.zarr") == ["old"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
+def test_any_exception_leaves_nothing_and_passes_on(tmp_path, error):
+    with pytest.raises(error):
+        break_off(tmp_path / "new" / "deep" / "a.tif", error())
+    assert names(tmp_path) == []
+
+
+def test_an_exception_keeps_the_old_output(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(ValueError, match="boom"):
+        break_off(tmp_path / "a.txt", ValueError("boom"), overwrite=True)
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(errno.ENOSPC, "disk is full"), (errno.EFBIG, "disk is full"), (errno.EACCES, "cannot be written")],
+)
+def test_what_the_system_refuses_is_one_line(tmp_path, number, says):
+    with pytest.raises(UserError, match=says) as caught:
+        break_off(tmp_path / "a.tif", OSError(number, os.strerror(number)))
+    assert "a.tif" in str(caught.value)
+    assert "partial" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_known_from_a_librarys_text(tmp_path):
+    with pytest.raises(UserError, match="disk is full"), atomic_output(tmp_path / "a.h5"):
+        raise RuntimeError(
+            "Can't close file (file write failed: errno = 28, error message = 'No space left on device')"
+        )
+
+
+def test_other_errors_are_not_mistaken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="errno = 5"), atomic_output(tmp_path / "a.h5"):
+        raise RuntimeError("errno = 5")
+    with pytest.raises(FileNotFoundError), atomic_output(tmp_path / "a.h5"):
+        pass  # nothing was written: the caller's mistake
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_that_is_full(tmp_path):
+    with pytest.raises(UserError, match="disk is full"), atomic_output(tmp_path / "a.txt"):
+        Path("/dev/full").write_text("x")
+    assert names(tmp_path) == []
+
+
+def test_check_output_refuses_what_exists(tmp_path):
+    (tmp_path / "a.tif").write_text("")
+    with pytest.raises(UserError, match=r"exists: '.*a\.tif'; .*overwrite=true"):
+        check_output(tmp_path / "a.tif", overwrite=False)
+    check_output(tmp_path / "a.tif", overwrite=True)
+    check_output(tmp_path / "b.tif", overwrite=False)
+    check_output(tmp_path / "no" / "such" / "folder" / "b.tif", overwrite=False)
+    assert names(tmp_path) == ["a.tif"]
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
+    with pytest.raises(UserError, match="appeared"), atomic_output(tmp_path / "a.txt"):
+        (tmp_path / "a.txt").write_text("another's")
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "another's"
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path):
+    try:
+        (tmp_path / "a.tif").symlink_to(tmp_path / "nowhere")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    with pytest.raises(UserError, match="exists"):
+        check_output(tmp_path / "a.tif", overwrite=False)
+
+
+def test_a_parent_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(not a folder\)|Not a directory"):
+        check_output(tmp_path / "file" / "a.tif", overwrite=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_a_parent_without_permission(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot be written"):
+        check_output(tmp_path / "closed" / "a.tif", overwrite=False)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_parent_that_refuses(tmp_path, monkeypatch, number):
+    def refuse(**_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match="cannot be written"):
+        check_output(tmp_path / "a.tif", overwrite=False)
+    with pytest.raises(UserError, match="cannot be written"), atomic_output(tmp_path / "a.tif"):
+        pytest.fail("must not get here")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        check_output(tmp_path / ("a" * 300 + ".tif"), overwrite=False)
+    with atomic_output(tmp_path / ("a" * 200 + ".tif")) as temporary:
+        temporary.write_text("x")
+
+
+def test_json_is_plain(tmp_path):
+    data = {
+        "nan": float("nan"),
+        "inf": np.float32("inf"),
+        "count": np.int64(2**40),
+        "shape": (1, 2),
+        "array": np.array([[1.5, np.nan]]),
+        "path": Path("a") / "b",
+        "text": "µm",
+        3: {True},
+        "none": None,
+    }
+    write_json(tmp_path / "a.json", data)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "NaN" not in text
+    assert "µm" in text
+    assert json.loads(text) == {
+        "nan": None,
+        "inf": None,
+        "count": 2**40,
+        "shape": [1, 2],
+        "array": [[1.5, None]],
+        "path": os.path.join("a", "b"),
+        "text": "µm",
+        "3": [True],
+        "none": None,
+    }
+    with pytest.raises(TypeError, match="object"):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads(text)["count"] == 2**40  # the old file stays
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_text_keeps_its_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "a\nb\r\nµ")
+    assert (tmp_path / "a.txt").read_bytes() == "a\nb\r\nµ".encode()
+    with pytest.raises(UserError, match="exists"):
+        write_text(tmp_path / "a.txt", "", overwrite=False)

@@ -1,0 +1,200 @@
+"""A few real steps of training on a small volume: what is learnt, logged, calibrated and saved."""
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from mitoseg.blocks import BlockDataModule
+from mitoseg.datasets import Region, Splits
+from mitoseg.evaluation import overlay_figure
+from mitoseg.geometry import Box
+from mitoseg.inference import Prediction, predict_volume
+from mitoseg.metrics import Calibration, Counts, count, scores
+from mitoseg.networks import PatchCNN
+from mitoseg.networks.checkpoint import load_model
+from mitoseg.training import BlockClassifier, adamw
+from mitoseg.training.callbacks import SaveOnException, SlicePictures, checkpoints
+from mitoseg.volumes import ArrayVolume, Normalization
+
+CONFIG = {"_target_": "mitoseg.networks.PatchCNN", "in_channels": 3, "classes": 2}
+
+
+class Discs:
+    """Bright discs on noise: easy, so that a few steps show."""
+
+    def prepare(self):
+        pass
+
+    def splits(self):
+        rng = np.random.default_rng(0)
+        y, x = np.indices((96, 128))
+        label = np.zeros((8, 96, 128), np.uint8)
+        for cy, cx in [(30, 30), (60, 90), (80, 20), (20, 110)]:
+            label[:, (y - cy) ** 2 + (x - cx) ** 2 < 12**2] = 1
+        image = (60 * label + rng.integers(50, 110, label.shape)).astype(np.uint8)
+        volumes = ArrayVolume(image, (5, 5, 5)), ArrayVolume(label, (5, 5, 5))
+        parts = (Box((0, 0, 0), (4, 96, 128)), Box((5, 0, 0), (8, 96, 128)))
+        return Splits(*((Region(*volumes, box),) for box in parts), voxel_size=(5.0, 5.0, 5.0))
+
+
+def datamodule(**options):
+    given = {
+        "label_rule": "center",
+        "positions": "any",
+        "balance": "subsample",
+        "epoch_blocks": 1200,
+        "batch_size": 40,
+    } | options
+    return BlockDataModule(Discs, **given)
+
+
+def trainer(folder, **options):
+    given = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "callbacks": checkpoints(folder),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    } | options
+    return pl.Trainer(**given)
+
+
+def module(lr=2e-3):
+    torch.manual_seed(0)
+    return BlockClassifier(PatchCNN(), CONFIG, optimizer=lambda network: adamw(network, lr=lr))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One short run, shared: its folder, module, data and trainer."""
+    folder = tmp_path_factory.mktemp("run")
+    loggers = [TensorBoardLogger(folder, name="", version="tb"), CSVLogger(folder, name="", version="csv")]
+    callbacks = [*checkpoints(folder / "ck"), SlicePictures(overlay_figure, count=2)]
+    model, data = module(), datamodule()
+    run = trainer(folder, logger=loggers, callbacks=callbacks, log_every_n_steps=5)
+    run.fit(model, datamodule=data)
+    return folder, model, data, run
+
+
+def test_it_learns(trained):
+    *_, run = trained
+    assert run.callback_metrics["val/jaccard_foreground"] > 0.6
+    assert run.callback_metrics["train/block_jaccard"] > 0.6
+
+
+def test_the_validation_score_is_that_of_whole_slices_at_the_best_threshold(trained):
+    """Predicting the slab afresh with the checkpoint and its threshold gives the logged score."""
+    folder, _, data, run = trained
+    model = load_model(folder / "ck" / "last.ckpt")
+    prediction = Prediction(
+        model.network,
+        Normalization(**model.normalization),
+        model.channels,
+        Calibration(**model.calibration),
+        model.threshold,
+    )
+    (region,) = data.splits.validation
+    probability = np.zeros(region.box.shape, np.float32)
+
+    class Array:
+        def write(self, box, array_zyx):
+            probability[box.slices] = array_zyx
+
+    predict_volume(prediction, region.image, Array(), box=region.box)
+    found = scores(count(probability >= model.threshold, region.read_label()))
+    for name in ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall"):
+        assert run.callback_metrics[f"val/{name}"] == pytest.approx(found[name], abs=2e-3), name
+
+
+def test_the_checkpoint_is_plain_and_complete(trained):
+    folder, model, data, _ = trained
+    checkpoint = torch.load(folder / "ck" / "best.ckpt", weights_only=True)
+    record = checkpoint["mitoseg"]
+    assert record["network"] == CONFIG
+    assert record["voxel_size"] == [5.0, 5.0, 5.0]
+    assert record["channels"] == "adjacent"
+    assert record["prior"] == {"positions": data.prior, "batches": data.batch_prior}
+    assert 0 < record["threshold"] < 1
+    assert set(record["calibration"]) == {"prior_shift", "temperature", "bias"}
+    assert record["calibration"]["prior_shift"] == pytest.approx(model.shift)
+    assert "hyper_parameters" not in checkpoint
+
+
+def test_prior_shift_moves_balanced_scores_to_the_share_of_the_volume(trained):
+    """With half of each class in the batches, the corrected mean probability is near the true share."""
+    _, model, data, _ = trained
+    assert data.batch_prior == pytest.approx(0.5)
+    assert data.prior == pytest.approx(np.mean(data.splits.train[0].read_label() == 1), abs=1e-6)
+    assert model.shift == pytest.approx(np.log(data.prior / (1 - data.prior)))
+
+
+def test_pictures_and_curves_are_in_tensorboard(trained):
+    folder, *_ = trained
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tb"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert len([t for t in tags["images"] if t.startswith("validation/region 0")]) == 2
+    assert len([t for t in tags["images"] if t.startswith("validation probability/")]) == 2
+    assert "validation/precision_recall" in tags["tensors"]
+    for name in ("jaccard_foreground", "jaccard_background", "jaccard_mean", "threshold", "average_precision"):
+        assert f"val/{name}" in tags["scalars"]
+
+
+def test_same_seed_same_weights(tmp_path):
+    results = []
+    for name in "ab":
+        model = module()
+        trainer(tmp_path / name, max_epochs=1).fit(model, datamodule=datamodule(epoch_blocks=200))
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_resuming_gives_the_uninterrupted_run(tmp_path):
+    """Two epochs, and one epoch twice: the same weights, calibration and threshold, bit for bit."""
+    whole = module()
+    trainer(tmp_path / "whole").fit(whole, datamodule=datamodule(epoch_blocks=200))
+    trainer(tmp_path / "part", max_epochs=1).fit(module(), datamodule=datamodule(epoch_blocks=200))
+    rest = module()
+    trainer(tmp_path / "part").fit(
+        rest, datamodule=datamodule(epoch_blocks=200), ckpt_path=tmp_path / "part" / "last.ckpt", weights_only=True
+    )
+    for a, b in zip(whole.parameters(), rest.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert whole.calibration == rest.calibration
+    assert whole.threshold == rest.threshold
+
+
+class Interrupt(pl.Callback):
+    def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
+        if run.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_leaves_last_ckpt(tmp_path):
+    callbacks = [*checkpoints(tmp_path), SaveOnException(tmp_path), Interrupt()]
+    with pytest.raises(SystemExit) as caught:
+        trainer(tmp_path, callbacks=callbacks).fit(module(), datamodule=datamodule())
+    assert isinstance(caught.value.__context__, KeyboardInterrupt)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert load_model(tmp_path / "last.ckpt").channels == "adjacent"
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 4), min_size=2, max_size=5))
+def test_pooling_is_not_averaging(parts):
+    """The score of the sum is what is logged; it is what one count over all voxels gives."""
+    pooled = sum((Counts(*part) for part in parts), Counts(0, 0, 0, 0))
+    tp, fp, fn = (sum(column) for column in list(zip(*parts, strict=True))[:3])
+    expected = tp / (tp + fp + fn) if tp + fp + fn else float("nan")
+    assert scores(pooled)["jaccard_foreground"] == pytest.approx(expected, nan_ok=True)
