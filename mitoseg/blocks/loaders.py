@@ -33,8 +33,8 @@ class BlockLoader:
 
     def __init__(self, draws: EpochDraws, sampler: BlockSampler) -> None:
         self.draws, self.sampler = draws, sampler
-        self._done = 0
-        self._resume = {"epoch": -1, "batch": 0}
+        self._state = {"epoch": 0, "batch": 0}
+        self._resume = self._state
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -43,11 +43,11 @@ class BlockLoader:
         epoch = self.sampler.epoch  # read at the first batch: the Trainer sets it after calling iter()
         draws = self.draws.draw(epoch)
         skip = self._resume["batch"] if self._resume["epoch"] == epoch else 0
-        self._resume = {"epoch": -1, "batch": 0}
+        self._resume = {"epoch": -1, "batch": 0}  # once only: iterating again starts again
         for batch, index_b in enumerate(self.sampler):
             if batch < skip:
                 continue
-            self._done = batch + 1
+            self._state = {"epoch": epoch, "batch": batch + 1}
             yield {
                 "position_b4": torch.from_numpy(draws.position_n4[index_b]),
                 "angle_b": torch.from_numpy(draws.angle_n[index_b]),
@@ -56,12 +56,12 @@ class BlockLoader:
             }
 
     def state_dict(self) -> dict[str, int]:
-        """How far the current epoch is; the Trainer keeps it in its checkpoints."""
-        return {"epoch": self.sampler.epoch, "batch": self._done}
+        """The epoch of the last batch, and how many of its batches are done; the Trainer keeps it in checkpoints."""
+        return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Leave out, in the epoch of ``state``, the batches that were seen."""
-        self._resume = dict(state)
+        self._state = self._resume = dict(state)
 
 
 class SliceLoader:

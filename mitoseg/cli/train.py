@@ -79,7 +79,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     callbacks: list[Any] = [*checkpoints(kept), SaveOnException(kept), SlicePictures(overlay_figure)]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(leave=False))
-    loggers = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="", version="csv")]
+    loggers = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder)
     return trainer
 

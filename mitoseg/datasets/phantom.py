@@ -61,8 +61,8 @@ class Phantom(Files):
         root: str | None = None,
         preset: str = "fibsem",
         seed: int = 0,
-        train_shape: Sequence[int] = (32, 768, 768),
-        test_shape: Sequence[int] = (16, 768, 768),
+        train_shape: Sequence[int] = (24, 896, 896),
+        test_shape: Sequence[int] = (12, 768, 768),
         validation: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(root=root, validation=validation)

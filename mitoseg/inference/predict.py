@@ -15,7 +15,7 @@ from torch import nn
 from mitoseg.geometry import Box, slabs
 from mitoseg.inference.methods import choose_method
 from mitoseg.metrics import Calibration
-from mitoseg.volumes import Normalization, Volume, read_channels
+from mitoseg.volumes import Normalization, Volume, check_image_values, read_channels
 
 KINDS: dict[str, np.dtype[Any]] = {"probability": np.dtype(np.float32), "mask": np.dtype(np.uint8)}
 """What can be saved, and the type of its voxels unless the user names another."""
@@ -65,7 +65,9 @@ class Prediction:
         _, method = choose_method(self.method, self.network)
         device = next(self.network.parameters()).device
         box_yx = None if box is None else Box(box.start[1:], box.stop[1:])
-        image_cyx = self.normalization.apply(read_channels(volume, z, self.channels, box_yx))
+        grey_cyx = read_channels(volume, z, self.channels, box_yx)
+        check_image_values(grey_cyx, volume.path)
+        image_cyx = self.normalization.apply(grey_cyx)
         image_bcyx = torch.from_numpy(image_cyx)[None].to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), self._precision(device):
             result: npt.NDArray[np.float32] = method(self.network, image_bcyx)[0].float().cpu().numpy()  # type: ignore[arg-type]

@@ -37,11 +37,12 @@ def strided_log_odds(network: BlockNetwork, image_bcyx: Tensor) -> Tensor:
         ``log_odds_byx`` float32 (B, Y, X): exact at every ``stride``-th pixel, linear in between.
 
     Raises:
-        UserError: The slice is smaller than the network's stride allows (Y or X under 2).
+        UserError: The slice is smaller than the network's window.
     """
     size_yx = image_bcyx.shape[-2:]
-    if min(size_yx) < 2:
-        raise UserError("the slice is too small for the network", tuple(size_yx), "give slices of at least 32x32 px")
+    if min(size_yx) < network.window:
+        least = f"{network.window} x {network.window}"
+        raise UserError("the slice is smaller than the network's window", tuple(size_yx), f"it takes {least} pixels")
     outputs = [math.ceil((size - 1) / network.stride) + 1 for size in size_yx]
     padded = image_bcyx
     for axis, (size, count) in enumerate(zip(size_yx, outputs, strict=True)):

@@ -42,7 +42,7 @@ def open_hdf5(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
     file, name = split_dataset(path) or (path, "")
     if not Path(file).is_file():
         raise UserError("no such file", file, "check the path")
-    with opening(file), h5py.File(file, "r", locking=False) as h5:
+    with opening(file), h5py.File(file, "r") as h5:
         dataset = _dataset(h5, file, name)
         attributes = dict(dataset.attrs)
         shape, dtype, name = dataset.shape, dataset.dtype, dataset.name
@@ -110,7 +110,7 @@ class Hdf5Volume(StoredVolume):
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         if self._open is None or self._open[0] != os.getpid():
-            h5 = h5py.File(self._file, "r", locking=False, rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
+            h5 = h5py.File(self._file, "r", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
             weakref.finalize(self, h5.close)
             self._open = (os.getpid(), h5[self._name])
         return np.asarray(self._open[1][index])

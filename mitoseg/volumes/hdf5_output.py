@@ -30,7 +30,7 @@ def check_only_dataset(file: Path, dataset: str) -> None:
         UserError: It does, or it cannot be read.
     """
     others: list[str] = []
-    with opening(str(file)), h5py.File(file, "r", locking=False) as h5:
+    with opening(str(file)), h5py.File(file, "r") as h5:
         h5.visititems(lambda name, item: others.append(name) if isinstance(item, h5py.Dataset) else None)
     others = [name for name in others if name != dataset]
     if others:

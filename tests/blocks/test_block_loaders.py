@@ -76,7 +76,8 @@ def test_a_resumed_epoch_goes_on_where_it_stood(regions):
     assert batches(again, 1) == expected[0][4:]
     assert batches(again, 2) == expected[1]
     assert len(list(iterator)) == 2
-    after = loader(regions)  # saved at the end of an epoch
+    blocks.sampler.set_epoch(2)  # saved between two epochs
+    after = loader(regions)
     after.load_state_dict(blocks.state_dict())
     assert batches(after, 2) == expected[1]
 

@@ -108,6 +108,6 @@ def test_between_answered_pixels_the_log_odds_are_linear():
     np.testing.assert_allclose(log_odds[8, 16:25], np.linspace(log_odds[8, 16], log_odds[8, 24], 9), atol=1e-6)
 
 
-def test_a_slice_of_one_pixel_is_refused():
-    with pytest.raises(UserError, match="too small"):
-        strided_log_odds(WindowMean(32), torch.zeros(1, 1, 1, 40))
+def test_a_slice_smaller_than_the_window_is_refused():
+    with pytest.raises(UserError, match="smaller than the network's window"):
+        strided_log_odds(WindowMean(32), torch.zeros(1, 1, 31, 40))

@@ -53,15 +53,13 @@ def generate_phantom(
     grey_zyx = _paint_cells(scene, cells, noise, chosen, rng)
     paint_small(grey_zyx, cells, scene, chosen, rng)
     instances_zyx = paint_bodies(grey_zyx, scene.bodies, grid, chosen.greys, noise)
-    del cells, noise
     camera = np.random.default_rng(sequences[3])
     if margin:
         offsets = section_offsets(shape[0], margin, camera)
         grey_zyx = shift_sections(grey_zyx, offsets, margin)
         instances_zyx = shift_sections(instances_zyx, offsets, margin)
     image_zyx = expose(grey_zyx, Grid(shape, grid.voxel_nm, grid.factors), chosen.microscope, camera)
-    instances_zyx = _renumbered(instances_zyx)
-    return image_zyx, (instances_zyx > 0).astype(np.uint8), instances_zyx
+    return image_zyx, (instances_zyx > 0).astype(np.uint8), _renumbered(instances_zyx)
 
 
 def seed_sequences(seed: int) -> list[np.random.SeedSequence]:

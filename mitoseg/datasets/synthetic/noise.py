@@ -95,7 +95,7 @@ def upsample(coarse_zyx: FloatArray, factors: Sequence[int], shape: Sequence[int
         factors: Voxels per coarse step.
         shape: Voxels wanted, (z, y, x).
 
-    >>> upsample(np.full((4, 4, 4), 7, np.float32), (2, 2, 2), (1, 2, 2)).tolist()
+    >>> upsample(np.full((4, 4, 4), 7, np.float32), (2, 2, 2), (1, 2, 2)).round(3).tolist()
     [[[7.0, 7.0], [7.0, 7.0]]]
     """
     field = np.asarray(coarse_zyx, np.float32)

@@ -36,12 +36,10 @@ def paint_bodies(
     number = 0
     for body in bodies:
         box = grid.box_around(body.centre, body.reach)
-        if not box.size:
-            continue
         positions = grid.voxel_positions(box)
         distance = body.distance(positions)
         inside = distance <= 0
-        if not inside.any():
+        if not inside.any():  # or the box is empty
             continue
         grain, broad = noise[0][box.slices], noise[1][box.slices]
         if body.kind == "mitochondrion":
@@ -81,7 +79,8 @@ def _mitochondrion(
         a, b, c = (np.float32(t) for t in body.cristae_tilt)
         cristae = np.cos(turn * (a * u + b * across + c * w) + np.float32(1.3) * broad)
         # branches between the lamellae: seen where the lamellae lie in the plane of the section
-        cristae += np.float32(0.55) * np.cos(turn * (a * across - b * u + np.float32(0.6) * w) - broad)
+        cristae += np.float32(0.6) * np.cos(turn * (a * across - b * u) - broad)
+        cristae += np.float32(0.6) * np.cos(turn * (a * w - c * u) + broad)
     # lamellae end inside the matrix here and there
     present = np.clip(np.float32(0.85) + np.float32(0.25) * broad, 0.5, 1.0)
     deep = np.clip((-distance - 20) * np.float32(1 / 15), 0, 1)

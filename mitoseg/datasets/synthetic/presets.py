@@ -51,7 +51,7 @@ class Greys:
     spread: float = 5.0
     membrane: float = 70.0
     gap: float = 112.0
-    cristae: float = 22.0
+    cristae: float = 23.0
     granules: float = 13.0
 
 

@@ -122,7 +122,7 @@ def _random_body(kind: str, grid: Grid, greys: Greys, rng: np.random.Generator) 
         grey=float(rng.normal(greys.dark, greys.spread)),
         cristae_tilt=(float(tilt[0]), float(tilt[1]), float(tilt[2])),
         cristae_period=float(rng.uniform(38, 54)),
-        tubular=bool(rng.random() < 0.2),
+        tubular=bool(rng.random() < 0.15),
     )
 
 

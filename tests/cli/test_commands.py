@@ -1,0 +1,198 @@
+"""The commands as a user types them, on a small phantom: train, predict, evaluate, resume; and what goes wrong."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from mitoseg.cli.main import main
+from mitoseg.volumes import open_volume
+
+TINY = [
+    "data=phantom",
+    "data.root=phantom",
+    "data.train_shape=[10,96,128]",
+    "data.test_shape=[3,96,128]",
+    "data.positions=any",
+    "data.label_rule=center",
+    "data.balance=subsample",
+    "data.epoch_blocks=400",
+    "data.validation_stride=2",
+    "epochs=1",
+    "save_overlays=1",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def command(monkeypatch, *words):
+    """Run one command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mitoseg"])
+    before = dict(os.environ)
+    try:
+        return main(list(words))
+    except SystemExit as leaving:
+        return leaving.code
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with one finished run in ``run``."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0
+    return folder
+
+
+@pytest.fixture
+def work(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def test_train_leaves_what_is_promised(work):
+    run = work / "run"
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.json", "provenance.json"):
+        assert (run / name).is_file(), name
+    assert list((run / "tensorboard").glob("events*"))
+    assert list((run / "figures").rglob("*.png"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"validation", "test"}
+    for part in metrics.values():
+        for key in ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall"):
+            assert 0 <= part[key] <= 1
+        assert {"voxels", "threshold", "boundary"} <= set(part)
+    assert metrics["test"]["voxels"] == 3 * 96 * 128
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["seed"] == 1
+    assert provenance["blocks"]
+    assert provenance["data"]
+
+
+def test_predict_and_evaluate_give_the_scores_of_training(work, monkeypatch, capsys):
+    inputs = next((work / "phantom").glob("fibsem_3x*/image.tif"), None)
+    labels = next((work / "phantom").glob("fibsem_3x*/label.tif"), None)
+    assert inputs is not None
+    assert labels is not None
+    words = ["checkpoint=run/checkpoints/best.ckpt", f"input={inputs}", "progress=false"]
+    assert command(monkeypatch, "predict", *words, "output=ä out, [1].zarr") == 0
+    result = open_volume("ä out, [1].zarr")
+    assert result.shape == open_volume(str(inputs)).shape
+    assert result.voxel_size == open_volume(str(inputs)).voxel_size
+    assert result.info.metadata["kind"] == "probability"
+    code = command(monkeypatch, "evaluate", "prediction=ä out, [1].zarr", f"truth={labels}", "hydra.run.dir=scores")
+    assert code == 0
+    found = json.loads((work / "scores" / "metrics.json").read_text())
+    trained = json.loads((work / "run" / "metrics.json").read_text())["test"]
+    for key in ("jaccard_foreground", "jaccard_background", "dice", "threshold"):
+        assert found[key] == pytest.approx(trained[key], rel=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype"),
+    [(["save=mask"], np.uint8), (["dtype=uint8"], np.uint8), (["save=probability"], np.float32)],
+)
+def test_what_is_saved(work, monkeypatch, words, dtype, tmp_path):
+    inputs = next((work / "phantom").glob("fibsem_3x*/image.tif"))
+    given = ["checkpoint=run/checkpoints/best.ckpt", f"input={inputs}", f"output={tmp_path}/out.tif", "progress=false"]
+    assert command(monkeypatch, "predict", *given, *words) == 0
+    result = open_volume(f"{tmp_path}/out.tif")
+    voxels = result.read()
+    assert voxels.dtype == dtype
+    probability = open_volume(str(work / "run" / "predictions" / "test_0.tif")).read()
+    threshold = result.info.metadata["threshold"]
+    if "save=mask" in words:
+        np.testing.assert_array_equal(voxels, probability >= threshold)
+    else:
+        scale = result.info.metadata["scale"]
+        np.testing.assert_allclose(voxels / scale, probability, atol=0.5 / 255 if scale == 255 else 1e-6)
+
+
+def test_resume_goes_on_where_it_stopped(work, monkeypatch):
+    assert command(monkeypatch, "train", *TINY, "hydra.run.dir=again", "test=false") == 0
+    assert command(monkeypatch, "train", "resume=again", "epochs=2") == 0
+    checkpoint = torch.load("again/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert checkpoint["global_step"] == 8
+
+
+def tif(path, array):
+    tifffile.imwrite(path, array, photometric="minisblack")
+    return path
+
+
+RNG = np.random.default_rng(0)
+GOOD = RNG.integers(0, 255, (6, 64, 64), np.uint8)
+MASK = np.zeros((6, 64, 64), np.uint8)
+MASK[:, 20:50, 20:50] = 255
+NAN = GOOD.astype(np.float32)
+NAN[3, 5, 5] = np.nan
+
+BAD_TRAINING = {
+    "missing file": (None, MASK, "none.tif"),
+    "shapes differ": (GOOD, MASK[:, :32], "shape"),
+    "NaN": (NAN, MASK, "NaN"),
+    "constant": (np.full_like(GOOD, 7), MASK, "constant"),
+    "no foreground": (GOOD, np.zeros_like(MASK), "foreground"),
+    "smaller than a block": (GOOD[:, 20:40], MASK[:, 20:40], "32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAINING)
+def test_bad_volumes_end_training_in_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image, label, told = BAD_TRAINING[name]
+    words = [f"data.train.image={tif('image.tif', image) if image is not None else 'none.tif'}"]
+    words.append(f"data.train.label={tif('label.tif', label)}")
+    code = command(monkeypatch, "train", "data=files", *words, "trainer.enable_progress_bar=false", "epochs=1")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert len(errors) == 1
+    assert told.lower() in errors[0].lower()
+
+
+def bad_predictions(work):
+    good = next((work / "phantom").glob("fibsem_3x*/image.tif"))
+    checkpoint = work / "run" / "checkpoints" / "best.ckpt"
+    foreign = work / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    (work / "exists.tif").touch()
+    (work / "empty").mkdir(exist_ok=True)
+    tif(work / "nan.tif", NAN)
+    return {
+        "no checkpoint": (work / "none.ckpt", good, "out.tif", [], "no such checkpoint"),
+        "not ours": (foreign, good, "out.tif", [], "not written by mitoseg"),
+        "no input": (checkpoint, "none.tif", "out.tif", [], "none.tif"),
+        "directory without slices": (checkpoint, work / "empty", "out.tif", [], "empty"),
+        "NaN": (checkpoint, work / "nan.tif", "out.tif", [], "NaN"),
+        "output exists": (checkpoint, good, "exists.tif", [], "overwrite=true"),
+        "no such format": (checkpoint, good, "out.xyz", [], "xyz"),
+        "no such method": (checkpoint, good, "out.tif", ["method=magic"], "auto"),
+        "no such kind": (checkpoint, good, "out.tif", ["save=everything"], "probability"),
+        "no such device": (checkpoint, good, "out.tif", ["accelerator=tpu"], "cpu"),
+        "threshold": (checkpoint, good, "out.tif", ["threshold=3"], "from 0 to 1"),
+        "type": (checkpoint, good, "out.tif", ["dtype=int64"], "float32"),
+    }
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_bad_input_ends_prediction_in_one_line(case, work, monkeypatch, capsys):
+    checkpoint, image, output, words, told = list(bad_predictions(work).values())[case]
+    given = [f"checkpoint={checkpoint}", f"input={image}", f"output={output}", "progress=false"]
+    code = command(monkeypatch, "predict", *given, *words)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert not (work / "out.tif").exists()
+    assert not [p for p in work.iterdir() if "out.tif" in p.name]
+    assert (work / "exists.tif").stat().st_size == 0

@@ -1,0 +1,122 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes.axes import Layout, grey, resolve_axes
+
+
+@pytest.mark.parametrize(
+    ("shape", "stated", "shape_zyx"),
+    [
+        ((5, 6, 7), None, (5, 6, 7)),
+        ((6, 7), None, (1, 6, 7)),
+        ((3, 4), None, (1, 3, 4)),
+        ((5, 6, 7), "?yx", (5, 6, 7)),
+        ((5, 6, 7), "cyx", (5, 6, 7)),
+        ((5, 6, 7), "tyx", (5, 6, 7)),
+        ((3, 6, 4), "zyx", (3, 6, 4)),
+        ((7, 6, 5), "xyz", (5, 6, 7)),
+        ((1, 5, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
+        ((1, 1, 5, 6, 7, 1), "tzcyxs", (5, 6, 7)),  # how tifffile states a stack by default
+        ((5, 1, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
+        ((1, 1, 1, 6, 7, 1), "tzcyxs", (1, 6, 7)),
+        ((1, 6, 7), "?yx", (1, 6, 7)),
+        ((1, 6, 7), None, (1, 6, 7)),
+        ((5, 1, 1), "zyx", (5, 1, 1)),
+        ((1, 1, 1), None, (1, 1, 1)),
+    ],
+)
+def test_what_needs_no_question(shape, stated, shape_zyx):
+    assert resolve_axes("a", shape, stated).shape_zyx == shape_zyx
+
+
+@pytest.mark.parametrize(
+    ("shape", "stated"),
+    [
+        ((3, 6, 7), None),
+        ((6, 7, 4), None),
+        ((3, 6, 7), "?yx"),
+        ((3, 6, 7), "cyx"),
+        ((6, 7, 3), "yxs"),
+        ((5, 6, 7, 8), None),
+        ((1, 5, 6, 7), None),
+        ((5, 6, 7, 3), "?yxs"),
+        ((2, 5, 6, 7), "czyx"),
+        ((2, 5, 1, 6, 7, 1), "tzcyxs"),
+        ((7,), None),
+        ((), None),
+    ],
+)
+def test_what_is_asked(shape, stated):
+    with pytest.raises(UserError, match=r"ambiguous: 'a'; say which axis is which, for example axes=zyx"):
+        resolve_axes("a", shape, stated)
+
+
+@pytest.mark.parametrize("axes", ["".join(p) for p in itertools.permutations("zyx")])
+def test_every_order_of_three(axes):
+    image_zyx = np.arange(2 * 3 * 5).reshape(2, 3, 5)
+    stored = image_zyx.transpose(["zyx".index(a) for a in axes])
+    layout = resolve_axes("a", stored.shape, None, axes)
+    assert layout.shape_zyx == (2, 3, 5)
+    assert np.array_equal(layout.arrange(stored), image_zyx)
+
+
+@given(st.permutations("zyxc"), st.sampled_from([1, 3, 4]), st.data())
+def test_boxes_of_any_order_with_colour(axes, channels, data):
+    shape = {"z": 4, "y": 5, "x": 6, "c": channels}
+    stored = np.random.default_rng(0).integers(0, 255, [shape[a] for a in axes])
+    layout = resolve_axes("a", stored.shape, None, "".join(axes))
+    image_zyxc = stored.transpose([axes.index(a) for a in "zyxc"])
+    bounds = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in (4, 5, 6)]
+    box = Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+    assert layout.colour == (channels > 1)
+    assert np.array_equal(layout.arrange(stored[layout.index(box)]), image_zyxc[..., :3].max(-1)[box.slices])
+
+
+def test_singletons_may_be_left_out():
+    assert resolve_axes("a", (1, 5, 1, 6, 7, 1), "tzcyxs", "zyx") == Layout((1, 5, 1, 6, 7, 1), "-z-yx-")
+    assert resolve_axes("a", (1, 5, 6, 7), None, "zyx") == Layout((1, 5, 6, 7), "-zyx")
+    assert resolve_axes("a", (1, 6, 7), "?yx", "yx") == Layout((1, 6, 7), "-yx")
+    assert resolve_axes("a", (1, 1, 5, 6, 7, 3), "tzcyxs", "zyxc") == Layout((1, 1, 5, 6, 7, 3), "--zyxc")
+    assert resolve_axes("a", (1, 5, 6, 7), None, "tzyx").shape_zyx == (5, 6, 7)
+
+
+@pytest.mark.parametrize("asked", ["", "zy", "zzyx", "abc", "zyxx", "zyxq", "zyx ", 7])
+def test_what_names_no_axes(asked):
+    with pytest.raises(UserError, match="cannot read the axes"):
+        resolve_axes("a", (5, 6, 7), None, asked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "says"),
+    [
+        ((5, 6, 7), "czyx", r"axes=czyx does not fit a volume of shape \(5, 6, 7\)"),
+        ((5, 6, 7, 8), "zyx", "does not fit"),
+        ((2, 5, 6, 7), "czyx", r"axis c of shape .* holds 2 images"),
+        ((3, 5, 6, 7), "tzyx", r"axis t of shape .* holds 3 images"),
+        ((5, 6, 7), "cyx", r"axis c of shape .* holds 5 images"),
+    ],
+)
+def test_axes_that_do_not_fit(shape, asked, says):
+    with pytest.raises(UserError, match=says):
+        resolve_axes("a", shape, None, asked)
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 7), (5, 0, 7), (5, 6, 0), (0,)])
+def test_an_empty_volume(shape):
+    with pytest.raises(UserError, match=r"the volume is empty, its shape is \("):
+        resolve_axes("a", shape)
+
+
+def test_grey_is_the_largest_of_red_green_and_blue():
+    pixels = np.array([[7, 7, 7, 0], [0, 0, 9, 255], [1, 2, 0, 255]], np.uint16)[None]
+    assert grey(pixels).tolist() == [[7, 9, 2]]
+    assert grey(pixels[..., :3]).tolist() == [[7, 9, 2]]
+    assert grey(pixels[..., :2]).tolist() == [[7, 0, 1]]
+    assert grey(pixels[..., :1]).tolist() == [[7, 0, 1]]
+    assert grey(pixels).dtype == np.uint16

@@ -1,0 +1,245 @@
+import logging
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import ArrayVolume, Volume, map_labels, survey
+
+ID_RULE = "label values are instance numbers; all but 0 are foreground"
+MASK_RULE = "label values are a mask of 0 to 255; 128 and above are foreground"
+
+
+@pytest.fixture
+def blobs_zyx():
+    """Some instances, numbered from 1."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(12, 80, 90)), 4)
+    labels, _ = ndimage.label(noise > np.quantile(noise, 0.8))
+    return labels
+
+
+class Watched(Volume):
+    """A volume that notes what is read."""
+
+    def __init__(self, image_zyx):
+        self.inner = ArrayVolume(image_zyx)
+        super().__init__(self.inner.info)
+        self.boxes = []
+
+    def read(self, box=None):
+        self.boxes.append(box)
+        return self.inner.read(box)
+
+
+def smooth(mask, scale=255, sigma=0.7):
+    """A mask with anti-aliased edges in each slice, full scale inside."""
+    return np.round(ndimage.gaussian_filter(mask.astype(float), (0, sigma, sigma)) * scale)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "float32", "float64"])
+def test_zero_and_one(blobs_zyx, dtype):
+    labels = map_labels(ArrayVolume((blobs_zyx > 0).astype(dtype)))
+    assert labels.rule == "label values are 0 and 1; 1 is foreground"
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels.read(), blobs_zyx > 0)
+
+
+def test_booleans(blobs_zyx):
+    assert np.array_equal(map_labels(ArrayVolume(blobs_zyx > 0)).read(), blobs_zyx > 0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+def test_zero_and_255(blobs_zyx, dtype):
+    labels = map_labels(ArrayVolume(((blobs_zyx > 0) * 255).astype(dtype)))
+    assert labels.rule == MASK_RULE
+    assert np.array_equal(labels.read(), blobs_zyx > 0)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.7, 1.0, 2.0])
+def test_masks_with_smooth_edges(blobs_zyx, sigma):
+    grey = smooth(blobs_zyx > 0, sigma=sigma).astype(np.uint8)
+    assert len(np.unique(grey)) > 20
+    labels = map_labels(ArrayVolume(grey))
+    assert labels.rule == MASK_RULE
+    assert np.array_equal(labels.read(), grey >= 128)
+
+
+def test_masks_of_16_bits(blobs_zyx):
+    grey = smooth(blobs_zyx > 0, scale=65535).astype(np.uint16)
+    labels = map_labels(ArrayVolume(grey))
+    assert labels.rule == "label values are a mask of 0 to 65535; 32768 and above are foreground"
+    assert np.array_equal(labels.read(), grey >= 32768)
+
+
+def test_masks_that_jpeg_has_blurred(blobs_zyx):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    mask_zyx = ((blobs_zyx > 0) * 255).astype(np.uint8)
+    grey = np.stack([imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(m, level=80)) for m in mask_zyx])
+    labels = map_labels(ArrayVolume(grey))
+    assert labels.rule == MASK_RULE
+    assert (labels.read() == (blobs_zyx > 0)).mean() > 0.995
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64", "float32"])
+def test_instances(blobs_zyx, dtype):
+    assert blobs_zyx.max() > 5
+    labels = map_labels(ArrayVolume(blobs_zyx.astype(dtype)))
+    assert labels.rule == ID_RULE
+    assert np.array_equal(labels.read(), blobs_zyx > 0)
+
+
+@pytest.mark.parametrize("top", [255, 300, 65535, 70_000, 2**31])
+@pytest.mark.parametrize("largest", [False, True])
+def test_instances_of_which_one_is_number_255(blobs_zyx, top, largest):
+    sizes = np.bincount(blobs_zyx.ravel())[1:]
+    chosen = 1 + (sizes.argmax() if largest else sizes.argmin())
+    ids = np.where(blobs_zyx == chosen, top, blobs_zyx).astype(np.uint32)
+    labels = map_labels(ArrayVolume(ids))
+    assert labels.rule == ID_RULE
+    assert np.array_equal(labels.read(), blobs_zyx > 0)
+
+
+def test_few_voxels():
+    ids = np.array([[[0, 1], [2, 255]]], np.uint8)
+    assert map_labels(ArrayVolume(ids)).read().tolist() == [[[0, 1], [1, 1]]]
+
+
+def test_fractions(blobs_zyx):
+    fractions = smooth(blobs_zyx > 0, scale=1000) / 1000
+    labels = map_labels(ArrayVolume(fractions.astype(np.float32)))
+    assert labels.rule == "label values run from 0 to 1; 0.5 and above are foreground"
+    assert np.array_equal(labels.read(), fractions.astype(np.float32) >= 0.5)
+
+
+def test_the_rule_is_one_for_the_whole_volume(monkeypatch):
+    """The first slab alone looks like 0 and 1, or like a mask; the whole is instances."""
+    monkeypatch.setattr(survey, "_SLAB_VOXELS", 400)
+    ids = np.zeros((6, 20, 20), np.uint16)
+    ids[0, 2:8, 2:8] = 1
+    ids[1, 2:8, 2:8] = 255
+    ids[5, 2:8, 2:8] = 256
+    volume = Watched(ids)
+    labels = map_labels(volume)
+    assert len(volume.boxes) == 6  # streamed
+    for z in (0, 1, 5):
+        assert labels.read(Box((z, 0, 0), (z + 1, 20, 20))).sum() == 36
+    mask = np.zeros((6, 20, 20), np.uint8)
+    mask[0, 2:8, 2:8] = 90  # a slab with edges only
+    mask[3, 1:18, 1:18] = 255
+    mask[:, :, 19] = np.arange(20, 40)
+    assert map_labels(ArrayVolume(mask), rule="half").read()[0].sum() == 0
+
+
+def test_nothing_is_kept_in_memory(blobs_zyx):
+    volume = Watched(blobs_zyx.astype(np.uint8))
+    labels = map_labels(volume)
+    volume.boxes.clear()
+    box = Box((1, 2, 3), (4, 5, 60))
+    assert np.array_equal(labels.read(box), blobs_zyx[box.slices] > 0)
+    assert volume.boxes == [box]
+
+
+@pytest.mark.parametrize("ignore_label", [255, 7, -1, 2**32 - 1])
+def test_ignored_voxels(blobs_zyx, ignore_label):
+    stored = (blobs_zyx > 0).astype(np.int64)
+    stored[:, :10] = ignore_label
+    volume = ArrayVolume(stored)
+    labels = map_labels(volume, ignore_label=ignore_label)
+    assert labels.rule == f"label values are 0 and 1; 1 is foreground; value {ignore_label} is ignored"
+    assert (labels.read()[:, :10] == 255).all()
+    assert np.array_equal(labels.read()[:, 10:], blobs_zyx[:, 10:] > 0)
+
+
+def test_a_mask_whose_255_is_ignored(blobs_zyx):
+    stored = (blobs_zyx > 0).astype(np.uint8)
+    stored[:, :40] = 255
+    assert (map_labels(ArrayVolume(stored), ignore_label=255).read()[:, :40] == 255).all()
+
+
+def test_zero_one_and_255_warns(blobs_zyx, caplog):
+    stored = (blobs_zyx > 0).astype(np.uint8)
+    stored[:, :40] = 255
+    labels = map_labels(ArrayVolume(stored))
+    assert labels.rule == ID_RULE
+    assert "ignore_label=255" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rule", "high", "foreground"),
+    [
+        ("nonzero", 255, [0, 1, 1, 1]),
+        ("half", 255, [0, 0, 1, 1]),
+        ("half", 1, [0, 0, 0, 1]),
+        ("nonzero", 1, [0, 0, 0, 1]),
+    ],
+)
+def test_rules_that_the_user_chooses(rule, high, foreground):
+    stored = np.array([0, 100, 128, 255]) if high == 255 else np.array([0, 0, 0, 1])
+    labels = map_labels(ArrayVolume(stored.astype(np.uint8).reshape(1, 1, 4)), rule=rule)
+    assert labels.read().ravel().tolist() == foreground
+
+
+def test_the_rule_is_logged(blobs_zyx, caplog):
+    with caplog.at_level(logging.INFO, logger="mitoseg"):
+        map_labels(ArrayVolume(blobs_zyx, path="truth.tif"))
+    assert caplog.messages == [f"truth.tif: {ID_RULE}"]
+
+
+def test_the_voxel_size_stays(blobs_zyx):
+    labels = map_labels(ArrayVolume(blobs_zyx, voxel_size=(50, 4, 4), path="truth.tif"))
+    assert labels.voxel_size == (50, 4, 4)
+    assert labels.path == "truth.tif"
+    assert labels.shape == blobs_zyx.shape
+
+
+@pytest.mark.parametrize(
+    ("stored", "options"),
+    [
+        (np.zeros((2, 3, 4), np.uint8), {}),
+        (np.full((2, 3, 4), 100, np.uint8), {"rule": "half"}),
+        (np.full((2, 3, 4), 7, np.uint8), {"ignore_label": 7}),
+        (np.full((2, 3, 4), 0.4), {}),
+    ],
+)
+def test_no_foreground(stored, options):
+    volume = ArrayVolume(stored, path="truth.tif")
+    with pytest.raises(UserError, match=r"no foreground.*truth\.tif"):
+        map_labels(volume, **options)
+    assert set(np.unique(map_labels(volume, require_foreground=False, **options).read())) <= {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("voxel", "says"),
+    [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (-1, "negative values, down to -1.*ignore_label=-1")]
+    + [(300.5, "no mask.*nonzero")],
+)
+def test_values_that_are_no_labels(voxel, says):
+    stored = np.ones((2, 3, 4))
+    stored[1, 2, 3] = voxel
+    with pytest.raises(UserError, match=says):
+        map_labels(ArrayVolume(stored))
+
+
+def test_unknown_rules():
+    with pytest.raises(UserError, match="no such rule.*'majority'; choose one of auto, nonzero, half"):
+        map_labels(ArrayVolume(np.ones((2, 3, 4))), rule="majority")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "share"),
+    [
+        ("training_groundtruth.tif", (165, 768, 1024), 0.0563),
+        ("testing_z000-081_groundtruth.tif", (82, 768, 1024), 0.0619),
+    ],
+)
+def test_labels_of_epfl(real_data, name, shape, share):
+    from mitoseg.volumes import open_volume
+
+    labels = map_labels(open_volume(str(real_data / "epfl_ca1" / name)))
+    assert labels.rule == MASK_RULE
+    assert labels.shape == shape
+    slab = labels.read(Box((40, 0, 0), (41, 768, 1024)))
+    assert set(np.unique(slab)) == {0, 1}
+    assert labels.read().mean() == pytest.approx(share, abs=1e-4)

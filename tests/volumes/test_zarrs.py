@@ -1,0 +1,180 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import zarr
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import open_volume
+
+BOX = Box((1, 7, 20), (5, 33, 50))
+NAMES = {"z": "space", "y": "space", "x": "space", "c": "channel", "t": "time"}
+
+
+def write_array(path, image, version=3, **options):
+    array = zarr.create_array(store=path, shape=image.shape, dtype=image.dtype, zarr_format=version, **options)
+    array[...] = image
+    return str(path)
+
+
+def write_ome(path, image_zyx, version, axes="zyx", scales=((50, 4.6, 4.5),), unit="nanometer"):
+    """An OME-Zarr image of two levels; version 0.4 is Zarr format 2, version 0.5 format 3."""
+    group = zarr.create_group(store=path, zarr_format=2 if version == "0.4" else 3)
+    shape = tuple(image_zyx.shape["zyx".index(a)] if a in "zyx" else 1 for a in axes)
+    for level, step in (("s0", 1), ("s1", 2)):
+        stored = image_zyx.reshape(shape)[tuple(slice(None, None, step) if a in "zyx" else slice(None) for a in axes)]
+        group.create_array(level, shape=stored.shape, dtype=stored.dtype)[...] = stored
+    every = [[dict(zip("zyx", size, strict=True)).get(a, 1.0) for a in axes] for size in scales]
+    transforms = [{"type": "scale", "scale": scale} for scale in every]
+    image = {
+        "version": version,
+        "axes": [{"name": a, "type": NAMES[a], **({"unit": unit} if a in "zyx" and unit else {})} for a in axes],
+        "datasets": [
+            {"path": "s0", "coordinateTransformations": transforms[:1]},
+            {"path": "s1", "coordinateTransformations": [{"type": "scale", "scale": [2.0] * len(axes)}]},
+        ],
+        **({"coordinateTransformations": transforms[1:]} if transforms[1:] else {}),
+    }
+    group.attrs.update(
+        {"multiscales": [image]} if version == "0.4" else {"ome": {"version": version, "multiscales": [image]}}
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "bool", "uint64"])
+def test_arrays_of_both_formats(tmp_path, image_zyx, version, dtype):
+    volume = open_volume(write_array(tmp_path / "a.zarr", image_zyx.astype(dtype), version, chunks=(4, 16, 16)))
+    assert volume.dtype == dtype
+    assert np.array_equal(volume.read(), image_zyx.astype(dtype))
+    assert np.array_equal(volume.read(BOX), image_zyx.astype(dtype)[BOX.slices])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_group_with_one_array(tmp_path, image_zyx, version):
+    group = zarr.create_group(store=tmp_path / "a.zarr", zarr_format=version)
+    group.create_array("raw", shape=image_zyx.shape, dtype="uint8")[...] = image_zyx
+    for path in ("a.zarr", "a.zarr/raw", "a.zarr:/raw", "a.zarr:raw"):
+        assert np.array_equal(open_volume(f"{tmp_path}/{path}").read(BOX), image_zyx[BOX.slices])
+    group.create_array("more", shape=(5, 6, 7), dtype="uint8")
+    with pytest.raises(UserError, match=r"holds 2 arrays.*name one: .*a\.zarr/more, .*a\.zarr/raw"):
+        open_volume(f"{tmp_path}/a.zarr")
+    assert open_volume(f"{tmp_path}/a.zarr/more").shape == (5, 6, 7)
+
+
+def test_arrays_deeper_in_a_group(tmp_path, image_zyx):
+    group = zarr.create_group(store=tmp_path / "a.zarr")
+    group.create_array("deep/er/raw", shape=image_zyx.shape, dtype="uint8")[...] = image_zyx
+    assert np.array_equal(open_volume(f"{tmp_path}/a.zarr:/deep/er/raw").read(), image_zyx)
+    assert np.array_equal(open_volume(f"{tmp_path}/a.zarr/deep/er").read(), image_zyx)
+    with pytest.raises(UserError, match=r"holds 0 arrays.*name one: .*a\.zarr/deep"):
+        open_volume(f"{tmp_path}/a.zarr")
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("axes", ["zyx", "czyx", "tczyx"])
+@pytest.mark.parametrize(("unit", "factor"), [("nanometer", 1), ("micrometer", 1000)])
+def test_the_finest_level_of_an_ome_image(tmp_path, image_zyx, version, axes, unit, factor):
+    scales = [(50 / factor, 4.6 / factor, 4.5 / factor)]
+    volume = open_volume(write_ome(tmp_path / "a.ome.zarr", image_zyx, version, axes, scales, unit))
+    assert volume.shape == image_zyx.shape
+    assert volume.voxel_size == (50, 4.6, 4.5)
+    assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
+
+
+def test_scales_of_the_image_and_the_level_multiply(tmp_path, image_zyx):
+    path = write_ome(tmp_path / "a.zarr", image_zyx, "0.5", scales=[(10, 2, 2), (5, 2, 2)])
+    assert open_volume(path).voxel_size == (50, 4, 4)
+
+
+def test_an_ome_image_without_units_has_no_voxel_size(tmp_path, image_zyx):
+    assert open_volume(write_ome(tmp_path / "a.zarr", image_zyx, "0.4", unit=None)).voxel_size is None
+
+
+def test_an_ome_image_with_few_slices_states_its_axes(tmp_path, image_zyx):
+    path = write_ome(tmp_path / "a.zarr", image_zyx[:3], "0.4")
+    assert np.array_equal(open_volume(path).read(), image_zyx[:3])
+
+
+def test_channels_ask(tmp_path, image_zyx):
+    few = np.stack([image_zyx] * 2)
+    path = write_array(tmp_path / "a.zarr", few)
+    with pytest.raises(UserError, match="ambiguous"):
+        open_volume(path)
+    with pytest.raises(UserError, match=r"axis c of shape .* holds 2 images"):
+        open_volume(path, axes="czyx")
+    with pytest.raises(UserError, match="ambiguous"):
+        open_volume(write_array(tmp_path / "b.zarr", image_zyx[:4]))
+
+
+def test_names_of_dimensions_are_taken(tmp_path, image_zyx):
+    path = write_array(tmp_path / "a.zarr", image_zyx.transpose().copy(), dimension_names=("x", "y", "z"))
+    assert np.array_equal(open_volume(path).read(), image_zyx)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "nm"),
+    [
+        ({"voxel_size_nm": [50, 4.6, 4.6]}, (50, 4.6, 4.6)),
+        ({"element_size_um": [0.05, 0.0046, 0.0046]}, (50, 4.6, 4.6)),
+        ({"voxel_size_nm": "5"}, None),
+        ({}, None),
+    ],
+)
+def test_voxel_size(tmp_path, image_zyx, attributes, nm):
+    assert open_volume(write_array(tmp_path / "a.zarr", image_zyx, attributes=attributes)).voxel_size == nm
+
+
+def test_opening_reads_no_voxels(tmp_path):
+    zarr.create_array(store=tmp_path / "a.zarr", shape=(10**5, 10**5, 10**5), dtype="uint8", chunks=(64, 64, 64))
+    volume = open_volume(f"{tmp_path}/a.zarr")  # a petabyte of zeros
+    assert volume.read(Box((99_999, 0, 0), (100_000, 1, 2))).tolist() == [[[0, 0]]]
+
+
+def test_what_is_no_zarr(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(UserError, match="no Zarr array or group"):
+        open_volume(f"{tmp_path}/a.zarr")
+    with pytest.raises(UserError, match="no such folder"):
+        open_volume(f"{tmp_path}/b.zarr")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"zarr_format": 3, "node_type": "array"}'])
+def test_damaged_metadata_are_one_line(tmp_path, image_zyx, text, caplog):
+    path = write_array(tmp_path / "a.zarr", image_zyx)
+    (tmp_path / "a.zarr" / "zarr.json").write_text(text)
+    with caplog.at_level(logging.INFO), pytest.raises(UserError, match=r"a\.zarr") as caught:
+        open_volume(path)
+    assert "\n" not in str(caught.value)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_damaged_chunk_is_one_line(tmp_path, image_zyx, version):
+    path = write_array(tmp_path / "a.zarr", image_zyx, version, chunks=(6, 37, 50))
+    chunk = next(
+        p for p in (tmp_path / "a.zarr").rglob("*") if p.is_file() and p.name[0] != "." and p.suffix != ".json"
+    )
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    volume = open_volume(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        volume.read()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6), (5, 6, 0)])
+def test_an_empty_array(tmp_path, shape):
+    with pytest.raises(UserError, match="is empty"):
+        open_volume(write_array(tmp_path / "a.zarr", np.zeros(shape, np.uint8)))
+
+
+def test_complex_voxels(tmp_path):
+    with pytest.raises(UserError, match="complex"):
+        open_volume(write_array(tmp_path / "a.zarr", np.zeros((5, 6, 7), np.complex64)))
+
+
+def test_metadata_that_is_not_ours(tmp_path, image_zyx):
+    path = write_array(tmp_path / "a.zarr", image_zyx, attributes={"mitoseg": "a string"})
+    assert open_volume(path).info.metadata == {}
+    assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())["attributes"] == {"mitoseg": "a string"}
