@@ -25,7 +25,7 @@ from torch.nn.functional import grid_sample
 from mitoseg.blocks.options import INTERPOLATIONS, check_choice
 from mitoseg.datasets.base import Region
 from mitoseg.geometry import Box, anchor, slabs
-from mitoseg.volumes import CHANNEL_OFFSETS, Normalization
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
 
 _SIGNS = ((1, 1, -1, -1), (1, -1, -1, 1))  # of the row and the column that 0..3 quarter turns read
 _NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
@@ -107,6 +107,7 @@ class VolumeBank(nn.Module):
         voxels_n = self.voxels_n.numpy()
         for slab in slabs(box, 16):
             image_zyx = region.image.read(slab)
+            check_image_values(image_zyx, region.image.path)
             image_zyx = image_zyx if self.raw else self.normalization.apply(image_zyx)
             voxels_n[start : start + slab.size] = image_zyx.reshape(-1)
             start += slab.size

@@ -18,7 +18,7 @@ from mitoseg.blocks.sampler import BlockSampler
 from mitoseg.datasets.base import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import Normalization, read_channels
+from mitoseg.volumes import Normalization, check_image_values, read_channels
 
 
 class BlockLoader:
@@ -112,7 +112,9 @@ class SliceLoader:
         region = self.regions[number]
         (z0, *start_yx), (_, *stop_yx) = region.box.start, region.box.stop
         box_yx = Box(tuple(start_yx), tuple(stop_yx))
-        image_cyx = self.normalization.apply(read_channels(region.image, z0 + z, self.channels, box_yx))
+        grey_cyx = read_channels(region.image, z0 + z, self.channels, box_yx)
+        check_image_values(grey_cyx, region.image.path)
+        image_cyx = self.normalization.apply(grey_cyx)
         label_yx = region.label.read(Box((z0 + z, *start_yx), (z0 + z + 1, *stop_yx)))[0]
         return {
             "image_cyx": torch.from_numpy(image_cyx),

@@ -42,7 +42,7 @@ def placement_offsets(
             true_yx = (truth.read(box)[0] == 1).astype(np.float32)
             mine_yx = decision.foreground(prediction.read(box))[0].astype(np.float32)
             if min(true_yx.sum(), mine_yx.sum()) > 0:
-                shift, _, _ = phase_cross_correlation(
+                shift, _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
                     mine_yx - mine_yx.mean(), true_yx - true_yx.mean(), upsample_factor=upsample, normalization=None
                 )
                 found.append(shift)

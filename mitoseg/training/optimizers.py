@@ -6,12 +6,13 @@ the optimizer and the number of optimizer steps of the run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def sgd_paper(
@@ -71,8 +72,8 @@ def stages(optimizer: Optimizer, steps: int, shares: Sequence[float] = (30, 10, 
     return LambdaLR(optimizer, lambda step: factor ** min(sum(step >= end for end in ends), len(ends) - 1))
 
 
-def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.15, final: float = 1e-3) -> OneCycleLR:
-    """Linear warm-up, then a cosine down to ``final`` times the peak (Smith and Topin, 2019, arXiv:1708.07120).
+def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.15, final: float = 1e-3) -> LambdaLR:
+    """Linear warm-up, then half a cosine (Loshchilov and Hutter, 2017) down to ``final`` times the peak.
 
     Args:
         optimizer: Its rates are the peaks.
@@ -80,13 +81,12 @@ def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.15, final: flo
         warmup: Share of the steps that the rate rises.
         final: Last rate as a share of the peak.
     """
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(
-        optimizer,
-        max_lr=peaks,
-        total_steps=steps + 1,
-        pct_start=warmup,
-        cycle_momentum=False,
-        div_factor=25,
-        final_div_factor=1 / (25 * final),
-    )
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        done = min(1.0, (step - rise) / max(1, steps - rise))
+        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+    return LambdaLR(optimizer, factor)

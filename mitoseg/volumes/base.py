@@ -75,7 +75,7 @@ class Volume(ABC):
         """
         if box is None:
             return self.box
-        if box.clip(self.box) != box:
+        if any(a < 0 or b > n for a, b, n in zip(box.start, box.stop, self.shape, strict=True)):
             raise UserError(f"the box {box} leaves the volume of shape {self.shape}", self.path, "choose one inside")
         return box
 

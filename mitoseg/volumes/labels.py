@@ -120,7 +120,9 @@ def _half(survey: Survey, path: str) -> ValueRule:
                 threshold, f"label values are a mask of 0 to {scale}; {threshold} and above are foreground"
             )
     raise UserError(
-        f"the labels run from {survey.low:g} to {survey.high:g}", path, "choose label_rule_of_values=nonzero"
+        f"the labels run from {survey.low:g} to {survey.high:g}, which is no mask",
+        path,
+        "choose label_rule_of_values=nonzero",
     )
 
 

@@ -33,7 +33,7 @@ class Stack:
         axes: tifffile's letter for each.
         dtype: Of the stored voxels.
         offset: Where the voxels start if they lie in one piece and are not compressed, else None.
-        pages: The pages; a missing one is None.
+        pages: The pages.
         split: How many leading axes count pages; the others lie within a page.
 
     Raises:
@@ -63,6 +63,11 @@ class Stack:
         if len(series) > 1:  # slices that were written one by one
             self.shape, self.axes, self.offset = (len(series), *self.shape), "Q" + self.axes, None
             self.pages = [s.pages[0] for s in series]
+        self._several_files = any(s.is_multifile for s in series)
+        missing = sum(page is None for page in self.pages) if first.kind == "ome" else 0
+        if missing:
+            what = f"{missing} of the {len(self.pages)} slices that the OME-TIFF lists are not there"
+            raise UserError(what, path, "put its other files beside it, or copy it again")
         self.split = 0 if self.offset is not None else self._split(path)
 
     def _split(self, path: str) -> int:
@@ -75,14 +80,16 @@ class Stack:
 
     @property
     def grey(self) -> bool:
-        """Whether a page is one grey image y, x, whose strips or tiles can be decoded one by one."""
+        """Whether a page is one grey image y, x in this file, whose strips or tiles can be decoded one by one."""
+        if self._several_files:
+            return False
         inside = zip(self.axes[self.split :], self.shape[self.split :], strict=True)
         return self.keyframe.shape == tuple(n for a, n in inside if a in "YX")
 
     def read_rows(self, number: int, rows: Rows) -> Array | None:
         """The rows of a grey page straight from the file, where they lie in one piece; else None."""
-        page = self.pages[number]
-        if page is None or not page.is_final:
+        page = self._page(number)
+        if not page.is_final:
             return None
         offsets, counts = page.dataoffsets, page.databytecounts
         if any(a + n != b for a, n, b in zip(offsets[:-1], counts[:-1], offsets[1:], strict=True)):
@@ -99,8 +106,8 @@ class Stack:
 
     def read_segment(self, number: int, index: int) -> tuple[bytes, Any] | None:
         """The bytes of one strip or tile of a page and its JPEG tables; None where the page leaves it out."""
-        page = self.pages[number]
-        if page is None or not page.databytecounts[index]:
+        page = self._page(number)
+        if not page.databytecounts[index]:
             return None
         page.parent.filehandle.seek(page.dataoffsets[index])
         data = page.parent.filehandle.read(page.databytecounts[index])
@@ -117,6 +124,20 @@ class Stack:
         return np.asarray(segment)[0, : shape[1], : shape[2], 0]
 
     def read_page(self, number: int) -> Array:
-        """One whole page, colour or several planes; a page that is missing from the file is zero."""
+        """One whole page, colour or several planes."""
+        page = self._page(number)
+        file = page.parent.filehandle
+        closed = file.closed  # another file of a set, which tifffile closed after it read the header
+        if closed:
+            file.open()
+        try:
+            return np.asarray(page.asarray())
+        finally:
+            if closed:
+                file.close()
+
+    def _page(self, number: int) -> tifffile.TiffPage | tifffile.TiffFrame:
         page = self.pages[number]
-        return np.zeros(self.keyframe.shape, self.dtype) if page is None else np.asarray(page.asarray())
+        if page is None:
+            raise EOFError(f"page {number} is missing")
+        return page

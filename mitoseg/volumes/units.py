@@ -47,14 +47,14 @@ def voxel_size_nm(sizes: Sequence[object], units: Sequence[object] | str = "nm")
     return None if z is None or y is None or x is None else (z, y, x)
 
 
-def check_voxel_size(voxel_size: Sequence[float]) -> VoxelSize:
+def check_voxel_size(voxel_size: Sequence[float] | str) -> VoxelSize:
     """The voxel size that a user gives, (z, y, x) in nm.
 
     Raises:
         UserError: Not three positive numbers.
     """
     try:
-        z, y, x = (float(size) for size in voxel_size)
+        z, y, x = (float(size) for size in ([] if isinstance(voxel_size, str) else voxel_size))
     except (TypeError, ValueError):
         z = y = x = math.nan
     if not all(math.isfinite(size) and size > 0 for size in (z, y, x)):

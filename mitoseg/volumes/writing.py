@@ -69,7 +69,8 @@ class VolumeWriter:
         """
         if self._output is None:
             raise ValueError("write inside `with create_volume(...) as writer`")
-        if box.clip(Box.of_shape(self.info.shape)) != box or image_zyx.shape != box.shape:
+        inside = all(a >= 0 and b <= n for a, b, n in zip(box.start, box.stop, self.info.shape, strict=True))
+        if not inside or image_zyx.shape != box.shape:
             raise ValueError(f"{image_zyx.shape} does not fit box {box} of a volume of shape {self.info.shape}")
         if not np.can_cast(image_zyx.dtype, self.info.dtype, "same_kind"):
             raise ValueError(f"{image_zyx.dtype} does not fit a volume of {self.info.dtype}")

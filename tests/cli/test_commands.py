@@ -136,11 +136,15 @@ MASK = np.zeros((6, 64, 64), np.uint8)
 MASK[:, 20:50, 20:50] = 255
 NAN = GOOD.astype(np.float32)
 NAN[3, 5, 5] = np.nan
+LATE_NAN = GOOD.astype(np.float32)
+LATE_NAN[5, 5, 5] = np.inf
 
 BAD_TRAINING = {
     "missing file": (None, MASK, "none.tif"),
     "shapes differ": (GOOD, MASK[:, :32], "shape"),
     "NaN": (NAN, MASK, "NaN"),
+    "infinite in the validation slab": (LATE_NAN, MASK, "infinite"),
+    "complex": (GOOD.astype(np.complex64), MASK, "complex"),
     "constant": (np.full_like(GOOD, 7), MASK, "constant"),
     "no foreground": (GOOD, np.zeros_like(MASK), "foreground"),
     "smaller than a block": (GOOD[:, 20:40], MASK[:, 20:40], "32"),

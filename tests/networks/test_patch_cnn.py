@@ -57,7 +57,7 @@ def test_equals_numpy(network_class, size, channels):
 def test_relu_follows_the_first_pool_and_precedes_the_others():
     for network in (PatchCNN(), ContextCNN()):
         assert [name for name, _ in network.layers.named_children()] == (
-            "conv1 pool1 relu1 conv2 relu2 pool2 conv3 relu3 pool3 conv4 relu4 fc".split()
+            ["conv1", "pool1", "relu1", "conv2", "relu2", "pool2", "conv3", "relu3", "pool3", "conv4", "relu4", "fc"]
         )
 
 

@@ -126,10 +126,9 @@ def test_the_rule_is_one_for_the_whole_volume(monkeypatch):
     for z in (0, 1, 5):
         assert labels.read(Box((z, 0, 0), (z + 1, 20, 20))).sum() == 36
     mask = np.zeros((6, 20, 20), np.uint8)
-    mask[0, 2:8, 2:8] = 90  # a slab with edges only
+    mask[0, 2:8, 2] = 90  # a slab with an edge only
     mask[3, 1:18, 1:18] = 255
-    mask[:, :, 19] = np.arange(20, 40)
-    assert map_labels(ArrayVolume(mask), rule="half").read()[0].sum() == 0
+    assert map_labels(ArrayVolume(mask)).read().sum((1, 2)).tolist() == [0, 0, 0, 17 * 17, 0, 0]
 
 
 def test_nothing_is_kept_in_memory(blobs_zyx):
@@ -212,8 +211,12 @@ def test_no_foreground(stored, options):
 
 @pytest.mark.parametrize(
     ("voxel", "says"),
-    [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (-1, "negative values, down to -1.*ignore_label=-1")]
-    + [(300.5, "no mask.*nonzero")],
+    [
+        (np.nan, "NaN or infinite"),
+        (np.inf, "NaN or infinite"),
+        (-1, "negative values, down to -1.*ignore_label=-1"),
+        (300.5, "no mask.*nonzero"),
+    ],
 )
 def test_values_that_are_no_labels(voxel, says):
     stored = np.ones((2, 3, 4))
@@ -223,7 +226,7 @@ def test_values_that_are_no_labels(voxel, says):
 
 
 def test_unknown_rules():
-    with pytest.raises(UserError, match="no such rule.*'majority'; choose one of auto, nonzero, half"):
+    with pytest.raises(UserError, match=r"no such rule.*'majority'; choose one of auto, nonzero, half"):
         map_labels(ArrayVolume(np.ones((2, 3, 4))), rule="majority")
 
 

@@ -85,7 +85,7 @@ def test_a_box_that_leaves(tmp_path, name, box):
         assert volume.read(Box((1, 1, 1), (1, 3, 4))).shape == (0, 2, 3)
 
 
-@pytest.mark.parametrize("voxel_size", [(1, 2), (0, 1, 1), (1, 1, float("inf")), 5, "5,5,5", ["a", 1, 2]])
+@pytest.mark.parametrize("voxel_size", [(1, 2), (0, 1, 1), (1, 1, float("inf")), 5, "5,5,5", "555", ["a", 1, 2]])
 def test_what_is_no_voxel_size(tmp_path, voxel_size):
     with create_volume(f"{tmp_path}/a.tif", (2, 3, 5), np.uint8):
         pass

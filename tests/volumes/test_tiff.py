@@ -34,21 +34,24 @@ WAYS = {
     "ome_zlib": {"ome": True, "metadata": {"axes": "ZYX"}, "compression": "zlib"},
 }
 
+CASES = [
+    (way, dtype)
+    for way, options in WAYS.items()
+    for dtype in ("uint8", "uint16", "float32", "float64", "bool")
+    if not (options.get("imagej") and dtype in ("float64", "bool"))  # there are no such files
+    if not (options.get("predictor") and dtype == "bool")
+]
+
 
 def write(path, image, **options):
     tifffile.imwrite(path, image, photometric="minisblack", **options)
     return str(path)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "bool"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "dtype"), CASES)
 def test_every_kind_of_file_reads_the_same(tmp_path, image_zyx, way, dtype):
     options = dict(WAYS[way])
     image_zyx = image_zyx.astype(dtype) if dtype != "bool" else image_zyx % 3 == 0
-    if options.get("imagej") and dtype in ("float64", "bool"):
-        pytest.skip("tifffile writes no such ImageJ file")
-    if dtype == "bool" and set(options) & {"compression", "tile", "rowsperstrip", "byteorder"} and way != "zlib":
-        pytest.skip("bits in this packing are nobody's labels")
     if options.get("predictor") and image_zyx.dtype.kind == "f":
         options["predictor"] = 3
     volume = open_volume(write(tmp_path / "a.tif", image_zyx, **options))
@@ -286,7 +289,50 @@ def test_what_is_no_tiff(tmp_path, content, caplog):
     assert caplog.records == []
 
 
+def write_ome_set(folder, image_zyx, **options):
+    """An OME image whose slices lie in two files."""
+    uuid = "urn:uuid:0000000{}-0000-0000-0000-000000000000"
+    planes = "".join(
+        f'<TiffData IFD="{z % 3}" FirstZ="{z}" PlaneCount="1">'
+        f'<UUID FileName="{z // 3}.ome.tif">{uuid.format(z // 3)}</UUID></TiffData>'
+        for z in range(6)
+    )
+    for part in (0, 1):
+        text = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid.format(part)}">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="50" SizeY="37" '
+            'SizeZ="6" SizeC="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+            f"{planes}</Pixels></Image></OME>"
+        )
+        slices = image_zyx[part * 3 : part * 3 + 3]
+        write(folder / f"{part}.ome.tif", slices, description=text.encode(), metadata=None, **options)
+    return str(folder / "0.ome.tif")
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
+def test_an_ome_image_in_several_files(tmp_path, image_zyx, options):
+    path = write_ome_set(tmp_path, image_zyx, **options)
+    volume = open_volume(path)
+    assert np.array_equal(volume.read(), image_zyx)
+    box = Box((1, 2, 3), (5, 36, 49))
+    assert np.array_equal(volume.read(box), image_zyx[box.slices])
+    (tmp_path / "1.ome.tif").unlink()
+    with pytest.raises(UserError, match="3 of the 6 slices that the OME-TIFF lists are not there"):
+        open_volume(path)
+
+
 def test_complex_voxels(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 6, 7), np.complex64))
     with pytest.raises(UserError, match="complex"):
         open_volume(str(tmp_path / "a.tif"))
+
+
+def test_a_real_volume_reads_as_tifffile_reads_it(real_data):
+    path = real_data / "epfl_ca1" / "training.tif"
+    volume = open_volume(str(path))
+    assert volume.shape == (165, 768, 1024)
+    assert volume.dtype == np.uint8
+    expected = tifffile.imread(path, key=range(40, 45))
+    assert np.array_equal(volume.read(Box((40, 0, 0), (45, 768, 1024))), expected)
+    box = Box((41, 250, 1000), (44, 262, 1024))  # crosses two strips
+    assert np.array_equal(volume.read(box), expected[1:4, 250:262, 1000:])

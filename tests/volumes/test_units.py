@@ -27,8 +27,10 @@ def test_lengths_in_nm(value, unit, nm):
 
 @pytest.mark.parametrize(
     ("value", "unit"),
-    [(1, ""), (1, "pixel"), (1, "inch"), (1, None), (0, "nm"), (-1, "nm"), (None, "nm"), ("x", "nm"), (1, "cm")]
-    + [(float("nan"), "nm"), (float("inf"), "nm"), ([1], "nm")],
+    [
+        *((1, unit) for unit in ("", "pixel", "inch", None, "cm")),
+        *((value, "nm") for value in (0, -1, None, "x", float("nan"), float("inf"), [1])),
+    ],
 )
 def test_what_is_no_length(value, unit):
     assert in_nm(value, unit) is None
