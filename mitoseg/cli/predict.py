@@ -19,8 +19,8 @@ from mitoseg.inference.predict import BoxWriter
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.provenance import collect
-from mitoseg.storage import check_output, write_json
-from mitoseg.volumes import Normalization, Volume, create_volume, open_volume
+from mitoseg.storage import write_json
+from mitoseg.volumes import Normalization, Volume, check_volume_output, create_volume, open_volume
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
-    check_output(cfg.output, cfg.overwrite)
+    check_volume_output(cfg.output, cfg.overwrite)
     model = load_model(cfg.checkpoint, trust=cfg.trust)
     volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
     prediction = make_prediction(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+import mitoseg
 from mitoseg.inference import choose_method
 from mitoseg.metrics import (
     Calibration,
@@ -88,6 +89,7 @@ class BlockClassifier(LightningModule):
         data: BlockData = self.trainer.datamodule  # type: ignore[attr-defined]
         self.record = {
             "format": FORMAT,
+            "version": mitoseg.__version__,
             "network": self.network_config,
             "normalization": {"mean": data.normalization.mean, "std": data.normalization.std},
             "channels": data.channels,
@@ -136,7 +138,7 @@ class BlockClassifier(LightningModule):
         values["threshold"] = self.threshold
         values["average_precision"] = average_precision(self.curve)
         values["calibration_error"] = expected_calibration_error(counts, self.calibration)
-        self.log_dict({f"val/{name}": value for name, value in values.items()})
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and its schedule from the factories."""

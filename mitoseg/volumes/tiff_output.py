@@ -91,4 +91,7 @@ def _imagej_description(info: VolumeInfo) -> str:
     lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
     if info.voxel_size:
         lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
+    kind = info.metadata.get("kind")
+    if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
+        lines += ["min=0.0", f"max={float(info.metadata.get('scale') or 1) if kind == 'probability' else 1.0}"]
     return "\n".join([*lines, "loop=false", ""])

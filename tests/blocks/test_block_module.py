@@ -109,7 +109,7 @@ def test_setup_is_done_once_and_logged(caplog):
         data.setup("validate")
     assert data.bank is bank
     assert data.recipe.prepared == 1
-    assert caplog.text.count("Training blocks: positions=grid") == 1
+    assert caplog.text.count("Training blocks: positions=any") == 1
     image = np.concatenate([region.read_image().ravel() for region in data.splits.train])
     assert data.normalization.mean == pytest.approx(image.mean())
     assert data.normalization.std == pytest.approx(image.std())

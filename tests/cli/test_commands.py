@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -157,7 +160,7 @@ def test_bad_volumes_end_training_in_one_line(name, tmp_path, monkeypatch, capsy
     image, label, told = BAD_TRAINING[name]
     words = [f"data.train.image={tif('image.tif', image) if image is not None else 'none.tif'}"]
     words.append(f"data.train.label={tif('label.tif', label)}")
-    code = command(monkeypatch, "train", "data=files", *words, "trainer.enable_progress_bar=false", "epochs=1")
+    code = command(monkeypatch, "train", "data=files", *words, *TINY[-2:], "epochs=1")
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert code == 1
     assert len(errors) == 1
@@ -200,3 +203,27 @@ def test_bad_input_ends_prediction_in_one_line(case, work, monkeypatch, capsys):
     assert not (work / "out.tif").exists()
     assert not [p for p in work.iterdir() if "out.tif" in p.name]
     assert (work / "exists.tif").stat().st_size == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
+def test_ctrl_c_in_training_leaves_last_ckpt_and_exits_with_130(work):
+    """A real process, a real signal, some way into the first epoch."""
+    words = [w for w in TINY if not w.startswith(("epochs", "data.epoch_blocks"))]
+    words += ["epochs=1", "data.epoch_blocks=200000", "hydra.run.dir=interrupted"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "mitoseg", "train", *words], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        table = work / "interrupted" / "csv" / "version_0" / "metrics.csv"
+        deadline = time.monotonic() + 120
+        while not (table.is_file() and len(table.read_text().splitlines()) > 5):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    checkpoint = torch.load(work / "interrupted" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] > 0
+    assert checkpoint["mitoseg"]["channels"] == "adjacent"

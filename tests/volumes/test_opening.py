@@ -43,24 +43,24 @@ def test_a_folder_with_the_name_of_a_file(tmp_path, name):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 @pytest.mark.parametrize("name", ["a.tif", "a.h5"])
 def test_a_file_that_may_not_be_read(tmp_path, name):
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
     (tmp_path / name).write_bytes(b"")
     (tmp_path / name).chmod(0)
+    if os.access(tmp_path / name, os.R_OK):
+        pytest.skip("root may read everything")
     with pytest.raises(UserError, match="may not be read"):
         open_volume(str(tmp_path / name))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows fills sparse files with zeros")
 def test_many_gigabytes_open_at_once(tmp_path):
-    shape = (50, 2**15, 2**15)
+    shape = (5, 2**15, 2**15)
     with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=True) as tif:
         tif.write(None, shape=shape, dtype="uint8", photometric="minisblack", metadata={"axes": "ZYX"})
-    if os.stat(tmp_path / "a.tif").st_blocks * 512 > 2**30:
+    if os.stat(tmp_path / "a.tif").st_blocks * 512 > 2**28:
         pytest.skip("no sparse files here")
     volume = open_volume(f"{tmp_path}/a.tif")
     assert volume.shape == shape
-    assert volume.read(Box((49, 32767, 32766), (50, 32768, 32768))).tolist() == [[[0, 0]]]
+    assert volume.read(Box((4, 32767, 32766), (5, 32768, 32768))).tolist() == [[[0, 0]]]
 
 
 @pytest.mark.parametrize("name", ["a b.tif", "[a]=1,2#.tif", "ü µ.h5", "a~b'c\".zarr", "a{0}%d.tif"])

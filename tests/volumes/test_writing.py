@@ -116,6 +116,17 @@ def test_imagej_reads_the_tiff(tmp_path):
     assert np.array_equal(tifffile.imread(tmp_path / "a.tif"), image_zyx)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "top"),
+    [({"kind": "mask"}, 1), ({"kind": "probability"}, 1), ({"kind": "probability", "scale": 255}, 255), ({}, None)],
+)
+def test_imagej_shows_masks_and_probabilities(tmp_path, metadata, top):
+    with create_volume(f"{tmp_path}/a.tif", (2, 3, 4), "uint8", metadata=metadata):
+        pass
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.imagej_metadata.get("max") == top
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows fills sparse files with zeros")
 def test_bigtiff_from_4_gb_on(tmp_path):
     shape = (5, 2**15, 2**15)

@@ -18,7 +18,7 @@ from mitoseg.errors import UserError
 VERSION = 1
 """Of the generator: raised whenever the same seed gives other voxels."""
 SMALLEST = (3, 64, 64)
-DENSE_GRAIN = 0.6
+DENSE_GRAIN = 0.5
 """Dense cytoplasm is more even than light cytoplasm."""
 
 

@@ -79,8 +79,8 @@ def _mitochondrion(
         a, b, c = (np.float32(t) for t in body.cristae_tilt)
         cristae = np.cos(turn * (a * u + b * across + c * w) + np.float32(1.3) * broad)
         # branches between the lamellae: seen where the lamellae lie in the plane of the section
-        cristae += np.float32(0.6) * np.cos(turn * (a * across - b * u) - broad)
-        cristae += np.float32(0.6) * np.cos(turn * (a * w - c * u) + broad)
+        cristae += np.float32(0.45) * np.cos(turn * (a * across - b * u) - 2 * broad)
+        cristae += np.float32(0.45) * np.cos(turn * (a * w - c * u) + 2 * broad)
     # lamellae end inside the matrix here and there
     present = np.clip(np.float32(0.85) + np.float32(0.25) * broad, 0.5, 1.0)
     deep = np.clip((-distance - 20) * np.float32(1 / 15), 0, 1)

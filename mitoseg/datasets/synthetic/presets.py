@@ -25,7 +25,7 @@ class Tissue:
     mitochondria: float = 0.065
     lysosomes: float = 0.025
     multivesicular: float = 0.02
-    dark_cells: float = 0.10
+    dark_cells: float = 0.09
     myelinated: float = 0.045
     neurite_radius: float = 120.0
     vesicle_clusters: float = 12.0
@@ -51,7 +51,7 @@ class Greys:
     spread: float = 5.0
     membrane: float = 70.0
     gap: float = 112.0
-    cristae: float = 23.0
+    cristae: float = 24.0
     granules: float = 13.0
 
 
