@@ -1,12 +1,10 @@
-"""The scores as torchmetrics, for training: the state is a log-odds histogram, the functions are the same.
+"""The scores as torchmetrics, for training.
 
-The classes hold the same state, so a `MetricCollection` updates it once for all of them (a compute group), and it is
-summed exactly over devices.
+Whole slices are counted into one log-odds histogram, summed exactly over devices; scores, threshold and calibration
+come from it by the functions of `mitoseg.metrics.histogram` and `mitoseg.metrics.calibration`.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryJaccardIndex
 
-from mitoseg.metrics.counts import IGNORE, scores
-from mitoseg.metrics.histogram import BINS, BINS_PER_UNIT, LIMIT, average_precision, best_index, curve, nan_error
-from mitoseg.metrics.histogram import best_threshold as best_threshold_of
+from mitoseg.metrics.counts import IGNORE
+from mitoseg.metrics.histogram import BINS, BINS_PER_UNIT, LIMIT, nan_error
 
 
 class LogitHistogram(Metric):
@@ -57,68 +54,6 @@ class LogitHistogram(Metric):
     def numpy(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         """The histogram as an array, for `mitoseg.metrics.histogram` and `mitoseg.metrics.calibration`."""
         return self.histogram.cpu().numpy()
-
-    def scalar(self, value: float) -> Tensor:
-        """A score as a tensor on the metric's device."""
-        return torch.tensor(value, dtype=torch.float32, device=self.histogram.device)
-
-
-class BestJaccard(LogitHistogram):
-    """The Jaccard index at the threshold that maximises the foreground's; NaN without foreground.
-
-    Args:
-        kind: "foreground", "background", or "mean" of both.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, kind: Literal["foreground", "background", "mean"] = "foreground") -> None:
-        super().__init__()
-        self.kind = kind
-
-    def compute(self) -> Tensor:
-        """The score, in [0, 1]."""
-        points = curve(self.numpy())
-        index = best_index(points)
-        value = float("nan") if index is None else scores(points.counts(index))[f"jaccard_{self.kind}"]
-        return self.scalar(value)
-
-
-class BestThreshold(LogitHistogram):
-    """The threshold that maximises the foreground's Jaccard index, as a probability of the logits as given."""
-
-    def compute(self) -> Tensor:
-        """The threshold, in [0, 1]."""
-        return torch.sigmoid(self.scalar(best_threshold_of(curve(self.numpy()))[0]))
-
-
-class AveragePrecision(LogitHistogram):
-    """Area under the curve of precision over recall; NaN without foreground."""
-
-    higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """The score, in [0, 1]."""
-        return self.scalar(average_precision(curve(self.numpy())))
-
-
-def whole_slice_metrics(prefix: str) -> MetricCollection:
-    """The scores of whole slices, all from one shared histogram; ``update(log_odds, target)``.
-
-    Args:
-        prefix: Put before each name, such as ``"val/"``.
-
-    Returns:
-        ``jaccard_foreground``, ``jaccard_background``, ``jaccard_mean``, ``threshold``, ``average_precision``.
-    """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "jaccard_foreground": BestJaccard("foreground"),
-        "jaccard_background": BestJaccard("background"),
-        "jaccard_mean": BestJaccard("mean"),
-        "threshold": BestThreshold(),
-        "average_precision": AveragePrecision(),
-    }
-    return MetricCollection(metrics, prefix=prefix, compute_groups=[list(metrics)])
 
 
 def block_metrics(prefix: str) -> MetricCollection:

@@ -13,6 +13,7 @@ import tifffile
 import torch
 
 from mitoseg.cli.main import main
+from mitoseg.networks.checkpoint import load_model
 from mitoseg.volumes import open_volume
 
 TINY = [
@@ -126,6 +127,19 @@ def test_resume_goes_on_where_it_stopped(work, monkeypatch):
     checkpoint = torch.load("again/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
     assert checkpoint["global_step"] == 8
+
+
+@pytest.mark.parametrize(
+    "words", [["network=context_cnn"], ["data.channels=single"], ["experiment=paper", "data=phantom"]]
+)
+def test_other_networks_channels_and_the_paper_train_too(work, monkeypatch, words, tmp_path):
+    tiny = [
+        w for w in TINY if not ("experiment=paper" in words and w.startswith(("data.epoch", "data.pos", "data.bal")))
+    ]
+    assert command(monkeypatch, "train", *words, *tiny, "test=false", f"hydra.run.dir={tmp_path}/run") == 0
+    model = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert model.network.in_channels == (1 if "data.channels=single" in words else 3)
+    assert model.network.window == (67 if "network=context_cnn" in words else 32)
 
 
 def tif(path, array):

@@ -9,15 +9,8 @@ from torchmetrics.functional.classification import binary_average_precision, bin
 
 from mitoseg.errors import UserError
 from mitoseg.metrics.counts import count, scores
-from mitoseg.metrics.histogram import best_threshold, curve, logit_histogram
-from mitoseg.metrics.torch_metrics import (
-    AveragePrecision,
-    BestJaccard,
-    BestThreshold,
-    LogitHistogram,
-    block_metrics,
-    whole_slice_metrics,
-)
+from mitoseg.metrics.histogram import average_precision, best_threshold, curve, logit_histogram
+from mitoseg.metrics.torch_metrics import LogitHistogram, block_metrics
 
 
 def batches(seed=0, n=3, shape=(2, 11, 13)):
@@ -49,53 +42,19 @@ def test_the_state_is_the_plain_histogram(dtype):
     assert metric.numpy().sum() == 0
 
 
-def test_scores_agree_with_the_functions_and_with_torchmetrics():
-    collection = whole_slice_metrics("val/")
-    for logits, target in batches():
-        collection.update(logits, target)
-    values = {name: float(value) for name, value in collection.compute().items()}
+def test_scores_agree_with_counting_and_with_torchmetrics():
+    metric = LogitHistogram()
+    for batch in batches():
+        metric.update(*batch)
+    points = curve(metric.compute().numpy())
+    threshold, best = best_threshold(points)
     logits, target = gathered()
-    threshold, best = best_threshold(curve(logit_histogram(logits.numpy(), target.numpy())))
-    expected = scores(count((logits >= threshold).numpy(), target.numpy()))
-    for kind in ("foreground", "background", "mean"):
-        assert values[f"val/jaccard_{kind}"] == pytest.approx(expected[f"jaccard_{kind}"])
-    assert values["val/jaccard_foreground"] == pytest.approx(best)
-    assert values["val/threshold"] == pytest.approx(1 / (1 + math.exp(-threshold)))
-    target = target.long()
-    theirs = binary_jaccard_index((logits >= threshold).int(), target, ignore_index=255)
-    assert values["val/jaccard_foreground"] == pytest.approx(float(theirs))
-    theirs = binary_average_precision(torch.sigmoid(logits.double()), target, ignore_index=255)
-    assert values["val/average_precision"] == pytest.approx(float(theirs), abs=1e-6)
-
-
-def test_the_group_updates_once(monkeypatch):
-    calls = []
-    update = LogitHistogram.update
-
-    def counted(self, logits, target):
-        calls.append(type(self).__name__)
-        update(self, logits, target)
-
-    for cls in (BestJaccard, BestThreshold, AveragePrecision):
-        monkeypatch.setattr(cls, "update", counted, raising=False)
-    collection = whole_slice_metrics("val/")
-    for logits, target in batches():
-        collection.update(logits, target)
-    assert len(calls) == 3
-
-
-def test_clones_are_independent_and_reset():
-    first = whole_slice_metrics("val/")
-    second = first.clone(prefix="test/")
-    logits, target = next(batches())
-    first.update(logits, target)
-    assert all(name.startswith("val/") for name in first.compute())
-    second.update(-logits, target)
-    assert set(second.compute()) == {name.replace("val/", "test/") for name in first.compute()}
-    assert float(second.compute()["test/jaccard_foreground"]) < float(first.compute()["val/jaccard_foreground"])
-    first.reset()
-    first.update(-logits, target)
-    assert first.compute()["val/jaccard_mean"] == second.compute()["test/jaccard_mean"]
+    predicted = logits >= threshold
+    assert scores(points.at(threshold)) == scores(count(predicted.numpy(), target.numpy()))
+    theirs = binary_jaccard_index(predicted.int(), target.long(), ignore_index=255)
+    assert best == pytest.approx(float(theirs))
+    theirs = binary_average_precision(torch.sigmoid(logits.double()), target.long(), ignore_index=255)
+    assert average_precision(points) == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_states_of_two_processes_add_up():
@@ -107,14 +66,6 @@ def test_states_of_two_processes_add_up():
     whole.update(*gathered())
     reduce = whole._reductions["histogram"]
     assert torch.equal(reduce(torch.stack([m.compute() for m in parts])), whole.compute())
-
-
-def test_no_foreground_is_nan_not_an_error():
-    collection = whole_slice_metrics("")
-    collection.update(torch.zeros(4), torch.zeros(4, dtype=torch.uint8))
-    values = collection.compute()
-    assert math.isnan(values["jaccard_foreground"])
-    assert values["threshold"] == 0.5
 
 
 def test_what_cannot_be_counted_is_refused():
