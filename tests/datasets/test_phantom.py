@@ -2,7 +2,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from dataclasses import fields
 
 import numpy as np
@@ -150,74 +149,12 @@ def test_a_grey_threshold_fails_on_the_default_test_volume(default_test):
 
 
 @pytest.mark.slow
-def test_the_default_volumes_are_made_in_time():
+def test_the_default_volumes_hold_as_much_as_real_tissue():
     recipe = Phantom()
-    start = time.process_time()
     for split, shape in recipe.shapes.items():
         _, label, instances = generate_phantom(shape, recipe.volume_seed(split), "fibsem")
         assert 0.05 < label.mean() < 0.08
         assert instances.max() >= 8
-    assert time.process_time() - start < 60  # 12 s on an idle core
-
-
-@pytest.mark.slow
-def test_a_block_network_learns_it(default_test):
-    """The network of the abstract, 1500 steps: it must find by texture what a threshold cannot."""
-    import torch
-    from torch.nn import functional
-
-    from mitoseg.networks.patch_cnn import PatchCNN
-
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    recipe, steps, half = Phantom(), 1500, 16
-    train_zyx, truth_zyx, _ = generate_phantom(recipe.shapes["train"], recipe.volume_seed("train"), "fibsem")
-    mean, std = float(train_zyx.mean()), float(train_zyx.std())
-    network = PatchCNN().to(memory_format=torch.channels_last)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.reset_parameters()
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    inner_zyx = truth_zyx[:17, half:-half, half:-half]
-    kinds = [np.argwhere(inner_zyx == kind) for kind in (0, 1)]
-    for _ in range(steps):
-        places = np.concatenate([kind[rng.integers(len(kind), size=64)] for kind in kinds])
-        blocks = [
-            train_zyx[[max(z - 1, 0), z, z + 1], y : y + 2 * half, x : x + 2 * half].copy() for z, y, x in places
-        ]
-        batch = torch.from_numpy(np.stack(blocks)).float().sub_(mean).div_(std)
-        batch = torch.rot90(batch, int(rng.integers(4)), (2, 3)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(batch)[:, :, 0, 0].float()
-        loss = functional.cross_entropy(logits, torch.arange(2).repeat_interleave(64))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-
-    def curve(image_zyx, label_zyx, slices):
-        jaccard = np.zeros((2, 60))
-        for z in slices:
-            stack = image_zyx[np.clip([z - 1, z, z + 1], 0, len(image_zyx) - 1)]
-            margins = ((0, 0), (half, half), (half, half))
-            padded = torch.from_numpy(np.pad(stack, margins, mode="reflect")).float().sub_(mean).div_(std)
-            windows = padded.unfold(1, 32, 8).unfold(2, 32, 8).permute(1, 2, 0, 3, 4)
-            rows, columns = windows.shape[:2]
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                scores = torch.cat([network(row.contiguous())[:, :, 0, 0].float() for row in windows])
-            logit = (scores[:, 1] - scores[:, 0]).reshape(1, 1, rows, columns)
-            size = (8 * (rows - 1) + 1, 8 * (columns - 1) + 1)
-            found = functional.interpolate(logit, size=size, mode="bilinear", align_corners=True)[0, 0].numpy()
-            truth = label_zyx[z] > 0
-            found = found[: truth.shape[0], : truth.shape[1]]
-            for i, level in enumerate(np.linspace(-6, 8, 60)):
-                jaccard[:, i] += ((found > level) & truth).sum(), ((found > level) | truth).sum()
-        return jaccard[0] / np.maximum(jaccard[1], 1)
-
-    level = int(np.argmax(curve(train_zyx, truth_zyx, range(19, 24, 2))))
-    image_zyx, label_zyx, _ = default_test
-    assert curve(image_zyx, label_zyx, range(1, len(image_zyx), 3))[level] > 0.7
 
 
 @pytest.mark.parametrize(
