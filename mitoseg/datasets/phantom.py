@@ -61,7 +61,7 @@ class Phantom(Files):
         root: str | None = None,
         preset: str = "fibsem",
         seed: int = 0,
-        train_shape: Sequence[int] = (24, 896, 896),
+        train_shape: Sequence[int] = (24, 1280, 1280),
         test_shape: Sequence[int] = (12, 768, 768),
         validation: Mapping[str, object] | None = None,
     ) -> None:

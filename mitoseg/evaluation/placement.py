@@ -8,7 +8,7 @@ import numpy as np
 from skimage.registration import phase_cross_correlation
 
 from mitoseg.evaluation.decision import decide
-from mitoseg.geometry import Box
+from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Volume
 
 PLACES = ("first", "middle", "last")
@@ -30,24 +30,21 @@ def placement_offsets(
         upsample: Parts of a pixel that are told apart.
 
     Returns:
-        For each ninth, such as ``"first y, last x"``, the median over slices of the shift (y, x) in pixels: positive
-        where the prediction lies below or right of the truth. NaN where no slice has both masks.
+        For each ninth, such as ``"first y, last x"``, the shift (y, x) in pixels that all its slices together agree
+        on: positive where the prediction lies below or right of the truth. NaN where one of the masks is empty.
     """
     decision = decide(prediction)
     offsets = {}
     for name, part in _ninths(truth.box):
-        found = []
-        for z in range(part.start[0], part.stop[0], every):
-            box = Box((z, *part.start[1:]), (z + 1, *part.stop[1:]))
-            true_yx = (truth.read(box)[0] == 1).astype(np.float32)
-            mine_yx = decision.foreground(prediction.read(box))[0].astype(np.float32)
-            if min(true_yx.sum(), mine_yx.sum()) > 0:
-                shift, _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
-                    mine_yx - mine_yx.mean(), true_yx - true_yx.mean(), upsample_factor=upsample, normalization=None
-                )
-                found.append(shift)
-        y, x = np.median(found, axis=0) if found else (np.nan, np.nan)
-        offsets[name] = (float(y), float(x))
+        boxes = list(slabs(part, 1))[::every]
+        true_zyx = np.concatenate([truth.read(box) == 1 for box in boxes]).astype(np.float32)
+        mine_zyx = np.concatenate([decision.foreground(prediction.read(box)) for box in boxes]).astype(np.float32)
+        offsets[name] = (float("nan"), float("nan"))
+        if true_zyx.any() and mine_zyx.any():
+            (_, y, x), _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
+                mine_zyx - mine_zyx.mean(), true_zyx - true_zyx.mean(), upsample_factor=upsample, normalization=None
+            )
+            offsets[name] = (float(y), float(x))
     return offsets
 
 
