@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
 from torch import nn
 
 from mitoseg.geometry import Box, slabs
@@ -41,7 +41,6 @@ class Prediction:
         method: ``auto`` or one of `mitoseg.inference.METHODS`.
         save: One of `KINDS`.
         dtype: Of the saved voxels; uint8 probabilities are times 255, rounded.
-        autocast: Compute in bfloat16 where that is safe.
     """
 
     network: nn.Module
@@ -52,7 +51,6 @@ class Prediction:
     method: str = "auto"
     save: str = "probability"
     dtype: np.dtype[Any] = KINDS["probability"]
-    autocast: bool = False
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -69,22 +67,19 @@ class Prediction:
         check_image_values(grey_cyx, volume.path)
         image_cyx = self.normalization.apply(grey_cyx)
         image_bcyx = torch.from_numpy(image_cyx)[None].to(device, memory_format=torch.channels_last)
-        with torch.inference_mode(), self._precision(device):
+        with torch.inference_mode():
             result: npt.NDArray[np.float32] = method(self.network, image_bcyx)[0].float().cpu().numpy()  # type: ignore[arg-type]
         return result
 
     def encode(self, log_odds: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Calibrated probability or mask, in the type that is saved."""
-        probability = 1 / (1 + np.exp(-self.calibration.apply(log_odds)))
+        probability = expit(self.calibration.apply(log_odds))
         if self.save == "mask":
             probability = probability >= self.threshold
         elif self.dtype == np.uint8:
             probability = np.rint(probability * 255)
         encoded: npt.NDArray[Any] = probability.astype(self.dtype)
         return encoded
-
-    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
 
 def predict_volume(

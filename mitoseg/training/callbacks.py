@@ -11,6 +11,7 @@ import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from scipy.special import expit
 from torch import Tensor
 
 from mitoseg.training.module import BlockClassifier
@@ -85,7 +86,7 @@ class SlicePictures(Callback):
             return
         board, step = boards[0], trainer.global_step
         for name, image_yx, truth_yx, log_odds_yx in kept:
-            probability_yx = 1 / (1 + np.exp(-pl_module.calibration.apply(log_odds_yx)))
+            probability_yx = expit(pl_module.calibration.apply(log_odds_yx))
             figure = self.draw(image_yx, truth_yx, probability_yx >= pl_module.threshold, title=name, dpi=80)
             board.add_figure(f"validation/{name}", figure, step, close=False)
             board.add_image(f"validation probability/{name}", probability_yx, step, dataformats="HW")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from scipy.special import expit
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -131,7 +131,7 @@ class BlockClassifier(LightningModule):
         self.curve = curve(counts)
         self.calibration = fit_calibration(counts, self.shift)
         raw, _ = best_threshold(self.curve)
-        self.threshold = float(1 / (1 + np.exp(-self.calibration.apply(raw))))
+        self.threshold = float(expit(self.calibration.apply(raw)))
         picked = scores(self.curve.at(raw))
         names = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall")
         values = {name: picked[name] for name in names}
