@@ -31,6 +31,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
+    if Path(cfg.output).resolve() == Path(cfg.input).resolve():
+        raise UserError("the output is the input itself", cfg.output, "choose another name")
     check_volume_output(cfg.output, cfg.overwrite)
     model = load_model(cfg.checkpoint, trust=cfg.trust)
     volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)

@@ -196,6 +196,7 @@ def bad_predictions(work):
         "directory without slices": (checkpoint, work / "empty", "out.tif", [], "empty"),
         "NaN": (checkpoint, work / "nan.tif", "out.tif", [], "NaN"),
         "output exists": (checkpoint, good, "exists.tif", [], "overwrite=true"),
+        "output is the input": (checkpoint, "exists.tif", "exists.tif", ["overwrite=true"], "input itself"),
         "no such format": (checkpoint, good, "out.xyz", [], "xyz"),
         "no such method": (checkpoint, good, "out.tif", ["method=magic"], "auto"),
         "no such kind": (checkpoint, good, "out.tif", ["save=everything"], "probability"),
@@ -205,7 +206,7 @@ def bad_predictions(work):
     }
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(13))
 def test_bad_input_ends_prediction_in_one_line(case, work, monkeypatch, capsys):
     checkpoint, image, output, words, told = list(bad_predictions(work).values())[case]
     given = [f"checkpoint={checkpoint}", f"input={image}", f"output={output}", "progress=false"]
