@@ -220,14 +220,20 @@ def test_bad_input_ends_prediction_in_one_line(case, work, monkeypatch, capsys):
     assert (work / "exists.tif").stat().st_size == 0
 
 
+def heed_interrupts():
+    """What runs in the background ignores SIGINT and hands that down to its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
 def test_ctrl_c_in_training_leaves_last_ckpt_and_exits_with_130(work):
     """A real process, a real signal, some way into the first epoch."""
     words = [w for w in TINY if not w.startswith(("epochs", "data.epoch_blocks"))]
     words += ["epochs=1", "data.epoch_blocks=200000", "hydra.run.dir=interrupted"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command_line = [sys.executable, "-m", "mitoseg", "train", *words]
     with subprocess.Popen(
-        [sys.executable, "-m", "mitoseg", "train", *words], stderr=subprocess.PIPE, text=True, env=environment
+        command_line, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_interrupts
     ) as process:
         table = work / "interrupted" / "csv" / "version_0" / "metrics.csv"
         deadline = time.monotonic() + 120
