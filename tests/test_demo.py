@@ -39,7 +39,7 @@ def test_the_demo_finds_mitochondria_that_a_threshold_does_not(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.rstrip().endswith("run")
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
-    held_out = next((tmp_path / "phantom").glob("*_seed1_*"))
+    held_out = next((tmp_path / "phantom").glob("*_seed1_*/image.tif")).parent
     image, truth = (open_volume(str(held_out / name)).read() for name in ("image.tif", "label.tif"))
     threshold = best_grey_jaccard(image[::4], truth[::4] > 0)
     assert threshold < 0.35
