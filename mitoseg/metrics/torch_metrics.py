@@ -6,7 +6,6 @@ come from it by the functions of `mitoseg.metrics.histogram` and `mitoseg.metric
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -50,10 +49,6 @@ class LogitHistogram(Metric):
     def compute(self) -> Tensor:
         """The histogram."""
         return self.histogram
-
-    def numpy(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """The histogram as an array, for `mitoseg.metrics.histogram` and `mitoseg.metrics.calibration`."""
-        return self.histogram.cpu().numpy()
 
 
 def block_metrics(prefix: str) -> MetricCollection:

@@ -78,7 +78,7 @@ class BlockClassifier(LightningModule):
         self.network_config = dict(network_config)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.loss = loss or nn.CrossEntropyLoss()
-        self.method_name, self.predict_slices = choose_method(method, network)
+        _, self.predict_slices = choose_method(method, network)
         self.train_metrics = block_metrics("train/")
         self.slice_counts = LogitHistogram()
         self.calibration, self.threshold = Calibration(), 0.5
