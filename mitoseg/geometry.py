@@ -11,6 +11,7 @@ A box is half-open, like a Python slice; axes are z, y, x unless said otherwise.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -141,3 +142,18 @@ def slabs(box: Box, depth: int) -> Iterator[Box]:
     """
     for z in range(box.start[0], box.stop[0], depth):
         yield Box((z, *box.start[1:]), (min(z + depth, box.stop[0]), *box.stop[1:]))
+
+
+def tiles(box: Box, shape: Sequence[int]) -> Iterator[Box]:
+    """Cut a box into a regular grid of tiles from its start, the last along an axis cut at the box's end.
+
+    Args:
+        box: What to cover, each voxel once.
+        shape: Of a whole tile, each axis at least 1.
+
+    >>> [str(t) for t in tiles(Box((0, 0), (3, 5)), (2, 4))]
+    ['[0:2,0:4]', '[0:2,4:5]', '[2:3,0:4]', '[2:3,4:5]']
+    """
+    axes = [range(a, b, n) for a, b, n in zip(box.start, box.stop, shape, strict=True)]
+    for start in itertools.product(*axes):
+        yield Box(start, tuple(a + n for a, n in zip(start, shape, strict=True))).clip(box)

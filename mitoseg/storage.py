@@ -47,7 +47,7 @@ def check_output(path: Path | str, overwrite: bool) -> None:
         with tempfile.TemporaryFile(dir=folder):  # asking os.access is not reliable for root and on Windows
             pass
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain_storage_error(error, path) from error
 
 
 @contextlib.contextmanager
@@ -79,15 +79,14 @@ def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     try:
         made += _make_folders(path.parent)
         yield temporary
-        _flush(temporary)
-        _replace(temporary, path, overwrite)
+        move_into_place(temporary, path, overwrite=overwrite)
     except BaseException as error:
-        _remove(temporary)
+        remove(temporary)
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        if isinstance(error, Exception) and not isinstance(error, UserError) and _is_storage(error):
-            raise _explain(error, path) from error
+        if isinstance(error, Exception) and not isinstance(error, UserError) and is_storage_error(error):
+            raise explain_storage_error(error, path) from error
         raise
 
 
@@ -173,8 +172,19 @@ def _flush(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _replace(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Rename ``temporary`` onto ``path``; an old folder steps aside first and comes back if that fails."""
+def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename a finished file or folder onto its final name; an old folder steps aside and comes back if that fails.
+
+    Args:
+        temporary: What is finished, on the same file system.
+        path: Its final name.
+        overwrite: Whether something of that name may be replaced.
+
+    Raises:
+        UserError: Something of that name exists and may not be replaced.
+        OSError: The operating system refuses.
+    """
+    _flush(temporary)
     if not overwrite and os.path.lexists(path):
         raise UserError("the output appeared while it was being written", str(path), "choose another name")
     if not (path.is_dir() or temporary.is_dir()) or not os.path.lexists(path):
@@ -187,10 +197,10 @@ def _replace(temporary: Path, path: Path, overwrite: bool) -> None:
     except BaseException:
         os.replace(old, path)
         raise
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file or a folder; that it is gone or held by somebody is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -199,7 +209,7 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _is_storage(error: BaseException) -> bool:
+def is_storage_error(error: BaseException) -> bool:
     """Whether an exception tells of a full disk or of missing rights."""
     return _errno(error) in _FULL | _DENIED
 
@@ -213,7 +223,7 @@ def _errno(error: BaseException) -> int | None:
     return number if number is not None or cause is None else _errno(cause)
 
 
-def _explain(error: BaseException, path: Path) -> UserError:
+def explain_storage_error(error: BaseException, path: Path) -> UserError:
     """The one line for an operating system's refusal."""
     if _errno(error) in _FULL:
         return UserError(

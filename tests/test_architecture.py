@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "blocks": BASE | {"datasets", "volumes"},
     "networks": LIBRARIES_ONLY,
     "metrics": LIBRARIES_ONLY,
-    "inference": BASE | {"metrics", "volumes"},
+    "inference": BASE | {"metrics", "networks", "volumes"},
     "training": BASE | {"inference", "metrics", "volumes"},
     "segmentation": BASE | {"volumes"},
     "classical": BASE | {"segmentation", "volumes"},

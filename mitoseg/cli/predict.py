@@ -2,142 +2,149 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mitoseg import __version__
 from mitoseg.cli.launch import run_dir
+from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
-from mitoseg.inference import KINDS, Prediction, predict_volume
-from mitoseg.inference.predict import BoxWriter
-from mitoseg.metrics import Calibration
+from mitoseg.inference import Predictor
+from mitoseg.inference.memory import budget_bytes
+from mitoseg.inference.precision import choose_compile
 from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import Normalization, Volume, check_volume_output, create_volume, open_volume
+from mitoseg.volumes import Volume, VolumeInfo, open_volume
+from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.reading import CACHE_BYTES
+from mitoseg.volumes.staging import StagedVolume
 
 log = logging.getLogger(__name__)
 
+IDENTITY = ("input", "save", "dtype", "threshold", "method", "tta", "overlap", "window_stride", "axes")
+"""Options that make one command another than the next; a killed run is taken up by the same one alone."""
+VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
+"""What may change between two runs of one command; then what was computed is out of date."""
+
 
 def run(cfg: DictConfig) -> None:
-    """Predict one volume.
+    """Predict one volume; an unfinished prediction by the same command is taken up.
 
     Raises:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
     if Path(cfg.output).resolve() == Path(cfg.input).resolve():
         raise UserError("the output is the input itself", cfg.output, "choose another name")
-    check_volume_output(cfg.output, cfg.overwrite)
     model = load_model(cfg.checkpoint, trust=cfg.trust)
-    volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
+    volume = open_input(cfg)
     prediction = make_prediction(
         model,
-        method=cfg.method,
-        accelerator=cfg.accelerator,
-        save=cfg.save,
-        dtype=cfg.dtype,
-        threshold=cfg.threshold,
+        **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "accelerator", "precision")},
+        **{key: cfg[key] for key in ("save", "dtype", "threshold")},
+        tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
     )
-    voxel_size = volume.voxel_size or model.voxel_size
-    if volume.voxel_size is None and voxel_size is not None:
-        log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
-    with create_volume(
-        cfg.output,
-        volume.shape,
-        prediction.dtype,
-        voxel_size=voxel_size,
-        metadata={**prediction.metadata, "checkpoint": Path(cfg.checkpoint).name},
-        overwrite=cfg.overwrite,
-    ) as writer:
-        predict_with_progress(prediction, volume, writer, title=Path(cfg.input).name, show=cfg.progress)
+    predictor = Predictor(prediction, volume)
+    stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
+    with stage:
+        if not stage.moved:
+            predict_staged(cfg, predictor, model, stage)
+        with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
+            stage.finish(advance)
     folder = run_dir()
-    write_json(folder / "provenance.json", collect(input=cfg.input, checkpoint=cfg.checkpoint, output=cfg.output))
+    chosen = {"precision": prediction.precision, "device": str(predictor.device), **stage.decisions}
+    write_json(
+        folder / "provenance.json",
+        collect(input=cfg.input, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen),
+    )
     console = Console()
     console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
 
 
-def make_prediction(
-    model: Model,
-    *,
-    method: str = "auto",
-    accelerator: str = "auto",
-    save: str = "probability",
-    dtype: str | None = None,
-    threshold: float | None = None,
-) -> Prediction:
-    """A checkpoint's model on its device, with what is to be saved.
+def open_input(cfg: DictConfig) -> Volume:
+    """The volume to predict.
 
     Raises:
-        UserError: No such thing to save, type, threshold or device.
+        UserError: It cannot be read, or chunks of it are missing.
     """
-    if save not in KINDS:
-        raise UserError("cannot save that", save, f"choose one of {', '.join(KINDS)}")
-    kind = np.dtype(dtype) if dtype in ("uint8", "float32") else KINDS[save]
-    if (dtype is not None and kind != dtype) or (save == "mask" and kind != np.uint8):
-        raise UserError(
-            f"cannot save a {save} as that type", dtype, "use dtype=float32 or dtype=uint8; masks are uint8"
-        )
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
-    return Prediction(
-        network=model.network.to(choose_device(accelerator), memory_format=torch.channels_last),  # type: ignore[call-overload]
-        normalization=Normalization(**model.normalization),
-        channels=model.channels,
-        calibration=Calibration(**model.calibration),
-        threshold=model.threshold if threshold is None else threshold,
-        method=method,
-        save=save,
-        dtype=kind,
+    if cfg.missing_chunks not in ("error", "fill"):
+        raise UserError("no such way to treat missing chunks", cfg.missing_chunks, "choose error or fill")
+    volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
+    if cfg.missing_chunks == "error":
+        volume.check_complete()
+    return volume
+
+
+def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: StagedVolume) -> None:
+    """Predict every tile that the stage does not hold yet."""
+    volume = predictor.volume
+    decisions = stage.decisions or decide(cfg, predictor)
+    tile = tuple(decisions["tile"])
+    log.info(
+        "%s on %s, %s%s, tiles of %s voxels",
+        decisions["method"],
+        predictor.device,
+        predictor.prediction.precision,
+        ", compiled" if decisions["compile"] else "",
+        " x ".join(map(str, tile)),
     )
-
-
-def choose_device(accelerator: str) -> torch.device:
-    """``auto`` takes a GPU where there is one.
-
-    Raises:
-        UserError: The device is not known or not here.
-    """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    here["gpu"] = here["cuda"]
-    if accelerator == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if here[name]))
-    if not here.get(accelerator):
-        usable = ", ".join(name for name, there in here.items() if there)
-        raise UserError("no such accelerator here", accelerator, f"use auto or one of {usable}")
-    return torch.device("cuda" if accelerator == "gpu" else accelerator)
-
-
-def predict_with_progress(
-    prediction: Prediction,
-    volume: Volume,
-    writer: BoxWriter,
-    *,
-    box: Box | None = None,
-    title: str = "",
-    show: bool = True,
-) -> None:
-    """`predict_volume` with a progress bar over the slices."""
-    columns = (
-        TextColumn("predicting {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("slices"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task(title, total=(box or volume.box).shape[0])
-        predict_volume(
-            prediction,
+    voxel_size = volume.voxel_size or model.voxel_size
+    if volume.voxel_size is None and voxel_size is not None:
+        log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
+    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint).name}
+    info = VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)
+    stage.start(info, tile, decisions)
+    if stage.done:
+        log.info("going on: %d of %d tiles are done", len(stage.done), stage.count)
+    if decisions["compile"]:
+        predictor.compile(tile)
+    try:
+        predict_with_progress(
+            predictor,
             volume,
-            writer,
-            box=box,
-            on_slice=lambda done: bar.update(task, completed=done),
+            stage,
+            tile=tile,
+            done=frozenset(stage.done),
+            done_voxels=sum(part.size for part in stage.done),
+            title=Path(cfg.input).name,
+            show=cfg.progress,
         )
+    except BaseException:
+        if stage.done:
+            log.warning("%d of %d tiles are kept: the same command goes on from there", len(stage.done), stage.count)
+        raise
+
+
+def decide(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
+    """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
+    cache = min(CACHE_BYTES, predictor.volume.box.size * predictor.volume.dtype.itemsize)
+    tile = predictor.choose_tile(budget_bytes(cfg.memory) - cache)
+    compiled = choose_compile(cfg.compile, predictor.device, predictor.operations(tile))
+    return {"tile": list(tile), "compile": compiled, "method": type(predictor.views[0].method).__name__.lower()}
+
+
+def identity(cfg: DictConfig, volume: Volume, predictor: Predictor) -> Mapping[str, Any]:
+    """What makes this prediction another one than the next."""
+    source = Path((split_dataset(cfg.input) or (cfg.input, ""))[0])
+    state = source.stat() if source.exists() else None
+    return {
+        **{key: cfg[key] for key in IDENTITY},
+        "input": os.path.abspath(cfg.input),
+        "input_state": [list(volume.shape), str(volume.dtype), state and state.st_size, state and state.st_mtime_ns],
+        "precision": predictor.prediction.precision,
+        "device": predictor.device.type,
+        "tile": predictor.prediction.options.tile,
+        "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
+        "checkpoint_sha256": hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest(),
+        "mitoseg": __version__,
+        "torch": torch.__version__,
+    }

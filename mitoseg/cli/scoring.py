@@ -7,17 +7,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mitoseg.cli.predict import make_prediction, predict_with_progress
+from mitoseg.cli.prediction import make_prediction, predict_with_progress
 from mitoseg.datasets import Region, Splits
 from mitoseg.evaluation import evaluate, pool_evaluations, save_overlays, score_table
 from mitoseg.inference import Prediction
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.storage import write_json
+from mitoseg.training.finish import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 
 
 def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[str, object]]:
-    """Predict and score validation and test with ``best.ckpt``; write ``metrics.json`` and the figures.
+    """Finish ``best.ckpt`` on validation, predict and score validation and test; write ``metrics.json`` and figures.
 
     Args:
         folder: The run's folder.
@@ -30,8 +31,10 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[s
     parts = {"validation": splits.validation}
     if cfg.test and splits.test:
         parts["test"] = splits.test
-    model = load_model(folder / "checkpoints" / "best.ckpt")
-    prediction = make_prediction(model, method=cfg.method, accelerator=cfg.trainer.accelerator)
+    best = folder / "checkpoints" / "best.ckpt"
+    options = {"method": cfg.method, "accelerator": cfg.trainer.accelerator}
+    finish_checkpoint(best, make_prediction(load_model(best), **options), splits.validation)
+    prediction = make_prediction(load_model(best), **options)
     metrics = {
         name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])
         for name, regions in parts.items()

@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
-        method=cfg.method,
+        method=cfg.validation_method,
     )
     trainer = build_trainer(cfg, folder)
     if trainer.is_global_zero:

@@ -1,32 +1,154 @@
-"""The ways to turn a network into a map, by name."""
+"""The ways to turn a network into a map, by name.
+
+dense     the window's answer at every pixel, in one pass          block networks
+strided   one pass, an answer every ``stride`` pixels, lines between them   block networks
+window    each window cut out and put through alone; the reference          block networks
+blend     overlapping tiles, averaged with Gaussian weights                 networks that answer a whole tile
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
-from mitoseg.inference.protocol import BlockNetwork
-from mitoseg.inference.strided import strided_log_odds
+from mitoseg.geometry import Box, reflect
+from mitoseg.inference.blend import Blend
+from mitoseg.inference.dense import Dense
+from mitoseg.inference.protocol import BlockNetwork, dimensions, per_axis
+from mitoseg.inference.strided import Strided
+from mitoseg.inference.window import Window
+from mitoseg.networks import DenseForm
 
-Method = Callable[[BlockNetwork, Tensor], Tensor]
-"""From a network and ``image_bcyx`` to ``log_odds_byx``."""
+METHODS = ("dense", "strided", "window", "blend")
+BLEND_TILES = {2: (1, 256, 256), 3: (32, 128, 128)}
+"""(z, y, x) voxels that a network on slices or on volumes takes at once, unless the user says otherwise."""
 
-METHODS: dict[str, Method] = {"strided": strided_log_odds}
+
+class Method(Protocol):
+    """A way to turn a network into a map of log-odds."""
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3, the network's axes."""
+        ...
+
+    def reads(self, write: Box) -> Box:
+        """What must be read for the voxels of a box; it may leave the volume, which is reflected there."""
+        ...
+
+    def __call__(self, image: Tensor, write: Box) -> Tensor:
+        """Log-odds (z, y, x) of a box.
+
+        Args:
+            image: What `reads` asks for: slices with their channels (z, C, Y, X), or (1, C, Z, Y, X).
+            write: The box.
+        """
+        ...
 
 
-def choose_method(name: str, network: nn.Module) -> tuple[str, Method]:
-    """The method that a name stands for; ``auto`` takes the best one that fits the network.
+@dataclass(frozen=True)
+class Options:
+    """What the methods can be told.
+
+    Attributes:
+        window_stride: Of the method ``window``: every how many pixels one is answered.
+        tile: (z, y, x) voxels computed at once; None: by the memory at hand, for ``blend`` `BLEND_TILES`.
+        overlap: Of the tiles of ``blend``.
+        slices: Slices that go through a network on slices together.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    window_stride: int = 1
+    tile: tuple[int, int, int] | None = None
+    overlap: float = 0.5
+    slices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.window_stride < 1:
+            raise UserError("window_stride is not a number of pixels", self.window_stride, "give 1 or more")
+        if self.tile is not None and (len(self.tile) != 3 or min(self.tile) < 1):
+            raise UserError("tile is not a size", self.tile, "give tile=[z,y,x], each at least 1")
+
+
+def choose_method(name: str, network: nn.Module) -> str:
+    """The method that a name stands for; ``auto`` takes dense for block networks, blend for others.
 
     Raises:
         UserError: There is no such method, or it does not fit the network.
     """
-    chosen = "strided" if name == "auto" else name
+    is_block = isinstance(network, BlockNetwork)
+    chosen = ("dense" if is_block else "blend") if name == "auto" else name
     if chosen not in METHODS:
         raise UserError("no such method", name, f"choose one of auto, {', '.join(METHODS)}")
+    kind = type(network).__name__
+    if chosen == "blend" and is_block:
+        raise UserError(f"method blend does not fit a network that answers blocks, {kind}", name, "use method=dense")
+    if chosen != "blend" and not is_block:
+        raise UserError(f"method {chosen} needs a block network, not {kind}", name, "use method=blend")
+    return chosen
+
+
+def make_method(name: str, network: nn.Module, shape: tuple[int, int, int], options: Options | None = None) -> Method:
+    """A method for one volume.
+
+    Args:
+        name: ``auto`` or one of `METHODS`.
+        network: In eval mode, on its device.
+        shape: Of the volume (z, y, x).
+        options: What to tell it.
+
+    Raises:
+        UserError: No such method, it does not fit the network, or the volume is smaller than the window.
+    """
+    options = options or Options()
+    chosen, ndim = choose_method(name, network), dimensions(network)
     if not isinstance(network, BlockNetwork):
-        raise UserError(
-            f"method {chosen} needs a block network", type(network).__name__, "use patch_cnn or context_cnn"
+        tile = options.tile or BLEND_TILES[ndim]
+        if ndim == 3 and shape[0] == 1:
+            raise UserError("the network works on volumes, the image is one slice", shape, "use a network on slices")
+        return Blend(network, ndim, shape, (1, *tile[1:]) if ndim == 2 else tile, options.overlap, options.slices)
+    window = per_axis(network.window, ndim)
+    if any(n < w for n, w in zip(shape[3 - ndim :], window, strict=True)):
+        what = (
+            "the slice is smaller than the network's window" if ndim == 2 else "the volume is smaller than the window"
         )
-    return chosen, METHODS[chosen]
+        raise UserError(what, shape[3 - ndim :], f"it takes {' x '.join(map(str, window))} voxels")
+    if chosen == "strided":
+        return Strided(network, ndim, options.slices)
+    if chosen == "window":
+        return Window(network, ndim, options.window_stride)
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    return Dense(DenseForm(network, depth_first=on_cpu).eval(), window, options.slices)
+
+
+def slice_log_odds(name: str, network: nn.Module, image_bcyx: Tensor) -> Tensor:
+    """Log-odds of "mitochondrion" for every pixel of whole slices that are in memory.
+
+    Args:
+        name: ``auto`` or one of `METHODS`.
+        network: On slices, in eval mode, on the device of the image.
+        image_bcyx: Normalised slices, float (B, C, Y, X).
+
+    Returns:
+        ``log_odds_byx`` float32 (B, Y, X).
+
+    Raises:
+        UserError: As `make_method`.
+    """
+    shape = (image_bcyx.shape[0], image_bcyx.shape[2], image_bcyx.shape[3])
+    method = make_method(name, network, shape)
+    whole = Box.of_shape(shape)
+    read = method.reads(whole)
+    padded = image_bcyx
+    for axis in (1, 2):
+        index = reflect(torch.arange(read.start[axis], read.stop[axis]).numpy(), shape[axis])
+        padded = padded.index_select(axis + 1, torch.from_numpy(index).to(image_bcyx.device))
+    if image_bcyx.is_contiguous(memory_format=torch.channels_last):
+        padded = padded.contiguous(memory_format=torch.channels_last)
+    return method(padded, whole)

@@ -1,21 +1,23 @@
-"""A volume through a network, slab by slab, into a writer."""
+"""A volume through a network, tile by tile, into a writer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import expit
 from torch import nn
 
-from mitoseg.geometry import Box, slabs
-from mitoseg.inference.methods import choose_method
+from mitoseg.geometry import Box, tiles
+from mitoseg.inference.memory import Tile, budget_bytes
+from mitoseg.inference.methods import Options
+from mitoseg.inference.pipeline import run_overlapped
+from mitoseg.inference.predictor import Predictor
 from mitoseg.metrics import Calibration
-from mitoseg.volumes import Normalization, Volume, check_image_values, read_channels
+from mitoseg.volumes import Normalization, Volume
 
 KINDS: dict[str, np.dtype[Any]] = {"probability": np.dtype(np.float32), "mask": np.dtype(np.uint8)}
 """What can be saved, and the type of its voxels unless the user names another."""
@@ -39,7 +41,10 @@ class Prediction:
         calibration: Corrects the log-odds: prior shift, temperature, bias.
         threshold: Probability at and above which a voxel is foreground.
         method: ``auto`` or one of `mitoseg.inference.METHODS`.
-        save: One of `KINDS`.
+        options: What the method can be told.
+        tta: Test-time augmentation, a key of `mitoseg.inference.SYMMETRIES`.
+        precision: ``fp32`` or ``bf16``.
+        save: One of `KINDS`, or ``log_odds`` for what the network gave, not calibrated.
         dtype: Of the saved voxels; uint8 probabilities are times 255, rounded.
     """
 
@@ -49,6 +54,9 @@ class Prediction:
     calibration: Calibration
     threshold: float
     method: str = "auto"
+    options: Options = field(default_factory=Options)
+    tta: str = "none"
+    precision: str = "fp32"
     save: str = "probability"
     dtype: np.dtype[Any] = KINDS["probability"]
 
@@ -58,21 +66,10 @@ class Prediction:
         scale = 255 if self.save == "probability" and self.dtype == np.uint8 else 1
         return {"kind": self.save, "threshold": self.threshold, "scale": scale}
 
-    def log_odds(self, volume: Volume, z: int, box: Box | None = None) -> npt.NDArray[np.float32]:
-        """Raw log-odds (Y, X) of one slice, before calibration."""
-        _, method = choose_method(self.method, self.network)
-        device = next(self.network.parameters()).device
-        box_yx = None if box is None else Box(box.start[1:], box.stop[1:])
-        grey_cyx = read_channels(volume, z, self.channels, box_yx)
-        check_image_values(grey_cyx, volume.path)
-        image_cyx = self.normalization.apply(grey_cyx)
-        image_bcyx = torch.from_numpy(image_cyx)[None].to(device, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            result: npt.NDArray[np.float32] = method(self.network, image_bcyx)[0].float().cpu().numpy()  # type: ignore[arg-type]
-        return result
-
     def encode(self, log_odds: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Calibrated probability or mask, in the type that is saved."""
+        if self.save == "log_odds":
+            return log_odds
         probability = expit(self.calibration.apply(log_odds))
         if self.save == "mask":
             probability = probability >= self.threshold
@@ -83,26 +80,42 @@ class Prediction:
 
 
 def predict_volume(
-    prediction: Prediction,
+    prediction: Prediction | Predictor,
     volume: Volume,
     writer: BoxWriter,
     *,
     box: Box | None = None,
-    on_slice: Callable[[int], None] | None = None,
+    tile: Tile | None = None,
+    done: Container[Box] = (),
+    on_tile: Callable[[Box], None] | None = None,
 ) -> None:
-    """Predict every slice of a volume (or of one box of it) and hand it to a writer.
+    """Predict a volume, or one box of it, and hand it to a writer.
 
     Args:
-        prediction: The network and what it needs.
-        volume: The image; its size is the size of the result.
-        writer: Takes one slice at a time, in coordinates of the box.
-        box: The part to predict; slices next to it are still read as neighbours.
-        on_slice: Called after each slice with the number of slices done.
+        prediction: The network and what it needs, or a predictor made of it for this volume.
+        volume: The image.
+        writer: Takes tiles in order, in coordinates of the box.
+        box: The part to predict; what lies around it in the volume is still seen by the network.
+        tile: (z, y, x) voxels at a time; None: by the memory that is free.
+        done: Tiles to leave out, in coordinates of the box.
+        on_tile: Called with each tile that is written.
+
+    Raises:
+        UserError: Network, method and volume do not fit together, the volume is damaged, or memory is too small.
     """
-    area = box or volume.box
-    for done, slab in enumerate(slabs(area, 1), start=1):
-        z = slab.start[0]
-        log_odds_yx = prediction.log_odds(volume, z, None if box is None else slab)
-        writer.write(slab.inside(area), prediction.encode(log_odds_yx)[None])
-        if on_slice is not None:
-            on_slice(done)
+    predictor = prediction if isinstance(prediction, Predictor) else Predictor(prediction, volume)
+    area = volume.check_box(box)
+    parts = tiles(area, tile or predictor.choose_tile(budget_bytes(None)))
+
+    def write(part: Box, log_odds: npt.NDArray[np.float32]) -> None:
+        inside = part.inside(area)
+        writer.write(inside, predictor.prediction.encode(log_odds))
+        if on_tile is not None:
+            on_tile(inside)
+
+    run_overlapped(
+        (part for part in parts if part.inside(area) not in done),
+        predictor.read,
+        lambda part, greys: predictor.compute(greys, part),
+        write,
+    )

@@ -1,10 +1,13 @@
-"""What prediction asks of a block network."""
+"""What prediction asks of a network, and what it can tell from the network itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from mitoseg.errors import UserError
 
 
 @runtime_checkable
@@ -12,17 +15,72 @@ class BlockNetwork(Protocol):
     """A network whose outputs stand for windows of a regular grid.
 
     Attributes:
-        window: Pixels along y and x of the window that one output stands for.
-        stride: Pixels between neighbouring outputs.
+        window: Pixels along each axis of the window that one output stands for; one number for all axes, or one each.
+        stride: Pixels between neighbouring outputs, likewise.
         spill: Pixels that an output sees (before, after) its window when a whole image goes through.
         in_channels: Input channels.
     """
 
-    window: int
-    stride: int
+    window: int | tuple[int, ...]
+    stride: int | tuple[int, ...]
     spill: tuple[int, int]
     in_channels: int
 
-    def __call__(self, image_bcyx: Tensor) -> Tensor:
-        """Scores (B, 2, y, x): background, mitochondrion."""
+    def __call__(self, image: Tensor) -> Tensor:
+        """Scores (B, 2, y, x) or (B, 2, z, y, x): background, mitochondrion."""
         ...
+
+
+def per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """One number for each axis.
+
+    >>> per_axis(8, 2), per_axis((1, 8, 8), 3)
+    ((8, 8), (1, 8, 8))
+    """
+    return (value,) * ndim if isinstance(value, int) else tuple(value)
+
+
+def dimensions(network: nn.Module) -> int:
+    """Whether a network works on slices (2) or on volumes (3): that of its first convolution.
+
+    Raises:
+        UserError: It has no convolution.
+    """
+    return 3 if isinstance(_first_layer(network), nn.Conv3d) else 2
+
+
+def input_channels(network: nn.Module) -> int:
+    """Channels that a network takes: those of its first convolution, unless it says so itself.
+
+    Raises:
+        UserError: It has no convolution.
+    """
+    stated = getattr(network, "in_channels", None)
+    return stated if isinstance(stated, int) else _first_layer(network).in_channels
+
+
+def _first_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            return layer
+    if isinstance(network, BlockNetwork):  # a stand-in without weights
+        return nn.Conv2d(network.in_channels, 1, 1)
+    raise UserError("the network has no convolution", type(network).__name__, "use a convolutional network")
+
+
+def log_odds(scores: Tensor) -> Tensor:
+    """Log-odds of "mitochondrion" from scores.
+
+    Args:
+        scores: (B, 2, ...), background and mitochondrion, or (B, 1, ...), which are log-odds already.
+
+    Returns:
+        float32 (B, ...).
+
+    Raises:
+        UserError: Another number of classes.
+    """
+    if scores.shape[1] not in (1, 2):
+        raise UserError("the network's scores are not those of two classes", scores.shape[1], "use one or two outputs")
+    wide = scores.float()
+    return wide[:, 1] - wide[:, 0] if scores.shape[1] == 2 else wide[:, 0]

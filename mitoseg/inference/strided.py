@@ -1,10 +1,10 @@
 r"""The whole slice through a block network once: one score every ``stride`` pixels, placed where its window is.
 
-Output i of a padded slice stands for the window that starts at ``stride * i``; padding the slice by
-``anchor(window)`` pixels on the left makes that window answer pixel ``stride * i`` of the slice itself:
+Output i of a padded slice stands for the window that starts at ``stride * i``; reading from ``anchor(window)`` pixels
+before the first pixel makes that window answer pixel ``stride * i`` of the slice itself:
 
     slice                     |0 . . . . . . . 8 . . . . . . . 16 ...            L-1|
-    padded      <spill|anchor>|0                                                 L-1|<reflected>
+    read        <spill|anchor>|0                                                 L-1|<reflected>
     windows           |--- answers 0 ---|
                               |--- answers 8 ---|
 
@@ -14,57 +14,51 @@ that its window answers, and the margins come from reflecting the image, never f
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mitoseg.errors import UserError
-from mitoseg.geometry import anchor, reflect
-from mitoseg.inference.protocol import BlockNetwork
+from mitoseg.geometry import Box, anchor
+from mitoseg.inference.grid import answered, fill
+from mitoseg.inference.protocol import BlockNetwork, log_odds, per_axis
 
 
-def strided_log_odds(network: BlockNetwork, image_bcyx: Tensor) -> Tensor:
-    """Log-odds of "mitochondrion" for every pixel of whole slices.
+@dataclass(frozen=True)
+class Strided:
+    """See the module; a `mitoseg.inference.methods.Method`.
 
-    Args:
-        network: In eval mode, on the device of the image.
-        image_bcyx: Normalised slices, float (B, C, Y, X).
-
-    Returns:
-        ``log_odds_byx`` float32 (B, Y, X): exact at every ``stride``-th pixel, linear in between.
-
-    Raises:
-        UserError: The slice is smaller than the network's window.
+    Attributes:
+        network: In eval mode.
+        ndim: 2 or 3, the network's axes.
+        slices: Slices that go through the network together.
     """
-    size_yx = image_bcyx.shape[-2:]
-    if min(size_yx) < network.window:
-        least = f"{network.window} x {network.window}"
-        raise UserError("the slice is smaller than the network's window", tuple(size_yx), f"it takes {least} pixels")
-    outputs = [math.ceil((size - 1) / network.stride) + 1 for size in size_yx]
-    padded = image_bcyx
-    for axis, (size, count) in enumerate(zip(size_yx, outputs, strict=True)):
-        index = torch.from_numpy(_padded_index(size, count, network)).to(image_bcyx.device)
-        padded = padded.index_select(axis + 2, index)
-    if image_bcyx.is_contiguous(memory_format=torch.channels_last):
-        padded = padded.contiguous(memory_format=torch.channels_last)
-    first = math.ceil(network.spill[0] / network.stride)
-    scores = network(padded)[:, :, first : first + outputs[0], first : first + outputs[1]].float()
-    return _weave(scores[:, 1] - scores[:, 0], network.stride, (size_yx[0], size_yx[1]))
 
+    network: BlockNetwork
+    ndim: int
+    slices: int = 1
 
-def _padded_index(size: int, outputs: int, network: BlockNetwork) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Pixel read at each place of the padded axis: whole strides of spill, the windows, and spill again."""
-    before, after = (math.ceil(spill / network.stride) * network.stride for spill in network.spill)
-    start = -anchor(network.window) - before
-    length = before + network.window + network.stride * (outputs - 1) + after
-    return reflect(np.arange(start, start + length), size).astype(np.int64)
+    def reads(self, write: Box) -> Box:
+        """What must be read for the voxels of a box; it may leave the volume."""
+        start, stop = list(write.start), list(write.stop)
+        for axis, window, stride in self._axes():
+            wanted = answered(write.start[axis], write.stop[axis], stride)
+            before, after = (-(-spill // stride) * stride for spill in self.network.spill)
+            start[axis] = stride * wanted[0] - anchor(window) - before
+            stop[axis] = stride * wanted[-1] - anchor(window) + window + after
+        return Box(tuple(start), tuple(stop))
 
+    def __call__(self, image: Tensor, write: Box) -> Tensor:
+        """Log-odds (z, y, x) of a box from the image that `reads` asks for: (z, C, Y, X) or (1, C, Z, Y, X)."""
+        coarse = torch.cat([log_odds(self.network(part)) for part in torch.split(image, self.slices)])
+        coarse = coarse if self.ndim == 2 else coarse[0]
+        for axis, _, stride in self._axes():
+            wanted = answered(write.start[axis], write.stop[axis], stride)
+            coarse = coarse.narrow(axis, -(-self.network.spill[0] // stride), len(wanted))
+            coarse = fill(coarse, axis, write.start[axis], write.stop[axis], stride)
+        return coarse
 
-def _weave(coarse_byx: Tensor, stride: int, size_yx: tuple[int, int]) -> Tensor:
-    """Linear interpolation between scores that lie on pixels 0, stride, 2 stride, ..., cut to the slice."""
-    full = [stride * (n - 1) + 1 for n in coarse_byx.shape[1:]]
-    fine = functional.interpolate(coarse_byx[:, None], size=full, mode="bilinear", align_corners=True)
-    return fine[:, 0, : size_yx[0], : size_yx[1]]
+    def _axes(self) -> list[tuple[int, int, int]]:
+        """Axis of the volume, window and stride, for each axis of the network."""
+        windows, strides = per_axis(self.network.window, self.ndim), per_axis(self.network.stride, self.ndim)
+        return list(zip(range(3 - self.ndim, 3), windows, strides, strict=True))

@@ -11,6 +11,7 @@ from mitoseg.metrics.calibration import (
     prior_shift,
 )
 from mitoseg.metrics.counts import IGNORE, Counts, count, scores
+from mitoseg.metrics.decision import Decision, choose_decision
 from mitoseg.metrics.histogram import (
     BINS,
     EDGES,
@@ -30,8 +31,10 @@ __all__ = [
     "Calibration",
     "Counts",
     "Curve",
+    "Decision",
     "average_precision",
     "best_threshold",
+    "choose_decision",
     "count",
     "curve",
     "expected_calibration_error",

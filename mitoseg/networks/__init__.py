@@ -1,5 +1,6 @@
 """Networks as plain ``nn.Module``s, and how one is rebuilt from a checkpoint."""
 
+from mitoseg.networks.dense import DenseForm
 from mitoseg.networks.patch_cnn import ContextCNN, PatchCNN
 
-__all__ = ["ContextCNN", "PatchCNN"]
+__all__ = ["ContextCNN", "DenseForm", "PatchCNN"]

@@ -9,20 +9,17 @@ from typing import Any, Protocol
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from scipy.special import expit
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import mitoseg
-from mitoseg.inference import choose_method
+from mitoseg.inference import choose_method, slice_log_odds
 from mitoseg.metrics import (
     Calibration,
     average_precision,
-    best_threshold,
-    curve,
+    choose_decision,
     expected_calibration_error,
-    fit_calibration,
     prior_shift,
     scores,
 )
@@ -71,14 +68,14 @@ class BlockClassifier(LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss: nn.Module | None = None,
-        method: str = "auto",
+        method: str = "strided",
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network_config = dict(network_config)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.loss = loss or nn.CrossEntropyLoss()
-        _, self.predict_slices = choose_method(method, network)
+        self.method = choose_method(method, network)
         self.train_metrics = block_metrics("train/")
         self.slice_counts = LogitHistogram()
         self.calibration, self.threshold = Calibration(), 0.5
@@ -120,7 +117,7 @@ class BlockClassifier(LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Count one whole slice; returns its raw log-odds (Y, X)."""
         image_bcyx = batch["image_cyx"][None].contiguous(memory_format=torch.channels_last)
-        log_odds_yx = self.predict_slices(self.network, image_bcyx)[0]
+        log_odds_yx = slice_log_odds(self.method, self.network, image_bcyx)[0]
         self.slice_counts.update(log_odds_yx, batch["label_yx"])
         return log_odds_yx
 
@@ -128,11 +125,10 @@ class BlockClassifier(LightningModule):
         """Calibrate, choose the threshold, and log the pooled scores of the slices (counted over all ranks)."""
         counts = self.slice_counts.compute().cpu().numpy()
         self.slice_counts.reset()
-        self.curve = curve(counts)
-        self.calibration = fit_calibration(counts, self.shift)
-        raw, _ = best_threshold(self.curve)
-        self.threshold = float(expit(self.calibration.apply(raw)))
-        picked = scores(self.curve.at(raw))
+        decision = choose_decision(counts, self.shift)
+        self.calibration, self.threshold = decision.calibration, decision.threshold
+        self.curve = decision.curve
+        picked = scores(decision.counts)
         names = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall")
         values = {name: picked[name] for name in names}
         values["threshold"] = self.threshold

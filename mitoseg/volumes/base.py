@@ -79,6 +79,13 @@ class Volume(ABC):
             raise UserError(f"the box {box} leaves the volume of shape {self.shape}", self.path, "choose one inside")
         return box
 
+    def check_complete(self) -> None:  # noqa: B027 (most formats cannot lack a part and still open)
+        """Refuse a volume of which parts are missing that would silently read as a constant.
+
+        Raises:
+            UserError: They are missing.
+        """
+
     @abstractmethod
     def read(self, box: Box | None = None) -> Array:
         """Read one box (all of it when None) as ``image_zyx`` in the stored dtype.

@@ -43,7 +43,7 @@ class VolumeWriter:
 
     def __init__(self, info: VolumeInfo, *, overwrite: bool) -> None:
         self.info = info
-        self._file, self._dataset = _place(info.path)
+        self._file, self._dataset = place(info.path)
         self._overwrite = overwrite
         self._stack = ExitStack()
         self._output: Output | None = None
@@ -150,7 +150,7 @@ def check_volume_output(path: str, overwrite: bool) -> None:
         UserError: An unknown suffix, an output that exists, a folder that may not be written; or overwriting would
             remove more than one volume: a folder that is no Zarr array, an HDF5 file with other datasets.
     """
-    file, dataset = _place(path)
+    file, dataset = place(path)
     check_output(file, overwrite)
     if file.is_dir() and not is_array(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
@@ -158,8 +158,12 @@ def check_volume_output(path: str, overwrite: bool) -> None:
         check_only_dataset(file, dataset)
 
 
-def _place(path: str) -> tuple[Path, str]:
-    """The file or folder to write, and the dataset inside it."""
+def place(path: str) -> tuple[Path, str]:
+    """The file or folder to write, and the dataset inside it (of formats that have such).
+
+    Raises:
+        UserError: An unknown suffix.
+    """
     file, dataset = hdf5.split_dataset(path) or (path, "")
     if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *zarrs.SUFFIXES):
         raise UserError("unknown kind of output", path, "choose a name that ends in .tif, .h5 or .zarr")

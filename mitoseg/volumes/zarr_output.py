@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import zarr
+from zarr.codecs import ZstdCodec
+from zarr.core.array_spec import ArrayConfigParams
 
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5_output import CHUNK
+from mitoseg.volumes.reading import opening
+
+_CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
 
 
 def is_array(folder: Path) -> bool:
@@ -22,9 +27,17 @@ def is_array(folder: Path) -> bool:
 
 
 class ZarrOutput:
-    """A Zarr array whose metadata are its attributes."""
+    """A Zarr array whose metadata are its attributes.
 
-    def __init__(self, path: Path, info: VolumeInfo) -> None:
+    Every chunk is written, also one of zeros, so that a missing one is known for missing; and each has a checksum.
+
+    Args:
+        path: A folder that does not exist.
+        info: What is written.
+        chunks: (z, y, x) voxels of a chunk.
+    """
+
+    def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
         attributes: dict[str, Any] = {"mitoseg": dict(info.metadata)}
         if info.voxel_size:
             attributes["voxel_size_nm"] = list(info.voxel_size)
@@ -32,12 +45,26 @@ class ZarrOutput:
             store=path,
             shape=info.shape,
             dtype=info.dtype,
-            chunks=tuple(min(c, n) for c, n in zip(CHUNK, info.shape, strict=True)),
+            chunks=tuple(min(c, n) for c, n in zip(chunks or CHUNK, info.shape, strict=True)),
+            compressors=ZstdCodec(level=1, checksum=True),
             fill_value=0,
             zarr_format=3,
             dimension_names=("z", "y", "x"),
             attributes=attributes,
+            config=_CONFIG,
         )
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Go on writing an array.
+
+        Raises:
+            UserError: It cannot be opened.
+        """
+        output = cls.__new__(cls)
+        with opening(str(path)):
+            output._array = zarr.open_array(store=path, mode="r+", config=_CONFIG)
+        return output
 
     def write(self, box: Box, image_zyx: Array) -> None:
         """Write one box."""

@@ -12,7 +12,7 @@ import zarr
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
-from mitoseg.volumes.reading import opening
+from mitoseg.volumes.reading import opening, reading
 from mitoseg.volumes.stored import Header, StoredVolume, load_metadata
 from mitoseg.volumes.units import voxel_size_nm
 
@@ -124,6 +124,14 @@ class ZarrVolume(StoredVolume):
     ) -> None:
         super().__init__(path, header, axes=axes, voxel_size=voxel_size)
         self._array = array
+
+    def check_complete(self) -> None:
+        """Refuse an array of which chunks are missing; see `Volume.check_complete`."""
+        with reading(self.path):
+            there, count = self._array.nchunks_initialized, self._array.nchunks
+        if there < count:
+            what = f"{count - there} of {count} chunks are missing, they would read as {self._array.fill_value}, in"
+            raise UserError(what, self.path, "restore them, or give missing_chunks=fill if they are meant to be empty")
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         return np.asarray(self._array[index])

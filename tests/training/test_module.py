@@ -100,6 +100,7 @@ def test_the_validation_score_is_that_of_whole_slices_at_the_best_threshold(trai
         model.channels,
         Calibration(**model.calibration),
         model.threshold,
+        method="strided",
     )
     (region,) = data.splits.validation
     probability = np.zeros(region.box.shape, np.float32)

@@ -1,0 +1,127 @@
+"""From a checkpoint and the options of a command to a `Prediction`, and its progress bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mitoseg.cli.devices import choose_device
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.inference import KINDS, Options, Prediction, Predictor, predict_volume
+from mitoseg.inference.precision import choose_precision
+from mitoseg.inference.predict import BoxWriter
+from mitoseg.inference.protocol import dimensions
+from mitoseg.metrics import Calibration
+from mitoseg.networks.checkpoint import Model
+from mitoseg.volumes import Normalization, Volume
+
+CUDA_SLICES = 8
+"""Slices that go through a network on slices together on a GPU; on a CPU one after the other is faster."""
+
+
+def make_prediction(
+    model: Model,
+    *,
+    method: str = "auto",
+    tile: object = None,
+    overlap: float = 0.5,
+    window_stride: int = 1,
+    tta: str = "none",
+    accelerator: str = "auto",
+    precision: str = "auto",
+    save: str = "probability",
+    dtype: str | None = None,
+    threshold: float | None = None,
+) -> Prediction:
+    """A checkpoint's model on its device, with what is to be saved.
+
+    Raises:
+        UserError: No such thing to save, type, threshold, precision or device.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
+    device = choose_device(accelerator)
+    layout = torch.channels_last if dimensions(model.network) == 2 else torch.channels_last_3d
+    return Prediction(
+        network=model.network.to(device, memory_format=layout),  # type: ignore[call-overload]
+        normalization=Normalization(**model.normalization),
+        channels=model.channels,
+        calibration=Calibration(**model.calibration),
+        threshold=model.threshold if threshold is None else threshold,
+        method=method,
+        options=Options(
+            window_stride,
+            _sizes(tile),
+            overlap,
+            CUDA_SLICES if device.type == "cuda" else 1,
+        ),
+        tta=tta,
+        precision=choose_precision(precision, device, model.record),
+        save=save,
+        dtype=_saved_type(save, dtype),
+    )
+
+
+def _sizes(tile: object) -> tuple[int, int, int] | None:
+    """``tile=`` as three numbers; `Options` checks them further.
+
+    Raises:
+        UserError: There are not three whole numbers.
+    """
+    if tile is None:
+        return None
+    if not isinstance(tile, list | tuple) or len(tile) != 3 or not all(isinstance(n, int) for n in tile):
+        raise UserError("tile is not a size", tile, "give tile=[z,y,x], each at least 1")
+    return (tile[0], tile[1], tile[2])
+
+
+def _saved_type(save: str, dtype: str | None) -> np.dtype[np.generic]:
+    if save not in KINDS:
+        raise UserError("cannot save that", save, f"choose one of {', '.join(KINDS)}")
+    kind = np.dtype(dtype) if dtype in ("uint8", "float32") else KINDS[save]
+    if (dtype is not None and kind != dtype) or (save == "mask" and kind != np.uint8):
+        raise UserError(
+            f"cannot save a {save} as that type", dtype, "use dtype=float32 or dtype=uint8; masks are uint8"
+        )
+    return kind
+
+
+def predict_with_progress(
+    prediction: Prediction | Predictor,
+    volume: Volume,
+    writer: BoxWriter,
+    *,
+    box: Box | None = None,
+    tile: tuple[int, int, int] | None = None,
+    done: Container[Box] = (),
+    done_voxels: int = 0,
+    title: str = "",
+    show: bool = True,
+) -> None:
+    """`predict_volume` with a progress bar over the voxels."""
+    total = (box or volume.box).size
+    with progress_bar(f"predicting {title}", total, done_voxels, show=show) as advance:
+        predict_volume(prediction, volume, writer, box=box, tile=tile, done=done, on_tile=advance)
+
+
+@contextmanager
+def progress_bar(title: str, total: int, done: int = 0, *, show: bool = True) -> Iterator[Callable[[Box], None]]:
+    """A bar over voxels; what it yields is called with each box that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), disable=not show, transient=False) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="")
+
+        def advance(box: Box) -> None:
+            bar.update(task, advance=box.size)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed / 1e6:.2f} megavoxels/s" if speed and math.isfinite(speed) else "")
+
+        yield advance

@@ -1,0 +1,142 @@
+"""How much memory there is, what a tile needs of it, and the largest tile that fits.
+
+The estimate is made before the first tile: the method runs once on tensors without voxels ("meta" tensors), and the
+bytes that are alive at the same time are counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mitoseg.errors import UserError
+
+SHARE = 0.5
+"""Of the free memory, taken unless the user says otherwise."""
+OVERHEAD = 1.25
+"""What libraries take besides the tensors themselves."""
+Tile = tuple[int, int, int]
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(value: object) -> int:
+    """Bytes that a text such as ``4GB``, ``500 MiB`` or a number says.
+
+    Raises:
+        UserError: It says nothing of the kind, or nothing above zero.
+
+    >>> parse_bytes("1GB"), parse_bytes("1.5 GiB"), parse_bytes(200)
+    (1000000000, 1610612736, 200)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(value).lower())
+    count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if count <= 0:
+        raise UserError("not an amount of memory", value, "write for instance memory=4GB")
+    return count
+
+
+def used_bytes() -> int:
+    """Memory that this process has now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_bytes() -> int:
+    """Memory that this process may still take, within the limit of its control group."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return max(free, 0)
+
+
+def budget_bytes(memory: object | None) -> int:
+    """Bytes that tiles may take besides what the process has already.
+
+    Args:
+        memory: What the whole process may take, or None for a share of what is free.
+    """
+    return int(SHARE * free_bytes()) if memory is None else parse_bytes(memory) - used_bytes()
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors made inside, as long as they live.
+
+    Attributes:
+        peak: The most at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Torch's own signature."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+def largest_tile(
+    shape: Sequence[int],
+    cost: Callable[[Tile], float],
+    budget: float,
+    *,
+    first: Tile,
+    multiple: int = 16,
+) -> Tile:
+    """The largest tile whose cost is within a budget, found by halving its longest axis again and again.
+
+    Args:
+        shape: Of the volume (z, y, x).
+        cost: Bytes that a tile needs.
+        budget: Bytes there are.
+        first: The largest tile to consider.
+        multiple: Where y and x are cut, tiles are multiples of it.
+
+    Raises:
+        UserError: Not even the smallest tile fits.
+
+    >>> largest_tile((1, 1000, 1000), math.prod, 3e5, first=(1, 1000, 1000))
+    (1, 512, 512)
+    """
+    tile = [min(a, b) for a, b in zip(first, shape, strict=True)]
+    while (needed := cost((tile[0], tile[1], tile[2]))) > budget:
+        axis = max(range(3), key=lambda i: tile[i] * (8 if i == 0 else 1) if tile[i] > 1 else 0)
+        parts = 2 * math.ceil(shape[axis] / tile[axis])
+        step = 1 if axis == 0 else multiple
+        smaller = math.ceil(shape[axis] / parts / step) * step
+        if smaller >= tile[axis]:
+            remedy = f"give memory={(used_bytes() + needed) / 1e9 + 0.1:.1f}GB or more"
+            what = f"too little memory: the smallest tile needs {needed / 1e6:.0f} MB"
+            raise UserError(what, f"{budget / 1e6:.0f} MB are left", remedy)
+        tile[axis] = smaller
+    return (tile[0], tile[1], tile[2])

@@ -1,0 +1,115 @@
+r"""The folder beside an output in which it is made, and what lies in it.
+
+out.tif                         appears at the very end, complete
+.out.tif.unfinished/
+    plan.json                   which command this is, and what it decided
+    tiles.zarr/                 one chunk for each tile
+    done.txt                    one line for each tile that is on the disk
+    converted/                  the output in its own format
+    moving                      there once the result is whole and about to get its name
+    lock                        held while a process works here
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.storage import explain_storage_error, is_storage_error, remove, write_json, write_text
+
+
+class StageFolder:
+    """See the module.
+
+    Args:
+        output: The final file or folder.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(f".{output.name}.unfinished")
+        self.array, self.moving = self.path / "tiles.zarr", self.path / "moving"
+        self.converted = self.path / "converted" / output.name
+        self._done, self._plan = self.path / "done.txt", self.path / "plan.json"
+
+    def acquire(self) -> None:
+        """Make the folder, and hold it against other processes.
+
+        Raises:
+            UserError: It cannot be made, or another process holds it.
+        """
+        with explained(self.output):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / "lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError("another process is writing this output", str(self.output), "wait for it") from error
+
+    def release(self) -> None:
+        """Let others in; a folder without a plan goes away."""
+        self._lock.release()
+        if not self._plan.is_file():
+            remove(self.path / "lock")
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def read_plan(self) -> dict[str, Any]:
+        """``identity`` and ``decisions`` of the command that made this, or nothing."""
+        try:
+            plan = json.loads(self._plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return plan if isinstance(plan, dict) and isinstance(plan.get("decisions"), dict) else {}
+
+    def write_plan(self, identity: Mapping[str, Any], decisions: Mapping[str, Any]) -> None:
+        """Say which command this is."""
+        write_json(self._plan, {"identity": identity, "decisions": decisions})
+
+    def listed(self) -> set[str]:
+        """The lines of the list of tiles that are done; a half line, left by a kill, does not count."""
+        try:
+            lines = self._done.read_text(encoding="utf-8").splitlines(keepends=True)
+        except OSError:
+            return set()
+        return {line.strip() for line in lines if line.endswith("\n")}
+
+    def list_all(self, tiles: Iterable[Box]) -> None:
+        """Make these the tiles that are listed."""
+        write_text(self._done, "".join(f"{tile}\n" for tile in tiles))
+
+    def list_one(self, tile: Box) -> None:
+        """Add a tile."""
+        with self._done.open("a", encoding="utf-8") as file:
+            file.write(f"{tile}\n")
+
+    def clear(self) -> None:
+        """Remove everything but the lock, what tells of a finished output last."""
+        for path in (self._done, self.converted.parent, self.array.with_name("tiles.zarr.old"), self.array):
+            remove(path)
+        remove(self._plan)
+        remove(self.moving)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Tell of a full disk or missing rights in one line.
+
+    Raises:
+        UserError: The operating system refused.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or is_storage_error(error):
+            raise explain_storage_error(error, path) from error
+        raise

@@ -1,0 +1,211 @@
+"""A volume that is written tile by tile, and taken up again where it was left, even after the process was killed.
+
+A tile is listed as done after it is written, so whatever happens, at most the tiles in flight are computed again. A
+chunk belongs to one tile alone and carries a checksum. `mitoseg.volumes.stage_folder` shows what lies where.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, tiles
+from mitoseg.storage import move_into_place, plain, remove
+from mitoseg.volumes import zarrs
+from mitoseg.volumes.base import Array, Volume, VolumeInfo
+from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.opening import open_volume
+from mitoseg.volumes.stage_folder import StageFolder, explained
+from mitoseg.volumes.writing import check_volume_output, create_volume, place
+from mitoseg.volumes.zarr_output import ZarrOutput
+
+Tile = tuple[int, int, int]
+log = logging.getLogger(__name__)
+
+
+class StagedVolume:
+    """See the module; a context manager that holds the stage against other processes.
+
+    Args:
+        path: The output; its suffix chooses the format.
+        identity: What makes this command another one than the next: plain data.
+        volatile: Keys of the identity that speak of files (their times and sizes): if only these differ, what was
+            computed is out of date and thrown away.
+        overwrite: Whether an output that exists, or the unfinished one of another command, may be replaced.
+
+    Raises:
+        UserError: The output may not be written, another process writes it, or an unfinished output of another
+            command lies there.
+
+    Attributes:
+        decisions: What the command decided when it first ran; empty in a new stage.
+        done: Tiles that are on the disk.
+    """
+
+    def __init__(
+        self, path: str, identity: Mapping[str, Any], *, volatile: tuple[str, ...] = (), overwrite: bool = False
+    ) -> None:
+        self.path, self.overwrite = path, overwrite
+        self._identity, self._volatile = plain(identity), set(volatile)
+        self._file, self._dataset = place(path)
+        self._folder = StageFolder(self._file)
+        self.done: set[Box] = set()
+        self.decisions: dict[str, Any] = {}
+        self._tile: Tile = (1, 1, 1)
+        self._info: VolumeInfo | None = None
+        self._output: ZarrOutput | None = None
+        if not self.moved:
+            check_volume_output(path, overwrite)
+
+    @property
+    def moved(self) -> bool:
+        """Whether the output has its name already, and only the stage is left to be removed."""
+        plan = self._folder.read_plan()
+        return self._folder.moving.is_file() and not self._result.exists() and (not plan or self._is_ours(plan))
+
+    @property
+    def converts(self) -> bool:
+        """Whether the output has another format than the tiles."""
+        return self._file.suffix.lower() not in zarrs.SUFFIXES
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return sum(1 for _ in self.tiles())
+
+    def __enter__(self) -> Self:
+        self._folder.acquire()
+        try:
+            self._take_up(self._folder.read_plan())
+        except BaseException:
+            self._folder.release()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._info is not None and not self.done:  # nothing to keep
+            self._folder.clear()
+        self._folder.release()
+
+    def start(self, info: VolumeInfo, tile: Tile, decisions: Mapping[str, Any]) -> None:
+        """Begin, or go on with what was begun.
+
+        Args:
+            info: What is written.
+            tile: (z, y, x) voxels of a tile, from the origin; a stage that exists must have the same.
+            decisions: What to remember for the next time.
+        """
+        self._info, self._tile = info, (tile[0], tile[1], tile[2])
+        with explained(self._file):
+            if self.decisions:
+                self._output = ZarrOutput.reopen(self._folder.array)
+                listed = self._folder.listed()
+                self._list({tile for tile in self.tiles() if str(tile) in listed and self._chunk(tile).is_file()})
+                return
+            remove(self._folder.array)
+            self._output = ZarrOutput(self._folder.array, info, chunks=self._tile)
+            self.decisions = dict(plain(decisions))
+            self._folder.write_plan(self._identity, self.decisions)
+
+    def tiles(self) -> Iterator[Box]:
+        """All tiles, done or not."""
+        assert self._info is not None
+        return tiles(Box.of_shape(self._info.shape), self._tile)
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one whole tile and list it as done.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        assert self._output is not None
+        with explained(self._file):
+            self._output.write(box, image_zyx)
+            self._folder.list_one(box)
+        self.done.add(box)
+
+    def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
+        """Check that every tile is there, convert them to the output's format, and give it its name.
+
+        Args:
+            on_tile: Called with each tile that is converted.
+
+        Raises:
+            UserError: Tiles are missing or damaged, or the disk is full.
+        """
+        if not self.moved:
+            with explained(self._file):
+                self._check_complete()
+                if not self._folder.moving.is_file():
+                    self._convert(on_tile)
+                    self._folder.moving.touch()
+                move_into_place(self._result, self._file, overwrite=self.overwrite)
+        self._folder.clear()
+
+    @property
+    def _result(self) -> Path:
+        """The finished file or folder before it gets its name."""
+        return self._folder.converted if self.converts else self._folder.array
+
+    def _convert(self, on_tile: Callable[[Box], None] | None) -> None:
+        if not self.converts:
+            return
+        assert self._info is not None
+        remove(self._result.parent)
+        stage = open_volume(str(self._folder.array))
+        name = f"{self._result}:{self._dataset}" if split_dataset(self.path) else str(self._result)
+        info = self._info
+        with create_volume(name, info.shape, info.dtype, voxel_size=info.voxel_size, metadata=info.metadata) as writer:
+            for tile in self.tiles():
+                writer.write(tile, self._read_back(stage, tile))
+                if on_tile is not None:
+                    on_tile(tile)
+
+    def _read_back(self, stage: Volume, tile: Box) -> Array:
+        """A finished tile from the disk; one that was damaged there is no longer listed as done."""
+        try:
+            return stage.read(tile)
+        except UserError as error:
+            self._list(self.done - {tile})
+            what = "a finished tile was damaged on the disk"
+            raise UserError(what, str(tile), "run the same command again to compute it anew") from error
+
+    def _check_complete(self) -> None:
+        """Every tile is listed, and its chunk is there."""
+        there = {tile for tile in self.done if self._chunk(tile).is_file()}
+        missing = set(self.tiles()) - there
+        if missing:
+            self._list(there)
+            what = f"the output is not complete, {len(missing)} tiles are missing"
+            raise UserError(what, self.path, "run the same command again to compute them")
+
+    def _chunk(self, tile: Box) -> Path:
+        """The file of a tile's chunk."""
+        numbers = (str(a // n) for a, n in zip(tile.start, self._tile, strict=True))
+        return self._folder.array.joinpath("c", *numbers)
+
+    def _list(self, done: set[Box]) -> None:
+        """Make these the tiles that are done."""
+        self.done = done
+        self._folder.list_all(tile for tile in self.tiles() if tile in done)
+
+    def _take_up(self, plan: Mapping[str, Any]) -> None:
+        """Compare an existing stage with this command."""
+        if self._is_ours(plan):
+            self.decisions = dict(plan["decisions"])
+            return
+        stored = plan.get("identity", {})
+        keys = {key for key in {*stored, *self._identity} if stored.get(key) != self._identity.get(key)}
+        if plan and not self.overwrite and not keys <= self._volatile:
+            what = f"an unfinished output of another command ({', '.join(sorted(keys))} differ) lies in"
+            raise UserError(what, str(self._folder.path), "run that one again to finish it, or give overwrite=true")
+        if plan:
+            log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(keys)))
+        if not (plan == {} and self.moved):
+            self._folder.clear()
+
+    def _is_ours(self, plan: Mapping[str, Any]) -> bool:
+        return bool(plan) and plan.get("identity") == self._identity

@@ -1,0 +1,79 @@
+"""Checkpoints of tiny networks with weights that are always the same, and the words to predict with them."""
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+from mitoseg.cli.main import main
+from mitoseg.networks import PatchCNN
+from mitoseg.networks.checkpoint import FORMAT, KEY
+
+
+class OneConvolution(nn.Module):
+    """The smallest block network: one convolution of 3 pixels; 2D or 3D."""
+
+    stride, spill, window = 1, (0, 0), 3
+
+    def __init__(self, in_channels=1, ndim=2):
+        super().__init__()
+        self.in_channels = in_channels
+        self.layers = nn.Sequential((nn.Conv2d if ndim == 2 else nn.Conv3d)(in_channels, 2, 3))
+
+    def forward(self, image):
+        return self.layers(image)
+
+
+class Padded(nn.Module):
+    """The smallest network that answers a whole tile."""
+
+    def __init__(self, in_channels=1, ndim=2):
+        super().__init__()
+        self.layer = (nn.Conv2d if ndim == 2 else nn.Conv3d)(in_channels, 2, 3, padding=1)
+
+    def forward(self, image):
+        return self.layer(image)
+
+
+def save_checkpoint(path, network=None, *, arguments=None, **changes):
+    """Write a checkpoint of a network, PatchCNN on single slices unless another is given.
+
+    Args:
+        path: Where.
+        network: Its weights are drawn anew.
+        arguments: Of its class.
+        changes: To its record.
+    """
+    network = network or PatchCNN(in_channels=1)
+    arguments = arguments or {"in_channels": 1}
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 2 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+    kind = type(network)
+    package = "mitoseg.networks" if isinstance(network, PatchCNN) else kind.__module__
+    record = {
+        "format": FORMAT,
+        "network": {"_target_": f"{package}.{kind.__name__}", **arguments},
+        "normalization": {"mean": 120.0, "std": 60.0},
+        "channels": "single",
+        "voxel_size": [5.0, 5.0, 5.0],
+        "calibration": {"prior_shift": 0.0, "temperature": 1.0, "bias": 0.0},
+        "threshold": 0.5,
+    }
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: record | changes}, path)
+    return path
+
+
+def predict(monkeypatch, *words):
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mitoseg"])
+    before = dict(os.environ)
+    try:
+        return main(["predict", "progress=false", "accelerator=cpu", *map(str, words)])
+    except SystemExit as leaving:
+        return leaving.code
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,190 @@
+"""What the methods answer, and that it does not depend on the tiles."""
+
+import numpy as np
+import pytest
+import torch
+from inference.networks import Memory, SmallBlock, SmallUNet, grey, shaken
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import anchor
+from mitoseg.inference import Options, Prediction, choose_method, make_method, predict_volume, slice_log_odds
+from mitoseg.metrics import Calibration
+from mitoseg.networks import ContextCNN, PatchCNN
+from mitoseg.volumes import ArrayVolume, Normalization
+
+NORMALIZATION = Normalization(120.0, 60.0)
+SHAPE = (4, 21, 26)
+TILES = [SHAPE, (1, 21, 26), (2, 16, 16), (3, 7, 11)]
+
+
+def predict(network, image_zyx, tile=None, channels="single", **options):
+    prediction = Prediction(network, NORMALIZATION, channels, Calibration(), 0.5, **{"save": "log_odds"} | options)
+    writer = Memory(image_zyx.shape)
+    predict_volume(prediction, ArrayVolume(image_zyx), writer, tile=tile)
+    assert (writer.written == 1).all()
+    return writer.array
+
+
+def literal_window(network, image_zyx, ndim, z, y, x, channels=(0,)):
+    """The network on one window, cut from the reflected image by hand."""
+    pad, window = 2 * network.window, network.window
+    depth = len(image_zyx)
+    normal = (image_zyx.astype(np.float32) - np.float32(120)) / np.float32(60)
+    low = [p - anchor(window) + pad for p in (z, y, x)]
+    if ndim == 3:
+        padded = np.pad(normal, pad, mode="reflect")
+        cut = padded[tuple(slice(a, a + window) for a in low)][None, None]
+    else:
+        neighbours = [z + c if 0 <= z + c < depth else z for c in channels]
+        padded = np.pad(normal[neighbours], ((0, 0), (pad, pad), (pad, pad)), mode="reflect")
+        cut = padded[:, low[1] : low[1] + window, low[2] : low[2] + window][None]
+    with torch.inference_mode():
+        background, foreground = network(torch.from_numpy(np.ascontiguousarray(cut))).flatten()
+    return float(foreground - background)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("method", ["dense", "window"])
+def test_every_voxel_is_answered_by_its_own_window(ndim, method):
+    network, image = shaken(SmallBlock(ndim)), grey((9, 13, 12))
+    result = predict(network, image, (4, 8, 8), method=method)
+    corners = [(0, 0, 0), (8, 12, 11), (8, 0, 11), (4, 6, 7), (3, 12, 1)]
+    expected = [literal_window(network, image, ndim, *p) for p in corners]
+    np.testing.assert_allclose([result[p] for p in corners], expected, rtol=0, atol=1e-5)
+
+
+def test_neighbouring_slices_are_the_channels():
+    network, image = shaken(SmallBlock(2, in_channels=3)), grey((5, 12, 13))
+    result = predict(network, image, (2, 8, 8), channels="adjacent")
+    for p in [(0, 0, 0), (4, 11, 12), (2, 6, 6)]:
+        assert result[p] == pytest.approx(literal_window(network, image, 2, *p, channels=(-1, 0, 1)), abs=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["none", "flips", "turns", "all"])
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("method", ["dense", "strided", "window"])
+def test_the_tile_does_not_matter_to_the_last_bit(method, ndim, tta):
+    network, image = shaken(SmallBlock(ndim)), grey((9, 21, 26))
+    if (ndim == 3 or method == "window") and tta not in ("none", "flips"):
+        pytest.skip("covered by the faster ones")
+    results = [predict(network, image, tile, method=method, tta=tta) for tile in TILES]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("network_class", [PatchCNN, ContextCNN])
+@pytest.mark.parametrize("method", ["dense", "strided"])
+def test_the_tile_does_not_matter_to_the_papers_network(network_class, method):
+    network, image = shaken(network_class(3)), grey((3, 90, 101))
+    whole = predict(network, image, image.shape, "adjacent", method=method)
+    for tile in [(1, 90, 101), (2, 48, 64), (1, 37, 41)]:
+        np.testing.assert_array_equal(predict(network, image, tile, "adjacent", method=method), whole)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5])
+def test_a_window_with_a_stride_is_answered_there_and_linear_between(stride):
+    network, image = shaken(SmallBlock()), grey((2, 23, 31))
+    every = predict(network, image, method="window")
+    some = predict(network, image, (1, 9, 10), method="window", options=Options(window_stride=stride))
+    np.testing.assert_allclose(some[:, ::stride, ::stride], every[:, ::stride, ::stride], rtol=0, atol=1e-6)
+    between = (some[:, 0, 0] * (stride - 1) + some[:, 0, stride]) / stride
+    np.testing.assert_allclose(some[:, 0, 1], between, rtol=0, atol=1e-6)
+
+
+def test_strided_is_dense_where_it_answers():
+    for network in (shaken(SmallBlock()), shaken(SmallBlock(padding=1))):
+        image = grey((2, 23, 31))
+        dense, strided = (predict(network, image, (1, 8, 16), method=m) for m in ("dense", "strided"))
+        np.testing.assert_allclose(strided[:, ::2, ::2], dense[:, ::2, ::2], rtol=0, atol=1e-6)
+        assert np.abs(strided - dense).max() > 1e-3
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_blend_does_not_depend_on_what_is_computed_together(ndim):
+    network, image = shaken(SmallUNet(ndim)), grey((9, 21, 26))
+    options = Options(tile=(4, 8, 12))
+    results = [predict(network, image, tile, options=options) for tile in TILES]
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], rtol=0, atol=1e-5)
+
+
+def test_blend_gives_a_network_of_one_pixel_back_unchanged():
+    network = torch.nn.Conv2d(1, 2, 1).eval()
+    network.in_channels = 1
+    image = grey((3, 30, 33))
+    result = predict(network, image, options=Options(tile=(1, 16, 8), overlap=0.3))
+    weight, bias = network.weight.detach().numpy()[:, 0, 0, 0], network.bias.detach().numpy()
+    expected = (image.astype(np.float32) - 120) / 60 * (weight[1] - weight[0]) + bias[1] - bias[0]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+
+
+def test_turning_the_volume_turns_the_augmented_result():
+    network, image = shaken(SmallBlock()), grey((3, 16, 18))
+    result = predict(network, image, tta="turns")
+    turned = predict(network, np.ascontiguousarray(np.rot90(image, axes=(1, 2))), tta="turns")
+    np.testing.assert_allclose(turned, np.rot90(result, axes=(1, 2)), rtol=0, atol=1e-5)
+    assert np.abs(result - predict(network, image)).max() > 1e-3
+
+
+def test_whole_slices_in_memory_are_predicted_alike():
+    network, image = shaken(SmallBlock()), grey((2, 19, 22))
+    normal = torch.from_numpy(NORMALIZATION.apply(image))[:, None]
+    with torch.inference_mode():
+        for method in ("dense", "strided"):
+            together = slice_log_odds(method, network, normal).numpy()
+            np.testing.assert_allclose(together, predict(network, image, method=method), rtol=0, atol=1e-5)
+
+
+def test_auto_takes_the_best_that_fits():
+    assert choose_method("auto", SmallBlock()) == "dense"
+    assert choose_method("auto", SmallUNet()) == "blend"
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "shape", "what"),
+    [
+        (SmallBlock(), "blend", SHAPE, "does not fit a network that answers blocks"),
+        (SmallUNet(), "dense", SHAPE, "needs a block network"),
+        (SmallUNet(), "window", SHAPE, "needs a block network"),
+        (SmallBlock(), "sliding", SHAPE, "no such method"),
+        (SmallBlock(), "dense", (4, 7, 26), "smaller than the network's window"),
+        (SmallBlock(3), "dense", (4, 21, 26), "smaller than the window"),
+        (SmallUNet(3), "auto", (1, 21, 26), "the image is one slice"),
+    ],
+)
+def test_a_misfit_is_one_line(network, method, shape, what):
+    with pytest.raises(UserError, match=what):
+        make_method(method, network, shape)
+
+
+@pytest.mark.parametrize("options", [{"window_stride": 0}, {"tile": (1, 0, 5)}, {"tile": (1, 5)}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(UserError, match=r"window_stride|tile"):
+        Options(**options)
+
+
+def test_scores_that_shrink_do_not_blend():
+    network = torch.nn.Conv2d(1, 2, 3).eval()
+    with pytest.raises(UserError, match="scores of the size of the tile"):
+        predict(network, grey((1, 20, 20)), options=Options(tile=(1, 16, 16)))
+
+
+def test_nan_is_refused_with_its_file():
+    image = np.zeros((2, 20, 20), np.float32)
+    image[1, 4, 4] = np.nan
+    with pytest.raises(UserError, match="NaN"):
+        predict(shaken(SmallBlock()), image)
+
+
+def test_channels_must_be_the_networks():
+    with pytest.raises(UserError, match="takes 1 channels"):
+        predict(shaken(SmallBlock()), grey((2, 20, 20)), channels="adjacent")
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "int16", "uint32", "int64", "float16", "float32", "float64", "bool"]
+)
+def test_every_type_of_voxels_is_normalised_alike(dtype):
+    network, image = shaken(SmallBlock()), (grey((1, 12, 12)) % 2).astype(dtype)
+    expected = predict(network, image.astype(np.uint8))
+    np.testing.assert_allclose(predict(network, image), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,120 @@
+"""Memory: what a tile needs, the tile that fits, and a device that has less than it said."""
+
+import numpy as np
+import pytest
+import torch
+from inference.networks import Memory, SmallBlock, SmallUNet, grey, shaken
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.inference import Options, Prediction, Predictor, predict_volume
+from mitoseg.inference.memory import LiveBytes, budget_bytes, free_bytes, largest_tile, parse_bytes, used_bytes
+from mitoseg.metrics import Calibration
+from mitoseg.networks import PatchCNN
+from mitoseg.volumes import ArrayVolume, Normalization
+
+
+def prediction(network, channels="single", **more):
+    return Prediction(network, Normalization(120.0, 60.0), channels, Calibration(), 0.5, save="log_odds", **more)
+
+
+class Stingy(SmallBlock):
+    """A network on a device whose memory ends at so many pixels."""
+
+    most = 12 * 12
+
+    def forward(self, image):
+        if image.shape[0] * image[0, 0].numel() > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(image)
+
+
+def test_too_little_memory_on_the_device_halves_the_tile():
+    image = grey((3, 40, 40))
+    plenty, stingy = shaken(SmallBlock()), shaken(Stingy())
+    expected, result = Memory(image.shape), Memory(image.shape)
+    predict_volume(prediction(plenty, method="strided"), ArrayVolume(image), expected, tile=(3, 40, 40))
+    predict_volume(prediction(stingy, method="strided"), ArrayVolume(image), result, tile=(3, 40, 40))
+    np.testing.assert_array_equal(result.array, expected.array)
+    assert (result.written == 1).all()
+
+
+def test_a_device_without_any_memory_is_told_of():
+    stingy = shaken(Stingy())
+    stingy.most = 0
+    with pytest.raises(UserError, match="too small"):
+        predict_volume(
+            prediction(stingy, method="strided"), ArrayVolume(grey((1, 8, 8))), Memory((1, 8, 8)), tile=(1, 8, 8)
+        )
+
+
+def test_live_bytes_counts_what_lives_at_once():
+    with LiveBytes() as live:
+        first = torch.empty(1000, device="meta")
+        second = first + 1
+        del first
+        second.view(10, 100)
+        third = torch.empty(500, device="meta", dtype=torch.float64)
+        del second, third
+    assert live.peak == 8000
+    assert live.now == 0
+
+
+@pytest.mark.parametrize("method", ["dense", "strided"])
+def test_the_rehearsal_counts_the_papers_network(method):
+    """At least the first layer's output lives; depth first, less than twice that in all."""
+    predictor = Predictor(prediction(PatchCNN(3).eval(), "adjacent", method=method), ArrayVolume(grey((3, 256, 320))))
+    needed = predictor._network_bytes((1, 256, 320))
+    first_layer = (256 + 60) * (320 + 60) * 32 * 4
+    assert first_layer < needed < 4 * first_layer
+    small = predictor._network_bytes((1, 64, 80))
+    assert small < needed / 4
+
+
+@pytest.mark.parametrize("network", [SmallBlock(), SmallBlock(3), SmallUNet(), SmallUNet(3)])
+def test_less_memory_makes_smaller_tiles_and_the_same_result(network):
+    image = grey((40, 64, 96))
+    options = Options(tile=(8, 16, 16) if isinstance(network, SmallUNet) else None)
+    predictor = Predictor(prediction(shaken(network), options=options), ArrayVolume(image))
+    plenty = predictor.choose_tile(1e12)
+    cost = predictor._network_bytes(plenty) + predictor._buffer_bytes(plenty)
+    little = predictor.choose_tile(cost / 3)
+    assert np.prod(little) < np.prod(plenty)
+    results = [Memory(image.shape) for _ in range(2)]
+    for tile, writer in zip((plenty, little), results, strict=True):
+        predict_volume(predictor, ArrayVolume(image), writer, tile=tile)
+    np.testing.assert_allclose(results[0].array, results[1].array, rtol=0, atol=1e-5)
+
+
+def test_no_memory_at_all_is_told_with_the_remedy():
+    predictor = Predictor(prediction(shaken(SmallBlock())), ArrayVolume(grey((4, 640, 640))))
+    with pytest.raises(UserError, match=r"too little memory.*give memory=.*GB or more"):
+        predictor.choose_tile(1000)
+
+
+def test_operations_are_those_of_the_layers():
+    network = shaken(SmallBlock())
+    predictor = Predictor(prediction(network, method="strided"), ArrayVolume(grey((2, 8, 8))))
+    read = predictor.views[0].method.reads(Box.of_shape((1, 8, 8))).shape
+    first = 2 * 9 * 4 * (read[1] - 2) * (read[2] - 2)
+    second = 2 * 9 * 4 * 2 * ((read[1] - 2) // 2 - 2) * ((read[2] - 2) // 2 - 2)
+    assert predictor.operations((1, 8, 8)) == 2 * (first + second)
+
+
+def test_tiles_are_halved_until_they_fit():
+    assert largest_tile((10, 100, 100), np.prod, 1e9, first=(10, 100, 100)) == (10, 100, 100)
+    assert largest_tile((10, 100, 100), np.prod, 3e4, first=(10, 100, 100)) == (5, 64, 64)
+    with pytest.raises(UserError, match="smallest tile"):
+        largest_tile((10, 100, 100), np.prod, 1, first=(10, 100, 100))
+
+
+def test_memory_is_read_as_people_write_it():
+    assert [parse_bytes(t) for t in ("4GB", "4 gb", "512MiB", 1e6, "2T")] == [4e9, 4e9, 2**29, 1e6, 2e12]
+    for bad in ("much", "-4GB", "0", "4 apples", ""):
+        with pytest.raises(UserError, match="not an amount of memory"):
+            parse_bytes(bad)
+
+
+def test_the_budget_is_a_share_of_what_is_free_or_what_is_given():
+    assert 0 < budget_bytes(None) <= free_bytes()
+    assert budget_bytes("100GB") == pytest.approx(100e9 - used_bytes(), rel=0.01)
