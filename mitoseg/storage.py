@@ -77,7 +77,7 @@ def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
     made: list[Path] = []
     try:
-        made += _make_folders(path.parent)
+        made += make_folders(path.parent)
         yield temporary
         move_into_place(temporary, path, overwrite=overwrite)
     except BaseException as error:
@@ -158,7 +158,7 @@ def _nearest_folder(path: Path) -> Path:
     raise FileNotFoundError(errno.ENOENT, "no such drive", str(path))
 
 
-def _make_folders(folder: Path) -> list[Path]:
+def make_folders(folder: Path) -> list[Path]:
     """Make ``folder`` with its parents; what was made, outermost first."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
     folder.mkdir(parents=True, exist_ok=True)

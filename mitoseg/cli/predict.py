@@ -24,9 +24,10 @@ from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, open_volume
-from mitoseg.volumes.hdf5 import split_dataset
-from mitoseg.volumes.reading import CACHE_BYTES
+from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.staging import StagedVolume
+from mitoseg.volumes.units import check_voxel_size
+from mitoseg.volumes.writing import place
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
-    if Path(cfg.output).resolve() == Path(cfg.input).resolve():
-        raise UserError("the output is the input itself", cfg.output, "choose another name")
+    check_options(cfg)
     model = load_model(cfg.checkpoint, trust=cfg.trust)
     volume = open_input(cfg)
     prediction = make_prediction(
@@ -68,6 +68,24 @@ def run(cfg: DictConfig) -> None:
     console = Console()
     console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Refuse what would be taken for something else, and an output that would change the input.
+
+    Raises:
+        UserError: A path has no value, a switch is neither true nor false, or the output lies at or in the input.
+    """
+    for key in ("checkpoint", "input", "output"):
+        if not cfg[key]:
+            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
+    for key in ("overwrite", "trust", "progress"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    output, source = (Path(os.path.realpath(path)) for path in (place(cfg.output)[0], stored_in(cfg.input)))
+    if output == source or source in output.parents or output in source.parents:
+        where = "is the input itself" if output == source else "lies inside the input or around it"
+        raise UserError(f"the output {where}", cfg.output, "choose another name")
 
 
 def open_input(cfg: DictConfig) -> Volume:
@@ -97,7 +115,7 @@ def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: S
         ", compiled" if decisions["compile"] else "",
         " x ".join(map(str, tile)),
     )
-    voxel_size = volume.voxel_size or model.voxel_size
+    voxel_size = volume.voxel_size or (model.voxel_size and check_voxel_size(model.voxel_size))
     if volume.voxel_size is None and voxel_size is not None:
         log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
     metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint).name}
@@ -126,15 +144,14 @@ def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: S
 
 def decide(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
     """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
-    cache = min(CACHE_BYTES, predictor.volume.box.size * predictor.volume.dtype.itemsize)
-    tile = predictor.choose_tile(budget_bytes(cfg.memory) - cache)
+    tile = predictor.choose_tile(budget_bytes(cfg.memory))
     compiled = choose_compile(cfg.compile, predictor.device, predictor.operations(tile))
     return {"tile": list(tile), "compile": compiled, "method": type(predictor.views[0].method).__name__.lower()}
 
 
 def identity(cfg: DictConfig, volume: Volume, predictor: Predictor) -> Mapping[str, Any]:
     """What makes this prediction another one than the next."""
-    source = Path((split_dataset(cfg.input) or (cfg.input, ""))[0])
+    source = stored_in(cfg.input)
     state = source.stat() if source.exists() else None
     return {
         **{key: cfg[key] for key in IDENTITY},

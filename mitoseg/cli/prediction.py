@@ -45,16 +45,18 @@ def make_prediction(
     Raises:
         UserError: No such thing to save, type, threshold, precision or device.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
+    threshold = model.threshold if threshold is None else threshold
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
+    normalization, calibration = _recorded(model)
     device = choose_device(accelerator)
     layout = torch.channels_last if dimensions(model.network) == 2 else torch.channels_last_3d
     return Prediction(
         network=model.network.to(device, memory_format=layout),  # type: ignore[call-overload]
-        normalization=Normalization(**model.normalization),
+        normalization=normalization,
         channels=model.channels,
-        calibration=Calibration(**model.calibration),
-        threshold=model.threshold if threshold is None else threshold,
+        calibration=calibration,
+        threshold=threshold,
         method=method,
         options=Options(
             window_stride,
@@ -77,9 +79,22 @@ def _sizes(tile: object) -> tuple[int, int, int] | None:
     """
     if tile is None:
         return None
-    if not isinstance(tile, list | tuple) or len(tile) != 3 or not all(isinstance(n, int) for n in tile):
+    if not isinstance(tile, list | tuple) or len(tile) != 3 or not all(type(n) is int for n in tile):
         raise UserError("tile is not a size", tile, "give tile=[z,y,x], each at least 1")
     return (tile[0], tile[1], tile[2])
+
+
+def _recorded(model: Model) -> tuple[Normalization, Calibration]:
+    """What the checkpoint says of grey values and probabilities.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+    try:
+        return Normalization(**model.normalization), Calibration(**model.calibration)
+    except TypeError as error:
+        what = "the checkpoint's normalization or calibration cannot be used"
+        raise UserError(what, [model.normalization, model.calibration], "train again, or use another") from error
 
 
 def _saved_type(save: str, dtype: str | None) -> np.dtype[np.generic]:

@@ -52,10 +52,6 @@ class Blend:
     overlap: float = 0.5
     slices: int = 1
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise UserError("the overlap is not a share of a tile", self.overlap, "give a number from 0 to below 1")
-
     def reads(self, write: Box) -> Box:
         """What must be read for the voxels of a box; it may leave the volume."""
         spans = [self._starts(write, axis) for axis in range(3)]

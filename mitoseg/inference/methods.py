@@ -70,8 +70,10 @@ class Options:
     slices: int = 1
 
     def __post_init__(self) -> None:
-        if self.window_stride < 1:
+        if type(self.window_stride) is not int or self.window_stride < 1:
             raise UserError("window_stride is not a number of pixels", self.window_stride, "give 1 or more")
+        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap < 1:
+            raise UserError("the overlap is not a share of a tile", self.overlap, "give a number from 0 to below 1")
         if self.tile is not None and (len(self.tile) != 3 or min(self.tile) < 1):
             raise UserError("tile is not a size", self.tile, "give tile=[z,y,x], each at least 1")
 

@@ -47,8 +47,11 @@ def choose_precision(name: str, device: torch.device, record: Mapping[str, Any])
         return "fp32"
     if name != "auto":
         return name
-    drop = record.get("precision", {}).get("bf16", {}).get("jaccard_drop")
-    return "bf16" if drop is not None and drop < LIMIT and has_bf16(device) else "fp32"
+    try:
+        drop = float(record["precision"]["bf16"]["jaccard_drop"])
+    except (KeyError, TypeError, ValueError):  # not measured
+        return "fp32"
+    return "bf16" if drop < LIMIT and has_bf16(device) else "fp32"
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -27,13 +27,14 @@ from mitoseg.inference.protocol import input_channels
 from mitoseg.inference.reading import Grey, assemble, read_grey
 from mitoseg.inference.symmetry import Symmetry, TurnedVolume, symmetries
 from mitoseg.inference.window import Window
-from mitoseg.volumes import CHANNEL_OFFSETS, Volume
+from mitoseg.volumes import Volume, channel_slices
+from mitoseg.volumes.reading import CACHE_BYTES
 
 if TYPE_CHECKING:
     from mitoseg.inference.predict import Prediction
 
-TILE_VOXELS = 2**20
-"""Thin slices are taken several at a time up to so many voxels."""
+TILE_VOXELS = {"cpu": 2**20, "cuda": 2**23}
+"""Thin slices are taken several at a time up to so many voxels; a GPU needs more to be busy."""
 WINDOW_VOXELS = 2**16
 """The same for the literal window, whose voxels take a thousand times as long."""
 LARGEST_SIDE = 4096
@@ -171,7 +172,7 @@ class Predictor:
         if isinstance(self.views[0].method, Window):
             y = max(1, min(y, WINDOW_VOXELS // x))
         if self.ndim == 2:
-            return (max(1, TILE_VOXELS // (y * x)), y, x)
+            return (max(1, TILE_VOXELS.get(self.device.type, 2**20) // (y * x)), y, x)
         if isinstance(self.views[0].method, Blend):
             return (4 * self.views[0].method.tile[0], y, x)
         return (64, min(y, 512), min(x, 512))
@@ -184,10 +185,11 @@ class Predictor:
         return OVERHEAD * live.peak
 
     def _buffer_bytes(self, tile: Tile) -> float:
-        """Memory for what is read ahead and written behind."""
+        """Memory for what is read ahead, written behind, and kept of the file that was decoded."""
         read = self.views[0].method.reads(Box.of_shape(tile))
         grey = read.size * self.volume.dtype.itemsize * (1 if self.ndim == 3 else 1 + 2 / tile[0])
-        return 2 * grey * len(self.views) + VOXEL_BYTES * math.prod(tile)
+        kept = min(CACHE_BYTES, self.volume.box.size * self.volume.dtype.itemsize)
+        return kept + 2 * grey * len(self.views) + VOXEL_BYTES * math.prod(tile)
 
     def _rehearse(self, tile: Tile) -> None:
         """Run the method on a tile of tensors that have a shape but no voxels."""
@@ -216,7 +218,8 @@ class Predictor:
 
 
 def _check_channels(prediction: Prediction) -> None:
-    made, taken = len(CHANNEL_OFFSETS[prediction.channels]), input_channels(prediction.network)
+    made = len(channel_slices(0, 1, prediction.channels))
+    taken = input_channels(prediction.network)
     if made != taken:
         what = f"the checkpoint's network takes {taken} channels, its channels={prediction.channels} make"
         raise UserError(what, made, "use another checkpoint")

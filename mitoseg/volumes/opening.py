@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mitoseg.errors import UserError
-from mitoseg.volumes import hdf5, images, tiff, zarrs
+from mitoseg.volumes import hdf5, images, mrc, tiff, zarrs
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.reading import reading
 
-FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset or a Zarr folder"
+FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset, a Zarr folder or an MRC file"
 
 
 def open_volume(
@@ -20,7 +20,8 @@ def open_volume(
     """Open a volume; reads no voxels.
 
     Args:
-        path: A TIFF stack, a folder of png or tif slices, ``file.h5:/dataset``, a Zarr array or OME-Zarr image.
+        path: A TIFF stack, a folder of png or tif slices, ``file.h5:/dataset``, a Zarr array or OME-Zarr image,
+            an MRC file.
         axes: The order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of
             length 1, or RGB or RGBA, reduced to grey).
         voxel_size: (z, y, x) in nm; comes before the file's own.
@@ -41,11 +42,26 @@ def open_volume(
             open_format = images.open_folder
         elif Path(text).suffix.lower() in tiff.SUFFIXES:
             open_format = tiff.open_tiff
+        elif mrc.is_mrc(text):
+            open_format = mrc.open_mrc
         elif hdf5.split_dataset(text) is None:
             if not Path(text).exists():
                 raise UserError("no such file or folder", text, "check the path")
             raise UserError("unknown kind of volume", text, f"give {FORMATS}")
     return open_format(text, axes=axes, voxel_size=voxel_size)
+
+
+def stored_in(path: str | os.PathLike[str]) -> Path:
+    """The file or folder that holds a volume.
+
+    >>> stored_in("a.h5:/b").name, stored_in("a.zarr:/b").name, stored_in("a.tif").name
+    ('a.h5', 'b', 'a.tif')
+    """
+    text = os.fspath(path)
+    parts = None if Path(text).exists() else hdf5.split_dataset(text, (*hdf5.SUFFIXES, *zarrs.SUFFIXES))
+    if parts is None:
+        return Path(text)
+    return Path(*parts) if Path(parts[0]).suffix.lower() in zarrs.SUFFIXES else Path(parts[0])
 
 
 def check_same_shape(image: Volume, label: Volume) -> None:

@@ -2,11 +2,10 @@ r"""The folder beside an output in which it is made, and what lies in it.
 
 out.tif                         appears at the very end, complete
 .out.tif.unfinished/
-    plan.json                   which command this is, and what it decided
+    plan.json                   which command this is, what it decided, and whether the result is whole
     tiles.zarr/                 one chunk for each tile
     done.txt                    one line for each tile that is on the disk
     converted/                  the output in its own format
-    moving                      there once the result is whole and about to get its name
     lock                        held while a process works here
 """
 
@@ -22,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.storage import explain_storage_error, is_storage_error, remove, write_json, write_text
+from mitoseg.storage import explain_storage_error, is_storage_error, make_folders, remove, write_json, write_text
 
 
 class StageFolder:
@@ -35,9 +34,10 @@ class StageFolder:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.path = output.with_name(f".{output.name}.unfinished")
-        self.array, self.moving = self.path / "tiles.zarr", self.path / "moving"
+        self.array = self.path / "tiles.zarr"
         self.converted = self.path / "converted" / output.name
         self._done, self._plan = self.path / "done.txt", self.path / "plan.json"
+        self._made: list[Path] = []
 
     def acquire(self) -> None:
         """Make the folder, and hold it against other processes.
@@ -46,32 +46,43 @@ class StageFolder:
             UserError: It cannot be made, or another process holds it.
         """
         with explained(self.output):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / "lock")
+            self._made = make_folders(self.path.parent)
             try:
+                self.path.mkdir(exist_ok=True)
+                self._lock = FileLock(self.path / "lock")
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise UserError("another process is writing this output", str(self.output), "wait for it") from error
+            except BaseException:
+                self._remove_folders()
+                raise
 
     def release(self) -> None:
-        """Let others in; a folder without a plan goes away."""
+        """Let others in; a folder without a plan goes away, with the folders that were made for it and stay empty."""
+        if self._plan.is_file():
+            self._lock.release()
+            return
+        self.clear()
         self._lock.release()
-        if not self._plan.is_file():
-            remove(self.path / "lock")
-            with suppress(OSError):
-                self.path.rmdir()
+        remove(self.path / "lock")
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        for folder in (self.path, *reversed(self._made)):
+            with suppress(OSError):  # not empty, or somebody else was quicker
+                folder.rmdir()
 
     def read_plan(self) -> dict[str, Any]:
-        """``identity`` and ``decisions`` of the command that made this, or nothing."""
+        """What `write_plan` wrote, or nothing."""
         try:
             plan = json.loads(self._plan.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return plan if isinstance(plan, dict) and isinstance(plan.get("decisions"), dict) else {}
 
-    def write_plan(self, identity: Mapping[str, Any], decisions: Mapping[str, Any]) -> None:
-        """Say which command this is."""
-        write_json(self._plan, {"identity": identity, "decisions": decisions})
+    def write_plan(self, identity: Mapping[str, Any], decisions: Mapping[str, Any], *, whole: bool = False) -> None:
+        """Say which command this is, and whether its result is whole and about to get its name."""
+        write_json(self._plan, {"identity": identity, "decisions": decisions, "whole": whole})
 
     def listed(self) -> set[str]:
         """The lines of the list of tiles that are done; a half line, left by a kill, does not count."""
@@ -90,12 +101,17 @@ class StageFolder:
         with self._done.open("a", encoding="utf-8") as file:
             file.write(f"{tile}\n")
 
-    def clear(self) -> None:
-        """Remove everything but the lock, what tells of a finished output last."""
-        for path in (self._done, self.converted.parent, self.array.with_name("tiles.zarr.old"), self.array):
-            remove(path)
+    def discard(self) -> None:
+        """Remove everything but the lock, the plan first: nobody shall take up the half of it."""
         remove(self._plan)
-        remove(self.moving)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove everything but the lock, the plan last: it says that the output has its name already."""
+        for path in self.path.iterdir():
+            if path.name not in ("lock", self._plan.name):
+                remove(path)
+        remove(self._plan)
 
 
 @contextmanager

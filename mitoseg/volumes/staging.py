@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from os.path import lexists
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import open_volume
 from mitoseg.volumes.stage_folder import StageFolder, explained
 from mitoseg.volumes.writing import check_volume_output, create_volume, place
-from mitoseg.volumes.zarr_output import ZarrOutput
+from mitoseg.volumes.zarr_output import ZarrOutput, is_array
 
 Tile = tuple[int, int, int]
 log = logging.getLogger(__name__)
@@ -49,10 +50,12 @@ class StagedVolume:
         self, path: str, identity: Mapping[str, Any], *, volatile: tuple[str, ...] = (), overwrite: bool = False
     ) -> None:
         self.path, self.overwrite = path, overwrite
-        self._identity, self._volatile = plain(identity), set(volatile)
         self._file, self._dataset = place(path)
+        self._identity, self._volatile = {**plain(identity), "dataset": self._dataset}, set(volatile)
         self._folder = StageFolder(self._file)
         self.done: set[Box] = set()
+        self._taken_up: set[Box] = set()
+        self._started = False
         self.decisions: dict[str, Any] = {}
         self._tile: Tile = (1, 1, 1)
         self._info: VolumeInfo | None = None
@@ -63,8 +66,7 @@ class StagedVolume:
     @property
     def moved(self) -> bool:
         """Whether the output has its name already, and only the stage is left to be removed."""
-        plan = self._folder.read_plan()
-        return self._folder.moving.is_file() and not self._result.exists() and (not plan or self._is_ours(plan))
+        return self._is_whole and not self._result.exists() and lexists(self._file)
 
     @property
     def converts(self) -> bool:
@@ -86,8 +88,8 @@ class StagedVolume:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._info is not None and not self.done:  # nothing to keep
-            self._folder.clear()
+        if self._started and not self.done:  # nothing to keep
+            self._folder.discard()
         self._folder.release()
 
     def start(self, info: VolumeInfo, tile: Tile, decisions: Mapping[str, Any]) -> None:
@@ -100,15 +102,17 @@ class StagedVolume:
         """
         self._info, self._tile = info, (tile[0], tile[1], tile[2])
         with explained(self._file):
-            if self.decisions:
+            if self.decisions and is_array(self._folder.array):
                 self._output = ZarrOutput.reopen(self._folder.array)
                 listed = self._folder.listed()
                 self._list({tile for tile in self.tiles() if str(tile) in listed and self._chunk(tile).is_file()})
-                return
-            remove(self._folder.array)
-            self._output = ZarrOutput(self._folder.array, info, chunks=self._tile)
-            self.decisions = dict(plain(decisions))
-            self._folder.write_plan(self._identity, self.decisions)
+                self._taken_up = set(self.done)
+            else:
+                self._folder.discard()
+                self._output = ZarrOutput(self._folder.array, info, chunks=self._tile)
+                self.decisions = dict(plain(decisions))
+                self._folder.write_plan(self._identity, self.decisions)
+        self._started = True
 
     def tiles(self) -> Iterator[Box]:
         """All tiles, done or not."""
@@ -139,9 +143,9 @@ class StagedVolume:
         if not self.moved:
             with explained(self._file):
                 self._check_complete()
-                if not self._folder.moving.is_file():
+                if not (self._is_whole and self._result.exists()):
                     self._convert(on_tile)
-                    self._folder.moving.touch()
+                    self._folder.write_plan(self._identity, self.decisions, whole=True)
                 move_into_place(self._result, self._file, overwrite=self.overwrite)
         self._folder.clear()
 
@@ -151,11 +155,13 @@ class StagedVolume:
         return self._folder.converted if self.converts else self._folder.array
 
     def _convert(self, on_tile: Callable[[Box], None] | None) -> None:
+        stage = open_volume(str(self._folder.array))
         if not self.converts:
+            for tile in self._taken_up:  # they lay on the disk while nobody watched
+                self._read_back(stage, tile)
             return
         assert self._info is not None
         remove(self._result.parent)
-        stage = open_volume(str(self._folder.array))
         name = f"{self._result}:{self._dataset}" if split_dataset(self.path) else str(self._result)
         info = self._info
         with create_volume(name, info.shape, info.dtype, voxel_size=info.voxel_size, metadata=info.metadata) as writer:
@@ -165,13 +171,14 @@ class StagedVolume:
                     on_tile(tile)
 
     def _read_back(self, stage: Volume, tile: Box) -> Array:
-        """A finished tile from the disk; one that was damaged there is no longer listed as done."""
+        """A finished tile from the disk; all that were damaged there are no longer listed as done."""
         try:
             return stage.read(tile)
         except UserError as error:
-            self._list(self.done - {tile})
-            what = "a finished tile was damaged on the disk"
-            raise UserError(what, str(tile), "run the same command again to compute it anew") from error
+            damaged = {tile for tile in self.done if not _readable(stage, tile)}
+            self._list(self.done - damaged)
+            what = f"{len(damaged)} finished tiles were damaged on the disk, among them"
+            raise UserError(what, str(tile), "run the same command again to compute them anew") from error
 
     def _check_complete(self) -> None:
         """Every tile is listed, and its chunk is there."""
@@ -204,8 +211,21 @@ class StagedVolume:
             raise UserError(what, str(self._folder.path), "run that one again to finish it, or give overwrite=true")
         if plan:
             log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(keys)))
-        if not (plan == {} and self.moved):
-            self._folder.clear()
+        self._folder.discard()
 
     def _is_ours(self, plan: Mapping[str, Any]) -> bool:
         return bool(plan) and plan.get("identity") == self._identity
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the result was finished, and perhaps moved."""
+        plan = self._folder.read_plan()
+        return self._is_ours(plan) and bool(plan.get("whole"))
+
+
+def _readable(stage: Volume, tile: Box) -> bool:
+    try:
+        stage.read(tile)
+    except UserError:
+        return False
+    return True

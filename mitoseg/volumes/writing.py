@@ -15,9 +15,10 @@ import numpy.typing as npt
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.storage import atomic_output, check_output, plain
-from mitoseg.volumes import hdf5, tiff, zarrs
+from mitoseg.volumes import hdf5, mrc, tiff, zarrs
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5_output import Hdf5Output, check_only_dataset
+from mitoseg.volumes.mrc_output import MrcOutput
 from mitoseg.volumes.stored import check_dtype
 from mitoseg.volumes.tiff_output import TiffOutput
 from mitoseg.volumes.units import check_voxel_size
@@ -41,8 +42,8 @@ class VolumeWriter:
         info: What is being written.
     """
 
-    def __init__(self, info: VolumeInfo, *, overwrite: bool) -> None:
-        self.info = info
+    def __init__(self, info: VolumeInfo, *, overwrite: bool, chunks: tuple[int, int, int] | None = None) -> None:
+        self.info, self._chunks = info, chunks
         self._file, self._dataset = place(info.path)
         self._overwrite = overwrite
         self._stack = ExitStack()
@@ -98,7 +99,9 @@ class VolumeWriter:
             return TiffOutput(temporary, self.info)
         if suffix in hdf5.SUFFIXES:
             return Hdf5Output(temporary, self._dataset, self.info)
-        return ZarrOutput(temporary, self.info)
+        if suffix in mrc.SUFFIXES:
+            return MrcOutput(temporary, self.info)
+        return ZarrOutput(temporary, self.info, self._chunks)
 
 
 def create_volume(
@@ -109,20 +112,23 @@ def create_volume(
     voxel_size: Sequence[float] | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    chunks: tuple[int, int, int] | None = None,
 ) -> VolumeWriter:
     """Prepare a volume for writing; the file appears under its name when the context ends without an exception.
 
     Args:
         path: The suffix chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
-            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3).
+            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.mrc`` and ``.rec``.
         shape: (z, y, x).
         dtype: Of the stored voxels; bool is stored as uint8.
         voxel_size: (z, y, x) in nm.
         metadata: Plain data that comes back as ``open_volume(path).info.metadata``.
         overwrite: Whether an output that exists may be replaced.
+        chunks: (z, y, x) voxels of a chunk of a Zarr array, at most its shape; other formats have their own.
 
     Raises:
         UserError: An unknown suffix, an output that exists, a folder that may not be written, an empty shape.
+        ValueError: Chunks without voxels.
 
     Example:
         >>> import tempfile
@@ -136,11 +142,14 @@ def create_volume(
     sizes = tuple(int(n) for n in shape)
     if len(sizes) != 3 or min(sizes) < 1:
         raise UserError("not the shape of a volume", sizes, "give z, y, x, each at least 1")
+    if chunks is not None and (len(chunks) != 3 or min(chunks) < 1):
+        raise ValueError(f"chunks={chunks}: give z, y, x, each at least 1")
     stored = np.dtype(np.uint8) if np.dtype(dtype) == bool else np.dtype(dtype)
     check_dtype(text, stored)
     size = None if voxel_size is None else check_voxel_size(voxel_size)
     z, y, x = sizes
-    return VolumeWriter(VolumeInfo(text, (z, y, x), stored, size, plain(metadata or {})), overwrite=overwrite)
+    info = VolumeInfo(text, (z, y, x), stored, size, plain(metadata or {}))
+    return VolumeWriter(info, overwrite=overwrite, chunks=chunks)
 
 
 def check_volume_output(path: str, overwrite: bool) -> None:
@@ -165,6 +174,6 @@ def place(path: str) -> tuple[Path, str]:
         UserError: An unknown suffix.
     """
     file, dataset = hdf5.split_dataset(path) or (path, "")
-    if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *zarrs.SUFFIXES):
-        raise UserError("unknown kind of output", path, "choose a name that ends in .tif, .h5 or .zarr")
+    if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES):
+        raise UserError("unknown kind of output", path, "choose a name that ends in .tif, .h5, .zarr or .mrc")
     return Path(file), dataset or "volume"

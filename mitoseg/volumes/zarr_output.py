@@ -11,6 +11,7 @@ from zarr.codecs import ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from mitoseg.geometry import Box
+from mitoseg.storage import remove
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5_output import CHUNK
 from mitoseg.volumes.reading import opening
@@ -56,11 +57,13 @@ class ZarrOutput:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Go on writing an array.
+        """Go on writing an array; what was half written when its process was killed is removed.
 
         Raises:
             UserError: It cannot be opened.
         """
+        for partial in path.rglob("*.partial"):  # zarr writes a chunk under such a name first
+            remove(partial)
         output = cls.__new__(cls)
         with opening(str(path)):
             output._array = zarr.open_array(store=path, mode="r+", config=_CONFIG)

@@ -68,7 +68,7 @@ def cases(draw, padded):
     channels = in_channels = draw(st.integers(1, 2))
     most, largest = LIMITS[ndim]
     field, step, chain = [1] * ndim, [1] * ndim, []
-    for _ in range(draw(st.integers(1, 6))):
+    for _ in range(draw(st.integers(3, 8))):
         layer, out, reach, stride = draw(layers(ndim, channels, padded))
         longer = [f + (r - 1) * s for f, r, s in zip(field, reach, step, strict=True)]
         coarser = [a * b for a, b in zip(step, stride, strict=True)]
@@ -145,6 +145,7 @@ def test_equals_the_network_on_every_window(case, depth_first):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @given(case=cases(padded=True), depth_first=st.booleans())
 def test_equals_shifted_passes_of_a_padded_network(case, depth_first):
     network, image, field, stride = case
@@ -155,6 +156,24 @@ def test_equals_shifted_passes_of_a_padded_network(case, depth_first):
         assert answer.shape[2:] == tuple(n - f + 1 for n, f in zip(image.shape[2:], field, strict=True))
         places, expected = shifted_passes(network, image, dense)
         torch.testing.assert_close(pick(answer, places), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(1, 2, (4, 2), padding="same"), nn.MaxPool2d(2), nn.Conv2d(2, 2, 4, padding="same")],
+        [nn.Conv2d(1, 2, 4, padding="same", dilation=(1, 3)), nn.AvgPool2d(2, 3), nn.Conv2d(2, 2, 2)],
+        [nn.MaxPool2d(1, 3), nn.Conv2d(1, 2, 2, stride=(3, 1)), nn.AvgPool2d((1, 2), (2, 3))],
+    ],
+    ids=["even kernels, same", "odd total, same", "strides exceed kernels"],
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@torch.no_grad()
+def test_equals_shifted_passes_in_odd_cases(layers):
+    network = nn.Sequential(*layers).double()
+    dense, image = DenseForm(network), torch.randn(1, 1, 33, 36, dtype=torch.float64)
+    places, expected = shifted_passes(network, image, dense)
+    torch.testing.assert_close(pick(dense(image), places), expected, rtol=0, atol=1e-9)
 
 
 def random_weights(network):

@@ -11,8 +11,8 @@ from tiff_files import WAYS, write
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import open_volume
+from mitoseg.volumes.mapped import MappedVolume
 from mitoseg.volumes.reading import PageCache
-from mitoseg.volumes.tiff import MappedTiff
 from mitoseg.volumes.tiff_pages import PagedTiff
 
 CASES = [
@@ -73,7 +73,7 @@ def test_one_page_is_one_slice(tmp_path, image_zyx):
 
 
 def test_whole_stacks_are_mapped_others_are_paged(tmp_path, image_zyx):
-    assert isinstance(open_volume(write(tmp_path / "a.tif", image_zyx)), MappedTiff)
+    assert isinstance(open_volume(write(tmp_path / "a.tif", image_zyx)), MappedVolume)
     assert isinstance(open_volume(write(tmp_path / "b.tif", image_zyx, compression="zlib")), PagedTiff)
 
 

@@ -1,0 +1,112 @@
+"""The benchmark of prediction: that it runs, that its ratios are those of its seconds, and what it counts."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mitoseg.geometry import Box
+from mitoseg.volumes import create_volume
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a file of the benchmarks as it is when one of them is run."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def one_thread():
+    """What is timed is too small for two, which wait for each other where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def words(tmp_path, one_thread):
+    """A command line whose slices are small."""
+    path, shape = tmp_path / "image.tif", (4, 80, 96)
+    with create_volume(path, shape, np.uint8, voxel_size=(5.0, 5.0, 5.0)) as writer:
+        writer.write(Box.of_shape(shape), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    return [f"data={path}", "slices=5", "slice=72,96", "quick=true", "devices=cpu", f"out={tmp_path / 'out.json'}"]
+
+
+def test_all_parts_but_the_command(scripts, words, tmp_path, capsys):
+    report = scripts("inference").main([*words, "parts=window,dense,strided", "settings=fp32_eager"])
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert written["slice"] == [72, 96]
+    assert str(tmp_path) not in json.dumps(written)
+    for network in ("patch_cnn", "context_cnn"):
+        assert written["fastest_setting"][network] == "fp32_eager"
+        numbers, operations = written["per_setting"][network]["fp32_eager"], written["operations"][network]
+        seconds = numbers["seconds_per_slice"]
+        gain = seconds["window"] / seconds["dense"]
+        assert written["dense_over_window"][network] == pytest.approx(gain)
+        share = gain * operations["dense_without_halo"] / operations["window"]
+        assert written["dense_over_window_of_arithmetic"][network] == pytest.approx(share)
+        assert written["strided_over_dense"][network] == pytest.approx(seconds["dense"] / seconds["strided"])
+        share = operations["dense"] / seconds["dense"] / numbers["ceiling_flops"]
+        assert written["dense_fraction_of_ceiling"][network] == pytest.approx(share)
+        assert written["dense_over_window_fp32"][network] > 0
+        assert numbers["megapixels_per_second"]["dense"] == pytest.approx(72 * 96 / 1e6 / seconds["dense"])
+    assert report["predict_fraction_of_network"] == {}
+    assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_and_compiled_code(scripts, words):
+    report = scripts("inference").main([*words, "networks=patch_cnn", "settings=fp32_compiled", "parts=dense,predict"])
+    found = report["predict"]["patch_cnn"]
+    assert found["chosen"]["method"] == "dense"
+    assert found["setting"] in {"bf16_eager", "fp32_eager"}, "a small volume is not worth compiling"
+    share = 5 * found["dense_seconds_per_slice"] / found["seconds"]
+    assert report["predict_fraction_of_network"]["patch_cnn"] == pytest.approx(share)
+    assert report["fastest_setting"] == {"patch_cnn": "fp32_compiled"}
+
+
+@pytest.mark.parametrize("words", [["nonsense=1"], ["parts=windows"], ["turns=many"]])
+def test_words_that_cannot_be_read(scripts, words):
+    with pytest.raises(SystemExit, match="error: "):
+        scripts("inference").main(words)
+
+
+def test_help_names_every_option(scripts, capsys):
+    inference = scripts("inference")
+    inference.main(["--help"])
+    told = capsys.readouterr().out
+    assert all(f"\n{name}=" in told for name in inference.HELP)
+
+
+def test_what_is_timed_takes_turns(scripts):
+    timing, made = scripts("timing"), []
+    sides = {name: timing.Side(lambda name=name: made.append(name)) for name in "ab"}
+    turns = timing.take_turns(sides, torch.device("cpu"), timing.Sample(seconds=0, turns=3))
+    assert "".join(made) == "aaabbb" + "ababab"
+    assert all(len(found) == 3 and found.best <= found.median for found in turns.values())
+
+
+def test_work_is_counted(scripts):
+    layer, image = nn.Conv2d(3, 4, 5, bias=False, device="meta"), torch.empty(1, 3, 12, 14, device="meta")
+    work = scripts("timing").count_work(lambda: layer(image[:, :, 2:]))
+    assert work["operations"] == 2 * 75 * 4 * 6 * 10
+    assert work["bytes"] == 4 * (3 * 10 * 14 + 4 * 75 + 4 * 6 * 10)
+
+
+def test_the_limits_of_a_volume_on_a_gpu(scripts):
+    found = {"operations": 1e15, "bytes_of_layers": 4e12, "bytes_per_second": 2e12, "link_seconds": 0.5}
+    assert list(scripts("inference_command").limits(found, 5e14).values()) == [2.0, 2.0, 0.5]

@@ -1,0 +1,467 @@
+"""Volumes written tile by tile: taken up again, whole or not there at all, whatever happens on the way."""
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+
+import h5py
+import numpy as np
+import pytest
+
+from mitoseg import storage
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import VolumeInfo, create_volume, open_volume
+from mitoseg.volumes.staging import StagedVolume
+from mitoseg.volumes.zarr_output import ZarrOutput
+
+NAMES = ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr"]
+SHAPE, TILE = (5, 20, 24), (2, 16, 16)
+COUNT = 3 * 2 * 2
+VOXELS = np.random.default_rng(0).random(SHAPE, np.float32)
+IDENTITY = {"method": "dense", "tile": (2, 16, 16), "seen": 1}
+
+
+def stage_of(path, identity=IDENTITY, **options):
+    return StagedVolume(str(path), identity, volatile=("seen",), **options)
+
+
+def begin(stage, decisions=None):
+    info = VolumeInfo(stage.path, SHAPE, np.dtype(np.float32), (50.0, 5.0, 5.0), {"kind": "probability", "scale": 1})
+    stage.start(info, TILE, decisions or {"tile": list(TILE)})
+
+
+def write(stage, count=COUNT):
+    """Write up to ``count`` tiles that are missing, the last first; those that were written."""
+    missing = [tile for tile in stage.tiles() if tile not in stage.done][::-1][:count]
+    for tile in missing:
+        stage.write(tile, VOXELS[tile.slices])
+    return missing
+
+
+def leave_unfinished(path, count=3, **options):
+    """What a process leaves behind that is stopped after some tiles; the tiles."""
+    with stage_of(path, **options) as stage:
+        begin(stage)
+        return write(stage, count)
+
+
+def finish(path, **options):
+    """Run to the end; the tiles that were missing."""
+    with stage_of(path, **options) as stage:
+        assert not stage.moved
+        begin(stage)
+        computed = write(stage)
+        stage.finish()
+    return computed
+
+
+def plain_path(folder, name):
+    return folder / name.split(":")[0]
+
+
+def folder_of(folder, name="out.tif"):
+    return folder / f".{name.split(':')[0]}.unfinished"
+
+
+def chunk_of(folder, tile, name="out.tif"):
+    numbers = [str(a // n) for a, n in zip(tile.start, TILE, strict=True)]
+    return folder_of(folder, name).joinpath("tiles.zarr", "c", *numbers)
+
+
+def content(path):
+    """Every file below a path with its bytes."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def check_result(folder, name):
+    """The volume is right, and nothing lies beside it."""
+    volume = open_volume(f"{folder}/{name}")
+    np.testing.assert_array_equal(volume.read(), VOXELS)
+    assert volume.voxel_size == (50.0, 5.0, 5.0)
+    assert volume.info.metadata == {"kind": "probability", "scale": 1}
+    assert [p.name for p in folder.iterdir()] == [name.split(":")[0]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles_in_any_order_make_the_volume_at_the_end_only(tmp_path, name):
+    with stage_of(f"{tmp_path}/{name}") as stage:
+        begin(stage)
+        assert stage.count == COUNT
+        assert len(write(stage)) == COUNT
+        assert [p.name for p in tmp_path.iterdir()] == [folder_of(tmp_path, name).name]
+        seen = []
+        stage.finish(seen.append)
+        assert seen == ([] if name == "out.zarr" else list(stage.tiles()))
+    check_result(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_done_is_taken_up(tmp_path, name):
+    first = leave_unfinished(f"{tmp_path}/{name}")
+    lines = (folder_of(tmp_path, name) / "done.txt").read_text().splitlines()
+    assert lines == [str(tile) for tile in first]
+    with stage_of(f"{tmp_path}/{name}") as stage:
+        assert stage.decisions == {"tile": [2, 16, 16]}
+        begin(stage, {"tile": "is not asked for again"})
+        assert stage.decisions == {"tile": [2, 16, 16]}
+        assert stage.done == set(first)
+    rest = finish(f"{tmp_path}/{name}")
+    assert set(rest) | set(first) == set(stage.tiles())
+    assert not set(rest) & set(first)
+    check_result(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_taken_up_or_not_the_file_is_the_same(tmp_path, name):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    finish(f"{tmp_path}/a/{name}")
+    leave_unfinished(f"{tmp_path}/b/{name}", 2)
+    leave_unfinished(f"{tmp_path}/b/{name}", 7)
+    finish(f"{tmp_path}/b/{name}")
+    assert content(plain_path(tmp_path / "a", name)) == content(plain_path(tmp_path / "b", name))
+
+
+def test_a_stage_without_a_tile_leaves_nothing_nor_the_folders_made_for_it(tmp_path):
+    leave_unfinished(tmp_path / "new" / "deep" / "out.tif", 0)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    leave_unfinished(tmp_path / "mine" / "out.tif", 0)
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_an_error_keeps_the_tiles(tmp_path):
+    def stopped():
+        with stage_of(tmp_path / "out.tif") as stage:
+            begin(stage)
+            write(stage, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert len(finish(tmp_path / "out.tif")) == COUNT - 2
+
+
+def test_another_command_is_told_what_differs(tmp_path):
+    leave_unfinished(tmp_path / "out.tif")
+    other = IDENTITY | {"method": "strided", "seen": 2, "tta": "flips"}
+    with pytest.raises(UserError, match=r"another command \(method, seen, tta differ\).*unfinished'.*overwrite=true"):
+        finish(tmp_path / "out.tif", identity=other)
+    assert len(finish(tmp_path / "out.tif")) == COUNT - 3
+
+
+def test_another_command_may_throw_it_away_with_overwrite(tmp_path):
+    leave_unfinished(tmp_path / "out.tif")
+    assert len(finish(tmp_path / "out.tif", identity=IDENTITY | {"method": "strided"}, overwrite=True)) == COUNT
+    check_result(tmp_path, "out.tif")
+
+
+def test_the_same_command_goes_on_with_overwrite(tmp_path):
+    leave_unfinished(tmp_path / "out.tif")
+    assert len(finish(tmp_path / "out.tif", overwrite=True)) == COUNT - 3
+
+
+def test_a_changed_input_throws_it_away_with_a_warning(tmp_path, caplog):
+    leave_unfinished(tmp_path / "out.tif")
+    with caplog.at_level(logging.WARNING):
+        assert len(finish(tmp_path / "out.tif", identity=IDENTITY | {"seen": 2})) == COUNT
+    assert [record.getMessage() for record in caplog.records] == [
+        "an unfinished output is thrown away: seen changed since"
+    ]
+    check_result(tmp_path, "out.tif")
+
+
+def test_another_dataset_of_the_same_file_is_another_output(tmp_path):
+    leave_unfinished(f"{tmp_path}/out.h5:/a")
+    with pytest.raises(UserError, match=r"another command \(dataset differ\)"):
+        finish(f"{tmp_path}/out.h5:/b")
+    finish(f"{tmp_path}/out.h5:/a")
+    check_result(tmp_path, "out.h5:/a")
+
+
+def test_two_at_once(tmp_path):
+    program = """
+    import sys
+    from mitoseg.volumes.staging import StagedVolume
+    with StagedVolume(sys.argv[1], {}):
+        print("held", flush=True)
+        sys.stdin.readline()
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "out.tif")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"another process is writing this output: '.*out\.tif'; wait for it"):
+            stage_of(tmp_path / "out.tif").__enter__()
+        other.communicate("go\n", timeout=60)
+    assert other.returncode == 0
+    finish(tmp_path / "out.tif")
+    check_result(tmp_path, "out.tif")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_tiles_are_told_and_computed_the_next_time(tmp_path, name):
+    with stage_of(f"{tmp_path}/{name}") as stage:
+        begin(stage)
+        write(stage, COUNT - 2)
+        with pytest.raises(UserError, match=r"not complete, 2 tiles are missing: .*run the same command again"):
+            stage.finish()
+    assert not plain_path(tmp_path, name).exists()
+    assert len(finish(f"{tmp_path}/{name}")) == 2
+    check_result(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_removed_chunk_is_computed_anew(tmp_path, name):
+    tiles = leave_unfinished(f"{tmp_path}/{name}", COUNT)
+    chunk_of(tmp_path, tiles[4], name).unlink()
+    assert finish(f"{tmp_path}/{name}") == [tiles[4]]
+    check_result(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chunk_removed_before_the_end(tmp_path, name):
+    with stage_of(f"{tmp_path}/{name}") as stage:
+        begin(stage)
+        tiles = write(stage)
+        chunk_of(tmp_path, tiles[4], name).unlink()
+        with pytest.raises(UserError, match="1 tiles are missing"):
+            stage.finish()
+    assert finish(f"{tmp_path}/{name}") == [tiles[4]]
+    check_result(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_chunks_are_told_at_once_and_computed_anew(tmp_path, name):
+    tiles = leave_unfinished(f"{tmp_path}/{name}", COUNT - 1)
+    for number in (4, 7):
+        chunk = bytearray(chunk_of(tmp_path, tiles[number], name).read_bytes())
+        chunk[len(chunk) // 2] ^= 1
+        chunk_of(tmp_path, tiles[number], name).write_bytes(chunk)
+    with pytest.raises(
+        UserError, match=r"2 finished tiles were damaged on the disk, among them: .*same command again"
+    ):
+        finish(f"{tmp_path}/{name}")
+    assert not plain_path(tmp_path, name).exists()
+    assert set(finish(f"{tmp_path}/{name}")) == {tiles[4], tiles[7]}
+    check_result(tmp_path, name)
+
+
+def test_no_flipped_byte_passes_for_voxels(tmp_path):
+    """Every byte of a chunk, one after the other: an error or the right voxels, never others."""
+    tile = leave_unfinished(tmp_path / "out.tif", 1)[0]
+    chunk = chunk_of(tmp_path, tile)
+    good = chunk.read_bytes()
+    volume = open_volume(folder_of(tmp_path) / "tiles.zarr")
+    refused = 0
+    for i in range(len(good)):
+        chunk.write_bytes(good[:i] + bytes([good[i] ^ (1 << i % 8)]) + good[i + 1 :])
+        try:
+            voxels = volume.read(tile)
+        except UserError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(voxels, VOXELS[tile.slices], err_msg=f"byte {i}")
+    assert refused > 0.98 * len(good)
+    for length in (0, 1, len(good) // 2, len(good) - 1):
+        chunk.write_bytes(good[:length])
+        with pytest.raises(UserError):
+            volume.read(tile)
+
+
+def test_half_a_line_is_not_trusted(tmp_path):
+    tiles = leave_unfinished(tmp_path / "out.tif")
+    done = folder_of(tmp_path) / "done.txt"
+    text = done.read_text()
+    for cut in (1, 4, len(str(tiles[-1]))):  # the line's end is missing, or more of it
+        done.write_text(text[:-cut])
+        with stage_of(tmp_path / "out.tif") as stage:
+            begin(stage)
+            assert stage.done == set(tiles[:2])
+        assert done.read_text() == "".join(f"{tile}\n" for tile in stage.tiles() if tile in tiles[:2])
+    assert len(finish(tmp_path / "out.tif")) == COUNT - 2
+
+
+def test_a_list_of_other_tiles_is_not_trusted(tmp_path):
+    tiles = leave_unfinished(tmp_path / "out.tif")
+    (folder_of(tmp_path) / "done.txt").write_text(f"{tiles[0]}\n[0:1,0:16,0:16]\nnonsense\n\n{Box((0, 0, 0), TILE)}\n")
+    assert len(finish(tmp_path / "out.tif")) == COUNT - 1
+    check_result(tmp_path, "out.tif")
+
+
+@pytest.mark.parametrize("what", ["plan.json", "done.txt", "tiles.zarr/zarr.json"])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"identity": {}, "decisions": null}'])
+def test_a_damaged_stage_begins_anew(tmp_path, what, text):
+    leave_unfinished(tmp_path / "out.tif")
+    path = folder_of(tmp_path) / what
+    path.unlink() if text is None else path.write_text(text)
+    assert len(finish(tmp_path / "out.tif")) == COUNT
+    check_result(tmp_path, "out.tif")
+
+
+def old_output(folder, name, *, kind="volume"):
+    """Something else under the final name."""
+    path = plain_path(folder, name)
+    if kind == "volume":
+        with create_volume(f"{folder}/{name}", (1, 2, 3), "uint8") as writer:
+            writer.write(Box.of_shape((1, 2, 3)), np.full((1, 2, 3), 7, np.uint8))
+    else:
+        path.write_text("something else")
+    return content(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_that_exists_is_refused(tmp_path, name):
+    before = old_output(tmp_path, name)
+    with pytest.raises(UserError, match=r"the output exists: .*overwrite=true"):
+        stage_of(f"{tmp_path}/{name}")
+    assert content(plain_path(tmp_path, name)) == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_output_stays_until_the_end(tmp_path, name):
+    before = old_output(tmp_path, name)
+    leave_unfinished(f"{tmp_path}/{name}", overwrite=True)
+    assert content(plain_path(tmp_path, name)) == before
+    with stage_of(f"{tmp_path}/{name}", overwrite=True) as stage:
+        begin(stage)
+        write(stage)
+        assert content(plain_path(tmp_path, name)) == before
+        stage.finish(lambda _: content(plain_path(tmp_path, name)) == before or pytest.fail("gone too early"))
+    check_result(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path, name):
+    with stage_of(f"{tmp_path}/{name}") as stage:
+        begin(stage)
+        write(stage)
+        before = old_output(tmp_path, name)
+        with pytest.raises(UserError, match="appeared while it was being written"):
+            stage.finish()
+    assert content(plain_path(tmp_path, name)) == before
+    assert finish(f"{tmp_path}/{name}", overwrite=True) == []
+    check_result(tmp_path, name)
+
+
+def test_datasets_beside_the_output_are_not_removed(tmp_path):
+    with h5py.File(tmp_path / "out.h5", "w") as h5:
+        h5["precious"] = np.zeros((2, 3, 4))
+    with pytest.raises(UserError, match="precious"):
+        stage_of(f"{tmp_path}/out.h5:/mine", overwrite=True)
+    with h5py.File(tmp_path / "out.h5") as h5:
+        assert list(h5) == ["precious"]
+
+
+def fail_full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["tile", "list"])
+def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, what):
+    def filled():
+        with stage_of(tmp_path / "out.tif") as stage:
+            begin(stage)
+            write(stage, 2)
+            where = (ZarrOutput, "write") if what == "tile" else (stage._folder, "list_one")
+            monkeypatch.setattr(*where, fail_full)
+            write(stage)
+
+    with pytest.raises(UserError, match=r"^the disk is full.*out\.tif'; free some space"):
+        filled()
+    monkeypatch.undo()
+    assert len(finish(tmp_path / "out.tif")) == COUNT - 2
+
+
+def test_a_disk_that_is_still_full_keeps_the_tiles(tmp_path, monkeypatch):
+    """The first thing that a second run writes is the list of tiles: if that fails they must not be thrown away."""
+    leave_unfinished(tmp_path / "out.tif")
+    monkeypatch.setattr("mitoseg.volumes.stage_folder.write_text", fail_full)
+    with pytest.raises(UserError, match=r"^the disk is full"):
+        finish(tmp_path / "out.tif")
+    monkeypatch.undo()
+    assert len(finish(tmp_path / "out.tif")) == COUNT - 3
+
+
+@pytest.mark.parametrize("broken", ["mitoseg.volumes.stage_folder.write_json", "mitoseg.volumes.staging.ZarrOutput"])
+def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch, broken):
+    monkeypatch.setattr(broken, fail_full)
+    with pytest.raises(UserError, match=r"^the disk is full"):
+        finish(tmp_path / "new" / "out.tif")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "out.zarr"])
+def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
+    module = "tiff_output.TiffOutput" if name == "out.tif" else "hdf5_output.Hdf5Output"
+    monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
+    with pytest.raises(UserError, match=r"^the disk is full"):
+        finish(f"{tmp_path}/{name}")
+    monkeypatch.undo()
+    assert not plain_path(tmp_path, name).exists()
+    assert finish(f"{tmp_path}/{name}") == []
+    check_result(tmp_path, name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_chunk_that_may_not_grow(tmp_path):
+    """A limit of the operating system stands for a full disk: the write fails in earnest, inside zarr."""
+    program = """
+    import resource, sys
+    import numpy as np
+    from mitoseg.errors import UserError
+    from mitoseg.volumes import VolumeInfo
+    from mitoseg.volumes.staging import StagedVolume
+
+    rng = np.random.default_rng(0)
+    try:
+        with StagedVolume(sys.argv[1], {}) as stage:
+            stage.start(VolumeInfo("", (2, 64, 64), np.dtype("uint8")), (1, 64, 64), {})
+            first, second = stage.tiles()
+            stage.write(first, np.zeros((1, 64, 64), np.uint8))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+            stage.write(second, rng.integers(0, 255, (1, 64, 64), np.uint8))
+    except UserError as error:
+        print(error)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "out.tif")]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert run.stderr == ""
+    assert run.stdout.startswith("the disk is full")
+    assert run.stdout.count("\n") == 1
+    assert (folder_of(tmp_path) / "done.txt").read_text().count("\n") == 1
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"cannot be written: .*check the permissions"):
+        stage_of(tmp_path / "out.tif")
+
+
+@pytest.mark.parametrize("length", [240, 248, 300])
+def test_a_name_that_is_too_long(tmp_path, length):
+    with pytest.raises(UserError, match=r"cannot be written \(.*too long\)"):
+        finish(tmp_path / "new" / ("a" * length + ".tif"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_user_removed_the_output_of_a_run_that_was_killed_in_its_clean_up(tmp_path, monkeypatch):
+    """Then the stage knows of a finished output that is not there: it must not be told as written."""
+    for name in ("out.tif", "out.zarr"):
+        monkeypatch.setattr("mitoseg.volumes.stage_folder.StageFolder.clear", lambda _: None)
+        finish(tmp_path / name)
+        monkeypatch.undo()
+        with stage_of(tmp_path / name) as stage:
+            assert stage.moved
+        storage.remove(tmp_path / name)
+        finish(tmp_path / name)
+        check_result(tmp_path, name)
+        storage.remove(tmp_path / name)
