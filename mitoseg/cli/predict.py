@@ -144,6 +144,7 @@ def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: S
 
 def decide(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
     """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
+    predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
     tile = predictor.choose_tile(budget_bytes(cfg.memory))
     compiled = choose_compile(cfg.compile, predictor.device, predictor.operations(tile))
     return {"tile": list(tile), "compile": compiled, "method": type(predictor.views[0].method).__name__.lower()}

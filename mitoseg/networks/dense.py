@@ -35,7 +35,8 @@ and the outputs that see them are cut off.
         block              |<- padding ->| r + k S
 
 The zeros at an image's border that the padded network would see never enter: who wants answers there pads the image
-first, by reflection say.
+first, by reflection say. A part of an image answers what the whole does: to rounding, and in float32 on a CPU to the
+last bit where every convolution is computed in one way (torch may take another for small images).
 """
 
 from __future__ import annotations

@@ -43,6 +43,10 @@ class LabelVolume(Volume):
         ignored = "" if ignore_label is None else f"; value {ignore_label} is ignored"
         self.rule = value_rule.sentence + ignored
 
+    def check_complete(self) -> None:
+        """Refuse labels of which parts are missing; see `Volume.check_complete`."""
+        self._volume.check_complete()
+
     def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""
         stored = self._volume.read(box)

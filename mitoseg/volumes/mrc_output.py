@@ -60,7 +60,7 @@ class MrcOutput(FlatOutput):
         """Write one box; see `FlatOutput.write`.
 
         Raises:
-            ValueError: A mask holds something else than 0 and 1 that does not fit.
+            ValueError: A mask holds more than a signed byte can.
         """
         low, high = float(image_zyx.min()), float(image_zyx.max())
         if self._most is not None and high > self._most:
@@ -71,10 +71,10 @@ class MrcOutput(FlatOutput):
 
     def close(self) -> None:
         """Write the range of values, where each voxel was written once, and close the file."""
-        if not self._file.closed and self._written == math.prod(self._shape):
-            if math.isfinite(self._low) and math.isfinite(self._high):
-                self._file.seek(_RANGE_OFFSET)
-                self._file.write(struct.pack("<fff", self._low, self._high, self._low - 1))  # the mean is not known
+        known = self._written == math.prod(self._shape) and math.isfinite(self._low) and math.isfinite(self._high)
+        if known and not self._file.closed:
+            self._file.seek(_RANGE_OFFSET)
+            self._file.write(struct.pack("<fff", self._low, self._high, self._low - 1))  # a mean below both: not known
         super().close()
 
 

@@ -12,6 +12,8 @@ import tifffile
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array
 
+_END_OF_JPEG = b"\xff\xd9"
+
 
 class Rows(NamedTuple):
     """A rectangle of a page: rows and columns, half-open."""
@@ -120,6 +122,8 @@ class Stack:
         if found is None:
             return np.full(self.keyframe.chunks[:2], self.keyframe.nodata, self.dtype)
         data, tables = found
+        if self.keyframe.compression == tifffile.COMPRESSION.JPEG and _END_OF_JPEG not in data:
+            raise EOFError("the JPEG ends within its voxels")  # its decoder would fill the rest with grey
         segment, _, shape = self.keyframe.decode(data, index, jpegtables=tables)
         return np.asarray(segment)[0, : shape[1], : shape[2], 0]
 

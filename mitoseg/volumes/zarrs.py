@@ -15,6 +15,7 @@ from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.reading import opening, reading
 from mitoseg.volumes.stored import Header, StoredVolume, load_metadata
 from mitoseg.volumes.units import voxel_size_nm
+from mitoseg.volumes.zarr_chunks import count_chunks
 
 SUFFIXES = (".zarr",)
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
@@ -128,9 +129,9 @@ class ZarrVolume(StoredVolume):
     def check_complete(self) -> None:
         """Refuse an array of which chunks are missing; see `Volume.check_complete`."""
         with reading(self.path):
-            there, count = self._array.nchunks_initialized, self._array.nchunks
+            there, count = count_chunks(self._array)
         if there < count:
-            what = f"{count - there} of {count} chunks are missing, they would read as {self._array.fill_value}, in"
+            what = f"{count - there} of {count} chunks are missing and would read as {self._array.fill_value}"
             raise UserError(what, self.path, "restore them, or give missing_chunks=fill if they are meant to be empty")
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:

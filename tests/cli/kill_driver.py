@@ -156,7 +156,8 @@ def child(job, log, err):
 
 def serve():
     """Answer every line."""
-    importlib.import_module("mitoseg.cli.predict")
+    for name in ("mitoseg.cli.predict", "hydra", "torch._dynamo"):  # what the children need
+        importlib.import_module(name)
     for line in sys.stdin:
         with tempfile.NamedTemporaryFile() as log, tempfile.NamedTemporaryFile() as err:
             pid = os.fork()

@@ -93,7 +93,7 @@ def sliding_window(network, image, field):
     ndim = len(field)
     order = [0, *range(2, 2 + ndim), 1, *range(2 + ndim, 2 + 2 * ndim)]
     places = windows.permute(order).contiguous()
-    scores = torch.cat([network(part) for part in places.flatten(0, ndim).split(500)])
+    scores = torch.cat([network(part.clone()) for part in places.flatten(0, ndim).split(500)])  # for layers in place
     assert scores.shape[2:] == (1,) * ndim
     return scores.flatten(1).reshape(*places.shape[: ndim + 1], -1).movedim(-1, 1)
 
@@ -113,7 +113,7 @@ def shifted_passes(network, image, dense):
         if any(i < r for i, r in zip(place, shift, strict=True)):
             continue
         if shift not in passes:
-            passes[shift] = network(image[(..., *(slice(r, None) for r in shift))])
+            passes[shift] = network(image[(..., *(slice(r, None) for r in shift))].clone())  # for layers in place
         places.append(place)
         answers.append(passes[shift][(..., *(a // s for a, s in zip(start, dense.stride, strict=True)))])
     return places, torch.stack(answers)

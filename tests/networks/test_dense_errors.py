@@ -70,3 +70,6 @@ def test_training_mode(layer):
         dense(torch.zeros(1, 1, 4, 4))
     assert dense.eval()(torch.zeros(1, 1, 4, 4)).shape == (1, 3, 4, 4)
     assert not network.training
+    network.train()
+    with pytest.raises(UserError, match="training"):
+        dense(torch.zeros(1, 1, 4, 4))

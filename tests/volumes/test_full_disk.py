@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,9 +13,11 @@ import pytest
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes import create_volume, tiff_output
+from mitoseg.volumes import create_volume
+from mitoseg.volumes.flat_output import FlatOutput
 
-FORMATS = ["a.tif", "a.h5", "a.zarr"]
+FORMATS = ["a.tif", "a.h5", "a.zarr", "a.mrc"]
+FLAT = ["a.tif", "a.mrc"]
 SHAPE = (32, 256, 256)
 
 PROGRAM = """
@@ -66,25 +69,27 @@ class FullFile(io.FileIO):
         return super().write(data)
 
 
-def test_tiff_writes_that_fail(tmp_path, monkeypatch):
-    init = tiff_output.TiffOutput.__init__
+@pytest.mark.parametrize("name", FLAT)
+def test_writes_that_fail(tmp_path, monkeypatch, name):
+    init = FlatOutput.__init__
 
-    def open_full(self, path, info):
-        init(self, path, info)
+    def open_full(self, path, *options):
+        init(self, path, *options)
         self._file.close()
         self._file = FullFile(path, "r+")
 
-    monkeypatch.setattr(tiff_output.TiffOutput, "__init__", open_full)
-    with pytest.raises(UserError, match=r"the disk is full.*a\.tif"):
-        write_noise(f"{tmp_path}/a.tif")
+    monkeypatch.setattr(FlatOutput, "__init__", open_full)
+    with pytest.raises(UserError, match=rf"the disk is full.*{name}"):
+        write_noise(f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tiff_asks_for_room_before_it_starts(tmp_path, monkeypatch):
-    usage = tiff_output.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(tiff_output.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"the disk is full.*a\.tif"):
-        write_noise(f"{tmp_path}/a.tif")
+@pytest.mark.parametrize("name", FLAT)
+def test_there_must_be_room_at_the_start(tmp_path, monkeypatch, name):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=rf"the disk is full.*{name}"):
+        write_noise(f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []
 
 

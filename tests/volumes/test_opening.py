@@ -11,7 +11,7 @@ from mitoseg.volumes import ArrayVolume, check_same_shape, create_volume, open_v
 
 
 @pytest.mark.parametrize(
-    "name", ["a.tif", "a.h5", "a.h5:/d", "a.zarr", "a.zarr/0", "folder", "a.xyz", "a.tif/b", "a\0b", ""]
+    "name", ["a.tif", "a.h5", "a.h5:/d", "a.zarr", "a.zarr/0", "a.mrc", "folder", "a.xyz", "a.tif/b", "a\0b", ""]
 )
 def test_what_is_missing(tmp_path, name):
     with pytest.raises(UserError) as caught:
@@ -21,19 +21,19 @@ def test_what_is_missing(tmp_path, name):
 
 
 def test_a_missing_file_says_so(tmp_path):
-    for name in ("a.tif", "a.h5", "a.png", "folder"):
+    for name in ("a.tif", "a.h5", "a.mrc", "a.mrc.gz", "a.png", "folder"):
         with pytest.raises(UserError, match=rf"no such file.*{name}.*check the path"):
             open_volume(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.mrc", "a.txt", "a.nii.gz", "a"])
+@pytest.mark.parametrize("name", ["a.png", "a.txt", "a.nii.gz", "a"])
 def test_unknown_suffixes(tmp_path, name):
     (tmp_path / name).write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match=rf"unknown kind of volume: .*{name}.*TIFF stack, a folder"):
         open_volume(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.h5"])
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.mrc"])
 def test_a_folder_with_the_name_of_a_file(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match="holds no png or tif slices"):
@@ -41,7 +41,7 @@ def test_a_folder_with_the_name_of_a_file(tmp_path, name):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
-@pytest.mark.parametrize("name", ["a.tif", "a.h5"])
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.mrc"])
 def test_a_file_that_may_not_be_read(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     (tmp_path / name).chmod(0)
@@ -74,7 +74,7 @@ def test_names_with_odd_characters(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr"])
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.mrc"])
 @pytest.mark.parametrize("box", [Box((0, 0, 0), (3, 3, 5)), Box((-1, 0, 0), (1, 3, 5)), Box((2, 3, 6), (2, 3, 6))])
 def test_a_box_that_leaves(tmp_path, name, box):
     with create_volume(f"{tmp_path}/{name}", (2, 3, 5), np.uint8):

@@ -20,8 +20,9 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import check_volume_output, create_volume, open_volume, tiff_output
 
-FORMATS = ["a.tif", "a.tiff", "a.h5", "a.hdf5:/deep/er", "a.zarr"]
+FORMATS = ["a.tif", "a.tiff", "a.h5", "a.hdf5:/deep/er", "a.zarr", "a.mrc"]
 DTYPES = ["uint8", "uint16", "uint32", "float32", "float64"]
+DTYPES_OF_MRC = ["uint8", "int8", "uint16", "int16", "float32"]
 SIZES = st.floats(0.05, 5000, allow_nan=False)
 PLAIN = st.dictionaries(
     st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=4
@@ -29,8 +30,8 @@ PLAIN = st.dictionaries(
 
 
 @st.composite
-def volumes(draw):
-    dtype = draw(st.sampled_from(DTYPES))
+def volumes(draw, name="a.tif"):
+    dtype = draw(st.sampled_from(DTYPES_OF_MRC if name.endswith(".mrc") else DTYPES))
     shape = tuple(draw(st.lists(st.integers(1, 9), min_size=3, max_size=3)))
     elements = {"allow_nan": False} if dtype.startswith("float") else None
     return draw(hnp.arrays(dtype, shape, elements=elements))
@@ -57,8 +58,9 @@ def round_trip(image_zyx, name, boxes, **options):
 
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), image_zyx=volumes(), voxel_size=st.none() | st.tuples(SIZES, SIZES, SIZES), metadata=PLAIN)
-def test_what_is_written_comes_back(name, data, image_zyx, voxel_size, metadata):
+@given(data=st.data(), voxel_size=st.none() | st.tuples(SIZES, SIZES, SIZES), metadata=PLAIN)
+def test_what_is_written_comes_back(name, data, voxel_size, metadata):
+    image_zyx = data.draw(volumes(name))
     boxes = data.draw(covers(image_zyx.shape))
     info, back, part = round_trip(image_zyx, name, boxes, voxel_size=voxel_size, metadata=metadata)
     assert info.shape == image_zyx.shape
@@ -166,6 +168,30 @@ def test_zarr_is_format_3_with_attributes(tmp_path):
     assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())["dimension_names"] == ["z", "y", "x"]
 
 
+@pytest.mark.parametrize("chunks", [(1, 37, 20), (100, 10, 100)])
+def test_chunks_of_zarr_can_be_chosen(tmp_path, image_zyx, chunks):
+    for name in ("a.zarr", "a.h5", "a.tif", "a.mrc"):
+        with create_volume(f"{tmp_path}/{name}", image_zyx.shape, "uint8", chunks=chunks) as writer:
+            writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+        assert np.array_equal(open_volume(f"{tmp_path}/{name}").read(), image_zyx)
+    array = zarr.open_array(store=tmp_path / "a.zarr", mode="r")
+    assert array.chunks == tuple(min(c, n) for c, n in zip(chunks, image_zyx.shape, strict=True))
+    assert np.array_equal(array[...], image_zyx)
+
+
+@pytest.mark.parametrize("chunks", [(1, 2), (0, 1, 1), (-1, 4, 4)])
+def test_what_are_no_chunks(tmp_path, chunks):
+    with pytest.raises(ValueError, match="chunks="):
+        create_volume(f"{tmp_path}/a.zarr", (1, 2, 3), "uint8", chunks=chunks)
+
+
+def test_zarr_writes_chunks_of_zeros(tmp_path):
+    with create_volume(f"{tmp_path}/a.zarr", (4, 6, 8), "uint8", chunks=(2, 3, 4)) as writer:
+        writer.write(Box.of_shape((4, 6, 8)), np.zeros((4, 6, 8), np.uint8))
+    assert len([p for p in (tmp_path / "a.zarr" / "c").rglob("*") if p.is_file()]) == 8
+    open_volume(f"{tmp_path}/a.zarr").check_complete()
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_error_leaves_nothing(tmp_path, name):
     def fail():
@@ -206,9 +232,9 @@ def test_overwriting_never_removes_other_data(tmp_path):
     create_volume(f"{tmp_path}/a.h5:/raw", (1, 2, 3), "uint8", overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a", "a.tif.gz", "a.mrc"])
+@pytest.mark.parametrize("name", ["a.png", "a", "a.tif.gz", "a.mrc.gz"])
 def test_unknown_suffixes(tmp_path, name):
-    with pytest.raises(UserError, match=r"unknown kind of output.*\.tif, \.h5 or \.zarr"):
+    with pytest.raises(UserError, match=r"unknown kind of output.*\.tif, \.h5, \.zarr or \.mrc"):
         create_volume(f"{tmp_path}/{name}", (1, 2, 3), "uint8")
 
 

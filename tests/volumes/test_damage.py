@@ -1,0 +1,179 @@
+"""Damaged inputs and places that cannot be written: one line, and nothing half-written."""
+
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+from mitoseg import storage
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import check_volume_output, create_volume, open_volume
+
+SHAPE = (4, 40, 50)
+FORMATS = ["a.tif", "a.h5", "a.zarr", "a.mrc"]
+
+
+def smooth():
+    steps = np.random.default_rng(0).integers(-2, 3, SHAPE)
+    return (np.cumsum(steps, 2) + 120).astype(np.uint8)
+
+
+def write(path, image_zyx):
+    with create_volume(path, image_zyx.shape, image_zyx.dtype) as writer:
+        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+    return str(path)
+
+
+def line_of(path):
+    """The one line that reading ends in, or None."""
+    line = None
+    try:
+        open_volume(path).read()
+    except UserError as error:
+        line = str(error)
+    assert line is None or (os.fspath(path) in line and "\n" not in line)
+    return line
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 32)}, {"rowsperstrip": 7}, {"predictor": True}])
+def test_a_flipped_byte_of_a_compressed_page(tmp_path, options):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, smooth(), compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"}, **options)
+    data = path.read_bytes()
+    with tifffile.TiffFile(path) as tif:
+        start, length = tif.pages[2].dataoffsets[-1], tif.pages[2].databytecounts[-1]
+    for i in {*range(0, length, 1 + length // 20), length - 1}:
+        path.write_bytes(data[: start + i] + bytes([data[start + i] ^ 0xFF]) + data[start + i + 1 :])
+        assert line_of(path)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "zstd", "jpeg", "lerc", "png"])
+def test_a_page_that_is_cut_short(tmp_path, compression):
+    """The rest of the page must not read as a constant."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, smooth(), compression=compression, photometric="minisblack", metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(path) as tif:
+        tag, length = tif.pages[1].tags["StripByteCounts"], tif.pages[1].databytecounts[0]
+    assert line_of(path) is None
+    for kept in range(1, length - 2, 1 + length // 20):
+        with path.open("r+b") as file:
+            file.seek(tag.valueoffset)
+            file.write(struct.pack("<H" if tag.dtype == 3 else "<I", kept))
+        assert line_of(path), kept
+
+
+@pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
+@pytest.mark.parametrize("name", ["a.zarr", "a.h5"])
+def test_a_chunk_of_ours_that_is_cut_short(tmp_path, name, kept):
+    chunk, data = chunk_of(write(tmp_path / name, smooth()))
+    keep = {0.5: len(data) // 2, -1: len(data) - 1}.get(kept, kept)
+    chunk(data[:keep])
+    assert "cannot be read" in line_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.h5"])
+def test_a_flipped_byte_in_a_chunk_of_ours(tmp_path, name):
+    chunk, data = chunk_of(write(tmp_path / name, smooth()))
+    for i in {*range(0, len(data), 1 + len(data) // 50), len(data) - 1}:
+        chunk(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
+        assert "cannot be read" in line_of(tmp_path / name)
+    chunk(data)
+    assert line_of(tmp_path / name) is None
+
+
+def chunk_of(path):
+    """A function that replaces the bytes of a volume's only chunk, and those bytes."""
+    if path.endswith(".zarr"):
+        (file,) = [p for p in Path(path, "c").rglob("*") if p.is_file()]
+        return file.write_bytes, file.read_bytes()
+    with h5py.File(path) as h5:
+        info = h5["volume"].id.get_chunk_info(0)
+
+    def replace(data):
+        with open(path, "r+b") as file:
+            file.seek(info.byte_offset)
+            file.write(data.ljust(info.size, b"\0"))
+
+    with open(path, "rb") as file:
+        file.seek(info.byte_offset)
+        return replace, file.read(info.size)
+
+
+@pytest.mark.parametrize("tag", ["ImageLength", "ImageWidth"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
+def test_a_tiff_without_voxels(tmp_path, tag, options):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 50), np.uint8), metadata=None, **options)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        place, kind = tif.pages[0].tags[tag].valueoffset, tif.pages[0].tags[tag].dtype
+    with (tmp_path / "a.tif").open("r+b") as file:
+        file.seek(place)
+        file.write(struct.pack("<H" if kind == 3 else "<I", 0))
+    assert line_of(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("size", [(0, 50), (40, 0)])
+def test_slices_without_pixels(tmp_path, size):
+    head = b"IHDR" + struct.pack(">IIBBBBB", size[1], size[0], 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    (tmp_path / "slices").mkdir()
+    (tmp_path / "slices" / "0.png").write_bytes(data)
+    assert "is empty" in line_of(tmp_path / "slices")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_below_a_file(tmp_path, name, overwrite):
+    (tmp_path / "file").write_text("mine")
+    for refuse in (check_volume_output, lambda path, over: create_volume(path, SHAPE, "uint8", overwrite=over)):
+        with pytest.raises(UserError, match=r"(?i)not a (folder|directory).*check the path") as caught:
+            refuse(f"{tmp_path}/file/{name}", overwrite)
+        assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.rglob("*")] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+@pytest.mark.parametrize("name", [*FORMATS, "new/a.tif"])
+def test_a_folder_that_may_not_be_written(tmp_path, name):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    if os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("root may write everywhere")
+    with pytest.raises(UserError, match=r"cannot be written: .*check the permissions") as caught:
+        create_volume(f"{tmp_path}/closed/{name}", SHAPE, "uint8")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_write_that_the_system_denies(tmp_path, monkeypatch, name):
+    """As when a folder is closed while the volume is being written."""
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage.os, "replace", deny)
+    with pytest.raises(UserError, match=r"cannot be written: .*check the permissions"):
+        write(tmp_path / name, smooth())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.mrc"])
+def test_an_old_output_that_is_read_only(tmp_path, name):
+    """Replacing it changes the folder, not the file."""
+    path = write(tmp_path / name, smooth())
+    (tmp_path / name).chmod(0o444)
+    if sys.platform == "win32":
+        with pytest.raises(UserError, match="cannot be written"), create_volume(path, SHAPE, "uint8", overwrite=True):
+            pass
+        return
+    with create_volume(path, SHAPE, "uint8", overwrite=True):
+        pass
+    assert (open_volume(path).read() == 0).all()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,208 @@
+"""MRC files of other programs, sound and damaged."""
+
+import logging
+import struct
+
+import mrcfile
+import numpy as np
+import pytest
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import open_volume
+
+BOX = Box((1, 7, 20), (5, 33, 50))
+MODE, NX, NZ, MAPC, RANGE, SPACE_GROUP, EXTENDED, IMOD, MAP = 12, 0, 8, 64, 76, 88, 92, 152, 208
+
+
+def write(path, image_zyx, voxel_size=None, **header):
+    """A file that mrcfile itself makes; voxel sizes in Angstrom, x, y, z."""
+    with mrcfile.new(path, image_zyx, overwrite=True) as mrc:
+        if voxel_size is not None:
+            mrc.voxel_size = voxel_size
+        for name, value in header.items():
+            mrc.header[name] = value
+    return str(path)
+
+
+def patch(path, offset, layout, *values):
+    """Change a file's header."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(struct.pack(layout, *values))
+    return str(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["i1", "i2", "f4", "u2", "f2"])
+def test_files_of_mrcfile(tmp_path, image_zyx, dtype, order):
+    stored = (image_zyx.astype(np.int16) - 60 * (dtype[0] == "i")).astype(np.dtype(dtype).newbyteorder(order))
+    path = write(tmp_path / "a.mrc", stored, (46, 45, 500))
+    volume = open_volume(path)
+    assert volume.shape == image_zyx.shape
+    assert volume.dtype == np.dtype(dtype)
+    assert volume.dtype.isnative
+    assert volume.voxel_size == (50, 4.5, 4.6)
+    assert volume.info.metadata == {}
+    assert np.array_equal(volume.read(), stored)
+    assert np.array_equal(volume.read(BOX), stored[BOX.slices])
+    assert volume.read(BOX).dtype.isnative
+
+
+@pytest.mark.parametrize("name", ["a.mrc", "a.rec", "a.map", "a.st", "a.ali", "a.mrcs", "A.MRC"])
+def test_names(tmp_path, image_zyx, name):
+    assert np.array_equal(open_volume(write(tmp_path / name, image_zyx.astype("i2"))).read(), image_zyx)
+
+
+@pytest.mark.parametrize(
+    ("imod", "low_high", "dtype"),
+    [
+        (None, (-5, 100), "int8"),
+        (None, (0, 100), "int8"),  # either would do
+        (None, (0, -1), "int8"),  # not known
+        (None, (0, 255), "uint8"),
+        (None, (-5, 255), "int8"),  # nonsense
+        (None, (float("nan"), float("nan")), "int8"),
+        (0, (0, 100), "uint8"),
+        (0, (-128, 127), "uint8"),
+        (1, (0, 255), "int8"),
+        (5, (0, 255), "int8"),
+        (4, (0, 255), "uint8"),
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_bytes_with_and_without_a_sign(tmp_path, imod, low_high, dtype, order):
+    stored = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    with mrcfile.new(tmp_path / "a.mrc", np.zeros((4, 8, 8), f"{order}i2")):
+        pass
+    path = patch(tmp_path / "a.mrc", MODE, f"{order}i", 0)
+    patch(path, RANGE, f"{order}ff", *low_high)
+    patch(path, 1024, "256B", *stored.ravel().tolist())
+    if imod is not None:
+        patch(path, IMOD, f"{order}ii", 1146047817, imod)
+    volume = open_volume(path)
+    assert volume.dtype == dtype
+    assert np.array_equal(volume.read(), stored.view(dtype))
+
+
+@pytest.mark.parametrize("stated", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (1, 3, 2)])
+def test_axes_in_another_order(tmp_path, image_zyx, stated):
+    """Columns, rows and sections may run along any of x, y and z."""
+    letters = "".join("xyz"[n - 1] for n in stated)[::-1]
+    stored = np.ascontiguousarray(image_zyx.transpose(["zyx".index(a) for a in letters]).astype("i2"))
+    counts = dict(zip(("mx", "my", "mz"), image_zyx.shape[::-1], strict=True))
+    axes = dict(zip(("mapc", "mapr", "maps"), stated, strict=True))
+    path = write(tmp_path / "a.mrc", stored, **axes, **counts, cella=(50 * 46, 37 * 45, 6 * 500))
+    volume = open_volume(path)
+    assert volume.voxel_size == (50, 4.5, 4.6)
+    assert np.array_equal(volume.read(), image_zyx)
+    assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
+    assert np.array_equal(open_volume(path, axes=letters).read(), image_zyx)
+
+
+def test_axes_that_say_nothing(tmp_path, image_zyx):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"), mapc=0, mapr=0, maps=0)
+    assert np.array_equal(open_volume(path).read(), image_zyx)
+    write(tmp_path / "a.mrc", image_zyx.astype("i2"), mapc=1, mapr=1, maps=3)
+    with pytest.raises(UserError, match=r"axes \(maps, mapr, mapc\) are \[3, 1, 1\].*axes=zyx"):
+        open_volume(path)
+    assert np.array_equal(open_volume(path, axes="zyx").read(), image_zyx)
+
+
+def test_few_slices_are_no_colours(tmp_path, image_zyx):
+    for image in (image_zyx[:3], image_zyx[:, :, :4], image_zyx[:1]):
+        assert np.array_equal(open_volume(write(tmp_path / "a.mrc", image.astype("i2"))).read(), image)
+    assert open_volume(write(tmp_path / "a.mrc", image_zyx[0].astype("i2"))).shape == (1, 37, 50)
+
+
+@pytest.mark.parametrize(
+    "header", [{"cella": (0, 0, 0)}, {"cella": (5, 5, 0)}, {"mx": 0}, {"mz": -2}, {"cella": 1e30}]
+)
+def test_no_voxel_size(tmp_path, image_zyx, header):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"), (50, 50, 500), **header)
+    assert open_volume(path).voxel_size is None
+    assert open_volume(path, voxel_size=(5, 4, 4)).voxel_size == (5, 4, 4)
+
+
+def test_an_extended_header_of_others(tmp_path, image_zyx):
+    with mrcfile.new(tmp_path / "a.mrc", image_zyx.astype("i2")) as mrc:
+        mrc.set_extended_header(np.frombuffer(bytes(range(256)) * 3, "V1"))
+        mrc.header.exttyp = b"SERI"
+    assert np.array_equal(open_volume(f"{tmp_path}/a.mrc").read(BOX), image_zyx[BOX.slices])
+
+
+@pytest.mark.parametrize("stamp", [b"\x44\x41\0\0", b"\0\0\0\0", b"\x11\x11\0\0"])
+def test_a_machine_stamp_that_is_missing_or_wrong(tmp_path, image_zyx, stamp):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"))
+    assert np.array_equal(open_volume(patch(path, MAP + 4, "4s", stamp)).read(), image_zyx)
+
+
+def test_opening_reads_no_voxels(tmp_path, image_zyx, monkeypatch):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("f4"))
+
+    def refuse(*_, **__):
+        raise AssertionError("voxels were read")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    volume = open_volume(path)
+    with pytest.raises(UserError, match="voxels were read"):  # the trap works
+        volume.read()
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "values", "says"),
+    [
+        (MODE, "<i", (3,), "complex"),
+        (MODE, "<i", (4,), "complex"),
+        (MODE, "<i", (101,), "mode 101.*save it with mode 0, 1, 2, 6 or 12"),
+        (MODE, "<i", (16,), "mode 16"),
+        (MODE, "<i", (-1,), "mode -1"),
+        (MAP, "<4s", (b"PAM ",), "no MRC"),
+        (NX, "<i", (-50,), "size of 6 x 37 x -50"),
+        (NX, "<i", (0,), "empty"),
+        (NZ, "<i", (0,), "empty"),
+        (NX, "<iii", (2**31 - 1,) * 3, "cut short"),
+        (NZ, "<i", (7,), "cut short"),
+        (EXTENDED, "<i", (-4,), "extended header of -4 bytes"),
+        (EXTENDED, "<i", (2**31 - 1,), "extended header of 2147483647 bytes"),
+        (EXTENDED, "<i", (64,), "cut short"),
+        (SPACE_GROUP, "<i", (401,), "holds 3 volumes"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, image_zyx, offset, layout, values, says, caplog):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"), mz=2 if says.endswith("volumes") else 6)
+    patch(path, offset, layout, *values)
+    with caplog.at_level(logging.INFO), pytest.raises(UserError, match=says) as caught:
+        open_volume(path)
+    assert "a.mrc" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.05, 0.5, 0.999])
+def test_a_file_that_is_cut_short_is_one_line(tmp_path, image_zyx, share):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"))
+    data = (tmp_path / "a.mrc").read_bytes()
+    (tmp_path / "a.mrc").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"(no MRC|cut short).*a\.mrc") as caught:
+        open_volume(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_shrinks_after_it_was_opened(tmp_path, image_zyx):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"))
+    volume = open_volume(path)
+    (tmp_path / "a.mrc").write_bytes((tmp_path / "a.mrc").read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot be read"):
+        volume.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "compression", "says"),
+    [("a.mrc", "gzip", "gzip"), ("a.mrc.gz", "gzip", "gzip"), ("a.rec.bz2", "bzip2", "bzip2")],
+)
+def test_compressed_files_are_refused(tmp_path, image_zyx, name, compression, says):
+    with mrcfile.new(tmp_path / name, image_zyx.astype("i2"), compression=compression):
+        pass
+    with pytest.raises(UserError, match=rf"the MRC is compressed with {says}.*unpack it first"):
+        open_volume(f"{tmp_path}/{name}")
