@@ -184,8 +184,8 @@ class Bench:
     def count_operations(self) -> dict[str, float]:
         """Floating-point operations for a slice.
 
-        ``dense`` is the whole pass with its halo. ``window_over_dense`` is the ratio of the two ways' arithmetic alone:
-        each weight once for each answer, no halo, about 85 for patch_cnn and 224 for context_cnn.
+        ``dense`` is the whole pass with its halo. ``window_over_dense`` is the ratio of their arithmetic alone, each
+        weight once for each answer: about 85 for patch_cnn and 224 for context_cnn.
         """
         window = (1, self.network.in_channels, self.network.window, self.network.window)
         found = {"window": self.pixels * self._work(nn.Module.__call__, window)["operations"]}

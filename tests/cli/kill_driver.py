@@ -33,14 +33,15 @@ class Driver:
         self._process.wait(60)
         self._process.stdout.close()
 
-    def run(self, folder, *words, at=None, call=1, when="after", change=None, name="SIGKILL"):
+    def run(self, folder, *words, at=None, match="", call=1, when="after", change=None, name="SIGKILL"):
         """Run one command in a folder.
 
         Args:
             folder: The working directory; changes below its folder ``out`` are counted.
             words: The command line.
             at: Dotted name of a function; the child gets a signal at one of its calls.
-            call: Which.
+            match: A text; only calls count that have it in an argument.
+            call: Which call.
             when: "before" or "after" it.
             change: Instead: the child is killed before this change of a file or folder, 1 being the first.
             name: Of the signal.
@@ -48,8 +49,8 @@ class Driver:
         Returns:
             ``code`` (negative: the signal that ended it), ``err`` (what it said), ``computed`` (tiles).
         """
-        job = {"folder": str(folder), "words": [str(word) for word in words], "at": at, "call": call, "when": when}
-        self._process.stdin.write(json.dumps({**job, "change": change, "name": name}) + "\n")
+        job = {"folder": str(folder), "words": [str(word) for word in words], "change": change, "name": name}
+        self._process.stdin.write(json.dumps({**job, "at": at, "match": match, "call": call, "when": when}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
@@ -75,8 +76,9 @@ def signalling(job):
     def wrapper(function):
         @functools.wraps(function)
         def call(*args, **kwargs):
-            calls.append(1)
-            now = len(calls) == job["call"]
+            matches = any(job["match"] in str(value) for value in (*args, *kwargs.values()))
+            calls.append(matches)
+            now = matches and sum(calls) == job["call"]
             if now and job["when"] == "before":
                 os.kill(os.getpid(), signal.Signals[job["name"]])
             result = function(*args, **kwargs)
