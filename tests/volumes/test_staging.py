@@ -18,7 +18,7 @@ from mitoseg.volumes import VolumeInfo, create_volume, open_volume
 from mitoseg.volumes.staging import StagedVolume
 from mitoseg.volumes.zarr_output import ZarrOutput
 
-NAMES = ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr"]
+NAMES = ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr", "out.mrc"]
 SHAPE, TILE = (5, 20, 24), (2, 16, 16)
 COUNT = 3 * 2 * 2
 VOXELS = np.random.default_rng(0).random(SHAPE, np.float32)
@@ -398,7 +398,8 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch, broken):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "out.zarr"])
 def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
-    module = "tiff_output.TiffOutput" if name == "out.tif" else "hdf5_output.Hdf5Output"
+    modules = {".tif": "tiff_output.TiffOutput", ".mrc": "mrc_output.MrcOutput"}
+    module = modules.get(name[-4:], "hdf5_output.Hdf5Output")
     monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
     with pytest.raises(UserError, match=r"^the disk is full"):
         finish(f"{tmp_path}/{name}")

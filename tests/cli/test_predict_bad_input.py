@@ -1,0 +1,325 @@
+"""What goes wrong with ``predict``: one clear line, exit code 1, no output, and nothing left beside it."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+
+from mitoseg import storage
+
+GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
+
+
+def tif(image, name="in.tif", **options):
+    tifffile.imwrite(name, image, photometric="minisblack", **options)
+    return name
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty folder to work in, but for a checkpoint, a good volume, and where runs are recorded."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
+    tif(GREY)
+    return tmp_path
+
+
+def files(folder):
+    """Every file and folder below, with what is in the files; but for the records of runs."""
+    found = (p for p in folder.rglob("*") if "runs" not in p.relative_to(folder).parts)
+    return {p: p.read_bytes() if p.is_file() else None for p in found}
+
+
+@pytest.fixture
+def refused(work, monkeypatch, capsys):
+    """Run the command; it must fail with one line and leave everything as it was; the line."""
+
+    def run(*words):
+        before = files(work)
+        given = {"checkpoint": "a.ckpt", "input": "in.tif", "output": "out.tif", "trust": "true"}
+        given |= dict(word.split("=", 1) for word in words)
+        code = predict(monkeypatch, "hydra.run.dir=runs", *(f"{key}={value}" for key, value in given.items()))
+        told = capsys.readouterr().err
+        assert code == 1, told
+        assert "Traceback" not in told
+        errors = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert told.endswith(f"{errors[0]}\n")
+        assert files(work) == before
+        return errors[0]
+
+    return run
+
+
+OPTIONS = {
+    "tile=5": "tile is not a size: 5; give tile=[z,y,x], each at least 1",
+    "tile=abc": "tile is not a size: 'abc'",
+    "tile=[1,1]": "tile is not a size: [1, 1]",
+    "tile=[0,1,1]": "tile is not a size: (0, 1, 1)",
+    "tile=[1.5,8,8]": "tile is not a size: [1.5, 8, 8]",
+    "tile=[true,8,8]": "tile is not a size: [True, 8, 8]",
+    "tile={z:1}": "tile is not a size: {'z': 1}",
+    "overlap=1": "the overlap is not a share of a tile: 1; give a number from 0 to below 1",
+    "overlap=-0.1": "the overlap is not a share of a tile: -0.1",
+    "overlap=much": "the overlap is not a share of a tile: 'much'",
+    "overlap=nan": "the overlap is not a share of a tile: nan",
+    "precision=fp16": "no such precision: 'fp16'; choose one of auto, fp32, bf16",
+    "precision=16": "no such precision: 16",
+    "compile=maybe": "compile is neither true nor false: 'maybe'; choose auto, true or false",
+    "tta=nonsense": "no such test-time augmentation: 'nonsense'; choose one of none, flips, turns, all",
+    "window_stride=0": "window_stride is not a number of pixels: 0; give 1 or more",
+    "window_stride=1.5": "window_stride is not a number of pixels: 1.5",
+    "window_stride=many": "window_stride is not a number of pixels: 'many'",
+    "threshold=high": "the threshold is not a probability: 'high'; give a number from 0 to 1",
+    "threshold=nan": "the threshold is not a probability: nan",
+    "memory=nonsense": "not an amount of memory: 'nonsense'; write for instance memory=4GB",
+    "memory=0": "not an amount of memory: 0",
+    "memory=-1GB": "not an amount of memory: '-1GB'",
+    "method=blend": "method blend does not fit a network that answers blocks, OneConvolution",
+    "method=null": "no such method; choose one of auto, dense, strided, window, blend",
+    "missing_chunks=maybe": "no such way to treat missing chunks: 'maybe'; choose error or fill",
+    "voxel_size=5": "cannot read the voxel size: 5",
+    "axes=5": "cannot read the axes: 5",
+    "overwrite=flase": "overwrite is neither true nor false: 'flase'; give overwrite=true or overwrite=false",
+    "trust=no": "trust is neither true nor false: 'no'",
+    "progress=1": "progress is neither true nor false: 1",
+    "checkpoint=null": "checkpoint has no value; add checkpoint=... to the command",
+    "input=null": "input has no value",
+    "output=": "output has no value",
+    "output=.": "unknown kind of output: '.'",
+}
+
+
+@pytest.mark.parametrize("word", OPTIONS)
+def test_options(refused, word):
+    assert OPTIONS[word] in refused(word)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_no_cuda(refused):
+    assert "no such accelerator here: 'cuda'; use auto or one of cpu" in refused("accelerator=cuda")
+
+
+@pytest.mark.parametrize("method", ["dense", "strided", "window"])
+def test_methods_of_block_networks(refused, method):
+    save_checkpoint("a.ckpt", Padded(), arguments={"in_channels": 1})
+    assert f"method {method} needs a block network, not Padded" in refused(f"method={method}")
+
+
+def test_too_little_memory_says_how_much_is_enough(work, refused, monkeypatch):
+    """Also where much is kept of a file that is decoded."""
+    array = zarr.create_array(store="big.zarr", shape=(2000, 320, 320), chunks=(100, 320, 320), dtype="u1")
+    array[0] = 1
+    words = ["input=big.zarr", "missing_chunks=fill"]
+    line = refused("memory=100MB", *words)
+    remedy = re.search(r"too little memory: the smallest tile needs (\d+) MB.*; give (memory=[\d.]+GB) or more", line)
+    assert int(remedy[1]) >= 134
+    monkeypatch.setattr("mitoseg.cli.predict.predict_with_progress", lambda *_, **__: 1 / 0)  # far enough
+    given = ["checkpoint=a.ckpt", "output=out.tif", "trust=true", "hydra.run.dir=runs", *words]
+    assert predict(monkeypatch, *given, remedy[2]) == 1
+    monkeypatch.undo()
+
+
+def damaged(path, offset, count=40):
+    """Overwrite bytes of a file with zeros."""
+    data = bytearray(Path(path).read_bytes())
+    data[offset : offset + count] = bytes(count)
+    Path(path).write_bytes(data)
+
+
+def cut(path, share):
+    """Keep the first part of a file."""
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits"])
+def test_a_corrupt_page_of_a_tiff(refused, compression):
+    tif(GREY, compression=compression)
+    with tifffile.TiffFile("in.tif") as opened:
+        offset = opened.pages[3].dataoffsets[0]
+    damaged("in.tif", offset, 200)
+    assert "the file cannot be read" in refused()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
+def test_a_truncated_tiff(refused, compression, share):
+    tif(GREY, compression=compression)
+    cut("in.tif", share)
+    assert re.search("cut short|cannot be read", refused())
+
+
+def hdf5():
+    with h5py.File("in.h5", "w") as h5:
+        dataset = h5.create_dataset("image", data=GREY, chunks=(1, 40, 48), compression="gzip")
+        return dataset.id.get_chunk_info(4).byte_offset
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_truncated_hdf5(refused, share):
+    hdf5()
+    cut("in.h5", share)
+    assert "truncated file" in refused("input=in.h5:/image")
+
+
+def test_a_damaged_chunk_of_an_hdf5(refused):
+    damaged("in.h5", hdf5() + 5)
+    assert "the file cannot be read" in refused("input=in.h5:/image")
+
+
+def zarr_with(**options):
+    array = zarr.create_array(store="in.zarr", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1", **options)
+    array[:] = GREY
+
+
+def test_a_missing_chunk_of_a_zarr(refused):
+    zarr_with(fill_value=7)
+    Path("in.zarr/c/3/0/0").unlink()
+    assert re.search(r"1 of 6 chunks are missing .* 7.*'in.zarr'.*missing_chunks=fill", refused("input=in.zarr"))
+
+
+@pytest.mark.parametrize("data", [b"", b"abc"])
+def test_a_damaged_chunk_of_a_zarr(refused, data):
+    zarr_with()
+    Path("in.zarr/c/3/0/0").write_bytes(data)
+    assert "the file cannot be read" in refused("input=in.zarr")
+
+
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "the image holds NaN"), (np.inf, "infinite values")])
+def test_voxels_that_are_no_numbers(refused, value, told):
+    image = GREY.astype(np.float32)
+    image[5, 30, 30] = value
+    tif(image)
+    assert told in refused()
+
+
+def test_a_shape_without_voxels(refused):
+    with h5py.File("in.h5", "w") as h5:
+        h5.create_dataset("image", shape=(6, 0, 48), dtype="u1")
+    assert "the volume is empty, its shape is (6, 0, 48)" in refused("input=in.h5")
+
+
+def test_a_volume_smaller_than_the_window(refused):
+    save_checkpoint("a.ckpt")
+    tif(GREY[:, :20, :20])
+    assert "smaller than the network's window: (20, 20); it takes 32 x 32 voxels" in refused()
+
+
+@pytest.mark.parametrize("network", [Padded(ndim=3), OneConvolution(ndim=3)], ids=["blend", "dense"])
+def test_one_slice_for_a_network_on_volumes(refused, network):
+    save_checkpoint("a.ckpt", network, arguments={"in_channels": 1, "ndim": 3})
+    tif(GREY[:1])
+    assert re.search(r"works on volumes, the image is one slice|smaller than the window: \(1,", refused())
+
+
+RECORDS = {
+    "other channels": ({"channels": "adjacent"}, "takes 1 channels, its channels=adjacent make: 3"),
+    "unknown channels": ({"channels": "rgb"}, "no such channels: 'rgb'"),
+    "no spread": ({"normalization": {"mean": 1.0, "std": 0.0}}, "not a normalisation: (1.0, 0.0)"),
+    "half a normalisation": ({"normalization": {"mean": 1.0}}, "cannot be used: [{'mean': 1.0}"),
+    "words": ({"normalization": {"mean": "grey", "std": 1.0}}, "cannot be used"),
+    "unknown calibration": ({"calibration": {"slope": 1.0}}, "cannot be used"),
+    "no calibration": ({"calibration": None}, "cannot be used"),
+    "no temperature": ({"calibration": {"temperature": 0.0}}, "not a calibration"),
+    "threshold": ({"threshold": 7}, "the threshold is not a probability: 7.0"),
+    "voxel size": ({"voxel_size": [5.0, 5.0]}, "cannot read the voxel size: (5.0, 5.0)"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_records_of_checkpoints(refused, case):
+    changes, told = RECORDS[case]
+    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1}, **changes)
+    assert told in refused()
+
+
+def test_half_a_checkpoint(refused):
+    cut("a.ckpt", 0.5)
+    assert "not a checkpoint that is safe to load" in refused()
+
+
+def test_a_folder_of_the_output_is_a_file(refused):
+    Path("file").touch()
+    assert "the output cannot be written (Not a directory): 'file/out.tif'" in refused("output=file/out.tif")
+
+
+def test_a_folder_that_may_not_be_written(refused, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
+    assert "the output cannot be written: 'out.tif'; check the permissions" in refused()
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long(refused, length):
+    assert "name too long" in refused(f"output=new/{'a' * (length - 4)}.tif")
+
+
+@pytest.mark.parametrize("image", ["in.tif", "nan.tif"])
+def test_folders_made_for_the_output_go_away(refused, image):
+    tif(np.full((2, 40, 48), np.nan, np.float32), "nan.tif")
+    word = "memory=nonsense" if image == "in.tif" else "input=nan.tif"
+    refused(word, "output=new/deep/out.tif")
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+class TestTheOutputIsTheInput:
+    def test_a_tiff(self, refused, overwrite):
+        assert "the output is the input itself" in refused("output=./in.tif", f"overwrite={overwrite}")
+
+    def test_through_a_link(self, refused, overwrite):
+        os.symlink("in.tif", "link.tif")
+        os.symlink(".", "folder")
+        for word in ("output=link.tif", "output=folder/in.tif"):
+            assert "the output is the input itself" in refused(word, f"overwrite={overwrite}")
+        assert "itself" in refused("input=link.tif", "output=in.tif", f"overwrite={overwrite}")
+
+    @pytest.mark.parametrize("names", [(":/x", ":/y"), (":/x", ":/x"), ("", ":/x"), (":/x", "")])
+    def test_datasets_of_one_file(self, refused, overwrite, names):
+        with h5py.File("in.h5", "w") as h5:
+            h5["x"] = GREY
+        line = refused(f"input=in.h5{names[0]}", f"output=in.h5{names[1]}", f"overwrite={overwrite}")
+        assert "the output is the input itself" in line
+
+    def test_the_default_dataset(self, refused, overwrite):
+        with h5py.File("in.h5", "w") as h5:
+            h5["volume"] = GREY
+        assert "itself" in refused("input=in.h5:/volume", "output=in.h5", f"overwrite={overwrite}")
+
+    def test_one_of_the_slices(self, refused, overwrite):
+        Path("slices").mkdir()
+        for i, image in enumerate(GREY):
+            tif(image, f"slices/{i}.tif")
+        for name in ("3.tif", "out.tif"):
+            line = refused("input=slices", f"output=slices/{name}", f"overwrite={overwrite}")
+            assert "the output lies inside the input" in line
+
+    def test_a_zarr(self, refused, overwrite):
+        zarr_with()
+        for name in ("in.zarr", "in.zarr/out.tif"):
+            assert "the output " in refused("input=in.zarr", f"output={name}", f"overwrite={overwrite}")
+
+    def test_an_array_of_a_group(self, refused, overwrite):
+        group = zarr.create_group(store="in.zarr")
+        group.create_array("a", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1")[:] = GREY
+        for name in ("in.zarr/a", "in.zarr:/a"):
+            line = refused(f"input={name}", "output=in.zarr", f"overwrite={overwrite}")
+            assert "the output lies inside the input or around it" in line
+
+
+def test_a_folder_that_is_no_array(refused):
+    Path("out.tif").mkdir()
+    Path("out.tif/precious").touch()
+    assert "the output exists" in refused()
+    assert "the output is a folder that overwriting would remove" in refused("overwrite=true")

@@ -1,0 +1,275 @@
+"""``predict`` as a user types it: formats, methods, what is saved, and going on with what was begun."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from scipy.special import expit
+
+from mitoseg.inference.predictor import Predictor
+from mitoseg.networks.checkpoint import load_model
+from mitoseg.volumes import open_volume
+
+GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
+TILED = "tile=[2,16,16]"
+COUNT = 3 * 3 * 3
+
+
+def write_input(path="in.tif", image=GREY):
+    tifffile.imwrite(path, image, photometric="minisblack")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
+    write_input()
+    return tmp_path
+
+
+@pytest.fixture
+def run(work, monkeypatch):
+    """Run the command; its exit code."""
+
+    def call(*words):
+        given = {"checkpoint": "a.ckpt", "input": "in.tif", "output": "out.tif", "trust": "true"}
+        given |= dict(word.split("=", 1) for word in words)
+        return predict(monkeypatch, "hydra.run.dir=run", *(f"{key}={value}" for key, value in given.items()))
+
+    return call
+
+
+@pytest.fixture
+def stopped(run, monkeypatch):
+    """Run the command, with a Ctrl-C when it computes one of its tiles."""
+
+    def call(*words, at=6):
+        compute, seen = Predictor.compute, []
+
+        def count(*args):
+            seen.append(1)
+            if len(seen) == at:
+                raise KeyboardInterrupt
+            return compute(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Predictor, "compute", count)
+            assert run(*words) == 130
+
+    return call
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The boxes that were computed so far."""
+    compute, boxes = Predictor.compute, []
+
+    def count(self, greys, write):
+        boxes.append(write)
+        return compute(self, greys, write)
+
+    monkeypatch.setattr(Predictor, "compute", count)
+    return boxes
+
+
+def expected():
+    """The probability by the network's definition: one convolution over the reflected slice."""
+    network = load_model("a.ckpt", trust=True).network
+    image = torch.from_numpy(np.pad((GREY - np.float32(120)) / 60, ((0, 0), (1, 1), (1, 1)), "reflect"))
+    with torch.no_grad():
+        scores = network(image[:, None]).numpy()
+    return expit(scores[:, 1] - scores[:, 0])
+
+
+@pytest.mark.parametrize(
+    "name", ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr", "out.mrc", "new/ä b, [1].zarr"]
+)
+def test_every_format_holds_the_right_probabilities(work, run, name):
+    assert run(f"output={name}", TILED) == 0
+    result = open_volume(name)
+    np.testing.assert_allclose(result.read(), expected(), atol=1e-6)
+    assert result.voxel_size == (5.0, 5.0, 5.0)
+    assert result.info.metadata == {"kind": "probability", "threshold": 0.5, "scale": 1, "checkpoint": "a.ckpt"}
+    assert {p.name for p in work.iterdir()} == {"a.ckpt", "in.tif", "run", name.split(":")[0].split("/")[0]}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["save=mask"], lambda p: (p >= 0.5).astype(np.uint8)),
+        (["save=mask", "threshold=0.8"], lambda p: (p >= 0.8).astype(np.uint8)),
+        (["dtype=uint8"], lambda p: np.rint(p * 255).astype(np.uint8)),
+    ],
+)
+def test_what_is_saved(run, words, kind):
+    assert run(*words, TILED) == 0
+    result = open_volume("out.tif").read()
+    wanted = kind(expected())
+    assert result.dtype == np.uint8
+    assert (result != wanted).mean() < 0.001  # a probability may lie on the step
+    assert result.std() > 0
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("network", "method"), [(OneConvolution, "dense"), (Padded, "blend")])
+def test_the_result_does_not_depend_on_the_tiles(run, network, method, ndim):
+    """Nor on whether a method is named."""
+    save_checkpoint("a.ckpt", network(1, ndim), arguments={"in_channels": 1, "ndim": ndim})
+    tile = "tile=[4,16,16]" if method == "blend" else "tile=[6,40,48]"
+    assert run("output=a.zarr", tile, "memory=100GB") == 0
+    assert run("output=b.zarr", "tile=[4,16,16]", f"method={method}") == 0
+    a, b = open_volume("a.zarr").read(), open_volume("b.zarr").read()
+    np.testing.assert_array_equal(a, b)
+    assert a.std() > 0.1
+
+
+def test_the_record_says_what_was_chosen(run):
+    assert run(TILED, "tta=flips") == 0
+    chosen = json.loads(Path("run/provenance.json").read_text())["chosen"]
+    assert chosen == {"precision": "fp32", "device": "cpu", "tile": [2, 16, 16], "compile": False, "method": "dense"}
+
+
+def test_going_on_computes_the_missing_tiles_only(run, stopped, computed, capsys):
+    assert run("output=whole.tif", TILED) == 0
+    stopped(TILED)
+    listed = Path(".out.tif.unfinished/done.txt").read_text().splitlines()
+    assert len(listed) == 5
+    assert "5 of 27 tiles are kept: the same command goes on from there" in capsys.readouterr().err
+    assert not Path("out.tif").exists()
+    computed.clear()
+    assert run(TILED) == 0
+    assert "going on: 5 of 27 tiles are done" in capsys.readouterr().err
+    assert len(computed) == COUNT - 5
+    assert not {str(box) for box in computed} & set(listed)
+    assert Path("out.tif").read_bytes() == Path("whole.tif").read_bytes()
+    assert not Path(".out.tif.unfinished").exists()
+
+
+def test_tiles_and_compilation_stay_as_they_were_decided(run, stopped, computed, monkeypatch):
+    """However much memory there is the next time, tiles that are done must fit the others."""
+    monkeypatch.setattr("mitoseg.cli.predict.budget_bytes", lambda _: 300_000)
+    stopped(at=2)
+    plan = json.loads(Path(".out.tif.unfinished/plan.json").read_text())["decisions"]
+    assert plan["tile"] != [6, 40, 48]
+    monkeypatch.setattr("mitoseg.cli.predict.budget_bytes", lambda _: 1e12)
+    first = len(computed)
+    assert run("memory=100GB") == 0
+    assert computed[first].shape[1:] != (40, 48) or computed[first].shape[0] < 6
+    assert json.loads(Path("run/provenance.json").read_text())["chosen"]["tile"] == plan["tile"]
+    np.testing.assert_allclose(open_volume("out.tif").read(), expected(), atol=1e-6)
+
+
+CHANGES = {
+    "method=strided": "method",
+    "save=mask": "save",
+    "dtype=uint8": "dtype",
+    "threshold=0.3": "threshold",
+    "tta=flips": "tta",
+    "overlap=0.25": "overlap",
+    "window_stride=2": "window_stride",
+    "axes=zyx": "axes",
+    "tile=[2,16,48]": "tile",
+    "voxel_size=[9,9,9]": "voxel_size",
+    "precision=bf16": "precision",
+    "input=other.tif": "input",
+}
+
+
+@pytest.mark.parametrize("word", CHANGES)
+def test_another_command_does_not_go_on(run, stopped, capsys, computed, word):
+    write_input("other.tif")
+    stopped(TILED)
+    before = Path(".out.tif.unfinished/done.txt").read_text()
+    computed.clear()
+    capsys.readouterr()
+    assert run(*([TILED, word] if not word.startswith("tile") else [word])) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "an unfinished output of another command (" in errors[0]
+    assert CHANGES[word] in errors[0].split("(")[1].split(" differ")[0].split(", ")
+    assert "run that one again to finish it, or give overwrite=true" in errors[0]
+    assert computed == []
+    assert Path(".out.tif.unfinished/done.txt").read_text() == before
+    assert run(TILED) == 0
+
+
+@pytest.mark.parametrize("word", ["memory=2GB", "compile=false", "overwrite=true", "progress=false"])
+def test_what_does_not_change_the_result_may_change(run, stopped, computed, word):
+    stopped(TILED)
+    computed.clear()
+    assert run(TILED, word) == 0
+    assert len(computed) == COUNT - 5
+
+
+@pytest.mark.parametrize("what", ["input", "checkpoint"])
+def test_a_changed_file_begins_anew_with_a_warning(run, stopped, computed, capsys, what):
+    stopped(TILED)
+    if what == "input":
+        write_input(image=GREY[::-1])
+        os.utime("in.tif", (1, 1))
+    else:
+        network = OneConvolution()
+        save_checkpoint("a.ckpt", network, arguments={"in_channels": 1}, threshold=0.6)
+    computed.clear()
+    assert run(TILED) == 0
+    told = {"input": "input_state", "checkpoint": "checkpoint_sha256"}[what]
+    assert f"an unfinished output is thrown away: {told} changed since" in capsys.readouterr().err
+    assert len(computed) == COUNT
+
+
+def test_another_command_with_overwrite_begins_anew(run, stopped, computed):
+    stopped(TILED)
+    computed.clear()
+    assert run(TILED, "save=mask", "overwrite=true") == 0
+    assert len(computed) == COUNT
+    assert open_volume("out.tif").info.metadata["kind"] == "mask"
+
+
+def test_an_old_output_stays_until_the_end(run, stopped):
+    assert run() == 0
+    before = Path("out.tif").read_bytes()
+    stopped(TILED, "save=mask", "overwrite=true")
+    assert Path("out.tif").read_bytes() == before
+    assert run(TILED, "save=mask", "overwrite=true") == 0
+    assert open_volume("out.tif").info.metadata["kind"] == "mask"
+
+
+def test_a_damaged_tile_is_told_and_computed_anew(run, stopped, computed, capsys):
+    stopped(TILED, "output=out.h5", at=COUNT)
+    chunk = next(p for p in Path(".out.h5.unfinished/tiles.zarr/c").rglob("*") if p.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 4
+    chunk.write_bytes(data)
+    assert run(TILED, "output=out.h5") == 1
+    assert "error: 1 finished tiles were damaged on the disk, among them" in capsys.readouterr().err
+    computed.clear()
+    assert run(TILED, "output=out.h5") == 0
+    assert len(computed) == 1
+    np.testing.assert_allclose(open_volume("out.h5").read(), expected(), atol=1e-6)
+
+
+def test_missing_chunks_may_be_filled(run):
+    array = zarr.create_array(store="in.zarr", shape=GREY.shape, chunks=(2, 40, 48), dtype="u1", fill_value=9)
+    array[:] = GREY
+    Path("in.zarr/c/1/0/0").unlink()
+    assert run("input=in.zarr") == 1
+    assert run("input=in.zarr", "missing_chunks=fill") == 0
+    filled = GREY.copy()
+    filled[2:4] = 9
+    write_input("filled.tif", filled)
+    assert run("input=filled.tif", "output=b.tif") == 0
+    np.testing.assert_array_equal(open_volume("out.tif").read(), open_volume("b.tif").read())
+
+
+def test_the_files_voxel_size_comes_before_the_checkpoints(run, capsys):
+    assert run() == 0
+    assert "in.tif has no voxel size: taking the checkpoint's" in capsys.readouterr().err
+    assert run("voxel_size=[30,4,4]", "output=b.h5") == 0
+    assert open_volume("b.h5").voxel_size == (30.0, 4.0, 4.0)
+    assert "no voxel size" not in capsys.readouterr().err

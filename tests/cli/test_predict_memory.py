@@ -1,0 +1,102 @@
+"""How much memory `predict` takes at its peak, on volumes that are larger than that."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from made_checkpoints import OneConvolution, save_checkpoint
+
+from mitoseg.geometry import Box
+from mitoseg.networks import PatchCNN
+from mitoseg.volumes import create_volume, open_volume
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak"),
+]
+PROGRAM = """
+import sys
+from mitoseg.cli.main import main
+
+code = main(sys.argv[1:])
+status = open("/proc/self/status").read()
+print("peak", status.split("VmHWM:")[1].split()[0])
+sys.exit(code)
+"""
+
+
+def predict(folder, *words):
+    """Run the command in a process of its own; its largest resident size in MB, and the seconds it took."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    given = ["predict", "progress=false", "accelerator=cpu", "trust=true", "memory=1GB", *words]
+    start = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *given],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    peak = int(run.stdout.rsplit("peak ", 1)[1]) * 1024 / 1e6
+    seconds = time.monotonic() - start
+    print(f"{' '.join(words)}: {peak:.0f} MB, {seconds:.0f} s\n{run.stderr}")
+    return peak, seconds
+
+
+def test_four_gigabytes_of_mostly_nothing(tmp_path):
+    save_checkpoint(tmp_path / "a.ckpt", OneConvolution(), arguments={"in_channels": 1})
+    shape = (1000, 2000, 2000)
+    array = zarr.create_array(
+        store=tmp_path / "in.zarr", shape=shape, chunks=(10, 500, 500), dtype="u1", fill_value=100
+    )
+    array[500:510, 500:1000, 500:1000] = np.random.default_rng(0).integers(0, 255, (10, 500, 500), np.uint8)
+    words = ["checkpoint=a.ckpt", "input=in.zarr", "missing_chunks=fill", "output=out.zarr", "save=mask"]
+    peak, seconds = predict(tmp_path, *words)
+    result = open_volume(tmp_path / "out.zarr")
+    assert result.shape == shape
+    assert len(np.unique(result.read(Box((503, 600, 600), (504, 700, 700))))) == 2
+    assert peak < 1000
+    assert seconds < 360
+
+
+@pytest.fixture(scope="module")
+def real_volume(real_data, tmp_path_factory):
+    """A folder with 400 MB of real grey values, 20 slices of them, and the paper's network with random weights."""
+    folder = tmp_path_factory.mktemp("real")
+    source = open_volume(real_data / "epfl_ca1" / "training.tif")
+    depth, height, width = source.shape
+    slices = 400_000_000 // (height * width)
+    for name, count in (("in.tif", slices), ("crop.tif", 20)):
+        with create_volume(folder / name, (count, height, width), "uint8", voxel_size=(5, 5, 5)) as writer:
+            for z in range(count):
+                image = source.read(Box((z % depth, 0, 0), (z % depth + 1, height, width)))
+                writer.write(Box((z, 0, 0), (z + 1, height, width)), image)
+    network = PatchCNN(in_channels=3)
+    save_checkpoint(folder / "a.ckpt", network, arguments={"in_channels": 3}, channels="adjacent")
+    return folder
+
+
+def test_a_real_volume_with_the_papers_network_strided(real_volume):
+    peak, _ = predict(real_volume, "checkpoint=a.ckpt", "input=in.tif", "output=out.tif", "method=strided")
+    assert open_volume(real_volume / "out.tif").shape == open_volume(real_volume / "in.tif").shape
+    assert peak < 1000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_its_first_slices_in_the_dense_form(real_volume, precision):
+    words = [
+        "checkpoint=a.ckpt",
+        "input=crop.tif",
+        f"output={precision}.tif",
+        f"precision={precision}",
+        "method=dense",
+    ]
+    peak, _ = predict(real_volume, *words)
+    assert peak < 1000
