@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from inference.networks import Memory, SmallBlock, SmallUNet, grey, shaken
+from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
