@@ -182,7 +182,7 @@ class Predictor:
         live = LiveBytes()
         with live:
             self._rehearse(tile)
-        return OVERHEAD * live.peak
+        return OVERHEAD.get(self.device.type, 1.5) * live.peak
 
     def _buffer_bytes(self, tile: Tile) -> float:
         """Memory for what is read ahead, written behind, and kept of the file that was decoded."""

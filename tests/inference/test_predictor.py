@@ -66,7 +66,7 @@ def test_the_rehearsal_counts_the_papers_network(method):
     predictor = Predictor(prediction(PatchCNN(3).eval(), "adjacent", method=method), ArrayVolume(grey((3, 256, 320))))
     needed = predictor._network_bytes((1, 256, 320))
     first_layer = (256 + 60) * (320 + 60) * 32 * 4
-    assert first_layer < needed < 4 * first_layer
+    assert first_layer < needed < 5 * first_layer
     small = predictor._network_bytes((1, 64, 80))
     assert small < needed / 4
 
