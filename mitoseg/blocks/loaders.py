@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,11 +21,17 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import Normalization, check_image_values, read_channels
 
+BlockPlaces = dict[str, Tensor | float | bool]
+"""A batch that a `BlockLoader` yields."""
+
 
 class BlockLoader:
     """Iterates over the batches of one epoch on one rank, as places and turns, not yet as voxels.
 
-    Yields dicts of ``position_b4`` int64, ``angle_b`` float32, ``flip_b`` bool, ``label_b`` int64.
+    Yields dicts of ``position_b4`` int64, ``angle_b`` float32, ``flip_b`` bool, ``label_b`` int64, and two plain
+    values: ``exact``, whether all angles are quarter turns, and ``weight``. The mean loss of the batch times its weight,
+    averaged over ranks and accumulated parts as the Trainer does, is the mean over all blocks of the optimizer step,
+    also where these do not divide evenly; on one device, without accumulation, it is 1.
 
     Args:
         draws: Makes the draws of the epoch that the sampler is at.
@@ -39,7 +46,7 @@ class BlockLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[BlockPlaces]:
         epoch = self.sampler.epoch  # read at the first batch: the Trainer sets it after calling iter()
         draws = self.draws.draw(epoch)
         skip = self._resume["batch"] if self._resume["epoch"] == epoch else 0
@@ -48,11 +55,15 @@ class BlockLoader:
             if batch < skip:
                 continue
             self._state = {"epoch": epoch, "batch": batch + 1}
+            total = self.sampler.draws_in_step(batch // self.sampler.parts)
+            angle_b = draws.angle_n[index_b]
             yield {
                 "position_b4": torch.from_numpy(draws.position_n4[index_b]),
-                "angle_b": torch.from_numpy(draws.angle_n[index_b]),
+                "angle_b": torch.from_numpy(angle_b),
                 "flip_b": torch.from_numpy(draws.flip_n[index_b]),
                 "label_b": torch.from_numpy(draws.label_n[index_b]),
+                "exact": not np.any(angle_b % 90),
+                "weight": len(index_b) * self.sampler.shares / total,
             }
 
     def state_dict(self) -> dict[str, int]:

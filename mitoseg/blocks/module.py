@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, distributed
 
 from mitoseg.blocks.bank import VolumeBank
 from mitoseg.blocks.draws import EpochDraws, describe
 from mitoseg.blocks.loaders import BlockLoader, SliceLoader
-from mitoseg.blocks.options import AUGMENTS, BALANCES, INTERPOLATIONS, check_choice, check_positive
+from mitoseg.blocks.options import AUGMENTS, BALANCES, INTERPOLATIONS, PLACES, check_choice, check_positive
 from mitoseg.blocks.positions import BlockRule, PositionTable
 from mitoseg.blocks.sampler import BlockSampler
 from mitoseg.datasets.base import Recipe, Splits
@@ -21,20 +26,21 @@ from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, VoxelSize, measure_n
 
 _LOG = logging.getLogger(__name__)
 
-Batch = dict[str, Tensor | int]
+Batch = dict[str, Tensor | int | float]
 
 
 class BlockDataModule(pl.LightningDataModule):
     """Training blocks and validation slices of one data set.
 
-    Training batches are ``{"image_bcyx": float32 (B, C, window, window), "label_b": int64, "position_b4": int64}``;
-    only places travel to the device, the voxels lie there and are gathered in ``on_after_batch_transfer``. Validation
-    items are whole slices, see `SliceLoader`. Everything random follows from ``seed`` and the epoch. The Trainer must
-    be made with ``use_distributed_sampler=False``: batches and slices are shared out here, without repeats.
+    Training batches are ``{"image_bcyx": float32 (B, C, window, window), "label_b": int64, "position_b4": int64,
+    "weight": float}``, see `BlockLoader`. Where the voxels fit on the device they lie there, only places travel and the
+    blocks are gathered in ``on_after_batch_transfer``; else they are gathered on the host. Validation items are whole
+    slices, see `SliceLoader`. Everything random follows from ``seed`` and the epoch. The Trainer must be made with
+    ``use_distributed_sampler=False``: batches and slices are shared out here, without repeats.
 
     Args:
         recipe: Makes the data set from ``source``.
-        batch_size: Blocks per optimizer step, over all devices together.
+        batch_size: Blocks per optimizer step, over all devices and accumulated parts together.
         label_rule: See `BlockRule`.
         purity: See `BlockRule`.
         positions: See `BlockRule`.
@@ -47,6 +53,7 @@ class BlockDataModule(pl.LightningDataModule):
         block: Side of the labelled block in pixels.
         window: Side of what the network sees, in pixels.
         validation_stride: Validate on every n-th slice.
+        voxels_on: ``device`` or ``host``; ``auto``: the device, if they take at most half of its free memory.
         seed: Of draws and order.
         source: Handed to ``recipe``.
 
@@ -84,6 +91,7 @@ class BlockDataModule(pl.LightningDataModule):
         block: int = 32,
         window: int = 32,
         validation_stride: int = 1,
+        voxels_on: str = "auto",
         seed: int = 0,
         **source: object,
     ) -> None:
@@ -92,6 +100,7 @@ class BlockDataModule(pl.LightningDataModule):
         check_choice("interpolation", interpolation, INTERPOLATIONS)
         check_choice("balance", balance, BALANCES)
         check_choice("augment", augment, AUGMENTS)
+        check_choice("voxels_on", voxels_on, PLACES)
         check_positive("batch_size", batch_size)
         check_positive("window", window)
         check_positive("validation_stride", validation_stride)
@@ -100,7 +109,7 @@ class BlockDataModule(pl.LightningDataModule):
         self.batch_size, self.channels, self.interpolation = batch_size, channels, interpolation
         self.balance, self.rotate_background, self.augment = balance, rotate_background, augment
         self.epoch_blocks, self.window, self.seed = epoch_blocks, window, seed
-        self.validation_stride = validation_stride
+        self.validation_stride, self.voxels_on = validation_stride, voxels_on
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -144,9 +153,10 @@ class BlockDataModule(pl.LightningDataModule):
         return self.splits.voxel_size
 
     def train_dataloader(self) -> BlockLoader:
-        """This rank's part of every batch."""
+        """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
         rank, world = _rank_and_world()
-        sampler = BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world)
+        parts = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        sampler = BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
         return BlockLoader(self.draws, sampler)
 
     def val_dataloader(self) -> SliceLoader:
@@ -155,13 +165,41 @@ class BlockDataModule(pl.LightningDataModule):
         regions, stride = self.splits.validation, self.validation_stride
         return SliceLoader(regions, self.normalization, self.channels, stride=stride, rank=rank, world=world)
 
+    def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
+        """Where the blocks of one of this rank's batches lie: (B, 4), region, z, y, x."""
+        loader = self.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        index_b = next(islice(loader.sampler, batch, None))
+        return self.draws.draw(epoch).position_n4[index_b]
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Gather the voxels of a training batch on the host, if that is where they are to stay."""
+        return self._gather(batch) if "angle_b" in batch and not self._on_device else batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Gather the voxels of a training batch on the device where its positions are."""
         if "angle_b" not in batch:
             return batch
+        device = cast(Tensor, batch["position_b4"]).device
+        if self.bank.device != device:
+            self.bank.to(device)
+        return self._gather(batch)
+
+    @cached_property
+    def _on_device(self) -> bool:
+        """Whether the voxels are to lie where the network is."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self.voxels_on != "auto" or device.type != "cuda":
+            return self.voxels_on != "host"
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = sum(buffer.nbytes for buffer in self.bank.buffers()) <= free / 2
+        if not fits:
+            _LOG.info("the training voxels stay on the host: they take more than half of the device's free memory")
+        return fits
+
+    def _gather(self, batch: Batch) -> Batch:
+        """Places to voxels."""
         position_b4, angle_b, flip_b = (cast(Tensor, batch[k]) for k in ("position_b4", "angle_b", "flip_b"))
-        if self.bank.device != position_b4.device:
-            self.bank.to(position_b4.device)
         image_bcyx = self.bank.gather(
             position_b4,
             angle_b,
@@ -171,7 +209,8 @@ class BlockDataModule(pl.LightningDataModule):
             pivot=anchor(self.window) - (0.0 if self.rule.label_rule == "center" else 0.5),
             interpolation=self.interpolation,
         )
-        return {"image_bcyx": image_bcyx, "label_b": batch["label_b"], "position_b4": position_b4}
+        kept = {name: batch[name] for name in ("label_b", "position_b4", "weight")}
+        return {"image_bcyx": image_bcyx, **kept}
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -21,6 +21,9 @@ AUGMENTS = ("none", "turns", "dihedral", "any_angle")
 INTERPOLATIONS = ("bilinear", "nearest")
 """How a block is sampled at an angle that is no multiple of 90 degrees."""
 
+PLACES = ("auto", "device", "host")
+"""Where the training voxels lie."""
+
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
     """Refuse a word that is not one of the choices.

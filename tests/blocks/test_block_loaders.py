@@ -26,14 +26,16 @@ def regions():
     ]
 
 
-def loader(regions, rank=0, world=1):
-    draws = EpochDraws(PositionTable(regions, BlockRule("center", "any")), epoch_blocks=53, augment="dihedral")
-    return BlockLoader(draws, BlockSampler(len(draws), 10, rank=rank, world=world))
+def loader(regions, rank=0, world=1, parts=1):
+    draws = EpochDraws(
+        PositionTable(regions, BlockRule("center", "any")), epoch_blocks=53, balance="subsample", augment="dihedral"
+    )
+    return BlockLoader(draws, BlockSampler(len(draws), 10, rank=rank, world=world, parts=parts))
 
 
 def batches(blocks, epoch):
     blocks.sampler.set_epoch(epoch)
-    return [{k: v.tolist() for k, v in batch.items()} for batch in blocks]
+    return [{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in blocks]
 
 
 def test_batches_are_the_draws_in_the_sampler_s_order(regions):
@@ -54,6 +56,29 @@ def test_two_ranks_share_each_batch(regions):
     for whole, a, b in zip(one, *halves, strict=True):
         assert whole["position_b4"][::2] == a["position_b4"]
         assert whole["position_b4"][1::2] == b["position_b4"]
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 3)])
+def test_weights_make_the_average_over_shares_the_mean_over_the_step(regions, world, parts):
+    """Batches of 10 out of 53 draws, in shares of unlike sizes: the average is what one device computes."""
+    value = lambda batch: np.asarray(batch["position_b4"])[:, 3].astype(float)  # noqa: E731
+    whole = [value(batch).mean() for batch in batches(loader(regions, parts=1), 2)]
+    shares = [batches(loader(regions, r, world, parts), 2) for r in range(world)]
+    assert len({len(s) for s in shares}) == 1
+    for step in range(len(shares[0]) // parts):
+        some = [s[step * parts + part] for s in shares for part in range(parts)]
+        average = np.mean([value(batch).mean() * batch["weight"] for batch in some])
+        last = step == len(shares[0]) // parts - 1
+        joined = [value(b) for b in batches(loader(regions), 2)[step : None if last else step + 1]]
+        assert average == pytest.approx(np.concatenate(joined).mean())
+    assert parts * world > 1 or whole == [value(batch).mean() for batch in shares[0]]
+
+
+def test_a_batch_knows_whether_all_its_angles_are_quarter_turns(regions):
+    assert all(batch["exact"] for batch in loader(regions))
+    turned = loader(regions)
+    turned.draws.augment = "any_angle"
+    assert not any(batch["exact"] for batch in turned)
 
 
 def test_the_epoch_may_be_set_after_iter(regions):

@@ -78,7 +78,7 @@ def test_batches_have_the_contract_s_shape(positions, label_rule, channels, wind
     assert data.batch_prior == 0.5
     for batch in gathered(data, batches=4):
         B = len(batch["label_b"])
-        assert set(batch) == {"image_bcyx", "label_b", "position_b4"}
+        assert set(batch) == {"image_bcyx", "label_b", "position_b4", "weight"}
         assert batch["image_bcyx"].shape == (B, 1 if channels == "single" else 3, window, window)
         assert batch["image_bcyx"].dtype == torch.float32
         assert batch["label_b"].dtype == batch["position_b4"].dtype == torch.int64
@@ -100,6 +100,23 @@ def test_the_same_seed_gives_the_same_voxels():
     first, again, other = (gathered(ready(seed=s), 2) for s in (5, 5, 6))
     assert all(torch.equal(a["image_bcyx"], b["image_bcyx"]) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a["image_bcyx"], b["image_bcyx"]) for a, b in zip(first, other, strict=True))
+
+
+def test_voxels_may_stay_on_the_host():
+    here, there = ready(seed=5), ready(seed=5, voxels_on="host")
+    batch = next(iter(there.train_dataloader()))
+    gathered_early = there.on_before_batch_transfer(batch, 0)
+    assert "angle_b" not in gathered_early
+    assert there.on_after_batch_transfer(gathered_early, 0) is gathered_early
+    late = next(iter(here.train_dataloader()))
+    assert here.on_before_batch_transfer(late, 0) is late
+    assert torch.equal(here.on_after_batch_transfer(late, 0)["image_bcyx"], gathered_early["image_bcyx"])
+
+
+def test_the_positions_of_any_batch_can_be_told_afterwards():
+    data = ready()
+    for number, batch in enumerate(gathered(data, 3)):
+        assert data.batch_positions(3, number).tolist() == batch["position_b4"].tolist()
 
 
 def test_setup_is_done_once_and_logged(caplog):
@@ -197,6 +214,7 @@ def test_a_trainer_sees_each_epoch_s_own_draws_and_resumes_within_one(tmp_path):
         ({"block": 0}, "block"),
         ({"window": 0}, "window"),
         ({"seed": -1}, "seed"),
+        ({"voxels_on": "disk"}, "choose one of auto, device, host"),
         ({"shape": (6, 31, 100), "stop": 4}, "smaller than a block"),
     ],
 )

@@ -38,6 +38,23 @@ def test_all_ranks_together_are_one_device(world, extra, more, seed, epoch):
         assert parts[0].tolist() == batch[::world].tolist()
 
 
+@settings(max_examples=100, deadline=None)
+@given(world=st.integers(1, 4), parts=st.integers(1, 4), extra=st.integers(0, 9), more=st.integers(0, 99))
+def test_accumulated_parts_are_one_batch(world, parts, extra, more):
+    """Gradient accumulation cuts the batch of a step, it does not make it larger."""
+    batch_size, size = world * parts + extra, world * parts + more
+    samplers = [BlockSampler(size, batch_size, rank=r, world=world, parts=parts) for r in range(world)]
+    ranks = [list(sampler) for sampler in samplers]
+    assert {len(batches) for batches in ranks} == {samplers[0].steps * parts}
+    together = BlockSampler(size, batch_size, world=world * parts)  # the same shares, on as many ranks
+    order = [list(BlockSampler(size, batch_size, rank=r, world=world * parts)) for r in range(world * parts)]
+    for step in range(len(together)):
+        found = [b for batches in ranks for b in batches[step * parts : (step + 1) * parts]]
+        assert sorted(np.concatenate(found)) == sorted(np.concatenate([o[step] for o in order]))
+        assert sum(map(len, found)) == samplers[0].draws_in_step(step)
+        assert all(map(len, found))
+
+
 def test_the_order_is_that_of_seed_and_epoch():
     def order(seed, epoch):
         sampler = BlockSampler(50, 7, seed=seed)
