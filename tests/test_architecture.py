@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "networks": LIBRARIES_ONLY,
     "metrics": LIBRARIES_ONLY,
     "inference": BASE | {"metrics", "networks", "volumes"},
-    "training": BASE | {"inference", "metrics", "volumes"},
+    "training": BASE | {"inference", "metrics", "networks", "volumes"},
     "segmentation": BASE | {"volumes"},
     "classical": BASE | {"segmentation", "volumes"},
     "evaluation": BASE | {"metrics", "segmentation", "volumes"},

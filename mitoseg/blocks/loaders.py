@@ -29,9 +29,9 @@ class BlockLoader:
     """Iterates over the batches of one epoch on one rank, as places and turns, not yet as voxels.
 
     Yields dicts of ``position_b4`` int64, ``angle_b`` float32, ``flip_b`` bool, ``label_b`` int64, and two plain
-    values: ``exact``, whether all angles are quarter turns, and ``weight``. The mean loss of the batch times its weight,
-    averaged over ranks and accumulated parts as the Trainer does, is the mean over all blocks of the optimizer step,
-    also where these do not divide evenly; on one device, without accumulation, it is 1.
+    values: ``exact``, whether all angles are quarter turns, and ``weight``. The mean loss of the batch times its
+    weight, averaged over ranks and accumulated parts as the Trainer does, is the mean over all blocks of the optimizer
+    step, also where these do not divide evenly; on one device, without accumulation, it is 1.
 
     Args:
         draws: Makes the draws of the epoch that the sampler is at.

@@ -33,10 +33,10 @@ class BlockDataModule(pl.LightningDataModule):
     """Training blocks and validation slices of one data set.
 
     Training batches are ``{"image_bcyx": float32 (B, C, window, window), "label_b": int64, "position_b4": int64,
-    "weight": float}``, see `BlockLoader`. Where the voxels fit on the device they lie there, only places travel and the
-    blocks are gathered in ``on_after_batch_transfer``; else they are gathered on the host. Validation items are whole
-    slices, see `SliceLoader`. Everything random follows from ``seed`` and the epoch. The Trainer must be made with
-    ``use_distributed_sampler=False``: batches and slices are shared out here, without repeats.
+    "weight": float}``, see `BlockLoader`. Where the voxels fit on the device they lie there, only places travel and
+    the blocks are gathered in ``on_after_batch_transfer``; else they are gathered on the host. Validation items are
+    whole slices, see `SliceLoader`. Everything random follows from ``seed`` and the epoch. The Trainer must be made
+    with ``use_distributed_sampler=False``: batches and slices are shared out here, without repeats.
 
     Args:
         recipe: Makes the data set from ``source``.

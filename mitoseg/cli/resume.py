@@ -1,16 +1,24 @@
-"""``resume=RUN``: the command line of a run, taken up again in its folder."""
+"""``resume=RUN``: the command line of a run, taken up again in its folder.
+
+The saved words come from a folder that somebody else may have made, and a config is code: ``hydra.utils.instantiate``
+runs whatever ``_target_`` names. So saved words that touch such keys are refused unless ``trust=true`` is given now.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from mitoseg.cli.quoting import literal, requote_override, unquote
 from mitoseg.errors import UserError
+from mitoseg.storage import write_text
 
 SAVED = Path(".hydra", "overrides.yaml")
+_ONCE = {"resume", "extend", "trust"}  # said for one call, not for the run
+_CODE = re.compile(r"[+~]*hydra\b|.*(_(target|args|partial|recursive|convert)_|\$\{)", re.DOTALL)
 
 
 def resume_overrides(overrides: Sequence[str]) -> list[str]:
@@ -23,16 +31,57 @@ def resume_overrides(overrides: Sequence[str]) -> list[str]:
         What Hydra is to parse. A word given now replaces the saved one of the same key.
 
     Raises:
-        UserError: ``resume`` names neither a run's folder nor a file in one.
+        UserError: ``resume`` names neither a run's folder nor a file in one, or the saved words may run code.
     """
     values = [unquote(word.partition("=")[2]) for word in overrides if _key(word) == "resume"]
     if not values or values[-1] in {"", "null"}:
         return list(overrides)
     folder = find_run(Path(values[-1]))
     given = {_key(word) for word in overrides}
-    words: list[str] = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
-    saved = [word for word in words if _key(word) not in given]
+    saved = [word for word in read_saved(folder) if _key(word) not in given | _ONCE]
+    if "trust=true" not in [word.lower() for word in overrides]:
+        refuse_code(saved, folder)
     return [*map(requote_override, saved), *overrides, f"hydra.run.dir={literal(str(folder))}"]
+
+
+def read_saved(folder: Path) -> list[str]:
+    """The words that a run was started with.
+
+    Raises:
+        UserError: The file is no list of words.
+    """
+    try:
+        words = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError("the run's saved words cannot be read", str(folder / SAVED), "start a new run") from error
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError("the run's saved words are no list of words", str(folder / SAVED), "start a new run")
+    return words
+
+
+def refuse_code(words: Sequence[str], folder: Path) -> None:
+    """Raise if a saved word could make Hydra run something of its writer's choice.
+
+    Raises:
+        UserError: One does.
+    """
+    for word in words:
+        if _CODE.match(word):
+            what = f"{folder / SAVED} holds a word that can run code"
+            raise UserError(what, word, "give trust=true if you know who made this run")
+
+
+def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:
+    """Put values that a run has found out itself among its words, so that it is resumed with them.
+
+    Args:
+        folder: The run's folder; without saved words (a further rank) nothing is done.
+        values: By key.
+        drop: Keys to take out.
+    """
+    if (folder / SAVED).is_file():
+        kept = [word for word in read_saved(folder) if _key(word) not in {*values, *drop}]
+        write_text(folder / SAVED, yaml.safe_dump([*kept, *(f"{key}={value}" for key, value in values.items())]))
 
 
 def find_run(path: Path) -> Path:

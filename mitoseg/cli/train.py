@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +15,143 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from mitoseg.blocks import BlockDataModule
+from mitoseg.cli.continuing import Continuation
 from mitoseg.cli.launch import run_dir
+from mitoseg.cli.resume import replace_saved_words
 from mitoseg.cli.scoring import score_run
+from mitoseg.cli.watching import make_callbacks, make_loggers
 from mitoseg.errors import UserError
-from mitoseg.evaluation.figures import overlay_figure
+from mitoseg.inference.precision import can_compile
+from mitoseg.networks.fine_tuning import freeze, init_from
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json, write_text
 from mitoseg.training import BlockClassifier
-from mitoseg.training.callbacks import Progress, SaveOnException, SlicePictures, checkpoints
+from mitoseg.training.checkpointing import AtomicCheckpointIO
+from mitoseg.training.tuning import find_batch_size, find_learning_rate
 from mitoseg.volumes import CHANNEL_OFFSETS
 
 log = logging.getLogger(__name__)
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of ``torch.compile``; the second and third replay CUDA graphs."""
 
-def run(cfg: DictConfig) -> None:
+
+def run(cfg: DictConfig) -> float | None:
     """Train one network and, on the first rank, score it.
+
+    Returns:
+        The foreground JAC on the validation slabs, which a sweep maximises; None on further ranks.
 
     Raises:
         UserError: Something in the config or the data is wrong.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` is written first.
+        SystemExit: The job was asked to end (143); ``last.ckpt`` is written first.
     """
     folder = run_dir()
     seed_everything(cfg.seed, workers=True, verbose=False)
     match_channels(cfg)
+    before = Continuation.find(cfg, folder)
     network = instantiate(cfg.network)
+    origin = start_weights(cfg, network) if before.checkpoint is None else None
+    frozen = freeze(network, cfg.freeze)
     data: BlockDataModule = instantiate(cfg.data, window=network.window, seed=cfg.seed)
-    module = BlockClassifier(
+    trainer = build_trainer(cfg, folder, max_epochs=before.epochs)
+    make_module = partial(
+        BlockClassifier,
         network,
         OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
-        optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         method=cfg.validation_method,
+        extended=before.extended,
+        channels_last=cfg.channels_last,
     )
-    trainer = build_trainer(cfg, folder)
+    if before.checkpoint is None and (cfg.tune_batch_size or cfg.tune_lr):
+        tune(cfg, make_module, data, folder)
+    compiled = choose_compile(cfg.compile, trainer)
+    module = make_module(optimizer=instantiate(cfg.optimizer), compile=compiled)
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    checkpoint = resume_checkpoint(cfg.resume)
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
+        before.put_scores_aside()
     rank_zero_only(log.info)("training on %s", describe_devices(trainer))
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero:
-        provenance = collect(seed=cfg.seed, data=dict(data.splits.provenance), blocks=data.summary)
-        write_json(folder / "provenance.json", provenance)
-        score_run(folder, data.splits, cfg)
+    fit(trainer, module, data, before.checkpoint)
+    if not trainer.is_global_zero:
+        return None
+    more: dict[str, Any] = {"init_from": origin, "frozen": frozen}
+    write_json(
+        folder / "provenance.json",
+        collect(seed=cfg.seed, data=dict(data.splits.provenance), blocks=data.summary, **more),
+    )
+    metrics = score_run(folder, data.splits, cfg)
+    return float(metrics["validation"]["jaccard_foreground"])  # type: ignore[arg-type]
+
+
+def fit(trainer: Trainer, module: BlockClassifier, data: BlockDataModule, checkpoint: Path | None) -> None:
+    """Train; an interrupt or the end of a job's time leaves ``last.ckpt``, and says how to go on."""
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        rank_zero_only(log.warning)("terminated; %s", how_to_go_on(trainer))
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
+            rank_zero_only(log.warning)("stopped; %s", how_to_go_on(trainer))
+        raise
+
+
+def how_to_go_on(trainer: Trainer) -> str:
+    """What to type to take up a run that ended early."""
+    folder = Path(trainer.default_root_dir)
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"go on with: python train.py resume={shown}"
+
+
+def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object] | None:
+    """Take the weights that ``init_from`` names; for provenance, where they come from."""
+    if cfg.init_from is None:
+        return None
+    record = init_from(network, cfg.init_from)
+    log.info("weights from %s", cfg.init_from)
+    return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record["voxel_size"]}
+
+
+def tune(cfg: DictConfig, make_module: Callable[..., BlockClassifier], data: BlockDataModule, folder: Path) -> None:
+    """Find a batch size and a learning rate first, where asked; they enter the config and the words of the run.
+
+    Raises:
+        UserError: The run has several devices, or nothing was found.
+    """
+    if cfg.trainer.devices != 1:
+        raise UserError("tune_lr and tune_batch_size need one device", cfg.trainer.devices, "set trainer.devices=1")
+    make_trainer = partial(instantiate, cfg.trainer)
+    module = make_module(optimizer=instantiate(cfg.optimizer))
+    found: dict[str, int | float] = {}
+    if cfg.tune_batch_size:
+        cfg.data.batch_size = found["data.batch_size"] = find_batch_size(make_trainer, module, data)
+    if cfg.tune_lr:
+        figure = folder / "figures" / "learning_rate.png"
+        cfg.optimizer.lr = found["optimizer.lr"] = find_learning_rate(make_trainer, module, data, figure=figure)
+    for key, value in found.items():
+        log.info("%s set to %.4g", key, value)
+    replace_saved_words(folder, found, drop=("tune_lr", "tune_batch_size"))
+
+
+def choose_compile(wish: bool | str, trainer: Trainer) -> bool | str:
+    """What `BlockClassifier` takes as ``compile``.
+
+    Raises:
+        UserError: An unknown mode, or nothing here that could compile.
+    """
+    if not isinstance(wish, bool) and wish not in COMPILE_MODES:
+        raise UserError("compile is none of its choices", wish, f"true, false, {', '.join(COMPILE_MODES)}")
+    device = trainer.strategy.root_device
+    if wish and not can_compile(device):
+        raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
+    return wish
 
 
 def match_channels(cfg: DictConfig) -> None:
@@ -73,30 +167,23 @@ def match_channels(cfg: DictConfig) -> None:
             cfg.network.in_channels = count
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
-    """The Trainer with its loggers and callbacks; everything it writes lies in the run's folder."""
-    kept = folder / "checkpoints"
-    callbacks: list[Any] = [*checkpoints(kept), SaveOnException(kept), SlicePictures(overlay_figure)]
-    if cfg.trainer.enable_progress_bar:
-        callbacks.append(Progress(leave=False))
-    loggers = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
-    trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder)
-    return trainer
+def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
+    """The Trainer with its loggers and callbacks; everything it writes lies in the run's folder.
 
-
-def resume_checkpoint(resume: str | None) -> Path | None:
-    """The checkpoint that ``resume=`` names: a file, or the last one of a run folder.
-
-    Raises:
-        UserError: There is none.
+    Args:
+        cfg: The composed training config.
+        folder: The run's folder.
+        **replaced: Arguments of the Trainer instead of those of ``cfg.trainer``.
     """
-    if resume is None:
-        return None
-    path = Path(resume)
-    path = path if path.is_file() else path / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise UserError("nothing to resume from", str(resume), "name a run folder that has checkpoints/last.ckpt")
-    return path
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        logger=make_loggers(cfg, folder),
+        callbacks=make_callbacks(cfg, folder),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        **replaced,
+    )
+    return trainer
 
 
 def describe_devices(trainer: Trainer) -> str:

@@ -22,7 +22,9 @@ from torch import nn
 from mitoseg.errors import UserError
 
 KEY = "mitoseg"
-FORMAT = 1
+"""The entry of a checkpoint that prediction reads."""
+FORMAT = 2
+"""Version of that entry. 2 names the prediction method and what lower precision costs; 1 did not know them."""
 ALLOWED = ("mitoseg.networks", "monai.networks.nets")
 
 
@@ -67,10 +69,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError("not a checkpoint that is safe to load", str(path), remedy) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise UserError("the checkpoint was not written by mitoseg", str(path), remedy)
-    if checkpoint[KEY].get("format") != FORMAT:
-        found = checkpoint[KEY].get("format")
-        raise UserError(f"the checkpoint's format is not {FORMAT}", found, "use the mitoseg version that wrote it")
-    return checkpoint
+    return checkpoint | {KEY: migrate(checkpoint[KEY])}
+
+
+def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry `KEY` of a checkpoint in today's format; one of an older format is brought up to it.
+
+    Raises:
+        UserError: The format is a newer one, or none that ever was.
+    """
+    found = record.get("format")
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        remedy = "upgrade mitoseg, a newer version wrote it" if newer else "train again, or use another checkpoint"
+        raise UserError(f"the checkpoint's format is not one of 1 to {FORMAT}", found, remedy)
+    defaults = {"method": "auto", "precision": {}} if found == 1 else {}
+    return {**defaults, **record, "format": FORMAT}
 
 
 def load_model(path: str | Path, *, trust: bool = False) -> Model:

@@ -1,51 +1,28 @@
-"""Callbacks: checkpoints under fixed names, an estimate of what remains, pictures in TensorBoard."""
+"""Pictures, curves and histograms in TensorBoard after each validation."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from scipy.special import expit
 from torch import Tensor
 
+from mitoseg.metrics.histogram import CENTRES
 from mitoseg.training.module import BlockClassifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+PROBABILITIES = np.linspace(0, 1, 51)
+"""Bounds of the bars in the histograms of probabilities."""
 
 Draw = Callable[..., "Figure"]
 """From ``image_yx``, ``truth_yx`` and ``result_yx`` (bool) to a figure of them with the errors in colour."""
-
-
-def checkpoints(folder: Path, monitor: str = "val/jaccard_foreground") -> list[ModelCheckpoint]:
-    """Keep ``best.ckpt`` (highest validation score) and ``last.ckpt``, written anew after every validation."""
-    fixed: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
-    return [
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **fixed),
-        ModelCheckpoint(filename="last", **fixed),
-    ]
-
-
-class SaveOnException(Callback):
-    """Write ``last.ckpt`` when the user interrupts training, so that Ctrl-C loses nothing.
-
-    Args:
-        folder: Where the checkpoints lie.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, whatever was trained so far."""
-        if isinstance(exception, KeyboardInterrupt):
-            trainer.save_checkpoint(self.folder / "last.ckpt")
 
 
 class SlicePictures(Callback):
@@ -90,28 +67,29 @@ class SlicePictures(Callback):
             figure = self.draw(image_yx, truth_yx, probability_yx >= pl_module.threshold, title=name, dpi=80)
             board.add_figure(f"validation/{name}", figure, step, close=False)
             board.add_image(f"validation probability/{name}", probability_yx, step, dataformats="HW")
-        c = pl_module.curve
-        picked = np.linspace(0, len(c.tp) - 1, 127).astype(int)
-        tp, fp, fn, tn = (column[picked].astype(float) for column in (c.tp, c.fp, c.fn, c.tn))
-        precision, recall = tp / np.maximum(tp + fp, 1), tp / np.maximum(tp + fn, 1)
-        board.add_pr_curve_raw("validation/precision_recall", tp, fp, tn, fn, precision, recall, step, len(picked))
+        add_precision_recall(board, pl_module, step)
+        add_histograms(board, pl_module, step)
 
 
-class Progress(RichProgressBar):
-    """Lightning's rich progress bar, with the time that the whole run still needs."""
+def add_precision_recall(board: SummaryWriter, module: BlockClassifier, step: int) -> None:
+    """The precision-recall curve of the last validation."""
+    c = module.curve
+    picked = np.linspace(0, len(c.tp) - 1, 127).astype(int)
+    tp, fp, fn, tn = (column[picked].astype(float) for column in (c.tp, c.fp, c.fn, c.tn))
+    precision, recall = tp / np.maximum(tp + fp, 1), tp / np.maximum(tp + fn, 1)
+    board.add_pr_curve_raw("validation/precision_recall", tp, fp, tn, fn, precision, recall, step, len(picked))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        super().on_train_start(trainer, pl_module)
-        self._clock, self._first_step = time.monotonic(), trainer.global_step
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The logged scores, and ``left`` in minutes and seconds once there is something to go by."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        done = trainer.global_step - self._first_step
-        total = trainer.estimated_stepping_batches
-        if done >= 20 and total != float("inf"):
-            left = (time.monotonic() - self._clock) / done * (total - trainer.global_step)
-            metrics["left"] = f"{int(left) // 60}:{int(left) % 60:02d}"
-        return metrics
+def add_histograms(board: SummaryWriter, module: BlockClassifier, step: int) -> None:
+    """How the calibrated probabilities of background and of mitochondria are spread."""
+    probability = expit(module.calibration.apply(CENTRES))
+    for name, count in zip(("background", "mitochondria"), module.histogram, strict=True):
+        bars, _ = np.histogram(probability, PROBABILITIES, weights=count)
+        total, square = float(count @ probability), float(count @ probability**2)
+        board.add_histogram_raw(
+            f"validation/probability of {name}",
+            *(0.0, 1.0, int(count.sum()), total, square),
+            PROBABILITIES[1:].tolist(),
+            bars.tolist(),
+            step,
+        )

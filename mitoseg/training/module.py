@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,11 +24,14 @@ from mitoseg.metrics import (
     prior_shift,
     scores,
 )
-from mitoseg.metrics.torch_metrics import LogitHistogram, block_metrics
+from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
+from mitoseg.networks.checkpoint import FORMAT, KEY, migrate
+from mitoseg.networks.fine_tuning import hold_frozen
+from mitoseg.training.random_state import capture_ranks, restore
 from mitoseg.volumes import Normalization
 
-FORMAT = 1
-"""Version of the entry that `BlockClassifier.record` writes into a checkpoint."""
+STATE = "mitoseg_training"
+"""Entry of a checkpoint with what a run needs to go on and prediction does not."""
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -59,6 +63,10 @@ class BlockClassifier(LightningModule):
         scheduler: From the optimizer and the number of steps to a schedule, stepped every batch; or None.
         loss: From logits (B, 2) and labels (B,) to a scalar.
         method: How whole slices are predicted in validation.
+        extended: Epochs by which the finished run was extended, one number for each time. The schedule runs over the
+            first epochs, and once more from its start over each extension (a warm restart); momentum is kept.
+        channels_last: Memory layout of images and weights.
+        compile: Compile the training step: False, True, or a mode of ``torch.compile``.
     """
 
     def __init__(
@@ -69,17 +77,25 @@ class BlockClassifier(LightningModule):
         scheduler: SchedulerFactory | None = None,
         loss: nn.Module | None = None,
         method: str = "strided",
+        extended: Sequence[int] = (),
+        channels_last: bool = True,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.network_config = dict(network_config)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.loss = loss or nn.CrossEntropyLoss()
         self.method = choose_method(method, network)
-        self.train_metrics = block_metrics("train/")
-        self.slice_counts = LogitHistogram()
+        self.extended = list(extended)
+        self.block_counts, self.slice_counts = BlockCounts(), LogitHistogram()
         self.calibration, self.threshold = Calibration(), 0.5
         self.record: dict[str, Any] = {}
+        self._resumed: dict[str, Any] = {}
+        self._step: Callable[[Tensor], Tensor] = network.__call__
+        if compile:
+            self._step = torch.compile(network.forward, mode=compile if isinstance(compile, str) else None)
 
     def setup(self, stage: str) -> None:
         """Take from the datamodule what a checkpoint must carry."""
@@ -92,31 +108,47 @@ class BlockClassifier(LightningModule):
             "channels": data.channels,
             "voxel_size": data.voxel_size and list(data.voxel_size),
             "prior": {"positions": data.prior, "batches": data.batch_prior},
+            "method": "auto",
+            "precision": {},
         }
         self.shift = prior_shift(data.prior, data.batch_prior)
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
         """Scores of the network; see its own docstring."""
-        logits_bcyx: Tensor = self.network(image_bcyx)
-        return logits_bcyx
+        return self._step(image_bcyx)
+
+    def on_train_start(self) -> None:
+        """In a resumed run, put back the random generators of this rank; at the start of an extension, the rates."""
+        states = self._resumed.pop("random", [])
+        if self.global_rank < len(states):
+            restore(states[self.global_rank])
+        if self._resumed.pop("new_schedule", False):
+            schedule = self.lr_schedulers()
+            for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):  # type: ignore[union-attr]
+                group["lr"] = rate
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Loss of one batch of blocks."""
-        image_bcyx = batch["image_bcyx"].contiguous(memory_format=torch.channels_last)
+        image_bcyx = batch["image_bcyx"].contiguous(memory_format=self.layout)
         logits_bc = self(image_bcyx).flatten(1)
         loss: Tensor = self.loss(logits_bc, batch["label_b"])
-        with torch.no_grad():
-            self.train_metrics.update(logits_bc.float().softmax(1)[:, 1], batch["label_b"])
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        self.block_counts.update(logits_bc.detach(), batch["label_b"])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss * batch["weight"]
+
+    def on_train_epoch_start(self) -> None:
+        """Keep frozen layers as they are."""
+        hold_frozen(self.network)
 
     def on_train_epoch_end(self) -> None:
         """Log the pooled block scores of the epoch."""
-        self.log_dict(self.train_metrics)
+        found = block_scores(as_counts(self.block_counts.compute()))
+        self.block_counts.reset()
+        self.log_dict({f"train/{name}": value for name, value in found.items()})
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Count one whole slice; returns its raw log-odds (Y, X)."""
-        image_bcyx = batch["image_cyx"][None].contiguous(memory_format=torch.channels_last)
+        image_bcyx = batch["image_cyx"][None].contiguous(memory_format=self.layout)
         log_odds_yx = slice_log_odds(self.method, self.network, image_bcyx)[0]
         self.slice_counts.update(log_odds_yx, batch["label_yx"])
         return log_odds_yx
@@ -127,7 +159,7 @@ class BlockClassifier(LightningModule):
         self.slice_counts.reset()
         decision = choose_decision(counts, self.shift)
         self.calibration, self.threshold = decision.calibration, decision.threshold
-        self.curve = decision.curve
+        self.curve, self.histogram = decision.curve, counts
         picked = scores(decision.counts)
         names = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall")
         values = {name: picked[name] for name in names}
@@ -141,15 +173,39 @@ class BlockClassifier(LightningModule):
         optimizer = self.optimizer_factory(self.network)
         if self.scheduler_factory is None:
             return optimizer
-        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self.scheduler_factory(optimizer, self._schedule_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _schedule_steps(self) -> int:
+        """Optimizer steps that the schedule runs over: of the whole run, or of its last extension."""
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        if not self.extended or not epochs:
+            return int(steps)
+        return math.ceil(steps / epochs) * self.extended[-1]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that prediction needs, as plain data."""
+        """Add all that prediction needs and all that going on needs, as plain data; every rank takes part."""
         chosen = {"calibration": asdict(self.calibration), "threshold": self.threshold}
-        checkpoint["mitoseg"] = self.record | chosen
+        total = self.block_counts.counts.clone()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(total)
+        checkpoint[KEY] = self.record | chosen
+        checkpoint[STATE] = {
+            "extended": self.extended,
+            "random": capture_ranks(),
+            "block_counts": total.tolist(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the calibration and threshold of the last validation."""
-        record = checkpoint["mitoseg"]
+        """Take back the calibration and threshold of the last validation, and the state of a run that goes on."""
+        record = migrate(checkpoint[KEY])
         self.calibration, self.threshold = Calibration(**record["calibration"]), float(record["threshold"])
+        state = checkpoint.get(STATE, {})
+        self._resumed["random"] = state.get("random", [])
+        counts = state.get("block_counts", [0] * 4) if self.global_rank == 0 else [0] * 4
+        self.block_counts.load(counts)
+        if len(state.get("extended", [])) < len(self.extended):
+            self._resumed["new_schedule"] = True
+            checkpoint["lr_schedulers"] = []
+            kept = checkpoint["callbacks"].items()
+            checkpoint["callbacks"] = {name: value for name, value in kept if not name.startswith("EarlyStopping")}

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import binary_average_precision, binary_jaccard_index
+from torchmetrics.functional.classification import binary_accuracy, binary_average_precision, binary_jaccard_index
 
 from mitoseg.errors import UserError
-from mitoseg.metrics.counts import count, scores
+from mitoseg.metrics.counts import Counts, count, scores
 from mitoseg.metrics.histogram import average_precision, best_threshold, curve, logit_histogram
-from mitoseg.metrics.torch_metrics import LogitHistogram, block_metrics
+from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
 
 
 def batches(seed=0, n=3, shape=(2, 11, 13)):
@@ -75,9 +75,15 @@ def test_what_cannot_be_counted_is_refused():
         LogitHistogram().update(torch.zeros(2), torch.zeros(3))
 
 
-def test_block_metrics():
-    metrics = block_metrics("train/")
-    metrics.update(torch.tensor([0.9, 0.2, 0.6, 0.4, 0.9]), torch.tensor([1, 0, 0, 1, 255]))
-    values = metrics.compute()
-    assert float(values["train/block_accuracy"]) == 0.5
-    assert float(values["train/block_jaccard"]) == pytest.approx(1 / 3)
+def test_block_counts_agree_with_torchmetrics():
+    metric = BlockCounts()
+    logits, label = torch.randn(3, 50, 2), torch.randint(2, (3, 50))
+    for batch in zip(logits, label, strict=True):
+        metric.update(*batch)
+    found = block_scores(as_counts(metric.compute()))
+    predicted, truth = logits.argmax(-1).flatten(), label.flatten()
+    assert found["block_jaccard"] == pytest.approx(float(binary_jaccard_index(predicted, truth)))
+    assert found["block_accuracy"] == pytest.approx(float(binary_accuracy(predicted, truth)))
+    assert metric.here() == count(predicted.bool().numpy(), truth.numpy())
+    metric.reset()
+    assert metric.here() == Counts()

@@ -1,75 +1,22 @@
 """A few real steps of training on a small volume: what is learnt, logged, calibrated and saved."""
 
+import signal
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from disc_training import CONFIG, checkpoints, datamodule, module, trainer
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from mitoseg.blocks import BlockDataModule
-from mitoseg.datasets import Region, Splits
 from mitoseg.evaluation import overlay_figure
-from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, predict_volume
 from mitoseg.metrics import Calibration, Counts, count, scores
-from mitoseg.networks import PatchCNN
 from mitoseg.networks.checkpoint import load_model
-from mitoseg.training import BlockClassifier, adamw
-from mitoseg.training.callbacks import SaveOnException, SlicePictures, checkpoints
-from mitoseg.volumes import ArrayVolume, Normalization
-
-CONFIG = {"_target_": "mitoseg.networks.PatchCNN", "in_channels": 3, "classes": 2}
-
-
-class Discs:
-    """Bright discs on noise: easy, so that a few steps show."""
-
-    def prepare(self):
-        pass
-
-    def splits(self):
-        rng = np.random.default_rng(0)
-        y, x = np.indices((96, 128))
-        label = np.zeros((8, 96, 128), np.uint8)
-        for cy, cx in [(30, 30), (60, 90), (80, 20), (20, 110)]:
-            label[:, (y - cy) ** 2 + (x - cx) ** 2 < 12**2] = 1
-        image = (60 * label + rng.integers(50, 110, label.shape)).astype(np.uint8)
-        volumes = ArrayVolume(image, (5, 5, 5)), ArrayVolume(label, (5, 5, 5))
-        parts = (Box((0, 0, 0), (4, 96, 128)), Box((5, 0, 0), (8, 96, 128)))
-        return Splits(*((Region(*volumes, box),) for box in parts), voxel_size=(5.0, 5.0, 5.0))
-
-
-def datamodule(**options):
-    given = {
-        "label_rule": "center",
-        "positions": "any",
-        "balance": "subsample",
-        "epoch_blocks": 1200,
-        "batch_size": 40,
-    } | options
-    return BlockDataModule(Discs, **given)
-
-
-def trainer(folder, **options):
-    given = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 2,
-        "logger": False,
-        "callbacks": checkpoints(folder),
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-    } | options
-    return pl.Trainer(**given)
-
-
-def module(lr=2e-3):
-    torch.manual_seed(0)
-    return BlockClassifier(PatchCNN(), CONFIG, optimizer=lambda network: adamw(network, lr=lr))
+from mitoseg.training.callbacks import SlicePictures
+from mitoseg.volumes import Normalization
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +94,7 @@ def test_pictures_and_curves_are_in_tensorboard(trained):
     assert len([t for t in tags["images"] if t.startswith("validation/region 0")]) == 2
     assert len([t for t in tags["images"] if t.startswith("validation probability/")]) == 2
     assert "validation/precision_recall" in tags["tensors"]
+    assert "validation/probability of mitochondria" in tags["histograms"]
     for name in ("jaccard_foreground", "jaccard_background", "jaccard_mean", "threshold", "average_precision"):
         assert f"val/{name}" in tags["scalars"]
 
@@ -179,11 +127,11 @@ def test_resuming_gives_the_uninterrupted_run(tmp_path):
 class Interrupt(pl.Callback):
     def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
         if run.global_step == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_an_interrupt_leaves_last_ckpt(tmp_path):
-    callbacks = [*checkpoints(tmp_path), SaveOnException(tmp_path), Interrupt()]
+    callbacks = [Interrupt(), *checkpoints(tmp_path)]
     with pytest.raises(SystemExit) as caught:
         trainer(tmp_path, callbacks=callbacks).fit(module(), datamodule=datamodule())
     assert isinstance(caught.value.__context__, KeyboardInterrupt)

@@ -1,0 +1,49 @@
+"""What a training run keeps and shows: checkpoints, loggers, the progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from mitoseg.errors import UserError
+from mitoseg.evaluation.figures import overlay_figure
+from mitoseg.training.callbacks import SlicePictures
+from mitoseg.training.checkpointing import SCORE, LastCheckpoint, best_checkpoint
+from mitoseg.training.guards import FiniteLoss
+from mitoseg.training.progress import Progress, Throughput
+
+
+def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
+    """Checkpoints, guards, pictures, speed and progress, as the config says."""
+    kept, throughput = folder / "checkpoints", Throughput()
+    callbacks = [FiniteLoss(), SlicePictures(overlay_figure), throughput]
+    if cfg.patience is not None:
+        if cfg.patience < 1:
+            raise UserError("patience is not positive", cfg.patience, "give validations without gain, or null")
+        callbacks.append(EarlyStopping(SCORE, mode="max", patience=cfg.patience, check_on_train_epoch_end=False))
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(Progress(throughput))
+    return [*callbacks, best_checkpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
+
+
+def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """TensorBoard and CSV always, and those of the config group ``logger``.
+
+    Raises:
+        UserError: The package of a chosen logger is not installed.
+    """
+    loggers: list[Logger] = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
+    for name, config in (cfg.logger or {}).items():
+        try:
+            loggers.append(instantiate(config))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ImportError):
+                raise UserError(f"logger={name} needs a package", str(name), f"run: pip install {name}") from error
+            raise
+    return loggers

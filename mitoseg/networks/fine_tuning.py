@@ -1,0 +1,114 @@
+"""Start from the weights of another run, adapted to the channels and classes of this one.
+
+    first layer    3 -> 1 channels: the sum over channels; 1 -> n: an n-th of it for each. Either answers, on slices
+                   that are the same in every channel, what it answered before.
+    last layer     another number of classes: drawn afresh
+    anything else  must have the shape it had
+
+Layers that are to stay as they are can be frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mitoseg.errors import UserError
+from mitoseg.networks.checkpoint import KEY, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+PREFIX = "network."
+"""Of the network's weights in a training checkpoint."""
+
+
+def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Give a network the weights of a checkpoint.
+
+    Args:
+        network: Its weights are replaced; those of the last layer stay where the number of classes differs.
+        path: A checkpoint of the same kind of network.
+
+    Returns:
+        The checkpoint's entry `KEY`: what it was trained on.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or its layers are others; the line names the first that differs.
+    """
+    checkpoint = read_checkpoint(path)
+    given = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+    wanted = network.state_dict()
+    for name in (*wanted, *given):
+        if (name in wanted) != (name in given):
+            where = "this network" if name in wanted else "the checkpoint"
+            raise UserError(f"init_from: only {where} has {name}", str(path), "choose the network it was trained with")
+    weights = [name for name in wanted if name.endswith("weight") and wanted[name].ndim > 1]
+    last = weights[-1].removesuffix("weight") if weights else ""
+    adapted = {
+        name: _adapt(name, given[name], tensor, first=name == weights[0], last=name.startswith(last))
+        for name, tensor in wanted.items()
+    }
+    network.load_state_dict(adapted)
+    record: dict[str, Any] = checkpoint[KEY]
+    return record
+
+
+def _adapt(name: str, given: Tensor, wanted: Tensor, *, first: bool, last: bool) -> Tensor:
+    """The given tensor in the wanted shape."""
+    if given.shape == wanted.shape:
+        return given
+    before, now = tuple(given.shape), tuple(wanted.shape)
+    same_but_channels = first and (before[0], before[2:]) == (now[0], now[2:])
+    if same_but_channels and 1 in (before[1], now[1]):
+        log.warning("init_from: %s goes from %d to %d input channels", name, before[1], now[1])
+        return given.sum(1, keepdim=True) if now[1] == 1 else given.expand(wanted.shape) / now[1]
+    if last and before[1:] == now[1:]:
+        log.warning("init_from: %s has %d classes now and had %d: it starts afresh", name, now[0], before[0])
+        return wanted
+    reason = "channels adapt from or to one alone" if same_but_channels else "only channels and classes can adapt"
+    raise UserError(f"init_from: {name} has shape {before} there and {now} here; {reason}", None, "match the networks")
+
+
+def freeze(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Take layers out of training: their weights get no gradients, their running statistics stay.
+
+    Args:
+        network: Changed in place.
+        layers: Names of layers (``layers.conv1``), which include all below them, or patterns (``layers.conv*``).
+
+    Returns:
+        The names of the frozen parameters.
+
+    Raises:
+        UserError: A name matches nothing, or nothing is left to train.
+    """
+    frozen: list[str] = []
+    for layer in layers:
+        found = [n for n, _ in network.named_parameters() if fnmatchcase(n, layer) or fnmatchcase(n, f"{layer}.*")]
+        if not found:
+            names = ", ".join(name for name, child in network.named_modules() if any(True for _ in own(child)))
+            raise UserError("freeze: no such layer", layer, f"choose among {names}")
+        frozen += found
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if frozen and not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("freeze leaves nothing to train", ",".join(layers), "name fewer layers")
+    return sorted(set(frozen))
+
+
+def own(module: nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters of a module itself, without those of its children."""
+    return list(module.parameters(recurse=False))
+
+
+def hold_frozen(network: nn.Module) -> None:
+    """Keep modules whose parameters are all frozen in evaluation mode, so that their running statistics stay too."""
+    for module in network.modules():
+        if own(module) and not any(parameter.requires_grad for parameter in own(module)):
+            module.eval()

@@ -1,0 +1,142 @@
+"""When checkpoints are written, and how: whole or not at all.
+
+    best.ckpt   after a validation whose score is the highest so far
+    last.ckpt   after every validation, every few minutes between them, and when the run is asked to stop
+
+Both are what Lightning writes, with two entries of ours, and load with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor, distributed
+
+from mitoseg.storage import atomic_output
+from mitoseg.training.stopping import REQUEUE, StopRequest
+
+SCORE = "val/jaccard_foreground"
+"""What a run is judged by, on the validation slabs."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and renames it: a full disk or a kill leaves the old one as it was."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any = None,  # noqa: ANN401 (Lightning's signature)
+    ) -> None:
+        """Save to a local file.
+
+        Raises:
+            UserError: The disk is full, or the file may not be written.
+        """
+        with atomic_output(Path(path), overwrite=True) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def best_checkpoint(folder: Path) -> ModelCheckpoint:
+    """Keeps ``best.ckpt``, that of the highest `SCORE`."""
+    fixed: dict[str, Any] = {
+        "auto_insert_metric_name": False,
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": False,
+    }
+    return ModelCheckpoint(dirpath=folder, filename="best", monitor=SCORE, mode="max", **fixed)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, and stops the run in order when it is asked to.
+
+    SIGINT (Ctrl-C), SIGTERM (a preempted job) and SIGUSR1 (a SLURM job whose time is nearly up) take effect after the
+    step, or the validation, that is going on: the checkpoint is written, and training ends with `KeyboardInterrupt` or
+    `SIGTERMException`. After SIGUSR1 a SLURM job is also put back into the queue. With several processes it is enough
+    that one of them gets the signal.
+
+    Args:
+        folder: Where the checkpoints lie.
+        minutes: Between two checkpoints within an epoch.
+        every: Steps after which several processes agree on whether to stop; one process looks after each step.
+    """
+
+    def __init__(self, folder: Path, minutes: float = 10.0, every: int = 20) -> None:
+        self.path = folder / "last.ckpt"
+        self.seconds, self.every = 60 * minutes, every
+        self.request = StopRequest()
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, now that Lightning has installed handlers of its own."""
+        self.request.install()
+        self._saved = time.monotonic()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no longer."""
+        self.request.remove()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,  # noqa: ANN401 (Lightning's signature)
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time to, between two optimizer steps; the end of an epoch is left to the validation."""
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1 and (batch_idx + 1) // trainer.accumulate_grad_batches % self.every:
+            return
+        stop, due = self._agree(trainer, time.monotonic() - self._saved >= self.seconds)
+        if stop or due:
+            self._save(trainer)
+        self._end(stop)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save with the scores of this validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._save(trainer)
+        self._end(self._agree(trainer, False)[0])
+
+    def _agree(self, trainer: Trainer, due: bool) -> tuple[int, bool]:
+        """The signal that any process got, and whether a checkpoint is due anywhere."""
+        if trainer.world_size == 1 or not distributed.is_initialized():
+            return self.request.number, due
+        flags = torch.tensor([self.request.number, int(due)], device=trainer.strategy.root_device)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return int(flags[0]), bool(flags[1])
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+
+    def _end(self, number: int) -> None:
+        """Leave training if a signal asks for it."""
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number:
+            if number == REQUEUE:
+                requeue()
+            raise SIGTERMException
+
+
+def requeue() -> bool:
+    """Put this SLURM job back into the queue, from its first process; False where there is no such job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or os.environ.get("SLURM_PROCID", "0") != "0" or os.environ.get("LOCAL_RANK", "0") != "0":
+        return False
+    return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0

@@ -1,0 +1,73 @@
+"""Lightning's searches for a learning rate and a batch size, on copies: the run itself starts untouched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.tuner.tuning import Tuner
+
+from mitoseg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MakeTrainer = Callable[..., Trainer]
+"""Makes a Trainer like the run's, given keyword arguments that replace its own."""
+
+
+def find_learning_rate(
+    make_trainer: MakeTrainer, module: LightningModule, data: LightningDataModule, *, figure: Path | None = None
+) -> float:
+    """The rate at which the loss falls fastest while the rate rises exponentially over 100 steps (Smith, 2017).
+
+    Args:
+        make_trainer: See `MakeTrainer`.
+        module: Copied; must have an optimizer whose parameter groups share one rate.
+        data: Set up, if it is not yet.
+        figure: Where to draw loss over rate.
+
+    Raises:
+        UserError: The layers have different rates, or no rate stands out.
+    """
+    trial = deepcopy(module)
+    rates = {group["lr"] for group in trial.optimizer_factory(trial.network).param_groups}  # type: ignore[operator]
+    if len(rates) > 1:
+        what = "tune_lr: this optimizer has a rate of its own for each kind of layer"
+        raise UserError(what, None, "choose optimizer=adamw, or leave out tune_lr")
+    with TemporaryDirectory() as folder:
+        trainer = _quiet(make_trainer, folder)
+        finder = Tuner(trainer).lr_find(trial, datamodule=data, update_attr=False)
+    rate = finder.suggestion() if finder is not None else None
+    if finder is None or rate is None:
+        raise UserError("tune_lr: no learning rate stands out", None, "set optimizer.lr by hand")
+    if figure is not None:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        drawn = finder.plot(suggest=True)
+        if drawn is not None:
+            drawn.savefig(figure)
+    return float(rate)
+
+
+def find_batch_size(make_trainer: MakeTrainer, module: LightningModule, data: LightningDataModule) -> int:
+    """The largest batch, doubling from the present one, that fits into the device's memory; 8192 at most.
+
+    Args:
+        make_trainer: See `MakeTrainer`.
+        module: Copied.
+        data: Its ``batch_size`` is tried out and left at the result.
+    """
+    with TemporaryDirectory() as folder:
+        trainer = _quiet(make_trainer, folder)
+        size = Tuner(trainer).scale_batch_size(deepcopy(module), datamodule=data, init_val=data.batch_size)  # type: ignore[attr-defined]
+    return int(size or data.batch_size)  # type: ignore[attr-defined]
+
+
+def _quiet(make_trainer: MakeTrainer, folder: str) -> Trainer:
+    """A Trainer on one device that shows and keeps nothing."""
+    silent: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False, "devices": 1}
+    return make_trainer(**silent, enable_progress_bar=False, default_root_dir=folder)
