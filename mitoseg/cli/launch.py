@@ -19,20 +19,30 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import mitoseg
 from mitoseg.cli.console import told_in_lines, unknown_option, user_message
 from mitoseg.cli.quoting import quote_overrides
-from mitoseg.cli.ranks import is_main_process, job_arguments, job_environment, pin_run_dir, program
+from mitoseg.cli.ranks import (
+    is_main_process,
+    job_arguments,
+    job_environment,
+    outside_job,
+    pin_common_folder,
+    pin_run_dir,
+    program,
+)
 from mitoseg.cli.resume import resume_overrides
+from mitoseg.cli.sweeps.conclusion import conclude, jobs_end_first
+from mitoseg.cli.sweeps.job import run_job
+from mitoseg.cli.sweeps.plan import Sweep, expand_seeds, pin_sweep, plan_sweep
+from mitoseg.cli.sweeps.process import Outcome
+from mitoseg.cli.sweeps.sweeper import missing_plugin, register_sweeper
 from mitoseg.errors import UserError
 
 Run = Callable[[DictConfig], float | None]
-"""A command: it takes its config; a number it returns is what a sweeper such as Optuna minimises."""
-
-log = logging.getLogger(__name__)
+"""A command: it takes its config; a number it returns is what a search maximises."""
 
 
 def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> None:
@@ -77,32 +87,60 @@ def default_config_dir() -> Path:
 
 
 def _launch(config_name: str, run: Run, config_dir: Path) -> int:
+    outcome = Outcome()
     words: list[str] = []
+    sweep: Sweep | None = None
     try:
         options, words = split_words(sys.argv[1:])
-        words = prepare_words(words, sweep=bool({"-m", "--multirun"} & set(options)))
-        sys.argv = [sys.argv[0], *words, *options]
-        failures: list[BaseException] = []
-        task = _task(run, options, failures)
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
-        if failures:
-            raise failures[0]
+        words, counted = expand_seeds(quote_overrides(words))
+        asked = bool({"-m", "--multirun"} & set(options))
+        words = prepare_words(words, sweep=asked or counted, command=config_name)
+        sys.argv = [sys.argv[0], *words, *options, *(["-m"] if counted and not asked else [])]
+        if asked or counted:
+            sweep = plan_sweep(words, [*program(run), *_config_options(options)])
+        told = _call_hydra(config_name, run, config_dir, options, sweep)
+        outcome.tell(objective=told)
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        return _say("interrupted", 130, sweep)
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
-            return _say("interrupted", 130)
+            return _say("interrupted", 130, sweep)
+        if sweep is not None:
+            conclude(sweep)
         raise
     except Exception as error:
-        line = unknown_option(error, config_dir, config_name, words) or user_message(error)
+        line = missing_plugin(error) or unknown_option(error, config_dir, config_name, words) or user_message(error)
         if line is None:
             traceback.print_exc()
             line = "this is a bug in mitoseg; please report it with the lines above and the command"
-        return _say(f"error: {line}", 1)
-    return 0
+        outcome.tell(error=line)
+        return _say(f"error: {line}", 1, sweep)
+    failures = conclude(sweep) if sweep else None
+    return _say(f"error: {failures}", 1) if failures else 0
 
 
-def _say(line: str, code: int) -> int:
+def _call_hydra(
+    config_name: str, run: Run, config_dir: Path, options: Sequence[str], sweep: Sweep | None
+) -> float | None:
+    """Have Hydra read ``sys.argv`` and call the command; what it returned, None after a sweep."""
+    failures: list[BaseException] = []
+    results: list[float | None] = []
+    main = hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
+    if sweep is None:
+        main(_task(run, options, failures, results))()
+    else:
+        register_sweeper()
+        with jobs_end_first(sweep):
+            main(_sweep_task(run, sweep))()
+    if failures:
+        raise failures[0]
+    return results[0] if results else None
+
+
+def _say(line: str, code: int, sweep: Sweep | None = None) -> int:
+    """Print the last line, after the results of a sweep that was cut short; the exit code."""
+    if sweep is not None:
+        conclude(sweep)
     rank = "" if is_main_process() else f"[rank {os.environ.get('LOCAL_RANK', '?')}] "
     print(rank + line, file=sys.stderr, flush=True)
     return code
@@ -123,47 +161,59 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return options, overrides
 
 
-def prepare_words(words: Sequence[str], *, sweep: bool) -> list[str]:
-    """Overrides as Hydra is to parse them: quoted, those of a resumed run added, the run's folder pinned.
+def prepare_words(words: Sequence[str], *, sweep: bool, command: str = "train") -> list[str]:
+    """Overrides as Hydra is to parse them: quoted, folders pinned, those of a resumed run added.
 
     Raises:
         UserError: A path cannot be quoted, or ``resume`` names no run, or a sweep is to resume one.
     """
-    quoted = pin_run_dir(quote_overrides(words))
-    if not is_main_process():
-        return quoted
-    resumed = resume_overrides(quoted)
-    if sweep and resumed != quoted:
-        raise UserError("resume= takes up one run, not a sweep", None, "leave out -m")
-    return resumed
+    quoted = quote_overrides(words)
+    if sweep:
+        if resume_overrides(quoted) != quoted:
+            raise UserError("resume= takes up one run, not a sweep", None, "leave out -m")
+        if outside_job() is not None and {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+            raise UserError(
+                "a sweep starts the ranks of its jobs itself", None, "run it once, without srun or torchrun"
+            )
+        return pin_sweep(quoted, context=[command])
+    if outside_job() is not None:
+        return pin_common_folder(quoted, command)
+    quoted = pin_run_dir(quoted)
+    return resume_overrides(quoted) if is_main_process() else quoted
 
 
-def _task(run: Run, options: Sequence[str], failures: list[BaseException]) -> Callable[[DictConfig], float | None]:
-    """The command as Hydra calls it, once for each job.
+def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
+    """What Hydra and its launchers call once for each job of a sweep; workers get it pickled."""
 
-    In a single run a failure is put into ``failures``, because Hydra would print a line of its own; in a sweep it goes
-    to Hydra, which carries on with the other jobs and raises it at the end.
+    @wraps(run)
+    def task(cfg: DictConfig) -> float:
+        return run_job(sweep, cfg)
+
+    return task
+
+
+def _task(
+    run: Run, options: Sequence[str], failures: list[BaseException], results: list[float | None]
+) -> Callable[[DictConfig], None]:
+    """The command as Hydra calls it.
+
+    A failure is put into ``failures``, because Hydra would print a line of its own, a result into ``results``.
     """
     start = program(run)
     kept = _config_options(options)
 
     @wraps(run)
-    def task(cfg: DictConfig) -> float | None:
-        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    def task(cfg: DictConfig) -> None:
         if not is_main_process():
             logging.getLogger().setLevel(logging.WARNING)
         try:
             with job_environment([*start, *kept, *job_arguments()], run_dir()):
-                result = run(cfg)
+                results.append(run(cfg))
         except Exception as error:
-            if sweep:
-                log.error("%s: %s", _shown(run_dir()), user_message(error) or repr(error))
-                raise
             failures.append(error)
-            return None
+            return
         if is_main_process():
             print(_shown(run_dir()), flush=True)
-        return result
 
     return task
 

@@ -9,16 +9,19 @@ take itself for a rank that somebody else has started and wait for ever.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from subprocess import Popen
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 
-from mitoseg.cli.quoting import literal, requote_override
+from mitoseg.cli.quoting import literal, requote_override, unquote
 
 RUN_DIR = "MITOSEG_RUN_DIR"
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -26,7 +29,10 @@ _LEFT_BY_A_JOB = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS", RUN_DIR),
 )
-_OF_THE_SWEEP = ("hydra.mode", "hydra.run.", "hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+_OF_THE_SWEEP = (
+    *("hydra.mode", "hydra.run.", "hydra.output_subdir"),
+    *("hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher"),
+)
 
 
 def is_main_process() -> bool:
@@ -40,6 +46,37 @@ def pin_run_dir(overrides: Sequence[str]) -> list[str]:
     if not folder or os.environ.get("LOCAL_RANK") in {None, "", "0"}:
         return list(overrides)
     return [*(word for word in overrides if not word.startswith("hydra.run.dir=")), f"hydra.run.dir={literal(folder)}"]
+
+
+def outside_job() -> str | None:
+    """A name that ranks started by somebody else (``srun``, ``torchrun``) share; None where there are none.
+
+    A job of SLURM that is queued again keeps its number. Without ``--rdzv-id`` torchrun has no name for its job; the
+    ranks of one machine then share the time at which their torchrun started.
+    """
+    slurm = os.environ.get("SLURM_JOB_ID")
+    if slurm and "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        step = os.environ.get("SLURM_STEP_ID", "0")
+        return slurm if step == "0" else f"{slurm}_{step}"
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None or int(os.environ.get("WORLD_SIZE", "1")) < 2 or RUN_DIR in os.environ:
+        return None
+    if run_id != "none":
+        return re.sub(r"[^\w.-]+", "-", run_id)
+    born = datetime.fromtimestamp(psutil.Process(os.getppid()).create_time())
+    return f"{born:%Y-%m-%d_%H-%M-%S}_{os.environ.get('MASTER_PORT', '0')}"
+
+
+def pin_common_folder(overrides: Sequence[str], command: str) -> list[str]:
+    """Give ranks that were started from outside one folder, and ``last.ckpt`` in it if their job was here before."""
+    words = list(overrides)
+    given = [unquote(word.partition("=")[2]) for word in words if word.startswith("hydra.run.dir=")]
+    folder = Path(given[-1] if given else f"outputs/{command}/job_{outside_job()}")
+    if not given:
+        words.append(f"hydra.run.dir={literal(folder.as_posix())}")
+    if (folder / "checkpoints" / "last.ckpt").is_file() and not any(word.startswith("resume=") for word in words):
+        words.append(f"resume={literal(folder.as_posix())}")
+    return words if is_main_process() else [*words, "hydra.output_subdir=null"]
 
 
 def job_arguments() -> list[str]:

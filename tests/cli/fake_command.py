@@ -2,9 +2,12 @@
 
 import json
 import logging
+import math
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from mitoseg.cli.launch import launch, run_dir
 from mitoseg.errors import UserError
 
 
-def relaunch():
+def relaunch(check=True):
     """Start rank 1 the way Lightning does with Hydra (lightning_fabric's subprocess_script.py)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import get_original_cwd, to_absolute_path
@@ -20,50 +23,100 @@ def relaunch():
     os.environ.update(LOCAL_RANK="0", WORLD_SIZE="2", MASTER_PORT="1")
     command = [sys.executable, to_absolute_path(sys.argv[0]), *sys.argv[1:]]
     command += [f'hydra.run.dir="{HydraConfig.get().run.dir}"', "hydra.job.name=rank_1", "hydra.output_subdir=null"]
-    subprocess.run(command, env={**os.environ, "LOCAL_RANK": "1"}, cwd=get_original_cwd(), check=True)
+    process = subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": "1"}, cwd=get_original_cwd())
+    if check and process.wait():
+        raise RuntimeError("rank 1 failed")
 
 
-def train():
-    """Two epochs of nothing much on two processes."""
+def train(victim=None):
+    """Two epochs of nothing much on two processes; rank ``victim`` is killed on the way."""
     import pytorch_lightning as pl
     from pytorch_lightning.demos.boring_classes import BoringModel
+
+    class Killer(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_rank == victim:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = pl.Trainer(
         devices=2,
         accelerator="cpu",
         strategy="ddp",
-        max_steps=2,
+        max_steps=2 if victim is None else 1000,
         limit_val_batches=0,
         enable_checkpointing=False,
+        callbacks=[Killer()],
         **quiet,
     )
     trainer.fit(BoringModel())
+
+
+def save():
+    """Leave what a run is taken up from."""
+    (run_dir() / "checkpoints").mkdir(exist_ok=True)
+    (run_dir() / "checkpoints" / "last.ckpt").touch()
+
+
+def leave(*_):
+    """End on SIGTERM as training does: write the last checkpoint first."""
+    save()
+    raise SystemExit(143)
+
+
+def wait():
+    """Work until somebody ends it."""
+    signal.signal(signal.SIGTERM, leave)
+    (run_dir() / "pid.json").write_text(str(os.getpid()))
+    time.sleep(120)
 
 
 def run(cfg):
     """Write down what arrived, then do what ``then`` says."""
     rank = os.environ.get("LOCAL_RANK", "0")
     told = {"input": cfg.input, "crop": list(cfg.crop or []), "seed": cfg.seed, "group": cfg.group.a, "world": world()}
-    (run_dir() / f"rank{rank}.json").write_text(json.dumps({**told, "argv": sys.argv}), encoding="utf-8")
+    told |= {"argv": sys.argv, "resume": cfg.resume, "threads": os.environ.get("OMP_NUM_THREADS")}
+    told["cores"] = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    (run_dir() / f"rank{rank}.json").write_text(json.dumps(told), encoding="utf-8")
     logging.getLogger("mitoseg.fake").info("at work on %s", cfg.input)
     logging.getLogger("other").info("noise")
+    fail(cfg)
+    if cfg.then == "interrupt":
+        raise KeyboardInterrupt
+    if cfg.then == "warn":
+        warnings.warn("odd\nthing", stacklevel=1)
+    if cfg.then == "relaunch" and rank == "0":
+        relaunch()
+    if cfg.then == "lose_ranks":
+        if rank == "0":
+            relaunch(check=False)
+            while not (run_dir() / "pid.json").exists():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait()
+    if cfg.then == "wait" and cfg.resume is None:
+        wait()
+    if cfg.then.startswith("train"):
+        train(victim=1 if cfg.then == "train_and_lose" and cfg.seed == 1 else None)
+    score = -((math.log10(cfg.lr) + 2) ** 2) + cfg.seed
+    (run_dir() / "metrics.json").write_text(json.dumps({"validation": {"jaccard_foreground": score}}))
+    return score
+
+
+def fail(cfg):
+    """The ways to fail."""
     if cfg.then == "mistake":
         raise UserError("no such thing", cfg.input, "choose another")
     if cfg.then == "wrapped":
         raise RuntimeError("around") from UserError("inside", 1, "mend it")
     if cfg.then == "bug":
         raise KeyError("oops")
-    if cfg.then == "interrupt":
-        raise KeyboardInterrupt
     if cfg.then == "missing":
         print(cfg.must)
-    if cfg.then == "warn":
-        warnings.warn("odd\nthing", stacklevel=1)
-    if cfg.then == "relaunch" and rank == "0":
-        relaunch()
-    if cfg.then == "train":
-        train()
+    if cfg.then in {"die", "save_and_die"} and cfg.resume is None:
+        if cfg.then == "save_and_die":
+            save()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def world():

@@ -1,66 +1,10 @@
 """Commands started as a user starts them, from a folder whose name Hydra's grammar does not like."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from mitoseg.cli.launch import default_config_dir, run_dir, split_words
+from mitoseg.cli.launch import run_dir, split_words
 
-HERE = Path(__file__).parent
-CONFIG = """
-defaults:
-  - group: one
-  - override hydra/job_logging: mitoseg
-  - override hydra/hydra_logging: mitoseg
-  - _self_
-input: null
-crop: null
-resume: null
-seed: 1
-then: nothing
-must: ???
-trainer: {max_epochs: 1}
-hydra:
-  run: {dir: "outputs/fake/${now:%Y-%m-%d}_${now:%H-%M-%S-%f}"}
-  sweep: {dir: outputs/sweeps, subdir: "${hydra.job.num}"}
-"""
 PATH = "ä b,c=[1] (2) {3} #~$x.tif"
-
-
-class Project:
-    """A folder with a script and its configs."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        (folder / "conf" / "group").mkdir(parents=True)
-        (folder / "conf" / "fake.yaml").write_text(CONFIG, encoding="utf-8")
-        (folder / "conf" / "group" / "one.yaml").write_text("a: 1")
-        (folder / "conf" / "group" / "two.yaml").write_text("{a: 2, b: 3}")
-        shutil.copytree(default_config_dir() / "hydra", folder / "conf" / "hydra")
-        shutil.copy(HERE / "fake_command.py", folder)
-
-    def call(self, *words):
-        """Run the script; output as text."""
-        ranks = {"RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MITOSEG_RUN_DIR"}
-        environment = {key: value for key, value in os.environ.items() if key not in ranks} | {"PYTHONUTF8": "1"}
-        command = [sys.executable, "fake_command.py", *words]
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False
-        )
-
-    def told(self, pattern="outputs/fake/*/rank*.json"):
-        """What the command wrote down, by file in order."""
-        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob(pattern))]
-
-
-@pytest.fixture
-def project(tmp_path):
-    return Project(tmp_path / "my [1] = ü#, a")
 
 
 def test_a_run_says_where_it_wrote(project):
@@ -68,9 +12,9 @@ def test_a_run_says_where_it_wrote(project):
     assert (done.returncode, done.stderr) == (0, f"at work on {PATH}\n")
     folder = project.folder / done.stdout.splitlines()[-1]
     assert folder.parent == project.folder / "outputs" / "fake"
-    assert project.told()[0] | {"argv": None} == {
-        "input": PATH, "crop": ["0:82", "64:768"], "seed": 1, "group": 1, "world": None, "argv": None
-    }  # fmt: skip
+    told = project.told()[0]
+    assert (told["input"], told["crop"], told["seed"], told["group"]) == (PATH, ["0:82", "64:768"], 1, 1)
+    assert (told["world"], told["resume"]) == (None, None)
     assert "noise" in (folder / "fake_command.log").read_text(encoding="utf-8")
 
 
@@ -136,7 +80,7 @@ def test_further_ranks_share_the_folder(project):
 def test_a_sweep_relaunches_its_jobs_not_itself(project):
     done = project.call("then=relaunch", "-m", f'input=choice("{PATH}",b.tif)', "seed=5,6")
     assert done.returncode == 0, done.stderr
-    told = project.told("outputs/sweeps/*/rank*.json")
+    told = project.told("outputs/sweeps/*/*/rank*.json")
     assert [(job["input"], job["seed"]) for job in told] == [
         (path, seed) for path in (PATH, "b.tif") for seed in (5, 6) for _ in range(2)
     ]
@@ -146,14 +90,7 @@ def test_a_sweep_relaunches_its_jobs_not_itself(project):
 
 def test_a_comma_in_a_path_is_no_sweep(project):
     assert project.call("-m", "input=a,b.tif").returncode == 0
-    assert [job["input"] for job in project.told("outputs/sweeps/*/rank*.json")] == ["a,b.tif"]
-
-
-def test_a_sweep_goes_on_after_a_failure(project):
-    done = project.call("-m", "then=mistake,nothing")
-    assert done.returncode == 1
-    assert len(project.told("outputs/sweeps/*/rank0.json")) == 2
-    assert done.stderr.splitlines()[-1] == "error: no such thing: None; choose another".replace(": None", "")
+    assert [job["input"] for job in project.told("outputs/sweeps/*/*/rank*.json")] == ["a,b.tif"]
 
 
 def test_resume_takes_the_saved_words_first(project):

@@ -1,0 +1,183 @@
+"""A job's process: in a group of its own, clean of its parent's surroundings, gone when its parent is.
+
+    sweep ──stdin──> job ──> further ranks, loaders' workers          (one process group)
+
+The job holds the reading end of a pipe whose writing end is the sweep's. However the sweep dies, the pipe closes; the
+job then ends itself as if asked to (SIGTERM), so training writes ``last.ckpt``. The other way round, when the job's
+first process ends, the sweep kills what is left of its group, so no rank waits for a partner that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+
+from mitoseg.storage import write_json
+
+GRACE_SECONDS = 60.0
+"""How long a job that is asked to end may write its last checkpoint."""
+
+PARENT_PIPE = "MITOSEG_PARENT_PIPE"
+OUTCOME = "MITOSEG_JOB_OUTCOME"
+_POLL_SECONDS = 1.0
+_NOT_FOR_JOBS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "MITOSEG_RUN_DIR", PARENT_PIPE, OUTCOME),
+)
+_FAMILIES_NOT_FOR_JOBS = ("MASTER_", "SLURM_", "SUBMITIT_", "TORCHELASTIC_")
+
+
+def job_variables(before: Mapping[str, str], outcome: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a job.
+
+    Without the variables of SLURM, except the job's number, Lightning starts the ranks of the job itself; with them it
+    would take the job for one of several tasks and wait for the others.
+
+    Args:
+        before: The environment of the sweep.
+        outcome: Where the job shall write how it ended.
+        more: Variables to set on top.
+    """
+    kept = {
+        name: value
+        for name, value in before.items()
+        if name not in _NOT_FOR_JOBS and (not name.startswith(_FAMILIES_NOT_FOR_JOBS) or name == "SLURM_JOB_ID")
+    }
+    return {**kept, **more, PARENT_PIPE: "1", OUTCOME: str(outcome)}
+
+
+def run_process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    console: Path | None = None,
+    started: Callable[[psutil.Process], None] = lambda process: None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> int:
+    """Run a job to its end.
+
+    Args:
+        command: Program and arguments.
+        environment: All of its variables.
+        console: File to append its output to; None leaves it the terminal.
+        started: Told of the process as soon as it runs.
+        wanted: Asked every second; False ends the job.
+
+    Returns:
+        Its exit code, negative for a signal.
+
+    Raises:
+        BaseException: Whatever interrupts the waiting, once the job has ended.
+    """
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(console.open("ab")) if console else None
+        error = subprocess.STDOUT if output else None
+        options: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        process = stack.enter_context(
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=error, **options)
+        )
+        try:
+            _prefer_as_victim(process.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started(psutil.Process(process.pid))
+            while wanted():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(_POLL_SECONDS)
+            return stop(process)
+        except BaseException:
+            stop(process)
+            raise
+        finally:
+            kill_group(process.pid)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Ask a job to end, wait, and kill its group if it does not; another interrupt kills at once.
+
+    Only its first process is asked: it passes the signal on to its ranks, while loaders' workers that died of it would
+    make the last checkpoint fail.
+    """
+    process.terminate()
+    try:
+        return process.wait(GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        return -int(getattr(signal, "SIGKILL", signal.SIGTERM))
+    finally:
+        kill_group(process.pid)
+
+
+def kill_group(pid: int) -> None:
+    """Kill a job's first process and all that it started, as far as they are still there."""
+    if sys.platform == "win32":
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(pid).children(recursive=True)
+            for member in [*family, psutil.Process(pid)]:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _prefer_as_victim(pid: int) -> None:
+    """When memory runs out, let Linux kill the job rather than the sweep."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500", encoding="ascii")
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process through its ``finally`` blocks, with exit code 143, where nobody else heeds it."""
+    first = threading.current_thread() is threading.main_thread()
+    if not first or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+class Outcome:
+    """The job's side: where it tells how it ended; and it ends when its parent does.
+
+    In a process that is no job of a sweep nothing happens. Further ranks do not see the variables.
+    """
+
+    def __init__(self) -> None:
+        path = os.environ.pop(OUTCOME, None)
+        self._path = Path(path) if path else None
+        if os.environ.pop(PARENT_PIPE, None) is not None:
+            threading.Thread(target=_end_with_parent, daemon=True, name="parent-watch").start()
+
+    def tell(self, **facts: object) -> None:
+        """Write down facts such as ``objective=0.8`` or ``error="..."``."""
+        if self._path is not None:
+            write_json(self._path, facts)
+
+
+def _end_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    kill_group(os.getpid())
