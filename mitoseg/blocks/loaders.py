@@ -50,7 +50,6 @@ class BlockLoader:
         epoch = self.sampler.epoch  # read at the first batch: the Trainer sets it after calling iter()
         draws = self.draws.draw(epoch)
         skip = self._resume["batch"] if self._resume["epoch"] == epoch else 0
-        self._resume = {"epoch": -1, "batch": 0}  # once only: iterating again starts again
         for batch, index_b in enumerate(self.sampler):
             if batch < skip:
                 continue
@@ -65,13 +64,14 @@ class BlockLoader:
                 "exact": not np.any(angle_b % 90),
                 "weight": len(index_b) * self.sampler.shares / total,
             }
+        self._resume = {"epoch": -1, "batch": 0}  # not before: the Trainer may begin an epoch twice
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch of the last batch, and how many of its batches are done; the Trainer keeps it in checkpoints."""
+        """The epoch of the last batch, and how many of its batches are done."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out, in the epoch of ``state``, the batches that were seen."""
+        """Leave out, in the epoch of ``state`` until it is done, the batches that were seen."""
         self._state = self._resume = dict(state)
 
 

@@ -110,6 +110,8 @@ class BlockDataModule(pl.LightningDataModule):
         self.balance, self.rotate_background, self.augment = balance, rotate_background, augment
         self.epoch_blocks, self.window, self.seed = epoch_blocks, window, seed
         self.validation_stride, self.voxels_on = validation_stride, voxels_on
+        self._loader: BlockLoader | None = None
+        self._progress: dict[str, int] | None = None
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -154,10 +156,27 @@ class BlockDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BlockLoader:
         """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
+        self._loader = BlockLoader(self.draws, self._sampler())
+        if self._progress is not None:
+            self._loader.load_state_dict(self._progress)
+        return self._loader
+
+    def _sampler(self) -> BlockSampler:
         rank, world = _rank_and_world()
         parts = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        sampler = BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
-        return BlockLoader(self.draws, sampler)
+        return BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is, for the checkpoint.
+
+        The Trainer asks the loader as well, but forgets what it was told where a schedule wants to know the number of
+        steps before training starts.
+        """
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on in the middle of the epoch where the checkpoint was written."""
+        self._progress = state_dict or None
 
     def val_dataloader(self) -> SliceLoader:
         """This rank's validation slices."""
@@ -167,9 +186,9 @@ class BlockDataModule(pl.LightningDataModule):
 
     def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
         """Where the blocks of one of this rank's batches lie: (B, 4), region, z, y, x."""
-        loader = self.train_dataloader()
-        loader.sampler.set_epoch(epoch)
-        index_b = next(islice(loader.sampler, batch, None))
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        index_b = next(islice(sampler, batch, None))
         return self.draws.draw(epoch).position_n4[index_b]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

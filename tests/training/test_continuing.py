@@ -58,7 +58,7 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    model = module(network=dropout())
+    model = module(network=dropout(), schedule=True)
     run = fit(tmp_path_factory.mktemp("whole"), model)
     return model, dict(run.callback_metrics)
 
@@ -67,10 +67,10 @@ def whole(tmp_path_factory):
 def test_stopped_anywhere_and_resumed_is_as_if_never_stopped(step, whole, tmp_path):
     """Steps 6, 12 and 18 end an epoch; weights, scores of the epoch's blocks, best score and calibration agree."""
     with pytest.raises(SystemExit):
-        fit(tmp_path, module(network=dropout()), StopAt(step))
+        fit(tmp_path, module(network=dropout(), schedule=True), StopAt(step))
     torch.manual_seed(99)
     np.random.seed(99)
-    again = module(network=dropout())
+    again = module(network=dropout(), schedule=True)
     run = fit(tmp_path, again, ckpt_path=tmp_path / "last.ckpt")
     model, metrics = whole
     assert torch.equal(weights(model), weights(again))
