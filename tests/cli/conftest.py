@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ hydra:
 """
 
 
+def heed_interrupts():
+    """What runs in the background ignores SIGINT and hands that down to its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Project:
     """A folder with a script and its configs."""
 
@@ -45,9 +51,9 @@ class Project:
         shutil.copytree(default_config_dir() / "hydra", folder / "conf" / "hydra")
         shutil.copy(HERE / "fake_command.py", folder)
 
-    def call(self, *words):
+    def call(self, *words, **variables):
         """Run the script; output as text."""
-        with self.start(*words) as process:
+        with self.start(*words, **variables) as process:
             out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -57,8 +63,10 @@ class Project:
         environment = {key: value for key, value in os.environ.items() if key not in ranks}
         environment |= {"PYTHONUTF8": "1", "COLUMNS": "200", **variables}
         command = [sys.executable, "fake_command.py", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, encoding="utf-8", **pipes)
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        if sys.platform != "win32":
+            options["preexec_fn"] = heed_interrupts
+        return subprocess.Popen(command, cwd=self.folder, env=environment, **options)
 
     def told(self, pattern="outputs/fake/*/rank*.json"):
         """What the command wrote down, by file in order."""

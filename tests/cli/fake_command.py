@@ -96,6 +96,9 @@ def run(cfg):
         wait()
     if cfg.then == "wait" and cfg.resume is None:
         wait()
+    if cfg.then == "wait_once" and not (run_dir().parent / "waited").exists():
+        (run_dir().parent / "waited").touch()
+        wait()
     if cfg.then.startswith("train"):
         train(victim=1 if cfg.then == "train_and_lose" and cfg.seed == 1 else None)
     score = -((math.log10(cfg.lr) + 2) ** 2) + cfg.seed

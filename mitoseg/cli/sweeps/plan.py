@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 
 from mitoseg.cli.quoting import literal, unquote
 from mitoseg.cli.sweeps.names import key_of, sweep_name, value_of
+from mitoseg.cli.sweeps.slots import visible_gpus
 from mitoseg.errors import UserError
 
 ROOT = Path("outputs", "sweeps")
@@ -88,12 +89,22 @@ def pin_sweep(words: Sequence[str], context: Sequence[str] = ()) -> list[str]:
     if folder is not None and "${" in folder:
         raise UserError("one folder for all jobs is needed, hydra.sweep.dir", folder, "leave out the ${...}")
     pinned = {"hydra.output_subdir": "null"}  # a job writes its own
+    launcher = _given(words, "hydra/launcher")
+    pinned |= {key: value for key, value in _launcher_defaults(launcher).items() if _given(words, key) is None}
     if folder is None:
         pinned["hydra.sweep.dir"] = literal((ROOT / sweep_name(words, swept(words), context)).as_posix())
     if _given(words, "hydra.sweep.subdir") is None:
         pinned["hydra.sweep.subdir"] = "."
     kept = [word for word in words if key_of(word) != "hydra.output_subdir"]
     return [*kept, *(f"{key}={value}" for key, value in pinned.items())]
+
+
+def _launcher_defaults(launcher: str | None) -> dict[str, str]:
+    """What suits long jobs better than the plugins' own defaults."""
+    if launcher == "joblib":
+        count = max(len(visible_gpus()), 2)  # a job on each GPU; batches would keep jobs from free slots
+        return {"hydra.launcher.n_jobs": str(count), "hydra.launcher.batch_size": "1"}
+    return {"hydra.launcher.timeout_min": "10080"} if launcher == "submitit_local" else {}
 
 
 def plan_sweep(pinned: Sequence[str], command: Sequence[str]) -> Sweep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -48,6 +49,8 @@ def collect_reports(sweep: Sweep) -> list[dict[str, Any]]:
     """The reports of this call's jobs, which are then removed."""
     reports = peek_reports(sweep)
     shutil.rmtree(sweep.folder / _REPORTS / sweep.invocation, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another call's reports lie there
+        (sweep.folder / _REPORTS).rmdir()
     return reports
 
 

@@ -112,13 +112,9 @@ class OptunaSweeper(Sweeper):
         return [math.nan if job.return_value is None else float(job.return_value) for job in done]
 
 
-# Hydra takes plugins from this package only; `Plugins.register` files the class under this name.
-OptunaSweeper.__module__ = "hydra_plugins.mitoseg"
-
-
 def register_sweeper() -> None:
-    """Make ``hydra/sweeper=optuna`` known to Hydra."""
-    Plugins.instance().register(OptunaSweeper)
+    """Make ``hydra/sweeper=optuna`` known to Hydra, which takes plugins under such a name only."""
+    Plugins.instance().class_name_to_class["hydra_plugins.mitoseg.OptunaSweeper"] = OptunaSweeper
 
 
 def missing_plugin(error: BaseException) -> str | None:

@@ -1,0 +1,267 @@
+"""Sweeps of a small command: who fails, who goes on, what is written, and what the same command does again."""
+
+import csv
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from mitoseg.cli.sweeps import slots
+from mitoseg.cli.sweeps.plan import Sweep, expand_seeds, pin_sweep, plan_sweep
+from mitoseg.cli.sweeps.process import job_variables
+from mitoseg.cli.sweeps.results import failure_line, summarise, write_results
+from mitoseg.cli.sweeps.sweeper import missing_plugin
+from mitoseg.errors import UserError
+
+UNIX = pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
+
+
+def table(folder, name="results.csv"):
+    with (folder / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def record(folder):
+    return json.loads((folder / "job.json").read_text(encoding="utf-8"))
+
+
+def until(condition, seconds=60):
+    """Wait for something to be so; what it is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def last(text):
+    return text.splitlines()[-1]
+
+
+@UNIX
+def test_jobs_that_die_stop_no_other_and_the_same_command_takes_them_up(project):
+    words = ["-m", "then=lose_ranks,save_and_die,mistake,nothing", "lr=0.01", "name=s"]
+    done = project.call(*words)
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    assert done.returncode == 1
+    assert "Error executing job" not in done.stderr
+    assert last(done.stdout) == os.path.join("outputs", "sweeps", "s")
+    killed = "killed by SIGKILL, out of memory perhaps"
+    assert last(done.stderr) == (
+        f"error: 3 of 4 jobs failed: then=lose_ranks ({killed}), then=mistake (no such thing; choose another), "
+        f"then=save_and_die ({killed}); the same command runs them again"
+    )
+    rank_1 = int((sweep / "then=lose_ranks" / "pid.json").read_text())
+    assert not psutil.pid_exists(rank_1) or psutil.Process(rank_1).status() == psutil.STATUS_ZOMBIE
+    assert [(row["then"], row["status"]) for row in table(sweep)] == [
+        ("lose_ranks", "failed"), ("mistake", "failed"), ("nothing", "finished"), ("save_and_die", "failed")
+    ]  # fmt: skip
+    finished = (sweep / "then=nothing" / "rank0.json").stat().st_mtime_ns
+
+    again = project.call(*words[:1], "then=save_and_die,nothing,mistake", *words[2:])
+    assert "1 of 3 jobs failed: then=mistake" in last(again.stderr)
+    assert (sweep / "then=nothing" / "rank0.json").stat().st_mtime_ns == finished
+    assert "then=nothing: finished before" in again.stderr
+    taken_up = json.loads((sweep / "then=save_and_die" / "rank0.json").read_text())
+    assert taken_up["resume"] == str(sweep / "then=save_and_die")
+    found = record(sweep / "then=save_and_die")
+    assert (found["status"], found["exit"], found["objective"]) == ("finished", 0, 1.0)
+    rows = {row["job"]: row for row in table(sweep)}
+    assert rows["then=save_and_die"]["objective"] == rows["then=nothing"]["validation_jaccard_foreground"] == "1.0"
+    assert rows["then=mistake"]["error"] == "no such thing; choose another"
+
+    other = project.call("-m", "then=nothing,mistake", "lr=0.1", "name=s")
+    assert "the folder holds a job of other words (-lr=0.01 +lr=0.1)" in other.stderr
+    assert record(sweep / "then=nothing")["status"] == "finished"
+
+
+def test_seeds_report_mean_and_spread(project):
+    done = project.call("seeds=3", "seed=4", "lr=0.01")
+    assert done.returncode == 0, done.stderr
+    sweep = project.folder / last(done.stdout)
+    assert sorted(path.name for path in sweep.glob("seed=*")) == ["seed=4", "seed=5", "seed=6"]
+    (row,) = table(sweep, "summary.csv")
+    assert (row["n"], row["objective_mean"], row["objective_sd"]) == ("3", "5.0", "1.0")
+    assert "5 ± 1" in done.stdout
+    for words, line in [
+        (["seeds=0"], "seeds counts runs, it cannot be: '0'"),
+        (["seeds=two"], "seeds counts runs, it cannot be: 'two'"),
+        (["seeds=2", "seed=1,2"], "seeds= counts up from one seed: 'seed=1,2'"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(line)):
+            expand_seeds(words)
+    assert expand_seeds(["seeds=1", "a=2"]) == (["a=2"], False)
+
+
+@UNIX
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_job_ends_when_its_sweep_is_killed(project, launcher):
+    words = [] if launcher == "basic" else [f"hydra/launcher={launcher}"]
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    with project.start("-m", "then=wait", "seed=1,2", "name=s", *words) as process:
+        pid = int(until(lambda: next(sweep.glob("seed=*/pid.json"), None)).read_text() or 0)
+        process.kill()
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 20)
+    job = next(sweep.glob("seed=*/pid.json")).parent
+    until((job / "checkpoints" / "last.ckpt").exists)
+
+
+@UNIX
+@pytest.mark.parametrize(
+    ("launcher", "number", "code"),
+    [("basic", signal.SIGINT, 130), ("basic", signal.SIGTERM, 143), ("joblib", signal.SIGINT, 130)],
+)
+def test_an_interrupted_sweep_lets_its_jobs_save(project, launcher, number, code):
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    words = ["-m", "then=wait", "seed=1,2", "name=s", f"hydra/launcher={launcher}"]
+    with project.start(*words) as process:
+        job = until(lambda: next(sweep.glob("seed=*/pid.json"), None)).parent
+        until(lambda: (job / "pid.json").read_text())
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in told
+    assert record(job)["status"] == "interrupted"
+    assert (job / "checkpoints" / "last.ckpt").exists()
+    assert table(sweep)[0]["status"] == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores can be chosen on Linux")
+def test_joblib_runs_jobs_side_by_side_each_on_its_cores(project):
+    done = project.call(
+        "-m", "hydra/launcher=joblib", "seed=1,2", "then=nothing,mistake", "name=s", OMP_NUM_THREADS=""
+    )
+    assert "2 of 4 jobs failed" in last(done.stderr)
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    told = [json.loads(path.read_text()) for path in sweep.glob("*/rank0.json")]
+    cores = len(os.sched_getaffinity(0))
+    if cores > 1:
+        assert {len(job["cores"]) for job in told} == {cores // 2}
+        assert len({tuple(job["cores"]) for job in told}) == 2
+    assert "at work on None" in (sweep / "seed=1,then=nothing" / "console.log").read_text()
+    assert "at work" not in done.stderr
+    assert {row["status"] for row in table(sweep)} == {"finished", "failed"}
+
+
+def test_submitit_runs_the_jobs_alike(project):
+    words = ["-m", "hydra/launcher=submitit_local", "seed=1,2", "then=nothing,mistake", "name=s"]
+    done = project.call(*words, SLURM_NTASKS="4", SLURM_JOB_ID="7")
+    assert "2 of 4 jobs failed" in last(done.stderr)
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    assert [row["status"] for row in table(sweep)] == ["failed", "finished"] * 2
+
+
+@UNIX
+def test_a_search_that_was_killed_goes_on_with_the_same_study(project):
+    words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "lr=tag(log,interval(1e-4,1))", "name=s"]
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    with project.start(*words, "then=wait_once") as process:
+        job = until(lambda: next(sweep.glob("lr=*/pid.json"), None)).parent
+        process.kill()
+    until((job / "checkpoints" / "last.ckpt").exists)
+    done = project.call(*words, "then=wait_once", "hydra.sweeper.max_failure_rate=1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((job / "rank0.json").read_text())["resume"] == str(job), "the trial that was under way"
+    found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    rows = table(sweep)
+    assert len(rows) == found["trials"] == 3
+    assert found["best_value"] == max(float(row["objective"]) for row in rows)
+    more = project.call(*words, "then=wait_once")
+    assert more.returncode == 0
+    assert "starts" not in more.stderr, "n_trials counts the whole study"
+
+
+def test_a_sweep_lies_in_one_folder_that_its_words_name():
+    words = ["network=a,b", "seed=1,2"]
+    first, again = (plan_sweep(pin_sweep(w, ["train"]), ["x"]) for w in (words, words[::-1]))
+    assert first.folder == again.folder
+    assert first.folder.name.startswith("network=a+b_seed=1+2_")
+    assert first.varied == {"network", "seed"}
+    assert (
+        pin_sweep([*words, "hydra/launcher=slurm", "hydra.sweeper.n_trials=9"], ["train"])[-2:]
+        == (pin_sweep(words, ["train"])[-2:])
+    )
+    assert pin_sweep(words, ["train"]) != pin_sweep([*words, "epochs=2"], ["train"])
+    own = plan_sweep(pin_sweep([*words, "hydra.sweep.dir=my", "hydra.sweep.subdir=${hydra.job.num}"]), [])
+    assert (own.folder.name, own.own_folders) == ("my", True)
+    with pytest.raises(UserError, match="one folder for all jobs"):
+        pin_sweep([*words, "hydra.sweep.dir=a/${now:%H}"])
+
+
+def test_a_job_does_not_see_what_its_sweep_runs_in(tmp_path):
+    before = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SUBMITIT_EXECUTOR": "local", "LOCAL_RANK": "1", "HOME": "h"}
+    found = job_variables(before, tmp_path, {"OMP_NUM_THREADS": "1"})
+    assert {"HOME", "SLURM_JOB_ID", "OMP_NUM_THREADS"} < set(found)
+    assert not {"SLURM_NTASKS", "SUBMITIT_EXECUTOR", "LOCAL_RANK"} & set(found)
+
+
+def test_slots_share_out_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    cfg = OmegaConf.create({"trainer": {"devices": 2, "accelerator": "auto"}})
+    given = [slots.make_slot(i, 2, cfg).variables["CUDA_VISIBLE_DEVICES"] for i in range(2)]
+    assert given == ["4,5", "6,7"]
+    shared = [slots.make_slot(i, 5, OmegaConf.create()).variables["CUDA_VISIBLE_DEVICES"] for i in range(5)]
+    assert shared == ["4", "5", "6", "7", "4"]
+    on_cpu = slots.make_slot(0, 2, OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    assert "CUDA_VISIBLE_DEVICES" not in on_cpu.variables
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert slots.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert slots.visible_gpus() == []
+
+
+def test_results_of_jobs_that_vary_in_different_keys(tmp_path):
+    for name, varied, score in [("a", {"seed": "1"}, 0.5), ("b", {"seed": "2", "x": "3"}, None)]:
+        (tmp_path / name).mkdir()
+        status = "finished" if score else "failed"
+        facts = {
+            "status": status,
+            "varied": varied,
+            "objective": score,
+            "seconds": 1.0,
+            "error": None if score else "why",
+        }
+        (tmp_path / name / "job.json").write_text(json.dumps(facts))
+    (tmp_path / "a" / "metrics.json").write_text(json.dumps({"test": {"dice": 0.25}}))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "job.json").write_text("{damaged")
+    write_results(tmp_path)
+    first, second = table(tmp_path)
+    assert (first["seed"], first["x"], first["test_dice"], first["error"]) == ("1", "", "0.25", "")
+    assert (second["x"], second["objective"], second["error"]) == ("3", "", "why")
+    assert summarise([{"seed": "1", "status": "finished", "objective": 1.0}]) == []
+    assert failure_line([{"job": "a", "status": "finished"}]) is None
+    assert "and 2 more" in failure_line([{"job": str(i), "status": "failed"} for i in range(7)])
+
+
+def test_a_launcher_that_is_not_installed_is_one_line():
+    for error in (
+        "Unknown plugin class : 'hydra_plugins.hydra_submitit_launcher.x'",
+        "Could not find 'hydra/launcher/joblib'",
+    ):
+        assert 'pip install "mitoseg[sweep]"' in missing_plugin(RuntimeError(error))
+    assert missing_plugin(RuntimeError("else")) is None
+
+
+def test_a_sweep_is_pickled_into_workers(tmp_path):
+    import pickle
+
+    sweep = Sweep(tmp_path, ("x",), frozenset({"seed"}))
+    assert pickle.loads(pickle.dumps(sweep)) == sweep
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_stops_its_job_and_no_other(project):
+    done = project.call("-m", "then=train_and_lose", "seed=1,2", "trainer.devices=2", "name=s")
+    assert done.returncode == 1
+    rows = table(project.folder / "outputs" / "sweeps" / "s")
+    assert rows[0]["status"] in {"failed", "interrupted"}
+    assert rows[1]["status"] == "finished"
