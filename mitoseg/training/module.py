@@ -144,7 +144,7 @@ class BlockClassifier(LightningModule):
         """Log the pooled block scores of the epoch."""
         found = block_scores(as_counts(self.block_counts.compute()))
         self.block_counts.reset()
-        self.log_dict({f"train/{name}": value for name, value in found.items()})
+        self.log_dict({f"train/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Count one whole slice; returns its raw log-odds (Y, X)."""

@@ -152,6 +152,23 @@ def test_a_checkpoint_that_is_not_ours(make, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_an_older_format_is_brought_up_to_date(tmp_path):
+    """Format 1 knew neither the prediction method nor what lower precision costs."""
+    old = {k: v for k, v in record(format=1).items() if k not in {"method", "precision"}}
+    save(tmp_path / "old.ckpt", old)
+    model = load_model(tmp_path / "old.ckpt")
+    assert (model.record["format"], model.record["method"], model.record["precision"]) == (FORMAT, "auto", {})
+
+
+@pytest.mark.parametrize(
+    ("found", "remedy"), [(FORMAT + 1, "upgrade mitoseg"), (0, "train again"), ("x", "train again")]
+)
+def test_a_format_that_cannot_be_read_says_what_to_do(found, remedy, tmp_path):
+    save(tmp_path / "odd.ckpt", record(format=found))
+    with pytest.raises(UserError, match=remedy):
+        load_model(tmp_path / "odd.ckpt")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         load_model(tmp_path / "none.ckpt")
