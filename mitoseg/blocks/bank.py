@@ -1,4 +1,4 @@
-r"""The training voxels in one flat tensor, and whole batches of rotated blocks out of it with one index.
+r"""The training voxels in one flat tensor, and whole batches of turned blocks out of it.
 
 A window of ``w`` pixels that answers pixel p starts at ``p - w // 2`` (see `mitoseg.geometry.anchor`). The labelled
 block is always ``[p - 16, p + 15]``, so a window of 67 sees context around it:
@@ -9,25 +9,32 @@ block is always ``[p - 16, p + 15]``, so a window of 67 sees context around it:
 A block is turned about its pivot, an index inside the window: the centre of the labelled block (``w // 2 - 0.5``)
 where the label speaks of the block, so that a quarter turn gives the same 32x32 pixels; the answered pixel
 (``w // 2``) where it speaks of that pixel.
+
+Each slice of a region is kept with as much around it as any block may read. A square about a pivot then is some runs
+of neighbouring voxels, one for each row, and the squares of a batch are one index into all runs that there are, which
+overlap (`torch.as_strided`):
+
+    voxels_n   0 1 2 3 4 5 ...        runs of 3   [0 1 2] [1 2 3] [2 3 4] [3 4 5] ...
+
+`mitoseg.blocks.turning` makes windows out of squares.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample
 
 from mitoseg.blocks.options import INTERPOLATIONS, check_choice
+from mitoseg.blocks.turning import half_side, rotate, turn
 from mitoseg.datasets.base import Region
 from mitoseg.geometry import Box, anchor, slabs
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
 
-_SIGNS = ((1, 1, -1, -1), (1, -1, -1, 1))  # of the row and the column that 0..3 quarter turns read
 _NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
 
 
@@ -38,17 +45,6 @@ def reach(window: int) -> int:
     (25, 49)
     """
     return math.ceil(math.sqrt(2) * (anchor(window) + 0.5)) + 1
-
-
-def reflect(index: Tensor, length: Tensor) -> Tensor:
-    """Fold indices into ``[0, length)`` as ``numpy.pad(mode="reflect")`` does, as often as needed.
-
-    >>> reflect(torch.arange(-3, 6), torch.tensor(3)).tolist()
-    [1, 2, 1, 0, 1, 2, 1, 0, 1]
-    """
-    period = (2 * (length - 1)).clamp_min(1)
-    folded = index.abs() % period
-    return torch.minimum(folded, period - folded)
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,41 @@ class _Blocks:
         return _Blocks(*columns, self.window, self.channels, self.pivot)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A region and the margin that is kept around it: tissue in z, y and x, then in y and x also its reflection."""
+
+    region: Region
+    margin: int
+
+    @property
+    def wanted(self) -> Box:
+        """The box with its whole margin."""
+        return self.region.box.grow((_NEIGHBOURS, self.margin, self.margin))
+
+    @property
+    def tissue(self) -> Box:
+        """What of it lies in the volume."""
+        return self.wanted.clip(self.region.image.box)
+
+    @property
+    def reflected(self) -> list[tuple[int, int]]:
+        """Pixels to reflect before and after, in y and x."""
+        ends = zip(self.wanted.start, self.tissue.start, self.tissue.stop, self.wanted.stop, strict=True)
+        return [(start - wanted, last - stop) for wanted, start, stop, last in ends][1:]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what is kept."""
+        return self.tissue.shape[0], self.wanted.shape[1], self.wanted.shape[2]
+
+    def places(self, start: int) -> list[int]:
+        """What finds a voxel, if this lies from ``start`` on: see `VolumeBank.places_r5`."""
+        Z, Y, X = self.shape
+        first = self.tissue.start[0] - self.region.box.start[0]
+        return [start - first * Y * X + self.margin * (X + 1), Y * X, X, first, first + Z]
+
+
 class VolumeBank(nn.Module):
     """The image voxels of some regions, with the real tissue around them, on one device.
 
@@ -79,38 +110,40 @@ class VolumeBank(nn.Module):
         regions: What positions refer to, by their place in this sequence.
         normalization: Mean and standard deviation that blocks are normalised with.
         window: The largest window that will be gathered, in pixels.
+
+    Attributes:
+        voxels_n: All that is kept, region after region, slice after slice, row after row.
+        places_r5: int64, for each region: the place of its voxel (0, 0, 0) in ``voxels_n``, the steps from slice to
+            slice and from row to row, the first z that is kept and the one after the last, in its own coordinates.
     """
 
     voxels_n: Tensor
-    shape_r3: Tensor
-    origin_r3: Tensor
-    offset_r: Tensor
+    places_r5: Tensor
+    _scale_2: Tensor
 
     def __init__(self, regions: Sequence[Region], normalization: Normalization, window: int = 32) -> None:
         super().__init__()
         self.window, self.normalization = window, normalization
-        margin = (_NEIGHBOURS, reach(window), reach(window))
-        boxes = [region.box.grow(margin).clip(region.image.box) for region in regions]
-        ends = np.cumsum([box.size for box in boxes], dtype=np.int64)
         self.raw = all(region.image.dtype == np.uint8 for region in regions)
-        index_type = torch.int32 if ends[-1] < 2**31 else torch.int64
-        self.register_buffer("voxels_n", torch.empty(int(ends[-1]), dtype=torch.uint8 if self.raw else torch.float32))
-        self.register_buffer("shape_r3", torch.tensor([box.shape for box in boxes], dtype=index_type))
-        origins = [region.box.inside(box).start for region, box in zip(regions, boxes, strict=True)]
-        self.register_buffer("origin_r3", torch.tensor(origins, dtype=index_type))
-        self.register_buffer("offset_r", torch.tensor([0, *ends[:-1]]).to(index_type))
-        for region, box, end in zip(regions, boxes, ends, strict=True):
-            self._fill(region, box, int(end) - box.size)
+        kept = [_Kept(region, reach(window)) for region in regions]
+        ends = np.cumsum([math.prod(k.shape) for k in kept], dtype=np.int64).tolist()
+        starts = [0, *ends[:-1]]
+        self.register_buffer("voxels_n", torch.empty(ends[-1], dtype=torch.uint8 if self.raw else torch.float32))
+        self.register_buffer("places_r5", torch.tensor([k.places(n) for k, n in zip(kept, starts, strict=True)]))
+        self.register_buffer("_scale_2", torch.tensor([normalization.mean, normalization.std], dtype=torch.float32))
+        for k, start in zip(kept, starts, strict=True):
+            self._fill(k, start)
 
-    def _fill(self, region: Region, box: Box, start: int) -> None:
+    def _fill(self, kept: _Kept, start: int) -> None:
         """Copy one region slab by slab, so that no second copy of it is held."""
-        voxels_n = self.voxels_n.numpy()
-        for slab in slabs(box, 16):
-            image_zyx = region.image.read(slab)
-            check_image_values(image_zyx, region.image.path)
+        voxels_n, image = self.voxels_n.numpy(), kept.region.image
+        for slab in slabs(kept.tissue, 16):
+            image_zyx = image.read(slab)
+            check_image_values(image_zyx, image.path)
             image_zyx = image_zyx if self.raw else self.normalization.apply(image_zyx)
-            voxels_n[start : start + slab.size] = image_zyx.reshape(-1)
-            start += slab.size
+            padded_zyx = np.pad(image_zyx, ((0, 0), *kept.reflected), mode="reflect")
+            voxels_n[start : start + padded_zyx.size] = padded_zyx.reshape(-1)
+            start += padded_zyx.size
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +160,7 @@ class VolumeBank(nn.Module):
         channels: str = "adjacent",
         pivot: float | None = None,
         interpolation: str = "bilinear",
+        exact: bool | None = None,
     ) -> Tensor:
         """A batch of normalised blocks, each turned counter-clockwise by its angle, then mirrored in x where asked.
 
@@ -142,9 +176,10 @@ class VolumeBank(nn.Module):
             pivot: Index inside the window that stays in place, a multiple of 0.5 no further than 0.5 from the answered
                 pixel's; None: the centre of the labelled block.
             interpolation: "bilinear" or "nearest", for angles that are no multiples of 90.
+            exact: Whether all angles are multiples of 90; None: look, which makes the host wait for a GPU.
 
         Returns:
-            float32 (B, C, window, window).
+            float32 (B, C, window, window), in channels-last layout.
 
         Raises:
             ValueError: The window is larger than the bank's, or the pivot is none of the three places allowed.
@@ -156,68 +191,50 @@ class VolumeBank(nn.Module):
             raise ValueError(f"cannot gather a window of {window} about {pivot} from a bank built for {self.window}")
         blocks = _Blocks(position_b4, angle_b, flip_b, window, channels, pivot)
         exact_b = angle_b % 90 == 0
-        if bool(exact_b.all()):
-            image_bcyx = self._copy(blocks)
-        else:
-            copied, sampled = exact_b.nonzero()[:, 0], (~exact_b).nonzero()[:, 0]
-            shape = len(angle_b), len(CHANNEL_OFFSETS[channels]), window, window
-            image_bcyx = torch.empty(shape, dtype=torch.float32, device=self.device)
-            image_bcyx[copied] = self._copy(blocks.take(copied))
-            image_bcyx[sampled] = self._sample(blocks.take(sampled), interpolation)
-        return image_bcyx.sub_(self.normalization.mean).div_(self.normalization.std) if self.raw else image_bcyx
+        if bool(exact_b.all()) if exact is None else exact:
+            return self._normalize(self._turn(blocks))
+        if self.device.type != "cpu":  # both for all blocks, rather than wait for the number of each kind
+            chosen = torch.where(exact_b[:, None, None, None], self._turn(blocks), self._rotate(blocks, interpolation))
+            return self._normalize(chosen)
+        return self._normalize(self._mix(blocks, exact_b, interpolation))
 
-    def _copy(self, blocks: _Blocks, margin: int = 0) -> Tensor:
-        """Quarter turns in integers, with ``margin`` pixels more on each side; not normalised yet.
+    def _mix(self, blocks: _Blocks, exact_b: Tensor, interpolation: str) -> Tensor:
+        """Some turned, some rotated, each in its place."""
+        shape = len(exact_b), len(CHANNEL_OFFSETS[blocks.channels]), blocks.window, blocks.window
+        image_bcyx = torch.empty(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+        turned, rotated = exact_b.nonzero()[:, 0], (~exact_b).nonzero()[:, 0]
+        image_bcyx[turned] = self._turn(blocks.take(turned))
+        image_bcyx[rotated] = self._rotate(blocks.take(rotated), interpolation)
+        return image_bcyx
 
-        A source row follows from the output's row alone, or after an odd turn from its column alone; so does a column.
-        """
-        plane_bc, y_b1, x_b1, size_y_b1, size_x_b1 = self._place(blocks)
-        turn_b1 = (blocks.angle_b / 90).round().to(torch.int64)[:, None] % 4
-        odd_b1 = turn_b1 % 2 == 1
-        center = round(2 * blocks.pivot)  # everything is doubled, so that half pixels are integers
-        index = torch.arange(-margin, blocks.window + margin, device=self.device, dtype=plane_bc.dtype)
-        across = 2 * index - center
-        along = torch.where(blocks.flip_b[:, None], -across, across)
-        row_sign, column_sign = (torch.tensor(s, device=self.device, dtype=across.dtype)[turn_b1] for s in _SIGNS)
-        row = (torch.where(odd_b1, along, across) * row_sign + center) // 2
-        column = (torch.where(odd_b1, across, along) * column_sign + center) // 2
-        row, column = reflect(y_b1 + row, size_y_b1) * size_x_b1, reflect(x_b1 + column, size_x_b1)
-        index_by, index_bx = torch.where(odd_b1, column, row), torch.where(odd_b1, row, column)
-        index_bcyx = plane_bc[..., None, None] + (index_by[:, :, None] + index_bx[:, None, :])[:, None]
-        return self.voxels_n.index_select(0, index_bcyx.view(-1)).view(index_bcyx.shape).float()
+    def _turn(self, blocks: _Blocks) -> Tensor:
+        """Quarter turns."""
+        half = half_side(blocks.window, blocks.pivot, any_angle=False)
+        square_bcyx = self._squares(blocks, half)
+        return turn(square_bcyx, blocks.angle_b, blocks.flip_b, blocks.window, blocks.pivot).float()
 
-    def _sample(self, blocks: _Blocks, interpolation: str) -> Tensor:
-        """Any angle: copy the window with all that its corners sweep over, then sample that patch.
+    def _rotate(self, blocks: _Blocks, interpolation: str) -> Tensor:
+        """Any angles."""
+        half = half_side(blocks.window, blocks.pivot, any_angle=True)
+        square_bcyx = self._squares(blocks, half).float()
+        return rotate(square_bcyx, blocks.angle_b, blocks.flip_b, blocks.window, blocks.pivot, interpolation)
 
-        Output (i, j) reads the window at ``pivot + R (i - pivot, j - pivot)``, j mirrored first where asked, with
+    def _squares(self, blocks: _Blocks, half: float) -> Tensor:
+        """(B, C, s, s), ``half`` pixels and no more to each side of the pivot, as they are stored."""
+        size, first = int(2 * half) + 1, int(blocks.pivot - half) - anchor(blocks.window)
+        region_b, z_b, y_b, x_b = blocks.position_b4.unbind(1)
+        start_b, plane_b, row_b, first_b, end_b = self.places_r5.index_select(0, region_b).unbind(1)
+        start_b = start_b + z_b * plane_b + (y_b + first) * row_b + (x_b + first)
+        offset_c = torch.tensor(CHANNEL_OFFSETS[blocks.channels], device=self.device)
+        z_bc = z_b[:, None] + offset_c
+        there_bc = (z_bc >= first_b[:, None]) & (z_bc < end_b[:, None])
+        start_bc = start_b[:, None] + offset_c * there_bc * plane_b[:, None]
+        down_bs = torch.arange(size, device=self.device) * row_b[:, None]
+        runs = self.voxels_n.as_strided((len(self.voxels_n) - size + 1, size), (1, 1))
+        run_bcs = start_bc[:, :, None] + down_bs[:, None]
+        return runs.index_select(0, run_bcs.view(-1)).view(*start_bc.shape, size, size)
 
-            R = [[cos, sin], [-sin, cos]]   (rows: y, x)
-        """
-        window, pivot = blocks.window, blocks.pivot
-        radius = math.sqrt(2) * max(pivot, window - 1 - pivot)
-        margin = math.floor(max(radius - pivot, radius + pivot - (window - 1))) + 1
-        still = replace(blocks, angle_b=torch.zeros_like(blocks.angle_b), flip_b=torch.zeros_like(blocks.flip_b))
-        patch_bcyx = self._copy(still, margin)
-        across = torch.arange(window, device=self.device, dtype=torch.float32) - pivot
-        along = torch.where(blocks.flip_b[:, None], -across, across)[:, None, :]
-        across = across[:, None]
-        radians = torch.deg2rad(blocks.angle_b.float())[:, None, None]
-        cos, sin = torch.cos(radians), torch.sin(radians)
-        place_byx2 = torch.empty((len(radians), window, window, 2), device=self.device)
-        place_byx2[..., 0] = cos * along - sin * across
-        place_byx2[..., 1] = cos * across + sin * along
-        scale = 2 / (window + 2 * margin - 1)  # grid_sample counts from -1 to 1
-        grid_byx2 = place_byx2.mul_(scale).add_((pivot + margin) * scale - 1)
-        return grid_sample(patch_bcyx, grid_byx2, mode=interpolation, align_corners=True)
-
-    def _place(self, blocks: _Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Where each channel's slice begins (B, C), then the window's first y and x and the slice's size, (B, 1)."""
-        region_b = blocks.position_b4[:, 0]
-        shape_b3 = self.shape_r3[region_b]
-        z_b1, y_b1, x_b1 = (self.origin_r3[region_b] + blocks.position_b4[:, 1:].to(shape_b3.dtype)).T[..., None]
-        size_z_b1, size_y_b1, size_x_b1 = shape_b3.T[..., None]
-        wanted_bc = z_b1 + torch.tensor(CHANNEL_OFFSETS[blocks.channels], device=self.device, dtype=shape_b3.dtype)
-        z_bc = torch.where((wanted_bc < 0) | (wanted_bc >= size_z_b1), z_b1, wanted_bc)
-        plane_bc = self.offset_r[region_b][:, None] + z_bc * (size_y_b1 * size_x_b1)
-        first = anchor(blocks.window)
-        return plane_bc, y_b1 - first, x_b1 - first, size_y_b1, size_x_b1
+    def _normalize(self, image_bcyx: Tensor) -> Tensor:
+        """In place, unless that was done when the voxels were read."""
+        mean, std = self._scale_2.unbind()
+        return image_bcyx.sub_(mean).div_(std) if self.raw else image_bcyx
