@@ -99,7 +99,7 @@ def run(cfg):
     if cfg.then == "wait_once" and not (run_dir().parent / "waited").exists():
         (run_dir().parent / "waited").touch()
         wait()
-    if cfg.then.startswith("train"):
+    if cfg.then in {"train", "train_and_lose", "train_outside"}:
         train(victim=1 if cfg.then == "train_and_lose" and cfg.seed == 1 else None)
     score = -((math.log10(cfg.lr) + 2) ** 2) + cfg.seed
     (run_dir() / "metrics.json").write_text(json.dumps({"validation": {"jaccard_foreground": score}}))

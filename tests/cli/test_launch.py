@@ -132,5 +132,5 @@ def test_there_is_no_run_folder_outside_a_run():
 def test_lightning_on_two_processes(project, words):
     done = project.call("then=train", f"input={PATH}", *words)
     assert done.returncode == 0, done.stderr
-    told = project.told("outputs/*/*/rank*.json")
+    told = project.told("outputs/**/rank*.json")
     assert [job["input"] for job in told] == [PATH] * (4 if words else 2)
