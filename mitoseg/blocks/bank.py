@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from mitoseg.geometry import Box, anchor, slabs
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
 
 _NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
+_CACHED = 2**19  # voxels that are gathered together on a CPU, whose caches hold them until they are normalised
 
 
 def reach(window: int) -> int:
@@ -45,6 +47,12 @@ def reach(window: int) -> int:
     (25, 49)
     """
     return math.ceil(math.sqrt(2) * (anchor(window) + 0.5)) + 1
+
+
+@lru_cache
+def _offsets(channels: str, device: torch.device) -> Tensor:
+    """`CHANNEL_OFFSETS` on a device."""
+    return torch.tensor(CHANNEL_OFFSETS[channels], device=device)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class _Blocks:
     channels: str
     pivot: float
 
-    def take(self, index: Tensor) -> _Blocks:
+    def take(self, index: Tensor | slice) -> _Blocks:
         """Some of the blocks."""
         columns = self.position_b4[index], self.angle_b[index], self.flip_b[index]
         return _Blocks(*columns, self.window, self.channels, self.pivot)
@@ -190,22 +198,33 @@ class VolumeBank(nn.Module):
         if window > self.window or abs(pivot - anchor(window)) not in (0.0, 0.5):
             raise ValueError(f"cannot gather a window of {window} about {pivot} from a bank built for {self.window}")
         blocks = _Blocks(position_b4, angle_b, flip_b, window, channels, pivot)
-        exact_b = angle_b % 90 == 0
+        portion = max(1, _CACHED // (len(CHANNEL_OFFSETS[channels]) * window**2))
+        if self.device.type != "cpu" or len(angle_b) <= portion:
+            return self._gather(blocks, interpolation, exact)
+        shape = len(angle_b), len(CHANNEL_OFFSETS[channels]), window, window
+        image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
+        for start in range(0, len(angle_b), portion):
+            some = slice(start, start + portion)
+            image_bcyx[some] = self._gather(blocks.take(some), interpolation, exact)
+        return image_bcyx
+
+    def _gather(self, blocks: _Blocks, interpolation: str, exact: bool | None) -> Tensor:
+        """All blocks at once."""
+        exact_b = blocks.angle_b % 90 == 0
         if bool(exact_b.all()) if exact is None else exact:
             return self._normalize(self._turn(blocks))
         if self.device.type != "cpu":  # both for all blocks, rather than wait for the number of each kind
             chosen = torch.where(exact_b[:, None, None, None], self._turn(blocks), self._rotate(blocks, interpolation))
             return self._normalize(chosen)
-        return self._normalize(self._mix(blocks, exact_b, interpolation))
-
-    def _mix(self, blocks: _Blocks, exact_b: Tensor, interpolation: str) -> Tensor:
-        """Some turned, some rotated, each in its place."""
+        rotated = (~exact_b).nonzero()[:, 0]
+        if len(rotated) == len(exact_b):
+            return self._normalize(self._rotate(blocks, interpolation))
+        turned = exact_b.nonzero()[:, 0]
         shape = len(exact_b), len(CHANNEL_OFFSETS[blocks.channels]), blocks.window, blocks.window
-        image_bcyx = torch.empty(shape, device=self.device).contiguous(memory_format=torch.channels_last)
-        turned, rotated = exact_b.nonzero()[:, 0], (~exact_b).nonzero()[:, 0]
+        image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
         image_bcyx[turned] = self._turn(blocks.take(turned))
         image_bcyx[rotated] = self._rotate(blocks.take(rotated), interpolation)
-        return image_bcyx
+        return self._normalize(image_bcyx)
 
     def _turn(self, blocks: _Blocks) -> Tensor:
         """Quarter turns."""
@@ -225,7 +244,7 @@ class VolumeBank(nn.Module):
         region_b, z_b, y_b, x_b = blocks.position_b4.unbind(1)
         start_b, plane_b, row_b, first_b, end_b = self.places_r5.index_select(0, region_b).unbind(1)
         start_b = start_b + z_b * plane_b + (y_b + first) * row_b + (x_b + first)
-        offset_c = torch.tensor(CHANNEL_OFFSETS[blocks.channels], device=self.device)
+        offset_c = _offsets(blocks.channels, self.device)
         z_bc = z_b[:, None] + offset_c
         there_bc = (z_bc >= first_b[:, None]) & (z_bc < end_b[:, None])
         start_bc = start_b[:, None] + offset_c * there_bc * plane_b[:, None]

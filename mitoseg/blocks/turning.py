@@ -95,7 +95,7 @@ def rotate(
         interpolation: "bilinear" or "nearest".
 
     Returns:
-        float32 (B, C, window, window).
+        float32 (B, C, window, window), in channels-last layout.
     """
     half = half_side(window, pivot, any_angle=True)  # grid_sample counts from -1 to 1, which is from -half to half
     across = (torch.arange(window, dtype=torch.float32, device=square_bcyx.device) - pivot) / half
@@ -105,4 +105,5 @@ def rotate(
     grid_byx2 = torch.empty((len(angle_b), window, window, 2), device=square_bcyx.device)
     torch.sub((cos * along)[:, None], (sin * across)[..., None], out=grid_byx2[..., 0])
     torch.add((sin * along)[:, None], (cos * across)[..., None], out=grid_byx2[..., 1])
-    return grid_sample(square_bcyx, grid_byx2, mode=interpolation, align_corners=True)
+    turned_bcyx = grid_sample(square_bcyx, grid_byx2, mode=interpolation, align_corners=True)
+    return turned_bcyx.contiguous(memory_format=torch.channels_last)

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from mitoseg.blocks.bank import VolumeBank, reach
+from mitoseg.blocks.turning import half_side
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, anchor
+from mitoseg.geometry import Box, anchor, reflect
 from mitoseg.volumes import ArrayVolume, Normalization, read_channels
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -50,6 +53,92 @@ def sampled(regions, position, angle, flip, window, pivot, order):
     rows, columns = cos * i + sin * j + pivot + first[0], cos * j - sin * i + pivot + first[1]
     planes = read_channels(volume, z + start[0], "adjacent").astype(float)
     return np.stack([map_coordinates(p, (rows, columns), order=order, mode="mirror") for p in planes])
+
+
+def copied(regions, position, turns, flip, window, pivot, channels="adjacent"):
+    """The block, looked up voxel by voxel in the whole volume, by doubled coordinates."""
+    number, z, y, x = position
+    volume, start = regions[number].image, regions[number].box.start
+    i, j = 2 * np.indices((window, window)) - round(2 * pivot)
+    j = -j if flip else j
+    row, column = ((i, j), (j, -i), (-i, -j), (-j, i))[turns]
+    row, column = ((k + round(2 * pivot)) // 2 - anchor(window) for k in (row, column))
+    planes = read_channels(volume, z + start[0], channels)
+    return planes[:, reflect(row + y + start[1], volume.shape[1]), reflect(column + x + start[2], volume.shape[2])]
+
+
+def corners(regions):
+    """Positions at the corners of all regions."""
+    ends = [[(0, n - 1) for n in region.box.shape] for region in regions]
+    return [(r, z, y, x) for r, (zs, ys, xs) in enumerate(ends) for z in zs for y in ys for x in xs]
+
+
+@pytest.mark.parametrize("channels", ["adjacent", "repeat", "single"])
+@pytest.mark.parametrize("pivot", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("window", [1, 2, 7, 32, 67])
+def test_turned_blocks_are_those_of_the_volume(window, pivot, channels):
+    rng = np.random.default_rng(window)
+    regions = [*two_regions(rng), region(rng.integers(0, 256, (1, 3, 5), np.uint8))]
+    bank, pivot = VolumeBank(regions, AS_IS, window + 3), anchor(window) + pivot
+    position_b4 = torch.cat([torch.tensor(corners(regions)), random_positions(regions, 8, rng)])
+    for turns in range(4):
+        for flip in (False, True):
+            angle_b, flip_b = torch.full((len(position_b4),), 90.0 * turns), torch.full((len(position_b4),), flip)
+            image_bcyx = bank.gather(position_b4, angle_b, flip_b, window=window, pivot=pivot, channels=channels)
+            expected = [copied(regions, p, turns, flip, window, pivot, channels) for p in position_b4.tolist()]
+            np.testing.assert_array_equal(image_bcyx.numpy(), np.stack(expected))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_region_of_any_volume(data):
+    """Boxes anywhere in volumes of any shape, several of them, in any batch."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    regions = []
+    for shape in data.draw(st.lists(st.tuples(*[st.integers(1, n) for n in (5, 90, 90)]), min_size=1, max_size=3)):
+        start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+        stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True))
+        regions.append(region(rng.integers(0, 256, shape, np.uint8), start, stop))
+    window = data.draw(st.integers(1, 40))
+    pivot = anchor(window) + data.draw(st.sampled_from([-0.5, 0.0, 0.5]))
+    position_b4, turns = random_positions(regions, 6, rng), rng.integers(4, size=6)
+    flip = rng.random(6) < 0.5
+    bank = VolumeBank(regions, AS_IS, data.draw(st.integers(window, window + 9)))
+    angle_b = torch.from_numpy(turns).float() * 90
+    image_bcyx = bank.gather(position_b4, angle_b, torch.from_numpy(flip), window=window, pivot=pivot)
+    drawn = zip(position_b4.tolist(), turns.tolist(), flip.tolist(), strict=True)
+    np.testing.assert_array_equal(image_bcyx.numpy(), np.stack([copied(regions, *d, window, pivot) for d in drawn]))
+
+
+@pytest.mark.parametrize("window", range(1, 120))
+def test_no_square_leaves_what_is_kept(window):
+    for pivot in (anchor(window) - 0.5, anchor(window), anchor(window) + 0.5):
+        half = half_side(window, pivot, any_angle=True)
+        assert half >= np.sqrt(2) * max(pivot, window - 1 - pivot)
+        assert half + abs(pivot - anchor(window)) <= reach(window)
+
+
+def test_a_large_batch_is_the_batches_that_it_is_made_of():
+    rng = np.random.default_rng(4)
+    regions = two_regions(rng)
+    bank = VolumeBank(regions, Normalization(120.0, 33.0), 32)
+    angle_b = torch.from_numpy(rng.choice([0.0, 90.0, 33.3], 500).astype(np.float32))
+    drawn = random_positions(regions, 500, rng), angle_b, torch.from_numpy(rng.random(500) < 0.5)
+    whole = bank.gather(*drawn, window=32)
+    parts = [bank.gather(*(column[i : i + 100] for column in drawn), window=32) for i in range(0, 500, 100)]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=0)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("angle", [90.0, 33.3])
+def test_the_kinds_of_angles_may_be_told(angle):
+    rng = np.random.default_rng(6)
+    regions = two_regions(rng)
+    bank = VolumeBank(regions, AS_IS, 32)
+    drawn = random_positions(regions, 9, rng), torch.tensor([0.0, 180.0, angle]).repeat(3), torch.arange(9) % 2 == 0
+    told = bank.gather(*drawn, window=32, exact=angle % 90 == 0)
+    torch.testing.assert_close(bank.gather(*drawn, window=32), told, rtol=0, atol=0)
+    assert bank.gather(*(column[:0] for column in drawn), window=32).shape == (0, 3, 32, 32)
 
 
 @pytest.mark.parametrize("shape", [(3, 80, 90), (3, 20, 24), (2, 1, 40), (1, 7, 2)])
