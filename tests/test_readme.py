@@ -56,7 +56,7 @@ def test_command(words, monkeypatch, tmp_path):
     sweep = bool({"-m", "--multirun"} & set(options))
     quoted = prepare_words(overrides, sweep=sweep)
     if sweep:  # Hydra's sweeper composes one job at a time; the first choice of each will do
-        quoted = [re.sub(r"=([^,\[]+),.*", r"=\1", word) for word in quoted]
+        quoted = [re.sub(r"=(?:tag\(\w+,)?(?:interval\()?([^,\[(]+),.*", r"=\1", word) for word in quoted]
     with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
         assert compose(name, [*quoted, "hydra.mode=RUN"])
 

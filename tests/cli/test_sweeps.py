@@ -159,6 +159,22 @@ def test_submitit_runs_the_jobs_alike(project):
 
 
 @UNIX
+def test_a_job_that_submitit_queues_again_goes_on(project):
+    """What `max_num_timeout` does on SLURM, with the executor for one machine: a signal, then the job once more."""
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    with project.start("-m", "hydra/launcher=submitit_local", "seed=1", "then=wait_once", "name=s") as process:
+        until(lambda: next(sweep.glob("job/pid.json"), None))
+        until(lambda: (sweep / "job" / "pid.json").read_text())
+        for worker in psutil.Process(process.pid).children(recursive=True):
+            if "submitit.core._submit" in worker.cmdline():
+                worker.send_signal(signal.SIGUSR2)
+        _, told = process.communicate(timeout=100)
+    assert process.returncode == 0, told
+    assert json.loads((sweep / "job" / "rank0.json").read_text())["resume"] == str(sweep / "job")
+    assert record(sweep / "job")["status"] == "finished"
+
+
+@UNIX
 def test_a_search_that_was_killed_goes_on_with_the_same_study(project):
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "lr=tag(log,interval(1e-4,1))", "name=s"]
     sweep = project.folder / "outputs" / "sweeps" / "s"
