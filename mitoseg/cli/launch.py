@@ -36,7 +36,7 @@ from mitoseg.cli.ranks import (
 from mitoseg.cli.resume import resume_overrides
 from mitoseg.cli.sweeps.conclusion import conclude, jobs_end_first
 from mitoseg.cli.sweeps.job import run_job
-from mitoseg.cli.sweeps.plan import Sweep, expand_seeds, pin_sweep, plan_sweep
+from mitoseg.cli.sweeps.plan import Sweep, find_sweep, pin_sweep, plan_sweep
 from mitoseg.cli.sweeps.process import Outcome
 from mitoseg.cli.sweeps.sweeper import missing_plugin, register_sweeper
 from mitoseg.errors import UserError
@@ -92,11 +92,10 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
     sweep: Sweep | None = None
     try:
         options, words = split_words(sys.argv[1:])
-        words, counted = expand_seeds(quote_overrides(words))
-        asked = bool({"-m", "--multirun"} & set(options))
-        words = prepare_words(words, sweep=asked or counted, command=config_name)
-        sys.argv = [sys.argv[0], *words, *options, *(["-m"] if counted and not asked else [])]
-        if asked or counted:
+        words, options, sweeps = find_sweep(quote_overrides(words), options)
+        words = prepare_words(words, sweep=sweeps, command=config_name)
+        sys.argv = [sys.argv[0], *words, *options]
+        if sweeps:
             sweep = plan_sweep(words, [*program(run), *_config_options(options)])
         told = _call_hydra(config_name, run, config_dir, options, sweep)
         outcome.tell(objective=told)

@@ -158,6 +158,43 @@ def test_submitit_runs_the_jobs_alike(project):
     assert [row["status"] for row in table(sweep)] == ["failed", "finished"] * 2
 
 
+SLURM = {
+    "sbatch": """#!/bin/bash
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
+for i in $(seq 0 $last); do
+    export SLURM_JOB_ID=4$i SLURM_ARRAY_JOB_ID=40 SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NODELIST=here
+    SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 bash "$1" > /dev/null 2>&1 &
+done
+echo Submitted batch job 40""",
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do [[ $1 == --output || $1 == --error ]] && shift; shift; done
+exec "$@"
+""",
+    "sacct": """#!/bin/bash
+echo "JobID|State|NodeList"
+for i in 0 1 2 3; do echo "40_$i|RUNNING|here"; done
+""",
+}
+"""What submitit calls, as scripts that run the jobs on this machine."""
+
+
+@UNIX
+def test_slurm_gets_the_jobs_with_what_they_need(project, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in SLURM.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    words = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "seed=1,2", "then=nothing,die", "name=s"]
+    done = project.call(*words, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
+    assert "2 of 4 jobs failed" in last(done.stderr), done.stderr
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    assert [row["status"] for row in table(sweep)] == ["failed", "finished"] * 2
+    asked = next((sweep / ".submitit").rglob("*.sh")).read_text()
+    for line in ("partition=gpu", "gpus-per-node=1", "time=240", "ntasks-per-node=1", "signal=USR2@120"):
+        assert f"#SBATCH --{line}" in asked
+
+
 @UNIX
 def test_a_job_that_submitit_queues_again_goes_on(project):
     """What `max_num_timeout` does on SLURM, with the executor for one machine: a signal, then the job once more."""

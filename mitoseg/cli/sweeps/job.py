@@ -140,7 +140,7 @@ def _attempt(sweep: Sweep, job: Job, cfg: DictConfig) -> dict[str, Any]:
     start = time.time()
     code: int | None = None
     try:
-        with free_slot(sweep.folder, cfg) as slot:
+        with free_slot(sweep.folder, cfg, sweep.threads) as slot:
             start = time.time()
             code = _run(sweep, job, slot, record, outcome)
     finally:  # also when the sweep is interrupted
@@ -178,12 +178,11 @@ def _run(sweep: Sweep, job: Job, slot: Slot, record: dict[str, Any], outcome: Pa
 
 
 def _ending(code: int | None, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Status, exit code, error and objective of a job; ``code`` is None if the sweep was interrupted."""
+    """Status, exit code, error and objective of a job; ``code`` is None if it ended because the sweep does."""
     if code == 0:
         return {"status": "finished", "exit": 0, "error": None, "objective": told.get("objective")}
-    if code is None or code in {130, 143, -signal.SIGTERM, -signal.SIGINT}:
-        return {"status": "interrupted", "exit": code, "error": told.get("error") or _why(code), "objective": None}
-    return {"status": "failed", "exit": code, "error": told.get("error") or _why(code), "objective": None}
+    status = "interrupted" if code is None else "failed"
+    return {"status": status, "exit": code, "error": told.get("error") or _why(code), "objective": None}
 
 
 def _why(code: int | None) -> str:
@@ -192,8 +191,10 @@ def _why(code: int | None) -> str:
     >>> _why(-9)
     'killed by SIGKILL, out of memory perhaps'
     """
-    if code is None or code in {130, 143}:
+    if code is None:
         return "interrupted"
+    if code in {130, 143}:  # how a shell tells of a signal
+        code = 128 - code
     if code >= 0:
         return f"exit code {code}"
     try:

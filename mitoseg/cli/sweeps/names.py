@@ -74,7 +74,7 @@ def safe_name(text: str, identity: str, longest: int) -> str:
     >>> safe_name("paper", "paper", 60)
     'paper'
     >>> safe_name("a/b", "a/b", 60)
-    'a-b_58e48a96'
+    'a-b_c14cddc0'
     """
     plain = _ODD.sub("-", text.lower())
     if plain == text and len(plain) <= longest and plain.strip(".") == plain and not _RESERVED.fullmatch(plain):

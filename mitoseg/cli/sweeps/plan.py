@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
@@ -38,6 +39,7 @@ class Sweep:
         command: Start of a job's command line after the interpreter: the program, and options that choose the config.
         varied: Keys with several values on the command line.
         own_folders: Whether the user names the jobs' folders (``hydra.sweep.subdir``).
+        threads: ``OMP_NUM_THREADS`` as the user has set it; joblib sets its own in its workers.
         invocation: Name of this call of the sweep, which reports are filed under.
         pid: The process that was started by the user.
     """
@@ -46,8 +48,28 @@ class Sweep:
     command: tuple[str, ...]
     varied: frozenset[str]
     own_folders: bool = False
+    threads: str | None = field(default_factory=lambda: os.environ.get("OMP_NUM_THREADS"))
     invocation: str = field(default_factory=lambda: secrets.token_hex(4))
     pid: int = field(default_factory=os.getpid)
+
+
+def find_sweep(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """Words and options with ``seeds=N`` spelled out, and whether they are to run a sweep.
+
+    Raises:
+        UserError: ``seeds`` is no such number.
+
+    >>> find_sweep(["seeds=2"], [])
+    (['seed=1,2'], ['-m'], True)
+    >>> find_sweep(["seeds=2"], ["--cfg", "job"])
+    (['seeds=2'], ['--cfg', 'job'], False)
+    """
+    known = get_args_parser().parse_args(list(options))
+    if any((known.cfg, known.help, known.hydra_help, known.info, known.shell_completion)):
+        return list(words), list(options), False
+    spelled, counted = expand_seeds(words)
+    more = ["-m"] if counted and not known.multirun else []
+    return spelled, [*options, *more], known.multirun or counted
 
 
 def expand_seeds(words: Sequence[str]) -> tuple[list[str], bool]:

@@ -43,12 +43,13 @@ class Slot:
 
 
 @contextlib.contextmanager
-def free_slot(folder: Path, cfg: DictConfig) -> Iterator[Slot]:
+def free_slot(folder: Path, cfg: DictConfig, threads: str | None = None) -> Iterator[Slot]:
     """Wait for a slot and hold it; a launcher that runs one job at a time, or elsewhere, has one that binds nothing.
 
     Args:
         folder: The sweep's folder.
         cfg: The job's config; its ``trainer.devices`` and ``trainer.accelerator`` count, if there are any.
+        threads: ``OMP_NUM_THREADS`` of the job's processes; None divides the slot's cores among them.
     """
     count = slot_count()
     if count < 2:
@@ -62,7 +63,7 @@ def free_slot(folder: Path, cfg: DictConfig) -> Iterator[Slot]:
             with contextlib.suppress(Timeout):
                 lock.acquire()
                 try:
-                    yield make_slot(index, count, cfg)
+                    yield make_slot(index, count, cfg, threads)
                 finally:
                     lock.release()
                 return
@@ -78,15 +79,14 @@ def slot_count() -> int:
     return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
 
 
-def make_slot(index: int, count: int, cfg: DictConfig) -> Slot:
+def make_slot(index: int, count: int, cfg: DictConfig, threads: str | None = None) -> Slot:
     """The slot of an index: its share of the GPUs, or of the cores where there are none or none are asked for."""
     cores = _own_cores()
     share = max(1, len(cores) // count)
     gpus = [] if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" else visible_gpus()
     devices = OmegaConf.select(cfg, "trainer.devices", default=1)
     each = devices if isinstance(devices, int) and devices > 0 else max(1, len(gpus) // count)
-    threads = str(max(1, share if gpus else share // each))
-    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    variables = {"OMP_NUM_THREADS": threads or str(max(1, share // each))}
     if gpus:
         return Slot({**variables, "CUDA_VISIBLE_DEVICES": ",".join(_portion(gpus, index, each))})
     return Slot(variables, tuple(sorted({int(core) for core in _portion(list(map(str, cores)), index, share)})))
