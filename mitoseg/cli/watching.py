@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.training.callbacks import SlicePictures
-from mitoseg.training.checkpointing import SCORE, LastCheckpoint, best_checkpoint
+from mitoseg.training.checkpointing import SCORE, BestCheckpoint, LastCheckpoint
 from mitoseg.training.guards import FiniteLoss
 from mitoseg.training.progress import Progress, Throughput
 
@@ -29,7 +29,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
         callbacks.append(EarlyStopping(SCORE, mode="max", patience=cfg.patience, check_on_train_epoch_end=False))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(throughput))
-    return [*callbacks, best_checkpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
+    return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
 
 
 def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

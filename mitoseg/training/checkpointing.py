@@ -48,14 +48,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def best_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Keeps ``best.ckpt``, that of the highest `SCORE`."""
-    fixed: dict[str, Any] = {
-        "auto_insert_metric_name": False,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": False,
-    }
-    return ModelCheckpoint(dirpath=folder, filename="best", monitor=SCORE, mode="max", **fixed)
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, that of the highest `SCORE`, also in a run whose folder was moved.
+
+    Args:
+        folder: Where it lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        fixed: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+        super().__init__(
+            dirpath=folder, filename="best", monitor=SCORE, mode="max", save_on_train_epoch_end=False, **fixed
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back the best score; the paths are those of the folder as it is called now."""
+        here = {"dirpath": str(self.dirpath)}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            here[name] = state_dict[name] and str(Path(str(self.dirpath), Path(state_dict[name]).name))
+        models = {str(Path(str(self.dirpath), Path(k).name)): v for k, v in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **here, "best_k_models": models})
 
 
 class LastCheckpoint(Checkpoint):

@@ -16,6 +16,9 @@ from mitoseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
+EPOCHS = 1000
+"""More than a search can need: it counts steps."""
+
 MakeTrainer = Callable[..., Trainer]
 """Makes a Trainer like the run's, given keyword arguments that replace its own."""
 
@@ -54,7 +57,7 @@ def find_learning_rate(
 
 
 def find_batch_size(make_trainer: MakeTrainer, module: LightningModule, data: LightningDataModule) -> int:
-    """The largest batch, doubling from the present one, that fits into the device's memory; 8192 at most.
+    """The largest batch, doubling from the present one, that fits into the device's memory; 8192 or an epoch at most.
 
     Args:
         make_trainer: See `MakeTrainer`.
@@ -64,10 +67,12 @@ def find_batch_size(make_trainer: MakeTrainer, module: LightningModule, data: Li
     with TemporaryDirectory() as folder:
         trainer = _quiet(make_trainer, folder)
         size = Tuner(trainer).scale_batch_size(deepcopy(module), datamodule=data, init_val=data.batch_size)  # type: ignore[attr-defined]
-    return int(size or data.batch_size)  # type: ignore[attr-defined]
+    data.batch_size = min(int(size or data.batch_size), len(data.draws))  # type: ignore[attr-defined]
+    return data.batch_size  # type: ignore[attr-defined, no-any-return]
 
 
 def _quiet(make_trainer: MakeTrainer, folder: str) -> Trainer:
-    """A Trainer on one device that shows and keeps nothing."""
-    silent: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False, "devices": 1}
+    """A Trainer that shows and keeps nothing."""
+    silent: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False, "max_epochs": EPOCHS}
+    silent["check_val_every_n_epoch"] = EPOCHS
     return make_trainer(**silent, enable_progress_bar=False, default_root_dir=folder)

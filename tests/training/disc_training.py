@@ -9,7 +9,7 @@ from mitoseg.datasets import Region, Splits
 from mitoseg.geometry import Box
 from mitoseg.networks import PatchCNN
 from mitoseg.training import BlockClassifier, adamw, one_cycle
-from mitoseg.training.checkpointing import LastCheckpoint, best_checkpoint
+from mitoseg.training.checkpointing import BestCheckpoint, LastCheckpoint
 from mitoseg.volumes import ArrayVolume
 
 CONFIG = {"_target_": "mitoseg.networks.PatchCNN", "in_channels": 3, "classes": 2}
@@ -45,7 +45,7 @@ def datamodule(**options):
 
 
 def checkpoints(folder):
-    return [best_checkpoint(folder), LastCheckpoint(folder)]
+    return [BestCheckpoint(folder), LastCheckpoint(folder)]
 
 
 def trainer(folder, **options):

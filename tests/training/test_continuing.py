@@ -11,7 +11,7 @@ from disc_training import datamodule, module, trainer
 from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
 from mitoseg.training import checkpointing, sgd_paper
-from mitoseg.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, best_checkpoint, requeue
+from mitoseg.training.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, requeue
 from mitoseg.training.module import STATE
 from mitoseg.training.random_state import capture, restore
 from mitoseg.training.stopping import StopRequest
@@ -46,7 +46,7 @@ class StopAt(pl.Callback):
 def fit(folder, model, *more, data=None, **options):
     given = {"max_epochs": 3, "log_every_n_steps": 1} | options
     path = given.pop("ckpt_path", None)
-    callbacks = [*more, best_checkpoint(folder), LastCheckpoint(folder)]
+    callbacks = [*more, BestCheckpoint(folder), LastCheckpoint(folder)]
     run = trainer(folder, callbacks=callbacks, plugins=[AtomicCheckpointIO()], **given)
     run.fit(model, datamodule=data or datamodule(epoch_blocks=BLOCKS), ckpt_path=path, weights_only=True)
     return run

@@ -1,0 +1,200 @@
+"""Runs that are stopped, resumed, extended, fine-tuned and tuned, as a user types it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_training import TINY, command
+
+ROOT = ["data.root=phantom"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with one finished run in ``run``."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0
+    return folder
+
+
+@pytest.fixture
+def work(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def checkpoint(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def weights(folder, name="last"):
+    return {k: v for k, v in checkpoint(folder, name)["state_dict"].items() if k.startswith("network.")}
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_same_command_gives_the_same_bits(work, monkeypatch):
+    assert command(monkeypatch, "train", *TINY, "hydra.run.dir=again", "test=false", "save_overlays=0") == 0
+    assert same(weights(work / "run"), weights(work / "again"))
+    first, second = (json.loads((work / run / "metrics.json").read_text()) for run in ("run", "again"))
+    assert first["validation"] == second["validation"]
+
+
+def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
+    shutil.copytree(work / "run", work / "longer")
+    assert command(monkeypatch, "train", "resume=longer", "extend=2") == 0
+    assert checkpoint(work / "longer")["global_step"] == 3 * checkpoint(work / "run")["global_step"]
+    assert (work / "longer" / "metrics_after_1_epochs.json").is_file()
+    assert command(monkeypatch, "train", "resume=longer") == 0  # the words of the extension are not said again
+    assert checkpoint(work / "longer")["global_step"] == 3 * checkpoint(work / "run")["global_step"]
+    (work / "longer" / "metrics.json").unlink()
+    capsys.readouterr()
+    assert command(monkeypatch, "train", "resume=longer", "extend=2") == 1
+    assert "the run has not finished" in last_line(capsys)
+    assert command(monkeypatch, "train", *TINY, "extend=2") == 1
+    assert "extend= without a run" in last_line(capsys)
+    assert command(monkeypatch, "train", "resume=run", "extend=0") == 1
+    assert "give 1 or more" in last_line(capsys)
+
+
+def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
+    for word in (
+        "network._target_=os.system",
+        "optimizer={_target_: os.system, command: 'touch pwned'}",
+        "hydra.verbose=1",
+    ):
+        shutil.rmtree(work / "stranger", ignore_errors=True)
+        shutil.copytree(work / "run", work / "stranger")
+        saved = work / "stranger" / ".hydra" / "overrides.yaml"
+        saved.write_text(yaml.safe_dump([*yaml.safe_load(saved.read_text()), word]))
+        assert command(monkeypatch, "train", "resume=stranger") == 1
+        assert "holds a word that can run code" in last_line(capsys)
+        assert not (work / "pwned").exists()
+    saved.write_text("[unclosed")
+    assert command(monkeypatch, "train", "resume=stranger") == 1
+    assert "cannot be read" in last_line(capsys)
+
+
+def test_fine_tuning_starts_from_the_weights_and_keeps_what_is_frozen(work, monkeypatch, capsys):
+    words = ["init_from=run/checkpoints/best.ckpt", "freeze=[layers.conv1,layers.conv2]", "hydra.run.dir=tuned"]
+    assert command(monkeypatch, "train", *TINY, *words, "test=false") == 0
+    before, after = weights(work / "run", "best"), weights(work / "tuned")
+    for name in before:
+        assert torch.equal(before[name], after[name]) == ("conv1" in name or "conv2" in name), name
+    provenance = json.loads((work / "tuned" / "provenance.json").read_text())
+    assert provenance["init_from"]["checkpoint"] == "run/checkpoints/best.ckpt"
+    assert "layers.conv2.bias" in provenance["frozen"]
+    capsys.readouterr()
+    assert command(monkeypatch, "train", *TINY, "init_from=none.ckpt") == 1
+    assert "no such checkpoint: 'none.ckpt'" in last_line(capsys)
+    assert command(monkeypatch, "train", *TINY, "freeze=[conv9]") == 1
+    assert "freeze: no such layer: 'conv9'" in last_line(capsys)
+
+
+def test_finders_set_what_they_found_and_the_run_remembers(work, monkeypatch):
+    words = ["tune_lr=true", "tune_batch_size=true", "data.batch_size=20", "data.epoch_blocks=70"]
+    given = [*(w for w in TINY if "epoch_blocks" not in w), *words, "hydra.run.dir=found", "test=false"]
+    assert command(monkeypatch, "train", *given) == 0
+    config = yaml.safe_load((work / "found" / "config.yaml").read_text())
+    assert config["data"]["batch_size"] == 70
+    assert 1e-7 < config["optimizer"]["lr"] < 1
+    assert (work / "found" / "figures" / "learning_rate.png").is_file()
+    saved = yaml.safe_load((work / "found" / ".hydra" / "overrides.yaml").read_text())
+    assert f"data.batch_size={config['data']['batch_size']}" in saved
+    assert not any(word.startswith("tune") for word in saved)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tune_lr=true", "optimizer=sgd_paper"], "a rate of its own for each kind of layer"),
+        (["tune_lr=true", "trainer.devices=2"], "tune_lr and tune_batch_size need one device: 2"),
+        (["patience=0"], "patience is not positive: 0"),
+        (["compile=fast"], "compile is none of its choices: 'fast'"),
+        (["data.voxels_on=disk"], "unknown voxels_on: 'disk'; choose one of auto, device, host"),
+        (["logger=mlflow"], "pip install mlflow"),
+        (["trainer.accumulate_grad_batches=200"], "1 devices, in 200 parts each, cannot share batches of 100"),
+    ],
+)
+def test_mistakes_are_one_line(words, line, work, monkeypatch, capsys):
+    assert command(monkeypatch, "train", *TINY, *words) == 1
+    assert line in last_line(capsys)
+
+
+def test_early_stopping_and_other_options(work, monkeypatch):
+    words = ["epochs=9", "patience=1", "optimizer.lr=0", "trainer.precision=bf16-mixed", "channels_last=false"]
+    assert command(monkeypatch, "train", *TINY, *words, "hydra.run.dir=early", "test=false") == 0
+    assert checkpoint(work / "early")["epoch"] == 1
+
+
+def start(*words, **options):
+    """A real process that trains; it heeds Ctrl-C even if this one runs in the background."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    given = [sys.executable, "-m", "mitoseg", "train", *TINY, *words]
+    return subprocess.Popen(
+        given,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process there")
+@pytest.mark.parametrize("more", [[], ["trainer.devices=2", "data.validation_stride=1"]], ids=["alone", "two"])
+def test_a_preempted_job_writes_a_checkpoint_and_says_how_to_go_on(more, work):
+    folder = work / f"preempted{len(more)}"
+    with start(*more, "epochs=50", f"hydra.run.dir={folder.name}") as process:
+        wait_for(folder / "checkpoints" / "last.ckpt", process)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in told
+    assert f"terminated; go on with: python train.py resume={folder.name}" in told
+    assert 0 < checkpoint(folder)["global_step"] < 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL there")
+def test_killed_at_any_moment_and_resumed_is_as_if_never_killed(work, monkeypatch):
+    """Weights, threshold and every score, bit for bit."""
+    words = ["epochs=3", "data.epoch_blocks=1500", "checkpoint_minutes=0.00001"]
+    assert start(*words, "hydra.run.dir=whole").wait() == 0
+    rng = np.random.default_rng(0)
+    for trial in range(4):
+        folder = work / f"killed{trial}"
+        with start(*words, f"hydra.run.dir={folder.name}") as process:
+            wait_for(folder / "checkpoints" / "last.ckpt", process)
+            time.sleep(rng.random() * 4)
+            process.kill()
+        again = [sys.executable, "-m", "mitoseg", "train", f"resume={folder.name}"]
+        subprocess.run(again, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        for name in ("last", "best"):
+            assert same(weights(work / "whole", name), weights(folder, name))
+        assert (work / "whole" / "metrics.json").read_text() == (folder / "metrics.json").read_text()
