@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from mitoseg.blocks import BlockDataModule
 from mitoseg.cli.continuing import Continuation
+from mitoseg.cli.hparams import log_hparams
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.resume import replace_saved_words
 from mitoseg.cli.scoring import score_run
@@ -73,20 +74,20 @@ def run(cfg: DictConfig) -> float | None:
         tune(cfg, make_module, data, folder)
     compiled = choose_compile(cfg.compile, trainer)
     module = make_module(optimizer=instantiate(cfg.optimizer), compile=compiled)
+    origins: dict[str, Any] = {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_json(folder / "provenance.json", collect(**origins))
         before.put_scores_aside()
     rank_zero_only(log.info)("training on %s", describe_devices(trainer))
     fit(trainer, module, data, before.checkpoint)
     if not trainer.is_global_zero:
         return None
-    more: dict[str, Any] = {"init_from": origin, "frozen": frozen}
-    write_json(
-        folder / "provenance.json",
-        collect(seed=cfg.seed, data=dict(data.splits.provenance), blocks=data.summary, **more),
-    )
-    metrics = score_run(folder, data.splits, cfg)
-    return float(metrics["validation"]["jaccard_foreground"])  # type: ignore[arg-type]
+    provenance = collect(**origins, data=dict(data.splits.provenance), blocks=data.summary)
+    write_json(folder / "provenance.json", provenance)
+    validation = score_run(folder, data.splits, cfg)["validation"]
+    log_hparams(folder, cfg, validation)
+    return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
 
 
 def fit(trainer: Trainer, module: BlockClassifier, data: BlockDataModule, checkpoint: Path | None) -> None:
