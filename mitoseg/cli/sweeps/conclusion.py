@@ -18,7 +18,15 @@ from rich.table import Table
 
 from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.cli.sweeps.process import GRACE_SECONDS
-from mitoseg.cli.sweeps.results import Row, collect_reports, failure_line, peek_reports, summarise, write_results
+from mitoseg.cli.sweeps.results import (
+    Row,
+    collect_reports,
+    failure_line,
+    peek_reports,
+    summarise,
+    varied_keys,
+    write_results,
+)
 
 _SHOWN = ("objective", "validation_jaccard_foreground", "test_jaccard_foreground")
 _SHORT = {"validation_jaccard_foreground": "validation JAC", "test_jaccard_foreground": "test JAC"}
@@ -44,17 +52,31 @@ def result_table(rows: Sequence[Row]) -> Table:
     if "validation_jaccard_foreground" in shown:
         shown.remove("objective")
     if not summary:
-        table = Table("job", "status", *(_SHORT.get(s, s) for s in shown))
+        varied = varied_keys(rows) or ["job"]
+        table = Table(*varied, "status", *(_SHORT.get(s, s) for s in shown))
         for row in rows:
-            table.add_row(row["job"], row["status"], *(_number(row.get(s)) for s in shown))
+            values = (_short(row[key]) for key in varied)
+            table.add_row(*values, row["status"], *(_number(row.get(s)) for s in shown))
         return table
     measured = [key for key in summary[0] if key.endswith(("_mean", "_sd")) or key == "n"]
     varied = [key for key in summary[0] if key not in measured]
     table = Table(*varied, "seeds", *(f"{_SHORT.get(s, s)}, mean ± sd" for s in shown))
     for group in summary:
         spreads = (f"{_number(group.get(f'{s}_mean'))} ± {_number(group.get(f'{s}_sd'))}" for s in shown)
-        table.add_row(*(str(group[key]) for key in varied), str(group["n"]), *spreads)
+        table.add_row(*(_short(group[key]) for key in varied), str(group["n"]), *spreads)
     return table
+
+
+def _short(value: object) -> str:
+    """A value that varies, numbers with few digits.
+
+    >>> _short("0.0013648156854197653"), _short("patch_cnn"), _short(None)
+    ('0.001365', 'patch_cnn', '-')
+    """
+    text = "-" if value is None else str(value)
+    with contextlib.suppress(ValueError):
+        return f"{float(text):.4g}" if len(text) > 8 else text
+    return text
 
 
 def _number(value: Any) -> str:  # noqa: ANN401 (a cell of a table)

@@ -19,6 +19,7 @@ from mitoseg.storage import write_json, write_text
 
 SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
 PARTS = ("validation", "test")
+_MEASURED = ("objective", *(f"{part}_{score}" for part in PARTS for score in SCORES))
 _REPORTS = ".jobs"
 _LISTED = 5
 Row = dict[str, Any]
@@ -97,18 +98,22 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     """
     if len({row.get("seed") for row in rows}) < 2:
         return []
-    measured = ("objective", *(f"{part}_{score}" for part in PARTS for score in SCORES))
-    aside = {"job", "status", "seed", "seconds", "error", *measured}
+    keys = [key for key in varied_keys(rows) if key != "seed"]
     groups: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
     for row in rows:
         if row["status"] == "finished":
-            groups.setdefault(tuple((k, v) for k, v in row.items() if k not in aside), []).append(row)
-    return [{**dict(setting), "n": len(members), **_spreads(members, measured)} for setting, members in groups.items()]
+            groups.setdefault(tuple((key, row.get(key)) for key in keys), []).append(row)
+    return [{**dict(setting), "n": len(members), **_spreads(members)} for setting, members in groups.items()]
 
 
-def _spreads(members: Sequence[Row], measured: Iterable[str]) -> Row:
+def varied_keys(rows: Iterable[Row]) -> list[str]:
+    """The columns that say what sets the jobs apart."""
+    return [key for key in _union(rows) if key not in {"job", "status", "seconds", "error", *_MEASURED}]
+
+
+def _spreads(members: Sequence[Row]) -> Row:
     found: Row = {}
-    for name in measured:
+    for name in _MEASURED:
         values = [float(row[name]) for row in members if row.get(name) is not None]
         if values:
             found[f"{name}_mean"] = statistics.fmean(values)
