@@ -136,7 +136,8 @@ class VolumeBank(nn.Module):
         kept = [_Kept(region, reach(window)) for region in regions]
         ends = np.cumsum([math.prod(k.shape) for k in kept], dtype=np.int64).tolist()
         starts = [0, *ends[:-1]]
-        self.register_buffer("voxels_n", torch.empty(ends[-1], dtype=torch.uint8 if self.raw else torch.float32))
+        voxels_n = np.empty(ends[-1], np.uint8 if self.raw else np.float32)  # on large pages, unlike torch.empty
+        self.register_buffer("voxels_n", torch.from_numpy(voxels_n))
         self.register_buffer("places_r5", torch.tensor([k.places(n) for k, n in zip(kept, starts, strict=True)]))
         self.register_buffer("_scale_2", torch.tensor([normalization.mean, normalization.std], dtype=torch.float32))
         for k, start in zip(kept, starts, strict=True):
