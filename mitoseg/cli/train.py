@@ -117,7 +117,7 @@ def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object
         return None
     record = init_from(network, cfg.init_from)
     log.info("weights from %s", cfg.init_from)
-    return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record["voxel_size"]}
+    return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record.get("voxel_size")}
 
 
 def tune(cfg: DictConfig, make_module: Callable[..., BlockClassifier], data: BlockDataModule, folder: Path) -> None:

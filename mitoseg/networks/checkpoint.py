@@ -24,7 +24,7 @@ from mitoseg.errors import UserError
 KEY = "mitoseg"
 """The entry of a checkpoint that prediction reads."""
 FORMAT = 2
-"""Version of that entry. 2 names the prediction method and what lower precision costs; 1 did not know them."""
+"""Version of that entry. 2 names the prediction method, the cost of lower precision and the version of mitoseg."""
 ALLOWED = ("mitoseg.networks", "monai.networks.nets")
 
 
@@ -83,7 +83,7 @@ def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "upgrade mitoseg, a newer version wrote it" if newer else "train again, or use another checkpoint"
         raise UserError(f"the checkpoint's format is not one of 1 to {FORMAT}", found, remedy)
-    defaults = {"method": "auto", "precision": {}} if found == 1 else {}
+    defaults = {"version": None, "method": "auto", "precision": {}} if found == 1 else {}
     return {**defaults, **record, "format": FORMAT}
 
 

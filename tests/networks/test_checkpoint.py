@@ -154,10 +154,10 @@ def test_a_checkpoint_that_is_not_ours(make, tmp_path):
 
 def test_an_older_format_is_brought_up_to_date(tmp_path):
     """Format 1 knew neither the prediction method nor what lower precision costs."""
-    old = {k: v for k, v in record(format=1).items() if k not in {"method", "precision"}}
+    old = {k: v for k, v in record(format=1).items() if k not in {"method", "precision", "version"}}
     save(tmp_path / "old.ckpt", old)
     model = load_model(tmp_path / "old.ckpt")
-    assert (model.record["format"], model.record["method"], model.record["precision"]) == (FORMAT, "auto", {})
+    assert [model.record[k] for k in ("format", "method", "precision", "version")] == [FORMAT, "auto", {}, None]
 
 
 @pytest.mark.parametrize(
