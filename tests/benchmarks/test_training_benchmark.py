@@ -1,0 +1,74 @@
+"""The benchmark of training: that it runs, that its sides make the same blocks, and that its ratios are its own."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a file of the benchmarks as it is when one of them is run."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def words():
+    """A command line for one thread: what is timed is too small for two."""
+    before = torch.get_num_threads()
+    yield ["quick=true", "device=cpu", "threads=1", "batch=20", "networks=patch_cnn"]
+    torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_loop_and_the_delivery(scripts, words, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    report = scripts("training").main([*words, "settings=fp32", "recipes=paper", f"out={out}"])
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written["threads"] == 1
+    name = "patch_cnn paper fp32"
+    found = written["training"][name]
+    speed, turns = found["blocks_per_second"], found["turns_seconds"]
+    assert speed["loop"] == pytest.approx(20 / min(turns["loop"]))
+    assert {len(t) for t in turns.values()} == {2}
+    assert written["loop_fraction_of_ceiling"][name] == pytest.approx(speed["loop"] / speed["bare"])
+    assert written["train_over_conventional"][name] == pytest.approx(speed["loop"] / speed["conventional_train"])
+    delivery = report["delivery"]["patch_cnn"]
+    best = max(value for key, value in delivery["blocks_per_second"].items() if key != "ours")
+    assert written["over_conventional"]["patch_cnn"] == pytest.approx(delivery["blocks_per_second"]["ours"] / best)
+    assert all(difference < 1e-4 for difference in delivery["difference"].values())
+    assert str(tmp_path) not in json.dumps(written["delivery"]) + json.dumps(written["training"])
+    assert "these numbers say nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [["data.label_rule=purity", "data.positions=grid"], ["network=context_cnn"]])
+@pytest.mark.parametrize("augment", ["dihedral", "any_angle"])
+def test_conventional_blocks_are_ours(scripts, tmp_path, augment, more):
+    options = scripts("training").Options(quick=True)
+    words = [*scripts("training").data_words(options, tmp_path), f"data.augment={augment}", *more]
+    data = scripts("training_sides").make_data(scripts("training_sides").read_config([*words, "data.batch_size=20"]))
+    for way in scripts("training_conventional").WAYS:
+        assert scripts("training_conventional").largest_difference(data, way) < 1e-4
+
+
+@pytest.mark.parametrize("words", [["nonsense=1"], ["networks=unet", "quick=true"], ["turns=many"]])
+def test_words_that_cannot_be_read(scripts, words):
+    with pytest.raises(SystemExit, match="error: "):
+        scripts("training").main(words)
+
+
+def test_help_names_every_option(scripts, capsys):
+    training = scripts("training")
+    training.main(["--help"])
+    told = capsys.readouterr().out
+    assert all(f"\n{name}=" in told for name in training.HELP)
