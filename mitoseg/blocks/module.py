@@ -227,6 +227,7 @@ class BlockDataModule(pl.LightningDataModule):
             channels=self.channels,
             pivot=anchor(self.window) - (0.0 if self.rule.label_rule == "center" else 0.5),
             interpolation=self.interpolation,
+            exact=bool(batch["exact"]),
         )
         kept = {name: batch[name] for name in ("label_b", "position_b4", "weight")}
         return {"image_bcyx": image_bcyx, **kept}

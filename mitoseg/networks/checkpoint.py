@@ -83,7 +83,7 @@ def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
         newer = isinstance(found, int) and found > FORMAT
         remedy = "upgrade mitoseg, a newer version wrote it" if newer else "train again, or use another checkpoint"
         raise UserError(f"the checkpoint's format is not one of 1 to {FORMAT}", found, remedy)
-    defaults = {"version": None, "method": "auto", "precision": {}} if found == 1 else {}
+    defaults: dict[str, Any] = {"version": None, "method": "auto", "precision": {}} if found == 1 else {}
     return {**defaults, **record, "format": FORMAT}
 
 

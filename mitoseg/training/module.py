@@ -92,6 +92,7 @@ class BlockClassifier(LightningModule):
         self.block_counts, self.slice_counts = BlockCounts(), LogitHistogram()
         self.calibration, self.threshold = Calibration(), 0.5
         self.record: dict[str, Any] = {}
+        self.last_loss: Tensor | None = None
         self._resumed: dict[str, Any] = {}
         self._step: Callable[[Tensor], Tensor] = network.__call__
         if compile:
@@ -133,7 +134,7 @@ class BlockClassifier(LightningModule):
         logits_bc = self(image_bcyx).flatten(1)
         loss: Tensor = self.loss(logits_bc, batch["label_b"])
         self.block_counts.update(logits_bc.detach(), batch["label_b"])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.last_loss = loss.detach()
         return loss * batch["weight"]
 
     def on_train_epoch_start(self) -> None:

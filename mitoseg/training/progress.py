@@ -14,14 +14,16 @@ from torch import Tensor
 from mitoseg.metrics.torch_metrics import block_scores
 from mitoseg.training.module import BlockClassifier
 
-SECONDS = 0.25
+SECONDS = 0.5
 """Between two looks at the scores: reading them makes the host wait for a GPU."""
 
 
 class Throughput(Callback):
-    """Logs ``train/blocks_per_second`` over all devices, every ``log_every_n_steps`` steps.
+    """Logs the loss, the rate and the speed every ``log_every_n_steps`` steps, and at the other steps costs nothing.
 
-    Validation does not count: the clock starts anew with the first batch after it.
+    ``train/loss`` is that of one batch (on several devices: of the first one's part), ``train/blocks_per_second`` the
+    speed of all devices since the log before. Validation does not count: the clock starts anew with the first batch
+    after it.
     """
 
     def __init__(self) -> None:
@@ -50,9 +52,15 @@ class Throughput(Callback):
         if self._marks and (batch_idx + 1) % every:
             return
         self._marks.append((time.perf_counter(), self._blocks))
+        told: dict[str, float] = {"epoch": trainer.current_epoch}
+        if isinstance(pl_module, BlockClassifier) and pl_module.last_loss is not None:
+            told["train/loss"] = float(pl_module.last_loss)
+        if trainer.optimizers:
+            told["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         if self.speed is not None:
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/blocks_per_second": self.speed}, step=trainer.global_step)
+            told["train/blocks_per_second"] = self.speed
+        for logger in trainer.loggers:
+            logger.log_metrics(told, step=trainer.global_step - 1)  # counted as Lightning counts
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the time before."""
@@ -84,11 +92,13 @@ class Progress(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, *rest)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The logged scores, ``JAC`` of the epoch's blocks so far, ``blocks/s``, and ``left`` in minutes:seconds."""
+        """The scores, ``loss``, ``JAC`` of the epoch's blocks so far, ``blocks/s``, and ``left`` in minutes:seconds."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if isinstance(pl_module, BlockClassifier) and trainer.training:
             counts = pl_module.block_counts.here()
+            if pl_module.last_loss is not None:
+                metrics["loss"] = float(pl_module.last_loss)
             if counts.voxels:
                 metrics["JAC"] = block_scores(counts)["block_jaccard"]
         if self.throughput.speed is not None:
