@@ -92,7 +92,7 @@ class Progress(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, *rest)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The scores, ``loss``, ``JAC`` of the epoch's blocks so far, ``blocks/s``, and ``left`` in minutes:seconds."""
+        """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s``, and ``left`` in minutes:seconds."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if isinstance(pl_module, BlockClassifier) and trainer.training:
