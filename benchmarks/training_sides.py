@@ -30,6 +30,8 @@ SETTINGS = {
     "bf16_compiled": ("bf16-mixed", True),
 }
 """Precision of the Trainer, and whether the step is compiled."""
+SETTLE = 0.5
+"""Seconds for a DataLoader's workers to make their batches in advance, before the next side's turn."""
 Steps = Callable[[int], None]
 """Does so many optimizer steps."""
 
@@ -173,6 +175,7 @@ class LoopTurns(Callback):
             start = self._now()
             run(self.steps)
             self.turns[name].append((self._now() - start) / self.steps)
+        time.sleep(SETTLE)
 
     def _now(self) -> float:
         synchronize(self.device)

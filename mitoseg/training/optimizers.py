@@ -52,9 +52,17 @@ def sgd_paper(
     return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
-def adamw(network: nn.Module, lr: float = 1e-3, weight_decay: float = 1e-2) -> AdamW:
-    """AdamW over all parameters of a network."""
-    return AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
+def adamw(network: nn.Module, lr: float = 1e-3, weight_decay: float = 1e-2, fused: bool = True) -> AdamW:
+    """AdamW over all parameters of a network.
+
+    Args:
+        network: Whose parameters it steps.
+        lr: The rate.
+        weight_decay: Decoupled from the gradient.
+        fused: One pass over all parameters, where the device has that (CPU and CUDA).
+    """
+    there = all(parameter.device.type in {"cpu", "cuda"} for parameter in network.parameters())
+    return AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=fused and there)
 
 
 def stages(optimizer: Optimizer, steps: int, shares: Sequence[float] = (30, 10, 5), factor: float = 0.1) -> LambdaLR:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mitoseg.metrics.torch_metrics import block_scores
 from mitoseg.training.module import BlockClassifier
 
-SECONDS = 0.5
+SECONDS = 1.0
 """Between two looks at the scores: reading them makes the host wait for a GPU."""
 
 
