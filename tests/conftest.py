@@ -25,3 +25,11 @@ def real_data():
     if not Path(folder).is_dir():
         pytest.fail(f"MITOSEG_DATA names no folder: {folder}")
     return Path(folder)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of its own with a small command, in a folder whose name Hydra's grammar does not like."""
+    from small_project import Project  # in tests/cli
+
+    return Project(tmp_path / "my [1] = ü#, a")

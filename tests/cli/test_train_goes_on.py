@@ -91,6 +91,27 @@ def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
     assert "cannot be read" in last_line(capsys)
 
 
+class Bomb:
+    """Runs something when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_hostile_checkpoint_is_not_run(work, monkeypatch, capsys):
+    shutil.rmtree(work / "stranger", ignore_errors=True)
+    shutil.copytree(work / "run", work / "stranger")
+    last = work / "stranger" / "checkpoints" / "last.ckpt"
+    torch.save({**checkpoint(work / "run"), "more": Bomb(work / "pwned")}, last)
+    for words in (["resume=stranger"], [*TINY, f"init_from={last}"]):
+        assert command(monkeypatch, "train", *words) == 1
+        assert "not a checkpoint that is safe to load" in last_line(capsys)
+        assert not (work / "pwned").exists()
+
+
 def test_fine_tuning_starts_from_the_weights_and_keeps_what_is_frozen(work, monkeypatch, capsys):
     words = ["init_from=run/checkpoints/best.ckpt", "freeze=[layers.conv1,layers.conv2]", "hydra.run.dir=tuned"]
     assert command(monkeypatch, "train", *TINY, *words, "test=false") == 0

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from mitoseg.cli.launch import default_config_dir
 
 HERE = Path(__file__).parent
@@ -71,8 +69,3 @@ class Project:
     def told(self, pattern="outputs/fake/*/rank*.json"):
         """What the command wrote down, by file in order."""
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob(pattern))]
-
-
-@pytest.fixture
-def project(tmp_path):
-    return Project(tmp_path / "my [1] = ü#, a")
