@@ -30,23 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mitoseg.blocks.margins import KeptRegion, reach
 from mitoseg.blocks.options import INTERPOLATIONS, check_choice
 from mitoseg.blocks.turning import half_side, rotate, turn
 from mitoseg.datasets.base import Region
-from mitoseg.geometry import Box, anchor, slabs
+from mitoseg.geometry import anchor, slabs
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
 
-_NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
 _CACHED = 2**19  # voxels that are gathered together on a CPU, whose caches hold them until they are normalised
-
-
-def reach(window: int) -> int:
-    """Pixels around the answered one that any rotation and flip of a window may read.
-
-    >>> reach(32), reach(67)
-    (25, 49)
-    """
-    return math.ceil(math.sqrt(2) * (anchor(window) + 0.5)) + 1
 
 
 @lru_cache
@@ -70,41 +61,6 @@ class _Blocks:
         """Some of the blocks."""
         columns = self.position_b4[index], self.angle_b[index], self.flip_b[index]
         return _Blocks(*columns, self.window, self.channels, self.pivot)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A region and the margin that is kept around it: tissue in z, y and x, then in y and x also its reflection."""
-
-    region: Region
-    margin: int
-
-    @property
-    def wanted(self) -> Box:
-        """The box with its whole margin."""
-        return self.region.box.grow((_NEIGHBOURS, self.margin, self.margin))
-
-    @property
-    def tissue(self) -> Box:
-        """What of it lies in the volume."""
-        return self.wanted.clip(self.region.image.box)
-
-    @property
-    def reflected(self) -> list[tuple[int, int]]:
-        """Pixels to reflect before and after, in y and x."""
-        ends = zip(self.wanted.start, self.tissue.start, self.tissue.stop, self.wanted.stop, strict=True)
-        return [(start - wanted, last - stop) for wanted, start, stop, last in ends][1:]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of what is kept."""
-        return self.tissue.shape[0], self.wanted.shape[1], self.wanted.shape[2]
-
-    def places(self, start: int) -> list[int]:
-        """What finds a voxel, if this lies from ``start`` on: see `VolumeBank.places_r5`."""
-        Z, Y, X = self.shape
-        first = self.tissue.start[0] - self.region.box.start[0]
-        return [start - first * Y * X + self.margin * (X + 1), Y * X, X, first, first + Z]
 
 
 class VolumeBank(nn.Module):
@@ -133,7 +89,7 @@ class VolumeBank(nn.Module):
         super().__init__()
         self.window, self.normalization = window, normalization
         self.raw = all(region.image.dtype == np.uint8 for region in regions)
-        kept = [_Kept(region, reach(window)) for region in regions]
+        kept = [KeptRegion(region, reach(window)) for region in regions]
         ends = np.cumsum([math.prod(k.shape) for k in kept], dtype=np.int64).tolist()
         starts = [0, *ends[:-1]]
         voxels_n = np.empty(ends[-1], np.uint8 if self.raw else np.float32)  # on large pages, unlike torch.empty
@@ -143,7 +99,7 @@ class VolumeBank(nn.Module):
         for k, start in zip(kept, starts, strict=True):
             self._fill(k, start)
 
-    def _fill(self, kept: _Kept, start: int) -> None:
+    def _fill(self, kept: KeptRegion, start: int) -> None:
         """Copy one region slab by slab, so that no second copy of it is held."""
         voxels_n, image = self.voxels_n.numpy(), kept.region.image
         for slab in slabs(kept.tissue, 16):

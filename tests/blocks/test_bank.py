@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from mitoseg.blocks.bank import VolumeBank, reach
+from mitoseg.blocks.bank import VolumeBank
+from mitoseg.blocks.margins import reach
 from mitoseg.blocks.turning import half_side
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
