@@ -1,6 +1,7 @@
 """What the tests share: real data where there is some, and few threads."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ def real_data():
     if not Path(folder).is_dir():
         pytest.fail(f"MITOSEG_DATA names no folder: {folder}")
     return Path(folder)
+
+
+@pytest.fixture
+def interruptible():
+    """Heed SIGINT, which whatever runs in the background ignores, and its children with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

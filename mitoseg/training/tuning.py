@@ -49,10 +49,13 @@ def find_learning_rate(
     if finder is None or rate is None:
         raise UserError("tune_lr: no learning rate stands out", None, "set optimizer.lr by hand")
     if figure is not None:
+        import matplotlib.pyplot as plt
+
         figure.parent.mkdir(parents=True, exist_ok=True)
         drawn = finder.plot(suggest=True)
         if drawn is not None:
             drawn.savefig(figure)
+            plt.close(drawn)  # Lightning draws with pyplot, which keeps what is not closed
     return float(rate)
 
 

@@ -157,6 +157,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_signals_are_heeded_once_and_given_back():
     before = signal.getsignal(signal.SIGTERM)
     request = StopRequest()

@@ -130,6 +130,7 @@ class Interrupt(pl.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_last_ckpt(tmp_path):
     callbacks = [Interrupt(), *checkpoints(tmp_path)]
     with pytest.raises(SystemExit) as caught:
