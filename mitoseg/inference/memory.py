@@ -26,6 +26,8 @@ OVERHEAD = {"cpu": 1.5, "cuda": 1.25}
 """Memory for each byte of tensors: on a CPU what was freed stays with the process for a while."""
 HEAPS = 50 * 10**6
 """Bytes that the threads' heaps keep besides the tiles."""
+ASSEMBLING = 4
+"""Copies of a tile's image while its channels are put together and normalised."""
 Tile = tuple[int, int, int]
 _MAXIMA = (torch.ops.aten.max_pool2d.default, torch.ops.aten.max_pool3d.default)
 """They also make the places of the maxima, 8 bytes each; taken apart they show it."""
@@ -150,7 +152,8 @@ def largest_tile(
         step = 1 if axis == 0 else multiple
         smaller = math.ceil(shape[axis] / parts / step) * step
         if smaller >= tile[axis]:
-            remedy = f"give memory={(used_bytes() + needed) / 1e9 + 0.1:.1f}GB or more"
+            enough = math.ceil((used_bytes() + HEAPS + needed) / 1e8 + 0.2) / 10
+            remedy = f"give memory={enough:.1f}GB or more"
             what = f"too little memory: the smallest tile needs {needed / 1e6:.0f} MB"
             raise UserError(what, f"{budget / 1e6:.0f} MB are left", remedy)
         tile[axis] = smaller

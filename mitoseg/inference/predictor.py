@@ -20,7 +20,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.inference.blend import Blend
 from mitoseg.inference.dense import Dense
-from mitoseg.inference.memory import OVERHEAD, LiveBytes, Tile, largest_tile
+from mitoseg.inference.memory import ASSEMBLING, OVERHEAD, LiveBytes, Tile, largest_tile
 from mitoseg.inference.methods import Method, make_method
 from mitoseg.inference.precision import computing
 from mitoseg.inference.protocol import input_channels
@@ -181,22 +181,28 @@ class Predictor:
         """Memory that the network takes for a tile, from a rehearsal without voxels."""
         live = LiveBytes()
         with live:
-            self._rehearse(tile)
-        return OVERHEAD.get(self.device.type, 1.5) * live.peak
+            image_bytes = self._rehearse(tile)
+        return OVERHEAD.get(self.device.type, 1.5) * max(live.peak, ASSEMBLING * image_bytes)
 
     def _buffer_bytes(self, tile: Tile) -> float:
         """Memory for what is read ahead, written behind, and kept of the file that was decoded."""
-        read = self.views[0].method.reads(Box.of_shape(tile))
+        read = self.views[0].method.reads(self._middle(tile))
         grey = read.size * self.volume.dtype.itemsize * (1 if self.ndim == 3 else 1 + 2 / tile[0])
         kept = min(CACHE_BYTES, self.volume.box.size * self.volume.dtype.itemsize)
-        return kept + 2 * grey * len(self.views) + VOXEL_BYTES * math.prod(tile)
+        return kept + 2 * grey * (len(self.views) + 1) + VOXEL_BYTES * math.prod(tile)
 
-    def _rehearse(self, tile: Tile) -> None:
-        """Run the method on a tile of tensors that have a shape but no voxels."""
+    def _middle(self, tile: Tile) -> Box:
+        """The tile in the volume's middle, which has neighbours on all sides if any has."""
+        starts = tuple(n // t // 2 * t for n, t in zip(self.volume.shape, tile, strict=True))
+        stops = tuple(min(a + t, n) for a, t, n in zip(starts, tile, self.volume.shape, strict=True))
+        return Box(starts, stops)
+
+    def _rehearse(self, tile: Tile) -> int:
+        """Run the method on a tile of tensors that have a shape but no voxels; bytes of the tile's float32 image."""
         method: Any = self.views[0].method
         dtype = torch.bfloat16 if self.prediction.precision == "bf16" else torch.float32
         network = copy.deepcopy(method.network).to(device="meta", dtype=dtype)
-        write = Box.of_shape([min(a, b) for a, b in zip(tile, self.volume.shape, strict=True)])
+        write = self._middle(tile)
         z, y, x = method.reads(write).shape
         channels = input_channels(self.prediction.network)
         shape = (z, channels, y, x) if self.ndim == 2 else (1, channels, z, y, x)
@@ -204,6 +210,7 @@ class Predictor:
         image = torch.empty(shape, device="meta", dtype=dtype, memory_format=layout)
         with torch.inference_mode():
             dataclasses.replace(method, network=network)(image, write)
+        return 4 * image.numel()
 
     def _turn(self, view: View, write: Box) -> Box:
         return view.symmetry.turn(write, self.volume.shape)

@@ -100,3 +100,12 @@ def test_its_first_slices_in_the_dense_form(real_volume, precision):
     ]
     peak, _ = predict(real_volume, *words)
     assert peak < 1000
+
+
+def test_wide_slices_in_the_dense_form(real_volume):
+    """Tiles in the middle of a slice are read with their margins on all sides."""
+    crop = open_volume(real_volume / "crop.tif").read(Box((0, 0, 0), (2, 750, 1000)))
+    with create_volume(real_volume / "wide.tif", (2, 3000, 3000), "uint8", voxel_size=(5, 5, 5)) as writer:
+        writer.write(Box((0, 0, 0), (2, 3000, 3000)), np.tile(crop, (1, 4, 3)))
+    peak, _ = predict(real_volume, "checkpoint=a.ckpt", "input=wide.tif", "output=wide_out.tif", "method=dense")
+    assert peak < 1000
