@@ -206,7 +206,9 @@ def test_a_preempted_job_writes_a_checkpoint_and_says_how_to_go_on(more, work):
 def test_killed_at_any_moment_and_resumed_is_as_if_never_killed(work, monkeypatch):
     """Weights, threshold and every score, bit for bit."""
     words = ["epochs=3", "data.epoch_blocks=1500", "checkpoint_minutes=0.00001"]
-    assert start(*words, "hydra.run.dir=whole").wait() == 0
+    with start(*words, "hydra.run.dir=whole") as process:
+        _, told = process.communicate()
+    assert process.returncode == 0, told
     rng = np.random.default_rng(0)
     for trial in range(4):
         folder = work / f"killed{trial}"
