@@ -29,8 +29,7 @@ import torch
 from inference_command import NETWORKS, find_image, make_checkpoint, make_volume, time_command
 from inference_report import GOALS, headlines, show, show_goals
 from inference_sides import SETTINGS, Bench, Setting, possible_settings
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from options import read_options
 from rich.console import Console
 from timing import Sample, measure_ceiling, name_processor
 
@@ -102,7 +101,7 @@ def main(words: Sequence[str]) -> dict[str, Any]:
     if {"--help", "-h"} & set(words):
         print(__doc__, *(f"{f.name + '=' + str(f.default):38} {HELP[f.name]}" for f in fields(Options)), sep="\n")
         return {}
-    options = read_options(words)
+    options = read_options(Options, words)
     here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     devices, names = options.chosen("devices", here), options.chosen("networks", list(NETWORKS))
     image = find_image(options.data)
@@ -118,20 +117,6 @@ def main(words: Sequence[str]) -> dict[str, Any]:
     if options.out:
         write_json(options.out, report)
     return report
-
-
-def read_options(words: Sequence[str]) -> Options:
-    """The command line.
-
-    Raises:
-        SystemExit: It cannot be read.
-    """
-    try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist([*words])))
-    except OmegaConfBaseException as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}; --help lists the options")
-    assert isinstance(options, Options)
-    return options
 
 
 def facts(options: Options) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from options import read_options
 from rich.console import Console
 from rich.table import Table
 from timing import Sample, Side, name_processor, take_turns
@@ -83,20 +82,6 @@ class Options:
         if set(words) - set(known):
             sys.exit(f"error: {key}={','.join(words)}: choose some of {','.join(known)}")
         return words
-
-
-def read_options(words: Sequence[str]) -> Options:
-    """The command line.
-
-    Raises:
-        SystemExit: It cannot be read.
-    """
-    try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist([*words])))
-    except OmegaConfBaseException as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}; --help lists the options")
-    assert isinstance(options, Options)
-    return options
 
 
 def data_words(options: Options, folder: Path) -> list[str]:
@@ -181,7 +166,7 @@ def main(words: Sequence[str]) -> dict[str, Any]:
     if {"--help", "-h"} & set(words):
         print(__doc__, *(f"{f.name + '=' + str(f.default):38} {HELP[f.name]}" for f in fields(Options)), sep="\n")
         return {}
-    options = read_options(words)
+    options = read_options(Options, words)
     networks = options.chosen("networks", ("patch_cnn", "context_cnn"))
     settings, recipes = options.chosen("settings", list(SETTINGS)), options.chosen("recipes", list(RECIPES))
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device

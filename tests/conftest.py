@@ -1,7 +1,9 @@
 """What the tests share: real data where there is some, and few threads."""
 
+import importlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,33 @@ def project(tmp_path):
     from small_project import Project  # in tests/cli
 
     return Project(tmp_path / "my [1] = ü#, a")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with one finished run of training in ``run``, for the tests of the command line."""
+    from tiny_training import TINY, command  # in tests/cli
+
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0
+    return folder
+
+
+@pytest.fixture
+def work(workplace, monkeypatch):
+    """That folder, as the current one."""
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a file of the benchmarks as it is when one of them is run."""
+    folder, before = Path(__file__).parents[1] / "benchmarks", set(sys.modules)
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == folder:
+            del sys.modules[name]

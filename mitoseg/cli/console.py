@@ -71,6 +71,11 @@ def _log_warning(
     logging.getLogger("py.warnings").log(level, "%s (%s)", squeeze(str(message)), place)
 
 
+def shown(folder: Path) -> str:
+    """A folder as the user may type it: relative where it lies below the current one."""
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
 def squeeze(text: str) -> str:
     """Text on one line, without repeated spaces."""
     return " ".join(text.split())

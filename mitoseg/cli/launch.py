@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import mitoseg
-from mitoseg.cli.console import told_in_lines, unknown_option, user_message
+from mitoseg.cli.console import shown, told_in_lines, unknown_option, user_message
 from mitoseg.cli.quoting import quote_overrides
 from mitoseg.cli.ranks import (
     is_main_process,
@@ -212,7 +212,7 @@ def _task(
             failures.append(error)
             return
         if is_main_process():
-            print(_shown(run_dir()), flush=True)
+            print(shown(run_dir()), flush=True)
 
     return task
 
@@ -222,8 +222,3 @@ def _config_options(options: Sequence[str]) -> list[str]:
     known = get_args_parser().parse_args(list(options))
     chosen = {"--config-path": known.config_path, "--config-name": known.config_name, "--config-dir": known.config_dir}
     return [word for option, value in chosen.items() if value is not None for word in (option, value)]
-
-
-def _shown(folder: Path) -> str:
-    """A folder as the user may type it: relative where it lies below the current one."""
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from mitoseg.blocks import BlockDataModule
+from mitoseg.cli.console import shown
 from mitoseg.cli.continuing import Continuation
 from mitoseg.cli.hparams import log_hparams
 from mitoseg.cli.launch import run_dir
@@ -106,9 +107,7 @@ def fit(trainer: Trainer, module: BlockClassifier, data: BlockDataModule, checkp
 
 def how_to_go_on(trainer: Trainer) -> str:
     """What to type to take up a run that ended early."""
-    folder = Path(trainer.default_root_dir)
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"go on with: python train.py resume={shown}"
+    return f"go on with: python train.py resume={shown(Path(trainer.default_root_dir))}"
 
 
 def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object] | None:

@@ -1,9 +1,6 @@
 """The benchmark of prediction: that it runs, that its ratios are those of its seconds, and what it counts."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +9,6 @@ from torch import nn
 
 from mitoseg.geometry import Box
 from mitoseg.volumes import create_volume
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Imports a file of the benchmarks as it is when one of them is run."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
-            del sys.modules[name]
 
 
 @pytest.fixture

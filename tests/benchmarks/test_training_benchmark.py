@@ -1,25 +1,9 @@
 """The benchmark of training: that it runs, that its sides make the same blocks, and that its ratios are its own."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Imports a file of the benchmarks as it is when one of them is run."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == FOLDER:
-            del sys.modules[name]
 
 
 @pytest.fixture

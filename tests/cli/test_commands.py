@@ -11,26 +11,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from small_project import heed_interrupts
 from tiny_training import TINY, command
 
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.volumes import open_volume
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with one finished run in ``run``."""
-    folder = tmp_path_factory.mktemp("work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0
-    return folder
-
-
-@pytest.fixture
-def work(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    return workplace
 
 
 def test_train_leaves_what_is_promised(work):
@@ -188,11 +173,6 @@ def test_bad_input_ends_prediction_in_one_line(case, work, monkeypatch, capsys):
     assert not (work / "out.tif").exists()
     assert not [p for p in work.iterdir() if "out.tif" in p.name]
     assert (work / "exists.tif").stat().st_size == 0
-
-
-def heed_interrupts():
-    """What runs in the background ignores SIGINT and hands that down to its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")

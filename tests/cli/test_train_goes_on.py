@@ -12,25 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_project import heed_interrupts
 from tiny_training import TINY, command
-
-ROOT = ["data.root=phantom"]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with one finished run in ``run``."""
-    folder = tmp_path_factory.mktemp("work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0
-    return folder
-
-
-@pytest.fixture
-def work(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    return workplace
 
 
 def last_line(capsys):
@@ -174,7 +157,7 @@ def start(*words, **options):
         stdout=subprocess.DEVNULL,
         text=True,
         env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
         **options,
     )
 

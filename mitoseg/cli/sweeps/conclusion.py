@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from mitoseg.cli.console import shown
 from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.cli.sweeps.process import GRACE_SECONDS
 from mitoseg.cli.sweeps.results import (
@@ -40,8 +40,7 @@ def conclude(sweep: Sweep) -> str | None:
     rows = write_results(sweep.folder)
     if rows:
         Console().print(result_table(rows))
-    here = Path.cwd()
-    print(sweep.folder.relative_to(here) if sweep.folder.is_relative_to(here) else sweep.folder, flush=True)
+    print(shown(sweep.folder), flush=True)
     return failure_line(reports)
 
 
