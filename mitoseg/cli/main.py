@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a network and score it on the held-out volume",
     "predict": "write the mitochondria of a volume, with a trained network",
     "evaluate": "score a result against labels",
+    "ensemble": "make one checkpoint of several",
 }
 
 

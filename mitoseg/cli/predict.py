@@ -17,21 +17,20 @@ from mitoseg import __version__
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
 from mitoseg.errors import UserError
-from mitoseg.inference import Predictor
+from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.memory import budget_bytes
 from mitoseg.inference.precision import choose_compile
-from mitoseg.networks.checkpoint import Model, load_model
+from mitoseg.networks.checkpoint import load_model
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, open_volume
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.staging import StagedVolume
-from mitoseg.volumes.units import check_voxel_size
 from mitoseg.volumes.writing import place
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("input", "save", "dtype", "threshold", "method", "tta", "overlap", "window_stride", "axes")
+IDENTITY = ("input", "save", "dtype", "threshold", "method", "tta", "consensus", "overlap", "window_stride", "axes")
 """Options that make one command another than the next; a killed run is taken up by the same one alone."""
 VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
 """What may change between two runs of one command; then what was computed is out of date."""
@@ -48,15 +47,15 @@ def run(cfg: DictConfig) -> None:
     volume = open_input(cfg)
     prediction = make_prediction(
         model,
-        **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "accelerator", "precision")},
-        **{key: cfg[key] for key in ("save", "dtype", "threshold")},
+        **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "consensus")},
+        **{key: cfg[key] for key in ("accelerator", "precision", "save", "dtype", "threshold")},
         tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
     )
     predictor = Predictor(prediction, volume)
     stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
     with stage:
         if not stage.moved:
-            predict_staged(cfg, predictor, model, stage)
+            predict_staged(cfg, predictor, stage)
         with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
             stage.finish(advance)
     folder = run_dir()
@@ -102,7 +101,7 @@ def open_input(cfg: DictConfig) -> Volume:
     return volume
 
 
-def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: StagedVolume) -> None:
+def predict_staged(cfg: DictConfig, predictor: Predictor, stage: StagedVolume) -> None:
     """Predict every tile that the stage does not hold yet."""
     volume = predictor.volume
     decisions = stage.decisions or decide(cfg, predictor)
@@ -115,7 +114,7 @@ def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: S
         ", compiled" if decisions["compile"] else "",
         " x ".join(map(str, tile)),
     )
-    voxel_size = volume.voxel_size or (model.voxel_size and check_voxel_size(model.voxel_size))
+    voxel_size = volume.voxel_size or predictor.prediction.voxel_size
     if volume.voxel_size is None and voxel_size is not None:
         log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
     metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint).name}
@@ -146,8 +145,9 @@ def decide(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
     """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
     predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
     tile = predictor.choose_tile(budget_bytes(cfg.memory))
+    method = choose_method(cfg.method, predictor.prediction.network)
     compiled = choose_compile(cfg.compile, predictor.device, predictor.operations(tile))
-    return {"tile": list(tile), "compile": compiled, "method": type(predictor.views[0].method).__name__.lower()}
+    return {"tile": list(tile), "compile": compiled, "method": method}
 
 
 def identity(cfg: DictConfig, volume: Volume, predictor: Predictor) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from mitoseg.inference.protocol import dimensions
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import Normalization, Volume
+from mitoseg.volumes.units import check_voxel_size
 
 CUDA_SLICES = 8
 """Slices that go through a network on slices together on a GPU; on a CPU one after the other is faster."""
@@ -34,6 +35,7 @@ def make_prediction(
     overlap: float = 0.5,
     window_stride: int = 1,
     tta: str = "none",
+    consensus: str = "mean",
     accelerator: str = "auto",
     precision: str = "auto",
     save: str = "probability",
@@ -65,9 +67,11 @@ def make_prediction(
             CUDA_SLICES if device.type == "cuda" else 1,
         ),
         tta=tta,
+        consensus=consensus,
         precision=choose_precision(precision, device, model.record),
         save=save,
         dtype=_saved_type(save, dtype),
+        voxel_size=model.voxel_size and check_voxel_size(model.voxel_size),
     )
 
 

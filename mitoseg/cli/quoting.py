@@ -26,7 +26,7 @@ from mitoseg.errors import UserError
 
 PATH_KEYS = ("input", "output", "checkpoint", "prediction", "truth", "image", "data.root", "resume", "init_from")
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-_LIST_KEY = re.compile(r"data\.\w+\.(image|label)")
+_LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints")
 _BOX_KEY = re.compile(r"crop|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
 _HEAD = re.compile(r"(\+{0,2})([^=+~][^=]*)=(.*)", re.DOTALL)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from mitoseg.cli.prediction import make_prediction, predict_with_progress
 from mitoseg.datasets import Region, Splits
-from mitoseg.evaluation import evaluate, pool_evaluations, save_overlays, score_table
+from mitoseg.evaluation import evaluate, pool_evaluations, score_table
+from mitoseg.evaluation import save_overlays as draw_overlays
 from mitoseg.inference import Prediction
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.storage import write_json
@@ -18,34 +20,61 @@ from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 
 
 def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[str, object]]:
-    """Finish ``best.ckpt`` on validation, predict and score validation and test; write ``metrics.json`` and figures.
+    """`score_checkpoint` for the ``best.ckpt`` of a run.
 
     Args:
         folder: The run's folder.
         splits: Regions to score.
         cfg: The composed training config: ``test``, ``save_overlays``, ``method``.
+    """
+    best = folder / "checkpoints" / "best.ckpt"
+    options = {key: cfg[key] for key in ("method", "test", "save_overlays")}
+    return score_checkpoint(best, folder, splits, accelerator=cfg.trainer.accelerator, **options)
+
+
+def score_checkpoint(
+    path: Path,
+    folder: Path,
+    splits: Splits,
+    *,
+    method: str,
+    accelerator: str,
+    test: bool,
+    save_overlays: int,
+    trust: bool = False,
+) -> dict[str, dict[str, object]]:
+    """Finish a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
+
+    Args:
+        path: The checkpoint, which gets its calibration and threshold.
+        folder: Where predictions, scores and figures go.
+        splits: Regions to score.
+        method: How volumes are predicted.
+        accelerator: Where.
+        test: Score the test volume, if there is one.
+        save_overlays: How many figures of the last part.
+        trust: As `load_model`.
 
     Returns:
         What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``.
     """
     parts = {"validation": splits.validation}
-    if cfg.test and splits.test:
+    if test and splits.test:
         parts["test"] = splits.test
-    best = folder / "checkpoints" / "best.ckpt"
-    options = {"method": cfg.method, "accelerator": cfg.trainer.accelerator}
-    finish_checkpoint(best, make_prediction(load_model(best), **options), splits.validation)
-    prediction = make_prediction(load_model(best), **options)
+    options: dict[str, Any] = {"method": method, "accelerator": accelerator}
+    finish_checkpoint(path, make_prediction(load_model(path, trust=trust), **options), splits.validation)
+    prediction = make_prediction(load_model(path, trust=trust), **options)
     metrics = {
         name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])
         for name, regions in parts.items()
     }
     write_json(folder / "metrics.json", metrics)
     shown = next(reversed(parts))
-    for i, region in enumerate(parts[shown] if cfg.save_overlays else ()):
+    for i, region in enumerate(parts[shown] if save_overlays else ()):
         result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
         image = ArrayVolume(region.read_image(), result.voxel_size)
         figures = folder / "figures" / f"{shown}_{i}"
-        save_overlays(figures, image, _truth(region, result), result, count=cfg.save_overlays)
+        draw_overlays(figures, image, _truth(region, result), result, count=save_overlays)
     console = Console()
     for name, scores in metrics.items():
         console.print(score_table(scores, title=name))

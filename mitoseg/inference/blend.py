@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference.protocol import log_odds
+from mitoseg.networks.scores import log_odds
 
 SIGMA = 1 / 8
 """Standard deviation of the weights, in tiles."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mitoseg.geometry import Box, anchor
-from mitoseg.inference.protocol import log_odds
 from mitoseg.networks import DenseForm
+from mitoseg.networks.scores import log_odds
 
 
 @dataclass(frozen=True)

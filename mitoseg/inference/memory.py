@@ -129,15 +129,19 @@ def largest_tile(
     *,
     first: Tile,
     multiple: int = 16,
+    cube: bool = False,
 ) -> Tile:
     """The largest tile whose cost is within a budget, found by halving its longest axis again and again.
+
+    Its z counts eightfold, as slices are cheap to take one by one, unless ``cube`` says that all axes are alike.
 
     Args:
         shape: Of the volume (z, y, x).
         cost: Bytes that a tile needs.
         budget: Bytes there are.
         first: The largest tile to consider.
-        multiple: Where y and x are cut, tiles are multiples of it.
+        multiple: Where y and x are cut, tiles are multiples of it; with ``cube`` also along z.
+        cube: Treat all axes alike.
 
     Raises:
         UserError: Not even the smallest tile fits.
@@ -147,9 +151,9 @@ def largest_tile(
     """
     tile = [min(a, b) for a, b in zip(first, shape, strict=True)]
     while (needed := cost((tile[0], tile[1], tile[2]))) > budget:
-        axis = max(range(3), key=lambda i: tile[i] * (8 if i == 0 else 1) if tile[i] > 1 else 0)
+        axis = max(range(3), key=lambda i: tile[i] * (8 if i == 0 and not cube else 1) if tile[i] > 1 else 0)
         parts = 2 * math.ceil(shape[axis] / tile[axis])
-        step = 1 if axis == 0 else multiple
+        step = 1 if axis == 0 and not cube else multiple
         smaller = math.ceil(shape[axis] / parts / step) * step
         if smaller >= tile[axis]:
             enough = math.ceil((used_bytes() + HEAPS + needed) / 1e8 + 0.2) / 10

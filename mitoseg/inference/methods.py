@@ -9,7 +9,6 @@ blend     overlapping tiles, averaged with Gaussian weights                 netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,36 +17,15 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, reflect
 from mitoseg.inference.blend import Blend
 from mitoseg.inference.dense import Dense
-from mitoseg.inference.protocol import BlockNetwork, dimensions, per_axis
+from mitoseg.inference.members import Members
+from mitoseg.inference.protocol import BlockNetwork, Method, dimensions, per_axis
 from mitoseg.inference.strided import Strided
 from mitoseg.inference.window import Window
-from mitoseg.networks import DenseForm
+from mitoseg.networks import DenseForm, Ensemble
 
 METHODS = ("dense", "strided", "window", "blend")
 BLEND_TILES = {2: (1, 256, 256), 3: (32, 128, 128)}
 """(z, y, x) voxels that a network on slices or on volumes takes at once, unless the user says otherwise."""
-
-
-class Method(Protocol):
-    """A way to turn a network into a map of log-odds."""
-
-    @property
-    def ndim(self) -> int:
-        """2 or 3, the network's axes."""
-        ...
-
-    def reads(self, write: Box) -> Box:
-        """What must be read for the voxels of a box; it may leave the volume, which is reflected there."""
-        ...
-
-    def __call__(self, image: Tensor, write: Box) -> Tensor:
-        """Log-odds (z, y, x) of a box.
-
-        Args:
-            image: What `reads` asks for: slices with their channels (z, C, Y, X), or (1, C, Z, Y, X).
-            write: The box.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +34,8 @@ class Options:
 
     Attributes:
         window_stride: Of the method ``window``: every how many pixels one is answered.
-        tile: (z, y, x) voxels computed at once; None: by the memory at hand, for ``blend`` `BLEND_TILES`.
+        tile: (z, y, x) voxels computed at once; None: by the memory at hand, for ``blend`` the network's own attribute
+            ``tile``, else `BLEND_TILES`.
         overlap: Of the tiles of ``blend``.
         slices: Slices that go through a network on slices together.
 
@@ -82,8 +61,14 @@ def choose_method(name: str, network: nn.Module) -> str:
     """The method that a name stands for; ``auto`` takes dense for block networks, blend for others.
 
     Raises:
-        UserError: There is no such method, or it does not fit the network.
+        UserError: There is no such method, or it does not fit the network, or not all members of an ensemble.
     """
+    if isinstance(network, Ensemble):
+        found = {choose_method(name, member.network) for member in network.parts}
+        if len(found) > 1:
+            kinds = [type(member.network).__name__ for member in network.parts]
+            raise UserError("an ensemble of blocks and of whole tiles", kinds, "combine networks of one kind")
+        return found.pop()
     is_block = isinstance(network, BlockNetwork)
     chosen = ("dense" if is_block else "blend") if name == "auto" else name
     if chosen not in METHODS:
@@ -110,8 +95,11 @@ def make_method(name: str, network: nn.Module, shape: tuple[int, int, int], opti
     """
     options = options or Options()
     chosen, ndim = choose_method(name, network), dimensions(network)
+    if isinstance(network, Ensemble):
+        each = tuple(make_method(chosen, member.network, shape, options) for member in network.parts)
+        return Members(network, each)
     if not isinstance(network, BlockNetwork):
-        tile = options.tile or BLEND_TILES[ndim]
+        tile = options.tile or _own_tile(network) or BLEND_TILES[ndim]
         if ndim == 3 and shape[0] == 1:
             raise UserError("the network works on volumes, the image is one slice", shape, "use a network on slices")
         return Blend(network, ndim, shape, (1, *tile[1:]) if ndim == 2 else tile, options.overlap, options.slices)
@@ -127,6 +115,20 @@ def make_method(name: str, network: nn.Module, shape: tuple[int, int, int], opti
         return Window(network, ndim, options.window_stride)
     on_cpu = next(network.parameters()).device.type == "cpu"
     return Dense(DenseForm(network, depth_first=on_cpu).eval(), window, options.slices)
+
+
+def _own_tile(network: nn.Module) -> tuple[int, int, int] | None:
+    """The tile that a network says it was trained on, its attribute ``tile``.
+
+    Raises:
+        UserError: It is no size.
+    """
+    tile = getattr(network, "tile", None)
+    if tile is None:
+        return None
+    if not isinstance(tile, list | tuple) or len(tile) != 3 or not all(type(n) is int and n >= 1 for n in tile):
+        raise UserError("the network's own tile is not a size", tile, "give tile=[z,y,x]")
+    return (tile[0], tile[1], tile[2])
 
 
 def slice_log_odds(name: str, network: nn.Module, image_bcyx: Tensor) -> Tensor:

@@ -17,9 +17,13 @@ from mitoseg.inference.methods import Options
 from mitoseg.inference.pipeline import run_overlapped
 from mitoseg.inference.predictor import Predictor
 from mitoseg.metrics import Calibration
-from mitoseg.volumes import Normalization, Volume
+from mitoseg.volumes import Normalization, Volume, VoxelSize
 
-KINDS: dict[str, np.dtype[Any]] = {"probability": np.dtype(np.float32), "mask": np.dtype(np.uint8)}
+KINDS: dict[str, np.dtype[Any]] = {
+    "probability": np.dtype(np.float32),
+    "mask": np.dtype(np.uint8),
+    "uncertainty": np.dtype(np.float32),
+}
 """What can be saved, and the type of its voxels unless the user names another."""
 
 
@@ -43,9 +47,11 @@ class Prediction:
         method: ``auto`` or one of `mitoseg.inference.METHODS`.
         options: What the method can be told.
         tta: Test-time augmentation, a key of `mitoseg.inference.SYMMETRIES`.
+        consensus: What the answers of all views and members make together, one of `mitoseg.inference.CONSENSUS`.
         precision: ``fp32`` or ``bf16``.
         save: One of `KINDS`, or ``log_odds`` for what the network gave, not calibrated.
-        dtype: Of the saved voxels; uint8 probabilities are times 255, rounded.
+        dtype: Of the saved voxels; uint8 probabilities and deviations are times 255, rounded.
+        voxel_size: (z, y, x) in nm that volumes have which do not say it, or None.
     """
 
     network: nn.Module
@@ -56,26 +62,28 @@ class Prediction:
     method: str = "auto"
     options: Options = field(default_factory=Options)
     tta: str = "none"
+    consensus: str = "mean"
     precision: str = "fp32"
     save: str = "probability"
     dtype: np.dtype[Any] = KINDS["probability"]
+    voxel_size: VoxelSize | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What travels with the output: its kind, the threshold, and the factor from probability to voxel."""
-        scale = 255 if self.save == "probability" and self.dtype == np.uint8 else 1
+        scale = 255 if self.save != "mask" and self.dtype == np.uint8 else 1
         return {"kind": self.save, "threshold": self.threshold, "scale": scale}
 
-    def encode(self, log_odds: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Calibrated probability or mask, in the type that is saved."""
+    def encode(self, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """What is saved, in its type: from log-odds a calibrated probability or mask; a deviation as it is."""
         if self.save == "log_odds":
-            return log_odds
-        probability = expit(self.calibration.apply(log_odds))
+            return found
+        values = found if self.save == "uncertainty" else expit(self.calibration.apply(found))
         if self.save == "mask":
-            probability = probability >= self.threshold
+            values = values >= self.threshold
         elif self.dtype == np.uint8:
-            probability = np.rint(probability * 255)
-        encoded: npt.NDArray[Any] = probability.astype(self.dtype)
+            values = np.rint(values * 255)
+        encoded: npt.NDArray[Any] = values.astype(self.dtype)
         return encoded
 
 
@@ -107,9 +115,9 @@ def predict_volume(
     area = volume.check_box(box)
     parts = tiles(area, tile or predictor.choose_tile(budget_bytes(None)))
 
-    def write(part: Box, log_odds: npt.NDArray[np.float32]) -> None:
+    def write(part: Box, found: npt.NDArray[np.float32]) -> None:
         inside = part.inside(area)
-        writer.write(inside, predictor.prediction.encode(log_odds))
+        writer.write(inside, predictor.prediction.encode(found))
         if on_tile is not None:
             on_tile(inside)
 

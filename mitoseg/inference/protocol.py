@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.networks import Ensemble
 
 
 @runtime_checkable
@@ -40,23 +42,59 @@ def per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     return (value,) * ndim if isinstance(value, int) else tuple(value)
 
 
+class Method(Protocol):
+    """A way to turn a network into a map of log-odds."""
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3, the network's axes."""
+        ...
+
+    def reads(self, write: Box) -> Box:
+        """What must be read for the voxels of a box; it may leave the volume, which is reflected there."""
+        ...
+
+    def __call__(self, image: Tensor, write: Box) -> Tensor:
+        """Log-odds (z, y, x) of a box.
+
+        Args:
+            image: What `reads` asks for: slices with their channels (z, C, Y, X), or (1, C, Z, Y, X).
+            write: The box.
+        """
+        ...
+
+
 def dimensions(network: nn.Module) -> int:
     """Whether a network works on slices (2) or on volumes (3): that of its first convolution.
 
     Raises:
-        UserError: It has no convolution.
+        UserError: It has no convolution, or the members of an ensemble differ.
     """
-    return 3 if isinstance(_first_layer(network), nn.Conv3d) else 2
+    return _shared(network, "axes", lambda one: 3 if isinstance(_first_layer(one), nn.Conv3d) else 2)
 
 
 def input_channels(network: nn.Module) -> int:
     """Channels that a network takes: those of its first convolution, unless it says so itself.
 
     Raises:
-        UserError: It has no convolution.
+        UserError: It has no convolution, or the members of an ensemble differ.
     """
-    stated = getattr(network, "in_channels", None)
-    return stated if isinstance(stated, int) else _first_layer(network).in_channels
+
+    def taken(one: nn.Module) -> int:
+        stated = getattr(one, "in_channels", None)
+        return stated if isinstance(stated, int) else _first_layer(one).in_channels
+
+    return _shared(network, "input channels", taken)
+
+
+def _shared(network: nn.Module, what: str, ask: Callable[[nn.Module], int]) -> int:
+    """What a network says, or all members of an ensemble alike."""
+    if not isinstance(network, Ensemble):
+        return ask(network)
+    found = [ask(member.network) for member in network.parts]
+    if len(set(found)) > 1:
+        raise UserError(f"the members of the ensemble differ in {what}", found, "combine networks of one kind")
+    return found[0]
 
 
 def _first_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
@@ -66,21 +104,3 @@ def _first_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
     if isinstance(network, BlockNetwork):  # a stand-in without weights
         return nn.Conv2d(network.in_channels, 1, 1)
     raise UserError("the network has no convolution", type(network).__name__, "use a convolutional network")
-
-
-def log_odds(scores: Tensor) -> Tensor:
-    """Log-odds of "mitochondrion" from scores.
-
-    Args:
-        scores: (B, 2, ...), background and mitochondrion, or (B, 1, ...), which are log-odds already.
-
-    Returns:
-        float32 (B, ...).
-
-    Raises:
-        UserError: Another number of classes.
-    """
-    if scores.shape[1] not in (1, 2):
-        raise UserError("the network's scores are not those of two classes", scores.shape[1], "use one or two outputs")
-    wide = scores.float()
-    return wide[:, 1] - wide[:, 0] if scores.shape[1] == 2 else wide[:, 0]

@@ -41,7 +41,7 @@ def read_grey(volume: Volume, box: Box, channels: str, ndim: int) -> Grey:
 
     Args:
         volume: Where from.
-        box: In voxels; it may leave the volume on reflected axes.
+        box: In voxels; it may leave the volume. Slices of their own that lie outside are filled with the nearest.
         channels: How slices become input channels.
         ndim: 2 for networks on slices, 3 for networks on volumes.
 
@@ -50,7 +50,7 @@ def read_grey(volume: Volume, box: Box, channels: str, ndim: int) -> Grey:
     """
     y, x = (reflect(np.arange(a, b), n) for a, b, n in zip(box.start[1:], box.stop[1:], volume.shape[1:], strict=True))
     slices: npt.NDArray[np.integer] = np.arange(box.start[0], box.stop[0])
-    z = slices if ndim == 2 else reflect(slices, volume.shape[0])
+    z = np.clip(slices, 0, volume.shape[0] - 1) if ndim == 2 else reflect(slices, volume.shape[0])
     rows = np.array([channel_slices(int(k), volume.shape[0], channels) for k in z])
     index = (rows, y, x)
     part = Box(tuple(int(i.min()) for i in index), tuple(int(i.max()) + 1 for i in index))

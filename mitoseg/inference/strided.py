@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mitoseg.geometry import Box, anchor
 from mitoseg.inference.grid import answered, fill
-from mitoseg.inference.protocol import BlockNetwork, log_odds, per_axis
+from mitoseg.inference.protocol import BlockNetwork, per_axis
+from mitoseg.networks.scores import log_odds
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from mitoseg.geometry import Box, anchor
 from mitoseg.inference.grid import answered, fill
-from mitoseg.inference.protocol import BlockNetwork, log_odds, per_axis
+from mitoseg.inference.protocol import BlockNetwork, per_axis
+from mitoseg.networks.scores import log_odds
 
 BATCH = 512
 """Windows that go through the network together; always as many, so that a score does not depend on the tile."""

@@ -139,6 +139,8 @@ def build_network(config: Mapping[str, Any], *, trust: bool = False) -> nn.Modul
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     _refuse_code(arguments)
     target = _resolve(str(config.get("_target_")), trust)
+    if getattr(target, "nested", False):  # it builds networks itself, under the same rule, whatever the file says
+        arguments["trust"] = trust
     network = target(**arguments)
     if not isinstance(network, nn.Module):
         raise UserError("the checkpoint's network is not a torch module", config.get("_target_"), "do not use it")

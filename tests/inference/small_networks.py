@@ -4,6 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mitoseg.inference import Prediction, predict_volume
+from mitoseg.metrics import Calibration
+from mitoseg.networks import Ensemble
+from mitoseg.volumes import ArrayVolume, Normalization
+
+NORMALIZATION = Normalization(120.0, 60.0)
+
 
 def shaken(network, seed=0):
     """A network in eval mode, the same for the same seed, whose scores differ from pixel to pixel."""
@@ -62,3 +69,29 @@ class Memory:
     def write(self, box, array_zyx):
         self.array[box.slices] = array_zyx
         self.written[box.slices] += 1
+
+
+def predict(network, image_zyx, tile=None, channels="single", voxel_size=(5, 5, 5), **options):
+    """What a network says of a volume: log-odds, unless told otherwise; every voxel once."""
+    given = {"save": "log_odds", "normalization": NORMALIZATION, "calibration": Calibration()} | options
+    prediction = Prediction(network, channels=channels, threshold=0.5, **given)
+    writer = Memory(image_zyx.shape, prediction.dtype)
+    predict_volume(prediction, ArrayVolume(image_zyx, voxel_size), writer, tile=tile)
+    assert (writer.written == 1).all()
+    return writer.array
+
+
+def member(network, mean=120.0, std=60.0, **more):
+    """A network of this file as the config of an ensemble's member; more: its arguments, or a calibration."""
+    calibration = more.pop("calibration", {})
+    name = f"{type(network).__module__}.{type(network).__name__}"
+    numbers = {"normalization": {"mean": mean, "std": std}, "calibration": calibration}
+    return {"name": name, "arguments": more, **numbers}
+
+
+def ensemble(networks, members):
+    """Networks, and the configs that `member` makes of them, as one."""
+    made = Ensemble(members, {"mean": NORMALIZATION.mean, "std": NORMALIZATION.std}, trust=True)
+    for part, network in zip(made.parts, networks, strict=True):
+        part.network.load_state_dict(network.state_dict())
+    return made.eval()

@@ -3,26 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
+from small_networks import NORMALIZATION, SmallBlock, SmallUNet, grey, predict, shaken
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
-from mitoseg.inference import Options, Prediction, choose_method, make_method, predict_volume, slice_log_odds
-from mitoseg.metrics import Calibration
+from mitoseg.inference import Options, choose_method, make_method, slice_log_odds
 from mitoseg.networks import ContextCNN, PatchCNN
-from mitoseg.volumes import ArrayVolume, Normalization
 
-NORMALIZATION = Normalization(120.0, 60.0)
 SHAPE = (4, 21, 26)
 TILES = [SHAPE, (1, 21, 26), (2, 16, 16), (3, 7, 11)]
-
-
-def predict(network, image_zyx, tile=None, channels="single", **options):
-    prediction = Prediction(network, NORMALIZATION, channels, Calibration(), 0.5, **{"save": "log_odds"} | options)
-    writer = Memory(image_zyx.shape)
-    predict_volume(prediction, ArrayVolume(image_zyx), writer, tile=tile)
-    assert (writer.written == 1).all()
-    return writer.array
 
 
 def literal_window(network, image_zyx, ndim, z, y, x, channels=(0,)):

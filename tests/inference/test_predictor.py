@@ -64,10 +64,10 @@ def test_live_bytes_counts_what_lives_at_once():
 def test_the_rehearsal_counts_the_papers_network(method):
     """At least the first layer's output lives; with the copies of convolutions and the overhead, 3 to 5 times that."""
     predictor = Predictor(prediction(PatchCNN(3).eval(), "adjacent", method=method), ArrayVolume(grey((3, 256, 320))))
-    needed = predictor._network_bytes((1, 256, 320))
+    needed = predictor.sizing.network_bytes((1, 256, 320))
     first_layer = (256 + 60) * (320 + 60) * 32 * 4
     assert first_layer < needed < 5 * first_layer
-    small = predictor._network_bytes((1, 64, 80))
+    small = predictor.sizing.network_bytes((1, 64, 80))
     assert small < needed / 4
 
 
@@ -77,7 +77,7 @@ def test_less_memory_makes_smaller_tiles_and_the_same_result(network):
     options = Options(tile=(8, 16, 16) if isinstance(network, SmallUNet) else None)
     predictor = Predictor(prediction(shaken(network), options=options), ArrayVolume(image))
     plenty = predictor.choose_tile(1e12)
-    cost = predictor._network_bytes(plenty) + predictor._buffer_bytes(plenty)
+    cost = predictor.sizing.network_bytes(plenty) + predictor.sizing.buffer_bytes(plenty)
     little = predictor.choose_tile(cost / 3)
     assert np.prod(little) < np.prod(plenty)
     results = [Memory(image.shape) for _ in range(2)]

@@ -1,0 +1,83 @@
+"""``ensemble``: several checkpoints in, one that predicts with the mean of them out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from mitoseg.cli.launch import run_dir
+from mitoseg.cli.scoring import score_checkpoint
+from mitoseg.errors import UserError
+from mitoseg.networks.checkpoint import KEY, load_model
+from mitoseg.provenance import collect
+from mitoseg.storage import atomic_output, check_output, write_json
+from mitoseg.training.combine import combine
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Combine checkpoints; with a data set, choose calibration and threshold on its validation slabs, and score.
+
+    Returns:
+        The foreground JAC on the validation slabs, None without a data set.
+
+    Raises:
+        UserError: A checkpoint or an option is no good, or the checkpoints do not fit together.
+    """
+    paths = check_options(cfg)
+    checkpoint = combine({path: load_model(path, trust=cfg.trust) for path in paths})
+    threshold = checkpoint[KEY]["threshold"]
+    folder = run_dir()
+    path = folder / "checkpoints" / "best.ckpt"
+    with atomic_output(path, overwrite=True) as temporary:
+        torch.save(checkpoint, temporary)
+    sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    about: dict[str, Any] = {"members": sums, "output": cfg.output}
+    validation = None
+    if cfg.get("data"):
+        recipe = instantiate(cfg.data).recipe
+        recipe.prepare()
+        splits = recipe.splits()
+        about["data"] = dict(splits.provenance)
+        keys = ("method", "accelerator", "test", "save_overlays", "trust")
+        validation = score_checkpoint(path, folder, splits, **{key: cfg[key] for key in keys})["validation"]
+    else:
+        log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
+    with atomic_output(cfg.output, overwrite=cfg.overwrite) as temporary:
+        shutil.copyfile(path, temporary)
+    write_json(folder / "provenance.json", collect(**about))
+    Console().print(f"{len(paths)} networks in {cfg.output}", soft_wrap=True, markup=False)
+    return None if validation is None else float(validation["jaccard_foreground"])  # type: ignore[arg-type]
+
+
+def check_options(cfg: DictConfig) -> list[str]:
+    """The checkpoints' paths; refuse what cannot be, before anything is read.
+
+    Raises:
+        UserError: A path or a switch is no good, or the output exists or is one of the checkpoints.
+    """
+    given = cfg.checkpoints
+    if not given or isinstance(given, str):
+        raise UserError("an ensemble needs two checkpoints or more", given, "give checkpoints=[A,B,C]")
+    if not cfg.output:
+        raise UserError("output has no value", None, "add output=... to the command")
+    for key in ("overwrite", "trust", "test"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    paths = [str(path) for path in given]
+    places = [Path(path).resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise UserError("a checkpoint is given twice", paths, "give each one once")
+    if Path(cfg.output).resolve() in places:
+        raise UserError("the output is one of the checkpoints", cfg.output, "choose another name")
+    check_output(cfg.output, cfg.overwrite)
+    return paths
