@@ -31,7 +31,7 @@ def make_prediction(
     *,
     method: str = "auto",
     tile: object = None,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     window_stride: int = 1,
     tta: str = "none",
     accelerator: str = "auto",

@@ -1,6 +1,6 @@
 """From a volume and a network to a probability for every voxel."""
 
-from mitoseg.inference.methods import METHODS, Options, choose_method, make_method, slice_log_odds
+from mitoseg.inference.methods import METHODS, Options, choose_method, make_method, log_odds_in_memory
 from mitoseg.inference.predict import KINDS, Prediction, predict_volume
 from mitoseg.inference.predictor import Predictor
 from mitoseg.inference.symmetry import SYMMETRIES
@@ -15,5 +15,5 @@ __all__ = [
     "choose_method",
     "make_method",
     "predict_volume",
-    "slice_log_odds",
+    "log_odds_in_memory",
 ]

@@ -2,5 +2,6 @@
 
 from mitoseg.networks.dense import DenseForm
 from mitoseg.networks.patch_cnn import ContextCNN, PatchCNN
+from mitoseg.networks.unets import UNet
 
-__all__ = ["ContextCNN", "DenseForm", "PatchCNN"]
+__all__ = ["ContextCNN", "DenseForm", "PatchCNN", "UNet"]

@@ -7,7 +7,7 @@ from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
-from mitoseg.inference import Options, Prediction, choose_method, make_method, predict_volume, slice_log_odds
+from mitoseg.inference import Options, Prediction, choose_method, make_method, predict_volume, log_odds_in_memory
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN
 from mitoseg.volumes import ArrayVolume, Normalization
@@ -131,7 +131,7 @@ def test_whole_slices_in_memory_are_predicted_alike():
     normal = torch.from_numpy(NORMALIZATION.apply(image))[:, None]
     with torch.inference_mode():
         for method in ("dense", "strided"):
-            together = slice_log_odds(method, network, normal).numpy()
+            together = log_odds_in_memory(method, network, normal).numpy()
             np.testing.assert_allclose(together, predict(network, image, method=method), rtol=0, atol=1e-5)
 
 
