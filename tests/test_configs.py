@@ -8,8 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from mitoseg.blocks import BlockDataModule
+from mitoseg.blocks import BlockDataModule, TileDataModule
 from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.train import make_data
 from mitoseg.networks.checkpoint import build_network
 
 CONF = default_config_dir()
@@ -36,8 +37,8 @@ def check(cfg, tmp_path):
     assert optimizer.param_groups[0]["lr"] > 0
     optimizer.step()
     schedule.step()
-    data = instantiate(cfg.data, window=network.window, seed=cfg.seed)
-    assert isinstance(data, BlockDataModule)
+    data = make_data(cfg, network)
+    assert isinstance(data, BlockDataModule if cfg.data.tile is None else TileDataModule)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     assert trainer.max_epochs == cfg.epochs
 

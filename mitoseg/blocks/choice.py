@@ -20,7 +20,10 @@ TILE_OPTIONS = ("foreground", "epoch_tiles", "spatial_dims", "margin", "augmenta
 
 
 def data_module(
-    recipe: Callable[..., Recipe], *, tile: tuple[int, int, int] | None = None, **options: Any  # noqa: ANN401
+    recipe: Callable[..., Recipe],
+    *,
+    tile: tuple[int, int, int] | None = None,
+    **options: Any,  # noqa: ANN401
 ) -> BlockDataModule | TileDataModule:
     """The datamodule for blocks, or for tiles if their size is given.
 

@@ -26,8 +26,10 @@ Places = dict[str, Tensor | float | bool]
 class Draw(Protocol):
     """The draws of an epoch as columns."""
 
-    position_n4: Index
-    """Region, z, y, x of each draw."""
+    @property
+    def position_n4(self) -> Index:
+        """Region, z, y, x of each draw."""
+        ...
 
 
 Drawn = TypeVar("Drawn", bound=Draw, covariant=True)
@@ -110,7 +112,7 @@ class BlockLoader(EpochLoader[Draws]):
 
 
 class TileLoader(EpochLoader[TileDraws]):
-    """Batches of tiles: also ``symmetry_b`` int64, the number of a `mitoseg.blocks.symmetry` , and ``seed_b`` int64."""
+    """Batches of tiles: also ``symmetry_b`` int64, the number of a `TileSymmetry`, and ``seed_b`` int64."""
 
     def pick(self, draws: TileDraws, index_b: Index) -> Places:
         """How the tiles are turned, and the seeds of their augmentation."""

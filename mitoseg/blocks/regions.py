@@ -55,7 +55,7 @@ class RegionDataModule(pl.LightningDataModule):
     splits: Splits
     normalization: Normalization
     bank: nn.Module
-    draws: EpochDrawing
+    draws: EpochDrawing[Draw]
     summary: Mapping[str, str | int | float]
 
     def __init__(

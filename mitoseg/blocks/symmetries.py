@@ -1,8 +1,8 @@
 """The ways to turn and mirror a tile that move voxels without changing them.
 
-    dihedral     8   quarter turns and mirror images in the plane
-    dihedral_z  16   those, and the same with z mirrored (the order of the channels, where these are neighbouring slices)
-    cubic       48   all of a cube, for cubic voxels and tiles
+dihedral     8   quarter turns and mirror images in the plane
+dihedral_z  16   those, and the same with z mirrored (the order of the channels, where these are neighbouring slices)
+cubic       48   all of a cube, for cubic voxels and tiles
 """
 
 from __future__ import annotations

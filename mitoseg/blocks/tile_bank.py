@@ -75,8 +75,8 @@ class TileBank(nn.Module):
             tile: (z, y, x) voxels.
 
         Returns:
-            ``image`` float32, (B, C, Y, X), or (B, 1, Z, Y, X) for a network on volumes, each of y and x larger than the tile
-            by the margin; and ``label`` int64, (B, Y, X) or (B, Z, Y, X).
+            ``image`` float32, (B, C, Y, X), or (B, 1, Z, Y, X) for a network on volumes, in y and x larger than the
+            tile by the margin; and ``label`` int64, (B, Y, X) or (B, Z, Y, X).
         """
         pairs = [
             self._tile(place, symmetry, tile) for place, symmetry in zip(position_b4.tolist(), symmetries, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from mitoseg.blocks.symmetries import TILE_SYMMETRIES
 from mitoseg.datasets.base import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import slabs
+
+_LOG = logging.getLogger(__name__)
 
 _LISTED = 2**20
 """Mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on."""
@@ -41,6 +44,8 @@ class TileDraws:
 class EpochTiles:
     """Makes an epoch's draws from (seed, epoch) alone, the same on every rank.
 
+    Regions that are smaller than a tile are left out, with a warning.
+
     A tile lies anywhere in a region, drawn uniformly over all regions and places; or, for a share of the draws, it
     holds a mitochondrion voxel that is drawn uniformly, at a random place inside the tile.
 
@@ -56,7 +61,7 @@ class EpochTiles:
         counts: Background and mitochondrion voxels of the regions.
 
     Raises:
-        UserError: A region is smaller than a tile, a class has no voxel, or an option is out of range.
+        UserError: All regions are smaller than a tile, a class has no voxel, or an option is out of range.
     """
 
     def __init__(
@@ -71,10 +76,13 @@ class EpochTiles:
     ) -> None:
         check_choice("augment", augment, TILE_SYMMETRIES)
         _check(tile, augment, foreground, epoch_tiles, seed)
-        for region in regions:
-            if any(n < t for n, t in zip(region.box.shape, tile, strict=True)):
+        large = [all(n >= t for n, t in zip(region.box.shape, tile, strict=True)) for region in regions]
+        for region, fits in zip(regions, large, strict=True):
+            if not fits:
                 what = f"training region {region.name or region.box} is smaller than a tile of {_text(tile)} voxels"
-                raise UserError(what, region.box.shape, "give a smaller data.tile=[z,y,x]")
+                if not any(large):
+                    raise UserError(what, region.box.shape, "give a smaller data.tile=[z,y,x]")
+                _LOG.warning("%s: it is left out", what)
         self.tile, self.augment, self.foreground, self.seed = tile, augment, foreground, seed
         self.shapes_r3 = np.array([region.box.shape for region in regions])
         counted = [_survey(region) for region in regions]
@@ -82,9 +90,9 @@ class EpochTiles:
         for name, count in zip(("background", "mitochondrion"), self.counts, strict=True):
             if not count:
                 raise UserError(f"no {name} voxel in the training regions", None, "check the labels, or the split")
-        self._voxels_n4 = np.concatenate([np.insert(v, 0, r, axis=1) for r, (_, v) in enumerate(counted)])
-        self._places_r = np.prod(self.shapes_r3 - np.array(tile) + 1, axis=1)
-        voxels = int(np.prod(self.shapes_r3, axis=1).sum())
+        self._voxels_n4 = np.concatenate([np.insert(v, 0, r, axis=1) for r, (_, v) in enumerate(counted) if large[r]])
+        self._places_r = np.where(large, np.prod(np.maximum(self.shapes_r3 - np.array(tile) + 1, 0), axis=1), 0)
+        voxels = int(np.prod(self.shapes_r3, axis=1)[large].sum())
         self.size = epoch_tiles or max(1, round(voxels / math.prod(tile)))
 
     def __len__(self) -> int:
@@ -131,14 +139,14 @@ def _text(tile: Sequence[int]) -> str:
     return " x ".join(map(str, tile))
 
 
-def _check(
-    tile: tuple[int, int, int], augment: str, foreground: float, epoch_tiles: int | None, seed: int
-) -> None:
+def _check(tile: tuple[int, int, int], augment: str, foreground: float, epoch_tiles: int | None, seed: int) -> None:
     """Refuse numbers out of range."""
     if augment != "none" and tile[1] != tile[2]:
         raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
     if augment == "cubic" and len(set(tile)) > 1:
-        raise UserError("data.augment=cubic needs a tile with three equal sides", tile, "or give data.augment=dihedral_z")
+        raise UserError(
+            "data.augment=cubic needs a tile with three equal sides", tile, "or give data.augment=dihedral_z"
+        )
     if not 0 <= foreground <= 1:
         raise UserError("foreground is not a share of the tiles", foreground, "give a number from 0 to 1")
     if epoch_tiles is not None and epoch_tiles < 1:
@@ -158,5 +166,6 @@ def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
         number_n = np.flatnonzero(label_zyx == 1)
         foreground += len(number_n)
         voxel_n3 = np.stack(np.unravel_index(number_n[::thin], label_zyx.shape), axis=1)
-        found.append(voxel_n3 + [slab.start[0] - region.box.start[0], 0, 0])
+        voxel_n3[:, 0] += slab.start[0] - region.box.start[0]
+        found.append(voxel_n3)
     return (background, foreground), np.concatenate(found)

@@ -30,9 +30,9 @@ _LOOKED_AT = 200
 class TileDataModule(RegionDataModule):
     """Training tiles and validation slices of one data set.
 
-    Training batches are ``{"image": float32, "label": int64, "position_b4": int64, "weight": float}``: image (B, C, Y,
-    X) and label (B, Y, X) of 0, 1 and `IGNORE` for networks on slices, (B, 1, Z, Y, X) and (B, Z, Y, X) for networks on
-    volumes. Validation items are whole slices or slabs, see `mitoseg.blocks.validation`.
+    Training batches are ``{"image": float32, "label": int64, "position_b4": int64, "weight": float}``. For networks on
+    slices the image is (B, C, Y, X) and the label, of 0, 1 and `IGNORE`, (B, Y, X); for networks on volumes they are
+    (B, 1, Z, Y, X) and (B, Z, Y, X). Validation items are whole slices or slabs, see `mitoseg.blocks.validation`.
 
     Args:
         recipe: Makes the data set from ``source``.
@@ -79,7 +79,9 @@ class TileDataModule(RegionDataModule):
         if len(tile) != 3 or any(type(n) is not int or n < 1 for n in tile):
             raise UserError("data.tile is not a size", list(tile), "give data.tile=[z,y,x], each at least 1")
         if spatial_dims == 2 and tile[0] != 1:
-            raise UserError("a network on slices takes tiles of one slice", list(tile), f"give [1,{tile[1]},{tile[2]}]")
+            raise UserError(
+                "a network on slices takes tiles of one slice", list(tile), f"give [1,{tile[1]},{tile[2]}]"
+            )
         if spatial_dims == 3 and channels != "single":
             raise UserError("a network on volumes takes data.channels=single", channels, "give data.channels=single")
         super().__init__(

@@ -144,7 +144,9 @@ def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object
     return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record.get("voxel_size")}
 
 
-def tune(cfg: DictConfig, make_module: Callable[..., SegmentationModule], data: RegionDataModule, folder: Path) -> None:
+def tune(
+    cfg: DictConfig, make_module: Callable[..., SegmentationModule], data: RegionDataModule, folder: Path
+) -> None:
     """Find a batch size and a learning rate first, where asked; they enter the config and the words of the run.
 
     Raises:

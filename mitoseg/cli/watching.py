@@ -17,12 +17,13 @@ from mitoseg.training.callbacks import SlicePictures
 from mitoseg.training.checkpointing import SCORE, BestCheckpoint, LastCheckpoint
 from mitoseg.training.guards import FiniteLoss
 from mitoseg.training.progress import Progress, Throughput
+from mitoseg.training.shallow import ShallowConvolutions
 
 
 def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     """Checkpoints, guards, pictures, speed and progress, as the config says."""
     kept, throughput = folder / "checkpoints", Throughput()
-    callbacks = [FiniteLoss(), SlicePictures(overlay_figure), throughput]
+    callbacks = [FiniteLoss(), ShallowConvolutions(), SlicePictures(overlay_figure), throughput]
     if cfg.patience is not None:
         if cfg.patience < 1:
             raise UserError("patience is not positive", cfg.patience, "give validations without gain, or null")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets import DynUNet
+from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
@@ -97,7 +97,7 @@ class UNet(nn.Module):
             image: float (B, in_channels, [Z,] Y, X), normalised; each side a multiple of `multiple`.
 
         Returns:
-            (B, classes, [Z,] Y, X); in training with deep supervision (B, levels, classes, [Z,] Y, X), the finest first.
+            (B, classes, [Z,] Y, X); in training with deep supervision (B, levels, classes, [Z,] Y, X), finest first.
 
         Raises:
             UserError: A side does not fit.

@@ -1,4 +1,4 @@
-"""The LightningModule: blocks or tiles in, validation slices scored, and a checkpoint that prediction can use alone."""
+"""The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out."""
 
 from __future__ import annotations
 

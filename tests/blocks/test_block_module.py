@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from mitoseg.blocks import BlockDataModule
-from mitoseg.blocks import module as module_file
+from mitoseg.blocks import BlockDataModule, TileDataModule
+from mitoseg.blocks import regions as module_file
+from mitoseg.blocks.choice import BLOCK_OPTIONS, TILE_OPTIONS
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -202,7 +203,7 @@ def test_a_trainer_sees_each_epoch_s_own_draws_and_resumes_within_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"channels": "rgb"}, "unknown channels: 'rgb'; choose one of adjacent, repeat, single"),
+        ({"channels": "rgb"}, "unknown channels: 'rgb'; choose one of adjacent, adjacent5, repeat, single"),
         ({"interpolation": "cubic"}, "choose one of bilinear, nearest"),
         ({"positions": "some"}, "choose one of grid, any"),
         ({"balance": "x"}, "choose one of rotate, subsample, none"),
@@ -225,8 +226,12 @@ def test_mistakes_are_told_before_training(options, line):
 
 def test_the_config_names_every_option():
     config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "data" / "blocks.yaml").read_text(encoding="utf-8"))
-    assert config.pop("_target_") == "mitoseg.blocks.BlockDataModule"
-    defaults = dict(BlockDataModule.__init__.__kwdefaults__)
-    assert defaults.pop("window") == 32
-    assert defaults.pop("seed") == 0
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()} == defaults
+    assert config.pop("_target_") == "mitoseg.blocks.data_module"
+    assert config.pop("tile") is None
+    blocks, tiles = (dict(c.__init__.__kwdefaults__) for c in (BlockDataModule, TileDataModule))
+    for told_by_train in ("window", "seed", "spatial_dims", "margin", "augmentation"):
+        blocks.pop(told_by_train, None), tiles.pop(told_by_train, None)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    assert given == {**tiles, **blocks}
+    assert set(BLOCK_OPTIONS) == (set(blocks) - set(tiles)) | {"window"}
+    assert set(TILE_OPTIONS) == (set(tiles) - set(blocks)) | {"spatial_dims", "margin", "augmentation"}

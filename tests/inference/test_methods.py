@@ -7,7 +7,7 @@ from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
-from mitoseg.inference import Options, Prediction, choose_method, make_method, predict_volume, log_odds_in_memory
+from mitoseg.inference import Options, Prediction, choose_method, log_odds_in_memory, make_method, predict_volume
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN
 from mitoseg.volumes import ArrayVolume, Normalization
