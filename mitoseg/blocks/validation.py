@@ -80,8 +80,8 @@ class SliceLoader:
 class SlabLoader:
     """Iterates over slabs of some regions, shared out exactly: slab i goes to rank i % world.
 
-    Yields dicts of ``image_czyx`` float32 (one channel, normalised), which reaches `CONTEXT` slices beyond the slab as
-    far as the volume does, ``label_zyx`` uint8 (0, 1 or `IGNORE`) of the slab itself, ``first``, the slice of the image
+    Yields dicts of ``image_czyx`` float32 (one channel, normalised), which reaches `CONTEXT` slices beyond the slab
+    as far as the volume does, ``label_zyx`` uint8 (0, 1 or `IGNORE`) of the slab itself, ``first``, the slice of it
     at which the slab starts, ``region`` and ``z``, that of its first slice in the region's own coordinates.
 
     Args:

@@ -83,7 +83,7 @@ class SegmentationModule(LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss: nn.Module | None = None,
-        method: str = "strided",
+        method: str = "auto",
         extended: Sequence[int] = (),
         channels_last: bool = True,
         compile: bool | str = False,

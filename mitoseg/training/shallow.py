@@ -1,8 +1,8 @@
 """A guard against wrong gradients of shallow 3D convolutions in bfloat16 on a CPU.
 
-With torch 2.13 (oneDNN, AVX-512 bfloat16) the weights' gradient of a 3D convolution with a kernel of 3 and a stride of
-1 along z is wrong, and often NaN, where its image is exactly two slices deep; in float32, and at any other depth, it is
-right. A U-Net comes to such an image at its coarsest level.
+With torch 2.13 (oneDNN, AVX-512 bfloat16) the weights' gradient of a 3D convolution with a kernel of 3 and a stride
+of 1 along z is wrong, and often NaN, where its image is exactly two slices deep; in float32, and at any other depth,
+it is right. A U-Net comes to such an image at its coarsest level.
 """
 
 from __future__ import annotations
