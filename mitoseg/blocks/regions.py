@@ -21,6 +21,7 @@ from mitoseg.blocks.sampler import BlockSampler
 from mitoseg.blocks.validation import SlabLoader, SliceLoader
 from mitoseg.datasets.base import Recipe, Splits
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, VoxelSize, measure_normalization
+from mitoseg.volumes.matching import grey_quantiles
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class RegionDataModule(pl.LightningDataModule):
     Attributes:
         splits: The regions, after ``setup`` like all below.
         normalization: Mean and standard deviation over the training regions.
+        grey_quantiles: Of the training regions, see `mitoseg.volumes.matching`.
         summary: Counts of what is drawn, plain data.
 
     Raises:
@@ -109,6 +111,8 @@ class RegionDataModule(pl.LightningDataModule):
             return
         self.splits = self.recipe.splits()
         self.normalization = measure_normalization((region.image, region.box) for region in self.splits.train)
+        quantiles = grey_quantiles((region.image, region.box) for region in self.splits.train)
+        self.grey_quantiles = [round(float(q), 6) for q in quantiles]
         self.prepare_draws()
         if rank_and_world()[0] == 0:
             _LOG.info(self.describe())

@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg import __version__
+from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
 from mitoseg.errors import UserError
 from mitoseg.inference import Predictor
 from mitoseg.inference.memory import budget_bytes
 from mitoseg.inference.precision import choose_compile
+from mitoseg.networks.bundle import DEFAULT, find_weights
 from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
@@ -31,7 +33,18 @@ from mitoseg.volumes.writing import place
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("input", "save", "dtype", "threshold", "method", "tta", "overlap", "window_stride", "axes")
+IDENTITY = (
+    "input",
+    "save",
+    "dtype",
+    "threshold",
+    "method",
+    "tta",
+    "overlap",
+    "window_stride",
+    "axes",
+    "normalize",
+)
 """Options that make one command another than the next; a killed run is taken up by the same one alone."""
 VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
 """What may change between two runs of one command; then what was computed is out of date."""
@@ -44,13 +57,17 @@ def run(cfg: DictConfig) -> None:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
     check_options(cfg)
-    model = load_model(cfg.checkpoint, trust=cfg.trust)
-    volume = open_input(cfg)
+    checkpoint = find_weights(cfg.checkpoint)
+    if cfg.checkpoint is None:
+        log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
+    model = load_model(checkpoint, trust=cfg.trust)
+    volume, normalization = adapt_greys(cfg.normalize, open_input(cfg), model)
     prediction = make_prediction(
         model,
         **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "accelerator", "precision")},
         **{key: cfg[key] for key in ("save", "dtype", "threshold")},
         tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
+        normalization=normalization,
     )
     predictor = Predictor(prediction, volume)
     stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
@@ -76,7 +93,7 @@ def check_options(cfg: DictConfig) -> None:
     Raises:
         UserError: A path has no value, a switch is neither true nor false, or the output lies at or in the input.
     """
-    for key in ("checkpoint", "input", "output"):
+    for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
     for key in ("overwrite", "trust", "progress"):
@@ -118,7 +135,7 @@ def predict_staged(cfg: DictConfig, predictor: Predictor, model: Model, stage: S
     voxel_size = volume.voxel_size or (model.voxel_size and check_voxel_size(model.voxel_size))
     if volume.voxel_size is None and voxel_size is not None:
         log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
-    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint).name}
+    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint or DEFAULT).name}
     info = VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)
     stage.start(info, tile, decisions)
     if stage.done:
@@ -162,7 +179,7 @@ def identity(cfg: DictConfig, volume: Volume, predictor: Predictor) -> Mapping[s
         "device": predictor.device.type,
         "tile": predictor.prediction.options.tile,
         "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
-        "checkpoint_sha256": hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest(),
+        "checkpoint_sha256": hashlib.sha256(find_weights(cfg.checkpoint).read_bytes()).hexdigest(),
         "mitoseg": __version__,
         "torch": torch.__version__,
     }

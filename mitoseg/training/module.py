@@ -43,6 +43,7 @@ class BlockData(Protocol):
     """What the module asks of the datamodule, once it is set up."""
 
     normalization: Normalization
+    grey_quantiles: list[float]
     prior: float
     batch_prior: float
     channels: str
@@ -118,6 +119,7 @@ class SegmentationModule(LightningModule):
             "version": mitoseg.__version__,
             "network": self.network_config,
             "normalization": {"mean": data.normalization.mean, "std": data.normalization.std},
+            "grey_quantiles": data.grey_quantiles,
             "channels": data.channels,
             "voxel_size": data.voxel_size and list(data.voxel_size),
             "prior": {"positions": data.prior, "batches": data.batch_prior},
