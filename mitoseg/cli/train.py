@@ -96,12 +96,21 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
-    """The datamodule, told what the network sees."""
+    """The datamodule, told what the network sees.
+
+    Raises:
+        UserError: Blocks are to be augmented as tiles are.
+    """
+    augmentation = instantiate(cfg.augmentation) or None
+    if augmentation is not None and cfg.data.tile is None:
+        what = "augmentation= is for training on tiles; blocks are augmented by data.augment="
+        raise UserError(what, None, "give data.tile=[z,y,x], or augmentation=none")
     data: RegionDataModule = instantiate(
         cfg.data,
         window=getattr(network, "window", None),
         spatial_dims=dimensions(network),
         margin=tile_margin(network),
+        augmentation=augmentation,
         seed=cfg.seed,
     )
     return data

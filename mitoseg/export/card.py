@@ -51,10 +51,8 @@ def _network(name: str, model: Model) -> str:
 
 def _data(provenance: Mapping[str, Any]) -> str:
     data = provenance.get("data") or {}
-    lines = ["## Training data\n"]
-    for key in ("name", "title", "licence", "citation", "url"):
-        if data.get(key):
-            lines.append(f"- {key}: {data[key]}")
+    known = [key for key in ("name", "title", "licence", "citation", "url") if data.get(key)]
+    lines = ["## Training data\n", *(f"- {key}: {data[key]}" for key in known)]
     if len(lines) == 1:
         lines.append("Not recorded.")
     arguments = provenance.get("arguments")
@@ -81,6 +79,6 @@ def _limits(model: Model) -> str:
     return (
         "## Limits\n\n"
         f"Trained on one kind of tissue under one microscope. Volumes with other voxel sizes than {size}, other "
-        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them with "
-        "`mitoseg evaluate`. Not for diagnosis.\n"
+        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
+        "with `mitoseg evaluate`. Not for diagnosis.\n"
     )

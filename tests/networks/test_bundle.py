@@ -58,7 +58,7 @@ def test_kernels_take_two_bytes(tmp_path):
 def test_other_files_are_told(content, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a file of weights|not written by mitoseg"):
+    with pytest.raises(UserError, match=r"not a file of weights|not written by mitoseg"):
         read_checkpoint(path)
 
 
@@ -67,7 +67,7 @@ def test_other_files_are_told(content, tmp_path):
 )
 def test_weights_without_a_record_are_told(metadata, tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", metadata=metadata)
-    with pytest.raises(UserError, match="not written by mitoseg|not a file of weights"):
+    with pytest.raises(UserError, match=r"not written by mitoseg|not a file of weights"):
         read_checkpoint(tmp_path / "a.safetensors")
 
 
