@@ -11,6 +11,7 @@ from torch import nn
 from mitoseg.blocks import BlockDataModule, TileDataModule
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.cli.train import make_data
+from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
 
 CONF = default_config_dir()
@@ -47,6 +48,7 @@ def check(cfg, tmp_path):
 def test_every_option(group, option, tmp_path):
     given = ["data.root=" + str(tmp_path)] if group == "data" else []
     named = ["data.train.image=a.tif", "data.train.label=b.tif"] if option == "files" else []
+    named += ["network=unet25d"] if group == "augmentation" else []
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
 
 
@@ -85,3 +87,9 @@ def test_every_primary_config_composes(config):
 def test_yaml_files_are_small():
     for path in Path(CONF).rglob("*.yaml"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path
+
+
+def test_blocks_are_not_augmented_as_tiles_are(tmp_path):
+    cfg = composed("augmentation=em", f"data.root={tmp_path}")
+    with pytest.raises(UserError, match="augmentation= is for training on tiles"):
+        make_data(cfg, instantiate(cfg.network))

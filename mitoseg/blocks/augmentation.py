@@ -1,8 +1,8 @@
 """Augmentation of training tiles on their device: what happens to sections on their way from tissue to voxels.
 
 A tile is taken as a stack of sections (S, Y, X): the slices of a volume, or those that make the channels of a network
-on slices. MONAI's transforms do what is common to all images, `mitoseg.blocks.sections` what only sections suffer. Each
-sample has a seed of its own: what is done to it does not depend on the batch it is in, nor on the number of devices.
+on slices. MONAI's transforms do what is common to all images, `mitoseg.blocks.sections` what only sections suffer.
+Each sample has a seed of its own: what is done to it depends neither on its batch nor on the number of devices.
 """
 
 from __future__ import annotations
