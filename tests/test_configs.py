@@ -38,6 +38,7 @@ def check(cfg, tmp_path):
     assert optimizer.param_groups[0]["lr"] > 0
     optimizer.step()
     schedule.step()
+    assert isinstance(instantiate(cfg.loss), nn.Module)
     data = make_data(cfg, network)
     assert isinstance(data, BlockDataModule if cfg.data.tile is None else TileDataModule)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
@@ -74,7 +75,7 @@ def test_the_paper_is_faithful():
 
 
 def test_a_group_has_a_config_of_every_kind():
-    assert {"data", "network", "optimizer", "scheduler", "trainer"} <= set(GROUPS)
+    assert {"data", "loss", "network", "optimizer", "scheduler", "trainer"} <= set(GROUPS)
     assert {"patch_cnn", "context_cnn"} <= {o for g, o in OPTIONS if g == "network"}
     assert {"lucchi", "lucchi_pp", "vnc", "phantom", "files"} <= {o for g, o in OPTIONS if g == "data"}
 

@@ -36,6 +36,7 @@ from mitoseg.provenance import collect
 from mitoseg.storage import write_json, write_text
 from mitoseg.training import SegmentationModule
 from mitoseg.training.checkpointing import AtomicCheckpointIO
+from mitoseg.training.losses import DeepSupervision
 from mitoseg.training.tuning import find_batch_size, find_learning_rate
 from mitoseg.volumes import CHANNEL_OFFSETS
 
@@ -70,6 +71,7 @@ def run(cfg: DictConfig) -> float | None:
         network,
         OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
         scheduler=instantiate(cfg.scheduler),
+        loss=DeepSupervision(instantiate(cfg.loss), cfg.head_weights),
         method=cfg.validation_method,
         extended=before.extended,
         channels_last=cfg.channels_last,
