@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.errors import UserError
 from mitoseg.evaluation import evaluate, save_overlays, score_table
 from mitoseg.evaluation.score import check_shapes
@@ -55,17 +57,23 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     prediction = volumes["prediction"]
     crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
     truth = map_labels(volumes["truth"], rule=cfg.label_rule_of_values, ignore_label=cfg.ignore_label)
+    steps, kind = chosen_steps(cfg), cfg.kind
+    if steps is not None:
+        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        threshold, kind = None, None
     result = evaluate(
         prediction,
         truth,
         threshold=threshold,
         crop=crop,
         bands=_numbers(cfg.bands, "bands") or (),
-        kind=cfg.kind,
+        kind=kind,
         voxel_size=voxel_size,
         progress=cfg.progress,
     )
     result["label_rule"] = truth.rule
+    result["postprocess"] = None if steps is None else asdict(steps)
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
@@ -80,7 +88,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
             threshold=threshold,
             count=cfg.save_overlays,
             crop=crop,
-            kind=cfg.kind,
+            kind=kind,
             voxel_size=voxel_size,
         )
         if console is not None:

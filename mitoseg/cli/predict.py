@@ -6,14 +6,17 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg import __version__
+from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
@@ -24,6 +27,7 @@ from mitoseg.inference.precision import choose_compile
 from mitoseg.networks.bundle import DEFAULT, find_weights
 from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.provenance import collect
+from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, open_volume
 from mitoseg.volumes.opening import stored_in
@@ -57,6 +61,9 @@ def run(cfg: DictConfig) -> None:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
     check_options(cfg)
+    steps = chosen_steps(cfg)
+    if steps is not None and cfg.save != "mask":
+        raise UserError("postprocess makes masks", f"save={cfg.save}", "give save=mask, or postprocess=none")
     checkpoint = find_weights(cfg.checkpoint)
     if cfg.checkpoint is None:
         log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
@@ -65,7 +72,8 @@ def run(cfg: DictConfig) -> None:
     prediction = make_prediction(
         model,
         **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "accelerator", "precision")},
-        **{key: cfg[key] for key in ("save", "dtype", "threshold")},
+        **{key: cfg[key] for key in ("dtype", "threshold")},
+        save=cfg.save if steps is None else "probability",
         tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
         normalization=normalization,
     )
@@ -74,8 +82,11 @@ def run(cfg: DictConfig) -> None:
     with stage:
         if not stage.moved:
             predict_staged(cfg, predictor, model, stage)
-        with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
-            stage.finish(advance)
+        if steps is not None and not stage.moved:
+            finish_clean(steps, predictor, stage)
+        else:
+            with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
+                stage.finish(advance)
     folder = run_dir()
     chosen = {"precision": prediction.precision, "device": str(predictor.device), **stage.decisions}
     write_json(
@@ -85,6 +96,15 @@ def run(cfg: DictConfig) -> None:
     console = Console()
     console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
+
+
+def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
+    """Write the mask that post-processing makes of all probabilities."""
+    log.info("post-processing")
+    threshold = predictor.prediction.threshold
+    metadata = {"kind": "mask", "threshold": threshold, "scale": 1, "postprocess": asdict(steps)}
+    image = predictor.volume
+    stage.finish_as(lambda tiles: clean(steps, tiles, image=image).read(), np.dtype(np.uint8), metadata)
 
 
 def check_options(cfg: DictConfig) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.prediction import make_prediction, predict_with_progress
 from mitoseg.datasets import Region, Splits
 from mitoseg.evaluation import evaluate, pool_evaluations, save_overlays, score_table
 from mitoseg.inference import Prediction
 from mitoseg.networks.checkpoint import load_model
+from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.finish import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
@@ -26,7 +29,8 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[s
         cfg: The composed training config: ``test``, ``save_overlays``, ``method``.
 
     Returns:
-        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``.
+        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``, and, with
+        post-processing, under ``validation_clean`` and ``test_clean``.
     """
     parts = {"validation": splits.validation}
     if cfg.test and splits.test:
@@ -39,8 +43,10 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[s
         name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])
         for name, regions in parts.items()
     }
-    write_json(folder / "metrics.json", metrics)
     shown = next(reversed(parts))
+    if (steps := chosen_steps(cfg)) is not None:
+        metrics |= {f"{name}_clean": _score_clean(folder, name, parts[name], steps) for name in parts}
+    write_json(folder / "metrics.json", metrics)
     for i, region in enumerate(parts[shown] if cfg.save_overlays else ()):
         result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
         image = ArrayVolume(region.read_image(), result.voxel_size)
@@ -67,6 +73,16 @@ def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> d
         predict_with_progress(prediction, region.image, writer, box=region.box, title=name)
     result = open_volume(str(path))
     return evaluate(result, _truth(region, result))
+
+
+def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> dict[str, object]:
+    """Scores of what was predicted, after post-processing."""
+    found = []
+    for i, region in enumerate(regions):
+        result = open_volume(str(_prediction_path(folder, f"{name}_{i}")))
+        image = ArrayVolume(region.read_image(), result.voxel_size)
+        found.append(evaluate(clean(steps, result, image=image), _truth(region, result)))
+    return pool_evaluations(found)
 
 
 def _prediction_path(folder: Path, name: str) -> Path:

@@ -12,6 +12,8 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.storage import move_into_place, plain, remove
@@ -147,6 +149,28 @@ class StagedVolume:
                     self._convert(on_tile)
                     self._folder.write_plan(self._identity, self.decisions, whole=True)
                 move_into_place(self._result, self._file, overwrite=self.overwrite)
+        self._folder.clear()
+
+    def finish_as(self, change: Callable[[Volume], Array], dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> None:
+        """Check that every tile is there, and write what is made of them all instead of the tiles themselves.
+
+        Args:
+            change: From the tiles as a volume to an array of the same shape (z, y, x).
+            dtype: Of the array.
+            metadata: What the output says of itself.
+
+        Raises:
+            UserError: As `finish`; the tiles are kept.
+        """
+        assert self._info is not None
+        with explained(self._file):
+            self._check_complete()
+            array_zyx = change(open_volume(str(self._folder.array)))
+            size = self._info.voxel_size
+            with create_volume(
+                self.path, self._info.shape, dtype, voxel_size=size, metadata=metadata, overwrite=self.overwrite
+            ) as writer:
+                writer.write(Box.of_shape(self._info.shape), array_zyx)
         self._folder.clear()
 
     @property
