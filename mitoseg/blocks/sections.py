@@ -1,11 +1,13 @@
 """What happens to single sections: they go missing, shift, blur, or have a contrast of their own.
 
-Transforms of MONAI's dictionary kind on a stack ``image`` (S, Y, X), normalised; the labels stay as they are. Where
-only the middle section is labelled (the channels of a network on slices), it neither goes missing nor shifts.
+Transforms of MONAI's dictionary kind on a stack ``image`` (S, Y, X), normalised; labels stay as they are, except those
+of shifted sections. Where only the middle section is labelled (the channels of a network on slices), it neither goes
+missing nor shifts.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from torch import Tensor
 
 IMAGE, LABEL = "image", "label"
+"""Keys of a sample, for further transforms of MONAI's dictionary kind."""
 
 
 class _OneSectiond(RandomizableTransform, MapTransform):
@@ -68,19 +71,51 @@ class MissingSectiond(_OneSectiond):
         return noise + grey
 
 
-class ShiftedSectiond(_OneSectiond):
-    """A section is shifted in y and x, by up to ``reach`` pixels; what leaves on one side comes in on the other."""
+class ShiftedSectiond(RandomizableTransform, MapTransform):
+    """A section is shifted in y and x, or all from it outwards; the middle one stays.
 
-    spares_labelled = True
+    Where every section has a label, theirs move with them, to whole pixels. At the edge a section is reflected.
 
-    def __init__(self, prob: float = 0.1, reach: int = 4) -> None:
-        super().__init__(prob)
+    Args:
+        prob: Probability that it strikes a stack.
+        reach: Largest shift along y and x, in pixels.
+    """
+
+    def __init__(self, prob: float = 0.1, reach: float = 4.0) -> None:
+        MapTransform.__init__(self, [IMAGE, LABEL])
+        RandomizableTransform.__init__(self, prob)
         self.reach = reach
 
-    def change(self, image_syx: Tensor, section: int) -> Tensor:
-        """See the class."""
-        y, x = (int(n) for n in self.R.randint(-self.reach, self.reach + 1, size=2))
-        return torch.roll(image_syx[section], (y, x), (0, 1))
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Shift sections of a sample."""
+        sample = dict(data)
+        self.randomize(None)
+        count = len(sample[IMAGE])
+        if not self._do_transform or count == 1:
+            return sample
+        first = last = int(self.R.choice([s for s in range(count) if s != count // 2]))
+        if self.R.rand() < 0.5:
+            first, last = (0, first) if first < count // 2 else (first, count - 1)
+        y, x = self.R.uniform(-self.reach, self.reach, 2).tolist()
+        for key in self.keys:
+            if len(sample[key]) == count:
+                changed = sample[key].clone()
+                shift = (round(y), round(x)) if key == LABEL else (y, x)
+                changed[first : last + 1] = shifted(changed[first : last + 1], shift)
+                sample[key] = changed
+        return sample
+
+
+def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
+    """A stack moved along y and x, between pixels linearly, reflected at the edge."""
+    for axis, distance in ((-2, shift[0]), (-1, shift[1])):
+        length, whole = stack_syx.shape[axis], math.floor(distance)
+        at = torch.arange(length, device=stack_syx.device) - whole
+        near, far = (torch.minimum(i % (2 * length), 2 * length - 1 - i % (2 * length)) for i in (at, at - 1))
+        moved = stack_syx.index_select(axis, near)
+        between = distance != whole
+        stack_syx = torch.lerp(moved, stack_syx.index_select(axis, far), distance - whole) if between else moved
+    return stack_syx
 
 
 class BlurredSectiond(_OneSectiond):

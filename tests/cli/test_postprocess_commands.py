@@ -88,7 +88,9 @@ def test_mistakes_get_one_line(run, command, words, line, tmp_path):
 
 
 def test_a_voxel_size_is_asked_for(run):
-    tifffile.imwrite("p.tif", np.random.default_rng(0).random((6, 20, 20)).astype(np.float32), photometric="minisblack")
+    tifffile.imwrite(
+        "p.tif", np.random.default_rng(0).random((6, 20, 20)).astype(np.float32), photometric="minisblack"
+    )
     tifffile.imwrite("t.tif", np.ones((6, 20, 20), np.uint8), photometric="minisblack")
     code, told = run("evaluate", "prediction=p.tif", "truth=t.tif", "postprocess=clean")
     assert code == 1

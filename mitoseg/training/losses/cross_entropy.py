@@ -15,8 +15,8 @@ from mitoseg.training.losses.voxels import IGNORED, VoxelLoss, check_share, log_
 class CrossEntropy(VoxelLoss):
     """Mean cross-entropy over the voxels that are not ignored.
 
-    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, written with the log-odds; so it is the same bits on
-    every run on a GPU as well, and 0 where all voxels are ignored.
+    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, written voxel by voxel with the log-odds: torch's own
+    has no deterministic kernel for images on a GPU. It is 0 where all voxels are ignored.
 
     Args:
         label_smoothing: Share of the label that is spread evenly over both classes (Szegedy et al., 2016).
