@@ -21,7 +21,7 @@ from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import open_volume
-from mitoseg.volumes.stage_folder import StageFolder, explained
+from mitoseg.volumes.stage_folder import StageFolder, explained, readable
 from mitoseg.volumes.writing import check_volume_output, create_volume, place
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array
 
@@ -199,7 +199,7 @@ class StagedVolume:
         try:
             return stage.read(tile)
         except UserError as error:
-            damaged = {tile for tile in self.done if not _readable(stage, tile)}
+            damaged = {tile for tile in self.done if not readable(stage, tile)}
             self._list(self.done - damaged)
             what = f"{len(damaged)} finished tiles were damaged on the disk, among them"
             raise UserError(what, str(tile), "run the same command again to compute them anew") from error
@@ -245,11 +245,3 @@ class StagedVolume:
         """Whether the result was finished, and perhaps moved."""
         plan = self._folder.read_plan()
         return self._is_ours(plan) and bool(plan.get("whole"))
-
-
-def _readable(stage: Volume, tile: Box) -> bool:
-    try:
-        stage.read(tile)
-    except UserError:
-        return False
-    return True
