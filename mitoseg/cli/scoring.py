@@ -11,7 +11,7 @@ from rich.console import Console
 from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.prediction import make_prediction, predict_with_progress
 from mitoseg.datasets import Region, Splits
-from mitoseg.evaluation import evaluate, pool_evaluations, save_overlays, score_table
+from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations, save_curves, save_overlays, score_table
 from mitoseg.inference import Prediction
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.segmentation import Postprocess
@@ -20,13 +20,13 @@ from mitoseg.training.finish import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 
 
-def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[str, object]]:
+def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evaluation]:
     """Finish ``best.ckpt`` on validation, predict and score validation and test; write ``metrics.json`` and figures.
 
     Args:
         folder: The run's folder.
         splits: Regions to score.
-        cfg: The composed training config: ``test``, ``save_overlays``, ``method``.
+        cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``.
 
     Returns:
         What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``, and, with
@@ -47,6 +47,8 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[s
     if (steps := chosen_steps(cfg)) is not None:
         metrics |= {f"{name}_clean": _score_clean(folder, name, parts[name], steps) for name in parts}
     write_json(folder / "metrics.json", metrics)
+    if cfg.figures:
+        save_curves(folder / "figures", metrics[shown], title=shown)
     for i, region in enumerate(parts[shown] if cfg.save_overlays else ()):
         result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
         image = ArrayVolume(region.read_image(), result.voxel_size)
@@ -59,7 +61,7 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[s
     return metrics
 
 
-def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> dict[str, object]:
+def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> Evaluation:
     path = _prediction_path(folder, name)
     path.parent.mkdir(exist_ok=True)
     with create_volume(
@@ -75,7 +77,7 @@ def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> d
     return evaluate(result, _truth(region, result))
 
 
-def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> dict[str, object]:
+def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> Evaluation:
     """Scores of what was predicted, after post-processing."""
     found = []
     for i, region in enumerate(regions):
