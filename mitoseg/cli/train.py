@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from mitoseg.blocks import RegionDataModule
 from mitoseg.cli.console import shown
 from mitoseg.cli.continuing import Continuation
+from mitoseg.cli.costs import training_costs
 from mitoseg.cli.hparams import log_hparams
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.resume import replace_saved_words
@@ -90,7 +91,8 @@ def run(cfg: DictConfig) -> float | None:
     fit(trainer, module, data, before.checkpoint)
     if not trainer.is_global_zero:
         return None
-    provenance = collect(**origins, data=dict(data.splits.provenance), draws=dict(data.summary))
+    costs = training_costs(trainer, network)
+    provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
     validation = score_run(folder, data.splits, cfg)["validation"]
     log_hparams(folder, cfg, validation)

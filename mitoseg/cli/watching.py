@@ -8,7 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from mitoseg.errors import UserError
@@ -34,6 +34,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(throughput))
+    callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer would add its own only where there is a limit
     return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
 
 
