@@ -110,7 +110,7 @@ def _how_made(result: Mapping[str, object]) -> str | None:
 
 def _interval(ends: Sequence[object]) -> str:
     low, high = (_number(end) for end in ends)
-    return f"{low} to {high}"
+    return low if low == high == _number(None) else f"{low} to {high}"
 
 
 def _text(value: object) -> str:
