@@ -130,7 +130,7 @@ def time_training(words: list[str], options: Options, delivery: dict[str, Any], 
         batch = next(delivered(data, bare.device))
         stream = batches(data, delivery["workers"], delivery["way"])
         twin = bare.copy(cfg)
-        return {"bare": bare.fixed(batch["image_bcyx"], batch["label_b"]), "conventional_train": twin.fed(stream)}
+        return {"bare": bare.fixed(batch["image"], batch["label"]), "conventional_train": twin.fed(stream)}
 
     turns = time_loop(cfg, data, others, options.sample, folder)
     data.bank.to("cpu")

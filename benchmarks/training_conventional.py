@@ -96,6 +96,6 @@ def largest_difference(data: BlockDataModule, way: str) -> float:
     """Between the first conventional batch and ours, in normalised grey values."""
     ours = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     image_bcyx, label_b = next(batches(data, 0, way))
-    if not torch.equal(label_b, ours["label_b"].cpu()):
+    if not torch.equal(label_b, ours["label"].cpu()):
         return float("inf")
-    return float((image_bcyx - ours["image_bcyx"].cpu()).abs().max())
+    return float((image_bcyx - ours["image"].cpu()).abs().max())

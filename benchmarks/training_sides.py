@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mitoseg.blocks import BlockDataModule
 from mitoseg.cli.train import build_trainer
-from mitoseg.training import BlockClassifier
+from mitoseg.training import SegmentationModule
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -62,7 +62,7 @@ def delivered(data: BlockDataModule, device: torch.device) -> Iterator[dict[str,
     while True:
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            if len(batch["label_b"]) < data.batch_size:
+            if len(batch["label"]) < data.batch_size:
                 continue
             moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
             yield data.on_after_batch_transfer(moved, 0)
@@ -80,7 +80,7 @@ class BareLoop:
     layout: torch.memory_format
 
     @classmethod
-    def like(cls, module: BlockClassifier, cfg: DictConfig, device: torch.device) -> BareLoop:
+    def like(cls, module: SegmentationModule, cfg: DictConfig, device: torch.device) -> BareLoop:
         """The same as a training module, which has its first weights, computes."""
         network = copy.deepcopy(module.network).to(device, memory_format=module.layout)  # type: ignore[call-overload]
         loop = cls(network, instantiate(cfg.optimizer)(network), device, cfg.trainer.precision, module.layout)
@@ -192,7 +192,7 @@ def time_loop(
     """Seconds for a step of the Trainer's loop, as `train.py` builds it, and of other sides."""
     quiet = {"max_epochs": 1_000_000, "limit_val_batches": 0}
     trainer = build_trainer(cfg, folder, **quiet)
-    module = BlockClassifier(
+    module = SegmentationModule(
         instantiate(cfg.network),
         {},
         instantiate(cfg.optimizer),

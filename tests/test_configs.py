@@ -8,8 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from mitoseg.blocks import BlockDataModule
+from mitoseg.blocks import BlockDataModule, TileDataModule
 from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.train import make_data
+from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
 
 CONF = default_config_dir()
@@ -36,8 +38,9 @@ def check(cfg, tmp_path):
     assert optimizer.param_groups[0]["lr"] > 0
     optimizer.step()
     schedule.step()
-    data = instantiate(cfg.data, window=network.window, seed=cfg.seed)
-    assert isinstance(data, BlockDataModule)
+    assert isinstance(instantiate(cfg.loss), nn.Module)
+    data = make_data(cfg, network)
+    assert isinstance(data, BlockDataModule if cfg.data.tile is None else TileDataModule)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     assert trainer.max_epochs == cfg.epochs
 
@@ -46,6 +49,7 @@ def check(cfg, tmp_path):
 def test_every_option(group, option, tmp_path):
     given = ["data.root=" + str(tmp_path)] if group == "data" else []
     named = ["data.train.image=a.tif", "data.train.label=b.tif"] if option == "files" else []
+    named += ["network=unet25d"] if group == "augmentation" else []
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
 
 
@@ -71,7 +75,7 @@ def test_the_paper_is_faithful():
 
 
 def test_a_group_has_a_config_of_every_kind():
-    assert {"data", "network", "optimizer", "scheduler", "trainer"} <= set(GROUPS)
+    assert {"data", "loss", "network", "optimizer", "scheduler", "trainer"} <= set(GROUPS)
     assert {"patch_cnn", "context_cnn"} <= {o for g, o in OPTIONS if g == "network"}
     assert {"lucchi", "lucchi_pp", "vnc", "phantom", "files"} <= {o for g, o in OPTIONS if g == "data"}
 
@@ -84,3 +88,9 @@ def test_every_primary_config_composes(config):
 def test_yaml_files_are_small():
     for path in Path(CONF).rglob("*.yaml"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path
+
+
+def test_blocks_are_not_augmented_as_tiles_are(tmp_path):
+    cfg = composed("augmentation=em", f"data.root={tmp_path}")
+    with pytest.raises(UserError, match="augmentation= is for training on tiles"):
+        make_data(cfg, instantiate(cfg.network))

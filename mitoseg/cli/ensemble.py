@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.scoring import score_checkpoint
 from mitoseg.errors import UserError
@@ -44,12 +45,12 @@ def run(cfg: DictConfig) -> float | None:
     about: dict[str, Any] = {"members": sums, "output": cfg.output}
     validation = None
     if cfg.get("data"):
-        recipe = instantiate(cfg.data).recipe
+        recipe = instantiate(cfg.data, window=32, tile=None).recipe
         recipe.prepare()
         splits = recipe.splits()
         about["data"] = dict(splits.provenance)
-        keys = ("method", "accelerator", "test", "save_overlays", "trust")
-        validation = score_checkpoint(path, folder, splits, **{key: cfg[key] for key in keys})["validation"]
+        options = {key: cfg[key] for key in ("method", "accelerator", "test", "figures", "save_overlays", "trust")}
+        validation = score_checkpoint(path, folder, splits, steps=chosen_steps(cfg), **options)["validation"]
     else:
         log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
     with atomic_output(cfg.output, overwrite=cfg.overwrite) as temporary:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.errors import UserError
-from mitoseg.evaluation import evaluate, save_overlays, score_table
+from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
@@ -50,29 +52,43 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
         raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
     threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
+    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
+    if reference is not None and not 0 <= reference <= 1:
+        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    draws = Bootstrap(cfg.bootstrap, cfg.seed)
     volumes = _open({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
     prediction = volumes["prediction"]
     crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
     truth = map_labels(volumes["truth"], rule=cfg.label_rule_of_values, ignore_label=cfg.ignore_label)
+    steps, kind = chosen_steps(cfg), cfg.kind
+    if steps is not None:
+        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        threshold, kind = None, None
     result = evaluate(
         prediction,
         truth,
         threshold=threshold,
         crop=crop,
         bands=_numbers(cfg.bands, "bands") or (),
-        kind=cfg.kind,
+        kind=kind,
         voxel_size=voxel_size,
+        slabs=cfg.slabs,
+        bootstrap=draws,
         progress=cfg.progress,
     )
     result["label_rule"] = truth.rule
+    result["postprocess"] = None if steps is None else asdict(steps)
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
     if console is not None:
         console.print(score_table(result, title=Path(cfg.prediction).name))
+    if cfg.figures:
+        save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
     if cfg.save_overlays:
-        figures = save_overlays(
+        overlays = save_overlays(
             folder / "figures",
             volumes["image"],
             truth,
@@ -80,11 +96,11 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
             threshold=threshold,
             count=cfg.save_overlays,
             crop=crop,
-            kind=cfg.kind,
+            kind=kind,
             voxel_size=voxel_size,
         )
         if console is not None:
-            console.print(f"{len(figures)} figures in {folder / 'figures'}", soft_wrap=True, markup=False)
+            console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     return result
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "write the mitochondria of a volume, with a trained network",
     "evaluate": "score a result against labels",
     "ensemble": "make one checkpoint of several",
+    "export": "write a trained network as safetensors, with a card that says what it is",
 }
 
 

@@ -6,22 +6,28 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg import __version__
+from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
 from mitoseg.errors import UserError
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.memory import budget_bytes
 from mitoseg.inference.precision import choose_compile
+from mitoseg.networks.bundle import DEFAULT, find_weights
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.provenance import collect
+from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, open_volume
 from mitoseg.volumes.opening import stored_in
@@ -30,7 +36,10 @@ from mitoseg.volumes.writing import place
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("input", "save", "dtype", "threshold", "method", "tta", "consensus", "overlap", "window_stride", "axes")
+IDENTITY = (
+    *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
+    *("overlap", "window_stride", "axes", "normalize"),
+)
 """Options that make one command another than the next; a killed run is taken up by the same one alone."""
 VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
 """What may change between two runs of one command; then what was computed is out of date."""
@@ -43,21 +52,32 @@ def run(cfg: DictConfig) -> None:
         UserError: The checkpoint, the volume, an option or the output is no good.
     """
     check_options(cfg)
-    model = load_model(cfg.checkpoint, trust=cfg.trust)
-    volume = open_input(cfg)
+    steps = chosen_steps(cfg)
+    if steps is not None and cfg.save != "mask":
+        raise UserError("postprocess makes masks", f"save={cfg.save}", "give save=mask, or postprocess=none")
+    checkpoint = find_weights(cfg.checkpoint)
+    if cfg.checkpoint is None:
+        log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
+    model = load_model(checkpoint, trust=cfg.trust)
+    volume, normalization = adapt_greys(cfg.normalize, open_input(cfg), model)
     prediction = make_prediction(
         model,
         **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "consensus")},
-        **{key: cfg[key] for key in ("accelerator", "precision", "save", "dtype", "threshold")},
+        **{key: cfg[key] for key in ("accelerator", "precision", "dtype", "threshold")},
+        save=cfg.save if steps is None else "probability",
         tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
+        normalization=normalization,
     )
     predictor = Predictor(prediction, volume)
     stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
     with stage:
         if not stage.moved:
             predict_staged(cfg, predictor, stage)
-        with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
-            stage.finish(advance)
+        if steps is not None and not stage.moved:
+            finish_clean(steps, predictor, stage)
+        else:
+            with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
+                stage.finish(advance)
     folder = run_dir()
     chosen = {"precision": prediction.precision, "device": str(predictor.device), **stage.decisions}
     write_json(
@@ -69,13 +89,22 @@ def run(cfg: DictConfig) -> None:
     console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
 
 
+def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
+    """Write the mask that post-processing makes of all probabilities."""
+    log.info("post-processing")
+    threshold = predictor.prediction.threshold
+    metadata = {"kind": "mask", "threshold": threshold, "scale": 1, "postprocess": asdict(steps)}
+    image = predictor.volume
+    stage.finish_as(lambda tiles: clean(steps, tiles, image=image).read(), np.dtype(np.uint8), metadata)
+
+
 def check_options(cfg: DictConfig) -> None:
     """Refuse what would be taken for something else, and an output that would change the input.
 
     Raises:
         UserError: A path has no value, a switch is neither true nor false, or the output lies at or in the input.
     """
-    for key in ("checkpoint", "input", "output"):
+    for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
     for key in ("overwrite", "trust", "progress"):
@@ -117,7 +146,7 @@ def predict_staged(cfg: DictConfig, predictor: Predictor, stage: StagedVolume) -
     voxel_size = volume.voxel_size or predictor.prediction.voxel_size
     if volume.voxel_size is None and voxel_size is not None:
         log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
-    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint).name}
+    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint or DEFAULT).name}
     info = VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)
     stage.start(info, tile, decisions)
     if stage.done:
@@ -162,7 +191,7 @@ def identity(cfg: DictConfig, volume: Volume, predictor: Predictor) -> Mapping[s
         "device": predictor.device.type,
         "tile": predictor.prediction.options.tile,
         "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
-        "checkpoint_sha256": hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest(),
+        "checkpoint_sha256": hashlib.sha256(find_weights(cfg.checkpoint).read_bytes()).hexdigest(),
         "mitoseg": __version__,
         "torch": torch.__version__,
     }

@@ -32,7 +32,7 @@ def make_prediction(
     *,
     method: str = "auto",
     tile: object = None,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     window_stride: int = 1,
     tta: str = "none",
     consensus: str = "mean",
@@ -41,8 +41,9 @@ def make_prediction(
     save: str = "probability",
     dtype: str | None = None,
     threshold: float | None = None,
+    normalization: Normalization | None = None,
 ) -> Prediction:
-    """A checkpoint's model on its device, with what is to be saved.
+    """A checkpoint's model on its device, with what is to be saved; ``normalization`` replaces the checkpoint's.
 
     Raises:
         UserError: No such thing to save, type, threshold, precision or device.
@@ -50,12 +51,12 @@ def make_prediction(
     threshold = model.threshold if threshold is None else threshold
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
-    normalization, calibration = _recorded(model)
+    recorded, calibration = _recorded(model)
     device = choose_device(accelerator)
     layout = torch.channels_last if dimensions(model.network) == 2 else torch.channels_last_3d
     return Prediction(
         network=model.network.to(device, memory_format=layout),  # type: ignore[call-overload]
-        normalization=normalization,
+        normalization=normalization or recorded,
         channels=model.channels,
         calibration=calibration,
         threshold=threshold,

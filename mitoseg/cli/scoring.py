@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.prediction import make_prediction, predict_with_progress
 from mitoseg.datasets import Region, Splits
-from mitoseg.evaluation import evaluate, pool_evaluations, score_table
+from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations, save_curves, score_table
 from mitoseg.evaluation import save_overlays as draw_overlays
 from mitoseg.inference import Prediction
 from mitoseg.networks.checkpoint import load_model
+from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.finish import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 
 
-def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, dict[str, object]]:
+def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evaluation]:
     """`score_checkpoint` for the ``best.ckpt`` of a run.
 
     Args:
         folder: The run's folder.
         splits: Regions to score.
-        cfg: The composed training config: ``test``, ``save_overlays``, ``method``.
+        cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``, ``postprocess``.
     """
     best = folder / "checkpoints" / "best.ckpt"
-    options = {key: cfg[key] for key in ("method", "test", "save_overlays")}
-    return score_checkpoint(best, folder, splits, accelerator=cfg.trainer.accelerator, **options)
+    options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
+    return score_checkpoint(
+        best, folder, splits, accelerator=cfg.trainer.accelerator, steps=chosen_steps(cfg), **options
+    )
 
 
 def score_checkpoint(
@@ -40,9 +45,11 @@ def score_checkpoint(
     method: str,
     accelerator: str,
     test: bool,
+    figures: bool,
     save_overlays: int,
+    steps: Postprocess | None = None,
     trust: bool = False,
-) -> dict[str, dict[str, object]]:
+) -> dict[str, Evaluation]:
     """Finish a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
 
     Args:
@@ -52,11 +59,14 @@ def score_checkpoint(
         method: How volumes are predicted.
         accelerator: Where.
         test: Score the test volume, if there is one.
-        save_overlays: How many figures of the last part.
+        figures: Draw the curves of the last part.
+        save_overlays: How many slices of the last part to draw.
+        steps: Post-processing, scored as well.
         trust: As `load_model`.
 
     Returns:
-        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``.
+        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``, and, with
+        post-processing, under ``validation_clean`` and ``test_clean``.
     """
     parts = {"validation": splits.validation}
     if test and splits.test:
@@ -68,13 +78,16 @@ def score_checkpoint(
         name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])
         for name, regions in parts.items()
     }
-    write_json(folder / "metrics.json", metrics)
     shown = next(reversed(parts))
+    if steps is not None:
+        metrics |= {f"{name}_clean": _score_clean(folder, name, parts[name], steps) for name in parts}
+    write_json(folder / "metrics.json", metrics)
+    if figures:
+        save_curves(folder / "figures", metrics[shown], title=shown)
     for i, region in enumerate(parts[shown] if save_overlays else ()):
         result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
         image = ArrayVolume(region.read_image(), result.voxel_size)
-        figures = folder / "figures" / f"{shown}_{i}"
-        draw_overlays(figures, image, _truth(region, result), result, count=save_overlays)
+        draw_overlays(folder / "figures" / f"{shown}_{i}", image, _truth(region, result), result, count=save_overlays)
     console = Console()
     for name, scores in metrics.items():
         console.print(score_table(scores, title=name))
@@ -82,7 +95,7 @@ def score_checkpoint(
     return metrics
 
 
-def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> dict[str, object]:
+def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> Evaluation:
     path = _prediction_path(folder, name)
     path.parent.mkdir(exist_ok=True)
     with create_volume(
@@ -96,6 +109,16 @@ def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> d
         predict_with_progress(prediction, region.image, writer, box=region.box, title=name)
     result = open_volume(str(path))
     return evaluate(result, _truth(region, result))
+
+
+def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> Evaluation:
+    """Scores of what was predicted, after post-processing."""
+    found = []
+    for i, region in enumerate(regions):
+        result = open_volume(str(_prediction_path(folder, f"{name}_{i}")))
+        image = ArrayVolume(region.read_image(), result.voxel_size)
+        found.append(evaluate(clean(steps, result, image=image), _truth(region, result)))
+    return pool_evaluations(found)
 
 
 def _prediction_path(folder: Path, name: str) -> Path:

@@ -18,21 +18,26 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from mitoseg.blocks import BlockDataModule
+from mitoseg.blocks import RegionDataModule
 from mitoseg.cli.console import shown
 from mitoseg.cli.continuing import Continuation
+from mitoseg.cli.costs import training_costs
 from mitoseg.cli.hparams import log_hparams
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.resume import replace_saved_words
 from mitoseg.cli.scoring import score_run
 from mitoseg.cli.watching import make_callbacks, make_loggers
 from mitoseg.errors import UserError
+from mitoseg.geometry import anchor
 from mitoseg.inference.precision import can_compile
+from mitoseg.inference.protocol import BlockNetwork, dimensions, per_axis
+from mitoseg.networks import DenseForm
 from mitoseg.networks.fine_tuning import freeze, init_from
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json, write_text
-from mitoseg.training import BlockClassifier
+from mitoseg.training import SegmentationModule
 from mitoseg.training.checkpointing import AtomicCheckpointIO
+from mitoseg.training.losses import DeepSupervision
 from mitoseg.training.tuning import find_batch_size, find_learning_rate
 from mitoseg.volumes import CHANNEL_OFFSETS
 
@@ -60,16 +65,18 @@ def run(cfg: DictConfig) -> float | None:
     network = instantiate(cfg.network)
     origin = start_weights(cfg, network) if before.checkpoint is None else None
     frozen = freeze(network, cfg.freeze)
-    data: BlockDataModule = instantiate(cfg.data, window=network.window, seed=cfg.seed)
+    data = make_data(cfg, network)
     trainer = build_trainer(cfg, folder, max_epochs=before.epochs)
     make_module = partial(
-        BlockClassifier,
+        SegmentationModule,
         network,
         OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
         scheduler=instantiate(cfg.scheduler),
+        loss=DeepSupervision(instantiate(cfg.loss), cfg.head_weights),
         method=cfg.validation_method,
         extended=before.extended,
         channels_last=cfg.channels_last,
+        tiles=cfg.data.tile is not None,
     )
     if before.checkpoint is None and (cfg.tune_batch_size or cfg.tune_lr):
         tune(cfg, make_module, data, folder)
@@ -84,14 +91,45 @@ def run(cfg: DictConfig) -> float | None:
     fit(trainer, module, data, before.checkpoint)
     if not trainer.is_global_zero:
         return None
-    provenance = collect(**origins, data=dict(data.splits.provenance), blocks=data.summary)
+    costs = training_costs(trainer, network)
+    provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
     validation = score_run(folder, data.splits, cfg)["validation"]
     log_hparams(folder, cfg, validation)
     return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
 
 
-def fit(trainer: Trainer, module: BlockClassifier, data: BlockDataModule, checkpoint: Path | None) -> None:
+def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
+    """The datamodule, told what the network sees.
+
+    Raises:
+        UserError: Blocks are to be augmented as tiles are.
+    """
+    augmentation = instantiate(cfg.augmentation) or None
+    if augmentation is not None and cfg.data.tile is None:
+        what = "augmentation= is for training on tiles; blocks are augmented by data.augment="
+        raise UserError(what, None, "give data.tile=[z,y,x], or augmentation=none")
+    data: RegionDataModule = instantiate(
+        cfg.data,
+        window=getattr(network, "window", None),
+        spatial_dims=dimensions(network),
+        margin=tile_margin(network),
+        augmentation=augmentation,
+        seed=cfg.seed,
+    )
+    return data
+
+
+def tile_margin(network: torch.nn.Module) -> tuple[int, int]:
+    """Pixels that a network sees before and after a tile of which it answers every pixel."""
+    if not isinstance(network, BlockNetwork):
+        return 0, 0
+    form = DenseForm(network)
+    before = anchor(per_axis(network.window, form.ndim)[-1]) + form.padding[-1]
+    return before, form.field[-1] - 1 - before
+
+
+def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, checkpoint: Path | None) -> None:
     """Train; an interrupt or the end of a job's time leaves ``last.ckpt``, and says how to go on."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
     try:
@@ -119,7 +157,9 @@ def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object
     return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record.get("voxel_size")}
 
 
-def tune(cfg: DictConfig, make_module: Callable[..., BlockClassifier], data: BlockDataModule, folder: Path) -> None:
+def tune(
+    cfg: DictConfig, make_module: Callable[..., SegmentationModule], data: RegionDataModule, folder: Path
+) -> None:
     """Find a batch size and a learning rate first, where asked; they enter the config and the words of the run.
 
     Raises:
@@ -141,7 +181,7 @@ def tune(cfg: DictConfig, make_module: Callable[..., BlockClassifier], data: Blo
 
 
 def choose_compile(wish: bool | str, trainer: Trainer) -> bool | str:
-    """What `BlockClassifier` takes as ``compile``.
+    """What `SegmentationModule` takes as ``compile``.
 
     Raises:
         UserError: An unknown mode, or nothing here that could compile.
@@ -160,6 +200,9 @@ def match_channels(cfg: DictConfig) -> None:
         raise UserError(
             "no such way to make channels", cfg.data.channels, f"choose one of {', '.join(CHANNEL_OFFSETS)}"
         )
+    if cfg.network.get("spatial_dims") == 3 and cfg.data.channels != "single":
+        log.info("data.channels set to single, as a network on volumes takes")
+        cfg.data.channels = "single"
     count = len(CHANNEL_OFFSETS[cfg.data.channels])
     if "in_channels" in cfg.network and cfg.network.in_channels != count:
         log.info("network.in_channels set to %d, as data.channels=%s makes", count, cfg.data.channels)

@@ -1,18 +1,24 @@
 """Score two volumes: numbers, a table, figures."""
 
+from mitoseg.evaluation.curves import save_curves
 from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.figures import overlay_figure, save_overlays
-from mitoseg.evaluation.score import BANDS, evaluate, pool_evaluations
+from mitoseg.evaluation.score import BANDS, SLABS, evaluate, pool_evaluations
 from mitoseg.evaluation.table import boundary_table, score_table
+from mitoseg.evaluation.tally import Bootstrap, Evaluation
 
 __all__ = [
     "BANDS",
+    "SLABS",
+    "Bootstrap",
     "Decision",
+    "Evaluation",
     "boundary_table",
     "decide",
     "evaluate",
     "overlay_figure",
     "pool_evaluations",
+    "save_curves",
     "save_overlays",
     "score_table",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logit
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import slabs
@@ -48,6 +49,21 @@ class Decision:
                 "the prediction holds no probabilities; its values span", extremes, "they must be in [0, 1]"
             )
         result: npt.NDArray[np.bool_] = values >= self.threshold * self.scale
+        return result
+
+    def log_odds(self, values: Array) -> npt.NDArray[np.floating]:
+        """Log-odds of a block of stored probabilities.
+
+        Whole numbers are rounded probabilities. The first and the last of them, which would be 0 and 1, stand for
+        half a step each, of which the middle is taken.
+        """
+        probability: npt.NDArray[np.floating]
+        if values.dtype.kind in "ui":
+            step = 1 / self.scale
+            probability = np.clip(values * np.float32(step), step / 4, 1 - step / 4)
+        else:
+            probability = values / np.float32(self.scale)
+        result: npt.NDArray[np.floating] = logit(probability)
         return result
 
 

@@ -19,6 +19,16 @@ _SCORES = (
 )
 
 
+_PROBABILITIES = (
+    ("area under precision and recall", "average_precision"),
+    ("expected calibration error", "expected_calibration_error"),
+    ("the same, adaptive bins", "adaptive_calibration_error"),
+    ("negative log likelihood", "negative_log_likelihood"),
+    ("Brier score", "brier_score"),
+    ("upper bound, no result: JAC at its best threshold here", "jaccard_foreground_oracle"),
+)
+
+
 def score_table(result: Mapping[str, object], title: str = "") -> Group:
     """Scores, threshold and boundary bands for a rich console.
 
@@ -26,23 +36,38 @@ def score_table(result: Mapping[str, object], title: str = "") -> Group:
         result: What `mitoseg.evaluation.evaluate` gave.
         title: Put over the table.
     """
-    table = Table(title=escape(title) or None, title_justify="left", show_header=False)
+    table = Table(title=escape(title) or None, title_justify="left", show_header=False, caption=_how_made(result))
     table.add_column("score")
     table.add_column("value", justify="right")
+    intervals = result.get("interval") or {}
     for name, key in _SCORES:
-        table.add_row(name, _number(result[key]), style="bold" if key == "jaccard_foreground" else None)
+        cells = [name, _number(result[key])]
+        if isinstance(intervals, dict) and key in intervals:
+            cells.append(_interval(intervals[key]))
+        table.add_row(*cells, style="bold" if key == "jaccard_foreground" else None)
     threshold = result["threshold"]
     thresholds = threshold if isinstance(threshold, list) else [threshold]
     table.add_row("threshold", ", ".join(_number(t) for t in thresholds))
     table.add_row("", f"({_text(result['threshold_source'])})", style="dim")
     table.add_row("voxels", f"{result['voxels']:,}")
     table.add_row("box", _text(result["crop"]))
+    parts = [table]
+    if "average_precision" in result:
+        parts.append(probability_table(result))
     rows = result.get("boundary")
-    return (
-        Group(table, boundary_table(rows, result.get("voxel_size")))
-        if isinstance(rows, list) and rows
-        else Group(table)
-    )
+    if isinstance(rows, list) and rows:
+        parts.append(boundary_table(rows, result.get("voxel_size")))
+    return Group(*parts)
+
+
+def probability_table(result: Mapping[str, object]) -> Table:
+    """Scores of the probabilities, which need no threshold."""
+    table = Table(title="the probabilities", title_justify="left", show_header=False)
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, key in _PROBABILITIES:
+        table.add_row(name, _number(result[key]), style="dim" if "oracle" in key else None)
+    return table
 
 
 def boundary_table(rows: Sequence[Mapping[str, object]], voxel_size: object = None) -> Table:
@@ -73,6 +98,19 @@ def _spacing(voxel_size: object) -> str:
     if voxel_size is None:
         return "voxel size unknown: taken as cubic; voxel_size=\\[z,y,x] sets it"
     return f"in voxels of the smallest spacing; voxel size {_text(voxel_size)} nm"
+
+
+def _how_made(result: Mapping[str, object]) -> str | None:
+    """What the intervals are; None without."""
+    slabs = result.get("slab_counts")
+    if not result.get("interval") or not isinstance(slabs, list):
+        return None
+    return f"95 % intervals: bootstrap over {len(slabs)} z-slabs" if len(slabs) > 1 else "one z-slab: no intervals"
+
+
+def _interval(ends: Sequence[object]) -> str:
+    low, high = (_number(end) for end in ends)
+    return low if low == high == _number(None) else f"{low} to {high}"
 
 
 def _text(value: object) -> str:

@@ -25,7 +25,9 @@ from mitoseg.networks import DenseForm, Ensemble
 
 METHODS = ("dense", "strided", "window", "blend")
 BLEND_TILES = {2: (1, 256, 256), 3: (32, 128, 128)}
-"""(z, y, x) voxels that a network on slices or on volumes takes at once, unless the user says otherwise."""
+"""(z, y, x) voxels that a network on slices or on volumes takes at once, unless it or the user says otherwise."""
+OVERLAPS = {2: 0.5, 3: 0.25}
+"""Share of a tile that the next one covers again, along each axis, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Options:
         window_stride: Of the method ``window``: every how many pixels one is answered.
         tile: (z, y, x) voxels computed at once; None: by the memory at hand, for ``blend`` the network's own attribute
             ``tile``, else `BLEND_TILES`.
-        overlap: Of the tiles of ``blend``.
+        overlap: Of the tiles of ``blend``; None: `OVERLAPS`.
         slices: Slices that go through a network on slices together.
 
     Raises:
@@ -45,13 +47,13 @@ class Options:
 
     window_stride: int = 1
     tile: tuple[int, int, int] | None = None
-    overlap: float = 0.5
+    overlap: float | None = None
     slices: int = 1
 
     def __post_init__(self) -> None:
         if type(self.window_stride) is not int or self.window_stride < 1:
             raise UserError("window_stride is not a number of pixels", self.window_stride, "give 1 or more")
-        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap < 1:
+        if self.overlap is not None and (not isinstance(self.overlap, int | float) or not 0 <= self.overlap < 1):
             raise UserError("the overlap is not a share of a tile", self.overlap, "give a number from 0 to below 1")
         if self.tile is not None and (len(self.tile) != 3 or min(self.tile) < 1):
             raise UserError("tile is not a size", self.tile, "give tile=[z,y,x], each at least 1")
@@ -102,7 +104,8 @@ def make_method(name: str, network: nn.Module, shape: tuple[int, int, int], opti
         tile = options.tile or _own_tile(network) or BLEND_TILES[ndim]
         if ndim == 3 and shape[0] == 1:
             raise UserError("the network works on volumes, the image is one slice", shape, "use a network on slices")
-        return Blend(network, ndim, shape, (1, *tile[1:]) if ndim == 2 else tile, options.overlap, options.slices)
+        overlap = OVERLAPS[ndim] if options.overlap is None else options.overlap
+        return Blend(network, ndim, shape, (1, *tile[1:]) if ndim == 2 else tile, overlap, options.slices)
     window = per_axis(network.window, ndim)
     if any(n < w for n, w in zip(shape[3 - ndim :], window, strict=True)):
         what = (
@@ -118,7 +121,7 @@ def make_method(name: str, network: nn.Module, shape: tuple[int, int, int], opti
 
 
 def _own_tile(network: nn.Module) -> tuple[int, int, int] | None:
-    """The tile that a network says it was trained on, its attribute ``tile``.
+    """The tile that a network wants to be predicted in, its attribute ``tile``.
 
     Raises:
         UserError: It is no size.
@@ -131,28 +134,30 @@ def _own_tile(network: nn.Module) -> tuple[int, int, int] | None:
     return (tile[0], tile[1], tile[2])
 
 
-def slice_log_odds(name: str, network: nn.Module, image_bcyx: Tensor) -> Tensor:
-    """Log-odds of "mitochondrion" for every pixel of whole slices that are in memory.
+def log_odds_in_memory(name: str, network: nn.Module, image: Tensor) -> Tensor:
+    """Log-odds of "mitochondrion" for every voxel of whole slices, or of a volume, that are in memory.
 
     Args:
         name: ``auto`` or one of `METHODS`.
-        network: On slices, in eval mode, on the device of the image.
-        image_bcyx: Normalised slices, float (B, C, Y, X).
+        network: In eval mode, on the device of the image.
+        image: Normalised, float: slices (B, C, Y, X), or a volume (1, C, Z, Y, X) for a network on volumes.
 
     Returns:
-        ``log_odds_byx`` float32 (B, Y, X).
+        float32 (B, Y, X) or (Z, Y, X).
 
     Raises:
         UserError: As `make_method`.
     """
-    shape = (image_bcyx.shape[0], image_bcyx.shape[2], image_bcyx.shape[3])
+    ndim = dimensions(network)
+    shape = (image.shape[0] if ndim == 2 else image.shape[2], image.shape[-2], image.shape[-1])
     method = make_method(name, network, shape)
     whole = Box.of_shape(shape)
     read = method.reads(whole)
-    padded = image_bcyx
-    for axis in (1, 2):
+    padded = image
+    for axis in range(3 - ndim, 3):
         index = reflect(torch.arange(read.start[axis], read.stop[axis]).numpy(), shape[axis])
-        padded = padded.index_select(axis + 1, torch.from_numpy(index).to(image_bcyx.device))
-    if image_bcyx.is_contiguous(memory_format=torch.channels_last):
-        padded = padded.contiguous(memory_format=torch.channels_last)
+        padded = padded.index_select(axis + ndim - 1, torch.from_numpy(index).to(image.device))
+    layout = torch.channels_last if ndim == 2 else torch.channels_last_3d
+    if image.is_contiguous(memory_format=layout):
+        padded = padded.contiguous(memory_format=layout)
     return method(padded, whole)

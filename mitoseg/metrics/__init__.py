@@ -5,7 +5,6 @@ The torchmetrics classes lie in `mitoseg.metrics.torch_metrics`, so that scoring
 
 from mitoseg.metrics.calibration import (
     Calibration,
-    expected_calibration_error,
     fit_calibration,
     negative_log_likelihood,
     prior_shift,
@@ -23,6 +22,8 @@ from mitoseg.metrics.histogram import (
     logit_histogram,
     precision_recall,
 )
+from mitoseg.metrics.intervals import bootstrap_intervals
+from mitoseg.metrics.reliability import Reliability, brier_score, expected_calibration_error, reliability_bins
 
 __all__ = [
     "BINS",
@@ -32,8 +33,11 @@ __all__ = [
     "Counts",
     "Curve",
     "Decision",
+    "Reliability",
     "average_precision",
     "best_threshold",
+    "bootstrap_intervals",
+    "brier_score",
     "choose_decision",
     "count",
     "curve",
@@ -44,5 +48,6 @@ __all__ = [
     "negative_log_likelihood",
     "precision_recall",
     "prior_shift",
+    "reliability_bins",
     "scores",
 ]

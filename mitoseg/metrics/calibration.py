@@ -94,7 +94,9 @@ def prior_shift(pi: float, pi_batches: float) -> float:
 
 
 def negative_log_likelihood(hist: npt.NDArray[np.integer], calibration: Calibration) -> float:
-    """Mean ``-log p(truth)`` over the voxels of a log-odds histogram, in nats."""
+    """Mean ``-log p(truth)`` over the voxels of a log-odds histogram, in nats; NaN without voxels."""
+    if not hist.any():
+        return math.nan
     x = calibration.apply(CENTRES)
     loss = hist[0] @ np.logaddexp(0.0, x) + hist[1] @ np.logaddexp(0.0, -x)
     return float(loss / hist.sum())
@@ -136,27 +138,3 @@ def fit_calibration(hist: npt.NDArray[np.integer], prior_shift: float = 0.0) -> 
     if not math.isfinite(bias) or not 1 / TEMPERATURES[1] < slope < 1 / TEMPERATURES[0]:
         return shift_only
     return Calibration(prior_shift, 1 / slope, bias)
-
-
-def expected_calibration_error(hist: npt.NDArray[np.integer], calibration: Calibration, *, bins: int = 15) -> float:
-    """``ECE = sum_b n_b / n |share of foreground in b - mean probability in b|`` over equal bins of probability.
-
-    Source: Naeini et al., AAAI 2015; as torchmetrics' `BinaryCalibrationError` with the l1 norm.
-
-    Args:
-        hist: `logit_histogram` of the voxels, as the network gave them.
-        calibration: Applied before.
-        bins: Number of bins of probability.
-
-    Returns:
-        In [0, 1]; NaN without voxels.
-    """
-    total = hist.sum()
-    if not total:
-        return math.nan
-    probability = expit(calibration.apply(CENTRES))
-    n = hist.sum(axis=0)
-    at = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    confidence = np.bincount(at, weights=n * probability, minlength=bins)
-    share = np.bincount(at, weights=hist[1], minlength=bins)
-    return float(np.abs(share - confidence).sum() / total)

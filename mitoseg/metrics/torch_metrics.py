@@ -51,10 +51,10 @@ class LogitHistogram(Metric):
 
 
 class BlockCounts(Metric):
-    """Counts of training blocks by truth and prediction, int64 (4): tn, fp, fn, tp.
+    """Counts of training blocks or voxels by truth and prediction, int64 (4): tn, fp, fn, tp.
 
-    ``update`` takes ``logits_bc`` (B, 2) and ``label_b`` (B,) of 0 and 1. It costs a few small operations and never
-    waits for the device, since it runs at every step.
+    ``update`` takes ``scores`` (B, 2, ...) and ``label`` (B, ...) of 0 and 1; any other label counts nowhere. It costs
+    a few small operations and never waits for the device, since it runs at every step.
     """
 
     is_differentiable = False
@@ -65,11 +65,10 @@ class BlockCounts(Metric):
         super().__init__()
         self.add_state("counts", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, logits_bc: Tensor, label_b: Tensor) -> None:
+    def update(self, scores: Tensor, label: Tensor) -> None:
         """Add a batch."""
-        predicted_b = logits_bc[:, 1] > logits_bc[:, 0]
-        kind_b = 2 * label_b + predicted_b
-        self.counts += (kind_b[:, None] == torch.arange(4, device=kind_b.device)).sum(0)
+        kind = (2 * label + (scores[:, 1] > scores[:, 0])).flatten()
+        self.counts += torch.stack([(kind == k).sum() for k in range(4)])
 
     def compute(self) -> Tensor:
         """The counts, summed over all processes."""

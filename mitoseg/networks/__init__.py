@@ -3,5 +3,6 @@
 from mitoseg.networks.dense import DenseForm
 from mitoseg.networks.ensemble import Ensemble
 from mitoseg.networks.patch_cnn import ContextCNN, PatchCNN
+from mitoseg.networks.unets import UNet
 
-__all__ = ["ContextCNN", "DenseForm", "Ensemble", "PatchCNN"]
+__all__ = ["ContextCNN", "DenseForm", "Ensemble", "PatchCNN", "UNet"]

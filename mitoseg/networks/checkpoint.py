@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mitoseg.errors import UserError
+from mitoseg.networks.bundle import SUFFIX, bundled, read_weights
 
 KEY = "mitoseg"
 """The entry of a checkpoint that prediction reads."""
@@ -54,14 +55,20 @@ class Model:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint file with ``weights_only=True``.
+    """Load a checkpoint file with ``weights_only=True``, or weights from safetensors.
 
     Raises:
         UserError: There is no such file, it is no checkpoint, or it is not one of mitoseg's.
     """
     remedy = "give a best.ckpt or last.ckpt that `train` wrote"
     if not Path(path).is_file():
-        raise UserError("no such checkpoint", str(path), remedy)
+        known = f", or one of the models that come along: {', '.join(bundled())}" if bundled() else ""
+        raise UserError("no such checkpoint", str(path), remedy + known)
+    if Path(path).suffix == SUFFIX:
+        weights, record = read_weights(path)
+        if not isinstance(record, dict):
+            raise UserError("the weights were not written by mitoseg", str(path), "give a file of `mitoseg export`")
+        return {KEY: migrate(record), "state_dict": {f"network.{name}": w for name, w in weights.items()}}
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's advice on odd pickles; the error below says enough
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -12,7 +12,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from mitoseg.metrics.histogram import CENTRES
-from mitoseg.training.module import BlockClassifier
+from mitoseg.training.module import SegmentationModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,15 +51,14 @@ class SlicePictures(Callback):
         chosen = {round((i + 0.5) * total / self.count - 0.5) for i in range(self.count)}
         if trainer.is_global_zero and batch_idx in chosen and isinstance(outputs, Tensor):
             name = f"region {int(batch['region'])}, z {int(batch['z'])}"
-            middle = batch["image_cyx"].shape[0] // 2
-            image_yx, truth_yx = batch["image_cyx"][middle], batch["label_yx"]
-            self._kept.append((name, image_yx.cpu().numpy(), truth_yx.cpu().numpy(), outputs.cpu().numpy()))
+            picture = [tensor.float().cpu().numpy() for tensor in middle_slice(batch, outputs)]
+            self._kept.append((name, picture[0], picture[1], picture[2]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was kept, with the calibration and threshold of this validation."""
         kept, self._kept = self._kept, []
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not (boards and trainer.is_global_zero and isinstance(pl_module, BlockClassifier)):
+        if not (boards and trainer.is_global_zero and isinstance(pl_module, SegmentationModule)):
             return
         board, step = boards[0], trainer.global_step
         for name, image_yx, truth_yx, log_odds_yx in kept:
@@ -71,7 +70,16 @@ class SlicePictures(Callback):
         add_histograms(board, pl_module, step)
 
 
-def add_precision_recall(board: SummaryWriter, module: BlockClassifier, step: int) -> None:
+def middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, label and log-odds (Y, X) of what was validated: the slice, or the middle one of the slab."""
+    if "image_cyx" in batch:
+        channels = batch["image_cyx"]
+        return channels[len(channels) // 2], batch["label_yx"], outputs
+    z = len(outputs) // 2
+    return batch["image_czyx"][0, int(batch["first"]) + z], batch["label_zyx"][z], outputs[z]
+
+
+def add_precision_recall(board: SummaryWriter, module: SegmentationModule, step: int) -> None:
     """The precision-recall curve of the last validation."""
     c = module.curve
     picked = np.linspace(0, len(c.tp) - 1, 127).astype(int)
@@ -80,7 +88,7 @@ def add_precision_recall(board: SummaryWriter, module: BlockClassifier, step: in
     board.add_pr_curve_raw("validation/precision_recall", tp, fp, tn, fn, precision, recall, step, len(picked))
 
 
-def add_histograms(board: SummaryWriter, module: BlockClassifier, step: int) -> None:
+def add_histograms(board: SummaryWriter, module: SegmentationModule, step: int) -> None:
     """How the calibrated probabilities of background and of mitochondria are spread."""
     probability = expit(module.calibration.apply(CENTRES))
     for name, count in zip(("background", "mitochondria"), module.histogram, strict=True):

@@ -1,4 +1,4 @@
-"""The LightningModule: blocks in, whole validation slices scored, and a checkpoint that prediction can use alone."""
+"""The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import mitoseg
-from mitoseg.inference import choose_method, slice_log_odds
+from mitoseg.inference import choose_method, log_odds_in_memory
+from mitoseg.inference.protocol import BlockNetwork, dimensions
 from mitoseg.metrics import (
     Calibration,
     average_precision,
@@ -25,6 +26,7 @@ from mitoseg.metrics import (
     scores,
 )
 from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
+from mitoseg.networks import DenseForm
 from mitoseg.networks.checkpoint import FORMAT, KEY, migrate
 from mitoseg.networks.fine_tuning import hold_frozen
 from mitoseg.training.random_state import capture_ranks, restore
@@ -41,6 +43,7 @@ class BlockData(Protocol):
     """What the module asks of the datamodule, once it is set up."""
 
     normalization: Normalization
+    grey_quantiles: list[float]
     prior: float
     batch_prior: float
     channels: str
@@ -50,23 +53,28 @@ class BlockData(Protocol):
         """(z, y, x) in nm, or None."""
 
 
-class BlockClassifier(LightningModule):
-    """Train a block network and watch it on whole slices of the validation slabs.
+class SegmentationModule(LightningModule):
+    """Train a network and watch it on whole slices of the validation slabs.
+
+    A block network is trained on blocks, or, as its dense form, on tiles: then every voxel of a tile is answered by a
+    window of its own, and all of them are trained at once with the same weights. Any other network answers tiles.
 
     After each validation the log-odds are corrected for the prior of the batches, calibrated (temperature and bias),
     and the threshold that maximises the foreground JAC is kept; all of it goes into the checkpoint.
 
     Args:
-        network: Maps ``image_bcyx`` of one window to ``logits_bcyx`` (B, 2, 1, 1).
+        network: Maps an image to scores (B, 2, ...): of one window (1, 1), or of the image's size; in training also of
+            several levels, (B, levels, 2, ...).
         network_config: Plain config that rebuilds the network from a checkpoint.
         optimizer: From the network to its optimizer.
         scheduler: From the optimizer and the number of steps to a schedule, stepped every batch; or None.
-        loss: From logits (B, 2) and labels (B,) to a scalar.
-        method: How whole slices are predicted in validation.
+        loss: From scores (B, 2, ...) and labels (B, ...) of 0, 1 and 255 (ignored) to a scalar.
+        method: How whole slices are predicted in validation; ``auto`` takes the fast one, strided, for block networks.
         extended: Epochs by which the finished run was extended, one number for each time. The schedule runs over the
             first epochs, and once more from its start over each extension (a warm restart); momentum is kept.
         channels_last: Memory layout of images and weights.
         compile: Compile the training step: False, True, or a mode of ``torch.compile``.
+        tiles: Train on tiles rather than on blocks.
     """
 
     def __init__(
@@ -76,27 +84,32 @@ class BlockClassifier(LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         loss: nn.Module | None = None,
-        method: str = "strided",
+        method: str = "auto",
         extended: Sequence[int] = (),
         channels_last: bool = True,
         compile: bool | str = False,
+        tiles: bool = False,
     ) -> None:
         super().__init__()
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.ndim = dimensions(network)
+        last = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
+        self.layout = last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.network_config = dict(network_config)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
-        self.loss = loss or nn.CrossEntropyLoss()
-        self.method = choose_method(method, network)
+        self.loss = loss or nn.CrossEntropyLoss(ignore_index=255)
+        fast = "strided" if method == "auto" and isinstance(network, BlockNetwork) else method
+        self.method = choose_method(fast, network)
         self.extended = list(extended)
         self.block_counts, self.slice_counts = BlockCounts(), LogitHistogram()
         self.calibration, self.threshold = Calibration(), 0.5
         self.record: dict[str, Any] = {}
         self.last_loss: Tensor | None = None
         self._resumed: dict[str, Any] = {}
-        self._step: Callable[[Tensor], Tensor] = network.__call__
+        answering = DenseForm(network) if tiles and isinstance(network, BlockNetwork) else network
+        self._step: Callable[[Tensor], Tensor] = answering.__call__  # a method: the dense form is no second submodule
         if compile:
-            self._step = torch.compile(network.forward, mode=compile if isinstance(compile, str) else None)
+            self._step = torch.compile(answering.forward, mode=compile if isinstance(compile, str) else None)
 
     def setup(self, stage: str) -> None:
         """Take from the datamodule what a checkpoint must carry."""
@@ -106,6 +119,7 @@ class BlockClassifier(LightningModule):
             "version": mitoseg.__version__,
             "network": self.network_config,
             "normalization": {"mean": data.normalization.mean, "std": data.normalization.std},
+            "grey_quantiles": data.grey_quantiles,
             "channels": data.channels,
             "voxel_size": data.voxel_size and list(data.voxel_size),
             "prior": {"positions": data.prior, "batches": data.batch_prior},
@@ -129,11 +143,14 @@ class BlockClassifier(LightningModule):
                 group["lr"] = rate
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
-        """Loss of one batch of blocks."""
-        image_bcyx = batch["image_bcyx"].contiguous(memory_format=self.layout)
-        logits_bc = self(image_bcyx).flatten(1)
-        loss: Tensor = self.loss(logits_bc, batch["label_b"])
-        self.block_counts.update(logits_bc.detach(), batch["label_b"])
+        """Loss of one batch of blocks or tiles."""
+        label = batch["label"]
+        answers = self(batch["image"].contiguous(memory_format=self.layout))
+        if label.ndim == 1:
+            answers = answers.flatten(1)
+        loss: Tensor = self.loss(answers, label)
+        finest = answers if answers.ndim == label.ndim + 1 else answers[:, 0]
+        self.block_counts.update(finest.detach(), label)
         self.last_loss = loss.detach()
         return loss * batch["weight"]
 
@@ -148,11 +165,16 @@ class BlockClassifier(LightningModule):
         self.log_dict({f"train/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
-        """Count one whole slice; returns its raw log-odds (Y, X)."""
-        image_bcyx = batch["image_cyx"][None].contiguous(memory_format=self.layout)
-        log_odds_yx = slice_log_odds(self.method, self.network, image_bcyx)[0]
-        self.slice_counts.update(log_odds_yx, batch["label_yx"])
-        return log_odds_yx
+        """Count one whole slice, or one slab; returns its raw log-odds (Y, X) or (Z, Y, X)."""
+        if self.ndim == 3:
+            label, first = batch["label_zyx"], int(batch["first"])
+            image = batch["image_czyx"][None].contiguous(memory_format=self.layout)
+            log_odds = log_odds_in_memory(self.method, self.network, image)[first : first + len(label)]
+        else:
+            label, image = batch["label_yx"], batch["image_cyx"][None].contiguous(memory_format=self.layout)
+            log_odds = log_odds_in_memory(self.method, self.network, image)[0]
+        self.slice_counts.update(log_odds, label)
+        return log_odds
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate, choose the threshold, and log the pooled scores of the slices (counted over all ranks)."""

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from torch import Tensor
 
 from mitoseg.metrics.torch_metrics import block_scores
-from mitoseg.training.module import BlockClassifier
+from mitoseg.training.module import SegmentationModule
 
 SECONDS = 1.0
 """Between two looks at the scores: reading them makes the host wait for a GPU."""
@@ -47,13 +47,13 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Count the blocks of this rank; the others have as many, give or take one."""
-        self._blocks += len(batch["label_b"]) * trainer.world_size
+        self._blocks += len(batch["label"]) * trainer.world_size
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if self._marks and (batch_idx + 1) % every:
             return
         self._marks.append((time.perf_counter(), self._blocks))
         told: dict[str, float] = {"epoch": trainer.current_epoch}
-        if isinstance(pl_module, BlockClassifier) and pl_module.last_loss is not None:
+        if isinstance(pl_module, SegmentationModule) and pl_module.last_loss is not None:
             told["train/loss"] = float(pl_module.last_loss)
         if trainer.optimizers:
             told["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
@@ -95,7 +95,7 @@ class Progress(RichProgressBar):
         """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s``, and ``left`` in minutes:seconds."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        if isinstance(pl_module, BlockClassifier) and trainer.training:
+        if isinstance(pl_module, SegmentationModule) and trainer.training:
             counts = pl_module.block_counts.here()
             if pl_module.last_loss is not None:
                 metrics["loss"] = float(pl_module.last_loss)

@@ -10,7 +10,12 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume
 
-CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {"adjacent": (-1, 0, 1), "repeat": (0, 0, 0), "single": (0,)}
+CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
+    "adjacent": (-1, 0, 1),
+    "adjacent5": (-2, -1, 0, 1, 2),
+    "repeat": (0, 0, 0),
+    "single": (0,),
+}
 """Slices relative to the one in question, by name."""
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.storage import explain_storage_error, is_storage_error, make_folders, remove, write_json, write_text
+from mitoseg.volumes.base import Volume
 
 
 class StageFolder:
@@ -129,3 +130,12 @@ def explained(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) or is_storage_error(error):
             raise explain_storage_error(error, path) from error
         raise
+
+
+def readable(volume: Volume, box: Box) -> bool:
+    """Whether a box can be read."""
+    try:
+        volume.read(box)
+    except UserError:
+        return False
+    return True

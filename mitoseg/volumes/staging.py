@@ -12,6 +12,8 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.storage import move_into_place, plain, remove
@@ -19,7 +21,7 @@ from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import open_volume
-from mitoseg.volumes.stage_folder import StageFolder, explained
+from mitoseg.volumes.stage_folder import StageFolder, explained, readable
 from mitoseg.volumes.writing import check_volume_output, create_volume, place
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array
 
@@ -149,6 +151,28 @@ class StagedVolume:
                 move_into_place(self._result, self._file, overwrite=self.overwrite)
         self._folder.clear()
 
+    def finish_as(self, change: Callable[[Volume], Array], dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> None:
+        """Check that every tile is there, and write what is made of them all instead of the tiles themselves.
+
+        Args:
+            change: From the tiles as a volume to an array of the same shape (z, y, x).
+            dtype: Of the array.
+            metadata: What the output says of itself.
+
+        Raises:
+            UserError: As `finish`; the tiles are kept.
+        """
+        assert self._info is not None
+        with explained(self._file):
+            self._check_complete()
+            array_zyx = change(open_volume(str(self._folder.array)))
+            size = self._info.voxel_size
+            with create_volume(
+                self.path, self._info.shape, dtype, voxel_size=size, metadata=metadata, overwrite=self.overwrite
+            ) as writer:
+                writer.write(Box.of_shape(self._info.shape), array_zyx)
+        self._folder.clear()
+
     @property
     def _result(self) -> Path:
         """The finished file or folder before it gets its name."""
@@ -175,7 +199,7 @@ class StagedVolume:
         try:
             return stage.read(tile)
         except UserError as error:
-            damaged = {tile for tile in self.done if not _readable(stage, tile)}
+            damaged = {tile for tile in self.done if not readable(stage, tile)}
             self._list(self.done - damaged)
             what = f"{len(damaged)} finished tiles were damaged on the disk, among them"
             raise UserError(what, str(tile), "run the same command again to compute them anew") from error
@@ -221,11 +245,3 @@ class StagedVolume:
         """Whether the result was finished, and perhaps moved."""
         plan = self._folder.read_plan()
         return self._is_ours(plan) and bool(plan.get("whole"))
-
-
-def _readable(stage: Volume, tile: Box) -> bool:
-    try:
-        stage.read(tile)
-    except UserError:
-        return False
-    return True

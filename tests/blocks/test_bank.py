@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from mitoseg.blocks.bank import VolumeBank
-from mitoseg.blocks.margins import reach
+from mitoseg.blocks.margins import NEIGHBOURS, reach
 from mitoseg.blocks.turning import half_side
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
@@ -269,7 +269,7 @@ def test_blocks_are_normalised_as_volumes_are(dtype, channels):
 def test_only_the_context_is_kept():
     image_zyx = np.zeros((20, 400, 400), np.uint8)
     bank = VolumeBank([region(image_zyx, (5, 100, 100), (7, 164, 164))], AS_IS, 32)
-    assert bank.voxels_n.numel() == 4 * (64 + 2 * reach(32)) ** 2
+    assert bank.voxels_n.numel() == (2 + 2 * NEIGHBOURS) * (64 + 2 * reach(32)) ** 2
 
 
 @pytest.mark.parametrize(("window", "pivot"), [(67, 33.0), (32, 0.0), (32, 15.75)])

@@ -45,7 +45,7 @@ def test_batches_are_the_draws_in_the_sampler_s_order(regions):
     assert len(found) == len(blocks) == 6
     for batch, index_b in zip(found, blocks.sampler, strict=True):
         assert batch["position_b4"] == draws.position_n4[index_b].tolist()
-        assert batch["label_b"] == draws.label_n[index_b].tolist()
+        assert batch["label"] == draws.label_n[index_b].tolist()
         assert batch["angle_b"] == draws.angle_n[index_b].tolist()
         assert batch["flip_b"] == draws.flip_n[index_b].tolist()
 

@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from mitoseg.blocks import BlockDataModule
-from mitoseg.blocks import module as module_file
+from mitoseg.blocks import BlockDataModule, TileDataModule
+from mitoseg.blocks import regions as module_file
+from mitoseg.blocks.choice import BLOCK_OPTIONS, TILE_OPTIONS
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -77,29 +78,29 @@ def test_batches_have_the_contract_s_shape(positions, label_rule, channels, wind
     assert 0 < data.prior < 1
     assert data.batch_prior == 0.5
     for batch in gathered(data, batches=4):
-        B = len(batch["label_b"])
-        assert set(batch) == {"image_bcyx", "label_b", "position_b4", "weight"}
-        assert batch["image_bcyx"].shape == (B, 1 if channels == "single" else 3, window, window)
-        assert batch["image_bcyx"].dtype == torch.float32
-        assert batch["label_b"].dtype == batch["position_b4"].dtype == torch.int64
-        middle = batch["image_bcyx"][:, :, window // 2 - 16 : window // 2 + 16, window // 2 - 16 : window // 2 + 16]
+        B = len(batch["label"])
+        assert set(batch) == {"image", "label", "position_b4", "weight"}
+        assert batch["image"].shape == (B, 1 if channels == "single" else 3, window, window)
+        assert batch["image"].dtype == torch.float32
+        assert batch["label"].dtype == batch["position_b4"].dtype == torch.int64
+        middle = batch["image"][:, :, window // 2 - 16 : window // 2 + 16, window // 2 - 16 : window // 2 + 16]
         grey = middle.mean((1, 2, 3)) * data.normalization.std + data.normalization.mean
         if label_rule != "center":  # what is in the block is what the label says
-            assert ((grey > 29.5 + 50) == batch["label_b"].bool()).all()
+            assert ((grey > 29.5 + 50) == batch["label"].bool()).all()
 
 
 def test_the_answered_pixel_stays_in_place_under_center():
     data = ready(positions="any", label_rule="center", balance="none", augment="dihedral", epoch_blocks=200)
     volumes = [region.read_image() for region in data.splits.train]
     for batch in gathered(data):
-        for block, (r, z, y, x) in zip(batch["image_bcyx"], batch["position_b4"].tolist(), strict=True):
+        for block, (r, z, y, x) in zip(batch["image"], batch["position_b4"].tolist(), strict=True):
             assert block[1, 16, 16] == data.normalization.apply(volumes[r][z, y, x][None])[0]
 
 
 def test_the_same_seed_gives_the_same_voxels():
     first, again, other = (gathered(ready(seed=s), 2) for s in (5, 5, 6))
-    assert all(torch.equal(a["image_bcyx"], b["image_bcyx"]) for a, b in zip(first, again, strict=True))
-    assert not all(torch.equal(a["image_bcyx"], b["image_bcyx"]) for a, b in zip(first, other, strict=True))
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a["image"], b["image"]) for a, b in zip(first, other, strict=True))
 
 
 def test_voxels_may_stay_on_the_host():
@@ -110,7 +111,7 @@ def test_voxels_may_stay_on_the_host():
     assert there.on_after_batch_transfer(gathered_early, 0) is gathered_early
     late = next(iter(here.train_dataloader()))
     assert here.on_before_batch_transfer(late, 0) is late
-    assert torch.equal(here.on_after_batch_transfer(late, 0)["image_bcyx"], gathered_early["image_bcyx"])
+    assert torch.equal(here.on_after_batch_transfer(late, 0)["image"], gathered_early["image"])
 
 
 def test_the_positions_of_any_batch_can_be_told_afterwards():
@@ -156,7 +157,7 @@ class Recorder(pl.LightningModule):
         self.seen.append((self.trainer.current_epoch, batch["position_b4"].tolist()))
         if len(self.seen) == self.stop_at:
             self.trainer.should_stop = True
-        return self.weight * batch["image_bcyx"].mean()
+        return self.weight * batch["image"].mean()
 
     def validation_step(self, batch, batch_idx):
         assert batch["image_cyx"].shape[1:] == batch["label_yx"].shape
@@ -202,7 +203,7 @@ def test_a_trainer_sees_each_epoch_s_own_draws_and_resumes_within_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"channels": "rgb"}, "unknown channels: 'rgb'; choose one of adjacent, repeat, single"),
+        ({"channels": "rgb"}, "unknown channels: 'rgb'; choose one of adjacent, adjacent5, repeat, single"),
         ({"interpolation": "cubic"}, "choose one of bilinear, nearest"),
         ({"positions": "some"}, "choose one of grid, any"),
         ({"balance": "x"}, "choose one of rotate, subsample, none"),
@@ -225,8 +226,12 @@ def test_mistakes_are_told_before_training(options, line):
 
 def test_the_config_names_every_option():
     config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "data" / "blocks.yaml").read_text(encoding="utf-8"))
-    assert config.pop("_target_") == "mitoseg.blocks.BlockDataModule"
-    defaults = dict(BlockDataModule.__init__.__kwdefaults__)
-    assert defaults.pop("window") == 32
-    assert defaults.pop("seed") == 0
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()} == defaults
+    assert config.pop("_target_") == "mitoseg.blocks.data_module"
+    assert config.pop("tile") is None
+    blocks, tiles = (dict(c.__init__.__kwdefaults__) for c in (BlockDataModule, TileDataModule))
+    for told_by_train in ("window", "seed", "spatial_dims", "margin", "augmentation"):
+        blocks.pop(told_by_train, None), tiles.pop(told_by_train, None)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    assert given == {**tiles, **blocks}
+    assert set(BLOCK_OPTIONS) == (set(blocks) - set(tiles)) | {"window"}
+    assert set(TILE_OPTIONS) == (set(tiles) - set(blocks)) | {"spatial_dims", "margin", "augmentation"}

@@ -68,10 +68,15 @@ def save_checkpoint(path, network=None, *, arguments=None, **changes):
 
 def predict(monkeypatch, *words):
     """Run the command in this process; its exit code."""
+    return run_command(monkeypatch, "predict", "progress=false", "accelerator=cpu", *words)
+
+
+def run_command(monkeypatch, *words):
+    """Run any command in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["mitoseg"])
     before = dict(os.environ)
     try:
-        return main(["predict", "progress=false", "accelerator=cpu", *map(str, words)])
+        return main(list(map(str, words)))
     except SystemExit as leaving:
         return leaving.code
     finally:

@@ -33,8 +33,14 @@ def test_train_leaves_what_is_promised(work):
     assert metrics["test"]["voxels"] == 3 * 96 * 128
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["seed"] == 1
-    assert provenance["blocks"]
+    assert provenance["draws"]
     assert provenance["data"]
+    assert provenance["training_seconds"] > 0
+    assert provenance["parameters"] == 145_058
+    assert provenance["peak_memory"]["process"] > 10**8
+    assert {p.name for p in (run / "figures").glob("*.png")} == {
+        *("boundary.png", "precision_recall.png", "reliability.png")
+    }
 
 
 def test_predict_and_evaluate_give_the_scores_of_training(work, monkeypatch, capsys):

@@ -44,6 +44,10 @@ def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
     assert command(monkeypatch, "train", "resume=longer", "extend=2") == 0
     assert checkpoint(work / "longer")["global_step"] == 3 * checkpoint(work / "run")["global_step"]
     assert (work / "longer" / "metrics_after_1_epochs.json").is_file()
+    seconds = [
+        json.loads((work / run / "provenance.json").read_text())["training_seconds"] for run in ("run", "longer")
+    ]
+    assert seconds[0] <= seconds[1]  # the time of before counts
     assert command(monkeypatch, "train", "resume=longer") == 0  # the words of the extension are not said again
     assert checkpoint(work / "longer")["global_step"] == 3 * checkpoint(work / "run")["global_step"]
     (work / "longer" / "metrics.json").unlink()

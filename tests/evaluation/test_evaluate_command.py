@@ -32,14 +32,14 @@ def files(tmp_path):
 
 def config(files, *overrides, image=False, **values):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("evaluate", overrides=["progress=false", *overrides])
+        cfg = hydra.compose("evaluate", overrides=["progress=false", "figures=false", *overrides])
     paths = {name: path for name, path in files.items() if image or name != "image"}
     return OmegaConf.merge(cfg, paths, values)
 
 
 def test_numbers_provenance_and_table(files, tmp_path):
     out = io.StringIO()
-    cfg = config(files, "crop=['0:6','0:','2:30']", "bands=[1,2]", "voxel_size=[5,5,5]")
+    cfg = config(files, "crop=['0:6','0:','2:30']", "bands=[1,2]", "voxel_size=[5,5,5]", "figures=true")
     result = score_files(cfg, tmp_path / "run", console=Console(file=out, width=100))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     contract = "jaccard_foreground jaccard_background jaccard_mean dice precision recall voxels threshold"
@@ -53,7 +53,8 @@ def test_numbers_provenance_and_table(files, tmp_path):
     assert f"{metrics['dice']:.4f}" in out.getvalue()
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["truth"] == files["truth"]
-    assert not (tmp_path / "run" / "figures").exists()
+    figures = ["boundary.png", "precision_recall.png", "reliability.png"]
+    assert sorted(p.name for p in (tmp_path / "run" / "figures").iterdir()) == figures
 
 
 def test_scores_without_a_denominator_are_null(files, tmp_path):
@@ -66,8 +67,24 @@ def test_scores_without_a_denominator_are_null(files, tmp_path):
 def test_figures_are_written_where_the_image_is_given(files, tmp_path):
     out = io.StringIO()
     score_files(config(files, image=True, save_overlays=2), tmp_path / "run", console=Console(file=out, width=200))
-    assert [p.name for p in sorted((tmp_path / "run" / "figures").iterdir())] == ["z0002.png", "z0004.png"]
-    assert "2 figures in" in out.getvalue()
+    assert [p.name for p in sorted((tmp_path / "run" / "figures").glob("z*"))] == ["z0002.png", "z0004.png"]
+    assert "2 slices in" in out.getvalue()
+
+
+def test_intervals_and_the_scores_of_probabilities(files, tmp_path):
+    result = score_files(config(files, "slabs=3", "bootstrap=100", "seed=5"), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    low, high = metrics["interval"]["jaccard_foreground"]
+    assert low <= metrics["jaccard_foreground"] <= high
+    assert len(metrics["slab_counts"]) == 3
+    assert metrics["bootstrap"] == {"resamples": 100, "seed": 5, "level": 0.95}
+    assert metrics["average_precision"] == result["average_precision"] > 0.9
+    assert metrics["jaccard_foreground_oracle"] >= metrics["jaccard_foreground"]
+    assert not (tmp_path / "run" / "figures").exists()
+    mask = score_files(config(files, "bootstrap=0", "figures=true", kind="mask"), tmp_path / "mask")
+    assert mask["interval"] == {}
+    assert "average_precision" not in mask
+    assert [p.name for p in (tmp_path / "mask" / "figures").iterdir()] == ["boundary.png"]
 
 
 def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
@@ -91,6 +108,12 @@ def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
         ({"bands": 3}, "not a list"),
         ({"voxel_size": [5, 5]}, "voxel_size"),
         ({"kind": "maps"}, "choose one of"),
+        ({"slabs": 0}, "number of parts"),
+        ({"slabs": "many"}, "number of parts"),
+        ({"bootstrap": -1}, "not a whole number"),
+        ({"seed": 1.5}, "not a whole number"),
+        ({"reference": 96.4}, "no Jaccard index"),
+        ({"reference": "high"}, "reference is not a number"),
         ({"label_rule_of_values": "other"}, "other"),
         ({"truth": "nowhere.tif"}, "nowhere.tif"),
     ],

@@ -16,6 +16,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation import evaluate, pool_evaluations
 from mitoseg.geometry import Box
 from mitoseg.metrics import count, scores
+from mitoseg.storage import plain
 from mitoseg.volumes.base import ArrayVolume
 
 SHAPE = (13, 24, 21)
@@ -49,12 +50,12 @@ def test_scores_agree_with_sklearn():
 @pytest.mark.parametrize("crop", [None, Box((3, 5, 2), (11, 20, 21))])
 def test_any_slab_gives_the_same(monkeypatch, crop, ignored, voxel_size):
     prediction, truth = pair(ignored=ignored, voxel_size=voxel_size)
-    whole = evaluate(prediction, truth, crop=crop, depth=100)
+    whole = plain(evaluate(prediction, truth, crop=crop, depth=100))
     for depth in (1, 2, 5, 8, None):
-        assert evaluate(prediction, truth, crop=crop, depth=depth) == whole
+        assert plain(evaluate(prediction, truth, crop=crop, depth=depth)) == whole
     monkeypatch.setattr(score_module, "_PLANE", 7)
     monkeypatch.setattr(score_module, "BLOCK_VOXELS", 2000)
-    assert evaluate(prediction, truth, crop=crop) == whole
+    assert plain(evaluate(prediction, truth, crop=crop)) == whole
 
 
 @pytest.mark.parametrize("voxel_size", [(5.0, 5.0, 5.0), (15.0, 5.0, 5.0)])
@@ -108,12 +109,12 @@ def test_the_voxel_size_argument_wins():
 def test_pooling_two_halves_is_the_whole():
     """Cut where both sides' halos would matter, by way of crops, which read beyond themselves."""
     prediction, truth = pair()
-    whole = evaluate(prediction, truth)
+    whole = evaluate(prediction, truth, slabs=13)
     crops = [Box((0, 0, 0), (5, 24, 21)), Box((5, 0, 0), (13, 24, 21))]
-    pooled = pool_evaluations([evaluate(prediction, truth, crop=crop) for crop in crops])
+    pooled = pool_evaluations([evaluate(prediction, truth, crop=crop, slabs=13) for crop in crops])
     assert pooled["crop"] == [str(crop) for crop in crops]
-    assert {**pooled, "crop": None} == {**whole, "crop": None}
-    assert pool_evaluations([whole]) == whole
+    assert plain({**pooled, "crop": None}) == plain({**whole, "crop": None})
+    assert plain(pool_evaluations([whole])) == plain(whole)
     with pytest.raises(ValueError, match="bands"):
         pool_evaluations([whole, evaluate(prediction, truth, bands=[1])])
     with pytest.raises(ValueError, match="no evaluation"):
@@ -136,6 +137,8 @@ def test_nothing_to_find_is_nan_not_an_error():
         ({"crop": Box((2, 0, 0), (2, 2, 2))}, "empty"),
         ({"bands": [0]}, "no width"),
         ({"threshold": 2.0}, "not a probability"),
+        ({"slabs": 0}, "number of parts"),
+        ({"slabs": 2.5}, "number of parts"),
         ({"prediction": ArrayVolume(np.zeros((13, 24, 20), np.float32))}, r"prediction and truth differ in shape"),
     ],
 )

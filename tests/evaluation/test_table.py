@@ -6,7 +6,7 @@ import re
 import numpy as np
 from rich.console import Console
 
-from mitoseg.evaluation import evaluate, pool_evaluations, score_table
+from mitoseg.evaluation import Bootstrap, evaluate, pool_evaluations, score_table
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import ArrayVolume
 
@@ -51,6 +51,25 @@ def test_boundary_rows_show_both_distances_and_the_shares():
                 left_out = (row["left_out_foreground"], row["left_out_background"])
                 expected.append(", ".join(f"{100 * share:.1f}" for share in left_out))
         assert [cell.strip() for cell in cells.split("│")] == [e.replace("nan", "-") for e in expected]
+
+
+def test_intervals_and_probabilities_are_in_the_table():
+    scores = result()
+    text = printed(scores)
+    low, high = scores["interval"]["dice"]
+    assert f"{low:.4f} to {high:.4f}" in text
+    assert "bootstrap over 6 z-slabs" in text
+    for key in ("average_precision", "brier_score", "adaptive_calibration_error", "jaccard_foreground_oracle"):
+        assert f"{scores[key]:.4f}" in text
+    assert "upper bound, no result" in text
+
+
+def test_one_slab_has_no_interval_and_a_mask_no_probabilities():
+    text = printed(result(slabs=1, kind="mask"))
+    assert "one z-slab: no intervals" in text
+    assert " to " not in text
+    assert "Brier" not in text
+    assert "slab" not in printed(result(bootstrap=Bootstrap(0)))
 
 
 def test_missing_scores_are_a_dash_and_no_bands_no_table():

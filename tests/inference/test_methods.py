@@ -7,7 +7,7 @@ from small_networks import NORMALIZATION, SmallBlock, SmallUNet, grey, predict, 
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
-from mitoseg.inference import Options, choose_method, make_method, slice_log_odds
+from mitoseg.inference import Options, choose_method, log_odds_in_memory, make_method
 from mitoseg.networks import ContextCNN, PatchCNN
 
 SHAPE = (4, 21, 26)
@@ -120,7 +120,7 @@ def test_whole_slices_in_memory_are_predicted_alike():
     normal = torch.from_numpy(NORMALIZATION.apply(image))[:, None]
     with torch.inference_mode():
         for method in ("dense", "strided"):
-            together = slice_log_odds(method, network, normal).numpy()
+            together = log_odds_in_memory(method, network, normal).numpy()
             np.testing.assert_allclose(together, predict(network, image, method=method), rtol=0, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
-from mitoseg.inference import slice_log_odds
+from mitoseg.inference import log_odds_in_memory
 from mitoseg.networks import ContextCNN, PatchCNN
 
 
@@ -38,7 +38,7 @@ def window_mean_at(image_yx, y, x, window):
 @pytest.mark.parametrize("shape", [(96, 128), (97, 131), (70, 101)])
 def test_each_answered_pixel_has_its_own_window(window, shape):
     image = np.random.default_rng(0).random(shape)
-    log_odds = slice_log_odds("strided", WindowMean(window), torch.from_numpy(image)[None, None])[0].numpy()
+    log_odds = log_odds_in_memory("strided", WindowMean(window), torch.from_numpy(image)[None, None])[0].numpy()
     assert log_odds.shape == shape
     for y in range(0, shape[0], 8):
         for x in range(0, shape[1], 8):
@@ -62,7 +62,7 @@ def test_a_bright_spot_is_found_where_it_is(window, corner):
         spot = np.add(corner, phase)
         image = np.zeros((192, 256))
         image[tuple(spot)] = 1
-        log_odds = slice_log_odds("strided", WindowMean(window), torch.from_numpy(image)[None, None])[0].numpy()
+        log_odds = log_odds_in_memory("strided", WindowMean(window), torch.from_numpy(image)[None, None])[0].numpy()
         errors.append(centroid(log_odds) - spot)
     lean = 0.5 if window == 32 else 0
     np.testing.assert_allclose(np.mean(errors, axis=0), lean, atol=0.01)
@@ -75,7 +75,7 @@ def test_each_output_is_the_network_on_its_own_neighbourhood(network_class):
     network = network_class(1).double().eval()
     image = torch.randn(1, 1, 200, 216, dtype=torch.float64)
     with torch.inference_mode():
-        log_odds = slice_log_odds("strided", network, image)[0]
+        log_odds = log_odds_in_memory("strided", network, image)[0]
         for y, x in [(96, 96), (104, 120)]:
             before, after = network.spill
             top, left = (p - anchor(network.window) - 16 for p in (y, x))
@@ -94,7 +94,7 @@ def test_context_cnn_equals_the_literal_window_up_to_the_corner():
     image = np.random.default_rng(0).normal(size=(80, 97))
     padded = np.pad(image, 80, mode="reflect")
     with torch.inference_mode():
-        log_odds = slice_log_odds("strided", network, torch.from_numpy(image)[None, None])[0]
+        log_odds = log_odds_in_memory("strided", network, torch.from_numpy(image)[None, None])[0]
         for y in (0, 8, 40, 72):
             for x in (0, 48, 96):
                 window = padded[y - 33 + 80 : y + 34 + 80, x - 33 + 80 : x + 34 + 80]
@@ -104,10 +104,10 @@ def test_context_cnn_equals_the_literal_window_up_to_the_corner():
 
 def test_between_answered_pixels_the_log_odds_are_linear():
     image = np.random.default_rng(0).random((64, 64))
-    log_odds = slice_log_odds("strided", WindowMean(32), torch.from_numpy(image)[None, None])[0].numpy()
+    log_odds = log_odds_in_memory("strided", WindowMean(32), torch.from_numpy(image)[None, None])[0].numpy()
     np.testing.assert_allclose(log_odds[8, 16:25], np.linspace(log_odds[8, 16], log_odds[8, 24], 9), atol=1e-6)
 
 
 def test_a_slice_smaller_than_the_window_is_refused():
     with pytest.raises(UserError, match="smaller than the network's window"):
-        slice_log_odds("strided", WindowMean(32), torch.zeros(1, 1, 31, 40))
+        log_odds_in_memory("strided", WindowMean(32), torch.zeros(1, 1, 31, 40))

@@ -109,7 +109,7 @@ def test_too_little_memory_on_the_device_cuts_the_longest_axis():
 @pytest.mark.parametrize("network", [SmallBlock(), SmallBlock(3), SmallUNet(), SmallUNet(3)])
 def test_tiles_are_as_thick_as_they_are_wide(network):
     """So that no view sees slivers with more margin than voxels."""
-    options = Options(tile=(8, 8, 8) if isinstance(network, SmallUNet) else None)
+    options = Options(tile=(64, 64, 64) if isinstance(network, SmallUNet) else None)
     working = predictor(shaken(network), grey((200, 150, 180)), tta="axes", options=options)
     plenty = working.choose_tile(1e12)
     assert plenty == (200, 150, 180)

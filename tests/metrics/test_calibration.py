@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn's logistic regression, torchmetrics, and known answers."""
+"""Calibration against scikit-learn's logistic regression, and known answers."""
 
 import math
 
@@ -9,17 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from torchmetrics.functional.classification import binary_calibration_error
 
 from mitoseg.errors import UserError
 from mitoseg.metrics.calibration import (
     Calibration,
-    expected_calibration_error,
     fit_calibration,
     negative_log_likelihood,
     prior_shift,
 )
 from mitoseg.metrics.histogram import BINS, CENTRES, logit_histogram
+from mitoseg.metrics.reliability import expected_calibration_error
 
 finite = st.floats(-50, 50)
 
@@ -60,6 +59,10 @@ def test_negative_log_likelihood_by_hand():
     assert negative_log_likelihood(hist, Calibration(bias=1.0)) == pytest.approx(expected)
 
 
+def test_negative_log_likelihood_without_voxels():
+    assert math.isnan(negative_log_likelihood(np.zeros((2, BINS), np.int64), Calibration()))
+
+
 @pytest.mark.parametrize(
     ("logits", "truth"),
     [
@@ -83,20 +86,6 @@ def test_saturated_logits_fit():
     hist[0, 0], hist[1, -1], hist[0, 2300], hist[1, 1900] = 10**8, 10**7, 10**5, 10**5
     fit = fit_calibration(hist, -2.9)
     assert negative_log_likelihood(hist, fit) <= negative_log_likelihood(hist, Calibration(-2.9))
-
-
-@pytest.mark.parametrize("bins", [5, 15])
-@pytest.mark.parametrize("calibration", [Calibration(), Calibration(-1.0, 2.0, 0.3)])
-def test_expected_calibration_error_agrees_with_torchmetrics(calibration, bins):
-    logits, truth = draw(3, 2.0, -1.0, n=5000)
-    ours = expected_calibration_error(logit_histogram(logits, truth), calibration, bins=bins)
-    probability = torch.from_numpy(expit(calibration.apply(logits)))
-    theirs = binary_calibration_error(probability, torch.from_numpy(truth).int(), n_bins=bins)
-    assert ours == pytest.approx(float(theirs), abs=1e-6)
-
-
-def test_expected_calibration_error_without_voxels():
-    assert math.isnan(expected_calibration_error(np.zeros((2, BINS), np.int64), Calibration()))
 
 
 @given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), finite)

@@ -8,7 +8,7 @@ from mitoseg.blocks import BlockDataModule
 from mitoseg.datasets import Region, Splits
 from mitoseg.geometry import Box
 from mitoseg.networks import PatchCNN
-from mitoseg.training import BlockClassifier, adamw, one_cycle
+from mitoseg.training import SegmentationModule, adamw, one_cycle
 from mitoseg.training.checkpointing import BestCheckpoint, LastCheckpoint
 from mitoseg.volumes import ArrayVolume
 
@@ -65,7 +65,7 @@ def trainer(folder, **options):
 
 def module(lr=2e-3, network=None, schedule=False, optimizer=adamw, **options):
     torch.manual_seed(0)
-    return BlockClassifier(
+    return SegmentationModule(
         network or PatchCNN(),
         CONFIG,
         optimizer=lambda network: optimizer(network, lr=lr),

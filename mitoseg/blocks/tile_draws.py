@@ -1,0 +1,171 @@
+"""The draws of an epoch of tiles: where each starts, how it is turned, and the seed of its augmentation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.blocks.options import check_choice
+from mitoseg.blocks.positions import Index
+from mitoseg.blocks.symmetries import TILE_SYMMETRIES
+from mitoseg.datasets.base import Region
+from mitoseg.errors import UserError
+from mitoseg.geometry import slabs
+
+_LOG = logging.getLogger(__name__)
+
+_LISTED = 2**20
+"""Mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on."""
+
+
+@dataclass(frozen=True)
+class TileDraws:
+    """Draws as columns; row i of each belongs to the same tile.
+
+    Attributes:
+        position_n4: int64, region, z, y, x of the first voxel in the region's own coordinates.
+        symmetry_n: int64, a place in one of `TILE_SYMMETRIES`.
+        seed_n: int64, of what augmentation does to the tile.
+    """
+
+    position_n4: Index
+    symmetry_n: Index
+    seed_n: Index
+
+    def __len__(self) -> int:
+        return len(self.seed_n)
+
+
+class EpochTiles:
+    """Makes an epoch's draws from (seed, epoch) alone, the same on every rank.
+
+    Regions that are smaller than a tile are left out, with a warning.
+
+    A tile lies anywhere in a region, drawn uniformly over all regions and places; or, for a share of the draws, it
+    holds a mitochondrion voxel that is drawn uniformly, at a random place inside the tile.
+
+    Args:
+        regions: Their labels inside their boxes are read, and no others.
+        tile: (z, y, x) voxels; z is 1 for networks on slices.
+        augment: A key of `TILE_SYMMETRIES`.
+        foreground: Share of the draws that are sure to hold a mitochondrion.
+        epoch_tiles: Draws per epoch; None: as many as the regions have voxels for.
+        seed: Of all randomness.
+
+    Attributes:
+        counts: Background and mitochondrion voxels of the regions.
+
+    Raises:
+        UserError: All regions are smaller than a tile, a class has no voxel, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        tile: tuple[int, int, int],
+        *,
+        augment: str = "dihedral",
+        foreground: float = 0.0,
+        epoch_tiles: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_choice("augment", augment, TILE_SYMMETRIES)
+        _check(tile, augment, foreground, epoch_tiles, seed)
+        large = [all(n >= t for n, t in zip(region.box.shape, tile, strict=True)) for region in regions]
+        for region, fits in zip(regions, large, strict=True):
+            if not fits:
+                what = f"training region {region.name or region.box} is smaller than a tile of {_text(tile)} voxels"
+                if not any(large):
+                    raise UserError(what, region.box.shape, "give a smaller data.tile=[z,y,x]")
+                _LOG.warning("%s: it is left out", what)
+        self.tile, self.augment, self.foreground, self.seed = tile, augment, foreground, seed
+        self.shapes_r3 = np.array([region.box.shape for region in regions])
+        counted = [_survey(region) for region in regions]
+        self.counts = (sum(c[0] for c, _ in counted), sum(c[1] for c, _ in counted))
+        for name, count in zip(("background", "mitochondrion"), self.counts, strict=True):
+            if not count:
+                raise UserError(f"no {name} voxel in the training regions", None, "check the labels, or the split")
+        self._voxels_n4 = np.concatenate([np.insert(v, 0, r, axis=1) for r, (_, v) in enumerate(counted) if large[r]])
+        self._places_r = np.where(large, np.prod(np.maximum(self.shapes_r3 - np.array(tile) + 1, 0), axis=1), 0)
+        voxels = int(np.prod(self.shapes_r3, axis=1)[large].sum())
+        self.size = epoch_tiles or max(1, round(voxels / math.prod(tile)))
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def prior(self) -> float:
+        """Share of mitochondria among the labelled voxels of the regions."""
+        return self.counts[1] / sum(self.counts)
+
+    def draw(self, epoch: int) -> TileDraws:
+        """The draws of an epoch; a sampler mixes them."""
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        chosen = round(self.foreground * self.size)
+        position_n4 = np.concatenate([self._anywhere(self.size - chosen, rng), self._on_foreground(chosen, rng)])
+        symmetry_n = rng.integers(len(TILE_SYMMETRIES[self.augment]), size=self.size)
+        return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
+
+    def _anywhere(self, size: int, rng: np.random.Generator) -> Index:
+        region_n = rng.choice(len(self._places_r), size=size, p=self._places_r / self._places_r.sum())
+        start_n3 = rng.integers(self.shapes_r3[region_n] - np.array(self.tile) + 1)
+        return np.concatenate([region_n[:, None], start_n3], axis=1)
+
+    def _on_foreground(self, size: int, rng: np.random.Generator) -> Index:
+        voxel_n4 = self._voxels_n4[rng.integers(len(self._voxels_n4), size=size)]
+        start_n3 = voxel_n4[:, 1:] - rng.integers(self.tile, size=(size, 3))
+        last_n3 = self.shapes_r3[voxel_n4[:, 0]] - np.array(self.tile)
+        return np.concatenate([voxel_n4[:, :1], np.clip(start_n3, 0, last_n3)], axis=1)
+
+    def summary(self) -> dict[str, str | int | float]:
+        """Plain data for provenance."""
+        return {
+            "tile": _text(self.tile),
+            "augment": self.augment,
+            "foreground": self.foreground,
+            "voxels_foreground": self.counts[1],
+            "voxels_background": self.counts[0],
+            "draws": self.size,
+            "prior": self.prior,
+        }
+
+
+def _text(tile: Sequence[int]) -> str:
+    return " x ".join(map(str, tile))
+
+
+def _check(tile: tuple[int, int, int], augment: str, foreground: float, epoch_tiles: int | None, seed: int) -> None:
+    """Refuse numbers out of range."""
+    if augment != "none" and tile[1] != tile[2]:
+        raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
+    if augment == "cubic" and len(set(tile)) > 1:
+        raise UserError(
+            "data.augment=cubic needs a tile with three equal sides", tile, "or give data.augment=dihedral_z"
+        )
+    if not 0 <= foreground <= 1:
+        raise UserError("foreground is not a share of the tiles", foreground, "give a number from 0 to 1")
+    if epoch_tiles is not None and epoch_tiles < 1:
+        raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
+    if seed < 0:
+        raise UserError("a negative seed", seed, "give a seed of 0 or more")
+
+
+def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+    """Background and mitochondrion voxels of a region, and where some of the latter lie (z, y, x), slab by slab."""
+    background = foreground = 0
+    found: list[npt.NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
+    thin = max(1, region.box.size // 10 // _LISTED)
+    for slab in slabs(region.box, 16):
+        label_zyx = region.label.read(slab)
+        background += int(np.count_nonzero(label_zyx == 0))
+        number_n = np.flatnonzero(label_zyx == 1)
+        foreground += len(number_n)
+        voxel_n3 = np.stack(np.unravel_index(number_n[::thin], label_zyx.shape), axis=1)
+        voxel_n3[:, 0] += slab.start[0] - region.box.start[0]
+        found.append(voxel_n3)
+    return (background, foreground), np.concatenate(found)

@@ -1,0 +1,84 @@
+"""A model card: what a network is, what it was trained on and how it was judged, from the records of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mitoseg.networks.checkpoint import Model
+
+SCORES = {
+    "jaccard_foreground": "JAC of mitochondria",
+    "jaccard_background": "JAC of background",
+    "jaccard_mean": "JAC, mean of both",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def model_card(
+    name: str, model: Model, provenance: Mapping[str, Any] | None, metrics: Mapping[str, Any] | None
+) -> str:
+    """A card in Markdown.
+
+    Args:
+        name: Title.
+        model: The network and what it needs.
+        provenance: Of its run (``provenance.json``): data with licence and citation, command, commit.
+        metrics: Of its run (``metrics.json``).
+
+    Returns:
+        Text; what is not known is said to be so.
+    """
+    parts = [_network(name, model), _data(provenance or {}), _scores(metrics or {}), _limits(model)]
+    return "\n".join(parts)
+
+
+def _network(name: str, model: Model) -> str:
+    weights = sum(p.numel() for p in model.network.parameters())
+    size = "not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm"
+    mean, std = model.normalization["mean"], model.normalization["std"]
+    lines = [
+        f"# {name}\n\nMitochondria in electron-microscopy volumes: a probability for every voxel.\n",
+        f"- network: `{model.config.get('_target_')}`, {weights:,} weights, input channels: {model.channels}",
+        f"- voxel size of its training volume (z, y, x): {size}",
+        f"- grey values of its training volume: mean {mean:.1f}, standard deviation {std:.1f}",
+        f"- threshold chosen on validation: {model.threshold:.3f}; written by mitoseg {model.record.get('version')}\n",
+        "## Use\n\n    mitoseg predict checkpoint=model.safetensors input=VOLUME output=OUT.zarr\n",
+    ]
+    return "\n".join(lines)
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    data = provenance.get("data") or {}
+    known = [key for key in ("name", "title", "licence", "citation", "url") if data.get(key)]
+    lines = ["## Training data\n", *(f"- {key}: {data[key]}" for key in known)]
+    if len(lines) == 1:
+        lines.append("Not recorded.")
+    arguments = provenance.get("arguments")
+    if arguments:
+        words = " ".join(word for word in arguments if not word.startswith(("hydra.", "data.root")))
+        lines.append(f"\nCommand: `train {words}`, commit {provenance.get('commit') or 'not recorded'}.")
+    return "\n".join([*lines, ""])
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    lines = ["## Scores\n", "Pooled over the voxels of each split, at the threshold chosen on validation.\n"]
+    splits = [split for split in ("validation", "test") if split in metrics]
+    if not splits:
+        return "## Scores\n\nNot recorded.\n"
+    lines += [f"| | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
+    for key, label in SCORES.items():
+        found = [metrics[split].get(key) for split in splits]
+        lines.append(f"| {label} | " + " | ".join("" if f is None else f"{f:.4f}" for f in found) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _limits(model: Model) -> str:
+    size = "its training volume's" if model.voxel_size is None else f"{model.voxel_size[0]:g} nm"
+    return (
+        "## Limits\n\n"
+        f"Trained on one kind of tissue under one microscope. Volumes with other voxel sizes than {size}, other "
+        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
+        "with `mitoseg evaluate`. Not for diagnosis.\n"
+    )

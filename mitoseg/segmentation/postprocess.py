@@ -1,0 +1,161 @@
+"""What is done to a probability map until it is a mask, step by step.
+
+    smooth           Gaussian filter of the probability
+    smoothness       conditional random field: neighbours agree
+    threshold
+    min_mean         2D components whose mean probability is too low go
+    watershed        boundaries move to the nearest edge
+    z_median         median along z
+    opening          thin bridges and specks go
+    fill_slices      holes within a slice
+    fill_holes       holes in 3D
+    min_volume       small 3D components go
+
+Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN. Every
+step is an option, and what each gains is to be measured on validation: see ``benchmarks/postprocessing.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from mitoseg.errors import UserError
+from mitoseg.segmentation.boundaries import refine_boundaries
+from mitoseg.segmentation.components import fill_holes, fill_slices, remove_small, remove_unsure
+from mitoseg.segmentation.smoothing import Mask, Probability, mean_field, opening, smooth_probability, z_median
+
+BYTES = 24
+"""Memory that a voxel takes at most, with all steps on."""
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """The steps that are on; None or False leaves one out.
+
+    Attributes:
+        smooth: Standard deviation in nm.
+        smoothness: Weight of pairs of voxels, see `mitoseg.segmentation.smoothing.mean_field`.
+        smoothness_sigma: Range of the pairs, in nm.
+        threshold: Instead of the one that comes with the map.
+        min_mean: Least mean probability of a 2D component.
+        watershed: Pixels by which a boundary may move.
+        z_median: Slices, an odd number.
+        opening: Radius in nm.
+        fill_slices: Whether holes within a slice are filled.
+        fill_holes: Whether holes in 3D are filled.
+        min_volume: In nm3.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    smooth: float | None = None
+    smoothness: float | None = None
+    smoothness_sigma: float = 20.0
+    threshold: float | None = None
+    min_mean: float | None = None
+    watershed: int | None = None
+    z_median: int | None = None
+    opening: float | None = None
+    fill_slices: bool = False
+    fill_holes: bool = False
+    min_volume: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or isinstance(value, bool):
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+                raise UserError(f"postprocess.{field.name} is not above zero", value, "give a larger number, or null")
+        for name in ("threshold", "min_mean"):
+            if (getattr(self, name) or 0) > 1:
+                raise UserError(f"postprocess.{name} is not a probability", getattr(self, name), "give up to 1")
+        if self.z_median is not None and (type(self.z_median) is not int or self.z_median % 2 == 0):
+            raise UserError("postprocess.z_median is not odd", self.z_median, "give 3, 5, 7, 9, ...")
+        if self.watershed is not None and type(self.watershed) is not int:
+            raise UserError("postprocess.watershed is no number of pixels", self.watershed, "give 1, 2, 3, ...")
+
+    def __call__(
+        self,
+        probability_zyx: Probability,
+        threshold: float,
+        voxel_size: Sequence[float] | None = None,
+        image_zyx: npt.NDArray[np.generic] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """The mask.
+
+        Args:
+            probability_zyx: float32, calibrated.
+            threshold: Probability at and above which a voxel is foreground.
+            voxel_size: (z, y, x) in nm; lengths and volumes need it.
+            image_zyx: The EM image, whose edges the watershed follows; without it those of the probability.
+
+        Returns:
+            ``mask_zyx`` uint8 of 0 and 1.
+
+        Raises:
+            UserError: A step needs the voxel size, or there is too little memory.
+        """
+        mask_zyx: Mask | None = None
+        for _, mask_zyx in self.stages(probability_zyx, threshold, voxel_size, image_zyx):  # noqa: B007 (the last one)
+            pass
+        assert mask_zyx is not None
+        return mask_zyx.astype(np.uint8)
+
+    def stages(
+        self,
+        probability_zyx: Probability,
+        threshold: float,
+        voxel_size: Sequence[float] | None = None,
+        image_zyx: npt.NDArray[np.generic] | None = None,
+    ) -> Iterator[tuple[str, Mask]]:
+        """The mask after the threshold and after every further step that is on, with the step's name."""
+        spacing = self._check(probability_zyx, voxel_size)
+        p = probability_zyx
+        if self.smooth is not None:
+            p = smooth_probability(p, self.smooth, spacing)
+        if self.smoothness is not None:
+            p = mean_field(p, self.smoothness, self.smoothness_sigma, spacing, 5)
+        mask: Mask = p >= (threshold if self.threshold is None else self.threshold)
+        yield "threshold", mask
+        if self.min_mean is not None:
+            mask = remove_unsure(mask, p, self.min_mean)
+            yield "min_mean", mask
+        if self.watershed is not None:
+            relief = p if image_zyx is None else image_zyx
+            mask = refine_boundaries(mask, relief, radius=self.watershed, is_image=image_zyx is not None)
+            yield "watershed", mask
+        if self.z_median is not None:
+            mask = z_median(mask, self.z_median)
+            yield "z_median", mask
+        if self.opening is not None:
+            mask = opening(mask, self.opening, spacing)
+            yield "opening", mask
+        if self.fill_slices:
+            mask = fill_slices(mask)
+            yield "fill_slices", mask
+        if self.fill_holes:
+            mask = fill_holes(mask)
+            yield "fill_holes", mask
+        if self.min_volume is not None:
+            mask = remove_small(mask, self.min_volume, math.prod(spacing))
+            yield "min_volume", mask
+
+    def _check(self, probability_zyx: Probability, voxel_size: Sequence[float] | None) -> Sequence[float]:
+        """The voxel size, if a step needs one."""
+        needed = probability_zyx.size * BYTES
+        if needed > psutil.virtual_memory().available:
+            what = f"post-processing holds the whole volume: too little memory for {needed / 1e9:.1f} GB"
+            raise UserError(what, probability_zyx.shape, "give postprocess=none, or cut the volume into parts")
+        in_nm = [n for n in ("smooth", "smoothness", "opening", "min_volume") if getattr(self, n) is not None]
+        if in_nm and voxel_size is None:
+            what = f"postprocess.{in_nm[0]} is in nm, and the volume has no voxel size"
+            raise UserError(what, None, "give voxel_size=[z,y,x], or leave the step out")
+        return voxel_size or (1.0, 1.0, 1.0)

@@ -1,0 +1,185 @@
+"""Each step alone against a plain computation, their order, and numbers that are out of range."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.special import expit, logit
+
+from mitoseg.errors import UserError
+from mitoseg.segmentation import Postprocess
+from mitoseg.segmentation.boundaries import refine_boundaries
+from mitoseg.segmentation.smoothing import mean_field, opening, z_median
+
+RNG = np.random.default_rng(0)
+SIZE = (20.0, 5.0, 5.0)
+
+
+def ball(shape=(24, 64, 64), centre=(12, 32, 32), radius=10.0, spacing=(1, 1, 1)):
+    grid = np.indices(shape)
+    return sum(((g - c) * s) ** 2 for g, c, s in zip(grid, centre, spacing, strict=True)) <= radius**2
+
+
+def probability(mask, inside=0.9, outside=0.1):
+    return np.where(mask, inside, outside).astype(np.float32)
+
+
+def test_without_steps_there_is_the_threshold():
+    map_zyx = RNG.random((4, 20, 20)).astype(np.float32)
+    found = Postprocess()(map_zyx, 0.6)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, map_zyx >= 0.6)
+    np.testing.assert_array_equal(Postprocess(threshold=0.3)(map_zyx, 0.6), map_zyx >= 0.3)
+
+
+@pytest.mark.parametrize("depth", [3, 9])
+def test_z_median_is_scipy_s(depth):
+    mask = RNG.random((20, 8, 8)) < 0.5
+    expected = ndimage.median_filter(mask.astype(np.uint8), (depth, 1, 1), mode="nearest")
+    np.testing.assert_array_equal(z_median(mask, depth), expected)
+
+
+def test_unsure_components_of_a_slice_go():
+    mask = np.zeros((2, 12, 12), bool)
+    mask[0, 1:4, 1:4] = mask[0, 6:9, 6:9] = mask[1, 1:4, 1:4] = True
+    map_zyx = probability(mask)
+    map_zyx[0, 6:9, 6:9] = 0.7
+    map_zyx[0, 7, 7] = 0.9
+    found = Postprocess(min_mean=0.8)(map_zyx, 0.5)
+    mask[0, 6:9, 6:9] = False
+    np.testing.assert_array_equal(found, mask)
+
+
+def test_small_components_go_by_volume_in_nm():
+    mask = ball(radius=6) | ball(centre=(4, 8, 8), radius=2)
+    small = ball(centre=(4, 8, 8), radius=2)
+    volume = small.sum() * np.prod(SIZE)
+    kept, gone = (Postprocess(min_volume=v)(probability(mask), 0.5, SIZE) for v in (volume, volume + 1))
+    np.testing.assert_array_equal(kept, mask)
+    np.testing.assert_array_equal(gone, mask & ~small)
+
+
+def test_holes_are_filled_in_slices_and_in_volumes():
+    mask = ball()
+    mask[12, 30:34, 30:34] = False  # enclosed in 3D
+    tube = mask.copy()
+    tube[:, 20:22, 32] = False  # open along z at both ends
+    closed = Postprocess(fill_holes=True)(probability(tube), 0.5)
+    assert closed[12, 31, 31]
+    assert not closed[12, 24, 32] or tube[12, 24, 32]
+    assert not closed[12, 23:25, 32].all() or tube[12, 23:25, 32].all()
+    np.testing.assert_array_equal(
+        Postprocess(fill_holes=True)(probability(tube), 0.5), ndimage.binary_fill_holes(tube)
+    )
+    slices = np.stack([ndimage.binary_fill_holes(s) for s in tube])
+    np.testing.assert_array_equal(Postprocess(fill_slices=True)(probability(tube), 0.5), slices)
+
+
+def test_opening_takes_bridges_and_leaves_balls():
+    mask = ball(radius=8) | ball(centre=(12, 32, 56), radius=6)
+    bridged = mask.copy()
+    bridged[12, 32, 32:56] = True
+    found = opening(bridged, 3.0, (1, 1, 1))
+    assert found.sum() > 0.92 * mask.sum()
+    assert not (found & ~mask).any()
+    assert ndimage.label(found)[1] == 2
+
+
+def test_opening_knows_thick_sections():
+    mask = ball(shape=(12, 64, 64), centre=(6, 32, 32), radius=80, spacing=SIZE)
+    np.testing.assert_array_equal(opening(mask, 200.0, SIZE), np.zeros_like(mask))
+    assert opening(mask, 15.0, SIZE).sum() > 0.85 * mask.sum()
+    expected = ndimage.distance_transform_edt(~(ndimage.distance_transform_edt(mask, SIZE) > 30), SIZE) <= 30
+    np.testing.assert_array_equal(opening(mask, 30.0, SIZE), expected & mask)
+
+
+def test_the_mean_field_is_its_formula():
+    map_zyx = RNG.random((6, 24, 24)).astype(np.float32)
+    q = map_zyx
+    for _ in range(5):
+        smoothed = ndimage.gaussian_filter(q, [30 / s for s in SIZE], mode="nearest", truncate=3)
+        q = expit(logit(np.clip(map_zyx, 1e-4, 1 - 1e-4)) + 4.0 * (smoothed - 0.5))
+    np.testing.assert_allclose(mean_field(map_zyx, 2.0, 30.0, SIZE, 5), q, atol=1e-5)
+
+
+def test_smoothness_removes_noise():
+    mask = ball()
+    noisy = expit(logit(probability(mask, 0.7, 0.3)) + RNG.normal(0, 1.5, mask.shape)).astype(np.float32)
+    plain = Postprocess()(noisy, 0.5)
+    smooth = Postprocess(smoothness=3.0, smoothness_sigma=2.0)(noisy, 0.5, (1, 1, 1))
+    assert (smooth != mask).mean() < 0.3 * (plain != mask).mean()
+
+
+@pytest.mark.parametrize("is_image", [True, False])
+def test_boundaries_move_to_the_edge(is_image):
+    y, x = np.indices((96, 96))
+    true = (y - 48) ** 2 + (x - 48) ** 2 < 24**2
+    guess = (y - 48) ** 2 + (x - 48) ** 2 < 21**2
+    image = np.where(true, 60.0, 160.0) + RNG.normal(0, 5, true.shape)
+    relief = image if is_image else ndimage.gaussian_filter(true.astype(float), 2)
+    found = refine_boundaries(guess[None], relief[None], radius=5, is_image=is_image)[0]
+    assert (found != true).sum() < 0.35 * (guess != true).sum()
+
+
+def test_a_component_too_thin_to_erode_stays():
+    mask = np.zeros((1, 40, 40), bool)
+    mask[0, 10:17, 10:17] = True
+    relief = ndimage.gaussian_filter(mask.astype(np.float32), (0, 1, 1))
+    found = refine_boundaries(mask, relief, radius=3, is_image=False)
+    assert found.any()
+
+
+def test_steps_come_in_their_order():
+    everything = Postprocess(
+        smooth=5.0, smoothness=1.0, min_mean=0.6, watershed=2, z_median=3, opening=5.0,
+        fill_slices=True, fill_holes=True, min_volume=5000.0,
+    )  # fmt: skip
+    map_zyx = probability(ball())
+    names = [name for name, _ in everything.stages(map_zyx, 0.5, (5, 5, 5), map_zyx)]
+    expected = ["threshold", "min_mean", "watershed", "z_median", "opening", "fill_slices", "fill_holes", "min_volume"]
+    assert names == expected
+    last = [m for _, m in everything.stages(map_zyx, 0.5, (5, 5, 5), map_zyx)][-1]
+    np.testing.assert_array_equal(everything(map_zyx, 0.5, (5, 5, 5), map_zyx), last)
+
+
+@pytest.mark.parametrize("empty", [0.0, 1.0])
+def test_maps_of_one_kind_pass_through(empty):
+    everything = Postprocess(
+        smooth=5.0, smoothness=1.0, min_mean=0.6, watershed=2, z_median=3, opening=5.0,
+        fill_slices=True, fill_holes=True, min_volume=5000.0,
+    )  # fmt: skip
+    found = everything(np.full((5, 24, 24), empty, np.float32), 0.5, (5, 5, 5))
+    np.testing.assert_array_equal(found, np.full((5, 24, 24), empty))
+
+
+@pytest.mark.parametrize("step", ["smooth", "smoothness", "opening", "min_volume"])
+def test_lengths_need_a_voxel_size(step):
+    with pytest.raises(UserError, match=f"postprocess.{step} is in nm"):
+        Postprocess(**{step: 10.0})(np.zeros((2, 8, 8), np.float32), 0.5)
+
+
+BAD = [
+    *(({name: -1.0}, f"{name} is not above zero") for name in ("smooth", "min_mean", "opening", "min_volume")),
+    ({"z_median": 4}, "not odd"),
+    ({"z_median": 3.5}, "not odd"),
+    ({"min_mean": 1.5}, "not a probability"),
+    ({"watershed": 1.5}, "no number of pixels"),
+    ({"smooth": float("nan")}, "above zero"),
+    ({"smooth": "a"}, "above zero"),
+]
+
+
+@pytest.mark.parametrize(("options", "line"), BAD)
+def test_numbers_out_of_range_are_told(options, line):
+    with pytest.raises(UserError, match=line):
+        Postprocess(**options)
+
+
+def test_too_little_memory_is_told(monkeypatch):
+    from mitoseg.segmentation import postprocess
+
+    class Few:
+        available = 100
+
+    monkeypatch.setattr(postprocess.psutil, "virtual_memory", Few)
+    with pytest.raises(UserError, match="too little memory"):
+        Postprocess()(np.zeros((2, 8, 8), np.float32), 0.5)
