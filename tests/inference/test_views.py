@@ -23,9 +23,9 @@ def adjacent():
     return shaken(SmallBlock(in_channels=3))
 
 
-def predictor(network, image, voxel_size=(5, 5, 5), channels="single", **options):
+def predictor(network, image, stated=(5, 5, 5), channels="single", **options):
     prediction = Prediction(network, NORMALIZATION, channels, Calibration(), 0.5, save="log_odds", **options)
-    return Predictor(prediction, ArrayVolume(image, voxel_size))
+    return Predictor(prediction, ArrayVolume(image, stated))
 
 
 def test_axes_are_the_mean_of_the_volume_lying_in_three_ways(adjacent):
