@@ -57,8 +57,9 @@ def _data(provenance: Mapping[str, Any]) -> str:
         lines.append("Not recorded.")
     arguments = provenance.get("arguments")
     if arguments:
-        words = " ".join(word for word in arguments if not word.startswith(("hydra.", "data.root")))
-        lines.append(f"\nCommand: `train {words}`, commit {provenance.get('commit') or 'not recorded'}.")
+        kept = [w for w in arguments if not w.startswith(("hydra.", "data.root", "trainer.enable_progress"))]
+        command = " ".join(word for word in kept if word != "train")
+        lines.append(f"\nCommand: `train {command}`, commit {provenance.get('commit') or 'not recorded'}.")
     return "\n".join([*lines, ""])
 
 

@@ -24,7 +24,7 @@ from mitoseg.errors import UserError
 
 SUFFIX = ".safetensors"
 FOLDER = Path(__file__).parents[1] / "models"
-DEFAULT = "epfl-unet3d"
+DEFAULT = "epfl-unet25d"
 """The model that predicts where no checkpoint is named."""
 
 
