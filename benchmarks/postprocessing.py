@@ -41,7 +41,6 @@ STEPS = tuple(f.name for f in fields(Postprocess) if f.name != RANGE)
 """In the order in which they are taken."""
 EARLY = ("smooth", "smoothness", "threshold")
 """Steps up to the threshold, which all have one mask."""
-WAYS = ("alone", "cumulative", "without")
 SHOWN = ("jaccard_foreground", "jaccard_background", "jaccard_mean")
 Cases = Sequence[Case]
 Scores = Mapping[str, float]
@@ -141,14 +140,15 @@ def show(report: Mapping[str, Any]) -> None:
     for result in report["tried"][:10]:
         tried = ", ".join(f"{key}={value}" for key, value in result.items() if key in report["options"]["grid"])
         console.print(f"fg {100 * result[SHOWN[0]]:.2f}, mean {100 * result[SHOWN[2]]:.2f}: {tried}")
-    titles = [f"{way}: {words}" for way in WAYS for words in ("fg (gain)", "bg", "mean")]
-    table = Table("step", *titles, title="JAC in percent; gain in fg JAC over none, the step before, and all steps")
+    title = "JAC in percent; gain in fg JAC over none, over the step before, and over all steps"
+    table = Table("step", "alone: fg", "bg", "mean", "cumulative: fg", "bg", "mean", "without: fg", title=title)
+    table.columns[0].no_wrap = True
     first = before = report["gains"]["none"]["alone"]
     final = list(report["gains"].values())[-1].get("cumulative", first)
     for name, row in report["gains"].items():
         value = f"={report['steps'][name]}" if name in report["steps"] else ""
-        bases = {"alone": first, "cumulative": before, "without": final}
-        table.add_row(f"{name}{value}", *(cell for way in WAYS for cell in _cells(row.get(way), bases[way])))
+        cells = [*_cells(row["alone"], first), *_cells(row.get("cumulative"), before)]
+        table.add_row(f"{name}{value}", *cells, _cells(row.get("without"), final)[0])
         before = row.get("cumulative", row["alone"])
     console.print(table)
 

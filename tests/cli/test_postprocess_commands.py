@@ -11,8 +11,8 @@ from mitoseg.segmentation import Postprocess
 from mitoseg.volumes import open_volume
 
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
-STEPS = ["postprocess=clean", "postprocess.min_volume=2000", "postprocess.z_median=3"]
-SAME = Postprocess(min_volume=2000, z_median=3, fill_holes=True)
+STEPS = ["postprocess=clean", "postprocess.min_volume=2000", "postprocess.z_median=3", "postprocess.smooth=3"]
+SAME = Postprocess(smooth=3, min_volume=2000, z_median=3, fill_holes=True)
 
 
 @pytest.fixture
@@ -94,5 +94,5 @@ def test_a_voxel_size_is_asked_for(run):
     tifffile.imwrite("t.tif", np.ones((6, 20, 20), np.uint8), photometric="minisblack")
     code, told = run("evaluate", "prediction=p.tif", "truth=t.tif", "postprocess=clean")
     assert code == 1
-    assert "min_volume is in nm, and the volume has no voxel size; give voxel_size=[z,y,x]" in told
+    assert "smooth is in nm, and the volume has no voxel size; give voxel_size=[z,y,x]" in told
     assert not run("evaluate", "prediction=p.tif", "truth=t.tif", "postprocess=clean", "voxel_size=[5,5,5]")[0]
