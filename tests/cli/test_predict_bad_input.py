@@ -92,7 +92,6 @@ OPTIONS = {
     "overwrite=flase": "overwrite is neither true nor false: 'flase'; give overwrite=true or overwrite=false",
     "trust=no": "trust is neither true nor false: 'no'",
     "progress=1": "progress is neither true nor false: 1",
-    "checkpoint=null": "checkpoint has no value; add checkpoint=... to the command",
     "input=null": "input has no value",
     "output=": "output has no value",
     "output=.": "unknown kind of output: '.'",
