@@ -2,6 +2,7 @@
 
 adjacent, z = 0 of 5:   slices 0 0 1      (a missing neighbour is the slice itself)
 adjacent, z = 2 of 5:   slices 1 2 3
+every_second9, z = 9:   slices 1 3 5 7 9 11 13 15 17
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from mitoseg.volumes.base import Array, Volume
 CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
     "adjacent": (-1, 0, 1),
     "adjacent5": (-2, -1, 0, 1, 2),
+    "every_second9": (-8, -6, -4, -2, 0, 2, 4, 6, 8),
     "repeat": (0, 0, 0),
     "single": (0,),
 }

@@ -31,5 +31,6 @@ def test_a_missing_neighbour_is_the_slice_itself(z, depth, channels, slices):
 
 
 def test_unknown_channels():
-    with pytest.raises(UserError, match="no such channels: 'rgb'; choose one of adjacent, adjacent5, repeat, single"):
+    choices = "choose one of adjacent, adjacent5, every_second9, repeat, single"
+    with pytest.raises(UserError, match=f"no such channels: 'rgb'; {choices}"):
         channel_slices(0, 5, "rgb")
