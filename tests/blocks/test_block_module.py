@@ -203,7 +203,10 @@ def test_a_trainer_sees_each_epoch_s_own_draws_and_resumes_within_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"channels": "rgb"}, "unknown channels: 'rgb'; choose one of adjacent, adjacent5, every_second9, repeat, single"),
+        (
+            {"channels": "rgb"},
+            "unknown channels: 'rgb'; choose one of adjacent, adjacent5, every_second9, repeat, single",
+        ),
         ({"interpolation": "cubic"}, "choose one of bilinear, nearest"),
         ({"positions": "some"}, "choose one of grid, any"),
         ({"balance": "x"}, "choose one of rotate, subsample, none"),
