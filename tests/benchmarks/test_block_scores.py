@@ -60,9 +60,9 @@ def test_thresholds_by_prior_and_by_validation(made, lines):
 
 
 def test_mistakes_are_said(made, lines, tmp_path):
-    other = write(tmp_path / "o.tif", np.zeros((1, 32, 32), np.uint8))
+    other = write(tmp_path / "o.tif", np.eye(32, dtype=np.uint8)[None])
     with pytest.raises(SystemExit, match="of one shape"):
         lines(prediction=made["prediction"], truth=other)
-    empty = write(tmp_path / "e.tif", np.zeros((1, 32, 40), np.uint8))
+    empty = write(tmp_path / "e.tif", np.eye(32, 40, dtype=np.uint8)[None])
     with pytest.raises(SystemExit, match="all of one class"):
         lines(prediction=made["prediction"], truth=empty)
