@@ -1,4 +1,4 @@
-"""``ensemble``: several checkpoints in, one that predicts with the mean of them out."""
+"""``ensemble``: several checkpoints in, one that predicts with the mean of them out; or the same for predictions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mitoseg.cli.averaging import average_predictions
 from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.scoring import score_checkpoint
@@ -35,6 +36,9 @@ def run(cfg: DictConfig) -> float | None:
         UserError: A checkpoint or an option is no good, or the checkpoints do not fit together.
     """
     paths = check_options(cfg)
+    if cfg.predictions is not None:
+        average_predictions(cfg)
+        return None
     checkpoint = combine({path: load_model(path, trust=cfg.trust) for path in paths})
     threshold = checkpoint[KEY]["threshold"]
     folder = run_dir()
@@ -61,14 +65,17 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def check_options(cfg: DictConfig) -> list[str]:
-    """The checkpoints' paths; refuse what cannot be, before anything is read.
+    """The paths of the checkpoints or predictions; refuse what cannot be, before anything is read.
 
     Raises:
         UserError: A path or a switch is no good, or the output exists or is one of the checkpoints.
     """
-    given = cfg.checkpoints
+    given = cfg.checkpoints if cfg.predictions is None else cfg.predictions
+    if cfg.checkpoints is not None and cfg.predictions is not None:
+        raise UserError("both checkpoints= and predictions= are given", list(given), "give one of the two")
     if not given or isinstance(given, str):
-        raise UserError("an ensemble needs two checkpoints or more", given, "give checkpoints=[A,B,C]")
+        what = "checkpoints" if cfg.predictions is None else "predictions"
+        raise UserError(f"an ensemble needs two {what} or more", given, f"give {what}=[A,B,C]")
     if not cfg.output:
         raise UserError("output has no value", None, "add output=... to the command")
     for key in ("overwrite", "trust", "test"):
@@ -77,8 +84,8 @@ def check_options(cfg: DictConfig) -> list[str]:
     paths = [str(path) for path in given]
     places = [Path(path).resolve() for path in paths]
     if len(set(places)) < len(places):
-        raise UserError("a checkpoint is given twice", paths, "give each one once")
+        raise UserError("a file is given twice", paths, "give each one once")
     if Path(cfg.output).resolve() in places:
-        raise UserError("the output is one of the checkpoints", cfg.output, "choose another name")
+        raise UserError("the output is one of the inputs", cfg.output, "choose another name")
     check_output(cfg.output, cfg.overwrite)
     return paths

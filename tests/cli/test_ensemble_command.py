@@ -70,8 +70,8 @@ def test_with_data_it_chooses_calibration_and_threshold(work, monkeypatch):
     [
         (["checkpoints=a.ckpt", "output=c.ckpt"], "an ensemble needs two checkpoints or more"),
         (["checkpoints=[a.ckpt]", "output=c.ckpt"], "an ensemble needs two checkpoints or more"),
-        (["checkpoints=[a.ckpt,a.ckpt]", "output=c.ckpt"], "a checkpoint is given twice"),
-        (["checkpoints=[a.ckpt,b.ckpt]", "output=b.ckpt"], "the output is one of the checkpoints"),
+        (["checkpoints=[a.ckpt,a.ckpt]", "output=c.ckpt"], "a file is given twice"),
+        (["checkpoints=[a.ckpt,b.ckpt]", "output=b.ckpt"], "the output is one of the inputs"),
         (["checkpoints=[a.ckpt,b.ckpt]", "output=there.ckpt"], "exists"),
         (["checkpoints=[a.ckpt,no.ckpt]", "output=c.ckpt"], "no such checkpoint"),
         (["checkpoints=[a.ckpt,adjacent.ckpt]", "output=c.ckpt"], "the checkpoints differ in channels"),
@@ -88,3 +88,48 @@ def test_mistakes_get_one_line(folder, monkeypatch, capsys, words, line):
     assert told.startswith("error: ")
     assert not (folder / "c.ckpt").exists()
     assert (folder / "b.ckpt").read_bytes() == before
+
+
+def save_probability(name, values, threshold=0.5, **metadata):
+    with create_volume(name, values.shape, values.dtype, metadata={"threshold": threshold, **metadata}) as writer:
+        writer.write(Box.of_shape(values.shape), values)
+
+
+def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
+    values[0, 0, :2] = [0, 1]
+    bytes_zyx = np.rint(values[::-1] * 255).astype(np.uint8)
+    save_probability("a.tif", values, 0.3, kind="probability")
+    save_probability("b.tif", bytes_zyx, 0.5, kind="probability", scale=255)
+    monkeypatch.setattr("mitoseg.cli.averaging._SLAB", 84)
+    assert not run_command(monkeypatch, "ensemble", "predictions=[a.tif,b.tif]", "output=mean.tif")
+    found = open_volume("mean.tif")
+    expected = expit((logit(values) + logit(np.clip(bytes_zyx / 255, 1 / 1020, 1 - 1 / 1020))) / 2)
+    np.testing.assert_allclose(found.read()[1:], expected[1:], atol=1e-5)
+    assert found.read()[0, 0, 0] < 0.01
+    assert found.read()[0, 0, 1] > 0.9
+    assert found.info.metadata == {"kind": "probability", "threshold": 0.4, "scale": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["predictions=[a.tif]"], "a mean needs predictions that differ"),
+        (["predictions=a.tif"], "an ensemble needs two predictions or more"),
+        (["predictions=[a.tif,b.tif]", "checkpoints=[c,d]"], "both checkpoints= and predictions= are given"),
+        (["predictions=[a.tif,b.tif]"], "the predictions differ in shape"),
+        (["predictions=[a.tif,mask.tif]"], "a mean needs probabilities, this is a mask"),
+        (["predictions=[a.tif,wild.tif]"], "the prediction holds no probabilities"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, words, line):
+    monkeypatch.chdir(tmp_path)
+    save_probability("a.tif", np.full((2, 3, 4), 0.5, np.float32), kind="probability")
+    save_probability("b.tif", np.full((2, 3, 5), 0.5, np.float32), kind="probability")
+    save_probability("wild.tif", np.full((2, 3, 4), 7, np.float32), kind="probability")
+    save_probability("mask.tif", np.ones((2, 3, 4), np.uint8), kind="mask")
+    assert run_command(monkeypatch, "ensemble", *words, "output=mean.tif") == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"error: {line}" in told
+    assert not (tmp_path / "mean.tif").exists()
