@@ -267,8 +267,9 @@ def test_blocks_are_normalised_as_volumes_are(dtype, channels):
 
 
 def test_only_the_context_is_kept():
-    image_zyx = np.zeros((20, 400, 400), np.uint8)
-    bank = VolumeBank([region(image_zyx, (5, 100, 100), (7, 164, 164))], AS_IS, 32)
+    image_zyx = np.zeros((4 * NEIGHBOURS, 400, 400), np.uint8)
+    middle = 2 * NEIGHBOURS
+    bank = VolumeBank([region(image_zyx, (middle, 100, 100), (middle + 2, 164, 164))], AS_IS, 32)
     assert bank.voxels_n.numel() == (2 + 2 * NEIGHBOURS) * (64 + 2 * reach(32)) ** 2
 
 
