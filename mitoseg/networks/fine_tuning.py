@@ -1,7 +1,8 @@
 """Start from the weights of another run, adapted to the channels and classes of this one.
 
     first layer    3 -> 1 channels: the sum over channels; 1 -> n: an n-th of it for each. Either answers, on slices
-                   that are the same in every channel, what it answered before.
+                   that are the same in every channel, what it answered before. Voxels that became channels
+                   (`mitoseg.networks.UNet`, ``stem``) stay what they are.
     last layer     another number of classes: drawn afresh
     anything else  must have the shape it had
 
@@ -50,8 +51,16 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
             raise UserError(f"init_from: only {where} has {name}", str(path), "choose the network it was trained with")
     weights = [name for name in wanted if name.endswith("weight") and wanted[name].ndim > 1]
     last = weights[-1].removesuffix("weight") if weights else ""
+    entry = wanted[weights[0]] if weights else torch.empty(0, 1)
+    voxels = entry.shape[1] // getattr(network, "in_channels", entry.shape[1])  # that became channels of one slice
     adapted = {
-        name: _adapt(name, given[name], tensor, first=name == weights[0], last=name.startswith(last))
+        name: _adapt(
+            name,
+            given[name],
+            tensor,
+            first=voxels if tensor.data_ptr() == entry.data_ptr() else 0,  # MONAI gives a layer several names
+            last=name.startswith(last),
+        )
         for name, tensor in wanted.items()
     }
     network.load_state_dict(adapted)
@@ -59,15 +68,18 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
     return record
 
 
-def _adapt(name: str, given: Tensor, wanted: Tensor, *, first: bool, last: bool) -> Tensor:
-    """The given tensor in the wanted shape."""
+def _adapt(name: str, given: Tensor, wanted: Tensor, *, first: int, last: bool) -> Tensor:
+    """The given tensor in the wanted shape; ``first``: of the first layer, its inputs for a channel of the image."""
     if given.shape == wanted.shape:
         return given
     before, now = tuple(given.shape), tuple(wanted.shape)
-    same_but_channels = first and (before[0], before[2:]) == (now[0], now[2:])
-    if same_but_channels and 1 in (before[1], now[1]):
-        log.warning("init_from: %s goes from %d to %d input channels", name, before[1], now[1])
-        return given.sum(1, keepdim=True) if now[1] == 1 else given.expand(wanted.shape) / now[1]
+    same_but_channels = first > 0 and (before[0], before[2:]) == (now[0], now[2:]) and before[1] % first == 0
+    if same_but_channels:
+        there, here = before[1] // first, now[1] // first
+        if 1 in (there, here):
+            log.warning("init_from: %s goes from %d to %d input channels", name, there, here)
+            single = given.reshape(before[0], there, first, *before[2:]).sum(1) / here
+            return torch.cat([single] * here, dim=1)
     if last and before[1:] == now[1:]:
         log.warning("init_from: %s has %d classes now and had %d: it starts afresh", name, now[0], before[0])
         return wanted

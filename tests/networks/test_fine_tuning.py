@@ -6,7 +6,7 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 
 from mitoseg.errors import UserError
-from mitoseg.networks import ContextCNN, PatchCNN
+from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.networks.checkpoint import FORMAT, KEY
 from mitoseg.networks.fine_tuning import PREFIX, freeze, hold_frozen, init_from
 
@@ -40,6 +40,16 @@ def test_context_cnn_takes_the_weights_of_patch_cnn(save):
 @pytest.mark.parametrize(("before", "now"), [(3, 1), (1, 3)])
 def test_channels_adapt_so_that_equal_slices_give_the_same_answer(before, now, save, caplog):
     source, network = PatchCNN(before), PatchCNN(now)
+    init_from(network, save(source))
+    image = torch.randn(2, 1, 32, 32)
+    there, here = source(image.expand(-1, before, -1, -1)), network(image.expand(-1, now, -1, -1))
+    assert torch.allclose(there, here, atol=1e-4)
+    assert f"from {before} to {now} input channels" in caplog.text
+
+
+@pytest.mark.parametrize(("before", "now"), [(5, 1), (1, 9)])
+def test_voxels_that_became_channels_stay_what_they_are(before, now, save, caplog):
+    source, network = (UNet(2, n, filters=[4, 8, 8], strides=[2, 2]).eval() for n in (before, now))
     init_from(network, save(source))
     image = torch.randn(2, 1, 32, 32)
     there, here = source(image.expand(-1, before, -1, -1)), network(image.expand(-1, now, -1, -1))
