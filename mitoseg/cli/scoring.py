@@ -12,6 +12,7 @@ from rich.console import Console
 from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.prediction import make_prediction, predict_with_progress
 from mitoseg.datasets import Region, Splits
+from mitoseg.errors import UserError
 from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations, save_curves, score_table
 from mitoseg.evaluation import save_overlays as draw_overlays
 from mitoseg.inference import Prediction
@@ -29,8 +30,14 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evalua
         folder: The run's folder.
         splits: Regions to score.
         cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``, ``postprocess``.
+
+    Raises:
+        UserError: Training ended before anything was validated.
     """
     best = folder / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        remedy = "train longer, or validate sooner with trainer.val_check_interval=STEPS"
+        raise UserError("training ended before its first validation", f"epochs={cfg.epochs}", remedy)
     options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
     return score_checkpoint(
         best, folder, splits, accelerator=cfg.trainer.accelerator, steps=chosen_steps(cfg), **options

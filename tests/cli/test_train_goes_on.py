@@ -39,6 +39,12 @@ def test_the_same_command_gives_the_same_bits(work, monkeypatch):
     assert first["validation"] == second["validation"]
 
 
+def test_a_run_too_short_to_be_validated_says_so(work, monkeypatch, capsys):
+    assert command(monkeypatch, "train", *TINY, "hydra.run.dir=short", "trainer.max_steps=1") == 1
+    assert "training ended before its first validation" in last_line(capsys)
+    assert not (work / "short" / "metrics.json").exists()
+
+
 def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
     shutil.copytree(work / "run", work / "longer")
     assert command(monkeypatch, "train", "resume=longer", "extend=2") == 0
