@@ -60,7 +60,12 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     check_shapes(**volumes)
     prediction = volumes["prediction"]
     crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
-    truth = map_labels(volumes["truth"], rule=cfg.label_rule_of_values, ignore_label=cfg.ignore_label)
+    truth = map_labels(
+        volumes["truth"],
+        rule=cfg.label_rule_of_values,
+        ignore_label=cfg.ignore_label,
+        ignore_empty_slices=cfg.ignore_empty_slices,
+    )
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
         options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}

@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     folds: int | None
     fold: int
     ignore_label: int | None
+    ignore_empty_slices: bool
     label_rule_of_values: str
     axes: str | None
     voxel_size: Sequence[float] | None
@@ -46,6 +47,7 @@ class Files:
             Where a test volume is named, ``fold`` is the validation slab.
         fold: Which fold, from 0.
         ignore_label: Label value of voxels that enter neither loss, balance nor score.
+        ignore_empty_slices: Whether the voxels of a slice without a single label do neither: nobody annotated it.
         label_rule_of_values: Which label values are mitochondria: auto, nonzero or half.
         axes: Letters of the stored axes where the files do not say.
         voxel_size: (z, y, x) in nm; None takes what the files say.
@@ -67,6 +69,7 @@ class Files:
         folds: int | None = None,
         fold: int = 0,
         ignore_label: int | None = None,
+        ignore_empty_slices: bool = False,
         label_rule_of_values: str = "auto",
         axes: str | None = None,
         voxel_size: Sequence[float] | None = None,
@@ -76,6 +79,7 @@ class Files:
         self.validation = Validation.of(validation, self.default_validation)
         self.folds, self.fold = folds, fold
         self.label_rule_of_values, self.ignore_label, self.axes = label_rule_of_values, ignore_label, axes
+        self.ignore_empty_slices = ignore_empty_slices
         self.voxel_size = None if voxel_size is None else tuple(float(v) for v in voxel_size)
         self._splits: Splits | None = None
 
@@ -132,7 +136,13 @@ class Files:
         return tuple(path for path in found if path is not None)
 
     def _open(self) -> Splits:
-        reader = Reader(self.label_rule_of_values, self.ignore_label, self.axes, self.voxel_size)
+        reader = Reader(
+            label_rule_of_values=self.label_rule_of_values,
+            ignore_label=self.ignore_label,
+            ignore_empty_slices=self.ignore_empty_slices,
+            axes=self.axes,
+            voxel_size=self.voxel_size,
+        )
         paths = {key: self.paths(key) for key in ("train", "test")}
         pairs = {key: reader.pairs(paths[key], key) for key in paths}
         regions = self._cut(pairs["train"], pairs["test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -14,6 +15,8 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
 from mitoseg.volumes.base import Volume
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Reader:
     Attributes:
         label_rule_of_values: What counts as mitochondrion, see `mitoseg.volumes.map_labels`.
         ignore_label: Label value of voxels that enter nothing, or None.
+        ignore_empty_slices: Whether slices without a label enter nothing either.
         axes: Letters of the stored axes where the files do not say, or None.
         voxel_size: (z, y, x) in nm, or None for what the files say.
         rules: How the values of each label volume were read, in words; filled while opening.
@@ -46,6 +50,7 @@ class Reader:
 
     label_rule_of_values: str = "auto"
     ignore_label: int | None = None
+    ignore_empty_slices: bool = False
     axes: str | None = None
     voxel_size: Sequence[float] | None = None
     rules: dict[str, str] = field(default_factory=dict)
@@ -82,7 +87,14 @@ class Reader:
 
     def _map(self, label: Volume) -> Volume:
         if label.path not in self._labels:
-            mapped = map_labels(label, rule=self.label_rule_of_values, ignore_label=self.ignore_label)
+            mapped = map_labels(
+                label,
+                rule=self.label_rule_of_values,
+                ignore_label=self.ignore_label,
+                ignore_empty_slices=self.ignore_empty_slices,
+            )
+            if mapped.ignored_slices:
+                _log.warning("%s: slices without a label are left out: %s", label.path, list(mapped.ignored_slices))
             self._labels[label.path], self.rules[label.path] = mapped, mapped.rule
         return self._labels[label.path]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ class LabelVolume(Volume):
 
     Attributes:
         rule: The rule, in words.
+        ignored_slices: Slices that nobody annotated, see `ignore_slices`.
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
@@ -42,6 +44,12 @@ class LabelVolume(Volume):
         self._volume, self._threshold, self._ignore_label = volume, value_rule.threshold, ignore_label
         ignored = "" if ignore_label is None else f"; value {ignore_label} is ignored"
         self.rule = value_rule.sentence + ignored
+        self.ignored_slices: tuple[int, ...] = ()
+
+    def ignore_slices(self, slices: Sequence[int]) -> None:
+        """Ignore all voxels of some slices."""
+        self.ignored_slices = tuple(slices)
+        self.rule += f"; slices without a label are ignored: {', '.join(map(str, slices)) or 'none'}"
 
     def check_complete(self) -> None:
         """Refuse labels of which parts are missing; see `Volume.check_complete`."""
@@ -54,11 +62,18 @@ class LabelVolume(Volume):
         label_zyx = foreground.astype(np.uint8)
         if self._ignore_label is not None:
             label_zyx[stored == self._ignore_label] = IGNORED
+        first = 0 if box is None else box.start[0]
+        label_zyx[[z - first for z in self.ignored_slices if 0 <= z - first < len(label_zyx)]] = IGNORED
         return label_zyx
 
 
 def map_labels(
-    volume: Volume, *, rule: str = "auto", ignore_label: int | None = None, require_foreground: bool = True
+    volume: Volume,
+    *,
+    rule: str = "auto",
+    ignore_label: int | None = None,
+    ignore_empty_slices: bool = False,
+    require_foreground: bool = True,
 ) -> LabelVolume:
     """Map labels to 0, 1 and 255 (ignored) by one rule for the whole volume, which is logged.
 
@@ -73,6 +88,7 @@ def map_labels(
         volume: The labels.
         rule: ``auto``, ``nonzero`` or ``half`` (at least half of full scale: 1, 255 or 65535).
         ignore_label: A stored value whose voxels count nowhere, or None.
+        ignore_empty_slices: Whether a slice without a foreground voxel counts nowhere, as one that nobody annotated.
         require_foreground: Whether labels without a single foreground voxel are refused.
 
     Raises:
@@ -86,11 +102,18 @@ def map_labels(
         what = f"the labels hold no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
         raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")
     labels = LabelVolume(volume, value_rule, ignore_label)
+    if ignore_empty_slices:
+        labels.ignore_slices([z for z in range(volume.shape[0]) if not (labels.read(one_slice(volume, z)) == 1).any()])
     logger.info("%s: %s", volume.path, labels.rule)
     if survey.values == {0, 1, 255} and value_rule.threshold is None:
         text = "%s: values are 0, 1 and 255; 255 counts as foreground, give ignore_label=255 if it means unlabelled"
         logger.warning(text, volume.path)
     return labels
+
+
+def one_slice(volume: Volume, z: int) -> Box:
+    """The box of a whole slice."""
+    return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
 
 
 def choose_rule(survey: Survey, rule: str, path: str) -> ValueRule:

@@ -151,6 +151,21 @@ def test_ignored_voxels(blobs_zyx, ignore_label):
     assert np.array_equal(labels.read()[:, 10:], blobs_zyx[:, 10:] > 0)
 
 
+def test_slices_that_nobody_annotated(blobs_zyx):
+    stored = (blobs_zyx > 0).astype(np.uint8)
+    stored[:, 0, 0], stored[[1, 3]] = 1, 0
+    labels = map_labels(ArrayVolume(stored), ignore_empty_slices=True)
+    assert labels.ignored_slices == (1, 3)
+    assert labels.rule.endswith("slices without a label are ignored: 1, 3")
+    wanted = stored.copy()
+    wanted[[1, 3]] = 255
+    np.testing.assert_array_equal(labels.read(), wanted)
+    for first, last in ((0, 2), (1, 2), (2, 4), (3, 5)):
+        part = labels.read(Box((first, 2, 3), (last, 9, 9)))
+        np.testing.assert_array_equal(part, wanted[first:last, 2:9, 3:9])
+    assert map_labels(ArrayVolume(stored)).read().max() == 1
+
+
 def test_a_mask_whose_255_is_ignored(blobs_zyx):
     stored = (blobs_zyx > 0).astype(np.uint8)
     stored[:, :40] = 255
