@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -103,11 +104,12 @@ class VoxelFeatures:
         """
         return self.inside(np.pad(image_zyx, [(h, h) for h in self.halo], mode="edge"))
 
-    def inside(self, image_zyx: Image) -> FloatArray:
+    def inside(self, image_zyx: Image, threads: int = 1) -> FloatArray:
         """Features of the inner part of an image, that is without `halo` voxels on each side.
 
         Args:
             image_zyx: Any real dtype; (Z, Y, X) of the inner part and twice the halo.
+            threads: That share the scales.
 
         Returns:
             float32 (F, Z, Y, X).
@@ -120,10 +122,17 @@ class VoxelFeatures:
             raise UserError("the image is no larger than the halo of its features", image_zyx.shape, "give more of it")
         out = np.empty((len(self.names), *shape), np.float32)
         rows = len(self.kinds)
-        for i, sigma in enumerate(self.sigmas):
-            reach = self._reach(sigma)
-            cut = crop(image_zyx, [h - r for h, r in zip(self.halo, reach, strict=True)])
-            self._scale(cut.astype(np.float32), sigma, out[i * rows : (i + 1) * rows])
+
+        def fill(scale: int) -> None:
+            sigma = self.sigmas[scale]
+            margin = [h - r for h, r in zip(self.halo, self._reach(sigma), strict=True)]
+            self._scale(crop(image_zyx, margin).astype(np.float32), sigma, out[scale * rows : (scale + 1) * rows])
+
+        # the largest first: it takes the longest
+        order = sorted(range(len(self.sigmas)), key=lambda scale: -self.sigmas[scale])
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(fill, order):
+                pass
         return out
 
     def _reach(self, sigma: float) -> Margin:
