@@ -54,7 +54,8 @@ def load_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], Arrays]:
     """
     remedy = "give a file that was saved by this method"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, because np.load leaves a damaged file open
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(str(arrays.pop("facts")))
     except FileNotFoundError as error:

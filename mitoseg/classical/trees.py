@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Self
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from mitoseg.classical.eigenvalues import FloatArray
 from mitoseg.errors import UserError
 
-_BLOCK = 2**16  # voxels at a time: their features stay in the cache from tree to tree
+_BLOCK = 2**15  # voxels at a time: their features stay in the cache from tree to tree
 
 
 @dataclass(frozen=True)
@@ -117,17 +118,22 @@ class TreeEnsemble:
             threads: That share the voxels.
         """
         out = np.empty(features_fn.shape[1])
-        walks = walkers(self, threads)
-        for begin in range(0, len(out), _BLOCK):
+        walks = walkers(self)
+
+        def fill(begin: int) -> None:
             x_nf = np.ascontiguousarray(features_fn[:, begin : begin + _BLOCK].T, np.float64)
             out[begin : begin + _BLOCK] = sum(walk(x_nf) for walk in walks)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(fill, range(0, len(out), _BLOCK)):
+                pass
         return out
 
 
 Walk = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
-def walkers(trees: TreeEnsemble, threads: int) -> list[Walk]:
+def walkers(trees: TreeEnsemble) -> list[Walk]:
     """For each tree a function from features (N, F) to the value of the leaf.
 
     Scikit-learn's compiled walk is some five times faster than numpy's, but no part of its public interface: where it
@@ -137,7 +143,7 @@ def walkers(trees: TreeEnsemble, threads: int) -> list[Walk]:
         from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
         from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 
-        return [_compiled(nodes, PREDICTOR_RECORD_DTYPE, TreePredictor, threads) for nodes in _each(trees)]
+        return [_compiled(nodes, PREDICTOR_RECORD_DTYPE, TreePredictor) for nodes in _each(trees)]
     except (ImportError, TypeError, ValueError):
         return [partial(walk_numpy, nodes) for nodes in _each(trees)]
 
@@ -159,7 +165,7 @@ def walk_numpy(tree: TreeEnsemble, x_nf: npt.NDArray[np.float64]) -> npt.NDArray
     return tree.value[node]
 
 
-def _compiled(tree: TreeEnsemble, record: Any, predictor: Any, threads: int) -> Walk:  # noqa: ANN401 (no types)
+def _compiled(tree: TreeEnsemble, record: Any, predictor: Any) -> Walk:  # noqa: ANN401 (no types)
     """The walk through one tree as scikit-learn compiled it for its own boosting."""
     nodes = np.zeros(len(tree.left), record)
     columns = {"feature_idx": tree.feature, "num_threshold": tree.threshold, "left": tree.left, "right": tree.right}
@@ -168,8 +174,9 @@ def _compiled(tree: TreeEnsemble, record: Any, predictor: Any, threads: int) -> 
     no_sets, none_mapped = np.zeros((0, 8), np.uint32), np.zeros(0, np.uint32)
     whole = predictor(nodes, no_sets, no_sets)
 
+    # one thread here, because those of the blocks never wait for each other
     def walk(x_nf: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = whole.predict(x_nf, no_sets, none_mapped, threads)
+        found: npt.NDArray[np.float64] = whole.predict(x_nf, no_sets, none_mapped, 1)
         return found
 
     return walk

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from mitoseg.classical.deciding import Pair, Trial, best_threshold
 from mitoseg.classical.eigenvalues import FloatArray
@@ -73,6 +74,9 @@ class VoxelClassifier(ABC):
         self.sigmas, self.voxel_size = self._features.sigmas, self._features.voxel_size
         check_whole("samples", self.samples, 2)
         check_whole("seed", self.seed, 0)
+        for name in _OF_THE_MACHINE:
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
         check_share("threshold", self.threshold)
 
     @property
@@ -204,9 +208,10 @@ def corrected(raw: npt.NDArray[np.float64], shift: float, logits: bool) -> npt.N
     >>> corrected(np.array([0.5]), float(np.log(19)), logits=False).round(3).tolist()
     [0.05]
     """
-    odds = np.exp(raw - shift) if logits else raw / np.maximum(1 - raw, 1e-9) * np.exp(-shift)
-    share: npt.NDArray[np.float64] = odds / (1 + odds)
-    return share
+    if logits:
+        share: npt.NDArray[np.float64] = expit(raw - shift)
+        return share
+    return np.asarray(raw / (raw + (1 - raw) * np.exp(shift)))
 
 
 def check_whole(name: str, value: object, least: int) -> None:
