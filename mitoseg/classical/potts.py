@@ -16,23 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.errors import UserError
+from mitoseg.classical.extra import import_extra
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-
-def _maxflow() -> Any:  # noqa: ANN401 (an untyped library)
-    """PyMaxflow, which is GPL and therefore an extra.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import maxflow
-    except ImportError as error:
-        remedy = 'pip install "mitoseg[classical]"'
-        raise UserError("graph cuts need PyMaxflow, which is not installed", None, remedy) from error
-    return maxflow
+MARGIN = 1e-3
+"""Log-odds that stay between a node and the level that it does not reach, enough to survive float32."""
 
 
 def minimum_cut(
@@ -51,7 +40,7 @@ def minimum_cut(
     Raises:
         UserError: PyMaxflow is not installed.
     """
-    graph = _maxflow().Graph[float](len(cost), len(pairs))
+    graph = import_extra("maxflow", "PyMaxflow").Graph[float](len(cost), len(pairs))
     nodes = graph.add_nodes(len(cost))
     if len(pairs):
         i, j = np.ascontiguousarray(pairs.T, np.int64)
@@ -95,5 +84,5 @@ def cut_ladder(
     for level in levels:
         steps += minimum_cut(size * (level - log_odds), pairs, weight)
     bounds = np.concatenate([[-np.inf], levels, [np.inf]])
-    below_next = np.nextafter(bounds[steps + 1], -np.inf)
+    below_next = bounds[steps + 1] - MARGIN
     return np.clip(np.asarray(log_odds, np.float64), bounds[steps], below_next)

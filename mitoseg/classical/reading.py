@@ -1,7 +1,4 @@
-"""Images and labels block by block: arrays in memory and volumes on disk alike.
-
-    |<- halo ->|<---- block ---->|<- halo ->|     what leaves the volume repeats its border voxels
-"""
+"""How an image is cut into blocks, and what its grey values are worth."""
 
 from __future__ import annotations
 
@@ -11,28 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.volumes import Array, ArrayVolume, Volume
+from mitoseg.volumes import Volume
 
-IGNORED = 255
-"""Label of voxels that count neither way."""
 BLOCK = 6_000_000
 """Voxels of a block: what bounds the memory of its features."""
-
-
-def as_volume(image_zyx: Array | Volume) -> Volume:
-    """An array as a volume; a volume as it is.
-
-    Raises:
-        UserError: The array has not three axes, or one of them is empty.
-    """
-    if isinstance(image_zyx, Volume):
-        return image_zyx
-    image_zyx = np.asarray(image_zyx)
-    if image_zyx.ndim != 3 or not image_zyx.size:
-        raise UserError("not a (z, y, x) image", image_zyx.shape, "give three axes, none of them empty")
-    return ArrayVolume(image_zyx)
 
 
 def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:
@@ -52,24 +32,6 @@ def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:
         even[axis] = math.ceil(shape[axis] / math.ceil(shape[axis] / edge))
         room /= even[axis]
     return list(tiles(Box.of_shape(shape), even))
-
-
-def read_padded(volume: Volume, box: Box, halo: Sequence[int]) -> Array:
-    """One box with its halo; border voxels are repeated beyond the volume."""
-    wanted = box.grow(list(halo))
-    there = wanted.clip(volume.box)
-    width = [(a - w, v - b) for w, a, b, v in zip(wanted.start, there.start, there.stop, wanted.stop, strict=True)]
-    return np.pad(volume.read(there), width, mode="edge")
-
-
-def check_labels(image: Volume, label: Volume) -> None:
-    """Refuse labels that do not belong to an image.
-
-    Raises:
-        UserError: Their shapes differ.
-    """
-    if image.shape != label.shape:
-        raise UserError(f"image {image.shape} and labels differ in shape", label.shape, "give the labels of that image")
 
 
 def grey_range(volume: Volume, seed: int, voxels: int = 2_000_000) -> tuple[float, float]:

@@ -8,12 +8,12 @@ from scipy import ndimage
 
 from mitoseg.classical.potts import cut_ladder, energy, minimum_cut
 from mitoseg.classical.rays import RAY_FEATURES, cast_rays, directions, ray_features
-from mitoseg.classical.reading import as_volume, even_blocks, grey_range, read_padded, scaled
+from mitoseg.classical.reading import even_blocks, grey_range, scaled
 from mitoseg.classical.region_graph import region_graph
 from mitoseg.classical.region_statistics import centres, histograms, label_counts, means, spreads
 from mitoseg.classical.slic import supervoxels
+from mitoseg.volumes import ArrayVolume
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
 
 SIZE = (20.0, 5.0, 5.0)
 
@@ -38,25 +38,13 @@ def test_blocks_cover_each_voxel_once(shape):
     assert max(b.size for b in blocks) <= 300
 
 
-def test_what_leaves_the_volume_repeats_its_border(rng):
-    image = rng.integers(0, 255, (5, 6, 7)).astype(np.uint8)
-    padded = np.pad(image, ((2, 2), (3, 3), (1, 1)), mode="edge")
-    found = read_padded(as_volume(image), Box((0, 2, 3), (2, 6, 7)), (2, 3, 1))
-    np.testing.assert_array_equal(found, padded[0:6, 2:12, 3:9])
-
-
 def test_greys_are_cut_to_their_range(rng):
     image = rng.integers(0, 255, (5, 60, 70)).astype(np.uint8)
-    low, high = grey_range(as_volume(image), 0)
+    low, high = grey_range(ArrayVolume(image), 0)
     assert (low, high) == tuple(np.percentile(image, (1, 99)))
     unit = scaled(image, (low, high))
     assert (unit.min(), unit.max()) == (0, 1)
-    assert grey_range(as_volume(np.full((2, 3, 4), 7)), 0) == (7, 8)
-
-
-def test_only_three_axes_are_an_image():
-    with pytest.raises(UserError, match="not a .z, y, x. image"):
-        as_volume(np.zeros((3, 4)))
+    assert grey_range(ArrayVolume(np.full((2, 3, 4), 7)), 0) == (7, 8)
 
 
 def test_statistics_are_scipy_s(region_zyx, rng):
