@@ -17,27 +17,30 @@ def tuned():
     return method, method.fit(image, labels["fit"]).tune(image, labels["validation"])
 
 
-def test_regularised_it_beats_its_voxels_alone(tuned):
-    image, labels = noisy_phantom()
-    alone = jaccard([(tuned[0].predict(image, regularize=False) == 1, labels["test"])])
-    together = jaccard([(tuned[0].predict(image) == 1, labels["test"])])
+@pytest.fixture(scope="module")
+def prob(tuned):
+    """Its probability of the phantom."""
+    return tuned[0].predict_proba(noisy_phantom()[0])
+
+
+def test_regularised_it_beats_its_voxels_alone(tuned, prob):
+    truth = noisy_phantom()[1]["test"]
+    alone = jaccard([(tuned[0].segment(prob, regularize=False) == 1, truth)])
+    together = jaccard([(tuned[0].segment(prob) == 1, truth)])
     assert together > alone + 0.05
 
 
-def test_tuning_takes_the_best_of_what_it_tried(tuned):
+def test_tuning_takes_the_best_of_what_it_tried(tuned, prob):
     method, trials = tuned
     best = max(trials, key=lambda t: t.jaccard)
     assert (method.smoothness, method.cut_threshold) == (best.smoothness, best.threshold)
     assert trials[0].smoothness == 0
     assert method.threshold == trials[0].threshold
-    image, labels = noisy_phantom()
-    assert jaccard([(method.predict(image) == 1, labels["validation"])]) == pytest.approx(best.jaccard, abs=0.02)
+    truth = noisy_phantom()[1]["validation"]
+    assert jaccard([(method.segment(prob) == 1, truth)]) == pytest.approx(best.jaccard, abs=0.02)
 
 
-def test_a_smoother_mask_has_less_surface(tuned):
-    image, _ = noisy_phantom()
-    prob = tuned[0].predict_proba(image)
-
+def test_a_smoother_mask_has_less_surface(tuned, prob):
     def surface(mask):
         return sum(np.abs(np.diff(mask.astype(int), axis=a)).sum() for a in range(3))
 
@@ -51,7 +54,7 @@ def test_a_smoother_mask_has_less_surface(tuned):
 
 
 def test_what_was_tuned_is_saved(tuned, tmp_path):
-    image, _ = noisy_phantom()
+    image = noisy_phantom()[0][:5]
     tuned[0].save(tmp_path / "neila.npz")
     loaded = NeilaSegmenter.load(tmp_path / "neila.npz")
     assert loaded.part == tuned[0].part
