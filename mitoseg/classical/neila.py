@@ -21,7 +21,7 @@ from mitoseg.classical.voxelwise import VoxelClassifier, check_share, check_whol
 from mitoseg.errors import UserError
 from mitoseg.segmentation.smoothing import smooth_probability
 
-SMOOTHNESS = (0.25, 0.5, 1.0, 2.0, 4.0)
+SMOOTHNESS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _STEP = 0.5  # of the threshold's log-odds while it is tuned
 
 
