@@ -49,7 +49,9 @@ class KernelMap:
     gamma: FloatArray
 
     @classmethod
-    def learn(cls, features: FloatArray, label: Bools, count: int, gamma: float, rng: np.random.Generator) -> KernelMap:
+    def learn(
+        cls, features: FloatArray, label: Bools, count: int, gamma: float, rng: np.random.Generator
+    ) -> KernelMap:
         """Choose landmarks, half of them foreground.
 
         Args:
@@ -69,7 +71,7 @@ class KernelMap:
         return cls(mean, scale, unit, root.astype(np.float32), np.array(factor))
 
     def __call__(self, features: FloatArray, chunk: int = 50_000) -> FloatArray:
-        """phi of many samples, (N, M) float32."""
+        """Phi of many samples, (N, M) float32."""
         parts = []
         for start in range(0, len(features), chunk):
             unit = np.clip((features[start : start + chunk] - self.mean) / self.scale, -LIMIT, LIMIT)
@@ -149,16 +151,15 @@ def train_machine(
     platt.fit(held_out[:, None], label, sample_weight=weight)
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     plane, offset = _plane(mapped, label, weight, penalty)
-    machine = KernelMachine(
-        kernel, (slope * plane).astype(np.float32), np.array(slope * offset + shift, np.float32)
-    )
+    machine = KernelMachine(kernel, (slope * plane).astype(np.float32), np.array(slope * offset + shift, np.float32))
     return machine, (slope * held_out + shift).astype(np.float32)
 
 
 def _folds(label: Bools) -> npt.NDArray[np.intp]:
     """Runs of samples, each with its share of the foreground."""
     rank = np.cumsum(label) - 0.5
-    return np.clip(rank * FOLDS / max(label.sum(), 1), 0, FOLDS - 1).astype(np.intp)
+    fold: npt.NDArray[np.intp] = np.clip(rank * FOLDS / max(label.sum(), 1), 0, FOLDS - 1).astype(np.intp)
+    return fold
 
 
 def _plane(

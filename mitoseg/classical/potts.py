@@ -24,9 +24,7 @@ MARGIN = 1e-3
 """Log-odds that stay between a node and the level that it does not reach, enough to survive float32."""
 
 
-def minimum_cut(
-    cost: FloatArray, pairs: npt.NDArray[np.integer[Any]], weight: FloatArray
-) -> npt.NDArray[np.bool_]:
+def minimum_cut(cost: FloatArray, pairs: npt.NDArray[np.integer[Any]], weight: FloatArray) -> npt.NDArray[np.bool_]:
     """The labelling of least energy.
 
     Args:

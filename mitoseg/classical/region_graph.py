@@ -1,13 +1,14 @@
 """Which supervoxels touch, over what area, and what lies between them.
 
-    faces between voxels          [ 3 | 3 | 7 ]      a shifted array beside itself: (3, 7) is a pair, with the
-    along z, y and x               ------+---        face's area and the map's values on both sides
+faces between voxels          [ 3 | 3 | 7 ]      a shifted array beside itself: (3, 7) is a pair, with the
+along z, y and x               ------+---        face's area and the map's values on both sides
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,12 +73,10 @@ def region_graph(
             tables.append(_faces(region_zyx[z:stop], boundary_zyx[z:stop], axis, count, faces[axis]))
     key, area, weighted, crest = _merged([np.concatenate(column) for column in zip(*tables, strict=True)])
     pairs = np.stack([key // count, key % count], 1)
-    return RegionGraph(
-        pairs, area.astype(np.float32), (weighted / area).astype(np.float32), crest.astype(np.float32)
-    )
+    return RegionGraph(pairs, area.astype(np.float32), (weighted / area).astype(np.float32), crest.astype(np.float32))
 
 
-Columns = list[npt.NDArray[np.generic]]
+Columns = list[npt.NDArray[Any]]
 
 
 def _faces(

@@ -129,7 +129,8 @@ class RegionSegmenter(ABC):
         log_odds, pair_cost = self._potentials(description)
         if self.regularize:
             log_odds = _cut(description, log_odds, self.pairwise_weight_ * pair_cost)
-        return expit(log_odds.astype(np.float64)).astype(np.float32)
+        probability: FloatArray = expit(log_odds.astype(np.float64)).astype(np.float32)
+        return probability
 
     @abstractmethod
     def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:

@@ -41,7 +41,8 @@ def histograms(region: Regions, unit: FloatArray, count: int, bins: int = BINS) 
     """
     code = np.minimum((unit * bins).astype(np.int64), bins - 1)
     table = np.bincount(region.astype(np.int64) * bins + code, minlength=count * bins).reshape(count, bins)
-    return (table / table.sum(1, keepdims=True)).astype(np.float32)
+    shares: FloatArray = (table / table.sum(1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def centres(region_zyx: Regions, count: int) -> FloatArray:
@@ -59,7 +60,8 @@ def spreads(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> Flo
     away = [(g - c[flat]) * np.float32(v) for g, c, v in zip(grid, centre.T, voxel_size, strict=True)]
     products = np.stack([away[i] * away[j] for i in range(3) for j in range(i, 3)])
     covariance = means(flat, products, count)[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(count, 3, 3)
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).astype(np.float32)
+    deviations: FloatArray = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).astype(np.float32)
+    return deviations
 
 
 def label_counts(

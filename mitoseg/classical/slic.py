@@ -1,8 +1,8 @@
 """Supervoxels: SLIC on the grey values and on what a voxel classifier says of them.
 
 SLIC (Achanta et al., IEEE TPAMI 34(11), 2012) is k-means on position and colour, each cluster within reach of its
-place on a grid. On grey values alone its supervoxels cross membranes that are faint; with the probability of
-"inside a mitochondrion" as a second colour they follow the boundaries that matter.
+place on a grid. On grey values alone its supervoxels cross membranes that are faint; with what the learned maps say as
+a second colour they follow the boundaries that matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def supervoxels(
     size: float,
     voxel_size: Sequence[float],
     *,
-    compactness: float = 0.1,
+    compactness: float = 0.05,
     blur: float = 5.0,
 ) -> npt.NDArray[np.int32]:
     """Cut a block into connected supervoxels.
@@ -44,7 +44,7 @@ def supervoxels(
     if count == 1:
         return np.zeros(shape, np.int32)
     least = min(voxel_size)
-    label = slic(  # type: ignore[no-untyped-call]
+    label = slic(
         smooth,
         n_segments=count,
         compactness=compactness,

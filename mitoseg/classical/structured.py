@@ -2,10 +2,10 @@ r"""Supervoxels, and a structured support vector machine that is trained for the
 
 After A. Lucchi, Y. Li, P. Fua, "Learning for structured prediction using approximate subgradient descent with working
 sets", CVPR 2013; and A. Lucchi, P. Marquez-Neila, C. Becker, Y. Li, K. Smith, G. Knott, P. Fua, "Learning structured
-models for segmentation of 2-D and 3-D imagery", IEEE Transactions on Medical Imaging 34(5), 1096-1110, 2015. The graph,
-its features and its cuts are those of `mitoseg.classical.supervoxels`; the weights of unary and pairwise terms are
-learned together, with a margin that grows with the volume-overlap loss of a labelling: `structured_learning` for the
-descent, `volume_loss` for the loss-augmented inference.
+models for segmentation of 2-D and 3-D imagery", IEEE Transactions on Medical Imaging 34(5), 1096-1110, 2015. The
+graph, its features and its cuts are those of `mitoseg.classical.supervoxels`; the weights of unary and pairwise terms
+are learned together, with a margin that grows with the volume-overlap loss of a labelling: `structured_learning` is
+the descent, `volume_loss` the loss-augmented inference.
 
 Features of a supervoxel: the log-odds of the kernel SVM (made out of fold, as at prediction they are), a constant, and
 the Nystroem map of the same kernel, so that the machine is a kernel machine. Of a pair: the area it shares, that times
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from mitoseg.errors import UserError
 
 PIECE = 8_000
 """Supervoxels of an example."""
-FEWEST = 4
+FEWEST = 8
 """Examples, at least."""
 START = (0.1, 0.1, 0.2)
 """Weights of the pair features before anything is learned."""
@@ -58,7 +59,7 @@ class StructuredSegmenter(RegionSegmenter):
         objective_: The primal objective after each round.
     """
 
-    regularization: float = 1e-3
+    regularization: float = 0.02
     rounds: int = 15
     unary_: KernelMachine | None = field(default=None, init=False, repr=False)
     pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
@@ -140,7 +141,7 @@ def _examples(
     mean = description.size.mean()
     floor = 0.5 * float(known[2 * fg > known].sum()) / mean / pieces
     examples = []
-    for k, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for k, (a, b) in enumerate(pairwise(bounds.tolist())):
         if not known[a:b].any():
             continue
         inside = (piece == k).all(1)

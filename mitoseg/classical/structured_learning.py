@@ -27,6 +27,8 @@ from mitoseg.classical.volume_loss import Bools, Floats, VolumeLoss, augmented_l
 
 STEPS = 60
 """Subgradient steps of a round."""
+SCALES = (1.0, 0.3, 0.1, 0.03)
+"""What the weights may be multiplied by before the descent: where cuts stay as they are, margins do not."""
 
 
 @dataclass
@@ -52,7 +54,10 @@ class Example:
     def joint(self, labels: Bools) -> Floats:
         """Psi(y), (A + B,)."""
         differ = labels[self.pairs[:, 0]] != labels[self.pairs[:, 1]]
-        return np.concatenate([self.nodes[labels].sum(0, dtype=np.float64), -self.edges[differ].sum(0, dtype=np.float64)]) / self.loss.foreground
+        return (
+            np.concatenate([self.nodes[labels].sum(0, dtype=np.float64), -self.edges[differ].sum(0, dtype=np.float64)])
+            / self.loss.foreground
+        )
 
     def violate(self, weights: Floats) -> float:
         """Add the most violating labelling to the working set; by how much the margin is violated, at least 0."""
@@ -97,21 +102,24 @@ def learn_structured(
         examples: Graphs; their working sets grow.
         start: (A + B,), the last B not below zero.
         regularization: reg.
-        rounds: Of inference on every graph.
-        rate: Length of the first steps.
+        rounds: Of inference on every graph, after those that find the scale of the start.
+        rate: Length of the first steps, as a share of the weights'.
     """
     split = examples[0].nodes.shape[1]
     best, least = start, np.inf
     weights, objective, tried = start, [], []
-    for _ in range(rounds):
+    for turn in range(len(SCALES) + rounds):
+        if turn < len(SCALES):
+            weights = SCALES[turn] * start
         violation = float(np.mean([example.violate(weights) for example in examples]))
         tried.append(0.5 * regularization * float(weights @ weights) + violation)
         if tried[-1] < least:
             best, least = weights, tried[-1]
-        else:
+        elif turn >= len(SCALES):
             rate /= 2
         objective.append(least)
-        weights = _descend(examples, best, regularization, rate, split)
+        length = rate * max(1.0, float(np.linalg.norm(best)))
+        weights = _descend(examples, best, regularization, length, split)
     return Learned(best, objective, tried)
 
 

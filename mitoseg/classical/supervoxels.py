@@ -109,9 +109,7 @@ def learn_pairwise(description: Description, fg: Counts, known: Counts, seed: in
     order = np.argsort(chosen)
     chosen, weight = chosen[order], weight[order] * len(order) / 4
     differ = kinds[0][chosen]
-    machine, _ = train_machine(
-        description.pair_features[chosen], differ, weight, landmarks=PAIR_LANDMARKS, seed=seed
-    )
+    machine, _ = train_machine(description.pair_features[chosen], differ, weight, landmarks=PAIR_LANDMARKS, seed=seed)
     return machine
 
 

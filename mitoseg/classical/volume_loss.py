@@ -12,8 +12,8 @@ U = P + FP the loss is linear in TP, and its tangent in (FN, FP) at any labellin
 
 a sum of supervoxels' volumes with one weight for a miss and one for an addition. Under such a sum one minimum cut
 finds the maximum exactly. At the truth (U = TP = P) both weights are 1 / P: volumes normalised by the foreground's,
-the usual decomposable stand-in. From there, and from larger unions, the tangent is moved to the labelling found until
-it stays, each labelling is scored with the true loss, and the best one wins. High-order losses by linear pieces:
+the usual decomposable stand-in. From there and two other starts the tangent is moved to the labelling found until it
+stays, each labelling is scored with the true loss, and the best one wins. High-order losses by linear pieces:
 Ranjbar, Vahdat and Mori, CVPR 2012; Tarlow and Zemel, AISTATS 2012. What comes out is a lower bound of the maximum,
 so that subgradients are approximate, which the learning allows for.
 """
@@ -30,8 +30,8 @@ from mitoseg.classical.potts import energy, minimum_cut
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-UNIONS = (1.0, 1.5, 3.0)
-"""Unions to start from, in units of P."""
+STARTS = ((1.0, 1.0), (2.0, 1.0), (1.0, 0.0))
+"""U and TP of the tangents to start from, in units of P: the truth, twice its volume, and all of it missed."""
 MOVES = 3
 """Tangents tried from each start, at most."""
 
@@ -96,9 +96,8 @@ def augmented_labelling(
     """
     best, highest = loss.truth, -energy(loss.truth, cost, pairs, weight)
     tried = set()
-    for union in UNIONS:
-        total = loss.foreground * union
-        miss, addition = 1 / total, loss.foreground / total**2
+    for union, hit in STARTS:
+        miss, addition = 1 / (union * loss.foreground), hit / (union**2 * loss.foreground)
         for _ in range(MOVES):
             slope = (round(miss * loss.foreground, 3), round(addition * loss.foreground, 3))
             if slope in tried:

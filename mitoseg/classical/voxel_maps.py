@@ -116,7 +116,9 @@ def train_maps(
     drawn = [_draw(image, label, box, features, grey, band, samples // len(boxes), rng) for box in boxes]
     values, classes = (np.concatenate(part) for part in zip(*drawn, strict=True))
     if len(np.unique(classes)) < 3:
-        raise UserError("the labels show no mitochondrion with tissue around it", label.path, "give more of the volume")
+        raise UserError(
+            "the labels show no mitochondrion with tissue around it", label.path, "give more of the volume"
+        )
     mean, deviation = values.mean(0), values.std(0) + 1e-6
     perceptron = import_extra("sklearn.neural_network", "scikit-learn").MLPClassifier(
         (HIDDEN,), batch_size=512, early_stopping=True, n_iter_no_change=4, max_iter=30, random_state=seed
@@ -160,9 +162,7 @@ def _draw(
     return np.ascontiguousarray(values.reshape(len(values), -1)[:, index].T), classes[index]
 
 
-def _indices(
-    classes: npt.NDArray[np.uint8], count: int, rng: np.random.Generator
-) -> Iterator[npt.NDArray[np.intp]]:
+def _indices(classes: npt.NDArray[np.uint8], count: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:
     for kind, share in enumerate(SHARES):
         there = np.flatnonzero(classes == kind)
         yield rng.choice(there, min(len(there), int(count * share)), replace=False)

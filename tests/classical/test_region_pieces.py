@@ -12,8 +12,8 @@ from mitoseg.classical.reading import even_blocks, grey_range, scaled
 from mitoseg.classical.region_graph import region_graph
 from mitoseg.classical.region_statistics import centres, histograms, label_counts, means, spreads
 from mitoseg.classical.slic import supervoxels
-from mitoseg.volumes import ArrayVolume
 from mitoseg.errors import UserError
+from mitoseg.volumes import ArrayVolume
 
 SIZE = (20.0, 5.0, 5.0)
 
@@ -101,7 +101,9 @@ def test_neighbours_count_by_the_area_they_share():
 def naive_ray(boundary, centre, unit, voxel_size, reach, level):
     step = min(voxel_size)
     for k in range(int(reach / step) + 1):
-        at = [round(float(c + k * np.float32(u * (step / v)))) for c, u, v in zip(centre, unit, voxel_size, strict=True)]
+        at = [
+            round(float(c + k * np.float32(u * (step / v)))) for c, u, v in zip(centre, unit, voxel_size, strict=True)
+        ]
         if any(not 0 <= a < n for a, n in zip(at, boundary.shape, strict=True)):
             return k * step, 0
         if boundary[tuple(at)] >= level:
