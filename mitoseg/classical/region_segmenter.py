@@ -24,9 +24,9 @@ from mitoseg.volumes.labels import IGNORED
 FloatArray = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
-LEVELS = np.linspace(-4.0, 4.0, 17)
+LEVELS = np.linspace(-6.0, 4.0, 21)
 """Log-odds at which the graph is cut; a threshold is one of them."""
-WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0)
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pairwise weights that `tune` tries."""
 
 

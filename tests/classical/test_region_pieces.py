@@ -152,6 +152,7 @@ def test_supervoxels_are_connected_and_follow_an_edge():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_cut_is_the_least_of_all_labellings(seed):
+    pytest.importorskip("maxflow")
     rng = np.random.default_rng(seed)
     pairs = np.array(list(itertools.combinations(range(9), 2)))[rng.permutation(36)[:14]]
     cost, weight = rng.normal(size=9), rng.random(14)
@@ -162,6 +163,7 @@ def test_a_cut_is_the_least_of_all_labellings(seed):
 
 
 def test_the_ladder_agrees_with_each_of_its_cuts(rng):
+    pytest.importorskip("maxflow")
     pairs = np.array(list(itertools.combinations(range(12), 2)))[rng.permutation(66)[:25]]
     log_odds, size, weight = rng.normal(size=12) * 2, 0.5 + rng.random(12), rng.random(25)
     levels = np.linspace(-3, 3, 7)

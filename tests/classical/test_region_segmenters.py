@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from noisy_phantom import VOXEL_SIZE, noisy_phantom
-from sklearn.kernel_approximation import Nystroem
 
 from mitoseg.classical.describing import RegionDescriber
 from mitoseg.classical.kernel_machine import KernelMap
@@ -13,6 +12,8 @@ from mitoseg.classical.supervoxels import SupervoxelSegmenter
 from mitoseg.classical.voxel_maps import voxel_classes
 from mitoseg.errors import UserError
 from mitoseg.volumes import ArrayVolume
+
+pytest.importorskip("maxflow")
 
 METHODS = [SupervoxelSegmenter, StructuredSegmenter]
 
@@ -125,6 +126,8 @@ def halves(shape):
 
 
 def test_the_kernel_map_is_sklearn_s():
+    from sklearn.kernel_approximation import Nystroem
+
     rng = np.random.default_rng(0)
     features, label = rng.normal(size=(80, 5)).astype(np.float32), rng.random(80) < 0.3
     kernel = KernelMap.learn(features, label, 20, 0.5, rng)

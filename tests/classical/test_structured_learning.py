@@ -9,6 +9,8 @@ from mitoseg.classical.potts import energy, minimum_cut
 from mitoseg.classical.structured_learning import Example, learn_structured
 from mitoseg.classical.volume_loss import VolumeLoss, augmented_labelling
 
+pytest.importorskip("maxflow")
+
 EVERY = [np.array(y) for y in itertools.product([False, True], repeat=10)]
 
 
