@@ -1,0 +1,228 @@
+r"""What surrounds a voxel, as numbers: Gaussian derivatives of the image at several scales.
+
+At each scale sigma (nm) the image f is smoothed to f_s, and of that come
+
+    value        f_s
+    gradient     sigma |grad f_s|
+    laplacian    sigma^2 (f_zz + f_yy + f_xx)
+    hessian0..2  sigma^2 times the eigenvalues of the matrix of second derivatives, the largest first
+    tensor0..2   eigenvalues of the structure tensor, sigma^2 grad f_s (x) grad f_s smoothed by sigma / 2
+
+The powers of sigma make scales comparable (Lindeberg, IJCV 30, 1998). All but the value do not change when the tissue
+is turned. Derivatives are central differences of f_s, per nm, so that thick sections count as what they are.
+
+What is computed needs a halo, and says how large it is:
+
+    |<- halo ->|<------ inner ------>|<- halo ->|     `inside` takes all of it and answers for the inner part;
+                                                      a call takes the inner part and repeats its border voxels
+
+Each answer is the same to the last bit however the volume is cut: no sum depends on where a piece begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import correlate1d
+
+from mitoseg.classical.eigenvalues import FloatArray, symmetric_eigenvalues
+from mitoseg.errors import UserError
+
+Image = npt.NDArray[np.generic]
+Scalar = TypeVar("Scalar", bound=np.generic)
+Margin = tuple[int, int, int]
+
+TRUNCATE = 3.0
+"""Radius of a Gaussian filter, in standard deviations."""
+LEAST = 0.5
+"""Along an axis where sigma is below this many voxels the image is blurred enough already."""
+
+
+@dataclass(frozen=True)
+class VoxelFeatures:
+    """Multi-scale Gaussian derivatives.
+
+    Attributes:
+        sigmas: Scales in nm.
+        voxel_size: (z, y, x) in nm.
+        tensor: Whether the eigenvalues of the structure tensor are among them (six more filters a scale).
+
+    Raises:
+        UserError: There is no scale, or a length is not above zero.
+
+    Example:
+        >>> features = VoxelFeatures((10.0,), (30.0, 5.0, 5.0))
+        >>> features.halo, features.names[:2]
+        ((1, 7, 7), ('value 10 nm', 'gradient 10 nm'))
+        >>> features(np.zeros((3, 8, 9), np.uint8)).shape
+        (6, 3, 8, 9)
+    """
+
+    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)
+    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
+    tensor: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigmas", tuple(float(s) for s in self.sigmas))
+        object.__setattr__(self, "voxel_size", tuple(float(v) for v in self.voxel_size))
+        if not self.sigmas or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
+            raise UserError("the scales of the features are no lengths", self.sigmas, "give sigmas in nm, above zero")
+        if len(self.voxel_size) != 3 or not all(math.isfinite(v) and v > 0 for v in self.voxel_size):
+            raise UserError("no voxel size", self.voxel_size, "give (z, y, x) in nm")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What there is at each scale."""
+        kinds = ("value", "gradient", "laplacian", "hessian0", "hessian1", "hessian2")
+        return (*kinds, "tensor0", "tensor1", "tensor2") if self.tensor else kinds
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features, in their order: all of the first scale, then of the next."""
+        return tuple(f"{kind} {sigma:g} nm" for sigma in self.sigmas for kind in self.kinds)
+
+    @property
+    def halo(self) -> Margin:
+        """Voxels (z, y, x) beyond a voxel on each side that its features depend on."""
+        z, y, x = (max(axis) for axis in zip(*map(self._reach, self.sigmas), strict=True))
+        return z, y, x
+
+    def __call__(self, image_zyx: Image) -> FloatArray:
+        """Features of a whole image, whose border voxels are repeated beyond it.
+
+        Args:
+            image_zyx: Any real dtype.
+
+        Returns:
+            float32 (F, Z, Y, X).
+        """
+        return self.inside(np.pad(image_zyx, [(h, h) for h in self.halo], mode="edge"))
+
+    def inside(self, image_zyx: Image, threads: int = 1) -> FloatArray:
+        """Features of the inner part of an image, that is without `halo` voxels on each side.
+
+        Args:
+            image_zyx: Any real dtype; (Z, Y, X) of the inner part and twice the halo.
+            threads: That share the scales.
+
+        Returns:
+            float32 (F, Z, Y, X).
+
+        Raises:
+            UserError: The image is no larger than its halo.
+        """
+        shape = [n - 2 * h for n, h in zip(image_zyx.shape, self.halo, strict=True)]
+        if min(shape) < 1:
+            raise UserError("the image is no larger than the halo of its features", image_zyx.shape, "give more of it")
+        out = np.empty((len(self.names), *shape), np.float32)
+        rows = len(self.kinds)
+
+        def fill(scale: int) -> None:
+            sigma = self.sigmas[scale]
+            margin = [h - r for h, r in zip(self.halo, self._reach(sigma), strict=True)]
+            self._scale(crop(image_zyx, margin).astype(np.float32), sigma, out[scale * rows : (scale + 1) * rows])
+
+        # the largest first: it takes the longest
+        order = sorted(range(len(self.sigmas)), key=lambda scale: -self.sigmas[scale])
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(fill, order):
+                pass
+        return out
+
+    def _reach(self, sigma: float) -> Margin:
+        """Halo of one scale: its filter and one voxel for the differences, and the tensor's filter."""
+        outer = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
+        z, y, x = (a + b + 1 for a, b in zip(self._radius(sigma), outer, strict=True))
+        return z, y, x
+
+    def _radius(self, sigma: float) -> Margin:
+        z, y, x = (radius_of(sigma / v) for v in self.voxel_size)
+        return z, y, x
+
+    def _scale(self, image_zyx: FloatArray, sigma: float, out: FloatArray) -> None:
+        """Fill the rows of one scale from the image with that scale's halo."""
+        smooth = gaussian(image_zyx, [sigma / v for v in self.voxel_size])
+        margin = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
+        step = [sigma / v for v in self.voxel_size]
+        for z, slices in enumerate(_triples(crop(smooth, margin))):
+            hessian = second_differences(slices, step)
+            out[0, z] = slices[1][1:-1, 1:-1]
+            out[1, z] = np.sqrt(sum(g * g for g in first_differences(slices, step)))
+            out[2, z] = hessian[0] + hessian[1] + hessian[2]
+            out[3, z], out[4, z], out[5, z] = symmetric_eigenvalues(hessian)
+        if self.tensor:
+            out[6:9] = self._tensor(smooth, sigma, step)
+
+    def _tensor(self, smooth_zyx: FloatArray, sigma: float, step: Sequence[float]) -> FloatArray:
+        """Eigenvalues (3, Z, Y, X) of the structure tensor."""
+        slices = (first_differences(s, step) for s in _triples(smooth_zyx))
+        gz, gy, gx = (np.stack(axis) for axis in zip(*slices, strict=True))
+        outer = [(sigma / 2) / v for v in self.voxel_size]
+        products = ((gz, gz), (gy, gy), (gx, gx), (gz, gy), (gz, gx), (gy, gx))
+        return np.stack(symmetric_eigenvalues([gaussian(a * b, outer) for a, b in products]))
+
+
+def radius_of(sigma: float) -> int:
+    """Voxels to each side that a Gaussian filter of ``sigma`` voxels looks at.
+
+    >>> radius_of(0.4), radius_of(2.0)
+    (0, 6)
+    """
+    return math.ceil(TRUNCATE * sigma - 1e-9) if sigma >= LEAST else 0
+
+
+def crop(array_zyx: npt.NDArray[Scalar], margin: Sequence[int]) -> npt.NDArray[Scalar]:
+    """The array without ``margin`` voxels on both sides of each axis."""
+    return array_zyx[tuple(slice(m, n - m) for m, n in zip(margin, array_zyx.shape, strict=True))]
+
+
+def gaussian(image_zyx: FloatArray, sigma: Sequence[float]) -> FloatArray:
+    """Gaussian filter where all of it lies inside: the image less `radius_of` ``sigma`` (voxels) on each side."""
+    for axis, s in enumerate(sigma):
+        radius = radius_of(s)
+        if radius:
+            weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / s) ** 2)
+            filtered = correlate1d(image_zyx, weights / weights.sum(), axis, mode="nearest")
+            image_zyx = crop(filtered, [radius * (a == axis) for a in range(3)])
+    return image_zyx
+
+
+def _triples(array_zyx: FloatArray) -> Iterator[list[FloatArray]]:
+    """Each slice but the first and last, between its neighbours; slice by slice the temporaries stay in the cache."""
+    for z in range(1, len(array_zyx) - 1):
+        yield [array_zyx[z - 1], array_zyx[z], array_zyx[z + 1]]
+
+
+def first_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> list[FloatArray]:
+    """Derivatives along z, y, x of the middle one of three slices, without its border, times ``step``."""
+    before, here, after = slices
+    inner = (slice(1, -1), slice(1, -1))
+    z, y, x = (np.float32(s / 2) for s in step)
+    return [
+        (after[inner] - before[inner]) * z,
+        (here[2:, 1:-1] - here[:-2, 1:-1]) * y,
+        (here[1:-1, 2:] - here[1:-1, :-2]) * x,
+    ]
+
+
+def second_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> list[FloatArray]:
+    """Second derivatives zz, yy, xx, zy, zx, yx, as `first_differences`, times both steps."""
+    before, here, after = slices
+    inner = (slice(1, -1), slice(1, -1))
+    z, y, x = (np.float32(s) for s in step)
+    twice = 2 * here[inner]
+    across = after - before
+    return [
+        (before[inner] + after[inner] - twice) * (z * z),
+        (here[2:, 1:-1] + here[:-2, 1:-1] - twice) * (y * y),
+        (here[1:-1, 2:] + here[1:-1, :-2] - twice) * (x * x),
+        (across[2:, 1:-1] - across[:-2, 1:-1]) * (z * y / 4),
+        (across[1:-1, 2:] - across[1:-1, :-2]) * (z * x / 4),
+        (here[2:, 2:] - here[2:, :-2] - here[:-2, 2:] + here[:-2, :-2]) * (y * x / 4),
+    ]

@@ -1,0 +1,182 @@
+"""Decision trees as plain arrays: a forest or a boosted sum, whatever grew it, saved and evaluated alike.
+
+All trees lie one behind the other; children are counted from the root of their tree, and a leaf has no left child (0,
+because no child is a root). A voxel goes left where its feature is at most the threshold, and the answer is the sum
+of the values of the leaves that it ends in.
+
+    node        0    1    2  |  3    4    5         trees start at 0 and 3
+    left        1    0    0  |  1    0    0
+    right       2    0    0  |  2    0    0
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.classical.eigenvalues import FloatArray
+from mitoseg.errors import UserError
+
+_BLOCK = 2**15  # voxels at a time: their features stay in the cache from tree to tree
+
+
+@dataclass(frozen=True)
+class TreeEnsemble:
+    """Trees whose leaves are summed.
+
+    Attributes:
+        start: int64 (T + 1), first node of each tree, and the number of nodes.
+        feature: int32 (N), which is asked about.
+        threshold: float64 (N), at and below which a voxel goes left.
+        left: int32 (N), 0 at a leaf.
+        right: int32 (N).
+        value: float64 (N), of the leaves.
+    """
+
+    start: npt.NDArray[np.int64]
+    feature: npt.NDArray[np.int32]
+    threshold: npt.NDArray[np.float64]
+    left: npt.NDArray[np.int32]
+    right: npt.NDArray[np.int32]
+    value: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    @classmethod
+    def join(cls, trees: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Self:
+        """Put trees one behind the other, each given by its arrays but for ``start``."""
+        parts = list(trees)
+        types = {
+            "feature": np.int32,
+            "threshold": np.float64,
+            "left": np.int32,
+            "right": np.int32,
+            "value": np.float64,
+        }
+        joined = {name: np.concatenate([p[name] for p in parts]).astype(kind) for name, kind in types.items()}
+        sizes = [len(p["left"]) for p in parts]
+        return cls(start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), **joined)
+
+    @classmethod
+    def from_forest(cls, trees: Sequence[Any]) -> Self:
+        """Trees of a scikit-learn forest, as the mean of their shares of the second class."""
+        return cls.join(
+            {
+                "feature": np.maximum(tree.feature, 0),
+                "threshold": tree.threshold,
+                "left": np.maximum(tree.children_left, 0),
+                "right": np.maximum(tree.children_right, 0),
+                "value": tree.value[:, 0, 1] / len(trees),
+            }
+            for tree in (t.tree_ for t in trees)
+        )
+
+    @classmethod
+    def from_boosting(cls, model: Any) -> Self:  # noqa: ANN401 (scikit-learn has no types)
+        """Trees of scikit-learn's histogram boosting for two classes; the first tree carries the base line."""
+        trees = []
+        for (predictor,) in model._predictors:
+            nodes, inner = predictor.nodes, predictor.nodes["is_leaf"] == 0
+            parts = {"feature": "feature_idx", "threshold": "num_threshold", "left": "left", "right": "right"}
+            tree = {name: np.where(inner, nodes[column], 0) for name, column in parts.items()}
+            trees.append(tree | {"value": nodes["value"].copy()})
+        trees[0]["value"] += float(model._baseline_prediction.item())
+        return cls.join(trees)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by name, to be saved."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def check(self, features: int) -> Self:
+        """The same trees, if every walk through them ends.
+
+        Raises:
+            UserError: A node leads back or out of its tree, or asks for a feature that there is not.
+        """
+        last = np.repeat(self.start[1:] - self.start[:-1], np.diff(self.start))
+        own = np.arange(self.start[-1]) - np.repeat(self.start[:-1], np.diff(self.start))
+        inner = self.left != 0
+        forward = all(((child > own) & (child < last))[inner].all() for child in (self.left, self.right))
+        known = ((self.feature >= 0) & (self.feature < features)).all()
+        if not forward or not known or any(len(a) != self.start[-1] for a in list(self.arrays().values())[1:]):
+            raise UserError("the saved trees are damaged", None, "train and save the method again")
+        return self
+
+    def __call__(self, features_fn: FloatArray, threads: int = 1) -> npt.NDArray[np.float64]:
+        """Sum of the leaves of each voxel.
+
+        Args:
+            features_fn: float32 (F, N), as `VoxelFeatures` gives them.
+            threads: That share the voxels.
+        """
+        out = np.empty(features_fn.shape[1])
+        walks = walkers(self)
+
+        def fill(begin: int) -> None:
+            x_nf = np.ascontiguousarray(features_fn[:, begin : begin + _BLOCK].T, np.float64)
+            out[begin : begin + _BLOCK] = sum(walk(x_nf) for walk in walks)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(fill, range(0, len(out), _BLOCK)):
+                pass
+        return out
+
+
+Walk = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+def walkers(trees: TreeEnsemble) -> list[Walk]:
+    """For each tree a function from features (N, F) to the value of the leaf.
+
+    Scikit-learn's compiled walk is some five times faster than numpy's, but no part of its public interface: where it
+    is missing or has changed, numpy's is taken. Both give the same numbers.
+    """
+    try:
+        from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
+        from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+
+        return [_compiled(nodes, PREDICTOR_RECORD_DTYPE, TreePredictor) for nodes in _each(trees)]
+    except (ImportError, TypeError, ValueError):
+        return [partial(walk_numpy, nodes) for nodes in _each(trees)]
+
+
+def _each(trees: TreeEnsemble) -> Iterator[TreeEnsemble]:
+    """The trees, one by one."""
+    for a, b in itertools.pairwise(trees.start.tolist()):
+        rest = {name: array[a:b] for name, array in trees.arrays().items() if name != "start"}
+        yield TreeEnsemble(start=np.array([0, b - a]), **rest)
+
+
+def walk_numpy(tree: TreeEnsemble, x_nf: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Values of the leaves that the rows end in, all rows taking a step at a time."""
+    node, going = np.zeros(len(x_nf), np.intp), np.arange(len(x_nf))
+    while len(going := going[tree.left[node[going]] != 0]):
+        here = node[going]
+        goes_left = x_nf[going, tree.feature[here]] <= tree.threshold[here]
+        node[going] = np.where(goes_left, tree.left[here], tree.right[here])
+    return tree.value[node]
+
+
+def _compiled(tree: TreeEnsemble, record: Any, predictor: Any) -> Walk:  # noqa: ANN401 (no types)
+    """The walk through one tree as scikit-learn compiled it for its own boosting."""
+    nodes = np.zeros(len(tree.left), record)
+    columns = {"feature_idx": tree.feature, "num_threshold": tree.threshold, "left": tree.left, "right": tree.right}
+    for name, values in {**columns, "value": tree.value, "is_leaf": tree.left == 0}.items():
+        nodes[name] = values
+    no_sets, none_mapped = np.zeros((0, 8), np.uint32), np.zeros(0, np.uint32)
+    whole = predictor(nodes, no_sets, no_sets)
+
+    # one thread here, because those of the blocks never wait for each other
+    def walk(x_nf: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = whole.predict(x_nf, no_sets, none_mapped, 1)
+        return found
+
+    return walk

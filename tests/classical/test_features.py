@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from mitoseg.classical.eigenvalues import symmetric_eigenvalues
+from mitoseg.classical.features import VoxelFeatures, gaussian
+from mitoseg.errors import UserError
+
+PLACES = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
+
+
+def matrices(parts):
+    """(N, 3, 3) of the six arrays."""
+    full = np.empty((len(parts[0]), 3, 3))
+    for part, (i, j) in zip(parts, PLACES, strict=True):
+        full[:, i, j] = full[:, j, i] = part
+    return full
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_eigenvalues_are_those_of_lapack(scale):
+    parts = list(np.random.default_rng(0).standard_normal((6, 500)).astype(np.float32) * np.float32(scale))
+    expected = np.linalg.eigvalsh(matrices(parts))[:, ::-1]
+    np.testing.assert_allclose(np.stack(symmetric_eigenvalues(parts), 1), expected, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("diagonal", [(0, 0, 0), (7, 7, 7), (3, 3, -1), (5, -2, -2), (1, 0, 0)])
+def test_eigenvalues_that_coincide(diagonal):
+    turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))
+    matrix = turn @ np.diag(diagonal) @ turn.T
+    found = symmetric_eigenvalues([np.full(1, matrix[i, j], np.float32) for i, j in PLACES])
+    np.testing.assert_allclose(np.concatenate(found), diagonal, atol=0.01)
+
+
+def random_image(shape=(9, 20, 17)):
+    return np.random.default_rng(2).integers(0, 255, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("voxel_size", [(5.0, 5.0, 5.0), (30.0, 6.0, 6.0)])
+def test_a_gaussian_is_that_of_scipy(voxel_size):
+    image = np.pad(random_image().astype(np.float32), 9, mode="edge")
+    sigma = [12.0 / v for v in voxel_size]
+    used = [s if s >= 0.5 else 0 for s in sigma]
+    expected = ndimage.gaussian_filter(image, used, radius=[int(np.ceil(3 * s)) if s else 0 for s in used])
+    found = gaussian(image, sigma)
+    margins = [(a - b) // 2 for a, b in zip(image.shape, found.shape, strict=True)]
+    inner = tuple(slice(m, n - m) for m, n in zip(margins, image.shape, strict=True))
+    np.testing.assert_allclose(found, expected[inner], rtol=1e-5)
+
+
+def quadratic(voxel_size, shape=(25, 25, 25)):
+    """An image whose derivatives are known, and its matrix of second derivatives."""
+    z, y, x = (c * v for c, v in zip(np.indices(shape) - 12, voxel_size, strict=True))
+    second = np.array([[2.0, 0.5, -1.0], [0.5, -3.0, 0.25], [-1.0, 0.25, 1.0]]) * 1e-2
+    place = np.stack([z, y, x], -1)
+    return 0.5 * np.einsum("...i,ij,...j", place, second, place) + 0.3 * x, second
+
+
+@pytest.mark.parametrize("voxel_size", [(5.0, 5.0, 5.0), (20.0, 5.0, 5.0)])
+def test_derivatives_of_a_quadratic_are_its_own(voxel_size):
+    image, second = quadratic(voxel_size)
+    features = VoxelFeatures((10.0,), voxel_size, tensor=True)
+    found = dict(zip(features.names, features(image)[:, 12, 12, 12], strict=True))
+    eigenvalues = np.linalg.eigvalsh(second)[::-1] * 100
+    assert [found[f"hessian{i} 10 nm"] for i in range(3)] == pytest.approx(eigenvalues, abs=0.01)
+    assert found["laplacian 10 nm"] == pytest.approx(eigenvalues.sum(), abs=0.01)
+    assert found["gradient 10 nm"] == pytest.approx(0.3 * 10, rel=1e-3)
+    assert found["tensor0 10 nm"] >= found["tensor1 10 nm"] >= found["tensor2 10 nm"] > 0
+
+
+def test_turned_tissue_has_the_same_features():
+    features = VoxelFeatures((5.0, 10.0), tensor=True)
+    image = random_image((11, 11, 11))
+    turned = features(image.transpose(2, 0, 1)[:, ::-1])
+    back = turned[:, :, ::-1].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(back, features(image), rtol=1e-3, atol=0.05)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_part_has_the_features_of_the_whole(tensor):
+    features = VoxelFeatures((5.0, 12.0), (20.0, 5.0, 5.0), tensor)
+    whole = features(random_image())
+    padded = np.pad(random_image(), [(h, h) for h in features.halo], mode="edge")
+    z, y, x = features.halo
+    part = features.inside(padded[3 : 5 + 2 * z, 4 : 11 + 2 * y, 2 : 9 + 2 * x], threads=2)
+    np.testing.assert_array_equal(part, whole[:, 3:5, 4:11, 2:9])
+
+
+def test_the_halo_is_as_large_as_it_must_be():
+    features = VoxelFeatures((5.0, 10.0), (30.0, 5.0, 5.0), tensor=True)
+    z, y, x = features.halo
+    image = np.zeros([2 * h + 1 for h in features.halo], np.float32)
+    for axis in range(3):
+        corner = [z, y, x]
+        corner[axis] = 0
+        touched = image.copy()
+        touched[tuple(corner)] = 1e6
+        assert np.any(features.inside(touched) != features.inside(image))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (((),), "scales"),
+        (((5.0, -1.0),), "scales"),
+        (((5.0,), (5.0, 5.0)), "voxel size"),
+        (((5.0,), (0, 5, 5)), "size"),
+    ],
+)
+def test_wrong_lengths_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        VoxelFeatures(*arguments)
+
+
+def test_an_image_no_larger_than_the_halo_is_refused():
+    with pytest.raises(UserError, match="halo"):
+        VoxelFeatures((10.0,)).inside(np.zeros((7, 30, 30)))
