@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from mitoseg import __version__
 
 LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy", "scipy", "scikit-image", "monai")
@@ -73,6 +75,16 @@ def devices() -> list[str]:
     if torch.backends.mps.is_available():
         return ["mps"]
     return [platform.processor() or platform.machine()]
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes on Linux
 
 
 def _git(folder: Path, *words: str) -> str | None:

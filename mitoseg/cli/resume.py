@@ -17,7 +17,7 @@ from mitoseg.errors import UserError
 from mitoseg.storage import write_text
 
 SAVED = Path(".hydra", "overrides.yaml")
-_ONCE = {"resume", "extend", "trust"}  # said for one call, not for the run
+_ONCE = {"resume", "extend", "trust", "overwrite"}  # said for one call, not for the run
 _CODE = re.compile(r"[+~]*hydra\b|.*(_(target|args|partial|recursive|convert)_|\$\{)", re.DOTALL)
 
 
@@ -91,11 +91,11 @@ def find_run(path: Path) -> Path:
         UserError: There is none.
     """
     if not path.exists():
-        raise UserError("no run to resume", str(path), "name a folder under outputs/train, or a checkpoint in one")
+        raise UserError("no run to resume", str(path), "name a run's folder under outputs, or a checkpoint in one")
     for folder in (path, *path.parents, *path.resolve().parents):
         if (folder / SAVED).is_file():
             return folder
-    raise UserError("not a run, it has no .hydra/overrides.yaml", str(path), "name a folder under outputs/train")
+    raise UserError("not a run, it has no .hydra/overrides.yaml", str(path), "name a run's folder under outputs")
 
 
 def _key(word: str) -> str:
