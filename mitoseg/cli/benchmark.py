@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
         UserError: An option or the data are no good, or a method failed.
     """
     check_options(cfg)
-    methods = read_methods(_plain(cfg.methods), cfg.size)
+    methods = read_methods(_plain(cfg.get("methods")), cfg.size)
     source = find_source(cfg)
     with ended_by_sigterm():
         if cfg.job is not None:

@@ -49,7 +49,7 @@ def test_training_gets_the_very_data_of_the_benchmark(name):
         ]
     source = source_of(*words, name=name)
     passed = training_words(source, seed=3, accelerator="cpu", prediction="auto", progress=False)
-    for experiment in ("paper_tiles", "unet25d"):
+    for experiment in ("paper_tiles", "unet25d") if name == "phantom" else ("unet25d",):
         cfg = composed("train", *passed, f"experiment={experiment}")
         again = read_source(name, OmegaConf.to_container(cfg.data, resolve=True), {}, ())
         assert again == source
