@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 import mitoseg
 from mitoseg.benchmark import Method, Source
-from mitoseg.benchmark.records import LAST, RECORD, TRAIN, check_options, clear, is_finished, read_json
+from mitoseg.benchmark.records import LAST, MODEL, RECORD, TRAIN, check_options, clear, is_finished, read_json
 from mitoseg.cli.quoting import literal
 from mitoseg.cli.sweeps.process import job_variables, run_process, wait_for_orphan, why
 from mitoseg.errors import UserError
@@ -65,35 +65,39 @@ class Job:
         return [[*PROGRAM, "train", *self.config, *words], scoring]
 
 
-def run_jobs(jobs: Sequence[Job], *, overwrite: bool) -> Iterator[Job]:
+def find_changes(jobs: Sequence[Job], *, overwrite: bool) -> dict[str, str]:
+    """By method, how its options differ from those that its folder was made with, where it is to be made anew.
+
+    Raises:
+        UserError: A folder holds something that was made with other options, and may not be overwritten.
+    """
+    found = {j.method.name: check_options(j.method.name, j.folder, j.options, overwrite=overwrite) for j in jobs}
+    return {name: change for name, change in found.items() if change is not None}
+
+
+def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
     """Run the methods one after the other; give each back when it has ended, however that was.
 
     Args:
         jobs: To run, those that have finished before as well.
-        overwrite: Whether results of other options may go.
+        changes: Of `find_changes`; these start again.
 
     Raises:
-        UserError: A folder holds something that was made with other options; nothing has been run then.
         BaseException: What interrupts the benchmark.
     """
-    changes = {job.method.name: _change(job, overwrite) for job in jobs}
     for i, job in enumerate(jobs, 1):
         name = f"{job.method.name} ({i} of {len(jobs)})"
-        if change := changes[job.method.name]:
+        if change := changes.get(job.method.name):
             log.info("%s: options have changed (%s), it starts again", name, change)
             clear(job.folder)
         if is_finished(job.folder):
             log.info("%s: finished before", name)
         else:
             wait_for_orphan(read_json(job.folder / RECORD))
-            going_on = (job.folder / LAST).is_file() or (job.folder / "model").is_dir()
+            going_on = (job.folder / LAST).is_file() or (job.folder / MODEL).is_dir()
             log.info("%s: %s", name, "goes on" if going_on else "starts")
             attempt(job)
         yield job
-
-
-def _change(job: Job, overwrite: bool) -> str | None:
-    return check_options(job.method.name, job.folder, job.options, overwrite=overwrite)
 
 
 def attempt(job: Job) -> None:

@@ -28,6 +28,7 @@ PATH_KEYS = ("input", "output", "checkpoint", "prediction", "truth", "image", "d
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
+_WORDS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
 _BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
 _HEAD = re.compile(r"(\+{0,2})([^=+~][^=]*)=(.*)", re.DOTALL)
@@ -70,6 +71,8 @@ def quote_override(word: str) -> str:
     may_list = _LIST_KEY.fullmatch(key) is not None
     if _BOX_KEY.fullmatch(key):
         value = _quote_box(value)
+    elif _WORDS_KEY.fullmatch(key):
+        value = _quote_words(value)
     elif may_list or _is_path_key(key):
         value = _quote_path(key, value, may_list)
     elif key in FOLDER_KEYS and value and _element(value) is None:
@@ -185,6 +188,25 @@ def _quote_box(value: str) -> str:
     if not _BOX.fullmatch(inner):
         return value
     return "[" + ",".join(quote(part.strip()) for part in inner.split(",")) + "]"
+
+
+def _quote_words(value: str) -> str:
+    """Quote the words in a list of words, which hold an equals sign and brackets of their own; see the example.
+
+    >>> print(_quote_words("[epochs=1,data.tile=[1,32,32]]"))
+    ["epochs=1","data.tile=[1,32,32]"]
+    """
+    bare = value.strip()
+    if not (bare.startswith("[") and bare.endswith("]")) or _element(value) is not None:
+        return value
+    words, depth = [""], 0
+    for character in bare[1:-1]:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return f"[{','.join(quote(word.strip()) for word in words)}]"
 
 
 def _exists(path: str) -> bool:

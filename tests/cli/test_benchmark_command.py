@@ -177,7 +177,7 @@ def test_overwrite_runs_again_what_has_changed(finished, benchmark, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
 def test_a_benchmark_that_is_killed_takes_its_process_along(place, benchmark, capsys):
     """Killed while a network trains: the training ends as well, with its last checkpoint, and goes on from there."""
-    words = ["methods=[unet25d]", f"methods.unet25d.small={TINY.replace('epochs=1', 'epochs=40')}"]
+    words = ["methods=[unet25d]", f"methods.unet25d.small={TINY.replace('epochs=1', 'epochs=12')}"]
     start = [sys.executable, "-m", "mitoseg", "benchmark", *WORDS, *words, "hydra.run.dir=killed"]
     folder = place / "killed" / "unet25d"
     last = folder / "train" / "checkpoints" / "last.ckpt"
