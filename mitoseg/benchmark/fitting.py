@@ -94,14 +94,23 @@ def fit(estimator: Estimator, splits: Splits, folder: Path, *, show: bool = True
     return record
 
 
+def check_saved(path: Path) -> None:
+    """Refuse a fitted estimator that is not there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not path.exists():
+        raise UserError("no such fitted estimator", str(path), "name what save wrote, RUN/METHOD/model/estimator")
+
+
 def load_estimator(estimator: Estimator, path: Path) -> Estimator:
     """The estimator of the same class that was saved.
 
     Raises:
         UserError: There is none.
     """
-    if not path.exists():
-        raise UserError("no such fitted estimator", str(path), "name what save wrote, RUN/METHOD/model/estimator")
+    check_saved(path)
     return type(estimator).load(path)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from mitoseg.benchmark import Method, Source, open_source, read_methods
 from mitoseg.benchmark.data import read_source, scored_regions
 from mitoseg.benchmark.estimator import make_estimator
-from mitoseg.benchmark.fitting import run_estimator
+from mitoseg.benchmark.fitting import check_saved, run_estimator
 from mitoseg.benchmark.networks import checkpoint_of
 from mitoseg.benchmark.picture import picture_box
 from mitoseg.benchmark.records import COSTS, RECORD, is_finished, read_json
@@ -90,6 +90,8 @@ def make_plan(cfg: DictConfig) -> Plan:
     for method in methods:
         if method.estimator is not None:
             make_estimator(method.name, method.estimator, splits.voxel_size)
+            if method.checkpoint is not None:
+                check_saved(Path(method.checkpoint))
         elif method.checkpoint is not None:
             checkpoint_of(method, folder / method.name)
     figure = (_plain(cfg.figure_size), _plain(cfg.figure_box)) if cfg.figure else None

@@ -122,6 +122,7 @@ def test_other_options_are_refused_and_nothing_is_lost(finished, benchmark, caps
         (["methods=[lacking,grey]"], "needs a library that is missing: 'no_such_library'; pip install \"mitoseg"),
         (["methods=[grey]", "methods.grey.estimator._target_=json.JSONDecoder"], "the method grey has no such option"),
         (["methods=[unet25d]", "methods.unet25d.checkpoint=no [1].ckpt"], "no such checkpoint: 'no [1].ckpt'"),
+        (["methods=[grey]", "methods.grey.checkpoint=no=model"], "no such fitted estimator: 'no=model'"),
         (["methods=[grey]", "size=tiny"], "error: no such size: 'tiny'; choose one of full, small"),
         (["methods=[grey]", "band=0"], "error: no such boundary band: 0"),
         (["methods=[grey]", "part=train"], "error: no such part of the data to score: 'train'"),
