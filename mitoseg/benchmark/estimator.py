@@ -11,14 +11,17 @@ import numpy.typing as npt
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from mitoseg.datasets import Region
+from mitoseg.datasets import IGNORE, Region
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box
 from mitoseg.volumes import VoxelSize
 from mitoseg.volumes.base import Array
 
 Labels = npt.NDArray[np.uint8]
 """0 background, 1 mitochondrion, 255 ignored."""
 
+CONTEXT = 16
+"""Voxels around the regions that an estimator sees as well."""
 INSTALL = 'pip install "mitoseg[classical]"'
 
 
@@ -26,15 +29,15 @@ INSTALL = 'pip install "mitoseg[classical]"'
 class Estimator(Protocol):
     """A method over volumes, in the manner of scikit-learn.
 
-    Its constructor takes keywords, ``voxel_size`` ((z, y, x) in nm) among them. `fit` and `tune` take one region as
-    two arrays, several as two lists of as many arrays, which may differ in shape.
+    Its constructor takes keywords, ``voxel_size`` ((z, y, x) in nm) among them. `fit` and `tune` take a volume and its
+    labels, which are 255 outside the regions in question: what lies there is tissue to look at, not to learn from.
     """
 
-    def fit(self, image_zyx: Array | Sequence[Array], label_zyx: Labels | Sequence[Labels], /) -> object:
+    def fit(self, image_zyx: Array, label_zyx: Labels, /) -> object:
         """Learn from the training regions."""
         ...
 
-    def tune(self, image_zyx: Array | Sequence[Array], label_zyx: Labels | Sequence[Labels], /) -> object:
+    def tune(self, image_zyx: Array, label_zyx: Labels, /) -> object:
         """Choose the threshold, weights of the regularisation and the like on the validation slabs, all together."""
         ...
 
@@ -92,7 +95,29 @@ def _explained(name: str, error: InstantiationException) -> Exception:
     return error
 
 
-def read_regions(regions: Sequence[Region]) -> tuple[Array | list[Array], Labels | list[Labels]]:
-    """Images and labels as `Estimator.fit` and `Estimator.tune` take them."""
-    images, labels = ([region.read_image() for region in regions], [region.read_label() for region in regions])
-    return (images[0], labels[0]) if len(regions) == 1 else (images, labels)
+def read_regions(regions: Sequence[Region], context: int = CONTEXT) -> tuple[Array, Labels]:
+    """Regions of one volume as `Estimator.fit` and `Estimator.tune` take them: the box around all of them.
+
+    z   |<-context->|<- slab ->|   (not labelled)   |<- slab ->|<-context->|
+
+    Args:
+        regions: At least one.
+        context: Voxels around them that are read as well, as far as there are any.
+
+    Returns:
+        Image and labels, the latter `IGNORE` outside the regions.
+
+    Raises:
+        UserError: They lie in several volumes.
+    """
+    volumes = sorted({region.image.path for region in regions})
+    if len(volumes) > 1:
+        remedy = "give one with data.train.image= and data.train.label=, or methods that are networks"
+        raise UserError("an estimator learns from one volume, there are several", volumes, remedy)
+    image = regions[0].image
+    starts, stops = (np.array([getattr(r.box, end) for r in regions]) for end in ("start", "stop"))
+    around = Box(tuple(starts.min(axis=0).tolist()), tuple(stops.max(axis=0).tolist())).grow(context).clip(image.box)
+    label_zyx = np.full(around.shape, IGNORE, np.uint8)
+    for region in regions:
+        label_zyx[region.box.inside(around).slices] = region.read_label()
+    return image.read(around), label_zyx

@@ -1,15 +1,20 @@
 """The data set of a benchmark: what it passes on to training, what size=small changes, which part is scored."""
 
+import numpy as np
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mitoseg.benchmark.data import TRAINING_KEYS, open_source, read_source, scored_regions
+from mitoseg.benchmark.estimator import read_regions
 from mitoseg.benchmark.networks import training_data
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.cli.method_jobs import training_words
+from mitoseg.datasets import Region
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import ArrayVolume
 
 CONF = default_config_dir()
 
@@ -69,3 +74,19 @@ def test_only_a_part_with_regions_is_scored(tmp_path):
     other = open_source(source_of(f"data.root={tmp_path}", *shapes, "data.validation.gap=1"))
     assert training_data(splits.provenance) == training_data(open_source(source).provenance)
     assert training_data(splits.provenance) != training_data(other.provenance)
+
+
+def test_an_estimator_sees_tissue_around_its_regions_but_no_labels_there():
+    rng = np.random.default_rng(0)
+    image_zyx, label_zyx = rng.integers(0, 256, (30, 8, 9), np.uint8), rng.integers(0, 2, (30, 8, 9), np.uint8)
+    image, label = ArrayVolume(image_zyx, path="a"), ArrayVolume(label_zyx, path="b")
+    slabs = [Region(image, label, Box((a, 2, 0), (b, 8, 9))) for a, b in ((5, 9), (20, 22))]
+    seen_zyx, given_zyx = read_regions(slabs, context=3)
+    np.testing.assert_array_equal(seen_zyx, image_zyx[2:25])
+    expected_zyx = np.full_like(label_zyx, 255)
+    for a, b in ((5, 9), (20, 22)):
+        expected_zyx[a:b, 2:] = label_zyx[a:b, 2:]
+    np.testing.assert_array_equal(given_zyx, expected_zyx[2:25])
+    other = Region(ArrayVolume(image_zyx, path="c"), label, slabs[0].box)
+    with pytest.raises(UserError, match="learns from one volume"):
+        read_regions([*slabs, other])

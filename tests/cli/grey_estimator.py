@@ -28,18 +28,14 @@ class GreyClassifier:
 
     def fit(self, image_zyx, label_zyx):
         self._die("fit")
-        images, labels = as_lists(image_zyx, label_zyx)
-        features = np.concatenate([self.features(image) for image in images])
-        truth = np.concatenate([label.ravel() for label in labels])
+        features, truth = self.features(image_zyx), label_zyx.ravel()
         chosen = np.random.default_rng(self.seed).permutation(np.flatnonzero(truth != IGNORED))[: self.samples]
         model = LogisticRegression().fit(features[chosen], truth[chosen])
         self.weights, self.bias = model.coef_[0], float(model.intercept_[0])
         return self
 
     def tune(self, image_zyx, label_zyx):
-        images, labels = as_lists(image_zyx, label_zyx)
-        probability = np.concatenate([self.predict_proba(image).ravel() for image in images])
-        truth = np.concatenate([label.ravel() for label in labels])
+        probability, truth = self.predict_proba(image_zyx).ravel(), label_zyx.ravel()
         candidates = np.quantile(probability, np.linspace(0.5, 0.99, 30))
         scores = [jaccard(probability >= t, truth) for t in candidates]
         self.threshold = float(candidates[int(np.argmax(scores))])
@@ -73,10 +69,6 @@ class GreyClassifier:
     def _die(self, stage):
         if self.dies == stage and not os.path.exists("alive"):
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-
-
-def as_lists(image_zyx, label_zyx):
-    return (image_zyx, label_zyx) if isinstance(image_zyx, list) else ([image_zyx], [label_zyx])
 
 
 def jaccard(found, truth):

@@ -19,7 +19,7 @@ from mitoseg.volumes import open_volume
 HERE = Path(__file__).parent
 DATA = ["size=small", "data.root=phantom", "data.train_shape=[10,96,128]", "data.test_shape=[3,96,128]"]
 WORDS = ["--config-dir", str(HERE / "more_conf"), *DATA, "accelerator=cpu", "progress=false", "figure_size=[64,64]"]
-TINY = "[epochs=1,data.epoch_tiles=16,data.tile=[1,32,32],ema=null]"
+TINY = "[epochs=1,data.epoch_tiles=16,data.tile=[1,32,32],ema=null,trainer.check_val_every_n_epoch=1]"
 
 
 @pytest.fixture(scope="module")
