@@ -129,6 +129,8 @@ def unknown_option(error: BaseException, config_dir: Path, config_name: str, ove
             keys = list(_keys(hydra.compose(config_name, overrides=choices)))
     except (HydraException, OmegaConfBaseException):  # a second mistake in the same command
         keys = []
+    if match[1] in keys:  # it is there, but what it is given has keys that it has not
+        return f"{match[1]} has no such keys; --help lists the options"
     near = difflib.get_close_matches(match[1], keys, n=1)
     hint = f"did you mean {near[0]}?" if near else "--help lists the options"
     return f"no such option: {match[1]!r}; {hint}"
