@@ -104,7 +104,7 @@ def test_finished_methods_are_skipped_and_stay_in_the_table(finished, benchmark,
 )
 def test_other_options_are_refused_and_nothing_is_lost(finished, benchmark, capsys, words, line):
     before = {path: path.read_bytes() for path in finished.glob("*/*.json")}
-    assert benchmark("resume=run", "methods=[grey,sharp]", *words) == 1
+    assert benchmark("resume=run", "methods=[grey,sharp]", "crop=null", *words) == 1
     said = told(capsys)
     assert line in said
     assert "overwrite=true" in said
@@ -123,7 +123,7 @@ def test_other_options_are_refused_and_nothing_is_lost(finished, benchmark, caps
         (["methods=[grey]", "methods.grey.estimator._target_=json.JSONDecoder"], "the method grey has no such option"),
         (["methods=[unet25d]", "methods.unet25d.checkpoint=no [1].ckpt"], "no such checkpoint: 'no [1].ckpt'"),
         (["methods=[grey]", "methods.grey.checkpoint=no=model"], "no such fitted estimator: 'no=model'"),
-        (["methods=[grey]", "methods.grey.small={depth: 3}"], "error: methods.grey.small has no such keys"),
+        (["methods=[neila]", "methods.neila.small={a: 3}"], "error: methods.neila.small has no such keys"),
         (["methods=[grey]", "size=tiny"], "error: no such size: 'tiny'; choose one of full, small"),
         (["methods=[grey]", "band=0"], "error: no such boundary band: 0"),
         (["methods=[grey]", "part=train"], "error: no such part of the data to score: 'train'"),
