@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mitoseg.provenance import collect, devices, git_state
+from mitoseg.provenance import collect, devices, git_state, peak_memory
 
 
 def git(folder, *words):
@@ -66,3 +66,12 @@ def test_gpus_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     assert devices() == ["GPU 0", "GPU 1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux counts")
+def test_memory_is_that_of_this_process_alone():
+    """This one holds torch; one that it starts does not."""
+    code = "from mitoseg.provenance import peak_memory; print(peak_memory())"
+    theirs = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    held = np.ones(10_000_000)
+    assert theirs < 1e8 < held.nbytes + 1e8 < peak_memory()

@@ -103,6 +103,8 @@ def user_message(error: BaseException) -> str | None:
         link = link.__cause__
     if isinstance(error, InstantiationException):
         return None
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return "a group of options was given nothing; give a name, or a list of names in brackets"
     if isinstance(error, HydraException | ValidationError | InterpolationResolutionError):
         cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         return squeeze(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}"))
@@ -127,9 +129,25 @@ def unknown_option(error: BaseException, config_dir: Path, config_name: str, ove
             keys = list(_keys(hydra.compose(config_name, overrides=choices)))
     except (HydraException, OmegaConfBaseException):  # a second mistake in the same command
         keys = []
+    if match[1] in keys:  # it is there, but what it is given has keys that it has not
+        return f"{match[1]} has no such keys; --help lists the options"
     near = difflib.get_close_matches(match[1], keys, n=1)
     hint = f"did you mean {near[0]}?" if near else "--help lists the options"
     return f"no such option: {match[1]!r}; {hint}"
+
+
+def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
+    """A line with the nearest name, if a list of options names one that is not there; None otherwise."""
+    missing = getattr(error, "missing_cfg_file", None)
+    if not isinstance(missing, str) or "Could not load" not in str(error):
+        return None
+    group, _, name = missing.rpartition("/")
+    names = sorted(path.stem for path in (config_dir / group).glob("*.yaml")) if group else []
+    if not names:
+        return None
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose of {', '.join(names)}"
+    return f"{group} has no {name!r}; {hint}"
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

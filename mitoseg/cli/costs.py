@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-import psutil
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
+
+from mitoseg.provenance import peak_memory
 
 
 def training_costs(trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]:
@@ -31,13 +31,3 @@ def training_costs(trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "peak_memory": {"process": peak_memory(), "device": on_device},
     }
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes on Linux

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import mitoseg
-from mitoseg.cli.console import shown, told_in_lines, unknown_option, user_message
+from mitoseg.cli.console import shown, told_in_lines, unknown_choice, unknown_option, user_message
 from mitoseg.cli.quoting import quote_overrides
 from mitoseg.cli.ranks import (
     is_main_process,
@@ -108,7 +108,8 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
             conclude(sweep)
         raise
     except Exception as error:
-        line = missing_plugin(error) or unknown_option(error, config_dir, config_name, words) or user_message(error)
+        line = missing_plugin(error) or unknown_choice(error, config_dir)
+        line = line or unknown_option(error, config_dir, config_name, words) or user_message(error)
         if line is None:
             traceback.print_exc()
             line = "this is a bug in mitoseg; please report it with the lines above and the command"

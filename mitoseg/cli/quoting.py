@@ -27,7 +27,9 @@ from mitoseg.errors import UserError
 PATH_KEYS = ("input", "output", "checkpoint", "prediction", "truth", "image", "data.root", "resume", "init_from")
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints")
-_BOX_KEY = re.compile(r"crop|data\.\w+\.box")
+_OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
+_WORDS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
+_BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
 _HEAD = re.compile(r"(\+{0,2})([^=+~][^=]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
@@ -69,7 +71,9 @@ def quote_override(word: str) -> str:
     may_list = _LIST_KEY.fullmatch(key) is not None
     if _BOX_KEY.fullmatch(key):
         value = _quote_box(value)
-    elif may_list or key in PATH_KEYS:
+    elif _WORDS_KEY.fullmatch(key):
+        value = _quote_words(value)
+    elif may_list or _is_path_key(key):
         value = _quote_path(key, value, may_list)
     elif key in FOLDER_KEYS and value and _element(value) is None:
         value = quote(value)
@@ -83,12 +87,16 @@ def requote_override(word: str) -> str:
     input="a b.tif"
     """
     match = _HEAD.fullmatch(word)
-    if match is None or not (match[2] in PATH_KEYS or _LIST_KEY.fullmatch(match[2])):
+    if match is None or not (_is_path_key(match[2]) or _LIST_KEY.fullmatch(match[2])):
         return word
     element = _element(match[3])
     if isinstance(element, list):
         return f"{match[1]}{match[2]}=[{','.join(quote(_text(part)) for part in element)}]"
     return f"{match[1]}{match[2]}={quote(element)}" if isinstance(element, str) else word
+
+
+def _is_path_key(key: str) -> bool:
+    return key in PATH_KEYS or _OTHER_PATH_KEY.fullmatch(key) is not None
 
 
 def quote(text: str) -> str:
@@ -180,6 +188,25 @@ def _quote_box(value: str) -> str:
     if not _BOX.fullmatch(inner):
         return value
     return "[" + ",".join(quote(part.strip()) for part in inner.split(",")) + "]"
+
+
+def _quote_words(value: str) -> str:
+    """Quote the words in a list of words, which hold an equals sign and brackets of their own; see the example.
+
+    >>> print(_quote_words("[epochs=1,data.tile=[1,32,32]]"))
+    ["epochs=1","data.tile=[1,32,32]"]
+    """
+    bare = value.strip()
+    if not (bare.startswith("[") and bare.endswith("]")) or _element(value) is not None:
+        return value
+    words, depth = [""], 0
+    for character in bare[1:-1]:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return f"[{','.join(quote(word.strip()) for word in words)}]"
 
 
 def _exists(path: str) -> bool:

@@ -7,7 +7,8 @@ runs whatever ``_target_`` names. So saved words that touch such keys are refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -17,7 +18,9 @@ from mitoseg.errors import UserError
 from mitoseg.storage import write_text
 
 SAVED = Path(".hydra", "overrides.yaml")
-_ONCE = {"resume", "extend", "trust"}  # said for one call, not for the run
+ACCEPTED = Path(".hydra", "accepted.yaml")
+"""Of a command that may refuse to take up a run, the words of the last call that it did not refuse."""
+_ONCE = {"resume", "extend", "trust", "overwrite"}  # said for one call, not for the run
 _CODE = re.compile(r"[+~]*hydra\b|.*(_(target|args|partial|recursive|convert)_|\$\{)", re.DOTALL)
 
 
@@ -84,6 +87,23 @@ def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequen
         write_text(folder / SAVED, yaml.safe_dump([*kept, *(f"{key}={value}" for key, value in values.items())]))
 
 
+@contextmanager
+def words_kept(folder: Path) -> Iterator[None]:
+    """Keep the words of a run when a call that would take it up is refused inside the block.
+
+    Hydra has already put the words of this call in their place.
+    """
+    saved, accepted = folder / SAVED, folder / ACCEPTED
+    try:
+        yield
+    except BaseException:
+        if accepted.is_file():
+            write_text(saved, accepted.read_text(encoding="utf-8"))
+        raise
+    if saved.is_file():
+        write_text(accepted, saved.read_text(encoding="utf-8"))
+
+
 def find_run(path: Path) -> Path:
     """The run's folder that ``path`` is or lies in.
 
@@ -91,11 +111,11 @@ def find_run(path: Path) -> Path:
         UserError: There is none.
     """
     if not path.exists():
-        raise UserError("no run to resume", str(path), "name a folder under outputs/train, or a checkpoint in one")
+        raise UserError("no run to resume", str(path), "name a run's folder under outputs, or a checkpoint in one")
     for folder in (path, *path.parents, *path.resolve().parents):
         if (folder / SAVED).is_file():
             return folder
-    raise UserError("not a run, it has no .hydra/overrides.yaml", str(path), "name a folder under outputs/train")
+    raise UserError("not a run, it has no .hydra/overrides.yaml", str(path), "name a run's folder under outputs")
 
 
 def _key(word: str) -> str:

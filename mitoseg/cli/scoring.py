@@ -104,6 +104,13 @@ def score_checkpoint(
 
 def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> Evaluation:
     path = _prediction_path(folder, name)
+    predict_region(path, region, prediction, name)
+    result = open_volume(str(path))
+    return evaluate(result, _truth(region, result))
+
+
+def predict_region(path: Path, region: Region, prediction: Prediction, title: str, *, show: bool = True) -> None:
+    """Predict one region into a file, with a progress bar; a file that is there is replaced."""
     path.parent.mkdir(exist_ok=True)
     with create_volume(
         str(path),
@@ -113,9 +120,7 @@ def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> E
         metadata=prediction.metadata,
         overwrite=True,
     ) as writer:
-        predict_with_progress(prediction, region.image, writer, box=region.box, title=name)
-    result = open_volume(str(path))
-    return evaluate(result, _truth(region, result))
+        predict_with_progress(prediction, region.image, writer, box=region.box, title=title, show=show)
 
 
 def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> Evaluation:

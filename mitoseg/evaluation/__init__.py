@@ -1,5 +1,6 @@
 """Score two volumes: numbers, a table, figures."""
 
+from mitoseg.evaluation.comparison import comparison_figure
 from mitoseg.evaluation.curves import save_curves
 from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.figures import overlay_figure, save_overlays
@@ -14,6 +15,7 @@ __all__ = [
     "Decision",
     "Evaluation",
     "boundary_table",
+    "comparison_figure",
     "decide",
     "evaluate",
     "overlay_figure",

@@ -32,6 +32,10 @@ MISSED: Colour = (0.34, 0.71, 0.95)
 TRUTH: Colour = (0.94, 0.89, 0.26)
 LEFT_OUT: Colour = (0.5, 0.5, 0.5)
 
+TRUTH_KEY = (("mitochondria", TRUTH),)
+ERROR_KEY = (("found (TP)", HIT), ("false (FP)", FALSE), ("missed (FN)", MISSED))
+"""What the colours mean."""
+
 _PANEL = 5.0  # inches, the longer side of one panel
 _MARGIN, _TOP, _BOTTOM = 0.06, 0.34, 0.36  # inches
 
@@ -74,26 +78,31 @@ def overlay_figure(
     pixel_y, pixel_x = (1.0, 1.0) if voxel_size is None else (float(s) for s in voxel_size[-2:])
     figure, axes = _panels(image_yx.shape[0] * pixel_y, image_yx.shape[1] * pixel_x, dpi)
     grey = stretch(image_yx)
-    truth, result = truth_yx == 1, np.asarray(result_yx, bool)
-    ignored = truth_yx == IGNORE
-    counted = ~ignored
-    panels: tuple[list[Layer], ...] = (
-        [],
-        [(truth, TRUTH, 0.45), (ignored, LEFT_OUT, 0.6)],
-        [
-            (truth & result, HIT, 0.5),
-            (result & ~truth & counted, FALSE, 0.95),
-            (truth & ~result, MISSED, 0.95),
-            (ignored, LEFT_OUT, 0.6),
-        ],
-    )
+    panels: tuple[list[Layer], ...] = ([], truth_layers(truth_yx), error_layers(truth_yx, result_yx))
     for ax, name, layers in zip(axes, (title or "image", "truth", "result"), panels, strict=True):
-        ax.imshow(_blend(grey, layers), aspect=pixel_y / pixel_x, interpolation="antialiased")
+        ax.imshow(blend(grey, layers), aspect=pixel_y / pixel_x, interpolation="antialiased")
         ax.set_title(name, fontsize=10, pad=4)
         ax.set_axis_off()
-    _scale_bar(axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
-    _legends(axes, bool(ignored.any()))
+    scale_bar(axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
+    _legends(axes, bool((truth_yx == IGNORE).any()))
     return figure
+
+
+def truth_layers(truth_yx: npt.NDArray[np.uint8]) -> list[Layer]:
+    """Mitochondria, and what is not counted."""
+    return [(truth_yx == 1, TRUTH, 0.45), (truth_yx == IGNORE, LEFT_OUT, 0.6)]
+
+
+def error_layers(truth_yx: npt.NDArray[np.uint8], result_yx: npt.NDArray[np.bool_]) -> list[Layer]:
+    """What was found, made up and missed, and what is not counted."""
+    truth, result, ignored = truth_yx == 1, np.asarray(result_yx, bool), truth_yx == IGNORE
+    wrong = result & ~truth & ~ignored
+    return [
+        (truth & result, HIT, 0.5),
+        (wrong, FALSE, 0.95),
+        (truth & ~result, MISSED, 0.95),
+        (ignored, LEFT_OUT, 0.6),
+    ]
 
 
 def save_overlays(
@@ -163,7 +172,8 @@ def _panels(height: float, width: float, dpi: float) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def _blend(grey_yx: npt.NDArray[np.float32], layers: Sequence[Layer]) -> npt.NDArray[np.float32]:
+def blend(grey_yx: npt.NDArray[np.float32], layers: Sequence[Layer]) -> npt.NDArray[np.float32]:
+    """Grey levels in [0, 1] under layers of colour, as RGB."""
     dimmed_yx = 0.1 + 0.72 * grey_yx if layers else grey_yx  # colours stand out from softer greys
     rgb_yxc = np.repeat(dimmed_yx[..., None], 3, axis=-1)
     for mask_yx, colour, alpha in layers:
@@ -181,7 +191,8 @@ def nice_length(longest: float) -> float:
     return next(round(step * power, 12) for step in (5, 2, 1) if step * power <= longest * (1 + 1e-9))
 
 
-def _scale_bar(ax: Axes, shape_yx: tuple[int, ...], pixel_nm: float | None) -> None:
+def scale_bar(ax: Axes, shape_yx: tuple[int, ...], pixel_nm: float | None) -> None:
+    """Draw a bar of a round length; without a pixel size it counts pixels."""
     height, width = shape_yx
     length = nice_length(0.25 * width * (pixel_nm or 1))
     text, unit = (f"{length / 1000:g}", "µm") if pixel_nm and length >= 1000 else (f"{length:g}", "nm")
@@ -193,13 +204,16 @@ def _scale_bar(ax: Axes, shape_yx: tuple[int, ...], pixel_nm: float | None) -> N
     label.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
 
 
+def patches(entries: Sequence[tuple[str, Colour]]) -> list[Patch]:
+    """Handles of a legend."""
+    return [Patch(facecolor=colour, edgecolor="none", label=name) for name, colour in entries]
+
+
 def _legends(axes: Sequence[Axes], ignored: bool) -> None:
     left_out = [("not counted", LEFT_OUT)] if ignored else []
-    truth = [("mitochondria", TRUTH), *left_out]
-    result = [("found (TP)", HIT), ("false (FP)", FALSE), ("missed (FN)", MISSED), *left_out]
-    for ax, entries in zip(axes[1:], (truth, result), strict=True):
+    for ax, entries in zip(axes[1:], ([*TRUTH_KEY, *left_out], [*ERROR_KEY, *left_out]), strict=True):
         ax.legend(
-            handles=[Patch(facecolor=colour, edgecolor="none", label=name) for name, colour in entries],
+            handles=patches(entries),
             loc="upper center",
             bbox_to_anchor=(0.5, 0.0),
             ncols=len(entries),

@@ -183,3 +183,25 @@ def test_run_folders_are_quoted_only_where_hydra_needs_it(value):
 
 def test_all_words_in_order():
     assert quote_overrides(["seed=1", "input=a b", "x"]) == ["seed=1", 'input="a b"', "x"]
+
+
+@pytest.mark.parametrize(
+    ("value", "quoted"),
+    [
+        ("[epochs=1, data.tile=[1,32,32]]", '["epochs=1","data.tile=[1,32,32]"]'),
+        ("[experiment=paper]", '["experiment=paper"]'),
+        ('["epochs=1","a=[b,c]"]', '["epochs=1","a=[b,c]"]'),
+        ("[]", "[]"),
+        ("{samples: 5}", "{samples: 5}"),
+    ],
+)
+def test_words_within_a_word(value, quoted):
+    for key in ("methods.unet25d.small", "methods.my-own.train"):
+        assert quote_override(f"{key}={value}") == f"{key}={quoted}"
+        assert quote_override(f"{key}={quoted}") == f"{key}={quoted}"
+
+
+def test_checkpoints_of_methods_are_paths():
+    assert quote_override("methods.unet25d.checkpoint=a, [b].ckpt") == 'methods.unet25d.checkpoint="a, [b].ckpt"'
+    assert quote_override("methods.unet25d.checkpoint=null") == "methods.unet25d.checkpoint=null"
+    assert quote_override("figure_box=4:5,0:8,0:9") == 'figure_box=["4:5","0:8","0:9"]'

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from mitoseg.cli.quoting import literal
 from mitoseg.cli.ranks import job_arguments
 from mitoseg.cli.sweeps.names import job_name, key_of, value_of
 from mitoseg.cli.sweeps.plan import Sweep
-from mitoseg.cli.sweeps.process import GRACE_SECONDS, ended_by_sigterm, job_variables, run_process
+from mitoseg.cli.sweeps.process import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
 from mitoseg.cli.sweeps.results import read_json, report, write_results
 from mitoseg.cli.sweeps.slots import Slot, free_slot
 from mitoseg.errors import UserError
@@ -133,7 +132,7 @@ def _done_before(job: Job) -> dict[str, Any] | None:
 
 def _attempt(sweep: Sweep, job: Job, cfg: DictConfig) -> dict[str, Any]:
     before = read_json(job.folder / RECORD)
-    _wait_for_orphan(before)
+    wait_for_orphan(before)
     outcome = job.folder / ".outcome.json"
     outcome.unlink(missing_ok=True)
     record = {"words": job.words, "varied": job.varied, "status": "running", "seconds": before.get("seconds", 0.0)}
@@ -173,7 +172,7 @@ def _run(sweep: Sweep, job: Job, slot: Slot, record: dict[str, Any], outcome: Pa
         wanted=lambda: not in_worker or _launcher_lives(sweep.pid),
     )
     if in_worker or code:
-        log.info("%s: %s", job.name, "done" if code == 0 else f"ended, {_why(code)}")
+        log.info("%s: %s", job.name, "done" if code == 0 else f"ended, {why(code)}")
     return code
 
 
@@ -182,26 +181,7 @@ def _ending(code: int | None, told: Mapping[str, Any]) -> dict[str, Any]:
     if code == 0:
         return {"status": "finished", "exit": 0, "error": None, "objective": told.get("objective")}
     status = "interrupted" if code is None else "failed"
-    return {"status": status, "exit": code, "error": told.get("error") or _why(code), "objective": None}
-
-
-def _why(code: int | None) -> str:
-    """An exit code in words.
-
-    >>> _why(-9)
-    'killed by SIGKILL, out of memory perhaps'
-    """
-    if code is None:
-        return "interrupted"
-    if code in {130, 143}:  # how a shell tells of a signal
-        code = 128 - code
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}, out of memory perhaps" if name == "SIGKILL" else f"killed by {name}"
+    return {"status": status, "exit": code, "error": told.get("error") or why(code), "objective": None}
 
 
 def _launcher_lives(pid: int) -> bool:
@@ -210,14 +190,3 @@ def _launcher_lives(pid: int) -> bool:
     Jobs that submitit has submitted are meant to outlive it.
     """
     return "SUBMITIT_EXECUTOR" in os.environ or (os.getppid() == pid and psutil.pid_exists(pid))
-
-
-def _wait_for_orphan(record: Mapping[str, Any]) -> None:
-    """Wait for a process that a killed sweep has left behind: it is writing its last checkpoint."""
-    left = record.get("process")
-    if not left:
-        return
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(left["pid"])
-        if process.create_time() == left["born"]:
-            process.wait(GRACE_SECONDS + 10)

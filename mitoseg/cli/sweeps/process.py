@@ -132,6 +132,36 @@ def kill_group(pid: int) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
+def why(code: int | None) -> str:
+    """An exit code in words.
+
+    >>> why(-9)
+    'killed by SIGKILL, out of memory perhaps'
+    """
+    if code is None:
+        return "interrupted"
+    if code in {130, 143}:  # how a shell tells of a signal
+        code = 128 - code
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}, out of memory perhaps" if name == "SIGKILL" else f"killed by {name}"
+
+
+def wait_for_orphan(record: Mapping[str, Any]) -> None:
+    """Wait for a process that a killed sweep has left behind: it is writing its last checkpoint."""
+    left = record.get("process")
+    if not left:
+        return
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(left["pid"])
+        if process.create_time() == left["born"]:
+            process.wait(GRACE_SECONDS + 10)
+
+
 def _prefer_as_victim(pid: int) -> None:
     """When memory runs out, let Linux kill the job rather than the sweep."""
     with contextlib.suppress(OSError):

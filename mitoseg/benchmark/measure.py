@@ -1,0 +1,48 @@
+"""Time and memory of a stage, and its line on the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+@dataclass
+class Cost:
+    """Seconds on the clock and of the processor; added up over stages."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both stages."""
+        return Cost(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def record(self, stage: str) -> dict[str, float]:
+        """As a record holds it, such as ``training_seconds``."""
+        return {f"{stage}_seconds": round(self.seconds, 2), f"{stage}_cpu_seconds": round(self.cpu_seconds, 2)}
+
+
+@contextmanager
+def stage(title: str, *, show: bool = True) -> Iterator[Cost]:
+    """Measure what is done inside, and show how long it has been going on.
+
+    Args:
+        title: For the terminal.
+        show: Whether to.
+
+    Yields:
+        The cost, which is set when the block ends.
+    """
+    cost = Cost()
+    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(title, total=1)
+        clock, processor = time.perf_counter(), time.process_time()
+        yield cost
+        cost.seconds, cost.cpu_seconds = time.perf_counter() - clock, time.process_time() - processor
+        bar.update(task, completed=1)

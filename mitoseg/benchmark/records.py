@@ -1,0 +1,93 @@
+"""How a method stands in a benchmark's folder: ``record.json``, and whether it may be run with the options given now.
+
+outputs/benchmark/<date>_<time>/
+    table.md, table.csv, table.html, methods.png, provenance.json
+    forest/     record.json, metrics.json, costs.json, model/, predictions/
+    unet25d/    record.json, metrics.json, costs.json, train/ (a run of training), predictions/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mitoseg.benchmark.data import flatten
+from mitoseg.errors import UserError
+from mitoseg.storage import plain, remove
+
+RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
+LAST = Path(TRAIN, "checkpoints", "last.ckpt")
+FINISHED = "finished"
+_SHOWN = 3
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def prediction_path(folder: Path, part: str, index: int) -> Path:
+    """Where the prediction of a region lies in a method's folder."""
+    return folder / "predictions" / f"{part}_{index}.tif"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a method's folder holds its scores."""
+    return read_json(folder / RECORD).get("status") == FINISHED and (folder / METRICS).is_file()
+
+
+def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwrite: bool) -> str | None:
+    """Compare what a method's folder was made with to the options given now.
+
+    Args:
+        name: Of the method.
+        folder: Its folder, which need not be there.
+        options: Given now.
+        overwrite: Whether a result of other options may go.
+
+    Returns:
+        How they differ, in words, if the folder is to be made anew; None if it can stay.
+
+    Raises:
+        UserError: The folder holds something made with other options, and may not be overwritten.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    change = difference(read_json(folder / RECORD).get("options") or {}, options)
+    if not change:
+        return None
+    holds = is_finished(folder) or (folder / MODEL).is_dir() or (folder / LAST).is_file()
+    if holds and not overwrite:
+        remedy = "give the options as they were, overwrite=true to run it again, or start a new benchmark"
+        raise UserError(f"the method {name} is there with other options ({change})", str(folder), remedy)
+    return change
+
+
+def clear(folder: Path) -> None:
+    """Remove what a method of other options has left."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != ".lock":
+            remove(path)
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How two mappings differ, in words; empty if they do not.
+
+    >>> difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    'a.b: 1 -> 3'
+    """
+    old, new = flatten(plain(before)), flatten(plain(now))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    words = [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys[:_SHOWN]]
+    return ", ".join([*words, *([f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else [])])
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,184 @@
+"""Methods as their files describe them, estimators as they are made, and folders that other options have made."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mitoseg.benchmark import read_methods
+from mitoseg.benchmark.data import Source
+from mitoseg.benchmark.estimator import INSTALL, make_estimator
+from mitoseg.benchmark.methods import Method, read_method
+from mitoseg.benchmark.networks import checkpoint_of, describe_run
+from mitoseg.benchmark.records import check_options, clear
+from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.method_jobs import Job
+from mitoseg.errors import UserError
+from mitoseg.storage import write_json
+
+CONF = default_config_dir()
+NAMES = sorted(path.stem for path in (CONF / "methods").glob("*.yaml"))
+
+
+def methods_of(*words):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("benchmark", [*words, "hydra.mode=RUN"])
+    return read_methods(OmegaConf.to_container(cfg.methods, resolve=True), cfg.size)
+
+
+def test_the_methods_of_the_abstracts_table_come_in_the_order_given():
+    assert {method.name for method in methods_of()} == set(NAMES)
+    assert [method.name for method in methods_of("methods=[unet25d,forest]")] == ["unet25d", "forest"]
+    assert [method.name for method in methods_of("methods=forest")] == ["forest"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_composes_in_both_sizes(name):
+    (full,), (small,) = (methods_of(f"methods=[{name}]", f"size={size}", "seed=5") for size in ("full", "small"))
+    assert full.title == small.title
+    if full.train is None:
+        assert full.estimator["seed"] == 5
+        return
+    assert small.train[: len(full.train)] == full.train
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for method in (full, small):
+            assert compose("train", [*method.train, "hydra.mode=RUN"]).name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("patch_cnn", "context_cnn", "unet25d")])
+def test_every_estimator_can_be_made(name):
+    pytest.importorskip("mitoseg.classical", reason="the estimators are not there")
+    for size in ("full", "small"):
+        (method,) = methods_of(f"methods=[{name}]", f"size={size}")
+        assert make_estimator(name, method.estimator, (5.0, 5.0, 5.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"title": "a"}, "either an estimator or words"),
+        ({"estimator": {}, "train": []}, "either an estimator or words"),
+        ({"estimater": {}}, "a method has the keys"),
+        ("words", "a method has the keys"),
+        ({"train": "experiment=paper"}, "m.train is not a list"),
+        ({"train": [], "small": {}}, None),
+        ({"train": [], "small": {"epochs": 1}}, "m.small is not a list"),
+        ({"estimator": {"_target_": "a.b"}, "small": ["a"]}, "m.small is not a mapping"),
+    ],
+)
+def test_a_method_that_is_not_described_as_it_should_be(config, line):
+    if line is None:
+        assert read_method("m", config, small=True).train == ()
+        return
+    with pytest.raises(UserError, match=line):
+        read_method("m", config, small=True)
+
+
+def test_no_methods_and_no_such_size():
+    with pytest.raises(UserError, match="no methods to compare"):
+        read_methods({}, "full")
+    with pytest.raises(UserError, match="no such size"):
+        read_methods({"m": {"train": []}}, "tiny")
+
+
+class NoEstimator:
+    def __init__(self, voxel_size):
+        self.voxel_size = voxel_size
+
+
+class NeedsLibrary(NoEstimator):
+    def __init__(self, voxel_size):
+        import no_such_library  # noqa: F401
+
+
+class Refuses(NoEstimator):
+    def __init__(self, voxel_size):
+        raise UserError("so not", voxel_size, "otherwise")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "line"),
+    [
+        ("NeedsLibrary", {}, f"needs a library that is missing: 'no_such_library'; {INSTALL}"),
+        ("NoEstimator", {"depth": 3}, "has no such option"),
+        ("NoEstimator", {}, "NoEstimator is no estimator, it lacks fit, tune"),
+        ("Refuses", {}, "so not: "),
+    ],
+)
+def test_an_estimator_that_cannot_be_made_is_one_line(monkeypatch, name, more, line):
+    monkeypatch.setitem(sys.modules, "made_up", sys.modules[__name__])
+    with pytest.raises(UserError) as raised:
+        make_estimator("forest", {"_target_": f"made_up.{name}", **more}, None)
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def made(folder, status="finished", **options):
+    write_json(folder / "record.json", {"status": status, "options": options})
+    write_json(folder / "metrics.json", {})
+
+
+def test_options_of_a_folder(tmp_path):
+    assert check_options("m", tmp_path / "none", {"a": 1}, overwrite=False) is None
+    made(tmp_path, train=["x"], data={"gap": 2})
+    assert check_options("m", tmp_path, {"train": ("x",), "data": {"gap": 2}}, overwrite=False) is None
+    with pytest.raises(UserError, match=r"other options \(data.gap: 2 -> 3\).*overwrite=true"):
+        check_options("m", tmp_path, {"train": ["x"], "data": {"gap": 3}}, overwrite=False)
+    assert check_options("m", tmp_path, {"train": ["x"], "data": {}}, overwrite=True) == "data.gap: 2 -> nothing"
+
+
+def test_a_failed_method_with_nothing_to_lose_may_change(tmp_path):
+    made(tmp_path, "failed", a=1)
+    assert check_options("m", tmp_path, {"a": 2}, overwrite=False) == "a: 1 -> 2"
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError):
+        check_options("m", tmp_path, {"a": 2}, overwrite=False)
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def job_of(folder, **changes):
+    method = Method("m", "M", None, ("experiment=paper",), None)
+    return Job(Method(**{**vars(method), **changes}), folder, {}, ["size=small"], ["seed=1"])
+
+
+def test_a_network_is_trained_first_goes_on_and_is_not_trained_twice(tmp_path):
+    train, scoring = job_of(tmp_path).commands()
+    assert train[2:5] == ["train", "seed=1", "experiment=paper"]
+    assert train[-1].startswith("hydra.run.dir=")
+    assert scoring[2:5] == ["benchmark", "size=small", "job=m"]
+    (tmp_path / "train" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "train" / "checkpoints" / "last.ckpt").touch()
+    assert job_of(tmp_path).commands()[0][-1].startswith("resume=")
+    assert job_of(tmp_path, checkpoint="a.ckpt").commands() == [scoring]
+    assert job_of(tmp_path, train=None, estimator={}).commands() == [scoring]
+    write_json(tmp_path / "train" / "metrics.json", {})
+    assert job_of(tmp_path).commands() == [scoring]
+
+
+def test_what_a_checkpoint_was_trained_on_is_told(tmp_path):
+    data = {"regions": {"train": ["a"], "validation": ["b"]}, "files": [{"role": "train.image", "sha256": "1"}]}
+    other = {**data, "regions": {"train": ["a"], "validation": ["c"]}}
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    given, own = (Method("m", "M", None, (), checkpoint) for checkpoint in (str(path), None))
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint_of(given, tmp_path)
+    path.touch()
+    assert checkpoint_of(given, tmp_path) == path
+    assert "is not known" in describe_run(given, path, data)["protocol"]
+    write_json(tmp_path / "provenance.json", {"data": data, "training_seconds": 5})
+    assert "same regions" in describe_run(given, path, data)["protocol"]
+    assert "is not known" in describe_run(given, path, other)["protocol"]
+    assert describe_run(own, path, data)["training_seconds"] == 5
+    with pytest.raises(UserError, match="trained on another split"):
+        describe_run(own, path, other)
+
+
+def test_a_source_is_told_whole_in_records():
+    source = Source("files", {}, {"root": Path("a"), "train": {"image": "b"}})
+    assert source.leaves() == {"data.root": Path("a"), "data.train.image": "b"}
+    assert json.dumps(source.record()["train"])

@@ -1,0 +1,93 @@
+"""Rows, the three files and the terminal; the abstract's figures as it gives them."""
+
+import csv
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from mitoseg.benchmark.rows import COLUMNS, method_row, published_rows
+from mitoseg.benchmark.table import Page, as_csv, as_html, markdown, terminal, text
+from mitoseg.storage import write_json
+
+
+@pytest.fixture
+def row(tmp_path):
+    """A finished method."""
+    kept = {"jaccard_foreground": 0.8, "jaccard_mean": 0.9, "left_out_foreground": 0.2, "left_out_background": 0.01}
+    metrics = {
+        **{"jaccard_foreground": 0.7625, "jaccard_background": 0.98, "jaccard_mean": 0.87125, "kind": "probability"},
+        **{"threshold": 0.4, "interval": {"jaccard_foreground": [0.7, 0.8]}, "precision": 0.9, "recall": None},
+        "boundary": [
+            {"distance": 2, "dims": 2, **kept, "jaccard_foreground": 0.1},
+            {"distance": 2, "dims": 3, **kept},
+        ],
+    }
+    costs = {"training_seconds": 12.0, "prediction_seconds": 360, "peak_memory": {"process": 2e9, "device": None}}
+    write_json(tmp_path / "record.json", {"status": "finished", "title": "a <b> | c", "commit": "abc"})
+    write_json(tmp_path / "metrics.json", {"test": metrics})
+    write_json(tmp_path / "costs.json", costs | {"protocol": "trained here"})
+    return method_row("forest", tmp_path, "test", 2)
+
+
+def test_a_row_holds_scores_costs_and_where_they_come_from(row):
+    assert set(row) == set(COLUMNS)
+    assert (row["jaccard_foreground"], row["band_jaccard_foreground"], row["band"]) == (0.7625, 0.8, 2)
+    assert (row["jaccard_foreground_low"], row["threshold"], row["peak_memory_bytes"]) == (0.7, 0.4, 2e9)
+
+
+def test_published_figures_stand_alone_under_the_labels_of_the_abstract():
+    rows = published_rows()
+    labelled = [(r["method"], r["jaccard_published"]) for r in rows]
+    expected = [("Lucchi et al.", 0.948), ("Neila et al.", 0.762), ("Lucchi et al.", 0.867), ("proposed", 0.964)]
+    assert labelled == [(f"{name} (abstract)", value) for name, value in expected]
+    assert all("not stated" in r["protocol"] for r in rows)
+    assert [("which paper" in r["protocol"]) for r in rows] == [True, False, True, False]
+    scores = [key for key in COLUMNS if "jaccard" in key and key != "jaccard_published"]
+    assert all(r[key] is None for r in rows for key in scores)
+
+
+def test_a_method_without_a_result_says_why(tmp_path):
+    assert method_row("m", tmp_path, "test", 2)["protocol"] == "no result: not run"
+    write_json(tmp_path / "record.json", {"status": "failed", "error": "out of luck"})
+    row = method_row("m", tmp_path, "test", 2)
+    assert (row["status"], row["protocol"], row["jaccard_foreground"]) == ("failed", "no result: out of luck", None)
+
+
+def test_the_files(row):
+    page = Page([row, *published_rows()], "Methods & more", ["a note"], picture=True)
+    lines = markdown(page).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + 5
+    assert len({re.sub(r"\\\|", "", line).count("|") for line in table}) == 1
+    assert "76.2" in table[2]
+    assert "76.2" not in table[3]
+    assert all(cell.strip() for line in table for cell in line.strip("|").split("|"))
+    assert "methods.png" in markdown(page)
+    found = list(csv.DictReader(io.StringIO(as_csv(page.rows))))
+    assert [float(r["jaccard_published"]) for r in found[1:]] == [0.948, 0.762, 0.867, 0.964]
+    assert float(found[0]["jaccard_foreground"]) == 0.7625
+    html = as_html(page)
+    assert "a &lt;b&gt; | c" in html
+    assert html.count("<tr") == 6
+    assert html.count("<td>") == 5 * len(page.columns())
+    assert "methods.png" not in as_html(Page([row], "t"))
+
+
+def test_the_terminal_shows_methods_and_a_line_of_the_abstract(row):
+    console = Console(width=90, file=io.StringIO())
+    console.print(terminal(Page([row | {"crop": "[0:1]", "crop_jaccard_foreground": 0.5}, *published_rows()], "t")))
+    shown = console.file.getvalue()
+    assert "76.2, 87.1" in shown
+    assert "50.0, -" in shown
+    assert "proposed (abstract) 96.4" in " ".join(shown.split())
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "shown"),
+    [(0, "percent", "0.0"), (0.004, "seconds", "0.004 s"), (3600, "seconds", "60.0 min"), ("", "text", "-")],
+)
+def test_cells(value, kind, shown):
+    assert text(value, kind) == shown
