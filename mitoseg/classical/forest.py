@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mitoseg.classical.deciding import Trial
 from mitoseg.classical.extra import import_extra
 from mitoseg.classical.sampling import Samples
+from mitoseg.classical.streaming import ImageLike
 from mitoseg.classical.trees import TreeEnsemble
 from mitoseg.classical.voxelwise import VoxelClassifier, check_whole
 
@@ -38,6 +40,10 @@ class ForestClassifier(VoxelClassifier):
         super().__post_init__()
         check_whole("trees", self.trees, 1)
         check_whole("leaf", self.leaf, 1)
+
+    def tune(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Trial:
+        """`calibrate`: the threshold is all that there is to choose."""
+        return self.calibrate(image_zyx, label_zyx)
 
     def _grow(self, samples: Samples) -> TreeEnsemble:
         ensemble = import_extra("sklearn.ensemble", "scikit-learn")
