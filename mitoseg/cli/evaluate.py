@@ -16,7 +16,7 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import Volume, map_labels, open_volume
+from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
@@ -60,12 +60,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     check_shapes(**volumes)
     prediction = volumes["prediction"]
     crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
-    truth = map_labels(
-        volumes["truth"],
-        rule=cfg.label_rule_of_values,
-        ignore_label=cfg.ignore_label,
-        ignore_empty_slices=cfg.ignore_empty_slices,
-    )
+    truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
         options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
@@ -107,6 +102,23 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     return result
+
+
+def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
+    """The labels as 0, 1 and ignored.
+
+    Raises:
+        UserError: They cannot be read so, or a switch is neither true nor false.
+    """
+    if not isinstance(cfg.ignore_empty_slices, bool):
+        remedy = "give ignore_empty_slices=true or ignore_empty_slices=false"
+        raise UserError("ignore_empty_slices is neither true nor false", cfg.ignore_empty_slices, remedy)
+    return map_labels(
+        labels,
+        rule=cfg.label_rule_of_values,
+        ignore_label=cfg.ignore_label,
+        ignore_empty_slices=cfg.ignore_empty_slices,
+    )
 
 
 def _open(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:

@@ -79,6 +79,9 @@ class Files:
         self.validation = Validation.of(validation, self.default_validation)
         self.folds, self.fold = folds, fold
         self.label_rule_of_values, self.ignore_label, self.axes = label_rule_of_values, ignore_label, axes
+        if ignore_empty_slices not in (True, False):
+            remedy = "give data.ignore_empty_slices=true or data.ignore_empty_slices=false"
+            raise UserError("data.ignore_empty_slices is neither true nor false", ignore_empty_slices, remedy)
         self.ignore_empty_slices = ignore_empty_slices
         self.voxel_size = None if voxel_size is None else tuple(float(v) for v in voxel_size)
         self._splits: Splits | None = None

@@ -115,6 +115,7 @@ def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
         ({"reference": 96.4}, "no Jaccard index"),
         ({"reference": "high"}, "reference is not a number"),
         ({"label_rule_of_values": "other"}, "other"),
+        ({"ignore_empty_slices": "some"}, "neither true nor false"),
         ({"truth": "nowhere.tif"}, "nowhere.tif"),
     ],
 )
