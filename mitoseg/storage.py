@@ -115,6 +115,15 @@ def write_json(path: Path | str, data: object, *, overwrite: bool = True) -> Non
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def plain(data: object) -> Any:  # noqa: ANN401 (JSON's own type is recursive)
     """Data as JSON knows it: dict, list, str, int, float, bool, None; NaN and infinities become None.
 

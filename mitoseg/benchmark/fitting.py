@@ -18,11 +18,11 @@ import numpy as np
 from mitoseg.benchmark.estimator import Estimator, make_estimator, read_regions
 from mitoseg.benchmark.measure import Cost, stage
 from mitoseg.benchmark.methods import Method
-from mitoseg.benchmark.records import MODEL, prediction_path, read_json
+from mitoseg.benchmark.records import MODEL, prediction_path
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
 from mitoseg.provenance import peak_memory
-from mitoseg.storage import atomic_output, write_json
+from mitoseg.storage import atomic_output, read_json, write_json
 from mitoseg.volumes import create_volume
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ class Cost:
 
     def record(self, stage: str) -> dict[str, float]:
         """As a record holds it, such as ``training_seconds``."""
-        return {f"{stage}_seconds": round(self.seconds, 2), f"{stage}_cpu_seconds": round(self.cpu_seconds, 2)}
+        return {f"{stage}_seconds": round(self.seconds, 6), f"{stage}_cpu_seconds": round(self.cpu_seconds, 6)}
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 
 from mitoseg.benchmark.fitting import GIVEN_NOTE, OWN_NOTE
 from mitoseg.benchmark.methods import Method
-from mitoseg.benchmark.records import TRAIN, read_json
+from mitoseg.benchmark.records import TRAIN
 from mitoseg.errors import UserError
+from mitoseg.storage import read_json
 
 SAME_NOTE = "given, not trained here; its run learnt from the same regions of the same files"
 

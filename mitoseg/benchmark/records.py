@@ -8,28 +8,18 @@ outputs/benchmark/<date>_<time>/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mitoseg.benchmark.data import flatten
 from mitoseg.errors import UserError
-from mitoseg.storage import plain, remove
+from mitoseg.storage import plain, read_json, remove
 
 RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
 LAST = Path(TRAIN, "checkpoints", "last.ckpt")
 FINISHED = "finished"
 _SHOWN = 3
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is none or it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def prediction_path(folder: Path, part: str, index: int) -> Path:

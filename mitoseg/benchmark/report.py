@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mitoseg.benchmark.picture import draw_methods, picture_box
-from mitoseg.benchmark.records import METRICS, RECORD, is_finished, prediction_path, read_json
+from mitoseg.benchmark.records import METRICS, RECORD, is_finished, prediction_path
 from mitoseg.benchmark.rows import Row, method_row, published_rows
 from mitoseg.benchmark.scoring import score_crop
 from mitoseg.benchmark.table import PICTURE, Page, text, write_tables
 from mitoseg.datasets import Region, Splits
 from mitoseg.geometry import Box
-from mitoseg.storage import plain
+from mitoseg.storage import plain, read_json
 
 COSTS_NOTE = (
     "Training: an estimator's fitting and choosing; a network's training loop with its validations. Prediction: from "

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mitoseg.benchmark.records import COSTS, FINISHED, METRICS, RECORD, read_json
+from mitoseg.benchmark.records import COSTS, FINISHED, METRICS, RECORD
+from mitoseg.storage import read_json
 
 Row = dict[str, Any]
 """Cells by the names in `COLUMNS`, None where there is nothing."""

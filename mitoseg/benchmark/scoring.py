@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mitoseg.benchmark.records import METRICS, prediction_path, read_json
+from mitoseg.benchmark.records import METRICS, prediction_path
 from mitoseg.benchmark.rows import Row, crop_cells
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations
 from mitoseg.geometry import Box
-from mitoseg.storage import write_json
+from mitoseg.storage import read_json, write_json
 from mitoseg.volumes import ArrayVolume, open_volume
 
 CROPS = "crops.json"

@@ -19,7 +19,7 @@ from mitoseg.benchmark.estimator import make_estimator
 from mitoseg.benchmark.fitting import check_saved, run_estimator
 from mitoseg.benchmark.networks import checkpoint_of
 from mitoseg.benchmark.picture import picture_box
-from mitoseg.benchmark.records import COSTS, RECORD, is_finished, read_json
+from mitoseg.benchmark.records import COSTS, RECORD, is_finished
 from mitoseg.benchmark.report import Report, common_options
 from mitoseg.benchmark.scoring import read_crop, score_part
 from mitoseg.benchmark.table import terminal
@@ -33,7 +33,7 @@ from mitoseg.datasets import Splits
 from mitoseg.errors import UserError
 from mitoseg.evaluation import BANDS
 from mitoseg.provenance import collect
-from mitoseg.storage import write_json, write_text
+from mitoseg.storage import read_json, write_json, write_text
 
 _SWITCHES = ("overwrite", "published", "figure", "trust", "progress")
 _NOT_PASSED_ON = {"resume", "overwrite", "job", "hydra.run.dir"}

@@ -21,12 +21,12 @@ from filelock import FileLock, Timeout
 
 import mitoseg
 from mitoseg.benchmark import Method, Source
-from mitoseg.benchmark.records import LAST, MODEL, RECORD, TRAIN, check_options, clear, is_finished, read_json
+from mitoseg.benchmark.records import LAST, MODEL, RECORD, TRAIN, check_options, clear, is_finished
 from mitoseg.cli.quoting import literal
 from mitoseg.cli.sweeps.process import job_variables, run_process, wait_for_orphan, why
 from mitoseg.errors import UserError
 from mitoseg.provenance import SOURCE, git_state
-from mitoseg.storage import write_json
+from mitoseg.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from mitoseg.cli.ranks import job_arguments
 from mitoseg.cli.sweeps.names import job_name, key_of, value_of
 from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.cli.sweeps.process import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
-from mitoseg.cli.sweeps.results import read_json, report, write_results
+from mitoseg.cli.sweeps.results import report, write_results
 from mitoseg.cli.sweeps.slots import Slot, free_slot
 from mitoseg.errors import UserError
-from mitoseg.storage import write_json
+from mitoseg.storage import read_json, write_json
 
 RECORD = "job.json"
 LAST = Path("checkpoints", "last.ckpt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from mitoseg.cli.sweeps.plan import Sweep
-from mitoseg.storage import write_json, write_text
+from mitoseg.storage import read_json, write_json, write_text
 
 SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
 PARTS = ("validation", "test")
@@ -23,15 +22,6 @@ _MEASURED = ("objective", *(f"{part}_{score}" for part in PARTS for score in SCO
 _REPORTS = ".jobs"
 _LISTED = 5
 Row = dict[str, Any]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is none or it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def report(sweep: Sweep, job: str, record: Mapping[str, Any]) -> None:
