@@ -59,8 +59,8 @@ class StructuredSegmenter(RegionSegmenter):
         objective_: The primal objective after each round.
     """
 
-    regularization: float = 0.02
-    rounds: int = 15
+    regularization: float = 0.005
+    rounds: int = 30
     unary_: KernelMachine | None = field(default=None, init=False, repr=False)
     pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
     weights_: Floats | None = field(default=None, init=False, repr=False)
