@@ -51,7 +51,7 @@ def write_mesh(path: Path, mesh: Mesh, number: int) -> None:
     if path.suffix == ".obj":
         body.export(path, file_type="obj", include_color=False, include_normals=False, header=f"instance {number}, nm")
         return
-    body.visual.face_colors = _bytes(colour_of(number))
+    body.visual.vertex_colors = _bytes(colour_of(number))
     body.export(path, file_type="ply", encoding="binary", vertex_normal=False)
 
 
@@ -72,7 +72,7 @@ def write_scene(path: Path, meshes: Mapping[int, Mesh]) -> None:
         )
         body.visual = trimesh.visual.TextureVisuals(material=material)
         scene.add_geometry(body, node_name=name, geom_name=name)
-    scene.export(path, file_type="glb")
+    scene.export(path, file_type="glb", include_normals=True)
 
 
 def _body(trimesh: Any, mesh: Mesh) -> Any:  # noqa: ANN401 (an optional library without types)

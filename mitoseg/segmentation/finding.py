@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import find_objects as find_slices
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
@@ -17,6 +17,8 @@ Mask = npt.NDArray[np.bool_]
 
 _SLAB = 16
 """Slices that are read at once."""
+_DENSE = 2**22
+"""Numbers above this one are counted by their rank."""
 _IN_MEMORY = 2**30
 """Bytes up to which a volume is read once and kept; a larger one is read object by object."""
 
@@ -106,15 +108,20 @@ def read_mask(instances: Volume, one: FoundObject) -> Mask:
 
 
 def _objects_of(label_zyx: Array, box: Box) -> Iterator[FoundObject]:
-    inside_zyx = label_zyx != 0
-    ids, index = np.unique(label_zyx[inside_zyx], return_inverse=True)
-    compact_zyx = np.zeros(label_zyx.shape, np.int32)
-    compact_zyx[inside_zyx] = index + 1
-    counts = np.bincount(index, minlength=len(ids))
-    for number, count, slices in zip(ids.tolist(), counts.tolist(), find_slices(compact_zyx), strict=True):
-        start = [a + s.start for a, s in zip(box.start, slices, strict=True)]
-        stop = [a + s.stop for a, s in zip(box.start, slices, strict=True)]
-        yield FoundObject(number, Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])), count)
+    highest, ids = int(label_zyx.max(initial=0)), None
+    if highest > _DENSE:  # statistics take memory for every number up to the highest
+        ids, index = np.unique(label_zyx, return_inverse=True)
+        label_zyx = index.reshape(label_zyx.shape).astype(np.uint32)
+        if ids[0] != 0:
+            ids, label_zyx = np.insert(ids, 0, 0), label_zyx + np.uint32(1)
+    # statistics take no signed integers
+    plain_zyx = np.ascontiguousarray(label_zyx.view(f"u{label_zyx.dtype.itemsize}"))
+    found = cc3d.statistics(plain_zyx, no_slice_conversion=True)
+    counts, boxes = found["voxel_counts"], found["bounding_boxes"].reshape(-1, 6)
+    for place in (np.flatnonzero(counts[1:]) + 1).tolist():
+        z, z1, y, y1, x, x1 = boxes[place].tolist()
+        inner = Box((z, y, x), (z1 + 1, y1 + 1, x1 + 1)).shift(box.start)
+        yield FoundObject(place if ids is None else int(ids[place]), inner, int(counts[place]))
 
 
 def _joined(one: FoundObject, other: FoundObject) -> FoundObject:
