@@ -10,8 +10,8 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.scene_drawing import AZIMUTH, ELEVATION, scene_figure
-from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.segmentation.finding import FoundObject, choose_objects, find_objects, held, read_mask
+from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.storage import atomic_output
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.units import check_voxel_size

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
+from mitoseg.segmentation.finding import FoundObject, choose_objects, find_objects, held, read_mask
 from mitoseg.segmentation.mesh_files import FORMATS, ONE_EACH, write_mesh, write_scene
 from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
-from mitoseg.segmentation.finding import FoundObject, choose_objects, find_objects, held, read_mask
 from mitoseg.segmentation.skeletons import CONST, SCALE, Skeleton, skeletonize, write_swc
 from mitoseg.storage import atomic_output, check_output, read_json, write_json
 from mitoseg.volumes.base import Volume, VoxelSize
