@@ -118,7 +118,9 @@ def scene_figure(
     order = np.argsort(depth.mean(axis=1), kind="stable")
     colours = shade(corners, base, camera)[order]
     figure, ax = _axes(camera, width, dpi)
-    ax.add_collection(PolyCollection(flat[order], facecolors=colours, edgecolors=colours, linewidths=0.2, zorder=2))
+    ax.add_collection(
+        PolyCollection(list(flat[order]), facecolors=colours, edgecolors=colours, linewidths=0.2, zorder=2)
+    )
     _draw_box(ax, camera)
     return figure
 
