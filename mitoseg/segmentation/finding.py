@@ -18,7 +18,7 @@ Mask = npt.NDArray[np.bool_]
 _SLAB = 16
 """Slices that are read at once."""
 _DENSE = 2**22
-"""Numbers above this one are counted by their rank."""
+"""Numbers from this one on are counted by their rank."""
 _IN_MEMORY = 2**30
 """Bytes up to which a volume is read once and kept; a larger one is read object by object."""
 
@@ -62,13 +62,12 @@ def find_objects(instances: Volume) -> dict[int, FoundObject]:
     check_instances(instances)
     found: dict[int, FoundObject] = {}
     for slab in slabs(instances.box, _SLAB):
-        for part in _objects_of(instances.read(slab), slab):
+        label_zyx = instances.read(slab)
+        if label_zyx.min(initial=0) < 0:
+            raise UserError("instances have negative numbers", instances.path, "give 0 for background, then 1, 2, ...")
+        for part in _objects_of(label_zyx, slab):
             known = found.get(part.id)
             found[part.id] = part if known is None else _joined(known, part)
-    if found and min(found) < 0:
-        raise UserError(
-            "instances have negative numbers", instances.path, "give 0 for background, 1 and more for each"
-        )
     return dict(sorted(found.items()))
 
 
@@ -108,14 +107,13 @@ def read_mask(instances: Volume, one: FoundObject) -> Mask:
 
 
 def _objects_of(label_zyx: Array, box: Box) -> Iterator[FoundObject]:
-    highest, ids = int(label_zyx.max(initial=0)), None
-    if highest > _DENSE:  # statistics take memory for every number up to the highest
+    label_zyx, ids = np.pad(label_zyx, ((0, 0), (0, 0), (0, 1))), None
+    if int(label_zyx.max()) >= min(label_zyx.size, _DENSE):
+        # Statistics take memory for every number up to the highest, and no numbers beyond the count of voxels.
         ids, index = np.unique(label_zyx, return_inverse=True)
-        label_zyx = index.reshape(label_zyx.shape).astype(np.uint32)
-        if ids[0] != 0:
-            ids, label_zyx = np.insert(ids, 0, 0), label_zyx + np.uint32(1)
+        label_zyx = index.reshape(label_zyx.shape).astype(np.uint32)  # the padding's 0 has rank 0
     # statistics take no signed integers
-    plain_zyx = np.ascontiguousarray(label_zyx.view(f"u{label_zyx.dtype.itemsize}"))
+    plain_zyx = np.ascontiguousarray(label_zyx.astype(f"u{label_zyx.dtype.itemsize}", copy=False))
     found = cc3d.statistics(plain_zyx, no_slice_conversion=True)
     counts, boxes = found["voxel_counts"], found["bounding_boxes"].reshape(-1, 6)
     for place in (np.flatnonzero(counts[1:]) + 1).tolist():
