@@ -1,4 +1,4 @@
-"""Mitochondria that touch are cut at their necks: a watershed of the distance to the border, its basins then joined.
+r"""Mitochondria that touch are cut at their necks: a watershed of the distance to the border, its basins then joined.
 
 Every maximum of the (smoothed) distance seeds a basin. Two basins meet at a saddle, whose height is the radius of the
 neck between them. From the highest saddle on, basins are joined unless the neck is narrow compared with the thinner of
@@ -6,9 +6,9 @@ the two bodies. That is the h-maxima transform with a depth relative to the peak
 criterion (dynamics of Grimaud, Proc. SPIE 1769, 1992; persistence).
 
     distance    peak 90 nm          peak 70 nm
-                  /\\                 /\\
-                 /  \\_______________/  \\        joined if saddle >= neck * 70 nm, or 70 nm - saddle < depth
-                /      saddle 40 nm     \\
+                  /\                 /\
+                 /  \_______________/  \        joined if saddle >= neck * 70 nm, or 70 nm - saddle < depth
+                /      saddle 40 nm     \
 """
 
 from __future__ import annotations
