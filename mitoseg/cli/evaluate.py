@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
@@ -56,6 +58,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     if reference is not None and not 0 <= reference <= 1:
         raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
     draws = Bootstrap(cfg.bootstrap, cfg.seed)
+    check_instance_options(cfg)
     volumes = _open({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
     prediction = volumes["prediction"]
@@ -63,8 +66,10 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
-        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        size = voxel_size or truth.voxel_size
+        prediction = clean(
+            steps, prediction, image=volumes.get("image"), threshold=threshold, kind=kind, voxel_size=size
+        )
         threshold, kind = None, None
     result = evaluate(
         prediction,
@@ -80,11 +85,17 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     )
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
+    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
+    instances = score_instances(cfg, prediction, truth, draws, **options)
+    if instances is not None:
+        result["instances"] = instances
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
     if console is not None:
         console.print(score_table(result, title=Path(cfg.prediction).name))
+        if instances is not None:
+            console.print(instance_table(instances))
     if cfg.figures:
         save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
     if cfg.save_overlays:

@@ -65,7 +65,8 @@ class Rows:
         """
         if row == "all":
             return np.ones(len(self.truth), bool), np.ones(len(self.result), bool)
-        own = self.result_cut if not len(self.truth) else np.where(partner < 0, self.result_cut, self.truth_cut[partner])
+        own = self.result_cut.copy()
+        own[partner >= 0] = self.truth_cut[partner[partner >= 0]]
         return (self.truth_cut, own) if row == "cut" else (~self.truth_cut, ~own)
 
 
@@ -219,4 +220,3 @@ def _links(overlaps: Overlaps, rows: Rows, share: float) -> tuple[npt.NDArray[np
     j = np.searchsorted(rows.result, overlaps.result[pairs])
     linked = overlaps.voxels[pairs] >= share * np.minimum(rows.truth_voxels[i], rows.result_voxels[j])
     return np.bincount(i[linked], minlength=len(rows.truth)), np.bincount(j[linked], minlength=len(rows.result))
-

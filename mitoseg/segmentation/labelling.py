@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.block_labels import merge_blocks, summarize_block
 from mitoseg.segmentation.instances import InstanceVolume, number_objects
@@ -26,8 +25,8 @@ from mitoseg.segmentation.options import Labelling
 from mitoseg.segmentation.parts import Parts, split_component
 from mitoseg.volumes.base import Array, ArrayVolume, Volume
 
-BLOCK = (128, 512, 512)
-"""Voxels (z, y, x) labelled at once; ten bytes each."""
+BLOCK = (64, 512, 512)
+"""Voxels (z, y, x) labelled at once, at some 15 bytes each."""
 
 
 class BoxWriter(Protocol):
@@ -64,10 +63,7 @@ def label_volume(
     """
     labelling = labelling or Labelling()
     size = voxel_size or mask.voxel_size
-    if labelling.needs_voxel_size and size is None:
-        what = "labelling.split and labelling.min_volume are in nm, and the volume has no voxel size"
-        raise UserError(what, None, "give voxel_size=[z,y,x], or leave them out")
-    spacing = size or (1.0, 1.0, 1.0)
+    spacing = labelling.spacing(size)
     summaries = []
     for part in tiles(mask.box, block):
         summaries.append(summarize_block(mask, part, labelling.connectivity))

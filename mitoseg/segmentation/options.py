@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from mitoseg.errors import UserError
@@ -52,10 +53,16 @@ class Labelling:
         if self.neck > 1:
             raise UserError("labelling.neck is no share", self.neck, "give a number from 0 to 1")
 
-    @property
-    def needs_voxel_size(self) -> bool:
-        """Whether a length or a volume is used."""
-        return self.split or bool(self.min_volume)
+    def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
+        """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed.
+
+        Raises:
+            UserError: It is not known, and an option is in nm.
+        """
+        if voxel_size is None and (self.split or self.min_volume):
+            what = "labelling.split and labelling.min_volume are in nm, and the volume has no voxel size"
+            raise UserError(what, None, "give voxel_size=[z,y,x], or leave them out")
+        return voxel_size or (1.0, 1.0, 1.0)
 
     @property
     def criterion(self) -> Criterion:
