@@ -91,9 +91,9 @@ def find_overlaps(
     parts: list[Side] = []
     cut: tuple[set[int], set[int]] = (set(), set())
     for part in tiles(crop, block):
-        ids = [_ids(volume, part) for volume in (truth, result)]
         counted = None if labels is None else labels.read(part) != IGNORED
-        parts.append(count_overlaps(ids[0], ids[1], counted))
+        ids = [_ids(volume, part, counted) for volume in (truth, result)]
+        parts.append(count_overlaps(ids[0], ids[1]))
         for side, id_zyx in zip(cut, ids, strict=True):
             side |= _at_faces(id_zyx, part, crop)
     return Overlaps.collect(parts, sorted(cut[0]), sorted(cut[1]))
@@ -128,13 +128,15 @@ def evaluate_instances(
     return {**found, "small": left_out, "link_share": share, "bootstrap": {**draws, "level": LEVEL}}
 
 
-def _ids(volume: Volume, box: Box) -> npt.NDArray[np.integer]:
-    """Ids of a box.
+def _ids(volume: Volume, box: Box, counted: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.integer]:
+    """Ids of a box, 0 where voxels do not count.
 
     Raises:
         UserError: They are no ids.
     """
     values = volume.read(box)
+    if counted is not None:
+        values = np.where(counted, values, 0)
     if values.dtype.kind == "f" and (values != np.rint(values)).any():
         raise UserError("instance ids are no whole numbers", volume.path, "say kind=probability or kind=mask")
     if values.size and not (values.min() >= 0 and values.max() < 2**32):

@@ -68,15 +68,12 @@ class Overlaps:
         return Overlaps.collect([part], self.truth_cut.tolist(), self.result_cut.tolist()), counts[0], counts[1]
 
 
-def count_overlaps(
-    truth: npt.NDArray[np.integer], result: npt.NDArray[np.integer], counted: npt.NDArray[np.bool_] | None = None
-) -> tuple[Ints, Ints, Ints]:
+def count_overlaps(truth: npt.NDArray[np.integer], result: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:
     """Pairs of ids and their voxels in two arrays of one shape, (0, 0) left out.
 
     Args:
         truth: Ids below 2**32.
         result: The same.
-        counted: Where voxels count; None for everywhere.
 
     Raises:
         ValueError: The shapes differ.
@@ -87,8 +84,6 @@ def count_overlaps(
     if truth.shape != result.shape:
         raise ValueError(f"truth and result differ in shape: {truth.shape} and {result.shape}")
     there = (truth != 0) | (result != 0)
-    if counted is not None:
-        there &= counted
     code = (truth[there].astype(np.uint64) << np.uint64(32)) | result[there].astype(np.uint64)
     pairs, voxels = np.unique(code, return_counts=True)
     low = np.uint64(0xFFFFFFFF)

@@ -41,7 +41,7 @@ def label_volume(
     labelling: Labelling | None = None,
     *,
     voxel_size: Sequence[float] | None = None,
-    block: tuple[int, int, int] = BLOCK,
+    block: tuple[int, int, int] | None = None,
     on_block: Callable[[Box], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> InstanceVolume:
@@ -51,7 +51,7 @@ def label_volume(
         mask: Not zero is foreground. It is read twice, block by block, and must not change in between.
         labelling: How; None for connected components.
         voxel_size: (z, y, x) in nm; None: the mask's.
-        block: (z, y, x) voxels at once. It does not change the result.
+        block: (z, y, x) voxels at once, None: `BLOCK`. It does not change the result.
         on_block: Called with each block that the first pass is done with.
         metadata: Of the result, besides its kind and how it was made.
 
@@ -64,7 +64,7 @@ def label_volume(
     labelling = labelling or Labelling()
     size = voxel_size or mask.voxel_size
     spacing = labelling.spacing(size)
-    summaries = []
+    block, summaries = block or BLOCK, []
     for part in tiles(mask.box, block):
         summaries.append(summarize_block(mask, part, labelling.connectivity))
         if on_block is not None:

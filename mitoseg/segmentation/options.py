@@ -35,7 +35,7 @@ class Labelling:
     neck: float = 0.5
     depth: float = 0.0
     seed_distance: float = 0.0
-    fragment: float = 1.0e6
+    fragment: float = 4.0e6
     min_volume: float | None = None
 
     def __post_init__(self) -> None:
