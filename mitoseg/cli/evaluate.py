@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
@@ -44,17 +46,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     Raises:
         UserError: A volume or an option is no good.
     """
-    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
-        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
-    if cfg.save_overlays and cfg.image is None:
-        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
-    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
-    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
-        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
-    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
-    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
-    if reference is not None and not 0 <= reference <= 1:
-        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    voxel_size, threshold, reference = _check_options(cfg)
     draws = Bootstrap(cfg.bootstrap, cfg.seed)
     volumes = _open({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
@@ -63,8 +55,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
-        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+        prediction = clean(steps, prediction, image=volumes.get("image"), **given)
         threshold, kind = None, None
     result = evaluate(
         prediction,
@@ -80,11 +72,17 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     )
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
+    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
+    instances = score_instances(cfg, prediction, truth, draws, **options)
+    if instances is not None:
+        result["instances"] = instances
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
     if console is not None:
         console.print(score_table(result, title=Path(cfg.prediction).name))
+        if instances is not None:
+            console.print(instance_table(instances))
     if cfg.figures:
         save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
     if cfg.save_overlays:
@@ -102,6 +100,27 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     return result
+
+
+def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | None, float | None]:
+    """Voxel size, threshold and reference, as numbers.
+
+    Raises:
+        UserError: An option cannot be meant.
+    """
+    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
+        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
+    if cfg.save_overlays and cfg.image is None:
+        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
+    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
+    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
+        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
+    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
+    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
+    if reference is not None and not 0 <= reference <= 1:
+        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    check_instance_options(cfg)
+    return voxel_size, threshold, reference
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
