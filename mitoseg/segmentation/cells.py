@@ -60,7 +60,8 @@ def _cell_width(voxels: int, step: Sequence[float]) -> npt.NDArray[np.integer]:
     """Voxels of a cell along each axis, about equal in nm."""
     nm = np.asarray(step, float)
     edge = (max(voxels / MOST_CELLS, 1) * nm.prod()) ** (1 / 3)
-    return np.maximum(np.round(edge / nm), 1).astype(int)
+    width: npt.NDArray[np.integer] = np.maximum(np.round(edge / nm), 1).astype(int)
+    return width
 
 
 def _link(keys: npt.NDArray[np.integer], position: Floats, shape: Sequence[int]) -> sparse.csr_array:

@@ -1,7 +1,7 @@
 """Which instances a volume holds, how large each is and where it lies: one pass, block by block.
 
-    count_block      block -> table      pure, so that blocks can be counted anywhere and in any order
-    merge_counts     tables -> table     the parts of an instance that lie in several blocks become one row
+count_block      block -> table      pure, so that blocks can be counted anywhere and in any order
+merge_counts     tables -> table     the parts of an instance that lie in several blocks become one row
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def count_block(labels_zyx: Array, start: Sequence[int] = (0, 0, 0)) -> pd.DataF
     inside = flat != 0
     codes, ids = pd.factorize(flat[inside])
     if len(ids) and ids.min() < 0:
-        raise UserError("an instance has a negative number", int(ids.min()), "number instances from 1, background is 0")
+        raise UserError(
+            "an instance has a negative number", int(ids.min()), "number instances from 1, background is 0"
+        )
     dense = np.zeros(flat.size, np.uint32)
     dense[inside] = codes + 1
     found = cc3d.statistics(dense.reshape(labels_zyx.shape), no_slice_conversion=True)

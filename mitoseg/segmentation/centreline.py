@@ -97,7 +97,13 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     nodes = _exact(nodes, [*along, *middle], shape_mesh(shape)[0] if vertices is None else vertices)
     length, straight = _measure(nodes, main, shape)
     thickness = np.maximum(nodes.radius[along], nodes.radius[middle])
-    return Centreline(length, straight, 2 * float(thickness.mean()), 2 * float(max(thickness.max(), nodes.radius.max())), len(paths) - 1)
+    return Centreline(
+        length,
+        straight,
+        2 * float(thickness.mean()),
+        2 * float(max(thickness.max(), nodes.radius.max())),
+        len(paths) - 1,
+    )
 
 
 def _deepest_neighbours(nodes: Nodes, along: npt.NDArray[np.integer]) -> list[int]:

@@ -33,12 +33,16 @@ def surface_area(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
 
 
 def shape_surface(shape: SmoothShape) -> float:
-    """Surface of a smooth shape in nm2: that of its mesh (marching cubes, Lewiner et al. 2003), less what is cut.
+    """Surface of a smooth shape in nm2: that of its mesh; see `mesh_area`."""
+    return mesh_area(shape, *shape_mesh(shape))
+
+
+def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.integer]) -> float:
+    """Area of a shape's mesh in nm2, less what lies beyond the volume's border.
 
     No body has less surface than a ball of its volume; where the mesh of a whole object of a few voxels does, the
     ball's is given.
     """
-    vertices, faces = shape_mesh(shape)
     corners = vertices[faces]
     sides = corners[:, 1:] - corners[:, :1]
     area: Floats = 0.5 * np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1)
@@ -54,6 +58,8 @@ def shape_surface(shape: SmoothShape) -> float:
 def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
     """Vertices (n, 3) in nm from the field's first sample, and triangles (m, 3) of their numbers.
 
+    By marching cubes (Lewiner et al., Journal of Graphics Tools 8(2), 2003).
+
     Where the volume's border cuts the object, the mesh is open and reaches a few voxels beyond the border.
     """
     vertices, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
@@ -64,7 +70,7 @@ def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
 
 def _least_area(volume: float) -> float:
     """Surface of a ball."""
-    return math.pi ** (1 / 3) * (6 * volume) ** (2 / 3)
+    return float(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3))
 
 
 def _share_above_zero(distance: Floats) -> Floats:
