@@ -27,7 +27,13 @@ def made(tmp_path):
     probability = np.where(joined, 0.9, 0.1).astype(np.float32)
     truths = write(tmp_path / "t.tif", np.concatenate([truth, truth]).astype(np.uint8) * 255)
     paths = [write(tmp_path / f"p{i}.tif", probability, kind="probability", threshold=0.5) for i in range(2)]
-    return [f"predictions={','.join(paths)}", f"truths={truths},{truths}", "slices=0:20,20:40", "small=5", "labelling.fragment=1e6"]
+    return [
+        f"predictions={','.join(paths)}",
+        f"truths={truths},{truths}",
+        "slices=0:20,20:40",
+        "small=5",
+        "labelling.fragment=1e6",
+    ]
 
 
 def test_the_best_options_are_found(scripts, made, tmp_path, capsys):

@@ -228,7 +228,9 @@ def test_real_labels_in_blocks(real_data):
     mask = ArrayVolume(labels.read(Box((0, 200, 300), (40, 560, 700))) > 0, SIZE)
     whole = label_volume(mask, Labelling(split=True, neck=0.7, fragment=1e5)).read()
     for block in itertools.islice(itertools.product((17, 40), (90, 100), (64,)), 0, 4, 3):
-        np.testing.assert_array_equal(label_volume(mask, Labelling(split=True, neck=0.7, fragment=1e5), block=block).read(), whole)
+        np.testing.assert_array_equal(
+            label_volume(mask, Labelling(split=True, neck=0.7, fragment=1e5), block=block).read(), whole
+        )
     plain = label_volume(mask, block=(17, 100, 90)).read()
     np.testing.assert_array_equal(plain, scipy_labels(mask.read(), 6))
     assert whole.max() > plain.max() > 5
