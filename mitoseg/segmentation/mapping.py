@@ -24,9 +24,13 @@ def mapping(workers: int, shared: object) -> Iterator[Apply]:
         yield lambda function, parts: (function(shared, *part) for part in parts)
         return
     with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_shared.append, initargs=(shared,)
+        workers, mp_context=get_context("spawn"), initializer=_remember, initargs=(shared,)
     ) as pool:
         yield lambda function, parts: pool.map(_call, [function] * len(parts), parts)
+
+
+def _remember(shared: object) -> None:
+    _shared.append(shared)
 
 
 def _call(function: Callable[..., Any], part: tuple[Any, ...]) -> object:

@@ -110,8 +110,9 @@ def measure_instances(
             tell(0.8 + 0.2 * n / len(areas))
     names = column_names(image=sources.image is not None, probability=sources.probability is not None,
                          uncertainty=sources.uncertainty is not None)  # fmt: skip
-    table = pd.DataFrame(rows, columns=names).astype({"instance": np.uint64, "voxels": np.int64, "branches": np.int64})
-    table = table.astype(dict.fromkeys([*STARTS, *STOPS], np.int64) | {"touches_border": bool})
+    whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
+    types = dict.fromkeys(names, float) | whole | {"instance": np.uint64, "touches_border": bool}
+    table = pd.DataFrame(rows, columns=names).astype(types)
     if reach > 0:
         table = table.merge(merge_distances(distances), on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
