@@ -1,0 +1,101 @@
+"""Instances for the report where only a mask is given, and the little that can be told of them without measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+from pandas import DataFrame, concat
+from scipy.ndimage import find_objects
+
+from mitoseg.geometry import Box, slabs
+from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
+
+LARGEST_MASK = 2**28
+"""Voxels of a mask that is numbered in memory; a larger one has no instances in the report."""
+SLAB_VOXELS = 2**25
+"""Read at once."""
+LEAST = 1000
+"""Voxels of a component that counts as a mitochondrion where nobody measured."""
+
+
+class Shifted(Volume):
+    """An array that stands for one box of a volume; what lies beyond the box cannot be read.
+
+    Args:
+        array_zyx: Of the box.
+        box: Where it lies.
+        like: The volume whose shape and voxel size this one has.
+    """
+
+    def __init__(self, array_zyx: Array, box: Box, like: Volume) -> None:
+        super().__init__(VolumeInfo(like.path, like.shape, array_zyx.dtype, like.voxel_size, {"kind": "instances"}))
+        self._part, self._placed = ArrayVolume(array_zyx), box
+
+    def read(self, box: Box | None = None) -> Array:
+        """See `Volume.read`."""
+        return self._part.read(self.check_box(box).inside(self._placed))
+
+
+def number_mask(mask: Volume, box: Box | None = None, least: int = LEAST) -> Volume | None:
+    """Connected components (26 neighbours) of a mask, the smallest left out, numbered in the order of their voxels.
+
+    Args:
+        mask: Not zero is foreground.
+        box: The part to number; None: everything.
+        least: Voxels of the smallest component that is kept.
+
+    Returns:
+        Ids within the box, or None where it is too large for memory or holds no component.
+    """
+    box = mask.check_box(box)
+    if box.size > LARGEST_MASK:
+        return None
+    label_zyx = cc3d.dust(
+        np.ascontiguousarray(mask.read(box) != 0), threshold=least, connectivity=26, in_place=True
+    )
+    label_zyx, count = cc3d.connected_components(label_zyx, connectivity=26, return_N=True, out_dtype=np.uint32)
+    return Shifted(label_zyx, box, mask) if count else None
+
+
+def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None) -> DataFrame:
+    """Size and place of each instance in a box.
+
+    Args:
+        instances: Ids, 0 for background.
+        box: The part that is read.
+        voxel_size: (z, y, x) in nm; without it there is no ``volume_nm3``.
+
+    Returns:
+        ``instance``, ``voxels``, ``volume_nm3``, ``diameter_sphere_nm`` (of a ball of that volume), the box in voxels
+        of the volume (``box_z0`` to ``box_x1``) and ``touches_border``: whether it reaches a face of the box.
+    """
+    depth = max(1, SLAB_VOXELS // (box.shape[1] * box.shape[2]))
+    parts = [_rows(instances.read(slab), slab) for slab in slabs(box, depth)]
+    rows = concat(parts, ignore_index=True).groupby("instance", as_index=False)
+    low, high = [f"box_{axis}0" for axis in "zyx"], [f"box_{axis}1" for axis in "zyx"]
+    table = rows.agg({"voxels": "sum", **dict.fromkeys(low, "min"), **dict.fromkeys(high, "max")})
+    reached = (table[low].to_numpy() <= box.start).any(axis=1) | (table[high].to_numpy() >= box.stop).any(axis=1)
+    table["touches_border"] = reached
+    if voxel_size is not None:
+        volume = table["voxels"] * float(np.prod(voxel_size))
+        table.insert(2, "volume_nm3", volume)
+        table.insert(3, "diameter_sphere_nm", np.cbrt(6 * volume / np.pi))
+    return table
+
+
+def _rows(label_zyx: npt.NDArray[np.generic], slab: Box) -> DataFrame:
+    ids, dense = np.unique(label_zyx, return_inverse=True)
+    dense_zyx = dense.reshape(label_zyx.shape).astype(np.int32)
+    if ids[0] != 0:
+        ids, dense_zyx = np.concatenate([np.zeros(1, ids.dtype), ids]), dense_zyx + 1
+    counts = np.bincount(dense_zyx.ravel(), minlength=len(ids))[1:]
+    places = [place for place in find_objects(dense_zyx) if place is not None]
+    ends = {
+        f"box_{axis}{end}": [(p[i].stop if end else p[i].start) + slab.start[i] for p in places]
+        for end in (0, 1)
+        for i, axis in enumerate("zyx")
+    }
+    return DataFrame({"instance": ids[1:].astype(np.int64), "voxels": counts, **ends})
