@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.reporting import check_report, report_scores
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.score import check_shapes
@@ -20,7 +21,7 @@ from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
-    """Score, print the table, and write ``metrics.json``, ``provenance.json`` and figures into the run's folder.
+    """Score, print the table, and write ``metrics.json``, ``provenance.json``, figures and report into the run's folder.
 
     Raises:
         UserError: A volume or an option is no good.
@@ -35,7 +36,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
 
     Args:
         cfg: The keys of ``conf/evaluate.yaml``.
-        folder: Where ``metrics.json``, ``provenance.json`` and ``figures/`` go.
+        folder: Where ``metrics.json``, ``provenance.json``, ``figures/`` and ``report.html`` go.
         console: Where to print the table; None for nowhere.
 
     Returns:
@@ -48,6 +49,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
     if cfg.save_overlays and cfg.image is None:
         raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
+    check_report(cfg)
     voxel_size = _numbers(cfg.voxel_size, "voxel_size")
     if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
         raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
@@ -63,8 +65,10 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
-        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        size = voxel_size or truth.voxel_size
+        prediction = clean(
+            steps, prediction, image=volumes.get("image"), threshold=threshold, kind=kind, voxel_size=size
+        )
         threshold, kind = None, None
     result = evaluate(
         prediction,
@@ -80,6 +84,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     )
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
+    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
@@ -101,6 +106,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         )
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
+    if cfg.report:
+        report_scores(cfg, folder, result, {**volumes, "prediction": prediction, "truth": truth}, **options)
     return result
 
 

@@ -25,12 +25,14 @@ class Axis:
         low: At its start.
         high: At its end.
         log: Whether it is logarithmic.
+        whole: Whether only whole numbers are marked.
     """
 
     name: str
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def place(self, values: Values) -> npt.NDArray[np.float64]:
         """Values from 0 at the start to 1 at the end."""
@@ -50,6 +52,7 @@ class Axis:
             return self._log_ticks()
         span = (self.high - self.low) or 1.0
         step = next(s for s in _steps(span / 6) if span / s <= 6)
+        step = max(step, 1.0) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [round(k * step, 12) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

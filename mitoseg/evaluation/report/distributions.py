@@ -93,9 +93,11 @@ def distribution(table: DataFrame, column: Column) -> Html | None:
     quarter, median, three = (float(v) for v in np.percentile(values, (25, 50, 75)))
     unit = f" {column.unit}" if column.unit else ""
     said = f"median {number(median, 3)}{unit}, middle half {number(quarter, 3)} to {number(three, 3)}{unit}"
-    x = Axis(f"{column.name} ({column.unit})" if column.unit else column.name, edges[0], edges[-1], column.log)
+    pad = 0.03 * (np.log10(edges[-1] / edges[0]) if column.log else edges[-1] - edges[0])
+    low, high = (edges[0] / 10**pad, edges[-1] * 10**pad) if column.log else (edges[0] - pad, edges[-1] + pad)
+    x = Axis(f"{column.name} ({column.unit})" if column.unit else column.name, float(low), float(high), column.log)
     top = float(counts.max()) * 1.08
-    chart = Chart(x, Axis("mitochondria", 0, top), f"Histogram of {column.name} of {len(values)}: {said}")
+    chart = Chart(x, Axis("mitochondria", 0, top, whole=True), f"Histogram of {column.name} of {len(values)}: {said}")
     chart.bars(edges, counts)
     share = np.arange(1, len(values) + 1) / len(values) * top / 1.08
     chart.draw(Series("", np.repeat(values, 2)[1:], np.repeat(share, 2)[:-1], "c2"))

@@ -12,6 +12,7 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from mitoseg.evaluation.report.reducing import read_where
 from mitoseg.geometry import Box, slabs
 from mitoseg.metrics import IGNORE
 from mitoseg.volumes.base import Volume
@@ -20,6 +21,8 @@ SLAB_VOXELS = 2**26
 """Looked at in one piece; an error that reaches from one slab into the next counts as two."""
 WHOLE = 0.8
 """Share of an object from which the whole object is wrong."""
+LEAST = 1000
+"""Voxels from which a whole object comes before larger parts."""
 _FALSE, _MISSED = 1, 2
 
 Bools = npt.NDArray[np.bool_]
@@ -54,17 +57,18 @@ def worst_faults(result: Volume, truth: Volume, crop: Box, count: int) -> list[F
         count: Of false ones, and of missed ones, at most.
 
     Returns:
-        False and missed ones; of each kind whole objects come first, and the largest first.
+        False and missed ones; of each kind first whole objects of at least `LEAST` voxels, then the rest, by size.
     """
     depth = max(1, SLAB_VOXELS // (crop.shape[1] * crop.shape[2]))
     found: list[Fault] = []
     for slab in slabs(crop, depth):
-        result_zyx, truth_zyx = result.read(slab) != 0, truth.read(slab)
-        found += _faults(result_zyx & (truth_zyx != IGNORE), truth_zyx == 1, slab, count)
+        result_zyx = read_where(result, slab, lambda values: values != 0)
+        result_zyx &= read_where(truth, slab, lambda values: values != IGNORE)
+        found += _faults(result_zyx, read_where(truth, slab, lambda values: values == 1), slab, count)
     chosen = []
     for kind in ("false", "missed"):
-        of_kind = sorted((f for f in found if f.kind == kind), key=lambda f: (not f.whole, -f.voxels))
-        chosen += of_kind[:count]
+        of_kind = (fault for fault in found if fault.kind == kind)
+        chosen += sorted(of_kind, key=lambda f: (not f.whole or f.voxels < LEAST, -f.voxels))[:count]
     return chosen
 
 
@@ -79,7 +83,8 @@ def _faults(result_zyx: Bools, truth_zyx: Bools, slab: Box, count: int) -> list[
     for code, objects_zyx in ((_FALSE, result_zyx), (_MISSED, truth_zyx)):
         share = _largest_share(objects_zyx, label_zyx, code_zyx == code, voxels)
         own = np.flatnonzero(share >= 0)
-        order = own[np.lexsort((-voxels[own].astype(np.int64), share[own] < WHOLE))]
+        later = (share[own] < WHOLE) | (voxels[own] < LEAST)
+        order = own[np.lexsort((-voxels[own].astype(np.int64), later))]
         candidates += [(int(label), code, float(share[label])) for label in order[:count]]
     return [
         _fault(label_zyx, label, boxes[label], "false" if code == _FALSE else "missed", share >= WHOLE, slab)
@@ -93,7 +98,9 @@ def _largest_share(
 ) -> npt.NDArray[np.float64]:
     """For each error, its share of the object that it lies in; -1 for those of the other kind."""
     object_zyx = cc3d.connected_components(objects_zyx, connectivity=6)
-    size = np.bincount(object_zyx.ravel())
+    size = np.zeros(int(object_zyx.max()) + 1, np.int64)
+    for label_yx in object_zyx:  # slice by slice, as bincount makes eight bytes of each voxel
+        size += np.bincount(label_yx.ravel(), minlength=len(size))
     share = np.full(len(voxels), -1.0)
     label, owner = label_zyx[wrong_zyx], object_zyx[wrong_zyx]  # an error lies in one object, as it is connected
     share[label] = voxels[label].astype(np.float64) / size[owner]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_erosion
 
-from mitoseg.evaluation.figures import TRUTH, stretch
+from mitoseg.evaluation.figures import FALSE, MISSED, TRUTH, stretch
 from mitoseg.evaluation.report.errors import Fault, worst_faults
 from mitoseg.evaluation.report.markup import Html, data_uri, element, join, number, picture
 from mitoseg.evaluation.report.options import Content
@@ -38,7 +38,7 @@ def gallery_section(content: Content) -> Html | None:
         "outline of the truth ",
         _key(RESULT),
         "outline of the result. Connected runs of wrong voxels; whole objects first, then the largest. ",
-        "A picture is the slice on which the error is largest.",
+        "A picture is the slice on which the error, tinted, is largest; a click shows it among the slices.",
         class_="soft",
     )
     return join(key, *parts)
@@ -59,7 +59,7 @@ def _card(fault: Fault, content: Content, box: Box) -> Html:
         size += f", {number(fault.voxels * float(np.prod(content.spacing)) * 1e-9, 3)} µm³"
     text = f"{what} at z {z}, y {y}, x {x}: {size}"
     data = picture(crop_picture(fault, content, box), _QUALITY)
-    shown = element("img", src=data_uri("image/webp", data), alt=text, loading="lazy")
+    shown = element("img", src=data_uri("image/webp", data), alt=text)
     button = element(
         "button", shown, type="button", data_z=z, data_y=y, data_x=x, aria_label=f"show in the slices: {text}"
     )
@@ -70,7 +70,7 @@ def _card(fault: Fault, content: Content, box: Box) -> Html:
 
 
 def crop_picture(fault: Fault, content: Content, box: Box) -> npt.NDArray[np.uint8]:
-    """The surroundings of an error as RGB, enlarged by a whole number, with outlines of one enlarged pixel."""
+    """The surroundings of an error as RGB, enlarged by a whole number: it is tinted, truth and result outlined."""
     volumes = content.volumes
     window = crop_window(fault, box)
     truth_yx = volumes["truth"].read(window)[0] == 1
@@ -79,9 +79,20 @@ def crop_picture(fault: Fault, content: Content, box: Box) -> npt.NDArray[np.uin
     scale = max(1, round(_SIDE / max(grey_yx.shape)))
     square = np.ones((scale, scale), bool)
     rgb = np.repeat(np.kron(grey_yx, square)[..., None], 3, axis=-1).astype(np.float32)
+    wrong_yx = (result_yx & ~truth_yx) if fault.kind == "false" else (truth_yx & ~result_yx)
+    wrong_yx &= _within(fault.box, window)
+    tint = np.kron(wrong_yx, square).astype(bool)
+    rgb[tint] = 0.72 * rgb[tint] + 0.28 * np.array(FALSE if fault.kind == "false" else MISSED)
     for mask_yx, colour, depth in ((result_yx, RESULT, 2), (truth_yx, TRUTH, 1)):
         rgb[outline(np.kron(mask_yx, square).astype(bool), depth)] = colour
     return (255 * rgb + 0.5).astype(np.uint8)
+
+
+def _within(box: Box, window: Box) -> npt.NDArray[np.bool_]:
+    """The part of a window's slice that a box covers."""
+    inside = np.zeros(window.shape[1:], bool)
+    inside[box.clip(window).inside(window).slices[1:]] = True
+    return inside
 
 
 def outline(mask_yx: npt.NDArray[np.bool_], depth: int) -> npt.NDArray[np.bool_]:

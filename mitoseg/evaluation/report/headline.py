@@ -55,13 +55,16 @@ def _facts(content: Content, table: DataFrame | None) -> list[Html]:
     cards = [_card(f"{len(table):,}", "mitochondria", f"{cut:,} of them cut by the border" if cut else "")]
     if box is not None and content.spacing is not None:
         tissue = float(np.prod(box.shape) * np.prod(content.spacing)) * 1e-9
+        counted = ", those that are cut included" if cut else ""
         cards.append(
-            _card(number(len(table) / tissue, 3), "mitochondria a µm³", f"in {number(tissue, 3)} µm³ of tissue")
+            _card(number(len(table) / tissue, 3), "mitochondria per µm³", f"in {number(tissue, 3)} µm³ of tissue{counted}")
         )
     if "volume_nm3" in table and len(whole):
         quarter, median, three = np.percentile(whole["volume_nm3"] * 1e-9, (25, 50, 75))
-        said = f"µm³; middle half {number(quarter, 2)} to {number(three, 2)}"
-        cards.append(_card(number(float(median), 2), "median volume", said))
+        said = f"middle half {number(quarter, 2)} to {number(three, 2)}"
+        said += f", of the {len(whole):,} that are not cut" if cut else ""
+        shown = join(number(float(median), 2), Html(" <small>µm³</small>"))
+        cards.append(_card(shown, "median volume", said))
     if box is not None and "voxels" in table:
         cards.append(_card(f"{100 * _share(table, box):.2f} %", "of the volume", "is mitochondria"))
     return cards
@@ -76,7 +79,7 @@ def _score_cards(scores: Mapping[str, Any]) -> list[Html]:
     cards = []
     for key, name, said in _SCORES[:4]:
         if isinstance(scores.get(key), float):
-            cards.append(_card(number(scores[key], 3), name, _interval(intervals.get(key)) or said))
+            cards.append(_card(number(scores[key], 3), name, _between(intervals.get(key)) or said))
     return cards
 
 
@@ -88,7 +91,7 @@ def _instance_cards(scores: Mapping[str, Any]) -> list[Html]:
     if not isinstance(matched, Sequence) or not matched:
         return []
     first = matched[0]
-    said = _interval(first.get("f1_interval")) or f"at IoU {first.get('iou')}"
+    said = f"at IoU {first.get('iou')}; {_between(first.get('f1_interval'))}".removesuffix("; ")
     return [_card(number(first.get("f1"), 3), "F1 of instances", said)]
 
 
@@ -109,13 +112,18 @@ def score_section(scores: Mapping[str, Any]) -> Html | None:
     slabs = scores.get("slab_counts") or []
     note += f"Intervals: bootstrap over {len(slabs)} runs of slices." if len(slabs) > 1 else ""
     table = element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="plain")
-    return join(element("div", table, class_="scroll"), element("p", note, class_="soft"))
+    return join(element("div", table, class_="scroll fit"), element("p", note, class_="soft"))
 
 
 def _interval(ends: object) -> str:
     if not isinstance(ends, Sequence) or len(ends) != 2 or not all(isinstance(end, float) for end in ends):
         return ""
     return f"{number(ends[0], 3)} to {number(ends[1], 3)}"
+
+
+def _between(ends: object) -> str:
+    text = _interval(ends)
+    return f"95 % interval {text}" if text else ""
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import math
 import zlib
 from typing import Any
 
@@ -94,6 +95,7 @@ def number(value: object, digits: int = 4) -> str:
         return "–"
     if isinstance(value, int | np.integer):
         return f"{int(value):,}"
-    if not np.isfinite(value):
+    real = float(value)
+    if not math.isfinite(real):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    return f"{real:,.0f}" if abs(real) >= 1000 else f"{real:.{digits}g}"

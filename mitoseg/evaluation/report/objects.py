@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -10,12 +11,13 @@ import numpy.typing as npt
 from pandas import DataFrame, concat
 from scipy.ndimage import find_objects
 
+from mitoseg.evaluation.report.reducing import read_where
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
 
 LARGEST_MASK = 2**28
 """Voxels of a mask that is numbered in memory; a larger one has no instances in the report."""
-SLAB_VOXELS = 2**25
+SLAB_VOXELS = 2**22
 """Read at once."""
 LEAST = 1000
 """Voxels of a component that counts as a mitochondrion where nobody measured."""
@@ -53,11 +55,10 @@ def number_mask(mask: Volume, box: Box | None = None, least: int = LEAST) -> Vol
     box = mask.check_box(box)
     if box.size > LARGEST_MASK:
         return None
-    label_zyx = cc3d.dust(
-        np.ascontiguousarray(mask.read(box) != 0), threshold=least, connectivity=26, in_place=True
-    )
-    label_zyx, count = cc3d.connected_components(label_zyx, connectivity=26, return_N=True, out_dtype=np.uint32)
-    return Shifted(label_zyx, box, mask) if count else None
+    mask_zyx = read_where(mask, box, lambda values: values != 0)
+    mask_zyx = cc3d.dust(mask_zyx, threshold=least, connectivity=26, in_place=True)
+    label_zyx, count = cc3d.connected_components(mask_zyx, connectivity=26, return_N=True)
+    return Shifted(label_zyx.astype(np.uint16 if count < 2**16 else np.uint32), box, mask) if count else None
 
 
 def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None) -> DataFrame:
@@ -78,7 +79,7 @@ def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None)
     low, high = [f"box_{axis}0" for axis in "zyx"], [f"box_{axis}1" for axis in "zyx"]
     table = rows.agg({"voxels": "sum", **dict.fromkeys(low, "min"), **dict.fromkeys(high, "max")})
     reached = (table[low].to_numpy() <= box.start).any(axis=1) | (table[high].to_numpy() >= box.stop).any(axis=1)
-    table["touches_border"] = reached
+    table = table.assign(touches_border=reached)
     if voxel_size is not None:
         volume = table["voxels"] * float(np.prod(voxel_size))
         table.insert(2, "volume_nm3", volume)
@@ -86,16 +87,30 @@ def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None)
     return table
 
 
-def _rows(label_zyx: npt.NDArray[np.generic], slab: Box) -> DataFrame:
-    ids, dense = np.unique(label_zyx, return_inverse=True)
-    dense_zyx = dense.reshape(label_zyx.shape).astype(np.int32)
-    if ids[0] != 0:
-        ids, dense_zyx = np.concatenate([np.zeros(1, ids.dtype), ids]), dense_zyx + 1
-    counts = np.bincount(dense_zyx.ravel(), minlength=len(ids))[1:]
+def renumber(label_zyx: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """The ids of an array in ascending order, and the array with 1 for the first of them and so on; 0 stays 0.
+
+    >>> ids, dense = renumber(np.array([[[7, 0, 9]]]))
+    >>> ids.tolist(), dense.tolist()
+    ([7, 9], [[[1, 0, 2]]])
+    """
+    if int(label_zyx.max()) > max(2**16, label_zyx.size):
+        ids, dense = np.unique(np.append(label_zyx, 0), return_inverse=True)
+        return ids[1:].astype(np.int64), dense[:-1].reshape(label_zyx.shape).astype(np.int32)
+    there = np.zeros(int(label_zyx.max()) + 1, bool)  # far faster than sorting all voxels
+    there[label_zyx] = True
+    there[0] = False
+    numbers = np.where(there, np.cumsum(there), 0).astype(np.int32)
+    return np.flatnonzero(there).astype(np.int64), numbers[label_zyx]
+
+
+def _rows(label_zyx: npt.NDArray[Any], slab: Box) -> DataFrame:
+    ids, dense_zyx = renumber(label_zyx)
+    counts = np.bincount(dense_zyx.ravel(), minlength=len(ids) + 1)[1:]
     places = [place for place in find_objects(dense_zyx) if place is not None]
     ends = {
         f"box_{axis}{end}": [(p[i].stop if end else p[i].start) + slab.start[i] for p in places]
         for end in (0, 1)
         for i, axis in enumerate("zyx")
     }
-    return DataFrame({"instance": ids[1:].astype(np.int64), "voxels": counts, **ends})
+    return DataFrame({"instance": ids, "voxels": counts, **ends})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mitoseg.geometry import Box
+from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Array, Volume
 
 STRIP_VOXELS = 2**24
@@ -129,5 +129,13 @@ def pool(
 
 def cell_for(shape: Sequence[int], voxel_size: Sequence[float], cells: int) -> float:
     """The edge of a cell, at least the smallest voxel, so that a volume has about as many."""
-    volume = math.prod(n * size for n, size in zip(shape, voxel_size, strict=True))
-    return max(float(min(voxel_size)), (volume / cells) ** (1 / 3))
+    volume = math.prod(float(n * size) for n, size in zip(shape, voxel_size, strict=True))
+    return max(float(min(voxel_size)), math.cbrt(volume / cells))
+
+
+def read_where(volume: Volume, box: Box, rule: Callable[[Array], npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    """Where a rule holds, of a box whose stored values would take too much memory at once."""
+    found_zyx = np.empty(box.shape, bool)
+    for slab in slabs(box, max(1, STRIP_VOXELS // (4 * box.shape[1] * box.shape[2]))):
+        found_zyx[slab.inside(box).slices] = rule(volume.read(slab))
+    return found_zyx

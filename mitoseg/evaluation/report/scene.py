@@ -10,6 +10,7 @@ from scipy.ndimage import find_objects, gaussian_filter
 from skimage.measure import marching_cubes
 
 from mitoseg.evaluation.report.markup import Html, data_block, element, join, number, pack
+from mitoseg.evaluation.report.objects import renumber
 from mitoseg.evaluation.report.options import Content
 from mitoseg.evaluation.report.reducing import Floats, cell_factors, cell_for, coarse_labels, pool
 from mitoseg.geometry import Box
@@ -126,10 +127,9 @@ def surfaces(content: Content, box: Box) -> tuple[list[Surface], float]:
         more = more if max(more) > 1 else (2, 2, 2)
         share_zyx, label_zyx = pool(label_zyx, more, share_zyx)
         size = size * more
-    origin = 0.0
     limits = np.array(box.shape) * np.array(content.spacing or (1, 1, 1), float)
     inside = [
-        Surface(s.instance, np.clip(s.vertices, origin, limits).astype(np.float32), s.faces) for s in found
+        Surface(s.instance, np.clip(s.vertices, 0, limits).astype(np.float32), s.faces) for s in found
     ]
     return inside, float(size.max())
 
@@ -148,11 +148,8 @@ def _cell_faces(label_zyx: Ids) -> int:
 
 def _surfaces(share_zyx: Floats, label_zyx: Ids, size: npt.NDArray[np.float64]) -> list[Surface]:
     """A surface for each instance, the largest first."""
-    ids, dense = np.unique(label_zyx, return_inverse=True)
-    dense_zyx = dense.reshape(label_zyx.shape).astype(np.int32)
-    if ids[0] != 0:
-        ids, dense_zyx = np.concatenate([np.zeros(1, ids.dtype), ids]), dense_zyx + 1
-    count = np.bincount(dense_zyx.ravel(), minlength=len(ids))
+    ids, dense_zyx = renumber(label_zyx)
+    count = np.bincount(dense_zyx.ravel(), minlength=len(ids) + 1)
     where = find_objects(dense_zyx)
     largest = 1 + np.argsort(-count[1:], kind="stable")[:LARGEST]
     found = []
@@ -161,7 +158,7 @@ def _surfaces(share_zyx: Floats, label_zyx: Ids, size: npt.NDArray[np.float64]) 
         if inside is None:
             continue
         own_zyx = np.where(dense_zyx[inside] == number_, share_zyx[inside], np.float32(0))
-        surface = _surface(own_zyx, int(ids[number_]), [s.start for s in inside], size)
+        surface = _surface(own_zyx, int(ids[number_ - 1]), [s.start for s in inside], size)
         if surface is not None:
             found.append(surface)
     return found
@@ -173,6 +170,6 @@ def _surface(own_zyx: Floats, instance: int, start: list[int], size: npt.NDArray
     level = min(0.5, 0.5 * float(field_zyx.max()))
     if level <= 0:
         return None
-    vertices, faces, _, _ = marching_cubes(field_zyx, level)
+    vertices, faces, _, _ = marching_cubes(field_zyx, level)  # type: ignore[no-untyped-call]
     placed = (vertices - _PAD + 0.5 + np.array(start)) * size
     return Surface(instance, placed.astype(np.float32), faces.astype(np.int32))

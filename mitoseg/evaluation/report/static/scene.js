@@ -23,7 +23,7 @@
       vec3 n = normalize(facing);
       float front = abs(n.z), side = max(dot(n, normalize(vec3(-.45, .75, .5))), 0.);
       float gloss = pow(max(dot(n, normalize(vec3(-.25, .45, .86))), 0.), 40.);
-      vec3 lit = colour.rgb * (.22 + .33 * front + .55 * side) + .16 * gloss;
+      vec3 lit = colour.rgb * (.34 + .38 * front + .5 * side) + .14 * gloss;
       shown = vec4(mix(colour.rgb, lit, colour.a), 1.);
     }`;
   const shader = (kind, text) => { const s = gl.createShader(kind); gl.shaderSource(s, text); gl.compileShader(s); return s; };
@@ -91,7 +91,13 @@
     const c = Math.cos(angle), s = Math.sin(angle);
     return axis === "x" ? [1, 0, 0, 0, c, -s, 0, s, c] : [c, 0, s, 0, 1, 0, -s, 0, c];
   };
-  const start = () => ({ turn: multiply(about("x", 0.5), about("y", -0.5)), zoom: 2.1, x: 0, y: 0 });
+  const corner = (p) => [p[2] * ex, -p[1] * ey, -p[0] * ez];
+  const turned = (turn, p) => [0, 1, 2].map((i) => corner(p).reduce((s, v, k) => s + turn[3 * i + k] * v, 0));
+  function start() { // as close as the box fits
+    const turn = multiply(about("x", 0.42), about("y", -0.55)), aspect = canvas.clientWidth / canvas.clientHeight;
+    const needs = CUBE.map((p) => turned(turn, p)).map(([x, y, z]) => Math.max(Math.abs(x) / aspect, Math.abs(y)) / (3.2 - z));
+    return { turn, zoom: 0.84 / Math.max(...needs), x: 0, y: 0 };
+  }
   let view = start(), waiting = false;
   const colours = new Map();
 
@@ -99,10 +105,9 @@
     const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim().slice(1);
     return [0, 2, 4].map((i) => parseInt(value.slice(i, i + 2), 16) / 255);
   };
-  const apply = (p) => [0, 1, 2].map((i) => view.turn[3 * i] * p[2] * ex - view.turn[3 * i + 1] * p[1] * ey - view.turn[3 * i + 2] * p[0] * ez);
 
   function project(p) { // a point of the box, from -1 to 1, as pixels of the canvas
-    const [x, y, z] = apply(p), w = 3.2 - z, aspect = canvas.clientWidth / canvas.clientHeight;
+    const [x, y, z] = turned(view.turn, p), w = 3.2 - z, aspect = canvas.clientWidth / canvas.clientHeight;
     return [((x * view.zoom) / aspect / w + view.x + 1) / 2 * canvas.clientWidth, (1 - (y * view.zoom) / w - view.y) / 2 * canvas.clientHeight];
   }
 
