@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes.units import check_voxel_size
 
 
 def run(cfg: DictConfig) -> None:
-    """Score, print the table, and write ``metrics.json``, ``provenance.json``, figures and report into the run's folder.
+    """Score, print the table, and write numbers, provenance, figures and report into the run's folder.
 
     Raises:
         UserError: A volume or an option is no good.
@@ -45,11 +46,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     Raises:
         UserError: A volume or an option is no good.
     """
-    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
-        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
-    if cfg.save_overlays and cfg.image is None:
-        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
-    check_report(cfg)
+    _check_pictures(cfg)
     voxel_size = _numbers(cfg.voxel_size, "voxel_size")
     if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
         raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
@@ -65,10 +62,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
-        size = voxel_size or truth.voxel_size
-        prediction = clean(
-            steps, prediction, image=volumes.get("image"), threshold=threshold, kind=kind, voxel_size=size
-        )
+        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
         threshold, kind = None, None
     result = evaluate(
         prediction,
@@ -84,20 +79,55 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     )
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
-    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
     if console is not None:
         console.print(score_table(result, title=Path(cfg.prediction).name))
+    shown = {**volumes, "prediction": prediction, "truth": truth}
+    _draw(cfg, folder, result, shown, console, threshold=threshold, crop=crop, kind=kind, voxel_size=voxel_size)
+    return result
+
+
+def _check_pictures(cfg: DictConfig) -> None:
+    """Refuse what cannot be drawn, before any work is done.
+
+    Raises:
+        UserError: ``save_overlays`` or ``report`` is no good.
+    """
+    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
+        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
+    if cfg.save_overlays and cfg.image is None:
+        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
+    check_report(cfg)
+
+
+def _draw(
+    cfg: DictConfig,
+    folder: Path,
+    result: Mapping[str, object],
+    volumes: Mapping[str, Volume],
+    console: Console | None,
+    *,
+    threshold: float | None,
+    crop: Box | None,
+    kind: str | None,
+    voxel_size: Sequence[float] | None,
+) -> None:
+    """Curves, slices and report, as far as they are asked for.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
     if cfg.figures:
-        save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
+        title, reference = Path(cfg.prediction).name, cfg.reference
+        save_curves(folder / "figures", result, title=title, reference=reference)
     if cfg.save_overlays:
         overlays = save_overlays(
             folder / "figures",
             volumes["image"],
-            truth,
-            prediction,
+            volumes["truth"],
+            volumes["prediction"],
             threshold=threshold,
             count=cfg.save_overlays,
             crop=crop,
@@ -107,8 +137,10 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     if cfg.report:
-        report_scores(cfg, folder, result, {**volumes, "prediction": prediction, "truth": truth}, **options)
-    return result
+        size = None if voxel_size is None else check_voxel_size(voxel_size)
+        path = report_scores(cfg, folder, result, volumes, threshold=threshold, crop=crop, kind=kind, voxel_size=size)
+        if console is not None:
+            console.print(f"report in {path}", soft_wrap=True, markup=False)
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:

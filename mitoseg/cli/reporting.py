@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from mitoseg.datasets.checksums import fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation.report import report_evaluation
+from mitoseg.geometry import Box
 from mitoseg.storage import read_json
 from mitoseg.volumes import Volume
+from mitoseg.volumes.base import VoxelSize
 
 
 def check_report(cfg: DictConfig) -> None:
@@ -28,7 +29,15 @@ def check_report(cfg: DictConfig) -> None:
 
 
 def report_scores(
-    cfg: DictConfig, folder: Path, scores: Mapping[str, object], volumes: Mapping[str, Volume], **options: Any
+    cfg: DictConfig,
+    folder: Path,
+    scores: Mapping[str, object],
+    volumes: Mapping[str, Volume],
+    *,
+    threshold: float | None,
+    crop: Box | None,
+    kind: str | None,
+    voxel_size: VoxelSize | None,
 ) -> Path:
     """Write ``report.html`` of an evaluation beside its ``provenance.json``.
 
@@ -37,7 +46,10 @@ def report_scores(
         folder: Of the run.
         scores: What ``metrics.json`` holds.
         volumes: ``prediction``, ``truth`` (mapped) and, if given, ``image``, as they were scored.
-        **options: ``crop``, ``threshold``, ``kind`` and ``voxel_size`` of the evaluation.
+        threshold: Of the evaluation, as the next three; see `mitoseg.evaluation.evaluate`.
+        crop: The part that was scored.
+        kind: Of the prediction.
+        voxel_size: (z, y, x) in nm.
 
     Raises:
         UserError: The file cannot be written.
@@ -51,7 +63,10 @@ def report_scores(
         truth=volumes["truth"],
         image=volumes.get("image"),
         provenance=provenance,
-        **options,
+        threshold=threshold,
+        crop=crop,
+        kind=kind,
+        voxel_size=voxel_size,
     )
 
 

@@ -135,9 +135,7 @@ class Chart:
         self.parts.append(element("line", class_=style, x1=f"{at:.1f}", x2=f"{at:.1f}", y1=TOP, y2=HEIGHT - BOTTOM))
         anchor = "end" if end else "start"
         shift = -4 if end else 4
-        self.parts.append(
-            element("text", name, class_="tick", x=f"{at + shift:.1f}", y=TOP + 9, text_anchor=anchor)
-        )
+        self.parts.append(element("text", name, class_="tick", x=f"{at + shift:.1f}", y=TOP + 9, text_anchor=anchor))
 
     def svg(self) -> Html:
         """The finished chart with its legend."""

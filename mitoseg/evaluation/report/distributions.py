@@ -69,7 +69,9 @@ def distribution_section(table: DataFrame | None) -> Html | None:
     cut = len(table) - len(whole)
     said = f"{len(whole):,} mitochondria. "
     if cut:
-        said += f"{cut:,} more are cut by the border of the volume; of these only a part is seen, so they are left out. "
+        said += (
+            f"{cut:,} more are cut by the border of the volume; of these only a part is seen, so they are left out. "
+        )
     said += "Bars: how many. Line: the share of those that are smaller, from 0 to 1. Dashed: the median."
     return join(element("p", said, class_="soft"), element("div", *charts, class_="charts"))
 

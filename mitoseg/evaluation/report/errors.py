@@ -23,9 +23,7 @@ WHOLE = 0.8
 """Share of an object from which the whole object is wrong."""
 LEAST = 1000
 """Voxels from which a whole object comes before larger parts."""
-_FALSE, _MISSED = 1, 2
-
-Bools = npt.NDArray[np.bool_]
+_FALSE, _MISSED, _FOUND = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,10 @@ def worst_faults(result: Volume, truth: Volume, crop: Box, count: int) -> list[F
     depth = max(1, SLAB_VOXELS // (crop.shape[1] * crop.shape[2]))
     found: list[Fault] = []
     for slab in slabs(crop, depth):
-        result_zyx = read_where(result, slab, lambda values: values != 0)
-        result_zyx &= read_where(truth, slab, lambda values: values != IGNORE)
-        found += _faults(result_zyx, read_where(truth, slab, lambda values: values == 1), slab, count)
+        code_zyx = read_where(result, slab, lambda values: values != 0).view(np.uint8)
+        code_zyx |= 2 * read_where(truth, slab, lambda values: values == 1).view(np.uint8)
+        code_zyx[read_where(truth, slab, lambda values: values == IGNORE)] = 0
+        found += _faults(code_zyx, slab, count)
     chosen = []
     for kind in ("false", "missed"):
         of_kind = (fault for fault in found if fault.kind == kind)
@@ -72,16 +71,14 @@ def worst_faults(result: Volume, truth: Volume, crop: Box, count: int) -> list[F
     return chosen
 
 
-def _faults(result_zyx: Bools, truth_zyx: Bools, slab: Box, count: int) -> list[Fault]:
-    code_zyx = np.zeros(result_zyx.shape, np.uint8)
-    code_zyx[result_zyx & ~truth_zyx] = _FALSE
-    code_zyx[truth_zyx & ~result_zyx] = _MISSED
-    label_zyx = cc3d.connected_components(code_zyx, connectivity=6)
+def _faults(code_zyx: npt.NDArray[np.uint8], slab: Box, count: int) -> list[Fault]:
+    """Those of one slab; a voxel's code is 1 in the result alone, 2 in the truth alone, 3 in both, 0 in neither."""
+    label_zyx = cc3d.connected_components(np.where(code_zyx == _FOUND, np.uint8(0), code_zyx), connectivity=6)
     table = cc3d.statistics(label_zyx)
     voxels, boxes = table["voxel_counts"], table["bounding_boxes"]
     candidates = []
-    for code, objects_zyx in ((_FALSE, result_zyx), (_MISSED, truth_zyx)):
-        share = _largest_share(objects_zyx, label_zyx, code_zyx == code, voxels)
+    for code in (_FALSE, _MISSED):
+        share = _share_of_object(code_zyx, code, label_zyx, voxels)
         own = np.flatnonzero(share >= 0)
         later = (share[own] < WHOLE) | (voxels[own] < LEAST)
         order = own[np.lexsort((-voxels[own].astype(np.int64), later))]
@@ -93,15 +90,19 @@ def _faults(result_zyx: Bools, truth_zyx: Bools, slab: Box, count: int) -> list[
     ]
 
 
-def _largest_share(
-    objects_zyx: Bools, label_zyx: npt.NDArray[np.unsignedinteger], wrong_zyx: Bools, voxels: npt.NDArray[np.generic]
+def _share_of_object(
+    code_zyx: npt.NDArray[np.uint8],
+    code: int,
+    label_zyx: npt.NDArray[np.unsignedinteger],
+    voxels: npt.NDArray[np.unsignedinteger],
 ) -> npt.NDArray[np.float64]:
     """For each error, its share of the object that it lies in; -1 for those of the other kind."""
-    object_zyx = cc3d.connected_components(objects_zyx, connectivity=6)
+    object_zyx = cc3d.connected_components((code_zyx & code) != 0, connectivity=6)
     size = np.zeros(int(object_zyx.max()) + 1, np.int64)
     for label_yx in object_zyx:  # slice by slice, as bincount makes eight bytes of each voxel
         size += np.bincount(label_yx.ravel(), minlength=len(size))
     share = np.full(len(voxels), -1.0)
+    wrong_zyx = code_zyx == code
     label, owner = label_zyx[wrong_zyx], object_zyx[wrong_zyx]  # an error lies in one object, as it is connected
     share[label] = voxels[label].astype(np.float64) / size[owner]
     return share

@@ -51,8 +51,10 @@ def _key(colour: tuple[float, float, float]) -> Html:
 
 def _card(fault: Fault, content: Content, box: Box) -> Html:
     z, y, x = fault.at
-    what = ("false object" if fault.whole else "false part") if fault.kind == "false" else (
-        "missed object" if fault.whole else "missed part"
+    what = (
+        ("false object" if fault.whole else "false part")
+        if fault.kind == "false"
+        else ("missed object" if fault.whole else "missed part")
     )
     size = f"{fault.voxels:,} voxels"
     if content.spacing is not None:

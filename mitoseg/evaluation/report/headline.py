@@ -35,11 +35,13 @@ def volume_line(content: Content) -> str:
     box = content.box
     if box is None:
         return ""
-    shape = " × ".join(str(n) for n in box.shape)
+    shape = " \N{MULTIPLICATION SIGN} ".join(str(n) for n in box.shape)
     text = f"{shape} voxels (z, y, x)"
     if content.spacing is not None:
-        sizes = " × ".join(f"{size:g}" for size in content.spacing)
-        extent = " × ".join(f"{n * size / 1000:.3g}" for n, size in zip(box.shape, content.spacing, strict=True))
+        sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in content.spacing)
+        extent = " \N{MULTIPLICATION SIGN} ".join(
+            f"{n * size / 1000:.3g}" for n, size in zip(box.shape, content.spacing, strict=True)
+        )
         text += f" of {sizes} nm: {extent} µm"
     if content.crop is not None:
         text += f"; the part {box} of the volume"
@@ -57,7 +59,11 @@ def _facts(content: Content, table: DataFrame | None) -> list[Html]:
         tissue = float(np.prod(box.shape) * np.prod(content.spacing)) * 1e-9
         counted = ", those that are cut included" if cut else ""
         cards.append(
-            _card(number(len(table) / tissue, 3), "mitochondria per µm³", f"in {number(tissue, 3)} µm³ of tissue{counted}")
+            _card(
+                number(len(table) / tissue, 3),
+                "mitochondria per µm³",
+                f"in {number(tissue, 3)} µm³ of tissue{counted}",
+            )
         )
     if "volume_nm3" in table and len(whole):
         quarter, median, three = np.percentile(whole["volume_nm3"] * 1e-9, (25, 50, 75))

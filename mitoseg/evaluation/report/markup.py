@@ -88,14 +88,14 @@ def picture(array: npt.NDArray[np.uint8], quality: int) -> bytes:
 def number(value: object, digits: int = 4) -> str:
     """A number to read; a dash where there is none.
 
-    >>> number(1234567), number(0.84336, 3), number(12345.678), number(None), number(2.5e-7, 3)
-    ('1,234,567', '0.843', '12,346', '–', '2.5e-07')
+    >>> number(1234567), number(0.84336, 3), number(12345.678), number(2.5e-7, 3)
+    ('1,234,567', '0.843', '12,346', '2.5e-07')
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return "–"
+        return "\N{EN DASH}"
     if isinstance(value, int | np.integer):
         return f"{int(value):,}"
     real = float(value)
     if not math.isfinite(real):
-        return "–"
+        return "\N{EN DASH}"
     return f"{real:,.0f}" if abs(real) >= 1000 else f"{real:.{digits}g}"

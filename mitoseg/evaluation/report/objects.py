@@ -78,8 +78,8 @@ def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None)
     rows = concat(parts, ignore_index=True).groupby("instance", as_index=False)
     low, high = [f"box_{axis}0" for axis in "zyx"], [f"box_{axis}1" for axis in "zyx"]
     table = rows.agg({"voxels": "sum", **dict.fromkeys(low, "min"), **dict.fromkeys(high, "max")})
-    reached = (table[low].to_numpy() <= box.start).any(axis=1) | (table[high].to_numpy() >= box.stop).any(axis=1)
-    table = table.assign(touches_border=reached)
+    ends = np.hstack([table[low].to_numpy() <= box.start, table[high].to_numpy() >= box.stop])
+    table = table.assign(touches_border=np.asarray(ends.any(axis=1)))
     if voxel_size is not None:
         volume = table["voxels"] * float(np.prod(voxel_size))
         table.insert(2, "volume_nm3", volume)

@@ -42,9 +42,7 @@ def small_image(volume: Volume, z: int, crop: Box, shape_yx: tuple[int, int]) ->
 
 def small_labels(volume: Volume, z: int, crop: Box, shape_yx: tuple[int, int]) -> Array:
     """A slice of labels: at each pixel of ``shape_yx`` the label at its centre."""
-    rows, columns = (
-        ((np.arange(m) + 0.5) * n / m).astype(int) for n, m in zip(crop.shape[1:], shape_yx, strict=True)
-    )
+    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(int) for n, m in zip(crop.shape[1:], shape_yx, strict=True))
     parts = []
     for first, strip_yx in _strips(volume, z, crop, 1):
         here = rows[(rows >= first) & (rows < first + len(strip_yx))] - first

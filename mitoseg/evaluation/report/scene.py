@@ -62,7 +62,7 @@ def scene_section(content: Content) -> Html | None:
     unit = "nm" if content.spacing else "voxels"
     count = sum(len(surface.faces) for surface in found)
     said = f"{len(found):,} surfaces, {count:,} triangles, drawn in cells of {number(cell, 3)} {unit}. "
-    hint = "Drag to turn, Shift and drag to move, + and − or Ctrl and the wheel to zoom, click to pick. "
+    hint = "Drag to turn, Shift and drag to move, + and \N{MINUS SIGN} or Ctrl and the wheel to zoom, click to pick. "
     frame = "The blue frame is the slice shown above." if box else ""
     tools = element(
         "div",
@@ -128,9 +128,7 @@ def surfaces(content: Content, box: Box) -> tuple[list[Surface], float]:
         share_zyx, label_zyx = pool(label_zyx, more, share_zyx)
         size = size * more
     limits = np.array(box.shape) * np.array(content.spacing or (1, 1, 1), float)
-    inside = [
-        Surface(s.instance, np.clip(s.vertices, 0, limits).astype(np.float32), s.faces) for s in found
-    ]
+    inside = [Surface(s.instance, np.clip(s.vertices, 0, limits).astype(np.float32), s.faces) for s in found]
     return inside, float(size.max())
 
 

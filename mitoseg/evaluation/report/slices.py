@@ -43,7 +43,7 @@ def slices_section(content: Content) -> Html | None:
         class_="stage",
     )
     hint = (
-        "Arrow keys or the slider move through z. Drag to move, + and − or Ctrl and the wheel to zoom, "
+        "Arrow keys or the slider move through z. Drag to move, + and \N{MINUS SIGN} or Ctrl and the wheel to zoom, "
         "click to pick a mitochondrion."
     )
     return join(
@@ -166,6 +166,10 @@ def _sliders(count: int) -> list[Html]:
     slider = element("input", type="range", id="z", min=0, max=count - 1, value=count // 2, step=1)
     zoom = [
         element("button", sign, type="button", data_zoom=step, aria_label=name)
-        for sign, step, name in (("+", 1, "zoom in"), ("−", -1, "zoom out"), ("1:1", 0, "show the whole slice"))
+        for sign, step, name in (
+            ("+", 1, "zoom in"),
+            ("\N{MINUS SIGN}", -1, "zoom out"),
+            ("1:1", 0, "show the whole slice"),
+        )
     ]
     return [element("label", "slice ", slider, class_="wide"), element("span", *zoom, class_="buttons")]

@@ -17,8 +17,7 @@ def table_section(table: DataFrame | None, rows: int, name: str = "measurements"
         return None
     shown = [str(key) for key in table.columns if str(key) not in _HIDDEN]
     heads = [
-        element("th", element("button", *_heading(key), type="button"), scope="col", aria_sort="none")
-        for key in shown
+        element("th", element("button", *_heading(key), type="button"), scope="col", aria_sort="none") for key in shown
     ]
     head = element("thead", element("tr", *heads))
     body = element("tbody", *(_row(row, shown) for row in table.head(rows).to_dict("records")))
@@ -83,6 +82,6 @@ def _cell(key: str, value: object) -> Html:
         return element("td", "" if value is None else str(value), class_="text")
     factor = next((factor for end, (_, _, factor) in _UNITS.items() if key.endswith(end)), 1.0)
     if not np.isfinite(value):
-        return element("td", "–")
+        return element("td", "\N{EN DASH}")
     shown = str(int(value)) if key == "instance" else number(value if factor == 1.0 else float(value) * factor)
     return element("td", shown, data_value=repr(value.item() if isinstance(value, np.generic) else value))

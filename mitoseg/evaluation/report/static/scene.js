@@ -119,8 +119,9 @@
       const at = ends.reduce((best, p) => (p[1] + 0.3 * Math.abs(p[0] - mid[0]) > best[1] + 0.3 * Math.abs(best[0] - mid[0]) ? p : best));
       const label = byId(`axis-${name}`);
       label.textContent = `${name} ${lengthText(source.extent[axis])}`;
-      const away = at[0] < mid[0] - 20 ? "-100%" : at[0] > mid[0] + 20 ? "0%" : "-50%";
-      label.style.transform = `translate(${at[0] + (at[0] < mid[0] ? -6 : 6)}px, ${at[1] + 4}px) translateX(${away})`;
+      const long = label.offsetWidth;
+      const x = at[0] < mid[0] - 20 ? at[0] - long - 6 : at[0] > mid[0] + 20 ? at[0] + 6 : at[0] - long / 2;
+      label.style.transform = `translate(${Math.max(4, Math.min(canvas.clientWidth - long - 4, x))}px, ${at[1] + 4}px)`;
     });
   }
 
