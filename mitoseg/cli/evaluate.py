@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.instance_scores import check_instance_options, score_instances
+from mitoseg.cli.reporting import check_report, report_scores
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.instance_table import instance_table
@@ -22,7 +23,7 @@ from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
-    """Score, print the table, and write ``metrics.json``, ``provenance.json`` and figures into the run's folder.
+    """Score, print the table, and write numbers, provenance, figures and report into the run's folder.
 
     Raises:
         UserError: A volume or an option is no good.
@@ -37,7 +38,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
 
     Args:
         cfg: The keys of ``conf/evaluate.yaml``.
-        folder: Where ``metrics.json``, ``provenance.json`` and ``figures/`` go.
+        folder: Where ``metrics.json``, ``provenance.json``, ``figures/`` and ``report.html`` go.
         console: Where to print the table; None for nowhere.
 
     Returns:
@@ -99,6 +100,9 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         )
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
+    if cfg.report:
+        found = {**volumes, "prediction": prediction, "truth": truth}
+        report_scores(cfg, folder, result, found, **options, console=console)
     return result
 
 
@@ -120,6 +124,7 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     if reference is not None and not 0 <= reference <= 1:
         raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
     check_instance_options(cfg)
+    check_report(cfg)
     return voxel_size, threshold, reference
 
 

@@ -133,5 +133,3 @@ def check_options(cfg: DictConfig) -> Path:
         check_output(path, cfg.overwrite)
     check_shape_options(cfg)
     return output
-
-

@@ -67,7 +67,7 @@ def write_shapes(
         write_labels(labels, cfg.instances, size, overwrite=cfg.overwrite)
         written.append(Path(cfg.instances))
     if cfg.meshes is not None and ids:
-        formats = OmegaConf.to_container(cfg.mesh_formats) if OmegaConf.is_config(cfg.mesh_formats) else cfg.mesh_formats
+        formats = list(cfg.mesh_formats) if OmegaConf.is_list(cfg.mesh_formats) else cfg.mesh_formats
         export_meshes(labels, cfg.meshes, formats=formats, reduction=cfg.mesh_reduction, **common)
         written.append(Path(cfg.meshes))
     if cfg.skeletons is not None and ids:
@@ -93,7 +93,7 @@ def write_shapes(
 
 
 def as_instances(labels: Volume) -> Volume:
-    """The same voxels, said to be instances: a file of somebody else's, or one whose kind was given, may not say so."""
+    """The same voxels, said to be instances: a file whose kind was given may say that it is something else."""
     if labels.info.metadata.get("kind", "instances") == "instances":
         return labels
     return ArrayVolume(labels.read(), labels.voxel_size, labels.path, {"kind": "instances"})

@@ -1,4 +1,4 @@
-"""From probabilities to masks, instances, shapes and measurements: arrays and volumes in, arrays, volumes, tables out."""
+"""From probabilities to masks, instances, shapes and measurements: arrays and volumes in, the same and tables out."""
 
 from mitoseg.segmentation.exporting import export_meshes, export_skeletons
 from mitoseg.segmentation.instances import InstanceVolume
