@@ -48,7 +48,7 @@ def read_conditions(value: object) -> dict[str, list[str]]:
     Raises:
         UserError: ``compare`` is no mapping from names to files, or has fewer than two of them.
     """
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value  # type: ignore[arg-type]
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     remedy = "write compare={control:[a.csv,b.csv],disease:[c.csv]}"
     if not isinstance(plain, dict) or len(plain) < 2:
         raise UserError("compare does not name two conditions", plain, remedy)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mitoseg.cli.labelling import chosen_labelling, find_instances
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.geometry import Box
-from mitoseg.segmentation import InstanceVolume, Sources, write_instances
+from mitoseg.segmentation import InstanceVolume, Labelling, Sources, write_instances
 from mitoseg.volumes import ArrayVolume, Volume, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.units import check_voxel_size
 
@@ -67,11 +68,18 @@ def find_sources(
     with tempfile.TemporaryDirectory(dir=Path(cfg.output).parent, prefix=".measuring.") as scratch:
         if decision.kind != "instances":
             options = {"threshold": cfg.threshold, "kind": decision.kind, "voxel_size": size}
-            found = find_instances(given, chosen_labelling(cfg), **options)
+            found = find_instances(given, sized_labelling(cfg), **options)
             labels = kept(found, Path(scratch), on_block)
         else:
             labels = as_integers(given, size)
         yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale), decision
+
+
+def sized_labelling(cfg: DictConfig) -> Labelling:
+    """What ``labelling=`` asks for, without objects that ``min_volume`` would leave out: they are no neighbours."""
+    labelling = chosen_labelling(cfg)
+    least = max(labelling.min_volume or 0.0, cfg.min_volume or 0.0)
+    return replace(labelling, min_volume=least or None)
 
 
 def kept(instances: InstanceVolume, scratch: Path, on_block: Callable[[Box], None] | None = None) -> Volume:
