@@ -53,7 +53,9 @@ def open_box(array):
 @pytest.fixture
 def measure(place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
-    return lambda *words: command(monkeypatch, "measure", f"hydra.run.dir={tmp_path / 'run'}", "progress=false", *words)
+    return lambda *words: command(
+        monkeypatch, "measure", f"hydra.run.dir={tmp_path / 'run'}", "progress=false", *words
+    )
 
 
 def test_a_table_of_instances(measure, tmp_path, place):
