@@ -15,7 +15,7 @@ from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
 
 CONF = default_config_dir()
-OUTSIDE = {"hydra", "experiment", "methods"}
+OUTSIDE = {"engine", "hydra", "experiment", "methods"}
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in OUTSIDE)
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml")) if path.stem != "blocks"

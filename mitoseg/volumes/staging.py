@@ -21,9 +21,9 @@ from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import open_volume
-from mitoseg.volumes.stage_folder import StageFolder, explained, readable
+from mitoseg.volumes.stage_folder import PATIENCE, StageFolder, explained, readable, wait_for
 from mitoseg.volumes.writing import check_volume_output, create_volume, place
-from mitoseg.volumes.zarr_output import ZarrOutput, is_array
+from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
 
 Tile = tuple[int, int, int]
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class StagedVolume:
         self._info, self._tile = info, (tile[0], tile[1], tile[2])
         with explained(self._file):
             if self.decisions and is_array(self._folder.array):
+                remove_partial(self._folder.array)
                 self._output = ZarrOutput.reopen(self._folder.array)
                 listed = self._folder.listed()
                 self._list({tile for tile in self.tiles() if str(tile) in listed and self._chunk(tile).is_file()})
@@ -132,6 +133,40 @@ class StagedVolume:
             self._output.write(box, image_zyx)
             self._folder.list_one(box)
         self.done.add(box)
+
+    def take(self, box: Box, patience: float = PATIENCE) -> None:
+        """List a tile as done that another process has written into `array`.
+
+        Args:
+            box: The tile.
+            patience: Seconds in which it must appear here.
+
+        Raises:
+            UserError: It does not, or the disk is full.
+        """
+        wait_for(self._chunk(box), patience)
+        with explained(self._file):
+            self._folder.list_one(box)
+        self.done.add(box)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed have half written, when no other one writes any more."""
+        remove_partial(self._folder.array)
+
+    @property
+    def tile(self) -> Tile:
+        """(z, y, x) voxels of a tile."""
+        return self._tile
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which the output is made."""
+        return self._folder.path
+
+    @property
+    def array(self) -> Path:
+        """The Zarr array of the tiles, one chunk for each; several processes may write whole tiles into it."""
+        return self._folder.array
 
     def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
         """Check that every tile is there, convert them to the output's format, and give it its name.
