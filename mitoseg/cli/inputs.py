@@ -90,7 +90,9 @@ def volumes_in(folder: Path) -> list[str] | None:
     Raises:
         UserError: It is both, or it holds no volume.
     """
-    names = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: images.natural_key(p.name))
+    names = sorted(
+        (p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: images.natural_key(p.name)
+    )
     slices = [p for p in names if p.is_file() and p.suffix.lower() in images.SUFFIXES]
     stacks = [p for p in slices if p.suffix.lower() in tiff.SUFFIXES and _is_stack(p)]
     others = [p for p in names if _is_other(p)]

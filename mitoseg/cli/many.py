@@ -20,8 +20,8 @@ from rich.console import Console
 from mitoseg.cli.console import user_message
 from mitoseg.cli.inputs import Job
 from mitoseg.cli.session import Session
-from mitoseg.cli.summary import DONE, FAILED, NAME, WAITING, Row, read_rows, write_rows
-from mitoseg.engines import Engine, EngineLost, one_at_a_time
+from mitoseg.cli.summary import DONE, FAILED, NAME, Row, read_rows, write_rows
+from mitoseg.engines import Engine, EngineError, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import KINDS, Decision, decide
 from mitoseg.geometry import Box, tiles
@@ -53,7 +53,7 @@ def predict_many(
 
     Raises:
         UserError: Some have failed, or another process works in the folder.
-        EngineLost: The engine is gone, and with it all that was to come.
+        EngineError: The engine is gone, and with it all that was to come.
     """
     folder = Path(cfg.output)
     with _holding(folder):
@@ -77,7 +77,7 @@ def predict_many(
                 row.seconds = f"{time.monotonic() - start:.1f}"
                 row.foreground = _foreground(job.output, session.engine)
                 row.status = DONE
-            except EngineLost:
+            except EngineError:
                 raise
             except Exception as error:
                 rows[number] = row = Row(job.input, job.output, FAILED, row.voxels, error=_told(error))

@@ -60,7 +60,10 @@ class Session:
         """
         prediction = make_prediction(
             self.model,
-            **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "consensus", "dtype", "threshold")},
+            **{
+                key: cfg[key]
+                for key in ("method", "overlap", "window_stride", "tta", "consensus", "dtype", "threshold")
+            },
             accelerator="cpu" if self.team else cfg.accelerator,
             precision=self.precision,
             save=save,

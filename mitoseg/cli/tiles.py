@@ -1,7 +1,7 @@
 """Tiles of one prediction on the workers of an engine: each opens checkpoint and volume, and writes its own chunks.
 
-    coordinator    decides method, precision, tile, compilation    deals out tiles    lists those that are done
-    worker             network, volume     read -> compute -> write one chunk
+coordinator    decides method, precision, tile, compilation    deals out tiles    lists those that are done
+worker             network, volume     read -> compute -> write one chunk
 """
 
 from __future__ import annotations

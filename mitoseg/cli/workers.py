@@ -93,7 +93,9 @@ def gather_team(workers: Sequence[Facts], accelerator: str) -> Team:
     lacking = [worker.machine for worker in workers if wanted not in worker.devices]
     if lacking:
         choose_device("cpu" if wanted in ("cuda", "mps") else wanted)  # refuses what does not exist at all
-        raise UserError(f"{len(lacking)} of {len(workers)} workers lack the accelerator {wanted}", lacking[0], "use auto")
+        raise UserError(
+            f"{len(lacking)} of {len(workers)} workers lack the accelerator {wanted}", lacking[0], "use auto"
+        )
     crowd = Counter(worker.machine for worker in workers)
     threads = min(max(1, worker.cores // crowd[worker.machine]) for worker in workers)
     return Team(wanted, all(wanted in worker.bf16 for worker in workers), threads, max(crowd.values()))
@@ -134,7 +136,9 @@ class Looking:
             own.write_text(self.text, encoding="utf-8")
         except OSError as error:
             reason = error.strerror or str(error)
-            return machine, UserError(f"a worker on {machine} cannot write ({reason})", folder, "check its permissions")
+            return machine, UserError(
+                f"a worker on {machine} cannot write ({reason})", folder, "check its permissions"
+            )
         return machine, own.name
 
 

@@ -7,7 +7,7 @@
 What is mapped must be picklable, and the result must not depend on where or in which order items are done.
 """
 
-from mitoseg.engines.base import Engine, EngineLost
+from mitoseg.engines.base import Engine, EngineError
 from mitoseg.engines.local import LocalEngine
 from mitoseg.engines.on_dask import DaskEngine
 from mitoseg.engines.on_slurm import SlurmEngine
@@ -17,7 +17,7 @@ from mitoseg.engines.prepared import Prepared
 __all__ = [
     "DaskEngine",
     "Engine",
-    "EngineLost",
+    "EngineError",
     "LocalEngine",
     "Place",
     "Prepared",

@@ -17,7 +17,7 @@ DEATHS = 3
 """Workers that may die over one item before it is given up."""
 
 
-class EngineLost(UserError):
+class EngineError(UserError):
     """The workers are gone, or an item kills every worker; nothing more can be done with this engine."""
 
 
@@ -58,7 +58,7 @@ class Engine(ABC):
         """Call a function once in each worker that there is now.
 
         Raises:
-            EngineLost: A worker died over it.
+            EngineError: A worker died over it.
         """
 
     @abstractmethod
@@ -77,5 +77,5 @@ class Engine(ABC):
             on_done: Called by the caller's thread with each item and its result, once, in the order of completion.
 
         Raises:
-            EngineLost: The workers are gone, or died again and again over one item.
+            EngineError: The workers are gone, or died again and again over one item.
         """

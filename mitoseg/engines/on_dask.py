@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import Any
 
-from mitoseg.engines.base import LANES, Engine, EngineLost, Item, Result
+from mitoseg.engines.base import LANES, Engine, EngineError, Item, Result
 from mitoseg.engines.local import check_workers
 from mitoseg.engines.place import Place, stand_at
 from mitoseg.errors import UserError
@@ -111,7 +111,7 @@ class DaskEngine(Engine):
             try:
                 future = self._wait(done)
                 on_done(pending.pop(future), self._result(future))
-            except EngineLost:
+            except EngineError:
                 raise
             except Exception as error:  # what was begun shall end
                 failure = failure or error
@@ -154,7 +154,7 @@ class DaskEngine(Engine):
         """The next future that is done.
 
         Raises:
-            EngineLost: There has been no worker for too long, or the scheduler has gone.
+            EngineError: There has been no worker for too long, or the scheduler has gone.
         """
         empty_since: float | None = None
         while True:
@@ -162,12 +162,12 @@ class DaskEngine(Engine):
                 return done.get(timeout=min(_LOOK, self.timeout))
             except Empty:
                 if self._client.status != "running":
-                    raise EngineLost("the Dask scheduler has gone", self.scheduler, "run the command again") from None
+                    raise EngineError("the Dask scheduler has gone", self.scheduler, "run the command again") from None
                 now = time.monotonic()
                 empty_since = None if self._client.nthreads() else empty_since or now
                 if empty_since is not None and now - empty_since >= self.timeout:
                     remedy = "start workers, and run the same command again"
-                    raise EngineLost("all Dask workers have gone from", self.scheduler or "here", remedy) from None
+                    raise EngineError("all Dask workers have gone from", self.scheduler or "here", remedy) from None
 
     def _submit(self, call: Callable[..., Any], *arguments: object, workers: list[str] | None = None) -> Any:  # noqa: ANN401
         return self._client.submit(call, *arguments, pure=False, workers=workers)
@@ -176,18 +176,18 @@ class DaskEngine(Engine):
         """What became of an item.
 
         Raises:
-            EngineLost: Every worker that tried died, or the scheduler has gone.
+            EngineError: Every worker that tried died, or the scheduler has gone.
         """
         distributed = import_cluster("distributed")
         try:
             return future.result(timeout=None if future.done() else 10 * self.timeout)
         except distributed.KilledWorker as error:
             remedy = "perhaps memory is short: give less of it"
-            raise EngineLost("several Dask workers died over the same part", str(error.task), remedy) from error
+            raise EngineError("several Dask workers died over the same part", str(error.task), remedy) from error
         except (distributed.CancelledError, TimeoutError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the function itself
-            raise EngineLost("the Dask scheduler or a worker has gone", self.scheduler, "run it again") from error
+            raise EngineError("the Dask scheduler or a worker has gone", self.scheduler, "run it again") from error
 
 
 def _ask(function: Callable[[], Result]) -> Result:

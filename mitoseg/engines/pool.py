@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import Any, Generic
 
-from mitoseg.engines.base import DEATHS, LANES, EngineLost, Item, Result
+from mitoseg.engines.base import DEATHS, LANES, EngineError, Item, Result
 from mitoseg.engines.place import Place, stand_at
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,7 @@ class Pool:
         failure: Exception | None = None
         while True:
             for worker in self._workers if failure is None else ():
-                while len(worker.items) < LANES and (
-                    chosen := again.popleft() if again else next(coming, None)
-                ):
+                while len(worker.items) < LANES and (chosen := again.popleft() if again else next(coming, None)):
                     worker.send(chosen[0], function, chosen[1])
             if not any(worker.items for worker in self._workers):
                 break
@@ -139,7 +137,9 @@ class Pool:
             again.extend(lost.items())
             if any(deaths[number] >= DEATHS for number in lost):
                 what = f"{DEATHS} worker processes were killed over the same part, the last with"
-                raise EngineLost(what, str(next(iter(lost.values()))), "perhaps memory is short: give less of it") from None
+                raise EngineError(
+                    what, str(next(iter(lost.values()))), "perhaps memory is short: give less of it"
+                ) from None
             log.warning("a worker process was killed; another one does its part again")
             return
         item = worker.items.pop(number)
@@ -155,7 +155,7 @@ class Pool:
         try:
             _, fine, value = pickle.loads(worker.connection.recv_bytes())
         except _GONE:
-            raise EngineLost("a worker process has died", worker.index, "see what it said above") from None
+            raise EngineError("a worker process has died", worker.index, "see what it said above") from None
         return fine, value
 
 

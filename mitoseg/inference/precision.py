@@ -28,9 +28,7 @@ CUDA_COMPILE_OPERATIONS = 1e16
 """The same on a GPU."""
 
 
-def choose_precision(
-    name: str, device: torch.device, record: Mapping[str, Any], *, able: bool | None = None
-) -> str:
+def choose_precision(name: str, device: torch.device, record: Mapping[str, Any], *, able: bool | None = None) -> str:
     """One of `PRECISIONS`.
 
     Args:

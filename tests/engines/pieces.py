@@ -28,7 +28,7 @@ def refuse_three(number):
     return number
 
 
-class Odd(Exception):
+class OddError(Exception):
     """Cannot be made of its own arguments again."""
 
     def __init__(self, one, two):
@@ -36,7 +36,7 @@ class Odd(Exception):
 
 
 def raise_odd(number):
-    raise Odd(number, "x")
+    raise OddError(number, "x")
 
 
 class KillOnce:

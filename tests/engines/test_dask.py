@@ -8,7 +8,7 @@ import pieces
 import pytest
 from test_local import mapped
 
-from mitoseg.engines import DaskEngine, EngineLost, Prepared, SlurmEngine
+from mitoseg.engines import DaskEngine, EngineError, Prepared, SlurmEngine
 from mitoseg.engines import on_dask as module
 from mitoseg.errors import UserError
 
@@ -94,7 +94,7 @@ def test_the_job_that_slurm_gets():
 
 @pytest.mark.slow
 def test_a_part_that_kills_every_worker_is_given_up():
-    with DaskEngine(2) as engine, pytest.raises(EngineLost, match="several Dask workers died over the same part"):
+    with DaskEngine(2) as engine, pytest.raises(EngineError, match="several Dask workers died over the same part"):
         engine.map(pieces.die, [7], lambda *_: None)
 
 

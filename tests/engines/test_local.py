@@ -5,7 +5,7 @@ import os
 import pieces
 import pytest
 
-from mitoseg.engines import EngineLost, LocalEngine, Prepared
+from mitoseg.engines import EngineError, LocalEngine, Prepared
 from mitoseg.errors import UserError
 
 
@@ -85,7 +85,7 @@ def test_an_error_of_the_caller_ends_the_run_and_the_engine_goes_on(engine):
 
 
 def test_an_error_that_cannot_travel_is_told(pool):
-    with pytest.raises(RuntimeError, match="Odd: 0 x"):
+    with pytest.raises(RuntimeError, match="OddError: 0 x"):
         mapped(pool, pieces.raise_odd, range(1))
 
 
@@ -99,7 +99,7 @@ def test_what_a_killed_worker_had_is_done_by_another(pool, tmp_path, caplog):
 
 
 def test_a_part_that_kills_every_worker_is_given_up(pool):
-    with pytest.raises(EngineLost, match="3 worker processes were killed over the same part"):
+    with pytest.raises(EngineError, match="3 worker processes were killed over the same part"):
         pool.map(pieces.die, [7], lambda *_: None)
     assert mapped(pool, pieces.square, range(3)) == {0: 0, 1: 1, 2: 4}
 
