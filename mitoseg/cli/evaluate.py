@@ -10,13 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.engine import make_engine
+from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
@@ -66,18 +68,23 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
         prediction = clean(steps, prediction, image=volumes.get("image"), **options)
         threshold, kind = None, None
-    result = evaluate(
-        prediction,
-        truth,
-        threshold=threshold,
-        crop=crop,
-        bands=_numbers(cfg.bands, "bands") or (),
-        kind=kind,
-        voxel_size=voxel_size,
-        slabs=cfg.slabs,
-        bootstrap=draws,
-        progress=cfg.progress,
-    )
+    engine = make_engine(cfg)
+    if isinstance(prediction, ArrayVolume):  # post-processed in memory, where no other process can see it
+        engine = LocalEngine()
+    with engine:
+        result = evaluate(
+            prediction,
+            truth,
+            threshold=threshold,
+            crop=crop,
+            bands=_numbers(cfg.bands, "bands") or (),
+            kind=kind,
+            voxel_size=voxel_size,
+            slabs=cfg.slabs,
+            bootstrap=draws,
+            progress=cfg.progress,
+            engine=engine,
+        )
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
     write_json(folder / "metrics.json", result)

@@ -17,12 +17,13 @@ from rich.console import Console
 
 from mitoseg import __version__
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.engine import make_engine
 from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.inputs import plan_jobs
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
 from mitoseg.cli.prediction import predict_with_progress, progress_bar
-from mitoseg.cli.session import Session, load, make_engine, open_session
+from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
 from mitoseg.errors import UserError

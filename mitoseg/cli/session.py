@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.cli.devices import choose_device
@@ -108,13 +107,3 @@ def open_session(cfg: DictConfig, engine: Engine, model: Model, checkpoint: Path
     precision = choose_precision(cfg.precision, torch.device(device), model.record, able=able)
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return Session(engine, team, model, checkpoint, sha256, device, precision, cfg.trust)
-
-
-def make_engine(cfg: DictConfig) -> Engine:
-    """The engine that ``engine=`` names, not started.
-
-    Raises:
-        UserError: An option of it is no good.
-    """
-    engine: Engine = instantiate(cfg.engine, _convert_="all")
-    return engine
