@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -13,7 +14,7 @@ from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.engine import make_engine
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation import Bootstrap, Evaluation, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
@@ -68,23 +69,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
         prediction = clean(steps, prediction, image=volumes.get("image"), **options)
         threshold, kind = None, None
-    engine = make_engine(cfg)
-    if isinstance(prediction, ArrayVolume):  # post-processed in memory, where no other process can see it
-        engine = LocalEngine()
-    with engine:
-        result = evaluate(
-            prediction,
-            truth,
-            threshold=threshold,
-            crop=crop,
-            bands=_numbers(cfg.bands, "bands") or (),
-            kind=kind,
-            voxel_size=voxel_size,
-            slabs=cfg.slabs,
-            bootstrap=draws,
-            progress=cfg.progress,
-            engine=engine,
-        )
+    options = {"threshold": threshold, "kind": kind, "crop": crop, "voxel_size": voxel_size, "bootstrap": draws}
+    result = _count(prediction, truth, cfg, **options)
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
     write_json(folder / "metrics.json", result)
@@ -109,6 +95,15 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     return result
+
+
+def _count(prediction: Volume, truth: LabelVolume, cfg: DictConfig, **options: Any) -> Evaluation:  # noqa: ANN401
+    """The scores, counted by the engine; in this process where other ones cannot see the prediction, in memory."""
+    bands = _numbers(cfg.bands, "bands") or ()
+    with LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg) as engine:
+        return evaluate(
+            prediction, truth, bands=bands, slabs=cfg.slabs, progress=cfg.progress, engine=engine, **options
+        )
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:

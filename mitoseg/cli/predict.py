@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -11,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mitoseg import __version__
 from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.engine import make_engine
 from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.inputs import plan_jobs
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
+from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
 from mitoseg.cli.prediction import predict_with_progress, progress_bar
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
-from mitoseg.errors import UserError
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.memory import budget_bytes
 from mitoseg.inference.precision import choose_compile
@@ -34,20 +31,12 @@ from mitoseg.networks.bundle import DEFAULT
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
-from mitoseg.volumes import Volume, VolumeInfo, open_volume
+from mitoseg.volumes import Volume, VolumeInfo
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.staging import StagedVolume
-from mitoseg.volumes.writing import check_volume_output, place
+from mitoseg.volumes.writing import check_volume_output
 
 log = logging.getLogger(__name__)
-
-IDENTITY = (
-    *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
-    *("overlap", "window_stride", "axes", "normalize"),
-)
-"""Options that make one command another than the next; a killed run is taken up by the same one alone."""
-VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
-"""What may change between two runs of one command; then what was computed is out of date."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -113,48 +102,6 @@ def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume) 
     metadata = {"kind": "mask", "threshold": threshold, "scale": 1, "postprocess": asdict(steps)}
     image = predictor.volume
     stage.finish_as(lambda tiles: clean(steps, tiles, image=image).read(), np.dtype(np.uint8), metadata)
-
-
-def check_options(cfg: DictConfig) -> None:
-    """Refuse what would be taken for something else.
-
-    Raises:
-        UserError: A path has no value, a switch is neither true nor false, or post-processing is to make no mask.
-    """
-    for key in ("input", "output"):
-        if not cfg[key]:
-            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
-    for key in ("overwrite", "trust", "progress"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    if chosen_steps(cfg) is not None and cfg.save != "mask":
-        raise UserError("postprocess makes masks", f"save={cfg.save}", "give save=mask, or postprocess=none")
-
-
-def check_places(source: str, output: str) -> None:
-    """Refuse an output that would change its input.
-
-    Raises:
-        UserError: It lies at or in the input.
-    """
-    ours, theirs = (Path(os.path.realpath(path)) for path in (place(output)[0], stored_in(source)))
-    if ours == theirs or theirs in ours.parents or ours in theirs.parents:
-        where = "is the input itself" if ours == theirs else "lies inside the input or around it"
-        raise UserError(f"the output {where}", output, "choose another name")
-
-
-def open_input(cfg: DictConfig) -> Volume:
-    """The volume to predict.
-
-    Raises:
-        UserError: It cannot be read, or chunks of it are missing.
-    """
-    if cfg.missing_chunks not in ("error", "fill"):
-        raise UserError("no such way to treat missing chunks", cfg.missing_chunks, "choose error or fill")
-    volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
-    if cfg.missing_chunks == "error":
-        volume.check_complete()
-    return volume
 
 
 def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
@@ -231,21 +178,3 @@ def decide(
     chosen = choose_method(method, predictor.prediction.network)
     compiles = choose_compile(compiled, predictor.device, predictor.operations(tile))
     return {"tile": list(tile), "compile": compiles, "method": chosen}
-
-
-def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, Any]:
-    """What makes this prediction another one than the next; not who computes it."""
-    source = stored_in(cfg.input)
-    state = source.stat() if source.exists() else None
-    return {
-        **{key: cfg[key] for key in IDENTITY},
-        "input": os.path.abspath(cfg.input),
-        "input_state": [list(volume.shape), str(volume.dtype), state and state.st_size, state and state.st_mtime_ns],
-        "precision": session.precision,
-        "device": session.device,
-        "tile": OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
-        "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
-        "checkpoint_sha256": session.sha256,
-        "mitoseg": __version__,
-        "torch": torch.__version__,
-    }
