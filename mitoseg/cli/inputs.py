@@ -56,6 +56,9 @@ def plan_jobs(given: str | Sequence[str], output: str, suffix: str) -> list[Job]
     inputs = _several(given)
     if inputs is None:
         return None
+    for path in (*inputs, output):
+        if "${" in path:
+            raise UserError("a path with ${ in it cannot be told from an interpolation", path, "rename it")
     _check_folder(output)
     place(f"x{suffix}" if suffix.startswith(".") else suffix or "x")  # refuses an unknown suffix
     if not suffix.startswith("."):

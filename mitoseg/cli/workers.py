@@ -93,9 +93,8 @@ def gather_team(workers: Sequence[Facts], accelerator: str) -> Team:
     lacking = [worker.machine for worker in workers if wanted not in worker.devices]
     if lacking:
         choose_device("cpu" if wanted in ("cuda", "mps") else wanted)  # refuses what does not exist at all
-        raise UserError(
-            f"{len(lacking)} of {len(workers)} workers lack the accelerator {wanted}", lacking[0], "use auto"
-        )
+        what = f"{len(lacking)} of {len(workers)} workers lack the accelerator {wanted}, among them one on"
+        raise UserError(what, lacking[0], "use accelerator=auto")
     crowd = Counter(worker.machine for worker in workers)
     threads = min(max(1, worker.cores // crowd[worker.machine]) for worker in workers)
     return Team(wanted, all(wanted in worker.bf16 for worker in workers), threads, max(crowd.values()))
