@@ -53,6 +53,13 @@ def test_every_option(group, option, tmp_path):
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
 
 
+@pytest.mark.parametrize("config", ["predict", "evaluate"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
+def test_every_engine(config, name):
+    cfg = composed(f"engine={name}", "workers=3", config=config)
+    assert instantiate(cfg.engine, _convert_="all").workers == 3
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment(name, tmp_path):
     given = [f"experiment={name}", f"data.root={tmp_path}", "trainer.enable_progress_bar=false"]

@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import sys
+from pathlib import Path
 
 import pieces
 import pytest
@@ -90,6 +92,30 @@ def test_the_job_that_slurm_gets():
     assert any(line.startswith("#SBATCH --mem=") for line in lines)
     assert "--nthreads 2" in lines[-1]
     assert "--memory-limit 0" in lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="its sbatch is a shell script")
+def test_jobs_of_a_slurm_that_runs_them_at_once(tmp_path, monkeypatch):
+    """All but the queue: the script is submitted, its worker joins, works, and is cancelled."""
+    pytest.importorskip("dask_jobqueue")
+    log = tmp_path / "log"
+    scripts = {
+        "sbatch": f'cp "$1" "{log}.sh"; setsid bash "{log}.sh" > /dev/null 2>&1 &\necho "Submitted batch job $!"; echo $! >> "{log}"',
+        "scancel": f'echo "scancel $*" >> "{log}"; kill -- "-$1"',
+    }
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(pieces.__file__).parent))
+    monkeypatch.chdir(tmp_path)
+    with SlurmEngine(1, timeout=90, memory="1GB", interface="lo") as engine:
+        assert mapped(engine, pieces.square, range(20)) == {n: n * n for n in range(20)}
+        ((pid, _),) = engine.ask(pieces.where)
+        assert pid != os.getpid()
+    job, *rest = log.read_text().splitlines()
+    assert rest[-1] == f"scancel {job}"
 
 
 @pytest.mark.slow
