@@ -72,6 +72,7 @@ class DaskEngine(Engine):
             remedy = "check the address, and that dask scheduler runs there"
             raise UserError(f"no Dask scheduler answers within {self.timeout:g} s", self.scheduler, remedy) from error
         self._wait_for_workers(1 if self.scheduler else self._expected())
+        self._check_installed()
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -144,6 +145,15 @@ class DaskEngine(Engine):
                 what = f"{len(self._client.nthreads())} of {count} Dask workers have come within {self.timeout:g} s to"
                 raise UserError(what, here, "start workers there, or give a longer engine.timeout=")
             time.sleep(0.1)
+
+    def _check_installed(self) -> None:
+        """Have each worker import mitoseg: one that cannot would die of the first message that needs it."""
+        for address in self._client.nthreads():
+            future = self._submit(importlib.import_module, __name__, workers=[address])
+            error = future.exception(timeout=10 * self.timeout)
+            if error is not None:
+                what = f"the Dask worker at {address} has no such mitoseg ({error})"
+                raise UserError(what, None, 'install the same "mitoseg[cluster]" there')
 
     def _next(self, coming: Iterator[Item], pending: int) -> Iterator[Item]:
         """The items that are to be sent now; workers may come and go."""

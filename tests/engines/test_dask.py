@@ -52,6 +52,12 @@ def test_what_a_killed_worker_had_is_done_by_another(engine, tmp_path):
     assert (tmp_path / "killed").exists()
 
 
+def test_a_worker_without_mitoseg(engine, monkeypatch):
+    monkeypatch.setattr(module, "__name__", "mitoseg.engines_of_another_version")
+    with pytest.raises(UserError, match=r"has no such mitoseg \(No module named .*; install the same"):
+        engine._check_installed()
+
+
 def test_nobody_answers():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there
@@ -100,15 +106,17 @@ def test_jobs_of_a_slurm_that_runs_them_at_once(tmp_path, monkeypatch):
     """All but the queue: the script is submitted, its worker joins, works, and is cancelled."""
     pytest.importorskip("dask_jobqueue")
     log = tmp_path / "log"
+    start = f'cp "$1" "{log}.sh"; setsid bash "{log}.sh" > "{log}.out" 2>&1 &'
     scripts = {
-        "sbatch": f'cp "$1" "{log}.sh"; setsid bash "{log}.sh" > /dev/null 2>&1 &\necho "Submitted batch job $!"; echo $! >> "{log}"',
+        "sbatch": f'{start}\necho "Submitted batch job $!"; echo $! >> "{log}"',
         "scancel": f'echo "scancel $*" >> "{log}"; kill -- "-$1"',
     }
     for name, text in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("PYTHONPATH", str(Path(pieces.__file__).parent))
+    folder = Path(pieces.__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (folder, folder.parents[1]))))
     monkeypatch.chdir(tmp_path)
     with SlurmEngine(1, timeout=90, memory="1GB", interface="lo") as engine:
         assert mapped(engine, pieces.square, range(20)) == {n: n * n for n in range(20)}
