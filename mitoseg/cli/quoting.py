@@ -26,7 +26,7 @@ from mitoseg.errors import UserError
 
 PATH_KEYS = (
     *("input", "output", "checkpoint", "prediction", "truth", "image", "probability", "uncertainty"),
-    *("instances", "meshes", "skeletons", "scene"),
+    *("save_instances", "meshes", "skeletons", "scene"),
     *("data.root", "resume", "init_from"),
 )
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

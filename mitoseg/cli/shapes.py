@@ -28,8 +28,8 @@ def check_shape_options(cfg: DictConfig) -> None:
     Raises:
         UserError: One exists, has a wrong suffix, or needs a library that is missing.
     """
-    if cfg.instances is not None:
-        check_volume_output(cfg.instances, cfg.overwrite)
+    if cfg.save_instances is not None:
+        check_volume_output(cfg.save_instances, cfg.overwrite)
     for key in ("meshes", "skeletons", "scene"):
         if cfg[key] is not None:
             check_output(cfg[key], cfg.overwrite)
@@ -63,9 +63,9 @@ def write_shapes(
     ids = [int(i) for i in table["instance"]]
     common = {"voxel_size": size, "ids": ids, "overwrite": cfg.overwrite}
     written = []
-    if cfg.instances is not None:
-        write_labels(labels, cfg.instances, size, overwrite=cfg.overwrite)
-        written.append(Path(cfg.instances))
+    if cfg.save_instances is not None:
+        write_labels(labels, cfg.save_instances, size, overwrite=cfg.overwrite)
+        written.append(Path(cfg.save_instances))
     if cfg.meshes is not None and ids:
         formats = list(cfg.mesh_formats) if OmegaConf.is_list(cfg.mesh_formats) else cfg.mesh_formats
         export_meshes(labels, cfg.meshes, formats=formats, reduction=cfg.mesh_reduction, **common)

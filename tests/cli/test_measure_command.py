@@ -78,7 +78,7 @@ def test_a_table_of_instances(measure, tmp_path, place):
 def test_masks_and_probabilities_are_numbered_first(measure, tmp_path, place, capsys):
     for name in ("mask", "probability"):
         words = [f"input={name}.tif", f"output={tmp_path / name}.csv", "min_volume=1e5"]
-        assert measure(*words, f"instances={tmp_path / name}.zarr") == 0
+        assert measure(*words, f"save_instances={tmp_path / name}.zarr") == 0
     assert "4 mitochondria, 3 of them whole" in capsys.readouterr().out
     mask, probability = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("mask", "probability"))
     assert probability["probability_mean"].tolist() == pytest.approx([0.9] * 4)
