@@ -20,6 +20,7 @@ from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
+from mitoseg.cli.resampling import resample_input, restoring
 from mitoseg.errors import UserError
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.memory import budget_bytes
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 IDENTITY = (
     *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
-    *("overlap", "window_stride", "axes", "normalize"),
+    *("overlap", "window_stride", "axes", "normalize", "resample"),
 )
 """Options that make one command another than the next; a killed run is taken up by the same one alone."""
 VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
@@ -59,24 +60,29 @@ def run(cfg: DictConfig) -> None:
     if cfg.checkpoint is None:
         log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
     model = load_model(checkpoint, trust=cfg.trust)
-    volume, normalization = adapt_greys(cfg.normalize, open_input(cfg), model)
+    source = open_input(cfg)
+    seen = resample_input(cfg.resample, source, model)
+    volume, normalization = adapt_greys(cfg.normalize, seen, model)
+    restored = restoring(seen, source, cfg.save if steps is None else "probability")
+    late = steps is not None or (restored is not None and restored.mask)  # a mask is made of whole probabilities
     prediction = make_prediction(
         model,
         **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "consensus")},
         **{key: cfg[key] for key in ("accelerator", "precision", "dtype", "threshold")},
-        save=cfg.save if steps is None else "probability",
+        save="probability" if late else cfg.save,
         tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
         normalization=normalization,
     )
     predictor = Predictor(prediction, volume)
-    stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
+    about = identity(cfg, volume, predictor)
+    stage = StagedVolume(cfg.output, about, volatile=VOLATILE, overwrite=cfg.overwrite, view=restored)
     with stage:
         if not stage.moved:
             predict_staged(cfg, predictor, stage)
         if steps is not None and not stage.moved:
-            finish_clean(steps, predictor, stage)
+            finish_clean(steps, predictor, stage, image=volume if restored is None else source)
         else:
-            with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
+            with progress_bar("writing", source.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)
     folder = run_dir()
     chosen = {"precision": prediction.precision, "device": str(predictor.device), **stage.decisions}
@@ -85,16 +91,15 @@ def run(cfg: DictConfig) -> None:
         collect(input=cfg.input, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen),
     )
     console = Console()
-    console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
+    console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
 
 
-def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
-    """Write the mask that post-processing makes of all probabilities."""
+def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume, *, image: Volume) -> None:
+    """Write the mask that post-processing makes of all probabilities; ``image`` has the output's grid."""
     log.info("post-processing")
     threshold = predictor.prediction.threshold
     metadata = {"kind": "mask", "threshold": threshold, "scale": 1, "postprocess": asdict(steps)}
-    image = predictor.volume
     stage.finish_as(lambda tiles: clean(steps, tiles, image=image).read(), np.dtype(np.uint8), metadata)
 
 

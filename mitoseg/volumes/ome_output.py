@@ -37,7 +37,7 @@ def is_ome(path: Path | str) -> bool:
 
 
 def is_one_image(folder: Path) -> bool:
-    """Whether a folder is an OME-Zarr image and nothing else: no labels, no other groups or arrays beside its levels."""
+    """Whether a folder is an OME-Zarr image and nothing else: no labels, nothing beside its levels."""
     try:
         data = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
         (image,) = data["attributes"]["ome"]["multiscales"]
@@ -94,11 +94,12 @@ class OmeZarrOutput:
 
     def _create(self, number: int) -> zarr.Array[Any]:
         shape = self._levels[number].shape
+        chunks = self._chunks or chunk_shape(shape, self._info.dtype)
         return self._group.create_array(
             str(number),
             shape=shape,
             dtype=self._info.dtype,
-            chunks=tuple(min(c, n) for c, n in zip(self._chunks or chunk_shape(shape, self._info.dtype), shape)),
+            chunks=tuple(min(c, n) for c, n in zip(chunks, shape, strict=True)),
             compressors=ZstdCodec(level=1, checksum=True),
             fill_value=0,
             dimension_names=("z", "y", "x"),
@@ -126,7 +127,7 @@ class OmeZarrOutput:
 
 
 def block_shape(info: VolumeInfo, tile: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(z, y, x) voxels to hand over at once: whole chunks, as much of a tile as 128 MiB hold, so that few are read twice."""
+    """(z, y, x) voxels to hand over at once: whole chunks, and as much of a tile as 128 MiB hold."""
     chunks = chunk_shape(info.shape, info.dtype)
     block = list(chunks)
     for axis in (2, 1, 0):

@@ -7,8 +7,8 @@ level 2    50   20   20                    y x
 level 3    50   40   40                    y x
 level 4   100   80   80                    z y x
 
-A voxel of level 1 covers voxels 0 and 1 of level 0, so its centre lies half a voxel of level 0 further: every level has
-a scale and a translation, ``translation = (factor - 1) / 2 * voxel``.
+A voxel of level 1 covers voxels 0 and 1 of level 0, so its centre lies half a voxel of level 0 further: every level
+has a scale and a translation, ``translation = (factor - 1) / 2 * voxel``.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def halved(shape: Sizes, voxel: Lengths) -> Sizes:
     ((1, 2, 2), (2, 2, 2))
     """
     shortest = min(size for size, n in zip(voxel, shape, strict=True) if n > 1)
-    z, y, x = (
-        2 if n > 1 and size <= math.sqrt(2) * shortest else 1 for size, n in zip(voxel, shape, strict=True)
-    )
+    z, y, x = (2 if n > 1 and size <= math.sqrt(2) * shortest else 1 for size, n in zip(voxel, shape, strict=True))
     return z, y, x
 
 

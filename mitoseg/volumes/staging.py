@@ -122,7 +122,13 @@ class StagedVolume:
             if self.decisions and is_array(self._folder.array):
                 self._output = ZarrOutput.reopen(self._folder.array)
                 listed = self._folder.listed()
-                self._list({tile for tile in self.tiles() if str(tile) in listed and self._folder.chunk(tile, self._tile).is_file()})
+                self._list(
+                    {
+                        tile
+                        for tile in self.tiles()
+                        if str(tile) in listed and self._folder.chunk(tile, self._tile).is_file()
+                    }
+                )
                 self._taken_up = set(self.done)
             else:
                 self._folder.discard()
@@ -243,7 +249,9 @@ class StagedVolume:
             changed = self._folder.differences(plan, self._identity)
             if not self.overwrite and not changed <= self._volatile:
                 what = f"an unfinished output of another command ({', '.join(sorted(changed))} differ) lies in"
-                raise UserError(what, str(self._folder.path), "run that one again to finish it, or give overwrite=true")
+                raise UserError(
+                    what, str(self._folder.path), "run that one again to finish it, or give overwrite=true"
+                )
             log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(changed)))
         self._folder.discard()
 

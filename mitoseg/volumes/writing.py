@@ -123,8 +123,8 @@ def create_volume(
 
     Args:
         path: The suffix chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
-            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.ome.zarr`` (OME-Zarr 0.5 with
-            coarser levels), ``.mrc`` and ``.rec``.
+            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.ome.zarr`` (OME-Zarr 0.5
+            with coarser levels), ``.mrc`` and ``.rec``.
         shape: (z, y, x).
         dtype: Of the stored voxels; bool is stored as uint8.
         voxel_size: (z, y, x) in nm.
@@ -202,5 +202,7 @@ def place(path: str) -> tuple[Path, str]:
     """
     file, dataset = hdf5.split_dataset(path) or (path, "")
     if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES):
-        raise UserError("unknown kind of output", path, "choose a name that ends in .tif, .h5, .zarr, .ome.zarr or .mrc")
+        raise UserError(
+            "unknown kind of output", path, "choose a name that ends in .tif, .h5, .zarr, .ome.zarr or .mrc"
+        )
     return Path(file), dataset or "volume"
