@@ -18,24 +18,24 @@ from mitoseg.volumes.staging import StagedVolume
 log = logging.getLogger(__name__)
 
 
-def finish_mask(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
-    """Write the mask that post-processing makes of all probabilities."""
+def finish_mask(steps: Postprocess, predictor: Predictor, stage: StagedVolume, *, image: Volume) -> None:
+    """Write the mask that post-processing makes of all probabilities; ``image`` has the output's grid."""
     log.info("post-processing")
 
     def write(tiles: Volume, writer: VolumeWriter) -> None:
-        writer.write(tiles.box, clean(steps, tiles, image=predictor.volume).read())
+        writer.write(tiles.box, clean(steps, tiles, image=image).read())
 
     stage.finish_as(write, np.dtype(np.uint8), {**_about(predictor), "kind": "mask", "postprocess": asdict(steps)})
 
 
 def finish_instances(
-    steps: Postprocess | None, labelling: Labelling, predictor: Predictor, stage: StagedVolume
+    steps: Postprocess | None, labelling: Labelling, predictor: Predictor, stage: StagedVolume, *, image: Volume
 ) -> None:
     """Write the instances of the mask, block by block; only post-processing holds all of it in memory."""
     log.info("numbering mitochondria")
 
     def write(tiles: Volume, writer: VolumeWriter) -> None:
-        mask = tiles if steps is None else clean(steps, tiles, image=predictor.volume)
+        mask = tiles if steps is None else clean(steps, tiles, image=image)
         instances = find_instances(mask, labelling)
         write_instances(instances, writer)
         log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import Normalization, Volume, measure_normalization
+from mitoseg.volumes.drift import FAR, grey_distance, sample_greys
 from mitoseg.volumes.matching import MatchedVolume
 
+log = logging.getLogger(__name__)
 CHOICES = ("checkpoint", "volume", "match")
 
 
@@ -32,4 +36,17 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
             what = "the checkpoint does not know how its training volume's grey values are spread"
             raise UserError(what, None, "give normalize=volume")
         return MatchedVolume(volume, quantiles), None
+    warn_of_other_greys(volume, model)
     return volume, None
+
+
+def warn_of_other_greys(volume: Volume, model: Model) -> None:
+    """One warning where grey values are far from training's; nothing where the checkpoint does not know those."""
+    quantiles = model.record.get("grey_quantiles")
+    if not isinstance(quantiles, list) or len(quantiles) < 2:
+        return
+    greys = sample_greys(volume)
+    distance = grey_distance(greys, quantiles) if greys.size else 0.0
+    if distance > FAR:
+        text = "%s has other grey values than training (%.2g of its deviations apart): give normalize=match"
+        log.warning(text, volume.path, distance)

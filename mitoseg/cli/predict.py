@@ -21,6 +21,7 @@ from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
 from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
 from mitoseg.cli.prediction import INSTANCES, predict_with_progress, progress_bar, staged_kind
+from mitoseg.cli.resampling import resample_input, restoring
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
@@ -76,25 +77,31 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[st
         UserError: The volume, an option or the output is no good.
     """
     steps, labelling = chosen_steps(cfg), chosen_labelling(cfg)
-    volume, normalization = adapt_greys(cfg.normalize, source, session.model)
+    seen = resample_input(cfg.resample, source, session.model)
+    volume, normalization = adapt_greys(cfg.normalize, seen, session.model)
     kind = staged_kind(cfg.save, cfg.dtype, cleaned=steps is not None)
+    restored = restoring(seen, source, kind)
+    if restored is not None and restored.mask:  # a mask is made of whole probabilities
+        kind = "probability"
     prediction = session.prediction(cfg, normalization, kind)
     if cfg.save == INSTANCES:
-        labelling.spacing(volume.voxel_size or prediction.voxel_size)
+        labelling.spacing(source.voxel_size or prediction.voxel_size)
+    image = volume if restored is None else source
     predictor = Predictor(prediction, volume)
-    stage = StagedVolume(cfg.output, identity(cfg, session, source), volatile=VOLATILE, overwrite=cfg.overwrite)
+    about = identity(cfg, session, source)
+    stage = StagedVolume(cfg.output, about, volatile=VOLATILE, overwrite=cfg.overwrite, view=restored)
     with stage:
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
         if cfg.save == INSTANCES and not stage.moved:
-            finish_instances(steps, labelling, predictor, stage)
+            finish_instances(steps, labelling, predictor, stage, image=image)
         elif steps is not None and not stage.moved:
-            finish_mask(steps, predictor, stage)
+            finish_mask(steps, predictor, stage, image=image)
         else:
-            with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
+            with progress_bar("writing", source.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)
     console = Console()
-    console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
+    console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
     return {"precision": prediction.precision, "device": session.device, **stage.decisions}
 

@@ -22,7 +22,7 @@ from mitoseg.volumes.writing import place
 
 IDENTITY = (
     *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
-    *("overlap", "window_stride", "axes", "normalize"),
+    *("overlap", "window_stride", "axes", "normalize", "resample"),
 )
 """Options that make one command another than the next; a killed run is taken up by the same one alone."""
 VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
@@ -78,14 +78,18 @@ def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, 
     source = stored_in(cfg.input)
     state = source.stat() if source.exists() else None
     return {
-        **{key: cfg[key] for key in IDENTITY},
+        **{key: _plain(cfg[key]) for key in IDENTITY},
         "input": os.path.abspath(cfg.input),
         "input_state": [list(volume.shape), str(volume.dtype), state and state.st_size, state and state.st_mtime_ns],
         "precision": session.precision,
         "device": session.device,
-        "tile": OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
+        "tile": _plain(cfg.tile),
         "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
         "checkpoint_sha256": session.sha256,
         "mitoseg": __version__,
         "torch": torch.__version__,
     }
+
+
+def _plain(value: object) -> object:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

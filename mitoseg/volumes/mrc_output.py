@@ -19,6 +19,7 @@ import json
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mrcfile.constants import MAP_ID, VOLUME_SPACEGROUP
@@ -37,13 +38,22 @@ _LABELS, _LABEL = 10, 80
 _RANGE_OFFSET = 76
 
 
+def check_mrc_dtype(path: str, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that an MRC cannot hold.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if dtype.name not in MODES:
+        remedy = f"choose {', '.join(MODES)}, or a name that ends in .tif, .h5 or .zarr"
+        raise UserError(f"an MRC holds no {dtype}", path, remedy)
+
+
 class MrcOutput(FlatOutput):
     """An MRC written at the boxes' places; the smallest and largest value go into the header at the end."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
-        if info.dtype.name not in MODES:
-            remedy = f"choose {', '.join(MODES)}, or a name that ends in .tif, .h5 or .zarr"
-            raise UserError(f"an MRC holds no {info.dtype}", info.path, remedy)
+        check_mrc_dtype(info.path, info.dtype)
         mask = info.dtype == np.uint8 and info.metadata.get("kind") == "mask"
         mode = 0 if mask else MODES[info.dtype.name]
         dtype = np.dtype(_STORED[mode])

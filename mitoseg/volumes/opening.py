@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mitoseg.errors import UserError
-from mitoseg.volumes import hdf5, images, mrc, tiff, zarrs
+from mitoseg.volumes import hdf5, images, mrc, n5, tiff, zarrs
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.reading import reading
 
-FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset, a Zarr folder or an MRC file"
+FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset, a Zarr or N5 folder, or an MRC file"
+_FOLDERS = (*zarrs.SUFFIXES, *n5.SUFFIXES)
 
 
 def open_volume(
@@ -20,8 +21,8 @@ def open_volume(
     """Open a volume; reads no voxels.
 
     Args:
-        path: A TIFF stack, a folder of png or tif slices, ``file.h5:/dataset``, a Zarr array or OME-Zarr image,
-            an MRC file.
+        path: A TIFF stack, a folder of png or tif slices, ``file.h5:/dataset``, a Zarr array, an OME-Zarr image or one
+            of its levels, ``file.n5:/dataset``, an MRC file.
         axes: The order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of
             length 1, or RGB or RGBA, reduced to grey).
         voxel_size: (z, y, x) in nm; comes before the file's own.
@@ -38,6 +39,8 @@ def open_volume(
     with reading(text):
         if zarrs.is_zarr(text):
             open_format = zarrs.open_zarr
+        elif n5.is_n5(text):
+            open_format = n5.open_n5
         elif Path(text).is_dir():
             open_format = images.open_folder
         elif Path(text).suffix.lower() in tiff.SUFFIXES:
@@ -58,10 +61,10 @@ def stored_in(path: str | os.PathLike[str]) -> Path:
     ('a.h5', 'b', 'a.tif')
     """
     text = os.fspath(path)
-    parts = None if Path(text).exists() else hdf5.split_dataset(text, (*hdf5.SUFFIXES, *zarrs.SUFFIXES))
+    parts = None if Path(text).exists() else hdf5.split_dataset(text, (*hdf5.SUFFIXES, *_FOLDERS))
     if parts is None:
         return Path(text)
-    return Path(*parts) if Path(parts[0]).suffix.lower() in zarrs.SUFFIXES else Path(parts[0])
+    return Path(*parts) if Path(parts[0]).suffix.lower() in _FOLDERS else Path(parts[0])
 
 
 def check_same_shape(image: Volume, label: Volume) -> None:

@@ -44,6 +44,10 @@ class StageFolder:
         self._done, self._plan = self.path / "done.txt", self.path / "plan.json"
         self._made: list[Path] = []
 
+    def chunk(self, tile: Box, size: tuple[int, int, int]) -> Path:
+        """The file of the tile's chunk; ``size`` is that of a whole tile."""
+        return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, size, strict=True)))
+
     def acquire(self) -> None:
         """Make the folder, and hold it against other processes.
 
@@ -84,6 +88,12 @@ class StageFolder:
         except (OSError, ValueError):
             return {}
         return plan if isinstance(plan, dict) and isinstance(plan.get("decisions"), dict) else {}
+
+    @staticmethod
+    def differences(plan: Mapping[str, Any], identity: Mapping[str, Any]) -> set[str]:
+        """Keys by which a plan is that of another command."""
+        stored = plan.get("identity", {})
+        return {key for key in {*stored, *identity} if stored.get(key) != identity.get(key)}
 
     def write_plan(self, identity: Mapping[str, Any], decisions: Mapping[str, Any], *, whole: bool = False) -> None:
         """Say which command this is, and whether its result is whole and about to get its name."""

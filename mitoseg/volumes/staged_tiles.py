@@ -89,8 +89,7 @@ class StagedTiles:
 
     def _chunk(self, tile: Box) -> Path:
         """The file of a tile's chunk."""
-        numbers = (str(a // n) for a, n in zip(tile.start, self._tile, strict=True))
-        return self._folder.array.joinpath("c", *numbers)
+        return self._folder.chunk(tile, self._tile)
 
     def _list(self, done: set[Box]) -> None:
         """Make these the tiles that are done."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from os.path import lexists
 from pathlib import Path
 from typing import Any, Self
@@ -19,11 +20,13 @@ from mitoseg.geometry import Box
 from mitoseg.storage import move_into_place, plain, remove
 from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
+from mitoseg.volumes.converting import convert
 from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.ome_output import is_ome
 from mitoseg.volumes.opening import open_volume
 from mitoseg.volumes.stage_folder import explained, readable
 from mitoseg.volumes.staged_tiles import StagedTiles, Tile
-from mitoseg.volumes.writing import VolumeWriter, check_volume_output, create_volume, place
+from mitoseg.volumes.writing import VolumeWriter, check_volume_output, check_voxel_type, create_volume, place
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ class StagedVolume(StagedTiles):
         volatile: Keys of the identity that speak of files (their times and sizes): if only these differ, what was
             computed is out of date and thrown away.
         overwrite: Whether an output that exists, or the unfinished one of another command, may be replaced.
+        view: Makes of the tiles, a lazy volume, another one that is the output.
 
     Raises:
         UserError: The output may not be written, another process writes it, or an unfinished output of another
@@ -49,9 +53,15 @@ class StagedVolume(StagedTiles):
     """
 
     def __init__(
-        self, path: str, identity: Mapping[str, Any], *, volatile: tuple[str, ...] = (), overwrite: bool = False
+        self,
+        path: str,
+        identity: Mapping[str, Any],
+        *,
+        volatile: tuple[str, ...] = (),
+        overwrite: bool = False,
+        view: Callable[[Volume], Volume] | None = None,
     ) -> None:
-        self.path, self.overwrite = path, overwrite
+        self.path, self.overwrite, self._view = path, overwrite, view
         self._file, self._dataset = place(path)
         self._identity, self._volatile = {**plain(identity), "dataset": self._dataset}, set(volatile)
         super().__init__(self._file)
@@ -68,8 +78,8 @@ class StagedVolume(StagedTiles):
 
     @property
     def converts(self) -> bool:
-        """Whether the output has another format than the tiles."""
-        return self._file.suffix.lower() not in zarrs.SUFFIXES
+        """Whether the output is something else than the tiles as they are."""
+        return self._view is not None or is_ome(self._file) or self._file.suffix.lower() not in zarrs.SUFFIXES
 
     def __enter__(self) -> Self:
         self._folder.acquire()
@@ -92,7 +102,12 @@ class StagedVolume(StagedTiles):
             info: What is written.
             tile: (z, y, x) voxels of a tile, from the origin; a stage that exists must have the same.
             decisions: What to remember for the next time.
+
+        Raises:
+            UserError: The output's format does not hold such voxels.
         """
+        if self._view is None:
+            check_voxel_type(self.path, info.dtype)
         self._info, self._tile = info, (tile[0], tile[1], tile[2])
         with explained(self._file):
             if self.decisions and is_array(self._folder.array):
@@ -132,20 +147,19 @@ class StagedVolume(StagedTiles):
         """Check that every tile is there, and write what is made of them all instead of the tiles themselves.
 
         Args:
-            write: Takes the tiles as a volume, and writes one of the same shape (z, y, x).
+            write: Takes the tiles as a volume, seen through the view, and writes one of the same shape (z, y, x).
             dtype: Of what is written.
             metadata: What the output says of itself.
 
         Raises:
             UserError: As `finish`; the tiles are kept.
         """
-        assert self._info is not None
         with explained(self._file):
             self._check_complete()
-            shape, size = self._info.shape, self._info.voxel_size
-            options = {"voxel_size": size, "metadata": metadata, "overwrite": self.overwrite}
-            with create_volume(self.path, shape, dtype, **options) as writer:  # type: ignore[arg-type]
-                write(open_volume(str(self._folder.array)), writer)
+            source = self._source()
+            options = {"voxel_size": source.voxel_size, "metadata": metadata, "overwrite": self.overwrite}
+            with create_volume(self.path, source.shape, dtype, **options) as writer:  # type: ignore[arg-type]
+                write(source, writer)
         self._folder.clear()
 
     @property
@@ -153,31 +167,34 @@ class StagedVolume(StagedTiles):
         """The finished file or folder before it gets its name."""
         return self._folder.converted if self.converts else self._folder.array
 
+    def _source(self) -> Volume:
+        """What the output is made of."""
+        tiles_zyx = open_volume(str(self._folder.array))
+        return tiles_zyx if self._view is None else self._view(tiles_zyx)
+
     def _convert(self, on_tile: Callable[[Box], None] | None) -> None:
-        stage = open_volume(str(self._folder.array))
+        source = self._source()
         if not self.converts:
             for tile in self._taken_up:  # they lay on the disk while nobody watched
-                self._read_back(stage, tile)
+                self._read_back(source, tile)
             return
         assert self._info is not None
         remove(self._result.parent)
         name = f"{self._result}:{self._dataset}" if split_dataset(self.path) else str(self._result)
-        info = self._info
-        with create_volume(name, info.shape, info.dtype, voxel_size=info.voxel_size, metadata=info.metadata) as writer:
-            for tile in self.tiles():
-                writer.write(tile, self._read_back(stage, tile))
-                if on_tile is not None:
-                    on_tile(tile)
+        info = self._info if self._view is None else source.info
+        convert(source, replace(info, path=name), self._tile, read=self._read_back, on_box=on_tile)
 
-    def _read_back(self, stage: Volume, tile: Box) -> Array:
-        """A finished tile from the disk; all that were damaged there are no longer listed as done."""
+    def _read_back(self, source: Volume, box: Box) -> Array:
+        """A box from the disk; all finished tiles that were damaged there are no longer listed as done."""
         try:
-            return stage.read(tile)
+            return source.read(box)
         except UserError as error:
+            stage = open_volume(str(self._folder.array))
             damaged = {tile for tile in self.done if not readable(stage, tile)}
             self._list(self.done - damaged)
             what = f"{len(damaged)} finished tiles were damaged on the disk, among them"
-            raise UserError(what, str(tile), "run the same command again to compute them anew") from error
+            found = min(damaged, key=lambda tile: tile.start, default=box)
+            raise UserError(what, str(found), "run the same command again to compute them anew") from error
 
     def _check_complete(self) -> None:
         """Every tile is listed, and its chunk is there."""
@@ -189,17 +206,18 @@ class StagedVolume(StagedTiles):
             raise UserError(what, self.path, "run the same command again to compute them")
 
     def _take_up(self, plan: Mapping[str, Any]) -> None:
-        """Compare an existing stage with this command."""
+        """Take up an existing stage, or refuse or discard that of another command."""
         if self._is_ours(plan):
             self.decisions = dict(plan["decisions"])
             return
-        stored = plan.get("identity", {})
-        keys = {key for key in {*stored, *self._identity} if stored.get(key) != self._identity.get(key)}
-        if plan and not self.overwrite and not keys <= self._volatile:
-            what = f"an unfinished output of another command ({', '.join(sorted(keys))} differ) lies in"
-            raise UserError(what, str(self._folder.path), "run that one again to finish it, or give overwrite=true")
         if plan:
-            log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(keys)))
+            changed = self._folder.differences(plan, self._identity)
+            if not self.overwrite and not changed <= self._volatile:
+                what = f"an unfinished output of another command ({', '.join(sorted(changed))} differ) lies in"
+                raise UserError(
+                    what, str(self._folder.path), "run that one again to finish it, or give overwrite=true"
+                )
+            log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(changed)))
         self._folder.discard()
 
     def _is_ours(self, plan: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from mitoseg.errors import UserError
 from mitoseg.volumes.mapped import MappedVolume
 from mitoseg.volumes.reading import opening
 from mitoseg.volumes.stored import Header, StoredVolume
-from mitoseg.volumes.tiff_header import tiff_axes, tiff_metadata, tiff_voxel_size
+from mitoseg.volumes.tiff_header import check_companion, tiff_axes, tiff_metadata, tiff_voxel_size
 from mitoseg.volumes.tiff_pages import PagedTiff
 from mitoseg.volumes.tiff_stack import Stack
 
@@ -26,6 +26,7 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         UserError: The file is damaged, cut short, holds pages of different sizes, or its axes are ambiguous.
     """
     with opening(path) as records, tifffile.TiffFile(path) as tif:
+        check_companion(path, tif)
         stack = Stack(tif)
         _check_log(path, records)
         dtype = stack.dtype.newbyteorder("<" if tif.byteorder == "<" else ">")

@@ -8,6 +8,7 @@ from typing import Any
 
 import tifffile
 
+from mitoseg.errors import UserError
 from mitoseg.volumes.base import VoxelSize
 from mitoseg.volumes.stored import load_metadata
 from mitoseg.volumes.units import voxel_size_nm
@@ -57,6 +58,20 @@ def _ome_voxel_size(text: str) -> VoxelSize | None:
         return None
     names = [f"PhysicalSize{a}" for a in "ZYX"]
     return voxel_size_nm([pixels.get(n) for n in names], [pixels.get(f"{n}Unit", "\u00b5m") for n in names])
+
+
+def check_companion(path: str, tif: tifffile.TiffFile) -> None:
+    """Refuse an OME-TIFF that leaves what it holds, and in which order, to another file.
+
+    Raises:
+        UserError: It does.
+    """
+    if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
+        root = ElementTree.fromstring(tif.ome_metadata)
+        names = [e.get("MetadataFile") for e in root.iter() if e.tag.rpartition("}")[2] == "BinaryOnly"]
+        if names:
+            what = f"the OME-TIFF is described in another file ({names[0]}), which is not read"
+            raise UserError(what, path, "save the image as one OME-TIFF or OME-Zarr, for example with bfconvert")
 
 
 def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+import numpy as np
 import tifffile
 
 from mitoseg.errors import UserError
@@ -23,13 +24,22 @@ CLASSIC_BYTES = 2**32 - 2**25
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
+def check_tiff_dtype(path: str, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that Fiji would not open.
+
+    Raises:
+        UserError: It would not.
+    """
+    if dtype not in DTYPES:
+        remedy = f"choose {', '.join(DTYPES)}, or a name that ends in .h5 or .zarr"
+        raise UserError(f"a TIFF of {dtype} would not open in Fiji", path, remedy)
+
+
 class TiffOutput(FlatOutput):
     """An uncompressed TIFF in one piece, written at the boxes' places."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
-        if info.dtype not in DTYPES:
-            remedy = f"choose {', '.join(DTYPES)}, or a name that ends in .h5 or .zarr"
-            raise UserError(f"a TIFF of {info.dtype} would not open in Fiji", info.path, remedy)
+        check_tiff_dtype(info.path, info.dtype)
         dtype = info.dtype.newbyteorder("<")
         offset = _write_empty(path, info, big=check_room(path, info, dtype) > CLASSIC_BYTES)
         super().__init__(path, info.shape, dtype, offset)

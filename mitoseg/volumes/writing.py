@@ -18,9 +18,10 @@ from mitoseg.storage import atomic_output, check_output, plain
 from mitoseg.volumes import hdf5, mrc, tiff, zarrs
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5_output import Hdf5Output, check_only_dataset
-from mitoseg.volumes.mrc_output import MrcOutput
+from mitoseg.volumes.mrc_output import MrcOutput, check_mrc_dtype
+from mitoseg.volumes.ome_output import OmeZarrOutput, is_ome, is_one_image
 from mitoseg.volumes.stored import check_dtype
-from mitoseg.volumes.tiff_output import TiffOutput
+from mitoseg.volumes.tiff_output import TiffOutput, check_tiff_dtype
 from mitoseg.volumes.units import check_voxel_size
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array
 
@@ -48,7 +49,7 @@ class VolumeWriter:
         self._overwrite = overwrite
         self._stack = ExitStack()
         self._output: Output | None = None
-        check_volume_output(info.path, overwrite)
+        check_volume_output(info.path, overwrite, info.dtype)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -85,6 +86,8 @@ class VolumeWriter:
         with self._stack:  # renames the file or, on an exception, removes it
             try:
                 if output is not None:
+                    if error is None and isinstance(output, OmeZarrOutput):
+                        output.finish()
                     output.close()
             except Exception:
                 if error is None:
@@ -101,6 +104,8 @@ class VolumeWriter:
             return Hdf5Output(temporary, self._dataset, self.info)
         if suffix in mrc.SUFFIXES:
             return MrcOutput(temporary, self.info)
+        if is_ome(self._file):
+            return OmeZarrOutput(temporary, self.info, self._chunks)
         return ZarrOutput(temporary, self.info, self._chunks)
 
 
@@ -118,7 +123,8 @@ def create_volume(
 
     Args:
         path: The suffix chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
-            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.mrc`` and ``.rec``.
+            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.ome.zarr`` (OME-Zarr 0.5
+            with coarser levels), ``.mrc`` and ``.rec``.
         shape: (z, y, x).
         dtype: Of the stored voxels; bool is stored as uint8.
         voxel_size: (z, y, x) in nm.
@@ -152,19 +158,40 @@ def create_volume(
     return VolumeWriter(info, overwrite=overwrite, chunks=chunks)
 
 
-def check_volume_output(path: str, overwrite: bool) -> None:
+def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
     """Refuse a volume that cannot be written, before any work is done; `create_volume` asks this too.
 
+    Args:
+        path: The output.
+        overwrite: Whether an output that exists may be replaced.
+        dtype: Of the voxels, where it is known already; not every format holds each.
+
     Raises:
-        UserError: An unknown suffix, an output that exists, a folder that may not be written; or overwriting would
-            remove more than one volume: a folder that is no Zarr array, an HDF5 file with other datasets.
+        UserError: An unknown suffix, an output that exists, a folder that may not be written, a type that the format
+            cannot hold; or overwriting would remove more than one volume: a folder that is neither a Zarr array nor
+            one OME-Zarr image alone, an HDF5 file with other datasets.
     """
     file, dataset = place(path)
+    if dtype is not None:
+        check_voxel_type(path, dtype)
     check_output(file, overwrite)
-    if file.is_dir() and not is_array(file):
+    if file.is_dir() and not is_array(file) and not is_one_image(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
     if file.is_file() and file.suffix.lower() in hdf5.SUFFIXES:
         check_only_dataset(file, dataset)
+
+
+def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
+    """Refuse voxels that an output's format cannot hold.
+
+    Raises:
+        UserError: It cannot.
+    """
+    suffix = place(path)[0].suffix.lower()
+    if suffix in mrc.SUFFIXES:
+        check_mrc_dtype(path, np.dtype(dtype))
+    if suffix in tiff.SUFFIXES:
+        check_tiff_dtype(path, np.dtype(dtype))
 
 
 def place(path: str) -> tuple[Path, str]:
@@ -175,5 +202,7 @@ def place(path: str) -> tuple[Path, str]:
     """
     file, dataset = hdf5.split_dataset(path) or (path, "")
     if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES):
-        raise UserError("unknown kind of output", path, "choose a name that ends in .tif, .h5, .zarr or .mrc")
+        raise UserError(
+            "unknown kind of output", path, "choose a name that ends in .tif, .h5, .zarr, .ome.zarr or .mrc"
+        )
     return Path(file), dataset or "volume"

@@ -16,7 +16,8 @@ from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5_output import CHUNK
 from mitoseg.volumes.reading import opening
 
-_CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
+CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
+"""Every chunk is written, also one of zeros, so that a missing one is known for missing."""
 
 
 def remove_partial(array: Path) -> None:
@@ -58,7 +59,7 @@ class ZarrOutput:
             zarr_format=3,
             dimension_names=("z", "y", "x"),
             attributes=attributes,
-            config=_CONFIG,
+            config=CONFIG,
         )
 
     @classmethod
@@ -70,7 +71,7 @@ class ZarrOutput:
         """
         output = cls.__new__(cls)
         with opening(str(path)):
-            output._array = zarr.open_array(store=path, mode="r+", config=_CONFIG)
+            output._array = zarr.open_array(store=path, mode="r+", config=CONFIG)
         return output
 
     def write(self, box: Box, image_zyx: Array) -> None:

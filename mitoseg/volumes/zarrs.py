@@ -1,8 +1,9 @@
-"""Zarr arrays (formats 2 and 3) and OME-Zarr images, of which the finest level is read."""
+"""Zarr arrays (formats 2 and 3) and OME-Zarr images: the finest level, or the one that is named."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,21 @@ import numpy as np
 import zarr
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.base import Array, VoxelSize
+from mitoseg.volumes.base import Array
 from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
 from mitoseg.volumes.reading import opening, reading
 from mitoseg.volumes.stored import Header, StoredVolume, load_metadata
 from mitoseg.volumes.units import voxel_size_nm
 from mitoseg.volumes.zarr_chunks import count_chunks
 
 SUFFIXES = (".zarr",)
-_MARKS = ("zarr.json", ".zarray", ".zgroup")
 
 
 def is_zarr(path: str) -> bool:
     """Whether a path is a Zarr array or group, also inside one (``image.zarr/0``, ``image.zarr:/0``)."""
     folder = _folder(path)
-    return folder.suffix.lower() in SUFFIXES or any((folder / mark).is_file() for mark in _MARKS)
+    return folder.suffix.lower() in SUFFIXES or any((folder / mark).is_file() for mark in MARKS)
 
 
 def _folder(path: str) -> Path:
@@ -47,19 +48,22 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
             node = zarr.open(store=folder.absolute(), mode="r")
         except FileNotFoundError as error:
             raise UserError("the folder is no Zarr array or group", path, "check the path") from error
-        if isinstance(node, zarr.Array):
-            array, header = node, _header(node)
-        else:
-            array, header = _of_group(node, path)
+        array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
+        header = _header(array, stated)
     return ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)
 
 
-def _header(array: zarr.Array[Any], axes: str | None = None, size: VoxelSize | None = None) -> Header:
-    """What an array's own metadata says, where the group around it says nothing."""
+def _header(array: zarr.Array[Any], stated: LevelHeader | None) -> Header:
+    """What the image around an array says, and the array's own metadata where there is none."""
     attributes = array.attrs.asdict()
+    if stated is not None and (stated.axes is None or len(stated.axes) != array.ndim):
+        stated = replace(stated, axes=None, voxel_size=None)
+    size = stated and stated.voxel_size
     size = size or voxel_size_nm(_listed(attributes.get("voxel_size_nm")))
     size = size or voxel_size_nm(_listed(attributes.get("element_size_um")), "um")
-    return Header(tuple(array.shape), np.dtype(array.dtype), axes or _named(array), size, load_metadata(attributes))
+    axes = (stated and stated.axes) or _named(array)
+    metadata = (stated and stated.metadata) or load_metadata(attributes)
+    return Header(tuple(array.shape), np.dtype(array.dtype), axes, size, metadata)
 
 
 def _listed(value: object) -> list[object]:
@@ -73,42 +77,23 @@ def _named(array: zarr.Array[Any]) -> str | None:
     return text if len(text) == array.ndim and set(text) <= set("tczyx") else None
 
 
-def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], Header]:
-    """Level 0 of an OME-Zarr image, or the only array of a group."""
-    attributes = group.attrs.asdict()
-    ome = attributes.get("ome", attributes)
-    scales = ome.get("multiscales") if isinstance(ome, Mapping) else None
-    if isinstance(scales, Sequence) and scales and isinstance(scales[0], Mapping):
-        return _of_image(group, scales[0])
+def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], LevelHeader | None]:
+    """The finest level of an OME-Zarr image, or the only array of a group."""
+    image = find_image(group, path)
+    if image is not None:
+        stated = level_header(image)
+        array = image[stated.path] if stated is not None else None
+        if not isinstance(array, zarr.Array):
+            raise UserError("the OME-Zarr image has no array of its finest level", path, "it is damaged or incomplete")
+        return array, stated
     arrays = [name for name, _ in group.arrays()]
     if len(arrays) == 1:
         array = group[arrays[0]]
         assert isinstance(array, zarr.Array)
-        return array, _header(array)
+        return array, None
     known = ", ".join(f"{path}/{name}" for name in sorted([*arrays, *(n for n, _ in group.groups())])[:8])
     what = f"the group holds {len(arrays)} arrays"
     raise UserError(what, path, f"name one: {known}" if known else "check the path")
-
-
-def _of_image(group: zarr.Group, image: Mapping[str, Any]) -> tuple[zarr.Array[Any], Header]:
-    """Level 0 of an OME-Zarr image, with the axes and the scale that it states."""
-    level = image["datasets"][0]
-    array = group[level["path"]]
-    assert isinstance(array, zarr.Array)
-    axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image.get("axes", ())]
-    letters = "".join(str(axis.get("name", "?"))[:1].lower() for axis in axes)
-    if len(letters) != array.ndim:
-        return array, _header(array)
-    scale = np.ones(array.ndim)
-    known = False
-    for transform in [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]:
-        if transform.get("type") == "scale":
-            scale, known = scale * np.asarray(transform["scale"], float), True
-    size = None
-    if known and set("zyx") <= set(letters):
-        places = [letters.index(a) for a in "zyx"]
-        size = voxel_size_nm([scale[i] for i in places], [axes[i].get("unit", "") for i in places])
-    return array, _header(array, letters, size)
 
 
 class ZarrVolume(StoredVolume):

@@ -30,7 +30,7 @@ def writable(name):
     return True
 
 
-NAMES = [name for name in ("out.tif", "out.h5", "out.zarr", "out.mrc") if writable(name)]
+NAMES = [name for name in ("out.tif", "out.h5", "out.zarr", "out.ome.zarr", "out.mrc") if writable(name)]
 CONVERTED = [name for name in NAMES if name != "out.zarr"]
 SHAPE, TILE = (5, 20, 24), (2, 16, 16)
 COUNT = 3 * 2 * 2
@@ -49,7 +49,7 @@ MOMENTS = {
 }
 CONVERTING = {
     "before converting": {"at": "mitoseg.volumes.writing.VolumeWriter.write", "when": "before"},
-    "a tile is converted": {"at": "mitoseg.volumes.writing.VolumeWriter.write", "call": 5},
+    "a tile is converted": {"at": "mitoseg.volumes.writing.VolumeWriter.write"},
     "all are converted": {"at": f"{STAGING}.StagedVolume._convert"},
 }
 ANYWHERE = [(name, moment) for name in NAMES for moment in MOMENTS]

@@ -20,7 +20,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import check_volume_output, create_volume, open_volume, tiff_output
 
-FORMATS = ["a.tif", "a.tiff", "a.h5", "a.hdf5:/deep/er", "a.zarr", "a.mrc"]
+FORMATS = ["a.tif", "a.tiff", "a.h5", "a.hdf5:/deep/er", "a.zarr", "a.ome.zarr", "a.mrc"]
 DTYPES = ["uint8", "uint16", "uint32", "float32", "float64"]
 DTYPES_OF_MRC = ["uint8", "int8", "uint16", "int16", "float32"]
 SIZES = st.floats(0.05, 5000, allow_nan=False)

@@ -1,0 +1,104 @@
+"""``resample=``: the network sees voxels of the size that it was trained on, the output has the input's grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mitoseg.errors import UserError
+from mitoseg.inference.protocol import dimensions
+from mitoseg.networks.checkpoint import Model
+from mitoseg.volumes import Volume, VoxelSize
+from mitoseg.volumes.resampling import resampled
+from mitoseg.volumes.thresholded import EncodedVolume
+from mitoseg.volumes.units import check_voxel_size
+
+log = logging.getLogger(__name__)
+NEAR = 1.1
+"""Voxel sizes that differ by less are taken for equal: resampling would cost sharpness and mend nothing."""
+FAR = 1.25
+"""Voxel sizes that differ by more are worth a warning where nothing is resampled."""
+
+
+def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
+    """The volume as the network is to see it.
+
+    Args:
+        choice: ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes; or
+            (z, y, x) in nm.
+        volume: The input.
+        model: What predicts.
+
+    Raises:
+        UserError: No such choice, or a voxel size that it needs is not known.
+    """
+    if choice == "none":
+        _warn(volume, model)
+        return volume
+    if choice != "auto" and (isinstance(choice, str) or not isinstance(choice, Sequence)):
+        raise UserError("no such way to resample", choice, "choose none, auto, or [z,y,x] in nm")
+    if volume.voxel_size is None:
+        raise UserError("the volume has no voxel size to resample by", volume.path, "give voxel_size=[z,y,x] in nm")
+    target = _wanted(volume.voxel_size, model) if choice == "auto" else check_voxel_size(choice)  # type: ignore[arg-type]
+    seen = resampled(volume, target)
+    if seen is not volume:
+        sizes = [" x ".join(f"{n:g}" for n in size) for size in (volume.voxel_size, target)]
+        log.info("resampled from voxels of %s nm to %s nm: %s voxels", *sizes, " x ".join(map(str, seen.shape)))
+    return seen
+
+
+def _wanted(own: VoxelSize, model: Model) -> VoxelSize:
+    """The checkpoint's voxel size where it differs, the volume's own along other axes."""
+    if model.voxel_size is None:
+        raise UserError("the checkpoint does not know its voxel size", None, "give resample=[z,y,x] in nm")
+    flat = dimensions(model.network) == 2
+    z, y, x = (
+        old if _ratio(old, new) < NEAR or (axis == 0 and flat) else new
+        for axis, (old, new) in enumerate(zip(own, model.voxel_size, strict=True))
+    )
+    return z, y, x
+
+
+def _ratio(a: float, b: float) -> float:
+    return max(a / b, b / a)
+
+
+def _warn(volume: Volume, model: Model) -> None:
+    """Tell of voxels that are far from training's, along the axes that `_wanted` would change."""
+    if volume.voxel_size is None or model.voxel_size is None:
+        return
+    wanted = _wanted(volume.voxel_size, model)
+    if max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR:
+        own, trained = ([f"{n:g}" for n in size] for size in (volume.voxel_size, model.voxel_size))
+        text = "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
+        log.warning(text, volume.path, " x ".join(own), " x ".join(trained))
+
+
+@dataclass(frozen=True)
+class Restored:
+    """From the network's tiles to the input's grid, for `mitoseg.volumes.staging.StagedVolume`.
+
+    Attributes:
+        source: The input.
+        mask: Whether the tiles are probabilities of which a mask is to be made on the input's grid.
+    """
+
+    source: Volume
+    mask: bool
+
+    def __call__(self, tiles: Volume) -> Volume:
+        """The tiles, seen with the input's voxels."""
+        assert self.source.voxel_size is not None
+        back = resampled(tiles, self.source.voxel_size, self.source.shape)
+        metadata = dict(tiles.info.metadata)
+        if not self.mask:
+            return EncodedVolume(back, tiles.dtype, metadata)
+        return EncodedVolume(back, np.dtype(np.uint8), metadata | {"kind": "mask", "scale": 1}, metadata["scale"])
+
+
+def restoring(seen: Volume, source: Volume, save: str) -> Restored | None:
+    """What brings tiles back to the input's grid; None where the network sees the input's own voxels."""
+    return None if seen is source else Restored(source, save == "mask")

@@ -1,0 +1,152 @@
+r"""A volume seen with voxels of another size, lazily: only what a box needs is read.
+
+Both grids begin at the same outer edge, so that a voxel's centre and not its index keeps its place:
+
+    10 nm   |       0       |       1       |       2       |
+     5 nm   |   0   |   1   |   2   |   3   |   4   |   5   |
+
+Along an axis that gets coarser a new voxel is the mean of what it covers, parts of voxels by their share, which is the
+filter that binning in the microscope applies: nothing finer than the new voxels is left to alias. Along one that gets
+finer it lies on the line between the two centres around it. A weight depends on where a voxel lies in the volume
+alone, so what is read does not depend on the box. The rim repeats the outermost voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes.base import Array, Volume, VoxelSize
+from mitoseg.volumes.units import check_voxel_size
+
+MOST = 10.0
+"""The largest factor between two voxel sizes along an axis; more is a wrong unit."""
+_EQUAL = 1e-6
+
+
+def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int, int] | None = None) -> Volume:
+    """A volume with voxels of another size; itself where they are equal.
+
+    Args:
+        volume: With a voxel size.
+        voxel_size: (z, y, x) in nm.
+        shape: (z, y, x) to make instead of what covers the volume to half a voxel, to come back to a known grid.
+
+    Returns:
+        A lazy float32 volume.
+
+    Raises:
+        UserError: The volume has no voxel size, or it differs from the other by more than `MOST` times.
+    """
+    size = check_voxel_size(voxel_size)
+    if volume.voxel_size is None:
+        raise UserError("the volume has no voxel size to resample by", volume.path, "give voxel_size=[z,y,x] in nm")
+    ratios = [new / old for new, old in zip(size, volume.voxel_size, strict=True)]
+    if max(max(ratios), 1 / min(ratios)) > MOST:
+        what = f"resampling from voxels of {volume.voxel_size} to {size} nm is by more than {MOST:g} times"
+        raise UserError(what, volume.path, "check voxel_size=, and resample=")
+    z, y, x = shape or (resampled_length(n, ratio) for n, ratio in zip(volume.shape, ratios, strict=True))
+    if (z, y, x) == volume.shape and all(abs(ratio - 1) < _EQUAL for ratio in ratios):
+        return volume
+    return ResampledVolume(volume, size, (z, y, x))
+
+
+def resampled_length(n: int, ratio: float) -> int:
+    """Voxels along an axis of ``n`` when they are ``ratio`` times as long, to the nearest whole number, at least 1.
+
+    >>> resampled_length(165, 2), resampled_length(165, 0.5), resampled_length(1, 4)
+    (82, 330, 1)
+    """
+    return max(1, int(np.floor(n / ratio + 0.5 - _EQUAL)))
+
+
+class ResampledVolume(Volume):
+    """See the module, and `resampled`."""
+
+    def __init__(self, volume: Volume, voxel_size: VoxelSize, shape: tuple[int, int, int]) -> None:
+        assert volume.voxel_size is not None
+        super().__init__(replace(volume.info, shape=shape, dtype=np.dtype(np.float32), voxel_size=voxel_size))
+        self.volume = volume
+        self._ratios = [new / old for new, old in zip(voxel_size, volume.voxel_size, strict=True)]
+
+    def check_complete(self) -> None:
+        """See `Volume.check_complete`."""
+        self.volume.check_complete()
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        box = self.check_box(box)
+        if not box.size:
+            return np.empty(box.shape, np.float32)
+        axes = zip(box.start, box.stop, self._ratios, self.volume.shape, strict=True)
+        weights = [axis_weights(*axis) for axis in axes]
+        start = tuple(first for first, _ in weights)
+        stop = tuple(first + matrix.shape[1] for first, matrix in weights)
+        image_zyx = self.volume.read(Box(start, stop)).astype(np.float32)
+        for axis, (_, matrix) in enumerate(weights):
+            image_zyx = _along(matrix, image_zyx, axis)
+        return np.ascontiguousarray(image_zyx)
+
+
+def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:
+    """How the voxels ``start`` to ``stop`` of a new axis are made of those of an old one.
+
+    Args:
+        start: The first new voxel.
+        stop: After the last.
+        ratio: Length of a new voxel in old ones.
+        n: Voxels of the old axis.
+
+    Returns:
+        The first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
+
+    >>> axis_weights(0, 2, 1.5, 3)[1].toarray().round(3).tolist()
+    [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]
+    >>> axis_weights(1, 3, 0.5, 3)[1].toarray().tolist()
+    [[0.75, 0.25], [0.25, 0.75]]
+    """
+    new = np.arange(start, stop)
+    rows, columns, weights = _covered(new, ratio) if ratio > 1 else _between(new, ratio)
+    columns = np.clip(columns, 0, n - 1)
+    kept = weights > 0
+    first, last = int(columns[kept].min()), int(columns[kept].max())
+    shape = (len(new), last - first + 1)
+    matrix = sparse.coo_array((weights[kept], (rows[kept], columns[kept] - first)), shape=shape).tocsr()
+    return first, matrix
+
+
+_Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def _covered(new: npt.NDArray[np.int64], ratio: float) -> _Parts:
+    """A new voxel j covers old ones from j * ratio to (j + 1) * ratio."""
+    low, high = new[:, None] * ratio, (new[:, None] + 1) * ratio
+    old = np.floor(low).astype(np.int64) + np.arange(int(np.ceil(ratio)) + 2)
+    share = np.clip(np.minimum(high, old + 1) - np.maximum(low, old), 0, None)
+    share[share < _EQUAL] = 0
+    rows = np.broadcast_to(np.arange(len(new))[:, None], old.shape)
+    return rows.ravel(), old.ravel(), (share / share.sum(1, keepdims=True)).ravel().astype(np.float32)
+
+
+def _between(new: npt.NDArray[np.int64], ratio: float) -> _Parts:
+    """A new voxel's centre lies at (j + 1/2) * ratio - 1/2, between two old ones."""
+    centre = (new + 0.5) * ratio - 0.5
+    centre = np.where(np.abs(centre - np.rint(centre)) < _EQUAL, np.rint(centre), centre)
+    left = np.floor(centre).astype(np.int64)
+    right = (centre - left).astype(np.float32)
+    rows = np.arange(len(new))
+    return np.tile(rows, 2), np.concatenate([left, left + 1]), np.concatenate([1 - right, right])
+
+
+def _along(matrix: sparse.csr_array, image_zyx: Array, axis: int) -> Array:
+    """Multiply one axis with a matrix."""
+    moved = np.moveaxis(image_zyx, axis, 0)
+    flat: npt.NDArray[Any] = matrix @ np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    return np.moveaxis(flat.reshape(matrix.shape[0], *moved.shape[1:]), 0, axis)

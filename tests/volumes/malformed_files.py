@@ -1,0 +1,302 @@
+"""Damaged volumes of every format, each made from a seed; and the process that reads them, one after the other.
+
+As a script: ``malformed_files.py FOLDER FIRST STOP`` prints a JSON line a file: what was done to it, what reading it
+ended in, and how much processor time that took. The process has little memory, and a file has 10 seconds.
+"""
+
+import json
+import os
+import shutil
+import struct
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import h5py
+import imagecodecs
+import mrcfile
+import numpy as np
+import tifffile
+import zarr
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import create_volume, open_volume
+
+COUNT = 200
+SECONDS = 10
+_ROOM = 2**31
+_LARGEST = 2**26
+_SHAPE = (5, 40, 48)
+
+
+def image():
+    steps = np.random.default_rng(0).integers(-2, 3, _SHAPE)
+    return (np.cumsum(steps, 2) + 120).astype(np.uint8)
+
+
+def ours(path):
+    with create_volume(path, _SHAPE, "uint8", voxel_size=(50, 5, 5), metadata={"kind": "image"}) as writer:
+        writer.write(Box.of_shape(_SHAPE), image())
+
+
+def tiff(**options):
+    return lambda path: tifffile.imwrite(path, image(), **{"photometric": "minisblack", **options})
+
+
+def slices(suffix):
+    def build(path):
+        path.mkdir()
+        for i, image_yx in enumerate(image()):
+            file = path / f"{i}.{suffix}"
+            if suffix == "png":
+                file.write_bytes(imagecodecs.png_encode(image_yx))
+            else:
+                tifffile.imwrite(file, image_yx, compression="lzw")
+
+    return build
+
+
+def mrc(path):
+    with mrcfile.new(path, image().astype("float32")) as file:
+        file.voxel_size = 50
+
+
+def plain_hdf5(path):
+    with h5py.File(path, "w") as h5:
+        h5["raw"] = image()
+
+
+def zarr2(path):
+    zarr.create_array(store=path, shape=_SHAPE, dtype="uint8", chunks=(5, 20, 48), zarr_format=2)[...] = image()
+
+
+def ome4(path):
+    group = zarr.create_group(store=path, zarr_format=2)
+    group.create_array("0", shape=_SHAPE, dtype="uint8", chunks=(2, 40, 48))[...] = image()
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    scale = [{"type": "scale", "scale": [50.0, 5.0, 5.0]}]
+    datasets = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+
+
+def sharded(path):
+    options = {"chunks": (1, 20, 24), "shards": (5, 40, 48)}
+    zarr.create_array(store=path, shape=_SHAPE, dtype="uint8", **options)[...] = image()
+
+
+def n5(path):
+    import tensorstore
+
+    metadata = {"dimensions": [48, 40, 5], "dataType": "uint8", "blockSize": [32, 32, 4]}
+    metadata["compression"] = {"type": "gzip"}
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
+    tensorstore.open(spec, create=True).result()[...].write(image().transpose()).result()
+
+
+BUILDERS = {
+    "plain.tif": tiff(metadata=None),
+    "ours.tif": ours,
+    "zlib.tif": tiff(compression="zlib", metadata={"axes": "ZYX"}),
+    "lzw.tif": tiff(compression="lzw", rowsperstrip=7, metadata={"axes": "ZYX"}),
+    "jpeg.tif": tiff(compression="jpeg", metadata={"axes": "ZYX"}),
+    "ome.tif": tiff(ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}),
+    "big.tif": tiff(bigtiff=True, tile=(16, 16), compression="zstd", metadata={"axes": "ZYX"}),
+    "png": slices("png"),
+    "slices": slices("tif"),
+    "ours.h5": ours,
+    "plain.h5": plain_hdf5,
+    "ours.zarr": ours,
+    "ours.ome.zarr": ours,
+    "two.zarr": zarr2,
+    "four.ome.zarr": ome4,
+    "sharded.zarr": sharded,
+    "ours.mrc": ours,
+    "plain.mrc": mrc,
+    "raw.n5": n5,
+}
+JUNK = [None, -1, 0, 3.7, "", "x", [], {}, [0], [-5, 4, 4], [10**12] * 3, [10**6] * 3, 10**30, True, "uint99", [[]]]
+
+
+def malform(folder, number):
+    """Make damaged file ``number``; its path and what was done to it."""
+    rng = np.random.default_rng(number)
+    names = [name for name in BUILDERS if not name.endswith(".n5") or has_tensorstore()]
+    name = names[number % len(names)]
+    path = folder / f"{number}_{name}"
+    BUILDERS[name](path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    texts = [f for f in files if f.suffix == ".json" or f.name.startswith(".z")]
+    file = files[rng.integers(len(files))] if rng.random() < 0.4 or not texts else texts[rng.integers(len(texts))]
+    damages = [truncated, flipped, many_flipped, wrong_magic, emptied, filled, removed]
+    if file in texts:
+        damages = [truncated, flipped, emptied, removed, junk_value, junk_value, junk_value, missing_key]
+    elif file.suffix in (".tif", ".mrc", ".png"):
+        damages += [absurd_shape, absurd_shape]
+    damage = damages[rng.integers(len(damages))]
+    return path, f"{name}: {file.name} {damage(file, rng)}"
+
+
+def has_tensorstore():
+    try:
+        import tensorstore  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def truncated(file, rng):
+    data = file.read_bytes()
+    kept = int(rng.integers(len(data)))
+    file.write_bytes(data[:kept])
+    return f"cut to {kept} of {len(data)} bytes"
+
+
+def flipped(file, rng):
+    data = bytearray(file.read_bytes())
+    place = int(rng.integers(min(len(data), 512) if rng.random() < 0.7 else len(data)))
+    data[place] ^= 1 << int(rng.integers(8))
+    file.write_bytes(data)
+    return f"has a bit flipped at {place}"
+
+
+def many_flipped(file, rng):
+    data = np.frombuffer(file.read_bytes(), np.uint8).copy()
+    places = rng.integers(0, len(data), 1 + len(data) // 50)
+    data[places] ^= rng.integers(1, 256, len(places), np.uint8)
+    file.write_bytes(data.tobytes())
+    return f"has {len(places)} bytes changed"
+
+
+def wrong_magic(file, rng):
+    data = file.read_bytes()
+    magic = [
+        b"\x89PNG\r\n\x1a\n",
+        b"II*\0\x08\0\0\0",
+        b"MM\0+\0\x08\0\0",
+        b"\x89HDF\r\n\x1a\n",
+        b"PK\3\4xxxx",
+        bytes(8),
+    ]
+    chosen = magic[rng.integers(len(magic))]
+    file.write_bytes(chosen + data[8:])
+    return f"starts with {chosen!r}"
+
+
+def emptied(file, rng):
+    file.write_bytes(b"")
+    return "is empty"
+
+
+def filled(file, rng):
+    file.write_bytes(rng.integers(0, 256, 3000, np.uint8).tobytes())
+    return "is noise"
+
+
+def removed(file, rng):
+    file.unlink()
+    return "is gone"
+
+
+def absurd_shape(file, rng):
+    value = [0, 1, 65_535, 2**31 - 1, 2**32 - 1, 10**6][rng.integers(6)]
+    if file.suffix == ".png":
+        head = b"IHDR" + struct.pack(">II", value, 65_535) + file.read_bytes()[24:29]
+        data = file.read_bytes()
+        file.write_bytes(data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:])
+        return f"states a width of {value}"
+    if file.suffix == ".mrc":
+        place = int(rng.choice([0, 4, 8, 12, 28, 92]))
+        with file.open("r+b") as stream:
+            stream.seek(place)
+            stream.write(struct.pack("<I", value))
+        return f"states {value} at {place}"
+    with tifffile.TiffFile(file) as tif:
+        page = tif.pages[int(rng.integers(len(tif.pages)))]
+        tags = [
+            page.tags[n] for n in ("ImageWidth", "ImageLength", "StripByteCounts", "BitsPerSample") if n in page.tags
+        ]
+        tag = tags[rng.integers(len(tags))]
+        place, kind = tag.valueoffset, {1: "B", 3: "H", 4: "I", 16: "Q"}[tag.dtype]
+    limit = 2 ** (8 * struct.calcsize(kind)) - 1
+    with file.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(struct.pack(f"<{kind}", min(value, limit)))
+    return f"states a {tag.name} of {value}"
+
+
+def places_in(data, prefix=()):
+    """Every key and index of nested plain data."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*prefix, key)
+        yield from places_in(value, (*prefix, key))
+
+
+def change_json(file, rng, change):
+    data = json.loads(file.read_text())
+    places = list(places_in(data))
+    *above, last = places[rng.integers(len(places))]
+    inner = data
+    for key in above:
+        inner = inner[key]
+    said = change(inner, last)
+    file.write_text(json.dumps(data))
+    return f"{'/'.join(map(str, (*above, last)))} {said}"
+
+
+def junk_value(file, rng):
+    def change(inner, key):
+        inner[key] = JUNK[rng.integers(len(JUNK))]
+        return f"is {inner[key]!r}"
+
+    return change_json(file, rng, change)
+
+
+def missing_key(file, rng):
+    def change(inner, key):
+        del inner[key]
+        return "is missing"
+
+    return change_json(file, rng, change)
+
+
+def read(path, output):
+    """Copy a volume, or read its corners where it says that it is large; what came of it."""
+    try:
+        volume = open_volume(path)
+        volume.check_complete()
+        if volume.box.size * volume.dtype.itemsize <= _LARGEST:
+            with create_volume(output, volume.shape, volume.dtype) as writer:
+                writer.write(volume.box, volume.read())
+            return "read", f"{volume.shape} {volume.dtype}"
+        volume.read(Box((0, 0, 0), tuple(min(n, 64) for n in volume.shape)))
+        volume.read(Box(tuple(max(0, n - 64) for n in volume.shape), volume.shape))
+    except UserError as error:
+        return "refused", str(error)
+    return "read in part", f"{volume.shape} {volume.dtype}"
+
+
+def main(folder, first, stop):
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM, used + _ROOM))
+    for number in range(first, stop):
+        path, what = malform(folder, number)
+        print(json.dumps({"number": number, "what": what}), flush=True)
+        begin = time.process_time()
+        try:
+            kind, text = read(path, folder / "out.h5")
+        except BaseException as error:
+            kind, text = "failed", f"{type(error).__name__}: {error}"
+        seconds = time.process_time() - begin
+        left = sorted(p.name for p in folder.iterdir() if p != path)
+        print(json.dumps({"kind": kind, "text": text, "seconds": seconds, "left": left}), flush=True)
+        for name in (path.name, *left):
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

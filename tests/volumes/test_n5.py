@@ -1,0 +1,150 @@
+"""N5: order of axes, voxel sizes as four programs write them, and what is missing."""
+
+import json
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import open_volume
+from mitoseg.volumes.opening import stored_in
+
+ts = pytest.importorskip("tensorstore")
+SIZES = {"pixelResolution": {"dimensions": [4.5, 4.6, 50], "unit": "nm"}}
+
+
+def write_n5(path, image_zyx, attributes=None, blocks=(64, 64, 64), compression="gzip"):
+    """As other programs write it: axes x, y, z."""
+    image_xyz = image_zyx.transpose()
+    metadata = {
+        "dimensions": list(image_xyz.shape),
+        "dataType": image_zyx.dtype.name,
+        "blockSize": list(blocks),
+        "compression": {"type": compression},
+    }
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
+    ts.open(spec, create=True).result()[...].write(image_xyz).result()
+    put(path, attributes or {})
+    return str(path)
+
+
+def put(path, attributes):
+    file = Path(path, "attributes.json")
+    found = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found | attributes))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    image_zyx=hnp.arrays(
+        st.sampled_from(["uint8", "int16", "uint16", "uint32", "uint64", "float64"]),
+        hnp.array_shapes(min_dims=3, max_dims=3, min_side=5, max_side=9),
+        elements={"allow_nan": False, "min_value": 0, "max_value": 200},
+    ),
+    blocks=st.tuples(*[st.integers(1, 12)] * 3),
+    compression=st.sampled_from(["raw", "gzip", "bzip2", "xz"]),
+    data=st.data(),
+)
+def test_what_others_write_is_read(image_zyx, blocks, compression, data):
+    stops = [data.draw(st.integers(1, n)) for n in image_zyx.shape]
+    starts = [data.draw(st.integers(0, b - 1)) for b in stops]
+    box = Box(tuple(starts), tuple(stops))
+    with tempfile.TemporaryDirectory() as folder:
+        volume = open_volume(write_n5(f"{folder}/a.n5/raw", image_zyx, SIZES, blocks, compression))
+        assert volume.shape == image_zyx.shape
+        assert volume.dtype == image_zyx.dtype
+        assert volume.voxel_size == (50, 4.6, 4.5)
+        assert np.array_equal(volume.read(), image_zyx)
+        assert np.array_equal(volume.read(box), image_zyx[box.slices])
+        volume.check_complete()
+
+
+@pytest.mark.parametrize(
+    ("group", "own", "nm"),
+    [
+        ({}, SIZES, (50, 4.6, 4.5)),
+        (SIZES, {}, (50, 4.6, 4.5)),
+        (SIZES, {"downsamplingFactors": [2, 2, 1]}, (50, 9.2, 9)),
+        ({"resolution": [4, 4, 40]}, {"downsamplingFactors": [4, 4, 2]}, (80, 16, 16)),
+        ({"resolution": [4, 4, 40], "scales": [[1, 1, 1], [2, 2, 1]]}, {}, (40, 8, 8)),
+        ({"resolution": [4, 4, 40], "downsamplingFactors": [[1, 1, 1], [4, 4, 1]]}, {}, (40, 16, 16)),
+        ({"resolution": [0.004, 0.004, 0.04], "units": ["um", "um", "um"]}, {}, (40, 4, 4)),
+        ({"pixelResolution": [0.004, 0.004, 0.04], "units": "um"}, {}, (40, 4, 4)),
+        ({"resolution": "4"}, {}, None),
+        ({"resolution": [4, 4]}, {}, None),
+        ({}, {"downsamplingFactors": [2, 2, 1]}, None),
+        ({}, {}, None),
+    ],
+)
+def test_voxel_size(tmp_path, image_zyx, group, own, nm):
+    path = write_n5(tmp_path / "a.n5" / "em" / "s1", image_zyx, own)
+    put(tmp_path / "a.n5" / "em", group)
+    assert open_volume(path).voxel_size == nm
+
+
+def test_axes_that_the_file_names_come_first(tmp_path, image_zyx):
+    path = write_n5(tmp_path / "a.n5" / "raw", image_zyx, {**SIZES, "axes": ["z", "y", "x"]})
+    volume = open_volume(path)
+    assert np.array_equal(volume.read(), image_zyx.transpose())
+    assert volume.voxel_size == (4.5, 4.6, 50)
+
+
+def test_how_a_dataset_is_named(tmp_path, image_zyx):
+    write_n5(tmp_path / "a.n5" / "em" / "s0", image_zyx, SIZES)
+    write_n5(tmp_path / "a.n5" / "em" / "s1", image_zyx[:, ::2, ::2].copy(), {"downsamplingFactors": [2, 2, 1]})
+    put(tmp_path / "a.n5", {"n5": "2.5.1"})
+    for name in ("a.n5/em", "a.n5:/em", "a.n5:em/s0", "a.n5/em/s0"):
+        assert open_volume(f"{tmp_path}/{name}").shape == image_zyx.shape
+        assert stored_in(f"{tmp_path}/{name}").is_dir()
+    with pytest.raises(UserError, match=r"holds 2 datasets.*name one: .*a\.n5:/em/s0, .*a\.n5:/em/s1"):
+        open_volume(f"{tmp_path}/a.n5")
+    with pytest.raises(UserError, match="no such folder"):
+        open_volume(f"{tmp_path}/a.n5:/other")
+    with pytest.raises(UserError, match="no such folder"):
+        open_volume(f"{tmp_path}/b.n5")
+
+
+def test_a_block_that_is_missing_or_damaged(tmp_path, image_zyx):
+    path = write_n5(tmp_path / "a.n5" / "raw", image_zyx + 1, blocks=(32, 32, 32))
+    block = tmp_path / "a.n5" / "raw" / "1" / "0" / "0"
+    data = block.read_bytes()
+    block.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        open_volume(path).read()
+    assert "\n" not in str(caught.value)
+    block.unlink()
+    with pytest.raises(UserError, match=r"1 of \d+ blocks are missing and would read as 0"):
+        open_volume(path).check_complete()
+    assert open_volume(path).read()[0, 0, 32] == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"blockSize": [10**9] * 3}, {"blockSize": [0, 1, 1]}, {"blockSize": [64, 64]}, {"dataType": "string"}]
+)
+def test_damaged_attributes_are_one_line(tmp_path, image_zyx, change):
+    path = write_n5(tmp_path / "a.n5" / "raw", image_zyx, change)
+    with pytest.raises(UserError, match=r"a\.n5") as caught:
+        open_volume(path).read()
+    assert "\n" not in str(caught.value)
+
+
+def test_it_travels_to_other_processes(tmp_path, image_zyx):
+    volume = open_volume(write_n5(tmp_path / "a.n5" / "raw", image_zyx))
+    volume.read()
+    assert np.array_equal(pickle.loads(pickle.dumps(volume)).read(), image_zyx)
+
+
+def test_without_tensorstore_a_line_says_what_to_install(tmp_path, image_zyx, monkeypatch):
+    path = write_n5(tmp_path / "a.n5" / "raw", image_zyx)
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
+    with pytest.raises(UserError, match=r'tensorstore.*pip install "mitoseg\[n5\]"'):
+        open_volume(path)

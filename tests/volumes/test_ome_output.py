@@ -1,0 +1,236 @@
+"""OME-Zarr out: what coarser levels hold, where they lie, and that other readers agree."""
+
+import itertools
+import json
+import math
+import tempfile
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, tiles
+from mitoseg.volumes import check_volume_output, create_volume, open_volume
+from mitoseg.volumes.pyramid import coarser, halved, holds_labels, levels
+
+STEPS = st.tuples(*[st.integers(1, 2)] * 3)
+SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
+
+
+def write(path, image_zyx, **options):
+    with create_volume(path, image_zyx.shape, image_zyx.dtype, **options) as writer:
+        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+    return str(path)
+
+
+def cells(image_zyx, steps):
+    """Each coarser voxel's place, and the voxels that it covers."""
+    shape = [-(-n // s) for n, s in zip(image_zyx.shape, steps, strict=True)]
+    for at in itertools.product(*map(range, shape)):
+        yield at, image_zyx[tuple(slice(i * s, (i + 1) * s) for i, s in zip(at, steps, strict=True))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(image_zyx=hnp.arrays("uint8", SHAPES), steps=STEPS)
+def test_the_mean_is_that_of_the_voxels_that_are_there(image_zyx, steps):
+    found = coarser(image_zyx, steps, labels=False)
+    assert found.dtype == np.uint8
+    for at, cell in cells(image_zyx, steps):
+        assert found[at] == math.floor(cell.mean() + 0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(image_zyx=hnp.arrays("uint32", SHAPES, elements=st.sampled_from([0, 1, 2, 7, 2**32 - 1])), steps=STEPS)
+def test_a_label_is_the_most_frequent_one_and_never_a_new_one(image_zyx, steps):
+    found = coarser(image_zyx, steps, labels=True)
+    assert found.dtype == np.uint32
+    for at, cell in cells(image_zyx, steps):
+        values, counts = np.unique(cell, return_counts=True)
+        most = values[counts == counts.max()]
+        assert found[at] in (most[most > 0] if (most > 0).any() else most)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 3000)] * 3),
+    voxel=st.tuples(*[st.floats(1, 100)] * 3),
+)
+def test_levels_shrink_and_their_voxels_get_cubic(shape, voxel):
+    found = levels(shape, voxel)
+    assert found[0].shape == shape
+    assert max(found[-1].shape) <= 256
+    assert all(max(level.shape) > 256 for level in found[:-1])
+    for before, after in itertools.pairwise(found):
+        size, coarse = before.scale(voxel), after.scale(voxel)
+        long = [a for a in range(3) if before.shape[a] > 1]
+        for a in range(3):
+            assert after.shape[a] == -(-shape[a] // after.factors[a])
+            if coarse[a] > size[a]:
+                assert all(size[a] <= 2 * size[b] for b in long)
+        ratio = [max(s[a] for a in long) / min(s[a] for a in long) for s in (size, coarse)]
+        assert ratio[1] <= max(ratio[0], 2)
+
+
+@pytest.mark.parametrize(
+    ("voxel", "steps"),
+    [
+        ((5, 5, 5), (2, 2, 2)),
+        ((50, 5, 5), (1, 2, 2)),
+        ((50, 40, 40), (2, 2, 2)),
+        ((10, 5, 5), (1, 2, 2)),
+        ((4, 8, 8), (2, 1, 1)),
+    ],
+)
+def test_which_axes_are_halved(voxel, steps):
+    assert halved((100, 100, 100), voxel) == steps
+
+
+def test_a_single_slice_does_not_stop_the_others():
+    assert [level.shape for level in levels((1, 1000, 1000), (1, 50, 50))][-1] == (1, 250, 250)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "metadata", "labels"),
+    [
+        ("uint8", {"kind": "mask"}, True),
+        ("uint32", {"kind": "instances"}, True),
+        ("uint8", {"kind": "probability"}, False),
+        ("uint8", {}, False),
+        ("uint16", {}, False),
+        ("uint32", {}, True),
+        ("float32", {}, False),
+    ],
+)
+def test_what_is_averaged(dtype, metadata, labels):
+    assert holds_labels(np.dtype(dtype), metadata) is labels
+
+
+@pytest.mark.parametrize("kind", ["probability", "instances"])
+def test_every_level_opens_with_its_voxel_size_and_place(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    image_zyx = rng.random((9, 300, 520)).astype("float32")
+    if kind == "instances":
+        image_zyx = np.kron(rng.integers(0, 2**31, (3, 10, 13)), np.ones((3, 30, 40))).astype("uint32")
+    voxel = (30.0, 8.0, 8.0)
+    path = write(tmp_path / "a.ome.zarr", image_zyx, voxel_size=voxel, metadata={"kind": kind})
+    (image,) = zarr.open_group(path, mode="r").attrs["ome"]["multiscales"]
+    assert [axis["unit"] for axis in image["axes"]] == ["nanometer"] * 3
+    assert image["type"] == ("mode" if kind == "instances" else "mean")
+    expected = image_zyx
+    for i, (dataset, level) in enumerate(zip(image["datasets"], levels(image_zyx.shape, voxel), strict=True)):
+        scale, translation = dataset["coordinateTransformations"]
+        size = tuple(v * f for v, f in zip(voxel, level.factors, strict=True))
+        assert scale == {"type": "scale", "scale": list(size)}
+        assert translation["translation"] == [(f - 1) / 2 * v for v, f in zip(voxel, level.factors, strict=True)]
+        if i:
+            before = levels(image_zyx.shape, voxel)[i - 1].factors
+            steps = tuple(b // a for a, b in zip(before, level.factors, strict=True))
+            expected = coarser(expected, steps, labels=kind == "instances")
+        for name in (f"{path}/{i}", f"{path}:/{i}"):
+            volume = open_volume(name)
+            assert volume.voxel_size == size
+            assert volume.info.metadata == {"kind": kind}
+            assert volume.dtype == image_zyx.dtype
+            assert np.array_equal(volume.read(), expected)
+    assert i == 2
+    assert np.isin(expected, image_zyx).all() == (kind == "instances")
+
+
+def test_a_blob_stays_where_it_is(tmp_path):
+    """Its centre in nm is that of level 0 at every level."""
+    z, y, x = np.ogrid[:40, :600, :600]
+    blob = np.exp(-(((z - 13.2) * 2.5) ** 2 + (y - 411.3) ** 2 + (x - 120.6) ** 2) / 60**2).astype("float32")
+    path = write(tmp_path / "a.ome.zarr", blob, voxel_size=(20, 8, 8))
+    places = []
+    for dataset in zarr.open_group(path, mode="r").attrs["ome"]["multiscales"][0]["datasets"]:
+        scale, translation = dataset["coordinateTransformations"]
+        image = open_volume(f"{path}/{dataset['path']}").read()
+        grid = np.indices(image.shape).reshape(3, -1)
+        centre = (grid * image.ravel()).sum(1) / image.sum()
+        places.append(centre * scale["scale"] + translation["translation"])
+    assert len(places) == 3
+    np.testing.assert_allclose(places[1:], [places[0]] * 2, atol=0.5)
+
+
+@pytest.mark.parametrize("voxel_size", [None, (50, 4.6, 4.5)])
+def test_the_models_of_ome_zarr_accept_it(tmp_path, voxel_size):
+    models = pytest.importorskip("ome_zarr_models.v05")
+    path = write(tmp_path / "a.ome.zarr", np.zeros((3, 260, 30), "uint8"), voxel_size=voxel_size)
+    image = models.Image.from_zarr(zarr.open_group(path, mode="r"))
+    assert len(image.attributes.ome.multiscales[0].datasets) == 2
+    assert open_volume(path).voxel_size == voxel_size
+    assert open_volume(f"{path}/1").voxel_size == (None if voxel_size is None else (50, 9.2, 9))
+
+
+def test_chunks_suit_viewers_and_none_is_missing(tmp_path):
+    path = write(tmp_path / "a.ome.zarr", np.zeros((200, 270, 140), "uint8"))
+    group = zarr.open_group(path, mode="r")
+    assert [group[str(i)].chunks for i in range(2)] == [(128, 128, 128), (100, 128, 70)]
+    for i in range(2):
+        open_volume(f"{path}/{i}").check_complete()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    image_zyx=hnp.arrays("uint16", hnp.array_shapes(min_dims=3, max_dims=3, max_side=20)),
+    tile=st.tuples(*[st.integers(3, 20)] * 3),
+)
+def test_boxes_of_any_size_make_the_same_volume(image_zyx, tile):
+    with tempfile.TemporaryDirectory() as folder:
+        with create_volume(f"{folder}/a.ome.zarr", image_zyx.shape, "uint16", chunks=(4, 8, 8)) as writer:
+            for box in tiles(Box.of_shape(image_zyx.shape), tile):
+                writer.write(box, image_zyx[box.slices])
+        assert np.array_equal(open_volume(f"{folder}/a.ome.zarr").read(), image_zyx)
+
+
+def test_an_image_of_ours_may_be_replaced_and_nothing_else(tmp_path):
+    path = write(tmp_path / "a.ome.zarr", np.zeros((2, 3, 4), "uint8"))
+    with pytest.raises(UserError, match="the output exists"):
+        check_volume_output(path, False)
+    check_volume_output(path, True)
+    zarr.open_group(path, mode="r+").create_group("labels")
+    with pytest.raises(UserError, match="overwriting would remove"):
+        check_volume_output(path, True)
+    (tmp_path / "b.ome.zarr").mkdir()
+    (tmp_path / "b.ome.zarr" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="overwriting would remove"):
+        check_volume_output(f"{tmp_path}/b.ome.zarr", True)
+
+
+def test_nothing_is_left_where_a_level_fails(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mitoseg.volumes.ome_output.coarser", full)
+    with pytest.raises(UserError, match=r"a\.ome\.zarr"):
+        write(tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_writing_makes_no_levels(tmp_path, monkeypatch):
+    monkeypatch.setattr("mitoseg.volumes.ome_output.coarser", lambda *_, **__: pytest.fail("levels were made"))
+    with pytest.raises(RuntimeError, match="mine"), create_volume(tmp_path / "a.ome.zarr", (2, 300, 4), "uint8"):
+        raise RuntimeError("mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("a.mrc", "uint32"), ("a.tif", "uint64")])
+def test_types_that_a_format_cannot_hold_are_refused_first(tmp_path, name, dtype):
+    with pytest.raises(UserError, match=r"choose .* or a name that ends in .*\.h5"):
+        check_volume_output(f"{tmp_path}/{name}", False, dtype)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.ome.zarr"])
+def test_instances_and_their_voxel_size_survive(tmp_path, name):
+    ids = np.array([0, 1, 70_000, 2**32 - 1], "uint32").reshape(1, 2, 2)
+    path = write(tmp_path / name, ids, voxel_size=(50, 4.6, 4.5), metadata={"kind": "instances"})
+    volume = open_volume(path)
+    assert volume.dtype == np.uint32
+    assert np.array_equal(volume.read(), ids)
+    assert volume.voxel_size == pytest.approx((50, 4.6, 4.5), rel=1e-6)
+    assert volume.info.metadata == {"kind": "instances"}
+    assert json.loads(json.dumps(volume.info.metadata)) == volume.info.metadata
