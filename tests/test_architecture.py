@@ -12,12 +12,13 @@ PACKAGE = ROOT / "mitoseg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-BASE = {"", "errors", "geometry", "storage", "provenance"}  # "" is mitoseg itself: its version
+BASE = {"", "errors", "extras", "geometry", "storage", "provenance"}  # "" is mitoseg itself: its version
 LIBRARIES_ONLY = {"errors", "geometry"}
 EVERYTHING = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__"}} | BASE
 MAY_IMPORT = {
     "__main__": {"cli"},
     "errors": set(),
+    "extras": {"errors"},
     "geometry": {"errors"},
     "storage": {"errors", "geometry"},
     "provenance": {"", "errors"},

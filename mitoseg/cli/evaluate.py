@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,15 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
-from mitoseg.volumes.units import check_voxel_size
 
 
 def run(cfg: DictConfig) -> None:
@@ -46,14 +47,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     Raises:
         UserError: A volume or an option is no good.
     """
-    _check_pictures(cfg)
-    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
-    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
-        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
-    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
-    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
-    if reference is not None and not 0 <= reference <= 1:
-        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    voxel_size, threshold, reference = _check_options(cfg)
     draws = Bootstrap(cfg.bootstrap, cfg.seed)
     volumes = _open({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
@@ -62,8 +56,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
-        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+        prediction = clean(steps, prediction, image=volumes.get("image"), **given)
         threshold, kind = None, None
     result = evaluate(
         prediction,
@@ -79,55 +73,25 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     )
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
+    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
+    instances = score_instances(cfg, prediction, truth, draws, **options)
+    if instances is not None:
+        result["instances"] = instances
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
     if console is not None:
         console.print(score_table(result, title=Path(cfg.prediction).name))
-    shown = {**volumes, "prediction": prediction, "truth": truth}
-    _draw(cfg, folder, result, shown, console, threshold=threshold, crop=crop, kind=kind, voxel_size=voxel_size)
-    return result
-
-
-def _check_pictures(cfg: DictConfig) -> None:
-    """Refuse what cannot be drawn, before any work is done.
-
-    Raises:
-        UserError: ``save_overlays`` or ``report`` is no good.
-    """
-    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
-        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
-    if cfg.save_overlays and cfg.image is None:
-        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
-    check_report(cfg)
-
-
-def _draw(
-    cfg: DictConfig,
-    folder: Path,
-    result: Mapping[str, object],
-    volumes: Mapping[str, Volume],
-    console: Console | None,
-    *,
-    threshold: float | None,
-    crop: Box | None,
-    kind: str | None,
-    voxel_size: Sequence[float] | None,
-) -> None:
-    """Curves, slices and report, as far as they are asked for.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
+        if instances is not None:
+            console.print(instance_table(instances))
     if cfg.figures:
-        title, reference = Path(cfg.prediction).name, cfg.reference
-        save_curves(folder / "figures", result, title=title, reference=reference)
+        save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
     if cfg.save_overlays:
         overlays = save_overlays(
             folder / "figures",
             volumes["image"],
-            volumes["truth"],
-            volumes["prediction"],
+            truth,
+            prediction,
             threshold=threshold,
             count=cfg.save_overlays,
             crop=crop,
@@ -137,10 +101,31 @@ def _draw(
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     if cfg.report:
-        size = None if voxel_size is None else check_voxel_size(voxel_size)
-        path = report_scores(cfg, folder, result, volumes, threshold=threshold, crop=crop, kind=kind, voxel_size=size)
-        if console is not None:
-            console.print(f"report in {path}", soft_wrap=True, markup=False)
+        found = {**volumes, "prediction": prediction, "truth": truth}
+        report_scores(cfg, folder, result, found, **options, console=console)
+    return result
+
+
+def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | None, float | None]:
+    """Voxel size, threshold and reference, as numbers.
+
+    Raises:
+        UserError: An option cannot be meant.
+    """
+    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
+        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
+    if cfg.save_overlays and cfg.image is None:
+        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
+    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
+    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
+        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
+    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
+    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
+    if reference is not None and not 0 <= reference <= 1:
+        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    check_instance_options(cfg)
+    check_report(cfg)
+    return voxel_size, threshold, reference
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:

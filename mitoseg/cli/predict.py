@@ -1,4 +1,4 @@
-"""``predict``: a volume and a checkpoint in, a probability or a mask of the same size out."""
+"""``predict``: a volume and a checkpoint in, a probability, a mask or instances of the same size out."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg import __version__
-from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.cleaning import chosen_steps
+from mitoseg.cli.finishing import finish_instances, finish_mask
 from mitoseg.cli.greys import adapt_greys
+from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.launch import run_dir
-from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
+from mitoseg.cli.prediction import INSTANCES, make_prediction, predict_with_progress, progress_bar, staged_kind
 from mitoseg.errors import UserError
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.memory import budget_bytes
@@ -27,7 +27,6 @@ from mitoseg.inference.precision import choose_compile
 from mitoseg.networks.bundle import DEFAULT, find_weights
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.provenance import collect
-from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, open_volume
 from mitoseg.volumes.opening import stored_in
@@ -53,8 +52,10 @@ def run(cfg: DictConfig) -> None:
     """
     check_options(cfg)
     steps = chosen_steps(cfg)
-    if steps is not None and cfg.save != "mask":
-        raise UserError("postprocess makes masks", f"save={cfg.save}", "give save=mask, or postprocess=none")
+    labelling = chosen_labelling(cfg)
+    if steps is not None and cfg.save not in ("mask", INSTANCES):
+        remedy = "give save=mask or save=instances, or postprocess=none"
+        raise UserError("postprocess makes masks", f"save={cfg.save}", remedy)
     checkpoint = find_weights(cfg.checkpoint)
     if cfg.checkpoint is None:
         log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
@@ -64,17 +65,21 @@ def run(cfg: DictConfig) -> None:
         model,
         **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "consensus")},
         **{key: cfg[key] for key in ("accelerator", "precision", "dtype", "threshold")},
-        save=cfg.save if steps is None else "probability",
+        save=staged_kind(cfg.save, cfg.dtype, cleaned=steps is not None),
         tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
         normalization=normalization,
     )
+    if cfg.save == INSTANCES:
+        labelling.spacing(volume.voxel_size or prediction.voxel_size)
     predictor = Predictor(prediction, volume)
     stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
     with stage:
         if not stage.moved:
             predict_staged(cfg, predictor, stage)
-        if steps is not None and not stage.moved:
-            finish_clean(steps, predictor, stage)
+        if cfg.save == INSTANCES and not stage.moved:
+            finish_instances(steps, labelling, predictor, stage)
+        elif steps is not None and not stage.moved:
+            finish_mask(steps, predictor, stage)
         else:
             with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)
@@ -87,15 +92,6 @@ def run(cfg: DictConfig) -> None:
     console = Console()
     console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
-
-
-def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
-    """Write the mask that post-processing makes of all probabilities."""
-    log.info("post-processing")
-    threshold = predictor.prediction.threshold
-    metadata = {"kind": "mask", "threshold": threshold, "scale": 1, "postprocess": asdict(steps)}
-    image = predictor.volume
-    stage.finish_as(lambda tiles: clean(steps, tiles, image=image).read(), np.dtype(np.uint8), metadata)
 
 
 def check_options(cfg: DictConfig) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
+from rich.console import Console
 
+from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.datasets.checksums import fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation.report import report_evaluation
 from mitoseg.geometry import Box
 from mitoseg.storage import read_json
 from mitoseg.volumes import Volume
-from mitoseg.volumes.base import VoxelSize
+from mitoseg.volumes.units import check_voxel_size
 
 
 def check_report(cfg: DictConfig) -> None:
@@ -37,7 +39,8 @@ def report_scores(
     threshold: float | None,
     crop: Box | None,
     kind: str | None,
-    voxel_size: VoxelSize | None,
+    voxel_size: Sequence[float] | None,
+    console: Console | None = None,
 ) -> Path:
     """Write ``report.html`` of an evaluation beside its ``provenance.json``.
 
@@ -50,12 +53,13 @@ def report_scores(
         crop: The part that was scored.
         kind: Of the prediction.
         voxel_size: (z, y, x) in nm.
+        console: Where to say where the report is; None for nowhere.
 
     Raises:
         UserError: The file cannot be written.
     """
     provenance = {**read_json(folder / "provenance.json"), "seed": cfg.seed, "files": checksums(volumes)}
-    return report_evaluation(
+    path = report_evaluation(
         folder,
         scores,
         title=Path(cfg.prediction).name,
@@ -66,8 +70,13 @@ def report_scores(
         threshold=threshold,
         crop=crop,
         kind=kind,
-        voxel_size=voxel_size,
+        voxel_size=None if voxel_size is None else check_voxel_size(voxel_size),
+        labelling=chosen_labelling(cfg),
+        small=cfg.small_objects,
     )
+    if console is not None:
+        console.print(f"report in {path}", soft_wrap=True, markup=False)
+    return path
 
 
 def checksums(volumes: Mapping[str, Volume]) -> list[dict[str, object]]:

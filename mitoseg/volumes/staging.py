@@ -22,7 +22,7 @@ from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import open_volume
 from mitoseg.volumes.stage_folder import StageFolder, explained, readable
-from mitoseg.volumes.writing import check_volume_output, create_volume, place
+from mitoseg.volumes.writing import VolumeWriter, check_volume_output, create_volume, place
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array
 
 Tile = tuple[int, int, int]
@@ -151,12 +151,14 @@ class StagedVolume:
                 move_into_place(self._result, self._file, overwrite=self.overwrite)
         self._folder.clear()
 
-    def finish_as(self, change: Callable[[Volume], Array], dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> None:
+    def finish_as(
+        self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
+    ) -> None:
         """Check that every tile is there, and write what is made of them all instead of the tiles themselves.
 
         Args:
-            change: From the tiles as a volume to an array of the same shape (z, y, x).
-            dtype: Of the array.
+            write: Takes the tiles as a volume, and writes one of the same shape (z, y, x).
+            dtype: Of what is written.
             metadata: What the output says of itself.
 
         Raises:
@@ -165,12 +167,10 @@ class StagedVolume:
         assert self._info is not None
         with explained(self._file):
             self._check_complete()
-            array_zyx = change(open_volume(str(self._folder.array)))
-            size = self._info.voxel_size
-            with create_volume(
-                self.path, self._info.shape, dtype, voxel_size=size, metadata=metadata, overwrite=self.overwrite
-            ) as writer:
-                writer.write(Box.of_shape(self._info.shape), array_zyx)
+            shape, size = self._info.shape, self._info.voxel_size
+            options = {"voxel_size": size, "metadata": metadata, "overwrite": self.overwrite}
+            with create_volume(self.path, shape, dtype, **options) as writer:  # type: ignore[arg-type]
+                write(open_volume(str(self._folder.array)), writer)
         self._folder.clear()
 
     @property

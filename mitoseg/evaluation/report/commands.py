@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from mitoseg.evaluation.decision import decide
-from mitoseg.evaluation.report.objects import number_mask
+from mitoseg.evaluation.instances import SMALL, prediction_instances
+from mitoseg.evaluation.report.objects import hold
 from mitoseg.evaluation.report.options import ReportOptions, foreground_of
 from mitoseg.evaluation.report.page import write_report
 from mitoseg.geometry import Box
+from mitoseg.segmentation import Labelling
 from mitoseg.volumes.base import Volume, VoxelSize
 
 NAME = "report.html"
@@ -30,6 +31,8 @@ def report_evaluation(
     crop: Box | None = None,
     voxel_size: VoxelSize | None = None,
     provenance: Mapping[str, object] | None = None,
+    labelling: Labelling | None = None,
+    small: int = SMALL,
     options: ReportOptions | None = None,
 ) -> Path:
     """Write ``report.html`` of an evaluation.
@@ -46,6 +49,8 @@ def report_evaluation(
         crop: The part that was scored.
         voxel_size: (z, y, x) in nm; None: as a volume says.
         provenance: What ``provenance.json`` holds.
+        labelling: How a mask becomes instances.
+        small: Instances of fewer voxels are left out.
         options: How much of everything.
 
     Returns:
@@ -54,7 +59,15 @@ def report_evaluation(
     Raises:
         UserError: As `write_report`, or the kind of the prediction cannot be told.
     """
-    mask, instances = found_in(prediction, threshold=threshold, kind=kind, crop=crop)
+    mask, instances = found_in(
+        prediction,
+        threshold=threshold,
+        kind=kind,
+        crop=crop,
+        voxel_size=voxel_size,
+        labelling=labelling,
+        small=small,
+    )
     return write_report(
         Path(folder) / NAME,
         title=title,
@@ -83,7 +96,7 @@ def report_prediction(
     overwrite: bool = True,
 ) -> Path:
     """Write the report of a prediction, for which there is no truth; arguments as for `report_evaluation`."""
-    mask, instances = found_in(prediction, threshold=threshold)
+    mask, instances = found_in(prediction, threshold=threshold, voxel_size=voxel_size)
     return write_report(
         path,
         title=title,
@@ -145,18 +158,23 @@ def report_measurement(
 
 
 def found_in(
-    prediction: Volume, *, threshold: float | None = None, kind: str | None = None, crop: Box | None = None
-) -> tuple[Volume, Volume | None]:
+    prediction: Volume,
+    *,
+    threshold: float | None = None,
+    kind: str | None = None,
+    crop: Box | None = None,
+    voxel_size: VoxelSize | None = None,
+    labelling: Labelling | None = None,
+    small: int = SMALL,
+) -> tuple[Volume, Volume]:
     """Mask and instances of a stored prediction.
 
     Returns:
-        The mask, read from the prediction when asked for, and the ids: the prediction's own, or those of the mask's
-        components within the crop; None where there are none.
+        The mask, and the ids, both decided while they are read; ids that must be computed are held where they fit.
 
     Raises:
         UserError: The kind of the prediction cannot be told.
     """
     mask = foreground_of(prediction, threshold, kind)
-    if decide(prediction, threshold, kind).kind == "instances":
-        return mask, prediction
-    return mask, number_mask(mask, crop)
+    numbered = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=voxel_size)
+    return mask, numbered if numbered is prediction else hold(numbered, crop, small)

@@ -115,4 +115,5 @@ def bins(values: Sequence[float] | npt.NDArray[np.float64], log: bool) -> npt.ND
     count = int(np.clip(np.ceil((v.max() - v.min()) / width) if width > 0 else 10, 5, 40))
     edges = np.linspace(v.min(), v.max(), count + 1)
     result: npt.NDArray[np.float64] = 10**edges if log else edges
+    result[[0, -1]] = np.min(values), np.max(values)  # rounding would leave an end outside
     return result

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from pandas import DataFrame, concat
 from scipy.ndimage import find_objects
 
-from mitoseg.evaluation.report.reducing import read_where
-from mitoseg.geometry import Box, slabs
+from mitoseg.evaluation.instances import SMALL
+from mitoseg.geometry import Box, slabs, tiles
+from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
 
-LARGEST_MASK = 2**28
-"""Voxels of a mask that is numbered in memory; a larger one has no instances in the report."""
+LARGEST = 2**28
+"""Voxels whose ids are held in memory."""
 SLAB_VOXELS = 2**22
 """Read at once."""
-LEAST = 1000
-"""Voxels of a component that counts as a mitochondrion where nobody measured."""
 
 
 class Shifted(Volume):
@@ -41,24 +39,29 @@ class Shifted(Volume):
         return self._part.read(self.check_box(box).inside(self._placed))
 
 
-def number_mask(mask: Volume, box: Box | None = None, least: int = LEAST) -> Volume | None:
-    """Connected components (26 neighbours) of a mask, the smallest left out, numbered in the order of their voxels.
+def hold(instances: Volume, box: Box | None = None, small: int = SMALL) -> Volume:
+    """The ids of a box in memory, without small ones; as they are where they would take too much memory.
+
+    Ids that are computed where they are read are computed once in this way, and not again for each slice.
 
     Args:
-        mask: Not zero is foreground.
-        box: The part to number; None: everything.
-        least: Voxels of the smallest component that is kept.
-
-    Returns:
-        Ids within the box, or None where it is too large for memory or holds no component.
+        instances: Ids from 1 to N, 0 for background.
+        box: The part to hold; None: everything.
+        small: Instances of fewer voxels in the box become background.
     """
-    box = mask.check_box(box)
-    if box.size > LARGEST_MASK:
-        return None
-    mask_zyx = read_where(mask, box, lambda values: values != 0)
-    mask_zyx = cc3d.dust(mask_zyx, threshold=least, connectivity=26, in_place=True)
-    label_zyx, count = cc3d.connected_components(mask_zyx, connectivity=26, return_N=True)
-    return Shifted(label_zyx.astype(np.uint16 if count < 2**16 else np.uint32), box, mask) if count else None
+    box = instances.check_box(box)
+    if box.size > LARGEST:
+        return instances
+    id_zyx = np.zeros(box.shape, np.uint32)
+    for part in tiles(box, BLOCK):
+        id_zyx[part.inside(box).slices] = instances.read(part)
+    voxels = np.zeros(int(id_zyx.max()) + 1, np.int64)
+    for id_yx in id_zyx:  # slice by slice, as bincount makes eight bytes of each voxel
+        voxels += np.bincount(id_yx.ravel(), minlength=len(voxels))
+    kept = np.where(voxels >= small, np.arange(len(voxels), dtype=np.uint32), np.uint32(0))
+    for id_yx in id_zyx:
+        id_yx[:] = kept[id_yx]
+    return Shifted(id_zyx, box, instances)
 
 
 def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None) -> DataFrame:
