@@ -28,7 +28,7 @@ def hydra_words(words):
     """Config name and the words after the command, or None if it is no command of ours."""
     match words:
         case [python, script, *rest] if python.endswith("python") and re.fullmatch(
-            r"(train|predict|evaluate|benchmark|ensemble).py", script
+            r"(train|predict|evaluate|measure|benchmark|ensemble).py", script
         ):
             return script.removesuffix(".py"), rest
         case ["mitoseg", name, *rest]:

@@ -49,7 +49,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     """
     voxel_size, threshold, reference = _check_options(cfg)
     draws = Bootstrap(cfg.bootstrap, cfg.seed)
-    volumes = _open({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
+    volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
     prediction = volumes["prediction"]
     crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
@@ -145,7 +145,7 @@ def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
     )
 
 
-def _open(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
+def open_volumes(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
     """Open the files; ``axes`` is for those that it fits, the others must be clear by themselves."""
     given = {name: path for name, path in paths.items() if path is not None}
     if axes is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mitoseg.evaluation.decision import decide
-from mitoseg.evaluation.instances import prediction_instances
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume, write_instances
 from mitoseg.volumes import Volume, create_volume
 from mitoseg.volumes.masks import MaskVolume
-
-log = logging.getLogger(__name__)
 
 
 def chosen_labelling(cfg: DictConfig) -> Labelling:
@@ -90,6 +86,3 @@ def label_file(
     with create_volume(output, info.shape, np.uint32, **options) as writer:  # type: ignore[arg-type]
         write_instances(instances, writer)
     return instances
-
-
-__all__ = ["chosen_labelling", "find_instances", "label_file", "prediction_instances"]

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a network and score it on the held-out volume",
     "predict": "write the mitochondria of a volume, with a trained network",
     "evaluate": "score a result against labels",
+    "measure": "a table of what each mitochondrion of a volume measures",
     "benchmark": "compare methods on the same voxels: the abstract's table",
     "ensemble": "make one checkpoint of several",
     "export": "write a trained network as safetensors, with a card that says what it is",

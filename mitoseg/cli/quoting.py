@@ -24,7 +24,11 @@ from hydra.errors import HydraException
 
 from mitoseg.errors import UserError
 
-PATH_KEYS = ("input", "output", "checkpoint", "prediction", "truth", "image", "data.root", "resume", "init_from")
+PATH_KEYS = (
+    *("input", "output", "checkpoint", "prediction", "truth", "image", "probability", "uncertainty"),
+    *("save_instances", "meshes", "skeletons", "scene"),
+    *("data.root", "resume", "init_from"),
+)
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")

@@ -6,50 +6,41 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from mitoseg.evaluation.instances import flat_rows
+from mitoseg.metrics.instances import ROWS
 
 _RATIOS = ("precision", "recall", "average_precision", "panoptic_quality")
 
 
-def instance_table(result: Mapping[str, Any], title: str = "instances") -> Table:
-    """One line for all objects, for those that are whole, and for those that the border cuts, at each threshold.
+def instance_table(result: Mapping[str, Any], title: str = "instances") -> Group:
+    """Objects, splits and merges; and the scores at each threshold: of all objects, the whole ones, and those cut.
 
     Args:
         result: What `mitoseg.evaluation.instances.evaluate_instances` gave.
-        title: Put over the table.
+        title: Put over the tables.
     """
-    table = Table(title=escape(title), title_justify="left", caption=_caption(result), caption_justify="left")
-    table.add_column("objects\n")
-    for name in (
-        "IoU\nover",
-        "true\n",
-        "found\n",
-        "F1\n",
-        "its 95 %\ninterval",
-        "preci-\nsion",
-        "recall\n",
-        "AP\n",
-        "PQ\n",
-    ):
-        table.add_column(name, justify="right", style="bold" if name == "F1\n" else None)
-    for name in ("splits\n", "merges\n", "volume\nerror (%)"):
-        table.add_column(name, justify="right")
-    for row in flat_rows(result):
-        first = row["iou"] == result["all"]["matched"][0]["iou"]
-        low, high = (_number(end) for end in row["f1_interval"])
-        cells = [row["objects"] if first else "", f"{row['iou']:g}", str(row["truth"]), str(row["result"])]
-        cells += [
-            _number(row["f1"]),
-            low if low == high == "-" else f"{low}-{high}",
-            *(_number(row[k]) for k in _RATIOS),
-        ]
-        if first:
-            cells += [str(row["splits"]), str(row["merges"]), _percent(row["volume_error"])]
-        table.add_row(*cells)
-    return table
+    counts = Table(title=escape(title), title_justify="left")
+    counts.add_column("objects")
+    for name in ("true", "found", "splits", "merges", "volume error (%)"):
+        counts.add_column(name, justify="right")
+    for name in ROWS:
+        row = result[name]
+        numbers = (str(row[key]) for key in ("truth", "result", "splits", "merges"))
+        counts.add_row(name, *numbers, _percent(row["volume_error"]))
+    scores = Table(caption=_caption(result), caption_justify="left")
+    scores.add_column("objects")
+    for name in ("IoU", "F1", "95 %", "precision", "recall", "AP", "PQ"):
+        scores.add_column(name, justify="right", style="bold" if name == "F1" else None)
+    for name in ROWS:
+        for i, row in enumerate(result[name]["matched"]):
+            low, high = (_number(end) for end in row["f1_interval"])
+            cells = [name if i == 0 else "", f"{row['iou']:g}", _number(row["f1"])]
+            cells += [low if low == high == "-" else f"{low}-{high}", *(_number(row[key]) for key in _RATIOS)]
+            scores.add_row(*cells)
+    return Group(counts, scores)
 
 
 def _caption(result: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -153,13 +153,3 @@ def _at_faces(id_zyx: npt.NDArray[np.integer], box: Box, crop: Box) -> set[int]:
             if at_face:
                 found.update(np.unique(np.take(id_zyx, index, axis)).tolist())
     return found - {0}
-
-
-def flat_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the table as flat dictionaries, one for each row and threshold."""
-    rows = []
-    for name in ("all", "whole", "cut"):
-        row = result[name]
-        shared = {key: value for key, value in row.items() if key != "matched"}
-        rows += [{"objects": name, **shared, **matched} for matched in row["matched"]]
-    return rows

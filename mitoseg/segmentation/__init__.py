@@ -1,13 +1,15 @@
-"""From probabilities to masks, instances and shapes: arrays and volumes in, arrays and volumes out."""
+"""From probabilities to masks, instances, shapes and measurements: arrays and volumes in, the same and tables out."""
 
 from mitoseg.segmentation.exporting import export_meshes, export_skeletons
 from mitoseg.segmentation.instances import InstanceVolume
 from mitoseg.segmentation.labelling import label_array, label_volume, write_instances
 from mitoseg.segmentation.meshes import Mesh, mesh_object
+from mitoseg.segmentation.morphometry import Sources, measure_instances
 from mitoseg.segmentation.objects import Objects
 from mitoseg.segmentation.options import Labelling
 from mitoseg.segmentation.postprocess import Postprocess
 from mitoseg.segmentation.skeletons import Skeleton, skeletonize
+from mitoseg.segmentation.summary import summarise
 
 __all__ = [
     "InstanceVolume",
@@ -16,11 +18,14 @@ __all__ = [
     "Objects",
     "Postprocess",
     "Skeleton",
+    "Sources",
     "export_meshes",
     "export_skeletons",
     "label_array",
     "label_volume",
+    "measure_instances",
     "mesh_object",
     "skeletonize",
+    "summarise",
     "write_instances",
 ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -125,7 +126,6 @@ def _label(mask: Volume, block: Box, connectivity: int) -> tuple[Labels, int]:
 def label_components(mask_zyx: npt.NDArray[np.generic], connectivity: int) -> tuple[Labels, int]:
     """Components of an array in memory, and how many there are; in no stated order."""
     foreground_zyx = np.ascontiguousarray(mask_zyx != 0).view(np.uint8)  # cc3d 4.1 fails on some tiny bool arrays
-    label_zyx, count = cc3d.connected_components(
-        foreground_zyx, connectivity=connectivity, return_N=True, out_dtype=np.uint32
-    )
+    options: dict[str, Any] = {"connectivity": connectivity, "return_N": True, "out_dtype": np.uint32}
+    label_zyx, count = cc3d.connected_components(foreground_zyx, **options)
     return label_zyx, int(count)

@@ -1,24 +1,20 @@
-"""Where each instance lies: boxes and sizes, found slab by slab."""
+"""Instances to draw or to write: where each lies, which are wanted, and their masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, slabs
-from mitoseg.volumes.base import Array, ArrayVolume, Volume
+from mitoseg.geometry import Box
+from mitoseg.segmentation.census import STARTS, STOPS, take_census
+from mitoseg.volumes.base import ArrayVolume, Volume
 
 Mask = npt.NDArray[np.bool_]
 
-_SLAB = 16
-"""Slices that are read at once."""
-_DENSE = 2**22
-"""Numbers from this one on are counted by their rank."""
 _IN_MEMORY = 2**30
 """Bytes up to which a volume is read once and kept; a larger one is read object by object."""
 
@@ -60,15 +56,10 @@ def find_objects(instances: Volume) -> dict[int, FoundObject]:
         UserError: The volume holds a mask, probabilities or negative numbers.
     """
     check_instances(instances)
-    found: dict[int, FoundObject] = {}
-    for slab in slabs(instances.box, _SLAB):
-        label_zyx = instances.read(slab)
-        if label_zyx.min(initial=0) < 0:
-            raise UserError("instances have negative numbers", instances.path, "give 0 for background, then 1, 2, ...")
-        for part in _objects_of(label_zyx, slab):
-            known = found.get(part.id)
-            found[part.id] = part if known is None else _joined(known, part)
-    return dict(sorted(found.items()))
+    table = take_census(instances)
+    corners = zip(table[STARTS].to_numpy().tolist(), table[STOPS].to_numpy().tolist(), strict=True)
+    rows = zip(table["instance"].tolist(), corners, table["voxels"].tolist(), strict=True)
+    return {i: FoundObject(i, Box(tuple(start), tuple(stop)), voxels) for i, (start, stop), voxels in rows}
 
 
 def check_instances(instances: Volume) -> None:
@@ -104,28 +95,6 @@ def read_mask(instances: Volume, one: FoundObject) -> Mask:
     """The object within its box."""
     mask_zyx: Mask = instances.read(one.box) == one.id
     return mask_zyx
-
-
-def _objects_of(label_zyx: Array, box: Box) -> Iterator[FoundObject]:
-    label_zyx, ids = np.pad(label_zyx, ((0, 0), (0, 0), (0, 1))), None
-    if int(label_zyx.max()) >= min(label_zyx.size, _DENSE):
-        # Statistics take memory for every number up to the highest, and no numbers beyond the count of voxels.
-        ids, index = np.unique(label_zyx, return_inverse=True)
-        label_zyx = index.reshape(label_zyx.shape).astype(np.uint32)  # the padding's 0 has rank 0
-    # statistics take no signed integers
-    plain_zyx = np.ascontiguousarray(label_zyx.astype(f"u{label_zyx.dtype.itemsize}", copy=False))
-    found = cc3d.statistics(plain_zyx, no_slice_conversion=True)
-    counts, boxes = found["voxel_counts"], found["bounding_boxes"].reshape(-1, 6)
-    for place in (np.flatnonzero(counts[1:]) + 1).tolist():
-        z, z1, y, y1, x, x1 = boxes[place].tolist()
-        inner = Box((z, y, x), (z1 + 1, y1 + 1, x1 + 1)).shift(box.start)
-        yield FoundObject(place if ids is None else int(ids[place]), inner, int(counts[place]))
-
-
-def _joined(one: FoundObject, other: FoundObject) -> FoundObject:
-    z, y, x = (min(pair) for pair in zip(one.box.start, other.box.start, strict=True))
-    z1, y1, x1 = (max(pair) for pair in zip(one.box.stop, other.box.stop, strict=True))
-    return FoundObject(one.id, Box((z, y, x), (z1, y1, x1)), one.voxels + other.voxels)
 
 
 def _numbers(found: dict[int, FoundObject]) -> str:

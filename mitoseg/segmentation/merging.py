@@ -85,7 +85,7 @@ def join_basins(basins: Basins, criterion: Criterion) -> npt.NDArray[np.int32]:
     """
     parts = _Parts(basins)
     order = np.lexsort((basins.pairs[:, 1], basins.pairs[:, 0], -basins.saddles))
-    contacts = [(*map(int, basins.pairs[i]), float(basins.saddles[i])) for i in order]
+    contacts = [(int(basins.pairs[i, 0]), int(basins.pairs[i, 1]), float(basins.saddles[i])) for i in order]
     for first, second, saddle in contacts:
         a, b = parts.root(first), parts.root(second)
         if a != b and _are_one(parts, a, b, saddle, criterion):

@@ -38,10 +38,10 @@ def predict(run, *words):
 @pytest.mark.parametrize("output", ["i.tif", "i.zarr", "i.h5"])
 def test_instances_are_those_of_the_mask(run, output, monkeypatch):
     monkeypatch.setattr("mitoseg.segmentation.labelling.BLOCK", (2, 16, 20))
-    words = ["tile=[2,16,16]", "labelling.min_volume=1000", "labelling.connectivity=18", "threshold=0.9"]
+    words = ["tile=[2,16,16]", "labelling.min_volume=1000", "labelling.connectivity=18", "threshold=0.99"]
     code, told = predict(run, f"output={output}", "save=instances", *words)
     assert not code, told
-    assert not predict(run, "output=m.tif", "save=mask", "threshold=0.9")[0]
+    assert not predict(run, "output=m.tif", "save=mask", "threshold=0.99")[0]
     mask, found = open_volume("m.tif"), open_volume(output)
     expected = label_array(mask.read(), Labelling(18, min_volume=1000.0), voxel_size=SIZE)
     np.testing.assert_array_equal(found.read(), expected)
@@ -74,7 +74,7 @@ def test_a_stored_probability_is_numbered_alike(run):
 def test_evaluate_scores_them(run, tmp_path):
     assert not predict(run, "output=i.tif", "save=instances")[0]
     assert not predict(run, "output=p.tif")[0]
-    words = ["truth=truth.tif", "small_objects=4", "bootstrap=20"]
+    words = ["truth=truth.tif", "small_objects=4", "bootstrap=20", "figures=false", "bands=[]"]
     code, told = run("evaluate", "prediction=i.tif", "hydra.run.dir=a", *words)
     assert not code
     assert "adapted Rand error" in told

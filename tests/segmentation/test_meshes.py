@@ -43,7 +43,7 @@ def test_a_ball(radius, size, reduction):
     assert mesh.is_closed
     assert mesh.volume == pytest.approx(mask.sum() * np.prod(size), rel=0.01)
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.03)
-    # Steps of voxels would make a surface 8 % (cubic voxels) to 24 % too large.
+    # Steps of voxels would make the surface 7 to 8 % too large (cubic voxels).
     assert mesh.area == pytest.approx(4 * np.pi * radius**2, rel=0.03 if max(size) < 3 * min(size) else 0.06)
     assert np.abs(distance - radius).max() < max(size)
 

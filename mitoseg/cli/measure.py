@@ -1,0 +1,135 @@
+"""``measure``: a volume in, a table of its mitochondria out; or tables of several conditions, and what differs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from mitoseg.cli.comparing import compare_tables
+from mitoseg.cli.evaluate import open_volumes
+from mitoseg.cli.labelling import chosen_labelling
+from mitoseg.cli.measured import find_sources, find_voxel_size
+from mitoseg.cli.shapes import check_shape_options, write_shapes
+from mitoseg.cli.tables import check_suffix, write_table
+from mitoseg.errors import UserError
+from mitoseg.evaluation.score import check_shapes
+from mitoseg.provenance import collect
+from mitoseg.segmentation import measure_instances, summarise
+from mitoseg.storage import check_output, make_folders, write_json
+from mitoseg.volumes.opening import stored_in
+
+
+def run(cfg: DictConfig) -> None:
+    """Measure, write the table and its summary, and print how many there are; with ``compare=``, compare tables.
+
+    Raises:
+        UserError: A volume, a table, an option or the output is no good.
+    """
+    from mitoseg.cli.launch import run_dir
+
+    if cfg.compare is not None:
+        compare_tables(cfg, run_dir(), console=Console())
+        return
+    measure_files(cfg, run_dir(), console=Console())
+
+
+def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = None) -> pd.DataFrame:
+    """Measure the volume that a config names.
+
+    Args:
+        cfg: The keys of ``conf/measure.yaml``.
+        folder: Where ``provenance.json`` and ``report.html`` go.
+        console: Where to say what was found; None for nowhere.
+
+    Returns:
+        The table that was written.
+
+    Raises:
+        UserError: A volume, an option or the output is no good.
+    """
+    output = check_options(cfg)
+    names = ("input", "image", "probability", "uncertainty")
+    volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
+    check_shapes(**volumes)
+    size = find_voxel_size(cfg, volumes)
+    make_folders(output.parent)
+    with find_sources(cfg, volumes, size) as (sources, decision):
+        with progress_bar(f"measuring {Path(cfg.input).name}", show=cfg.progress) as advance:
+            table = measure_instances(
+                sources, min_volume=cfg.min_volume, reach=cfg.reach, workers=cfg.workers, on_part=advance
+            )
+        summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
+        write_table(output, table, overwrite=cfg.overwrite)
+        write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite)
+        chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size}
+        paths = {name: volume.path for name, volume in volumes.items()}
+        options = OmegaConf.to_container(cfg)
+        write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=options))
+        written = write_shapes(cfg, folder, sources, table, summary)
+    if console is not None:
+        console.print(what_was_found(table, summary), soft_wrap=True, markup=False)
+        for path in (output, summary_path(output), *written):
+            console.print(f"{path} written", soft_wrap=True, markup=False)
+    return table
+
+
+@contextmanager
+def progress_bar(title: str, *, show: bool) -> Iterator[Callable[[float], None]]:
+    """A bar; what it yields is called with the share that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def summary_path(output: Path) -> Path:
+    """Where the row of the whole volume goes: CSV, whatever the table is.
+
+    >>> summary_path(Path("a/cells.parquet")).name
+    'cells_summary.csv'
+    """
+    return output.with_name(f"{output.stem}_summary.csv")
+
+
+def what_was_found(table: pd.DataFrame, summary: dict[str, float]) -> str:
+    """One line for the console."""
+    if not len(table):
+        return "no mitochondria to measure: the table is empty"
+    whole = int(summary["count_whole"])
+    return (
+        f"{len(table)} mitochondria, {whole} of them whole; {summary['density_per_um3']:.3g} per um3, "
+        f"{100 * summary['volume_fraction']:.2f} % of the volume"
+    )
+
+
+def check_options(cfg: DictConfig) -> Path:
+    """The output, if it can be written and no switch or number is of the wrong kind.
+
+    Raises:
+        UserError: It cannot, or one is.
+    """
+    for key in ("input", "output"):
+        if not cfg[key]:
+            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
+    for key in ("overwrite", "progress", "report"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    for key in ("threshold", "min_volume", "reach"):
+        if cfg[key] is not None and (isinstance(cfg[key], bool) or not isinstance(cfg[key], int | float)):
+            raise UserError(f"{key} is not a number", cfg[key], f"write {key}=NUMBER")
+    chosen_labelling(cfg)
+    output = Path(cfg.output)
+    check_suffix(output)
+    for path in (output, summary_path(output)):
+        if os.path.realpath(path) == os.path.realpath(stored_in(cfg.input)):
+            raise UserError("the output is the input itself", cfg.output, "choose another name")
+        check_output(path, cfg.overwrite)
+    check_shape_options(cfg)
+    return output

@@ -1,0 +1,167 @@
+"""What each mitochondrion of a volume measures: instances in, one row an instance out.
+
+    census        blocks -> ids, voxels, boxes
+    objects       groups of neighbouring boxes, each read once -> shape, grey values, probability of every object
+    neighbours    tiles -> distances
+
+Every step maps a pure function over parts and merges tables, so that parts may go to other processes or machines.
+Memory holds a block, a group or the largest object at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, tiles
+from mitoseg.segmentation.census import BLOCK, STARTS, STOPS, take_census
+from mitoseg.segmentation.mapping import mapping
+from mitoseg.segmentation.neighbours import DISTANCE, TILE, merge_distances, tile_distances
+from mitoseg.segmentation.object_row import column_names, object_row
+from mitoseg.segmentation.texture import margin
+from mitoseg.volumes import Array, Volume, VoxelSize
+
+REACH = 1000.0
+"""In nm, how far a neighbour is looked for."""
+GROUP = (64, 256, 256)
+"""Objects whose boxes start in the same part of this size are read together."""
+_GROUP_VOXELS = 2**25
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The volumes of one measurement, of one shape.
+
+    Attributes:
+        labels: Instance numbers, 0 is background.
+        voxel_size: (z, y, x) in nm.
+        image: Grey values.
+        probability: Of mitochondrion, stored times ``scale``.
+        uncertainty: One of its own, in place of the binary entropy of the probability.
+        scale: The stored value of probability 1.
+    """
+
+    labels: Volume
+    voxel_size: VoxelSize
+    image: Volume | None = None
+    probability: Volume | None = None
+    uncertainty: Volume | None = None
+    scale: float = 1.0
+
+    def read(self, box: Box) -> dict[str, Array]:
+        """All volumes in a box, by their names."""
+        given = {name: getattr(self, name) for name in ("labels", "image", "probability", "uncertainty")}
+        arrays = {name: volume.read(box) for name, volume in given.items() if volume is not None}
+        if "probability" in arrays:
+            arrays["probability"] = arrays["probability"].astype(np.float32) / np.float32(self.scale)
+        return arrays
+
+
+def measure_instances(
+    sources: Sources,
+    *,
+    min_volume: float | None = None,
+    reach: float = REACH,
+    workers: int = 0,
+    block: Sequence[int] = BLOCK,
+    tile: Sequence[int] = TILE,
+    on_part: Callable[[float], None] | None = None,
+) -> pd.DataFrame:
+    """Measure every instance of a volume.
+
+    Args:
+        sources: The volumes.
+        min_volume: In nm3; smaller instances get no row (they still count as neighbours).
+        reach: In nm: `neighbour_distance_nm` is NaN where no other instance is nearer; 0 leaves it out.
+        workers: Further processes that share the work; 0: this one does it all.
+        block: Voxels (z, y, x) of the first pass, read at once.
+        tile: Voxels (z, y, x) of which neighbours are looked for at once.
+        on_part: Called with the share of the work that is done, from 0 to 1.
+
+    Returns:
+        One row an instance, in order of the ids; the columns are those of docs/MEASURING.md. Without instances an
+        empty table with the same columns.
+
+    Raises:
+        UserError: Shapes differ, labels are no whole numbers, or a number is out of range.
+    """
+    _check(sources, min_volume, reach, workers)
+    size = sources.voxel_size
+    tell = on_part or (lambda share: None)
+    boxes = list(tiles(sources.labels.box, block))
+    count = iter(range(1, len(boxes) + 1))
+    found = take_census(sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)))
+    if min_volume is not None:
+        found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
+    groups = group_objects(found)
+    areas = list(tiles(sources.labels.box, tile)) if reach > 0 and len(found) else []
+    with mapping(workers, sources) as apply:
+        rows, distances = [], []
+        for n, part in enumerate(apply(measure_group, [(group,) for group in groups]), 1):
+            rows += part
+            tell(0.1 + 0.7 * n / len(groups))
+        for n, near in enumerate(apply(measure_tile, [(area, reach) for area in areas]), 1):
+            distances.append(near)
+            tell(0.8 + 0.2 * n / len(areas))
+    names = column_names(image=sources.image is not None, probability=sources.probability is not None,
+                         uncertainty=sources.uncertainty is not None)  # fmt: skip
+    whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
+    types = dict.fromkeys(names, float) | whole | {"instance": np.uint64, "touches_border": bool}
+    table = pd.DataFrame(rows, columns=names).astype(types)
+    if reach > 0:
+        table = table.merge(merge_distances(distances), on="instance", how="left").astype({DISTANCE: float})
+    tell(1.0)
+    return table.sort_values("instance", ignore_index=True)
+
+
+def group_objects(found: pd.DataFrame) -> list[pd.DataFrame]:
+    """Cut a census into groups of objects that are read together: those that start in the same part of the volume."""
+    keys = [found[name] // n for name, n in zip(STARTS, GROUP, strict=True)]
+    return [group for _, group in found.groupby(keys, sort=True)] if len(found) else []
+
+
+def measure_group(sources: Sources, group: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows of some objects; they are read at once if their common box is small, else one by one."""
+    around = margin(sources.voxel_size) if sources.image is not None else (0, 0, 0)
+    whole = Box(tuple(map(int, group[STARTS].min())), tuple(map(int, group[STOPS].max())))
+    whole = whole.grow(around).clip(sources.labels.box)
+    arrays = sources.read(whole) if whole.size <= _GROUP_VOXELS else None
+    rows = []
+    ids = group["instance"].to_numpy()
+    corners = zip(ids, group[STARTS].to_numpy().tolist(), group[STOPS].to_numpy().tolist(), strict=True)
+    for instance, start, stop in corners:
+        box = Box(tuple(start), tuple(stop))
+        outer = box.grow(around).clip(sources.labels.box)
+        crop = sources.read(outer) if arrays is None else _cut(arrays, outer.inside(whole))
+        rows.append(object_row(instance, crop, box, outer, sources.labels.shape, sources.voxel_size))
+    return rows
+
+
+def measure_tile(sources: Sources, tile: Box, reach: float) -> pd.DataFrame:
+    """Distances of the objects in a tile to their neighbours within ``reach`` nm."""
+    return tile_distances(sources.labels, tile, sources.voxel_size, reach)
+
+
+def _cut(arrays: dict[str, Array], box: Box) -> dict[str, Array]:
+    return {name: array[box.slices] for name, array in arrays.items()}
+
+
+def _check(sources: Sources, min_volume: float | None, reach: float, workers: int) -> None:
+    for name in ("image", "probability", "uncertainty"):
+        volume = getattr(sources, name)
+        if volume is not None and volume.shape != sources.labels.shape:
+            shapes = {"labels": sources.labels.shape, name: volume.shape}
+            raise UserError(
+                f"labels and {name} differ in shape (z, y, x)", shapes, "give volumes over the same voxels"
+            )
+    if isinstance(min_volume, bool) or (min_volume is not None and not min_volume > 0):
+        raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
+    if isinstance(reach, bool) or not 0 <= reach < math.inf:
+        raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise UserError("workers is not a number of processes", workers, "give 0, 1, 2, ...")

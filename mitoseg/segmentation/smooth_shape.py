@@ -1,0 +1,153 @@
+r"""A binary object as a smooth field on a nearly isotropic grid, from which its surface and skeleton are taken.
+
+A mask's own surface is a staircase, whose area is 8 to 9 % too large on cubic voxels and 20 to 26 % on voxels six
+times as deep as wide, however fine the voxels are. So the mask is
+
+    blurred      by a Gaussian of the same width in nm on all axes, 1.2 voxels of the smallest spacing or 0.45 of the
+                 largest, whichever is more;
+    resampled    to a step of about that width: cubic interpolation (Keys 1981) where the voxels are coarser, every
+                 n-th sample where they are finer;
+    cut          at the level that leaves as much volume inside as the mask has, which takes back most of the
+                 shrinking that blurring does to what is convex.
+
+All of it is one small banded matrix for each axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
+Cut = Sequence[tuple[bool, bool]]
+"""For each axis, whether the object is cut off by the volume's border at its low and high end."""
+
+WHOLE: Cut = ((False, False),) * 3
+BLUR_FINE = 1.2
+"""Standard deviation of the blur, in voxels of the smallest spacing, at least."""
+BLUR_COARSE = 0.45
+"""The same in voxels of the largest spacing."""
+_TRUNCATE = 3.5  # standard deviations
+
+
+@dataclass(frozen=True)
+class SmoothShape:
+    """A field that is large inside an object, and the level of its surface.
+
+    Attributes:
+        field_zyx: float32, from 0 to 1.
+        level: The surface is where the field equals it.
+        step: (z, y, x) between samples, in nm.
+        low: (z, y, x) of the low corner of the object's crop, in nm from the first sample.
+        high: The same of the high corner.
+        cut: Where the volume's border cuts the object off; the field goes on there unchanged, beyond the corner.
+        volume: Of the mask, in nm3.
+    """
+
+    field_zyx: npt.NDArray[np.float32]
+    level: float
+    step: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    cut: Cut
+    volume: float
+
+    @property
+    def inside_zyx(self) -> Mask:
+        """Samples inside the object, on the field's grid."""
+        result: Mask = self.field_zyx >= self.level
+        return result
+
+    def uncut(self) -> tuple[slice, ...]:
+        """The part of the field's grid that does not lie beyond the volume's border."""
+        return _uncut(self.field_zyx.shape, self.step, self.low, self.high, self.cut)
+
+
+def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) -> SmoothShape:
+    """Blur and resample the mask of one object; see the module.
+
+    Args:
+        mask_zyx: The object, cropped to its bounding box or larger, with at least one voxel.
+        voxel_size: (z, y, x) in nm.
+        cut: Sides of the crop that lie on the volume's border and are touched by the object: there it is taken to go
+            on as it is at the border.
+    """
+    sigma = max(BLUR_FINE * min(voxel_size), BLUR_COARSE * max(voxel_size))
+    field, steps, lows = mask_zyx.astype(np.float32), [], []
+    for axis, (size, ends) in enumerate(zip(voxel_size, cut, strict=True)):
+        stride = max(1, math.floor(sigma / size + 1e-9))
+        finer = 1 if size <= 1.01 * min(voxel_size) else math.ceil(size / sigma - 1e-9)
+        pad = stride * math.ceil(math.ceil(_TRUNCATE * sigma / size) / stride) + stride
+        matrix = _blur_and_resample(mask_zyx.shape[axis], sigma / size, pad, stride / finer, ends)
+        field = _apply(matrix, field, axis)
+        steps.append(size * stride / finer)
+        lows.append((pad - 0.5) * size)
+    step, low = tuple(steps), tuple(lows)
+    high = tuple(a + n * s for a, n, s in zip(low, mask_zyx.shape, voxel_size, strict=True))
+    volume = float(np.count_nonzero(mask_zyx) * math.prod(voxel_size))
+    level = _level_of_volume(field[_uncut(field.shape, step, low, high, cut)], volume / math.prod(step))
+    return SmoothShape(field, level, step, low, high, cut, volume)
+
+
+def _uncut(
+    shape: Sequence[int], step: Sequence[float], low: Sequence[float], high: Sequence[float], cut: Cut
+) -> tuple[slice, ...]:
+    slices = []
+    for n, s, a, b, ends in zip(shape, step, low, high, cut, strict=True):
+        first = math.ceil(a / s - 1e-6) if ends[0] else 0
+        last = math.floor(b / s + 1e-6) + 1 if ends[1] else n
+        slices.append(slice(first, max(last, first + 1)))
+    return tuple(slices)
+
+
+def _blur_and_resample(n: int, sigma: float, pad: int, step: float, ends: tuple[bool, bool]) -> sparse.csr_array:
+    """Matrix from ``n`` voxels to samples every ``step`` voxels, the first at voxel ``-pad``.
+
+    Beyond the ends of the voxels there is background, or, where the object is cut off, the last voxel again.
+    """
+    padded = n + 2 * pad
+    count = math.floor((padded - 1) / step + 1e-9) + 1
+    taps = math.ceil(_TRUNCATE * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-taps, taps + 1) / sigma) ** 2)
+    blur = sparse.diags_array(kernel / kernel.sum(), offsets=np.arange(-taps, taps + 1), shape=(padded, padded))
+    position = np.arange(count) * step
+    source = np.floor(position + 1e-9).astype(int)[:, None] + np.arange(-1, 3)
+    weight = _keys(position[:, None] - source)
+    row = np.repeat(np.arange(count), 4)
+    cubic = sparse.csr_array((weight.ravel(), (row, source.clip(0, padded - 1).ravel())), shape=(count, padded))
+    voxel = np.arange(padded) - pad
+    known = ((voxel >= 0) | ends[0]) & ((voxel < n) | ends[1])
+    pick = sparse.csr_array(
+        (np.ones(known.sum()), (np.flatnonzero(known), voxel[known].clip(0, n - 1))), shape=(padded, n)
+    )
+    return sparse.csr_array((cubic @ blur @ pick).astype(np.float32))
+
+
+def _keys(distance: Floats) -> Floats:
+    """Cubic convolution with a = -1/2, which has third-order accuracy (Keys, IEEE TASSP 29(6), 1981)."""
+    d = np.abs(distance)
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def _apply(matrix: sparse.csr_array, field: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
+    first = np.ascontiguousarray(np.moveaxis(field, axis, 0))
+    result = matrix @ first.reshape(len(first), -1)
+    return np.ascontiguousarray(np.moveaxis(result.reshape(-1, *first.shape[1:]), 0, axis))
+
+
+def _level_of_volume(field: npt.NDArray[np.float32], samples: float) -> float:
+    """The level that as many samples lie above; between two samples the mean of them."""
+    flat = field.ravel()
+    k = max(round(samples), 1)
+    if k >= flat.size:
+        return float(flat.min()) / 2
+    ordered = np.partition(flat, [flat.size - k - 1, flat.size - k])
+    return float(ordered[flat.size - k - 1] + ordered[flat.size - k]) / 2
