@@ -16,7 +16,7 @@ from mitoseg.networks.checkpoint import build_network
 from mitoseg.segmentation import Labelling
 
 CONF = default_config_dir()
-OUTSIDE = {"hydra", "experiment", "labelling", "methods"}
+OUTSIDE = {"engine", "hydra", "experiment", "labelling", "methods"}
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in OUTSIDE)
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml")) if path.stem != "blocks"
@@ -59,6 +59,13 @@ def test_every_option(group, option, tmp_path):
 def test_every_labelling(config, option):
     labelling = instantiate(composed(f"labelling={option}", config=config).labelling)
     assert labelling == Labelling(split=option == "split")
+
+
+@pytest.mark.parametrize("config", ["predict", "evaluate"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
+def test_every_engine(config, name):
+    cfg = composed(f"engine={name}", "workers=3", config=config)
+    assert instantiate(cfg.engine, _convert_="all").workers == 3
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

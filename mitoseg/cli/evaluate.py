@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.engine import make_engine
 from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
+from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation import Bootstrap, Evaluation, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
@@ -59,18 +62,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
         prediction = clean(steps, prediction, image=volumes.get("image"), **given)
         threshold, kind = None, None
-    result = evaluate(
-        prediction,
-        truth,
-        threshold=threshold,
-        crop=crop,
-        bands=_numbers(cfg.bands, "bands") or (),
-        kind=kind,
-        voxel_size=voxel_size,
-        slabs=cfg.slabs,
-        bootstrap=draws,
-        progress=cfg.progress,
-    )
+    options = {"threshold": threshold, "kind": kind, "crop": crop, "voxel_size": voxel_size, "bootstrap": draws}
+    result = _count(prediction, truth, cfg, **options)
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
     options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
@@ -126,6 +119,15 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     check_instance_options(cfg)
     check_report(cfg)
     return voxel_size, threshold, reference
+
+
+def _count(prediction: Volume, truth: LabelVolume, cfg: DictConfig, **options: Any) -> Evaluation:  # noqa: ANN401
+    """The scores, counted by the engine; in this process where other ones cannot see the prediction, in memory."""
+    bands = _numbers(cfg.bands, "bands") or ()
+    with LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg) as engine:
+        return evaluate(
+            prediction, truth, bands=bands, slabs=cfg.slabs, progress=cfg.progress, engine=engine, **options
+        )
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:

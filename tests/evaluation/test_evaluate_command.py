@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mitoseg.cli.evaluate import score_files
 from mitoseg.errors import UserError
+from mitoseg.storage import plain
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -154,3 +155,24 @@ def test_prediction_and_truth_must_be_given(files):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("evaluate")
     assert OmegaConf.missing_keys(cfg) == {"prediction", "truth"}
+
+
+def test_the_numbers_do_not_depend_on_who_counts(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)  # several blocks
+    one = score_files(config(files), tmp_path / "one")
+    two = score_files(config(files, "workers=2"), tmp_path / "two")
+    assert plain(two) == plain(one)
+    assert (tmp_path / "two" / "metrics.json").read_bytes() == (tmp_path / "one" / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_dask_counts_the_same(files, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)
+    one = score_files(config(files), tmp_path / "one")
+    assert plain(score_files(config(files, "engine=dask", "workers=2"), tmp_path / "two")) == plain(one)
+
+
+def test_a_number_of_counting_processes(files, tmp_path):
+    with pytest.raises(Exception, match="not a number of workers: 0"):
+        score_files(config(files, "workers=0"), tmp_path / "run")
