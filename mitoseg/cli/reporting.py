@@ -62,7 +62,7 @@ def report_scores(
     path = report_evaluation(
         folder,
         scores,
-        title=Path(cfg.prediction).name,
+        title=f"Evaluation of {Path(cfg.prediction).name}",
         prediction=volumes["prediction"],
         truth=volumes["truth"],
         image=volumes.get("image"),

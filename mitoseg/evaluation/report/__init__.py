@@ -2,8 +2,10 @@
 
 page.py      what goes where                 options.py   what a report is made of
 markup.py    escaped HTML, packed data       reducing.py  slices and volumes made small while they are read
-slices.py, scene.py, distributions.py, table.py, headline.py, curves.py, gallery.py, origin.py   one section each
-commands.py  the report of a command         static/      the page, its style and its scripts
+errors.py    where the result is wrong       objects.py    what is known of instances without measuring
+charts.py    small charts as SVG             static/      the page, its style and its scripts
+commands.py  the report of a command
+headline.py slices.py scene.py distributions.py table.py scoring.py curves.py gallery.py origin.py   one section each
 """
 
 from mitoseg.evaluation.report.commands import report_evaluation, report_measurement, report_prediction

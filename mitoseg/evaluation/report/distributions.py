@@ -12,6 +12,7 @@ from pandas import DataFrame
 from mitoseg.evaluation.report.charts import Axis, Chart, Series
 from mitoseg.evaluation.report.markup import Html, element, join, number
 
+_WHOLE = 20  # values of whole numbers that have a bin each
 _LEAST = 3
 """Instances from which a distribution is drawn."""
 
@@ -108,11 +109,21 @@ def distribution(table: DataFrame, column: Column) -> Html | None:
 
 
 def bins(values: Sequence[float] | npt.NDArray[np.float64], log: bool) -> npt.NDArray[np.float64]:
-    """Edges of bins by the rule of Freedman and Diaconis, 5 to 40 of them, on a logarithmic axis if asked."""
+    """Edges of bins by the rule of Freedman and Diaconis, 5 to 40 of them, on a logarithmic axis if asked.
+
+    Whole numbers that span few values have a bin each.
+
+    >>> bins([1, 1, 2, 4], log=False).tolist()
+    [0.5, 1.5, 2.5, 3.5, 4.5]
+    """
+    low, high = np.min(values), np.max(values)
+    if not log and high - low < _WHOLE and np.array_equal(values, np.rint(values)):
+        return np.arange(low - 0.5, high + 1)
     v = np.log10(values) if log else np.asarray(values, float)
     quarter, three = np.percentile(v, (25, 75))
     width = 2 * (three - quarter) / len(v) ** (1 / 3)
     count = int(np.clip(np.ceil((v.max() - v.min()) / width) if width > 0 else 10, 5, 40))
     edges = np.linspace(v.min(), v.max(), count + 1)
     result: npt.NDArray[np.float64] = 10**edges if log else edges
+    result[[0, -1]] = np.min(values), np.max(values)  # rounding would leave an end outside
     return result

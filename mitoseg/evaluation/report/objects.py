@@ -12,6 +12,7 @@ from scipy.ndimage import find_objects
 
 from mitoseg.evaluation.instances import SMALL
 from mitoseg.geometry import Box, slabs, tiles
+from mitoseg.segmentation.instances import InstanceVolume
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
 
@@ -52,13 +53,14 @@ def hold(instances: Volume, box: Box | None = None, small: int = SMALL) -> Volum
     box = instances.check_box(box)
     if box.size > LARGEST:
         return instances
-    id_zyx = np.zeros(box.shape, np.uint32)
+    few = isinstance(instances, InstanceVolume) and len(instances) < 2**16
+    id_zyx = np.zeros(box.shape, np.uint16 if few else np.uint32)
     for part in tiles(box, BLOCK):
         id_zyx[part.inside(box).slices] = instances.read(part)
     voxels = np.zeros(int(id_zyx.max()) + 1, np.int64)
     for id_yx in id_zyx:  # slice by slice, as bincount makes eight bytes of each voxel
         voxels += np.bincount(id_yx.ravel(), minlength=len(voxels))
-    kept = np.where(voxels >= small, np.arange(len(voxels), dtype=np.uint32), np.uint32(0))
+    kept = np.where(voxels >= small, np.arange(len(voxels), dtype=id_zyx.dtype), id_zyx.dtype.type(0))
     for id_yx in id_zyx:
         id_yx[:] = kept[id_yx]
     return Shifted(id_zyx, box, instances)

@@ -13,12 +13,13 @@ from mitoseg import __version__
 from mitoseg.evaluation.report.curves import curve_section
 from mitoseg.evaluation.report.distributions import distribution_section
 from mitoseg.evaluation.report.gallery import gallery_section
-from mitoseg.evaluation.report.headline import headline_section, score_section, volume_line
+from mitoseg.evaluation.report.headline import headline_section, volume_line
 from mitoseg.evaluation.report.markup import Html, element, join, markup
 from mitoseg.evaluation.report.objects import plain_table
 from mitoseg.evaluation.report.options import Content, ReportOptions
 from mitoseg.evaluation.report.origin import origin_section
 from mitoseg.evaluation.report.scene import scene_section
+from mitoseg.evaluation.report.scoring import score_section
 from mitoseg.evaluation.report.slices import slices_section
 from mitoseg.evaluation.report.table import table_section
 from mitoseg.geometry import Box

@@ -7,6 +7,7 @@
   const aspect = source.voxel_nm ? (source.size[1] * source.voxel_nm[1]) / (source.size[2] * source.voxel_nm[2]) : height / width;
   canvas.width = width; canvas.height = height;
   canvas.style.aspectRatio = `${1 / aspect}`;
+  stage.style.maxWidth = `calc(84vh / ${aspect})`; // a whole slice fits the window
   const context = canvas.getContext("2d");
   const over = new OffscreenCanvas(width, height), overContext = over.getContext("2d");
   const boxes = [...document.querySelectorAll("[data-layer]")];
