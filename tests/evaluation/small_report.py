@@ -42,6 +42,15 @@ def small_volumes():
     }
 
 
+def small_truth_ids():
+    """The true objects, numbered."""
+    ids = np.zeros(SHAPE, np.uint32)
+    for number in (1, 2, 3):
+        ids[ball(BALLS[number], RADII[number])] = number
+    ids[ball(MISSED, (3, 5, 6))] = 4
+    return ids
+
+
 def small_table():
     """Measurements of the instances, in another order than their ids."""
     return pd.DataFrame(

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_pages import Page, unpack
-from small_report import BALLS, MISSED, SHAPE, SIZE, small_scores, small_table, small_volumes
+from small_report import BALLS, MISSED, SHAPE, SIZE, small_scores, small_table, small_truth_ids, small_volumes
 
 from mitoseg.errors import UserError
+from mitoseg.evaluation.instances import evaluate_instances, find_overlaps
 from mitoseg.evaluation.report import ReportOptions, foreground_of, report_evaluation, report_measurement, write_report
 from mitoseg.geometry import Box
+from mitoseg.storage import plain
 from mitoseg.volumes import ArrayVolume
 
 EVERYTHING = ["headline", "slices", "scene-part", "distributions", "measurements", "scores", "curves", "errors"]
@@ -199,6 +201,17 @@ def test_a_report_of_an_evaluation(tmp_path, volumes):
         tmp_path, scores, title="t", prediction=volumes["prediction"], truth=volumes["truth"], small=10**6
     )
     assert "scene-part" not in read(few).sections
+
+
+def test_scores_of_instances_are_a_table_of_their_own(tmp_path, volumes):
+    overlaps = find_overlaps(volumes["instances"], ArrayVolume(small_truth_ids()))
+    scores = {**small_scores(volumes), "instances": evaluate_instances([overlaps], small=1)}
+    page = read(write_report(tmp_path / "r.html", title="t", scores=plain(scores)))
+    matched = scores["instances"]["all"]["matched"][0]
+    assert (matched["tp"], matched["fp"], matched["fn"]) == (3, 1, 1)
+    assert "F1 of instances" in page.text
+    assert "all0.5440.75" in page.text  # IoU over 0.5, 4 true, 4 found, F1 0.75
+    assert "Those below 1 voxels are left out: 0 true, 0 found." in page.text
 
 
 def test_a_crop_keeps_the_coordinates_of_the_volume(tmp_path, volumes):

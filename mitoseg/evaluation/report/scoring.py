@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mitoseg.evaluation.instances import flat_rows
 from mitoseg.evaluation.report.markup import Html, element, join, number
+from mitoseg.metrics.instances import ROWS
 
 SCORES = (
     ("jaccard_foreground", "JAC of mitochondria", "TP / (TP + FP + FN)"),
@@ -46,7 +46,12 @@ def _instances(scores: object) -> list[Html]:
     """A table of the scores of instances; nothing without."""
     if not isinstance(scores, Mapping) or "all" not in scores:
         return []
-    rows = [_instance_row(row) for row in flat_rows(scores)]
+    rows = [
+        _instance_row(name, {**scores[name], **matched})
+        for name in ROWS
+        if name in scores
+        for matched in scores[name]["matched"]
+    ]
     heads = [element("th", text, scope="col") for text in _COLUMNS]
     table = element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="plain")
     small = scores.get("small") or {}
@@ -58,8 +63,7 @@ def _instances(scores: object) -> list[Html]:
     return [title, element("div", table, class_="scroll fit"), element("p", note, class_="soft")]
 
 
-def _instance_row(row: Mapping[str, Any]) -> Html:
-    name = str(row["objects"])
+def _instance_row(name: str, row: Mapping[str, Any]) -> Html:
     cells = [element("th", _OBJECTS.get(name, name), scope="row")]
     texts = [f"{row['iou']:g}", number(row["truth"]), number(row["result"]), number(row["f1"], 3)]
     texts += [interval(row["f1_interval"])]
