@@ -42,7 +42,7 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
         raise UserError("no such way to resample", choice, "choose none, auto, or [z,y,x] in nm")
     if volume.voxel_size is None:
         raise UserError("the volume has no voxel size to resample by", volume.path, "give voxel_size=[z,y,x] in nm")
-    target = _wanted(volume.voxel_size, model) if choice == "auto" else check_voxel_size(choice)  # type: ignore[arg-type]
+    target = _wanted(volume.voxel_size, model) if choice == "auto" else check_voxel_size(choice)
     seen = resampled(volume, target)
     if seen is not volume:
         sizes = [" x ".join(f"{n:g}" for n in size) for size in (volume.voxel_size, target)]

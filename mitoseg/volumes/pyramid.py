@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mitoseg.volumes.base import Array
 
@@ -116,7 +117,7 @@ def coarser(image_zyx: Array, steps: Sizes, *, labels: bool) -> Array:
 def _mean(parts: list[Array]) -> Array:
     dtype = parts[0].dtype
     wide = np.float64 if dtype.itemsize > 2 and dtype != np.float32 else np.float32
-    total = parts[0].astype(wide)
+    total: npt.NDArray[np.floating] = parts[0].astype(wide)
     for part in parts[1:]:
         total += part
     total /= len(parts)

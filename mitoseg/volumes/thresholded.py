@@ -35,7 +35,8 @@ class EncodedVolume(Volume):
         values_zyx = self.volume.read(box)
         metadata = self.info.metadata
         if metadata.get("kind") == "mask":
-            return (values_zyx >= metadata["threshold"] * self.scale).astype(self.dtype)
+            mask_zyx: Array = values_zyx >= metadata["threshold"] * self.scale
+            return mask_zyx.astype(self.dtype)
         if self.dtype.kind in "iu":
             values_zyx = np.rint(values_zyx)
         return values_zyx.astype(self.dtype, copy=False)

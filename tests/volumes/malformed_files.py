@@ -237,6 +237,9 @@ def places_in(data, prefix=()):
 def change_json(file, rng, change):
     data = json.loads(file.read_text())
     places = list(places_in(data))
+    if not places:  # an empty mapping has nothing to damage
+        data["key"] = None
+        places = [("key",)]
     *above, last = places[rng.integers(len(places))]
     inner = data
     for key in above:

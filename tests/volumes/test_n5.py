@@ -48,7 +48,7 @@ def put(path, attributes):
     image_zyx=hnp.arrays(
         st.sampled_from(["uint8", "int16", "uint16", "uint32", "uint64", "float64"]),
         hnp.array_shapes(min_dims=3, max_dims=3, min_side=5, max_side=9),
-        elements={"allow_nan": False, "min_value": 0, "max_value": 200},
+        elements={"allow_nan": False, "min_value": 1, "max_value": 200},
     ),
     blocks=st.tuples(*[st.integers(1, 12)] * 3),
     compression=st.sampled_from(["raw", "gzip", "bzip2", "xz"]),

@@ -45,6 +45,8 @@ def test_the_only_image_in_a_group(tmp_path, image_zyx, version, place):
         zarr_format=2 if version == "0.4" else 3,
         attributes={"bioformats2raw.layout": 3} if place == "0" else {"plate": {}},
     ).create_group("OME")
+    if place != "0":
+        zarr.open_group(tmp_path / "a.zarr", mode="r+").create_group("A/1")
     write_ome(tmp_path / "a.zarr" / place, image_zyx, version)
     volume = open_volume(f"{tmp_path}/a.zarr")
     assert volume.voxel_size == (50, 4.6, 4.5)

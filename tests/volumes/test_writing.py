@@ -234,7 +234,7 @@ def test_overwriting_never_removes_other_data(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.tif.gz", "a.mrc.gz"])
 def test_unknown_suffixes(tmp_path, name):
-    with pytest.raises(UserError, match=r"unknown kind of output.*\.tif, \.h5, \.zarr or \.mrc"):
+    with pytest.raises(UserError, match=r"unknown kind of output.*\.tif, \.h5, \.zarr, \.ome\.zarr or \.mrc"):
         create_volume(f"{tmp_path}/{name}", (1, 2, 3), "uint8")
 
 
