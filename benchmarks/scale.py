@@ -1,9 +1,9 @@
 """Time and peak memory against the size of a volume: ``python benchmarks/scale.py megabytes=[50,100] out=FILE.json``.
 
 Each step runs as a command of its own on volumes of growing size, cut from one image that is continued by reflection.
-Two things should hold: the time grows in proportion, and the memory does not grow. Printed are seconds on the clock and
-of the processors, and the peak memory of each; how far the seconds of the processors, which other work on the machine
-changes less, lie from a straight line; and the largest peak over the smallest.
+Two things should hold: the time grows in proportion, and the memory does not grow. Printed are seconds on the clock
+and of the processors, and the peak memory of each; how far the seconds of the processors, which other work on the
+machine changes less, lie from a straight line; and the largest peak over the smallest.
 """
 
 from __future__ import annotations
