@@ -1,0 +1,36 @@
+"""The benchmark of size: its volumes, its line, and one small run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mitoseg.volumes import ArrayVolume, open_volume
+
+
+def test_the_image_is_the_source_continued_by_reflection(scripts, tmp_path):
+    scale = scripts("scale")
+    source = np.random.default_rng(0).integers(0, 255, (5, 30, 40), np.uint8)
+    shape = scale.make_image(ArrayVolume(source), 0.1, 64, tmp_path / "a.zarr")
+    assert shape == (24, 64, 64)
+    made = open_volume(tmp_path / "a.zarr").read()
+    np.testing.assert_array_equal(made, np.pad(source, ((0, 19), (0, 34), (0, 24)), "reflect"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [([2.0, 4.0, 6.0], 0.0), ([1.0, 1.0, 1.0], 0.0), ([1.0, 2.0, 2.0], 1 / 5)]
+)
+def test_deviation_from_a_line(scripts, seconds, expected):
+    assert scripts("scale").deviation([1, 2, 3], seconds) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_small_run(scripts, tmp_path, capsys):
+    words = ["megabytes=[0.02,0.04]", "side=64", "threads=1", f"out={tmp_path / 'a.json'}", "memory=4GB"]
+    scripts("scale").main(words)
+    told = capsys.readouterr().out
+    assert "predict 0.04 MB:" in told
+    assert "of a line, peaks within" in told
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["shape"] for row in rows] == [[5, 64, 64], [10, 64, 64]]
+    assert all(row["peak"] > 1e8 for row in rows)
