@@ -133,6 +133,8 @@ def _decode(file: Path) -> Array:
         return image if image.ndim == 2 else grey(image)
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
+        if max(page.databytecounts, default=0) > tif.filehandle.size:  # before a decoder makes room for it
+            raise EOFError("the file ends within its voxels")
         image = page.asarray(squeeze=False)[:, 0]
     image = np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)
     return grey(image)

@@ -111,6 +111,8 @@ class Stack:
         page = self._page(number)
         if not page.databytecounts[index]:
             return None
+        if page.databytecounts[index] > page.parent.filehandle.size:  # before there is made room for it
+            raise EOFError("the file ends within its voxels")
         page.parent.filehandle.seek(page.dataoffsets[index])
         data = page.parent.filehandle.read(page.databytecounts[index])
         if len(data) < page.databytecounts[index]:
