@@ -128,7 +128,7 @@ class DaskEngine(Engine):
             threads_per_worker=LANES,
             processes=True,
             memory_limit=0,  # tiles are chosen by the memory there is; Dask counts in another way
-            dashboard_address=None,
+            dashboard_address=":0",  # any port: that of the first is taken where two run
             silence_logs=logging.ERROR,
             local_directory=self._folder.name,
         )
