@@ -60,6 +60,8 @@ def predict_many(
         before = read_rows(folder)
         rows = [before.get(Path(job.output).name, Row(job.input, job.output)) for job in jobs]
         rows = [row if row.status == DONE else Row(job.input, job.output) for row, job in zip(rows, jobs, strict=True)]
+        names = {Path(job.output).name for job in jobs}
+        others = [row for name, row in before.items() if name not in names and row.status == DONE]
         skipped = 0
         for number, (job, row) in enumerate(zip(jobs, rows, strict=True)):
             own = OmegaConf.merge(cfg, {"input": job.input, "output": job.output})
@@ -83,7 +85,7 @@ def predict_many(
                 rows[number] = row = Row(job.input, job.output, FAILED, row.voxels, error=_told(error))
                 log.error("%s", row.error)
             finally:
-                write_rows(folder, rows)
+                write_rows(folder, [*rows, *others])
     _conclude(folder, rows, skipped)
 
 

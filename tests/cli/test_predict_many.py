@@ -152,6 +152,15 @@ def test_interrupted_it_goes_on(run, computed, monkeypatch):
     assert len(computed) == 4 + 5  # one tile of b is there
 
 
+def test_a_run_over_some_keeps_the_rows_of_the_others(run, computed):
+    for name in "ab":
+        tif(f"in/{name}.tif")
+    assert run("input=in", "output=out") == 0
+    before = table()
+    assert run("input=[in/a.tif]", "output=out") == 0
+    assert table() == before
+
+
 def test_the_model_is_loaded_once(run, monkeypatch):
     for name in "abc":
         tif(f"in/{name}.tif")
