@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.ndimage import gaussian_filter1d
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
 from mitoseg.segmentation.cells import Nodes, gather_cells
@@ -71,14 +71,19 @@ def centreline(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) ->
 
 
 def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Centreline:
-    """The centreline of a smooth shape; of one piece of it where there are several.
+    """The centreline of a smooth shape; of its largest piece where there are several.
 
-    Where the volume's border cuts the object, the length ends there.
+    Where the volume's border cuts the object, the length ends there. What is cut off on all sides has no middle: its
+    crop's longest and shortest side are given.
 
     Args:
         shape: The object.
         vertices: Of its mesh, as `mitoseg.segmentation.surface.shape_mesh` gives them; None: they are made here.
     """
+    vertices = shape_mesh(shape)[0] if vertices is None else vertices
+    if not len(vertices):
+        sides = [b - a for a, b in zip(shape.low, shape.high, strict=True)]
+        return Centreline(max(sides), max(sides), min(sides), min(sides), 0)
     uncut = shape.uncut()
     inside_zyx = np.ascontiguousarray(shape.inside_zyx)
     depth_zyx = edt.edt(inside_zyx, anisotropy=shape.step, black_border=False, parallel=1)[uncut]
@@ -86,7 +91,9 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     nodes = gather_cells(np.where(inside_zyx[uncut], near_zyx, -1), shape.step)
     offset = np.array([s.start for s in uncut]) * np.array(shape.step)
     nodes = replace(nodes, position=nodes.position + offset)
-    first = _farthest(nodes.graph, int(nodes.radius.argmax()))
+    _, piece = connected_components(nodes.graph, directed=False)
+    largest = piece == np.bincount(piece).argmax()
+    first = _farthest(nodes.graph, int(np.where(largest, nodes.radius, -1).argmax()))
     last = _farthest(nodes.graph, first)
     cost = _middle_costs(nodes)
     _, before = dijkstra(cost, indices=first, return_predecessors=True)
@@ -94,7 +101,7 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     paths = [main, *_side_paths(nodes, cost, main)]
     along = np.concatenate(paths)
     middle = _deepest_neighbours(nodes, along)
-    nodes = _exact(nodes, [*along, *middle], shape_mesh(shape)[0] if vertices is None else vertices)
+    nodes = _exact(nodes, [*along, *middle], vertices)
     length, straight = _measure(nodes, main, shape)
     thickness = np.maximum(nodes.radius[along], nodes.radius[middle])
     return Centreline(

@@ -146,8 +146,8 @@ def _apply(matrix: sparse.csr_array, field: npt.NDArray[np.float32], axis: int) 
 def _level_of_volume(field: npt.NDArray[np.float32], samples: float) -> float:
     """The level that as many samples lie above; between two samples the mean of them."""
     flat = field.ravel()
-    k = min(max(round(samples), 1), flat.size - 1)
-    if flat.size < 2:
-        return float(flat[0]) / 2
+    k = max(round(samples), 1)
+    if k >= flat.size:
+        return float(flat.min()) / 2
     ordered = np.partition(flat, [flat.size - k - 1, flat.size - k])
     return float(ordered[flat.size - k - 1] + ordered[flat.size - k]) / 2

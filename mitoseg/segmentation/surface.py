@@ -62,6 +62,8 @@ def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
 
     Where the volume's border cuts the object, the mesh is open and reaches a few voxels beyond the border.
     """
+    if shape.field_zyx.min() >= shape.level:  # cut off on all sides
+        return np.zeros((0, 3)), np.zeros((0, 3), int)
     vertices, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
         shape.field_zyx, shape.level, spacing=shape.step
     )
