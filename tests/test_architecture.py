@@ -12,25 +12,27 @@ PACKAGE = ROOT / "mitoseg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-BASE = {"", "errors", "geometry", "storage", "provenance"}  # "" is mitoseg itself: its version
+BASE = {"", "errors", "extras", "geometry", "storage", "provenance"}  # "" is mitoseg itself: its version
 LIBRARIES_ONLY = {"errors", "geometry"}
 EVERYTHING = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__"}} | BASE
 MAY_IMPORT = {
     "__main__": {"cli"},
     "errors": set(),
+    "extras": {"errors"},
     "geometry": {"errors"},
     "storage": {"errors", "geometry"},
     "provenance": {"", "errors"},
     "volumes": BASE,
     "datasets": BASE | {"volumes"},
     "blocks": BASE | {"datasets", "volumes"},
+    "engines": LIBRARIES_ONLY,
     "networks": LIBRARIES_ONLY,
     "metrics": LIBRARIES_ONLY,
     "inference": BASE | {"metrics", "networks", "volumes"},
     "training": BASE | {"inference", "metrics", "networks", "volumes"},
     "segmentation": BASE | {"volumes"},
     "classical": BASE | {"segmentation", "volumes"},
-    "evaluation": BASE | {"metrics", "segmentation", "volumes"},
+    "evaluation": BASE | {"engines", "metrics", "segmentation", "volumes"},
     "export": BASE | {"networks", "volumes"},
     "viewers": BASE | {"inference", "networks", "segmentation", "volumes"},
     "benchmark": EVERYTHING - {"cli", "viewers"},

@@ -13,9 +13,10 @@ from mitoseg.cli.launch import default_config_dir
 from mitoseg.cli.train import make_data
 from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
+from mitoseg.segmentation import Labelling
 
 CONF = default_config_dir()
-OUTSIDE = {"hydra", "experiment", "methods"}
+OUTSIDE = {"engine", "hydra", "experiment", "labelling", "methods"}
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in OUTSIDE)
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml")) if path.stem != "blocks"
@@ -51,6 +52,20 @@ def test_every_option(group, option, tmp_path):
     named = ["data.train.image=a.tif", "data.train.label=b.tif"] if option == "files" else []
     named += ["network=unet25d"] if group == "augmentation" else []
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
+
+
+@pytest.mark.parametrize("config", ["predict", "evaluate"])
+@pytest.mark.parametrize("option", ["components", "split"])
+def test_every_labelling(config, option):
+    labelling = instantiate(composed(f"labelling={option}", config=config).labelling)
+    assert labelling == Labelling(split=option == "split")
+
+
+@pytest.mark.parametrize("config", ["predict", "evaluate"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
+def test_every_engine(config, name):
+    cfg = composed(f"engine={name}", "workers=3", config=config)
+    assert instantiate(cfg.engine, _convert_="all").workers == 3
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -60,7 +60,9 @@ def test_names_in_the_wheel(wheel):
     assert f"{info}/licenses/LICENSE" in names
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mitoseg").rglob("*.py")}
     configs = {f"mitoseg/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    assert sources | configs <= names
+    static = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mitoseg").rglob("static/*")}
+    assert len(static) >= 6
+    assert sources | configs | static <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("mitoseg/tests")]
 
 

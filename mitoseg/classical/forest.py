@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mitoseg.classical.deciding import Trial
-from mitoseg.classical.extra import import_extra
 from mitoseg.classical.sampling import Samples
 from mitoseg.classical.streaming import ImageLike
 from mitoseg.classical.trees import TreeEnsemble
 from mitoseg.classical.voxelwise import VoxelClassifier, check_whole
+from mitoseg.extras import import_extra
 
 
 @dataclass
@@ -46,7 +46,7 @@ class ForestClassifier(VoxelClassifier):
         return self.calibrate(image_zyx, label_zyx)
 
     def _grow(self, samples: Samples) -> TreeEnsemble:
-        ensemble = import_extra("sklearn.ensemble", "scikit-learn")
+        ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
         forest = ensemble.RandomForestClassifier(
             self.trees,
             min_samples_leaf=self.leaf,

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
 
-from mitoseg.classical.extra import import_extra
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 from mitoseg.geometry import Box, tiles
 
 Mask = npt.NDArray[np.bool_]
@@ -77,7 +77,7 @@ def minimum_cut(cost_zyx: Cost, weights: Sequence[float]) -> Mask:
     wish = cost_zyx < 0
     if not any(weights) or not wish.any() or wish.all():
         return wish
-    maxflow = import_extra("maxflow", "PyMaxflow")
+    maxflow = import_extra("maxflow", "PyMaxflow", "classical")
     edges = sum((n - 1) * cost_zyx.size // n for n in cost_zyx.shape)
     graph = maxflow.GraphFloat(cost_zyx.size, edges)
     nodes_zyx = graph.add_grid_nodes(cost_zyx.shape)

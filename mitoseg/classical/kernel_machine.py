@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from mitoseg.classical.extra import import_extra
+from mitoseg.extras import import_extra
 
 FloatArray = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -147,7 +147,7 @@ def train_machine(
     for k in range(FOLDS):
         plane, offset = _plane(mapped[fold != k], label[fold != k], weight[fold != k], penalty)
         held_out[fold == k] = mapped[fold == k] @ plane + offset
-    platt = import_extra("sklearn.linear_model", "scikit-learn").LogisticRegression(C=1e3)
+    platt = import_extra("sklearn.linear_model", "scikit-learn", "classical").LogisticRegression(C=1e3)
     platt.fit(held_out[:, None], label, sample_weight=weight)
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     plane, offset = _plane(mapped, label, weight, penalty)
@@ -170,6 +170,8 @@ def _plane(
     chosen = np.concatenate([np.flatnonzero(label), other[:: max(1, len(other) // MOST)]])
     mapped, label, weight = mapped[chosen], label[chosen], weight[chosen]
     balanced = weight / np.where(label, weight[label].sum(), weight[~label].sum())
-    svm = import_extra("sklearn.svm", "scikit-learn").LinearSVC(C=penalty, dual=False, intercept_scaling=5.0)
+    svm = import_extra("sklearn.svm", "scikit-learn", "classical").LinearSVC(
+        C=penalty, dual=False, intercept_scaling=5.0
+    )
     svm.fit(mapped, label, sample_weight=balanced / balanced.mean())
     return svm.coef_[0], float(svm.intercept_[0])

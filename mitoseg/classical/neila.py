@@ -12,13 +12,13 @@ from scipy.special import expit, logit
 
 from mitoseg.classical.deciding import Pair, Trial, best_threshold, jaccard
 from mitoseg.classical.eigenvalues import FloatArray
-from mitoseg.classical.extra import import_extra
 from mitoseg.classical.graph_cut import OVERLAP, PART, Mask, cut_in_parts, pair_weights, unary_costs
 from mitoseg.classical.sampling import Samples
 from mitoseg.classical.streaming import ImageLike
 from mitoseg.classical.trees import TreeEnsemble
 from mitoseg.classical.voxelwise import VoxelClassifier, check_share, check_whole
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 from mitoseg.segmentation.smoothing import smooth_probability
 
 SMOOTHNESS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -81,7 +81,7 @@ class NeilaSegmenter(VoxelClassifier):
             raise UserError("surface is no length", self.surface, "give nm above zero, or None")
 
     def _grow(self, samples: Samples) -> TreeEnsemble:
-        ensemble = import_extra("sklearn.ensemble", "scikit-learn")
+        ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
         boosting = ensemble.HistGradientBoostingClassifier(
             max_iter=self.trees,
             max_leaf_nodes=self.leaves,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.classical.extra import import_extra
+from mitoseg.extras import import_extra
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -38,7 +38,7 @@ def minimum_cut(cost: FloatArray, pairs: npt.NDArray[np.integer[Any]], weight: F
     Raises:
         UserError: PyMaxflow is not installed.
     """
-    graph = import_extra("maxflow", "PyMaxflow").Graph[float](len(cost), len(pairs))
+    graph = import_extra("maxflow", "PyMaxflow", "classical").Graph[float](len(cost), len(pairs))
     nodes = graph.add_nodes(len(cost))
     if len(pairs):
         i, j = np.ascontiguousarray(pairs.T, np.int64)

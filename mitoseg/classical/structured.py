@@ -30,13 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.classical.describing import Description
-from mitoseg.classical.extra import import_extra
 from mitoseg.classical.kernel_machine import KernelMachine
 from mitoseg.classical.region_segmenter import Counts, FloatArray, RegionSegmenter
 from mitoseg.classical.structured_learning import Example, learn_structured
 from mitoseg.classical.supervoxels import learn_pairwise, learn_unary, pair_costs, restored_machine
 from mitoseg.classical.volume_loss import Floats, VolumeLoss
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 
 PIECE = 8_000
 """Supervoxels of an example."""
@@ -59,8 +59,8 @@ class StructuredSegmenter(RegionSegmenter):
         objective_: The primal objective after each round.
     """
 
-    regularization: float = 0.02
-    rounds: int = 15
+    regularization: float = 0.005
+    rounds: int = 30
     unary_: KernelMachine | None = field(default=None, init=False, repr=False)
     pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
     weights_: Floats | None = field(default=None, init=False, repr=False)
@@ -110,7 +110,7 @@ class StructuredSegmenter(RegionSegmenter):
 
 def _slope(score: FloatArray, fg: Counts, known: Counts) -> float:
     """What turns a score into log-odds: scaling all weights leaves every cut where it is, and thresholds readable."""
-    platt = import_extra("sklearn.linear_model", "scikit-learn").LogisticRegression(C=1e3)
+    platt = import_extra("sklearn.linear_model", "scikit-learn", "classical").LogisticRegression(C=1e3)
     use = known > 0
     platt.fit(score[use, None], (2 * fg > known)[use], sample_weight=np.abs(2 * fg - known)[use] / known.mean())
     return max(float(platt.coef_[0, 0]), 1e-3)

@@ -19,11 +19,11 @@ import edt
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.classical.extra import import_extra
 from mitoseg.classical.features import VoxelFeatures
 from mitoseg.classical.reading import even_blocks, scaled
 from mitoseg.classical.streaming import read_with_halo
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
 from mitoseg.volumes import Volume
 from mitoseg.volumes.labels import IGNORED
@@ -120,7 +120,7 @@ def train_maps(
             "the labels show no mitochondrion with tissue around it", label.path, "give more of the volume"
         )
     mean, deviation = values.mean(0), values.std(0) + 1e-6
-    perceptron = import_extra("sklearn.neural_network", "scikit-learn").MLPClassifier(
+    perceptron = import_extra("sklearn.neural_network", "scikit-learn", "classical").MLPClassifier(
         (HIDDEN,), batch_size=512, early_stopping=True, n_iter_no_change=4, max_iter=30, random_state=seed
     )
     with warnings.catch_warnings():

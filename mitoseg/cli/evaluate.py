@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.engine import make_engine
+from mitoseg.cli.instance_scores import check_instance_options, score_instances
+from mitoseg.cli.reporting import check_report, report_scores
+from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation import Bootstrap, Evaluation, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
-    """Score, print the table, and write ``metrics.json``, ``provenance.json`` and figures into the run's folder.
+    """Score, print the table, and write numbers, provenance, figures and report into the run's folder.
 
     Raises:
         UserError: A volume or an option is no good.
@@ -35,7 +41,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
 
     Args:
         cfg: The keys of ``conf/evaluate.yaml``.
-        folder: Where ``metrics.json``, ``provenance.json`` and ``figures/`` go.
+        folder: Where ``metrics.json``, ``provenance.json``, ``figures/`` and ``report.html`` go.
         console: Where to print the table; None for nowhere.
 
     Returns:
@@ -44,17 +50,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     Raises:
         UserError: A volume or an option is no good.
     """
-    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
-        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
-    if cfg.save_overlays and cfg.image is None:
-        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
-    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
-    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
-        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
-    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
-    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
-    if reference is not None and not 0 <= reference <= 1:
-        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    voxel_size, threshold, reference = _check_options(cfg)
     draws = Bootstrap(cfg.bootstrap, cfg.seed)
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
@@ -63,28 +59,24 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
     if steps is not None:
-        options = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **options)
+        given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+        prediction = clean(steps, prediction, image=volumes.get("image"), **given)
         threshold, kind = None, None
-    result = evaluate(
-        prediction,
-        truth,
-        threshold=threshold,
-        crop=crop,
-        bands=_numbers(cfg.bands, "bands") or (),
-        kind=kind,
-        voxel_size=voxel_size,
-        slabs=cfg.slabs,
-        bootstrap=draws,
-        progress=cfg.progress,
-    )
+    options = {"threshold": threshold, "kind": kind, "crop": crop, "voxel_size": voxel_size, "bootstrap": draws}
+    result = _count(prediction, truth, cfg, **options)
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
+    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
+    instances = score_instances(cfg, prediction, truth, draws, **options)
+    if instances is not None:
+        result["instances"] = instances
     write_json(folder / "metrics.json", result)
     paths = {name: volume.path for name, volume in volumes.items()}
     write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
     if console is not None:
         console.print(score_table(result, title=Path(cfg.prediction).name))
+        if instances is not None:
+            console.print(instance_table(instances))
     if cfg.figures:
         save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
     if cfg.save_overlays:
@@ -101,7 +93,41 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         )
         if console is not None:
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
+    if cfg.report:
+        found = {**volumes, "prediction": prediction, "truth": truth}
+        report_scores(cfg, folder, result, found, **options, console=console)
     return result
+
+
+def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | None, float | None]:
+    """Voxel size, threshold and reference, as numbers.
+
+    Raises:
+        UserError: An option cannot be meant.
+    """
+    if not isinstance(cfg.save_overlays, int) or cfg.save_overlays < 0:
+        raise UserError("save_overlays is not a number of figures", cfg.save_overlays, "write save_overlays=5")
+    if cfg.save_overlays and cfg.image is None:
+        raise UserError("figures need the image", f"save_overlays={cfg.save_overlays}", "add image=VOLUME")
+    voxel_size = _numbers(cfg.voxel_size, "voxel_size")
+    if voxel_size is not None and (len(voxel_size) != 3 or min(voxel_size) <= 0):
+        raise UserError("cannot read voxel_size", voxel_size, "give three lengths above zero, [z,y,x] in nm")
+    threshold = None if cfg.threshold is None else _number(cfg.threshold, "threshold")
+    reference = None if cfg.reference is None else _number(cfg.reference, "reference")
+    if reference is not None and not 0 <= reference <= 1:
+        raise UserError("the reference is no Jaccard index", reference, "give a number from 0 to 1, such as 0.964")
+    check_instance_options(cfg)
+    check_report(cfg)
+    return voxel_size, threshold, reference
+
+
+def _count(prediction: Volume, truth: LabelVolume, cfg: DictConfig, **options: Any) -> Evaluation:  # noqa: ANN401
+    """The scores, counted by the engine; in this process where other ones cannot see the prediction, in memory."""
+    bands = _numbers(cfg.bands, "bands") or ()
+    with LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg) as engine:
+        return evaluate(
+            prediction, truth, bands=bands, slabs=cfg.slabs, progress=cfg.progress, engine=engine, **options
+        )
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:

@@ -1,38 +1,42 @@
-"""``measure``: a volume in, a table of its mitochondria out."""
+"""``measure``: a volume in, a table of its mitochondria out; or tables of several conditions, and what differs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from mitoseg.cli.comparing import compare_tables
 from mitoseg.cli.evaluate import open_volumes
+from mitoseg.cli.labelling import chosen_labelling
+from mitoseg.cli.measured import find_sources, find_voxel_size
+from mitoseg.cli.shapes import check_shape_options, write_shapes
 from mitoseg.cli.tables import check_suffix, write_table
 from mitoseg.errors import UserError
-from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.provenance import collect
-from mitoseg.segmentation import Sources, measure_instances, summarise
-from mitoseg.segmentation.instances import label_components
-from mitoseg.storage import check_output, write_json
-from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
+from mitoseg.segmentation import measure_instances, summarise
+from mitoseg.storage import check_output, make_folders, write_json
 from mitoseg.volumes.opening import stored_in
-from mitoseg.volumes.units import check_voxel_size
 
 
 def run(cfg: DictConfig) -> None:
-    """Measure, write the table and its summary, and print how many there are.
+    """Measure, write the table and its summary, and print how many there are; with ``compare=``, compare tables.
 
     Raises:
-        UserError: A volume, an option or the output is no good.
+        UserError: A volume, a table, an option or the output is no good.
     """
     from mitoseg.cli.launch import run_dir
 
+    if cfg.compare is not None:
+        compare_tables(cfg, run_dir(), console=Console())
+        return
     measure_files(cfg, run_dir(), console=Console())
 
 
@@ -41,7 +45,7 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
 
     Args:
         cfg: The keys of ``conf/measure.yaml``.
-        folder: Where ``provenance.json`` goes.
+        folder: Where ``provenance.json`` and ``report.html`` go.
         console: Where to say what was found; None for nowhere.
 
     Returns:
@@ -55,31 +59,34 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
     check_shapes(**volumes)
     size = find_voxel_size(cfg, volumes)
-    decision = decide(volumes["input"], cfg.threshold, cfg.kind)
-    sources = make_sources(volumes, decision, size)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not cfg.progress) as bar:
-        task = bar.add_task(f"measuring {Path(cfg.input).name}", total=1.0)
-        table = measure_instances(
-            sources,
-            min_volume=cfg.min_volume,
-            reach=cfg.reach,
-            workers=cfg.workers,
-            on_part=lambda share: bar.update(task, completed=share),
-        )
-    summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
-    write_table(output, table, overwrite=cfg.overwrite)
-    write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite)
-    chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size}
-    paths = {name: volume.path for name, volume in volumes.items()}
-    write_json(
-        folder / "provenance.json",
-        collect(**paths, output=str(output), chosen=chosen, options=OmegaConf.to_container(cfg)),
-    )
+    make_folders(output.parent)
+    with find_sources(cfg, volumes, size) as (sources, decision):
+        with progress_bar(f"measuring {Path(cfg.input).name}", show=cfg.progress) as advance:
+            table = measure_instances(
+                sources, min_volume=cfg.min_volume, reach=cfg.reach, workers=cfg.workers, on_part=advance
+            )
+        summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
+        write_table(output, table, overwrite=cfg.overwrite)
+        write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite)
+        chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size}
+        paths = {name: volume.path for name, volume in volumes.items()}
+        options = OmegaConf.to_container(cfg)
+        write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=options))
+        written = write_shapes(cfg, folder, sources, table, summary)
     if console is not None:
         console.print(what_was_found(table, summary), soft_wrap=True, markup=False)
-        console.print(f"{output} and {summary_path(output).name} written", soft_wrap=True, markup=False)
+        for path in (output, summary_path(output), *written):
+            console.print(f"{path} written", soft_wrap=True, markup=False)
     return table
+
+
+@contextmanager
+def progress_bar(title: str, *, show: bool) -> Iterator[Callable[[float], None]]:
+    """A bar; what it yields is called with the share that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def summary_path(output: Path) -> Path:
@@ -111,58 +118,18 @@ def check_options(cfg: DictConfig) -> Path:
     for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
-    for key in ("overwrite", "progress"):
+    for key in ("overwrite", "progress", "report"):
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
     for key in ("threshold", "min_volume", "reach"):
         if cfg[key] is not None and (isinstance(cfg[key], bool) or not isinstance(cfg[key], int | float)):
             raise UserError(f"{key} is not a number", cfg[key], f"write {key}=NUMBER")
+    chosen_labelling(cfg)
     output = Path(cfg.output)
     check_suffix(output)
     for path in (output, summary_path(output)):
         if os.path.realpath(path) == os.path.realpath(stored_in(cfg.input)):
             raise UserError("the output is the input itself", cfg.output, "choose another name")
         check_output(path, cfg.overwrite)
+    check_shape_options(cfg)
     return output
-
-
-def find_voxel_size(cfg: DictConfig, volumes: dict[str, Volume]) -> VoxelSize:
-    """The voxel size that is given, else the first that a file knows.
-
-    Raises:
-        UserError: There is none.
-    """
-    if cfg.voxel_size is not None:
-        given = OmegaConf.to_container(cfg.voxel_size) if OmegaConf.is_config(cfg.voxel_size) else cfg.voxel_size
-        return check_voxel_size(given)  # type: ignore[arg-type]
-    for volume in volumes.values():
-        if volume.voxel_size is not None:
-            return volume.voxel_size
-    raise UserError("measuring needs the voxel size, and no file has one", cfg.input, "give voxel_size=[z,y,x] in nm")
-
-
-def make_sources(volumes: dict[str, Volume], decision: Decision, size: VoxelSize) -> Sources:
-    """The volumes to measure; a mask and probabilities are labelled first, in memory."""
-    given, labels = volumes["input"], volumes["input"]
-    probability, scale = volumes.get("probability"), 1.0
-    if probability is None and decision.kind == "probability":
-        probability, scale = given, decision.scale
-    elif probability is not None:
-        scale = decide(probability, None, "probability").scale
-    if decision.kind != "instances":
-        labels = ArrayVolume(label_components(decision.foreground(given.read())), size, given.path)
-    elif labels.dtype.kind == "f":
-        labels = ArrayVolume(_whole_numbers(given), size, given.path)
-    return Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
-
-
-def _whole_numbers(labels: Volume) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
-    """Instances that some programs store as floats.
-
-    Raises:
-        UserError: They are no whole numbers from 0 on.
-    """
-    values = labels.read()
-    if not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
-        raise UserError("instances are whole numbers from 0 on", labels.path, "say kind=probability or kind=mask")
-    return values.astype(np.uint64)

@@ -1,197 +1,175 @@
-"""``predict``: a volume and a checkpoint in, a probability or a mask of the same size out."""
+"""``predict``: volumes and a checkpoint in, for each a probability, a mask or instances of the same size out."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mitoseg import __version__
-from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.cleaning import chosen_steps
+from mitoseg.cli.engine import make_engine
+from mitoseg.cli.finishing import finish_instances, finish_mask
 from mitoseg.cli.greys import adapt_greys
+from mitoseg.cli.inputs import plan_jobs
+from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.launch import run_dir
-from mitoseg.cli.prediction import make_prediction, predict_with_progress, progress_bar
-from mitoseg.errors import UserError
+from mitoseg.cli.many import predict_many
+from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
+from mitoseg.cli.prediction import INSTANCES, predict_with_progress, progress_bar, staged_kind
+from mitoseg.cli.session import Session, load, open_session
+from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
+from mitoseg.cli.workers import check_sight
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.memory import budget_bytes
 from mitoseg.inference.precision import choose_compile
-from mitoseg.networks.bundle import DEFAULT, find_weights
-from mitoseg.networks.checkpoint import load_model
+from mitoseg.networks.bundle import DEFAULT
 from mitoseg.provenance import collect
-from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
-from mitoseg.volumes import Volume, VolumeInfo, open_volume
+from mitoseg.volumes import Volume, VolumeInfo
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.staging import StagedVolume
-from mitoseg.volumes.writing import place
+from mitoseg.volumes.writing import check_volume_output
 
 log = logging.getLogger(__name__)
 
-IDENTITY = (
-    *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
-    *("overlap", "window_stride", "axes", "normalize"),
-)
-"""Options that make one command another than the next; a killed run is taken up by the same one alone."""
-VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
-"""What may change between two runs of one command; then what was computed is out of date."""
-
 
 def run(cfg: DictConfig) -> None:
-    """Predict one volume; an unfinished prediction by the same command is taken up.
+    """Predict one volume or several; an unfinished prediction by the same command is taken up.
 
     Raises:
-        UserError: The checkpoint, the volume, an option or the output is no good.
+        UserError: The checkpoint, a volume, an option or an output is no good.
     """
     check_options(cfg)
-    steps = chosen_steps(cfg)
-    if steps is not None and cfg.save != "mask":
-        raise UserError("postprocess makes masks", f"save={cfg.save}", "give save=mask, or postprocess=none")
-    checkpoint = find_weights(cfg.checkpoint)
-    if cfg.checkpoint is None:
-        log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
-    model = load_model(checkpoint, trust=cfg.trust)
-    volume, normalization = adapt_greys(cfg.normalize, open_input(cfg), model)
-    prediction = make_prediction(
-        model,
-        **{key: cfg[key] for key in ("method", "overlap", "window_stride", "tta", "consensus")},
-        **{key: cfg[key] for key in ("accelerator", "precision", "dtype", "threshold")},
-        save=cfg.save if steps is None else "probability",
-        tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
-        normalization=normalization,
+    given = OmegaConf.to_container(cfg.input) if OmegaConf.is_config(cfg.input) else cfg.input
+    jobs = plan_jobs(given, cfg.output, cfg.suffix)  # type: ignore[arg-type]
+    for source, output in [(cfg.input, cfg.output)] if jobs is None else [(job.input, job.output) for job in jobs]:
+        check_places(source, output)
+    engine = make_engine(cfg)
+    model, checkpoint = load(cfg)
+    if jobs is None and not engine.in_process:  # starting an engine may take minutes: look first
+        open_input(cfg)
+        if not StagedVolume(cfg.output, {}, overwrite=True).moved:
+            check_volume_output(cfg.output, cfg.overwrite)
+    with engine:
+        session = open_session(cfg, engine, model, checkpoint)
+        if jobs is None:
+            chosen = predict_one(cfg, session, open_input(cfg))
+        else:
+            chosen = {"precision": session.precision, "device": session.device}
+            predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict_one)
+    folder = run_dir()
+    write_json(
+        folder / "provenance.json", collect(input=given, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen)
     )
+    Console().print(f"record of this run in {folder}", soft_wrap=True)
+
+
+def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[str, Any]:
+    """Predict one volume; what was decided for it.
+
+    Raises:
+        UserError: The volume, an option or the output is no good.
+    """
+    steps, labelling = chosen_steps(cfg), chosen_labelling(cfg)
+    volume, normalization = adapt_greys(cfg.normalize, source, session.model)
+    kind = staged_kind(cfg.save, cfg.dtype, cleaned=steps is not None)
+    prediction = session.prediction(cfg, normalization, kind)
+    if cfg.save == INSTANCES:
+        labelling.spacing(volume.voxel_size or prediction.voxel_size)
     predictor = Predictor(prediction, volume)
-    stage = StagedVolume(cfg.output, identity(cfg, volume, predictor), volatile=VOLATILE, overwrite=cfg.overwrite)
+    stage = StagedVolume(cfg.output, identity(cfg, session, source), volatile=VOLATILE, overwrite=cfg.overwrite)
     with stage:
         if not stage.moved:
-            predict_staged(cfg, predictor, stage)
-        if steps is not None and not stage.moved:
-            finish_clean(steps, predictor, stage)
+            predict_staged(cfg, session, predictor, stage)
+        if cfg.save == INSTANCES and not stage.moved:
+            finish_instances(steps, labelling, predictor, stage)
+        elif steps is not None and not stage.moved:
+            finish_mask(steps, predictor, stage)
         else:
             with progress_bar("writing", volume.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)
-    folder = run_dir()
-    chosen = {"precision": prediction.precision, "device": str(predictor.device), **stage.decisions}
-    write_json(
-        folder / "provenance.json",
-        collect(input=cfg.input, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen),
-    )
     console = Console()
     console.print(f"{cfg.save} of {volume.shape} voxels written to {cfg.output}", soft_wrap=True)
-    console.print(f"threshold {prediction.threshold:.3f}; record of this run in {folder}", soft_wrap=True)
+    console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
+    return {"precision": prediction.precision, "device": session.device, **stage.decisions}
 
 
-def finish_clean(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
-    """Write the mask that post-processing makes of all probabilities."""
-    log.info("post-processing")
-    threshold = predictor.prediction.threshold
-    metadata = {"kind": "mask", "threshold": threshold, "scale": 1, "postprocess": asdict(steps)}
-    image = predictor.volume
-    stage.finish_as(lambda tiles: clean(steps, tiles, image=image).read(), np.dtype(np.uint8), metadata)
-
-
-def check_options(cfg: DictConfig) -> None:
-    """Refuse what would be taken for something else, and an output that would change the input.
-
-    Raises:
-        UserError: A path has no value, a switch is neither true nor false, or the output lies at or in the input.
-    """
-    for key in ("input", "output"):
-        if not cfg[key]:
-            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
-    for key in ("overwrite", "trust", "progress"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    output, source = (Path(os.path.realpath(path)) for path in (place(cfg.output)[0], stored_in(cfg.input)))
-    if output == source or source in output.parents or output in source.parents:
-        where = "is the input itself" if output == source else "lies inside the input or around it"
-        raise UserError(f"the output {where}", cfg.output, "choose another name")
-
-
-def open_input(cfg: DictConfig) -> Volume:
-    """The volume to predict.
-
-    Raises:
-        UserError: It cannot be read, or chunks of it are missing.
-    """
-    if cfg.missing_chunks not in ("error", "fill"):
-        raise UserError("no such way to treat missing chunks", cfg.missing_chunks, "choose error or fill")
-    volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
-    if cfg.missing_chunks == "error":
-        volume.check_complete()
-    return volume
-
-
-def predict_staged(cfg: DictConfig, predictor: Predictor, stage: StagedVolume) -> None:
+def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
     """Predict every tile that the stage does not hold yet."""
-    volume = predictor.volume
-    decisions = stage.decisions or decide(cfg, predictor)
+    volume, remote = predictor.volume, None
+    decider = partial(decide, memory=cfg.memory, compiled=cfg.compile, method=cfg.method)
+    if session.team is not None:
+        remote = session.remote(predictor.prediction, volume)
+        files = {"checkpoint": session.checkpoint, "input": stored_in(cfg.input)}
+        check_sight(session.engine, files, stage.folder)
+        decider = partial(decider, neighbours=session.team.neighbours)
+    decisions = stage.decisions
+    if not decisions:
+        decisions = decider(predictor) if remote is None else decide_together(session.engine, remote, decider)
     tile = tuple(decisions["tile"])
     log.info(
         "%s on %s, %s%s, tiles of %s voxels",
         decisions["method"],
-        predictor.device,
+        session.device,
         predictor.prediction.precision,
         ", compiled" if decisions["compile"] else "",
         " x ".join(map(str, tile)),
     )
-    voxel_size = volume.voxel_size or predictor.prediction.voxel_size
-    if volume.voxel_size is None and voxel_size is not None:
-        log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
-    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint or DEFAULT).name}
-    info = VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)
-    stage.start(info, tile, decisions)
+    stage.start(output_info(cfg, predictor), tile, decisions)
     if stage.done:
         log.info("going on: %d of %d tiles are done", len(stage.done), stage.count)
-    if decisions["compile"]:
-        predictor.compile(tile)
     try:
-        predict_with_progress(
-            predictor,
-            volume,
-            stage,
-            tile=tile,
-            done=frozenset(stage.done),
-            done_voxels=sum(part.size for part in stage.done),
-            title=Path(cfg.input).name,
-            show=cfg.progress,
-        )
+        predict_tiles(cfg, session, predictor, remote, stage)
     except BaseException:
         if stage.done:
             log.warning("%d of %d tiles are kept: the same command goes on from there", len(stage.done), stage.count)
         raise
 
 
-def decide(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
+def predict_tiles(
+    cfg: DictConfig, session: Session, predictor: Predictor, remote: Remote | None, stage: StagedVolume
+) -> None:
+    """Predict the tiles that are missing, in this process or by the workers."""
+    title, compiled = Path(cfg.input).name, stage.decisions["compile"]
+    if remote is not None:
+        predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=cfg.progress)
+        return
+    if compiled:
+        predictor.compile(stage.tile)
+    predict_with_progress(
+        predictor,
+        predictor.volume,
+        stage,
+        tile=stage.tile,
+        done=frozenset(stage.done),
+        done_voxels=sum(part.size for part in stage.done),
+        title=title,
+        show=cfg.progress,
+    )
+
+
+def output_info(cfg: DictConfig, predictor: Predictor) -> VolumeInfo:
+    """What is written."""
+    volume = predictor.volume
+    voxel_size = volume.voxel_size or predictor.prediction.voxel_size
+    if volume.voxel_size is None and voxel_size is not None:
+        log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
+    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint or DEFAULT).name}
+    return VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)
+
+
+def decide(
+    predictor: Predictor, *, memory: object, compiled: str | bool, method: str, neighbours: int = 1
+) -> dict[str, Any]:
     """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
     predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
-    tile = predictor.choose_tile(budget_bytes(cfg.memory))
-    method = choose_method(cfg.method, predictor.prediction.network)
-    compiled = choose_compile(cfg.compile, predictor.device, predictor.operations(tile))
-    return {"tile": list(tile), "compile": compiled, "method": method}
-
-
-def identity(cfg: DictConfig, volume: Volume, predictor: Predictor) -> Mapping[str, Any]:
-    """What makes this prediction another one than the next."""
-    source = stored_in(cfg.input)
-    state = source.stat() if source.exists() else None
-    return {
-        **{key: cfg[key] for key in IDENTITY},
-        "input": os.path.abspath(cfg.input),
-        "input_state": [list(volume.shape), str(volume.dtype), state and state.st_size, state and state.st_mtime_ns],
-        "precision": predictor.prediction.precision,
-        "device": predictor.device.type,
-        "tile": predictor.prediction.options.tile,
-        "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
-        "checkpoint_sha256": hashlib.sha256(find_weights(cfg.checkpoint).read_bytes()).hexdigest(),
-        "mitoseg": __version__,
-        "torch": torch.__version__,
-    }
+    budget = budget_bytes(memory)
+    tile = predictor.choose_tile(budget if memory is not None else budget / neighbours)
+    chosen = choose_method(method, predictor.prediction.network)
+    compiles = choose_compile(compiled, predictor.device, predictor.operations(tile))
+    return {"tile": list(tile), "compile": compiles, "method": chosen}

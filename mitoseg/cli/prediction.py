@@ -23,6 +23,8 @@ from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import Normalization, Volume
 from mitoseg.volumes.units import check_voxel_size
 
+INSTANCES = "instances"
+"""What can be saved besides what a network gives; it is made of masks."""
 CUDA_SLICES = 8
 """Slices that go through a network on slices together on a GPU; on a CPU one after the other is faster."""
 
@@ -102,9 +104,22 @@ def _recorded(model: Model) -> tuple[Normalization, Calibration]:
         raise UserError(what, [model.normalization, model.calibration], "train again, or use another") from error
 
 
+def staged_kind(save: str, dtype: str | None, *, cleaned: bool) -> str:
+    """What the network has to give: `save` itself, or what the last step makes it of.
+
+    Raises:
+        UserError: Instances are wanted in another type than theirs.
+    """
+    if save == INSTANCES and dtype is not None:
+        raise UserError("cannot save instances as that type", dtype, "leave dtype out: instances are uint32")
+    if cleaned:
+        return "probability"
+    return "mask" if save == INSTANCES else save
+
+
 def _saved_type(save: str, dtype: str | None) -> np.dtype[np.generic]:
     if save not in KINDS:
-        raise UserError("cannot save that", save, f"choose one of {', '.join(KINDS)}")
+        raise UserError("cannot save that", save, f"choose one of {', '.join((*KINDS, INSTANCES))}")
     kind = np.dtype(dtype) if dtype in ("uint8", "float32") else KINDS[save]
     if (dtype is not None and kind != dtype) or (save == "mask" and kind != np.uint8):
         raise UserError(

@@ -26,10 +26,11 @@ from mitoseg.errors import UserError
 
 PATH_KEYS = (
     *("input", "output", "checkpoint", "prediction", "truth", "image", "probability", "uncertainty"),
+    *("save_instances", "meshes", "skeletons", "scene"),
     *("data.root", "resume", "init_from"),
 )
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-_LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints")
+_LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints|input")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
 _WORDS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
 _BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
+from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
-from mitoseg.evaluation.boundary import halo, near_counts
-from mitoseg.evaluation.decision import Decision, decide
+from mitoseg.evaluation.block_counts import BlockCounts, CountBlock
+from mitoseg.evaluation.boundary import halo
+from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.tally import DIMS, Bootstrap, Evaluation, Tally
 from mitoseg.geometry import Box
 from mitoseg.geometry import slabs as cut
-from mitoseg.metrics import BINS, Counts, count, logit_histogram
-from mitoseg.metrics.histogram import Ints
-from mitoseg.volumes.base import Array, Volume
+from mitoseg.metrics import BINS, Counts
+from mitoseg.volumes.base import Volume
 
 BANDS = tuple(range(1, 11))
 """Widths of the boundary bands, in voxels of the smallest spacing."""
@@ -44,6 +45,7 @@ def evaluate(
     bootstrap: Bootstrap = DRAWS,
     depth: int | None = None,
     progress: bool = False,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Score two volumes; all scores are pooled over voxels.
 
@@ -59,6 +61,7 @@ def evaluate(
         bootstrap: How the intervals are made.
         depth: Slices held at once; None: as many as memory allows. It does not change the result.
         progress: Show a bar on stderr.
+        engine: Started, counts the blocks; its workers must see the files. None: this process.
 
     Returns:
         The keys of `mitoseg.metrics.scores`; ``interval``, by score the ends of its 95 % interval over the slabs
@@ -81,22 +84,31 @@ def evaluate(
     histogram = np.zeros((2, BINS), np.int64)
     margin = halo(bands, known or (1, 1, 1))
     blocks = list(_blocks(crop, margin, depth))
-    for block in track(blocks, "scoring", console=Console(stderr=True), disable=not progress):
-        outer = block.grow(margin).clip(truth.box)
-        truth_zyx = truth.read(outer)
-        inner = block.inside(outer)
-        foreground_zyx, counts = _count_slices(prediction.read(block), truth_zyx[inner.slices], decision, histogram)
-        for i, counts_yx in enumerate(counts, block.start[0] - crop.start[0]):
-            by_slice[i] += counts_yx
-        for dims in DIMS if bands else ():
-            found = near_counts(
-                foreground_zyx, truth_zyx, inner, bands=bands, voxel_size=known or (1, 1, 1), dims=dims
-            )
-            near[dims] = [a + b for a, b in zip(near[dims], found, strict=True)]
+    with _bar(len(blocks), show=progress) as advance:
+
+        def add(block: Box, found: BlockCounts) -> None:
+            nonlocal histogram
+            for i, counts_yx in enumerate(found.by_slice, block.start[0] - crop.start[0]):
+                by_slice[i] += counts_yx
+            for dims, counts in found.near.items():
+                near[dims] = [x + y for x, y in zip(near[dims], counts, strict=True)]
+            histogram = histogram + found.histogram
+            advance()
+
+        function = CountBlock(prediction, truth, decision, bands, known or (1, 1, 1))
+        (engine or LocalEngine()).map(function, blocks, add)
     tally = Tally(bands, _shares(by_slice, slabs), near, histogram if decision.kind == "probability" else None)
     about = {"kind": decision.kind, "crop": str(crop), "shape": list(truth.shape), "voxel_size": known}
     thresholds = {"threshold": decision.threshold, "threshold_source": decision.source}
     return tally.report(bootstrap, thresholds | about)
+
+
+@contextmanager
+def _bar(total: int, *, show: bool) -> Iterator[Callable[[], None]]:
+    """A bar over blocks; what it yields is called for each that is done."""
+    with Progress(console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task("scoring", total=total)
+        yield lambda: bar.advance(task)
 
 
 def pool_evaluations(results: Sequence[Mapping[str, object]]) -> Evaluation:
@@ -146,17 +158,6 @@ def _check(prediction: Volume, truth: Volume, crop: Box | None, bands: Sequence[
     if crop.size == 0 or crop.clip(truth.box) != crop:
         raise UserError("the crop is empty or leaves the volume", str(crop), f"the volume is {truth.box}")
     return crop
-
-
-def _count_slices(
-    values_zyx: Array, truth_zyx: npt.NDArray[np.uint8], decision: Decision, histogram: Ints
-) -> tuple[npt.NDArray[np.bool_], list[Counts]]:
-    """Foreground, and the counts of each slice; log-odds of probabilities are added to the histogram."""
-    foreground_zyx = decision.foreground(values_zyx)
-    if decision.kind == "probability":
-        for values_yx, truth_yx in zip(values_zyx, truth_zyx, strict=True):  # a slice at a time: it costs memory
-            histogram += logit_histogram(decision.log_odds(values_yx), truth_yx)
-    return foreground_zyx, [count(*pair) for pair in zip(foreground_zyx, truth_zyx, strict=True)]
 
 
 def _shares(by_slice: Sequence[Counts], parts: int) -> list[Counts]:

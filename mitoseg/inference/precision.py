@@ -28,13 +28,14 @@ CUDA_COMPILE_OPERATIONS = 1e16
 """The same on a GPU."""
 
 
-def choose_precision(name: str, device: torch.device, record: Mapping[str, Any]) -> str:
+def choose_precision(name: str, device: torch.device, record: Mapping[str, Any], *, able: bool | None = None) -> str:
     """One of `PRECISIONS`.
 
     Args:
         name: ``auto``, ``fp32`` or ``bf16``.
         device: Where the network computes.
         record: What the checkpoint says of itself: ``{"precision": {"bf16": {"jaccard_drop": 0.0002}}}``.
+        able: Whether the device computes with bfloat16 natively; None: it is one of this machine, which is asked.
 
     Raises:
         UserError: No such precision, or bfloat16 on a device without it.
@@ -51,7 +52,7 @@ def choose_precision(name: str, device: torch.device, record: Mapping[str, Any])
         drop = float(record["precision"]["bf16"]["jaccard_drop"])
     except (KeyError, TypeError, ValueError):  # not measured
         return "fp32"
-    return "bf16" if drop < LIMIT and has_bf16(device) else "fp32"
+    return "bf16" if drop < LIMIT and (has_bf16(device) if able is None else able) else "fp32"
 
 
 def has_bf16(device: torch.device) -> bool:

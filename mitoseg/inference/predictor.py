@@ -102,6 +102,7 @@ class Predictor:
 
     def compile(self, tile: Tile) -> None:
         """Compile the network for tiles of one shape."""
+        torch._dynamo.reset()  # after eight shapes, of several volumes, it would give up
         networks = {id(part.network): part for view in self.views for part in parts(view.method)}  # type: ignore[attr-defined]
         for part in networks.values():
             if isinstance(part, Dense):

@@ -1,7 +1,31 @@
-"""From probabilities to masks, and from instances to what they measure: arrays in, arrays and tables out."""
+"""From probabilities to masks, instances, shapes and measurements: arrays and volumes in, the same and tables out."""
 
+from mitoseg.segmentation.exporting import export_meshes, export_skeletons
+from mitoseg.segmentation.instances import InstanceVolume
+from mitoseg.segmentation.labelling import label_array, label_volume, write_instances
+from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.segmentation.morphometry import Sources, measure_instances
+from mitoseg.segmentation.objects import Objects
+from mitoseg.segmentation.options import Labelling
 from mitoseg.segmentation.postprocess import Postprocess
+from mitoseg.segmentation.skeletons import Skeleton, skeletonize
 from mitoseg.segmentation.summary import summarise
 
-__all__ = ["Postprocess", "Sources", "measure_instances", "summarise"]
+__all__ = [
+    "InstanceVolume",
+    "Labelling",
+    "Mesh",
+    "Objects",
+    "Postprocess",
+    "Skeleton",
+    "Sources",
+    "export_meshes",
+    "export_skeletons",
+    "label_array",
+    "label_volume",
+    "measure_instances",
+    "mesh_object",
+    "skeletonize",
+    "summarise",
+    "write_instances",
+]

@@ -23,11 +23,13 @@ def mapping(workers: int, shared: object) -> Iterator[Apply]:
     if workers == 0:
         yield lambda function, parts: (function(shared, *part) for part in parts)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_keep, initargs=(shared,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_remember, initargs=(shared,)
+    ) as pool:
         yield lambda function, parts: pool.map(_call, [function] * len(parts), parts)
 
 
-def _keep(shared: object) -> None:
+def _remember(shared: object) -> None:
     _shared.append(shared)
 
 

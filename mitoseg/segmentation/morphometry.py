@@ -108,7 +108,11 @@ def measure_instances(
         for n, near in enumerate(apply(measure_tile, [(area, reach) for area in areas]), 1):
             distances.append(near)
             tell(0.8 + 0.2 * n / len(areas))
-    table = _as_table(rows, sources)
+    names = column_names(image=sources.image is not None, probability=sources.probability is not None,
+                         uncertainty=sources.uncertainty is not None)  # fmt: skip
+    whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
+    types = dict.fromkeys(names, float) | whole | {"instance": np.uint64, "touches_border": bool}
+    table = pd.DataFrame(rows, columns=names).astype(types)
     if reach > 0:
         table = table.merge(merge_distances(distances), on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
@@ -141,15 +145,6 @@ def measure_group(sources: Sources, group: pd.DataFrame) -> list[dict[str, objec
 def measure_tile(sources: Sources, tile: Box, reach: float) -> pd.DataFrame:
     """Distances of the objects in a tile to their neighbours within ``reach`` nm."""
     return tile_distances(sources.labels, tile, sources.voxel_size, reach)
-
-
-def _as_table(rows: Sequence[dict[str, object]], sources: Sources) -> pd.DataFrame:
-    """Rows with the columns that the sources give, and their types, without a row as well."""
-    given = {name: getattr(sources, name) is not None for name in ("image", "probability", "uncertainty")}
-    names = column_names(**given)
-    types = dict.fromkeys(names, "float64") | dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], "int64")
-    types |= {"instance": "uint64", "touches_border": "bool"}
-    return pd.DataFrame(list(rows), columns=names).astype(types)
 
 
 def _cut(arrays: dict[str, Array], box: Box) -> dict[str, Array]:

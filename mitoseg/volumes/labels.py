@@ -24,10 +24,14 @@ _MANY_VALUES = 16
 
 @dataclass(frozen=True)
 class ValueRule:
-    """What makes a label a mitochondrion: above zero (``threshold`` None), or at least ``threshold``."""
+    """What makes a label a mitochondrion: above zero (``threshold`` None), or at least ``threshold``.
+
+    ``numbered`` says whether the values tell one mitochondrion from another.
+    """
 
     threshold: float | None
     sentence: str
+    numbered: bool = False
 
 
 class LabelVolume(Volume):
@@ -35,13 +39,16 @@ class LabelVolume(Volume):
 
     Attributes:
         rule: The rule, in words.
+        stored: The labels as they are stored.
+        numbered: Whether these are instance numbers.
         ignored_slices: Slices that nobody annotated, see `ignore_slices`.
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
         info = volume.info
         super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.uint8), info.voxel_size, info.metadata))
-        self._volume, self._threshold, self._ignore_label = volume, value_rule.threshold, ignore_label
+        self.stored, self._threshold, self._ignore_label = volume, value_rule.threshold, ignore_label
+        self.numbered = value_rule.numbered or info.metadata.get("kind") == "instances"
         ignored = "" if ignore_label is None else f"; value {ignore_label} is ignored"
         self.rule = value_rule.sentence + ignored
         self.ignored_slices: tuple[int, ...] = ()
@@ -53,11 +60,11 @@ class LabelVolume(Volume):
 
     def check_complete(self) -> None:
         """Refuse labels of which parts are missing; see `Volume.check_complete`."""
-        self._volume.check_complete()
+        self.stored.check_complete()
 
     def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""
-        stored = self._volume.read(box)
+        stored = self.stored.read(box)
         foreground = stored != 0 if self._threshold is None else stored >= self._threshold
         label_zyx = foreground.astype(np.uint8)
         if self._ignore_label is not None:
@@ -133,7 +140,7 @@ def choose_rule(survey: Survey, rule: str, path: str) -> ValueRule:
         return ValueRule(None, "label values are 0 and 1; 1 is foreground")
     if _is_grey_mask(survey):
         return _half(survey, path)
-    return ValueRule(None, "label values are instance numbers; all but 0 are foreground")
+    return ValueRule(None, "label values are instance numbers; all but 0 are foreground", numbered=True)
 
 
 def _half(survey: Survey, path: str) -> ValueRule:

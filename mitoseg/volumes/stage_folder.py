@@ -12,6 +12,7 @@ out.tif                         appears at the very end, complete
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.storage import explain_storage_error, is_storage_error, make_folders, remove, write_json, write_text
 from mitoseg.volumes.base import Volume
+
+PATIENCE = 30.0
+"""Seconds in which what another machine has written must appear here: network folders are looked at now and then."""
 
 
 class StageFolder:
@@ -139,3 +143,19 @@ def readable(volume: Volume, box: Box) -> bool:
     except UserError:
         return False
     return True
+
+
+def wait_for(file: Path, patience: float = PATIENCE) -> None:
+    """Wait until a file that another process has written appears here.
+
+    Raises:
+        UserError: It does not.
+    """
+    end = time.monotonic() + patience
+    while not file.is_file():
+        if time.monotonic() > end:
+            what = f"what a worker has written does not appear here within {patience:g} s"
+            raise UserError(what, str(file), "put the output on storage that all machines share, under the same path")
+        time.sleep(0.02)
+        with suppress(OSError):
+            next(iter(file.parent.iterdir()), None)  # has a network folder look again

@@ -7,7 +7,7 @@ chunk belongs to one tile alone and carries a checksum. `mitoseg.volumes.stage_f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from os.path import lexists
 from pathlib import Path
 from typing import Any, Self
@@ -15,21 +15,21 @@ from typing import Any, Self
 import numpy as np
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, tiles
+from mitoseg.geometry import Box
 from mitoseg.storage import move_into_place, plain, remove
 from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import open_volume
-from mitoseg.volumes.stage_folder import StageFolder, explained, readable
-from mitoseg.volumes.writing import check_volume_output, create_volume, place
-from mitoseg.volumes.zarr_output import ZarrOutput, is_array
+from mitoseg.volumes.stage_folder import explained, readable
+from mitoseg.volumes.staged_tiles import StagedTiles, Tile
+from mitoseg.volumes.writing import VolumeWriter, check_volume_output, create_volume, place
+from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
 
-Tile = tuple[int, int, int]
 log = logging.getLogger(__name__)
 
 
-class StagedVolume:
+class StagedVolume(StagedTiles):
     """See the module; a context manager that holds the stage against other processes.
 
     Args:
@@ -54,14 +54,10 @@ class StagedVolume:
         self.path, self.overwrite = path, overwrite
         self._file, self._dataset = place(path)
         self._identity, self._volatile = {**plain(identity), "dataset": self._dataset}, set(volatile)
-        self._folder = StageFolder(self._file)
-        self.done: set[Box] = set()
+        super().__init__(self._file)
         self._taken_up: set[Box] = set()
         self._started = False
         self.decisions: dict[str, Any] = {}
-        self._tile: Tile = (1, 1, 1)
-        self._info: VolumeInfo | None = None
-        self._output: ZarrOutput | None = None
         if not self.moved:
             check_volume_output(path, overwrite)
 
@@ -74,11 +70,6 @@ class StagedVolume:
     def converts(self) -> bool:
         """Whether the output has another format than the tiles."""
         return self._file.suffix.lower() not in zarrs.SUFFIXES
-
-    @property
-    def count(self) -> int:
-        """Number of tiles."""
-        return sum(1 for _ in self.tiles())
 
     def __enter__(self) -> Self:
         self._folder.acquire()
@@ -105,6 +96,7 @@ class StagedVolume:
         self._info, self._tile = info, (tile[0], tile[1], tile[2])
         with explained(self._file):
             if self.decisions and is_array(self._folder.array):
+                remove_partial(self._folder.array)
                 self._output = ZarrOutput.reopen(self._folder.array)
                 listed = self._folder.listed()
                 self._list({tile for tile in self.tiles() if str(tile) in listed and self._chunk(tile).is_file()})
@@ -115,23 +107,6 @@ class StagedVolume:
                 self.decisions = dict(plain(decisions))
                 self._folder.write_plan(self._identity, self.decisions)
         self._started = True
-
-    def tiles(self) -> Iterator[Box]:
-        """All tiles, done or not."""
-        assert self._info is not None
-        return tiles(Box.of_shape(self._info.shape), self._tile)
-
-    def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one whole tile and list it as done.
-
-        Raises:
-            UserError: The disk is full.
-        """
-        assert self._output is not None
-        with explained(self._file):
-            self._output.write(box, image_zyx)
-            self._folder.list_one(box)
-        self.done.add(box)
 
     def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
         """Check that every tile is there, convert them to the output's format, and give it its name.
@@ -151,12 +126,14 @@ class StagedVolume:
                 move_into_place(self._result, self._file, overwrite=self.overwrite)
         self._folder.clear()
 
-    def finish_as(self, change: Callable[[Volume], Array], dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> None:
+    def finish_as(
+        self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
+    ) -> None:
         """Check that every tile is there, and write what is made of them all instead of the tiles themselves.
 
         Args:
-            change: From the tiles as a volume to an array of the same shape (z, y, x).
-            dtype: Of the array.
+            write: Takes the tiles as a volume, and writes one of the same shape (z, y, x).
+            dtype: Of what is written.
             metadata: What the output says of itself.
 
         Raises:
@@ -165,12 +142,10 @@ class StagedVolume:
         assert self._info is not None
         with explained(self._file):
             self._check_complete()
-            array_zyx = change(open_volume(str(self._folder.array)))
-            size = self._info.voxel_size
-            with create_volume(
-                self.path, self._info.shape, dtype, voxel_size=size, metadata=metadata, overwrite=self.overwrite
-            ) as writer:
-                writer.write(Box.of_shape(self._info.shape), array_zyx)
+            shape, size = self._info.shape, self._info.voxel_size
+            options = {"voxel_size": size, "metadata": metadata, "overwrite": self.overwrite}
+            with create_volume(self.path, shape, dtype, **options) as writer:  # type: ignore[arg-type]
+                write(open_volume(str(self._folder.array)), writer)
         self._folder.clear()
 
     @property
@@ -212,16 +187,6 @@ class StagedVolume:
             self._list(there)
             what = f"the output is not complete, {len(missing)} tiles are missing"
             raise UserError(what, self.path, "run the same command again to compute them")
-
-    def _chunk(self, tile: Box) -> Path:
-        """The file of a tile's chunk."""
-        numbers = (str(a // n) for a, n in zip(tile.start, self._tile, strict=True))
-        return self._folder.array.joinpath("c", *numbers)
-
-    def _list(self, done: set[Box]) -> None:
-        """Make these the tiles that are done."""
-        self.done = done
-        self._folder.list_all(tile for tile in self.tiles() if tile in done)
 
     def _take_up(self, plan: Mapping[str, Any]) -> None:
         """Compare an existing stage with this command."""

@@ -19,6 +19,12 @@ from mitoseg.volumes.reading import opening
 _CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
 
 
+def remove_partial(array: Path) -> None:
+    """Remove chunks of an array that were half written when their process was killed; nobody may write now."""
+    for partial in array.rglob("*.partial"):  # zarr writes a chunk under such a name first
+        remove(partial)
+
+
 def is_array(folder: Path) -> bool:
     """Whether a folder is one Zarr array, not a group that may hold several."""
     try:
@@ -57,13 +63,11 @@ class ZarrOutput:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Go on writing an array; what was half written when its process was killed is removed.
+        """Go on writing an array, perhaps as one of several processes.
 
         Raises:
             UserError: It cannot be opened.
         """
-        for partial in path.rglob("*.partial"):  # zarr writes a chunk under such a name first
-            remove(partial)
         output = cls.__new__(cls)
         with opening(str(path)):
             output._array = zarr.open_array(store=path, mode="r+", config=_CONFIG)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from mitoseg.classical import extra
 from mitoseg.classical.graph_cut import cut_in_parts, minimum_cut, pair_weights, unary_costs
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 
 pytest.importorskip("maxflow")
 
@@ -73,4 +73,4 @@ def test_wrong_settings_are_refused():
 
 def test_a_missing_library_is_one_line():
     with pytest.raises(UserError, match=r"PyMaxflow.*pip install \"mitoseg\[classical\]\""):
-        extra.import_extra("maxflow_is_not_there", "PyMaxflow")
+        import_extra("maxflow_is_not_there", "PyMaxflow", "classical")

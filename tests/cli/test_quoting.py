@@ -90,7 +90,7 @@ def test_literal_keeps_what_looks_like_an_interpolation(text):
     ],
 )
 def test_names_that_people_have(path):
-    word = quote_override(f"input={path}")
+    word = quote_override(f"output={path}")
     assert hydra_value(word) == path
     assert not PARSER.parse_override(word).is_sweep_override()
 
@@ -205,3 +205,9 @@ def test_checkpoints_of_methods_are_paths():
     assert quote_override("methods.unet25d.checkpoint=a, [b].ckpt") == 'methods.unet25d.checkpoint="a, [b].ckpt"'
     assert quote_override("methods.unet25d.checkpoint=null") == "methods.unet25d.checkpoint=null"
     assert quote_override("figure_box=4:5,0:8,0:9") == 'figure_box=["4:5","0:8","0:9"]'
+
+
+def test_several_inputs_are_a_list_and_a_pattern_is_not():
+    assert hydra_value(quote_override('input=[a b.tif,"c, d.tif",e=f.tif]')) == ["a b.tif", "c, d.tif", "e=f.tif"]
+    assert hydra_value(quote_override("input=data/*.tif")) == "data/*.tif"
+    assert hydra_value(quote_override("input=scan [1].tif")) == "scan [1].tif"

@@ -1,5 +1,6 @@
 """The command's work: files in, a folder with numbers and figures out; mistakes in one line."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from mitoseg.cli.evaluate import score_files
 from mitoseg.errors import UserError
+from mitoseg.storage import plain
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -71,6 +73,21 @@ def test_figures_are_written_where_the_image_is_given(files, tmp_path):
     assert "2 slices in" in out.getvalue()
 
 
+def test_the_report_is_written_beside_the_numbers(files, tmp_path):
+    out = io.StringIO()
+    cfg = config(files, "report=true", "small_objects=9", "crop=['1:6','0:','2:30']", "voxel_size=[5,5,5]", image=True)
+    score_files(cfg, tmp_path / "run", console=Console(file=out, width=200))
+    assert "report in" in out.getvalue()
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "5 \N{MULTIPLICATION SIGN} 24 \N{MULTIPLICATION SIGN} 28 voxels" in text
+    assert "Evaluation of prediction.tif" in text
+    assert text.count('id="errors"') == text.count('id="slices"') == text.count('id="scene-part"') == 1
+    for name in ("truth", "prediction", "image"):  # with their checksums
+        assert hashlib.sha256(Path(files[name]).read_bytes()).hexdigest() in text
+    score_files(config(files), tmp_path / "other")
+    assert not (tmp_path / "other" / "report.html").exists()
+
+
 def test_intervals_and_the_scores_of_probabilities(files, tmp_path):
     result = score_files(config(files, "slabs=3", "bootstrap=100", "seed=5"), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
@@ -112,6 +129,7 @@ def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
         ({"slabs": "many"}, "number of parts"),
         ({"bootstrap": -1}, "not a whole number"),
         ({"seed": 1.5}, "not a whole number"),
+        ({"report": "maybe"}, "report is neither true nor false"),
         ({"reference": 96.4}, "no Jaccard index"),
         ({"reference": "high"}, "reference is not a number"),
         ({"label_rule_of_values": "other"}, "other"),
@@ -137,3 +155,24 @@ def test_prediction_and_truth_must_be_given(files):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("evaluate")
     assert OmegaConf.missing_keys(cfg) == {"prediction", "truth"}
+
+
+def test_the_numbers_do_not_depend_on_who_counts(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)  # several blocks
+    one = score_files(config(files), tmp_path / "one")
+    two = score_files(config(files, "workers=2"), tmp_path / "two")
+    assert plain(two) == plain(one)
+    assert (tmp_path / "two" / "metrics.json").read_bytes() == (tmp_path / "one" / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_dask_counts_the_same(files, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)
+    one = score_files(config(files), tmp_path / "one")
+    assert plain(score_files(config(files, "engine=dask", "workers=2"), tmp_path / "two")) == plain(one)
+
+
+def test_a_number_of_counting_processes(files, tmp_path):
+    with pytest.raises(Exception, match="not a number of workers: 0"):
+        score_files(config(files, "workers=0"), tmp_path / "run")

@@ -54,8 +54,8 @@ def table(volumes):
 def test_columns_and_units(table):
     named = column_names(image=True, probability=True)
     assert list(table.columns) == [*named, DISTANCE]
-    shape_alone = column_names(image=False, probability=False)
-    assert list(measure_instances(sources(scene(count=2))).columns) == [*shape_alone, DISTANCE]
+    bare = measure_instances(sources(scene(count=2)))
+    assert list(bare.columns) == [*column_names(image=False, probability=False), DISTANCE]
     lengths = [c for c in table.columns if c.endswith(("_nm", "_nm2", "_nm3"))]
     plain = set(table.columns) - set(lengths)
     assert plain == {
@@ -270,13 +270,13 @@ def test_shapes_must_agree():
 def test_half_of_epfl(real_data):
     """Mitochondria of hippocampus are 0.1 to 0.5 um thick."""
     from mitoseg.geometry import Box
-    from mitoseg.segmentation.instances import label_components
+    from mitoseg.segmentation import label_array
     from mitoseg.volumes import open_volume
 
     box = Box((0, 200, 200), (82, 520, 520))
     mask = open_volume(real_data / "epfl_ca1" / "testing_z000-081_groundtruth.tif").read(box) > 0
     image = open_volume(real_data / "epfl_ca1" / "testing_z000-081.tif").read(box)
-    found = measure_instances(sources(label_components(mask), image, size=(5, 5, 5)), min_volume=1e6)
+    found = measure_instances(sources(label_array(mask), image, size=(5, 5, 5)), min_volume=1e6)
     assert len(found) >= 4
     assert found["diameter_max_nm"].between(60, 600).all()
     assert found["diameter_max_nm"].median() > 120

@@ -1,0 +1,50 @@
+"""The last step of ``predict``: from the tiles of a network to what was asked for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mitoseg.cli.cleaning import clean
+from mitoseg.cli.labelling import find_instances
+from mitoseg.inference import Predictor
+from mitoseg.segmentation import Labelling, Postprocess, write_instances
+from mitoseg.volumes import Volume, VolumeWriter
+from mitoseg.volumes.staging import StagedVolume
+
+log = logging.getLogger(__name__)
+
+
+def finish_mask(steps: Postprocess, predictor: Predictor, stage: StagedVolume) -> None:
+    """Write the mask that post-processing makes of all probabilities."""
+    log.info("post-processing")
+
+    def write(tiles: Volume, writer: VolumeWriter) -> None:
+        writer.write(tiles.box, clean(steps, tiles, image=predictor.volume).read())
+
+    stage.finish_as(write, np.dtype(np.uint8), {**_about(predictor), "kind": "mask", "postprocess": asdict(steps)})
+
+
+def finish_instances(
+    steps: Postprocess | None, labelling: Labelling, predictor: Predictor, stage: StagedVolume
+) -> None:
+    """Write the instances of the mask, block by block; only post-processing holds all of it in memory."""
+    log.info("numbering mitochondria")
+
+    def write(tiles: Volume, writer: VolumeWriter) -> None:
+        mask = tiles if steps is None else clean(steps, tiles, image=predictor.volume)
+        instances = find_instances(mask, labelling)
+        write_instances(instances, writer)
+        log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
+
+    about = {**_about(predictor), "kind": "instances", "labelling": asdict(labelling)}
+    if steps is not None:
+        about["postprocess"] = asdict(steps)
+    stage.finish_as(write, np.dtype(np.uint32), about)
+
+
+def _about(predictor: Predictor) -> dict[str, Any]:
+    return {"threshold": predictor.prediction.threshold, "scale": 1}

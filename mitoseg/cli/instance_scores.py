@@ -1,0 +1,77 @@
+"""Scores of instances, for ``evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mitoseg.cli.labelling import chosen_labelling
+from mitoseg.errors import UserError
+from mitoseg.evaluation import Bootstrap
+from mitoseg.evaluation.decision import decide
+from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, prediction_instances, truth_instances
+from mitoseg.geometry import Box
+from mitoseg.volumes import LabelVolume, Volume
+
+
+def check_instance_options(cfg: DictConfig) -> None:
+    """Refuse values that cannot be meant.
+
+    Raises:
+        UserError: ``instances`` is no switch, or ``small_objects`` no number of voxels.
+    """
+    if cfg.instances is not None and not isinstance(cfg.instances, bool):
+        remedy = "give instances=true, instances=false, or null for predictions that are instances"
+        raise UserError("instances is neither true nor false", cfg.instances, remedy)
+    if isinstance(cfg.small_objects, bool) or not isinstance(cfg.small_objects, int) or cfg.small_objects < 0:
+        raise UserError("small_objects is not a number of voxels", cfg.small_objects, "give 0 or more")
+    chosen_labelling(cfg)
+
+
+def score_instances(
+    cfg: DictConfig,
+    prediction: Volume,
+    truth: LabelVolume,
+    draws: Bootstrap,
+    *,
+    crop: Box | None = None,
+    threshold: float | None = None,
+    kind: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+) -> dict[str, Any] | None:
+    """Scores of the instances, if the prediction holds some or ``instances=true`` asks for them.
+
+    Whole volumes are numbered, and then cropped.
+
+    Args:
+        cfg: The keys ``instances``, ``labelling`` and ``small_objects``.
+        prediction: Instances, or what is to be labelled first.
+        truth: Mapped labels.
+        draws: How the intervals are made.
+        crop: The part that is scored.
+        threshold: Of the prediction.
+        kind: Of the prediction.
+        voxel_size: (z, y, x) in nm.
+
+    Returns:
+        The keys of `evaluate_instances`, ``labelling`` (None where ids were stored), ``truth_labelled``; or None.
+
+    Raises:
+        UserError: Ids or options are no good.
+    """
+    found_kind = decide(prediction, threshold, kind).kind
+    wanted = found_kind == "instances" if cfg.instances is None else cfg.instances
+    if not wanted:
+        return None
+    labelling = chosen_labelling(cfg)
+    size = voxel_size or prediction.voxel_size or truth.voxel_size
+    result = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=size)
+    numbered = truth_instances(truth, labelling.connectivity)
+    scores = evaluate_instances(
+        [find_overlaps(result, numbered, labels=truth, crop=crop)], small=cfg.small_objects, bootstrap=draws
+    )
+    made = None if found_kind == "instances" else asdict(labelling)
+    return {**scores, "labelling": made, "truth_labelled": not truth.numbered}

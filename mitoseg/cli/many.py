@@ -1,0 +1,165 @@
+"""Several volumes in one run: one model, one result each, and a table of what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mitoseg.cli.console import user_message
+from mitoseg.cli.inputs import Job
+from mitoseg.cli.session import Session
+from mitoseg.cli.summary import DONE, FAILED, NAME, Row, read_rows, write_rows
+from mitoseg.engines import Engine, EngineError, one_at_a_time
+from mitoseg.errors import UserError
+from mitoseg.evaluation.decision import KINDS, Decision, decide
+from mitoseg.geometry import Box, tiles
+from mitoseg.storage import explain_storage_error, make_folders, plain, remove
+from mitoseg.volumes import Volume, open_volume
+
+log = logging.getLogger(__name__)
+_BLOCK = (64, 512, 512)
+
+
+def predict_many(
+    cfg: DictConfig,
+    session: Session,
+    jobs: Sequence[Job],
+    *,
+    open_input: Callable[[DictConfig], Volume],
+    identity: Callable[[DictConfig, Session, Volume], Mapping[str, Any]],
+    predict: Callable[[DictConfig, Session, Volume], object],
+) -> None:
+    """Predict each volume; one that fails does not stop the others, one that is done already is left alone.
+
+    Args:
+        cfg: Of the run; each volume gets it with its own input and output.
+        session: What they share.
+        jobs: The volumes.
+        open_input: Opens the input of a config.
+        identity: What makes a prediction another one than the next.
+        predict: Predicts one.
+
+    Raises:
+        UserError: Some have failed, or another process works in the folder.
+        EngineError: The engine is gone, and with it all that was to come.
+    """
+    folder = Path(cfg.output)
+    with _holding(folder):
+        before = read_rows(folder)
+        rows = [before.get(Path(job.output).name, Row(job.input, job.output)) for job in jobs]
+        rows = [row if row.status == DONE else Row(job.input, job.output) for row, job in zip(rows, jobs, strict=True)]
+        skipped = 0
+        for number, (job, row) in enumerate(zip(jobs, rows, strict=True)):
+            own = OmegaConf.merge(cfg, {"input": job.input, "output": job.output})
+            assert isinstance(own, DictConfig)
+            log.info("volume %d of %d: %s", number + 1, len(jobs), job.input)
+            try:
+                source = open_input(own)
+                command = _fingerprint(identity(own, session, source))
+                if row.status == DONE and row.command == command and os.path.lexists(job.output):
+                    skipped += 1
+                    continue
+                rows[number] = row = Row(job.input, job.output, voxels=str(source.box.size), command=command)
+                start = time.monotonic()
+                predict(own, session, source)
+                row.seconds = f"{time.monotonic() - start:.1f}"
+                row.foreground = _foreground(job.output, session.engine)
+                row.status = DONE
+            except EngineError:
+                raise
+            except Exception as error:
+                rows[number] = row = Row(job.input, job.output, FAILED, row.voxels, error=_told(error))
+                log.error("%s", row.error)
+            finally:
+                write_rows(folder, rows)
+    _conclude(folder, rows, skipped)
+
+
+def _conclude(folder: Path, rows: Sequence[Row], skipped: int) -> None:
+    """Say what became of all.
+
+    Raises:
+        UserError: Some have failed.
+    """
+    failed = [row for row in rows if row.status == FAILED]
+    done = sum(row.status == DONE for row in rows)
+    again = f", {skipped} of them before" if skipped else ""
+    Console().print(f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}", soft_wrap=True)
+    if failed:
+        names = ", ".join(row.input for row in failed[:5]) + (", ..." if len(failed) > 5 else "")
+        remedy = f"{folder / NAME} says why; the same command again does these alone"
+        raise UserError(f"{len(failed)} of {len(rows)} volumes have failed", names, remedy)
+
+
+def _told(error: Exception) -> str:
+    """The line for a failure; a bug also leaves its traceback in the log."""
+    line = user_message(error)
+    if line is None:
+        log.error("this is a bug in mitoseg; please report it with these lines", exc_info=error)
+        line = f"a bug: {type(error).__name__}: {error}"
+    return " ".join(line.split())
+
+
+def _fingerprint(identity: Mapping[str, Any]) -> str:
+    text = json.dumps(plain(identity), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """Make the folder of the results, and hold it against other processes.
+
+    Raises:
+        UserError: It cannot be made, or another process holds it.
+    """
+    try:
+        make_folders(folder)
+    except OSError as error:
+        raise explain_storage_error(error, folder) from error
+    lock = folder / ".lock"
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError("another process is writing into this folder", str(folder), "wait for it") from error
+    remove(lock)
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Counts the foreground voxels of a box.
+
+    Attributes:
+        volume: A result.
+        decision: What its values mean.
+    """
+
+    volume: Volume
+    decision: Decision
+
+    def __call__(self, box: Box) -> int:
+        values = self.volume.read(box)
+        with one_at_a_time():
+            return int(self.decision.foreground(values).sum())
+
+
+def _foreground(output: str, engine: Engine) -> str:
+    """Share of a result's voxels that are foreground; nothing where it says nothing of it."""
+    volume = open_volume(output)
+    if volume.info.metadata.get("kind") not in KINDS:
+        return ""
+    counts: list[int] = []
+    engine.map(_Counting(volume, decide(volume)), tiles(volume.box, _BLOCK), lambda _, count: counts.append(count))
+    return f"{sum(counts) / volume.box.size:.6f}"

@@ -1,0 +1,113 @@
+"""What ``measure`` measures: the volumes that a config names, and instances of what has none yet."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from mitoseg.cli.labelling import chosen_labelling, find_instances
+from mitoseg.errors import UserError
+from mitoseg.evaluation.decision import Decision, decide
+from mitoseg.geometry import Box
+from mitoseg.segmentation import InstanceVolume, Labelling, Sources, write_instances
+from mitoseg.volumes import ArrayVolume, Volume, VoxelSize, create_volume, open_volume
+from mitoseg.volumes.units import check_voxel_size
+
+IN_MEMORY = 2**28
+"""Voxels up to which instances are kept in memory; of larger volumes they are written beside the output first."""
+
+
+def find_voxel_size(cfg: DictConfig, volumes: dict[str, Volume]) -> VoxelSize:
+    """The voxel size that is given, else the first that a file knows.
+
+    Raises:
+        UserError: There is none.
+    """
+    if cfg.voxel_size is not None:
+        given = OmegaConf.to_container(cfg.voxel_size) if OmegaConf.is_config(cfg.voxel_size) else cfg.voxel_size
+        return check_voxel_size(given)  # type: ignore[arg-type]
+    for volume in volumes.values():
+        if volume.voxel_size is not None:
+            return volume.voxel_size
+    raise UserError("measuring needs the voxel size, and no file has one", cfg.input, "give voxel_size=[z,y,x] in nm")
+
+
+@contextmanager
+def find_sources(
+    cfg: DictConfig,
+    volumes: dict[str, Volume],
+    size: VoxelSize,
+    *,
+    on_block: Callable[[Box], None] | None = None,
+) -> Iterator[tuple[Sources, Decision]]:
+    """The volumes to measure, and what the input was taken for; a mask and probabilities are numbered first.
+
+    Args:
+        cfg: The keys of ``conf/measure.yaml``.
+        volumes: ``input``, and those of ``image``, ``probability`` and ``uncertainty`` that are given.
+        size: (z, y, x) in nm.
+        on_block: Called with each block that is numbered.
+
+    Raises:
+        UserError: Kinds or options are no good, or instances are no whole numbers.
+    """
+    given = volumes["input"]
+    decision = decide(given, cfg.threshold, cfg.kind)
+    probability, scale = volumes.get("probability"), 1.0
+    if probability is None and decision.kind == "probability":
+        probability, scale = given, decision.scale
+    elif probability is not None:
+        scale = decide(probability, None, "probability").scale
+    with tempfile.TemporaryDirectory(dir=Path(cfg.output).parent, prefix=".measuring.") as scratch:
+        if decision.kind != "instances":
+            options = {"threshold": cfg.threshold, "kind": decision.kind, "voxel_size": size}
+            found = find_instances(given, sized_labelling(cfg), **options)
+            labels = kept(found, Path(scratch), on_block)
+        else:
+            labels = as_integers(given, size)
+        yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale), decision
+
+
+def sized_labelling(cfg: DictConfig) -> Labelling:
+    """What ``labelling=`` asks for, without objects that ``min_volume`` would leave out: they are no neighbours."""
+    labelling = chosen_labelling(cfg)
+    least = max(labelling.min_volume or 0.0, cfg.min_volume or 0.0)
+    return replace(labelling, min_volume=least or None)
+
+
+def kept(instances: InstanceVolume, scratch: Path, on_block: Callable[[Box], None] | None = None) -> Volume:
+    """Instances in memory or, of a large volume, in a folder, so that reading them again computes nothing."""
+    about = instances.info
+    if math.prod(instances.shape) <= IN_MEMORY:
+        array = np.empty(instances.shape, np.uint32)
+        for block in instances.blocks():
+            array[block.slices] = instances.read(block)
+            if on_block is not None:
+                on_block(block)
+        return ArrayVolume(array, about.voxel_size, about.path, about.metadata)
+    path = str(scratch / "instances.zarr")
+    options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": (64, 128, 128)}
+    with create_volume(path, about.shape, np.uint32, **options) as writer:  # type: ignore[arg-type]
+        write_instances(instances, writer, on_block=on_block)
+    return open_volume(path)
+
+
+def as_integers(labels: Volume, size: VoxelSize) -> Volume:
+    """Instances as they are, or as whole numbers where a program has stored floats.
+
+    Raises:
+        UserError: They are no whole numbers from 0 on.
+    """
+    if labels.dtype.kind != "f":
+        return labels
+    values = labels.read()
+    if not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
+        raise UserError("instances are whole numbers from 0 on", labels.path, "say kind=probability or kind=mask")
+    return ArrayVolume(values.astype(np.uint64), size, labels.path)

@@ -1,0 +1,91 @@
+"""The options of ``predict``: what is refused, the volume that is meant, and what tells one command from the next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mitoseg import __version__
+from mitoseg.cli.cleaning import chosen_steps
+from mitoseg.cli.labelling import chosen_labelling
+from mitoseg.cli.prediction import INSTANCES
+from mitoseg.cli.session import Session
+from mitoseg.errors import UserError
+from mitoseg.volumes import Volume, open_volume
+from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes.writing import place
+
+IDENTITY = (
+    *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
+    *("overlap", "window_stride", "axes", "normalize"),
+)
+"""Options that make one command another than the next; a killed run is taken up by the same one alone."""
+VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
+"""What may change between two runs of one command; then what was computed is out of date."""
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Refuse what would be taken for something else.
+
+    Raises:
+        UserError: A path has no value, a switch is neither true nor false, or post-processing is to make no mask.
+    """
+    for key in ("input", "output"):
+        if not cfg[key]:
+            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
+    for key in ("overwrite", "trust", "progress"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    chosen_labelling(cfg)
+    if chosen_steps(cfg) is not None and cfg.save not in ("mask", INSTANCES):
+        remedy = "give save=mask or save=instances, or postprocess=none"
+        raise UserError("postprocess makes masks", f"save={cfg.save}", remedy)
+
+
+def check_places(source: str, output: str) -> None:
+    """Refuse an output that would change its input.
+
+    Raises:
+        UserError: It lies at or in the input.
+    """
+    ours, theirs = (Path(os.path.realpath(path)) for path in (place(output)[0], stored_in(source)))
+    if ours == theirs or theirs in ours.parents or ours in theirs.parents:
+        where = "is the input itself" if ours == theirs else "lies inside the input or around it"
+        raise UserError(f"the output {where}", output, "choose another name")
+
+
+def open_input(cfg: DictConfig) -> Volume:
+    """The volume to predict.
+
+    Raises:
+        UserError: It cannot be read, or chunks of it are missing.
+    """
+    if cfg.missing_chunks not in ("error", "fill"):
+        raise UserError("no such way to treat missing chunks", cfg.missing_chunks, "choose error or fill")
+    volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
+    if cfg.missing_chunks == "error":
+        volume.check_complete()
+    return volume
+
+
+def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, Any]:
+    """What makes this prediction another one than the next; not who computes it."""
+    source = stored_in(cfg.input)
+    state = source.stat() if source.exists() else None
+    return {
+        **{key: cfg[key] for key in IDENTITY},
+        "input": os.path.abspath(cfg.input),
+        "input_state": [list(volume.shape), str(volume.dtype), state and state.st_size, state and state.st_mtime_ns],
+        "precision": session.precision,
+        "device": session.device,
+        "tile": OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
+        "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
+        "checkpoint_sha256": session.sha256,
+        "mitoseg": __version__,
+        "torch": torch.__version__,
+    }

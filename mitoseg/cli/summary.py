@@ -1,0 +1,62 @@
+"""``summary.csv``: what became of each volume of a run over several."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from mitoseg.storage import write_text
+
+NAME = "summary.csv"
+DONE, FAILED, WAITING = "done", "failed", "waiting"
+
+
+@dataclass
+class Row:
+    """One volume.
+
+    Attributes:
+        input: Where it lies.
+        output: Where its result goes.
+        status: ``done``, ``failed`` or ``waiting``.
+        voxels: Of the volume; empty before it was opened.
+        seconds: That its prediction took, without earlier attempts.
+        foreground: Share of voxels that are mitochondria.
+        error: Why it failed.
+        command: Tells the options, the checkpoint and the state of the input from others.
+    """
+
+    input: str
+    output: str
+    status: str = WAITING
+    voxels: str = ""
+    seconds: str = ""
+    foreground: str = ""
+    error: str = ""
+    command: str = ""
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """The rows of an earlier run by their outputs' names; none where there is no table, or another one."""
+    try:
+        text = (folder / NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    names = [f.name for f in fields(Row)]
+    reader = csv.DictReader(io.StringIO(text))
+    if reader.fieldnames != names:
+        return {}
+    rows = [Row(**{name: line[name] or "" for name in names}) for line in reader]
+    return {Path(row.output).name: row for row in rows}
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """Write the table, whole or not at all."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [f.name for f in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(folder / NAME, stream.getvalue())

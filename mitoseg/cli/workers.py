@@ -1,0 +1,174 @@
+"""What the workers of an engine can do and see; asked before anything is computed, since later it costs hours."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mitoseg import __version__
+from mitoseg.cli.devices import choose_device
+from mitoseg.engines import Engine
+from mitoseg.errors import UserError
+from mitoseg.inference.precision import has_bf16
+from mitoseg.storage import remove
+from mitoseg.volumes.stage_folder import PATIENCE, wait_for
+
+SHARED = "put it on storage that all machines share, under the same path"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One worker.
+
+    Attributes:
+        machine: Its name.
+        cores: That it may use.
+        devices: ``cpu``, and ``cuda`` or ``mps`` where there is one.
+        bf16: Those that compute with bfloat16 natively.
+        versions: Of mitoseg and torch.
+    """
+
+    machine: str
+    cores: int
+    devices: tuple[str, ...]
+    bf16: tuple[str, ...]
+    versions: tuple[str, str]
+
+
+def look_around() -> Facts:
+    """The facts of this process."""
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    devices = tuple(name for name, there in here.items() if there)
+    bf16 = tuple(name for name in devices if has_bf16(torch.device(name)))
+    return Facts(socket.gethostname(), usable_cores(), devices, bf16, (__version__, torch.__version__))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Team:
+    """All workers of an engine, which compute alike.
+
+    Attributes:
+        device: What all of them have, ``cpu``, ``cuda`` or ``mps``.
+        bf16: Whether all compute with bfloat16 natively there.
+        threads: Cores for each, the fewest that one of them has.
+        neighbours: Workers that share a machine, the most there are on one.
+    """
+
+    device: str
+    bf16: bool
+    threads: int
+    neighbours: int
+
+
+def gather_team(workers: Sequence[Facts], accelerator: str) -> Team:
+    """What all workers have in common.
+
+    Args:
+        workers: All of them.
+        accelerator: ``auto``, or what the user wants.
+
+    Raises:
+        UserError: Their versions differ from ours, or some lack the accelerator.
+    """
+    ours = (__version__, torch.__version__)
+    for worker in workers:
+        if worker.versions != ours:
+            what = f"a worker on {worker.machine} has other versions of mitoseg and torch than {ours}"
+            raise UserError(what, worker.versions, "install the same everywhere")
+    wanted = {"gpu": "cuda"}.get(accelerator, accelerator)
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if all(name in worker.devices for worker in workers))
+    lacking = [worker.machine for worker in workers if wanted not in worker.devices]
+    if lacking:
+        choose_device("cpu" if wanted in ("cuda", "mps") else wanted)  # refuses what does not exist at all
+        what = f"{len(lacking)} of {len(workers)} workers lack the accelerator {wanted}, among them one on"
+        raise UserError(what, lacking[0], "use accelerator=auto")
+    crowd = Counter(worker.machine for worker in workers)
+    threads = min(max(1, worker.cores // crowd[worker.machine]) for worker in workers)
+    return Team(wanted, all(wanted in worker.bf16 for worker in workers), threads, max(crowd.values()))
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Looks for files where a worker is, and leaves a token beside another one.
+
+    Attributes:
+        sizes: For what each file is, its path and its bytes (None: a folder).
+        token: A file that the coordinator has written.
+        text: What it wrote there.
+    """
+
+    sizes: Mapping[str, tuple[str, int | None]]
+    token: Path
+    text: str
+
+    def __call__(self) -> tuple[str, str | UserError]:
+        """The machine's name, and the name of the worker's own token or what is wrong."""
+        machine = socket.gethostname()
+        for what, (path, size) in self.sizes.items():
+            if not os.path.exists(path):
+                return machine, UserError(f"a worker on {machine} does not see the {what}", path, SHARED)
+            if size is not None and os.path.getsize(path) != size:
+                return machine, UserError(f"a worker on {machine} sees another {what}", path, SHARED)
+        folder = str(self.token.parent)
+        try:
+            wait_for(self.token, 5)
+            same = self.token.read_text(encoding="utf-8") == self.text
+        except (UserError, OSError):
+            same = False
+        if not same:
+            return machine, UserError(f"a worker on {machine} does not see where the output is made", folder, SHARED)
+        own = self.token.with_name(f"{self.token.name}.{secrets.token_hex(8)}")
+        try:
+            own.write_text(self.text, encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return machine, UserError(
+                f"a worker on {machine} cannot write ({reason})", folder, "check its permissions"
+            )
+        return machine, own.name
+
+
+def check_sight(engine: Engine, files: Mapping[str, str | Path], folder: Path, patience: float = PATIENCE) -> None:
+    """Check that every worker sees some files, and that it and we see what the other writes in a folder.
+
+    Args:
+        engine: Whose workers.
+        files: By what they are, such as "checkpoint".
+        folder: Where all of them will write.
+        patience: Seconds in which what a worker writes must appear here.
+
+    Raises:
+        UserError: One does not.
+    """
+    sizes = {
+        what: (os.path.abspath(path), None if os.path.isdir(path) else os.path.getsize(path))
+        for what, path in files.items()
+    }
+    text = secrets.token_hex(8)
+    token = folder.absolute() / f"token.{text}"
+    try:
+        token.write_text(text, encoding="utf-8")
+        for machine, answer in engine.ask(Looking(sizes, token, text)):
+            if isinstance(answer, UserError):
+                raise answer
+            try:
+                wait_for(token.with_name(answer), patience)
+            except UserError as error:
+                what = f"what a worker on {machine} writes beside the output does not appear here"
+                raise UserError(what, str(folder), SHARED) from error
+    finally:
+        for left in folder.glob(f"{token.name}*"):
+            remove(left)

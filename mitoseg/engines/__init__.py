@@ -1,0 +1,27 @@
+"""Where independent pieces of work are done: in this process, in several, or on several machines.
+
+    in this process      function(item), function(item), ...
+    worker processes     items are dealt out as workers get free; a worker that dies is replaced, its items done again
+    Dask workers         the same, on any machine that has joined the cluster
+
+What is mapped must be picklable, and the result must not depend on where or in which order items are done.
+"""
+
+from mitoseg.engines.base import Engine, EngineError
+from mitoseg.engines.local import LocalEngine
+from mitoseg.engines.on_dask import DaskEngine
+from mitoseg.engines.on_slurm import SlurmEngine
+from mitoseg.engines.place import Place, here, one_at_a_time
+from mitoseg.engines.prepared import Prepared
+
+__all__ = [
+    "DaskEngine",
+    "Engine",
+    "EngineError",
+    "LocalEngine",
+    "Place",
+    "Prepared",
+    "SlurmEngine",
+    "here",
+    "one_at_a_time",
+]

@@ -1,0 +1,81 @@
+"""What every engine does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Self, TypeVar
+
+from mitoseg.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LANES = 2
+"""Items that a worker has at the same time, so that one is read or written while another one is computed."""
+DEATHS = 3
+"""Workers that may die over one item before it is given up."""
+
+
+class EngineError(UserError):
+    """The workers are gone, or an item kills every worker; nothing more can be done with this engine."""
+
+
+class Engine(ABC):
+    """Does the same thing with many items; a context manager that starts and ends its workers.
+
+    Attributes:
+        in_process: Whether items are done by the caller itself, so that nothing has to be picklable.
+    """
+
+    in_process = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the workers, or find them.
+
+        Raises:
+            UserError: There are none.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers that were started; may be called again."""
+
+    @abstractmethod
+    def ask(self, function: Callable[[], Result]) -> list[Result]:
+        """Call a function once in each worker that there is now.
+
+        Raises:
+            EngineError: A worker died over it.
+        """
+
+    @abstractmethod
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        on_done: Callable[[Item, Result], None],
+    ) -> None:
+        """Call a function with each item.
+
+        Args:
+            function: Picklable, unless `in_process`; its first exception ends the run, after what was begun has ended.
+                It may be called twice with an item whose worker has died.
+            items: Taken as workers get free.
+            on_done: Called by the caller's thread with each item and its result, once, in the order of completion.
+
+        Raises:
+            EngineError: The workers are gone, or died again and again over one item.
+        """

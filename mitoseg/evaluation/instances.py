@@ -1,0 +1,155 @@
+"""Score the instances of two stored volumes, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.errors import UserError
+from mitoseg.evaluation.decision import decide
+from mitoseg.evaluation.score import check_shapes
+from mitoseg.evaluation.tally import Bootstrap
+from mitoseg.geometry import Box, tiles
+from mitoseg.metrics.instances import SHARE, THRESHOLDS, instance_scores
+from mitoseg.metrics.intervals import LEVEL
+from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overlaps
+from mitoseg.segmentation import Labelling, label_volume
+from mitoseg.segmentation.labelling import BLOCK
+from mitoseg.volumes.base import Volume
+from mitoseg.volumes.labels import IGNORED, LabelVolume
+from mitoseg.volumes.masks import MaskVolume
+
+SMALL = 1000
+"""Objects of fewer voxels are left out and counted apart."""
+Side = tuple[Ints, Ints, Ints]
+
+
+def prediction_instances(
+    prediction: Volume,
+    labelling: Labelling | None = None,
+    *,
+    threshold: float | None = None,
+    kind: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+) -> Volume:
+    """The ids of a stored prediction: its own, or those of its mask.
+
+    Args:
+        prediction: Instances, a mask or probabilities; see `mitoseg.evaluation.decide`.
+        labelling: How a mask becomes instances.
+        threshold: Overrides that of the prediction.
+        kind: Overrides what the prediction's metadata says it is.
+        voxel_size: (z, y, x) in nm; None: the prediction's.
+
+    Raises:
+        UserError: The kind cannot be told, or labelling fails.
+    """
+    decision = decide(prediction, threshold, kind)
+    if decision.kind == "instances":
+        return prediction
+    return label_volume(MaskVolume(prediction, decision.foreground), labelling, voxel_size=voxel_size)
+
+
+def truth_instances(labels: LabelVolume, connectivity: int = 6) -> Volume:
+    """The ids of labels: their own where they are instance numbers, else the connected components of the mask.
+
+    Args:
+        labels: Mapped labels.
+        connectivity: Of the components: 6, 18 or 26.
+    """
+    if labels.numbered:
+        return labels.stored
+    return label_volume(MaskVolume(labels, lambda label_zyx: label_zyx == 1), Labelling(connectivity))
+
+
+def find_overlaps(
+    result: Volume,
+    truth: Volume,
+    *,
+    labels: Volume | None = None,
+    crop: Box | None = None,
+    block: tuple[int, int, int] = BLOCK,
+) -> Overlaps:
+    """The voxels that each true object shares with each result.
+
+    Args:
+        result: Ids, 0 for background.
+        truth: Ids, of the same shape.
+        labels: Where they are 255 nothing counts; None: everything counts.
+        crop: The part that is scored. What its faces cut is cut.
+        block: Voxels read at once.
+
+    Raises:
+        UserError: The shapes differ, or ids are no whole numbers from 0 to 2**32 - 1.
+    """
+    check_shapes(result=result, truth=truth)
+    crop = truth.check_box(crop)
+    parts: list[Side] = []
+    cut: tuple[set[int], set[int]] = (set(), set())
+    for part in tiles(crop, block):
+        counted = None if labels is None else labels.read(part) != IGNORED
+        ids = [_ids(volume, part, counted) for volume in (truth, result)]
+        parts.append(count_overlaps(ids[0], ids[1]))
+        for side, id_zyx in zip(cut, ids, strict=True):
+            side |= _at_faces(id_zyx, part, crop)
+    return Overlaps.collect(parts, sorted(cut[0]), sorted(cut[1]))
+
+
+def evaluate_instances(
+    tables: Sequence[Overlaps],
+    *,
+    small: int = SMALL,
+    thresholds: Sequence[float] = THRESHOLDS,
+    share: float = SHARE,
+    bootstrap: Bootstrap | None = None,
+) -> dict[str, Any]:
+    """Scores of the objects of one or more volumes, pooled.
+
+    Args:
+        tables: Of each volume, from `find_overlaps`.
+        small: Objects of fewer voxels become background, on both sides and before anything is matched. So a true
+            object just above and its result just below are a miss.
+        thresholds: Of intersection over union.
+        share: See `mitoseg.metrics.instances`.
+        bootstrap: How the intervals are made.
+
+    Returns:
+        The keys of `mitoseg.metrics.instances.instance_scores`; ``small``: ``voxels`` and how many objects were left
+        out, ``truth`` and ``result``; ``link_share``, ``bootstrap``.
+    """
+    draws = asdict(bootstrap or Bootstrap())
+    kept, truths, results = pool_overlaps(tables).without_small(small)
+    found = instance_scores(kept, thresholds=thresholds, share=share, **draws)
+    left_out = {"voxels": small, "truth": truths, "result": results}
+    return {**found, "small": left_out, "link_share": share, "bootstrap": {**draws, "level": LEVEL}}
+
+
+def _ids(volume: Volume, box: Box, counted: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.integer]:
+    """Ids of a box, 0 where voxels do not count.
+
+    Raises:
+        UserError: They are no ids.
+    """
+    values = volume.read(box)
+    if counted is not None:
+        values = np.where(counted, values, 0)
+    if values.dtype.kind == "f" and (values != np.rint(values)).any():
+        raise UserError("instance ids are no whole numbers", volume.path, "say kind=probability or kind=mask")
+    if values.size and not (values.min() >= 0 and values.max() < 2**32):
+        span = f"{values.min():g} to {values.max():g}"
+        raise UserError(f"instance ids run from {span}", volume.path, "they must lie in 0 to 2**32 - 1")
+    return values.astype(np.uint32, copy=False)
+
+
+def _at_faces(id_zyx: npt.NDArray[np.integer], box: Box, crop: Box) -> set[int]:
+    """Ids of a box that lie at a face of the crop."""
+    found: set[int] = set()
+    for axis in range(3):
+        for index, at_face in ((0, box.start[axis] == crop.start[axis]), (-1, box.stop[axis] == crop.stop[axis])):
+            if at_face:
+                found.update(np.unique(np.take(id_zyx, index, axis)).tolist())
+    return found - {0}

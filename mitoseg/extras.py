@@ -1,0 +1,28 @@
+"""Libraries that only some installations have, imported when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from mitoseg.errors import UserError
+
+
+def import_extra(module: str, library: str, extra: str) -> ModuleType:
+    """Import a module of an extra.
+
+    Some of these libraries are GPL or LGPL (PyMaxflow, kimimaro, zmesh): mitoseg neither contains nor needs them, and
+    imports them nowhere but here.
+
+    Args:
+        module: Such as ``sklearn.ensemble``.
+        library: The name that it is installed by.
+        extra: The extra of mitoseg that brings it, such as ``classical``.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError("this method needs a library", library, f'run pip install "mitoseg[{extra}]"') from error

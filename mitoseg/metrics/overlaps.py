@@ -1,0 +1,162 @@
+"""The table from which instances are scored: how many voxels each true object shares with each result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """A sparse contingency table of two label volumes; 0 is background, and its overlap with itself is left out.
+
+    Attributes:
+        truth: (m,) true object of each pair.
+        result: (m,) object of the result of each pair.
+        voxels: (m,) that the two share.
+        truth_cut: True objects that the border of the volume cuts.
+        result_cut: The same of the result.
+    """
+
+    truth: Ints
+    result: Ints
+    voxels: Ints
+    truth_cut: Ints
+    result_cut: Ints
+
+    @classmethod
+    def collect(
+        cls, parts: Sequence[tuple[Ints, Ints, Ints]], truth_cut: Sequence[int], result_cut: Sequence[int]
+    ) -> Overlaps:
+        """Sum what `count_overlaps` gave for each part of a volume."""
+        columns = [np.concatenate([np.zeros(0, np.int64), *(part[i] for part in parts)]) for i in range(3)]
+        frame = pd.DataFrame(dict(zip(("truth", "result", "voxels"), columns, strict=True)))
+        total = frame.groupby(["truth", "result"], sort=True, as_index=False)["voxels"].sum()
+        truth, result, voxels = (total[name].to_numpy(np.int64) for name in ("truth", "result", "voxels"))
+        return cls(truth, result, voxels, *(np.array(sorted(cut), np.int64) for cut in (truth_cut, result_cut)))
+
+    def sizes(self, side: str) -> tuple[Ints, Ints]:
+        """Ids of all objects of one side, ``truth`` or ``result``, and their voxels."""
+        ids, group = np.unique(getattr(self, side), return_inverse=True)
+        voxels = np.zeros(len(ids), np.int64)
+        np.add.at(voxels, group, self.voxels)
+        return ids[ids > 0], voxels[ids > 0]
+
+    def without_small(self, least: int) -> tuple[Overlaps, int, int]:
+        """The table with objects below ``least`` voxels turned into background, and how many they were.
+
+        Returns:
+            The table, the number of small true objects, and of small results.
+        """
+        sides, counts = [], []
+        for side in ("truth", "result"):
+            ids, voxels = self.sizes(side)
+            small = ids[voxels < least]
+            counts.append(len(small))
+            sides.append(np.where(np.isin(getattr(self, side), small), 0, getattr(self, side)))
+        kept = (sides[0] > 0) | (sides[1] > 0)
+        part = (sides[0][kept], sides[1][kept], self.voxels[kept])
+        return Overlaps.collect([part], self.truth_cut.tolist(), self.result_cut.tolist()), counts[0], counts[1]
+
+
+def count_overlaps(truth: npt.NDArray[np.integer], result: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:
+    """Pairs of ids and their voxels in two arrays of one shape, (0, 0) left out.
+
+    Args:
+        truth: Ids below 2**32.
+        result: The same.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    >>> [column.tolist() for column in count_overlaps(np.array([0, 1, 1, 0]), np.array([0, 1, 1, 2]))]
+    [[0, 1], [2, 1], [1, 2]]
+    """
+    if truth.shape != result.shape:
+        raise ValueError(f"truth and result differ in shape: {truth.shape} and {result.shape}")
+    there = (truth != 0) | (result != 0)
+    code = (truth[there].astype(np.uint64) << np.uint64(32)) | result[there].astype(np.uint64)
+    pairs, voxels = np.unique(code, return_counts=True)
+    low = np.uint64(0xFFFFFFFF)
+    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & low).astype(np.int64), voxels.astype(np.int64)
+
+
+def pool_overlaps(tables: Sequence[Overlaps]) -> Overlaps:
+    """One table of several volumes, whose objects all differ."""
+    parts, cuts = [], ([], [])  # type: tuple[list[tuple[Ints, Ints, Ints]], tuple[list[int], list[int]]]
+    truths = results = 0
+    for table in tables:
+        truth = np.where(table.truth > 0, table.truth + truths, 0)
+        result = np.where(table.result > 0, table.result + results, 0)
+        parts.append((truth, result, table.voxels))
+        cuts[0].extend((table.truth_cut + truths).tolist())
+        cuts[1].extend((table.result_cut + results).tolist())
+        truths = max(truths, *truth.tolist(), *cuts[0])
+        results = max(results, *result.tolist(), *cuts[1])
+    return Overlaps.collect(parts, *cuts)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of a true object and a result that are taken for the same, one to one.
+
+    Attributes:
+        truth: (k,) ids.
+        result: (k,) ids.
+        iou: (k,) intersection over union of each pair.
+    """
+
+    truth: Ints
+    result: Ints
+    iou: npt.NDArray[np.float64]
+
+
+def match_objects(overlaps: Overlaps, threshold: float) -> Matches:
+    """Match objects whose intersection over union is above ``threshold``.
+
+    Above one half an object has one such partner at most (Kirillov et al., CVPR 2019). Below, as many pairs as
+    possible are taken, and among such choices the one of the largest sum (linear assignment).
+
+    Args:
+        overlaps: The table.
+        threshold: From 0 on; pairs that do not overlap are never matched.
+    """
+    pairs = (overlaps.truth > 0) & (overlaps.result > 0)
+    truth, result, shared = overlaps.truth[pairs], overlaps.result[pairs], overlaps.voxels[pairs]
+    size = dict(zip(*(values.tolist() for values in overlaps.sizes("truth")), strict=True))
+    other = dict(zip(*(values.tolist() for values in overlaps.sizes("result")), strict=True))
+    union = np.array([size[t] + other[r] for t, r in zip(truth.tolist(), result.tolist(), strict=True)], np.int64)
+    iou = shared / (union - shared)
+    near = iou > threshold
+    truth, result, iou = truth[near], result[near], iou[near]
+    chosen = np.arange(len(iou)) if threshold >= 0.5 else _assign(truth, result, iou)
+    return Matches(truth[chosen], result[chosen], iou[chosen])
+
+
+def _assign(truth: Ints, result: Ints, iou: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Which of the candidates are taken: most pairs, then the largest sum; each group of rivals by itself."""
+    rows, row = np.unique(truth, return_inverse=True)
+    columns, column = np.unique(result, return_inverse=True)
+    total = len(rows) + len(columns)
+    if not total:
+        return np.zeros(0, np.int64)
+    _, group = connected_components(coo_array((iou, (row, column + len(rows))), (total, total)), directed=False)
+    chosen = []
+    for members in pd.Series(np.arange(len(iou))).groupby(group[row]).indices.values():
+        r, i = np.unique(row[members], return_inverse=True)
+        c, j = np.unique(column[members], return_inverse=True)
+        value, index = np.zeros((len(r), len(c))), np.full((len(r), len(c)), -1)
+        value[i, j] = 1 + iou[members] / (2 * min(len(r), len(c)))
+        index[i, j] = members
+        picked = index[linear_sum_assignment(value, maximize=True)]
+        chosen.append(picked[picked >= 0])
+    return np.sort(np.concatenate(chosen))

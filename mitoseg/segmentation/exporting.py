@@ -1,0 +1,242 @@
+"""Meshes and skeletons of a whole volume, object by object, into a folder that appears when all are there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
+from mitoseg.segmentation.finding import FoundObject, choose_objects, find_objects, held, read_mask
+from mitoseg.segmentation.mesh_files import FORMATS, ONE_EACH, write_mesh, write_scene
+from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
+from mitoseg.segmentation.skeletons import CONST, SCALE, Skeleton, skeletonize, write_swc
+from mitoseg.storage import atomic_output, check_output, read_json, write_json
+from mitoseg.volumes.base import Volume, VoxelSize
+from mitoseg.volumes.units import check_voxel_size
+
+Progress = Callable[[int, int], None]
+"""Told after each object how many are done, and of how many."""
+
+MESH_LIST, SKELETON_LIST = "meshes.json", "skeletons.json"
+"""What a folder holds, in itself; a folder without one is never replaced."""
+SCENE = "instances.glb"
+
+
+@dataclass(frozen=True)
+class MeshRecord:
+    """What is known of one mesh.
+
+    Attributes:
+        id: The instance's number.
+        vertices: How many.
+        faces: How many.
+        volume_nm3: Within the mesh.
+        surface_nm2: Of the mesh, cut faces included.
+        touches_border: The border of the volume cuts it, and the mesh is closed there.
+        is_closed: Whether the mesh is watertight.
+    """
+
+    id: int
+    vertices: int
+    faces: int
+    volume_nm3: float
+    surface_nm2: float
+    touches_border: bool
+    is_closed: bool
+
+
+@dataclass(frozen=True)
+class SkeletonRecord:
+    """What is known of one skeleton.
+
+    Attributes:
+        id: The instance's number.
+        points: How many.
+        ends: Points with one neighbour.
+        junctions: Points with more than two.
+        length_nm: Of all its lines.
+        touches_border: The border of the volume cuts the object.
+    """
+
+    id: int
+    points: int
+    ends: int
+    junctions: int
+    length_nm: float
+    touches_border: bool
+
+
+def export_meshes(
+    instances: Volume,
+    folder: Path | str,
+    *,
+    formats: Sequence[str] = ("ply",),
+    voxel_size: Sequence[float] | None = None,
+    ids: Iterable[int] | None = None,
+    reduction: float = 10.0,
+    smoothing: int = SMOOTHING,
+    min_volume: float = 0.0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[MeshRecord]:
+    """Write the surface of every instance.
+
+    The folder gets ``<id>.ply`` and ``<id>.obj``, one ``instances.glb``, and ``meshes.json`` with a `MeshRecord` of
+    each. One object is in memory at a time; for GLB the simplified meshes are kept until the end.
+
+    Args:
+        instances: Numbers from 1, 0 for background.
+        folder: Made by this call; it appears when all files are written.
+        formats: Of ``ply``, ``obj``, ``glb``.
+        voxel_size: (z, y, x) in nm; None: the volume's.
+        ids: Only these instances; None for all.
+        reduction: How many times fewer faces; 1 keeps all.
+        smoothing: Rounds of smoothing; 0 keeps the steps of the voxels.
+        min_volume: In nm^3; smaller objects are left out.
+        overwrite: Whether an earlier folder of meshes may be replaced.
+        progress: Called after each object.
+
+    Raises:
+        UserError: A bad option, no voxel size, an unknown instance, a missing library, or the folder exists, holds
+            other things, or cannot be written.
+    """
+    formats = _check_formats(formats)
+    _check_number("reduction", reduction, 1)
+    _check_number("min_volume", min_volume, 0)
+    if type(smoothing) is not int or smoothing < 0:
+        raise UserError("smoothing is no number of rounds", smoothing, "give 0 or more, such as smoothing=10")
+    import_extra("trimesh", "trimesh", "mesh")
+    if reduction > 1:
+        import_extra("zmesh", "zmesh", "mesh")
+    size = _voxel_size(instances, voxel_size)
+    records: list[MeshRecord] = []
+    scene: dict[int, Mesh] = {}
+    with _new_folder(Path(folder), MESH_LIST, overwrite) as place:
+        for one, source in _objects(instances, size, ids, min_volume, progress):
+            mask_zyx = read_mask(source, one)
+            mesh = mesh_object(mask_zyx, size, start=one.box.start, smoothing=smoothing, reduction=reduction)
+            for name in (f for f in formats if f in ONE_EACH):
+                write_mesh(place / f"{one.id}.{name}", mesh, one.id)
+            if "glb" in formats:
+                scene[one.id] = mesh
+            records.append(_mesh_record(one, mesh, instances))
+        if scene:
+            write_scene(place / SCENE, scene)
+        options = {"formats": formats, "reduction": reduction, "smoothing": smoothing, "min_volume_nm3": min_volume}
+        _write_list(place / MESH_LIST, instances, size, options, records)
+    return records
+
+
+def export_skeletons(
+    instances: Volume,
+    folder: Path | str,
+    *,
+    voxel_size: Sequence[float] | None = None,
+    ids: Iterable[int] | None = None,
+    min_volume: float = 0.0,
+    scale: float = SCALE,
+    const: float = CONST,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[SkeletonRecord]:
+    """Write the centre line of every instance: ``<id>.swc`` in nm, and ``skeletons.json`` with a record of each.
+
+    Args:
+        instances: See `export_meshes`, as for the options that are not here.
+        folder: Made by this call.
+        voxel_size: (z, y, x) in nm; None: the volume's.
+        ids: Only these instances; None for all.
+        min_volume: In nm^3; smaller objects are left out.
+        scale: See `mitoseg.segmentation.skeletons.skeletonize`.
+        const: The same, in nm.
+        overwrite: Whether an earlier folder of skeletons may be replaced.
+        progress: Called after each object.
+
+    Raises:
+        UserError: As `export_meshes`.
+    """
+    for name, value in (("min_volume", min_volume), ("scale", scale), ("const", const)):
+        _check_number(name, value, 0)
+    import_extra("kimimaro", "kimimaro", "mesh")
+    size = _voxel_size(instances, voxel_size)
+    records: list[SkeletonRecord] = []
+    with _new_folder(Path(folder), SKELETON_LIST, overwrite) as place:
+        for one, source in _objects(instances, size, ids, min_volume, progress):
+            mask_zyx = read_mask(source, one)
+            skeleton = skeletonize(mask_zyx, size, start=one.box.start, scale=scale, const=const)
+            write_swc(place / f"{one.id}.swc", skeleton, one.id)
+            records.append(_skeleton_record(one, skeleton, instances))
+        options = {"scale": scale, "const_nm": const, "min_volume_nm3": min_volume}
+        _write_list(place / SKELETON_LIST, instances, size, options, records)
+    return records
+
+
+def _objects(
+    instances: Volume, size: VoxelSize, ids: Iterable[int] | None, min_volume: float, progress: Progress | None
+) -> Iterator[tuple[FoundObject, Volume]]:
+    """The objects one by one, with the volume to read them from; tells the progress after each."""
+    source = held(instances)
+    chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
+    if not chosen:
+        raise UserError("no instance to write", instances.path, "check ids, min_volume and that it holds instances")
+    for done, one in enumerate(chosen, 1):
+        yield one, source
+        if progress is not None:
+            progress(done, len(chosen))
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path, its_list: str, overwrite: bool) -> Iterator[Path]:
+    """An empty folder that takes its name at the end; with ``overwrite`` it replaces only one of its own kind."""
+    check_output(folder, overwrite)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / its_list))):
+        raise UserError(
+            "the folder holds other things", str(folder), "give a new name: it would be replaced as a whole"
+        )
+    with atomic_output(folder, overwrite=overwrite) as place:
+        place.mkdir()
+        yield place
+
+
+def _write_list(
+    path: Path,
+    instances: Volume,
+    size: VoxelSize,
+    options: Mapping[str, object],
+    records: Sequence[MeshRecord] | Sequence[SkeletonRecord],
+) -> None:
+    head = {"unit": "nm", "axes": "x, y, z", "voxel_size_zyx": size, "shape_zyx": instances.shape}
+    write_json(path, {**head, "source": instances.path, **options, "objects": [asdict(r) for r in records]})
+
+
+def _mesh_record(one: FoundObject, mesh: Mesh, instances: Volume) -> MeshRecord:
+    cut = one.touches_border(instances.shape)
+    return MeshRecord(one.id, len(mesh.vertices), len(mesh.faces), mesh.volume, mesh.area, cut, mesh.is_closed)
+
+
+def _skeleton_record(one: FoundObject, skeleton: Skeleton, instances: Volume) -> SkeletonRecord:
+    degree, cut = skeleton.degree, one.touches_border(instances.shape)
+    ends, junctions = int((degree == 1).sum()), int((degree > 2).sum())
+    return SkeletonRecord(one.id, len(skeleton.points), ends, junctions, skeleton.length, cut)
+
+
+def _voxel_size(instances: Volume, voxel_size: Sequence[float] | None) -> VoxelSize:
+    if voxel_size is None and instances.voxel_size is None:
+        raise UserError("the voxel size is unknown", instances.path, "give voxel_size=[z,y,x] in nm")
+    return check_voxel_size(instances.voxel_size if voxel_size is None else voxel_size)  # type: ignore[arg-type]
+
+
+def _check_formats(formats: Sequence[str]) -> list[str]:
+    wanted = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
+    if not wanted or any(name not in FORMATS for name in wanted):
+        raise UserError("unknown formats of meshes", list(formats), f"choose of {', '.join(FORMATS)}")
+    return wanted
+
+
+def _check_number(name: str, value: object, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise UserError(f"{name} is out of range", value, f"give a number from {least:g} up")

@@ -1,0 +1,114 @@
+r"""Mitochondria that touch are cut at their necks: a watershed of the distance to the border, its basins then joined.
+
+Every maximum of the (smoothed) distance seeds a basin. Two basins meet at a saddle, whose height is the radius of the
+neck between them. From the highest saddle on, basins are joined unless the neck is narrow compared with the thinner of
+the two bodies. That is the h-maxima transform with a depth relative to the peak, and costs one watershed, whatever the
+criterion (dynamics of Grimaud, Proc. SPIE 1769, 1992; persistence).
+
+    distance    peak 90 nm          peak 70 nm
+                  /\                 /\
+                 /  \_______________/  \        joined if saddle >= neck * 70 nm, or 70 nm - saddle < depth
+                /      saddle 40 nm     \
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import edt
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, maximum_position
+from skimage.segmentation import watershed
+
+from mitoseg.segmentation.merging import Basins, Criterion, join_basins
+
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.integer]
+Heights = npt.NDArray[np.float32]
+
+RINGS = {6: 1, 18: 2, 26: 3}
+"""Axes along which neighbours differ at most, by connectivity."""
+
+
+def split_mask(
+    mask_zyx: Mask,
+    voxel_size: Sequence[float],
+    criterion: Criterion,
+    *,
+    smoothing: float = 0.0,
+    connectivity: int = 6,
+    closed: Sequence[tuple[bool, bool]] = ((True, True),) * 3,
+) -> npt.NDArray[np.int32]:
+    """Cut one component.
+
+    Args:
+        mask_zyx: The component, in its bounding box.
+        voxel_size: (z, y, x) in nm.
+        criterion: Which basins are joined.
+        smoothing: Of the distance, standard deviation in nm.
+        connectivity: 6, 18 or 26.
+        closed: For both sides of each axis, whether background follows; where not, the mask is taken to go on.
+
+    Returns:
+        ``part_zyx``, 0 outside and parts from 1 on, in no stated order.
+    """
+    edges = tuple((int(a), int(b)) for a, b in closed)
+    inner = tuple(slice(a, n + a) for (a, _), n in zip(edges, mask_zyx.shape, strict=True))
+    basins_zyx, basins = find_basins(np.pad(mask_zyx, edges), voxel_size, smoothing, connectivity)
+    table = join_basins(basins, criterion)
+    return table[basins_zyx[inner]]
+
+
+def find_basins(
+    mask_zyx: Mask, voxel_size: Sequence[float], smoothing: float, connectivity: int
+) -> tuple[npt.NDArray[np.int32], Basins]:
+    """The basin of each maximum of the distance, and where they meet; heights are in nm."""
+    options: dict[str, Any] = {"anisotropy": tuple(voxel_size), "black_border": False, "parallel": 1}
+    height_zyx: Heights = edt.edt(np.ascontiguousarray(mask_zyx), **options)
+    np.minimum(height_zyx, _longest(mask_zyx.shape, voxel_size), out=height_zyx)  # infinite where nothing is outside
+    if smoothing:
+        height_zyx = gaussian_filter(height_zyx, [smoothing / v for v in voxel_size], mode="nearest", truncate=3)
+    height_zyx[~mask_zyx] = 0
+    basins_zyx: npt.NDArray[np.int32] = watershed(  # type: ignore[no-untyped-call]
+        -height_zyx, mask=mask_zyx, connectivity=RINGS[connectivity]
+    )
+    count = int(basins_zyx.max())
+    place = np.array(maximum_position(height_zyx, basins_zyx, np.arange(1, count + 1))).reshape(-1, 3)
+    pairs, saddles = _saddles(basins_zyx, height_zyx, connectivity)
+    return basins_zyx, Basins(
+        voxels=np.bincount(basins_zyx.ravel(), minlength=count + 1)[1:],
+        volume=float(np.prod(voxel_size)),
+        peaks=height_zyx[tuple(place.T.astype(int))].astype(float),
+        places=place * np.asarray(voxel_size),
+        pairs=pairs,
+        saddles=saddles,
+    )
+
+
+def _longest(shape: Sequence[int], voxel_size: Sequence[float]) -> float:
+    return float(np.linalg.norm([n * v for n, v in zip(shape, voxel_size, strict=True)]))
+
+
+def _saddles(
+    basins_zyx: npt.NDArray[np.int32], height_zyx: Heights, connectivity: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Pairs of basins that touch (from 0), and the height of the highest contact of each."""
+    count = int(basins_zyx.max()) + 1
+    codes, heights = [], []
+    for offset in product((-1, 0, 1), repeat=3):
+        if offset <= (0, 0, 0) or sum(map(abs, offset)) > RINGS[connectivity]:
+            continue
+        here = tuple(slice(max(-o, 0), min(-o, 0) or None) for o in offset)
+        there = tuple(slice(max(o, 0), min(o, 0) or None) for o in offset)
+        a, b = basins_zyx[here], basins_zyx[there]
+        touch = (a != b) & (a > 0) & (b > 0)
+        low, high = np.minimum(a[touch], b[touch]), np.maximum(a[touch], b[touch])
+        codes.append(low.astype(np.int64) * count + high)
+        heights.append(np.minimum(height_zyx[here][touch], height_zyx[there][touch]))
+    code, group = np.unique(np.concatenate(codes), return_inverse=True)
+    saddles = np.zeros(len(code))
+    np.maximum.at(saddles, group, np.concatenate(heights))
+    return np.stack([code // count - 1, code % count - 1], -1), saddles

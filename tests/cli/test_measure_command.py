@@ -1,0 +1,154 @@
+"""``measure`` as a user types it: from masks, probabilities and instances; what it writes; what goes wrong."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_training import command
+
+from mitoseg.volumes import create_volume, open_volume
+
+SIZE = (20.0, 10.0, 10.0)
+RADII = (60.0, 80.0, 100.0)
+
+
+def balls():
+    """Three whole balls, and a piece of one at the border."""
+    z, y, x = np.indices((24, 40, 120)) * np.array(SIZE)[:, None, None, None]
+    instance_zyx = np.zeros(z.shape, np.uint32)
+    for i, r in enumerate(RADII, 1):
+        instance_zyx[(z - 240) ** 2 + (y - 200) ** 2 + (x - 300 * i) ** 2 <= r * r] = i
+    instance_zyx[(z - 240) ** 2 + (y - 200) ** 2 + x**2 <= 90.0**2] = 4
+    return instance_zyx
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder, instance_zyx = tmp_path_factory.mktemp("measure"), balls()
+    rng = np.random.default_rng(0)
+    mask_zyx = (instance_zyx > 0).astype(np.uint8)
+    mask_zyx[2, 2, 100] = 1  # a speck
+    volumes = {
+        "instances": (instance_zyx, "instances"),
+        "mask": (mask_zyx, "mask"),
+        "probability": (0.1 + 0.8 * (instance_zyx > 0).astype(np.float32), "probability"),
+        "image": ((100 + 20 * (instance_zyx > 0) + rng.normal(0, 3, instance_zyx.shape)).astype(np.uint8), None),
+        "other": (np.zeros((3, 4, 5), np.uint8), "mask"),
+    }
+    for name, (array, kind) in volumes.items():
+        metadata = {} if kind is None else {"kind": kind, "threshold": 0.5}
+        path = str(folder / f"{name}.tif")
+        with create_volume(path, array.shape, array.dtype, voxel_size=SIZE, metadata=metadata) as writer:
+            writer.write(open_box(array), array)
+    return folder
+
+
+def open_box(array):
+    from mitoseg.geometry import Box
+
+    return Box.of_shape(array.shape)
+
+
+@pytest.fixture
+def measure(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(place)
+    return lambda *words: command(
+        monkeypatch, "measure", f"hydra.run.dir={tmp_path / 'run'}", "progress=false", *words
+    )
+
+
+def test_a_table_of_instances(measure, tmp_path, place):
+    assert measure("input=instances.tif", "image=image.tif", f"output={tmp_path / 'new folder' / 'a.parquet'}") == 0
+    table = pd.read_parquet(tmp_path / "new folder" / "a.parquet")
+    assert table["instance"].tolist() == [1, 2, 3, 4]
+    radius = np.cbrt(table["volume_nm3"].to_numpy()[:3] * 3 / 4 / np.pi)
+    np.testing.assert_allclose(radius, RADII, rtol=0.03)
+    np.testing.assert_allclose(table["sphericity"][:3], 1, atol=0.05)
+    assert table["touches_border"].tolist() == [False, False, False, True]
+    assert table["grey_mean"].between(118, 121).all()
+    assert "probability_mean" not in table
+    summary = pd.read_csv(tmp_path / "new folder" / "a_summary.csv").iloc[0]
+    assert (summary["count"], summary["count_whole"]) == (4, 3)
+    assert summary["volume_fraction"] == pytest.approx((balls() > 0).mean())
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["chosen"]["voxel_size"] == list(SIZE)
+
+
+def test_masks_and_probabilities_are_numbered_first(measure, tmp_path, place, capsys):
+    for name in ("mask", "probability"):
+        words = [f"input={name}.tif", f"output={tmp_path / name}.csv", "min_volume=1e5"]
+        assert measure(*words, f"save_instances={tmp_path / name}.zarr") == 0
+    assert "4 mitochondria, 3 of them whole" in capsys.readouterr().out
+    mask, probability = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("mask", "probability"))
+    assert probability["probability_mean"].tolist() == pytest.approx([0.9] * 4)
+    pd.testing.assert_frame_equal(mask, probability[mask.columns])
+    numbered = open_volume(str(tmp_path / "mask.zarr"))
+    ids, voxels = np.unique(numbered.read(), return_counts=True)
+    assert dict(zip(ids.tolist(), voxels.tolist(), strict=True)).keys() == {0, *mask["instance"].tolist()}
+    assert voxels[1:].tolist() == mask["voxels"].tolist()
+    assert (numbered.voxel_size, numbered.info.metadata["kind"]) == (SIZE, "instances")
+
+
+def test_shapes_and_report(measure, tmp_path, place):
+    pytest.importorskip("trimesh")
+    pytest.importorskip("kimimaro")
+    words = [f"{key}={tmp_path / key}" for key in ("meshes", "skeletons")]
+    scene = tmp_path / "scene.png"
+    assert measure("input=instances.tif", f"output={tmp_path / 'a.csv'}", *words, f"scene={scene}", "report=true") == 0
+    assert {p.name for p in (tmp_path / "meshes").iterdir()} >= {"1.ply", "4.ply", "instances.glb", "meshes.json"}
+    assert len(list((tmp_path / "skeletons").glob("*.swc"))) == 4
+    assert scene.stat().st_size > 10_000
+    assert "<html" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_conditions_are_compared(measure, tmp_path, place, capsys):
+    for i, name in enumerate("abcd"):
+        assert measure("input=instances.tif", f"voxel_size=[20,10,{10 + i}]", f"output={tmp_path / name}.csv") == 0
+    files = [str(tmp_path / f"{name}.csv") for name in "abcd"]
+    words = f"compare={{control:['{files[0]}','{files[1]}'],disease:['{files[2]}','{files[3]}']}}"
+    assert measure(words, f"output={tmp_path / 'compared'}", "columns=[volume_nm3]") == 0
+    tests = pd.read_csv(tmp_path / "compared" / "tests.csv").iloc[0]
+    assert tests["hedges_g"] > 0
+    assert tests["p_volumes_least"] == pytest.approx(1 / 3)
+    assert (tmp_path / "compared" / "comparison.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "error: input has no value"),
+        (["input=mask.tif"], "error: output has no value"),
+        (["input=mask.tif", "output=a.txt"], "error: cannot write a table of that kind: 'a.txt'"),
+        (["input=none.tif", "output=a.csv"], "error: no such file"),
+        (["input=mask.tif", "output=a.csv", "image=other.tif"], "differ in shape"),
+        (["input=mask.tif", "output=a.csv", "voxel_size=[1,2]"], "error: "),
+        (["input=mask.tif", "output=a.csv", "scene=a.jpg"], "error: the scene is drawn as .png: 'a.jpg'"),
+        (["input=mask.tif", "output=a.csv", "meshes=."], "error: the output exists"),
+        (["input=mask.tif", "output=a.csv", "report=perhaps"], "error: report is neither true nor false"),
+        (["input=mask.tif", "output=a.csv", "reach=far"], "error: reach is not a number: 'far'"),
+        (["input=mask.tif", "output=a.csv", "labelling.connectivity=7"], "error: labelling.connectivity is no"),
+        (["compare={control:[a.csv]}", "output=b"], "error: compare does not name two conditions"),
+        (["compare={a:[none.csv],b:[none.csv]}", "output=b"], "none.csv"),
+        (["compare={a:[none.csv],b:[]}", "output=b"], "error: compare names no files for b"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(measure, place, capsys, words, line):
+    before = sorted(place.iterdir())
+    assert measure(*words) == 1
+    said = capsys.readouterr().err
+    assert line in said
+    assert "Traceback" not in said
+    assert sorted(place.iterdir()) == before
+
+
+def test_nm_need_a_voxel_size(measure, tmp_path, capsys):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "plain.tif", balls().astype(np.uint8))
+    words = [f"input={tmp_path / 'plain.tif'}", f"output={tmp_path / 'a.csv'}", "kind=instances"]
+    assert measure(*words) == 1
+    assert "measuring needs the voxel size" in capsys.readouterr().err
+    assert measure(*words, "voxel_size=[20,10,10]") == 0
+    assert measure(*words, "voxel_size=[20,10,10]") == 1
+    assert "the output exists" in capsys.readouterr().err

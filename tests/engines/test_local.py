@@ -1,0 +1,119 @@
+"""This machine as an engine: the caller itself, and worker processes that may be killed."""
+
+import os
+
+import pieces
+import pytest
+
+from mitoseg.engines import EngineError, LocalEngine, Prepared
+from mitoseg.errors import UserError
+
+
+def mapped(engine, function, items):
+    found = {}
+
+    def take(item, result):
+        assert item not in found
+        found[item] = result
+
+    engine.map(function, items, take)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with LocalEngine(2) as engine:
+        yield engine
+
+
+@pytest.fixture(params=[1, 2])
+def engine(request, pool):
+    return pool if request.param == 2 else LocalEngine()
+
+
+def test_every_item_is_done_once(engine):
+    assert mapped(engine, pieces.square, range(40)) == {n: n * n for n in range(40)}
+    assert mapped(engine, pieces.square, []) == {}
+
+
+def test_items_are_taken_as_workers_get_free(pool):
+    """A volume may have more tiles than anybody wants to hold."""
+    taken, most = [], []
+
+    def items():
+        for number in range(30):
+            taken.append(number)
+            yield number
+
+    done = []
+
+    def take(number, _):
+        done.append(number)
+        most.append(len(taken) - len(done))
+
+    pool.map(pieces.square, items(), take)
+    assert max(most) <= 4
+
+
+def test_workers_are_other_processes_each_in_its_place(pool):
+    places = pool.ask(pieces.where)
+    assert sorted(index for _, index in places) == [0, 1]
+    assert len({pid for pid, _ in places} - {os.getpid()}) == 2
+    assert set(mapped(pool, pieces.slow_where, range(12)).values()) == {pid for pid, _ in places}
+
+
+def test_the_caller_does_it_itself():
+    assert LocalEngine().ask(pieces.where) == [(os.getpid(), 0)]
+
+
+def test_an_error_of_the_function_ends_the_run_and_the_engine_goes_on(engine):
+    done = []
+    with pytest.raises(UserError, match="no such number: 3; choose another"):
+        engine.map(pieces.refuse_three, range(3000), lambda number, _: done.append(number))
+    assert {0, 1, 2} <= set(done)
+    assert len(done) < 1500
+    assert mapped(engine, pieces.square, range(5)) == {n: n * n for n in range(5)}
+
+
+def test_an_error_of_the_caller_ends_the_run_and_the_engine_goes_on(engine):
+    def refuse(number, _):
+        raise OSError(28, "full")
+
+    with pytest.raises(OSError, match="full"):
+        engine.map(pieces.square, range(100), refuse)
+    assert mapped(engine, pieces.square, range(5)) == {n: n * n for n in range(5)}
+
+
+def test_an_error_that_cannot_travel_is_told(pool):
+    with pytest.raises(RuntimeError, match="OddError: 0 x"):
+        mapped(pool, pieces.raise_odd, range(1))
+
+
+def test_what_a_killed_worker_had_is_done_by_another(pool, tmp_path, caplog):
+    found = mapped(pool, pieces.KillOnce(tmp_path, 5), range(20))
+    assert sorted(found) == list(range(20))
+    assert all(number == answer for number, (answer, _) in found.items())
+    assert (tmp_path / "killed").exists()
+    assert "a worker process was killed; another one does its part again" in caplog.text
+    assert sorted(index for _, index in pool.ask(pieces.where)) == [0, 1]
+
+
+def test_a_part_that_kills_every_worker_is_given_up(pool):
+    with pytest.raises(EngineError, match="3 worker processes were killed over the same part"):
+        pool.map(pieces.die, [7], lambda *_: None)
+    assert mapped(pool, pieces.square, range(3)) == {0: 0, 1: 1, 2: 4}
+
+
+def test_a_prepared_function_is_made_once_in_each_worker(pool, tmp_path):
+    function = Prepared(pieces.Making(tmp_path))
+    assert mapped(pool, function, range(20)) == {n: n * n for n in range(20)}
+    made = [path.name.split(".")[0] for path in tmp_path.iterdir()]
+    assert len(made) == len(set(made)) <= 2
+    mapped(pool, Prepared(pieces.Making(tmp_path)), range(1))
+    assert len(list(tmp_path.iterdir())) == len(made) + 1
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "two", None])
+def test_a_number_of_workers(workers):
+    with pytest.raises(UserError, match="not a number of workers"):
+        LocalEngine(workers)

@@ -1,0 +1,69 @@
+"""A small volume with everything that a report can show, made by hand."""
+
+import numpy as np
+import pandas as pd
+from skimage.draw import ellipsoid
+
+from mitoseg.evaluation import Bootstrap, evaluate
+from mitoseg.volumes import ArrayVolume
+
+SHAPE = (16, 60, 80)
+SIZE = (10.0, 5.0, 5.0)
+BALLS = {1: (8, 15, 15), 2: (8, 15, 45), 3: (8, 42, 30), 4: (8, 45, 60)}
+RADII = {1: (4, 8, 9), 2: (4, 7, 8), 3: (4, 8, 8), 4: (4, 9, 10)}
+"""Middles (z, y, x) of what is found; 4 is a false object. The truth also has one that is missed."""
+MISSED = (8, 15, 68)
+
+
+def ball(middle, radii):
+    mask = np.zeros(SHAPE, bool)
+    one = ellipsoid(*radii)
+    start = [m - n // 2 for m, n in zip(middle, one.shape, strict=True)]
+    mask[tuple(slice(a, a + n) for a, n in zip(start, one.shape, strict=True))] = one
+    return mask
+
+
+def small_volumes():
+    """Image, truth, probability and instances as volumes."""
+    instances = np.zeros(SHAPE, np.uint32)
+    for number, middle in BALLS.items():
+        instances[ball(middle, RADII[number])] = number * 10
+    truth = np.isin(instances, (10, 20, 30)).astype(np.uint8)
+    truth[ball(MISSED, (3, 5, 6))] = 1
+    truth[0, :5] = 255
+    rng = np.random.default_rng(0)
+    image = (150 - 80 * (instances > 0) + rng.normal(0, 12, SHAPE)).clip(0, 255).astype(np.uint8)
+    probability = np.where(instances > 0, 0.9, 0.05).astype(np.float32)
+    return {
+        "image": ArrayVolume(image, SIZE),
+        "truth": ArrayVolume(truth, SIZE),
+        "prediction": ArrayVolume(probability, SIZE, metadata={"kind": "probability", "threshold": 0.5}),
+        "instances": ArrayVolume(instances, SIZE, metadata={"kind": "instances"}),
+    }
+
+
+def small_truth_ids():
+    """The true objects, numbered."""
+    ids = np.zeros(SHAPE, np.uint32)
+    for number in (1, 2, 3):
+        ids[ball(BALLS[number], RADII[number])] = number
+    ids[ball(MISSED, (3, 5, 6))] = 4
+    return ids
+
+
+def small_table():
+    """Measurements of the instances, in another order than their ids."""
+    return pd.DataFrame(
+        {
+            "instance": [20, 10, 40, 30],
+            "voxels": [900, 1000, 800, 1100],
+            "volume_nm3": [2.25e5, 2.5e5, 2.0e5, 2.75e5],
+            "sphericity": [0.8, 0.9, np.nan, 0.7],
+            "touches_border": [False, False, False, False],
+        }
+    )
+
+
+def small_scores(volumes):
+    """What an evaluation gives."""
+    return evaluate(volumes["prediction"], volumes["truth"], bands=[1, 2], slabs=4, bootstrap=Bootstrap(50, 1))

@@ -1,0 +1,235 @@
+"""Conditions compared from files: hand-made tables, what is left out, what is warned of, what is written."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from mitoseg.errors import UserError
+from mitoseg.evaluation.condition_figure import comparison_plot
+from mitoseg.evaluation.conditions import Comparison, ComparisonOptions, compare_conditions
+from mitoseg.evaluation.effects import hedges_g
+from mitoseg.evaluation.measurements import choose_columns, read_groups
+
+QUICK = ComparisonOptions(resamples=100)
+
+
+def write(folder, name, /, **columns):
+    path = folder / name
+    table = pd.DataFrame(columns)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two volumes of control, one of disease; the border cuts two objects, one value is missing."""
+    return {
+        "control": [
+            write(tmp_path, "a.csv", instance=[1, 2, 3], volume_nm3=[1.0, 2.0, 90.0], grey_mean=[5.0, 6.0, 7.0],
+                  centroid_z_nm=[0.0, 1.0, 2.0], box_z0=[0, 0, 0], touches_border=[False, False, True]),
+            write(tmp_path, "b.csv", instance=[1, 2], volume_nm3=[3.0, 4.0], grey_mean=[8.0, 9.0],
+                  centroid_z_nm=[0.0, 1.0], box_z0=[0, 0], touches_border=[False, False]),
+        ],
+        "disease": [
+            write(tmp_path, "c.csv", instance=[4, 5, 6, 7], volume_nm3=[5.0, 6.0, np.nan, 80.0],
+                  grey_mean=[1.0, 2.0, 3.0, 4.0], centroid_z_nm=[0.0] * 4, box_z0=[0] * 4,
+                  touches_border=[False, False, False, True]),
+        ],
+    }  # fmt: skip
+
+
+def row_of(table, **keys):
+    for key, value in keys.items():
+        table = table[table[key] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_a_table_by_hand(small):
+    found = compare_conditions(small, QUICK)
+    assert list(found.values) == ["volume_nm3", "grey_mean"]
+    row = row_of(found.groups, column="volume_nm3", group="control")
+    assert row[["objects", "volumes", "cut_left_out", "missing"]].tolist() == [4, 2, 1, 0]
+    assert row[["mean", "median", "mean_of_volumes"]].tolist() == [2.5, 2.5, 2.5]
+    assert row["mean_low"] <= 2.5 <= row["mean_high"]
+    row = row_of(found.groups, column="volume_nm3", group="disease")
+    assert row[["objects", "volumes", "cut_left_out", "missing"]].tolist() == [2, 1, 1, 1]
+    row = row_of(found.groups, column="grey_mean", group="control")
+    assert row[["objects", "cut_left_out", "mean", "mean_of_volumes"]].tolist() == [5, 0, 7, 7.25]
+    test = row_of(found.tests, column="volume_nm3")
+    assert test["difference"] == 3
+    assert test["cliffs_delta"] == 1
+    assert test["hedges_g"] == pytest.approx(hedges_g(np.array([1.0, 2, 3, 4]), np.array([5.0, 6])))
+    assert test["p_objects"] == pytest.approx(2 / 15)
+    assert test["p_objects_adjusted"] == pytest.approx(2 / 15)
+    assert math.isnan(test["p_volumes"])
+
+
+def test_what_a_reader_must_know(small):
+    notes = compare_conditions(small, QUICK).notes
+    assert notes[0].startswith("WARNING, pseudoreplication: disease has values of one volume only.")
+    assert any("Holm" in note and "2 columns" in note for note in notes)
+    assert any("(1 of control, 1 of disease) of: volume_nm3." in note for note in notes)
+    kept = compare_conditions(small, ComparisonOptions(resamples=100, cut_objects="keep"))
+    assert row_of(kept.groups, column="volume_nm3", group="control")["objects"] == 5
+    assert not any("left out" in note for note in kept.notes)
+
+
+def simulated(folder, shift, *, volumes=4, seed=1):
+    rng = np.random.default_rng(seed)
+    groups = {}
+    for name, mean in (("control", 0.0), ("treated", shift)):
+        groups[name] = [
+            write(folder, f"{name}{i}.parquet", length_nm=rng.normal(mean, 1, 40), surface_nm2=rng.lognormal(0, 2, 40))
+            for i in range(volumes)
+        ]
+    return groups
+
+
+def test_several_volumes_have_a_test_of_volumes(tmp_path):
+    found = compare_conditions(simulated(tmp_path, 1.0), QUICK)
+    test = row_of(found.tests, column="length_nm")
+    assert test["p_volumes"] == pytest.approx(2 / 70)
+    assert test["p_volumes_adjusted"] == pytest.approx(4 / 70)
+    assert test["hedges_g"] == pytest.approx(1, abs=0.25)
+    assert test["hedges_g_low"] > 0
+    assert found.notes[0].startswith("Judge by p_volumes")
+    assert not any("pseudoreplication" in note for note in found.notes)
+    assert any("without a column touches_border" in note for note in found.notes)
+    few = compare_conditions(simulated(tmp_path, 1.0, volumes=2), QUICK)
+    assert any("cannot be below 0.33" in note for note in few.notes)
+
+
+def test_the_same_seed_gives_the_same(tmp_path):
+    groups = simulated(tmp_path, 0.3)
+    one, two = compare_conditions(groups, QUICK), compare_conditions(groups, QUICK)
+    pd.testing.assert_frame_equal(one.tests, two.tests)
+    pd.testing.assert_frame_equal(one.groups, two.groups)
+    other = compare_conditions(groups, ComparisonOptions(resamples=100, seed=2))
+    assert not other.groups["mean_low"].equals(one.groups["mean_low"])
+
+
+def test_three_conditions_are_compared_in_pairs(tmp_path, small):
+    small["third"] = [write(tmp_path, "d.csv", volume_nm3=[1.0, 7.0], grey_mean=[1.0, 1.0], touches_border=[0, 0])]
+    found = compare_conditions(small, ComparisonOptions(resamples=100, columns=["volume_nm3"]))
+    pairs = found.tests[["group_a", "group_b"]].to_numpy().tolist()
+    assert pairs == [["control", "disease"], ["control", "third"], ["disease", "third"]]
+    assert any("3 columns and pairs" in note for note in found.notes)
+    comparison_plot(found)
+
+
+def test_everything_cut_is_no_value(tmp_path):
+    groups = {
+        "a": [write(tmp_path, "a.csv", volume_nm3=[1.0, 2.0], touches_border=["True", "True"])],
+        "b": [write(tmp_path, "b.csv", volume_nm3=[1.0, 2.0], touches_border=[False, True])],
+    }
+    found = compare_conditions(groups, QUICK)
+    assert found.groups["objects"].tolist() == [0, 1]
+    assert found.groups["mean_low"].isna().all()
+    assert found.tests[["difference", "hedges_g", "cliffs_delta", "p_objects"]].isna().all(axis=None)
+    assert any("No values are left in: volume_nm3 of a." in note for note in found.notes)
+    comparison_plot(found)
+
+
+def test_a_folder_is_written(tmp_path, small):
+    found = compare_conditions(small, QUICK)
+    found.save(tmp_path / "out")
+    names = ["comparison.md", "comparison.png", "groups.csv", "tests.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "tests.csv"), found.tests)
+    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "WARNING, pseudoreplication" in text
+    assert "| volume_nm3 | disease - control | 3 [" in text
+    assert imread(tmp_path / "out" / "comparison.png").shape[2] == 4
+    with pytest.raises(UserError, match="exists"):
+        found.save(tmp_path / "out")
+    found.save(tmp_path / "out", table_format="parquet", figure=False, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.md", "groups.parquet", "tests.parquet"]
+    with pytest.raises(UserError, match="other things"):
+        found.save(tmp_path, overwrite=True)
+    with pytest.raises(UserError, match="table_format"):
+        found.save(tmp_path / "new", table_format="xlsx")
+    assert not (tmp_path / "new").exists()
+
+
+def test_panels_show_objects_volumes_and_p_values(tmp_path):
+    found = compare_conditions(simulated(tmp_path, 1.0), QUICK)
+    figure = comparison_plot(found)
+    length, surface = figure.axes
+    assert length.get_ylabel() == "length (nm)"
+    assert surface.get_ylabel() == "surface (µm²)"
+    assert (length.get_yscale(), surface.get_yscale()) == ("linear", "log")
+    assert [t.get_text() for t in length.get_xticklabels()] == [
+        "control\n4 vol., 160 obj.",
+        "treated\n4 vol., 160 obj.",
+    ]
+    assert "p of volumes 0.0571" in length.get_title()
+    marks = [line for line in length.lines if line.get_marker() not in (".", "None")]
+    assert len(marks) == 8
+    drawn = sorted(float(line.get_ydata()[0]) for line in marks)
+    assert drawn == pytest.approx(sorted(v.mean() for g in found.values["length_nm"].values() for v in g))
+    with pytest.raises(UserError, match="no such column"):
+        comparison_plot(found, ["sphericity"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cut_objects": "maybe"}, "cut_objects.*leave_out, keep"),
+        ({"correction": "bonferroni"}, "correction.*holm"),
+        ({"resamples": 5}, "resamples"),
+        ({"permutations": 1.5}, "permutations"),
+        ({"level": 95}, "level"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
+        ComparisonOptions(**options)
+
+
+def test_bad_tables(tmp_path, small):
+    (good,) = small["disease"]
+    with pytest.raises(UserError, match="two conditions"):
+        read_groups({"a": [good]})
+    with pytest.raises(UserError, match="no files"):
+        read_groups({"a": [good], "b": []})
+    with pytest.raises(UserError, match="twice, in a and b"):
+        read_groups({"a": [good], "b": [tmp_path / "." / "c.csv"]})
+    with pytest.raises(UserError, match="no such table"):
+        read_groups({"a": [good], "b": [tmp_path / "no.csv"]})
+    with pytest.raises(UserError, match="unknown kind"):
+        read_groups({"a": [good], "b": [tmp_path / "no.xlsx"]})
+    empty = tmp_path / "empty.csv"
+    empty.write_text("volume_nm3\n")
+    with pytest.raises(UserError, match="no rows"):
+        read_groups({"a": [good], "b": [empty]})
+    for name in ("broken.csv", "broken.parquet"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match="cannot be read"):
+            read_groups({"a": [good], "b": [tmp_path / name]})
+    odd = write(tmp_path, "odd.csv", volume_nm3=[1.0], touches_border=["perhaps"])
+    with pytest.raises(UserError, match="neither true nor false"):
+        read_groups({"a": [good], "b": [odd]})
+
+
+def test_columns_that_all_tables_have(tmp_path, small):
+    other = write(tmp_path, "d.csv", volume_nm3=[1.0], name=["x"])
+    read = read_groups({"a": small["disease"], "b": [other]})
+    assert choose_columns(read, None) == ["volume_nm3"]
+    with pytest.raises(UserError, match=r"grey_mean.*d\.csv.*choose of volume_nm3, name"):
+        choose_columns(read, ["grey_mean"])
+    with pytest.raises(UserError, match="no numbers"):
+        choose_columns(read_groups({"a": [other], "b": [write(tmp_path, "e.csv", name=["y"])]}), ["name"])
+    with pytest.raises(UserError, match="no measure"):
+        choose_columns(read_groups({"a": [other], "b": [write(tmp_path, "f.csv", name=["y"])]}), None)
+
+
+def test_it_is_a_comparison(small):
+    assert isinstance(compare_conditions(small, QUICK), Comparison)

@@ -1,0 +1,93 @@
+"""The picture in 3D: what is near hides what is far, nothing is mirrored, all of the box is in it."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mitoseg.errors import UserError
+from mitoseg.evaluation.scene import save_scene
+from mitoseg.evaluation.scene_drawing import Camera, scene_figure, shade
+from mitoseg.segmentation.mesh_files import colour_of
+from mitoseg.segmentation.meshes import mesh_object
+from mitoseg.volumes.base import ArrayVolume
+
+RIGHT = {"elevation": 90 - 1e-6, "azimuth": -90}
+"""Straight from above: x to the right, y up."""
+
+
+def block(z, y, x):
+    mask = np.zeros((10, 40, 60), bool)
+    mask[z, y, x] = True
+    return mask
+
+
+def pixels(figure):
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float) / 255
+
+
+def places(picture, number):
+    """Pixels (y, x) that have the hue of an instance, dark or light."""
+    colour = np.array(colour_of(number))
+    unit = (picture - picture.min(-1, keepdims=True)) / np.maximum(np.ptp(picture, axis=-1)[..., None], 1e-9)
+    wanted = (colour - colour.min()) / np.ptp(colour)
+    return np.argwhere((np.abs(unit - wanted).max(axis=-1) < 0.08) & (np.ptp(picture, axis=-1) > 0.15))
+
+
+def test_objects_are_where_they_lie():
+    masks = {1: block(np.s_[:], np.s_[2:12], np.s_[2:12]), 2: block(np.s_[:], np.s_[28:38], np.s_[48:58])}
+    meshes = {number: mesh_object(mask, (5, 5, 5)) for number, mask in masks.items()}
+    picture = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, **RIGHT))
+    one, two = (places(picture, number).mean(axis=0) for number in (1, 2))
+    assert one[1] + picture.shape[1] / 3 < two[1]
+    assert two[0] + picture.shape[0] / 4 < one[0]
+
+
+def test_what_is_near_hides_what_is_far():
+    low, high = block(np.s_[:3], np.s_[10:30], np.s_[20:40]), block(np.s_[7:], np.s_[8:32], np.s_[18:42])
+    meshes = {1: mesh_object(low, (5, 5, 5)), 2: mesh_object(high, (5, 5, 5))}
+    above = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, **RIGHT))
+    below = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, elevation=-90 + 1e-6, azimuth=-90))
+    assert len(places(above, 1)) < 20 < len(places(above, 2))
+    assert len(places(below, 1)) > 500
+
+
+def test_the_camera_is_a_rotation_in_the_middle():
+    camera = Camera((300.0, 200.0, 50.0))
+    flat, depth = camera.project(np.array([[150.0, 100, 25]]))
+    assert np.abs(flat).max() < 1e-9
+    assert depth == pytest.approx(0)
+    assert camera.eye @ camera.right == pytest.approx(0)
+    near, far = (camera.project(np.array([camera.eye * s + [150, 100, 25]]))[1] for s in (10, -10))
+    assert near > 0 > far
+
+
+def test_light_falls_from_above():
+    ball = mesh_object(np.pad(np.ones((6, 6, 6), bool), 2), (5, 5, 5))
+    corners = ball.vertices[ball.faces]
+    light = shade(corners, np.full((len(corners), 3), 0.6), Camera((50.0, 50.0, 50.0))).mean(axis=1)
+    height = corners.mean(axis=1)[:, 2]
+    assert light[height > 39].mean() > light[height < 11].mean() + 0.1
+    assert 0 <= light.min() <= light.max() <= 1
+
+
+def test_a_picture_without_the_extra(tmp_path, monkeypatch):
+    for module in ("zmesh", "trimesh", "kimimaro"):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
+    label = np.zeros((30, 80, 90), np.uint16)
+    label[5:25, 10:60, 20:50] = 3
+    label[0, 70, 80] = 9
+    volume = ArrayVolume(label, (20.0, 5.0, 5.0))
+    path = tmp_path / "new" / "scene.png"
+    assert save_scene(path, volume, dpi=40) == 2
+    assert len(places(imread(path)[..., :3], 3)) > 200
+    with pytest.raises(UserError, match="exists"):
+        save_scene(path, volume)
+    assert save_scene(path, volume, min_volume=5000, overwrite=True, dpi=40) == 1
+    with pytest.raises(UserError, match="no instance"):
+        save_scene(tmp_path / "b.png", volume, min_volume=1e12)
+    with pytest.raises(UserError, match="voxel size"):
+        save_scene(tmp_path / "b.png", ArrayVolume(label))
+    assert not (tmp_path / "b.png").exists()
+    with pytest.raises(ValueError, match="no meshes"):
+        scene_figure({}, (1, 1, 1))
