@@ -79,9 +79,11 @@ def take_census(
     """
     if labels.dtype.kind not in "uib":
         raise UserError("instances are whole numbers", str(labels.dtype), "give instances, or say kind=probability")
-    total = merge_counts([])
+    total, waiting = merge_counts([]), list[pd.DataFrame]()
     for box in tiles(labels.box, block):
-        total = merge_counts([total, count_block(labels.read(box), box.start)])
+        waiting.append(count_block(labels.read(box), box.start))
+        if sum(map(len, waiting)) > len(total):  # so that the total is not sorted anew for every block
+            total, waiting = merge_counts([total, *waiting]), []
         if on_block is not None:
             on_block(box)
-    return total
+    return merge_counts([total, *waiting])

@@ -84,14 +84,11 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     if not len(vertices):
         sides = [b - a for a, b in zip(shape.low, shape.high, strict=True)]
         return Centreline(max(sides), max(sides), min(sides), min(sides), 0)
-    uncut = shape.uncut()
-    inside_zyx = np.ascontiguousarray(shape.inside_zyx)
-    depth_zyx = edt.edt(inside_zyx, anisotropy=shape.step, black_border=False, parallel=1)[uncut]
-    near_zyx = np.maximum(depth_zyx - np.float32(_TO_SURFACE * min(shape.step)), 0)
-    nodes = gather_cells(np.where(inside_zyx[uncut], near_zyx, -1), shape.step)
-    offset = np.array([s.start for s in uncut]) * np.array(shape.step)
-    nodes = replace(nodes, position=nodes.position + offset)
-    _, piece = connected_components(nodes.graph, directed=False)
+    nodes = _nodes(shape, shape.inside_zyx)
+    count, piece = connected_components(nodes.graph, directed=False)
+    if count > 1:  # perhaps only because a neck is thinner than the blur
+        nodes = _nodes(shape, shape.inside_zyx | shape.mask_zyx)
+        _, piece = connected_components(nodes.graph, directed=False)
     largest = piece == np.bincount(piece).argmax()
     first = _farthest(nodes.graph, int(np.where(largest, nodes.radius, -1).argmax()))
     last = _farthest(nodes.graph, first)
@@ -101,7 +98,7 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     paths = [main, *_side_paths(nodes, cost, main)]
     along = np.concatenate(paths)
     middle = _deepest_neighbours(nodes, along)
-    nodes = _exact(nodes, [*along, *middle], vertices)
+    nodes = _exact(nodes, [*along, *middle], vertices, max(shape.step))
     length, straight = _measure(nodes, main, shape)
     thickness = np.maximum(nodes.radius[along], nodes.radius[middle])
     return Centreline(
@@ -113,6 +110,16 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     )
 
 
+def _nodes(shape: SmoothShape, inside_zyx: Mask) -> Nodes:
+    """Cells of what is inside, less what lies beyond the volume's border; positions from the field's first sample."""
+    uncut, inside_zyx = shape.uncut(), np.ascontiguousarray(inside_zyx)
+    depth_zyx = edt.edt(inside_zyx, anisotropy=shape.step, black_border=False, parallel=1)[uncut]
+    near_zyx = np.maximum(depth_zyx - np.float32(_TO_SURFACE * min(shape.step)), 0)
+    nodes = gather_cells(np.where(inside_zyx[uncut], near_zyx, -1), shape.step)
+    offset = np.array([s.start for s in uncut]) * np.array(shape.step)
+    return replace(nodes, position=nodes.position + offset)
+
+
 def _deepest_neighbours(nodes: Nodes, along: npt.NDArray[np.integer]) -> list[int]:
     """For each node, the one of largest radius among it and its neighbours: a path may pass beside the middle."""
     graph, found = nodes.graph, []
@@ -122,11 +129,15 @@ def _deepest_neighbours(nodes: Nodes, along: npt.NDArray[np.integer]) -> list[in
     return found
 
 
-def _exact(nodes: Nodes, chosen: list[int], vertices: Floats) -> Nodes:
-    """Nodes whose radius, for those chosen and the widest, is the distance to the mesh."""
+def _exact(nodes: Nodes, chosen: list[int], vertices: Floats, step: float) -> Nodes:
+    """Nodes whose radius, for those chosen and the widest, is the distance to the mesh.
+
+    Where the mesh has no neck since it is too thin, the distance to the background is known to a step or so.
+    """
     radius = nodes.radius.copy()
     chosen = [*chosen, int(radius.argmax())]
-    radius[chosen] = cKDTree(vertices).query(nodes.position[chosen])[0]
+    to_mesh = cKDTree(vertices).query(nodes.position[chosen])[0]
+    radius[chosen] = np.minimum(to_mesh, radius[chosen] + step)
     return replace(nodes, radius=radius)
 
 

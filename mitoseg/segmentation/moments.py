@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,11 @@ class Moments:
 
     centroid: tuple[float, ...]
     axes: tuple[float, ...]
+
+    @property
+    def sides(self) -> tuple[float, ...]:
+        """Sides of the box that has the same second moments, the longest first: ``sqrt(12 eigenvalue)``."""
+        return tuple(a * math.sqrt(12 / 20) for a in self.axes)
 
 
 def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> Moments:

@@ -12,13 +12,15 @@ from mitoseg.geometry import Box
 from mitoseg.segmentation.census import STARTS, STOPS
 from mitoseg.segmentation.centreline import Centreline, shape_centreline
 from mitoseg.segmentation.moments import Moments, moments
-from mitoseg.segmentation.smooth_shape import Mask, smooth_shape
+from mitoseg.segmentation.smooth_shape import Mask, blur, smooth_shape
 from mitoseg.segmentation.surface import mesh_area, shape_mesh
 from mitoseg.segmentation.texture import cristae_texture
 from mitoseg.volumes import Array
 
 FEW_VOXELS = 30
-"""Objects of fewer have no centreline: their length and diameter are those of the ellipsoid."""
+"""Objects of fewer have no centreline: their length and diameter are those of a box."""
+THIN = 2.0
+"""So have those whose middle axis is shorter than this many standard deviations of the surface's blur."""
 SHAPE = [
     *("instance", "voxels", "volume_nm3", "surface_nm2", "sphericity"),
     *("axis_long_nm", "axis_middle_nm", "axis_short_nm"),
@@ -82,7 +84,8 @@ def shape_columns(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Se
     mesh = shape_mesh(smooth)
     surface = mesh_area(smooth, *mesh)
     solid = moments(mask_zyx, voxel_size)
-    line = small_line(solid) if voxels < FEW_VOXELS else shape_centreline(smooth, mesh[0])
+    small = voxels < FEW_VOXELS or solid.axes[1] < THIN * blur(voxel_size)
+    line = small_line(solid) if small else shape_centreline(smooth, mesh[0])
     cut_off = any(map(any, cut))
     centre = [m + a * v for m, a, v in zip(solid.centroid, box.start, voxel_size, strict=True)]
     return {
@@ -105,9 +108,10 @@ def shape_columns(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Se
 
 
 def small_line(solid: Moments) -> Centreline:
-    """In place of a centreline: the longest axis, and the mean of the other two as the diameter."""
-    across = (solid.axes[1] + solid.axes[2]) / 2
-    return Centreline(solid.axes[0], solid.axes[0], across, across, 0)
+    """In place of a centreline: the longest side of the box of the same moments, and the mean of the other two."""
+    length, *others = solid.sides
+    across = sum(others) / 2
+    return Centreline(length, length, across, across, 0)
 
 
 def binary_entropy(p: npt.NDArray[np.float64]) -> float:

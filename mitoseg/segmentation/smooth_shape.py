@@ -48,6 +48,7 @@ class SmoothShape:
         high: The same of the high corner.
         cut: Where the volume's border cuts the object off; the field goes on there unchanged, beyond the corner.
         volume: Of the mask, in nm3.
+        mask_zyx: The mask itself on the field's grid: what is too thin for the field is still there.
     """
 
     field_zyx: npt.NDArray[np.float32]
@@ -57,6 +58,7 @@ class SmoothShape:
     high: tuple[float, ...]
     cut: Cut
     volume: float
+    mask_zyx: Mask
 
     @property
     def inside_zyx(self) -> Mask:
@@ -78,21 +80,31 @@ def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
         cut: Sides of the crop that lie on the volume's border and are touched by the object: there it is taken to go
             on as it is at the border.
     """
-    sigma = max(BLUR_FINE * min(voxel_size), BLUR_COARSE * max(voxel_size))
-    field, steps, lows = mask_zyx.astype(np.float32), [], []
+    sigma = blur(voxel_size)
+    field, mask, steps, lows = mask_zyx.astype(np.float32), mask_zyx, [], []
     for axis, (size, ends) in enumerate(zip(voxel_size, cut, strict=True)):
         stride = max(1, math.floor(sigma / size + 1e-9))
         finer = 1 if size <= 1.01 * min(voxel_size) else math.ceil(size / sigma - 1e-9)
         pad = stride * math.ceil(math.ceil(_TRUNCATE * sigma / size) / stride) + stride
         matrix = _blur_and_resample(mask_zyx.shape[axis], sigma / size, pad, stride / finer, ends)
         field = _apply(matrix, field, axis)
+        mask = _any_voxel(mask, axis, pad, stride, finer, field.shape[axis], ends)
         steps.append(size * stride / finer)
         lows.append((pad - 0.5) * size)
     step, low = tuple(steps), tuple(lows)
     high = tuple(a + n * s for a, n, s in zip(low, mask_zyx.shape, voxel_size, strict=True))
     volume = float(np.count_nonzero(mask_zyx) * math.prod(voxel_size))
     level = _level_of_volume(field[_uncut(field.shape, step, low, high, cut)], volume / math.prod(step))
-    return SmoothShape(field, level, step, low, high, cut, volume)
+    return SmoothShape(field, level, step, low, high, cut, volume, mask)
+
+
+def blur(voxel_size: Sequence[float]) -> float:
+    """Standard deviation of the Gaussian, in nm.
+
+    >>> blur((5, 5, 5)), blur((30, 5, 5))
+    (6.0, 13.5)
+    """
+    return max(BLUR_FINE * min(voxel_size), BLUR_COARSE * max(voxel_size))
 
 
 def _uncut(
@@ -141,6 +153,18 @@ def _apply(matrix: sparse.csr_array, field: npt.NDArray[np.float32], axis: int) 
     first = np.ascontiguousarray(np.moveaxis(field, axis, 0))
     result = matrix @ first.reshape(len(first), -1)
     return np.ascontiguousarray(np.moveaxis(result.reshape(-1, *first.shape[1:]), 0, axis))
+
+
+def _any_voxel(mask: Mask, axis: int, pad: int, stride: int, finer: int, count: int, ends: tuple[bool, bool]) -> Mask:
+    """The mask on the grid of samples: true where any of the voxels is that a sample stands for."""
+    n = mask.shape[axis]
+    first = np.floor(np.arange(count) * (stride / finer) + 0.5).astype(int) - pad - stride // 2
+    found = np.zeros([count if a == axis else m for a, m in enumerate(mask.shape)], bool)
+    shape = [-1 if a == axis else 1 for a in range(3)]
+    for voxel in (first + k for k in range(stride)):
+        known = ((voxel >= 0) | ends[0]) & ((voxel < n) | ends[1])
+        found |= np.take(mask, voxel.clip(0, n - 1), axis=axis) & known.reshape(shape)
+    return found
 
 
 def _level_of_volume(field: npt.NDArray[np.float32], samples: float) -> float:

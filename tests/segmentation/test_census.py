@@ -20,7 +20,7 @@ def random_labels(shape, seed, count):
     return rng.integers(0, count, shape) * (rng.random(shape) < 0.4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(labels_of, st.tuples(*[st.integers(1, 5)] * 3), st.randoms())
 def test_merging_blocks_in_any_order_is_counting_the_whole(drawn, block, random):
     labels = random_labels(*drawn)
@@ -33,7 +33,7 @@ def test_merging_blocks_in_any_order_is_counting_the_whole(drawn, block, random)
     pd.testing.assert_frame_equal(again, whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(labels_of)
 def test_boxes_are_those_of_scipy(drawn):
     labels = random_labels(*drawn)

@@ -189,7 +189,9 @@ def test_one_voxel():
     (row,) = measure_instances(sources(labels, image, image / 9.0)).to_dict("records")
     assert (row["instance"], row["voxels"], row["branches"], row["tortuosity"]) == (7, 1, 0, 1)
     assert row["volume_nm3"] == 500
-    assert row["length_nm"] == row["axis_long_nm"] == pytest.approx(20 * math.sqrt(5 / 3))
+    assert row["axis_long_nm"] == pytest.approx(20 * math.sqrt(5 / 3))
+    assert row["length_nm"] == pytest.approx(20)
+    assert row["diameter_mean_nm"] == pytest.approx(5)
     assert 300 < row["surface_nm2"] < 850
     assert row["grey_sd"] == 0
     assert math.isnan(row["cristae_sd"])
