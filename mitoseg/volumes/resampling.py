@@ -107,7 +107,7 @@ def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, spar
     Returns:
         The first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
 
-    >>> axis_weights(0, 2, 1.5, 3)[1].toarray().round(3).tolist()
+    >>> axis_weights(0, 2, 1.5, 3)[1].toarray().astype(float).round(3).tolist()
     [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]
     >>> axis_weights(1, 3, 0.5, 3)[1].toarray().tolist()
     [[0.75, 0.25], [0.25, 0.75]]

@@ -59,6 +59,7 @@ def check_same(name="out.zarr", other="one.zarr", count=COUNT):
     assert not Path(f".{name}.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed(run, killing, capsys):
     assert run("output=one.zarr") == 0
     assert run("output=out.zarr", "devices=2") == 0
@@ -78,6 +79,7 @@ def test_two_dask_workers_of_which_one_is_killed(run, killing):
     assert len(killing) == len(set(killing)) == COUNT
 
 
+@pytest.mark.slow
 def test_dask_finishes_what_one_process_began(run, monkeypatch, capsys):
     """And a volume of another format is written by the process that was started."""
     pytest.importorskip("distributed")

@@ -43,7 +43,7 @@ def put(path, attributes):
     file.write_text(json.dumps(found | attributes))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     image_zyx=hnp.arrays(
         st.sampled_from(["uint8", "int16", "uint16", "uint32", "uint64", "float64"]),
