@@ -72,6 +72,15 @@ def test_core_licences_are_on_the_list():
     assert refused == {}
 
 
+@pytest.mark.parametrize("name", ["tensorstore"])
+def test_extras_that_would_be_allowed_in_the_core(name):
+    pytest.importorskip(name)
+    found: dict[str, Distribution] = {}
+    closure(name, found)
+    assert name in found
+    assert {name: said for name, dist in found.items() if not is_allowed(name, said := licence(dist))} == {}
+
+
 @pytest.mark.parametrize(
     ("name", "said", "allowed"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 from mitoseg.errors import UserError
 from mitoseg.inference.protocol import dimensions
 from mitoseg.networks.checkpoint import Model
-from mitoseg.volumes import Volume, VoxelSize
+from mitoseg.volumes import CHANNEL_OFFSETS, Volume, VoxelSize
 from mitoseg.volumes.resampling import resampled
 from mitoseg.volumes.thresholded import EncodedVolume
 from mitoseg.volumes.units import check_voxel_size
@@ -19,6 +20,8 @@ from mitoseg.volumes.units import check_voxel_size
 log = logging.getLogger(__name__)
 NEAR = 1.1
 """Voxel sizes that differ by less are taken for equal: resampling would cost sharpness and mend nothing."""
+BETWEEN = 2.0
+"""The largest ratio along z for networks on slices that see their neighbours."""
 FAR = 1.25
 """Voxel sizes that differ by more are worth a warning where nothing is resampled."""
 
@@ -27,8 +30,8 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
     """The volume as the network is to see it.
 
     Args:
-        choice: ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes; or
-            (z, y, x) in nm.
+        choice: ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes, or
+            that see neighbouring slices, up to twice; or (z, y, x) in nm.
         volume: The input.
         model: What predicts.
 
@@ -54,12 +57,22 @@ def _wanted(own: VoxelSize, model: Model) -> VoxelSize:
     """The checkpoint's voxel size where it differs, the volume's own along other axes."""
     if model.voxel_size is None:
         raise UserError("the checkpoint does not know its voxel size", None, "give resample=[z,y,x] in nm")
-    flat = dimensions(model.network) == 2
+    most = (_most_along_z(model), math.inf, math.inf)
     z, y, x = (
-        old if _ratio(old, new) < NEAR or (axis == 0 and flat) else new
-        for axis, (old, new) in enumerate(zip(own, model.voxel_size, strict=True))
+        new if NEAR <= _ratio(old, new) <= limit else old
+        for old, new, limit in zip(own, model.voxel_size, most, strict=True)
     )
     return z, y, x
+
+
+def _most_along_z(model: Model) -> float:
+    """The largest ratio that is mended along z: between thick sections there is nothing to interpolate.
+
+    A network on single slices does not look there; one that sees neighbouring slices gains by one slice in between.
+    """
+    if dimensions(model.network) == 3:
+        return math.inf
+    return BETWEEN if len(set(CHANNEL_OFFSETS.get(model.channels, ()))) > 1 else 0.0
 
 
 def _ratio(a: float, b: float) -> float:

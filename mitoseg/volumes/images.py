@@ -20,6 +20,7 @@ from mitoseg.volumes.axes import grey
 from mitoseg.volumes.base import Array
 from mitoseg.volumes.reading import PageCache, opening, reading
 from mitoseg.volumes.stored import Header, StoredVolume
+from mitoseg.volumes.tiff_stack import check_bytes
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".tif", ".tiff")
@@ -123,6 +124,8 @@ def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool]:
             raise UserError("the slice holds several images", str(file), "give the stack itself, not its folder")
         if page.dtype is None:
             raise ValueError("unknown type of pixels")
+        if not (isinstance(page.imagelength, int) and isinstance(page.imagewidth, int)):
+            raise ValueError("no single number for the width or length")
         return (page.imagelength, page.imagewidth), np.dtype(page.dtype), page.samplesperpixel > 1
 
 
@@ -133,8 +136,7 @@ def _decode(file: Path) -> Array:
         return image if image.ndim == 2 else grey(image)
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
-        if max(page.databytecounts, default=0) > tif.filehandle.size:  # before a decoder makes room for it
-            raise EOFError("the file ends within its voxels")
+        check_bytes(page)
         image = page.asarray(squeeze=False)[:, 0]
     image = np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)
     return grey(image)

@@ -49,8 +49,11 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
         logger.addFilter(collector)
     try:
         yield collector.records
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError as error:
+        remedy = "read smaller parts, or check the file: a damaged header may state absurd sizes"
+        raise UserError("the memory is too small for a part of the file", path, remedy) from error
     except FileNotFoundError as error:
         raise UserError("no such file or folder", path, "check the path") from error
     except PermissionError as error:

@@ -24,6 +24,17 @@ class Rows(NamedTuple):
     x1: int
 
 
+def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
+    """Refuse a page whose strips or tiles do not lie in its file, before memory is set aside for them.
+
+    Raises:
+        EOFError: They do not.
+    """
+    size = page.parent.filehandle.size
+    if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
+        raise EOFError("the file ends within its voxels")
+
+
 class Stack:
     """The one stack of images in an open TIFF.
 
@@ -111,7 +122,7 @@ class Stack:
         page = self._page(number)
         if not page.databytecounts[index]:
             return None
-        if page.databytecounts[index] > page.parent.filehandle.size:  # before there is made room for it
+        if page.dataoffsets[index] + page.databytecounts[index] > page.parent.filehandle.size:
             raise EOFError("the file ends within its voxels")
         page.parent.filehandle.seek(page.dataoffsets[index])
         data = page.parent.filehandle.read(page.databytecounts[index])
@@ -137,6 +148,7 @@ class Stack:
         if closed:
             file.open()
         try:
+            check_bytes(page)
             return np.asarray(page.asarray())
         finally:
             if closed:

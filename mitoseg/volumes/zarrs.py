@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mitoseg.volumes.units import voxel_size_nm
 from mitoseg.volumes.zarr_chunks import count_chunks
 
 SUFFIXES = (".zarr",)
+_LARGEST_CHUNK = 2**31
 
 
 def is_zarr(path: str) -> bool:
@@ -50,6 +52,7 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
             raise UserError("the folder is no Zarr array or group", path, "check the path") from error
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
         header = _header(array, stated)
+        _check_chunks(array, path)
     return ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)
 
 
@@ -64,6 +67,14 @@ def _header(array: zarr.Array[Any], stated: LevelHeader | None) -> Header:
     axes = (stated and stated.axes) or _named(array)
     metadata = (stated and stated.metadata) or load_metadata(attributes)
     return Header(tuple(array.shape), np.dtype(array.dtype), axes, size, metadata)
+
+
+def _check_chunks(array: zarr.Array[Any], path: str) -> None:
+    """Refuse chunks that only damaged metadata can state, before memory is set aside for one."""
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    if size > max(_LARGEST_CHUNK, 2 * array.nbytes):
+        what = f"the Zarr array states chunks of {array.chunks} for a shape of {array.shape}"
+        raise UserError(what, path, "it is damaged")
 
 
 def _listed(value: object) -> list[object]:

@@ -102,8 +102,10 @@ BUILDERS = {
     "lzw.tif": tiff(compression="lzw", rowsperstrip=7, metadata={"axes": "ZYX"}),
     "jpeg.tif": tiff(compression="jpeg", metadata={"axes": "ZYX"}),
     "ome.tif": tiff(ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}),
+    "one.tif": lambda path: tifffile.imwrite(path, image()[0], compression="zlib"),
     "big.tif": tiff(bigtiff=True, tile=(16, 16), compression="zstd", metadata={"axes": "ZYX"}),
     "png": slices("png"),
+    "one": lambda path: (path.mkdir(), (path / "0.png").write_bytes(imagecodecs.png_encode(image()[0]))),
     "slices": slices("tif"),
     "ours.h5": ours,
     "plain.h5": plain_hdf5,
@@ -116,7 +118,25 @@ BUILDERS = {
     "plain.mrc": mrc,
     "raw.n5": n5,
 }
-JUNK = [None, -1, 0, 3.7, "", "x", [], {}, [0], [-5, 4, 4], [10**12] * 3, [10**6] * 3, 10**30, True, "uint99", [[]]]
+JUNK = [
+    None,
+    -1,
+    0,
+    3.7,
+    "",
+    "x",
+    [],
+    {},
+    [0],
+    [-5, 4, 4],
+    [10**12] * 3,
+    [10**6] * 3,
+    [1500] * 3,
+    10**30,
+    True,
+    "uint99",
+    [[]],
+]
 
 
 def malform(folder, number):
@@ -129,11 +149,12 @@ def malform(folder, number):
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     texts = [f for f in files if f.suffix == ".json" or f.name.startswith(".z")]
     file = files[rng.integers(len(files))] if rng.random() < 0.4 or not texts else texts[rng.integers(len(texts))]
-    damages = [truncated, flipped, many_flipped, wrong_magic, emptied, filled, removed]
+    often, seldom = [truncated, flipped, flipped, many_flipped], [wrong_magic, emptied, filled, removed]
     if file in texts:
-        damages = [truncated, flipped, emptied, removed, junk_value, junk_value, junk_value, missing_key]
+        often, seldom = [junk_value, junk_value, missing_key, flipped], [truncated, emptied, removed]
     elif file.suffix in (".tif", ".mrc", ".png"):
-        damages += [absurd_shape, absurd_shape]
+        often += [absurd_shape, absurd_shape]
+    damages = often if rng.random() < 0.8 else seldom
     damage = damages[rng.integers(len(damages))]
     return path, f"{name}: {file.name} {damage(file, rng)}"
 

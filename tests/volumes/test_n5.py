@@ -50,7 +50,7 @@ def put(path, attributes):
         hnp.array_shapes(min_dims=3, max_dims=3, min_side=5, max_side=9),
         elements={"allow_nan": False, "min_value": 1, "max_value": 200},
     ),
-    blocks=st.tuples(*[st.integers(1, 12)] * 3),
+    blocks=st.tuples(*[st.integers(3, 12)] * 3),
     compression=st.sampled_from(["raw", "gzip", "bzip2", "xz"]),
     data=st.data(),
 )

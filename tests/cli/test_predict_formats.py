@@ -1,0 +1,169 @@
+"""`predict` from any volume to any format: resampling, other grey values, levels of an OME-Zarr image."""
+
+import logging
+
+import numpy as np
+import pytest
+import tifffile
+from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from scipy import ndimage
+
+from mitoseg.cli.resampling import resample_input
+from mitoseg.geometry import Box
+from mitoseg.networks.checkpoint import load_model
+from mitoseg.volumes import ArrayVolume, create_volume, open_volume
+
+SHAPE = (4, 24, 30)
+
+
+def grey(shape=SHAPE, sigma=2):
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random(shape), sigma)
+    return ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
+
+
+def write(path, image, voxel_size):
+    with create_volume(path, image.shape, image.dtype, voxel_size=voxel_size) as writer:
+        writer.write(Box.of_shape(image.shape), image)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "a.ckpt", OneConvolution(), arguments={"in_channels": 1})
+    return tmp_path
+
+
+@pytest.fixture
+def run(work, monkeypatch):
+    common = ["checkpoint=a.ckpt", "trust=true", "precision=fp32", "compile=false"]
+    return lambda *words: predict(monkeypatch, *common, *words)
+
+
+@pytest.mark.parametrize(
+    ("output", "save"),
+    [("a.tif", "mask"), ("a.zarr", "probability"), ("a.ome.zarr", "mask"), ("a.h5:/maps/mito", "probability")],
+)
+def test_the_output_has_the_inputs_grid(run, output, save):
+    write("in.ome.zarr", grey(), (20, 10, 10))
+    assert run("input=in.ome.zarr", f"output={output}", f"save={save}", "resample=auto") == 0
+    result = open_volume(output)
+    assert result.shape == SHAPE
+    assert result.voxel_size == pytest.approx((20, 10, 10))
+    assert result.dtype == ("uint8" if save == "mask" else "float32")
+    assert result.info.metadata["kind"] == save
+    found = result.read()
+    assert found.max() == 1 if save == "mask" else 0 <= found.min() < found.max() <= 1
+
+
+def test_what_the_network_sees_is_resampled_and_what_it_says_brought_back(run):
+    """The same as to resample, predict and resample by hand; a mask is thresholded on the input's grid."""
+    image = grey()
+    write("in.tif", image, (20, 10, 10))
+    by_hand = ArrayVolume(image, (20, 10, 10))
+    seen = resample_input([20, 5, 5], by_hand, load_model("a.ckpt", trust=True))
+    assert seen.shape == (4, 48, 60)
+    write("seen.h5", seen.read(), (20, 5, 5))
+    assert run("input=seen.h5", "output=fine.h5") == 0
+    fine = open_volume("fine.h5").read().astype(float)
+    expected = fine.reshape(4, 24, 2, 30, 2).mean((2, 4))
+    assert run("input=in.tif", "output=out.h5", "resample=[20,5,5]") == 0
+    assert run("input=in.tif", "output=auto.h5", "resample=auto") == 0
+    assert run("input=in.tif", "output=mask.h5", "resample=auto", "save=mask", "threshold=0.4") == 0
+    assert run("input=in.tif", "output=bytes.h5", "resample=auto", "dtype=uint8") == 0
+    np.testing.assert_allclose(open_volume("out.h5").read(), expected, atol=1e-4)
+    assert np.array_equal(open_volume("auto.h5").read(), open_volume("out.h5").read())
+    assert np.array_equal(open_volume("mask.h5").read(), open_volume("out.h5").read() >= 0.4)
+    assert np.abs(open_volume("bytes.h5").read() - 255 * expected).max() < 1.1
+
+
+def test_post_processing_works_on_the_inputs_grid(run):
+    write("in.tif", grey(), (20, 10, 10))
+    words = ["resample=auto", "save=mask", "postprocess=none", "postprocess.z_median=3"]
+    assert run("input=in.tif", "output=mask.tif", *words) == 0
+    assert open_volume("mask.tif").shape == SHAPE
+
+
+@pytest.mark.parametrize("tile", ["tile=[1,16,16]", "tile=[2,64,7]"])
+def test_the_result_does_not_depend_on_the_tiles(run, tile):
+    write("in.tif", grey(), (20, 8, 8))
+    assert run("input=in.tif", "output=a.h5", "resample=auto", tile) == 0
+    assert run("input=in.tif", "output=b.h5", "resample=auto") == 0
+    np.testing.assert_allclose(open_volume("a.h5").read(), open_volume("b.h5").read(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ndim", "channels", "voxel_size", "seen"),
+    [
+        (2, "single", (10, 10, 10), (10, 5, 5)),
+        (2, "single", (50, 5.2, 4.8), (50, 5.2, 4.8)),
+        (2, "repeat", (10, 10, 10), (10, 5, 5)),
+        (2, "adjacent", (10, 10, 10), (5, 5, 5)),
+        (2, "adjacent", (50, 10, 10), (50, 5, 5)),
+        (3, "single", (40, 2.5, 5), (5, 5, 5)),
+        (3, "single", (5, 5, 5), (5, 5, 5)),
+    ],
+)
+def test_which_axes_auto_resamples(work, ndim, channels, voxel_size, seen):
+    arguments = {"in_channels": 1 if channels == "single" else 3, "ndim": ndim}
+    network = Padded(**arguments)
+    save_checkpoint(work / "b.ckpt", network, arguments=arguments, channels=channels)
+    volume = ArrayVolume(grey(), voxel_size)
+    found = resample_input("auto", volume, load_model(work / "b.ckpt", trust=True))
+    assert found.voxel_size == seen
+    assert (found is volume) == (seen == voxel_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["resample=often"], "no such way to resample"),
+        (["resample=[5,5]", "voxel_size=[5,5,5]"], "cannot read the voxel size"),
+        (["resample=auto"], "no voxel size to resample by"),
+        (["resample=auto", "voxel_size=[5,5,5000]"], "by more than 10 times"),
+    ],
+)
+def test_what_cannot_be_resampled_is_one_line(run, capsys, words, line):
+    tifffile.imwrite("in.tif", grey((5, 24, 30)), photometric="minisblack")
+    assert run("input=in.tif", "output=out.tif", *words) == 1
+    error = capsys.readouterr().err
+    assert line in error
+    assert "Traceback" not in error
+
+
+def test_voxels_far_from_trainings_are_told(work, caplog):
+    model = load_model(work / "a.ckpt", trust=True)
+    with caplog.at_level(logging.INFO):
+        for size in ((50, 5, 5), (5, 6, 4.5), None):
+            resample_input("none", ArrayVolume(grey(), size), model)
+        assert caplog.records == []
+        resample_input("none", ArrayVolume(grey(), (5, 10, 10)), model)
+    (record,) = caplog.records
+    assert "give resample=auto" in record.getMessage()
+
+
+def test_one_warning_where_grey_values_are_others(run, work, capsys):
+    image = grey((6, 120, 130), 3)
+    quantiles = np.quantile(image, np.linspace(0, 1, 257)).tolist()
+    save_checkpoint(work / "a.ckpt", OneConvolution(), arguments={"in_channels": 1}, grey_quantiles=quantiles)
+    for name, stored, warns in (
+        ("same", image, False),
+        ("shifted", image // 2, True),
+        ("wide", image.astype(np.uint16) * 257, True),
+    ):
+        write(f"{name}.tif", stored, (5, 5, 5))
+        assert run(f"input={name}.tif", f"output={name}_out.tif") == 0
+        said = capsys.readouterr().err
+        assert said.count("normalize=match") == warns, name
+    assert run("input=wide.tif", "output=matched.tif", "normalize=match") == 0
+    assert "normalize=match" not in capsys.readouterr().err
+
+
+def test_a_level_of_an_image_in_and_an_image_with_levels_out(run):
+    write("in.ome.zarr", grey((2, 300, 280), 3), (50, 5, 5))
+    assert run("input=in.ome.zarr/1", "output=out.ome.zarr", "save=mask") == 0
+    result = open_volume("out.ome.zarr")
+    assert result.shape == (2, 150, 140)
+    assert result.voxel_size == (50, 10, 10)
+    assert run("input=in.ome.zarr", "output=fine.ome.zarr") == 0
+    assert open_volume("fine.ome.zarr/1").voxel_size == (50, 10, 10)
+    assert set(np.unique(open_volume("out.ome.zarr").read())) <= {0, 1}
