@@ -1,6 +1,6 @@
 """How long measuring takes, against scikit-image's basic properties and against the size of the volume.
 
-python benchmarks/morphometry.py [objects=2000] [workers=0] [image=true]
+python benchmarks/morphometry.py [objects=2000] [image=true]
 
 Tubes of 200 to 1,200 nm length and 60 to 140 nm radius lie in a volume of 10 nm voxels, one in each cell of a grid.
 The ratio is that to `skimage.measure.regionprops_table` of volume, centroid, box and axes, which has no surface,
@@ -36,13 +36,11 @@ class Options:
 
     Attributes:
         objects: How many.
-        workers: Further processes that share the work.
         image: Whether grey values and cristae are measured.
         out: JSON file for all numbers.
     """
 
     objects: int = 2000
-    workers: int = 0
     image: bool = True
     out: str | None = None
 
@@ -88,11 +86,10 @@ def main(words: list[str]) -> dict[str, object]:
     before = peak_memory()
     properties = ("area", "centroid", "bbox", "axis_major_length", "axis_minor_length")
     basic = seconds(lambda: regionprops_table(labels_zyx, spacing=size, properties=properties))
-    ours = seconds(lambda: measure_instances(sources, workers=options.workers))
+    ours = seconds(lambda: measure_instances(sources))
     result: dict[str, object] = {
         "objects": options.objects,
         "voxels": labels_zyx.size,
-        "workers": options.workers,
         "seconds": ours,
         "skimage_basic_seconds": basic,
         "ratio": ours / basic,

@@ -25,4 +25,4 @@ def import_extra(module: str, library: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError("this method needs a library", library, f'run pip install "mitoseg[{extra}]"') from error
+        raise UserError("this needs a library", library, f'run pip install "mitoseg[{extra}]"') from error

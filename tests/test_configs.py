@@ -54,14 +54,14 @@ def test_every_option(group, option, tmp_path):
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
 
 
-@pytest.mark.parametrize("config", ["predict", "evaluate"])
+@pytest.mark.parametrize("config", ["predict", "evaluate", "measure"])
 @pytest.mark.parametrize("option", ["components", "split"])
 def test_every_labelling(config, option):
     labelling = instantiate(composed(f"labelling={option}", config=config).labelling)
     assert labelling == Labelling(split=option == "split")
 
 
-@pytest.mark.parametrize("config", ["predict", "evaluate"])
+@pytest.mark.parametrize("config", ["predict", "evaluate", "measure"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
 def test_every_engine(config, name):
     cfg = composed(f"engine={name}", "workers=3", config=config)

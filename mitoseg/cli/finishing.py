@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mitoseg.cli.cleaning import clean
-from mitoseg.cli.labelling import find_instances
+from mitoseg.evaluation.decision import decide
+from mitoseg.evaluation.instances import label_prediction
 from mitoseg.inference import Predictor
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
 from mitoseg.volumes import Volume, VolumeWriter
@@ -36,7 +37,7 @@ def finish_instances(
 
     def write(tiles: Volume, writer: VolumeWriter) -> None:
         mask = tiles if steps is None else clean(steps, tiles, image=image)
-        instances = find_instances(mask, labelling)
+        instances = label_prediction(mask, decide(mask), labelling)
         write_instances(instances, writer)
         log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
 

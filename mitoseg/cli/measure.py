@@ -13,17 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from mitoseg.cli.comparing import compare_tables
+from mitoseg.cli.engine import make_engine
 from mitoseg.cli.evaluate import open_volumes
 from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.measured import find_sources, find_voxel_size
 from mitoseg.cli.shapes import check_shape_options, write_shapes
-from mitoseg.cli.tables import check_suffix, write_table
 from mitoseg.errors import UserError
 from mitoseg.evaluation.score import check_shapes
+from mitoseg.evaluation.tables import check_suffix, write_table
 from mitoseg.provenance import collect
 from mitoseg.segmentation import measure_instances, summarise
 from mitoseg.storage import check_output, make_folders, write_json
 from mitoseg.volumes.opening import stored_in
+
+DIGITS = 9
+"""Of floats in tables as text: more than anything here is exact to."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -60,18 +64,18 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     check_shapes(**volumes)
     size = find_voxel_size(cfg, volumes)
     make_folders(output.parent)
-    with find_sources(cfg, volumes, size) as (sources, decision):
-        with progress_bar(f"measuring {Path(cfg.input).name}", show=cfg.progress) as advance:
-            table = measure_instances(
-                sources, min_volume=cfg.min_volume, reach=cfg.reach, workers=cfg.workers, on_part=advance
-            )
+    engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
+    with find_sources(cfg, volumes, size, in_memory=engine.in_process) as (sources, decision):
+        with engine, progress_bar(title, show=cfg.progress) as advance:
+            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance}
+            table = measure_instances(sources, engine=engine, **options)
         summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
-        write_table(output, table, overwrite=cfg.overwrite)
-        write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite)
+        write_table(output, table, overwrite=cfg.overwrite, digits=DIGITS)
+        write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite, digits=DIGITS)
         chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size}
         paths = {name: volume.path for name, volume in volumes.items()}
-        options = OmegaConf.to_container(cfg)
-        write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=options))
+        given = OmegaConf.to_container(cfg)
+        write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=given))
         written = write_shapes(cfg, folder, sources, table, summary)
     if console is not None:
         console.print(what_was_found(table, summary), soft_wrap=True, markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.cli.labelling import chosen_labelling, find_instances
+from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import Decision, decide
-from mitoseg.geometry import Box
+from mitoseg.evaluation.instances import label_prediction
 from mitoseg.segmentation import InstanceVolume, Labelling, Sources, write_instances
 from mitoseg.volumes import ArrayVolume, Volume, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.units import check_voxel_size
@@ -45,7 +45,7 @@ def find_sources(
     volumes: dict[str, Volume],
     size: VoxelSize,
     *,
-    on_block: Callable[[Box], None] | None = None,
+    in_memory: bool = True,
 ) -> Iterator[tuple[Sources, Decision]]:
     """The volumes to measure, and what the input was taken for; a mask and probabilities are numbered first.
 
@@ -53,7 +53,7 @@ def find_sources(
         cfg: The keys of ``conf/measure.yaml``.
         volumes: ``input``, and those of ``image``, ``probability`` and ``uncertainty`` that are given.
         size: (z, y, x) in nm.
-        on_block: Called with each block that is numbered.
+        in_memory: Whether instances that are made here may stay in memory; other processes read them from files.
 
     Raises:
         UserError: Kinds or options are no good, or instances are no whole numbers.
@@ -67,9 +67,8 @@ def find_sources(
         scale = decide(probability, None, "probability").scale
     with tempfile.TemporaryDirectory(dir=Path(cfg.output).parent, prefix=".measuring.") as scratch:
         if decision.kind != "instances":
-            options = {"threshold": cfg.threshold, "kind": decision.kind, "voxel_size": size}
-            found = find_instances(given, sized_labelling(cfg), **options)
-            labels = kept(found, Path(scratch), on_block)
+            found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size)
+            labels = kept(found, Path(scratch), in_memory=in_memory)
         else:
             labels = as_integers(given, size)
         yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale), decision
@@ -82,20 +81,18 @@ def sized_labelling(cfg: DictConfig) -> Labelling:
     return replace(labelling, min_volume=least or None)
 
 
-def kept(instances: InstanceVolume, scratch: Path, on_block: Callable[[Box], None] | None = None) -> Volume:
+def kept(instances: InstanceVolume, scratch: Path, *, in_memory: bool) -> Volume:
     """Instances in memory or, of a large volume, in a folder, so that reading them again computes nothing."""
     about = instances.info
-    if math.prod(instances.shape) <= IN_MEMORY:
+    if in_memory and math.prod(instances.shape) <= IN_MEMORY:
         array = np.empty(instances.shape, np.uint32)
         for block in instances.blocks():
             array[block.slices] = instances.read(block)
-            if on_block is not None:
-                on_block(block)
         return ArrayVolume(array, about.voxel_size, about.path, about.metadata)
     path = str(scratch / "instances.zarr")
     options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": (64, 128, 128)}
     with create_volume(path, about.shape, np.uint32, **options) as writer:  # type: ignore[arg-type]
-        write_instances(instances, writer, on_block=on_block)
+        write_instances(instances, writer)
     return open_volume(path)
 
 

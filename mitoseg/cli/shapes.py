@@ -84,7 +84,6 @@ def write_shapes(
                 title=Path(cfg.input).name,
                 instances=labels,
                 image=sources.image,
-                summary={"per um3, cut ones count half": summary["density_per_um3"]},
                 voxel_size=size,
                 provenance=read_json(folder / "provenance.json"),
             )

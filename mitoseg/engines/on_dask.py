@@ -10,30 +10,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from queue import Empty, SimpleQueue
-from types import ModuleType
 from typing import Any
 
 from mitoseg.engines.base import LANES, Engine, EngineError, Item, Result
 from mitoseg.engines.local import check_workers
 from mitoseg.engines.place import Place, stand_at
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 
 log = logging.getLogger(__name__)
-INSTALL = 'run pip install "mitoseg[cluster]"'
 _LOOK = 5.0  # seconds after which it is looked whether there are workers
 _AHEAD = 2  # items on their way for each lane, so that no worker waits for the scheduler
-
-
-def import_cluster(module: str) -> ModuleType:
-    """Import a module of the extra ``[cluster]``.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError("this engine needs a library", module.replace("_", "-"), INSTALL) from error
 
 
 class DaskEngine(Engine):
@@ -62,7 +49,7 @@ class DaskEngine(Engine):
         Raises:
             UserError: Dask is not installed, no scheduler answers, or no worker comes.
         """
-        distributed = import_cluster("distributed")
+        distributed = import_extra("distributed", "distributed", "cluster")
         if self.scheduler is None:
             self._cluster = self._make_cluster()
         try:
@@ -121,7 +108,7 @@ class DaskEngine(Engine):
 
     def _make_cluster(self) -> Any:  # noqa: ANN401 (Dask has no types)
         """Worker processes on this machine."""
-        distributed = import_cluster("distributed")
+        distributed = import_extra("distributed", "distributed", "cluster")
         self._folder = tempfile.TemporaryDirectory(prefix="mitoseg-dask-", ignore_cleanup_errors=True)
         return distributed.LocalCluster(
             n_workers=self.workers,
@@ -188,7 +175,7 @@ class DaskEngine(Engine):
         Raises:
             EngineError: Every worker that tried died, or the scheduler has gone.
         """
-        distributed = import_cluster("distributed")
+        distributed = import_extra("distributed", "distributed", "cluster")
         try:
             return future.result(timeout=None if future.done() else 10 * self.timeout)
         except distributed.KilledWorker as error:

@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from mitoseg.engines.base import LANES
-from mitoseg.engines.on_dask import DaskEngine, import_cluster
+from mitoseg.engines.on_dask import DaskEngine
+from mitoseg.extras import import_extra
 
 
 class SlurmEngine(DaskEngine):
@@ -67,7 +68,7 @@ class SlurmEngine(DaskEngine):
             cluster.close()
 
     def _make_cluster(self, jobs: int | None = None) -> Any:  # noqa: ANN401 (Dask has no types)
-        jobqueue = import_cluster("dask_jobqueue")
+        jobqueue = import_extra("dask_jobqueue", "dask-jobqueue", "cluster")
         return jobqueue.SLURMCluster(
             n_workers=self.workers if jobs is None else jobs,
             python=sys.executable,

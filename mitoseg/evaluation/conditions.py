@@ -24,6 +24,7 @@ from mitoseg.evaluation.effects import (
     volume_test,
 )
 from mitoseg.evaluation.measurements import Measurements, choose_columns, cut_matters, read_groups
+from mitoseg.evaluation.tables import write_table
 from mitoseg.storage import atomic_output, write_text
 
 CUT_OBJECTS = ("leave_out", "keep")
@@ -127,7 +128,7 @@ class Comparison:
         with atomic_output(folder, overwrite=overwrite) as place:
             place.mkdir()
             for name, table in (("groups", self.groups), ("tests", self.tests)):
-                _write_table(place / f"{name}.{table_format}", table)
+                write_table(place / f"{name}.{table_format}", table)
             write_text(place / "comparison.md", self.markdown())
             if figure:
                 comparison_plot(self).savefig(place / "comparison.png", format="png")
@@ -211,13 +212,3 @@ def _describe(
 
 def _mean(values: Floats) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False, lineterminator="\n")
-        return
-    try:
-        table.to_parquet(path, index=False)
-    except ImportError as error:
-        raise UserError("parquet needs a library", path.name, "run pip install pyarrow, or write csv") from error

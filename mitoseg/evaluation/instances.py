@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.decision import decide
+from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.evaluation.tally import Bootstrap
 from mitoseg.geometry import Box, tiles
 from mitoseg.metrics.instances import SHARE, THRESHOLDS, instance_scores
 from mitoseg.metrics.intervals import LEVEL
 from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overlaps
-from mitoseg.segmentation import Labelling, label_volume
+from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.labels import IGNORED, LabelVolume
@@ -51,7 +51,29 @@ def prediction_instances(
     decision = decide(prediction, threshold, kind)
     if decision.kind == "instances":
         return prediction
-    return label_volume(MaskVolume(prediction, decision.foreground), labelling, voxel_size=voxel_size)
+    return label_prediction(prediction, decision, labelling, voxel_size=voxel_size)
+
+
+def label_prediction(
+    prediction: Volume,
+    decision: Decision,
+    labelling: Labelling | None = None,
+    *,
+    voxel_size: Sequence[float] | None = None,
+) -> InstanceVolume:
+    """The foreground of a prediction, numbered; see `mitoseg.segmentation.label_volume`.
+
+    Args:
+        prediction: Whose metadata say how it was made.
+        decision: What its values mean.
+        labelling: How.
+        voxel_size: (z, y, x) in nm; None: the prediction's.
+    """
+    mask, made = MaskVolume(prediction, decision.foreground), prediction.info.metadata
+    about = {key: made[key] for key in ("checkpoint", "postprocess") if key in made}
+    if decision.kind == "probability":
+        about["threshold"] = decision.threshold
+    return label_volume(mask, labelling, voxel_size=voxel_size, metadata=about)
 
 
 def truth_instances(labels: LabelVolume, connectivity: int = 6) -> Volume:

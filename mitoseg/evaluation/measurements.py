@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mitoseg.errors import UserError
+from mitoseg.evaluation.tables import SUFFIXES
 
 Floats = npt.NDArray[np.float64]
 
@@ -129,14 +130,12 @@ def _numeric(table: pd.DataFrame, column: str) -> bool:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if path.suffix.lower() not in (".csv", ".parquet"):
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError("unknown kind of table", str(path), "give a .csv or .parquet that measure.py wrote")
     if not path.is_file():
         raise UserError("no such table", str(path), "check the path")
     try:
         table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
-    except ImportError as error:
-        raise UserError("parquet needs a library", str(path), "run pip install pyarrow, or give a .csv") from error
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own errors are among them
         raise UserError("the table cannot be read", str(path), "write it again with measure.py") from error
     if table.empty:

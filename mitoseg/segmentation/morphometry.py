@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.census import BLOCK, STARTS, STOPS, take_census
-from mitoseg.segmentation.mapping import mapping
 from mitoseg.segmentation.neighbours import DISTANCE, TILE, merge_distances, tile_distances
 from mitoseg.segmentation.object_row import column_names, object_row
 from mitoseg.segmentation.texture import margin
@@ -67,7 +68,7 @@ def measure_instances(
     *,
     min_volume: float | None = None,
     reach: float = REACH,
-    workers: int = 0,
+    engine: Engine | None = None,
     block: Sequence[int] = BLOCK,
     tile: Sequence[int] = TILE,
     on_part: Callable[[float], None] | None = None,
@@ -78,7 +79,7 @@ def measure_instances(
         sources: The volumes.
         min_volume: In nm3; smaller instances get no row (they still count as neighbours).
         reach: In nm: `neighbour_distance_nm` is NaN where no other instance is nearer; 0 leaves it out.
-        workers: Further processes that share the work; 0: this one does it all.
+        engine: Started; does the objects and the tiles, None: this process. Others read the volumes themselves.
         block: Voxels (z, y, x) of the first pass, read at once.
         tile: Voxels (z, y, x) of which neighbours are looked for at once.
         on_part: Called with the share of the work that is done, from 0 to 1.
@@ -90,7 +91,7 @@ def measure_instances(
     Raises:
         UserError: Shapes differ, labels are no whole numbers, or a number is out of range.
     """
-    _check(sources, min_volume, reach, workers)
+    _check(sources, min_volume, reach)
     size = sources.voxel_size
     tell = on_part or (lambda share: None)
     boxes = list(tiles(sources.labels.box, block))
@@ -100,19 +101,23 @@ def measure_instances(
         found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
     groups = group_objects(found)
     areas = list(tiles(sources.labels.box, tile)) if reach > 0 and len(found) else []
-    with mapping(workers, sources) as apply:
-        rows, distances = [], []
-        for n, part in enumerate(apply(measure_group, [(group,) for group in groups]), 1):
-            rows += part
-            tell(0.1 + 0.7 * n / len(groups))
-        for n, near in enumerate(apply(measure_tile, [(area, reach) for area in areas]), 1):
-            distances.append(near)
-            tell(0.8 + 0.2 * n / len(areas))
+    engine, rows, distances = engine or LocalEngine(), [], []
+
+    def take_rows(_: pd.DataFrame, part: list[dict[str, object]]) -> None:
+        rows.append(part)
+        tell(0.1 + 0.7 * len(rows) / len(groups))
+
+    def take_distances(_: Box, near: pd.DataFrame) -> None:
+        distances.append(near)
+        tell(0.8 + 0.2 * len(distances) / len(areas))
+
+    engine.map(partial(measure_group, sources), groups, take_rows)
+    engine.map(partial(measure_tile, sources, reach=reach), areas, take_distances)
     names = column_names(image=sources.image is not None, probability=sources.probability is not None,
                          uncertainty=sources.uncertainty is not None)  # fmt: skip
     whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
     types = dict.fromkeys(names, float) | whole | {"instance": np.uint64, "touches_border": bool}
-    table = pd.DataFrame(rows, columns=names).astype(types)
+    table = pd.DataFrame([row for part in rows for row in part], columns=names).astype(types)
     if reach > 0:
         table = table.merge(merge_distances(distances), on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
@@ -151,7 +156,7 @@ def _cut(arrays: dict[str, Array], box: Box) -> dict[str, Array]:
     return {name: array[box.slices] for name, array in arrays.items()}
 
 
-def _check(sources: Sources, min_volume: float | None, reach: float, workers: int) -> None:
+def _check(sources: Sources, min_volume: float | None, reach: float) -> None:
     for name in ("image", "probability", "uncertainty"):
         volume = getattr(sources, name)
         if volume is not None and volume.shape != sources.labels.shape:
@@ -163,5 +168,3 @@ def _check(sources: Sources, min_volume: float | None, reach: float, workers: in
         raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
     if isinstance(reach, bool) or not 0 <= reach < math.inf:
         raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise UserError("workers is not a number of processes", workers, "give 0, 1, 2, ...")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.reading import CACHE_BYTES, opening, reading
@@ -66,7 +67,7 @@ def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] |
         named = "".join(map(str, stated)).lower() if isinstance(stated, list) else ""
         letters = named if len(named) == len(shape) and set(named) <= set("xyzct") else _AXES.get(len(shape))
         header = Header(shape, dtype, letters, _voxel_size(dataset, letters))
-        _tensorstore()
+        import_extra("tensorstore", "tensorstore", "n5")
     return N5Volume(path, dataset, header, block, axes=axes, voxel_size=voxel_size)
 
 
@@ -129,14 +130,6 @@ def _stated(attributes: Mapping[str, Any]) -> tuple[list[Any], list[str]] | None
     return sizes, [str(u) for u in units] if isinstance(units, list) else [str(units)] * len(sizes)
 
 
-def _tensorstore() -> Any:  # noqa: ANN401 (a module that may be missing)
-    try:
-        import tensorstore
-    except ImportError as error:
-        raise UserError("reading N5 needs a library", "tensorstore", 'run pip install "mitoseg[n5]"') from error
-    return tensorstore
-
-
 class N5Volume(StoredVolume):
     """A dataset of an N5 container; every process opens it for itself."""
 
@@ -180,5 +173,8 @@ class N5Volume(StoredVolume):
             store = {"driver": "file", "path": f"{self._folder}{os.sep}"}
             context = {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
             spec = {"driver": "n5", "kvstore": store, "context": context}
-            self._open = (os.getpid(), _tensorstore().open(spec, read=True, open=True).result())
+            self._open = (
+                os.getpid(),
+                import_extra("tensorstore", "tensorstore", "n5").open(spec, read=True, open=True).result(),
+            )
         return np.asarray(self._open[1][index].read().result())

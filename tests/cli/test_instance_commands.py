@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from made_checkpoints import OneConvolution, run_command, save_checkpoint
 
-from mitoseg.cli.labelling import label_file
+from mitoseg.evaluation.instances import prediction_instances
 from mitoseg.segmentation import Labelling, label_array
 from mitoseg.volumes import open_volume
 
@@ -65,10 +65,11 @@ def test_steps_come_before_numbers(run):
 def test_a_stored_probability_is_numbered_alike(run):
     assert not predict(run, "output=i.tif", "save=instances", "labelling=split")[0]
     assert not predict(run, "output=p.tif")[0]
-    found = label_file(open_volume("p.tif"), "j.tif", Labelling(split=True))
-    np.testing.assert_array_equal(open_volume("j.tif").read(), open_volume("i.tif").read())
-    assert len(found) == open_volume("j.tif").read().max()
-    assert open_volume("j.tif").info.metadata["threshold"] == open_volume("p.tif").info.metadata["threshold"]
+    probability = open_volume("p.tif")
+    found = prediction_instances(probability, Labelling(split=True))
+    np.testing.assert_array_equal(found.read(), open_volume("i.tif").read())
+    assert len(found) == found.read().max()
+    assert found.info.metadata["threshold"] == probability.info.metadata["threshold"]
 
 
 def test_evaluate_scores_them(run, tmp_path):

@@ -90,6 +90,13 @@ def test_masks_and_probabilities_are_numbered_first(measure, tmp_path, place, ca
     assert (numbered.voxel_size, numbered.info.metadata["kind"]) == (SIZE, "instances")
 
 
+def test_two_processes_write_the_same_table(measure, tmp_path):
+    for workers in (1, 2):
+        words = ["input=probability.tif", "image=image.tif", f"workers={workers}", "min_volume=1e5"]
+        assert measure(*words, f"output={tmp_path / str(workers)}.csv") == 0
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
+
+
 def test_shapes_and_report(measure, tmp_path, place):
     pytest.importorskip("trimesh")
     pytest.importorskip("kimimaro")

@@ -72,8 +72,10 @@ def test_an_address_that_is_none():
 
 
 def test_without_the_extra(monkeypatch):
-    monkeypatch.setattr(module.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    told = r"this engine needs a library: '{}'; run pip install \"mitoseg\[cluster\]\""
+    monkeypatch.setattr(
+        "mitoseg.extras.importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(name))
+    )
+    told = r"this needs a library: '{}'; run pip install \"mitoseg\[cluster\]\""
     with pytest.raises(UserError, match=told.format("distributed")):
         DaskEngine().start()
     with pytest.raises(UserError, match=told.format("dask-jobqueue")):

@@ -10,6 +10,7 @@ from scipy.stats import entropy
 from skimage.measure import regionprops
 from solids import ellipsoid, ellipsoid_area
 
+from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Sources, measure_instances, summarise
 from mitoseg.segmentation.census import STARTS, STOPS
@@ -131,7 +132,8 @@ def test_objects_read_alone_or_together_are_the_same(volumes, table, monkeypatch
 
 
 def test_two_processes_measure_the_same(volumes, table):
-    pd.testing.assert_frame_equal(measure_instances(sources(*volumes), workers=2), table)
+    with LocalEngine(2) as engine:
+        pd.testing.assert_frame_equal(measure_instances(sources(*volumes), engine=engine), table)
 
 
 def test_neighbours_by_brute_force(volumes, table):
@@ -256,7 +258,6 @@ def test_summary(table):
     [
         ({"min_volume": -1.0}, "min_volume"),
         ({"reach": -1.0}, "reach"),
-        ({"workers": 1.5}, "workers"),
     ],
 )
 def test_options_out_of_range(options, told):

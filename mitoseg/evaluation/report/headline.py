@@ -49,10 +49,10 @@ def _facts(content: Content, table: DataFrame | None) -> list[Html]:
     cards = [_card(f"{len(table):,}", "mitochondria", f"{cut:,} of them cut by the border" if cut else "")]
     if box is not None and content.spacing is not None:
         tissue = float(np.prod(box.shape) * np.prod(content.spacing)) * 1e-9
-        counted = ", those that are cut included" if cut else ""
+        counted = "; those that are cut count half" if cut else ""
         cards.append(
             _card(
-                number(len(table) / tissue, 3),
+                number((len(whole) + 0.5 * cut) / tissue, 3),
                 "mitochondria per µm³",
                 f"in {number(tissue, 3)} µm³ of tissue{counted}",
             )

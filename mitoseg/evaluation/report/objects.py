@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pandas import DataFrame, concat
-from scipy.ndimage import find_objects
+from pandas import DataFrame
 
 from mitoseg.evaluation.instances import SMALL
 from mitoseg.geometry import Box, slabs, tiles
+from mitoseg.segmentation.census import STARTS, STOPS, count_block, merge_counts
 from mitoseg.segmentation.instances import InstanceVolume
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
@@ -79,11 +79,8 @@ def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None)
         of the volume (``box_z0`` to ``box_x1``) and ``touches_border``: whether it reaches a face of the box.
     """
     depth = max(1, SLAB_VOXELS // (box.shape[1] * box.shape[2]))
-    parts = [_rows(instances.read(slab), slab) for slab in slabs(box, depth)]
-    rows = concat(parts, ignore_index=True).groupby("instance", as_index=False)
-    low, high = [f"box_{axis}0" for axis in "zyx"], [f"box_{axis}1" for axis in "zyx"]
-    table = rows.agg({"voxels": "sum", **dict.fromkeys(low, "min"), **dict.fromkeys(high, "max")})
-    ends = np.hstack([table[low].to_numpy() <= box.start, table[high].to_numpy() >= box.stop])
+    table = merge_counts(count_block(instances.read(slab), slab.start) for slab in slabs(box, depth))
+    ends = np.hstack([table[STARTS].to_numpy() <= box.start, table[STOPS].to_numpy() >= box.stop])
     table = table.assign(touches_border=np.asarray(ends.any(axis=1)))
     if voxel_size is not None:
         volume = table["voxels"] * float(np.prod(voxel_size))
@@ -107,15 +104,3 @@ def renumber(label_zyx: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.ND
     there[0] = False
     numbers = np.where(there, np.cumsum(there), 0).astype(np.int32)
     return np.flatnonzero(there).astype(np.int64), numbers[label_zyx]
-
-
-def _rows(label_zyx: npt.NDArray[Any], slab: Box) -> DataFrame:
-    ids, dense_zyx = renumber(label_zyx)
-    counts = np.bincount(dense_zyx.ravel(), minlength=len(ids) + 1)[1:]
-    places = [place for place in find_objects(dense_zyx) if place is not None]
-    ends = {
-        f"box_{axis}{end}": [(p[i].stop if end else p[i].start) + slab.start[i] for p in places]
-        for end in (0, 1)
-        for i, axis in enumerate("zyx")
-    }
-    return DataFrame({"instance": ids, "voxels": counts, **ends})

@@ -22,8 +22,14 @@ def check_suffix(path: Path) -> None:
         raise UserError("cannot write a table of that kind", path.name, f"end its name with {' or '.join(SUFFIXES)}")
 
 
-def write_table(path: Path, table: pd.DataFrame, *, overwrite: bool = False) -> None:
-    """Write a table; floats with nine digits in CSV, exact in Parquet.
+def write_table(path: Path, table: pd.DataFrame, *, overwrite: bool = False, digits: int | None = None) -> None:
+    """Write a table.
+
+    Args:
+        path: Its suffix chooses the format.
+        table: What is written, without its index.
+        overwrite: Whether a file that exists may be replaced.
+        digits: Of floats in CSV; None: all.
 
     Raises:
         UserError: As `mitoseg.storage.atomic_output` and `check_suffix`.
@@ -31,6 +37,8 @@ def write_table(path: Path, table: pd.DataFrame, *, overwrite: bool = False) -> 
     check_suffix(path)
     with atomic_output(path, overwrite=overwrite) as temporary:
         if path.suffix.lower() == ".csv":
-            table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+            table.to_csv(
+                temporary, index=False, float_format=None if digits is None else f"%.{digits}g", lineterminator="\n"
+            )
         else:
             table.to_parquet(temporary, index=False, engine="pyarrow")
