@@ -76,7 +76,7 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
         paths = {name: volume.path for name, volume in volumes.items()}
         given = OmegaConf.to_container(cfg)
         write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=given))
-        written = write_shapes(cfg, folder, sources, table, summary)
+        written = write_shapes(cfg, folder, sources, table)
     if console is not None:
         console.print(what_was_found(table, summary), soft_wrap=True, markup=False)
         for path in (output, summary_path(output), *written):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +40,7 @@ def check_shape_options(cfg: DictConfig) -> None:
         import_extra("kimimaro", "kimimaro", "mesh")
 
 
-def write_shapes(
-    cfg: DictConfig, folder: Path, sources: Sources, table: pd.DataFrame, summary: Mapping[str, object]
-) -> list[Path]:
+def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.DataFrame) -> list[Path]:
     """Write what the config asks for.
 
     Args:
@@ -51,7 +48,6 @@ def write_shapes(
         folder: Of the run, for ``report.html``.
         sources: What was measured.
         table: What that gave; instances without a row are left out.
-        summary: Of the volume.
 
     Returns:
         What was written.

@@ -38,7 +38,6 @@ def full(tmp_path_factory, volumes):
         mask=foreground_of(volumes["prediction"]),
         instances=volumes["instances"],
         table=small_table(),
-        summary={"mean_length": 1.25},
         scores=small_scores(volumes),
         provenance={"command": ["evaluate.py", "a b"], "seed": 1, "data": {"licence": "CC0"}},
         options=ReportOptions(slices=5),
@@ -55,7 +54,7 @@ def test_every_section_is_there(full):
     assert page.sections == [*EVERYTHING, "origin"]
     named = {a.get("href", "").removeprefix("#") for a in page.all("a")}
     assert set(page.sections) - {"headline"} <= named
-    for words in ("a small one", "mean length", "1.25", "evaluate.py 'a b'", "CC0", "95 % interval"):
+    for words in ("a small one", "mitochondria per µm³", "median volume", "evaluate.py 'a b'", "CC0", "95 % interval"):
         assert words in page.text
 
 
@@ -175,7 +174,6 @@ def test_hostile_text_stays_text(tmp_path, volumes):
         tmp_path / "r.html",
         title=HOSTILE,
         table=table,
-        summary={HOSTILE: HOSTILE},
         scores={"threshold_source": HOSTILE, "jaccard_foreground": 0.5, "crop": HOSTILE},
         provenance={HOSTILE: HOSTILE, "command": [HOSTILE], "data": {"licence": HOSTILE}},
     )

@@ -117,7 +117,6 @@ def report_measurement(
     title: str,
     instances: Volume,
     image: Volume | None = None,
-    summary: Mapping[str, object] | None = None,
     voxel_size: VoxelSize | None = None,
     provenance: Mapping[str, object] | None = None,
     options: ReportOptions | None = None,
@@ -131,7 +130,6 @@ def report_measurement(
         title: Over the page.
         instances: Ids, 0 for background.
         image: Grey levels.
-        summary: Further figures of the headline, by name.
         voxel_size: (z, y, x) in nm; None: as a volume says.
         provenance: What ``provenance.json`` holds.
         options: How much of everything.
@@ -149,7 +147,6 @@ def report_measurement(
         image=image,
         instances=instances,
         table=table,
-        summary=summary,
         provenance=provenance,
         voxel_size=voxel_size,
         options=options,

@@ -11,14 +11,13 @@ from pandas import DataFrame
 from mitoseg.evaluation.report.distributions import whole_instances
 from mitoseg.evaluation.report.markup import Html, element, join, number
 from mitoseg.evaluation.report.options import Content
-from mitoseg.evaluation.report.scoring import SCORES, between, shown
+from mitoseg.evaluation.report.scoring import SCORES, between
 from mitoseg.geometry import Box
 
 
 def headline_section(content: Content, table: DataFrame | None) -> Html | None:
     """Cards of facts; None where nothing is known."""
     cards = [*_facts(content, table), *_score_cards(content.scores), *_instance_cards(content.scores)]
-    cards += [_card(shown(value), str(name).replace("_", " "), "") for name, value in content.summary.items()]
     return element("div", *cards, class_="cards") if cards else None
 
 

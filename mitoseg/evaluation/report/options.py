@@ -47,7 +47,6 @@ class Content:
         result: The mask that was found: not zero is foreground.
         instances: Ids, 0 for background.
         table: One row an instance.
-        summary: Further figures of the headline, by name.
         scores: What ``metrics.json`` of an evaluation holds.
         provenance: What ``provenance.json`` holds.
         voxel_size: (z, y, x) in nm.
@@ -61,7 +60,6 @@ class Content:
     result: Volume | None = None
     instances: Volume | None = None
     table: DataFrame | None = None
-    summary: Mapping[str, object] = field(default_factory=dict)
     scores: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
     voxel_size: VoxelSize | None = None

@@ -38,7 +38,6 @@ def write_report(
     mask: Volume | None = None,
     instances: Volume | None = None,
     table: DataFrame | None = None,
-    summary: Mapping[str, object] | None = None,
     scores: Mapping[str, object] | None = None,
     provenance: Mapping[str, object] | None = None,
     voxel_size: VoxelSize | None = None,
@@ -56,7 +55,6 @@ def write_report(
         mask: What was found: not zero is foreground. `foreground_of` makes it from probabilities. None: the instances.
         instances: Ids, 0 for background.
         table: One row an instance, with its id in ``instance``. None: size and place, from the instances.
-        summary: Further figures of the headline, by name.
         scores: What `mitoseg.evaluation.evaluate` gave, or ``metrics.json`` holds.
         provenance: What ``provenance.json`` holds.
         voxel_size: (z, y, x) in nm; None: as the first volume that knows says.
@@ -78,7 +76,6 @@ def write_report(
         result=mask,
         instances=instances,
         table=table,
-        summary=summary or {},
         scores=scores or {},
         provenance=provenance or {},
         voxel_size=voxel_size,
