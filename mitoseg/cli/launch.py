@@ -212,7 +212,7 @@ def _task(
         except Exception as error:
             failures.append(error)
             return
-        if is_main_process():
+        if is_main_process() and run_dir() != Path.cwd():  # a command that writes nothing has no folder of its own
             print(shown(run_dir()), flush=True)
 
     return task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import mitoseg
 
@@ -15,8 +16,11 @@ COMMANDS = {
     "measure": "a table of what each mitochondrion of a volume measures",
     "benchmark": "compare methods on the same voxels: the abstract's table",
     "ensemble": "make one checkpoint of several",
+    "view": "look at a run's volumes in a browser",
     "export": "write a trained network as safetensors, with a card that says what it is",
 }
+POSITIONAL = {"view": "run"}
+"""Commands of which one word may come without its key, and that key."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +71,21 @@ def run_command(name: str, words: Sequence[str] | None = None) -> None:
     """
     from mitoseg.cli.launch import launch
 
-    if words is not None:
-        sys.argv = [sys.argv[0], *words]
+    words = sys.argv[1:] if words is None else words
+    sys.argv = [sys.argv[0], *with_keys(name, words)]
     launch(name, _Command(name))
+
+
+def with_keys(name: str, words: Sequence[str]) -> list[str]:
+    """The words of a command, those that stand alone with their key.
+
+    >>> with_keys("view", ["my run", "port=8080", "--help"]), with_keys("train", ["a"])
+    (['run=my run', 'port=8080', '--help'], ['a'])
+    """
+    key = POSITIONAL.get(name)
+    if key is None:
+        return list(words)
+    return [word if word.startswith("-") or ("=" in word and not Path(word).exists()) else f"{key}={word}" for word in words]
 
 
 class _Command:

@@ -26,10 +26,13 @@ from mitoseg.errors import UserError
 
 PATH_KEYS = (
     *("input", "output", "checkpoint", "prediction", "truth", "image", "probability", "uncertainty"),
+    *("run", "mask", "instances"),
     *("save_instances", "meshes", "skeletons", "scene"),
     *("data.root", "resume", "init_from"),
 )
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+_SWITCHES = {"instances": {"true", "false"}}
+"""Keys that take a path in one command and are switched on or off in another, and what switches them."""
 _LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints|input")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
 _WORDS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
@@ -154,7 +157,7 @@ def _is_ready(element: object, may_list: bool) -> bool:
 
 def _quote_path(key: str, value: str, may_list: bool) -> str:
     bare = value.strip()
-    if bare.lower() in {"", "null"} or _is_ready(_element(value), may_list):
+    if bare.lower() in {"", "null", *_SWITCHES.get(key, ())} or _is_ready(_element(value), may_list):
         return value
     if not _exists(value):
         if bare.startswith("choice(") and bare.endswith(")"):

@@ -102,6 +102,13 @@ def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | No
     return None
 
 
+def level_paths(group: zarr.Group) -> list[str]:
+    """Where the levels of an image lie, from its group, the finest first."""
+    image = _multiscales(group)
+    assert image is not None
+    return [str(level["path"]).strip("/") for level in image["datasets"]]
+
+
 def header_from_above(folder: Path) -> LevelHeader | None:
     """What the image around an array's folder says of it; None without an image around it that lists it."""
     folder = folder.absolute()
