@@ -61,16 +61,15 @@ def open_shown(
         UserError: Nothing to look at, files that cannot be opened, shapes that differ, or no voxel size.
     """
     size = None if voxel_size is None else check_voxel_size(voxel_size)
-    wanted = {kind: Source(path) for kind, path in given.items() if path}
-    found = {kind: _open(source, axes) for kind, source in wanted.items()}
-    if run is not None:
-        for name, source in _sources(run).items():
-            if name in found or not _is_there(source, name):
-                continue
-            volume = _open(source, axes)
+    opener = _Opener(axes)
+    found = {kind: opener.open(Source(path)) for kind, path in given.items() if path}
+    for name, source in ({} if run is None else _sources(run)).items():
+        if name not in found and _is_there(source, name):
+            volume = opener.open(source)
             found.setdefault(kind_of(volume) if name == RESULT else name, volume)
     if not found:
         raise UserError("there is nothing to look at", run, "give a run's folder, or image=, mask=, instances= VOLUME")
+    opener.check_axes()
     volumes = {kind: found[kind] for kind in KINDS if kind in found}
     _check_shapes(volumes)
     return Shown(volumes, _voxel_size(volumes, size))
@@ -120,17 +119,35 @@ def _is_there(source: Source, name: str) -> bool:
     return there
 
 
-def _open(source: Source, axes: str | None) -> Volume:
-    """Open one volume; ``axes`` is for those that it fits."""
-    try:
-        volume = open_volume(source.path, axes=axes)
-    except UserError:
-        if axes is None:
-            raise
-        volume = open_volume(source.path)
-    if source.box is None or Box.parse(source.box, volume.shape) == volume.box:
-        return volume
-    return CroppedVolume(volume, Box.parse(source.box, volume.shape))
+class _Opener:
+    """Opens volumes; ``axes`` is for those that it fits, the others must be clear by themselves."""
+
+    def __init__(self, axes: str | None) -> None:
+        self._axes, self._fitted = axes, axes is None
+        self._misfits: list[UserError] = []
+
+    def open(self, source: Source) -> Volume:
+        """The volume, or the part of it that is looked at."""
+        try:
+            volume = open_volume(source.path, axes=self._axes)
+            self._fitted = True
+        except UserError as error:
+            if self._axes is None:
+                raise
+            volume = open_volume(source.path)
+            self._misfits.append(error)
+        if source.box is None or Box.parse(source.box, volume.shape) == volume.box:
+            return volume
+        return CroppedVolume(volume, Box.parse(source.box, volume.shape))
+
+    def check_axes(self) -> None:
+        """Refuse axes that fit none of the volumes.
+
+        Raises:
+            UserError: Of the first of them.
+        """
+        if not self._fitted:
+            raise self._misfits[0]
 
 
 def _check_shapes(volumes: Mapping[str, Volume]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
@@ -29,8 +30,9 @@ def serving(state: neuroglancer.ViewerState, *, bind: str = LOCAL, port: int = 0
     Raises:
         UserError: The port is taken or not allowed, or there is no such address.
     """
-    neuroglancer.set_server_bind_address(bind, port)
     try:
+        _listen(bind, port)
+        neuroglancer.set_server_bind_address(bind, port)
         viewer = neuroglancer.Viewer()
     except OSError as error:
         raise _refused(error, bind, port) from error
@@ -39,6 +41,12 @@ def serving(state: neuroglancer.ViewerState, *, bind: str = LOCAL, port: int = 0
         yield viewer
     finally:
         neuroglancer.stop()
+
+
+def _listen(bind: str, port: int) -> None:
+    """Listen for a moment: where that fails the library would leave sockets open."""
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    socket.create_server((bind, port), family=family).close()
 
 
 def _refused(error: OSError, bind: str, port: int) -> UserError:

@@ -1,0 +1,97 @@
+"""From runs and paths to volumes over the same voxels."""
+
+import numpy as np
+import pytest
+from made_volumes import SIZE, make_run, places, save
+
+from mitoseg.errors import UserError
+from mitoseg.viewers.shown import kind_of, open_shown
+from mitoseg.volumes import ArrayVolume
+
+NONE = {}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("image.tif", places((4, 5, 6)))
+    save("probability.tif", np.full((4, 5, 6), 0.25, np.float32), kind="probability", threshold=0.4)
+    save("other.tif", places((4, 5, 7)))
+    return tmp_path
+
+
+def test_a_run_and_what_comes_before_it(here):
+    run = make_run(here / "run", input="image.tif", output="probability.tif")
+    shown = open_shown(run, NONE)
+    assert list(shown.volumes) == ["image", "probability"]
+    assert shown.voxel_size == SIZE
+    assert shown.shape == (4, 5, 6)
+    save("mine.tif", places((4, 5, 6)) + 1)
+    assert open_shown(run, {"image": "mine.tif", "mask": None}).volumes["image"].read()[0, 0, 0] == 1
+
+
+def test_a_crop_of_the_image_is_shown_below_its_prediction(here):
+    files = [{"role": "test.image", "path": "image.tif"}, {"role": "test.label", "path": "gone.tif"}]
+    run = make_run(here / "run", data={"files": files, "regions": {"test": ["image.tif [1:3,0:5,2:6]"]}})
+    (here / "run" / "predictions").mkdir()
+    save(here / "run" / "predictions" / "test_0.tif", np.zeros((2, 5, 4), np.float32), kind="probability")
+    shown = open_shown(run, NONE)
+    assert list(shown.volumes) == ["image", "probability"]
+    np.testing.assert_array_equal(shown.volumes["image"].read(), places((4, 5, 6))[1:3, :, 2:6])
+
+
+def test_a_volume_in_place_of_a_run(here):
+    assert list(open_shown("image.tif", NONE).volumes) == ["image"]
+    assert list(open_shown("probability.tif", {"image": "image.tif"}).volumes) == ["image", "probability"]
+
+
+def test_a_voxel_size_that_is_given_comes_first(here, caplog):
+    shown = open_shown("image.tif", NONE, voxel_size=[1, 2, 3])
+    assert shown.voxel_size == (1, 2, 3)
+    assert "say otherwise" in caplog.text
+
+
+def test_what_is_gone_is_left_out(here, caplog):
+    run = make_run(here / "run", input="gone.tif", output="probability.tif")
+    assert list(open_shown(run, NONE).volumes) == ["probability"]
+    assert "gone.tif" in caplog.text
+    with pytest.raises(UserError, match="nothing to look at"):
+        open_shown(make_run(here / "both", input="gone.tif", output="gone_too.tif"), NONE)
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "line"),
+    [
+        (None, {}, "nothing to look at"),
+        ("image.tif", {"mask": "other.tif"}, r"differ in shape .*'image': \(4, 5, 6\), 'mask': \(4, 5, 7\)"),
+        ("nowhere", {}, "no such run or volume: 'nowhere'"),
+        ("empty", {}, "neither a run nor a volume"),
+        ("bare.tif", {}, "no file has a voxel size: 'bare.tif'; give voxel_size"),
+        (None, {"image": "gone.tif"}, "no such file"),
+    ],
+)
+def test_mistakes_get_one_line(here, run, given, line):
+    (here / "empty").mkdir()
+    save("bare.tif", places((4, 5, 6)), voxel_size=None)
+    with pytest.raises(UserError, match=line):
+        open_shown(run, given)
+
+
+@pytest.mark.parametrize(
+    ("values", "metadata", "kind"),
+    [
+        (np.zeros((2, 3, 4), np.float32), {}, "probability"),
+        (np.zeros((2, 3, 4), bool), {}, "mask"),
+        (np.eye(4, dtype=np.uint8)[None] * 255, {}, "mask"),
+        (np.zeros((2, 3, 4), np.uint16), {}, "instances"),
+        (np.zeros((2, 3, 4), np.uint8), {"kind": "probability"}, "probability"),
+        (np.zeros((2, 3, 4), np.float32), {"kind": "uncertainty"}, "uncertainty"),
+    ],
+)
+def test_kinds(values, metadata, kind):
+    assert kind_of(ArrayVolume(values, metadata=metadata)) == kind
+
+
+def test_bytes_of_many_values_are_a_question():
+    with pytest.raises(UserError, match="cannot tell"):
+        kind_of(ArrayVolume(np.arange(24, dtype=np.uint8).reshape(2, 3, 4)))
