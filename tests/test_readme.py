@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mitoseg.cli.launch import default_config_dir, prepare_words, split_words
+from mitoseg.cli.main import with_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +29,7 @@ def hydra_words(words):
     """Config name and the words after the command, or None if it is no command of ours."""
     match words:
         case [python, script, *rest] if python.endswith("python") and re.fullmatch(
-            r"(train|predict|evaluate|measure|benchmark|ensemble).py", script
+            r"(train|predict|evaluate|measure|benchmark|ensemble|view).py", script
         ):
             return script.removesuffix(".py"), rest
         case ["mitoseg", name, *rest]:
@@ -50,7 +51,7 @@ def test_command(words, monkeypatch, tmp_path):
         return
     name, rest = ours
     assert not any(word.startswith("+") for word in rest), "an option that is not in the yaml"
-    options, overrides = split_words(rest)
+    options, overrides = split_words(with_keys(name, rest))
     if any(word.startswith("resume=") for word in overrides):
         overrides = [word for word in overrides if not word.startswith("resume=")]
     sweep = bool({"-m", "--multirun"} & set(options))

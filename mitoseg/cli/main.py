@@ -77,15 +77,17 @@ def run_command(name: str, words: Sequence[str] | None = None) -> None:
 
 
 def with_keys(name: str, words: Sequence[str]) -> list[str]:
-    """The words of a command, those that stand alone with their key.
+    """The words of a command, the first that stands alone with its key.
 
     >>> with_keys("view", ["my run", "port=8080", "--help"]), with_keys("train", ["a"])
     (['run=my run', 'port=8080', '--help'], ['a'])
     """
-    key = POSITIONAL.get(name)
-    if key is None:
-        return list(words)
-    return [word if word.startswith("-") or ("=" in word and not Path(word).exists()) else f"{key}={word}" for word in words]
+    key, given = POSITIONAL.get(name), list(words)
+    for place, word in enumerate(given if key else ()):
+        if not word.startswith("-") and ("=" not in word or Path(word).exists()):
+            given[place] = f"{key}={word}"
+            break  # a second one is a mistake, which Hydra tells
+    return given
 
 
 class _Command:

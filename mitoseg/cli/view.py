@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     console = Console()
     for line in what_is_shown(shown):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    state = make_scene(shown, axes=cfg.axes, surfaces=cfg.surfaces)
+    state = make_scene(shown, surfaces=cfg.surfaces)
     with serving(state, bind=cfg.bind, port=cfg.port) as viewer:
         link = viewer.get_viewer_url()
         print(link, flush=True)
@@ -64,5 +64,5 @@ def check_options(cfg: DictConfig) -> None:
 
 
 def _size(cfg: DictConfig) -> Sequence[float] | None:
-    given = OmegaConf.to_container(cfg.voxel_size) if OmegaConf.is_config(cfg.voxel_size) else cfg.voxel_size
-    return given  # type: ignore[return-value]
+    size = cfg.voxel_size
+    return OmegaConf.to_container(size) if OmegaConf.is_config(size) else size  # type: ignore[return-value]

@@ -12,8 +12,8 @@ A result is a probability, an uncertainty, a mask or instances: its own metadata
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import yaml
 
 from mitoseg.errors import UserError
 from mitoseg.storage import read_json
+from mitoseg.volumes.opening import stored_in
 
 RECORD = "provenance.json"
 RESULT = "result"
@@ -36,10 +37,14 @@ class Source:
     Attributes:
         path: As `mitoseg.volumes.open_volume` takes it.
         box: The part of it that is looked at, such as ``[0:82,0:768,0:1024]``; None for all.
+        axes: What the run was told of its axes.
+        voxel_size: What the run was told of it, (z, y, x) in nm.
     """
 
     path: str
     box: str | None = None
+    axes: str | None = None
+    voxel_size: Sequence[float] | None = None
 
 
 def is_run(folder: Path | str) -> bool:
@@ -54,8 +59,8 @@ def volumes_of_run(folder: Path | str) -> dict[str, Source]:
         folder: With ``provenance.json``.
 
     Returns:
-        By name: ``image``, ``truth``, ``result``, ``probability``, ``uncertainty``, ``instances``, those that it names.
-        Relative paths are found from where the run was started, else from here. The files may be gone.
+        By name, those that it names of ``image``, ``truth``, ``result``, ``probability``, ``uncertainty`` and
+        ``instances``. Relative paths are found from where the run was started, else from here. The files may be gone.
 
     Raises:
         UserError: The folder is no run, or one without volumes, or one of several volumes.
@@ -63,14 +68,18 @@ def volumes_of_run(folder: Path | str) -> dict[str, Source]:
     folder = Path(folder)
     record = read_json(folder / RECORD)
     if isinstance(record.get("data"), dict):
-        named = _of_training(folder, record["data"])
+        named, read = _of_training(folder, record["data"]), {"image", "truth"}
     else:
         named = {name: Source(path) for name, path in _named(record).items()}
+        read = {"image"} if "output" in record and "options" not in record else set(named)
     if not named:
         remedy = "give a run of predict, evaluate, measure or train, or the volumes themselves: image=VOLUME"
         raise UserError("the folder names no volumes", str(folder), remedy)
-    started = _started_in(folder)
-    return {name: Source(_found(source.path, started), source.box) for name, source in named.items()}
+    started, told = _started_in(folder), _told(folder, record)
+    return {
+        name: replace(source, path=_found(source.path, started), **(told if name in read else {}))
+        for name, source in named.items()
+    }
 
 
 def _named(record: Mapping[str, Any]) -> dict[str, str]:
@@ -84,7 +93,7 @@ def _named(record: Mapping[str, Any]) -> dict[str, str]:
     else:  # predict
         found = {"image": record.get("input"), RESULT: record.get("output")}
         source, output = found["image"], found[RESULT]
-        if isinstance(source, list) or (output and not Path(output).suffix):
+        if isinstance(source, list) or (output and not stored_in(output).suffix):
             raise UserError("the run has several volumes", source, _MANY)
     return {name: path for name, path in found.items() if isinstance(path, str)}
 
@@ -107,8 +116,8 @@ def _of_training(folder: Path, data: Mapping[str, Any]) -> dict[str, Source]:
     return {}
 
 
-def _pair(files: list[Mapping[str, str]], name: str, split: str) -> tuple[str | None, str | None]:
-    """Paths of the image of that name, and of its labels: of the test's files, if they have one, else of training's."""
+def _pair(files: Sequence[Mapping[str, str]], name: str, split: str) -> tuple[str | None, str | None]:
+    """Paths of the image of that name, and of its labels; the test's files come before those of training."""
     for key in (split, "train"):
         images, labels = ([f["path"] for f in files if f["role"] == f"{key}.{kind}"] for kind in ("image", "label"))
         for place, path in enumerate(images):
@@ -120,10 +129,25 @@ def _pair(files: list[Mapping[str, str]], name: str, split: str) -> tuple[str | 
 def _started_in(folder: Path) -> Path:
     """The working directory of the run, as Hydra has recorded it; the current one where it has not."""
     try:
-        found = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
-        return Path(found["hydra"]["runtime"]["cwd"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return Path(_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["runtime"]["cwd"])
+    except (KeyError, TypeError):
         return Path.cwd()
+
+
+def _told(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was told of the files that it read: ``axes`` and ``voxel_size``."""
+    found = _yaml(folder / ".hydra" / "config.yaml")
+    found = (found.get("data") or {}) if "data" in record else found
+    return {key: found.get(key) for key in ("axes", "voxel_size")}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a file that Hydra wrote; empty where there is none."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _found(path: str, started: Path) -> str:

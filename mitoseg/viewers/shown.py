@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,12 @@ class Shown:
     Attributes:
         volumes: By kind, in the order of `KINDS`; all of one shape.
         voxel_size: (z, y, x) in nm.
+        axes: What opening them was told of their axes, by path.
     """
 
     volumes: Mapping[str, Volume]
     voxel_size: VoxelSize
+    axes: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,7 +74,7 @@ def open_shown(
     opener.check_axes()
     volumes = {kind: found[kind] for kind in KINDS if kind in found}
     _check_shapes(volumes)
-    return Shown(volumes, _voxel_size(volumes, size))
+    return Shown(volumes, _voxel_size(volumes, size), opener.axes)
 
 
 def kind_of(volume: Volume) -> str:
@@ -120,21 +122,28 @@ def _is_there(source: Source, name: str) -> bool:
 
 
 class _Opener:
-    """Opens volumes; ``axes`` is for those that it fits, the others must be clear by themselves."""
+    """Opens volumes; ``axes`` is for those that it fits, the others must be clear by themselves.
+
+    Attributes:
+        axes: What opening the files was told of their axes, by path.
+    """
 
     def __init__(self, axes: str | None) -> None:
-        self._axes, self._fitted = axes, axes is None
+        self._given, self._fitted = axes, axes is None
         self._misfits: list[UserError] = []
+        self.axes: dict[str, str | None] = {}
 
     def open(self, source: Source) -> Volume:
         """The volume, or the part of it that is looked at."""
+        axes = self._given or source.axes
         try:
-            volume = open_volume(source.path, axes=self._axes)
+            volume = open_volume(source.path, axes=axes, voxel_size=source.voxel_size)
             self._fitted = True
+            self.axes[volume.path] = axes
         except UserError as error:
-            if self._axes is None:
+            if axes is None:
                 raise
-            volume = open_volume(source.path)
+            volume = open_volume(source.path, voxel_size=source.voxel_size)
             self._misfits.append(error)
         if source.box is None or Box.parse(source.box, volume.shape) == volume.box:
             return volume

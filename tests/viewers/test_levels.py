@@ -53,7 +53,9 @@ def test_the_coarsest_level_that_fits_is_read():
     assert levels.coarsest == (4, 4, 4)
 
 
-@pytest.mark.parametrize(("box", "factors"), [(((0, 0, 0), (8, 9, 10)), (1, 1, 1)), (((0, 0, 0), (1, 1, 1)), (3, 1, 1))])
+@pytest.mark.parametrize(
+    ("box", "factors"), [(((0, 0, 0), (8, 9, 10)), (1, 1, 1)), (((0, 0, 0), (1, 1, 1)), (3, 1, 1))]
+)
 def test_what_cannot_be_read_is_refused(box, factors):
     levels = Levels([Level((1, 1, 1), ArrayVolume(places(SHAPE)))], labels=False)
     with pytest.raises(ValueError, match="no box"):

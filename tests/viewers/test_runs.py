@@ -44,6 +44,11 @@ def test_training_shows_the_voxels_of_its_prediction(tmp_path, split):
     assert found["result"].path.endswith(f"{split}_0.tif")
 
 
+def test_a_dataset_is_one_result_and_no_folder_of_many(tmp_path):
+    run = make_run(tmp_path / "run", input="/a.h5:/raw", output="/b.h5:/mask")
+    assert paths(volumes_of_run(run)) == {"image": "/a.h5:/raw", "result": "/b.h5:/mask"}
+
+
 @pytest.mark.parametrize(
     ("record", "line"),
     [

@@ -40,6 +40,17 @@ def test_a_crop_of_the_image_is_shown_below_its_prediction(here):
     np.testing.assert_array_equal(shown.volumes["image"].read(), places((4, 5, 6))[1:3, :, 2:6])
 
 
+def test_axes_and_voxel_size_of_the_run_are_those_of_its_input(here):
+    save("turned.tif", places((4, 5, 6)).transpose(2, 1, 0).copy(), voxel_size=None)
+    run = make_run(here / "run", input="turned.tif", output="probability.tif")
+    (here / "run" / ".hydra").mkdir()
+    (here / "run" / ".hydra" / "config.yaml").write_text("axes: xyz\nvoxel_size: [7, 6, 5]\n")
+    shown = open_shown(run, NONE)
+    np.testing.assert_array_equal(shown.volumes["image"].read(), places((4, 5, 6)))
+    assert shown.volumes["probability"].shape == (4, 5, 6)
+    assert shown.voxel_size == (7, 6, 5)
+
+
 def test_a_volume_in_place_of_a_run(here):
     assert list(open_shown("image.tif", NONE).volumes) == ["image"]
     assert list(open_shown("probability.tif", {"image": "image.tif"}).volumes) == ["image", "probability"]

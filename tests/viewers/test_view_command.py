@@ -101,6 +101,7 @@ def test_it_serves_and_writes_nothing(here, view, words):
         (["image.tif", "voxel_size=[1,2]"], "cannot read the voxel size"),
         (["image.tif", "colour=red"], "no such option: 'colour'"),
         (["image.tif", "axes=qq"], "axes"),
+        (["image.tif", "mask.tif"], "mask.tif"),
     ],
 )
 def test_mistakes_get_one_line(here, view, words, line):
@@ -127,16 +128,18 @@ def test_without_the_library_a_line_says_what_to_install(here, monkeypatch, caps
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl+C cannot be sent to one process there")
-def test_the_module_serves_until_interrupted(here):
+def test_the_module_serves_until_interrupted(here, interruptible):
     pytest.importorskip("neuroglancer", reason="neuroglancer is not installed")
     command = [sys.executable, "-m", "mitoseg.viewers.neuroglancer", "run 1=a"]
-    heed = "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command[1:3] = ["-c", f"{heed}; runpy.run_module('mitoseg.viewers.neuroglancer', run_name='__main__')"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
-        said = [line for line in iter(child.stdout.readline, "Ctrl+C ends it\n") if line]
-        assert said[0].split()[0] == "image"
-        with urllib.request.urlopen(said[-1].strip(), timeout=60) as answer:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) as child:
+        said = []
+        for line in child.stdout:
+            if line.startswith("Ctrl+C"):
+                break
+            said.append(line.strip())
+        assert [line.split()[0] for line in said[:2]] == ["image", "mask"]
+        with urllib.request.urlopen(said[-1], timeout=60) as answer:
             assert answer.status == 200
         child.send_signal(signal.SIGINT)
         rest, told = child.communicate(timeout=60)

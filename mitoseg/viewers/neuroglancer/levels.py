@@ -72,7 +72,9 @@ class Levels:
         whole = Box.of_shape([-(-n // f) for n, f in zip(self.finest.shape, factors, strict=True)])
         if any(f < 1 or f & (f - 1) for f in factors) or box.clip(whole) != box:
             raise ValueError(f"no box {box} of a volume of {whole} at {factors}")
-        level = max((one for one in self._levels if _divides(one.factors, factors)), key=lambda one: math.prod(one.factors))
+        level = max(
+            (one for one in self._levels if _divides(one.factors, factors)), key=lambda one: math.prod(one.factors)
+        )
         rest = [f // own for f, own in zip(factors, level.factors, strict=True)]
         start = tuple(a * step for a, step in zip(box.start, rest, strict=True))
         stop = tuple(b * step for b, step in zip(box.stop, rest, strict=True))
@@ -93,7 +95,7 @@ def _divides(small: Sizes, large: Sizes) -> bool:
     return all(b % a == 0 for a, b in zip(small, large, strict=True))
 
 
-def find_levels(volume: Volume, *, axes: str | None = None) -> list[Level]:
+def find_levels(volume: Volume, axes: str | None = None) -> list[Level]:
     """A volume that was opened by its path, and the coarser levels of the OME-Zarr image that it is of.
 
     Levels that are no halvings of the finest one are left out.

@@ -23,8 +23,8 @@ DARKEST, BRIGHTEST = 0.5, 99.5
 """Percentiles of a sample of the image that are shown as black and as white."""
 MOST_SEGMENTS = 1000
 """Instances whose surfaces are shown from the beginning: the largest."""
-PANEL = 450
-"""Pixels of a panel that the volume fills at first."""
+PANEL = (500, 320)
+"""Pixels of a panel, across and down, that the volume fills at first."""
 COARSEST_VIEW = 4.0
 """Voxels to a pixel at first, at most: more would read much of a large volume at once."""
 TILTED = (0.46, 0.3, 0.13, 0.82)
@@ -45,7 +45,7 @@ void main() {
 """
 
 
-def make_scene(shown: Shown, *, axes: str | None = None, surfaces: bool = True) -> neuroglancer.ViewerState:
+def make_scene(shown: Shown, *, surfaces: bool = True) -> neuroglancer.ViewerState:
     """What a browser shows at first.
 
     A probability brings the mask of its threshold, which is made while it is read. Of several results only the last
@@ -53,13 +53,12 @@ def make_scene(shown: Shown, *, axes: str | None = None, surfaces: bool = True) 
 
     Args:
         shown: The volumes.
-        axes: What opening them was told of the axes.
         surfaces: Whether instances get surfaces in 3D.
 
     Raises:
         UserError: A file is damaged, or instances are no such.
     """
-    levels = {kind: find_levels(volume, axes=axes) for kind, volume in shown.volumes.items()}
+    levels = {kind: find_levels(volume, shown.axes.get(volume.path)) for kind, volume in shown.volumes.items()}
     if "probability" in levels and "mask" not in levels:
         levels["mask"] = _thresholded(levels["probability"])
     on_top = next((kind for kind in ("instances", "mask", "probability") if kind in shown.volumes), None)
@@ -77,16 +76,17 @@ def make_scene(shown: Shown, *, axes: str | None = None, surfaces: bool = True) 
 def _look(state: neuroglancer.ViewerState, shown: Shown) -> None:
     """Look at the middle, so that a slice fills its panel."""
     smallest = min(shown.voxel_size)
-    extent = [n * size / smallest for n, size in zip(shown.shape, shown.voxel_size, strict=True)]
+    z, y, x = (n * size / smallest for n, size in zip(shown.shape, shown.voxel_size, strict=True))
+    whole = max(x / PANEL[0], y / PANEL[1], z / PANEL[1])
     state.dimensions = space(shown.voxel_size)
     state.position = [n // 2 + 0.5 for n in shown.shape[::-1]]
-    state.cross_section_scale = min(max(extent) / PANEL, COARSEST_VIEW)
-    state.projection_scale = max(extent)
+    state.cross_section_scale = min(whole, COARSEST_VIEW)
+    state.projection_scale = 1.2 * max(z, y, x)
     state.projection_orientation = TILTED
     state.layout = "4panel"
     state.cross_section_background_color = "#000000"
     state.hide_cross_section_background_3d = True
-    state.show_slices = max(extent) / PANEL <= COARSEST_VIEW
+    state.show_slices = whole <= COARSEST_VIEW
 
 
 def _layer(kind: str, levels: list[Level], size: VoxelSize, *, surfaces: bool) -> neuroglancer.Layer:

@@ -7,10 +7,9 @@ import struct
 from functools import cached_property
 from threading import Lock
 
-
+from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
-from mitoseg.errors import UserError
 from mitoseg.segmentation.finding import FoundObject, find_objects
 from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.viewers.neuroglancer.levels import Levels
@@ -93,5 +92,3 @@ def encode_mesh(mesh: Mesh) -> bytes:
 def fits_memory(shape: tuple[int, ...]) -> bool:
     """Whether a volume is small enough to look for its instances before it is shown."""
     return math.prod(shape) <= LARGEST_BOX
-
-
