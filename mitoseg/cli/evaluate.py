@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.cleaning import chosen_steps, cleaned
 from mitoseg.cli.engine import make_engine
 from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.cli.reporting import check_report, report_scores

@@ -13,14 +13,15 @@ from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.engine import make_engine
-from mitoseg.cli.finishing import finish_instances, finish_mask
+from mitoseg.cli.finishing import Finisher
 from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.inputs import plan_jobs
 from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
 from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
-from mitoseg.cli.prediction import INSTANCES, predict_with_progress, progress_bar, staged_kind
+from mitoseg.cli.prediction import INSTANCES, predict_with_progress, staged_kind
+from mitoseg.cli.progress import progress_bar
 from mitoseg.cli.resampling import resample_input, restoring
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
@@ -93,10 +94,11 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[st
     with stage:
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
+        finisher = Finisher(predictor, stage, image, session.engine, cfg.progress)
         if cfg.save == INSTANCES and not stage.moved:
-            finish_instances(steps, labelling, predictor, stage, image=image)
+            finisher.write_instances(steps, labelling)
         elif steps is not None and not stage.moved:
-            finish_mask(steps, predictor, stage, image=image)
+            finisher.write_mask(steps)
         else:
             with progress_bar("writing", source.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)

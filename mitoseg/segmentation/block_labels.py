@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cc3d
 import numpy as np
@@ -31,6 +31,7 @@ from mitoseg.segmentation.objects import Objects, join_objects, measure_objects,
 from mitoseg.volumes.base import Volume
 
 Labels = npt.NDArray[np.uint32]
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def merge_blocks(summaries: Sequence[BlockSummary]) -> tuple[Objects, dict[Box, 
     return joined.take(order), tables
 
 
-def relabel_block(mask: Volume, block: Box, table: Labels, connectivity: int) -> Labels:
-    """The voxels of one block with the labels of the whole volume.
+def relabel_block(mask: Volume, block: Box, table: npt.NDArray[Value], connectivity: int) -> npt.NDArray[Value]:
+    """The voxels of one block with what their components are in the whole volume.
 
     Args:
         mask: As given to `summarize_block`; its components are computed again, which costs less than storing them.
         block: The same.
-        table: From the block's labels to those of the volume.
+        table: From the block's labels to those of the volume, or to anything else.
         connectivity: The same.
     """
     label_zyx, _ = _label(mask, block, connectivity)
