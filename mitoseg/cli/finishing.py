@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mitoseg.cli.cleaning import clean
+from mitoseg.engines import Engine, LocalEngine
 from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.inference import Predictor
@@ -30,15 +31,22 @@ def finish_mask(steps: Postprocess, predictor: Predictor, stage: StagedVolume, *
 
 
 def finish_instances(
-    steps: Postprocess | None, labelling: Labelling, predictor: Predictor, stage: StagedVolume, *, image: Volume
+    steps: Postprocess | None,
+    labelling: Labelling,
+    predictor: Predictor,
+    stage: StagedVolume,
+    *,
+    image: Volume,
+    engine: Engine,
 ) -> None:
-    """Write the instances of the mask, block by block; only post-processing holds all of it in memory."""
+    """Write the instances of the mask, block by block; post-processing holds all of it, in this process."""
     log.info("numbering mitochondria")
 
     def write(tiles: Volume, writer: VolumeWriter) -> None:
         mask = tiles if steps is None else clean(steps, tiles, image=image)
-        instances = label_prediction(mask, decide(mask), labelling)
-        write_instances(instances, writer)
+        workers = engine if steps is None else LocalEngine()
+        instances = label_prediction(mask, decide(mask), labelling, engine=workers)
+        write_instances(instances, writer, engine=workers)
         log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
 
     about = {**_about(predictor), "kind": "instances", "labelling": asdict(labelling)}

@@ -94,7 +94,7 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[st
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
         if cfg.save == INSTANCES and not stage.moved:
-            finish_instances(steps, labelling, predictor, stage, image=image)
+            finish_instances(steps, labelling, predictor, stage, image=image, engine=session.engine)
         elif steps is not None and not stage.moved:
             finish_mask(steps, predictor, stage, image=image)
         else:
