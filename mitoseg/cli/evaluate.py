@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mitoseg.cli.cleaning import chosen_steps, cleaned
+from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.engine import make_engine
 from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
-from mitoseg.engines import LocalEngine
+from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, Evaluation, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.instance_table import instance_table
@@ -62,12 +62,12 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
         prediction = clean(steps, prediction, image=volumes.get("image"), **given)
         threshold, kind = None, None
-    options = {"threshold": threshold, "kind": kind, "crop": crop, "voxel_size": voxel_size, "bootstrap": draws}
-    result = _count(prediction, truth, cfg, **options)
+    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
+    with _engine(cfg, prediction) as engine:
+        result = _count(prediction, truth, cfg, bootstrap=draws, engine=engine, **options)
+        instances = score_instances(cfg, prediction, truth, draws, engine=engine, **options)
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
-    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
-    instances = score_instances(cfg, prediction, truth, draws, **options)
     if instances is not None:
         result["instances"] = instances
     write_json(folder / "metrics.json", result)
@@ -121,13 +121,15 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     return voxel_size, threshold, reference
 
 
+def _engine(cfg: DictConfig, prediction: Volume) -> Engine:
+    """The engine that is asked for; this process where other ones cannot see the prediction, in memory."""
+    return LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg)
+
+
 def _count(prediction: Volume, truth: LabelVolume, cfg: DictConfig, **options: Any) -> Evaluation:  # noqa: ANN401
-    """The scores, counted by the engine; in this process where other ones cannot see the prediction, in memory."""
+    """The scores of voxels, counted by the engine."""
     bands = _numbers(cfg.bands, "bands") or ()
-    with LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg) as engine:
-        return evaluate(
-            prediction, truth, bands=bands, slabs=cfg.slabs, progress=cfg.progress, engine=engine, **options
-        )
+    return evaluate(prediction, truth, bands=bands, slabs=cfg.slabs, progress=cfg.progress, **options)
 
 
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:

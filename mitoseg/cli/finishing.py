@@ -13,9 +13,9 @@ from mitoseg.cli.cleaning import cleaned
 from mitoseg.engines import Engine
 from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.instances import label_prediction
-from mitoseg.geometry import tiles
 from mitoseg.inference import Predictor
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
+from mitoseg.segmentation.block_writing import write_blocks
 from mitoseg.segmentation.cleaning import BLOCK
 from mitoseg.volumes import Volume, VolumeWriter
 from mitoseg.volumes.staging import StagedVolume
@@ -46,8 +46,7 @@ class Finisher:
 
         def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
             with self._mask(steps, tiles_zyx) as mask:
-                for block in tiles(mask.box, BLOCK):
-                    writer.write(block, mask.read(block))
+                write_blocks(mask, BLOCK, writer, engine=self.engine)
 
         about = {**self._about, "kind": "mask", "postprocess": asdict(steps)}
         self.stage.finish_as(write, np.dtype(np.uint8), about)
@@ -58,8 +57,8 @@ class Finisher:
         def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
             with self._mask(steps, tiles_zyx) as mask:
                 log.info("numbering mitochondria")
-                instances = label_prediction(mask, decide(mask), labelling)
-                write_instances(instances, writer)
+                instances = label_prediction(mask, decide(mask), labelling, engine=self.engine)
+                write_instances(instances, writer, engine=self.engine)
             log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
 
         about = {**self._about, "kind": "instances", "labelling": asdict(labelling)}

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mitoseg.cli.labelling import chosen_labelling
+from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap
 from mitoseg.evaluation.decision import decide
@@ -41,6 +42,7 @@ def score_instances(
     threshold: float | None = None,
     kind: str | None = None,
     voxel_size: Sequence[float] | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any] | None:
     """Scores of the instances, if the prediction holds some or ``instances=true`` asks for them.
 
@@ -55,6 +57,7 @@ def score_instances(
         threshold: Of the prediction.
         kind: Of the prediction.
         voxel_size: (z, y, x) in nm.
+        engine: Started, numbers and counts; None: this process.
 
     Returns:
         The keys of `evaluate_instances`, ``labelling`` (None where ids were stored), ``truth_labelled``; or None.
@@ -68,10 +71,10 @@ def score_instances(
         return None
     labelling = chosen_labelling(cfg)
     size = voxel_size or prediction.voxel_size or truth.voxel_size
-    result = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=size)
-    numbered = truth_instances(truth, labelling.connectivity)
-    scores = evaluate_instances(
-        [find_overlaps(result, numbered, labels=truth, crop=crop)], small=cfg.small_objects, bootstrap=draws
-    )
+    options = {"threshold": threshold, "kind": kind, "voxel_size": size}
+    result = prediction_instances(prediction, labelling, engine=engine, **options)
+    numbered = truth_instances(truth, labelling.connectivity, engine=engine)
+    overlaps = find_overlaps(result, numbered, labels=truth, crop=crop, engine=engine)
+    scores = evaluate_instances([overlaps], small=cfg.small_objects, bootstrap=draws)
     made = None if found_kind == "instances" else asdict(labelling)
     return {**scores, "labelling": made, "truth_labelled": not truth.numbered}

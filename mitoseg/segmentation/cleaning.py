@@ -17,24 +17,26 @@ A mask between two of these lies in memory while it is small, else as Zarr in a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mitoseg.engines import Engine, LocalEngine
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.block_labels import BlockSummary, Labels, merge_blocks, relabel_block, summarize_block
+from mitoseg.segmentation.block_labels import Labels, relabel_block, summarize_block
+from mitoseg.segmentation.joining import Joiner
 from mitoseg.segmentation.objects import Objects, least_voxels
 from mitoseg.segmentation.postprocess import Postprocess
-from mitoseg.segmentation.smoothing import Mask
-from mitoseg.segmentation.storing import CHUNK, compute_volume
+from mitoseg.segmentation.storing import CHUNK, store
 from mitoseg.volumes.base import Volume, VolumeInfo
 from mitoseg.volumes.masks import MaskVolume
 
+Mask8 = npt.NDArray[np.uint8]
+Chosen = npt.NDArray[np.bool_]
 BLOCK = (64, 512, 512)
 """Voxels (z, y, x) cleaned at once."""
 
@@ -85,10 +87,11 @@ class Cleaner:
         """
         spacing = self.steps.spacing(voxel_size)
         halo = self.steps.halo(spacing)
-        blocks = list(tiles(probability.box, self._local_block(probability.shape, halo[0])))
-        self.steps.check_memory(max(block.grow(halo).clip(probability.box).size for block in blocks))
+        block = self._local_block(probability.shape, halo[0])
+        whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, block)), default=0)
+        self.steps.check_memory(whole)
         local = _Local(self.steps, probability, threshold, scale, spacing, image)
-        mask = self._compute("local", local, [(block, None) for block in blocks], probability, on_box)
+        mask = self._store("local", local, block, on_box)
         if self.steps.fill_holes:
             mask = self._fill_holes(mask)
         if self.steps.min_volume is not None:
@@ -108,62 +111,93 @@ class Cleaner:
         hole = np.concatenate([[False], ~objects.touches_border(mask.shape)])
         if not hole.any():
             return mask
-        items = [(block, hole[table]) for block, table in tables.items()]
-        return self._compute("filled", partial(_fill, mask, outside), items, mask)
+        return self._store(
+            "filled", _Chosen(outside, {block: hole[table] for block, table in tables.items()}, 6, mask)
+        )
 
     def _remove_small(self, mask: Volume, least: int) -> Volume:
         objects, tables = self._components(mask, 26)
         large = np.concatenate([[False], objects.voxels >= least])
         if large[1:].all():
             return mask
-        items = [(block, large[table]) for block, table in tables.items()]
-        return self._compute("large", partial(_keep, mask), items, mask)
+        return self._store("large", _Chosen(mask, {block: large[table] for block, table in tables.items()}, 26))
 
     def _components(self, mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
-        summaries: list[BlockSummary] = []
+        joiner = Joiner()
         (self.engine or LocalEngine()).map(
             partial(summarize_block, mask, connectivity=connectivity),
             tiles(mask.box, self.block),
-            lambda _, summary: summaries.append(summary),
+            lambda _, summary: joiner.add(summary),
         )
-        return merge_blocks(summaries)
+        return joiner.finish()
 
-    def _compute(
+    def _store(
         self,
         name: str,
-        function: Callable[[Box, Any], Mask],
-        items: Sequence[tuple[Box, Any]],
-        like: Volume,
+        mask: Volume,
+        block: tuple[int, int, int] | None = None,
         on_box: Callable[[Box], None] | None = None,
     ) -> Volume:
-        info = VolumeInfo(like.path, like.shape, np.dtype(np.uint8), like.voxel_size, {"kind": "mask"})
-        options = {"engine": self.engine, "in_memory": self.in_memory, "on_box": on_box}
-        return compute_volume(function, items, info, self.folder / f"{name}.zarr", **options)  # type: ignore[arg-type]
+        path, most = self.folder / f"{name}.zarr", self.in_memory
+        return store(mask, block or self.block, path, engine=self.engine, in_memory=most, on_block=on_box)
 
 
-@dataclass(frozen=True)
-class _Local:
-    """The steps that a voxel's surroundings decide."""
+class _Local(Volume):
+    """What the steps that need no more than a halo make of a probability."""
 
-    steps: Postprocess
-    probability: Volume
-    threshold: float
-    scale: float
-    spacing: Sequence[float]
-    image: Volume | None
+    def __init__(
+        self,
+        steps: Postprocess,
+        probability: Volume,
+        threshold: float,
+        scale: float,
+        spacing: Sequence[float],
+        image: Volume | None,
+    ) -> None:
+        super().__init__(_like(probability))
+        self._steps, self._probability, self._image = steps, probability, image
+        self._threshold, self._scale, self._spacing = threshold, scale, spacing
 
-    def __call__(self, block: Box, _: None) -> Mask:
-        """The mask of one block."""
-        read = block.grow(self.steps.halo(self.spacing)).clip(self.probability.box)
-        probability_zyx = self.probability.read(read).astype(np.float32) / np.float32(self.scale)
-        image_zyx = None if self.image is None or self.steps.watershed is None else self.image.read(read)
-        stages = list(self.steps.local_stages(probability_zyx, self.threshold, self.spacing, image_zyx))
-        return stages[-1][1][block.inside(read).slices]
+    def read(self, box: Box | None = None) -> Mask8:
+        """See `Volume.read`."""
+        box = self.check_box(box)
+        read = box.grow(self._steps.halo(self._spacing)).clip(self.box)
+        stored_zyx = self._probability.read(read)
+        image_zyx = None if self._image is None or self._steps.watershed is None else self._image.read(read)
+        with one_at_a_time():
+            probability_zyx = stored_zyx.astype(np.float32) / np.float32(self._scale)
+            stages = list(self._steps.local_stages(probability_zyx, self._threshold, self._spacing, image_zyx))
+            return stages[-1][1][box.inside(read).slices].astype(np.uint8)
 
 
-def _fill(mask: Volume, outside: Volume, block: Box, hole: Mask) -> Mask:
-    return mask.read(block).astype(bool) | relabel_block(outside, block, hole, 6)
+class _Chosen(Volume):
+    """Some of the components of a mask; read along the grid of blocks that they were found in.
+
+    Args:
+        mask: Whose components.
+        chosen: For each block, which of its labels are meant.
+        connectivity: Of the components.
+        onto: A mask that they are added to.
+    """
+
+    def __init__(
+        self, mask: Volume, chosen: Mapping[Box, Chosen], connectivity: int, onto: Volume | None = None
+    ) -> None:
+        super().__init__(_like(mask))
+        self._mask, self._chosen, self._connectivity, self._onto = mask, chosen, connectivity, onto
+
+    def part(self, box: Box) -> Volume:
+        """See `Volume.part`."""
+        return _Chosen(self._mask, {box: self._chosen[box]}, self._connectivity, self._onto)
+
+    def read(self, box: Box | None = None) -> Mask8:
+        """See `Volume.read`."""
+        box = self.check_box(box)
+        chosen_zyx = relabel_block(self._mask, box, self._chosen[box], self._connectivity)
+        if self._onto is not None:
+            chosen_zyx |= self._onto.read(box).astype(bool)
+        return chosen_zyx.astype(np.uint8)
 
 
-def _keep(mask: Volume, block: Box, large: Mask) -> Mask:
-    return relabel_block(mask, block, large, 26)
+def _like(volume: Volume) -> VolumeInfo:
+    return VolumeInfo(volume.path, volume.shape, np.dtype(np.uint8), volume.voxel_size, {"kind": "mask"})

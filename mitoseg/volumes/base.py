@@ -86,6 +86,10 @@ class Volume(ABC):
             UserError: They are missing.
         """
 
+    def part(self, box: Box) -> Volume:
+        """What another process needs to read a box: the volume itself, unless it holds tables of all of it."""
+        return self
+
     @abstractmethod
     def read(self, box: Box | None = None) -> Array:
         """Read one box (all of it when None) as ``image_zyx`` in the stored dtype.
