@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, clean
 from mitoseg.cli.engine import make_engine
-from mitoseg.cli.instance_scores import check_instance_options, score_instances
+from mitoseg.cli.instance_scores import check_instance_options, number_instances, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
@@ -23,6 +23,7 @@ from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes.opening import warn_of_gaps
 
 
 def run(cfg: DictConfig) -> None:
@@ -66,8 +67,9 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     result = _count(prediction, truth, cfg, **options)
     result["label_rule"] = truth.rule
     result["postprocess"] = None if steps is None else asdict(steps)
-    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
-    instances = score_instances(cfg, prediction, truth, draws, **options)
+    meant = {"threshold": threshold, "kind": kind}
+    numbered = number_instances(cfg, prediction, truth, voxel_size=voxel_size, **meant)
+    instances = score_instances(cfg, prediction, numbered, truth, draws, crop=crop, **meant)
     if instances is not None:
         result["instances"] = instances
     write_json(folder / "metrics.json", result)
@@ -95,7 +97,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
             console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
     if cfg.report:
         found = {**volumes, "prediction": prediction, "truth": truth}
-        report_scores(cfg, folder, result, found, **options, console=console)
+        options = {"crop": crop, "voxel_size": voxel_size, **meant}
+        report_scores(cfg, folder, result, found, instances=numbered, **options, console=console)
     return result
 
 
@@ -148,7 +151,14 @@ def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
 
 
 def open_volumes(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
-    """Open the files; ``axes`` is for those that it fits, the others must be clear by themselves."""
+    """Open the files, and tell of parts that are missing; ``axes`` is for those that it fits, the others are clear."""
+    volumes = _open_volumes(paths, axes)
+    for volume in volumes.values():
+        warn_of_gaps(volume)
+    return volumes
+
+
+def _open_volumes(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
     given = {name: path for name, path in paths.items() if path is not None}
     if axes is None:
         return {name: open_volume(path) for name, path in given.items()}
