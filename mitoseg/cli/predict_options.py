@@ -76,7 +76,7 @@ def open_input(cfg: DictConfig) -> Volume:
     volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
     if isinstance(volume, ZarrVolume):
         volume.check_scale()
-    if "error" == (cfg.missing_slices if isinstance(volume, SliceFolder) else cfg.missing_chunks):
+    if (cfg.missing_slices if isinstance(volume, SliceFolder) else cfg.missing_chunks) == "error":
         volume.check_complete()
     warn_of_gaps(volume)
     return volume

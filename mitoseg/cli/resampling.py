@@ -110,7 +110,9 @@ def _tell_unknown(volume: Volume, model: Model) -> None:
     elif model.voxel_size is None:
         log.warning("%s and the checkpoint have no voxel size, so nothing is resampled", volume.path)
     else:
-        text = "%s has no voxel size: taking the checkpoint's, %s nm, so it is not resampled; or give voxel_size=[z,y,x]"
+        text = (
+            "%s has no voxel size: taking the checkpoint's, %s nm, so it is not resampled; or give voxel_size=[z,y,x]"
+        )
         log.warning(text, volume.path, _by(model.voxel_size))
 
 

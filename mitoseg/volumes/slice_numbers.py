@@ -1,9 +1,9 @@
 """Which slices a folder lacks, by the numbers in the names of its files.
 
-    slice_001  slice_002  slice_004          003 is missing
-    z0000  z0005  z0010                      nothing: every fifth slice
-    s3_001_z=0.000  s3_002_z=0.010           3 stands still, 001 and 002 count, the rest follows
-    slice_001  slice_1  slice_001 (2)        three files for slice 1
+slice_001  slice_002  slice_004          003 is missing
+z0000  z0005  z0010                      nothing: every fifth slice
+s3_001_z=0.000  s3_002_z=0.010           3 stands still, 001 and 002 count, the rest follows
+slice_001  slice_1  slice_001 (2)        three files for slice 1
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import PurePath
 
 _MOST = 0.5
@@ -35,7 +36,7 @@ def find_gap(names: Sequence[str]) -> str | None:
     if numbers is None:
         return None
     order = sorted(range(len(names)), key=lambda i: numbers[i])
-    pairs = list(zip(order, order[1:], strict=False))
+    pairs = list(pairwise(order))
     twice = [(a, b) for a, b in pairs if numbers[a] == numbers[b]]
     if twice:
         more = f", and {len(twice) - 1} more" if len(twice) > 1 else ""
@@ -86,5 +87,5 @@ def _counting(columns: Sequence[tuple[int, ...]]) -> int | None:
 def _regular(column: Sequence[int]) -> float:
     """The share of the steps from number to number that are equal."""
     ordered = sorted(column)
-    steps = Counter(b - a for a, b in zip(ordered, ordered[1:], strict=False))
+    steps = Counter(b - a for a, b in pairwise(ordered))
     return max(steps.values()) / (len(column) - 1)

@@ -254,9 +254,15 @@ class Elsewhere:
 @pytest.mark.parametrize(
     ("lacks", "told"),
     [
-        ("a.ckpt", r"a worker on \S+ does not see the checkpoint: '.*a\.ckpt'; put it on storage that all machines share"),
+        (
+            "a.ckpt",
+            r"a worker on \S+ does not see the checkpoint: '.*a\.ckpt'; put it on storage that all machines share",
+        ),
         ("in.tif", r"a worker on \S+ does not see the input: '.*in\.tif'; put it on storage that all machines share"),
-        (".out.tif.*", r"a worker on \S+ does not see where the output is made: .*; put it on storage that all machines"),
+        (
+            ".out.tif.*",
+            r"a worker on \S+ does not see where the output is made: .*; put it on storage that all machines",
+        ),
     ],
 )
 def test_a_machine_that_does_not_share_the_storage(refused, monkeypatch, lacks, told):

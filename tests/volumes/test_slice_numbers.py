@@ -27,7 +27,10 @@ FINE = {
     "all differ": ["a1.png", "b7.png", "c3.png", "d.png"],
 }
 GAPS = {
-    "one": (["s1.tif", "s2.tif", "s4.tif"], "1 slice is missing by the numbers of the files, between s2.tif and s4.tif"),
+    "one": (
+        ["s1.tif", "s2.tif", "s4.tif"],
+        "1 slice is missing by the numbers of the files, between s2.tif and s4.tif",
+    ),
     "some": (
         [f"s_{i}.png" for i in (0, 5, 10, 25, 30, 40)],
         "3 slices are missing by the numbers of the files, first between s_10.png and s_25.png",
@@ -37,7 +40,10 @@ GAPS = {
         [f"Slice_{i:05d}_z={i / 200:.4f}um.tif" for i in range(30) if i != 7],
         "1 slice is missing by the numbers of the files, between Slice_00006_z=0.0300um.tif and Slice_00008",
     ),
-    "twice": (["a_01.png", "a_1.png", "a_02.png"], "slice 1 is there twice by the numbers of the files, as a_01.png and"),
+    "twice": (
+        ["a_01.png", "a_1.png", "a_02.png"],
+        "slice 1 is there twice by the numbers of the files, as a_01.png and",
+    ),
     "a copy": (
         ["s 001 - Copy.tif", "s 001.tif", "s 002.tif", "s 003.tif"],
         "slice 1 is there twice by the numbers of the files, as s 001 - Copy.tif and s 001.tif",
