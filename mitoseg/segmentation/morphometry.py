@@ -79,7 +79,7 @@ def measure_instances(
         sources: The volumes.
         min_volume: In nm3; smaller instances get no row (they still count as neighbours).
         reach: In nm: `neighbour_distance_nm` is NaN where no other instance is nearer; 0 leaves it out.
-        engine: Started; does the objects and the tiles, None: this process. Others read the volumes themselves.
+        engine: Started, does all passes; None: this process. Others read the volumes for themselves.
         block: Voxels (z, y, x) of the first pass, read at once.
         tile: Voxels (z, y, x) of which neighbours are looked for at once.
         on_part: Called with the share of the work that is done, from 0 to 1.
@@ -92,16 +92,19 @@ def measure_instances(
         UserError: Shapes differ, labels are no whole numbers, or a number is out of range.
     """
     _check(sources, min_volume, reach)
-    size = sources.voxel_size
+    size, engine = sources.voxel_size, engine or LocalEngine()
     tell = on_part or (lambda share: None)
     boxes = list(tiles(sources.labels.box, block))
     count = iter(range(1, len(boxes) + 1))
-    found = take_census(sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)))
+    found = take_census(
+        sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)), engine=engine
+    )
     if min_volume is not None:
         found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
     groups = group_objects(found)
     areas = list(tiles(sources.labels.box, tile)) if reach > 0 and len(found) else []
-    engine, rows, distances = engine or LocalEngine(), [], []
+    rows: list[list[dict[str, object]]] = []
+    distances: list[pd.DataFrame] = []
 
     def take_rows(_: pd.DataFrame, part: list[dict[str, object]]) -> None:
         rows.append(part)
