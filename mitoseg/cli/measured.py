@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.cli.labelling import chosen_labelling
@@ -18,7 +17,8 @@ from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.segmentation import Labelling, Sources
 from mitoseg.segmentation.storing import store
-from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
+from mitoseg.volumes import Volume, VoxelSize
+from mitoseg.volumes.integers import IntegerVolume
 from mitoseg.volumes.units import check_voxel_size
 
 
@@ -68,7 +68,7 @@ def find_sources(
             found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
             labels = store(found, found.block, Path(scratch) / "instances.zarr", engine=engine)
         else:
-            labels = as_integers(given, size)
+            labels = IntegerVolume(given) if given.dtype.kind == "f" else given
         yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
 
 
@@ -77,17 +77,3 @@ def sized_labelling(cfg: DictConfig) -> Labelling:
     labelling = chosen_labelling(cfg)
     least = max(labelling.min_volume or 0.0, cfg.min_volume or 0.0)
     return replace(labelling, min_volume=least or None)
-
-
-def as_integers(labels: Volume, size: VoxelSize) -> Volume:
-    """Instances as they are, or as whole numbers where a program has stored floats.
-
-    Raises:
-        UserError: They are no whole numbers from 0 on.
-    """
-    if labels.dtype.kind != "f":
-        return labels
-    values = labels.read()
-    if not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
-        raise UserError("instances are whole numbers from 0 on", labels.path, "say kind=probability or kind=mask")
-    return ArrayVolume(values.astype(np.uint64), size, labels.path)
