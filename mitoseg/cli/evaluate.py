@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.cleaning import chosen_steps, cleaned
 from mitoseg.cli.engine import make_engine
 from mitoseg.cli.instance_scores import check_instance_options, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
-from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, Evaluation, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.instance_table import instance_table
@@ -22,7 +22,7 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
 
 
 def run(cfg: DictConfig) -> None:
@@ -50,6 +50,12 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     Raises:
         UserError: A volume or an option is no good.
     """
+    with ExitStack() as scratch:
+        return _score_files(cfg, folder, console, scratch)
+
+
+def _score_files(cfg: DictConfig, folder: Path, console: Console | None, scratch: ExitStack) -> dict[str, object]:
+    """`score_files`; what post-processing makes is there until the end."""
     voxel_size, threshold, reference = _check_options(cfg)
     draws = Bootstrap(cfg.bootstrap, cfg.seed)
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
@@ -58,12 +64,12 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
     truth = _read_truth(volumes["truth"], cfg)
     steps, kind = chosen_steps(cfg), cfg.kind
-    if steps is not None:
-        given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **given)
-        threshold, kind = None, None
-    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
-    with _engine(cfg, prediction) as engine:
+    with make_engine(cfg) as engine:
+        if steps is not None:
+            given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
+            clean = cleaned(steps, prediction, folder, image=volumes.get("image"), engine=engine, **given)
+            prediction, threshold, kind = scratch.enter_context(clean), None, None
+        options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
         result = _count(prediction, truth, cfg, bootstrap=draws, engine=engine, **options)
         instances = score_instances(cfg, prediction, truth, draws, engine=engine, **options)
     result["label_rule"] = truth.rule
@@ -119,11 +125,6 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     check_instance_options(cfg)
     check_report(cfg)
     return voxel_size, threshold, reference
-
-
-def _engine(cfg: DictConfig, prediction: Volume) -> Engine:
-    """The engine that is asked for; this process where other ones cannot see the prediction, in memory."""
-    return LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg)
 
 
 def _count(prediction: Volume, truth: LabelVolume, cfg: DictConfig, **options: Any) -> Evaluation:  # noqa: ANN401

@@ -96,7 +96,7 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[st
         if cfg.save == INSTANCES and not stage.moved:
             finish_instances(steps, labelling, predictor, stage, image=image, engine=session.engine)
         elif steps is not None and not stage.moved:
-            finish_mask(steps, predictor, stage, image=image)
+            finish_mask(steps, predictor, stage, image=image, engine=session.engine)
         else:
             with progress_bar("writing", source.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)

@@ -119,6 +119,16 @@ class InstanceVolume(Volume):
         small._parts = {block: self._parts[block] for block in blocks if block in self._parts}
         return small
 
+    def only(self, chosen: npt.NDArray[np.bool_]) -> InstanceVolume:
+        """Some of the objects, by row; they keep their ids, and the table stays as it is."""
+        table, some = np.where(np.concatenate([[False], chosen]), np.arange(len(self) + 1), 0), copy(self)
+        some._tables = {block: table[ids].astype(np.uint32) for block, ids in self._tables.items()}
+        some._parts = {
+            block: [(parts, table[ids].astype(np.uint32)) for parts, ids in there]
+            for block, there in self._parts.items()
+        }
+        return some
+
     def read(self, box: Box | None = None) -> Ids:
         """Read one box as ``id_zyx``; see `Volume.read`."""
         box = self.check_box(box)

@@ -13,6 +13,8 @@
 
 Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN. Every
 step is an option, and what each gains is to be measured on validation: see ``benchmarks/postprocessing.py``.
+
+A `Postprocess` is called with an array; `mitoseg.segmentation.clean_volume` does the same to a volume of any size.
 """
 
 from __future__ import annotations
@@ -28,10 +30,20 @@ import psutil
 from mitoseg.errors import UserError
 from mitoseg.segmentation.boundaries import refine_boundaries
 from mitoseg.segmentation.components import fill_holes, fill_slices, remove_small, remove_unsure
-from mitoseg.segmentation.smoothing import Mask, Probability, mean_field, opening, smooth_probability, z_median
+from mitoseg.segmentation.smoothing import (
+    Mask,
+    Probability,
+    gaussian_reach,
+    mean_field,
+    opening,
+    smooth_probability,
+    z_median,
+)
 
 BYTES = 24
 """Memory that a voxel takes at most, with all steps on."""
+ITERATIONS = 5
+"""Of the mean field."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +129,12 @@ class Postprocess:
         image_zyx: npt.NDArray[np.generic] | None = None,
     ) -> Iterator[tuple[str, Mask]]:
         """The mask after the threshold and after every further step that is on, with the step's name."""
-        spacing = self._check(probability_zyx, voxel_size)
-        p = probability_zyx
+        self._check_memory(probability_zyx)
+        spacing, p = self.spacing(voxel_size), probability_zyx
         if self.smooth is not None:
             p = smooth_probability(p, self.smooth, spacing)
         if self.smoothness is not None:
-            p = mean_field(p, self.smoothness, self.smoothness_sigma, spacing, 5)
+            p = mean_field(p, self.smoothness, self.smoothness_sigma, spacing, ITERATIONS)
         mask: Mask = p >= (threshold if self.threshold is None else self.threshold)
         yield "threshold", mask
         if self.min_mean is not None:
@@ -148,14 +160,42 @@ class Postprocess:
             mask = remove_small(mask, self.min_volume, math.prod(spacing))
             yield "min_volume", mask
 
-    def _check(self, probability_zyx: Probability, voxel_size: Sequence[float] | None) -> Sequence[float]:
-        """The voxel size, if a step needs one."""
-        needed = probability_zyx.size * BYTES
-        if needed > psutil.virtual_memory().available:
-            what = f"post-processing holds the whole volume: too little memory for {needed / 1e9:.1f} GB"
-            raise UserError(what, probability_zyx.shape, "give postprocess=none, or cut the volume into parts")
+    def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
+        """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed.
+
+        Raises:
+            UserError: It is not known, and a step needs it.
+        """
         in_nm = [n for n in ("smooth", "smoothness", "opening", "min_volume") if getattr(self, n) is not None]
         if in_nm and voxel_size is None:
             what = f"postprocess.{in_nm[0]} is in nm, and the volume has no voxel size"
             raise UserError(what, None, "give voxel_size=[z,y,x], or leave the step out")
         return voxel_size or (1.0, 1.0, 1.0)
+
+    def halo(self, spacing: Sequence[float]) -> tuple[int, int, int]:
+        """How many voxels (z, y, x) around one decide about it, but for holes and small components.
+
+        Each step looks at what the ones before have made, so their reaches add up; within slices that are needed
+        whole (`whole_slices`) there is no limit.
+        """
+        far = np.zeros(3, int)
+        if self.smooth is not None:
+            far += gaussian_reach(self.smooth, spacing)
+        if self.smoothness is not None:
+            far += ITERATIONS * np.array(gaussian_reach(self.smoothness_sigma, spacing))
+        if self.z_median is not None:
+            far += (self.z_median // 2, 0, 0)
+        if self.opening is not None:
+            far += 2 * np.array([math.ceil(self.opening / v) + 1 for v in spacing])
+        return (int(far[0]), int(far[1]), int(far[2]))
+
+    @property
+    def whole_slices(self) -> bool:
+        """Whether a step looks at all of a slice."""
+        return self.min_mean is not None or self.watershed is not None or self.fill_slices
+
+    def _check_memory(self, probability_zyx: Probability) -> None:
+        needed = probability_zyx.size * BYTES
+        if needed > psutil.virtual_memory().available:
+            what = f"too little memory for post-processing, which takes {needed / 1e9:.1f} GB for a part of"
+            raise UserError(what, probability_zyx.shape, "give postprocess=none, or cut the volume into parts")

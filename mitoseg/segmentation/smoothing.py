@@ -14,13 +14,24 @@ from scipy.special import expit, logit
 Probability = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+_TRUNCATE = 3  # standard deviations
 _SURE = 1e-4  # probabilities closer to 0 and 1 have the log-odds of this one
 
 
 def smooth_probability(probability_zyx: Probability, sigma: float, voxel_size: Sequence[float]) -> Probability:
     """Gaussian filter with a standard deviation of ``sigma`` nm."""
-    result: Probability = gaussian_filter(probability_zyx, [sigma / v for v in voxel_size], mode="nearest", truncate=3)
+    sigmas = [sigma / v for v in voxel_size]
+    result: Probability = gaussian_filter(probability_zyx, sigmas, mode="nearest", truncate=_TRUNCATE)
     return result
+
+
+def gaussian_reach(sigma: float, voxel_size: Sequence[float]) -> tuple[int, ...]:
+    """Voxels (z, y, x) that `smooth_probability` looks far: SciPy's own rounding.
+
+    >>> gaussian_reach(20, (50, 5, 5))
+    (1, 12, 12)
+    """
+    return tuple(int(_TRUNCATE * sigma / v + 0.5) for v in voxel_size)
 
 
 def mean_field(
