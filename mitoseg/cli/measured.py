@@ -43,8 +43,8 @@ def find_sources(
     size: VoxelSize,
     decision: Decision,
     engine: Engine,
-) -> Iterator[Sources]:
-    """The volumes to measure; a mask and probabilities are numbered first, into a folder beside the output.
+) -> Iterator[tuple[Sources, Path]]:
+    """The volumes to measure, and a folder beside the output; a mask and probabilities are numbered first, into it.
 
     Args:
         cfg: The keys of ``conf/measure.yaml``.
@@ -68,7 +68,10 @@ def find_sources(
             labels = kept(found, Path(scratch), engine)
         else:
             labels = as_integers(given, size)
-        yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
+        yield (
+            Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale),
+            Path(scratch),
+        )
 
 
 def sized_labelling(cfg: DictConfig) -> Labelling:
