@@ -16,7 +16,7 @@ from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import decide
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.cleaning import Cleaner
+from mitoseg.segmentation.cleaning import BLOCK, Cleaner
 from mitoseg.volumes import Volume
 
 
@@ -62,7 +62,7 @@ def cleaned(
         )
     size = voxel_size or prediction.voxel_size
     with TemporaryDirectory(dir=folder, prefix=".cleaning.") as scratch:
-        cleaner = Cleaner(steps, Path(scratch).absolute(), engine)
+        cleaner = Cleaner(steps, Path(scratch).absolute(), engine, BLOCK)
         options = {"scale": decision.scale, "voxel_size": size, "image": image}
         with progress_bar("post-processing", prediction.box.size, show=show) as advance:
             mask = cleaner(prediction, decision.threshold, **options, on_box=advance)  # type: ignore[arg-type]

@@ -67,9 +67,9 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     make_folders(output.parent)
     engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
     decision = decide(volumes["input"], cfg.threshold, cfg.kind)
-    with engine, find_sources(cfg, volumes, size, decision, engine) as sources:
+    with engine, find_sources(cfg, volumes, size, decision, engine) as (sources, scratch):
         with progress_bar(title, show=cfg.progress) as advance:
-            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance}
+            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance, "scratch": scratch}
             table = measure_instances(sources, engine=engine, **options)
         summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
         write_table(output, table, overwrite=cfg.overwrite, digits=DIGITS)

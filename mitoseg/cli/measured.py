@@ -44,8 +44,8 @@ def find_sources(
     size: VoxelSize,
     decision: Decision,
     engine: Engine,
-) -> Iterator[Sources]:
-    """The volumes to measure; a mask and probabilities are numbered first, into a folder beside the output.
+) -> Iterator[tuple[Sources, Path]]:
+    """The volumes to measure, and a folder beside the output; a mask and probabilities are numbered first, into it.
 
     Args:
         cfg: The keys of ``conf/measure.yaml``.
@@ -69,7 +69,8 @@ def find_sources(
             labels = store(found, found.block, Path(scratch) / "instances.zarr", engine=engine)
         else:
             labels = IntegerVolume(given) if given.dtype.kind == "f" else given
-        yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
+        sources = Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
+        yield sources, Path(scratch)
 
 
 def sized_labelling(cfg: DictConfig) -> Labelling:

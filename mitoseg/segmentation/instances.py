@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, tiles
+from mitoseg.geometry import Box, meeting, tiles
 from mitoseg.segmentation.block_labels import relabel_block
 from mitoseg.segmentation.objects import Objects, join_objects, least_voxels
 from mitoseg.segmentation.parts import Parts
@@ -130,11 +129,7 @@ class InstanceVolume(Volume):
 
     def _meeting(self, box: Box) -> Iterator[Box]:
         """Blocks that hold a part of the box."""
-        if not box.size:
-            return
-        axes = [range(a // n * n, b, n) for a, b, n in zip(box.start, box.stop, self.block, strict=True)]
-        for start in product(*axes):
-            yield Box(start, tuple(a + n for a, n in zip(start, self.block, strict=True))).clip(self.box)
+        return meeting(self.box, self.block, box)
 
     def _compute(self, block: Box) -> Ids:
         """All ids of a block."""
