@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume
 
@@ -29,9 +30,13 @@ class CroppedVolume(Volume):
         super().__init__(replace(volume.info, shape=(z, y, x)))
         self.volume, self._corner = volume, box.start
 
-    def check_complete(self) -> None:
-        """See `Volume.check_complete`."""
-        self.volume.check_complete()
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
+
+    def scratch_bytes(self, box: Box) -> int:
+        """See `Volume.scratch_bytes`."""
+        return self.volume.scratch_bytes(box.shift(self._corner))
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""

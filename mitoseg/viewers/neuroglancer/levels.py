@@ -112,7 +112,7 @@ def find_levels(volume: Volume, axes: str | None = None) -> list[Level]:
         return found
     for path in _coarser_paths(volume.path):
         level = open_volume(path, axes=axes)
-        z, y, x = (1 << round(math.log2(n / m)) for n, m in zip(volume.shape, level.shape, strict=True))
+        z, y, x = (1 << max(0, round(math.log2(n / m))) for n, m in zip(volume.shape, level.shape, strict=True))
         covers = [-(-n // f) for n, f in zip(volume.shape, (z, y, x), strict=True)]
         if tuple(covers) == level.shape and max(z, y, x) > 1 and level.dtype == volume.dtype:
             found.append(Level((z, y, x), level))
