@@ -7,7 +7,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
-_EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
+_EXAMPLE = re.compile(r"^( *)>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
 
 
 def fenced(text: str) -> str:
@@ -16,7 +16,7 @@ def fenced(text: str) -> str:
     >>> print(fenced("Add one.").upper())
     ADD ONE.
     """
-    return _EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
+    return _EXAMPLE.sub(lambda example: f"{example[1]}```pycon\n{example[0]}\n{example[1]}```", text)
 
 
 class Doctests(Extension):
