@@ -68,7 +68,7 @@ def test_the_data_set_opens_what_it_names(mine):
     splits = Cerebellum(root="scans", validation={"share": 0.25, "gap": 1}).splits()
     assert splits.voxel_size == (30.0, 6.0, 6.0)
     assert splits.provenance["licence"] == "CC BY 4.0"
-    assert [region.box.shape[0] for region in (*splits.train, *splits.validation, *splits.test)] == [6, 3, 3]
+    assert [region.box.shape[0] for region in (*splits.train, *splits.validation, *splits.test)] == [7, 2, 3]
 
 
 def make_scans(folder):

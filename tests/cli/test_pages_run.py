@@ -149,4 +149,4 @@ def test_what_is_run_elsewhere_is():
         assert words in (ROOT / file).read_text(encoding="utf-8"), file
     mapped = [words for page in READ for words in commands(page) if elsewhere(words)]
     assert len(mapped) <= 8
-    assert len(COMMANDS) >= 50
+    assert len(COMMANDS) >= 40
