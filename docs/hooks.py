@@ -82,8 +82,8 @@ def documented() -> list[str]:
 
 def _exports(path: Path) -> bool:
     """Whether a file has an ``__all__``."""
-    names = (node.targets[0] for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
-    return any(isinstance(name, ast.Name) and name.id == "__all__" for name in names)
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__" for node in body)
 
 
 def _page(name: str) -> str:

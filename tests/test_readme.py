@@ -1,7 +1,6 @@
 """Every command that the README and the docs print is one that Hydra accepts, and names what is there."""
 
 import re
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir

@@ -80,7 +80,8 @@ def test_links_are_bent():
     target = module_of_docs("hooks").target
     assert target("docs/TRAINING.md", "README.md", "index.md") == "TRAINING.md"
     assert target("CITATION.cff", "README.md", "index.md") == "CITATION.cff"
-    assert target("../mitoseg/models/epfl-unet25d/CARD.md", "docs/MICROSCOPIST.md", "MICROSCOPIST.md") == "model-card.md"
+    card = "../mitoseg/models/epfl-unet25d/CARD.md"
+    assert target(card, "docs/MICROSCOPIST.md", "MICROSCOPIST.md") == "model-card.md"
     assert target("images/report.png", "docs/REPORT.md", "REPORT.md") == "images/report.png"
     assert target("https://doi.org/x", "README.md", "index.md") == "https://doi.org/x"
 

@@ -1,4 +1,4 @@
-"""The developer's page: what it prints, written to files as it says, is found by the commands and does what it says."""
+"""The developer's page: its files, written as it says, are found by the commands and do what it says."""
 
 import shutil
 import subprocess

@@ -32,7 +32,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pytest": (".ci/run", "exec make test"),
     "pip install": ("tests/test_wheel.py", '"pip"'),
 }
-"""Commands that make environments, download or take minutes: the file that runs each, and the words it does so with."""
+"""Commands that make environments or take minutes: the file that runs each, and the words it does so with."""
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,8 @@ def smaller(words):
 
 
 def write(path, kind, array_zyx):
-    with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=(5, 5, 5), metadata={"kind": kind}) as writer:
+    options = {"voxel_size": (5, 5, 5), "metadata": {"kind": kind}}
+    with create_volume(path, array_zyx.shape, array_zyx.dtype, **options) as writer:
         writer.write(Box.of_shape(array_zyx.shape), array_zyx)
 
 
