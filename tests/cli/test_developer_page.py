@@ -98,8 +98,8 @@ def test_the_trainings_and_a_prediction(words, mine, monkeypatch):
 def test_the_class_is_found_by_further_processes(mine, monkeypatch):
     """Two ranks in training, two processes in prediction."""
     own = ["--config-dir", "mine"]
-    train = ["network=dilated", "network.width=4", *TILES, "trainer.devices=2", "test=false", "hydra.run.dir=run"]
-    assert command(monkeypatch, "train", *own, *train) == 0
+    train = ["network=dilated", "network.width=4", *TILES, "trainer.devices=2", "data.validation_stride=1"]
+    assert command(monkeypatch, "train", *own, *train, "hydra.run.dir=run") == 0
     (image,) = (mine / "phantom").glob("*_3x*/image.tif")
     words = ["checkpoint=run/checkpoints/best.ckpt", f"input={image}", "output=p.tif", "devices=2", "trust=true"]
     assert command(monkeypatch, "predict", *own, *words) == 0
