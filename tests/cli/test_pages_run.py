@@ -70,9 +70,15 @@ def smaller(words):
             return [*SMALL, *BLOCKS, "data.validation.gap=1"]
         return [*SMALL, *(LUCCHI if "data=lucchi" in line else PHANTOM)]
     if name == "benchmark":
-        data = LUCCHI if "data=lucchi" in line else PHANTOM[:3]
-        methods = ["methods=[forest,patch_cnn]", "methods.patch_cnn.small=[epochs=1,data.epoch_tiles=8]"]
-        return ["size=small", "accelerator=cpu", *methods, *data]
+        forest = [f"methods.forest.estimator.{word}" for word in ("samples=4000", "trees=5")]
+        train = "experiment=paper_tiles,epochs=1,ema=null,data.epoch_tiles=8"
+        methods = [
+            "methods=[forest,patch_cnn]",
+            *forest,
+            f"methods.patch_cnn.train=[{train}]",
+            "methods.patch_cnn.small=[]",
+        ]
+        return ["accelerator=cpu", *methods, *(LUCCHI if "data=lucchi" in line else PHANTOM[:3])]
     return ["crop=[0:2,16:96,0:128]"] if "crop=" in line else []
 
 
