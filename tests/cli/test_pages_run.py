@@ -66,8 +66,8 @@ def smaller(words):
             return []
         if "experiment=unet25d_wide" in line:  # fine-tuning on the painted slices
             return [*SMALL, "data.tile=[1,64,64]", "data.epoch_tiles=4", "trainer.check_val_every_n_epoch=1"]
-        if "data=files" in line:
-            return [*SMALL, *BLOCKS, "data.validation.gap=1"]
+        if "data=files" in line:  # labels of all slices
+            return [*SMALL, *BLOCKS, "data.validation.gap=1", "data.train.label=labels.tif"]
         return [*SMALL, *(LUCCHI if "data=lucchi" in line else PHANTOM)]
     if name == "benchmark":
         forest = [f"methods.forest.estimator.{word}" for word in ("samples=4000", "trees=5")]
