@@ -20,11 +20,8 @@ from mitoseg.volumes import create_volume
 READ = [ROOT / "README.md", ROOT / "docs" / "MICROSCOPIST.md"]
 RUN = "2026-01-31_12-00-00"
 SMALL = [
-    "epochs=1",
-    "save_overlays=1",
-    "figures=false",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
+    *("epochs=1", "save_overlays=1", "figures=false", "trainer.accelerator=cpu"),
+    *("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1"),
 ]
 LUCCHI = ["data.root=EPFL", "data.validation.slabs=[[0,3]]", "data.validation.gap=1"]
 BLOCKS = ["data.epoch_blocks=400", "data.validation_stride=1"]
