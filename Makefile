@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-slow coverage clean
+.PHONY: help install demo check test test-slow coverage docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test-slow: $(READY)  ## the slow tests
 coverage: $(READY)  ## the quick tests with the branches they leave out
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
+docs: $(READY)  ## the documentation site, into site/ (then: python -m http.server --directory site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:  ## remove the environment and every cache; results in outputs/ stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -56,14 +56,14 @@ def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> Non
     Raises:
         SystemExit: With the exit codes of this module.
     """
-    argv_before = sys.argv
+    argv_before, path_before = sys.argv, list(sys.path)
     full_error_before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us instead of being printed by Hydra
     try:
         with told_in_lines():
             code = _launch(config_name, run, config_dir or default_config_dir())
     finally:
-        sys.argv = argv_before
+        sys.argv, sys.path[:] = argv_before, path_before
         if full_error_before is None:
             del os.environ["HYDRA_FULL_ERROR"]
     if code:
@@ -92,6 +92,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
     sweep: Sweep | None = None
     try:
         options, words = split_words(sys.argv[1:])
+        import_from_config_dir(options)
         words, options, sweeps = find_sweep(quote_overrides(words), options)
         words = prepare_words(words, sweep=sweeps, command=config_name)
         sys.argv = [sys.argv[0], *words, *options]
@@ -159,6 +160,16 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             options.append(word)
     return options, overrides
+
+
+def import_from_config_dir(options: Sequence[str]) -> None:
+    """Let Python find modules in the folder of ``--config-dir``, so that a class of one's own lies beside its yaml.
+
+    Further ranks and the jobs of a sweep get the same option; processes of an engine inherit where Python looks.
+    """
+    folder = get_args_parser().parse_args(list(options)).config_dir
+    if folder is not None:
+        sys.path.insert(0, os.path.abspath(folder))
 
 
 def prepare_words(words: Sequence[str], *, sweep: bool, command: str = "train") -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, cleaned
@@ -16,7 +16,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations, save_curves, score_table
 from mitoseg.evaluation import save_overlays as draw_overlays
 from mitoseg.inference import Prediction
-from mitoseg.networks.checkpoint import load_model
+from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint
 from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.finish import finish_checkpoint
@@ -24,7 +24,7 @@ from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 
 
 def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evaluation]:
-    """`score_checkpoint` for the ``best.ckpt`` of a run.
+    """`score_checkpoint` for the ``best.ckpt`` of a run; a class from outside mitoseg is trusted if the run named it.
 
     Args:
         folder: The run's folder.
@@ -39,8 +39,9 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evalua
         remedy = "train longer, or validate sooner with trainer.val_check_interval=STEPS"
         raise UserError("training ended before its first validation", f"epochs={cfg.epochs}", remedy)
     options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
+    ours = read_checkpoint(best)[KEY].get("network") == OmegaConf.to_container(cfg.network, resolve=True)
     return score_checkpoint(
-        best, folder, splits, accelerator=cfg.trainer.accelerator, steps=chosen_steps(cfg), **options
+        best, folder, splits, accelerator=cfg.trainer.accelerator, steps=chosen_steps(cfg), trust=ours, **options
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
+from mitoseg.networks.bundle import find_weights
 from mitoseg.networks.checkpoint import KEY, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
 
     Args:
         network: Its weights are replaced; those of the last layer stay where the number of classes differs.
-        path: A checkpoint of the same kind of network.
+        path: A checkpoint of the same kind of network, or the name of a model that comes along.
 
     Returns:
         The checkpoint's entry `KEY`: what it was trained on.
@@ -42,7 +43,7 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint cannot be read, or its layers are others; the line names the first that differs.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find_weights(path))
     given = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     wanted = network.state_dict()
     for name in (*wanted, *given):

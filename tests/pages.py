@@ -1,0 +1,41 @@
+"""The README and the pages of docs/: the commands and the files that they print."""
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = "train|predict|evaluate|measure|benchmark|ensemble|view"
+_SHELL = re.compile(r"```(?:sh|bash|console)\n(.*?)```", re.DOTALL)
+_FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
+
+
+def commands(page):
+    """The lines of a page's shell blocks as words, without comments and prompts, continued lines joined."""
+    for block in _SHELL.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line.removeprefix("$ "), comments=True):
+                yield words
+
+
+def files(page):
+    """The files that a page prints, by the name above each."""
+    return dict(_FILE.findall(page.read_text(encoding="utf-8")))
+
+
+def write_files(page, folder):
+    """Write the files of a page where it says."""
+    for name, text in files(page).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def our_words(words):
+    """Config name and the words after the command, or None if it is no command of ours."""
+    match words:
+        case [python, script, *rest] if python.endswith("python") and re.fullmatch(rf"({SCRIPTS}).py", script):
+            return script.removesuffix(".py"), rest
+        case ["mitoseg", name, *rest]:
+            return name, rest
+    return None
