@@ -20,12 +20,12 @@ from pathlib import Path
 import tifffile
 
 from mitoseg.errors import UserError
-from mitoseg.volumes import hdf5, images, mrc, tiff, zarrs
+from mitoseg.volumes import hdf5, images, mrc, n5, tiff, zarrs
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.reading import opening
 from mitoseg.volumes.writing import place
 
-_SUFFIXES = (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES)
+_SUFFIXES = (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES, *n5.SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _several(given: str | Sequence[str]) -> list[str] | None:
         if not given or not all(isinstance(path, str) and path for path in given):
             raise UserError("input is no list of paths", list(given), "give input=[a.tif,b.tif]")
         return list(given)
-    if Path(given).is_dir() and not zarrs.is_zarr(given):
+    if Path(given).is_dir() and not _is_container(given):
         return volumes_in(Path(given))
     if glob.has_magic(given) and not os.path.lexists(stored_in(given)):
         found = sorted(glob.glob(given, recursive=True), key=images.natural_key)
@@ -88,7 +88,7 @@ def volumes_in(folder: Path) -> list[str] | None:
     """The volumes in a folder of volumes; None where the folder is itself one.
 
     A folder is one volume if it holds slices: png files, or tif files of one image each. It is a folder of volumes if
-    it holds tif files of several images each, HDF5, MRC or Zarr, or no files of images but folders of slices.
+    it holds tif files of several images each, HDF5, MRC, Zarr or N5, or no files of images but folders of slices.
 
     Raises:
         UserError: It is both, or it holds no volume.
@@ -106,17 +106,22 @@ def volumes_in(folder: Path) -> list[str] | None:
         raise UserError(what, (stacks + others)[0].name, remedy)
     if single:
         return None
-    inner = [p for p in names if p.is_dir() and not zarrs.is_zarr(str(p)) and _holds_slices(p)]
+    inner = [p for p in names if p.is_dir() and not _is_container(str(p)) and _holds_slices(p)]
     found = sorted([*stacks, *others, *inner], key=lambda p: images.natural_key(p.name))
     if not found:
         raise UserError("the folder holds no volume", str(folder), "give a folder of slices or of volumes, or a file")
     return [str(path) for path in found]
 
 
+def _is_container(path: str) -> bool:
+    """A folder that is a volume of its own: of Zarr or N5."""
+    return zarrs.is_zarr(path) or n5.is_n5(path)
+
+
 def _is_other(path: Path) -> bool:
     """A volume that is neither a tif nor a folder of slices."""
     if path.is_dir():
-        return zarrs.is_zarr(str(path))
+        return _is_container(str(path))
     return path.suffix.lower() in (*hdf5.SUFFIXES, *mrc.SUFFIXES)
 
 
@@ -137,7 +142,7 @@ def result_name(path: str) -> str:
     >>> result_name("data/a.tif"), result_name("b.ome.zarr"), result_name("c.h5:/raw/em"), result_name("slices.v2/")
     ('a', 'b', 'c_raw_em', 'slices.v2')
     """
-    parts = hdf5.split_dataset(path, (*hdf5.SUFFIXES, *zarrs.SUFFIXES)) or (path, "")
+    parts = hdf5.split_dataset(path, (*hdf5.SUFFIXES, *zarrs.SUFFIXES, *n5.SUFFIXES)) or (path, "")
     file = Path(parts[0])
     name = file.stem if file.suffix.lower() in _SUFFIXES else file.name
     name = name[:-4] if name.lower().endswith(".ome") else name

@@ -54,23 +54,22 @@ def run(cfg: DictConfig) -> None:
         check_places(source, output)
     engine = make_engine(cfg)
     model, checkpoint = load(cfg)
-    if jobs is None and not engine.in_process:  # starting an engine may take minutes: look first
-        open_input(cfg)
-        if not StagedVolume(cfg.output, {}, overwrite=True).moved:
-            check_volume_output(cfg.output, cfg.overwrite)
+    source = open_input(cfg) if jobs is None else None  # starting an engine may take minutes: look first
+    if source is not None and not engine.in_process and not StagedVolume(cfg.output, {}, overwrite=True).moved:
+        check_volume_output(cfg.output, cfg.overwrite)
     folder = run_dir()
     with engine:
         session = open_session(cfg, engine, model, checkpoint)
-        if jobs is None:
-            chosen = predict_one(cfg, session, open_input(cfg), folder / "report.html")
+        if source is not None:
+            chosen = predict_one(cfg, session, source, folder / "report.html")
         else:
+            assert jobs is not None
             chosen = {"precision": session.precision, "device": session.device}
             predict = partial(_predict_into, folder)
             predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict)
     write_json(
         folder / "provenance.json", collect(input=given, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen)
     )
-    Console().print(f"record of this run in {folder}", soft_wrap=True)
 
 
 def _predict_into(folder: Path, cfg: DictConfig, session: Session, source: Volume) -> None:

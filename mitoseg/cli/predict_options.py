@@ -78,7 +78,8 @@ def open_input(cfg: DictConfig) -> Volume:
         volume.check_scale()
     if (cfg.missing_slices if isinstance(volume, SliceFolder) else cfg.missing_chunks) == "error":
         volume.check_complete()
-    warn_of_gaps(volume)
+    else:
+        warn_of_gaps(volume)
     return volume
 
 

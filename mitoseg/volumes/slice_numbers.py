@@ -16,6 +16,8 @@ from pathlib import PurePath
 
 _MOST = 0.5
 """Share of the steps that have to be equal before numbers are taken for those of slices, where several count."""
+_STAMP = 10**5
+"""From here on uneven numbers are times, not slices."""
 
 
 def find_gap(names: Sequence[str]) -> str | None:
@@ -78,7 +80,9 @@ def _counting(columns: Sequence[tuple[int, ...]]) -> int | None:
     """Which of the numbers in names of one kind counts slices."""
     varying = [i for i, column in enumerate(columns) if len(set(column)) > 1]
     if len(varying) < 2:
-        return varying[0] if varying else 0
+        column = columns[varying[0]] if varying else ()
+        stamps = len(column) > 1 and max(column) >= _STAMP and _regular(column) <= _MOST
+        return None if stamps else next(iter(varying), 0)
     regular = [(_regular(columns[i]), -i) for i in varying if len(set(columns[i])) == len(columns[i])]
     share, place = max(regular, default=(0.0, 0))
     return -place if share > _MOST else None

@@ -198,3 +198,29 @@ def test_a_level_of_an_image_in_and_an_image_with_levels_out(run):
     assert run("input=in.ome.zarr", "output=fine.ome.zarr") == 0
     assert open_volume("fine.ome.zarr/1").voxel_size == (50, 10, 10)
     assert set(np.unique(open_volume("out.ome.zarr").read())) <= {0, 1}
+
+
+@pytest.mark.parametrize("name", ["em.n5", "em.n5/raw", "em.n5:/raw"])
+def test_a_dataset_of_n5(run, name):
+    """Also one of several volumes; a container is no folder of volumes."""
+    tensorstore = pytest.importorskip("tensorstore")
+    image = grey()
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{Path.cwd()}/em.n5/raw/"}}
+    metadata = {
+        "dimensions": SHAPE[::-1],
+        "dataType": "uint8",
+        "blockSize": [16, 16, 4],
+        "compression": {"type": "raw"},
+    }
+    tensorstore.open({**spec, "metadata": metadata}, create=True).result()[...].write(image.transpose()).result()
+    attributes = Path("em.n5/raw/attributes.json")
+    size = {"pixelResolution": {"dimensions": [5, 5, 20], "unit": "nm"}}
+    attributes.write_text(json.dumps(json.loads(attributes.read_text()) | size))
+    write("in.tif", image, (20, 5, 5))
+    assert run("input=in.tif", "output=one.h5") == 0
+    assert run(f"input={name}", "output=out.h5") == 0
+    assert open_volume("out.h5").voxel_size == (20, 5, 5)
+    assert np.array_equal(open_volume("out.h5").read(), open_volume("one.h5").read())
+    assert run(f"input=[{name},in.tif]", "output=out", "suffix=.h5") == 0
+    named = "em" if name == "em.n5" else "raw" if "/" in name and ":" not in name else "em_raw"
+    assert np.array_equal(open_volume(f"out/{named}.h5").read(), open_volume("one.h5").read())

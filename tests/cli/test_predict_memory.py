@@ -66,6 +66,24 @@ def test_four_gigabytes_of_mostly_nothing(tmp_path):
     assert seconds < 360
 
 
+@pytest.mark.parametrize(
+    ("ndim", "voxel_size", "shape"),
+    [(2, (5, 10, 10), (60, 1000, 1000)), (2, (5, 1.25, 1.25), (60, 2400, 2400)), (3, (15, 15, 15), (40, 300, 300))],
+)
+def test_voxels_of_another_size(tmp_path, ndim, voxel_size, shape):
+    """What is resampled, there and back, stays in the memory that is given; 3D: 27 times as many voxels are seen."""
+    arguments = {"in_channels": 1, "ndim": ndim}
+    save_checkpoint(tmp_path / "a.ckpt", OneConvolution(**arguments), arguments=arguments)
+    with create_volume(tmp_path / "in.zarr", shape, "uint8", voxel_size=voxel_size) as writer:
+        for z in range(shape[0]):
+            image = np.random.default_rng(z).integers(0, 255, (1, *shape[1:]), np.uint8)
+            writer.write(Box((z, 0, 0), (z + 1, *shape[1:])), image)
+    peak, _ = predict(tmp_path, "checkpoint=a.ckpt", "input=in.zarr", "output=out.h5")
+    result = open_volume(tmp_path / "out.h5")
+    assert (result.shape, result.voxel_size) == (shape, voxel_size)
+    assert peak < 1000
+
+
 @pytest.fixture(scope="module")
 def real_volume(real_data, tmp_path_factory):
     """A folder with 400 MB of real grey values, 20 slices of them, and the paper's network with random weights."""

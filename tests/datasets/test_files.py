@@ -142,6 +142,21 @@ def test_the_second_call_gives_the_same_splits(data):
     assert recipe.splits() is recipe.splits()
 
 
+def test_slices_that_are_missing_are_told(data, caplog):
+    """Training goes on: neighbours that are none are few among many."""
+    image = tifffile.imread(data / "a.tif")
+    (data / "slices").mkdir()
+    for z, image_yx in enumerate(image):
+        tifffile.imwrite(data / "slices" / f"s{z + (z > 7):03d}.tif", image_yx)
+    recipe = Files(root=str(data), train={"image": ["slices"], "label": ["a_label.tif"]})
+    with caplog.at_level(logging.WARNING):
+        recipe.splits()
+    told = [message for message in caplog.messages if "missing" in message]
+    assert told == [
+        f"{data / 'slices'}: 1 slice is missing by the numbers of the files, between s007.tif and s009.tif"
+    ]
+
+
 def test_volumes_of_different_voxel_size_are_told_once(tmp_path, caplog):
     for stem, size in (("a", 8.0), ("b", 16.0)):
         with h5py.File(tmp_path / f"{stem}.h5", "w") as file:

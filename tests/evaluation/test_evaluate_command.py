@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import logging
 from pathlib import Path
 
 import hydra
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -87,6 +89,17 @@ def test_the_report_is_written_beside_the_numbers(files, tmp_path):
         assert hashlib.sha256(Path(files[name]).read_bytes()).hexdigest() in text
     score_files(config(files), tmp_path / "other")
     assert not (tmp_path / "other" / "report.html").exists()
+
+
+def test_chunks_that_are_missing_are_told(files, tmp_path, caplog):
+    image = tifffile.imread(files["prediction"])
+    array = zarr.create_array(store=tmp_path / "p.zarr", shape=image.shape, chunks=(2, 24, 32), dtype="f4")
+    array[:4] = image[:4]
+    with caplog.at_level(logging.WARNING):
+        score_files(config(files | {"prediction": str(tmp_path / "p.zarr")}, kind="probability"), tmp_path / "run")
+    assert [m for m in caplog.messages if "missing" in m] == [
+        f"{tmp_path / 'p.zarr'}: 1 of 3 chunks are missing and would read as 0.0"
+    ]
 
 
 @pytest.mark.parametrize("words", [["instances=true"], ["report=true"], ["instances=true", "report=true"]])

@@ -9,13 +9,31 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Options, Prediction, Predictor, predict_volume
 from mitoseg.inference.memory import LiveBytes, budget_bytes, free_bytes, largest_tile, parse_bytes, used_bytes
+from mitoseg.inference.sizing import VOXEL_BYTES
 from mitoseg.metrics import Calibration
 from mitoseg.networks import PatchCNN
 from mitoseg.volumes import ArrayVolume, Normalization
+from mitoseg.volumes.matching import MatchedVolume
+from mitoseg.volumes.resampling import resampled
 
 
 def prediction(network, channels="single", **more):
     return Prediction(network, Normalization(120.0, 60.0), channels, Calibration(), 0.5, save="log_odds", **more)
+
+
+CHANNELS = {"single": 1, "adjacent": 3, "every_second9": 9}
+
+
+class Read(ArrayVolume):
+    """Remembers which boxes were read."""
+
+    def __init__(self, image_zyx, read, voxel_size=None):
+        super().__init__(image_zyx, voxel_size)
+        self.read_boxes = read
+
+    def read(self, box=None):
+        self.read_boxes.append(self.check_box(box))
+        return super().read(box)
 
 
 class Stingy(SmallBlock):
@@ -84,6 +102,35 @@ def test_less_memory_makes_smaller_tiles_and_the_same_result(network):
     for tile, writer in zip((plenty, little), results, strict=True):
         predict_volume(predictor, ArrayVolume(image), writer, tile=tile)
     np.testing.assert_allclose(results[0].array, results[1].array, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "neighbours"), [("single", 0), ("adjacent", 2), ("every_second9", 16)])
+def test_neighbouring_slices_are_counted(channels, neighbours):
+    """A tile of one slice in the middle reads as many slices as its channels reach over."""
+    read = []
+    predictor = Predictor(prediction(PatchCNN(CHANNELS[channels]).eval(), channels), Read(grey((40, 64, 96)), read))
+    tile = predictor.sizing._middle((1, 64, 96))
+    predictor.read(tile)
+    assert read[0].shape[0] == 1 + neighbours
+    kept, output = 40 * 64 * 96, VOXEL_BYTES * 64 * 96
+    assert predictor.sizing.buffer_bytes((1, 64, 96)) >= kept + output + 4 * read[0].size
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_what_a_tile_is_resampled_from_is_counted(match):
+    """Its voxels are smaller here, so that many more are read than the network sees."""
+    read = []
+    source = Read(grey((40, 96, 96)), read, (2.5, 2.5, 2.5))
+    seen = resampled(source, (5, 5, 5))
+    seen = MatchedVolume(seen, np.linspace(0, 255, 257)) if match else seen
+    predictor = Predictor(prediction(shaken(SmallBlock(3))), seen)
+    plain = Predictor(prediction(shaken(SmallBlock(3))), ArrayVolume(np.zeros(seen.shape, np.float32)))
+    tile = (8, 16, 16)
+    read.clear()
+    predictor.read(predictor.sizing._middle(tile))
+    more = predictor.sizing.buffer_bytes(tile) - plain.sizing.buffer_bytes(tile)
+    assert read[0].size >= 7 * 8 * 16 * 16
+    assert more >= read[0].size
 
 
 def test_no_memory_at_all_is_told_with_the_remedy():

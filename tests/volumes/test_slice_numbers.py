@@ -24,6 +24,7 @@ FINE = {
     "a grid of two numbers": [f"s{i}_t{j}.tif" for i in range(3) for j in range(2)],
     "times of day": ["em_120301_001.tif", "em_120507_002.tif", "em_121142_003.tif"],
     "times of day alone, of two numbers": ["1203_01.tif", "1205_07.tif", "1211_42.tif"],
+    "times of day with seconds": ["20261105_120000.tif", "20261105_120130.tif", "20261105_120301.tif"],
     "all differ": ["a1.png", "b7.png", "c3.png", "d.png"],
 }
 GAPS = {

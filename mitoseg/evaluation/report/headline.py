@@ -45,7 +45,8 @@ def _facts(content: Content, table: DataFrame | None) -> list[Html]:
         return []
     whole = whole_instances(table)
     cut = len(table) - len(whole)
-    cards = [_card(f"{len(table):,}", "mitochondria", f"{cut:,} of them cut by the border" if cut else "")]
+    name = "mitochondria" if len(table) > 1 else "mitochondrion"
+    cards = [_card(f"{len(table):,}", name, f"{cut:,} of them cut by the border" if cut else "")]
     if box is not None and content.spacing is not None:
         tissue = float(np.prod(box.shape) * np.prod(content.spacing)) * 1e-9
         counted = "; those that are cut count half" if cut else ""
