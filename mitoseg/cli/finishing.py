@@ -49,7 +49,7 @@ def finish_instances(
     log.info("numbering mitochondria")
 
     def write(tiles: Volume, writer: VolumeWriter) -> None:
-        options = {"image": image, "engine": engine}
+        options: dict[str, Any] = {"image": image, "engine": engine}
         with nullcontext(tiles) if steps is None else cleaned(steps, tiles, stage.folder, **options) as mask:
             instances = label_prediction(mask, decide(mask), labelling, engine=engine)
             write_instances(instances, writer, engine=engine)

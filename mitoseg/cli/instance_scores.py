@@ -71,7 +71,7 @@ def score_instances(
         return None
     labelling = chosen_labelling(cfg)
     size = voxel_size or prediction.voxel_size or truth.voxel_size
-    options = {"threshold": threshold, "kind": kind, "voxel_size": size}
+    options: dict[str, Any] = {"threshold": threshold, "kind": kind, "voxel_size": size}
     result = prediction_instances(prediction, labelling, engine=engine, **options)
     numbered = truth_instances(truth, labelling.connectivity, engine=engine)
     overlaps = find_overlaps(result, numbered, labels=truth, crop=crop, engine=engine)

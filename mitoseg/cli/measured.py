@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -16,8 +17,11 @@ from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.instances import label_prediction
-from mitoseg.segmentation import InstanceVolume, Labelling, Sources, write_instances
-from mitoseg.volumes import ArrayVolume, Volume, VoxelSize, create_volume, open_volume
+from mitoseg.geometry import Box
+from mitoseg.segmentation import Labelling, Sources
+from mitoseg.segmentation.block_writing import write_blocks
+from mitoseg.segmentation.labelling import BLOCK
+from mitoseg.volumes import Array, Volume, VolumeInfo, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.units import check_voxel_size
 
 
@@ -67,7 +71,8 @@ def find_sources(
             found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
             labels = kept(found, Path(scratch), engine)
         else:
-            labels = as_integers(given, size)
+            floats = given.dtype.kind == "f"
+            labels = kept(WholeNumbers(given, size), Path(scratch), engine, np.uint64) if floats else given
         yield (
             Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale),
             Path(scratch),
@@ -81,24 +86,29 @@ def sized_labelling(cfg: DictConfig) -> Labelling:
     return replace(labelling, min_volume=least or None)
 
 
-def kept(instances: InstanceVolume, scratch: Path, engine: Engine) -> Volume:
+def kept(labels: Volume, scratch: Path, engine: Engine, dtype: type[np.unsignedinteger[Any]] = np.uint32) -> Volume:
     """Instances in a folder, so that reading them again computes nothing, and any process can."""
-    about, path = instances.info, str(scratch / "instances.zarr")
+    about, path = labels.info, str(scratch / "instances.zarr")
     options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": (64, 128, 128)}
-    with create_volume(path, about.shape, np.uint32, **options) as writer:  # type: ignore[arg-type]
-        write_instances(instances, writer, engine=engine)
+    with create_volume(path, about.shape, dtype, **options) as writer:  # type: ignore[arg-type]
+        write_blocks(labels, BLOCK, writer, engine=engine)
     return open_volume(path)
 
 
-def as_integers(labels: Volume, size: VoxelSize) -> Volume:
-    """Instances as they are, or as whole numbers where a program has stored floats.
+class WholeNumbers(Volume):
+    """Instances that a program has stored as floats."""
 
-    Raises:
-        UserError: They are no whole numbers from 0 on.
-    """
-    if labels.dtype.kind != "f":
-        return labels
-    values = labels.read()
-    if not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
-        raise UserError("instances are whole numbers from 0 on", labels.path, "say kind=probability or kind=mask")
-    return ArrayVolume(values.astype(np.uint64), size, labels.path)
+    def __init__(self, labels: Volume, size: VoxelSize) -> None:
+        super().__init__(VolumeInfo(labels.path, labels.shape, np.dtype(np.uint64), size))
+        self._labels = labels
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`.
+
+        Raises:
+            UserError: They are no whole numbers from 0 on.
+        """
+        values = self._labels.read(box)
+        if not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
+            raise UserError("instances are whole numbers from 0 on", self.path, "say kind=probability or kind=mask")
+        return values.astype(np.uint64)

@@ -162,7 +162,8 @@ class Chosen(Volume):
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
         values_zyx = self._volume.read(box)
-        return ((values_zyx == 0) if self._inverted else (values_zyx != 0)).astype(np.uint8)
+        chosen_zyx: Array = np.equal(values_zyx, 0) if self._inverted else np.not_equal(values_zyx, 0)
+        return chosen_zyx.astype(np.uint8)
 
 
 class Filled(Volume):
@@ -178,4 +179,5 @@ class Filled(Volume):
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
-        return self._mask.read(box) | (self._holes.read(box) != 0).astype(np.uint8)
+        filled_zyx: Array = self._mask.read(box) | (self._holes.read(box) != 0).astype(np.uint8)
+        return filled_zyx

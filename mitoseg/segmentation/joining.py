@@ -52,7 +52,7 @@ class Joiner:
         mine, theirs = unpack(face), unpack(other[1])
         both = np.stack([mine, theirs], -1)[mine > 0].astype(np.int64)
         if len(both):
-            self._pairs.append(np.unique(both, axis=0) - 1 + [offset, other[0]])
+            self._pairs.append(np.unique(both, axis=0) + np.array([offset - 1, other[0] - 1]))
 
     def finish(self) -> tuple[Objects, dict[Box, Labels]]:
         """The components when all blocks are there; see `merge_blocks`."""
