@@ -43,7 +43,7 @@ steps = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps, st.tuples(*[st.integers(4, 12)] * 3), st.integers(0, 999), st.booleans())
 def test_blocks_are_parts_of_the_whole(chosen, block, seed, with_image):
     p, image = blobs(seed), blobs(seed + 1)
