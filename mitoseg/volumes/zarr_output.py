@@ -76,7 +76,7 @@ class ZarrOutput:
         output = cls.__new__(cls)
         output.path = path
         with opening(str(path)):
-            output._array = zarr.open_array(store=path, mode="r+", config=CONFIG)
+            output._array = zarr.open_array(store=path, mode="r+").with_config(CONFIG)  # config= is ignored with r+
         return output
 
     @property

@@ -24,6 +24,7 @@ from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 SIZE = (10.0, 10.0, 10.0)
 BLOCK = (4, 8, 8)
 MASK = np.random.default_rng(3).random((9, 20, 28)) < 0.35
+MASK[:4, :8, :8] = False  # a block without an object
 
 
 class Kept:

@@ -128,6 +128,13 @@ def test_taken_up_or_not_the_file_is_the_same(tmp_path, name):
     assert content(plain_path(tmp_path / "a", name)) == content(plain_path(tmp_path / "b", name))
 
 
+def test_an_array_opened_again_gets_chunks_of_zeros_as_well(tmp_path):
+    """Or a worker's empty tile would be taken for a missing one."""
+    ZarrOutput(tmp_path / "a.zarr", VolumeInfo("a", (4, 4, 4), np.dtype(np.uint8)), (2, 2, 2))
+    ZarrOutput.reopen(tmp_path / "a.zarr").write(Box((0, 2, 0), (2, 4, 2)), np.zeros((2, 2, 2), np.uint8))
+    assert [p.name for p in (tmp_path / "a.zarr" / "c").rglob("*") if p.is_file()] == ["0"]
+
+
 def test_a_stage_without_a_tile_leaves_nothing_nor_the_folders_made_for_it(tmp_path):
     leave_unfinished(tmp_path / "new" / "deep" / "out.tif", 0)
     assert list(tmp_path.iterdir()) == []
