@@ -159,3 +159,7 @@ class Postprocess:
             what = f"postprocess.{in_nm[0]} is in nm, and the volume has no voxel size"
             raise UserError(what, None, "give voxel_size=[z,y,x], or leave the step out")
         return voxel_size or (1.0, 1.0, 1.0)
+
+
+CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)
+"""What ``postprocess=clean`` does; `conf/postprocess/clean.yaml` holds the same."""

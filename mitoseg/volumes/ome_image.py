@@ -102,6 +102,25 @@ def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | No
     return None
 
 
+def find_levels(path: str) -> list[str]:
+    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is no image.
+
+    Raises:
+        UserError: Several images lie in it.
+    """
+    folder = Path(path).absolute()
+    if not any((folder / mark).is_file() for mark in MARKS):
+        return []
+    group = zarr.open(store=folder, mode="r")
+    image = find_image(group, path) if isinstance(group, zarr.Group) else None
+    if image is None:
+        return []
+    stated = _multiscales(image)
+    assert stated is not None
+    above = f"{image.path}/" if image.path else ""
+    return [above + str(level["path"]).strip("/") for level in stated["datasets"]]
+
+
 def header_from_above(folder: Path) -> LevelHeader | None:
     """What the image around an array's folder says of it; None without an image around it that lists it."""
     folder = folder.absolute()

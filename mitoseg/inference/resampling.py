@@ -80,14 +80,19 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _warn(volume: Volume, model: Model) -> None:
-    """Tell of voxels that are far from training's, along the axes that `_wanted` would change."""
-    if volume.voxel_size is None or model.voxel_size is None:
-        return
-    wanted = _wanted(volume.voxel_size, model)
-    if max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR:
-        own, trained = ([f"{n:g}" for n in size] for size in (volume.voxel_size, model.voxel_size))
+    """Tell of voxels that are far from training's."""
+    if has_other_voxels(volume, model):
+        own, trained = ([f"{n:g}" for n in size or ()] for size in (volume.voxel_size, model.voxel_size))
         text = "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
         log.warning(text, volume.path, " x ".join(own), " x ".join(trained))
+
+
+def has_other_voxels(volume: Volume, model: Model) -> bool:
+    """Whether voxels are far from training's, along the axes that ``resample=auto`` would change."""
+    if volume.voxel_size is None or model.voxel_size is None:
+        return False
+    wanted = _wanted(volume.voxel_size, model)
+    return max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR
 
 
 @dataclass(frozen=True)
