@@ -198,7 +198,7 @@ class Editor:
         """
         size = self.voxel_size
         if size is None:
-            raise UserError("cutting needs the voxel size", None, "fill in the fields “voxel size (nm)”")
+            raise UserError("cutting needs the voxel size", None, "fill in the field “Voxels (nm)”")
         return size
 
     def _seeds(self) -> Layer:

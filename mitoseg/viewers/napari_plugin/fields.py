@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qtpy.QtCore import QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QHBoxLayout, QLineEdit, QWidget
+from qtpy.QtCore import QSignalBlocker, Signal
+from qtpy.QtWidgets import QComboBox, QLineEdit, QSizePolicy
 
 from mitoseg.errors import UserError
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
@@ -35,6 +36,7 @@ class LayerChoice(QComboBox):
         self._viewer, self._kind, self._wanted = viewer, kind, wanted
         self.setMinimumContentsLength(12)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.renamed):
             event.connect(self.refill)
         self.currentIndexChanged.connect(lambda _: self.chosen.emit())
@@ -69,22 +71,13 @@ class LayerChoice(QComboBox):
             event.disconnect(self.refill)
 
 
-class VoxelSizeField(QWidget):
+class VoxelSizeField(QLineEdit):
     """Three numbers in nm; filled from a layer that knows its own, else to be filled in."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.boxes = [QDoubleSpinBox() for _ in "zyx"]
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for axis, box in zip("zyx", self.boxes, strict=True):
-            box.setRange(0.0, 10000.0)
-            box.setDecimals(2)
-            box.setSpecialValueText(f"{axis} ?")
-            box.setToolTip(f"Size of a voxel along {axis} in nm")
-            box.setAlignment(Qt.AlignmentFlag.AlignRight)
-            box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
-            layout.addWidget(box)
+        self.setPlaceholderText("not known: fill in z, y, x")
+        self.setToolTip("Size of a voxel along z, y and x in nm; lengths, volumes and cutting at necks need it")
 
     def take(self, layer: Layer | None) -> None:
         """Show the voxel size of a layer; what was typed stays where it has none."""
@@ -94,14 +87,23 @@ class VoxelSizeField(QWidget):
 
     def set(self, voxel_size: Sequence[float]) -> None:
         """Show a voxel size."""
-        for box, size in zip(self.boxes, voxel_size, strict=True):
-            box.setValue(size)
+        self.setText(", ".join(f"{size:g}" for size in voxel_size))
 
     @property
     def value(self) -> VoxelSize | None:
-        """(z, y, x) in nm; None where a number is missing."""
-        z, y, x = (box.value() for box in self.boxes)
-        return (z, y, x) if min(z, y, x) > 0 else None
+        """(z, y, x) in nm; None where nothing is filled in.
+
+        Raises:
+            UserError: There are not three numbers above zero.
+        """
+        words = _words(self.text())
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError:
+            numbers = []
+        if words and (len(numbers) != 3 or not all(0 < n < math.inf for n in numbers)):
+            raise UserError("this is no voxel size", self.text(), "write z, y, x in nm, such as 30, 5, 5")
+        return (numbers[0], numbers[1], numbers[2]) if numbers else None
 
 
 class IdsField(QLineEdit):
@@ -119,7 +121,7 @@ class IdsField(QLineEdit):
         Raises:
             UserError: There is something else in it.
         """
-        words = [word for word in re.split(r"[,\s]+", self.text()) if word]
+        words = _words(self.text())
         if not all(word.isdecimal() for word in words):
             raise UserError("these are no instance numbers", self.text(), "write them like 3, 7")
         return list(dict.fromkeys(int(word) for word in words))
@@ -132,3 +134,7 @@ class IdsField(QLineEdit):
         """Add a number, or take it out."""
         before = self.ids
         self.show_ids([n for n in before if n != i] if i in before else [*before, i])
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,;\s]+", text) if word]

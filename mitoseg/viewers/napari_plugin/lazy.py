@@ -32,10 +32,15 @@ class VolumeArray:
     def __init__(self, volume: Volume) -> None:
         self.volume, self.shape, self.dtype = volume, volume.shape, volume.dtype
 
-    def __getitem__(self, index: tuple[slice, ...]) -> Array:
-        """Read a box; ``index`` is three slices without steps."""
-        bounds = [part.indices(n)[:2] for part, n in zip(index, self.shape, strict=True)]
-        return self.volume.read(Box(tuple(a for a, _ in bounds), tuple(max(a, b) for a, b in bounds)))
+    def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
+        """Read what three slices or numbers point at; of slices with steps, what lies between as well."""
+        places = [
+            range(n)[part] if isinstance(part, slice) else range(part, part + 1)
+            for part, n in zip(index, self.shape, strict=True)
+        ]
+        ends = [(min(place), max(place) + 1) if len(place) else (0, 0) for place in places]
+        inside = tuple(slice(None, None, part.step) if isinstance(part, slice) else 0 for part in index)
+        return self.volume.read(Box(tuple(a for a, _ in ends), tuple(b for _, b in ends)))[inside]
 
 
 def as_dask(volume: Volume) -> dask.array.Array:

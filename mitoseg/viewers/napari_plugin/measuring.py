@@ -44,7 +44,7 @@ def make_sources(
         UserError: There is no voxel size.
     """
     if voxel_size is None:
-        raise UserError("measuring needs the voxel size", None, "fill in the fields “voxel size (nm)”")
+        raise UserError("measuring needs the voxel size", None, "fill in the field “Voxels (nm)”")
     fitting = [v if v is not None and v.shape == labels_zyx.shape else None for v in (image, probability)]
     scale = float(fitting[1].info.metadata.get("scale") or 1.0) if fitting[1] is not None else 1.0
     return Sources(ArrayVolume(labels_zyx), voxel_size, image=fitting[0], probability=fitting[1], scale=scale)

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLineEdit,
     QPushButton,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -25,7 +26,7 @@ from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering
 
 FILE = "a checkpoint file …"
 GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
-CLEANING = {"clean (smooth, holes, specks)": True, "none": False}
+CLEANING = {"smooth, fill holes, drop specks": True, "none": False}
 
 
 class PredictPanel(QWidget):
@@ -41,6 +42,7 @@ class PredictPanel(QWidget):
         self.model = QComboBox()
         self.model.addItems([*bundled(), FILE])
         self.model.setCurrentText(DEFAULT)
+        self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.file = QLineEdit()
         self.file.setPlaceholderText("best.ckpt or .safetensors")
         self.browse = QPushButton("Browse …")
@@ -48,12 +50,13 @@ class PredictPanel(QWidget):
         self.method = _choice(("auto", *METHODS), "How the network goes over the image; auto fits it to the network")
         self.threshold = QDoubleSpinBox()
         self.threshold.setRange(0.0, 1.0)
+        self.threshold.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.threshold.setSingleStep(0.05)
         self.threshold.setSpecialValueText("the model's")
         self.threshold.setToolTip("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
         self.greys = _choice(GREYS, "For images of another microscope: matched to training")
         self.cleaning = _choice(CLEANING, "What is done to the probabilities before they are numbered")
-        self.split = QCheckBox("cut touching mitochondria at necks")
+        self.split = QCheckBox("cut touching ones at necks")
         self.resample = QCheckBox("resample to the model's voxels")
         self.predict = QPushButton("Predict")
         self.number = QPushButton("Only number again")
@@ -79,7 +82,7 @@ class PredictPanel(QWidget):
         form.addRow("Grey values", self.greys)
         form.addRow("", self.resample)
         form.addRow("Threshold", self.threshold)
-        form.addRow("Post-processing", self.cleaning)
+        form.addRow("Clean-up", self.cleaning)
         form.addRow("", self.split)
         buttons = QHBoxLayout()
         buttons.addWidget(self.predict)
@@ -132,4 +135,5 @@ def _choice(names: Any, tip: str) -> QComboBox:  # noqa: ANN401 (anything that g
     box = QComboBox()
     box.addItems(list(names))
     box.setToolTip(tip)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return box

@@ -46,7 +46,7 @@ class Segmenter(QWidget):
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow("Image", self.image)
-        form.addRow("Voxel size (nm)", self.voxel_size)
+        form.addRow("Voxels (nm)", self.voxel_size)
         self.tabs = QTabWidget()
         self.tabs.addTab(self.predicting, "Predict")
         self.tabs.addTab(self.instances, "Measure and correct")
