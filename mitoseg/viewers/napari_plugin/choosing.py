@@ -52,7 +52,7 @@ class Chooser:
         if at is not None:
             world = layer.data_to_world(at)
             self.viewer.dims.point = world
-            self.viewer.camera.center = tuple(world)
+            getattr(self.viewer, "scene", self.viewer).camera.center = tuple(world)  # a scene's from napari 0.9 on
 
     def _selected(self, ids: list[int]) -> None:
         self.panel.ids.show_ids(ids)

@@ -29,7 +29,7 @@ class LayerChoice(QComboBox):
     def __init__(
         self,
         viewer: Any,  # noqa: ANN401 (napari's viewer has no stubs here)
-        kind: type,
+        kind: type[Any],
         wanted: Callable[[Layer], bool] = lambda layer: True,
     ) -> None:
         super().__init__()

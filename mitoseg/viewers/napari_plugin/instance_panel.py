@@ -71,16 +71,17 @@ class InstancePanel(QWidget):
         layout.addLayout(chosen)
         layout.addWidget(self.alone)
         grid = QGridLayout()
-        neck = QHBoxLayout()
-        neck.addWidget(QLabel("neck"))
-        neck.addWidget(self.neck, 1)
         rows = ((self.merge, self.delete, self.undo), (self.split_necks, self.add_seeds, self.split_seeds))
         for y, buttons in enumerate(rows):
             for x, button in enumerate(buttons):
                 grid.addWidget(button, y, x)
-        grid.addLayout(neck, 2, 0)
-        grid.addWidget(self.save_labels, 2, 1, 1, 2)
         layout.addLayout(grid)
+        last = QHBoxLayout()
+        last.addWidget(QLabel("Neck at most"))
+        last.addWidget(self.neck)
+        last.addStretch(1)
+        last.addWidget(self.save_labels)
+        layout.addLayout(last)
 
 
 def _button(text: str, tip: str) -> QPushButton:

@@ -87,6 +87,6 @@ def _label_array(volume: Volume) -> Any:  # noqa: ANN401 (dask's or numpy's)
     """Labels in memory, where they fit, so that they can be corrected."""
     if np.prod(volume.shape) * volume.dtype.itemsize > IN_MEMORY * psutil.virtual_memory().available:
         lazy = as_dask(volume)
-        return lazy if volume.dtype.kind != "b" else lazy.astype(np.uint8)
+        return lazy if volume.dtype.kind != "b" else lazy.astype(np.uint8)  # type: ignore[no-untyped-call]
     labels_zyx = volume.read()
     return labels_zyx.astype(np.uint8) if labels_zyx.dtype.kind == "b" else labels_zyx

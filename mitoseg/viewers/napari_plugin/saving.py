@@ -35,9 +35,9 @@ def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overw
         UserError: It cannot be written, or the labels do not fit their type.
     """
     kind = metadata.get("kind")
-    dtype = {"instances": LABELS, "mask": np.dtype(np.uint8)}.get(str(kind), volume.dtype)
-    about = {"voxel_size": volume.voxel_size, "metadata": metadata}
-    with create_volume(path, volume.shape, dtype, overwrite=overwrite, **about) as writer:
+    types: dict[object, np.dtype[Any]] = {"instances": LABELS, "mask": np.dtype(np.uint8)}
+    dtype, size = types.get(kind, volume.dtype), volume.voxel_size
+    with create_volume(path, volume.shape, dtype, voxel_size=size, metadata=metadata, overwrite=overwrite) as writer:
         for box in tiles(volume.box, BLOCK):
             values_zyx = volume.read(box)
             if kind == "instances" and values_zyx.size and not 0 <= values_zyx.min() <= values_zyx.max() < 2**32:

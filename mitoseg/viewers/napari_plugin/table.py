@@ -98,7 +98,6 @@ class InstanceTable(QTableView):
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setSortingEnabled(True)
-        self.setAlternatingRowColors(True)
         self.verticalHeader().hide()
         self.verticalHeader().setDefaultSectionSize(22)
         self.horizontalHeader().setSortIndicator(0, Qt.SortOrder.AscendingOrder)
@@ -120,17 +119,17 @@ class InstanceTable(QTableView):
     def select(self, ids: list[int]) -> None:
         """Select the rows of some instances, without telling."""
         selection = QItemSelection()
-        places = np.flatnonzero(self.table["instance"].isin(ids)) if len(self.table) else []
-        for row in map(int, places):
+        places: list[int] = np.flatnonzero(self.table["instance"].isin(ids)).tolist() if len(self.table) else []
+        for row in places:
             selection.select(self.rows.index(row, 0), self.rows.index(row, self.rows.columnCount() - 1))
         model = self.selectionModel()
         model.blockSignals(True)
         model.select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
         model.blockSignals(False)
         self.viewport().update()
-        if len(places):
-            self.scrollTo(self.rows.index(int(places[0]), 0))
+        if places:
+            self.scrollTo(self.rows.index(places[0], 0))
 
     def _tell(self, *_: object) -> None:
         rows = sorted(index.row() for index in self.selectionModel().selectedRows())
-        self.chosen.emit([int(self.table["instance"].iat[row]) for row in rows])
+        self.chosen.emit(self.table["instance"].iloc[rows].tolist())
