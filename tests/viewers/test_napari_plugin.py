@@ -376,3 +376,34 @@ def test_lazy_labels_can_be_looked_at_but_not_corrected(window, viewer, said):
     window.instances.ids.setText("1, 2")
     click(window.instances.merge)
     assert "too large for memory" in said.pop()[1]
+
+
+def test_a_window_that_is_closed_stops_its_job(application, viewer, said, wait, monkeypatch):
+    from qtpy.QtCore import QEvent
+
+    from mitoseg.viewers.napari_plugin.widget import Segmenter
+
+    begun, over = threading.Event(), threading.Event()
+
+    def endless(volume, choice, tell):
+        begun.set()
+        try:
+            while True:
+                tell(0.5, "predicting")
+        finally:
+            over.set()
+
+    monkeypatch.setattr("mitoseg.viewers.napari_plugin.widget.predict", endless)
+    swallowed = []
+    monkeypatch.setattr("sys.excepthook", lambda kind, error, trace: swallowed.append(error))
+    viewer.add_image(np.zeros((3, 9, 9), np.uint8), **NM)
+    window = Segmenter(viewer)
+    window.run_prediction()
+    wait(begun.is_set)
+    window.deleteLater()
+    application.sendPostedEvents(window, QEvent.Type.DeferredDelete.value)
+    wait(over.is_set, seconds=20)
+    for _ in range(20):
+        application.processEvents()
+    viewer.layers.clear()
+    assert swallowed == []

@@ -54,7 +54,7 @@ class LayerChoice(QComboBox):
     def refill(self, *_: object) -> None:
         """Take the viewer's layers as they are now."""
         before = self.layer
-        layers = [layer for layer in self._viewer.layers if isinstance(layer, self._kind) and self._wanted(layer)]
+        layers: list[Layer] = [one for one in self._viewer.layers if isinstance(one, self._kind) and self._wanted(one)]
         with QSignalBlocker(self):
             self.clear()
             for layer in layers:

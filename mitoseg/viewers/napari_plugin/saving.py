@@ -17,7 +17,8 @@ from mitoseg.volumes.opening import stored_in
 
 LABELS = np.dtype(np.uint32)
 BLOCK = (64, 512, 512)
-FORMATS = "Volumes (*.tif *.tiff *.h5 *.hdf5 *.zarr *.mrc)"
+FORMATS = "Volumes (*.tif *.tiff *.h5 *.hdf5 *.zarr)"
+"""Of labels, as Qt's dialogs write them; MRC has no 32 bits for whole numbers."""
 DIGITS = 9
 """Of floats in tables, as of `mitoseg measure`."""
 

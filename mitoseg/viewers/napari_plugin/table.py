@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,8 @@ def as_text(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+        number = float(value)
+        return "" if math.isnan(number) else f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
     return str(value)
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 from superqt.utils import WorkerBase
 
@@ -16,12 +16,8 @@ from mitoseg.viewers.napari_plugin.messages import show_mistake
 
 STEPS = 1000
 """Of the progress bar."""
-
-
-class _Told(QObject):
-    """Carries progress from the job's threads to the window's."""
-
-    progressed = Signal(float, str)
+LOOK_MS = 100
+"""How often progress is looked at."""
 
 
 class Task(WorkerBase[Any]):
@@ -29,12 +25,16 @@ class Task(WorkerBase[Any]):
 
     Args:
         job: Given what to tell; what it returns is handed on.
+
+    Attributes:
+        told: The last share and text. They are looked at now and then, not sent with a signal: PySide6 6.12 loses a
+            reference to True with each, which Python 3.11 does not survive for long.
     """
 
     def __init__(self, job: Callable[[Tell], Any]) -> None:
         super().__init__()
         self._job, self._stop = job, threading.Event()
-        self.told = _Told()
+        self.told: tuple[float, str] = (0.0, "")
 
     def work(self) -> Any:  # noqa: ANN401 (superqt's own)
         """Do the job."""
@@ -44,7 +44,7 @@ class Task(WorkerBase[Any]):
         """Take progress; see `mitoseg.viewers.napari_plugin.jobs.Tell`."""
         if self._stop.is_set():
             raise Cancelled
-        self.told.progressed.emit(share, text)
+        self.told = (share, text)
 
     def quit(self) -> None:
         """Stop as soon as the job tells something."""
@@ -63,10 +63,13 @@ class TaskBar(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self._task: Task | None = None
+        self._then: Callable[[Any], str] = str
         self.status = QLabel("ready")
         self.status.setWordWrap(True)
         self.bar = QProgressBar()
         self.bar.setRange(0, STEPS)
+        self._clock = QTimer(self)
+        self._clock.timeout.connect(self._progress)
         self.cancel = QPushButton("Cancel")
         self.cancel.clicked.connect(self.stop)
         row = QHBoxLayout()
@@ -95,10 +98,11 @@ class TaskBar(QWidget):
         """
         if self.busy:
             raise UserError("something else is being computed", None, "wait, or cancel it")
-        task = self._task = Task(job)
-        task.told.progressed.connect(self._progress)
-        task.returned.connect(lambda result: self._end(then, result))
+        task, self._then = Task(job), then
+        self._task = task
+        task.returned.connect(self._end)  # methods of this widget: Qt lets go of them when it is gone
         task.errored.connect(self._fail)
+        self.destroyed.connect(task.quit)
         self._show_running(True)
         task.start()
 
@@ -109,15 +113,18 @@ class TaskBar(QWidget):
             self.cancel.setEnabled(False)
             self._task.quit()
 
-    def _progress(self, share: float, text: str) -> None:
+    def _progress(self) -> None:
+        if self._task is None:
+            return
+        share, text = self._task.told
         self.bar.setValue(round(STEPS * share))
         if self.cancel.isEnabled():
             self.status.setText(f"{text} …")
 
-    def _end(self, then: Callable[[Any], str], result: object) -> None:
+    def _end(self, result: object) -> None:
         self._show_running(False)
         try:
-            self.status.setText(then(result))
+            self.status.setText(self._then(result))
         except UserError as error:
             self.status.setText("failed")
             show_mistake(error)
@@ -135,5 +142,9 @@ class TaskBar(QWidget):
             self._task = None
         self.cancel.setEnabled(running)
         self.bar.setEnabled(running)
+        if running:
+            self._clock.start(LOOK_MS)
+        else:
+            self._clock.stop()
         self.bar.setValue(0)
         self.running.emit(running)

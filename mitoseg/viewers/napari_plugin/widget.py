@@ -40,7 +40,6 @@ class Segmenter(QWidget):
         self.tasks.running.connect(self._rest)
         self._lay_out()
         self._take_voxel_size()
-        self.destroyed.connect(self.tasks.stop)
 
     def _lay_out(self) -> None:
         form = QFormLayout()
