@@ -1,6 +1,7 @@
 """Time and peak memory against the size of a volume: ``python benchmarks/scale.py megabytes=[50,100] out=FILE.json``.
 
-Each step runs as a command of its own on volumes of growing size, cut from one image that is continued by reflection.
+Each step (``steps=[predict,label,measure]``) runs as a command of its own on volumes of growing size, cut from one
+image and one mask that are continued by reflection.
 Two things should hold: the time grows in proportion, and the memory does not grow. Printed are seconds on the clock
 and of the processors, and the peak memory of each; how far the seconds of the processors, which other work on the
 machine changes less, lie from a straight line; and the largest peak over the smallest.
@@ -13,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,23 +22,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from inference_command import find_image, make_checkpoint
 from options import read_options
+from scale_steps import MEASURED, STEPS
+from scale_volumes import find_mask, make_image, make_mask, shape_of
 
-from mitoseg.geometry import Box, reflect, slabs
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import Volume, create_volume, open_volume
-
-PROGRAM = """
-import json, sys, time
-from mitoseg.cli.main import main
-from mitoseg.provenance import peak_memory
-
-start, used = time.monotonic(), time.process_time()
-code = main(sys.argv[1:])
-times = {"seconds": time.monotonic() - start, "processor_seconds": time.process_time() - used}
-print("measured", json.dumps({**times, "peak": peak_memory()}))
-sys.exit(code)
-"""
+from mitoseg.volumes import open_volume
 
 
 @dataclass
@@ -47,12 +37,15 @@ class Options:
     Attributes:
         megabytes: Sizes of the volumes, uint8.
         side: Voxels along y and x; z grows.
-        steps: Keys of `STEPS`, in order; each finds what the ones before have made.
-        memory: That a command may take.
+        steps: Of `scale_steps.STEPS`, in order.
+        memory: That ``predict`` may take.
         threads: Of each command.
-        data: The image; None: EPFL CA1 below MITOSEG_DATA, else the phantom.
+        data: The image for ``predict``; None: EPFL CA1 below MITOSEG_DATA, else the phantom.
+        mask: Labels or a stored prediction, for the other steps; None: the labels of the same image.
         checkpoint: None: the paper's network with random weights.
         words: Further words for each ``predict``.
+        label_words: Such as ``split=true``.
+        measure_words: Such as ``reach=0``.
         out: Where the numbers go as JSON.
     """
 
@@ -62,46 +55,43 @@ class Options:
     memory: str = "1GB"
     threads: int = 2
     data: str | None = None
+    mask: str | None = None
     checkpoint: str | None = None
     words: list[str] = field(default_factory=lambda: ["method=strided", "precision=fp32", "compile=false"])
+    label_words: list[str] = field(default_factory=list)
+    measure_words: list[str] = field(default_factory=list)
     out: str | None = None
 
 
-def predict_words(folder: Path, options: Options) -> list[str]:
-    """The command that predicts the volume of a folder."""
-    paths = [f"checkpoint={folder.parent / 'a.ckpt'}", f"input={folder / 'image.zarr'}"]
-    given = [f"output={folder / 'probability.zarr'}", "dtype=uint8", f"memory={options.memory}", "accelerator=cpu"]
-    return ["predict", *paths, *given, *options.words]
-
-
-STEPS: dict[str, Callable[[Path, Options], list[str]]] = {"predict": predict_words}
-"""By name, the words of a command for a folder with ``image.zarr`` and what the steps before have left."""
-
-
-def make_image(source: Volume, megabytes: float, side: int, path: Path) -> tuple[int, int, int]:
-    """Write a volume of that size, slab by slab; its shape."""
-    depth = max(1, round(megabytes * 1e6 / side**2))
-    index = [reflect(np.arange(n), m) for n, m in zip((depth, side, side), source.shape, strict=True)]
-    with create_volume(path, (depth, side, side), "uint8", voxel_size=(5, 5, 5), chunks=(16, 256, 256)) as writer:
-        for slab in slabs(Box.of_shape((depth, side, side)), 16):
-            z = index[0][slab.slices[0]]
-            part = Box((int(z.min()), 0, 0), (int(z.max()) + 1, *source.shape[1:]))
-            writer.write(slab, source.read(part)[np.ix_(z - part.start[0], index[1], index[2])].astype(np.uint8))
-    return (depth, side, side)
-
-
-def measure(words: Sequence[str], folder: Path, threads: int) -> dict[str, float]:
-    """Run a command in a process of its own; its seconds without imports, and its peak memory in bytes.
+def measure(step: str, folder: Path, options: Options) -> dict[str, float]:
+    """Run a step in a process of its own; its seconds without imports, and its peak memory in bytes.
 
     Raises:
         SystemExit: It failed.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", PROGRAM, *words, "progress=false", f"hydra.run.dir={folder / 'run'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [*STEPS[step](folder, options.memory), *further_words(step, options)]
+    if step != "label":
+        words += ["progress=false", f"hydra.run.dir={folder / 'run'}"]
+    command = [sys.executable, str(Path(__file__).with_name("scale_steps.py")), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    return dict(json.loads(done.stdout.rsplit("measured ", 1)[1]))
+    return dict(json.loads(done.stdout.rsplit(MEASURED, 1)[1]))
+
+
+def further_words(step: str, options: Options) -> list[str]:
+    """What the user adds to the command of a step."""
+    return {"predict": options.words, "label": options.label_words, "measure": options.measure_words}[step]
+
+
+def make_inputs(folder: Path, megabytes: float, options: Options) -> None:
+    """Write what the steps read, of one size, in a new folder."""
+    folder.mkdir()
+    if "predict" in options.steps:
+        make_image(open_volume(find_image(options.data)), megabytes, options.side, folder / "image.zarr")
+    if {"label", "measure"} & {*options.steps}:
+        make_mask(find_mask(options.mask), megabytes, options.side, folder / "mask.zarr")
 
 
 def deviation(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -117,16 +107,18 @@ def deviation(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 def main(words: Sequence[str]) -> dict[str, object]:
     """Measure, print, and write."""
     options = read_options(Options, words)
+    if unknown := {*options.steps} - {*STEPS}:
+        sys.exit(f"error: no such step: {', '.join(sorted(unknown))}; choose of {', '.join(STEPS)}")
     rows: list[dict[str, object]] = []
     with TemporaryDirectory(prefix="scale") as name:
-        source = open_volume(find_image(options.data))
-        shutil.copy(make_checkpoint("patch_cnn", options.checkpoint, source, Path(name)), Path(name) / "a.ckpt")
+        if "predict" in options.steps:
+            source = open_volume(find_image(options.data))
+            shutil.copy(make_checkpoint("patch_cnn", options.checkpoint, source, Path(name)), Path(name) / "a.ckpt")
         for megabytes in options.megabytes:
-            folder = Path(name) / f"{megabytes:g}"
-            folder.mkdir()
-            shape = make_image(source, megabytes, options.side, folder / "image.zarr")
+            folder, shape = Path(name) / f"{megabytes:g}", shape_of(megabytes, options.side)
+            make_inputs(folder, megabytes, options)
             for step in options.steps:
-                found = measure(STEPS[step](folder, options), folder, options.threads)
+                found = measure(step, folder, options)
                 rows.append({"step": step, "megabytes": megabytes, "shape": shape, **found})
                 rate = np.prod(shape) / found["processor_seconds"] / 1e6
                 print(
@@ -135,6 +127,7 @@ def main(words: Sequence[str]) -> dict[str, object]:
                     f"peak {found['peak'] / 1e6:.0f} MB",
                     flush=True,
                 )
+            shutil.rmtree(folder)
     result: dict[str, object] = {"rows": rows, "steps": {step: conclude(step, rows) for step in options.steps}}
     if options.out:
         write_json(options.out, collect(**result))

@@ -157,3 +157,17 @@ def tiles(box: Box, shape: Sequence[int]) -> Iterator[Box]:
     axes = [range(a, b, n) for a, b, n in zip(box.start, box.stop, shape, strict=True)]
     for start in itertools.product(*axes):
         yield Box(start, tuple(a + n for a, n in zip(start, shape, strict=True))).clip(box)
+
+
+def meeting(box: Box, shape: Sequence[int], part: Box) -> Iterator[Box]:
+    """Those of `tiles` that have a voxel in common with a part of the box.
+
+    >>> [str(t) for t in meeting(Box((0, 0), (9, 9)), (2, 4), Box((3, 4), (5, 5)))]
+    ['[2:4,4:8]', '[4:6,4:8]']
+    """
+    if not part.size:
+        return
+    grid = zip(box.start, part.start, part.stop, shape, strict=True)
+    axes = [range(a + (b - a) // n * n, c, n) for a, b, c, n in grid]
+    for start in itertools.product(*axes):
+        yield Box(start, tuple(a + n for a, n in zip(start, shape, strict=True))).clip(box)

@@ -74,3 +74,18 @@ def scripts(monkeypatch):
     for name in set(sys.modules) - before:
         if Path(getattr(sys.modules[name], "__file__", None) or "").parent == folder:
             del sys.modules[name]
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The boxes that were predicted so far."""
+    from mitoseg.inference import Predictor
+
+    compute, boxes = Predictor.compute, []
+
+    def count(self, greys, write):
+        boxes.append(write)
+        return compute(self, greys, write)
+
+    monkeypatch.setattr(Predictor, "compute", count)
+    return boxes

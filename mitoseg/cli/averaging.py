@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.special import expit
 
 from mitoseg.cli.launch import run_dir
-from mitoseg.cli.prediction import progress_bar
+from mitoseg.cli.progress import progress_bar
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Decision, decide
 from mitoseg.geometry import Box, slabs

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from mitoseg.cli.progress import progress_bar
+from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import decide
 from mitoseg.segmentation import Postprocess
-from mitoseg.volumes import ArrayVolume, Volume
-
-log = logging.getLogger(__name__)
+from mitoseg.segmentation.cleaning import BLOCK, Cleaner
+from mitoseg.volumes import Volume
 
 
 def chosen_steps(cfg: DictConfig) -> Postprocess | None:
@@ -24,24 +26,31 @@ def chosen_steps(cfg: DictConfig) -> Postprocess | None:
     return None if steps == Postprocess() else steps
 
 
-def clean(
+@contextmanager
+def cleaned(
     steps: Postprocess,
     prediction: Volume,
+    folder: Path,
     *,
     image: Volume | None = None,
     threshold: float | None = None,
     kind: str | None = None,
     voxel_size: Sequence[float] | None = None,
-) -> ArrayVolume:
-    """A stored probability as a clean mask, in memory.
+    engine: Engine | None = None,
+    show: bool = False,
+) -> Iterator[Volume]:
+    """A stored probability as a clean mask, block by block.
 
     Args:
         steps: What is done.
         prediction: Probabilities.
+        folder: In which a large mask lies until the end of the block.
         image: The EM image, whose edges the watershed follows.
         threshold: Overrides that of the prediction.
         kind: Overrides what the prediction's metadata says it is.
         voxel_size: (z, y, x) in nm; None: the prediction's.
+        engine: Started; None: this process. The workers of another one see ``folder``.
+        show: Whether a progress bar is drawn.
 
     Raises:
         UserError: The prediction holds no probabilities, or a step cannot be taken.
@@ -52,8 +61,11 @@ def clean(
             "postprocess needs probabilities", decision.kind, "give postprocess=none, or the probabilities"
         )
     size = voxel_size or prediction.voxel_size
-    probability_zyx = prediction.read().astype(np.float32) / np.float32(decision.scale)
-    image_zyx = None if image is None or steps.watershed is None else image.read()
-    mask_zyx = steps(probability_zyx, decision.threshold, size, image_zyx)
-    metadata = {"kind": "mask", "threshold": decision.threshold, "postprocess": asdict(steps)}
-    return ArrayVolume(mask_zyx, prediction.voxel_size, prediction.path, metadata)
+    with TemporaryDirectory(dir=folder, prefix=".cleaning.") as scratch:
+        cleaner = Cleaner(steps, Path(scratch).absolute(), engine, BLOCK)
+        options = {"scale": decision.scale, "voxel_size": size, "image": image}
+        with progress_bar("post-processing", prediction.box.size, show=show) as advance:
+            mask = cleaner(prediction, decision.threshold, **options, on_box=advance)  # type: ignore[arg-type]
+        metadata = {"kind": "mask", "threshold": decision.threshold, "postprocess": asdict(steps)}
+        mask.info = replace(mask.info, path=prediction.path, voxel_size=prediction.voxel_size, metadata=metadata)
+        yield mask

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.cleaning import chosen_steps, cleaned
 from mitoseg.cli.engine import make_engine
-from mitoseg.cli.instance_scores import check_instance_options, score_instances
+from mitoseg.cli.instance_scores import check_instance_options, number_instances, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
-from mitoseg.engines import LocalEngine
+from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Bootstrap, Evaluation, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
 from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
-from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes.opening import warn_of_gaps
 
 
 def run(cfg: DictConfig) -> None:
@@ -51,52 +53,62 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         UserError: A volume or an option is no good.
     """
     voxel_size, threshold, reference = _check_options(cfg)
-    draws = Bootstrap(cfg.bootstrap, cfg.seed)
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
-    prediction = volumes["prediction"]
-    crop = None if cfg.crop is None else Box.parse(cfg.crop, prediction.shape)
+    crop = None if cfg.crop is None else Box.parse(cfg.crop, volumes["prediction"].shape)
     truth = _read_truth(volumes["truth"], cfg)
-    steps, kind = chosen_steps(cfg), cfg.kind
-    if steps is not None:
-        given = {"threshold": threshold, "kind": kind, "voxel_size": voxel_size or truth.voxel_size}
-        prediction = clean(steps, prediction, image=volumes.get("image"), **given)
-        threshold, kind = None, None
-    options = {"threshold": threshold, "kind": kind, "crop": crop, "voxel_size": voxel_size, "bootstrap": draws}
-    result = _count(prediction, truth, cfg, **options)
+    meant = {"threshold": threshold, "kind": cfg.kind, "voxel_size": voxel_size}
+    with make_engine(cfg) as engine, ExitStack() as stack:
+        steps = chosen_steps(cfg)
+        if steps is not None:
+            given = {**meant, "voxel_size": voxel_size or truth.voxel_size, "engine": engine, "show": cfg.progress}
+            cleaning = cleaned(steps, volumes["prediction"], folder, image=volumes.get("image"), **given)
+            volumes["prediction"] = stack.enter_context(cleaning)
+            meant |= {"threshold": None, "kind": None}
+        scored = {**volumes, "truth": truth}
+        result, numbered = _count(cfg, scored, truth, engine, crop=crop, **meant)
+        result["postprocess"] = None if steps is None else asdict(steps)
+        write_json(folder / "metrics.json", result)
+        paths = {name: volume.path for name, volume in volumes.items()}
+        write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
+        if console is not None:
+            console.print(score_table(result, title=Path(cfg.prediction).name))
+            if "instances" in result:
+                console.print(instance_table(result["instances"]))
+        if cfg.figures:
+            save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
+        if cfg.save_overlays:
+            shown = [scored[name] for name in ("image", "truth", "prediction")]
+            options = {"count": cfg.save_overlays, "crop": crop, **meant}
+            overlays = save_overlays(folder / "figures", *shown, **options)
+            if console is not None:
+                console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
+        if cfg.report:
+            report_scores(cfg, folder, result, scored, instances=numbered, crop=crop, **meant, console=console)
+    return result
+
+
+def _count(
+    cfg: DictConfig,
+    volumes: Mapping[str, Volume],
+    truth: LabelVolume,
+    engine: Engine,
+    *,
+    voxel_size: Sequence[float] | None,
+    **meant: Any,  # noqa: ANN401
+) -> tuple[dict[str, Any], Volume | None]:
+    """The scores of voxels and, if they are asked for, of instances, with these."""
+    draws, prediction = Bootstrap(cfg.bootstrap, cfg.seed), volumes["prediction"]
+    options = {"slabs": cfg.slabs, "progress": cfg.progress, "bootstrap": draws, "voxel_size": voxel_size, **meant}
+    bands = _numbers(cfg.bands, "bands") or ()
+    result = dict(evaluate(prediction, truth, bands=bands, engine=engine, **options))
     result["label_rule"] = truth.rule
-    result["postprocess"] = None if steps is None else asdict(steps)
-    options = {"crop": crop, "threshold": threshold, "kind": kind, "voxel_size": voxel_size}
-    instances = score_instances(cfg, prediction, truth, draws, **options)
+    told = {"threshold": meant["threshold"], "kind": meant["kind"]}
+    numbered = number_instances(cfg, prediction, truth, voxel_size=voxel_size, engine=engine, **told)
+    instances = score_instances(cfg, prediction, numbered, truth, draws, crop=meant["crop"], engine=engine, **told)
     if instances is not None:
         result["instances"] = instances
-    write_json(folder / "metrics.json", result)
-    paths = {name: volume.path for name, volume in volumes.items()}
-    write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
-    if console is not None:
-        console.print(score_table(result, title=Path(cfg.prediction).name))
-        if instances is not None:
-            console.print(instance_table(instances))
-    if cfg.figures:
-        save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
-    if cfg.save_overlays:
-        overlays = save_overlays(
-            folder / "figures",
-            volumes["image"],
-            truth,
-            prediction,
-            threshold=threshold,
-            count=cfg.save_overlays,
-            crop=crop,
-            kind=kind,
-            voxel_size=voxel_size,
-        )
-        if console is not None:
-            console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
-    if cfg.report:
-        found = {**volumes, "prediction": prediction, "truth": truth}
-        report_scores(cfg, folder, result, found, **options, console=console)
-    return result
+    return result, numbered
 
 
 def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | None, float | None]:
@@ -121,15 +133,6 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     return voxel_size, threshold, reference
 
 
-def _count(prediction: Volume, truth: LabelVolume, cfg: DictConfig, **options: Any) -> Evaluation:  # noqa: ANN401
-    """The scores, counted by the engine; in this process where other ones cannot see the prediction, in memory."""
-    bands = _numbers(cfg.bands, "bands") or ()
-    with LocalEngine() if isinstance(prediction, ArrayVolume) else make_engine(cfg) as engine:
-        return evaluate(
-            prediction, truth, bands=bands, slabs=cfg.slabs, progress=cfg.progress, engine=engine, **options
-        )
-
-
 def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
     """The labels as 0, 1 and ignored.
 
@@ -148,7 +151,14 @@ def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
 
 
 def open_volumes(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
-    """Open the files; ``axes`` is for those that it fits, the others must be clear by themselves."""
+    """Open the files, and tell of parts that are missing; ``axes`` is for those that it fits, the others are clear."""
+    volumes = _open_volumes(paths, axes)
+    for volume in volumes.values():
+        warn_of_gaps(volume)
+    return volumes
+
+
+def _open_volumes(paths: dict[str, str | None], axes: str | None) -> dict[str, Volume]:
     given = {name: path for name, path in paths.items() if path is not None}
     if axes is None:
         return {name: open_volume(path) for name, path in given.items()}

@@ -3,49 +3,75 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mitoseg.cli.cleaning import clean
+from mitoseg.cli.cleaning import cleaned
+from mitoseg.engines import Engine
 from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.inference import Predictor
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
+from mitoseg.segmentation.block_writing import write_blocks
+from mitoseg.segmentation.cleaning import BLOCK
 from mitoseg.volumes import Volume, VolumeWriter
 from mitoseg.volumes.staging import StagedVolume
 
 log = logging.getLogger(__name__)
 
 
-def finish_mask(steps: Postprocess, predictor: Predictor, stage: StagedVolume, *, image: Volume) -> None:
-    """Write the mask that post-processing makes of all probabilities; ``image`` has the output's grid."""
-    log.info("post-processing")
+@dataclass(frozen=True)
+class Finisher:
+    """Makes of all tiles what was asked for.
 
-    def write(tiles: Volume, writer: VolumeWriter) -> None:
-        writer.write(tiles.box, clean(steps, tiles, image=image).read())
+    Attributes:
+        predictor: That made the tiles.
+        stage: That holds them.
+        image: The EM image on the output's grid.
+        engine: Started.
+        show: Whether progress bars are drawn.
+    """
 
-    stage.finish_as(write, np.dtype(np.uint8), {**_about(predictor), "kind": "mask", "postprocess": asdict(steps)})
+    predictor: Predictor
+    stage: StagedVolume
+    image: Volume
+    engine: Engine
+    show: bool
 
+    def write_mask(self, steps: Postprocess) -> None:
+        """Write the mask that post-processing makes of the probabilities."""
 
-def finish_instances(
-    steps: Postprocess | None, labelling: Labelling, predictor: Predictor, stage: StagedVolume, *, image: Volume
-) -> None:
-    """Write the instances of the mask, block by block; only post-processing holds all of it in memory."""
-    log.info("numbering mitochondria")
+        def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
+            with self._mask(steps, tiles_zyx) as mask:
+                write_blocks(mask, BLOCK, writer, engine=self.engine)
 
-    def write(tiles: Volume, writer: VolumeWriter) -> None:
-        mask = tiles if steps is None else clean(steps, tiles, image=image)
-        instances = label_prediction(mask, decide(mask), labelling)
-        write_instances(instances, writer)
-        log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
+        about = {**self._about, "kind": "mask", "postprocess": asdict(steps)}
+        self.stage.finish_as(write, np.dtype(np.uint8), about)
 
-    about = {**_about(predictor), "kind": "instances", "labelling": asdict(labelling)}
-    if steps is not None:
-        about["postprocess"] = asdict(steps)
-    stage.finish_as(write, np.dtype(np.uint32), about)
+    def write_instances(self, steps: Postprocess | None, labelling: Labelling) -> None:
+        """Write the instances of the mask."""
 
+        def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
+            with self._mask(steps, tiles_zyx) as mask:
+                log.info("numbering mitochondria")
+                instances = label_prediction(mask, decide(mask), labelling, engine=self.engine)
+                write_instances(instances, writer, engine=self.engine)
+            log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
 
-def _about(predictor: Predictor) -> dict[str, Any]:
-    return {"threshold": predictor.prediction.threshold, "scale": 1}
+        about = {**self._about, "kind": "instances", "labelling": asdict(labelling)}
+        if steps is not None:
+            about["postprocess"] = asdict(steps)
+        self.stage.finish_as(write, np.dtype(np.uint32), about)
+
+    def _mask(self, steps: Postprocess | None, tiles_zyx: Volume) -> AbstractContextManager[Volume]:
+        if steps is None:
+            return nullcontext(tiles_zyx)
+        options = {"image": self.image, "engine": self.engine, "show": self.show}
+        return cleaned(steps, tiles_zyx, self.stage.folder, **options)  # type: ignore[arg-type]
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"threshold": self.predictor.prediction.threshold, "scale": 1}

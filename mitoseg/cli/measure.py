@@ -19,6 +19,7 @@ from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.measured import find_sources, find_voxel_size
 from mitoseg.cli.shapes import check_shape_options, write_shapes
 from mitoseg.errors import UserError
+from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.evaluation.tables import check_suffix, write_table
 from mitoseg.provenance import collect
@@ -65,9 +66,10 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     size = find_voxel_size(cfg, volumes)
     make_folders(output.parent)
     engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
-    with find_sources(cfg, volumes, size, in_memory=engine.in_process) as (sources, decision):
-        with engine, progress_bar(title, show=cfg.progress) as advance:
-            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance}
+    decision = decide(volumes["input"], cfg.threshold, cfg.kind)
+    with engine, find_sources(cfg, volumes, size, decision, engine) as (sources, scratch):
+        with progress_bar(title, show=cfg.progress) as advance:
+            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance, "scratch": scratch}
             table = measure_instances(sources, engine=engine, **options)
         summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
         write_table(output, table, overwrite=cfg.overwrite, digits=DIGITS)
@@ -76,7 +78,7 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
         paths = {name: volume.path for name, volume in volumes.items()}
         given = OmegaConf.to_container(cfg)
         write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=given))
-        written = write_shapes(cfg, folder, sources, table)
+        written = write_shapes(cfg, folder, sources, table, engine)
     if console is not None:
         console.print(what_was_found(table, summary), soft_wrap=True, markup=False)
         for path in (output, summary_path(output), *written):

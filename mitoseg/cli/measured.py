@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.cli.labelling import chosen_labelling
+from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.instances import label_prediction
-from mitoseg.segmentation import InstanceVolume, Labelling, Sources, write_instances
-from mitoseg.volumes import ArrayVolume, Volume, VoxelSize, create_volume, open_volume
+from mitoseg.segmentation import Labelling, Sources
+from mitoseg.segmentation.storing import store
+from mitoseg.volumes import Volume, VoxelSize
+from mitoseg.volumes.integers import IntegerVolume
 from mitoseg.volumes.units import check_voxel_size
-
-IN_MEMORY = 2**28
-"""Voxels up to which instances are kept in memory; of larger volumes they are written beside the output first."""
 
 
 def find_voxel_size(cfg: DictConfig, volumes: dict[str, Volume]) -> VoxelSize:
@@ -44,22 +42,22 @@ def find_sources(
     cfg: DictConfig,
     volumes: dict[str, Volume],
     size: VoxelSize,
-    *,
-    in_memory: bool = True,
-) -> Iterator[tuple[Sources, Decision]]:
-    """The volumes to measure, and what the input was taken for; a mask and probabilities are numbered first.
+    decision: Decision,
+    engine: Engine,
+) -> Iterator[tuple[Sources, Path]]:
+    """The volumes to measure, and a folder beside the output; a mask and probabilities are numbered first, into it.
 
     Args:
         cfg: The keys of ``conf/measure.yaml``.
         volumes: ``input``, and those of ``image``, ``probability`` and ``uncertainty`` that are given.
         size: (z, y, x) in nm.
-        in_memory: Whether instances that are made here may stay in memory; other processes read them from files.
+        decision: What the input is.
+        engine: Started; numbers.
 
     Raises:
         UserError: Kinds or options are no good, or instances are no whole numbers.
     """
     given = volumes["input"]
-    decision = decide(given, cfg.threshold, cfg.kind)
     probability, scale = volumes.get("probability"), 1.0
     if probability is None and decision.kind == "probability":
         probability, scale = given, decision.scale
@@ -67,11 +65,12 @@ def find_sources(
         scale = decide(probability, None, "probability").scale
     with tempfile.TemporaryDirectory(dir=Path(cfg.output).parent, prefix=".measuring.") as scratch:
         if decision.kind != "instances":
-            found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size)
-            labels = kept(found, Path(scratch), in_memory=in_memory)
+            found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
+            labels = store(found, found.block, Path(scratch) / "instances.zarr", engine=engine)
         else:
-            labels = as_integers(given, size)
-        yield Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale), decision
+            labels = IntegerVolume(given) if given.dtype.kind == "f" else given
+        sources = Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
+        yield sources, Path(scratch)
 
 
 def sized_labelling(cfg: DictConfig) -> Labelling:
@@ -79,32 +78,3 @@ def sized_labelling(cfg: DictConfig) -> Labelling:
     labelling = chosen_labelling(cfg)
     least = max(labelling.min_volume or 0.0, cfg.min_volume or 0.0)
     return replace(labelling, min_volume=least or None)
-
-
-def kept(instances: InstanceVolume, scratch: Path, *, in_memory: bool) -> Volume:
-    """Instances in memory or, of a large volume, in a folder, so that reading them again computes nothing."""
-    about = instances.info
-    if in_memory and math.prod(instances.shape) <= IN_MEMORY:
-        array = np.empty(instances.shape, np.uint32)
-        for block in instances.blocks():
-            array[block.slices] = instances.read(block)
-        return ArrayVolume(array, about.voxel_size, about.path, about.metadata)
-    path = str(scratch / "instances.zarr")
-    options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": (64, 128, 128)}
-    with create_volume(path, about.shape, np.uint32, **options) as writer:  # type: ignore[arg-type]
-        write_instances(instances, writer)
-    return open_volume(path)
-
-
-def as_integers(labels: Volume, size: VoxelSize) -> Volume:
-    """Instances as they are, or as whole numbers where a program has stored floats.
-
-    Raises:
-        UserError: They are no whole numbers from 0 on.
-    """
-    if labels.dtype.kind != "f":
-        return labels
-    values = labels.read()
-    if not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
-        raise UserError("instances are whole numbers from 0 on", labels.path, "say kind=probability or kind=mask")
-    return ArrayVolume(values.astype(np.uint64), size, labels.path)

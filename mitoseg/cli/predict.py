@@ -13,13 +13,15 @@ from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.engine import make_engine
-from mitoseg.cli.finishing import finish_instances, finish_mask
+from mitoseg.cli.finishing import Finisher
 from mitoseg.cli.inputs import plan_jobs
 from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
 from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
-from mitoseg.cli.prediction import predict_with_progress, progress_bar, staged_kind
+from mitoseg.cli.prediction import predict_with_progress, staged_kind
+from mitoseg.cli.progress import progress_bar
+from mitoseg.cli.reporting import report_prediction_of
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
@@ -57,22 +59,34 @@ def run(cfg: DictConfig) -> None:
         open_input(cfg)
         if not StagedVolume(cfg.output, {}, overwrite=True).moved:
             check_volume_output(cfg.output, cfg.overwrite)
+    folder = run_dir()
     with engine:
         session = open_session(cfg, engine, model, checkpoint)
         if jobs is None:
-            chosen = predict_one(cfg, session, open_input(cfg))
+            chosen = predict_one(cfg, session, open_input(cfg), folder / "report.html")
         else:
             chosen = {"precision": session.precision, "device": session.device}
-            predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict_one)
-    folder = run_dir()
+            predict = partial(_predict_into, folder)
+            predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict)
     write_json(
         folder / "provenance.json", collect(input=given, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen)
     )
     Console().print(f"record of this run in {folder}", soft_wrap=True)
 
 
-def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[str, Any]:
+def _predict_into(folder: Path, cfg: DictConfig, session: Session, source: Volume) -> None:
+    """Predict one of several volumes, whose reports lie side by side."""
+    predict_one(cfg, session, source, folder / f"report_{Path(cfg.output).name}.html")
+
+
+def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path) -> Mapping[str, Any]:
     """Predict one volume; what was decided for it.
+
+    Args:
+        cfg: Of this volume.
+        session: What all volumes share.
+        source: The input.
+        report: Where a report goes, if there is to be one.
 
     Raises:
         UserError: The volume, an option or the output is no good.
@@ -94,17 +108,24 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume) -> Mapping[st
     with stage:
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
+        finisher = Finisher(predictor, stage, image, session.engine, cfg.progress)
         if cfg.save == INSTANCES and not stage.moved:
-            finish_instances(steps, labelling, predictor, stage, image=image)
+            finisher.write_instances(steps, labelling)
         elif steps is not None and not stage.moved:
-            finish_mask(steps, predictor, stage, image=image)
+            finisher.write_mask(steps)
         else:
             with progress_bar("writing", source.box.size, show=cfg.progress and stage.converts) as advance:
                 stage.finish(advance)
     console = Console()
     console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
-    return {"precision": prediction.precision, "device": session.device, **stage.decisions}
+    chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions}
+    if restored is not None:
+        chosen["resampled_to"] = seen.voxel_size
+    if cfg.report:
+        size = source.voxel_size or prediction.voxel_size
+        report_prediction_of(cfg, report, source, voxel_size=size, chosen=chosen)
+    return chosen
 
 
 def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
@@ -165,7 +186,7 @@ def output_info(cfg: DictConfig, predictor: Predictor) -> VolumeInfo:
     """What is written."""
     volume = predictor.volume
     voxel_size = volume.voxel_size or predictor.prediction.voxel_size
-    if volume.voxel_size is None and voxel_size is not None:
+    if volume.voxel_size is None and voxel_size is not None and cfg.resample != "auto":  # which has told it already
         log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
     metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint or DEFAULT).name}
     return VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)

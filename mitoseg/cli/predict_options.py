@@ -17,8 +17,10 @@ from mitoseg.cli.session import Session
 from mitoseg.errors import UserError
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.volumes import Volume, open_volume
-from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes.images import SliceFolder
+from mitoseg.volumes.opening import stored_in, warn_of_gaps
 from mitoseg.volumes.writing import place
+from mitoseg.volumes.zarrs import ZarrVolume
 
 IDENTITY = (
     *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
@@ -38,13 +40,15 @@ def check_options(cfg: DictConfig) -> None:
     for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
-    for key in ("overwrite", "trust", "progress"):
+    for key in ("overwrite", "trust", "progress", "report"):
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
     chosen_labelling(cfg)
     if chosen_steps(cfg) is not None and cfg.save not in ("mask", INSTANCES):
         remedy = "give save=mask or save=instances, or postprocess=none"
         raise UserError("postprocess makes masks", f"save={cfg.save}", remedy)
+    if cfg.report and cfg.save == "uncertainty":
+        raise UserError("the report shows mitochondria", "save=uncertainty", "leave report= or save= away")
 
 
 def check_places(source: str, output: str) -> None:
@@ -63,13 +67,18 @@ def open_input(cfg: DictConfig) -> Volume:
     """The volume to predict.
 
     Raises:
-        UserError: It cannot be read, or chunks of it are missing.
+        UserError: It cannot be read, chunks or slices of it are missing, or it does not state what it must.
     """
     if cfg.missing_chunks not in ("error", "fill"):
         raise UserError("no such way to treat missing chunks", cfg.missing_chunks, "choose error or fill")
+    if cfg.missing_slices not in ("error", "ignore"):
+        raise UserError("no such way to treat missing slices", cfg.missing_slices, "choose error or ignore")
     volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
-    if cfg.missing_chunks == "error":
+    if isinstance(volume, ZarrVolume):
+        volume.check_scale()
+    if (cfg.missing_slices if isinstance(volume, SliceFolder) else cfg.missing_chunks) == "error":
         volume.check_complete()
+    warn_of_gaps(volume)
     return volume
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mitoseg.cli.cleaning import chosen_steps, clean
+from mitoseg.cli.cleaning import chosen_steps, cleaned
 from mitoseg.cli.prediction import predict_with_progress
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
@@ -130,7 +130,8 @@ def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Post
     for i, region in enumerate(regions):
         result = open_volume(str(_prediction_path(folder, f"{name}_{i}")))
         image = ArrayVolume(region.read_image(), result.voxel_size)
-        found.append(evaluate(clean(steps, result, image=image), _truth(region, result)))
+        with cleaned(steps, result, folder, image=image) as mask:
+            found.append(evaluate(mask, _truth(region, result)))
     return pool_evaluations(found)
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import save_scene
 from mitoseg.evaluation.report import report_measurement
 from mitoseg.extras import import_extra
-from mitoseg.geometry import slabs
 from mitoseg.segmentation import Sources, export_meshes, export_skeletons
+from mitoseg.segmentation.block_writing import write_blocks
+from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.storage import check_output, read_json
 from mitoseg.volumes import ArrayVolume, Volume, create_volume
 from mitoseg.volumes.writing import check_volume_output
-
-_SLICES = 16
 
 
 def check_shape_options(cfg: DictConfig) -> None:
@@ -40,7 +40,7 @@ def check_shape_options(cfg: DictConfig) -> None:
         import_extra("kimimaro", "kimimaro", "mesh")
 
 
-def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.DataFrame) -> list[Path]:
+def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.DataFrame, engine: Engine) -> list[Path]:
     """Write what the config asks for.
 
     Args:
@@ -48,6 +48,7 @@ def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.Data
         folder: Of the run, for ``report.html``.
         sources: What was measured.
         table: What that gave; instances without a row are left out.
+        engine: Started; writes the instances.
 
     Returns:
         What was written.
@@ -60,7 +61,7 @@ def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.Data
     common = {"voxel_size": size, "ids": ids, "overwrite": cfg.overwrite}
     written = []
     if cfg.save_instances is not None:
-        write_labels(labels, cfg.save_instances, size, overwrite=cfg.overwrite)
+        write_labels(labels, cfg.save_instances, size, overwrite=cfg.overwrite, engine=engine)
         written.append(Path(cfg.save_instances))
     if cfg.meshes is not None and ids:
         formats = list(cfg.mesh_formats) if OmegaConf.is_list(cfg.mesh_formats) else cfg.mesh_formats
@@ -94,8 +95,10 @@ def as_instances(labels: Volume) -> Volume:
     return ArrayVolume(labels.read(), labels.voxel_size, labels.path, {"kind": "instances"})
 
 
-def write_labels(labels: Volume, path: str, voxel_size: tuple[float, float, float], *, overwrite: bool) -> None:
-    """Write instances as a volume, some slices at a time.
+def write_labels(
+    labels: Volume, path: str, voxel_size: tuple[float, float, float], *, overwrite: bool, engine: Engine
+) -> None:
+    """Write instances as a volume, block by block; other processes cannot see labels in memory.
 
     Raises:
         UserError: The output cannot be written.
@@ -103,5 +106,5 @@ def write_labels(labels: Volume, path: str, voxel_size: tuple[float, float, floa
     options = {"voxel_size": voxel_size, "metadata": {**labels.info.metadata, "kind": "instances"}}
     stored = labels.dtype if labels.dtype.kind == "u" else np.dtype(np.uint32)
     with create_volume(path, labels.shape, stored, overwrite=overwrite, **options) as writer:  # type: ignore[arg-type]
-        for slab in slabs(labels.box, _SLICES):
-            writer.write(slab, labels.read(slab).astype(stored, copy=False))
+        workers = LocalEngine() if isinstance(labels, ArrayVolume) else engine
+        write_blocks(labels, BLOCK, writer, engine=workers, dtype=stored)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mitoseg.cli.prediction import progress_bar
+from mitoseg.cli.progress import progress_bar
 from mitoseg.engines import Engine, Prepared, here, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box

@@ -19,7 +19,7 @@ def file_of(path: str) -> Path:
     >>> file_of("folder/a.h5:/raw").name, file_of("C:/a.tif").name
     ('a.h5', 'a.tif')
     """
-    match = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf|he5|zarr)):.*", path, re.IGNORECASE)
+    match = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf|he5|zarr|n5)):.*", path, re.IGNORECASE)
     return Path(match[1] if match else path)
 
 

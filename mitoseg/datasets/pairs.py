@@ -15,6 +15,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
 from mitoseg.volumes.base import Volume
+from mitoseg.volumes.opening import warn_of_gaps
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Reader:
         """
         images = [open_volume(path, axes=self.axes, voxel_size=self.voxel_size) for path in named.image]
         labels = [self._open_label(path) for path in named.label]
+        for volume in (*images, *labels):
+            warn_of_gaps(volume)
         for image, label in zip(images, labels, strict=True):
             check_same_shape(image, label)
         boxes = [

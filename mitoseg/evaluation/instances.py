@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.score import check_shapes
@@ -19,7 +20,7 @@ from mitoseg.metrics.intervals import LEVEL
 from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overlaps
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.labelling import BLOCK
-from mitoseg.volumes.base import Volume
+from mitoseg.volumes.base import Array, Volume
 from mitoseg.volumes.labels import IGNORED, LabelVolume
 from mitoseg.volumes.masks import MaskVolume
 
@@ -35,6 +36,7 @@ def prediction_instances(
     threshold: float | None = None,
     kind: str | None = None,
     voxel_size: Sequence[float] | None = None,
+    engine: Engine | None = None,
 ) -> Volume:
     """The ids of a stored prediction: its own, or those of its mask.
 
@@ -44,6 +46,7 @@ def prediction_instances(
         threshold: Overrides that of the prediction.
         kind: Overrides what the prediction's metadata says it is.
         voxel_size: (z, y, x) in nm; None: the prediction's.
+        engine: Started, numbers a mask; None: this process.
 
     Raises:
         UserError: The kind cannot be told, or labelling fails.
@@ -51,7 +54,7 @@ def prediction_instances(
     decision = decide(prediction, threshold, kind)
     if decision.kind == "instances":
         return prediction
-    return label_prediction(prediction, decision, labelling, voxel_size=voxel_size)
+    return label_prediction(prediction, decision, labelling, voxel_size=voxel_size, engine=engine)
 
 
 def label_prediction(
@@ -60,6 +63,7 @@ def label_prediction(
     labelling: Labelling | None = None,
     *,
     voxel_size: Sequence[float] | None = None,
+    engine: Engine | None = None,
 ) -> InstanceVolume:
     """The foreground of a prediction, numbered; see `mitoseg.segmentation.label_volume`.
 
@@ -68,24 +72,30 @@ def label_prediction(
         decision: What its values mean.
         labelling: How.
         voxel_size: (z, y, x) in nm; None: the prediction's.
+        engine: Started; None: this process.
     """
     mask, made = MaskVolume(prediction, decision.foreground), prediction.info.metadata
     about = {key: made[key] for key in ("checkpoint", "postprocess") if key in made}
     if decision.kind == "probability":
         about["threshold"] = decision.threshold
-    return label_volume(mask, labelling, voxel_size=voxel_size, metadata=about)
+    return label_volume(mask, labelling, voxel_size=voxel_size, metadata=about, engine=engine)
 
 
-def truth_instances(labels: LabelVolume, connectivity: int = 6) -> Volume:
+def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engine | None = None) -> Volume:
     """The ids of labels: their own where they are instance numbers, else the connected components of the mask.
 
     Args:
         labels: Mapped labels.
         connectivity: Of the components: 6, 18 or 26.
+        engine: Started; None: this process.
     """
     if labels.numbered:
         return labels.stored
-    return label_volume(MaskVolume(labels, lambda label_zyx: label_zyx == 1), Labelling(connectivity))
+    return label_volume(MaskVolume(labels, _is_true), Labelling(connectivity), engine=engine)
+
+
+def _is_true(label_zyx: Array) -> npt.NDArray[np.bool_]:
+    return np.equal(label_zyx, 1)
 
 
 def find_overlaps(
@@ -95,6 +105,7 @@ def find_overlaps(
     labels: Volume | None = None,
     crop: Box | None = None,
     block: tuple[int, int, int] = BLOCK,
+    engine: Engine | None = None,
 ) -> Overlaps:
     """The voxels that each true object shares with each result.
 
@@ -104,6 +115,7 @@ def find_overlaps(
         labels: Where they are 255 nothing counts; None: everything counts.
         crop: The part that is scored. What its faces cut is cut.
         block: Voxels read at once.
+        engine: Started; others than this process read the volumes for themselves. None: this process.
 
     Raises:
         UserError: The shapes differ, or ids are no whole numbers from 0 to 2**32 - 1.
@@ -112,13 +124,44 @@ def find_overlaps(
     crop = truth.check_box(crop)
     parts: list[Side] = []
     cut: tuple[set[int], set[int]] = (set(), set())
-    for part in tiles(crop, block):
-        counted = None if labels is None else labels.read(part) != IGNORED
-        ids = [_ids(volume, part, counted) for volume in (truth, result)]
-        parts.append(count_overlaps(ids[0], ids[1]))
-        for side, id_zyx in zip(cut, ids, strict=True):
-            side |= _at_faces(id_zyx, part, crop)
+
+    def take(_: object, found: tuple[Side, tuple[set[int], set[int]]]) -> None:
+        parts.append(found[0])
+        for side, ids in zip(cut, found[1], strict=True):
+            side |= ids
+
+    items = ((part, truth.part(part), result.part(part)) for part in tiles(crop, block))
+    (engine or LocalEngine()).map(OverlapCounter(labels, crop), items, take)
     return Overlaps.collect(parts, sorted(cut[0]), sorted(cut[1]))
+
+
+@dataclass(frozen=True)
+class OverlapCounter:
+    """Counts what two volumes share in one part; picklable.
+
+    Attributes:
+        labels: Where they are 255 nothing counts; None: everything counts.
+        crop: The part that is scored.
+    """
+
+    labels: Volume | None
+    crop: Box
+
+    def __call__(self, item: tuple[Box, Volume, Volume]) -> tuple[Side, tuple[set[int], set[int]]]:
+        """Count one block.
+
+        Args:
+            item: The block, and what is enough of truth and result to read it.
+
+        Returns:
+            What `count_overlaps` gives; the ids of truth and result that lie at a face of the crop.
+        """
+        part, *volumes = item
+        counted = None if self.labels is None else self.labels.read(part) != IGNORED
+        truth_zyx, result_zyx = (_ids(volume, part, counted) for volume in volumes)
+        with one_at_a_time():
+            cut = (_at_faces(truth_zyx, part, self.crop), _at_faces(result_zyx, part, self.crop))
+            return count_overlaps(truth_zyx, result_zyx), cut
 
 
 def evaluate_instances(

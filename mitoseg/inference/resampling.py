@@ -23,7 +23,7 @@ NEAR = 1.1
 BETWEEN = 2.0
 """The largest ratio along z for networks on slices that see their neighbours."""
 FAR = 1.25
-"""Voxel sizes that differ by more are worth a warning where nothing is resampled."""
+"""Voxel sizes that differ by more are worth a warning where the user wants nothing resampled."""
 
 
 def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
@@ -31,36 +31,45 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
 
     Args:
         choice: ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes, or
-            that see neighbouring slices, up to twice; or (z, y, x) in nm.
+            that see neighbouring slices, up to twice, where the two differ by `NEAR` or more; or (z, y, x) in nm.
         volume: The input.
         model: What predicts.
 
     Raises:
-        UserError: No such choice, or a voxel size that it needs is not known.
+        UserError: No such choice, a voxel size that it needs is not known, or sizes differ too much.
     """
     if choice == "none":
         _warn(volume, model)
         return volume
-    if choice != "auto" and (isinstance(choice, str) or not isinstance(choice, Sequence)):
+    if choice == "auto":
+        if volume.voxel_size is None or model.voxel_size is None:
+            _tell_unknown(volume, model)
+            return volume
+        target = _wanted(volume.voxel_size, model.voxel_size, model)
+    elif isinstance(choice, str) or not isinstance(choice, Sequence):
         raise UserError("no such way to resample", choice, "choose none, auto, or [z,y,x] in nm")
-    if volume.voxel_size is None:
-        raise UserError("the volume has no voxel size to resample by", volume.path, "give voxel_size=[z,y,x] in nm")
-    target = _wanted(volume.voxel_size, model) if choice == "auto" else check_voxel_size(choice)
+    else:
+        target = check_voxel_size(choice)
     seen = resampled(volume, target)
     if seen is not volume:
-        sizes = [" x ".join(f"{n:g}" for n in size) for size in (volume.voxel_size, target)]
-        log.info("resampled from voxels of %s nm to %s nm: %s voxels", *sizes, " x ".join(map(str, seen.shape)))
+        assert volume.voxel_size is not None
+        log.info(
+            "%s: resampled from voxels of %s nm to %s nm, %s voxels to %s; the result comes back to its grid",
+            volume.path,
+            _by(volume.voxel_size),
+            _by(target),
+            _by(volume.shape),
+            _by(seen.shape),
+        )
     return seen
 
 
-def _wanted(own: VoxelSize, model: Model) -> VoxelSize:
+def _wanted(own: VoxelSize, trained: Sequence[float], model: Model) -> VoxelSize:
     """The checkpoint's voxel size where it differs, the volume's own along other axes."""
-    if model.voxel_size is None:
-        raise UserError("the checkpoint does not know its voxel size", None, "give resample=[z,y,x] in nm")
     most = (_most_along_z(model), math.inf, math.inf)
     z, y, x = (
         new if NEAR <= _ratio(old, new) <= limit else old
-        for old, new, limit in zip(own, model.voxel_size, most, strict=True)
+        for old, new, limit in zip(own, check_voxel_size(trained), most, strict=True)
     )
     return z, y, x
 
@@ -79,19 +88,36 @@ def _ratio(a: float, b: float) -> float:
     return max(a / b, b / a)
 
 
+def _by(sizes: Sequence[float]) -> str:
+    return " x ".join(f"{n:g}" if isinstance(n, float) else str(n) for n in sizes)
+
+
 def _warn(volume: Volume, model: Model) -> None:
     """Tell of voxels that are far from training's."""
     if has_other_voxels(volume, model):
-        own, trained = ([f"{n:g}" for n in size or ()] for size in (volume.voxel_size, model.voxel_size))
         text = "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
-        log.warning(text, volume.path, " x ".join(own), " x ".join(trained))
+        log.warning(text, volume.path, _by(volume.voxel_size or ()), _by(model.voxel_size or ()))
+
+
+def _tell_unknown(volume: Volume, model: Model) -> None:
+    """Tell that nothing is resampled, since it is not known from what or to what."""
+    if volume.voxel_size is not None:
+        text = "the checkpoint does not know its voxel size, so %s is not resampled: give resample=[z,y,x] in nm"
+        log.warning(text, volume.path)
+    elif model.voxel_size is None:
+        log.warning("%s and the checkpoint have no voxel size, so nothing is resampled", volume.path)
+    else:
+        text = (
+            "%s has no voxel size: taking the checkpoint's, %s nm, so it is not resampled; or give voxel_size=[z,y,x]"
+        )
+        log.warning(text, volume.path, _by(model.voxel_size))
 
 
 def has_other_voxels(volume: Volume, model: Model) -> bool:
     """Whether voxels are far from training's, along the axes that ``resample=auto`` would change."""
     if volume.voxel_size is None or model.voxel_size is None:
         return False
-    wanted = _wanted(volume.voxel_size, model)
+    wanted = _wanted(volume.voxel_size, model.voxel_size, model)
     return max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR
 
 

@@ -18,7 +18,7 @@ from mitoseg.inference.protocol import input_channels
 from mitoseg.inference.symmetry import along_z
 from mitoseg.inference.views import View
 from mitoseg.inference.window import Window
-from mitoseg.volumes import Volume
+from mitoseg.volumes import CHANNEL_OFFSETS, Volume
 from mitoseg.volumes.reading import CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -102,13 +102,23 @@ class Sizing:
         each = [self._grey_bytes(tile, view) for view in self._directions.values()]
         greys = sum(each) * len(self.views) / len(each)
         kept = min(CACHE_BYTES, self.volume.box.size * self.volume.dtype.itemsize)
-        return kept + 2 * (greys + max(each)) + VOXEL_BYTES * math.prod(tile)
+        scratch = max(self._scratch_bytes(tile, view) for view in self._directions.values())
+        return kept + scratch + 2 * (greys + max(each)) + VOXEL_BYTES * math.prod(tile)
 
     def _grey_bytes(self, tile: Tile, view: View) -> float:
         """What is read of one view."""
-        write = view.turn(self._middle(tile))
-        channels = 1 if self.ndim == 3 else 1 + 2 / write.shape[0]
-        return view.method.reads(write).size * self.volume.dtype.itemsize * channels
+        return self._reads(tile, view).size * self.volume.dtype.itemsize
+
+    def _scratch_bytes(self, tile: Tile, view: View) -> int:
+        """What reading takes for a while, such as the voxels that others are resampled from."""
+        return view.volume.scratch_bytes(self._reads(tile, view).clip(view.volume.box))
+
+    def _reads(self, tile: Tile, view: View) -> Box:
+        """What is read of a view for a tile: with the neighbours of its slices, which are input channels."""
+        read = view.method.reads(view.turn(self._middle(tile)))
+        offsets = (0,) if self.ndim == 3 else CHANNEL_OFFSETS[self.prediction.channels]
+        z, y, x = read.start
+        return Box((z + min(offsets), y, x), (read.stop[0] + max(offsets), *read.stop[1:]))
 
     def _first_tile(self) -> Tile:
         """The tile to take where memory is no question."""

@@ -145,6 +145,10 @@ class TurnedVolume(Volume):
         super().__init__(replace(volume.info, shape=symmetry.shape(volume.shape), voxel_size=None))
         self._volume, self._symmetry = volume, symmetry
 
+    def scratch_bytes(self, box: Box) -> int:
+        """See `Volume.scratch_bytes`."""
+        return self._volume.scratch_bytes(self._symmetry.turn_back(box, self._volume.shape))
+
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
         part = self._symmetry.turn_back(self.check_box(box), self._volume.shape)

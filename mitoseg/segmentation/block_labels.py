@@ -11,26 +11,26 @@ joined by saying that a voxel of a shared layer is one voxel. Layers between blo
 those at edges and corners lie in several of them.
 
 The three steps are separate, so that the first and the last can be done anywhere: `summarize_block` and
-`relabel_block` need a block alone, `merge_blocks` the summaries of all.
+`relabel_block` need a block alone, `mitoseg.segmentation.joining` the summaries of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from mitoseg.engines import one_at_a_time
 from mitoseg.geometry import Box
-from mitoseg.segmentation.objects import Objects, join_objects, measure_objects, unite_objects
-from mitoseg.volumes.base import Volume
+from mitoseg.segmentation.objects import Objects, measure_objects
+from mitoseg.segmentation.packing import Packed, pack
+from mitoseg.volumes.base import Array, Volume
 
 Labels = npt.NDArray[np.uint32]
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class BlockSummary:
     Attributes:
         block: Where it lies.
         pieces: Its components, measured without the layer that belongs to the next block.
-        near: For each axis, the labels of its first layer.
+        near: For each axis, the labels of its first layer; None at the volume's start.
         far: For each axis, the labels of the layer shared with the next block; None at the volume's end.
     """
 
     block: Box
     pieces: Objects
-    near: tuple[Labels, ...]
-    far: tuple[Labels | None, ...]
+    near: tuple[Packed | None, ...]
+    far: tuple[Packed | None, ...]
 
 
 def summarize_block(mask: Volume, block: Box, connectivity: int) -> BlockSummary:
@@ -58,69 +58,37 @@ def summarize_block(mask: Volume, block: Box, connectivity: int) -> BlockSummary
         block: Part of a regular grid of blocks.
         connectivity: 6, 18 or 26.
     """
-    label_zyx, count = _label(mask, block, connectivity)
-    own = tuple(slice(0, n) for n in block.shape)
-    pieces = measure_objects(label_zyx[own], count, block.start, mask.shape)
-    near = tuple(np.take(label_zyx, 0, axis) for axis in range(3))
-    far = tuple(
-        np.take(label_zyx, n, axis) if label_zyx.shape[axis] > n else None for axis, n in enumerate(block.shape)
-    )
+    mask_zyx = _read(mask, block)
+    with one_at_a_time():
+        label_zyx, count = label_components(mask_zyx, connectivity)
+        own = tuple(slice(0, n) for n in block.shape)
+        pieces = measure_objects(label_zyx[own], count, block.start, mask.shape)
+        near = tuple(pack(np.take(label_zyx, 0, axis)) if a else None for axis, a in enumerate(block.start))
+        far = tuple(
+            pack(np.take(label_zyx, n, axis)) if label_zyx.shape[axis] > n else None
+            for axis, n in enumerate(block.shape)
+        )
     return BlockSummary(block, pieces, near, far)
 
 
-def merge_blocks(summaries: Sequence[BlockSummary]) -> tuple[Objects, dict[Box, Labels]]:
-    """Join the components of all blocks.
-
-    Args:
-        summaries: Of every block of a grid, in any order.
-
-    Returns:
-        The components, ordered by their first voxel, and for each block the table from its labels (0 included) to
-        theirs.
-    """
-    summaries = sorted(summaries, key=lambda summary: summary.block.start)
-    offset = np.cumsum([0, *(len(summary.pieces) for summary in summaries)])
-    at = {summary.block.start: i for i, summary in enumerate(summaries)}
-    pairs = [np.zeros((0, 2), np.int64)]
-    for i, summary in enumerate(summaries):
-        for axis, far in enumerate(summary.far):
-            if far is not None:
-                start = list(summary.block.start)
-                start[axis] = summary.block.stop[axis]
-                j = at[tuple(start)]
-                both = np.stack([far, summaries[j].near[axis]], -1)[far > 0].astype(np.int64)
-                pairs.append(np.unique(both, axis=0) - 1 + [offset[i], offset[j]])
-    first, second = np.concatenate(pairs).T
-    total = int(offset[-1])
-    contacts = coo_array((np.ones(len(first), bool), (first, second)), (total, total))
-    count, group = connected_components(contacts, directed=False) if total else (0, np.zeros(0, np.int32))
-    joined = unite_objects(join_objects([summary.pieces for summary in summaries]), group, count)
-    order = np.argsort(joined.first)
-    rank = np.empty(count, np.uint32)
-    rank[order] = np.arange(1, count + 1)
-    tables = {
-        summary.block: np.concatenate([[0], rank[group[a:b]]]).astype(np.uint32)
-        for summary, a, b in zip(summaries, offset[:-1], offset[1:], strict=True)
-    }
-    return joined.take(order), tables
-
-
-def relabel_block(mask: Volume, block: Box, table: Labels, connectivity: int) -> Labels:
-    """The voxels of one block with the labels of the whole volume.
+def relabel_block(mask: Volume, block: Box, table: npt.NDArray[Value], connectivity: int) -> npt.NDArray[Value]:
+    """The voxels of one block with what their components are in the whole volume.
 
     Args:
         mask: As given to `summarize_block`; its components are computed again, which costs less than storing them.
         block: The same.
-        table: From the block's labels to those of the volume.
+        table: From the block's labels to those of the volume, or to anything else.
         connectivity: The same.
     """
-    label_zyx, _ = _label(mask, block, connectivity)
-    return table[label_zyx[tuple(slice(0, n) for n in block.shape)]]
+    mask_zyx = _read(mask, block)
+    with one_at_a_time():
+        label_zyx, _ = label_components(mask_zyx, connectivity)
+        return table[label_zyx[tuple(slice(0, n) for n in block.shape)]]
 
 
-def _label(mask: Volume, block: Box, connectivity: int) -> tuple[Labels, int]:
-    read = Box(block.start, tuple(n + 1 for n in block.stop)).clip(mask.box)
-    return label_components(mask.read(read), connectivity)
+def _read(mask: Volume, block: Box) -> Array:
+    """A block with the first layers of those after it."""
+    return mask.read(Box(block.start, tuple(n + 1 for n in block.stop)).clip(mask.box))
 
 
 def label_components(mask_zyx: npt.NDArray[np.generic], connectivity: int) -> tuple[Labels, int]:

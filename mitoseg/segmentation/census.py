@@ -7,11 +7,13 @@ merge_counts     tables -> table     the parts of an instance that lie in severa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import cc3d
 import numpy as np
 import pandas as pd
 
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import Array, Volume
@@ -64,8 +66,19 @@ def merge_counts(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return joined.agg(how).reset_index()[COLUMNS]
 
 
+def count_box(labels: Volume, box: Box) -> pd.DataFrame:
+    """`count_block` of a part of a volume."""
+    labels_zyx = labels.read(box)
+    with one_at_a_time():
+        return count_block(labels_zyx, box.start)
+
+
 def take_census(
-    labels: Volume, *, block: Sequence[int] = BLOCK, on_block: Callable[[Box], None] | None = None
+    labels: Volume,
+    *,
+    block: Sequence[int] = BLOCK,
+    on_block: Callable[[Box], None] | None = None,
+    engine: Engine | None = None,
 ) -> pd.DataFrame:
     """The instances of a volume; see `count_block`.
 
@@ -73,6 +86,7 @@ def take_census(
         labels: Instance numbers.
         block: Voxels that are read at once (z, y, x); it does not change the result.
         on_block: Called with each block that is done.
+        engine: Started; others than this process read the labels for themselves. None: this process.
 
     Raises:
         UserError: The labels are no whole numbers, or negative.
@@ -80,10 +94,15 @@ def take_census(
     if labels.dtype.kind not in "uib":
         raise UserError("instances are whole numbers", str(labels.dtype), "give instances, or say kind=probability")
     total, waiting = merge_counts([]), list[pd.DataFrame]()
-    for box in tiles(labels.box, block):
-        waiting.append(count_block(labels.read(box), box.start))
+
+    def take(box: Box, table: pd.DataFrame) -> None:
+        nonlocal total
+        waiting.append(table)
         if sum(map(len, waiting)) > len(total):  # so that the total is not sorted anew for every block
-            total, waiting = merge_counts([total, *waiting]), []
+            total = merge_counts([total, *waiting])
+            waiting.clear()
         if on_block is not None:
             on_block(box)
+
+    (engine or LocalEngine()).map(partial(count_box, labels), tiles(labels.box, block), take)
     return merge_counts([total, *waiting])

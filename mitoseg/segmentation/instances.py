@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, tiles
+from mitoseg.geometry import Box, meeting, tiles
 from mitoseg.segmentation.block_labels import relabel_block
 from mitoseg.segmentation.objects import Objects, join_objects, least_voxels
 from mitoseg.segmentation.parts import Parts
@@ -42,7 +42,7 @@ def number_objects(
     """Number components and parts by their first voxels, without those that are too small.
 
     Args:
-        components: As `mitoseg.segmentation.block_labels.merge_blocks` gives them.
+        components: As `mitoseg.segmentation.joining.merge_blocks` gives them.
         cut: The parts of some of them, by row.
         min_volume: In nm3; None keeps all.
         voxel_size: (z, y, x) in nm.
@@ -74,6 +74,7 @@ class InstanceVolume(Volume):
 
     Attributes:
         objects: Row ``i`` is the object of id ``i + 1``: voxels, bounding box, first voxel.
+        block: (z, y, x) voxels that are computed at once; reading along this grid computes each once.
     """
 
     def __init__(
@@ -90,8 +91,12 @@ class InstanceVolume(Volume):
         about = {"kind": "instances", **metadata}
         super().__init__(VolumeInfo(mask.path, mask.shape, np.dtype(np.uint32), size, about))
         self.objects = numbers.objects
-        self._mask, self._numbers, self._tables = mask, numbers, tables
-        self._block, self._connectivity = block, connectivity
+        self._mask, self.block, self._connectivity = mask, block, connectivity
+        self._tables = {part: numbers.whole[table] for part, table in tables.items()}
+        self._parts: dict[Box, list[tuple[Parts, Ids]]] = {}
+        for parts, ids in numbers.parts:
+            for there in self._meeting(parts.box):
+                self._parts.setdefault(there, []).append((parts, ids))
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -103,7 +108,15 @@ class InstanceVolume(Volume):
 
     def blocks(self) -> Iterator[Box]:
         """The grid of blocks; reading along it computes each block once."""
-        return tiles(self.box, self._block)
+        return tiles(self.box, self.block)
+
+    def part(self, box: Box) -> InstanceVolume:
+        """The same volume as far as a box needs it, without the table of objects; see `Volume.part`."""
+        blocks, small = list(self._meeting(box)), copy(self)
+        small.objects = self.objects.take(np.zeros(0, np.int64))
+        small._tables = {block: self._tables[block] for block in blocks}
+        small._parts = {block: self._parts[block] for block in blocks if block in self._parts}
+        return small
 
     def read(self, box: Box | None = None) -> Ids:
         """Read one box as ``id_zyx``; see `Volume.read`."""
@@ -116,20 +129,14 @@ class InstanceVolume(Volume):
 
     def _meeting(self, box: Box) -> Iterator[Box]:
         """Blocks that hold a part of the box."""
-        if not box.size:
-            return
-        axes = [range(a // n * n, b, n) for a, b, n in zip(box.start, box.stop, self._block, strict=True)]
-        for start in product(*axes):
-            yield Box(start, tuple(a + n for a, n in zip(start, self._block, strict=True))).clip(self.box)
+        return meeting(self.box, self.block, box)
 
     def _compute(self, block: Box) -> Ids:
         """All ids of a block."""
-        table = self._numbers.whole[self._tables[block]]
-        id_zyx = relabel_block(self._mask, block, table, self._connectivity)
-        for parts, ids in self._numbers.parts:
+        id_zyx = relabel_block(self._mask, block, self._tables[block], self._connectivity)
+        for parts, ids in self._parts.get(block, ()):
             common = parts.box.clip(block)
-            if common.size:
-                part_zyx = parts.unpack()[common.inside(parts.box).slices]
-                there = part_zyx > 0
-                id_zyx[common.inside(block).slices][there] = ids[part_zyx[there]]
+            part_zyx = parts.unpack()[common.inside(parts.box).slices]
+            there = part_zyx > 0
+            id_zyx[common.inside(block).slices][there] = ids[part_zyx[there]]
         return id_zyx

@@ -3,7 +3,8 @@ r"""From a mask to numbered mitochondria, at any size.
     mask --> components of each block --> joined across blocks --> touching ones cut --> small ones left out --> ids
 
 Ids run from 1 to N in the order of the objects' first voxels (z, then y, then x). Cutting works on one whole component
-at a time. So the result does not depend on the blocks, nor on the order in which they are computed.
+at a time. So the result does not depend on the blocks, nor on the order in which they are computed, nor on who does
+it: an engine maps blocks, then components, then blocks again, and only tables come together here.
 
 Objects that the volume's border cuts get ids like any other. `Objects.touches_border` says which they are: those
 whose bounding box reaches a face of the volume. Their size and shape are those of the part that is seen.
@@ -13,27 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mitoseg.engines import Engine, LocalEngine
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.block_labels import merge_blocks, summarize_block
+from mitoseg.segmentation.block_labels import BlockSummary, summarize_block
+from mitoseg.segmentation.block_writing import BoxWriter, write_blocks
 from mitoseg.segmentation.instances import InstanceVolume, number_objects
+from mitoseg.segmentation.joining import Joiner
 from mitoseg.segmentation.options import Labelling
-from mitoseg.segmentation.parts import Parts, split_component
-from mitoseg.volumes.base import Array, ArrayVolume, Volume
+from mitoseg.segmentation.parts import Parts, Splitter
+from mitoseg.volumes.base import ArrayVolume, Volume
 
 BLOCK = (64, 512, 512)
 """Voxels (z, y, x) labelled at once, at some 15 bytes each."""
-
-
-class BoxWriter(Protocol):
-    """Whatever takes finished boxes, such as a volume writer."""
-
-    def write(self, box: Box, array_zyx: Array, /) -> None:
-        """Take the voxels of one box."""
 
 
 def label_volume(
@@ -44,6 +42,7 @@ def label_volume(
     block: tuple[int, int, int] | None = None,
     on_block: Callable[[Box], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
 ) -> InstanceVolume:
     """Number the mitochondria of a mask.
 
@@ -54,6 +53,7 @@ def label_volume(
         block: (z, y, x) voxels at once, None: `BLOCK`. It does not change the result.
         on_block: Called with each block that the first pass is done with.
         metadata: Of the result, besides its kind and how it was made.
+        engine: Started; others than this process read the mask for themselves. None: this process.
 
     Returns:
         A lazy volume of uint32 ids, 0 for background, with a table of the objects. `write_instances` writes it.
@@ -64,18 +64,24 @@ def label_volume(
     labelling = labelling or Labelling()
     size = voxel_size or mask.voxel_size
     spacing = labelling.spacing(size)
-    block, summaries = block or BLOCK, []
-    for part in tiles(mask.box, block):
-        summaries.append(summarize_block(mask, part, labelling.connectivity))
+    block, engine, joiner = block or BLOCK, engine or LocalEngine(), Joiner()
+
+    def take(part: Box, summary: BlockSummary) -> None:
+        joiner.add(summary)
         if on_block is not None:
             on_block(part)
-    components, tables = merge_blocks(summaries)
+
+    engine.map(partial(summarize_block, mask, connectivity=labelling.connectivity), tiles(mask.box, block), take)
+    components, tables = joiner.finish()
     found: dict[int, Parts] = {}
+
+    def keep(item: tuple[int, object], parts: Parts | None) -> None:
+        if parts is not None:
+            found[item[0]] = parts
+
     if labelling.split:
-        for row in range(len(components)):
-            parts = split_component(mask, components.take(np.array([row])), labelling, spacing)
-            if parts is not None:
-                found[row] = parts
+        splitter = Splitter(mask, labelling, spacing)
+        engine.map(splitter, splitter.choose(components), keep)
     numbers = number_objects(components, found, labelling.min_volume, spacing)
     made = {"labelling": asdict(labelling), **(metadata or {})}
     return InstanceVolume(mask, numbers, tables, block, labelling.connectivity, size, made)
@@ -93,16 +99,18 @@ def label_array(
 
 
 def write_instances(
-    instances: InstanceVolume, writer: BoxWriter, *, on_block: Callable[[Box], None] | None = None
+    instances: InstanceVolume,
+    writer: BoxWriter,
+    *,
+    on_block: Callable[[Box], None] | None = None,
+    engine: Engine | None = None,
 ) -> None:
-    """Hand the ids to a writer, block by block.
+    """Hand the ids to a writer, block by block; see `mitoseg.segmentation.block_writing.write_blocks`.
 
     Args:
         instances: What `label_volume` gave.
         writer: Such as `mitoseg.volumes.create_volume` gives, of uint32.
         on_block: Called with each block that is written.
+        engine: Started; None: this process.
     """
-    for block in instances.blocks():
-        writer.write(block, instances.read(block))
-        if on_block is not None:
-            on_block(block)
+    write_blocks(instances, instances.block, writer, on_block=on_block, engine=engine)

@@ -2,7 +2,8 @@
 
     census        blocks -> ids, voxels, boxes
     objects       groups of neighbouring boxes, each read once -> shape, grey values, probability of every object
-    neighbours    tiles -> distances
+    surfaces      blocks -> points on surfaces, in files
+    neighbours    tiles, from the points within reach -> distances
 
 Every step maps a pure function over parts and merges tables, so that parts may go to other processes or machines.
 Memory holds a block, a group or the largest object at a time.
@@ -14,6 +15,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -24,6 +27,7 @@ from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.census import BLOCK, STARTS, STOPS, take_census
 from mitoseg.segmentation.neighbours import DISTANCE, TILE, merge_distances, tile_distances
 from mitoseg.segmentation.object_row import column_names, object_row
+from mitoseg.segmentation.surface_points import PIECE, SurfacePoints
 from mitoseg.segmentation.texture import margin
 from mitoseg.volumes import Array, Volume, VoxelSize
 
@@ -71,6 +75,7 @@ def measure_instances(
     engine: Engine | None = None,
     block: Sequence[int] = BLOCK,
     tile: Sequence[int] = TILE,
+    scratch: Path | None = None,
     on_part: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
     """Measure every instance of a volume.
@@ -79,9 +84,10 @@ def measure_instances(
         sources: The volumes.
         min_volume: In nm3; smaller instances get no row (they still count as neighbours).
         reach: In nm: `neighbour_distance_nm` is NaN where no other instance is nearer; 0 leaves it out.
-        engine: Started; does the objects and the tiles, None: this process. Others read the volumes themselves.
+        engine: Started, does all passes; None: this process. Others read the volumes for themselves.
         block: Voxels (z, y, x) of the first pass, read at once.
         tile: Voxels (z, y, x) of which neighbours are looked for at once.
+        scratch: A folder for points on surfaces, which the engine's processes must see; None: the system's own.
         on_part: Called with the share of the work that is done, from 0 to 1.
 
     Returns:
@@ -92,27 +98,26 @@ def measure_instances(
         UserError: Shapes differ, labels are no whole numbers, or a number is out of range.
     """
     _check(sources, min_volume, reach)
-    size = sources.voxel_size
+    size, engine = sources.voxel_size, engine or LocalEngine()
     tell = on_part or (lambda share: None)
     boxes = list(tiles(sources.labels.box, block))
     count = iter(range(1, len(boxes) + 1))
-    found = take_census(sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)))
+    found = take_census(
+        sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)), engine=engine
+    )
     if min_volume is not None:
         found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
     groups = group_objects(found)
-    areas = list(tiles(sources.labels.box, tile)) if reach > 0 and len(found) else []
-    engine, rows, distances = engine or LocalEngine(), [], []
+    rows: list[list[dict[str, object]]] = []
 
     def take_rows(_: pd.DataFrame, part: list[dict[str, object]]) -> None:
         rows.append(part)
         tell(0.1 + 0.7 * len(rows) / len(groups))
 
-    def take_distances(_: Box, near: pd.DataFrame) -> None:
-        distances.append(near)
-        tell(0.8 + 0.2 * len(distances) / len(areas))
-
     engine.map(partial(measure_group, sources), groups, take_rows)
-    engine.map(partial(measure_tile, sources, reach=reach), areas, take_distances)
+    distances = []
+    if reach > 0 and len(found):
+        distances = measure_distances(sources, reach, engine, tile, scratch, lambda share: tell(0.8 + 0.2 * share))
     names = column_names(image=sources.image is not None, probability=sources.probability is not None,
                          uncertainty=sources.uncertainty is not None)  # fmt: skip
     whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
@@ -147,9 +152,29 @@ def measure_group(sources: Sources, group: pd.DataFrame) -> list[dict[str, objec
     return rows
 
 
-def measure_tile(sources: Sources, tile: Box, reach: float) -> pd.DataFrame:
-    """Distances of the objects in a tile to their neighbours within ``reach`` nm."""
-    return tile_distances(sources.labels, tile, sources.voxel_size, reach)
+def measure_distances(
+    sources: Sources,
+    reach: float,
+    engine: Engine,
+    tile: Sequence[int],
+    scratch: Path | None,
+    tell: Callable[[float], None],
+) -> list[pd.DataFrame]:
+    """Distances of the objects in each tile to their neighbours within ``reach`` nm; see `measure_instances`."""
+    whole, distances = sources.labels.box, list[pd.DataFrame]()
+    pieces, areas = sum(1 for _ in tiles(whole, PIECE)), sum(1 for _ in tiles(whole, tile))
+    count = iter(range(1, pieces + 1))
+
+    def take(_: Box, near: pd.DataFrame) -> None:
+        distances.append(near)
+        tell(0.5 + 0.5 * len(distances) / areas)
+
+    with TemporaryDirectory(dir=scratch, prefix="surfaces.", ignore_cleanup_errors=True) as folder:
+        surfaces = SurfacePoints(sources.labels, Path(folder))
+        engine.map(surfaces.store, tiles(whole, PIECE), lambda *_: tell(0.5 * next(count) / pieces))
+        function = partial(tile_distances, surfaces, voxel_size=sources.voxel_size, reach=reach)
+        engine.map(function, tiles(whole, tile), take)
+    return distances
 
 
 def _cut(arrays: dict[str, Array], box: Box) -> dict[str, Array]:

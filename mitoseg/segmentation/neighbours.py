@@ -1,10 +1,10 @@
 """How far it is from one mitochondrion to the nearest other, surface to surface, tile by tile.
 
-    surface_voxels         block -> points      voxels with another label behind one of their six faces
+    surface_points         block -> points      voxels with another label behind one of their six faces
     nearest_neighbours     points -> table      for the instances with a point in the tile
     merge_distances        tables -> table      an instance that crosses tiles has the least distance of its parts
 
-A tile is read with a halo of the reach, in pieces, and only points on surfaces are kept of it.
+Voxels are looked at once, and only points on surfaces are kept of them; a tile takes those within reach of it.
 """
 
 from __future__ import annotations
@@ -18,36 +18,15 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from mitoseg.geometry import Box, tiles
+from mitoseg.engines import one_at_a_time
+from mitoseg.geometry import Box
 from mitoseg.segmentation.smooth_shape import Floats
-from mitoseg.volumes import Array, Volume
+from mitoseg.segmentation.surface_points import SurfacePoints
+from mitoseg.volumes import Array
 
 TILE = (128, 512, 512)
-PIECE = (32, 512, 512)
 DISTANCE = "neighbour_distance_nm"
 _FEW = 8  # one in so many points is looked at first, for a bound
-
-
-def surface_voxels(labels_zyx: Array, inner: Box, start: Sequence[int]) -> tuple[npt.NDArray[np.int64], Array]:
-    """Voxels of instances that have another label, or background, behind a face.
-
-    Args:
-        labels_zyx: A block, with one voxel round ``inner`` where the volume has one.
-        inner: The part whose voxels are given, in the block's own voxels.
-        start: Of the block in the volume.
-
-    Returns:
-        ``(points, ids)``: (n, 3) in voxels of the volume, and the (n,) labels.
-    """
-    surface = np.zeros(labels_zyx.shape, bool)
-    for axis in range(3):
-        low, high = (tuple(s if a == axis else slice(None) for a in range(3)) for s in (slice(-1), slice(1, None)))
-        differs = labels_zyx[low] != labels_zyx[high]
-        surface[low] |= differs
-        surface[high] |= differs
-    surface &= labels_zyx != 0
-    at = np.argwhere(surface[inner.slices]) + inner.start
-    return at + np.asarray(start), labels_zyx[tuple(at.T)]
 
 
 def nearest_neighbours(
@@ -109,18 +88,13 @@ def _gap(own: Floats, others: Sequence[Floats], size: Floats, reach: float) -> f
     return gap if gap <= reach else math.nan
 
 
-def tile_distances(labels: Volume, tile: Box, voxel_size: Sequence[float], reach: float) -> pd.DataFrame:
-    """`nearest_neighbours` of one tile of a volume, which is read piece by piece with its halo."""
-    halo = tile.grow([math.ceil(reach / v) + 2 for v in voxel_size]).clip(labels.box)
-    points, ids = [], []
-    for piece in tiles(halo, PIECE):
-        block = piece.grow(1).clip(labels.box)
-        found, of = surface_voxels(labels.read(block), piece.inside(block), block.start)
-        points.append(found)
-        ids.append(of)
-    at = np.concatenate(points)
-    inside = np.asarray(((at >= tile.start) & (at < tile.stop)).all(axis=1))
-    return nearest_neighbours(at, np.concatenate(ids), inside, voxel_size, reach)
+def tile_distances(surfaces: SurfacePoints, tile: Box, *, voxel_size: Sequence[float], reach: float) -> pd.DataFrame:
+    """`nearest_neighbours` of one tile of a volume, from the points in it and its halo."""
+    halo = tile.grow([math.ceil(reach / v) + 2 for v in voxel_size]).clip(surfaces.labels.box)
+    points, ids = surfaces.read(halo)
+    inside = np.asarray(((points >= tile.start) & (points < tile.stop)).all(axis=1))
+    with one_at_a_time():
+        return nearest_neighbours(points, ids, inside, voxel_size, reach)
 
 
 def merge_distances(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

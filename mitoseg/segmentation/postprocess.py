@@ -28,10 +28,20 @@ import psutil
 from mitoseg.errors import UserError
 from mitoseg.segmentation.boundaries import refine_boundaries
 from mitoseg.segmentation.components import fill_holes, fill_slices, remove_small, remove_unsure
-from mitoseg.segmentation.smoothing import Mask, Probability, mean_field, opening, smooth_probability, z_median
+from mitoseg.segmentation.smoothing import (
+    Mask,
+    Probability,
+    filter_radius,
+    mean_field,
+    opening,
+    smooth_probability,
+    z_median,
+)
 
 BYTES = 24
 """Memory that a voxel takes at most, with all steps on."""
+ITERATIONS = 5
+"""Of the mean field; more change nothing that is seen."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +127,30 @@ class Postprocess:
         image_zyx: npt.NDArray[np.generic] | None = None,
     ) -> Iterator[tuple[str, Mask]]:
         """The mask after the threshold and after every further step that is on, with the step's name."""
-        spacing = self._check(probability_zyx, voxel_size)
+        spacing = self.spacing(voxel_size)
+        self.check_memory(probability_zyx.size)
+        for name, mask in self.local_stages(probability_zyx, threshold, spacing, image_zyx):
+            yield name, mask
+        if self.fill_holes:
+            mask = fill_holes(mask)
+            yield "fill_holes", mask
+        if self.min_volume is not None:
+            mask = remove_small(mask, self.min_volume, math.prod(spacing))
+            yield "min_volume", mask
+
+    def local_stages(
+        self,
+        probability_zyx: Probability,
+        threshold: float,
+        spacing: Sequence[float],
+        image_zyx: npt.NDArray[np.generic] | None = None,
+    ) -> Iterator[tuple[str, Mask]]:
+        """`stages` up to those that need the whole volume; what a voxel becomes depends on what `halo` says."""
         p = probability_zyx
         if self.smooth is not None:
             p = smooth_probability(p, self.smooth, spacing)
         if self.smoothness is not None:
-            p = mean_field(p, self.smoothness, self.smoothness_sigma, spacing, 5)
+            p = mean_field(p, self.smoothness, self.smoothness_sigma, spacing, ITERATIONS)
         mask: Mask = p >= (threshold if self.threshold is None else self.threshold)
         yield "threshold", mask
         if self.min_mean is not None:
@@ -141,24 +169,50 @@ class Postprocess:
         if self.fill_slices:
             mask = fill_slices(mask)
             yield "fill_slices", mask
-        if self.fill_holes:
-            mask = fill_holes(mask)
-            yield "fill_holes", mask
-        if self.min_volume is not None:
-            mask = remove_small(mask, self.min_volume, math.prod(spacing))
-            yield "min_volume", mask
 
-    def _check(self, probability_zyx: Probability, voxel_size: Sequence[float] | None) -> Sequence[float]:
-        """The voxel size, if a step needs one."""
-        needed = probability_zyx.size * BYTES
-        if needed > psutil.virtual_memory().available:
-            what = f"post-processing holds the whole volume: too little memory for {needed / 1e9:.1f} GB"
-            raise UserError(what, probability_zyx.shape, "give postprocess=none, or cut the volume into parts")
+    @property
+    def by_slice(self) -> bool:
+        """Whether a step needs whole slices."""
+        return self.min_mean is not None or self.watershed is not None or self.fill_slices
+
+    def halo(self, spacing: Sequence[float]) -> tuple[int, int, int]:
+        """Voxels (z, y, x) around a box that `local_stages` depend on; along y and x, unless `by_slice`.
+
+        Args:
+            spacing: (z, y, x) voxel size in nm.
+        """
+        reach = [0, 0, 0]
+        for axis, size in enumerate(spacing):
+            if self.smooth is not None:
+                reach[axis] += filter_radius(self.smooth, size)
+            if self.smoothness is not None:
+                reach[axis] += ITERATIONS * filter_radius(self.smoothness_sigma, size)
+            if self.opening is not None:  # a distance for the core, and another one back
+                reach[axis] += 2 * (math.ceil(self.opening / size) + 1)
+        reach[0] += 0 if self.z_median is None else self.z_median // 2
+        return (reach[0], reach[1], reach[2])
+
+    def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
+        """The voxel size, if a step needs one.
+
+        Raises:
+            UserError: A step needs it, and there is none.
+        """
         in_nm = [n for n in ("smooth", "smoothness", "opening", "min_volume") if getattr(self, n) is not None]
         if in_nm and voxel_size is None:
             what = f"postprocess.{in_nm[0]} is in nm, and the volume has no voxel size"
             raise UserError(what, None, "give voxel_size=[z,y,x], or leave the step out")
         return voxel_size or (1.0, 1.0, 1.0)
+
+    def check_memory(self, voxels: int) -> None:
+        """Refuse to work on more voxels at once than there is memory for.
+
+        Raises:
+            UserError: There is too little.
+        """
+        if voxels * BYTES > psutil.virtual_memory().available:
+            what = f"post-processing holds {voxels} voxels at once: too little memory"
+            raise UserError(what, f"{voxels * BYTES / 1e9:.1f} GB", "give postprocess=none, or fewer steps")
 
 
 CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)

@@ -14,12 +14,25 @@ from scipy.special import expit, logit
 Probability = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+TRUNCATE = 3.0
+"""Standard deviations at which a Gaussian filter ends."""
 _SURE = 1e-4  # probabilities closer to 0 and 1 have the log-odds of this one
+
+
+def filter_radius(sigma: float, voxel_size: float) -> int:
+    """Voxels on each side that the Gaussian filters of this module weigh.
+
+    >>> filter_radius(20, 5)
+    12
+    """
+    return int(TRUNCATE * sigma / voxel_size + 0.5)
 
 
 def smooth_probability(probability_zyx: Probability, sigma: float, voxel_size: Sequence[float]) -> Probability:
     """Gaussian filter with a standard deviation of ``sigma`` nm."""
-    result: Probability = gaussian_filter(probability_zyx, [sigma / v for v in voxel_size], mode="nearest", truncate=3)
+    result: Probability = gaussian_filter(
+        probability_zyx, [sigma / v for v in voxel_size], mode="nearest", truncate=TRUNCATE
+    )
     return result
 
 

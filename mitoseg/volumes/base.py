@@ -79,12 +79,38 @@ class Volume(ABC):
             raise UserError(f"the box {box} leaves the volume of shape {self.shape}", self.path, "choose one inside")
         return box
 
-    def check_complete(self) -> None:  # noqa: B027 (most formats cannot lack a part and still open)
-        """Refuse a volume of which parts are missing that would silently read as a constant.
+    def find_gaps(self) -> UserError | None:
+        """What is missing and would not be noticed: parts that read as a constant, slices that others close up.
+
+        Returns:
+            What to tell the user; None where all is there, as in most formats, which else do not open.
+
+        Raises:
+            UserError: What is there cannot be read.
+        """
+        return None
+
+    def check_complete(self) -> None:
+        """Refuse a volume of which parts are missing; see `find_gaps`.
 
         Raises:
             UserError: They are missing.
         """
+        gaps = self.find_gaps()
+        if gaps is not None:
+            raise gaps
+
+    def scratch_bytes(self, box: Box) -> int:
+        """Memory that reading a box takes for a while, about, besides what `read` gives.
+
+        Args:
+            box: Inside the volume.
+        """
+        return 0
+
+    def part(self, box: Box) -> Volume:
+        """What another process needs to read a box: the volume itself, unless it holds tables of all of it."""
+        return self
 
     @abstractmethod
     def read(self, box: Box | None = None) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import weakref
@@ -15,8 +16,8 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array
-from mitoseg.volumes.reading import CACHE_BYTES, opening
-from mitoseg.volumes.stored import Header, StoredVolume, load_metadata
+from mitoseg.volumes.reading import CACHE_BYTES, opening, reading
+from mitoseg.volumes.stored import REFILL, Header, StoredVolume, load_metadata
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
@@ -108,9 +109,30 @@ class Hdf5Volume(StoredVolume):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
+    def find_gaps(self) -> UserError | None:
+        """Chunks that were never written; see `Volume.find_gaps`."""
+        with reading(self.path), h5py.File(self._file, "r") as h5:
+            missing, what, value = _missing_parts(h5[self._name])
+        return UserError(f"{what} and would read as {value}", self.path, REFILL) if missing else None
+
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         if self._open is None or self._open[0] != os.getpid():
             h5 = h5py.File(self._file, "r", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
             weakref.finalize(self, h5.close)
             self._open = (os.getpid(), h5[self._name])
         return np.asarray(self._open[1][index])
+
+
+def _missing_parts(dataset: h5py.Dataset) -> tuple[int, str, object]:
+    """How many chunks, or files of a virtual dataset, are missing; the same as text; what they would read as."""
+    if dataset.is_virtual:
+        files = {os.fsdecode(source.file_name) for source in dataset.virtual_sources()} - {"."}
+        folder = os.path.dirname(os.path.abspath(dataset.file.filename))
+        missing = sum("%b" not in file and not os.path.exists(os.path.join(folder, file)) for file in files)
+        return missing, f"{missing} of {len(files)} files of the virtual dataset are missing", dataset.fillvalue
+    if dataset.chunks is None:
+        missing = int(dataset.size > 0 and dataset.external is None and dataset.id.get_storage_size() == 0)
+        return missing, "the voxels of the dataset were never written", dataset.fillvalue
+    count = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    missing = count - dataset.id.get_num_chunks()
+    return missing, f"{missing} of {count} chunks were never written", dataset.fillvalue

@@ -19,6 +19,7 @@ from mitoseg.errors import UserError
 from mitoseg.volumes.axes import grey
 from mitoseg.volumes.base import Array
 from mitoseg.volumes.reading import PageCache, opening, reading
+from mitoseg.volumes.slice_numbers import find_gap
 from mitoseg.volumes.stored import Header, StoredVolume
 from mitoseg.volumes.tiff_stack import check_bytes
 
@@ -94,6 +95,12 @@ class SliceFolder(StoredVolume):
         super().__init__(path, header, voxel_size=voxel_size)
         self._files = [os.path.abspath(file) for file in files]
         self._cache = PageCache()
+
+    def find_gaps(self) -> UserError | None:
+        """Slices that are missing, or there twice, by their numbers; see `Volume.find_gaps`."""
+        what = find_gap([os.path.basename(file) for file in self._files])
+        remedy = "mend the folder, or give missing_slices=ignore if the slices do follow one another"
+        return None if what is None else UserError(what, self.path, remedy)
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         z, y, x = index

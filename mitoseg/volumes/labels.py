@@ -58,9 +58,9 @@ class LabelVolume(Volume):
         self.ignored_slices = tuple(slices)
         self.rule += f"; slices without a label are ignored: {', '.join(map(str, slices)) or 'none'}"
 
-    def check_complete(self) -> None:
-        """Refuse labels of which parts are missing; see `Volume.check_complete`."""
-        self.stored.check_complete()
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.stored.find_gaps()
 
     def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 
@@ -28,9 +29,9 @@ class MaskVolume(Volume):
         super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.bool_), info.voxel_size, {"kind": "mask"}))
         self._volume, self._foreground = volume, foreground
 
-    def check_complete(self) -> None:
-        """See `Volume.check_complete`."""
-        self._volume.check_complete()
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self._volume.find_gaps()
 
     def read(self, box: Box | None = None) -> npt.NDArray[np.bool_]:
         """Read one box as ``mask_zyx``; see `Volume.read`."""

@@ -66,9 +66,14 @@ class MatchedVolume(Volume):
         last = COUNT - 1 - np.unique(own[::-1], return_index=True)[1]
         self._wanted = (wanted[first] + wanted[last]) / 2  # a value that fills several quantiles gets their middle
 
-    def check_complete(self) -> None:
-        """See `Volume.check_complete`."""
-        self.volume.check_complete()
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
+
+    def scratch_bytes(self, box: Box) -> int:
+        """What is read, and its values as float64; see `Volume.scratch_bytes`."""
+        each = self.volume.dtype.itemsize + (0 if self.volume.dtype in (np.uint8, np.uint16) else 8)
+        return box.size * each + self.volume.scratch_bytes(box)
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""

@@ -24,7 +24,7 @@ from mitoseg.extras import import_extra
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.reading import CACHE_BYTES, opening, reading
-from mitoseg.volumes.stored import Header, StoredVolume
+from mitoseg.volumes.stored import REFILL, Header, StoredVolume
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".n5",)
@@ -150,15 +150,15 @@ class N5Volume(StoredVolume):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
-    def check_complete(self) -> None:
-        """Refuse a dataset of which blocks are missing; see `Volume.check_complete`."""
+    def find_gaps(self) -> UserError | None:
+        """Blocks that are not there; see `Volume.find_gaps`."""
         with reading(self.path):
             grid = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)]
             there = sum(1 for name in self._files() if all(int(i) < n for i, n in zip(name, grid, strict=True)))
         missing = math.prod(grid) - there
-        if missing:
-            what = f"{missing} of {math.prod(grid)} blocks are missing and would read as 0"
-            raise UserError(what, self.path, "restore them, or give missing_chunks=fill if they are meant to be empty")
+        if not missing:
+            return None
+        return UserError(f"{missing} of {math.prod(grid)} blocks are missing and would read as 0", self.path, REFILL)
 
     def _files(self) -> list[tuple[str, ...]]:
         """The files of blocks, as their places in the grid."""

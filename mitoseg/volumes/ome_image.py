@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 
 from mitoseg.errors import UserError
@@ -36,12 +37,14 @@ class LevelHeader:
         axes: A letter for each stored axis, or None.
         voxel_size: (z, y, x) in nm, or None.
         metadata: What mitoseg wrote.
+        scaled: Whether it states a scale, with a unit or without.
     """
 
     path: str
     axes: str | None
     voxel_size: VoxelSize | None
     metadata: Mapping[str, Any]
+    scaled: bool = True
 
 
 def find_image(group: zarr.Group, path: str) -> zarr.Group | None:
@@ -98,7 +101,8 @@ def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | No
     for level in image["datasets"]:
         if path is None or str(level["path"]).strip("/") == path:
             axes, size = _space(image, level)
-            return LevelHeader(str(level["path"]), axes, size, load_metadata(group.attrs.asdict()))
+            metadata = load_metadata(group.attrs.asdict())
+            return LevelHeader(str(level["path"]), axes, size, metadata, bool(_scales(image, level)))
     return None
 
 
@@ -137,10 +141,15 @@ def _space(image: Mapping[str, Any], level: Mapping[str, Any]) -> tuple[str | No
     """Axes and voxel size of a level: its own scale times that of all levels."""
     axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image.get("axes", ())]
     letters = "".join(str(axis.get("name", "?"))[:1].lower() for axis in axes) or None
-    transforms = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
-    scales = [np.asarray(t["scale"], float) for t in transforms if t.get("type") == "scale" and "scale" in t]
+    scales = _scales(image, level)
     if letters is None or not scales or not set("zyx") <= set(letters):
         return letters, None
     scale = np.prod(np.broadcast_arrays(*scales, np.ones(len(letters))), axis=0)
     places = [letters.index(a) for a in "zyx"]
     return letters, voxel_size_nm([scale[i] for i in places], [axes[i].get("unit", "") for i in places])
+
+
+def _scales(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[npt.NDArray[np.float64]]:
+    """The scales of a level and of all levels, as far as they are stated."""
+    transforms = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
+    return [np.asarray(t["scale"], float) for t in transforms if t.get("type") == "scale" and "scale" in t]

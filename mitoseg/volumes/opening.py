@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from mitoseg.volumes import hdf5, images, mrc, n5, tiff, zarrs
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.reading import reading
 
+log = logging.getLogger(__name__)
 FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset, a Zarr or N5 folder, or an MRC file"
 _FOLDERS = (*zarrs.SUFFIXES, *n5.SUFFIXES)
 
@@ -52,6 +54,17 @@ def open_volume(
                 raise UserError("no such file or folder", text, "check the path")
             raise UserError("unknown kind of volume", text, f"give {FORMATS}")
     return open_format(text, axes=axes, voxel_size=voxel_size)
+
+
+def warn_of_gaps(volume: Volume) -> None:
+    """One warning where parts of a volume are missing, for those who go on all the same; see `Volume.find_gaps`.
+
+    Raises:
+        UserError: What is there cannot be read.
+    """
+    gaps = volume.find_gaps()
+    if gaps is not None:
+        log.warning("%s: %s", volume.path, gaps.what)
 
 
 def stored_in(path: str | os.PathLike[str]) -> Path:

@@ -22,13 +22,20 @@ import numpy.typing as npt
 from scipy import sparse
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
+from mitoseg.geometry import Box, tiles
 from mitoseg.volumes.base import Array, Volume, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
 
 MOST = 10.0
 """The largest factor between two voxel sizes along an axis; more is a wrong unit."""
+READ_BYTES = 2**27
+"""Stored voxels that are read at once: many, so that a chunk is not decoded again and again."""
+PIECE = 2**21
+"""Voxels that are read or made for what is computed at once."""
+PIECE_BYTES = 12 * PIECE
+"""Memory that this takes: float32 voxels before and after an axis, and a copy with that axis in front (8 measured)."""
 _EQUAL = 1e-6
+_Weights = tuple[int, sparse.csr_array]
 
 
 def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int, int] | None = None) -> Volume:
@@ -51,7 +58,7 @@ def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int
     ratios = [new / old for new, old in zip(size, volume.voxel_size, strict=True)]
     if max(max(ratios), 1 / min(ratios)) > MOST:
         what = f"resampling from voxels of {volume.voxel_size} to {size} nm is by more than {MOST:g} times"
-        raise UserError(what, volume.path, "check voxel_size=, and resample=")
+        raise UserError(what, volume.path, "check voxel_size=, or give resample=none")
     z, y, x = shape or (resampled_length(n, ratio) for n, ratio in zip(volume.shape, ratios, strict=True))
     if (z, y, x) == volume.shape and all(abs(ratio - 1) < _EQUAL for ratio in ratios):
         return volume
@@ -76,23 +83,61 @@ class ResampledVolume(Volume):
         self.volume = volume
         self._ratios = [new / old for new, old in zip(voxel_size, volume.voxel_size, strict=True)]
 
-    def check_complete(self) -> None:
-        """See `Volume.check_complete`."""
-        self.volume.check_complete()
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
+
+    def scratch_bytes(self, box: Box) -> int:
+        """The voxels that are read for a box, and what a piece of it takes; see `Volume.scratch_bytes`."""
+        if not box.size:
+            return 0
+        whole = self._source(self._weights(box))
+        part = self._source(self._weights(next(tiles(box, self._part(box, whole, self._most)))))
+        pieces = PIECE_BYTES * min(1.0, max(part.size, box.size) / PIECE)
+        return part.size * self.volume.dtype.itemsize + int(pieces) + self.volume.scratch_bytes(part)
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
         box = self.check_box(box)
+        found_zyx = np.empty(box.shape, np.float32)
         if not box.size:
-            return np.empty(box.shape, np.float32)
+            return found_zyx
+        for part in tiles(box, self._part(box, self._source(self._weights(box)), self._most)):
+            self._read_part(part, found_zyx[part.inside(box).slices])
+        return found_zyx
+
+    @property
+    def _most(self) -> int:
+        """Stored voxels to hold at once."""
+        return READ_BYTES // self.volume.dtype.itemsize
+
+    def _read_part(self, box: Box, found_zyx: Array) -> None:
+        """Fill in a box whose stored voxels are read at once."""
+        whole = self._source(self._weights(box))
+        stored_zyx = self.volume.read(whole)
+        for part in tiles(box, self._part(box, whole, PIECE)):
+            weights = self._weights(part)
+            image_zyx = stored_zyx[self._source(weights).inside(whole).slices].astype(np.float32)
+            for axis, (_, matrix) in enumerate(weights):
+                image_zyx = _along(matrix, image_zyx, axis)
+            found_zyx[part.inside(box).slices] = image_zyx
+
+    def _weights(self, box: Box) -> list[_Weights]:
+        """How the voxels of a box are made, along each axis."""
         axes = zip(box.start, box.stop, self._ratios, self.volume.shape, strict=True)
-        weights = [axis_weights(*axis) for axis in axes]
+        return [axis_weights(*axis) for axis in axes]
+
+    def _source(self, weights: Sequence[_Weights]) -> Box:
+        """The voxels that count."""
         start = tuple(first for first, _ in weights)
-        stop = tuple(first + matrix.shape[1] for first, matrix in weights)
-        image_zyx = self.volume.read(Box(start, stop)).astype(np.float32)
-        for axis, (_, matrix) in enumerate(weights):
-            image_zyx = _along(matrix, image_zyx, axis)
-        return np.ascontiguousarray(image_zyx)
+        return Box(start, tuple(first + matrix.shape[1] for first, matrix in weights))
+
+    @staticmethod
+    def _part(box: Box, source: Box, most: int) -> tuple[int, int, int]:
+        """(z, y, x) voxels of a box: as many slices, or rows of one, as are made of about so many voxels at most."""
+        z, y, x = box.shape
+        room = most / (max(source.size, box.size) / box.size)
+        return max(1, min(z, int(room / (y * x)))), max(1, min(y, int(room / x))), x
 
 
 def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:

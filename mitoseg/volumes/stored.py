@@ -19,6 +19,8 @@ from mitoseg.volumes.reading import reading
 from mitoseg.volumes.units import check_voxel_size
 
 logger = logging.getLogger(__name__)
+REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
+"""What to do about chunks that are missing."""
 
 
 @dataclass(frozen=True)

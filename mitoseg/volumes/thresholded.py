@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume
 
@@ -26,9 +27,9 @@ class EncodedVolume(Volume):
         super().__init__(replace(volume.info, dtype=dtype, metadata=dict(metadata)))
         self.volume, self.scale = volume, scale
 
-    def check_complete(self) -> None:
-        """See `Volume.check_complete`."""
-        self.volume.check_complete()
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""

@@ -79,6 +79,17 @@ class VolumeWriter:
         if box.size:
             self._output.write(box, image_zyx.astype(self.info.dtype, copy=False))
 
+    def shared(self, block: Sequence[int]) -> Path | None:
+        """The Zarr array being written, if several processes may write whole blocks of this size, from the origin on.
+
+        None where the output is of another format, or blocks share chunks: then `write` is the only way.
+        """
+        output = self._output
+        if not isinstance(output, ZarrOutput):
+            return None
+        axes = zip(block, output.chunks, self.info.shape, strict=True)
+        return output.path.absolute() if all(n % chunk == 0 or n >= size for n, chunk, size in axes) else None
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

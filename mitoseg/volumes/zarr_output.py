@@ -43,9 +43,13 @@ class ZarrOutput:
         path: A folder that does not exist.
         info: What is written.
         chunks: (z, y, x) voxels of a chunk.
+
+    Attributes:
+        path: The folder.
     """
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
+        self.path = path
         attributes: dict[str, Any] = {"mitoseg": dict(info.metadata)}
         if info.voxel_size:
             attributes["voxel_size_nm"] = list(info.voxel_size)
@@ -70,9 +74,15 @@ class ZarrOutput:
             UserError: It cannot be opened.
         """
         output = cls.__new__(cls)
+        output.path = path
         with opening(str(path)):
             output._array = zarr.open_array(store=path, mode="r+", config=CONFIG)
         return output
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """(z, y, x) voxels of a chunk."""
+        return tuple(self._array.chunks)
 
     def write(self, box: Box, image_zyx: Array) -> None:
         """Write one box."""

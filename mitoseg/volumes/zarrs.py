@@ -16,7 +16,7 @@ from mitoseg.volumes.base import Array
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
 from mitoseg.volumes.reading import opening, reading
-from mitoseg.volumes.stored import Header, StoredVolume, load_metadata
+from mitoseg.volumes.stored import REFILL, Header, StoredVolume, load_metadata
 from mitoseg.volumes.units import voxel_size_nm
 from mitoseg.volumes.zarr_chunks import count_chunks
 
@@ -53,7 +53,9 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
         header = _header(array, stated)
         _check_chunks(array, path)
-    return ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)
+    volume = ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)
+    volume.lacks_scale = stated is not None and not stated.scaled and volume.voxel_size is None
+    return volume
 
 
 def _header(array: zarr.Array[Any], stated: LevelHeader | None) -> Header:
@@ -108,7 +110,11 @@ def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], LevelHeade
 
 
 class ZarrVolume(StoredVolume):
-    """A Zarr array."""
+    """A Zarr array.
+
+    Attributes:
+        lacks_scale: Whether it is of an OME-Zarr image that states no scale, and its voxel size is not known.
+    """
 
     def __init__(
         self,
@@ -121,14 +127,25 @@ class ZarrVolume(StoredVolume):
     ) -> None:
         super().__init__(path, header, axes=axes, voxel_size=voxel_size)
         self._array = array
+        self.lacks_scale = False
 
-    def check_complete(self) -> None:
-        """Refuse an array of which chunks are missing; see `Volume.check_complete`."""
+    def check_scale(self) -> None:
+        """Refuse an OME-Zarr image that states no scale, as its format asks; its voxels may have any size.
+
+        Raises:
+            UserError: It states none, and nobody has said what it is.
+        """
+        if self.lacks_scale:
+            raise UserError("the OME-Zarr image states no scale", self.path, "give voxel_size=[z,y,x] in nm")
+
+    def find_gaps(self) -> UserError | None:
+        """Chunks that are not there; see `Volume.find_gaps`."""
         with reading(self.path):
             there, count = count_chunks(self._array)
-        if there < count:
-            what = f"{count - there} of {count} chunks are missing and would read as {self._array.fill_value}"
-            raise UserError(what, self.path, "restore them, or give missing_chunks=fill if they are meant to be empty")
+        if there >= count:
+            return None
+        what = f"{count - there} of {count} chunks are missing and would read as {self._array.fill_value}"
+        return UserError(what, self.path, REFILL)
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         return np.asarray(self._array[index])

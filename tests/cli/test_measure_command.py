@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from tiny_training import command
 
 from mitoseg.volumes import create_volume, open_volume
@@ -150,8 +151,6 @@ def test_mistakes_are_one_line_and_leave_nothing(measure, place, capsys, words, 
 
 
 def test_nm_need_a_voxel_size(measure, tmp_path, capsys):
-    import tifffile
-
     tifffile.imwrite(tmp_path / "plain.tif", balls().astype(np.uint8))
     words = [f"input={tmp_path / 'plain.tif'}", f"output={tmp_path / 'a.csv'}", "kind=instances"]
     assert measure(*words) == 1
@@ -159,3 +158,18 @@ def test_nm_need_a_voxel_size(measure, tmp_path, capsys):
     assert measure(*words, "voxel_size=[20,10,10]") == 0
     assert measure(*words, "voxel_size=[20,10,10]") == 1
     assert "the output exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("added", [0.0, 0.5])
+def test_instances_stored_as_floats(place, measure, tmp_path, capsys, added):
+    tifffile.imwrite(tmp_path / "f.tif", balls().astype(np.float32) + np.float32(added), photometric="minisblack")
+    given = [f"input={tmp_path / 'f.tif'}", "kind=instances", "voxel_size=[20,10,10]"]
+    code = measure(*given, f"output={tmp_path / 'f.csv'}")
+    if added:
+        assert code == 1
+        assert "instances are whole numbers from 0 on" in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "f.csv").exists()
+        return
+    assert not code
+    assert not measure(f"input={place / 'instances.tif'}", f"output={tmp_path / 'i.csv'}")
+    assert (tmp_path / "f.csv").read_text() == (tmp_path / "i.csv").read_text()

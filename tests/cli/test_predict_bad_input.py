@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ import zarr
 from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
 
 from mitoseg import storage
+from mitoseg.volumes.staging import StagedVolume
 
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
 
@@ -87,6 +89,8 @@ OPTIONS = {
     "method=blend": "method blend does not fit a network that answers blocks, OneConvolution",
     "method=null": "no such method; choose one of auto, dense, strided, window, blend",
     "missing_chunks=maybe": "no such way to treat missing chunks: 'maybe'; choose error or fill",
+    "missing_slices=fill": "no such way to treat missing slices: 'fill'; choose error or ignore",
+    "report=yes": "report is neither true nor false: 'yes'",
     "voxel_size=5": "cannot read the voxel size: 5",
     "axes=5": "cannot read the axes: 5",
     "overwrite=flase": "overwrite is neither true nor false: 'flase'; give overwrite=true or overwrite=false",
@@ -185,6 +189,86 @@ def test_a_missing_chunk_of_a_zarr(refused):
     zarr_with(fill_value=7)
     Path("in.zarr/c/3/0/0").unlink()
     assert re.search(r"1 of 6 chunks are missing .* 7.*'in.zarr'.*missing_chunks=fill", refused("input=in.zarr"))
+
+
+def test_a_chunk_of_an_hdf5_that_was_never_written(refused):
+    with h5py.File("in.h5", "w") as h5:
+        h5.create_dataset("image", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1")[:4] = GREY[:4]
+    assert "2 of 6 chunks were never written and would read as 0: 'in.h5'" in refused("input=in.h5")
+
+
+@pytest.mark.parametrize("names", [("1", "2", "4"), ("1", "2", "02")])
+def test_numbers_of_slices_that_are_missing_or_there_twice(work, refused, monkeypatch, capsys, names):
+    Path("slices").mkdir()
+    for name, image in zip(names, GREY, strict=False):
+        tif(image, f"slices/z{name}.tif")
+    assert re.search("slice is missing|is there twice", refused("input=slices"))
+    words = ["checkpoint=a.ckpt", "trust=true", "hydra.run.dir=runs", "input=slices", "output=out.tif"]
+    assert predict(monkeypatch, *words, "missing_slices=ignore") == 0
+    assert re.search("slices: .*(slice is missing|is there twice)", capsys.readouterr().err)
+
+
+def test_an_ome_zarr_without_a_scale(refused):
+    """Which its format asks for: without one its pixels may have any size."""
+    group = zarr.create_group(store="in.zarr")
+    group.create_array("0", shape=GREY.shape, dtype="u1", chunks=GREY.shape)[:] = GREY
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    assert "the OME-Zarr image states no scale: 'in.zarr'; give voxel_size=[z,y,x] in nm" in refused("input=in.zarr")
+
+
+def test_two_runs_into_one_output(refused):
+    with StagedVolume("out.tif", {}):
+        assert "another process is writing this output: 'out.tif'; wait for it" in refused()
+
+
+class Elsewhere:
+    """An engine whose one worker is a machine that lacks something: it is moved away while the worker looks."""
+
+    in_process = False
+
+    def __init__(self, lacks):
+        self.lacks = lacks
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def ask(self, function):
+        gone = [(path, path.with_name(f"{path.name}.away")) for path in Path().glob(self.lacks)]
+        for path, away in gone:
+            path.rename(away)
+            if away.is_dir():
+                path.mkdir()
+        try:
+            return [function()]
+        finally:
+            for path, away in gone:
+                if away.is_dir():
+                    shutil.rmtree(path)
+                away.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [
+        (
+            "a.ckpt",
+            r"a worker on \S+ does not see the checkpoint: '.*a\.ckpt'; put it on storage that all machines share",
+        ),
+        ("in.tif", r"a worker on \S+ does not see the input: '.*in\.tif'; put it on storage that all machines share"),
+        (
+            ".out.tif.*",
+            r"a worker on \S+ does not see where the output is made: .*; put it on storage that all machines",
+        ),
+    ],
+)
+def test_a_machine_that_does_not_share_the_storage(refused, monkeypatch, lacks, told):
+    monkeypatch.setattr("mitoseg.cli.predict.make_engine", lambda cfg: Elsewhere(lacks))
+    monkeypatch.setattr("mitoseg.cli.workers.wait_for", lambda file, patience: None)
+    assert re.search(told, refused())
 
 
 @pytest.mark.parametrize("data", [b"", b"abc"])

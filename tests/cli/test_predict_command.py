@@ -65,19 +65,6 @@ def stopped(run, monkeypatch):
     return call
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """The boxes that were computed so far."""
-    compute, boxes = Predictor.compute, []
-
-    def count(self, greys, write):
-        boxes.append(write)
-        return compute(self, greys, write)
-
-    monkeypatch.setattr(Predictor, "compute", count)
-    return boxes
-
-
 def expected():
     """The probability by the network's definition: one convolution over the reflected slice."""
     network = load_model("a.ckpt", trust=True).network

@@ -1,6 +1,8 @@
 """`predict` from any volume to any format: resampling, other grey values, levels of an OME-Zarr image."""
 
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def run(work, monkeypatch):
 )
 def test_the_output_has_the_inputs_grid(run, output, save):
     write("in.ome.zarr", grey(), (20, 10, 10))
-    assert run("input=in.ome.zarr", f"output={output}", f"save={save}", "resample=auto") == 0
+    assert run("input=in.ome.zarr", f"output={output}", f"save={save}") == 0
     result = open_volume(output)
     assert result.shape == SHAPE
     assert result.voxel_size == pytest.approx((20, 10, 10))
@@ -67,7 +69,7 @@ def test_what_the_network_sees_is_resampled_and_what_it_says_brought_back(run):
     fine = open_volume("fine.h5").read().astype(float)
     expected = fine.reshape(4, 24, 2, 30, 2).mean((2, 4))
     assert run("input=in.tif", "output=out.h5", "resample=[20,5,5]") == 0
-    assert run("input=in.tif", "output=auto.h5", "resample=auto") == 0
+    assert run("input=in.tif", "output=auto.h5") == 0
     assert run("input=in.tif", "output=mask.h5", "resample=auto", "save=mask", "threshold=0.4") == 0
     assert run("input=in.tif", "output=bytes.h5", "resample=auto", "dtype=uint8") == 0
     np.testing.assert_allclose(open_volume("out.h5").read(), expected, atol=1e-4)
@@ -118,8 +120,8 @@ def test_which_axes_auto_resamples(work, ndim, channels, voxel_size, seen):
     [
         (["resample=often"], "no such way to resample"),
         (["resample=[5,5]", "voxel_size=[5,5,5]"], "cannot read the voxel size"),
-        (["resample=auto"], "no voxel size to resample by"),
-        (["resample=auto", "voxel_size=[5,5,5000]"], "by more than 10 times"),
+        (["resample=[5,5,5]"], "no voxel size to resample by"),
+        (["voxel_size=[5,5,5000]"], "by more than 10 times: 'in.tif'; check voxel_size=, or give resample=none"),
     ],
 )
 def test_what_cannot_be_resampled_is_one_line(run, capsys, words, line):
@@ -139,6 +141,35 @@ def test_voxels_far_from_trainings_are_told(work, caplog):
         resample_input("none", ArrayVolume(grey(), (5, 10, 10)), model)
     (record,) = caplog.records
     assert "give resample=auto" in record.getMessage()
+
+
+def test_by_default_voxels_of_another_size_are_resampled_and_it_is_told(run, capsys):
+    """More than a tenth away; the record of the run says it as well."""
+    write("in.tif", grey(), (20, 10, 10))
+    write("near.tif", grey(), (5, 5.4, 4.6))
+    told = "in.tif: resampled from voxels of 20 x 10 x 10 nm to 20 x 5 x 5 nm, 4 x 24 x 30 voxels to 4 x 48 x 60"
+    assert run("input=in.tif", "output=a.h5", "hydra.run.dir=a") == 0
+    assert told in capsys.readouterr().err
+    assert json.loads(Path("a/provenance.json").read_text())["chosen"]["resampled_to"] == [20, 5, 5]
+    assert run("input=in.tif", "output=none.h5", "resample=none", "hydra.run.dir=none") == 0
+    said = capsys.readouterr().err
+    assert "resampled from" not in said
+    assert "give resample=auto" in said
+    assert "resampled_to" not in json.loads(Path("none/provenance.json").read_text())["chosen"]
+    assert not np.array_equal(open_volume("a.h5").read(), open_volume("none.h5").read())
+    assert run("input=near.tif", "output=near.h5") == 0
+    assert "resampl" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [None, [5.0, 5.0, 5.0]])
+@pytest.mark.parametrize("stated", [None, (20, 10, 10)])
+def test_one_warning_where_a_voxel_size_is_not_known(run, work, capsys, known, stated):
+    save_checkpoint(work / "a.ckpt", OneConvolution(), arguments={"in_channels": 1}, voxel_size=known)
+    write("in.tif", grey(), stated)
+    assert run("input=in.tif", "output=out.h5") == 0
+    said = capsys.readouterr().err
+    assert said.count("not resampled") + said.count("nothing is resampled") == (known is None or stated is None)
+    assert said.count("warning") <= 1
 
 
 def test_one_warning_where_grey_values_are_others(run, work, capsys):

@@ -39,18 +39,6 @@ def run(work, monkeypatch):
     return lambda *words: predict(monkeypatch, "checkpoint=a.ckpt", "trust=true", "hydra.run.dir=run", *words)
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    compute, boxes = Predictor.compute, []
-
-    def count(self, greys, write):
-        boxes.append(write)
-        return compute(self, greys, write)
-
-    monkeypatch.setattr(Predictor, "compute", count)
-    return boxes
-
-
 def table(folder="out"):
     with open(f"{folder}/summary.csv", encoding="utf-8", newline="") as file:
         return {row["input"]: row for row in csv.DictReader(file)}

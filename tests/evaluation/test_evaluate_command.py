@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mitoseg.cli.evaluate import score_files
 from mitoseg.errors import UserError
+from mitoseg.evaluation.instances import prediction_instances
 from mitoseg.storage import plain
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -86,6 +87,22 @@ def test_the_report_is_written_beside_the_numbers(files, tmp_path):
         assert hashlib.sha256(Path(files[name]).read_bytes()).hexdigest() in text
     score_files(config(files), tmp_path / "other")
     assert not (tmp_path / "other" / "report.html").exists()
+
+
+@pytest.mark.parametrize("words", [["instances=true"], ["report=true"], ["instances=true", "report=true"]])
+def test_instances_are_numbered_once(files, tmp_path, monkeypatch, words):
+    numbered = []
+
+    def count(*args, **options):
+        numbered.append(args)
+        return prediction_instances(*args, **options)
+
+    for module in ("mitoseg.cli.instance_scores", "mitoseg.evaluation.report.commands"):
+        monkeypatch.setattr(f"{module}.prediction_instances", count)
+    result = score_files(config(files, *words, "small_objects=9", "voxel_size=[5,5,5]", image=True), tmp_path / "run")
+    assert len(numbered) == 1
+    assert ("instances" in result) == ("instances=true" in words)
+    assert (tmp_path / "run" / "report.html").exists() == ("report=true" in words)
 
 
 def test_intervals_and_the_scores_of_probabilities(files, tmp_path):

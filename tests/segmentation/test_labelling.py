@@ -13,7 +13,8 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
-from mitoseg.segmentation.block_labels import merge_blocks, relabel_block, summarize_block
+from mitoseg.segmentation.block_labels import relabel_block, summarize_block
+from mitoseg.segmentation.joining import merge_blocks
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 
 SIZE = (10.0, 10.0, 10.0)

@@ -9,18 +9,17 @@ import json
 import sys
 import time
 
-import napari
 import numpy as np
 from PIL import Image
-from qtpy.QtWidgets import QApplication
 
 from mitoseg.datasets.synthetic import generate_phantom
-from mitoseg.viewers.napari_plugin.widget import Segmenter
 
 SHAPE = (16, 400, 540)
 
 
 def work(seconds=0.5):
+    from qtpy.QtWidgets import QApplication
+
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         QApplication.processEvents()
@@ -31,11 +30,14 @@ def finish(window, seconds=600):
     end = time.monotonic() + seconds
     while window.tasks.busy:
         assert time.monotonic() < end, "it takes too long"
-        QApplication.processEvents()
-        time.sleep(0.01)
+        work(0.05)
 
 
 def main(output):
+    import napari  # here, so that whoever collects tests needs none
+
+    from mitoseg.viewers.napari_plugin.widget import Segmenter
+
     image_zyx, _, true_zyx = generate_phantom(SHAPE, 3)
     viewer = napari.Viewer(show=True)
     viewer.window._qt_window.resize(1500, 950)

@@ -310,7 +310,7 @@ def test_merge_delete_and_undo(measured, wait, said):
     assert np.array_equal(layer.data, before)
 
 
-def test_splitting(window, viewer, said):
+def test_splitting(window, viewer, said, wait):
     panel, size = window.instances, {"scale": (15, 15, 15), "units": ("nm",) * 3}
     layer = viewer.add_labels(dumbbell(), translate=(50, 60, 70), **size)
     click(panel.split_seeds)
@@ -320,12 +320,14 @@ def test_splitting(window, viewer, said):
     assert points.mode == "add"
     points.add([[12, 12, 12], [12, 12, 29]])
     click(panel.split_seeds)
+    wait(lambda: not window.tasks.busy)
     assert layer.data[12, 12, 12] != layer.data[12, 12, 29]
     assert len(points.data) == 0
     click(panel.undo)
     assert np.array_equal(layer.data, dumbbell())
     panel.ids.setText("1")
     click(panel.split_necks)
+    wait(lambda: not window.tasks.busy)
     assert layer.data[12, 12, 12] != layer.data[12, 12, 29]
     assert sorted(panel.ids.ids) == [1, 2]
     assert said == []

@@ -115,9 +115,9 @@ def test_notes_on_what_may_go_wrong(checkpoint):
     (greys, size) = predict(dark, Choice(checkpoint, numbering=PLAIN)).notes
     assert "matched to training" in greys
     assert "5 x 5 x 5 nm" in size
-    (voxels,) = predict(image((5.0, 9.0, 9.0)), Choice(checkpoint, numbering=PLAIN)).notes
+    (voxels,) = predict(image((5.0, 9.0, 9.0)), Choice(checkpoint, resample=False, numbering=PLAIN)).notes
     assert "resample" in voxels
-    outcome = predict(image((5.0, 9.0, 9.0)), Choice(checkpoint, resample=True, numbering=PLAIN))
+    outcome = predict(image((5.0, 9.0, 9.0)), Choice(checkpoint, numbering=PLAIN))
     assert outcome.notes == ()
     assert outcome.probability_zyx.shape == outcome.instances_zyx.shape == image().shape
 

@@ -166,3 +166,47 @@ def test_a_damaged_chunk_is_one_line(tmp_path, capfd):
 def test_a_file_that_others_hold_open_can_be_read(file, image_zyx):
     with h5py.File(file, "r"):
         assert np.array_equal(open_volume(f"{file}:/volumes/raw").read(), image_zyx)
+
+
+def partly(path, slices, **options):
+    """A dataset of three chunks along z of which only some are written."""
+    with h5py.File(path, "w") as h5:
+        dataset = h5.create_dataset("raw", shape=(6, 8, 9), dtype="u1", fillvalue=7, **options)
+        for z in slices:
+            dataset[z] = 1
+    return open_volume(path)
+
+
+@pytest.mark.parametrize(("slices", "missing"), [((0, 2, 5), 0), ((0, 1, 3), 1), ((2,), 2), ((), 3)])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_chunks_that_were_never_written(tmp_path, slices, missing, compression):
+    volume = partly(tmp_path / "a.h5", slices, chunks=(2, 8, 9), compression=compression)
+    if not missing:
+        volume.check_complete()
+        return
+    says = rf"{missing} of 3 chunks were never written and would read as 7: .*a\.h5.*missing_chunks=fill"
+    with pytest.raises(UserError, match=says):
+        volume.check_complete()
+    assert volume.read()[4, 0, 0] == 7
+
+
+def test_a_dataset_without_chunks(tmp_path):
+    partly(tmp_path / "a.h5", (3,)).check_complete()  # is set aside at once
+    with pytest.raises(UserError, match="the voxels of the dataset were never written and would read as 7"):
+        partly(tmp_path / "b.h5", ()).check_complete()
+
+
+def test_files_of_a_virtual_dataset(tmp_path, image_zyx):
+    layout = h5py.VirtualLayout(shape=image_zyx.shape, dtype="u1")
+    for z, image_yx in enumerate(image_zyx):
+        with h5py.File(tmp_path / f"{z}.h5", "w") as h5:
+            h5["slice"] = image_yx
+        layout[z] = h5py.VirtualSource(f"{z}.h5", "slice", shape=image_yx.shape)
+    with h5py.File(tmp_path / "all.h5", "w") as h5:
+        h5.create_virtual_dataset("raw", layout)
+    volume = open_volume(tmp_path / "all.h5")
+    volume.check_complete()
+    assert np.array_equal(volume.read(), image_zyx)
+    (tmp_path / "3.h5").unlink()
+    with pytest.raises(UserError, match=r"1 of 6 files of the virtual dataset are missing and would read as 0"):
+        volume.check_complete()

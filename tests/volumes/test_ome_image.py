@@ -78,6 +78,9 @@ def test_an_image_without_a_scale_opens(tmp_path, image_zyx, transforms):
     group.attrs["multiscales"] = images
     for name in (path, f"{path}/s1"):
         assert open_volume(name).voxel_size is None
+        with pytest.raises(UserError, match=r"the OME-Zarr image states no scale: .*give voxel_size=\[z,y,x\] in nm"):
+            open_volume(name).check_scale()
+        open_volume(name, voxel_size=(50, 4, 4)).check_scale()
     assert np.array_equal(open_volume(path).read(), image_zyx)
 
 

@@ -1,6 +1,7 @@
 """A volume on another grid: the same place, the same light, whatever the box."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from skimage.measure import block_reduce
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import ArrayVolume
+from mitoseg.volumes import ArrayVolume, resampling
 from mitoseg.volumes.resampling import MOST, axis_weights, resampled, resampled_length
 from mitoseg.volumes.thresholded import EncodedVolume
 
@@ -147,3 +148,33 @@ def test_a_mask_is_made_of_probabilities(scale):
     assert mask.dtype == np.uint8
     whole = EncodedVolume(volume, np.dtype("uint8"), {"kind": "probability", "scale": scale})
     assert whole.read().tolist() == np.rint(image).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("size", [(10, 10, 10), (20, 20, 20), (2.5, 2.5, 2.5), (5, 7, 50)])
+def test_a_box_takes_the_memory_that_is_told(monkeypatch, dtype, size):
+    """However many voxels it is made of: they are read in parts."""
+    monkeypatch.setattr(resampling, "READ_BYTES", 2**19)
+    monkeypatch.setattr(resampling, "PIECE", 2**16)
+    monkeypatch.setattr(resampling, "PIECE_BYTES", 12 * 2**16)
+    volume = resampled(Copied(np.random.default_rng(0).integers(0, 255, (64, 128, 128)).astype(dtype)), size)
+    box = Box((0, 0, 0), tuple(min(n, 96) for n in volume.shape))
+    told = volume.scratch_bytes(box)
+    assert told < 1.1 * (2**19 + 12 * 2**16)
+    tracemalloc.start()
+    found = volume.read(box)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak - found.nbytes < 1.1 * told + 10**5
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, volume.read(box))  # the parts do not show
+
+
+class Copied(ArrayVolume):
+    """Reads into memory of its own, as from a file."""
+
+    def __init__(self, image_zyx):
+        super().__init__(image_zyx, (5, 5, 5))
+
+    def read(self, box=None):
+        return super().read(box).copy()

@@ -90,6 +90,7 @@ def test_scales_of_the_image_and_the_level_multiply(tmp_path, image_zyx):
 
 
 def test_an_ome_image_without_units_has_no_voxel_size(tmp_path, image_zyx):
+    open_volume(write_ome(tmp_path / "b.zarr", image_zyx, "0.5", unit=None)).check_scale()  # which may count voxels
     assert open_volume(write_ome(tmp_path / "a.zarr", image_zyx, "0.4", unit=None)).voxel_size is None
 
 
@@ -178,3 +179,26 @@ def test_metadata_that_is_not_ours(tmp_path, image_zyx):
     path = write_array(tmp_path / "a.zarr", image_zyx, attributes={"mitoseg": "a string"})
     assert open_volume(path).info.metadata == {}
     assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())["attributes"] == {"mitoseg": "a string"}
+
+
+@pytest.mark.parametrize("index", ["start", "end"])
+def test_an_image_in_shards(tmp_path, image_zyx, index):
+    """Few files, each with many chunks, as others write a terabyte."""
+    path = write_ome(tmp_path / "a.zarr", image_zyx, "0.5")
+    group = zarr.open_group(path, mode="r+")
+    group.create_array(
+        "s0",
+        shape=image_zyx.shape,
+        chunks=(2, 8, 8),
+        shards={"shape": (4, 24, 32), "index_location": index},
+        dtype="u1",
+        compressors=zarr.codecs.ZstdCodec(),
+        overwrite=True,
+    )[...] = image_zyx
+    assert len([p for p in (tmp_path / "a.zarr" / "s0" / "c").rglob("*") if p.is_file()]) == 2 * 2 * 2
+    for name in (path, f"{path}/s0"):
+        volume = open_volume(name)
+        volume.check_complete()
+        assert volume.voxel_size == (50, 4.6, 4.5)
+        assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
+        assert np.array_equal(volume.read(), image_zyx)

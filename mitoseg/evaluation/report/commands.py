@@ -33,6 +33,7 @@ def report_evaluation(
     provenance: Mapping[str, object] | None = None,
     labelling: Labelling | None = None,
     small: int = SMALL,
+    instances: Volume | None = None,
     options: ReportOptions | None = None,
 ) -> Path:
     """Write ``report.html`` of an evaluation.
@@ -51,6 +52,7 @@ def report_evaluation(
         provenance: What ``provenance.json`` holds.
         labelling: How a mask becomes instances.
         small: Instances of fewer voxels are left out.
+        instances: The ids of the prediction, where they are numbered already; else that is done here.
         options: How much of everything.
 
     Returns:
@@ -59,7 +61,7 @@ def report_evaluation(
     Raises:
         UserError: As `write_report`, or the kind of the prediction cannot be told.
     """
-    mask, instances = found_in(
+    mask, shown = found_in(
         prediction,
         threshold=threshold,
         kind=kind,
@@ -67,6 +69,7 @@ def report_evaluation(
         voxel_size=voxel_size,
         labelling=labelling,
         small=small,
+        instances=instances,
     )
     return write_report(
         Path(folder) / NAME,
@@ -74,7 +77,7 @@ def report_evaluation(
         image=image,
         truth=truth,
         mask=mask,
-        instances=instances,
+        instances=shown,
         scores=scores,
         provenance=provenance,
         voxel_size=voxel_size,
@@ -92,11 +95,12 @@ def report_prediction(
     threshold: float | None = None,
     voxel_size: VoxelSize | None = None,
     provenance: Mapping[str, object] | None = None,
+    labelling: Labelling | None = None,
     options: ReportOptions | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write the report of a prediction, for which there is no truth; arguments as for `report_evaluation`."""
-    mask, instances = found_in(prediction, threshold=threshold, voxel_size=voxel_size)
+    mask, instances = found_in(prediction, threshold=threshold, voxel_size=voxel_size, labelling=labelling)
     return write_report(
         path,
         title=title,
@@ -163,8 +167,9 @@ def found_in(
     voxel_size: VoxelSize | None = None,
     labelling: Labelling | None = None,
     small: int = SMALL,
+    instances: Volume | None = None,
 ) -> tuple[Volume, Volume]:
-    """Mask and instances of a stored prediction.
+    """Mask and instances of a stored prediction; ``instances`` are its ids, where they are numbered already.
 
     Returns:
         The mask, and the ids, both decided while they are read; ids that must be computed are held where they fit.
@@ -173,5 +178,7 @@ def found_in(
         UserError: The kind of the prediction cannot be told.
     """
     mask = foreground_of(prediction, threshold, kind)
-    numbered = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=voxel_size)
+    numbered = instances
+    if numbered is None:
+        numbered = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=voxel_size)
     return mask, numbered if numbered is prediction else hold(numbered, crop, small)

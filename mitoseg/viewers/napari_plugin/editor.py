@@ -15,6 +15,7 @@ from mitoseg.segmentation import Labelling, Sources
 from mitoseg.viewers.napari_plugin import correcting
 from mitoseg.viewers.napari_plugin.asking import ask_path
 from mitoseg.viewers.napari_plugin.choosing import Chooser
+from mitoseg.viewers.napari_plugin.jobs import Tell
 from mitoseg.viewers.napari_plugin.layer_data import KEY
 from mitoseg.viewers.napari_plugin.layers import (
     Layer,
@@ -112,17 +113,15 @@ class Editor:
     @told
     def split_necks(self) -> None:
         """Cut the chosen instances at their necks."""
-        labels_zyx, ids, labelling = labels_array(self.layer), self.chooser.ids, self._labelling()
-        edit = correcting.split_necks(labels_zyx, ids, self._lengths(), labelling)
-        self._apply(edit, sorted(edit.changed))
+        words = (labels_array(self.layer), self.chooser.ids, self._lengths(), self._labelling())
+        self._cut(partial(correcting.split_necks, *words))
 
     @told
     def split_seeds(self) -> None:
         """Cut what holds seed points."""
         labels_zyx, points = labels_array(self.layer), self._seeds()
-        edit = correcting.split_seeds(labels_zyx, voxels_of_points(points, self.layer), self._lengths())
-        self._apply(edit, sorted(edit.changed))
-        points.data = np.empty((0, 3))
+        words = (labels_zyx, voxels_of_points(points, self.layer), self._lengths())
+        self._cut(partial(correcting.split_seeds, *words), points)
 
     @told
     def add_seeds(self) -> None:
@@ -151,15 +150,31 @@ class Editor:
         self.window.tasks.status.setText("undone")
         self._measure_again(changed)
 
-    def _apply(self, edit: correcting.Edit, chosen: list[int]) -> None:
+    def _cut(self, find: Callable[[], correcting.Edit], points: Layer | None = None) -> None:
+        """Cut in the background, and take seed points away when that is done."""
+
+        def job(tell: Tell) -> correcting.Edit:
+            tell(0.0, "cutting")
+            return find()
+
+        def apply(edit: correcting.Edit) -> str:
+            if points is not None:
+                points.data = np.empty((0, 3))
+            return self._apply(edit, sorted(edit.changed))
+
+        self.window.tasks.start(job, apply)
+
+    def _apply(self, edit: correcting.Edit, chosen: list[int]) -> str:
         """Change the layer, so that its own undo takes it back, and bring the table up to date."""
         layer = self.layer
         assert layer is not None
         layer.data_setitem(edit.index, edit.values)
         layer.metadata.setdefault(KEY, {})["corrected"] = True
         self.chooser.choose(chosen)
-        self.window.tasks.status.setText(f"corrected: {', '.join(map(str, sorted(edit.changed)))}")
+        said = f"corrected: {', '.join(map(str, sorted(edit.changed)))}"
+        self.window.tasks.status.setText(said)
         self._measure_again(edit.changed)
+        return said
 
     def _measure_again(self, changed: frozenset[int] | set[int]) -> None:
         """Measure the rows of what was changed, if there is a table."""

@@ -58,6 +58,7 @@ class PredictPanel(QWidget):
         self.cleaning = _choice(CLEANING, "What is done to the probabilities before they are numbered")
         self.split = QCheckBox("cut touching mitochondria at necks")
         self.resample = QCheckBox("resample to the model's voxels")
+        self.resample.setChecked(True)
         self.predict = QPushButton("Predict")
         self.number = QPushButton("Only number again")
         self.number.setToolTip("New instances of the last probabilities: other threshold, post-processing or cutting")

@@ -71,7 +71,7 @@ class Choice:
     method: str = "auto"
     threshold: float | None = None
     greys: str = AS_TRAINED
-    resample: bool = False
+    resample: bool = True
     numbering: Numbering = field(default_factory=Numbering)
 
 
@@ -121,7 +121,8 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
     path = find_weights(choice.checkpoint)
     model = load_model(path)
     _check_memory(image)
-    seen = resample_input("auto", image, model) if choice.resample else image
+    resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
+    seen = resample_input("auto", image, model) if resamples else image
     volume, normalization = (seen, None) if choice.greys == AS_TRAINED else adapt_greys(choice.greys, seen, model)
     prediction = make_prediction(model, method=choice.method, threshold=choice.threshold, normalization=normalization)
     writer, done, total = _ArrayWriter(volume.shape), 0, volume.box.size

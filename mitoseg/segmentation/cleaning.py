@@ -1,0 +1,203 @@
+r"""Post-processing of volumes that are too large for memory; the result is that of `Postprocess` on the whole array.
+
+    local steps     smooth ... fill_slices: a block with what its voxels can see around it, the halo
+    fill_holes      components of the background, joined across blocks: those that no face of the volume cuts are holes
+    min_volume      components of the mask, joined across blocks: their sizes decide
+
+        +-----------+
+        |   halo    |     Steps that need whole slices (min_mean, watershed, fill_slices) get blocks of whole slices,
+        | +-------+ |     with a halo along z alone. At a face of the volume there is none: there the steps see the
+        | | block | |     border as they would in the whole array.
+        | +-------+ |
+        +-----------+
+
+A mask between two of these lies in memory while it is small, else as Zarr in a folder that every worker sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
+from mitoseg.geometry import Box, tiles
+from mitoseg.segmentation.block_labels import Labels, relabel_block, summarize_block
+from mitoseg.segmentation.joining import Joiner
+from mitoseg.segmentation.objects import Objects, least_voxels
+from mitoseg.segmentation.postprocess import Postprocess
+from mitoseg.segmentation.storing import CHUNK, store
+from mitoseg.volumes.base import Volume, VolumeInfo
+from mitoseg.volumes.masks import MaskVolume
+
+Mask8 = npt.NDArray[np.uint8]
+Chosen = npt.NDArray[np.bool_]
+BLOCK = (64, 512, 512)
+"""Voxels (z, y, x) cleaned at once."""
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Cleans volumes.
+
+    Attributes:
+        steps: What is done.
+        folder: Where masks between two steps are kept if they are large; every worker of the engine must see it.
+        engine: Started; None: this process. Others read the volumes themselves.
+        block: (z, y, x) voxels at once; it does not change the result.
+        in_memory: Voxels up to which masks stay in memory, where the engine is this process.
+    """
+
+    steps: Postprocess
+    folder: Path
+    engine: Engine | None = None
+    block: tuple[int, int, int] = BLOCK
+    in_memory: int = 2**28
+
+    def __call__(
+        self,
+        probability: Volume,
+        threshold: float,
+        *,
+        scale: float = 1.0,
+        voxel_size: Sequence[float] | None = None,
+        image: Volume | None = None,
+        on_box: Callable[[Box], None] | None = None,
+    ) -> Volume:
+        """The mask.
+
+        Args:
+            probability: Calibrated, stored times ``scale``.
+            threshold: Probability at and above which a voxel is foreground.
+            scale: The stored value of probability 1.
+            voxel_size: (z, y, x) in nm; lengths and volumes need it.
+            image: The EM image, whose edges the watershed follows; without it those of the probability.
+            on_box: Called with each block that the first pass is done with.
+
+        Returns:
+            A volume of uint8, 0 and 1, in memory or in ``folder``.
+
+        Raises:
+            UserError: A step needs the voxel size, or there is too little memory for a block.
+        """
+        spacing = self.steps.spacing(voxel_size)
+        halo = self.steps.halo(spacing)
+        block = self._local_block(probability.shape, halo[0])
+        whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, block)), default=0)
+        self.steps.check_memory(whole)
+        local = _Local(self.steps, probability, threshold, scale, spacing, image)
+        mask = self._store("local", local, block, on_box)
+        if self.steps.fill_holes:
+            mask = self._fill_holes(mask)
+        if self.steps.min_volume is not None:
+            mask = self._remove_small(mask, least_voxels(self.steps.min_volume, spacing))
+        return mask
+
+    def _local_block(self, shape: tuple[int, int, int], depth: int) -> tuple[int, int, int]:
+        """Blocks of as many voxels, in whole slices if a step needs them, and then not much thinner than the halo."""
+        if not self.steps.by_slice:
+            return self.block
+        slices = max(math.prod(self.block) // (shape[1] * shape[2]), 2 * depth, 1)
+        return (slices - slices % CHUNK[0] or slices, shape[1], shape[2])
+
+    def _fill_holes(self, mask: Volume) -> Volume:
+        outside = MaskVolume(mask, np.logical_not)
+        objects, tables = self._components(outside, 6)
+        hole = np.concatenate([[False], ~objects.touches_border(mask.shape)])
+        if not hole.any():
+            return mask
+        return self._store(
+            "filled", _Chosen(outside, {block: hole[table] for block, table in tables.items()}, 6, mask)
+        )
+
+    def _remove_small(self, mask: Volume, least: int) -> Volume:
+        objects, tables = self._components(mask, 26)
+        large = np.concatenate([[False], objects.voxels >= least])
+        if large[1:].all():
+            return mask
+        return self._store("large", _Chosen(mask, {block: large[table] for block, table in tables.items()}, 26))
+
+    def _components(self, mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
+        joiner = Joiner()
+        (self.engine or LocalEngine()).map(
+            partial(summarize_block, mask, connectivity=connectivity),
+            tiles(mask.box, self.block),
+            lambda _, summary: joiner.add(summary),
+        )
+        return joiner.finish()
+
+    def _store(
+        self,
+        name: str,
+        mask: Volume,
+        block: tuple[int, int, int] | None = None,
+        on_box: Callable[[Box], None] | None = None,
+    ) -> Volume:
+        path, most = self.folder / f"{name}.zarr", self.in_memory
+        return store(mask, block or self.block, path, engine=self.engine, in_memory=most, on_block=on_box)
+
+
+class _Local(Volume):
+    """What the steps that need no more than a halo make of a probability."""
+
+    def __init__(
+        self,
+        steps: Postprocess,
+        probability: Volume,
+        threshold: float,
+        scale: float,
+        spacing: Sequence[float],
+        image: Volume | None,
+    ) -> None:
+        super().__init__(_like(probability))
+        self._steps, self._probability, self._image = steps, probability, image
+        self._threshold, self._scale, self._spacing = threshold, scale, spacing
+
+    def read(self, box: Box | None = None) -> Mask8:
+        """See `Volume.read`."""
+        box = self.check_box(box)
+        read = box.grow(self._steps.halo(self._spacing)).clip(self.box)
+        stored_zyx = self._probability.read(read)
+        image_zyx = None if self._image is None or self._steps.watershed is None else self._image.read(read)
+        with one_at_a_time():
+            probability_zyx = stored_zyx.astype(np.float32) / np.float32(self._scale)
+            stages = list(self._steps.local_stages(probability_zyx, self._threshold, self._spacing, image_zyx))
+            return stages[-1][1][box.inside(read).slices].astype(np.uint8)
+
+
+class _Chosen(Volume):
+    """Some of the components of a mask; read along the grid of blocks that they were found in.
+
+    Args:
+        mask: Whose components.
+        chosen: For each block, which of its labels are meant.
+        connectivity: Of the components.
+        onto: A mask that they are added to.
+    """
+
+    def __init__(
+        self, mask: Volume, chosen: Mapping[Box, Chosen], connectivity: int, onto: Volume | None = None
+    ) -> None:
+        super().__init__(_like(mask))
+        self._mask, self._chosen, self._connectivity, self._onto = mask, chosen, connectivity, onto
+
+    def part(self, box: Box) -> Volume:
+        """See `Volume.part`."""
+        return _Chosen(self._mask, {box: self._chosen[box]}, self._connectivity, self._onto)
+
+    def read(self, box: Box | None = None) -> Mask8:
+        """See `Volume.read`."""
+        box = self.check_box(box)
+        chosen_zyx = relabel_block(self._mask, box, self._chosen[box], self._connectivity)
+        if self._onto is not None:
+            chosen_zyx |= self._onto.read(box).astype(bool)
+        return chosen_zyx.astype(np.uint8)
+
+
+def _like(volume: Volume) -> VolumeInfo:
+    return VolumeInfo(volume.path, volume.shape, np.dtype(np.uint8), volume.voxel_size, {"kind": "mask"})
