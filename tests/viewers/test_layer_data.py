@@ -1,5 +1,6 @@
 """Volumes as layers of napari, and layers as volumes."""
 
+import doctest
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.viewers.napari_plugin import layer_data
 from mitoseg.viewers.napari_plugin.layer_data import KEY, read_layer
 from mitoseg.viewers.napari_plugin.layers import layer_volume, size_of
 from mitoseg.viewers.napari_plugin.lazy import as_dask
@@ -96,6 +98,10 @@ def test_an_ome_zarr_image_comes_with_its_levels(tmp_path):
     assert [level.shape for level in data] == [(4, 600, 520), (4, 300, 260), (4, 150, 130)]
     assert np.array_equal(np.asarray(data[0]), image_zyx)
     assert read_layer(str(tmp_path / "em.ome.zarr" / "1"))[1]["multiscale"] is False
+
+
+def test_examples():
+    assert doctest.testmod(layer_data) == (0, 1)
 
 
 def test_a_file_that_is_no_volume(tmp_path):

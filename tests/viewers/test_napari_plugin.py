@@ -1,5 +1,6 @@
 """The plugin's readers, writers and widget, in Qt without a screen."""
 
+import doctest
 import threading
 import warnings
 from importlib import import_module
@@ -121,6 +122,12 @@ def test_a_file_that_cannot_be_opened_is_one_message(tmp_path, said):
     assert get_reader(path)(path) == NOTHING
     assert len(said) == 1
     assert get_reader([path, path]) is None
+
+
+def test_examples(application):
+    from mitoseg.viewers.napari_plugin import table
+
+    assert doctest.testmod(table) == (0, 1)
 
 
 def test_images_to_choose_from(window, viewer):
