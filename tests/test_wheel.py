@@ -63,6 +63,9 @@ def test_names_in_the_wheel(wheel):
     static = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mitoseg").rglob("static/*")}
     assert len(static) >= 6
     assert sources | configs | static <= names
+    assert "mitoseg/viewers/napari_plugin/napari.yaml" in names
+    points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
+    assert "[napari.manifest]\nmitoseg = mitoseg.viewers.napari_plugin:napari.yaml" in points
     assert not [name for name in names if "__pycache__" in name or name.startswith("mitoseg/tests")]
 
 

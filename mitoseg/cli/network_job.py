@@ -12,9 +12,9 @@ from mitoseg.benchmark.data import scored_regions
 from mitoseg.benchmark.measure import Cost, stage
 from mitoseg.benchmark.networks import checkpoint_of, describe_run
 from mitoseg.benchmark.records import prediction_path
-from mitoseg.cli.prediction import make_prediction
 from mitoseg.cli.scoring import predict_region
 from mitoseg.datasets import Splits
+from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.provenance import peak_memory
 

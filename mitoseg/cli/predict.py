@@ -14,22 +14,23 @@ from rich.console import Console
 from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.engine import make_engine
 from mitoseg.cli.finishing import Finisher
-from mitoseg.cli.greys import adapt_greys
 from mitoseg.cli.inputs import plan_jobs
 from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
 from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
-from mitoseg.cli.prediction import INSTANCES, predict_with_progress, staged_kind
+from mitoseg.cli.prediction import predict_with_progress, staged_kind
 from mitoseg.cli.progress import progress_bar
 from mitoseg.cli.reporting import report_prediction_of
-from mitoseg.cli.resampling import resample_input, restoring
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
 from mitoseg.inference import Predictor, choose_method
+from mitoseg.inference.greys import adapt_greys
 from mitoseg.inference.memory import budget_bytes
 from mitoseg.inference.precision import choose_compile
+from mitoseg.inference.prepare import INSTANCES
+from mitoseg.inference.resampling import resample_input, restoring
 from mitoseg.networks.bundle import DEFAULT
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from mitoseg import __version__
 from mitoseg.cli.cleaning import chosen_steps
 from mitoseg.cli.labelling import chosen_labelling
-from mitoseg.cli.prediction import INSTANCES
 from mitoseg.cli.session import Session
 from mitoseg.errors import UserError
+from mitoseg.inference.prepare import INSTANCES
 from mitoseg.volumes import Volume, open_volume
 from mitoseg.volumes.images import SliceFolder
 from mitoseg.volumes.opening import stored_in, warn_of_gaps

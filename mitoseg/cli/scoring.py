@@ -10,12 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, cleaned
-from mitoseg.cli.prediction import make_prediction, predict_with_progress
+from mitoseg.cli.prediction import predict_with_progress
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations, save_curves, score_table
 from mitoseg.evaluation import save_overlays as draw_overlays
 from mitoseg.inference import Prediction
+from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint
 from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.cli.devices import choose_device
-from mitoseg.cli.prediction import CUDA_SLICES, make_prediction
 from mitoseg.cli.tiles import Remote, make_remote
 from mitoseg.cli.workers import Team, gather_team, look_around
 from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.inference import Prediction
+from mitoseg.inference.devices import choose_device
 from mitoseg.inference.precision import choose_precision
+from mitoseg.inference.prepare import CUDA_SLICES, make_prediction
 from mitoseg.networks.bundle import DEFAULT, find_weights
 from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.volumes import Normalization, Volume

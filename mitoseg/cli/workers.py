@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from mitoseg import __version__
-from mitoseg.cli.devices import choose_device
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
+from mitoseg.inference.devices import choose_device
 from mitoseg.inference.precision import has_bf16
 from mitoseg.storage import remove
 from mitoseg.volumes.stage_folder import PATIENCE, wait_for

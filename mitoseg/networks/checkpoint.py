@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ KEY = "mitoseg"
 FORMAT = 2
 """Version of that entry. 2 names the prediction method, the cost of lower precision and the version of mitoseg."""
 ALLOWED = ("mitoseg.networks", "monai.networks.nets")
+NOT_READABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError),
+    *(TypeError, AttributeError, AssertionError, struct.error),  # torch's unpickler meets bytes that are no pickle
+)
+"""What loading a file raises that is no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's advice on odd pickles; the error below says enough
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except NOT_READABLE as error:
         raise UserError("not a checkpoint that is safe to load", str(path), remedy) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise UserError("the checkpoint was not written by mitoseg", str(path), remedy)

@@ -213,3 +213,7 @@ class Postprocess:
         if voxels * BYTES > psutil.virtual_memory().available:
             what = f"post-processing holds {voxels} voxels at once: too little memory"
             raise UserError(what, f"{voxels * BYTES / 1e9:.1f} GB", "give postprocess=none, or fewer steps")
+
+
+CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)
+"""What ``postprocess=clean`` does; `conf/postprocess/clean.yaml` holds the same."""

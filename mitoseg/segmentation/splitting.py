@@ -62,16 +62,33 @@ def split_mask(
     return table[basins_zyx[inner]]
 
 
+def split_at_seeds(
+    mask_zyx: Mask, seeds_zyx: npt.NDArray[np.integer], voxel_size: Sequence[float], *, smoothing: float = 20.0
+) -> npt.NDArray[np.int32]:
+    """Cut one object into as many parts as it has seeds: a watershed of the distance to its border, from the seeds.
+
+    Args:
+        mask_zyx: The object, in its bounding box.
+        seeds_zyx: (n, 3), different voxels of it.
+        voxel_size: (z, y, x) in nm.
+        smoothing: Of the distance, standard deviation in nm.
+
+    Returns:
+        ``part_zyx``, 0 outside, part ``i + 1`` from seed ``i``. Pieces that no seed reaches, of an object that is not
+        in one piece, are 0.
+    """
+    height_zyx = _heights(np.pad(mask_zyx, 1), voxel_size, smoothing)[1:-1, 1:-1, 1:-1]
+    markers_zyx = np.zeros(mask_zyx.shape, np.int32)
+    markers_zyx[tuple(np.asarray(seeds_zyx).T)] = np.arange(1, len(seeds_zyx) + 1)
+    part_zyx: npt.NDArray[np.int32] = watershed(-height_zyx, markers_zyx, mask=mask_zyx)  # type: ignore[no-untyped-call]
+    return part_zyx
+
+
 def find_basins(
     mask_zyx: Mask, voxel_size: Sequence[float], smoothing: float, connectivity: int
 ) -> tuple[npt.NDArray[np.int32], Basins]:
     """The basin of each maximum of the distance, and where they meet; heights are in nm."""
-    options: dict[str, Any] = {"anisotropy": tuple(voxel_size), "black_border": False, "parallel": 1}
-    height_zyx: Heights = edt.edt(np.ascontiguousarray(mask_zyx), **options)
-    np.minimum(height_zyx, _longest(mask_zyx.shape, voxel_size), out=height_zyx)  # infinite where nothing is outside
-    if smoothing:
-        height_zyx = gaussian_filter(height_zyx, [smoothing / v for v in voxel_size], mode="nearest", truncate=3)
-    height_zyx[~mask_zyx] = 0
+    height_zyx = _heights(mask_zyx, voxel_size, smoothing)
     basins_zyx: npt.NDArray[np.int32] = watershed(  # type: ignore[no-untyped-call]
         -height_zyx, mask=mask_zyx, connectivity=RINGS[connectivity]
     )
@@ -86,6 +103,17 @@ def find_basins(
         pairs=pairs,
         saddles=saddles,
     )
+
+
+def _heights(mask_zyx: Mask, voxel_size: Sequence[float], smoothing: float) -> Heights:
+    """The distance to the background in nm, smoothed; 0 outside."""
+    options: dict[str, Any] = {"anisotropy": tuple(voxel_size), "black_border": False, "parallel": 1}
+    height_zyx: Heights = edt.edt(np.ascontiguousarray(mask_zyx), **options)
+    np.minimum(height_zyx, _longest(mask_zyx.shape, voxel_size), out=height_zyx)  # infinite where nothing is outside
+    if smoothing:
+        height_zyx = gaussian_filter(height_zyx, [smoothing / v for v in voxel_size], mode="nearest", truncate=3)
+    height_zyx[~mask_zyx] = 0
+    return height_zyx
 
 
 def _longest(shape: Sequence[int], voxel_size: Sequence[float]) -> float:

@@ -113,6 +113,23 @@ def level_paths(group: zarr.Group) -> list[str]:
     return [str(level["path"]).strip("/") for level in image["datasets"]]
 
 
+def find_levels(path: str) -> list[str]:
+    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is no image.
+
+    Raises:
+        UserError: Several images lie in it.
+    """
+    folder = Path(path).absolute()
+    if not any((folder / mark).is_file() for mark in MARKS):
+        return []
+    group = zarr.open(store=folder, mode="r")
+    image = find_image(group, path) if isinstance(group, zarr.Group) else None
+    if image is None:
+        return []
+    above = f"{image.path}/" if image.path else ""
+    return [above + level for level in level_paths(image)]
+
+
 def header_from_above(folder: Path) -> LevelHeader | None:
     """What the image around an array's folder says of it; None without an image around it that lists it."""
     folder = folder.absolute()

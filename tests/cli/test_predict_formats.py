@@ -10,8 +10,8 @@ import tifffile
 from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
 from scipy import ndimage
 
-from mitoseg.cli.resampling import resample_input
 from mitoseg.geometry import Box
+from mitoseg.inference.resampling import resample_input
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 

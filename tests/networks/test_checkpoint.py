@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
@@ -172,3 +174,12 @@ def test_a_format_that_cannot_be_read_says_what_to_do(found, remedy, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         load_model(tmp_path / "none.ckpt")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=40), st.text(alphabet="sometething else\n.(l}]", max_size=30).map(str.encode)))
+def test_any_bytes_are_refused_in_one_line(tmp_path, data):
+    path = tmp_path / "any.ckpt"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"not a checkpoint|not written by mitoseg"):
+        load_model(path)

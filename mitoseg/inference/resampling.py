@@ -93,13 +93,10 @@ def _by(sizes: Sequence[float]) -> str:
 
 
 def _warn(volume: Volume, model: Model) -> None:
-    """Tell of voxels that are far from training's, along the axes that ``auto`` would change."""
-    if volume.voxel_size is None or model.voxel_size is None:
-        return
-    wanted = _wanted(volume.voxel_size, model.voxel_size, model)
-    if max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR:
+    """Tell of voxels that are far from training's."""
+    if has_other_voxels(volume, model):
         text = "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
-        log.warning(text, volume.path, _by(volume.voxel_size), _by(model.voxel_size))
+        log.warning(text, volume.path, _by(volume.voxel_size or ()), _by(model.voxel_size or ()))
 
 
 def _tell_unknown(volume: Volume, model: Model) -> None:
@@ -114,6 +111,14 @@ def _tell_unknown(volume: Volume, model: Model) -> None:
             "%s has no voxel size: taking the checkpoint's, %s nm, so it is not resampled; or give voxel_size=[z,y,x]"
         )
         log.warning(text, volume.path, _by(model.voxel_size))
+
+
+def has_other_voxels(volume: Volume, model: Model) -> bool:
+    """Whether voxels are far from training's, along the axes that ``resample=auto`` would change."""
+    if volume.voxel_size is None or model.voxel_size is None:
+        return False
+    wanted = _wanted(volume.voxel_size, model.voxel_size, model)
+    return max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR
 
 
 @dataclass(frozen=True)

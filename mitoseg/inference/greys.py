@@ -42,11 +42,16 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
 
 def warn_of_other_greys(volume: Volume, model: Model) -> None:
     """One warning where grey values are far from training's; nothing where the checkpoint does not know those."""
-    quantiles = model.record.get("grey_quantiles")
-    if not isinstance(quantiles, list) or len(quantiles) < 2:
-        return
-    greys = sample_greys(volume)
-    distance = grey_distance(greys, quantiles) if greys.size else 0.0
+    distance = greys_apart(volume, model)
     if distance > FAR:
         text = "%s has other grey values than training (%.2g of its deviations apart): give normalize=match"
         log.warning(text, volume.path, distance)
+
+
+def greys_apart(volume: Volume, model: Model) -> float:
+    """How far grey values are from training's, see `mitoseg.volumes.drift`; 0 where the checkpoint does not know."""
+    quantiles = model.record.get("grey_quantiles")
+    if not isinstance(quantiles, list) or len(quantiles) < 2:
+        return 0.0
+    greys = sample_greys(volume)
+    return grey_distance(greys, quantiles) if greys.size else 0.0

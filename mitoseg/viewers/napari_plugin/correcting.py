@@ -1,0 +1,186 @@
+"""Corrections of instances: arrays in, a list of changed voxels out, so that a viewer can apply and undo them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import find_objects
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.segmentation import Labelling
+from mitoseg.segmentation.splitting import split_at_seeds, split_mask
+from mitoseg.volumes import Array
+
+Index = tuple[npt.NDArray[np.intp], ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Voxels and their new labels.
+
+    Attributes:
+        index: Arrays of z, y and x.
+        values: One for each voxel, in the labels' type.
+        changed: Numbers of the instances that were or are there.
+    """
+
+    index: Index
+    values: Array
+    changed: frozenset[int]
+
+    def apply(self, labels_zyx: Array) -> None:
+        """Change labels in place."""
+        labels_zyx[self.index] = self.values
+
+
+def merge(labels_zyx: Array, ids: Sequence[int]) -> Edit:
+    """Give several instances the lowest of their numbers.
+
+    Raises:
+        UserError: There are not two, or one of them is not in the labels.
+    """
+    wanted = sorted(set(ids))
+    if len(wanted) < 2:
+        raise UserError("merging takes two instances or more", list(wanted), "choose them in the table or the viewer")
+    index = np.nonzero(_where(labels_zyx, wanted)) if len(wanted) else ()
+    moved = labels_zyx[index] != wanted[0]
+    return _edit(labels_zyx, tuple(axis[moved] for axis in index), wanted[0], wanted)
+
+
+def delete(labels_zyx: Array, ids: Sequence[int]) -> Edit:
+    """Make instances background.
+
+    Raises:
+        UserError: There is none, or one of them is not in the labels.
+    """
+    wanted = sorted(set(ids))
+    if not wanted:
+        raise UserError("no instance is chosen", None, "choose one in the table or the viewer")
+    return _edit(labels_zyx, np.nonzero(_where(labels_zyx, wanted)), 0, wanted)
+
+
+def split_necks(
+    labels_zyx: Array, ids: Sequence[int], voxel_size: Sequence[float], labelling: Labelling | None = None
+) -> Edit:
+    """Cut instances at their necks; the largest part of each keeps its number.
+
+    Args:
+        labels_zyx: Instance numbers.
+        ids: Of the instances.
+        voxel_size: (z, y, x) in nm.
+        labelling: Where to cut; see `mitoseg.segmentation.splitting`.
+
+    Raises:
+        UserError: There is none, one of them is not in the labels, or none of them has such a neck.
+    """
+    labelling = labelling or Labelling(split=True)
+    wanted = sorted(set(ids))
+    if not wanted:
+        raise UserError("no instance is chosen", None, "choose one in the table or the viewer")
+    edits: list[Edit] = []
+    for i in wanted:
+        box = _box(labels_zyx, i)
+        part_zyx = split_mask(
+            labels_zyx[box.slices] == i,
+            voxel_size,
+            labelling.criterion,
+            smoothing=labelling.smoothing,
+            connectivity=labelling.connectivity,
+            closed=[(a > 0, b < n) for a, b, n in zip(box.start, box.stop, labels_zyx.shape, strict=True)],
+        )
+        if part_zyx.max() > 1:
+            edits.append(_parted(labels_zyx, i, box, part_zyx, _added(edits)))
+    if not edits:
+        raise UserError("no neck to cut at", wanted, "place two seed points in it, or raise the neck's share")
+    return _joined(edits)
+
+
+def split_seeds(labels_zyx: Array, seeds_zyx: npt.NDArray[np.floating], voxel_size: Sequence[float]) -> Edit:
+    """Cut every instance that holds two seed points or more into as many parts.
+
+    Args:
+        labels_zyx: Instance numbers.
+        seeds_zyx: (n, 3), in voxels; points outside of all instances are left out.
+        voxel_size: (z, y, x) in nm.
+
+    Raises:
+        UserError: No instance holds two.
+    """
+    at = np.unique(np.rint(np.reshape(seeds_zyx, (-1, 3))).astype(np.int64), axis=0)
+    at = at[((at >= 0) & (at < labels_zyx.shape)).all(axis=1)]
+    hit = labels_zyx[tuple(at.T)]
+    edits: list[Edit] = []
+    for i in np.unique(hit[hit > 0]).tolist():
+        mine = at[hit == i]
+        if len(mine) > 1:
+            box = _box(labels_zyx, i)
+            part_zyx = split_at_seeds(labels_zyx[box.slices] == i, mine - np.array(box.start), voxel_size)
+            edits.append(_parted(labels_zyx, i, box, part_zyx, _added(edits)))
+    if not edits:
+        raise UserError("no instance holds two seed points", len(at), "place one in each part, inside the instance")
+    return _joined(edits)
+
+
+def middle(labels_zyx: Array, i: int) -> tuple[int, int, int] | None:
+    """The voxel of an instance that lies nearest to its centre; None where there is no such instance."""
+    at = np.argwhere(labels_zyx == i)
+    if not len(at) or i == 0:
+        return None
+    z, y, x = at[((at - at.mean(axis=0)) ** 2).sum(axis=1).argmin()].tolist()
+    return z, y, x
+
+
+def _where(labels_zyx: Array, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """The voxels of instances.
+
+    Raises:
+        UserError: One of them has none.
+    """
+    mask_zyx = np.zeros(labels_zyx.shape, bool)
+    for i in ids:
+        mine_zyx = labels_zyx == i
+        if i == 0 or not mine_zyx.any():
+            raise UserError("no instance has the number", i, "choose one in the table or the viewer")
+        mask_zyx |= mine_zyx
+    return mask_zyx
+
+
+def _box(labels_zyx: Array, i: int) -> Box:
+    """Where an instance lies."""
+    (slices,) = find_objects(_where(labels_zyx, [i]).view(np.uint8))
+    return Box(tuple(s.start for s in slices), tuple(s.stop for s in slices))
+
+
+def _parted(labels_zyx: Array, i: int, box: Box, part_zyx: Array, added: int) -> Edit:
+    """New numbers for all parts but the largest; ``added`` numbers are taken already."""
+    sizes = np.bincount(part_zyx.ravel())
+    sizes[0] = 0
+    largest = int(sizes.argmax())
+    first = int(labels_zyx.max()) + 1 + added
+    table = np.zeros(len(sizes), np.int64)
+    others = [p for p in np.flatnonzero(sizes).tolist() if p != largest]
+    table[others] = np.arange(first, first + len(others))
+    if first + len(others) - 1 > np.iinfo(labels_zyx.dtype).max:
+        raise UserError("the labels' type has no more numbers", str(labels_zyx.dtype), "save them as instances first")
+    inside = np.nonzero(table[part_zyx])
+    index = tuple(axis + start for axis, start in zip(inside, box.start, strict=True))
+    return _edit(labels_zyx, index, table[part_zyx[inside]], [i, *table[others].tolist()])
+
+
+def _added(edits: Sequence[Edit]) -> int:
+    return sum(len(edit.changed) - 1 for edit in edits)
+
+
+def _edit(labels_zyx: Array, index: Index, values: object, changed: Sequence[int]) -> Edit:
+    each = np.broadcast_to(np.asarray(values, labels_zyx.dtype), index[0].shape)
+    return Edit(index, np.array(each), frozenset(int(i) for i in changed))
+
+
+def _joined(edits: Sequence[Edit]) -> Edit:
+    index = tuple(np.concatenate(axes) for axes in zip(*(edit.index for edit in edits), strict=True))
+    changed = frozenset[int]().union(*(edit.changed for edit in edits))
+    return Edit(index, np.concatenate([edit.values for edit in edits]), changed)

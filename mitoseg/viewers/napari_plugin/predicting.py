@@ -1,0 +1,217 @@
+"""From an image to probabilities and numbered mitochondria, in memory; progress is told, and may stop it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.inference import Predictor, predict_volume
+from mitoseg.inference.greys import adapt_greys, greys_apart
+from mitoseg.inference.memory import Tile, budget_bytes, free_bytes
+from mitoseg.inference.prepare import make_prediction
+from mitoseg.inference.resampling import has_other_voxels, resample_input
+from mitoseg.networks.bundle import find_weights
+from mitoseg.networks.checkpoint import Model, load_model
+from mitoseg.segmentation import Labelling, Postprocess, label_array
+from mitoseg.segmentation.postprocess import BYTES, CLEAN
+from mitoseg.viewers.napari_plugin.jobs import Tell, tell_nobody
+from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
+from mitoseg.volumes.drift import FAR
+from mitoseg.volumes.resampling import resampled
+
+Probability = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.uint32]
+PREDICTED = 0.9
+"""Share of the progress bar that the network takes."""
+AS_TRAINED = "checkpoint"
+"""Grey values are taken as they are; see `mitoseg.inference.greys.adapt_greys`."""
+STEPS = 20
+"""Of the progress bar, at least, where they cost nothing."""
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How probabilities become instances.
+
+    Attributes:
+        cleaned: Whether they are post-processed, as ``postprocess=clean`` does.
+        split: Whether touching mitochondria are cut at their necks.
+    """
+
+    cleaned: bool = True
+    split: bool = False
+
+    @property
+    def steps(self) -> Postprocess:
+        """The steps from probabilities to a mask."""
+        return CLEAN if self.cleaned else Postprocess()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose.
+
+    Attributes:
+        checkpoint: A file, or the name of a model that comes along; None: the default one.
+        method: As ``method=`` of the command.
+        threshold: Of the mask; None: the model's.
+        greys: ``checkpoint``, ``match`` or ``volume``; see `mitoseg.inference.greys.adapt_greys`.
+        resample: Whether the network sees voxels of the size that it was trained on.
+        numbering: What follows.
+    """
+
+    checkpoint: str | None = None
+    method: str = "auto"
+    threshold: float | None = None
+    greys: str = AS_TRAINED
+    resample: bool = True
+    numbering: Numbering = field(default_factory=Numbering)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out, on the image's grid.
+
+    Attributes:
+        probability_zyx: Calibrated.
+        instances_zyx: Numbers from 1 on.
+        probability: Metadata of the probabilities.
+        instances: Metadata of the instances.
+        notes: What the user should know.
+    """
+
+    probability_zyx: Probability
+    instances_zyx: Ids
+    probability: dict[str, Any]
+    instances: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class _ArrayWriter:
+    """Takes tiles into an array."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.array_zyx: Probability = np.zeros(shape, np.float32)
+
+    def write(self, box: Box, array_zyx: npt.NDArray[Any], /) -> None:
+        """Take the voxels of one box."""
+        self.array_zyx[box.slices] = array_zyx
+
+
+def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
+    """Predict a volume.
+
+    Args:
+        image: Grey values.
+        choice: How.
+        tell: Told of every tile.
+
+    Raises:
+        UserError: The checkpoint, an option or the image is no good, or the result does not fit into memory.
+        Cancelled: As `tell` wants it.
+    """
+    tell(0.0, "loading the model")
+    path = find_weights(choice.checkpoint)
+    model = load_model(path)
+    _check_memory(image)
+    resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
+    seen = resample_input("auto", image, model) if resamples else image
+    volume, normalization = (seen, None) if choice.greys == AS_TRAINED else adapt_greys(choice.greys, seen, model)
+    prediction = make_prediction(model, method=choice.method, threshold=choice.threshold, normalization=normalization)
+    writer, done, total = _ArrayWriter(volume.shape), 0, volume.box.size
+    tell(0.0, "predicting")
+
+    def advance(box: Box) -> None:
+        nonlocal done
+        done += box.size
+        tell(PREDICTED * done / total, "predicting")
+
+    predictor = Predictor(prediction, volume)
+    predict_volume(predictor, volume, writer, tile=_steps(predictor, volume), on_tile=advance)
+    probability_zyx = writer.array_zyx
+    if seen is not image:
+        size, back = seen.voxel_size, image.voxel_size
+        assert size is not None
+        assert back is not None
+        probability_zyx = resampled(ArrayVolume(probability_zyx, size), back, image.shape).read()
+    about = {**prediction.metadata, "checkpoint": path.parent.name if path.stem == "model" else path.name}
+    instances_zyx, made = number(
+        probability_zyx, about, choice.numbering, image.voxel_size or prediction.voxel_size, tell=tell
+    )
+    return Outcome(probability_zyx, instances_zyx, about, made, _notes(image, model, choice))
+
+
+def _steps(predictor: Predictor, volume: Volume) -> Tile:
+    """The tile that memory allows; of networks on slices thinner, which costs them nothing and shows progress."""
+    z, y, x = predictor.choose_tile(budget_bytes(None))
+    return (min(z, -(-volume.shape[0] // STEPS)), y, x) if predictor.ndim == 2 else (z, y, x)
+
+
+def number(
+    probability_zyx: Probability,
+    about: dict[str, Any],
+    numbering: Numbering,
+    voxel_size: VoxelSize | None,
+    *,
+    threshold: float | None = None,
+    tell: Tell = tell_nobody,
+) -> tuple[Ids, dict[str, Any]]:
+    """Instances of probabilities, and their metadata.
+
+    Args:
+        probability_zyx: From 0 to 1.
+        about: Metadata of the probabilities, with a threshold.
+        numbering: How.
+        voxel_size: (z, y, x) in nm.
+        threshold: Instead of that of the metadata.
+        tell: Told of the steps.
+
+    Raises:
+        UserError: The voxel size is needed and not known, or there is too little memory.
+    """
+    used = about["threshold"] if threshold is None else threshold
+    tell(PREDICTED, "post-processing")
+    mask_zyx = numbering.steps(probability_zyx, used, voxel_size)
+    tell((1 + PREDICTED) / 2, "numbering")
+    labelling = Labelling(split=numbering.split)
+    instances_zyx = label_array(mask_zyx, labelling, voxel_size=voxel_size)
+    tell(1.0, "done")
+    made = {key: about[key] for key in ("checkpoint",) if key in about}
+    made |= {"kind": "instances", "threshold": used, "scale": 1}
+    return instances_zyx, {**made, "postprocess": asdict(numbering.steps), "labelling": asdict(labelling)}
+
+
+def _check_memory(image: Volume) -> None:
+    """Refuse what would not fit: probabilities, instances, and what post-processing takes.
+
+    Raises:
+        UserError: It does not.
+    """
+    needed = math.prod(image.shape) * (BYTES + 8)
+    if needed > free_bytes():
+        what = f"the results need {needed / 1e9:.1f} GB of memory, {free_bytes() / 1e9:.1f} GB are free"
+        raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open what it wrote")
+
+
+def _notes(image: Volume, model: Model, choice: Choice) -> tuple[str, ...]:
+    """What may make the result worse than it could be."""
+    notes = []
+    if choice.greys == AS_TRAINED and greys_apart(image, model) > FAR:
+        notes.append("the grey values are unlike those of training: try grey values “matched to training”")
+    if image.voxel_size is None and model.voxel_size is not None:
+        notes.append(f"the image has no voxel size: the model's is taken, {_size(model.voxel_size)} nm")
+    if not choice.resample and has_other_voxels(image, model):
+        trained = _size(model.voxel_size or ())
+        notes.append(f"the model was trained on voxels of {trained} nm: try “resample to the model's voxels”")
+    return tuple(notes)
+
+
+def _size(voxel_size: Sequence[float]) -> str:
+    return " x ".join(f"{n:g}" for n in voxel_size)

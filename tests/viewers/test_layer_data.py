@@ -1,0 +1,161 @@
+"""Volumes as layers of napari, and layers as volumes."""
+
+import doctest
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.viewers.napari_plugin import layer_data
+from mitoseg.viewers.napari_plugin.layer_data import KEY, read_layer
+from mitoseg.viewers.napari_plugin.layers import layer_volume, size_of
+from mitoseg.viewers.napari_plugin.lazy import as_dask
+from mitoseg.volumes import ArrayVolume, create_volume
+
+da = pytest.importorskip("dask.array", reason="lazy layers need dask, of the extra viewers")
+
+SHAPE = (5, 20, 30)
+FORMATS = [".tif", ".h5", ".zarr", ".ome.zarr", ".mrc"]
+
+
+def written(path, array_zyx, voxel_size=(50.0, 5.0, 4.0), **metadata):
+    with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=voxel_size, metadata=metadata) as writer:
+        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
+    return str(path)
+
+
+def greys(dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, 200, SHAPE).astype(dtype)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_image_stays_on_the_disk(tmp_path, suffix):
+    image_zyx = greys()
+    data, options, kind = read_layer(written(tmp_path / f"em{suffix}", image_zyx))
+    assert kind == "image"
+    assert isinstance(data, da.Array)
+    assert np.array_equal(data[1:3, 4:9, 5:6].compute(), image_zyx[1:3, 4:9, 5:6])
+    assert np.array_equal(np.asarray(data), image_zyx)
+    assert options["name"] == "em"
+    assert options["scale"] == pytest.approx((50, 5, 4))
+    assert options["units"] == ("nm",) * 3
+    assert options["colormap"] == "gray"
+
+
+def test_only_what_is_looked_at_is_read(tmp_path):
+    read = []
+
+    class Watched(ArrayVolume):
+        def read(self, box=None):
+            read.append(box)
+            return super().read(box)
+
+    data = as_dask(Watched(greys()))
+    assert read == []
+    assert np.array_equal(data[2].compute(), greys()[2])
+    assert read == [Box((2, 0, 0), (3, 20, 30))]
+
+
+@pytest.mark.parametrize(
+    "index", [np.s_[3], np.s_[1:4, ::2, 5], np.s_[::-1, 3:19:5, 2:2], np.s_[:, :, -1], np.s_[..., ::-3]]
+)
+def test_any_slice_of_a_volume(index):
+    assert np.array_equal(as_dask(ArrayVolume(greys()))[index].compute(), greys()[index])
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1.0), (np.uint8, 255)])
+def test_probabilities_are_drawn_from_0_to_1(tmp_path, dtype, scale):
+    path = written(tmp_path / "p.zarr", greys(dtype), kind="probability", threshold=0.4, scale=scale)
+    _, options, kind = read_layer(path)
+    assert (kind, options["contrast_limits"], options["blending"]) == ("image", (0, scale), "additive")
+    assert options["metadata"][KEY]["threshold"] == 0.4
+
+
+@pytest.mark.parametrize(("metadata", "dtype"), [({"kind": "mask"}, np.uint8), ({"kind": "instances"}, np.uint16),
+                                                 ({}, np.uint32)])  # fmt: skip
+def test_masks_and_instances_are_labels_in_memory(tmp_path, metadata, dtype):
+    labels_zyx = greys(dtype)
+    data, options, kind = read_layer(written(tmp_path / "a.h5", labels_zyx, voxel_size=None, **metadata))
+    assert kind == "labels"
+    assert isinstance(data, np.ndarray)
+    assert np.array_equal(data, labels_zyx)
+    assert "scale" not in options  # the file knows none
+
+
+def test_large_labels_stay_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("mitoseg.viewers.napari_plugin.layer_data.IN_MEMORY", 0)
+    data, _, kind = read_layer(written(tmp_path / "a.zarr", greys(np.uint32), kind="instances"))
+    assert kind == "labels"
+    assert isinstance(data, da.Array)
+
+
+def test_an_ome_zarr_image_comes_with_its_levels(tmp_path):
+    image_zyx = np.random.default_rng(0).integers(0, 200, (4, 600, 520)).astype(np.uint8)
+    data, options, _ = read_layer(written(tmp_path / "em.ome.zarr", image_zyx, voxel_size=(50, 5, 5)))
+    assert options["multiscale"]
+    assert [level.shape for level in data] == [(4, 600, 520), (4, 300, 260), (4, 150, 130)]
+    assert np.array_equal(np.asarray(data[0]), image_zyx)
+    assert read_layer(str(tmp_path / "em.ome.zarr" / "1"))[1]["multiscale"] is False
+
+
+def test_examples():
+    assert doctest.testmod(layer_data) == (0, 1)
+
+
+def test_a_file_that_is_no_volume(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"no")
+    with pytest.raises(UserError):
+        read_layer(str(path))
+
+
+@pytest.mark.parametrize(
+    ("scale", "units", "size"),
+    [
+        ((50, 5, 4), ("nanometer",) * 3, (50, 5, 4)),
+        ((0.05, 5, 4), ("micrometer", "nm", "nm"), (50, 5, 4)),
+        ((1, 1, 1), ("pixel",) * 3, None),
+        ((5, 5), ("nm", "nm"), None),
+        (None, None, None),
+    ],
+)
+def test_voxel_sizes_of_layers(scale, units, size):
+    assert size_of(scale, units) == size
+
+
+def layer(data, **more):
+    about = {
+        "name": "em",
+        "rgb": False,
+        "multiscale": False,
+        "metadata": {},
+        "scale": (1,) * 3,
+        "units": ("pixel",) * 3,
+    }
+    return SimpleNamespace(data=data, **about | more)
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (None, "there is no image layer"),
+        (layer(np.zeros((9, 9))), "2 axes, not 3"),
+        (layer(np.zeros((1, 2, 9, 9))), "4 axes, not 3"),
+        (layer(np.zeros((2, 9, 9, 3)), rgb=True), "in colour"),
+    ],
+)
+def test_layers_that_are_no_volumes(one, message):
+    with pytest.raises(UserError, match=message):
+        layer_volume(one)
+
+
+def test_a_layer_is_a_volume():
+    image_zyx = greys()
+    many = layer([da.from_array(image_zyx), image_zyx[:, ::2, ::2]], multiscale=True)
+    volume = layer_volume(many)
+    assert (volume.shape, volume.dtype, volume.voxel_size) == (SHAPE, np.uint8, None)
+    box = Box((1, 2, 3), (3, 9, 8))
+    assert np.array_equal(volume.read(box), image_zyx[box.slices])
+    assert layer_volume(many, (5, 5, 5)).voxel_size == (5, 5, 5)

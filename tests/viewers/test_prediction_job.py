@@ -1,0 +1,220 @@
+"""Predicting, numbering, measuring and saving for a viewer, without one."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from monai.networks.nets import UNet
+from scipy import ndimage
+
+from mitoseg.errors import UserError
+from mitoseg.inference import Prediction, predict_volume
+from mitoseg.inference.prepare import make_prediction
+from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
+from mitoseg.segmentation import Postprocess
+from mitoseg.segmentation.postprocess import CLEAN
+from mitoseg.viewers.napari_plugin import predicting
+from mitoseg.viewers.napari_plugin.correcting import delete, merge
+from mitoseg.viewers.napari_plugin.jobs import Cancelled
+from mitoseg.viewers.napari_plugin.measuring import make_sources, measure, measure_again, shown
+from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering, number, predict
+from mitoseg.viewers.napari_plugin.saving import save_table, save_volume
+from mitoseg.volumes import ArrayVolume, open_volume
+
+SIZE = (5.0, 5.0, 5.0)
+PLAIN = Numbering(cleaned=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small network with random weights."""
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+    network = UNet(**arguments)
+    for parameter in network.parameters():
+        parameter.data = 2 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+    record = {
+        "format": FORMAT,
+        "network": {"_target_": "monai.networks.nets.UNet", **arguments},
+        "normalization": {"mean": 120.0, "std": 60.0},
+        "channels": "single",
+        "voxel_size": [5.0, 5.0, 5.0],
+        "calibration": {"prior_shift": 0.0, "temperature": 4.0, "bias": 0.0},
+        "threshold": 0.4,
+        "version": None,
+        "method": "auto",
+        "precision": {},
+        "grey_quantiles": [0, 60, 120, 180, 240],
+    }
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("run") / "best.ckpt"
+    torch.save({KEY: record, "state_dict": weights}, path)
+    return str(path)
+
+
+def image(voxel_size=SIZE):
+    noise = np.random.default_rng(0).normal(size=(4, 48, 64))
+    image_zyx = 120 + 500 * ndimage.gaussian_filter(noise, (1, 4, 4))
+    return ArrayVolume(image_zyx.clip(0, 255).astype(np.uint8), voxel_size)
+
+
+class Collected:
+    def __init__(self, shape):
+        self.array_zyx = np.zeros(shape, np.float32)
+
+    def write(self, box, array_zyx):
+        self.array_zyx[box.slices] = array_zyx
+
+
+def test_the_job_gives_what_inference_gives(checkpoint):
+    told, source = [], image()
+    outcome = predict(source, Choice(checkpoint, numbering=PLAIN), lambda *words: told.append(words))
+    expected = Collected(source.shape)
+    prediction = make_prediction(load_model(checkpoint))
+    assert isinstance(prediction, Prediction)
+    predict_volume(prediction, source, expected)
+    assert np.array_equal(outcome.probability_zyx, expected.array_zyx)
+    oracle, count = ndimage.label(expected.array_zyx >= np.float32(0.4))
+    assert count == outcome.instances_zyx.max() > 1
+    assert np.array_equal(oracle > 0, outcome.instances_zyx > 0)
+    assert outcome.probability == {"kind": "probability", "threshold": 0.4, "scale": 1, "checkpoint": "best.ckpt"}
+    assert outcome.instances["kind"] == "instances"
+    assert outcome.notes == ()
+    shares = [share for share, *_ in told]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+
+
+def test_a_threshold_of_ones_own(checkpoint):
+    outcome = predict(image(), Choice(checkpoint, threshold=0.7, numbering=PLAIN))
+    assert np.array_equal(outcome.instances_zyx > 0, outcome.probability_zyx >= np.float32(0.7))
+    again, about = number(outcome.probability_zyx, outcome.probability, PLAIN, SIZE, threshold=0.2)
+    assert np.array_equal(again > 0, outcome.probability_zyx >= np.float32(0.2))
+    assert about["threshold"] == 0.2
+
+
+def test_cancelled_between_tiles(checkpoint):
+    tiles = []
+
+    def tell(share, text=""):
+        if share > 0:
+            tiles.append(share)
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        predict(image(), Choice(checkpoint), tell)
+    assert tiles == [pytest.approx(predicting.PREDICTED / 4)]
+
+
+def test_notes_on_what_may_go_wrong(checkpoint):
+    dark = ArrayVolume(image().read() // 8, None)
+    (greys, size) = predict(dark, Choice(checkpoint, numbering=PLAIN)).notes
+    assert "matched to training" in greys
+    assert "5 x 5 x 5 nm" in size
+    (voxels,) = predict(image((5.0, 9.0, 9.0)), Choice(checkpoint, resample=False, numbering=PLAIN)).notes
+    assert "resample" in voxels
+    outcome = predict(image((5.0, 9.0, 9.0)), Choice(checkpoint, numbering=PLAIN))
+    assert outcome.notes == ()
+    assert outcome.probability_zyx.shape == outcome.instances_zyx.shape == image().shape
+
+
+def test_what_cannot_be_predicted(checkpoint, tmp_path, monkeypatch):
+    other = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}}, other)
+    for choice, message in (
+        (Choice(str(other)), "not written by mitoseg"),
+        (Choice(str(tmp_path / "none.ckpt")), "no such checkpoint"),
+        (Choice(checkpoint, method="dense"), "needs a block network"),
+        (Choice(checkpoint, threshold=2), "not a probability"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(image(), choice)
+    monkeypatch.setattr(predicting, "free_bytes", lambda: 1000)
+    with pytest.raises(UserError, match="mitoseg predict"):
+        predict(image(), Choice(checkpoint))
+
+
+def test_clean_is_what_the_commands_call_clean():
+    path = Path(__file__).parents[2] / "conf" / "postprocess" / "clean.yaml"
+    steps = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del steps["_target_"]
+    steps["min_volume"] = float(steps["min_volume"])
+    assert Postprocess(**steps) == CLEAN == Numbering().steps
+
+
+def cubes():
+    labels_zyx = np.zeros((12, 30, 40), np.uint32)
+    for i, (y, x) in enumerate(itertools.product((2, 16), (3, 15, 27))):
+        labels_zyx[3 : 8 + i % 3, y : y + 9, x : x + 8] = i + 1
+    return labels_zyx
+
+
+@pytest.mark.parametrize("correct", [lambda a: merge(a, [2, 5]), lambda a: delete(a, [3])])
+def test_rows_after_a_correction_are_those_of_measuring_again(correct):
+    labels_zyx = cubes()
+    grey = ArrayVolume(np.random.default_rng(0).integers(0, 255, labels_zyx.shape).astype(np.uint8))
+    table = measure(make_sources(labels_zyx, SIZE, grey))
+    assert len(table) == 6
+    edit = correct(labels_zyx)
+    edit.apply(labels_zyx)
+    sources = make_sources(labels_zyx, SIZE, grey)
+    again, expected = measure_again(table, sources, edit.changed), measure(sources)
+    kept = [name for name in expected if name != "neighbour_distance_nm"]
+    pd.testing.assert_frame_equal(again[kept], expected[kept])
+    changed = again["instance"].isin(edit.changed)
+    assert again.loc[changed, "neighbour_distance_nm"].isna().all()
+
+
+def test_the_shown_columns_have_their_units():
+    table = shown(measure(make_sources(cubes(), SIZE)))
+    assert table["volume (µm³)"][0] == pytest.approx(5 * 9 * 8 * 125e-9)
+    assert table["number"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_probabilities_of_another_shape_are_not_measured():
+    other = ArrayVolume(np.zeros((2, 3, 4), np.float32))
+    assert make_sources(cubes(), SIZE, other, other).image is None
+    with pytest.raises(UserError, match="voxel size"):
+        make_sources(cubes(), None)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.ome.zarr", "a.mrc"])
+def test_saved_labels_come_back(tmp_path, name):
+    labels_zyx, about = cubes().astype(np.int64), {"kind": "instances", "threshold": 0.4, "corrected": True}
+    path = str(tmp_path / name)
+    volume = ArrayVolume(labels_zyx, (30.0, 5.0, 5.0))
+    if name == "a.mrc":  # which has no type of 32 bits for whole numbers
+        with pytest.raises(UserError):
+            save_volume(path, volume, about)
+        assert list(tmp_path.iterdir()) == []
+        return
+    save_volume(path, volume, about)
+    back = open_volume(path)
+    assert (back.dtype, back.voxel_size) == (np.uint32, (30, 5, 5))
+    assert dict(back.info.metadata) == about
+    assert np.array_equal(back.read(), labels_zyx)
+    with pytest.raises(UserError, match="exists"):
+        save_volume(path, volume, about)
+    save_volume(path, volume, {"kind": "mask"}, overwrite=True)
+    assert open_volume(path).info.metadata["kind"] == "mask"
+
+
+def test_numbers_that_do_not_fit_are_not_saved(tmp_path):
+    volume = ArrayVolume(np.full((1, 2, 3), 2**32, np.int64))
+    with pytest.raises(UserError, match="32 bits"):
+        save_volume(str(tmp_path / "a.tif"), volume, {"kind": "instances"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saved_tables_have_every_column(tmp_path):
+    table, path = measure(make_sources(cubes(), SIZE)), tmp_path / "a.csv"
+    save_table(str(path), table)
+    assert list(pd.read_csv(path).columns) == list(table.columns)
+    with pytest.raises(UserError, match="exists"):
+        save_table(str(path), table)
+    with pytest.raises(UserError, match="csv"):
+        save_table(str(tmp_path / "a.xlsx"), table)
