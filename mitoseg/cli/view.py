@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -31,7 +32,7 @@ def run(cfg: DictConfig) -> None:
     for line in what_is_shown(shown):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     state = make_scene(shown, surfaces=cfg.surfaces)
-    with serving(state, bind=cfg.bind, port=cfg.port) as viewer:
+    with serving(state, bind=cfg.bind, port=cfg.port) as viewer, suppress(KeyboardInterrupt):
         link = viewer.get_viewer_url()
         print(link, flush=True)
         console.print("Ctrl+C ends it", highlight=False)
