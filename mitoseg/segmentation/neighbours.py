@@ -62,18 +62,20 @@ def nearest_neighbours(
             gap = np.maximum(np.maximum(own.min(axis=0) - highs, lows - own.max(axis=0)), 0)
             away = np.linalg.norm(gap, axis=1)
             away[i] = math.inf
-            others = [places[j] for j in np.argsort(away) if away[j] <= reach + size.max()]
+            others = [(float(away[j]), places[j]) for j in np.argsort(away) if away[j] <= reach + size.max()]
             rows.append((keys[i], _gap(own, others, size, reach)))
     table = pd.DataFrame(rows, columns=["instance", DISTANCE])
     return table.astype({"instance": np.uint64, DISTANCE: float})
 
 
-def _gap(own: Floats, others: Sequence[Floats], size: Floats, reach: float) -> float:
-    """Least gap from one object's points to the others', which come in order of their boxes' distance."""
+def _gap(own: Floats, others: Sequence[tuple[float, Floats]], size: Floats, reach: float) -> float:
+    """Least gap from one object's points to the others', which come with their boxes' distances, in order of these."""
     tree, best = cKDTree(own), reach + float(np.linalg.norm(size))
     nearest = None
     low, high = own.min(axis=0), own.max(axis=0)
-    for other, every in itertools.product(others, (_FEW, 1)):
+    for (away, other), every in itertools.product(others, (_FEW, 1)):
+        if away > best * (1 + 1e-9):
+            break
         near = other[::every]
         near = near[((near >= low - best) & (near <= high + best)).all(axis=1)]
         if not len(near):
