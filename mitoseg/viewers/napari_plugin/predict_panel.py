@@ -55,7 +55,7 @@ class PredictPanel(QWidget):
         self.threshold.setSpecialValueText("the model's")
         self.threshold.setToolTip("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
         self.greys = _choice(GREYS, "For images of another microscope: matched to training")
-        self.cleaning = _choice(CLEANING, "clean: probabilities are smoothed, holes are filled, specks go, before they are numbered")
+        self.cleaning = _choice(CLEANING, "clean: smooth the probabilities, fill holes, drop specks")
         self.split = QCheckBox("cut touching mitochondria at necks")
         self.resample = QCheckBox("resample to the model's voxels")
         self.resample.setChecked(True)
