@@ -26,7 +26,7 @@ from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering
 
 FILE = "a checkpoint file …"
 GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
-CLEANING = {"smooth, fill holes, drop specks": True, "none": False}
+CLEANING = {"clean": True, "none": False}
 
 
 class PredictPanel(QWidget):
@@ -55,7 +55,7 @@ class PredictPanel(QWidget):
         self.threshold.setSpecialValueText("the model's")
         self.threshold.setToolTip("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
         self.greys = _choice(GREYS, "For images of another microscope: matched to training")
-        self.cleaning = _choice(CLEANING, "What is done to the probabilities before they are numbered")
+        self.cleaning = _choice(CLEANING, "clean: smooth the probabilities, fill holes, drop specks")
         self.split = QCheckBox("cut touching mitochondria at necks")
         self.resample = QCheckBox("resample to the model's voxels")
         self.resample.setChecked(True)
