@@ -21,7 +21,7 @@ from mitoseg.volumes import Array, Volume
 from mitoseg.volumes.stage_folder import explained, wait_for
 
 PIECE = (32, 512, 512)
-Points = npt.NDArray[np.int64]
+Points = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class SurfacePoints:
 
     def read(self, box: Box) -> tuple[Points, Array]:
         """The points of a box, when all pieces are stored; see `surface_voxels`."""
-        points, ids = [np.zeros((0, 3), np.int64)], [np.zeros(0, self.labels.dtype)]
+        points: list[Points] = [np.zeros((0, 3), np.int32)]
+        ids = [np.zeros(0, self.labels.dtype)]
         for piece in meeting(self.labels.box, PIECE, box):
             wait_for(self._file(piece))
             with np.load(self._file(piece)) as stored:
-                at, of = stored["points"].astype(np.int64) + piece.start, stored["ids"]
+                at, of = stored["points"] + np.array(piece.start, np.int32), stored["ids"]
             inside = ((at >= box.start) & (at < box.stop)).all(axis=1)
             points.append(at[inside])
             ids.append(of[inside])

@@ -8,6 +8,8 @@ import tifffile
 from made_checkpoints import OneConvolution, run_command, save_checkpoint
 from scipy.ndimage import gaussian_filter
 
+from mitoseg.volumes import open_volume
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
@@ -60,6 +62,14 @@ def test_instances(run, engine):
     predict(run, *words, "output=one.zarr")
     predict(run, *words, "output=two.zarr", *engine)
     check_same("one.zarr", "two.zarr")
+
+
+def test_tiles_without_a_mitochondrion(run):
+    """Their chunks hold zeros alone, and must be there all the same."""
+    for name, engine in (("one", []), ("two", ENGINES[0])):
+        predict(run, "save=mask", "threshold=1", f"output={name}.zarr", *engine)
+    check_same("one.zarr", "two.zarr")
+    assert not open_volume("one.zarr").read().all()
 
 
 @pytest.mark.parametrize("save", ["instances", "mask"])
