@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from mitoseg.engines import one_at_a_time
 from mitoseg.geometry import Box
 from mitoseg.segmentation.smooth_shape import Floats
-from mitoseg.segmentation.surface_points import SurfacePoints
+from mitoseg.segmentation.surface_points import Points, SurfacePoints
 from mitoseg.volumes import Array
 
 TILE = (128, 512, 512)
@@ -52,13 +52,13 @@ def nearest_neighbours(
     size = np.asarray(voxel_size, float)
     order = np.argsort(ids, kind="stable")
     keys, starts = np.unique(ids[order], return_index=True)
-    places = [p * size for p in np.split(points[order], starts[1:])]
+    places = np.split(points[order], starts[1:])  # in nm only where they are looked at, which takes less memory
     chosen = np.split(inside[order], starts[1:])
-    lows, highs = (np.array([getattr(p, f)(axis=0) for p in places]).reshape(-1, 3) for f in ("min", "max"))
+    lows, highs = (np.array([getattr(p, f)(axis=0) for p in places]).reshape(-1, 3) * size for f in ("min", "max"))
     rows = []
     for i, own_inside in enumerate(chosen):
         if own_inside.any():
-            own = places[i][own_inside]
+            own = places[i][own_inside] * size
             gap = np.maximum(np.maximum(own.min(axis=0) - highs, lows - own.max(axis=0)), 0)
             away = np.linalg.norm(gap, axis=1)
             away[i] = math.inf
@@ -68,15 +68,15 @@ def nearest_neighbours(
     return table.astype({"instance": np.uint64, DISTANCE: float})
 
 
-def _gap(own: Floats, others: Sequence[tuple[float, Floats]], size: Floats, reach: float) -> float:
-    """Least gap from one object's points to the others', which come with their boxes' distances, in order of these."""
+def _gap(own: Floats, others: Sequence[tuple[float, Points]], size: Floats, reach: float) -> float:
+    """Least gap in nm from own points to the others', in voxels, that come with their boxes' distances, in order."""
     tree, best = cKDTree(own), reach + float(np.linalg.norm(size))
     nearest = None
     low, high = own.min(axis=0), own.max(axis=0)
     for (away, other), every in itertools.product(others, (_FEW, 1)):
         if away > best * (1 + 1e-9):
             break
-        near = other[::every]
+        near = other[::every] * size
         near = near[((near >= low - best) & (near <= high + best)).all(axis=1)]
         if not len(near):
             continue
