@@ -15,7 +15,7 @@ COMMANDS = {
     "measure": "a table of what each mitochondrion of a volume measures",
     "benchmark": "compare methods on the same voxels: the abstract's table",
     "ensemble": "make one checkpoint of several",
-    "export": "write a trained network as safetensors, with a card that says what it is",
+    "export": "write a trained network as safetensors, ONNX or a bioimage.io package",
 }
 
 
