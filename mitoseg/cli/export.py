@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> None:
         if path.exists() and not cfg.overwrite:
             raise UserError("the card exists", str(path), "choose another folder, or give overwrite=true")
         export_weights(model, output, overwrite=cfg.overwrite)
-        write_text(path, model_card(name, model, provenance, metrics))
+        write_text(path, card)
         console.print(f"{output} ({output.stat().st_size / 1e6:.1f} MB) and {path} written", soft_wrap=True)
         return
     with Console(stderr=True).status("reading the network") as status:
@@ -108,8 +108,9 @@ def _phantom(model: Model, shape: tuple[int, int, int]) -> Array:
     wanted = tuple(max(n, least) for n, least in zip(shape, (3, 64, 64), strict=True))
     image_zyx = generate_phantom(wanted, 0)[0].astype("float32")
     mean, std = model.normalization["mean"], model.normalization["std"]
-    matched = (image_zyx - image_zyx.mean()) / image_zyx.std() * std + mean
-    return matched[tuple(slice(n) for n in shape)].round()
+    matched: Array = (image_zyx - image_zyx.mean()) / image_zyx.std() * std + mean
+    z, y, x = shape
+    return matched[:z, :y, :x].round()
 
 
 def _records(checkpoint: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -87,9 +87,9 @@ def _limits(model: Model) -> str:
 
 
 def read_facts(card: str) -> dict[str, str]:
-    """What a card says of the training data, and the commit: the opposite of `model_card`, as far as facts go.
+    r"""What a card says of the training data, and the commit: the opposite of `model_card`, as far as facts go.
 
-    >>> read_facts("## Training data\\n\\n- name: lucchi\\n\\nCommand: `train`, commit abc.\\n")
+    >>> read_facts("## Training data\n\n- name: lucchi\n\nCommand: `train`, commit abc.\n")
     {'name': 'lucchi', 'commit': 'abc'}
     """
     section = card.partition("## Training data")[2].partition("\n## ")[0]

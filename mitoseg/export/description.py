@@ -67,7 +67,11 @@ def _spec() -> Any:  # noqa: ANN401
 
 
 def _summary(model: Model) -> str:
-    size = "" if model.voxel_size is None else f" Trained on voxels of {' x '.join(f'{n:g}' for n in model.voxel_size)} nm."
+    size = (
+        ""
+        if model.voxel_size is None
+        else f" Trained on voxels of {' x '.join(f'{n:g}' for n in model.voxel_size)} nm."
+    )
     return (
         "The probability of being a mitochondrion for every voxel of an electron-microscopy volume, calibrated on "
         f"validation slabs. Mitochondria are voxels at {model.threshold:.3f} and above.{size}"

@@ -13,8 +13,8 @@ Give it a stack of electron micrographs (z, y, x) as it is; you get the probabil
 
 ## What goes in, what comes out
 
-- input `image`: {taken}; one channel, grey values as they are stored, float32. Do not normalise: that is in the weights
-  (mean {mean:.1f}, standard deviation {std:.1f}). A volume with other grey values should be brought to these first.
+- input `image`: {taken}; one channel, grey values as they are stored, float32. Do not normalise: that is in the
+  weights (mean {mean:.1f}, standard deviation {std:.1f}). A volume with other grey values should be brought to these first.
 - output `probability`: {given}; calibrated, from 0 to 1. Mitochondria are voxels at {threshold:.3f} and above.
 - voxel size of the training volume (z, y, x): {voxels}. Resample others to it.
 - slices seen for each slice: {slices}; where one is missing, the slice itself.
@@ -30,8 +30,8 @@ Or in ilastik and deepImageJ: choose the zip as a local model.
 
 ## Validation
 
-Label a few slices, predict them, and compare: `mitoseg evaluate prediction=OUT truth=LABELS` prints the Jaccard index of
-mitochondria, of background and their mean. The scores below are those of the training run.
+Label a few slices, predict them, and compare: `mitoseg evaluate prediction=OUT truth=LABELS` prints the Jaccard index
+of mitochondria, of background and their mean. The scores below are those of the training run.
 
 """
 

@@ -1,4 +1,4 @@
-"""What an exported file must answer, computed without it: by the network itself, slice by slice, with numpy around it."""
+"""What an exported file must answer, computed without it: by the network, slice by slice, and numpy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _image(model: Model, inner: str, grey: Floats) -> Floats:
         else:
             parts = [log_odds(_scores(network, inner, image))]
     raw = np.mean([part.numpy() for part in parts], 0)
-    found = expit((raw + known["prior_shift"]) / known["temperature"] + known["bias"]).astype(np.float32)
+    found: Floats = expit((raw + known["prior_shift"]) / known["temperature"] + known["bias"]).astype(np.float32)
     if inner == "block":
         flat = found.reshape(len(found), -1)
         return np.concatenate([1 - flat, flat], 1)
@@ -62,7 +62,8 @@ def _scores(network: nn.Module, inner: str, image: Tensor) -> Tensor:
     ndim = image.ndim - 2
     window = per_axis(network.window, ndim)  # type: ignore[arg-type]
     dense = DenseForm(network)
-    spans, places = [], []
+    spans: list[npt.NDArray[np.integer]] = []
+    places: list[slice] = []
     for i, size in enumerate(image.shape[2:]):
         before, after = anchor(window[i]) + dense.padding[i], dense.field[i]
         if inner == "strided":  # windows start at a multiple of the stride, and zeros stay far away

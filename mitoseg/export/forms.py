@@ -37,7 +37,7 @@ class Sizes:
     Attributes:
         least: The smallest size that is vouched for.
         step: Sizes are the smallest plus multiples of this; 0 where the size is fixed.
-        halo: Voxels on either side whose answers lack context, to be cut where pieces of a larger image are put together.
+        halo: Voxels on either side whose answers lack context, to be cut where pieces are put together.
     """
 
     least: tuple[int, ...]

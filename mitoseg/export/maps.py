@@ -2,8 +2,8 @@ r"""From stored grey values to calibrated probabilities, as modules that can be 
 
     grey values -> (grey - mean) / std -> log-odds by the network -> calibration -> probability
 
-Edges are those of prediction: a block network's image is reflected at its border before it goes through, so that the map
-has an answer for every pixel and nothing has to be cut; a network that answers whole tiles gets the tile as it is.
+Edges are those of prediction: a block network's image is reflected at its border before it goes through, so that the
+map has an answer for every pixel and nothing has to be cut; a network that answers whole tiles gets the tile as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mitoseg.volumes import CHANNEL_OFFSETS
 
 
 def reflected(image: Tensor, axis: int, start: int, stop: int) -> Tensor:
-    """The positions ``start <= p < stop`` of an axis; those outside are folded back, as `mitoseg.geometry.reflect` does.
+    """The positions ``start <= p < stop`` of an axis; those outside are folded back as by `mitoseg.geometry.reflect`.
 
     Sizes are tensors while this is traced, so they stay free in the file.
     """
@@ -66,7 +66,7 @@ class Dense(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         assert isinstance(network, BlockNetwork)
-        self.network = DenseForm(network, depth_first=False)  # type: ignore[arg-type]
+        self.network = DenseForm(network, depth_first=False)
         self.windows = per_axis(network.window, self.network.ndim)
 
     def forward(self, image: Tensor) -> Tensor:

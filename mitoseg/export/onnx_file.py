@@ -53,7 +53,7 @@ class Exported:
 
 def export_onnx(
     model: Model,
-    path: str | os.PathLike[str],
+    path: str | Path,
     *,
     form: str = "auto",
     tile: tuple[int, int, int] | None = None,
@@ -152,7 +152,7 @@ def compare(model: Model, form: Form, path: Path) -> tuple[tuple[tuple[int, ...]
         found, right = session.run(None, {INPUT: grey})[0], expected(model, form, grey)
         if found.shape != right.shape:
             return shapes, float("inf")
-        difference = max(difference, float(np.abs(found - right).max()))
+        difference = float(np.maximum(difference, np.abs(found - right).max()))  # NaN stays NaN
     return shapes, difference
 
 
@@ -163,7 +163,9 @@ def open_session(path: Path) -> Any:  # noqa: ANN401 (the runtime has no types)
         UserError: The library is missing.
     """
     runtime = import_extra("onnxruntime", "onnxruntime", "exchange")
-    return runtime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1  # several wait for each other actively, which is slow where other work runs
+    return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
 def run_onnx(path: Path, grey: Floats) -> Floats:

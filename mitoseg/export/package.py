@@ -13,7 +13,6 @@ Nothing in it points to an address, so it can be checked without a network.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +43,7 @@ COVER = 256
 
 def export_package(
     model: Model,
-    path: str | os.PathLike[str],
+    path: str | Path,
     *,
     name: str,
     image: Callable[[tuple[int, int, int]], Array],
@@ -100,7 +99,7 @@ def export_package(
 
 def authors() -> list[str]:
     """Of mitoseg, as its installation says; CITATION.cff has the same."""
-    return [name.strip() for name in (installed("mitoseg").get("Author") or "The mitoseg authors").split(",")]
+    return [name.strip() for name in installed("mitoseg")["Author"].split(",")]
 
 
 def _title(name: str) -> str:
@@ -109,17 +108,15 @@ def _title(name: str) -> str:
     return clean if len(clean) >= 5 else f"mitoseg {clean}"
 
 
-def _write_tests(
-    model: Model, form: Form, image: Callable[[tuple[int, int, int]], Array], place: Path
-) -> None:
+def _write_tests(model: Model, form: Form, image: Callable[[tuple[int, int, int]], Array], place: Path) -> None:
     """The test tensors, of the smallest piece; the cover shows a wider one, if the network takes it."""
     z, y, x = form.sizes.piece
     grey = image((z, y, x)).astype(np.float32)[None, None]
     np.save(place / "test_input.npy", grey)
     np.save(place / "test_output.npy", expected(model, form, grey))
     _, step_y, step_x = form.sizes.step
-    wide = (z, *(n + (max(0, COVER - n) // s * s if s else 0) for n, s in ((y, step_y), (x, step_x))))
-    grey = image(wide).astype(np.float32)[None, None]
+    wide_y, wide_x = (n + (max(0, COVER - n) // s * s if s else 0) for n, s in ((y, step_y), (x, step_x)))
+    grey = image((z, wide_y, wide_x)).astype(np.float32)[None, None]
     found = expected(model, form, grey)
     draw_cover(grey[0, 0, z // 2], found[0, 0, z // 2], model.threshold).save(place / "cover.png")
 

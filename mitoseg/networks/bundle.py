@@ -34,7 +34,7 @@ def bundled() -> list[str]:
 
 
 def find_weights(name: str | os.PathLike[str] | None) -> Path:
-    """The file that ``checkpoint=`` means: a path, a folder of `mitoseg export`, a model that comes along, the default.
+    """The file that ``checkpoint=`` means: a path, an exported folder, a model that comes along, the default.
 
     >>> find_weights("run/best.ckpt").name
     'best.ckpt'
