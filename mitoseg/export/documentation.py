@@ -14,7 +14,7 @@ Give it a stack of electron micrographs (z, y, x) as it is; you get the probabil
 ## What goes in, what comes out
 
 - input `image`: {taken}; one channel, grey values as they are stored, float32. Do not normalise: that is in the
-  weights (mean {mean:.1f}, standard deviation {std:.1f}). A volume with other grey values should be brought to these first.
+  weights (mean {mean:.1f}, standard deviation {std:.1f}). Bring a volume with other grey values to these.
 - output `probability`: {given}; calibrated, from 0 to 1. Mitochondria are voxels at {threshold:.3f} and above.
 - voxel size of the training volume (z, y, x): {voxels}. Resample others to it.
 - slices seen for each slice: {slices}; where one is missing, the slice itself.

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from exported_models import block_model, grey_volume, predicted, unet_model
 
-from mitoseg.export import export_onnx, export_package
+from mitoseg.export import export_onnx
 
 PAGE = Path(__file__).parents[2] / "docs" / "EXCHANGE.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -27,16 +27,3 @@ def test_ten_lines_of_onnxruntime(form, tmp_path, monkeypatch):
     mask, sure = tifffile.imread("mask.tif"), np.abs(right - model.threshold) > 1e-4
     assert 0 < mask.mean() < 1
     np.testing.assert_array_equal(mask[sure], (right >= model.threshold)[sure])
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_the_package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model, image = block_model(), grey_volume((6, 80, 90))
-    export_package(model, "package.zip", name="blocks", image=grey_volume, card="# Card\n")
-    np.save("stack.npy", image)
-    names = {}
-    exec(BLOCKS[1], names)
-    found, right = names["probability"][0, 0], predicted(model, image)
-    np.testing.assert_allclose(found[1:-1], right[1:-1], atol=2e-5)

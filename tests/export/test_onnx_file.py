@@ -53,7 +53,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(form, tmp_path, monkeypatch):
 def test_another_shape_or_no_number_is_a_difference(other, tmp_path, monkeypatch):
     right = onnx_file.expected
     monkeypatch.setattr(onnx_file, "expected", lambda *a: other(right(*a)))
-    with pytest.raises(UserError, match="differ from the network's by up to (inf|nan)"):
+    with pytest.raises(UserError, match=r"differ from the network's by up to (inf|nan)"):
         export_onnx(block_model(), tmp_path / "a.onnx", form="dense")
     assert not list(tmp_path.iterdir())
 
