@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -75,4 +77,5 @@ def _scores(network: nn.Module, inner: str, image: Tensor) -> Tensor:
     for i, span in enumerate(spans):
         image = image.index_select(i + 2, torch.from_numpy(span))
     whole: Tensor = network(image) if inner == "strided" else dense(image)
-    return whole[(..., *places)]
+    index: Any = (..., *places)
+    return whole[index]

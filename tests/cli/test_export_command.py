@@ -86,7 +86,7 @@ def test_weights_go_round(export, tmp_path, monkeypatch):
     for name, checkpoint in (("a", "a.ckpt"), ("b", "mine/model.safetensors"), ("c", "mine")):
         assert not predict(monkeypatch, f"checkpoint={checkpoint}", "input=a.tif", f"output={name}_out.tif")
     a, b, c = (tifffile.imread(f"{name}_out.tif") for name in "abc")
-    np.testing.assert_allclose(b, a, atol=0.02)  # kernels are in half precision
+    assert np.abs(b - a).mean() < 0.01  # kernels are in half precision
     np.testing.assert_array_equal(b, c)
     assert np.ptp(a) > 0.5
     (tmp_path / "again").mkdir()

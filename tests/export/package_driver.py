@@ -49,7 +49,7 @@ def main(folder):
     os.chdir(folder)
     steps = []
     told = make(unet_model(channels="adjacent5"), "tiny.zip", on_step=steps.append)
-    found = predict(model="tiny.zip", inputs=grey_volume((9, 64, 96), seed=3)[None, None].astype(np.float32))
+    found = predict(model="tiny.zip", inputs=grey_volume((9, 80, 96), seed=3)[None, None].astype(np.float32))
     np.save("found.npy", found.members["probability"].data.to_numpy()[0, 0])
     make(block_model(), "package.zip", name="blocks")
     np.save("stack.npy", grey_volume((6, 80, 90)))
