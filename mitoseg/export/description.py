@@ -99,7 +99,7 @@ def _input(form: Form, model: Model) -> Any:  # noqa: ANN401
         description="Grey values as they are stored; normalisation is in the weights.",
         axes=[v.BatchAxis(), v.ChannelAxis(channel_names=[v.Identifier("grey")]), *sides],
         data=v.IntervalOrRatioDataDescr(type="float32"),
-        pad=v.ReflectPadding(),
+        pad=v.ReflectPadding(mode="reflect"),  # said, since what is not said is not written
         test_tensor=v.FileDescr(source=v.RelativeFilePath("test_input.npy")),
     )
 

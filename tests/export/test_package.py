@@ -57,6 +57,7 @@ def test_what_is_in_it(made):
         with archive.open("cover.png") as file:
             cover = Image.open(file)
             assert cover.size[0] == 2 * cover.size[1]
+    assert about["inputs"][0]["pad"] == {"mode": "reflect"}
     assert about["name"] == "mitoseg tiny"
     assert about["license"] == "BSD-3-Clause"
     assert about["cite"] == [{"text": "Lucchi", "doi": "10.1109/TMI.2011.2171705"}]
