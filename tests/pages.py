@@ -36,6 +36,8 @@ def our_words(words):
     match words:
         case [python, script, *rest] if python.endswith("python") and re.fullmatch(rf"({SCRIPTS}).py", script):
             return script.removesuffix(".py"), rest
+        case [python, "-m", "mitoseg.export", *rest] if python.endswith("python"):
+            return "export", rest
         case ["mitoseg", name, *rest]:
             return name, rest
     return None

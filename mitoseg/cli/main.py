@@ -17,7 +17,7 @@ COMMANDS = {
     "benchmark": "compare methods on the same voxels: the abstract's table",
     "ensemble": "make one checkpoint of several",
     "view": "look at a run's volumes in a browser",
-    "export": "write a trained network as safetensors, with a card that says what it is",
+    "export": "write a trained network as safetensors, ONNX or a bioimage.io package",
 }
 POSITIONAL = {"view": "run"}
 """Commands of which one word may come without its key, and that key."""

@@ -1,6 +1,18 @@
 """A trained network in exchange formats, with a card that says what it is."""
 
-from mitoseg.export.card import model_card
+from mitoseg.export.card import model_card, read_facts
+from mitoseg.export.forms import FORMS, make_form
+from mitoseg.export.onnx_file import Exported, export_onnx
+from mitoseg.export.package import export_package
 from mitoseg.export.weights import export_weights
 
-__all__ = ["export_weights", "model_card"]
+__all__ = [
+    "FORMS",
+    "Exported",
+    "export_onnx",
+    "export_package",
+    "export_weights",
+    "make_form",
+    "model_card",
+    "read_facts",
+]

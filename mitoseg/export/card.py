@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,3 +84,15 @@ def _limits(model: Model) -> str:
         "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
         "with `mitoseg evaluate`. Not for diagnosis.\n"
     )
+
+
+def read_facts(card: str) -> dict[str, str]:
+    r"""What a card says of the training data, and the commit: the opposite of `model_card`, as far as facts go.
+
+    >>> read_facts("## Training data\n\n- name: lucchi\n\nCommand: `train`, commit abc.\n")
+    {'name': 'lucchi', 'commit': 'abc'}
+    """
+    section = card.partition("## Training data")[2].partition("\n## ")[0]
+    facts = dict(re.findall(r"^- (name|title|licence|citation|url): (.+)$", section, re.MULTILINE))
+    commit = re.search(r", commit ([0-9a-z]+)\.", section)
+    return facts | ({"commit": commit[1]} if commit else {})

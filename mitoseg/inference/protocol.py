@@ -1,45 +1,15 @@
-"""What prediction asks of a network, and what it can tell from the network itself."""
+"""What prediction asks of a network, and what a method of prediction is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.networks import Ensemble
+from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels, per_axis
 
-
-@runtime_checkable
-class BlockNetwork(Protocol):
-    """A network whose outputs stand for windows of a regular grid.
-
-    Attributes:
-        window: Pixels along each axis of the window that one output stands for; one number for all axes, or one each.
-        stride: Pixels between neighbouring outputs, likewise.
-        spill: Pixels that an output sees (before, after) its window when a whole image goes through.
-        in_channels: Input channels.
-    """
-
-    window: int | tuple[int, ...]
-    stride: int | tuple[int, ...]
-    spill: tuple[int, int]
-    in_channels: int
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Scores (B, 2, y, x) or (B, 2, z, y, x): background, mitochondrion."""
-        ...
-
-
-def per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """One number for each axis.
-
-    >>> per_axis(8, 2), per_axis((1, 8, 8), 3)
-    ((8, 8), (1, 8, 8))
-    """
-    return (value,) * ndim if isinstance(value, int) else tuple(value)
+__all__ = ["BlockNetwork", "Method", "dimensions", "input_channels", "per_axis"]
 
 
 class Method(Protocol):
@@ -62,45 +32,3 @@ class Method(Protocol):
             write: The box.
         """
         ...
-
-
-def dimensions(network: nn.Module) -> int:
-    """Whether a network works on slices (2) or on volumes (3): that of its first convolution.
-
-    Raises:
-        UserError: It has no convolution, or the members of an ensemble differ.
-    """
-    return _shared(network, "axes", lambda one: 3 if isinstance(_first_layer(one), nn.Conv3d) else 2)
-
-
-def input_channels(network: nn.Module) -> int:
-    """Channels that a network takes: those of its first convolution, unless it says so itself.
-
-    Raises:
-        UserError: It has no convolution, or the members of an ensemble differ.
-    """
-
-    def taken(one: nn.Module) -> int:
-        stated = getattr(one, "in_channels", None)
-        return stated if isinstance(stated, int) else _first_layer(one).in_channels
-
-    return _shared(network, "input channels", taken)
-
-
-def _shared(network: nn.Module, what: str, ask: Callable[[nn.Module], int]) -> int:
-    """What a network says, or all members of an ensemble alike."""
-    if not isinstance(network, Ensemble):
-        return ask(network)
-    found = [ask(member.network) for member in network.parts]
-    if len(set(found)) > 1:
-        raise UserError(f"the members of the ensemble differ in {what}", found, "combine networks of one kind")
-    return found[0]
-
-
-def _first_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            return layer
-    if isinstance(network, BlockNetwork):  # a stand-in without weights
-        return nn.Conv2d(network.in_channels, 1, 1)
-    raise UserError("the network has no convolution", type(network).__name__, "use a convolutional network")

@@ -34,13 +34,16 @@ def bundled() -> list[str]:
 
 
 def find_weights(name: str | os.PathLike[str] | None) -> Path:
-    """The file that ``checkpoint=`` means: a path, the name of a model that comes along, or the default.
+    """The file that ``checkpoint=`` means: a path, an exported folder, a model that comes along, the default.
 
     >>> find_weights("run/best.ckpt").name
     'best.ckpt'
     """
     chosen = DEFAULT if name is None else os.fspath(name)
-    return FOLDER / chosen / f"model{SUFFIX}" if chosen in bundled() else Path(chosen)
+    if chosen in bundled():
+        return FOLDER / chosen / f"model{SUFFIX}"
+    inside = Path(chosen) / f"model{SUFFIX}"
+    return inside if inside.is_file() else Path(chosen)
 
 
 def write_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

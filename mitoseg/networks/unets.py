@@ -141,4 +141,6 @@ def unfold(scores: Tensor, factor: Sequence[int]) -> Tensor:
 
 
 def _channels_last(image: Tensor) -> Tensor:
+    if torch._C._get_tracing_state() is not None:  # files for other runtimes know no memory format
+        return image
     return image.contiguous(memory_format=torch.channels_last if image.ndim == 4 else torch.channels_last_3d)

@@ -1,11 +1,16 @@
-"""``mitoseg export``: weights and card, and what it refuses."""
+"""``mitoseg export``: weights and card, ONNX, and what it refuses."""
 
 import json
 
+import numpy as np
 import pytest
+import tifffile
 import torch
-from made_checkpoints import run_command, save_checkpoint
+from made_checkpoints import predict, run_command, save_checkpoint
 
+from mitoseg.export import read_facts
+from mitoseg.export.onnx_file import open_session
+from mitoseg.networks.bundle import find_weights
 from mitoseg.networks.checkpoint import load_model
 
 
@@ -25,7 +30,9 @@ def export(tmp_path, monkeypatch, capsys):
 
     def call(*words):
         code = run_command(monkeypatch, "export", *words)
-        return code, " ".join(capsys.readouterr().err.split())
+        told = capsys.readouterr()
+        call.out = told.out
+        return code, " ".join(told.err.split())
 
     return call
 
@@ -61,6 +68,41 @@ def test_a_checkpoint_alone_has_a_card_that_says_so(export, tmp_path):
     assert card.count("Not recorded.") == 2
 
 
+def test_onnx_tells_what_it_is(export, tmp_path):
+    checkpoint = run_folder(tmp_path / "run")
+    code, told = export(f"checkpoint={checkpoint}", "output=mine/model.onnx", "form=strided")
+    assert not code, told
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["model.onnx"]
+    for word in ("ONNX, form strided", "input   b c=1 y x", "output  b c=1 y/8 x/8", "largest difference"):
+        assert word in export.out
+    about = open_session(tmp_path / "mine" / "model.onnx").get_modelmeta().custom_metadata_map
+    assert (about["commit"], about["data_licence"]) == ("abc", "none found")
+
+
+def test_weights_go_round(export, tmp_path, monkeypatch):
+    save_checkpoint("a.ckpt")
+    assert not export("checkpoint=a.ckpt", "output=mine/model.safetensors")[0]
+    tifffile.imwrite("a.tif", np.random.default_rng(0).integers(0, 255, (2, 40, 48), np.uint8))
+    for name, checkpoint in (("a", "a.ckpt"), ("b", "mine/model.safetensors"), ("c", "mine")):
+        assert not predict(monkeypatch, f"checkpoint={checkpoint}", "input=a.tif", f"output={name}_out.tif")
+    a, b, c = (tifffile.imread(f"{name}_out.tif") for name in "abc")
+    assert np.abs(b - a).mean() < 0.01  # kernels are in half precision
+    np.testing.assert_array_equal(b, c)
+    assert np.ptp(a) > 0.5
+    (tmp_path / "again").mkdir()
+    assert not export("checkpoint=mine", "output=again/model.safetensors")[0]
+    one, two = (load_model(tmp_path / name / "model.safetensors").network.state_dict() for name in ("mine", "again"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_card_of_the_bundled_model_gives_its_facts():
+    facts = read_facts(find_weights(None).with_name("CARD.md").read_text(encoding="utf-8"))
+    assert facts["name"] == "lucchi"
+    assert "Lucchi" in facts["citation"]
+    assert facts["commit"].startswith("29eb371")
+    assert read_facts("# nothing") == {}
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -68,7 +110,13 @@ def test_a_checkpoint_alone_has_a_card_that_says_so(export, tmp_path):
         (["output=b/m.safetensors"], "checkpoint has no value"),
         (["checkpoint=no.ckpt", "output=b/m.safetensors"], "no such checkpoint"),
         (["checkpoint=a.ckpt", "output=b/m.pt"], "cannot export to that suffix"),
-        (["checkpoint=a.ckpt", "output=b/m.safetensors", "format=onnx"], "cannot export to that format"),
+        (["checkpoint=a.ckpt", "output=b/m.safetensors", "format=tflite"], "cannot export to that format: 'tflite'"),
+        (["checkpoint=a.ckpt", "output=b/m.safetensors", "format=onnx"], "give output=NAME.onnx"),
+        (["checkpoint=a.ckpt", "output=b/m.onnx", "format=bioimageio"], "give output=NAME.zip"),
+        (["checkpoint=a.ckpt", "output=b/m.onnx", "form=tile"], "form tile is for networks that answer whole tiles"),
+        (["checkpoint=a.ckpt", "output=b/m.onnx", "form=all"], "no such form"),
+        (["checkpoint=a.ckpt", "output=b/m.zip", "form=dense"], "form is for format=onnx, not bioimageio"),
+        (["checkpoint=a.ckpt", "output=there/a.onnx"], "the output exists"),
         (["checkpoint=a.ckpt", "output=there/model.safetensors"], "exists"),
     ],
 )
@@ -76,6 +124,7 @@ def test_mistakes_get_one_line(export, tmp_path, words, line):
     save_checkpoint("a.ckpt")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "there" / "a.onnx").write_bytes(b"x")
     code, told = export(*words)
     assert code == 1
     assert line in told

@@ -135,13 +135,17 @@ def test_the_command_runs(words, made, tmp_path, monkeypatch):
     for word in words:
         if word.startswith("output=") and "overwrite=true" not in words:
             remove(place / word.removeprefix("output="))
-    typed = [re.sub(r"^crop=.*", "progress=true", word) for word in words[2:]]
+    name, rest = our_words(words)
+    typed = [re.sub(r"^crop=.*", "progress=true", word) for word in rest]
     monkeypatch.chdir(place)
-    assert run_script(monkeypatch, words[1], *typed, *smaller(words)) in {0, None}
+    if words[1] == "-m":
+        assert command(monkeypatch, name, *typed) == 0
+    else:
+        assert run_script(monkeypatch, words[1], *typed, *smaller(words)) in {0, None}
     for word in words:
         if word.startswith("output="):
             assert (place / word.removeprefix("output=")).exists()
-    if our_words(words)[0] == "evaluate":
+    if name == "evaluate":
         (metrics,) = place.glob("outputs/evaluate/*/metrics.json")
         assert "jaccard_foreground" in json.loads(metrics.read_text(encoding="utf-8"))
 

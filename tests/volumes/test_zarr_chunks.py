@@ -133,8 +133,8 @@ def test_labels_ask_what_they_are_made_of(tmp_path):
 def test_other_formats_are_complete(tmp_path):
     ArrayVolume(np.zeros(SHAPE)).check_complete()
     for name in ("a.tif", "a.h5", "a.mrc"):
-        with create_volume(tmp_path / name, SHAPE, "uint8"):
-            pass
+        with create_volume(tmp_path / name, SHAPE, "uint8") as writer:
+            writer.write(Box.of_shape(SHAPE), np.zeros(SHAPE, np.uint8))
         open_volume(tmp_path / name).check_complete()
 
 

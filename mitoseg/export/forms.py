@@ -1,0 +1,179 @@
+"""The forms in which a network can be exported, and what each takes in and gives.
+
+block     one window, 32x32 of the abstract's network     -> background, mitochondrion      block networks
+strided   an image                                        -> every 8th pixel                block networks
+dense     an image                                        -> every pixel                    block networks
+tile      a tile                                          -> every pixel of the tile        networks that answer tiles
+volume    a volume, a piece of a stack                    -> every voxel                    all
+
+The channels of an image are slices; a volume has one channel, and its slices become channels inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from mitoseg.errors import UserError
+from mitoseg.export.maps import OfVolume, Probability
+from mitoseg.geometry import anchor
+from mitoseg.networks import DenseForm, Ensemble
+from mitoseg.networks.checkpoint import Model
+from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels, per_axis
+from mitoseg.volumes import CHANNEL_OFFSETS
+
+FORMS = ("auto", "block", "strided", "dense", "tile", "volume")
+HALO = 32
+"""Pixels along y and x that are cut on each side where tiles are put together, or the next multiple that fits."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the sides of an input may be, for each axis after the channels.
+
+    Attributes:
+        least: The smallest size that is vouched for.
+        step: Sizes are the smallest plus multiples of this; 0 where the size is fixed.
+        halo: Voxels on either side whose answers lack context, to be cut where pieces are put together.
+    """
+
+    least: tuple[int, ...]
+    step: tuple[int, ...]
+    halo: tuple[int, ...]
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """The smallest piece of a larger image of which something is left when the halo is cut."""
+        found = []
+        for least, step, halo in zip(self.least, self.step, self.halo, strict=True):
+            missing = max(0, 2 * halo + max(1, step) - least)
+            found.append(least + (-(-missing // step) * step if step else 0))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A network ready to be traced.
+
+    Attributes:
+        name: One of `FORMS`, not auto.
+        inner: The form of the network inside ``volume``; else the same as the name.
+        module: Grey values in, probabilities out.
+        axes: Of the input, such as bcyx.
+        channels: Of the input.
+        sizes: That the input may have.
+        stride: Pixels between answers, for each axis after the channels.
+    """
+
+    name: str
+    inner: str
+    module: nn.Module
+    axes: str
+    channels: int
+    sizes: Sizes
+    stride: tuple[int, ...]
+
+    @property
+    def output_axes(self) -> str:
+        """Axes of the output; a block's are the batch and the two classes."""
+        return "bc" if self.name == "block" else self.axes
+
+    def example(self, steps: Sequence[int] | int = 0, batch: int = 1) -> tuple[int, ...]:
+        """The shape of an input, so many steps larger than the smallest."""
+        wished = [steps] * len(self.sizes.least) if isinstance(steps, int) else list(steps)
+        sides = [a + n * s for a, n, s in zip(self.sizes.least, wished, self.sizes.step, strict=True)]
+        return (batch, self.channels, *sides)
+
+
+def networks_of(network: nn.Module) -> list[nn.Module]:
+    """The members of an ensemble, or the network alone."""
+    return [member.network for member in network.parts] if isinstance(network, Ensemble) else [network]
+
+
+def choose_form(name: str, network: nn.Module) -> tuple[str, str]:
+    """The form that a name stands for, and the network's own form inside it.
+
+    Raises:
+        UserError: There is no such form, or the network has none.
+    """
+    if name not in FORMS:
+        raise UserError("no such form", name, f"choose one of {', '.join(FORMS)}")
+    blocks = {isinstance(one, BlockNetwork) for one in networks_of(network)}
+    kind = type(network).__name__
+    if len(blocks) > 1:
+        raise UserError("an ensemble of blocks and of whole tiles has no form", kind, "export its members")
+    own = "dense" if blocks.pop() else "tile"
+    chosen = own if name == "auto" else name
+    if own == "tile" and chosen in ("block", "strided", "dense"):
+        raise UserError(f"form {chosen} is for networks that answer blocks, not {kind}", name, "use form=tile")
+    if own == "dense" and chosen == "tile":
+        raise UserError(f"form tile is for networks that answer whole tiles, not {kind}", name, "use form=dense")
+    return chosen, own if chosen == "volume" else chosen
+
+
+def make_form(model: Model, name: str = "auto", tile: Sequence[int] | None = None) -> Form:
+    """A model in a form.
+
+    Args:
+        model: The network and what it needs.
+        name: One of `FORMS`; auto is dense for block networks and tile for others.
+        tile: (z, y, x) of a network that does not say itself what sizes it takes.
+
+    Raises:
+        UserError: The network cannot be exported in that form.
+    """
+    network = model.network
+    chosen, inner = choose_form(name, network)
+    ndim = dimensions(network)
+    taken, made = input_channels(network), len(CHANNEL_OFFSETS[model.channels])
+    if taken != made:
+        raise UserError(f"the network takes {taken} channels, channels={model.channels} make", made, "use another")
+    maps = Probability(network, model.normalization, model.calibration, inner, ndim)
+    sizes = _sizes(network, inner, ndim, tile)
+    stride = per_axis(network.stride, ndim) if inner == "strided" else (1,) * ndim  # type: ignore[arg-type]
+    if chosen != "volume" or ndim == 3:
+        return Form(chosen, inner, maps.eval(), "bcyx" if ndim == 2 else "bczyx", taken, sizes, stride)
+    reach = max(map(abs, CHANNEL_OFFSETS[model.channels]))
+    deep = Sizes((1, *sizes.least), (1, *sizes.step), (reach, *sizes.halo))
+    return Form(chosen, inner, OfVolume(maps, model.channels).eval(), "bczyx", 1, deep, (1, *stride))
+
+
+def _sizes(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | None) -> Sizes:
+    """Sizes that a form takes."""
+    each = [_sizes_of(one, inner, ndim, tile) for one in networks_of(network)]
+    if any(0 in one.step for one in each):
+        if len({one.least for one in each}) > 1:
+            raise UserError("the members take tiles of different sizes", [e.least for e in each], "export the members")
+        return each[0]
+    step = tuple(math.lcm(*(one.step[i] for one in each)) for i in range(ndim))
+    least = tuple(-(-max(one.least[i] for one in each) // s) * s for i, s in enumerate(step))
+    return Sizes(least, step, tuple(max(one.halo[i] for one in each) for i in range(ndim)))
+
+
+def _sizes_of(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | None) -> Sizes:
+    if inner == "tile":
+        return _tile_sizes(network, ndim, tile)
+    window = per_axis(network.window, ndim)  # type: ignore[arg-type]
+    if inner == "block":
+        return Sizes(window, (0,) * ndim, (0,) * ndim)
+    dense = DenseForm(network)
+    before = [anchor(w) + p for w, p in zip(window, dense.padding, strict=True)]
+    stride = dense.stride if inner == "strided" else (1,) * ndim
+    reach = [max(b, f - 1 - b) for b, f in zip(before, dense.field, strict=True)]
+    return Sizes(window, (1,) * ndim, tuple(-(-n // s) * s for n, s in zip(reach, stride, strict=True)))
+
+
+def _tile_sizes(network: nn.Module, ndim: int, tile: Sequence[int] | None) -> Sizes:
+    """Multiples of what the network says; else one size alone."""
+    own = tile or getattr(network, "tile", None) or ((1, 256, 256) if ndim == 2 else (32, 128, 128))
+    if len(own) != 3 or not all(type(n) is int and n >= 1 for n in own):
+        raise UserError("tile is not a size", list(own), "give tile=[z,y,x], each at least 1")
+    multiple = getattr(network, "multiple", None)
+    if multiple is None:
+        sides = tuple(own[3 - ndim :])
+        return Sizes(sides, (0,) * ndim, tuple(n // 4 for n in sides))
+    halo = [-(-HALO // n) * n if i >= ndim - 2 else n for i, n in enumerate(multiple)]
+    return Sizes(tuple(2 * n for n in multiple), tuple(multiple), tuple(halo))

@@ -1,0 +1,190 @@
+"""A network as ONNX: one file that takes stored grey values and gives calibrated probabilities.
+
+The file is traced by torch's TorchScript exporter. The newer one, of torch.export, took minutes for the dense form and
+refused image sizes that PatchCNN's rounded-up pools leave open (torch 2.13).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mitoseg.errors import UserError
+from mitoseg.export.about import metadata
+from mitoseg.export.expected import Floats, expected
+from mitoseg.export.forms import Form, make_form
+from mitoseg.extras import import_extra
+from mitoseg.networks.checkpoint import Model
+from mitoseg.storage import atomic_output, check_output
+
+SUFFIX = ".onnx"
+OPSET = 17
+"""Of ONNX; runtimes know it since 2022 (onnxruntime 1.12)."""
+TOLERANCE = 1e-4
+"""How far a probability of the file may lie from the network's."""
+INPUT, OUTPUT = "image", "probability"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        form: The form's name.
+        input: Axes and sizes of the input, such as ``b c=1 y x``.
+        output: Of the output.
+        shapes: Of the inputs that were compared.
+        difference: The largest difference between a probability of the file and the network's.
+    """
+
+    form: str
+    input: str
+    output: str
+    shapes: tuple[tuple[int, ...], ...]
+    difference: float
+
+
+def export_onnx(
+    model: Model,
+    path: str | Path,
+    *,
+    form: str = "auto",
+    tile: tuple[int, int, int] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Exported:
+    """Write a model as ONNX and compare what the file answers with the network.
+
+    Args:
+        model: What to write.
+        path: Ends in ``.onnx``.
+        form: One of `mitoseg.export.forms.FORMS`.
+        tile: (z, y, x) for a network that does not say what sizes it takes.
+        facts: Of the training: ``licence``, ``citation``, ``commit``, ... for the file's metadata.
+        overwrite: Whether a file that exists may be replaced.
+        on_step: Called with what is done next.
+
+    Raises:
+        UserError: The suffix, the form or the output is no good, a library is missing, or the file answers otherwise.
+    """
+    if Path(path).suffix != SUFFIX:
+        raise UserError("cannot export to that suffix", Path(path).suffix or str(path), f"give output=NAME{SUFFIX}")
+    import_extra("onnxruntime", "onnxruntime", "exchange")
+    check_output(path, overwrite)
+    made = make_form(model, form, tile)
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        on_step(f"tracing form {made.name}")
+        write_onnx(made, temporary, metadata(model, made, facts or {}))
+        on_step("comparing with the network")
+        shapes, difference = compare(model, made, temporary)
+        if not difference <= TOLERANCE:  # also where it is no number
+            what = f"the file's probabilities differ from the network's by up to {difference:.2g}, so it was not kept"
+            raise UserError(what, made.name, "try another form, or tell the developers")
+    return Exported(made.name, *described(made), shapes, difference)
+
+
+def write_onnx(form: Form, path: Path, about: Mapping[str, str]) -> None:
+    """Trace a form into a file.
+
+    Raises:
+        UserError: A library is missing, or the network cannot be traced.
+    """
+    onnx = import_extra("onnx", "onnx", "exchange")
+    example = torch.full(form.example(1), 1.0)
+    axes = {INPUT: free_axes(form), OUTPUT: {0: "b"}}
+    if form.name != "block":
+        axes[OUTPUT] |= {i: f"out_{name}" if form.inner == "strided" else name for i, name in axes[INPUT].items() if i}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # That exporter calls itself the older one, and warns of every size that Python compares: the comparison of
+            # the finished file, at other sizes than the traced one, says what those warnings can only suspect.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                form.module,
+                (example,),
+                os.fspath(path),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes=axes,
+            )
+    except (RuntimeError, ValueError, TypeError, AssertionError, torch.onnx.errors.OnnxExporterError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise UserError(
+            f"the network cannot be exported in that form ({reason})", form.name, "try another form=, or tile=[z,y,x]"
+        ) from error
+    proto = onnx.load(os.fspath(path))
+    onnx.helper.set_model_props(proto, dict(about))
+    proto.doc_string = about["title"]
+    onnx.checker.check_model(proto)
+    onnx.save(proto, os.fspath(path))
+
+
+def free_axes(form: Form) -> dict[int, str]:
+    """The axes of an input whose size is free, by their place."""
+    sides = {i: form.axes[i] for i, step in enumerate(form.sizes.step, 2) if step}
+    return {0: "b", **sides}
+
+
+def compare(model: Model, form: Form, path: Path) -> tuple[tuple[tuple[int, ...], ...], float]:
+    """The largest difference between a file and the network, over inputs of several sizes.
+
+    Returns:
+        The shapes, and the difference; infinite where a shape of the answers differs.
+    """
+    session = open_session(path)
+    rng = np.random.default_rng(0)
+    ndim = len(form.sizes.least)
+    steps = ((0,) * ndim, tuple(2 - i % 2 if s > 1 else 13 - 2 * i for i, s in enumerate(form.sizes.step)))
+    shapes = tuple(dict.fromkeys((form.example(step, batch) for step, batch in zip(steps, (2, 1), strict=True))))
+    difference = 0.0
+    for shape in shapes:
+        grey = rng.normal(model.normalization["mean"], model.normalization["std"], shape).astype(np.float32)
+        found, right = session.run(None, {INPUT: grey})[0], expected(model, form, grey)
+        if found.shape != right.shape:
+            return shapes, float("inf")
+        difference = float(np.maximum(difference, np.abs(found - right).max()))  # NaN stays NaN
+    return shapes, difference
+
+
+def open_session(path: Path) -> Any:  # noqa: ANN401 (the runtime has no types)
+    """The file in onnxruntime on the CPU.
+
+    Raises:
+        UserError: The library is missing.
+    """
+    runtime = import_extra("onnxruntime", "onnxruntime", "exchange")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1  # several wait for each other actively, which is slow where other work runs
+    return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(path: Path, grey: Floats) -> Floats:
+    """What a file answers to an input."""
+    found: Floats = open_session(path).run(None, {INPUT: grey})[0]
+    return found
+
+
+def described(form: Form) -> tuple[str, str]:
+    """Axes and sizes of input and output in words.
+
+    Sizes that are free are told as the smallest one, and steps.
+    """
+    sides = [
+        f"{axis}={least}" if not step else f"{axis}" if step == 1 else f"{axis} (multiples of {step})"
+        for axis, least, step in zip(form.axes[2:], form.sizes.least, form.sizes.step, strict=True)
+    ]
+    taken = " ".join(["b", f"c={form.channels}", *sides])
+    if form.name == "block":
+        return taken, "b c=2 (background, mitochondrion)"
+    given = [f"{a}/{s}" if s > 1 else a for a, s in zip(form.axes[2:], form.stride, strict=True)]
+    return taken, " ".join(["b", "c=1", *given])
