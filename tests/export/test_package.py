@@ -115,8 +115,9 @@ def test_the_outline_is_inside_and_not_at_the_border():
     prob[:20, :20] = 1
     cover = np.asarray(draw_cover(grey_volume((1, 64, 64))[0].astype(float), prob, 0.5)).astype(int)
     right = cover[:, 384:]
-    assert tuple(right[60, 117]) == (255, 140, 0)  # the edge at x = 19
-    assert tuple(right[60, 3]) != (255, 140, 0)  # the image's own border is none
+    far = np.abs(right - (255, 140, 0)).max(axis=2)
+    assert far[60, 117] < 20  # the edge at x = 19
+    assert far[60, 3] > 60  # the image's own border is none
     assert np.ptp(cover[:, :384], axis=2).max() == 0
 
 
@@ -138,7 +139,7 @@ np.save("found.npy", found.members["probability"].data.to_numpy()[0, 0])
 
 def same_as_ours(folder, real_data):
     """The package of the bundled model on a crop of real data."""
-    box = Box((20, 300, 400), (44, 428, 528))
+    box = Box((20, 64, 640), (44, 192, 768))  # a third is mitochondria
     image = open_volume(str(real_data / "epfl_ca1" / "testing_z000-081.tif")).read(box)
     np.save(folder / "crop.npy", image)
     child("-c", PREDICT, cwd=folder)
@@ -146,4 +147,4 @@ def same_as_ours(folder, real_data):
     padded = np.pad(image, [(8, 8), (32, 32), (32, 32)], mode="reflect")
     ours = predicted(model, padded, tile=[1, *padded.shape[1:]])[8:-8, 32:-32, 32:-32]
     np.testing.assert_allclose(np.load(folder / "found.npy"), ours, atol=2e-5)
-    assert (ours >= model.threshold).any()
+    assert 0.1 < (ours >= model.threshold).mean() < 0.6
