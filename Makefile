@@ -2,12 +2,15 @@
 #   make demo                     train on the built-in data
 #   make test PYTHON=python3.13   another Python
 #   make test CONSTRAINTS=constraints/cpu.txt
+#   make test TEST_PROCESSES=0    one test at a time
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?=
 ARGS ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
+SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile
 READY := $(VENV)/.installed
 
 ifneq ($(CONSTRAINTS),)
@@ -36,10 +39,10 @@ check: $(READY)  ## lint, formatting, types
 	$(BIN)/python -m mypy
 
 test: check  ## check, and every test that is not slow
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-slow: $(READY)  ## the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE) $(ARGS)
 
 coverage: $(READY)  ## the quick tests with the branches they leave out
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
