@@ -5,6 +5,7 @@ pytest plugin imports napari for every test of the project. `test_napari_window.
 """
 
 import os
+import subprocess
 import sys
 import time
 import warnings
@@ -12,11 +13,16 @@ import warnings
 import numpy as np
 import pytest
 
+TRY = "from qtpy.QtWidgets import QApplication; QApplication([])"
+
 
 @pytest.fixture(scope="session")
 def application():
     """Qt's application; skips where Qt or napari cannot be loaded."""
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    tried = subprocess.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=False)
+    if tried.returncode:  # one of Qt's libraries may be missing, such as libEGL, and then Qt may end the process
+        pytest.skip(f"Qt cannot be started: {tried.stderr.strip().splitlines()[-1:]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # napari 0.9 and npe2 0.10 use what pydantic 2.12 calls deprecated
         try:
@@ -24,8 +30,8 @@ def application():
             from qtpy.QtWidgets import QApplication
 
             import mitoseg.viewers.napari_plugin.widget  # noqa: F401
-        except ImportError as error:  # one of Qt's libraries may be missing, such as libEGL
-            pytest.skip(f"napari or Qt cannot be loaded: {error}")
+        except ImportError as error:
+            pytest.skip(f"napari cannot be loaded: {error}")
         found = QApplication.instance() or QApplication([])
         ViewerModel().add_labels(np.ones((2, 2, 2), np.uint8))  # imports what layers need
     return found
