@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browsers import browser  # noqa: F401 (a fixture)
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 

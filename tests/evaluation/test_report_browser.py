@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -13,11 +12,6 @@ from mitoseg.evaluation.report import ReportOptions, foreground_of, write_report
 
 pytestmark = pytest.mark.slow
 
-WORDS = """
---headless=new --no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader --disable-quic
---no-first-run --disable-background-networking --disable-component-update --disable-sync --hide-scrollbars
---force-prefers-reduced-motion
-"""
 NO_WEBGL = """
 const old = HTMLCanvasElement.prototype.getContext;
 HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
@@ -29,25 +23,10 @@ REQUEST = '"Network.requestWillBeSent"'
 WAIT = 120
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium with software WebGL; the test is skipped where a part of it is missing."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in (*WORDS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options, Service(driver))
-    started.set_window_size(1100, 1400)
-    yield started
-    started.quit()
+@pytest.fixture(scope="module", autouse=True)
+def window(browser):
+    """Of a size that all tests of this page share."""
+    browser.set_window_size(1100, 1400)
 
 
 @pytest.fixture(scope="module")
