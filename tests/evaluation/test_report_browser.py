@@ -81,6 +81,17 @@ def after(page, change, shown):
     return shown()
 
 
+def steady(page, name):
+    """A canvas once it is drawn and stays as it is."""
+    found = pixels(page, name)
+    for _ in range(WAIT):
+        page.execute_async_script(LATER)
+        before, found = found, pixels(page, name)
+        if found.shape == before.shape and (found == before).all():
+            break
+    return found
+
+
 def set_input(name, value):
     told = "tool.dispatchEvent(new Event('input', {bubbles: true}));"
     return f"const tool = document.getElementById('{name}'); tool.value = {value}; {told}"
@@ -129,18 +140,18 @@ def test_overlays_and_opacity_change_the_picture(page):
 
 
 def test_the_scene_is_drawn_and_turns(page):
-    before = pixels(page, "scene")
+    before = steady(page, "scene")
     assert len(np.unique(before.reshape(-1, 3), axis=0)) > 100
     background = before[2, 2]
     assert 0.02 < (np.abs(before - background).sum(axis=-1) > 60).mean() < 0.9
     page.find_element("id", "scene").send_keys("\ue014" * 6)
-    now = after(page, "", lambda: pixels(page, "scene"))
+    now = after(page, "", lambda: steady(page, "scene"))
     assert np.abs(now - before).mean() > 2
-    again = after(page, "reset.click()", lambda: pixels(page, "scene"))
+    again = after(page, "reset.click()", lambda: steady(page, "scene"))
     assert np.abs(again - before).max() < 10
     after(page, set_input("colour-by", "'sphericity'"), lambda: None)
     assert page.find_element("id", "ramp").is_displayed()
-    coloured = pixels(page, "scene")
+    coloured = steady(page, "scene")
     assert np.abs(coloured - before).mean() > 0.5
 
 
