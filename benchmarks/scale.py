@@ -95,13 +95,16 @@ def make_inputs(folder: Path, megabytes: float, options: Options) -> None:
 
 
 def deviation(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """How far the seconds lie from the straight line through them at most, as a share of it (least squares).
+    """How far the seconds lie from the straight line through them at most, as a share (least squares of the shares).
 
     >>> round(deviation([1, 2, 3], [3.0, 5.0, 7.0]), 9)
     0.0
     """
-    line = np.polyval(np.polyfit(sizes, seconds, 1), sizes) if len(sizes) > 1 else np.asarray(seconds)
-    return float(np.max(np.abs(np.asarray(seconds) / line - 1)))
+    if len(sizes) < 2:
+        return 0.0
+    shares = 1 / np.asarray(seconds)
+    line = np.polyval(np.polyfit(sizes, seconds, 1, w=shares), sizes)
+    return float(np.max(np.abs(line * shares - 1)))
 
 
 def main(words: Sequence[str]) -> dict[str, object]:

@@ -40,7 +40,7 @@ def test_a_stored_prediction_is_a_mask_by_its_threshold(scripts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [([2.0, 4.0, 6.0], 0.0), ([1.0, 1.0, 1.0], 0.0), ([1.0, 2.0, 2.0], 1 / 5)]
+    ("seconds", "expected"), [([2.0, 4.0, 6.0], 0.0), ([1.0, 1.0, 1.0], 0.0), ([1.0, 2.0, 2.0], 4 / 21)]
 )
 def test_deviation_from_a_line(scripts, seconds, expected):
     assert scripts("scale").deviation([1, 2, 3], seconds) == pytest.approx(expected)
