@@ -25,6 +25,7 @@ from mitoseg.metrics import Calibration, best_threshold, curve, logit_histogram
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
 from mitoseg.storage import write_json
 from mitoseg.volumes import ArrayVolume, Normalization, map_labels, measure_normalization, open_volume
+from mitoseg.volumes.base import ArrayWriter
 
 NETWORK = {
     "_target_": "monai.networks.nets.BasicUNet",
@@ -34,17 +35,6 @@ NETWORK = {
     "features": [16, 16, 32, 64, 64, 16],
 }
 TRAINING, SLAB = (30, 143), 151
-
-
-class Memory:
-    """Takes boxes into an array."""
-
-    def __init__(self, shape) -> None:
-        self.array = np.zeros(shape, np.float32)
-
-    def write(self, box, array_zyx) -> None:
-        """Take one box."""
-        self.array[box.slices] = array_zyx
 
 
 def train(path: Path, image, label, steps: int) -> None:
@@ -107,14 +97,14 @@ def measure(model, image, label, tile: int, overlap: float) -> tuple[np.ndarray,
         options=Options(tile=(1, tile, tile), overlap=overlap),
         save="log_odds",
     )
-    writer = Memory(image.shape)
+    writer = ArrayWriter(image.shape)
     predict_volume(prediction, image, writer)
     borders = {}
     for axis in (1, 2):
         first = starts(image.shape[axis], tile, overlap)
         borders[axis] = sorted({*first, *(p + tile for p in first)})
-    _, jaccard = best_threshold(curve(logit_histogram(writer.array, label)))
-    return writer.array, {"seam_ratio": seam_ratio(writer.array, borders), "jaccard_foreground": jaccard}
+    _, jaccard = best_threshold(curve(logit_histogram(writer.array_zyx, label)))
+    return writer.array_zyx, {"seam_ratio": seam_ratio(writer.array_zyx, borders), "jaccard_foreground": jaccard}
 
 
 def main() -> None:

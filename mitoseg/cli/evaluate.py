@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +66,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
             volumes["prediction"] = stack.enter_context(cleaning)
             meant |= {"threshold": None, "kind": None}
         scored = {**volumes, "truth": truth}
-        result, numbered = _count(cfg, scored, truth, engine, crop=crop, **meant)
+        result, numbered = _count(cfg, volumes["prediction"], truth, engine, crop=crop, **meant)
+        engine.close()  # figures and report are made here
         result["postprocess"] = None if steps is None else asdict(steps)
         write_json(folder / "metrics.json", result)
         paths = {name: volume.path for name, volume in volumes.items()}
@@ -90,7 +91,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
 
 def _count(
     cfg: DictConfig,
-    volumes: Mapping[str, Volume],
+    prediction: Volume,
     truth: LabelVolume,
     engine: Engine,
     *,
@@ -98,7 +99,7 @@ def _count(
     **meant: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], Volume | None]:
     """The scores of voxels and, if they are asked for, of instances, with these."""
-    draws, prediction = Bootstrap(cfg.bootstrap, cfg.seed), volumes["prediction"]
+    draws = Bootstrap(cfg.bootstrap, cfg.seed)
     options = {"slabs": cfg.slabs, "progress": cfg.progress, "bootstrap": draws, "voxel_size": voxel_size, **meant}
     bands = _numbers(cfg.bands, "bands") or ()
     result = dict(evaluate(prediction, truth, bands=bands, engine=engine, **options))

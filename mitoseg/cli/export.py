@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.status import Status
 
+from mitoseg.datasets import Lucchi, LucchiPP, Vnc
 from mitoseg.datasets.synthetic import generate_phantom
 from mitoseg.errors import UserError
 from mitoseg.export import Exported, export_onnx, export_package, export_weights, model_card, read_facts
@@ -21,12 +22,8 @@ from mitoseg.storage import read_json, write_text
 from mitoseg.volumes import Array
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "bioimageio": ".zip"}
-DOIS = {
-    "lucchi": "10.1109/TMI.2011.2171705",
-    "lucchi_pp": "10.1109/TMI.2011.2171705",
-    "vnc": "10.6084/m9.figshare.856713",
-}
-"""Of the named data sets; a package cites by DOI alone."""
+PUBLISHED = (Lucchi, LucchiPP, Vnc)
+"""Recipes whose paper a package can cite: it does so by DOI alone."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -77,7 +74,7 @@ def _export(
     cfg: DictConfig, model: Model, output: Path, chosen: str, name: str, card: str, status: Status
 ) -> Exported:
     facts = read_facts(card)
-    facts["doi"] = DOIS.get(facts.get("name", ""), "")
+    facts["doi"] = next((recipe.facts.doi for recipe in PUBLISHED if recipe.name == facts.get("name")), "")
     tile = None if cfg.tile is None else tuple(cfg.tile)
     more: dict[str, Any] = {"facts": facts, "tile": tile, "overwrite": cfg.overwrite, "on_step": status.update}
     if chosen == "onnx":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.engines import Engine, LocalEngine
+from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import save_scene
 from mitoseg.evaluation.report import report_measurement
@@ -17,7 +19,7 @@ from mitoseg.segmentation import Sources, export_meshes, export_skeletons
 from mitoseg.segmentation.block_writing import write_blocks
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.storage import check_output, read_json
-from mitoseg.volumes import ArrayVolume, Volume, create_volume
+from mitoseg.volumes import Volume, create_volume
 from mitoseg.volumes.writing import check_volume_output
 
 
@@ -48,7 +50,7 @@ def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.Data
         folder: Of the run, for ``report.html``.
         sources: What was measured.
         table: What that gave; instances without a row are left out.
-        engine: Started; writes the instances.
+        engine: Started; writes the instances, and is closed then.
 
     Returns:
         What was written.
@@ -63,6 +65,7 @@ def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.Data
     if cfg.save_instances is not None:
         write_labels(labels, cfg.save_instances, size, overwrite=cfg.overwrite, engine=engine)
         written.append(Path(cfg.save_instances))
+    engine.close()  # what follows is made here
     if cfg.meshes is not None and ids:
         formats = list(cfg.mesh_formats) if OmegaConf.is_list(cfg.mesh_formats) else cfg.mesh_formats
         export_meshes(labels, cfg.meshes, formats=formats, reduction=cfg.mesh_reduction, **common)
@@ -92,13 +95,15 @@ def as_instances(labels: Volume) -> Volume:
     """The same voxels, said to be instances: a file whose kind was given may say that it is something else."""
     if labels.info.metadata.get("kind", "instances") == "instances":
         return labels
-    return ArrayVolume(labels.read(), labels.voxel_size, labels.path, {"kind": "instances"})
+    said = copy(labels)
+    said.info = replace(labels.info, metadata={"kind": "instances"})
+    return said
 
 
 def write_labels(
     labels: Volume, path: str, voxel_size: tuple[float, float, float], *, overwrite: bool, engine: Engine
 ) -> None:
-    """Write instances as a volume, block by block; other processes cannot see labels in memory.
+    """Write instances as a volume, block by block.
 
     Raises:
         UserError: The output cannot be written.
@@ -106,5 +111,4 @@ def write_labels(
     options = {"voxel_size": voxel_size, "metadata": {**labels.info.metadata, "kind": "instances"}}
     stored = labels.dtype if labels.dtype.kind == "u" else np.dtype(np.uint32)
     with create_volume(path, labels.shape, stored, overwrite=overwrite, **options) as writer:  # type: ignore[arg-type]
-        workers = LocalEngine() if isinstance(labels, ArrayVolume) else engine
-        write_blocks(labels, BLOCK, writer, engine=workers, dtype=stored)
+        write_blocks(labels, BLOCK, writer, engine=engine, dtype=stored)

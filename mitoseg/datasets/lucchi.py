@@ -30,6 +30,7 @@ class Lucchi(Published):
             "with Working Sets, CVPR 2013; A. Lucchi et al., Supervoxel-Based Segmentation of Mitochondria in EM "
             "Image Stacks with Learned Shape Features, IEEE TMI 31(2), 2012"
         ),
+        doi="10.1109/TMI.2011.2171705",
         files=tuple(
             RemoteFile(name, _URL + name, size=_BYTES)
             for name in ("training.tif", "training_groundtruth.tif", "testing.tif", "testing_groundtruth.tif")

@@ -26,6 +26,7 @@ class LucchiPP(Published):
             "V. Casser, K. Kang, H. Pfister and D. Haehn, Fast Mitochondria Detection for Connectomics, MIDL 2020, "
             "arXiv:1812.06024; and the papers of the EPFL CA1 hippocampus"
         ),
+        doi="10.1109/TMI.2011.2171705",
         files=(
             RemoteFile(
                 "lucchi_pp.zip",

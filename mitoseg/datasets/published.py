@@ -41,6 +41,7 @@ class Facts:
         homepage: Where it is described.
         licence: As found, or that none was found.
         citation: What to cite.
+        doi: Of the paper or the data themselves.
         files: What is downloaded; archives are unpacked beside themselves.
         voxel_size: (z, y, x) in nm.
         split: The split in words.
@@ -52,6 +53,7 @@ class Facts:
     homepage: str
     licence: str
     citation: str
+    doi: str
     files: tuple[RemoteFile, ...]
     voxel_size: VoxelSize
     split: str

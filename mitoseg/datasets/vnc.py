@@ -20,6 +20,7 @@ class Vnc(Published):
             "S. Gerhard, J. Funke, J. Martel, A. Cardona and R. Fetter, Segmented anisotropic ssTEM dataset of neural "
             "tissue, figshare 2013, doi:10.6084/m9.figshare.856713"
         ),
+        doi="10.6084/m9.figshare.856713",
         files=(
             RemoteFile(
                 "vnc.zip",

@@ -6,28 +6,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from mitoseg.engines import Engine, LocalEngine
 from mitoseg.geometry import Box
 from mitoseg.segmentation.block_writing import write_blocks
-from mitoseg.volumes.base import Array, ArrayVolume, Volume
+from mitoseg.volumes.base import ArrayVolume, ArrayWriter, Volume
 from mitoseg.volumes.opening import open_volume
 from mitoseg.volumes.writing import create_volume
 
 CHUNK = (64, 128, 128)
 """Voxels (z, y, x) of a chunk at most, so that one layer of the next block costs little."""
-
-
-class _Memory:
-    """An array as a writer of boxes."""
-
-    def __init__(self, array_zyx: Array) -> None:
-        self.array_zyx = array_zyx
-
-    def write(self, box: Box, array_zyx: Array, /) -> None:
-        """Take the voxels of one box."""
-        self.array_zyx[box.slices] = array_zyx
 
 
 def store(
@@ -54,9 +41,9 @@ def store(
     """
     engine, about = engine or LocalEngine(), volume.info
     if engine.in_process and math.prod(about.shape) <= in_memory:
-        array_zyx = np.empty(about.shape, about.dtype)
-        write_blocks(volume, block, _Memory(array_zyx), engine=engine, on_block=on_block)
-        return ArrayVolume(array_zyx, about.voxel_size, about.path, about.metadata)
+        memory = ArrayWriter(about.shape, about.dtype)
+        write_blocks(volume, block, memory, engine=engine, on_block=on_block)
+        return ArrayVolume(memory.array_zyx, about.voxel_size, about.path, about.metadata)
     chunks = tuple(_chunk(side, n, most) for side, n, most in zip(block, about.shape, CHUNK, strict=True))
     options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": chunks}
     with create_volume(str(path), about.shape, about.dtype, **options) as writer:  # type: ignore[arg-type]

@@ -142,3 +142,18 @@ class ArrayVolume(Volume):
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
         return self._image_zyx[self.check_box(box).slices]
+
+
+class ArrayWriter:
+    """An array in memory as a writer of boxes.
+
+    Attributes:
+        array_zyx: What was written, zeros elsewhere.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: npt.DTypeLike = np.float32) -> None:
+        self.array_zyx: Array = np.zeros(shape, dtype)
+
+    def write(self, box: Box, array_zyx: Array, /) -> None:
+        """Take the voxels of one box."""
+        self.array_zyx[box.slices] = array_zyx

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from made_volumes import places, save
 
 from mitoseg.geometry import Box
-from mitoseg.viewers.neuroglancer.levels import Level, Levels, find_levels
+from mitoseg.viewers.neuroglancer.levels import Level, Levels, open_levels
 from mitoseg.viewers.samples import sample
 from mitoseg.volumes import ArrayVolume, open_volume
 from mitoseg.volumes.cropped import CroppedVolume
@@ -65,13 +65,13 @@ def test_what_cannot_be_read_is_refused(box, factors):
 def test_levels_of_an_ome_zarr_image(tmp_path):
     values = np.random.default_rng(1).integers(0, 200, (20, 300, 610), np.uint8)
     volume = open_volume(save(tmp_path / "a.ome.zarr", values, voxel_size=(5.0, 5.0, 5.0)))
-    found = find_levels(volume)
+    found = open_levels(volume)
     assert [level.factors for level in found] == [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
     box = Box((0, 20, 30), (5, 75, 152))
     stored = Levels(found, labels=False).read(box, (4, 4, 4)).astype(float)
     np.testing.assert_allclose(stored, mean_oracle(values, (4, 4, 4))[box.slices], atol=1.01)  # rounded level by level
-    assert len(find_levels(open_volume(str(tmp_path / "a.ome.zarr" / "1")))) == 1
-    assert len(find_levels(CroppedVolume(volume, Box((1, 0, 0), (20, 300, 610))))) == 1
+    assert len(open_levels(open_volume(str(tmp_path / "a.ome.zarr" / "1")))) == 1
+    assert len(open_levels(CroppedVolume(volume, Box((1, 0, 0), (20, 300, 610))))) == 1
 
 
 def test_a_sample_comes_from_the_middle():

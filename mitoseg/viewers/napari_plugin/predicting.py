@@ -23,6 +23,7 @@ from mitoseg.segmentation import Labelling, Postprocess, label_array
 from mitoseg.segmentation.postprocess import BYTES, CLEAN
 from mitoseg.viewers.napari_plugin.jobs import Tell, tell_nobody
 from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
+from mitoseg.volumes.base import ArrayWriter
 from mitoseg.volumes.drift import FAR
 from mitoseg.volumes.resampling import resampled
 
@@ -94,17 +95,6 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-class _ArrayWriter:
-    """Takes tiles into an array."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.array_zyx: Probability = np.zeros(shape, np.float32)
-
-    def write(self, box: Box, array_zyx: npt.NDArray[Any], /) -> None:
-        """Take the voxels of one box."""
-        self.array_zyx[box.slices] = array_zyx
-
-
 def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
     """Predict a volume.
 
@@ -125,7 +115,7 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
     seen = resample_input("auto", image, model) if resamples else image
     volume, normalization = (seen, None) if choice.greys == AS_TRAINED else adapt_greys(choice.greys, seen, model)
     prediction = make_prediction(model, method=choice.method, threshold=choice.threshold, normalization=normalization)
-    writer, done, total = _ArrayWriter(volume.shape), 0, volume.box.size
+    writer, done, total = ArrayWriter(volume.shape), 0, volume.box.size
     tell(0.0, "predicting")
 
     def advance(box: Box) -> None:

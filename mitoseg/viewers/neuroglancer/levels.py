@@ -12,16 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import zarr
-
 from mitoseg.geometry import Box
 from mitoseg.volumes import Array, Volume, open_volume
 from mitoseg.volumes.cropped import CroppedVolume
-from mitoseg.volumes.ome_image import find_image, level_paths
+from mitoseg.volumes.ome_image import find_levels
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.pyramid import Sizes, coarser
 from mitoseg.volumes.reading import opening
-from mitoseg.volumes.zarrs import is_zarr
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def _divides(small: Sizes, large: Sizes) -> bool:
     return all(b % a == 0 for a, b in zip(small, large, strict=True))
 
 
-def find_levels(volume: Volume, axes: str | None = None) -> list[Level]:
+def open_levels(volume: Volume, axes: str | None = None) -> list[Level]:
     """A volume that was opened by its path, and the coarser levels of the OME-Zarr image that it is of.
 
     Levels that are no halvings of the finest one are left out.
@@ -110,21 +107,13 @@ def find_levels(volume: Volume, axes: str | None = None) -> list[Level]:
     found = [Level((1, 1, 1), volume)]
     if isinstance(volume, CroppedVolume):  # whose levels begin elsewhere
         return found
-    for path in _coarser_paths(volume.path):
-        level = open_volume(path, axes=axes)
+    folder = stored_in(volume.path)
+    with opening(volume.path):
+        names = find_levels(str(folder))[1:]
+    for name in names:
+        level = open_volume(str(folder / name), axes=axes)
         z, y, x = (1 << max(0, round(math.log2(n / m))) for n, m in zip(volume.shape, level.shape, strict=True))
         covers = [-(-n // f) for n, f in zip(volume.shape, (z, y, x), strict=True)]
         if tuple(covers) == level.shape and max(z, y, x) > 1 and level.dtype == volume.dtype:
             found.append(Level((z, y, x), level))
     return found
-
-
-def _coarser_paths(path: str) -> list[str]:
-    """The arrays of an image's coarser levels; none of what is no image, or is one level by name."""
-    if not is_zarr(path):
-        return []
-    folder = stored_in(path)
-    with opening(path):
-        node = zarr.open(store=folder.absolute(), mode="r")
-        image = find_image(node, path) if isinstance(node, zarr.Group) else None
-        return [] if image is None else [str(folder / image.path / name) for name in level_paths(image)[1:]]

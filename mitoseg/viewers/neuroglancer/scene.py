@@ -9,7 +9,7 @@ from pathlib import Path
 import neuroglancer
 import numpy as np
 
-from mitoseg.viewers.neuroglancer.levels import Level, Levels, find_levels
+from mitoseg.viewers.neuroglancer.levels import Level, Levels, open_levels
 from mitoseg.viewers.neuroglancer.served import ServedVolume, space
 from mitoseg.viewers.neuroglancer.surfaces import Surfaces, fits_memory
 from mitoseg.viewers.samples import percentiles, sample
@@ -58,7 +58,7 @@ def make_scene(shown: Shown, *, surfaces: bool = True) -> neuroglancer.ViewerSta
     Raises:
         UserError: A file is damaged, or instances are no such.
     """
-    levels = {kind: find_levels(volume, shown.axes.get(volume.path)) for kind, volume in shown.volumes.items()}
+    levels = {kind: open_levels(volume, shown.axes.get(volume.path)) for kind, volume in shown.volumes.items()}
     if "probability" in levels and "mask" not in levels:
         levels["mask"] = _thresholded(levels["probability"])
     on_top = next((kind for kind in ("instances", "mask", "probability") if kind in shown.volumes), None)
