@@ -41,24 +41,24 @@ class Facts:
         homepage: Where it is described.
         licence: As found, or that none was found.
         citation: What to cite.
-        doi: Of the paper or the data themselves.
         files: What is downloaded; archives are unpacked beside themselves.
         voxel_size: (z, y, x) in nm.
         split: The split in words.
         train: The training volume.
         test: The test volume, or None where its labels are not published.
+        doi: Of the paper or the data themselves; empty where there is none.
     """
 
     title: str
     homepage: str
     licence: str
     citation: str
-    doi: str
     files: tuple[RemoteFile, ...]
     voxel_size: VoxelSize
     split: str
     train: Volumes
     test: Volumes | None = None
+    doi: str = ""
 
     def official(self, name: str) -> RemoteFile | None:
         """The published file of this name, None for what lies inside an archive."""
