@@ -10,7 +10,6 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 
 SHARE = 0.5
@@ -55,27 +55,13 @@ def used_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def free_bytes() -> int:
-    """Memory that this process may still take, within the limit of its control group."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return max(free, 0)
-
-
 def budget_bytes(memory: object | None) -> int:
     """Bytes that tiles may take besides what the process has already.
 
     Args:
         memory: What the whole process may take, or None for a share of what is free.
     """
-    return int(SHARE * free_bytes()) if memory is None else parse_bytes(memory) - used_bytes() - HEAPS
+    return int(SHARE * memory_available()) if memory is None else parse_bytes(memory) - used_bytes() - HEAPS
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

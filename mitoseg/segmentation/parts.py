@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
+from mitoseg.control_groups import memory_available
 from mitoseg.engines import one_at_a_time
 from mitoseg.geometry import Box
 from mitoseg.segmentation.block_labels import label_components
@@ -76,7 +76,7 @@ class Splitter:
         """
         _, component = item
         box = Box(tuple(map(int, component.start[0])), tuple(map(int, component.stop[0])))
-        if box.size * BYTES > psutil.virtual_memory().available:
+        if box.size * BYTES > memory_available():
             log.warning("the component in %s is too large for memory and is not cut", box)
             return None
         mask_zyx = self.mask.read(box)

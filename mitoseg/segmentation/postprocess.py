@@ -23,8 +23,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
+from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.segmentation.boundaries import refine_boundaries
 from mitoseg.segmentation.components import fill_holes, fill_slices, remove_small, remove_unsure
@@ -210,7 +210,7 @@ class Postprocess:
         Raises:
             UserError: There is too little.
         """
-        if voxels * BYTES > psutil.virtual_memory().available:
+        if voxels * BYTES > memory_available():
             what = f"post-processing holds {voxels} voxels at once: too little memory"
             raise UserError(what, f"{voxels * BYTES / 1e9:.1f} GB", "give postprocess=none, or fewer steps")
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 
+from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Options, Prediction, Predictor, predict_volume
-from mitoseg.inference.memory import LiveBytes, budget_bytes, free_bytes, largest_tile, parse_bytes, used_bytes
+from mitoseg.inference.memory import LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
 from mitoseg.inference.sizing import VOXEL_BYTES
 from mitoseg.metrics import Calibration
 from mitoseg.networks import PatchCNN
@@ -163,5 +164,5 @@ def test_memory_is_read_as_people_write_it():
 
 
 def test_the_budget_is_a_share_of_what_is_free_or_what_is_given():
-    assert 0 < budget_bytes(None) <= free_bytes()
+    assert 0 < budget_bytes(None) <= memory_available()
     assert budget_bytes("100GB") == pytest.approx(100e9 - used_bytes(), rel=0.01)

@@ -113,10 +113,7 @@ def test_a_block_holds_few_voxels(tmp_path, monkeypatch):
 def test_too_little_memory_for_a_block_is_told(tmp_path, monkeypatch):
     from mitoseg.segmentation import postprocess
 
-    class Few:
-        available = 100
-
-    monkeypatch.setattr(postprocess.psutil, "virtual_memory", Few)
+    monkeypatch.setattr(postprocess, "memory_available", lambda: 100)
     with pytest.raises(UserError, match="too little memory"):
         cleaner({"fill_holes": True}, tmp_path)(ArrayVolume(blobs((9, 30, 30), 4)), 0.5)
     assert not any(tmp_path.iterdir())

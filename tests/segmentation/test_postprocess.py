@@ -177,9 +177,6 @@ def test_numbers_out_of_range_are_told(options, line):
 def test_too_little_memory_is_told(monkeypatch):
     from mitoseg.segmentation import postprocess
 
-    class Few:
-        available = 100
-
-    monkeypatch.setattr(postprocess.psutil, "virtual_memory", Few)
+    monkeypatch.setattr(postprocess, "memory_available", lambda: 100)
     with pytest.raises(UserError, match="too little memory"):
         Postprocess()(np.zeros((2, 8, 8), np.float32), 0.5)

@@ -133,7 +133,7 @@ def test_what_cannot_be_predicted(checkpoint, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             predict(image(), choice)
-    monkeypatch.setattr(predicting, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(predicting, "memory_available", lambda: 1000)
     with pytest.raises(UserError, match="mitoseg predict"):
         predict(image(), Choice(checkpoint))
 

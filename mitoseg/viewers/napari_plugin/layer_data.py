@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
+from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.viewers.napari_plugin.lazy import as_dask
 from mitoseg.volumes import Volume, VoxelSize, open_volume
@@ -85,7 +85,7 @@ def probability_style(scale: float = 1.0) -> dict[str, Any]:
 
 def _label_array(volume: Volume) -> Any:  # noqa: ANN401 (dask's or numpy's)
     """Labels in memory, where they fit, so that they can be corrected."""
-    if np.prod(volume.shape) * volume.dtype.itemsize > IN_MEMORY * psutil.virtual_memory().available:
+    if np.prod(volume.shape) * volume.dtype.itemsize > IN_MEMORY * memory_available():
         lazy = as_dask(volume)
         return lazy if volume.dtype.kind != "b" else lazy.astype(np.uint8)  # type: ignore[no-untyped-call]
     labels_zyx = volume.read()

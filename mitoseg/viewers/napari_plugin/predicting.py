@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Predictor, predict_volume
 from mitoseg.inference.greys import adapt_greys, greys_apart
-from mitoseg.inference.memory import Tile, budget_bytes, free_bytes
+from mitoseg.inference.memory import Tile, budget_bytes
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.inference.resampling import has_other_voxels, resample_input
 from mitoseg.networks.bundle import find_weights
@@ -185,8 +186,8 @@ def _check_memory(image: Volume) -> None:
         UserError: It does not.
     """
     needed = math.prod(image.shape) * (BYTES + 8)
-    if needed > free_bytes():
-        what = f"the results need {needed / 1e9:.1f} GB of memory, {free_bytes() / 1e9:.1f} GB are free"
+    if needed > memory_available():
+        what = f"the results need {needed / 1e9:.1f} GB of memory, {memory_available() / 1e9:.1f} GB are free"
         raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open what it wrote")
 
 
