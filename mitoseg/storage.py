@@ -3,34 +3,51 @@
 Everything is first written under a temporary name beside the final one and renamed at the end, so that a full disk,
 an error or an interrupt leaves nothing behind that looks like a result.
 
-    out.tif   <- rename -   .out.3f9c2a1b.partial.tif   (removed on any exception)
+    out.tif   <- rename -   .out.5e0d41c7-4711-6a2b90f4.3f9c2a1b.partial.tif   (removed on any exception)
+                                 machine  process, start  chance
+
+A process that is killed leaves its temporary file; the next one that writes the same output removes it (`sweep`).
+Where a folder is replaced, the old one steps aside under the same name and ``.old`` for a moment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from mitoseg.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OWNER = re.compile(r"([0-9a-f]{8})-(\d+)-([0-9a-f]+)\.[0-9a-f]{8}\.partial")
+_CLOCK_SECONDS = 3600
+"""By which the start of a process may seem to move when the clock is set."""
+_FORGOTTEN_SECONDS = 7 * 24 * 3600
+"""After which a temporary file of another machine, whose processes cannot be asked for, is nobody's any more."""
+_SHOWN = 3
 
 
 def check_output(path: Path | str, overwrite: bool) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
-    Missing parent folders are fine: `atomic_output` makes them.
+    Missing parent folders are fine: `atomic_output` makes them. What killed processes have left is swept.
 
     Args:
         path: Where the output shall go, a file or a folder.
@@ -41,6 +58,7 @@ def check_output(path: Path | str, overwrite: bool) -> None:
     """
     path = Path(path)
     try:
+        sweep(path)
         if _exists(path) and not overwrite:
             raise UserError("the output exists", str(path), "choose another name or give overwrite=true")
         folder = _nearest_folder(path)
@@ -74,7 +92,7 @@ def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     """
     path = Path(path)
     check_output(path, overwrite)
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
+    temporary = _temporary(path)
     made: list[Path] = []
     try:
         made += make_folders(path.parent)
@@ -88,6 +106,97 @@ def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         if isinstance(error, Exception) and not isinstance(error, UserError) and is_storage_error(error):
             raise explain_storage_error(error, path) from error
         raise
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder beside an output for what is needed until the end of the block, whose leftovers are swept as well.
+
+    Args:
+        path: The output, which need not exist.
+    """
+    sweep(path)
+    folder = _temporary(path)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def _temporary(path: Path) -> Path:
+    """A free name beside an output that tells which process writes it."""
+    owner = f"{_machine()}-{os.getpid()}-{int(psutil.Process().create_time()):x}"
+    return path.with_name(f"{_prefix(path)}{owner}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def _prefix(path: Path) -> str:
+    """How the temporary names of an output begin; a long name is cut, and told from others by its checksum."""
+    name = os.fsencode(path.stem)
+    stem = path.stem if len(name) <= 120 else f"{path.stem[:20]}-{hashlib.sha256(name).hexdigest()[:8]}"
+    return f".{stem}."
+
+
+@cache
+def _machine() -> str:
+    """Tells the process numbers of this machine, or container, from those of another one."""
+    space = ""
+    with contextlib.suppress(OSError):  # Linux
+        space = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+
+
+def sweep(path: Path) -> None:
+    """Remove the temporary files of an output whose processes are gone, and put an old folder back that stepped aside.
+
+    Those of a running process stay. Whether a process of another machine runs cannot be told from here: its files stay
+    for a week after the last change.
+    """
+    start, left = _prefix(path), []
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        left = [entry.name for entry in entries if entry.name.startswith(start)]
+    for name in sorted(left, key=lambda name: not name.endswith(".old")):
+        owner, file = _OWNER.match(name, len(start)), path.with_name(name)
+        if owner is None or not _is_gone(file, owner[1], int(owner[2]), int(owner[3], 16)):
+            continue
+        if name.endswith(".old") and not os.path.lexists(path):
+            os.replace(file, path)
+        else:
+            remove(file)
+
+
+def _is_gone(file: Path, machine: str, process: int, start: int) -> bool:
+    """Whether nobody writes a temporary file any more."""
+    try:
+        if machine != _machine():
+            files = [file, *file.rglob("*")]  # of a folder, else there are none
+            return time.time() - max(f.lstat().st_mtime for f in files) > _FORGOTTEN_SECONDS
+        found = psutil.Process(process)
+        return abs(found.create_time() - start) > _CLOCK_SECONDS or found.status() == psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, OSError) as error:
+        return not isinstance(error, OSError)  # else it is being removed by somebody
+
+
+def check_own_folder(folder: Path) -> None:
+    """Refuse a folder under a name that others can guess, if it is a link or not made by this user.
+
+    Raises:
+        UserError: It is, so that what is written there could end anywhere.
+        OSError: It is not there.
+    """
+    state = folder.lstat()
+    with tempfile.TemporaryFile(dir=folder.parent) as own:  # some network folders give all files one owner
+        user = os.fstat(own.fileno()).st_uid
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != user:
+        what = "belongs to another user" if stat.S_ISDIR(state.st_mode) else "is a link or a file"
+        raise UserError(
+            f"the folder for what is unfinished {what}", str(folder), "remove it, or choose another output"
+        )
+
+
+def open_own(path: str, flags: int) -> int:
+    """Opener, for `open`, of a file under a name that others can guess: a link that was put there is not followed."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
@@ -146,6 +255,35 @@ def plain(data: object) -> Any:  # noqa: ANN401 (JSON's own type is recursive)
     if isinstance(data, Iterable):
         return [plain(value) for value in data]
     raise TypeError(f"no JSON form of {type(data).__name__}")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of mappings as one, its keys joined by dots.
+
+    >>> flatten({"train": {"image": "a.tif"}, "seed": 0})
+    {'train.image': 'a.tif', 'seed': 0}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How two trees of options differ, in words; empty if they do not.
+
+    >>> changes({"a": {"b": 1}, "c": 2}, {"a": {"b": None}, "c": 2})
+    'a.b was 1, is now null'
+    """
+    old, new = flatten(plain(before)), flatten(plain(now))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    words = [f"{key} was {_short(old.get(key))}, is now {_short(new.get(key))}" for key in keys[:_SHOWN]]
+    return "; ".join([*words, *([f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else [])])
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _exists(path: Path) -> bool:

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,80 @@ def test_text_keeps_its_line_ends(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == "a\nb\r\nµ".encode()
     with pytest.raises(UserError, match="exists"):
         write_text(tmp_path / "a.txt", "", overwrite=False)
+
+
+def killed_while_writing(path, *, folder=False, after="writing"):
+    """What a process leaves that is killed while it writes an output, or between two renames."""
+    pid = os.fork()
+    if pid == 0:
+        replace = os.replace
+        storage.os.replace = lambda *names: (replace(*names), os._exit(9)) if after == "rename" else replace(*names)
+        with atomic_output(path, overwrite=True) as temporary:
+            temporary.mkdir() if folder else temporary.write_text("new")
+            if after == "writing":
+                os._exit(9)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@needs_fork
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("name", ["a.txt", "ä" * 70 + ".tif", ".a.b.txt"])
+def test_what_a_killed_process_left_goes_with_the_next_output_of_that_name(tmp_path, name, folder):
+    for _ in range(2):
+        killed_while_writing(tmp_path / name, folder=folder)
+    assert len(names(tmp_path)) == 1  # the second one swept what the first had left
+    with storage.scratch_folder(tmp_path / name) as scratch:
+        assert names(tmp_path) == [scratch.name]
+    assert names(tmp_path) == []
+
+
+@needs_fork
+def test_the_old_folder_comes_back_after_a_kill_between_the_renames(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    killed_while_writing(tmp_path / "a", folder=True, after="rename")
+    assert "a" not in names(tmp_path)
+    with pytest.raises(UserError, match="exists"):
+        check_output(tmp_path / "a", overwrite=False)
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old"]
+
+
+@needs_fork
+def test_what_others_write_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / ".a.3f9c2a1b.partial.txt").touch()  # of no process that is named
+    killed_while_writing(tmp_path / "a.b.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_machine", lambda: "00000000")
+        killed_while_writing(tmp_path / "a.txt")
+    with atomic_output(tmp_path / "a.txt") as temporary:
+        temporary.mkdir()
+        before = names(tmp_path)
+        assert len(before) == 4
+        storage.sweep(tmp_path / "a.txt")
+        assert names(tmp_path) == before
+        temporary.rmdir()
+        temporary.touch()
+    old = next(path for path in tmp_path.iterdir() if "00000000" in path.name)
+    os.utime(old, (0, time.time() - 8 * 24 * 3600))
+    storage.sweep(tmp_path / "a.txt")
+    assert set(before) - set(names(tmp_path)) == {old.name, temporary.name}
+
+
+def test_an_unfinished_folder_that_is_a_link_or_another_s_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    storage.check_own_folder(tmp_path / "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is a link"):
+        storage.check_own_folder(tmp_path / "link")
+    with pytest.raises(OSError, match="symbolic"), open(tmp_path / "link", "w", opener=storage.open_own):
+        pass
+    state = list((tmp_path / "mine").stat())
+    state[4] += 1
+    monkeypatch.setattr(storage.os, "fstat", lambda _: os.stat_result(state))
+    with pytest.raises(UserError, match="another user"):
+        storage.check_own_folder(tmp_path / "mine")

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from mitoseg.datasets import Recipe, Region, Splits
 from mitoseg.errors import UserError
+from mitoseg.storage import flatten
 
 TRAINING_KEYS = frozenset(
     {
@@ -81,18 +82,6 @@ def scored_regions(splits: Splits, part: str) -> tuple[Region, ...]:
         remedy = "name one with data.test.image= and data.test.label=, give data.folds=, or part=validation"
         raise UserError("there is no test volume to score", None, remedy)
     return regions
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of mappings as one, its keys joined by dots.
-
-    >>> flatten({"train": {"image": "a.tif"}, "seed": 0})
-    {'train.image': 'a.tif', 'seed': 0}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _set(tree: dict[str, Any], path: list[str], value: object) -> None:

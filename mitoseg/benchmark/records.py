@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mitoseg.benchmark.data import flatten
 from mitoseg.errors import UserError
-from mitoseg.storage import plain, read_json, remove
+from mitoseg.storage import changes, read_json, remove
 
 RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
 LAST = Path(TRAIN, "checkpoints", "last.ckpt")
 FINISHED = "finished"
-_SHOWN = 3
 
 
 def prediction_path(folder: Path, part: str, index: int) -> Path:
@@ -49,7 +47,7 @@ def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwr
     """
     if not (folder / RECORD).is_file():
         return None
-    change = difference(read_json(folder / RECORD).get("options") or {}, options)
+    change = changes(read_json(folder / RECORD).get("options") or {}, options)
     if not change:
         return None
     holds = is_finished(folder) or (folder / MODEL).is_dir() or (folder / LAST).is_file()
@@ -64,20 +62,3 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name != ".lock":
             remove(path)
-
-
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How two mappings differ, in words; empty if they do not.
-
-    >>> difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
-    'a.b: 1 -> 3'
-    """
-    old, new = flatten(plain(before)), flatten(plain(now))
-    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    words = [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys[:_SHOWN]]
-    return ", ".join([*words, *([f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else [])])
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -17,6 +16,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import decide
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.cleaning import BLOCK, Cleaner
+from mitoseg.storage import scratch_folder
 from mitoseg.volumes import Volume
 
 
@@ -61,8 +61,8 @@ def cleaned(
             "postprocess needs probabilities", decision.kind, "give postprocess=none, or the probabilities"
         )
     size = voxel_size or prediction.voxel_size
-    with TemporaryDirectory(dir=folder, prefix=".cleaning.") as scratch:
-        cleaner = Cleaner(steps, Path(scratch).absolute(), engine, BLOCK)
+    with scratch_folder(folder / "cleaning") as scratch:
+        cleaner = Cleaner(steps, scratch.absolute(), engine, BLOCK)
         options = {"scale": decision.scale, "voxel_size": size, "image": image}
         with progress_bar("post-processing", prediction.box.size, show=show) as advance:
             mask = cleaner(prediction, decision.threshold, **options, on_box=advance)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from mitoseg.evaluation.decision import Decision, decide
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.segmentation import Labelling, Sources
 from mitoseg.segmentation.storing import store
+from mitoseg.storage import scratch_folder
 from mitoseg.volumes import Volume, VoxelSize
 from mitoseg.volumes.integers import IntegerVolume
 from mitoseg.volumes.units import check_voxel_size
@@ -63,14 +63,14 @@ def find_sources(
         probability, scale = given, decision.scale
     elif probability is not None:
         scale = decide(probability, None, "probability").scale
-    with tempfile.TemporaryDirectory(dir=Path(cfg.output).parent, prefix=".measuring.") as scratch:
+    with scratch_folder(Path(cfg.output)) as scratch:
         if decision.kind != "instances":
             found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
-            labels = store(found, found.block, Path(scratch) / "instances.zarr", engine=engine)
+            labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
         else:
             labels = IntegerVolume(given) if given.dtype.kind == "f" else given
         sources = Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
-        yield sources, Path(scratch)
+        yield sources, scratch
 
 
 def sized_labelling(cfg: DictConfig) -> Labelling:

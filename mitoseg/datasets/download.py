@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from mitoseg.errors import UserError
+from mitoseg.storage import open_own
 
 _log = logging.getLogger(__name__)
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
@@ -140,7 +141,7 @@ class ResumingDownloader:
     def _receive(self, response: requests.Response, start: int) -> None:
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else self.size
-        with self.part.open("ab" if start else "wb") as file, self._bar() as bar:
+        with open(self.part, "ab" if start else "wb", opener=open_own) as file, self._bar() as bar:
             task = bar.add_task(self.part.name.removesuffix(".part"), total=total, completed=start)
             done = start
             for chunk in response.iter_content(_CHUNK):

@@ -6,7 +6,6 @@ import lzma
 import re
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from mitoseg.errors import UserError
+from mitoseg.storage import scratch_folder
 
 LIMIT_BYTES = 8 * 1024**3
 """Unpacked bytes that an archive may have unless said otherwise."""
@@ -50,8 +50,8 @@ def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> No
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            root, left = Path(temporary) / folder.name, limit_bytes
+        with scratch_folder(folder) as temporary:
+            root, left = temporary / folder.name, limit_bytes
             root.mkdir()
             with _members(archive) as members:
                 for count, (name, stream) in enumerate(members):

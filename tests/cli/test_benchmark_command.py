@@ -97,9 +97,9 @@ def test_finished_methods_are_skipped_and_stay_in_the_table(finished, benchmark,
     ("words", "line"),
     [
         (["methods.grey.estimator.sigmas=[3.0]"], "error: the method grey is there with other options"),
-        (["seed=2"], "estimator.seed: 1 -> 2"),
-        (["data.test_shape=[4,96,128]"], "data.test_shape: [3, 96, 128] -> [4, 96, 128]"),
-        (["part=validation"], "part: test -> validation"),
+        (["seed=2"], "estimator.seed was 1, is now 2"),
+        (["data.test_shape=[4,96,128]"], "data.test_shape was [3, 96, 128], is now [4, 96, 128]"),
+        (["part=validation"], "part was test, is now validation"),
     ],
 )
 def test_other_options_are_refused_and_nothing_is_lost(finished, benchmark, capsys, words, line):
@@ -169,7 +169,7 @@ def test_overwrite_runs_again_what_has_changed(finished, benchmark, capsys):
     before = record(finished / "grey")
     assert benchmark("resume=run", *words, "overwrite=true") == 0
     said = told(capsys)
-    assert "sharp (2 of 2): options have changed (estimator.sigmas: [5.0] -> [8.0]), it starts again" in said
+    assert "sharp (2 of 2): options have changed (estimator.sigmas was [5.0], is now [8.0]), it starts again" in said
     assert record(finished / "sharp")["options"]["estimator"]["sigmas"] == [8.0]
     assert record(finished / "grey") == before
     assert benchmark("resume=run", "methods.sharp.estimator.sigmas=[5.0]") == 1  # it was said once
