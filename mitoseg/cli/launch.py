@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import hydra
@@ -33,7 +33,7 @@ from mitoseg.cli.ranks import (
     pin_run_dir,
     program,
 )
-from mitoseg.cli.resume import resume_overrides
+from mitoseg.cli.resume import refuse_targets, resume_overrides
 from mitoseg.cli.sweeps.conclusion import conclude, jobs_end_first
 from mitoseg.cli.sweeps.job import run_job
 from mitoseg.cli.sweeps.plan import Sweep, find_sweep, pin_sweep, plan_sweep
@@ -94,11 +94,13 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         options, words = split_words(sys.argv[1:])
         import_from_config_dir(options)
         words, options, sweeps = find_sweep(quote_overrides(words), options)
-        words = prepare_words(words, sweep=sweeps, command=config_name)
+        config_dirs = _config_dirs(options, config_dir)
+        judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
+        words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]
         if sweeps:
             sweep = plan_sweep(words, [*program(run), *_config_options(options)])
-        told = _call_hydra(config_name, run, config_dir, options, sweep)
+        told = _call_hydra(config_name, run, config_dir, options, sweep, judge)
         outcome.tell(objective=told)
     except KeyboardInterrupt:
         return _say("interrupted", 130, sweep)
@@ -121,14 +123,19 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
 
 
 def _call_hydra(
-    config_name: str, run: Run, config_dir: Path, options: Sequence[str], sweep: Sweep | None
+    config_name: str,
+    run: Run,
+    config_dir: Path,
+    options: Sequence[str],
+    sweep: Sweep | None,
+    judge: Callable[[DictConfig], None],
 ) -> float | None:
     """Have Hydra read ``sys.argv`` and call the command; what it returned, None after a sweep."""
     failures: list[BaseException] = []
     results: list[float | None] = []
     main = hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     if sweep is None:
-        main(_task(run, options, failures, results))()
+        main(_task(run, options, judge, failures, results))()
     else:
         register_sweeper()
         with jobs_end_first(sweep):
@@ -172,15 +179,23 @@ def import_from_config_dir(options: Sequence[str]) -> None:
         sys.path.insert(0, os.path.abspath(folder))
 
 
-def prepare_words(words: Sequence[str], *, sweep: bool, command: str = "train") -> list[str]:
+def prepare_words(
+    words: Sequence[str], *, sweep: bool, command: str = "train", config_dirs: Sequence[Path] = ()
+) -> list[str]:
     """Overrides as Hydra is to parse them: quoted, folders pinned, those of a resumed run added.
+
+    Args:
+        words: Overrides as typed.
+        sweep: Whether they are to run a sweep.
+        command: Its name.
+        config_dirs: As `mitoseg.cli.resume.resume_overrides`; default: mitoseg's own.
 
     Raises:
         UserError: A path cannot be quoted, or ``resume`` names no run, or a sweep is to resume one.
     """
-    quoted = quote_overrides(words)
+    quoted, config_dirs = quote_overrides(words), config_dirs or [default_config_dir()]
     if sweep:
-        if resume_overrides(quoted) != quoted:
+        if resume_overrides(quoted, config_dirs) != quoted:
             raise UserError("resume= takes up one run, not a sweep", None, "leave out -m")
         if outside_job() is not None and {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ):
             raise UserError(
@@ -190,7 +205,7 @@ def prepare_words(words: Sequence[str], *, sweep: bool, command: str = "train") 
     if outside_job() is not None:
         return pin_common_folder(quoted, command)
     quoted = pin_run_dir(quoted)
-    return resume_overrides(quoted) if is_main_process() else quoted
+    return resume_overrides(quoted, config_dirs) if is_main_process() else quoted
 
 
 def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
@@ -204,7 +219,11 @@ def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
 
 
 def _task(
-    run: Run, options: Sequence[str], failures: list[BaseException], results: list[float | None]
+    run: Run,
+    options: Sequence[str],
+    judge: Callable[[DictConfig], None],
+    failures: list[BaseException],
+    results: list[float | None],
 ) -> Callable[[DictConfig], None]:
     """The command as Hydra calls it.
 
@@ -218,6 +237,7 @@ def _task(
         if not is_main_process():
             logging.getLogger().setLevel(logging.WARNING)
         try:
+            judge(cfg)
             with job_environment([*start, *kept, *job_arguments()], run_dir()):
                 results.append(run(cfg))
         except Exception as error:
@@ -227,6 +247,12 @@ def _task(
             print(shown(run_dir()), flush=True)
 
     return task
+
+
+def _config_dirs(options: Sequence[str], config_dir: Path) -> list[Path]:
+    """Where Hydra looks for configs: mitoseg's folder or the one given for it, and the one beside it."""
+    known = get_args_parser().parse_args(list(options))
+    return [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
 
 
 def _config_options(options: Sequence[str]) -> list[str]:

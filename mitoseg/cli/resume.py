@@ -1,7 +1,8 @@
 """``resume=RUN``: the command line of a run, taken up again in its folder.
 
 The saved words come from a folder that somebody else may have made, and a config is code: ``hydra.utils.instantiate``
-runs whatever ``_target_`` names. So saved words that touch such keys are refused unless ``trust=true`` is given now.
+runs whatever ``_target_`` names. Unless ``trust=true`` is given now, a saved word may therefore choose only among the
+options that a group of ``conf/`` lists, and `refuse_targets` judges the config that all words compose to.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.cli.quoting import literal, requote_override, unquote
 from mitoseg.errors import UserError
@@ -21,14 +25,19 @@ SAVED = Path(".hydra", "overrides.yaml")
 ACCEPTED = Path(".hydra", "accepted.yaml")
 """Of a command that may refuse to take up a run, the words of the last call that it did not refuse."""
 _ONCE = {"resume", "extend", "trust", "overwrite"}  # said for one call, not for the run
-_CODE = re.compile(r"[+~]*hydra\b|.*(_(target|args|partial|recursive|convert)_|\$\{)", re.DOTALL)
+_CODE = re.compile(r"_(target|args|partial|recursive|convert)_|\$\{|://")
+"""What a saved word may not hold: what `instantiate` heeds, an interpolation, a server that would be called."""
+_TARGET = re.compile(r"""_target_["']?\s*[:=]\s*["']?([\w.]+)""")
+_REMEDY = "give trust=true if you know who made this run"
+_parser = OverridesParser.create()
 
 
-def resume_overrides(overrides: Sequence[str]) -> list[str]:
+def resume_overrides(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
     """The saved words of the resumed run, then the given ones, all in the folder of that run.
 
     Args:
         overrides: Quoted words of the command line. Without ``resume=`` among them they come back as they are.
+        config_dirs: mitoseg's own folder of configs, then the one that the command line names.
 
     Returns:
         What Hydra is to parse. A word given now replaces the saved one of the same key.
@@ -43,7 +52,7 @@ def resume_overrides(overrides: Sequence[str]) -> list[str]:
     given = {_key(word) for word in overrides}
     saved = [word for word in read_saved(folder) if _key(word) not in given | _ONCE]
     if "trust=true" not in [word.lower() for word in overrides]:
-        refuse_code(saved, folder)
+        refuse_code(saved, folder, config_dirs)
     return [*map(requote_override, saved), *overrides, f"hydra.run.dir={literal(str(folder))}"]
 
 
@@ -55,23 +64,91 @@ def read_saved(folder: Path) -> list[str]:
     """
     try:
         words = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError("the run's saved words cannot be read", str(folder / SAVED), "start a new run") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise UserError("the run's saved words are no list of words", str(folder / SAVED), "start a new run")
     return words
 
 
-def refuse_code(words: Sequence[str], folder: Path) -> None:
+def refuse_code(words: Sequence[str], folder: Path, config_dirs: Sequence[Path]) -> None:
     """Raise if a saved word could make Hydra run something of its writer's choice.
+
+    Args:
+        words: Saved in a run.
+        folder: Of the run.
+        config_dirs: As `resume_overrides`.
 
     Raises:
         UserError: One does.
     """
     for word in words:
-        if _CODE.match(word):
+        if not _is_harmless(word, config_dirs):
             what = f"{folder / SAVED} holds a word that can run code"
-            raise UserError(what, word, "give trust=true if you know who made this run")
+            raise UserError(what, word, f"{_REMEDY}, and --config-dir if it had one")
+
+
+def refuse_targets(cfg: DictConfig, typed: Sequence[str], config_dirs: Sequence[Path]) -> None:
+    """Raise if a resumed run would build anything that neither the yaml files nor the words of this call name.
+
+    Args:
+        cfg: As composed (call it inside a run).
+        typed: The words of this call alone.
+        config_dirs: As `resume_overrides`; files of the groups that the first one has.
+
+    Raises:
+        UserError: It would, and there is no ``trust=true``.
+    """
+    if cfg.get("resume") is None or cfg.get("trust") is True:
+        return
+    groups = [".", *(path.name for path in config_dirs[0].iterdir() if path.is_dir())]
+    files = [file for root in config_dirs for group in groups for file in (root / group).glob("*.y*ml")]
+    texts = [*typed, *(file.read_text(encoding="utf-8") for file in files)]
+    known = {found for text in texts for found in _TARGET.findall(text)}
+    for target in _targets(OmegaConf.to_container(cfg, resolve=True)):
+        if target not in known:
+            what = "the resumed run names code that is not in the configs"
+            raise UserError(what, target, _REMEDY)
+
+
+def _is_harmless(word: str, config_dirs: Sequence[Path]) -> bool:
+    """Whether a saved word sets plain values, or chooses an option that is listed."""
+    try:
+        parsed = _parser.parse_override(word)
+        value = parsed.value()
+    except (HydraException, ValueError):
+        return False
+    group, package = parsed.key_or_group, parsed.package or ""
+    if parsed.is_sweep_override() or _CODE.search(word):
+        return False
+    if any(re.match(r"hydra\b", name, re.IGNORECASE) for name in (group, package)):
+        return False
+    if group.partition(".")[0] == "methods" and not group.endswith((".checkpoint", ".title")):
+        inner = [text for text in _strings(value) if "=" in text or text.startswith("-")]
+        if not all(_is_harmless(text, config_dirs) for text in inner):  # words of a training
+            return False
+    if "/" not in group and not any((root / group).is_dir() for root in config_dirs):
+        return not package
+    listed = {file.stem for root in config_dirs for file in (root / group).glob("*.y*ml")}
+    chosen = {text.removesuffix(".yaml") for text in _strings(value)}
+    return isinstance(value, dict) or ((config_dirs[0] / group).is_dir() and chosen <= listed)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every string in a value of Hydra's grammar."""
+    if isinstance(value, str):
+        yield str(value)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(item)
+
+
+def _targets(config: object) -> Iterator[object]:
+    """The value of every ``_target_`` in a config."""
+    pairs = config.items() if isinstance(config, dict) else enumerate(config if isinstance(config, list) else ())
+    for key, item in pairs:
+        if key == "_target_":
+            yield item
+        yield from _targets(item)
 
 
 def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:
@@ -119,4 +196,4 @@ def find_run(path: Path) -> Path:
 
 
 def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+")
+    return word.partition("=")[0].strip().lstrip("+")

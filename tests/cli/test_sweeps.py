@@ -156,6 +156,8 @@ def test_submitit_runs_the_jobs_alike(project):
     assert "2 of 4 jobs failed" in last(done.stderr)
     sweep = project.folder / "outputs" / "sweeps" / "s"
     assert [row["status"] for row in table(sweep)] == ["failed", "finished"] * 2
+    (pickles,) = (sweep / ".submitit").iterdir()
+    assert len(pickles.name) == 16  # drawn anew: nobody can have put pickles there before
 
 
 SLURM = {

@@ -15,6 +15,10 @@ import yaml
 from small_project import heed_interrupts
 from tiny_training import TINY, command
 
+from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.resume import refuse_code
+from mitoseg.errors import UserError
+
 
 def last_line(capsys):
     return capsys.readouterr().err.splitlines()[-1]
@@ -66,22 +70,69 @@ def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
     assert "give 1 or more" in last_line(capsys)
 
 
+def take_up(work, *words):
+    """A copy of the run whose saved words are followed by those of somebody else."""
+    shutil.rmtree(work / "stranger", ignore_errors=True)
+    shutil.copytree(work / "run", work / "stranger")
+    saved = work / "stranger" / ".hydra" / "overrides.yaml"
+    saved.write_text(yaml.safe_dump([*yaml.safe_load(saved.read_text()), *words]))
+    return saved
+
+
 def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
+    saved = take_up(work)
+    (work / "stranger" / "notes.yaml").write_text("_target_: os.mkdir\npath: pwned\n_partial_: false")
+    notes = os.path.relpath(work / "stranger" / "notes", default_config_dir() / "network")
     for word in (
-        "network._target_=os.system",
-        "optimizer={_target_: os.system, command: 'touch pwned'}",
-        "hydra.verbose=1",
+        *("network._target_=os.system", "optimizer={_target_: os.system, command: 'touch pwned'}"),
+        *("hydra.verbose=1", " hydra.searchpath=[stranger]", "--config-dir=stranger", "-cd=stranger"),
+        *(f"network={notes}", f'loss="{notes}"', f"+experiment=[unet25d,{notes}]", f"optimizer@loss={notes}"),
+        *(f"network={work}/stranger/notes", f"network=choice({notes},unet2d)", f"~network={notes}"),
+        *("data@hydra.x=phantom", "logger.mlflow.tracking_uri=http://example.org"),
     ):
-        shutil.rmtree(work / "stranger", ignore_errors=True)
-        shutil.copytree(work / "run", work / "stranger")
-        saved = work / "stranger" / ".hydra" / "overrides.yaml"
-        saved.write_text(yaml.safe_dump([*yaml.safe_load(saved.read_text()), word]))
-        assert command(monkeypatch, "train", "resume=stranger") == 1
-        assert "holds a word that can run code" in last_line(capsys)
-        assert not (work / "pwned").exists()
+        take_up(work, word)
+        assert command(monkeypatch, "train", "resume=stranger") == 1, word
+        assert "holds a word that can run code" in last_line(capsys), word
+        assert not (work / "pwned").exists(), word
     saved.write_text("[unclosed")
     assert command(monkeypatch, "train", "resume=stranger") == 1
     assert "cannot be read" in last_line(capsys)
+
+
+def test_the_trainings_of_a_stranger_s_benchmark_cannot_run_code(tmp_path):
+    dirs = [default_config_dir()]
+    for words in ('"network=../../notes"', '"--config-dir=notes"', '"hydra.searchpath=[a]"', '"data=[phantom,../b]"'):
+        for word in (f"methods.unet25d.train=[{words}]", f"+methods.mine={{title: a, train: [{words}]}}"):
+            with pytest.raises(UserError, match="can run code"):
+                refuse_code([word], tmp_path, dirs)
+
+
+def test_the_words_that_people_type_are_taken_up_without_trust(tmp_path):
+    words = [
+        "network=unet25d",
+        "experiment=null",
+        "data.train.image=[../a b.tif]",
+        "~data.gap",
+        "name=a/../b",
+        "+a.b=1",
+    ]
+    words += ["methods=[forest,unet25d]", 'methods.unet25d.train=["network=unet25d","epochs=2"]', "loss.weight=1e-3"]
+    words += ['methods.unet25d.checkpoint="a=b/best.ckpt"', "data={validation: {gap: 3}}", 'input="c:\\\\d (1).tif"']
+    refuse_code(words, tmp_path, [default_config_dir()])
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "dilated.yaml").touch()
+    refuse_code(["network=dilated"], tmp_path, [default_config_dir(), tmp_path])
+
+
+def test_a_resumed_run_builds_only_what_the_configs_name(work, monkeypatch, capsys):
+    take_up(work, "network=patch_cnn")
+    monkeypatch.setattr("mitoseg.cli.resume.refuse_code", lambda *_: None)  # as if it had been outwitted
+    take_up(work, "+loss.more={_target_: os.mkdir, path: pwned}")
+    assert command(monkeypatch, "train", "resume=stranger") == 1
+    assert "names code that is not in the configs: 'os.mkdir'" in last_line(capsys)
+    assert not (work / "pwned").exists()
+    assert command(monkeypatch, "train", "resume=stranger", "loss._target_=torch.nn.Identity") == 1
+    assert "'os.mkdir'" in last_line(capsys)
 
 
 class Bomb:

@@ -126,7 +126,11 @@ def _launcher_defaults(launcher: str | None) -> dict[str, str]:
     if launcher == "joblib":
         count = max(len(visible_gpus()), 2)  # a job on each GPU; batches would keep jobs from free slots
         return {"hydra.launcher.n_jobs": str(count), "hydra.launcher.batch_size": "1"}
-    return {"hydra.launcher.timeout_min": "10080"} if launcher == "submitit_local" else {}
+    if launcher not in {"submitit_local", "submitit_slurm", "slurm"}:
+        return {}
+    # a new name each time: submitit unpickles whatever lies there for one of its jobs
+    folder = {"hydra.launcher.submitit_folder": f"${{hydra.sweep.dir}}/.submitit/{secrets.token_hex(8)}/%j"}
+    return folder | ({"hydra.launcher.timeout_min": "10080"} if launcher == "submitit_local" else {})
 
 
 def plan_sweep(pinned: Sequence[str], command: Sequence[str]) -> Sweep:
