@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,31 +43,38 @@ def open_mrc(path: str, *, axes: str | None = None, voxel_size: Sequence[float] 
         raise UserError("no such file", path, "check the path")
     with opening(path), open(path, "rb") as file:
         found = MrcHeader(path, file)
-        header = Header(found.shape, found.dtype, found.axes(axes), found.voxel_size, load_metadata(found.note))
-        if found.is_widened:
-            return WidenedMrc(path, header, found.offset, "MRC", axes=axes, voxel_size=voxel_size)
+        size = found.voxel_size if voxel_size is None else None
+        stored, meant, flipped, limit = found.voxels
+        header = Header(found.shape, stored, found.axes(axes), size, load_metadata(found.note), flipped)
+    if limit is None:
         return MappedVolume(path, header, found.offset, "MRC", axes=axes, voxel_size=voxel_size)
+    return LimitedMrc(path, header, found.offset, meant or stored, limit, axes=axes, voxel_size=voxel_size)
 
 
-class WidenedMrc(MappedVolume):
-    """An MRC of 16 bits whose label says that the voxels are bytes; they are read as such."""
+class LimitedMrc(MappedVolume):
+    """An MRC whose voxels have to stay below a limit to be what the file says they are; checked as they are read.
+
+    Bytes that mitoseg stored as 16 bits, and bytes from 0 to 127, to which a sign makes no difference.
+    """
 
     def __init__(
         self,
         path: str,
         header: Header,
         offset: int,
-        kind: str,
+        dtype: np.dtype[Any],
+        limit: int,
         *,
         axes: str | None = None,
         voxel_size: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(path, header, offset, kind, axes=axes, voxel_size=voxel_size)
-        self.info = replace(self.info, dtype=np.dtype(np.uint8))
+        super().__init__(path, header, offset, "MRC", axes=axes, voxel_size=voxel_size)
+        self.info = replace(self.info, dtype=dtype)
+        self._limit = limit
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         stored = super()._read_stored(index)
-        if stored.max() > np.iinfo(np.uint8).max:
-            what = "the MRC's label says that voxels are bytes, but some are above 255"
-            raise UserError(what, self.path, "another program has changed them: remove the labels")
+        if stored.max() > self._limit:
+            what = f"by its header the MRC's voxels are at most {self._limit}, but some are {stored.max()}"
+            raise UserError(what, self.path, "the header is out of date: save it with IMOD's newstack, or as 16 bits")
         return stored

@@ -33,6 +33,7 @@ class Header:
         axes: What the file says its axes are (`resolve_axes`), or None.
         voxel_size: (z, y, x) in nm, or None.
         metadata: What mitoseg wrote.
+        flipped: The bits of a voxel, an unsigned number or a boolean, that the file stores inverted.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +41,7 @@ class Header:
     axes: str | None = None
     voxel_size: VoxelSize | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    flipped: int = 0
 
 
 class StoredVolume(Volume):
@@ -62,6 +64,7 @@ class StoredVolume(Volume):
         self._layout: Layout = resolve_axes(path, header.shape, header.axes, axes)
         size = header.voxel_size if voxel_size is None else check_voxel_size(voxel_size)
         dtype = header.dtype.newbyteorder("=")
+        self._flipped = dtype.type(header.flipped) if header.flipped else None
         super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
         if self._layout.colour:
             logger.info("%s: colour reduced to grey, the largest of red, green and blue", path)
@@ -72,7 +75,8 @@ class StoredVolume(Volume):
         if not box.size:
             return np.empty(box.shape, self.dtype)
         with reading(self.path):
-            image_zyx = self._layout.arrange(self._read_stored(self._layout.index(box)))
+            stored = self._read_stored(self._layout.index(box))
+            image_zyx = self._layout.arrange(stored if self._flipped is None else stored ^ self._flipped)
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)
 
     @abstractmethod

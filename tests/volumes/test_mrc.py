@@ -54,35 +54,74 @@ def test_names(tmp_path, image_zyx, name):
     assert np.array_equal(open_volume(write(tmp_path / name, image_zyx.astype("i2"))).read(), image_zyx)
 
 
+UNKNOWN, EMPTY = (0, -1), (0, 0)
+RAMP = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+WAVES = (128 + 90 * np.sin(np.add.outer(np.arange(3), np.add.outer(np.arange(40), np.arange(48))) / 9)).astype(
+    np.uint8
+)
+
+
+def write_bytes(path, stored, low_high=UNKNOWN, imod=None, order="<"):
+    """A file of mode 0, with the smallest and largest value that its header is to state, and flags of IMOD."""
+    with mrcfile.new(path, np.zeros(stored.shape, f"{order}i2"), overwrite=True) as mrc:
+        start = 1024 + int(mrc.header.nsymbt)
+    patch(path, MODE, f"{order}i", 0)
+    patch(path, RANGE, f"{order}ff", *low_high)
+    patch(path, start, f"{stored.size}B", *stored.ravel().tolist())
+    return str(path) if imod is None else patch(path, IMOD, f"{order}ii", 1146047817, imod)
+
+
 @pytest.mark.parametrize(
-    ("imod", "low_high", "dtype"),
+    ("stored", "imod", "low_high", "values"),
     [
-        (None, (-5, 100), "int8"),
-        (None, (0, 100), "int8"),  # either would do
-        (None, (0, -1), "int8"),  # not known
-        (None, (0, 255), "uint8"),
-        (None, (-5, 255), "int8"),  # nonsense
-        (None, (float("nan"), float("nan")), "int8"),
-        (0, (0, 100), "uint8"),
-        (0, (-128, 127), "uint8"),
-        (1, (0, 255), "int8"),
-        (5, (0, 255), "int8"),
-        (4, (0, 255), "uint8"),
+        (RAMP, None, (-128, 127), RAMP.view("int8")),
+        (RAMP, None, (0, 255), RAMP),
+        (RAMP // 3, None, (0, 85), RAMP // 3),  # either would do
+        (RAMP // 3, None, UNKNOWN, RAMP // 3),
+        (RAMP, 0, (0, 100), RAMP),
+        (RAMP, 0, (-128, 127), RAMP),
+        (RAMP, 1, (0, 255), RAMP ^ 0x80),  # what IMOD stores less 128
+        (RAMP, 5, UNKNOWN, RAMP ^ 0x80),
+        (RAMP, 4, (0, 255), RAMP),
+        *[(WAVES, None, nothing, WAVES) for nothing in (UNKNOWN, EMPTY, (-5, 255), (float("nan"),) * 2, (3e9, -3e9))],
+        (WAVES ^ 0x80, None, UNKNOWN, (WAVES.astype(int) - 128).astype("int8")),
     ],
 )
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_bytes_with_and_without_a_sign(tmp_path, imod, low_high, dtype, order):
-    stored = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
-    with mrcfile.new(tmp_path / "a.mrc", np.zeros((4, 8, 8), f"{order}i2")):
-        pass
-    path = patch(tmp_path / "a.mrc", MODE, f"{order}i", 0)
-    patch(path, RANGE, f"{order}ff", *low_high)
-    patch(path, 1024, "256B", *stored.ravel().tolist())
-    if imod is not None:
-        patch(path, IMOD, f"{order}ii", 1146047817, imod)
-    volume = open_volume(path)
-    assert volume.dtype == dtype
-    assert np.array_equal(volume.read(), stored.view(dtype))
+def test_bytes_with_and_without_a_sign(tmp_path, stored, imod, low_high, values, order):
+    volume = open_volume(write_bytes(tmp_path / "a.mrc", stored, low_high, imod, order))
+    assert np.array_equal(volume.read(), values)
+    assert volume.read().dtype == volume.dtype
+    assert volume.dtype.itemsize == 1
+
+
+@pytest.mark.parametrize(
+    ("stored", "imod", "low_high", "says"),
+    [
+        (RAMP, None, (0, 100), "at most 127, but some are 255"),
+        (np.where(RAMP > 99, np.uint8(255), np.uint8(0)), None, EMPTY, "0 to 255 or from -128 to 127"),
+        (np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8), None, UNKNOWN, "0 to 255 or from -128"),
+        (RAMP, 16, (0, 15), "holds two voxels"),
+    ],
+)
+def test_bytes_that_could_be_either_are_refused(tmp_path, stored, imod, low_high, says):
+    with pytest.raises(UserError, match=says) as caught:
+        open_volume(write_bytes(tmp_path / "a.mrc", stored, low_high, imod)).read()
+    assert "a.mrc" in str(caught.value)
+
+
+def test_a_cell_with_slanted_angles_asks(tmp_path, image_zyx):
+    path = write(tmp_path / "a.mrc", image_zyx.astype("i2"), 50, cellb=(90, 90, 120))
+    with pytest.raises(UserError, match="angles of 90, 90, 120 degrees"):
+        open_volume(path)
+    assert open_volume(path, voxel_size=(5, 4, 4)).voxel_size == (5, 4, 4)
+    for angles in ((0, 0, 0), (90, 90, 90)):
+        assert open_volume(write(tmp_path / "a.mrc", image_zyx.astype("i2"), 50, cellb=angles)).voxel_size == (5, 5, 5)
+
+
+def test_one_angstrom_is_what_programs_write_that_do_not_know(tmp_path, image_zyx, caplog):
+    assert open_volume(write(tmp_path / "a.mrc", image_zyx.astype("i2"), 1)).voxel_size is None
+    assert "1 Angstrom" in caplog.text
 
 
 @pytest.mark.parametrize("stated", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (1, 3, 2)])

@@ -111,7 +111,7 @@ def test_bytes_that_another_program_made_larger(tmp_path, honest):
         assert volume.dtype == np.uint16
         assert volume.read()[0, 0, 0] == 1000
     else:
-        with pytest.raises(UserError, match="label says that voxels are bytes, but some are above 255"):
+        with pytest.raises(UserError, match="at most 255, but some are 1000"):
             volume.read()
 
 
