@@ -52,8 +52,8 @@ def nearest_neighbours(
     size = np.asarray(voxel_size, float)
     order = np.argsort(ids, kind="stable")
     keys, starts = np.unique(ids[order], return_index=True)
-    places = np.split(points[order], starts[1:])  # in nm only where they are looked at, which takes less memory
-    chosen = np.split(inside[order], starts[1:])
+    places = np.split(points[order], starts)[1:]  # in nm only where they are looked at, which takes less memory
+    chosen = np.split(inside[order], starts)[1:]
     lows, highs = (np.array([getattr(p, f)(axis=0) for p in places]).reshape(-1, 3) * size for f in ("min", "max"))
     rows = []
     for i, own_inside in enumerate(chosen):

@@ -76,12 +76,14 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
     """Decide which stored axis is which.
 
     A 3-D stack is z, y, x and a 2-D one y, x, unless the file says otherwise; anything with a first or last axis of 3
-    or 4, or with four axes longer than 1, needs either the file's own statement of z, y and x or the user's.
+    or 4, or with four axes longer than 1, needs either the file's own statement of z, y and x or the user's. The
+    samples of a pixel, which only TIFF tells from channels, are colour.
 
     Args:
         path: For the message.
         shape: As stored, all axes.
-        stated: What the file says, a letter for each axis, ``?`` where it does not; None where it says nothing.
+        stated: What the file says, a letter for each axis, ``s`` for the samples of a pixel, ``?`` where it does not
+            say; None where it says nothing.
         asked: What the user says (``axes=``); singletons may be left out.
 
     Raises:
@@ -90,10 +92,15 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
     shape = tuple(int(n) for n in shape)
     if 0 in shape:
         raise UserError(f"the volume is empty, its shape is {shape}", path, "give one with voxels")
-    said = (stated or "?" * len(shape)).lower().replace("s", "c")
+    said = (stated or "?" * len(shape)).lower()
     if asked is not None:
-        return _as_asked(path, shape, said, asked)
-    axes = "".join("-" if n == 1 and a in "tc?" and stated else a for a, n in zip(said, shape, strict=True))
+        return _as_asked(path, shape, said.replace("s", "c"), asked)
+    axes = "".join("-" if n == 1 and a in "tcs?" and stated else a for a, n in zip(said, shape, strict=True))
+    samples = axes.find("s")
+    if samples >= 0:
+        rest = shape[:samples] + shape[samples + 1 :]
+        layout = resolve_axes(path, rest, axes[:samples].replace("-", "c") + axes[samples + 1 :].replace("-", "c"))
+        return Layout(shape, f"{layout.axes[:samples]}c{layout.axes[samples:]}")
     if len(axes) - axes.count("-") == 4:  # one slice of z with six "channels" is how tifffile writes six slices
         axes = "".join("-" if n == 1 and a == "z" else a for a, n in zip(axes, shape, strict=True))
     kept = [(a, n) for a, n in zip(axes, shape, strict=True) if a != "-"]
@@ -102,7 +109,8 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
         return Layout(shape, _fill(axes, letters if set(letters) == set("yx") else "yx"))
     if sorted(letters) == sorted(_SPACE):
         return Layout(shape, axes)
-    if len(kept) == 3 and kept[0][1] not in _COLOUR and kept[-1][1] not in _COLOUR:
+    in_order = all(a in "?ct" or a == b for a, b in zip(letters, _SPACE, strict=False))
+    if len(kept) == 3 and in_order and kept[0][1] not in _COLOUR and kept[-1][1] not in _COLOUR:
         return Layout(shape, _fill(axes, _SPACE))
     raise UserError(f"the axes of a volume of shape {shape} are ambiguous", path, _ASK)
 

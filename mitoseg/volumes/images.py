@@ -21,6 +21,7 @@ from mitoseg.volumes.base import Array
 from mitoseg.volumes.reading import PageCache, opening, reading
 from mitoseg.volumes.slice_numbers import find_gap
 from mitoseg.volumes.stored import Header, StoredVolume
+from mitoseg.volumes.tiff_header import flipped_bits
 from mitoseg.volumes.tiff_stack import check_bytes
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool]:
             raise ValueError("unknown type of pixels")
         if not (isinstance(page.imagelength, int) and isinstance(page.imagewidth, int)):
             raise ValueError("no single number for the width or length")
-        return (page.imagelength, page.imagewidth), np.dtype(page.dtype), page.samplesperpixel > 1
+        flipped_bits(str(file), tif, page)
+        return (page.imagelength, page.imagewidth), np.dtype(page.dtype), page.samplesperpixel > 2
 
 
 def _decode(file: Path) -> Array:
@@ -144,6 +146,8 @@ def _decode(file: Path) -> Array:
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
         check_bytes(page)
+        flipped = flipped_bits(str(file), tif, page)
         image = page.asarray(squeeze=False)[:, 0]
+        image = image ^ image.dtype.type(flipped) if flipped else image
     image = np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)
     return grey(image)

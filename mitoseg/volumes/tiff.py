@@ -12,7 +12,7 @@ from mitoseg.errors import UserError
 from mitoseg.volumes.mapped import MappedVolume
 from mitoseg.volumes.reading import opening
 from mitoseg.volumes.stored import Header, StoredVolume
-from mitoseg.volumes.tiff_header import check_companion, tiff_axes, tiff_metadata, tiff_voxel_size
+from mitoseg.volumes.tiff_header import check_companion, flipped_bits, tiff_axes, tiff_metadata, tiff_voxel_size
 from mitoseg.volumes.tiff_pages import PagedTiff
 from mitoseg.volumes.tiff_stack import Stack
 
@@ -30,7 +30,10 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         stack = Stack(tif)
         _check_log(path, records)
         dtype = stack.dtype.newbyteorder("<" if tif.byteorder == "<" else ">")
-        header = Header(stack.shape, dtype, tiff_axes(stack.axes), tiff_voxel_size(tif), tiff_metadata(tif))
+        flat = all(n == 1 for a, n in zip(stack.axes, stack.shape, strict=True) if a not in "YXS")
+        size = tiff_voxel_size(tif, flat=flat) if voxel_size is None else None
+        flipped = flipped_bits(path, tif, stack.keyframe)
+        header = Header(stack.shape, dtype, tiff_axes(stack.axes), size, tiff_metadata(tif), flipped)
     if stack.offset is None:
         return PagedTiff(path, header, axes=axes, voxel_size=voxel_size)
     return MappedVolume(path, header, stack.offset, "TIFF", axes=axes, voxel_size=voxel_size)

@@ -199,6 +199,12 @@ def test_one_voxel():
     assert math.isnan(row["cristae_sd"])
 
 
+def test_an_object_that_fills_the_volume():
+    (row,) = measure_instances(sources(np.full((4, 6, 8), 5, np.uint8), size=(10, 10, 10))).to_dict("records")
+    assert (row["instance"], row["volume_nm3"]) == (5, 192_000)
+    assert math.isnan(row[DISTANCE])
+
+
 def test_huge_and_sparse_ids(table):
     labels = scene().astype(np.uint64)
     huge = np.where(labels > 0, labels * 3 + (2**64 - 100), 0).astype(np.uint64)

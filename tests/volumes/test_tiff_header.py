@@ -64,17 +64,141 @@ def test_ambiguous_axes_ask(tmp_path, shape):
 
 
 @pytest.mark.parametrize("planes", [3, 4])
-@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"planarconfig": "separate"}, {"imagej": True}])
-def test_colour_stacks_ask_and_are_reduced_to_grey(tmp_path, planes, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib"},
+        {"planarconfig": "separate"},
+        {"imagej": True},
+        {"ome": True, "metadata": {"axes": "ZYXS"}},
+        {"metadata": {"axes": "ZYXS"}},
+        {"metadata": None},
+    ],
+)
+def test_colour_is_reduced_to_grey(tmp_path, planes, options):
     image_zyxc = np.random.default_rng(0).integers(0, 255, (5, 20, 30, planes), np.uint8)
     stored = image_zyxc
     if "planarconfig" in options:
         stored = np.ascontiguousarray(np.moveaxis(image_zyxc, -1, 1))
     extra = {"extrasamples": ["unassalpha"]} if planes == 4 else {}
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", **options, **extra)
-    with pytest.raises(UserError, match="ambiguous"):
-        open_volume(str(tmp_path / "a.tif"))
-    volume = open_volume(str(tmp_path / "a.tif"), axes="zcyx" if "planarconfig" in options else "zyxc")
+    volume = open_volume(str(tmp_path / "a.tif"))
     assert np.array_equal(volume.read(), image_zyxc[..., :3].max(-1))
     box = Box((1, 2, 3), (4, 5, 6))
     assert np.array_equal(volume.read(box), volume.read()[box.slices])
+    assert np.array_equal(
+        open_volume(volume.path, axes="zcyx" if "planarconfig" in options else "zyxc").read(), volume.read()
+    )
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
+def test_alpha_is_left_out(tmp_path, image_zyx, flat, folder):
+    stored = np.stack([image_zyx, 255 - image_zyx], -1)
+    options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    for z, stored_yxs in enumerate(stored[: 1 if flat else None]):
+        tifffile.imwrite(tmp_path / f"{z}.tif", stored_yxs, **options)
+    tifffile.imwrite(tmp_path / "a.tiff", stored[0] if flat else stored, **options)
+    path = tmp_path / "a.tiff"
+    if folder:
+        path.unlink()
+    assert np.array_equal(open_volume(tmp_path if folder else path).read(), image_zyx[: 1 if flat else None])
+
+
+def white(path, image, **options):
+    tifffile.imwrite(path, image, photometric="miniswhite", **options)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"metadata": {"axes": "ZYX"}, "tile": (16, 16)}])
+def test_white_is_zero_is_turned_round(tmp_path, image_zyx, dtype, options):
+    image = image_zyx > 90 if dtype == "bool" else image_zyx.astype(dtype) * (1 << 8 * (np.dtype(dtype).itemsize - 1))
+    options = {} if dtype == "bool" else options
+    path = white(tmp_path / "a.tif", ~image, **options)
+    assert np.array_equal(open_volume(path).read(), image)
+    (tmp_path / "slices").mkdir()
+    for z, image_yx in enumerate(image):
+        white(tmp_path / "slices" / f"{z}.tif", ~image_yx, **options)
+    assert np.array_equal(open_volume(tmp_path / "slices").read(), image)
+
+
+def test_what_imagej_shows_inverted_is_read_as_it_measures_it(tmp_path, image_zyx, caplog):
+    volume = open_volume(white(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "ZYX"}))
+    assert np.array_equal(volume.read(), image_zyx)
+    assert "ImageJ shows the TIFF inverted" in caplog.text
+
+
+def palette(path, image, colours, **options):
+    table = np.asarray(colours, np.uint16)
+    tifffile.imwrite(path, image, photometric="palette", colormap=table, **options)
+    return str(path)
+
+
+def test_tables_of_colours(tmp_path, image_zyx, caplog):
+    ramp = np.arange(256) * 257
+    labels = image_zyx // 40
+    assert np.array_equal(open_volume(palette(tmp_path / "a.tif", image_zyx, [ramp] * 3)).read(), image_zyx)
+    few = np.where(np.arange(256) < 5, ramp, 0)  # entries that nothing uses
+    assert np.array_equal(open_volume(palette(tmp_path / "a.tif", labels, [few] * 3)).read(), labels)
+    assert caplog.text == ""
+    assert np.array_equal(open_volume(palette(tmp_path / "a.tif", labels, [ramp, ramp[::-1], ramp])).read(), labels)
+    assert "number of a colour" in caplog.text
+    for table in (ramp[::-1], ramp // 2):
+        with pytest.raises(UserError, match="other greys in a table"):
+            open_volume(palette(tmp_path / "a.tif", image_zyx, [table] * 3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "says"),
+    [
+        ("float32", {"photometric": "miniswhite"}, "smallest value is white"),
+        ("int16", {"photometric": "miniswhite"}, "smallest value is white"),
+        ("uint8", {"photometric": "separated", "samples": 4}, r"holds 4 values \(SEPARATED\)"),
+        ("uint8", {"photometric": "cielab", "samples": 3}, "holds 3 values"),
+        ("uint8", {"photometric": "minisblack", "planarconfig": "contig", "samples": 2}, "holds 2 values"),
+        ("uint8", {"photometric": "minisblack", "planarconfig": "contig", "samples": 3}, "holds 3 values"),
+    ],
+)
+def test_pixels_that_are_not_read(tmp_path, image_zyx, dtype, options, says):
+    options = dict(options)
+    samples = options.pop("samples", 0)
+    image = image_zyx.astype(dtype)
+    for folder in (False, True):
+        shown = image[0] if folder else image
+        path = tmp_path / "slices" / "0.tif" if folder else tmp_path / "a.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, np.stack([shown] * samples, -1) if samples else shown, **options)
+        with pytest.raises(UserError, match=says):
+            open_volume(path.parent if folder else path)
+
+
+def test_an_orientation_is_told(tmp_path, image_zyx, caplog):
+    volume = open_volume(write(tmp_path / "a.tif", image_zyx, extratags=[(274, 3, 1, 4, True)]))
+    assert np.array_equal(volume.read(), image_zyx)
+    assert "orientation 4" in caplog.text
+
+
+def test_images_larger_than_tiff_have_one_page(tmp_path, image_zyx):
+    """How ImageJ writes stacks of more than 4 GB: one page, and the voxels of all behind it."""
+    path = write(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "ZYX", "truncate": True})
+    assert np.array_equal(open_volume(path).read(), image_zyx)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"imagej": True, "metadata": {"axes": "YX", "unit": "um"}, "resolution": (200, 250)},
+        {"imagej": True, "metadata": {"axes": "YX", "unit": "\\u00C5"}, "resolution": (0.02, 0.025)},
+        {"imagej": True, "metadata": {"axes": "YX", "unit": "angstroms"}, "resolution": (0.02, 0.025)},
+        {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.005, "PhysicalSizeY": 0.004}},
+    ],
+)
+def test_a_flat_image_is_as_thick_as_a_pixel_is_wide(tmp_path, image_zyx, options, caplog):
+    path = write(tmp_path / "a.tif", image_zyx[0], **options)
+    assert open_volume(path).voxel_size == (5, 4, 5)
+    assert "one slice of unknown thickness" in caplog.text
+    caplog.clear()
+    assert open_volume(path, voxel_size=[40, 4, 4]).voxel_size == (40, 4, 4)
+    assert caplog.text == ""
