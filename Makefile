@@ -1,4 +1,5 @@
-# One environment in .venv, installed once; running a target again installs nothing.
+# One environment in .venv. `make demo` installs what the commands need, `make test` adds the tests' tools; running a
+# target again installs nothing. uv is used where it is installed, else pip.
 #   make demo                     train on the built-in data
 #   make test PYTHON=python3.13   another Python
 #   make test CONSTRAINTS=constraints/cpu.txt
@@ -11,26 +12,44 @@ TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile
-READY := $(VENV)/.installed
+CORE := $(VENV)/.installed-core
+READY := $(VENV)/.installed-dev
 
 ifneq ($(CONSTRAINTS),)
 export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
+endif
+ifneq ($(shell command -v uv),)
+ifneq ($(PIP_CONSTRAINT),)
+export UV_CONSTRAINT := $(PIP_CONSTRAINT)
+endif
+export UV_TORCH_BACKEND ?= auto
+MAKE_VENV := uv venv --quiet --seed --python $(PYTHON) $(VENV)
+INSTALL := uv pip install --quiet --python $(BIN)/python --editable
+else
+MAKE_VENV := $(PYTHON) -m venv $(VENV)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo check test test-slow coverage docs clean
 
-help:  ## say what there is
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(READY)  ## make the environment
+install: $(READY)  ## make the environment with everything in it
 
-$(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+$(BIN)/python:
+	$(MAKE_VENV)
+
+$(CORE): pyproject.toml | $(BIN)/python
+	$(INSTALL) .
 	touch $@
 
-demo: $(READY)  ## train the block CNN on the built-in data; minutes on a CPU (ARGS="key=value ...")
+$(READY): pyproject.toml | $(BIN)/python
+	$(INSTALL) ".[dev]"
+	touch $(CORE) $@
+
+demo: $(CORE)  ## train the block CNN on the built-in data; minutes on a CPU (ARGS="key=value ...")
 	$(BIN)/python train.py $(ARGS)
 
 check: $(READY)  ## lint, formatting, types
@@ -38,7 +57,7 @@ check: $(READY)  ## lint, formatting, types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-test: check  ## check, and every test that is not slow
+test: check  ## check, then every test that is not slow
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-slow: $(READY)  ## the slow tests

@@ -1,0 +1,56 @@
+"""Containers, the conda recipe and the change log agree with pyproject.toml."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import mitoseg
+
+ROOT = Path(__file__).parents[1]
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_recipe_asks_for_what_the_package_asks_for():
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
+    wanted = {f"python {PROJECT['requires-python']}"}
+    for line in PROJECT["dependencies"]:
+        requirement = Requirement(line)
+        name = CONDA_NAMES.get(requirement.name, requirement.name)
+        wanted.add(f"{name} {','.join(sorted(str(requirement.specifier).split(','), reverse=True))}")
+    assert {re.sub(r"\s+#.*", "", line) for line in recipe["requirements"]["run"]} == wanted
+    assert recipe["context"]["version"] == mitoseg.__version__
+    scripts = [f"{name} = {target}" for name, target in PROJECT["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == scripts
+
+
+def shell_steps(name):
+    """The commands that build an image, as one shell script."""
+    text = (ROOT / "containers" / name).read_text(encoding="utf-8")
+    if name == "Dockerfile":
+        return "\n".join(re.findall(r"^RUN ((?:.*\\\n)*.*)", text, re.MULTILINE))
+    return re.search(r"^%post\n(.*?)^%", text, re.MULTILINE | re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "mitoseg.def"])
+def test_the_steps_of_a_container_are_a_shell_script(name):
+    done = subprocess.run(["bash", "-n"], input=shell_steps(name), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_containers_install_the_same_packages():
+    found = [
+        re.findall(r"--no-install-recommends (.*?)\\?$", shell_steps(name), re.MULTILINE)
+        for name in ("Dockerfile", "mitoseg.def")
+    ]
+    assert [packages.strip() for packages in found[0]] == [packages.strip() for packages in found[1]] != []
+
+
+def test_the_change_log_has_this_version():
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(mitoseg.__version__)}\b", log, re.MULTILINE)
