@@ -25,7 +25,8 @@ from mitoseg.benchmark.scoring import read_crop, score_part
 from mitoseg.benchmark.table import terminal
 from mitoseg.cli.console import shown
 from mitoseg.cli.launch import run_dir, split_words
-from mitoseg.cli.method_jobs import Job, claimed, find_changes, run_jobs, training_words
+from mitoseg.cli.method_jobs import Job, find_changes, run_jobs, training_words
+from mitoseg.cli.ranks import held
 from mitoseg.cli.resume import words_kept
 from mitoseg.cli.sweeps.names import key_of
 from mitoseg.cli.sweeps.process import ended_by_sigterm
@@ -68,7 +69,7 @@ def run(cfg: DictConfig) -> None:
         if cfg.job is not None:
             run_one(cfg)
             return
-        with claimed(run_dir()):
+        with held(run_dir() / ".lock", "another benchmark is running in this folder"):
             with words_kept(run_dir()):
                 plan = make_plan(cfg)
             write_text(run_dir() / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

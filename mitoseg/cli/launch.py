@@ -13,18 +13,23 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial, wraps
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
 
 import mitoseg
 from mitoseg.cli.console import shown, told_in_lines, unknown_choice, unknown_option, user_message
-from mitoseg.cli.quoting import quote_overrides
+from mitoseg.cli.quoting import escape, quote_overrides
 from mitoseg.cli.ranks import (
+    held,
     is_main_process,
     job_arguments,
     job_environment,
@@ -36,6 +41,7 @@ from mitoseg.cli.ranks import (
 from mitoseg.cli.resume import refuse_targets, resume_overrides
 from mitoseg.cli.sweeps.conclusion import conclude, jobs_end_first
 from mitoseg.cli.sweeps.job import run_job
+from mitoseg.cli.sweeps.names import key_of
 from mitoseg.cli.sweeps.plan import Sweep, find_sweep, pin_sweep, plan_sweep
 from mitoseg.cli.sweeps.process import Outcome
 from mitoseg.cli.sweeps.sweeper import missing_plugin, register_sweeper
@@ -43,6 +49,9 @@ from mitoseg.errors import UserError
 
 Run = Callable[[DictConfig], float | None]
 """A command: it takes its config; a number it returns is what a search maximises."""
+
+
+OTHER_NAME = "wait for it, or give this sweep a name=..."
 
 
 def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> None:
@@ -79,6 +88,39 @@ def run_dir() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+class RunFolder(Callback):
+    """Makes a run's folder before Hydra does, under a name that no other run has (a callback of Hydra's)."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401 (Hydra's signature)
+        """Number the folder, ``12-00-00_2``, if there is one of this second; a folder that the user names stays."""
+        given = any(key_of(word) == "hydra.run.dir" for word in config.hydra.overrides.hydra)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)  # names speak of ${hydra:...}
+        try:
+            folder = Path(config.hydra.run.dir)
+        finally:
+            HydraConfig.instance().cfg = before
+        if given or folder == Path():
+            return
+        with suppress(OSError), read_write(config.hydra.run):  # Hydra's own attempt raises the error again
+            config.hydra.run.dir = escape(claim(folder).as_posix())
+
+
+def claim(folder: Path) -> Path:
+    """Make a folder that was not there before, ``folder`` or else ``folder_2``, ``folder_3`` ...; which one it is.
+
+    Raises:
+        OSError: The operating system refuses.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        free = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        with suppress(FileExistsError):
+            free.mkdir()
+            break
+    return free
+
+
 def default_config_dir() -> Path:
     """The folder of the Hydra configs: inside the package in a wheel, beside it in a clone."""
     package = Path(mitoseg.__file__).resolve().parent
@@ -98,9 +140,14 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
         words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]
-        if sweeps:
-            sweep = plan_sweep(words, [*program(run), *_config_options(options)])
-        told = _call_hydra(config_name, run, config_dir, options, sweep, judge)
+        with ExitStack() as stack:
+            if sweeps:
+                planned = plan_sweep(words, [*program(run), *_config_options(options)])
+                stack.enter_context(
+                    held(planned.folder / ".lock", "another sweep is running in this folder", OTHER_NAME)
+                )
+                sweep = planned
+            told = _call_hydra(config_name, run, config_dir, options, sweep, judge)
         outcome.tell(objective=told)
     except KeyboardInterrupt:
         return _say("interrupted", 130, sweep)
@@ -134,12 +181,18 @@ def _call_hydra(
     failures: list[BaseException] = []
     results: list[float | None] = []
     main = hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
-    if sweep is None:
-        main(_task(run, options, judge, failures, results))()
-    else:
-        register_sweeper()
-        with jobs_end_first(sweep):
-            main(_sweep_task(run, sweep))()
+    try:
+        if sweep is None:
+            main(_task(run, options, judge, failures, results))()
+        else:
+            register_sweeper()
+            with jobs_end_first(sweep):
+                main(_sweep_task(run, sweep))()
+    except OSError as error:  # Hydra's own: what the command itself raises is in ``failures``
+        if error.errno is None:  # a config that is not there
+            raise
+        remedy = f"give hydra.{'run' if sweep is None else 'sweep'}.dir=FOLDER where there is room and you may write"
+        raise UserError(f"the run's folder cannot be made ({error.strerror})", error.filename, remedy) from error
     if failures:
         raise failures[0]
     return results[0] if results else None

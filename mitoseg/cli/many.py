@@ -7,25 +7,24 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.console import user_message
 from mitoseg.cli.inputs import Job
+from mitoseg.cli.ranks import held
 from mitoseg.cli.session import Session
 from mitoseg.cli.summary import DONE, FAILED, NAME, Row, read_rows, write_rows
 from mitoseg.engines import Engine, EngineError, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import KINDS, Decision, decide
 from mitoseg.geometry import Box, tiles
-from mitoseg.storage import explain_storage_error, make_folders, plain, remove
+from mitoseg.storage import plain, remove
 from mitoseg.volumes import Volume, open_volume
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def predict_many(
         EngineError: The engine is gone, and with it all that was to come.
     """
     folder = Path(cfg.output)
-    with _holding(folder):
+    with held(folder / ".lock", "another process is writing into this folder"):
         before = read_rows(folder)
         rows = [before.get(Path(job.output).name, Row(job.input, job.output)) for job in jobs]
         rows = [row if row.status == DONE else Row(job.input, job.output) for row, job in zip(rows, jobs, strict=True)]
@@ -86,6 +85,7 @@ def predict_many(
                 log.error("%s", row.error)
             finally:
                 write_rows(folder, [*rows, *others])
+    remove(folder / ".lock")
     _conclude(folder, rows, skipped)
 
 
@@ -117,26 +117,6 @@ def _told(error: Exception) -> str:
 def _fingerprint(identity: Mapping[str, Any]) -> str:
     text = json.dumps(plain(identity), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _holding(folder: Path) -> Iterator[None]:
-    """Make the folder of the results, and hold it against other processes.
-
-    Raises:
-        UserError: It cannot be made, or another process holds it.
-    """
-    try:
-        make_folders(folder)
-    except OSError as error:
-        raise explain_storage_error(error, folder) from error
-    lock = folder / ".lock"
-    try:
-        with FileLock(lock, timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError("another process is writing into this folder", str(folder), "wait for it") from error
-    remove(lock)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ benchmark ──> train resume=RUN/unet25d/train      a network is trained first
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -17,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 import mitoseg
 from mitoseg.benchmark import Method, Source
 from mitoseg.benchmark.records import LAST, MODEL, RECORD, TRAIN, check_options, clear, is_finished
 from mitoseg.cli.quoting import literal
 from mitoseg.cli.sweeps.process import job_variables, run_process, wait_for_orphan, why
-from mitoseg.errors import UserError
 from mitoseg.provenance import SOURCE, git_state
 from mitoseg.storage import read_json, write_json
 
@@ -153,17 +150,3 @@ def word_value(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return literal(value) if isinstance(value, str) else str(value)
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a benchmark's folder.
-
-    Raises:
-        UserError: Another process does.
-    """
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError("another benchmark is running in this folder", str(folder), "wait for it") from error

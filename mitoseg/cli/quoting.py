@@ -121,7 +121,12 @@ def literal(text: str) -> str:
     >>> print(literal("a${b}"))
     "a\${b}"
     """
-    return quote(re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text))
+    return quote(escape(text))
+
+
+def escape(text: str) -> str:
+    """Text that OmegaConf resolves to itself, though it holds ``${``."""
+    return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text)
 
 
 def unquote(value: str) -> str:

@@ -6,7 +6,8 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from mitoseg.cli.continuing import Continuation
 from mitoseg.cli.costs import training_costs
 from mitoseg.cli.hparams import log_hparams
 from mitoseg.cli.launch import run_dir
-from mitoseg.cli.resume import replace_saved_words
+from mitoseg.cli.ranks import held, is_main_process
+from mitoseg.cli.resume import replace_saved_words, words_kept
 from mitoseg.cli.scoring import score_run
 from mitoseg.cli.watching import make_callbacks, make_loggers
 from mitoseg.errors import UserError
@@ -59,6 +61,23 @@ def run(cfg: DictConfig) -> float | None:
         SystemExit: The job was asked to end (143); ``last.ckpt`` is written first.
     """
     folder = run_dir()
+    with ExitStack() as stack:
+        with words_kept(folder):
+            if is_main_process():
+                lock = folder / "checkpoints" / ".lock"
+                stack.enter_context(held(lock, "another training is running in this folder"))
+            before, module, trainer, data, origins = build(cfg, folder)
+        return train(cfg, folder, before, module, trainer, data, origins)
+
+
+def build(
+    cfg: DictConfig, folder: Path
+) -> tuple[Continuation, SegmentationModule, Trainer, RegionDataModule, dict[str, Any]]:
+    """Everything that a training needs: what it starts from, the module, Trainer and data, and facts for provenance.
+
+    Raises:
+        UserError: Something in the config is wrong.
+    """
     seed_everything(cfg.seed, workers=True, verbose=False)
     match_channels(cfg)
     before = Continuation.find(cfg, folder)
@@ -82,7 +101,19 @@ def run(cfg: DictConfig) -> float | None:
         tune(cfg, make_module, data, folder)
     compiled = choose_compile(cfg.compile, trainer)
     module = make_module(optimizer=instantiate(cfg.optimizer), compile=compiled)
-    origins: dict[str, Any] = {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
+    return before, module, trainer, data, {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
+
+
+def train(
+    cfg: DictConfig,
+    folder: Path,
+    before: Continuation,
+    module: SegmentationModule,
+    trainer: Trainer,
+    data: RegionDataModule,
+    origins: Mapping[str, Any],
+) -> float | None:
+    """Fit what `build` gives, and score it; see `run`."""
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_json(folder / "provenance.json", collect(**origins))
@@ -91,7 +122,7 @@ def run(cfg: DictConfig) -> float | None:
     fit(trainer, module, data, before.checkpoint)
     if not trainer.is_global_zero:
         return None
-    costs = training_costs(trainer, network)
+    costs = training_costs(trainer, module.network)
     provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
     validation = score_run(folder, data.splits, cfg)["validation"]

@@ -16,6 +16,7 @@ defaults:
   - group: one
   - override hydra/job_logging: mitoseg
   - override hydra/hydra_logging: mitoseg
+  - override hydra/callbacks: mitoseg
   - _self_
 input: null
 crop: null
@@ -28,7 +29,7 @@ seeds: 1
 lr: 0.1
 trainer: {max_epochs: 1, devices: 1, accelerator: cpu}
 hydra:
-  run: {dir: "outputs/fake/${now:%Y-%m-%d}_${now:%H-%M-%S-%f}"}
+  run: {dir: "outputs/fake/${now:%Y}"}
 """
 
 

@@ -1,8 +1,10 @@
 """Commands started as a user starts them, from a folder whose name Hydra's grammar does not like."""
 
+import threading
+
 import pytest
 
-from mitoseg.cli.launch import run_dir, split_words
+from mitoseg.cli.launch import claim, run_dir, split_words
 
 PATH = "ä b,c=[1] (2) {3} #~$x.tif"
 
@@ -16,6 +18,33 @@ def test_a_run_says_where_it_wrote(project):
     assert (told["input"], told["crop"], told["seed"], told["group"]) == (PATH, ["0:82", "64:768"], 1, 1)
     assert (told["world"], told["resume"]) == (None, None)
     assert "noise" in (folder / "fake_command.log").read_text(encoding="utf-8")
+
+
+def test_commands_of_one_moment_have_a_folder_each(project):
+    """The clock of this project shows the year only."""
+    started = [project.start(f"seed={seed}") for seed in (1, 2, 3)]
+    ends = [process.communicate(timeout=100) for process in started]
+    folders = [project.folder / out.splitlines()[-1] for out, _ in ends]
+    assert len(set(folders)) == 3
+    told = {folder: [path.read_text(encoding="utf-8") for path in folder.glob("rank*.json")] for folder in folders}
+    assert all(f'"seed": {seed}' in told[folder][0] for seed, folder in zip((1, 2, 3), folders, strict=True))
+    assert all((folder / ".hydra" / "overrides.yaml").is_file() for folder in folders)
+    assert project.call("hydra.run.dir=mine").stdout == project.call("hydra.run.dir=mine").stdout == "mine\n"
+
+
+def test_six_threads_make_six_folders(tmp_path):
+    together, made = threading.Barrier(6), []
+
+    def make():
+        together.wait()
+        made.append(claim(tmp_path / "a" / "b"))
+
+    threads = [threading.Thread(target=make) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {folder.name for folder in made} == {"b", *(f"b_{n}" for n in range(2, 7))}
 
 
 @pytest.mark.parametrize(

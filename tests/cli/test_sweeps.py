@@ -114,6 +114,21 @@ def test_a_job_ends_when_its_sweep_is_killed(project, launcher):
 
 
 @UNIX
+def test_a_second_sweep_of_the_same_name_is_refused(project):
+    sweep = project.folder / "outputs" / "sweeps" / "s"
+    with project.start("-m", "then=wait", "seed=1,2", "name=s") as process:
+        until(lambda: next(sweep.glob("seed=*/pid.json"), None))
+        before = sorted(sweep.rglob("*"))
+        other = project.call("-m", "lr=1,2", "name=s")
+        assert (other.returncode, other.stdout) == (1, "")
+        assert other.stderr.startswith("error: another sweep is running in this folder: ")
+        assert other.stderr.count("\n") == 1
+        assert sorted(sweep.rglob("*")) == before
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@UNIX
 @pytest.mark.parametrize(
     ("launcher", "number", "code"),
     [("basic", signal.SIGINT, 130), ("basic", signal.SIGTERM, 143), ("joblib", signal.SIGINT, 130)],

@@ -16,6 +16,7 @@ from small_project import heed_interrupts
 from tiny_training import TINY, command
 
 from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.ranks import held
 from mitoseg.cli.resume import refuse_code
 from mitoseg.errors import UserError
 
@@ -77,6 +78,15 @@ def take_up(work, *words):
     saved = work / "stranger" / ".hydra" / "overrides.yaml"
     saved.write_text(yaml.safe_dump([*yaml.safe_load(saved.read_text()), *words]))
     return saved
+
+
+def test_a_run_that_is_going_on_is_taken_up_by_nobody_else(work, monkeypatch, capsys):
+    shutil.copytree(work / "run", work / "busy")
+    saved = (work / "busy" / ".hydra" / "overrides.yaml").read_text()
+    with held(work / "busy" / "checkpoints" / ".lock", "busy"):
+        assert command(monkeypatch, "train", "resume=busy", "optimizer.lr=1") == 1
+        assert last_line(capsys).startswith("error: another training is running in this folder")
+    assert (work / "busy" / ".hydra" / "overrides.yaml").read_text() == saved
 
 
 def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):

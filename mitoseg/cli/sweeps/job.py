@@ -6,24 +6,22 @@ seconds over all attempts and objective. A job that fails is no exception here: 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mitoseg.cli.quoting import literal
-from mitoseg.cli.ranks import job_arguments
+from mitoseg.cli.ranks import held, job_arguments
 from mitoseg.cli.sweeps.names import job_name, key_of, value_of
 from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.cli.sweeps.process import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
@@ -69,7 +67,7 @@ def run_job(sweep: Sweep, cfg: DictConfig) -> float:
     record: dict[str, Any] = {"status": "running", "varied": job.varied}
     report(sweep, job.name, record)
     try:
-        with _claimed(job.folder), ended_by_sigterm():
+        with held(job.folder / ".lock", "another sweep is running this job"), ended_by_sigterm():
             record = _done_before(job) or _attempt(sweep, job, cfg)
     except UserError as error:  # the folder is somebody else's: nothing is written there
         record |= {"status": "failed", "error": str(error)}
@@ -90,23 +88,6 @@ def _describe(sweep: Sweep) -> Job:
     varied = [word for word in hydra.overrides.task if key_of(word) in keys]
     folder = Path(hydra.runtime.output_dir) if sweep.own_folders else sweep.folder / job_name(varied)
     return Job(folder, job_arguments(), {key_of(word): value_of(word) for word in varied})
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold a job's folder; no second sweep may run the same job.
-
-    Raises:
-        UserError: Another sweep does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(
-            "another sweep is running this job", str(folder), "wait for it, or give this sweep a name=..."
-        ) from error
 
 
 def _done_before(job: Job) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -78,7 +77,7 @@ class OptunaSweeper(Sweeper):
         """Run trials until the study has ``n_trials`` of them.
 
         Raises:
-            UserError: Optuna is not installed, there is nothing to search, or another sweep uses the study.
+            UserError: Optuna is not installed, or there is nothing to search.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -94,13 +93,8 @@ class OptunaSweeper(Sweeper):
         if not space:
             raise UserError("nothing to search", None, "give a range, such as 'optimizer.lr=interval(1e-4,1e-2)'")
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder / ".study.lock", timeout=0):
-                study = search.open_study(folder, self.options)
-                search.run_trials(study, space, folder, self.options, lambda jobs: self._launch(jobs, fixed))
-        except Timeout as error:
-            raise UserError("another sweep is running this study", str(folder), "wait for it") from error
+        study = search.open_study(folder, self.options)
+        search.run_trials(study, space, folder, self.options, lambda jobs: self._launch(jobs, fixed))
 
     def _launch(self, parameters: Sequence[Mapping[str, object]], fixed: Sequence[str]) -> list[float]:
         """The scores of a batch of jobs, NaN for those that failed."""
