@@ -148,7 +148,8 @@ def _check(tile: tuple[int, int, int], augment: str, foreground: float, epoch_ti
             "data.augment=cubic needs a tile with three equal sides", tile, "or give data.augment=dihedral_z"
         )
     if not 0 <= foreground <= 1:
-        raise UserError("foreground is not a share of the tiles", foreground, "give a number from 0 to 1")
+        remedy = "give a number from 0 to 1; data.foreground_label= names values of labels"
+        raise UserError("foreground is not a share of the tiles", foreground, remedy)
     if epoch_tiles is not None and epoch_tiles < 1:
         raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
     if seed < 0:

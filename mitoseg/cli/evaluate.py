@@ -22,8 +22,9 @@ from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
-from mitoseg.storage import write_json
+from mitoseg.storage import plain, write_json
 from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
+from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import warn_of_gaps
 
 
@@ -56,6 +57,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
     crop = None if cfg.crop is None else Box.parse(cfg.crop, volumes["prediction"].shape)
+    volumes["prediction"] = map_mask(volumes["prediction"], plain(cfg.prediction_label), cfg.kind)
     truth = _read_truth(volumes["truth"], cfg)
     meant = {"threshold": threshold, "kind": cfg.kind, "voxel_size": voxel_size}
     with make_engine(cfg) as engine, ExitStack() as stack:
@@ -146,6 +148,7 @@ def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
     return map_labels(
         labels,
         rule=cfg.label_rule_of_values,
+        foreground=plain(cfg.foreground_label),
         ignore_label=cfg.ignore_label,
         ignore_empty_slices=cfg.ignore_empty_slices,
     )

@@ -24,7 +24,8 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.evaluation.tables import check_suffix, write_table
 from mitoseg.provenance import collect
 from mitoseg.segmentation import measure_instances, summarise
-from mitoseg.storage import check_output, make_folders, write_json
+from mitoseg.storage import check_output, make_folders, plain, write_json
+from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import stored_in
 
 DIGITS = 9
@@ -62,6 +63,7 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     output = check_options(cfg)
     names = ("input", "image", "probability", "uncertainty")
     volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
+    volumes["input"] = map_mask(volumes["input"], plain(cfg.foreground_label), cfg.kind)
     check_shapes(**volumes)
     size = find_voxel_size(cfg, volumes)
     make_folders(output.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar, TypedDict
 
@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     validation: Mapping[str, object] | None
     folds: int | None
     fold: int
+    foreground_label: object
     ignore_label: int | None
     ignore_empty_slices: bool
     label_rule_of_values: str
@@ -38,14 +39,15 @@ class Files:
 
     Args:
         root: Folder in which relative names are looked for first, or None.
-        train: ``image``, ``label`` (a path or a list of paths) and ``box`` (the annotated part of each volume,
-            such as ``[0:20,:,:]``, None for all of it).
+        train: ``image``, ``label`` (a path or a list of paths), ``box`` (the annotated part of each volume, such as
+            ``[0:20,:,:]``, None for all of it) and ``foreground_label`` (as below, an entry for each volume).
         test: The same for the test split; may be left out.
         validation: ``slabs`` ([[z0, z1], ...] or None), ``share`` (of the slices, from the end) and ``gap`` (slices
             left out between splits); applied to each training volume.
         folds: Cut each training volume into so many z-slabs; ``fold`` is the test slab and the next one validates.
             Where a test volume is named, ``fold`` is the validation slab.
         fold: Which fold, from 0.
+        foreground_label: The label values that are mitochondria, one or a list; None: by ``label_rule_of_values``.
         ignore_label: Label value of voxels that enter neither loss, balance nor score.
         ignore_empty_slices: Whether the voxels of a slice without a single label do neither: nobody annotated it.
         label_rule_of_values: Which label values are mitochondria: auto, nonzero or half.
@@ -68,6 +70,7 @@ class Files:
         validation: Mapping[str, object] | None = None,
         folds: int | None = None,
         fold: int = 0,
+        foreground_label: object = None,
         ignore_label: int | None = None,
         ignore_empty_slices: bool = False,
         label_rule_of_values: str = "auto",
@@ -79,6 +82,7 @@ class Files:
         self.validation = Validation.of(validation, self.default_validation)
         self.folds, self.fold = folds, fold
         self.label_rule_of_values, self.ignore_label, self.axes = label_rule_of_values, ignore_label, axes
+        self.foreground_label = foreground_label
         if ignore_empty_slices not in (True, False):
             remedy = "give data.ignore_empty_slices=true or data.ignore_empty_slices=false"
             raise UserError("data.ignore_empty_slices is neither true nor false", ignore_empty_slices, remedy)
@@ -117,7 +121,7 @@ class Files:
         if len(named.image) != len(named.label):
             what = f"data.{key} names {len(named.image)} images but {len(named.label)} labels"
             raise UserError(what, None, f"give data.{key}.image= and data.{key}.label=, as many of each")
-        return Named(self._resolved(named.image), self._resolved(named.label), named.box)
+        return replace(named, image=self._resolved(named.image), label=self._resolved(named.label))
 
     def warnings(self, paths: Mapping[str, Named], pairs: Mapping[str, list[Pair]]) -> list[str]:
         """What is odd about the files, a sentence each."""
@@ -141,6 +145,7 @@ class Files:
     def _open(self) -> Splits:
         reader = Reader(
             label_rule_of_values=self.label_rule_of_values,
+            foreground_label=self.foreground_label,
             ignore_label=self.ignore_label,
             ignore_empty_slices=self.ignore_empty_slices,
             axes=self.axes,

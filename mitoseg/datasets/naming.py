@@ -20,28 +20,33 @@ _SEARCH_ENTRIES = 50_000
 
 @dataclass(frozen=True)
 class Named:
-    """Images, their labels, and the part of each that is annotated (None: all of it); one entry a volume."""
+    """Images, their labels, and the part of each that is annotated (None: all of it); one entry a volume.
+
+    ``foreground_label`` holds the label values of mitochondria as the user gives them; see `foreground_labels`.
+    """
 
     image: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
     box: tuple[object, ...] = ()
+    foreground_label: object = None
 
     @classmethod
     def of(cls, options: Mapping[str, object] | None, key: str) -> Named:
-        """Read the mapping ``{image, label, box}`` of ``data.<key>``: each one value, a list, or None.
+        """Read ``image``, ``label``, ``box`` and ``foreground_label`` of ``data.<key>``: a value, a list or None each.
 
         Raises:
             UserError: Another key, or lists whose lengths do not fit.
         """
         given = dict(options or {})
         image, label = _texts(given.pop("image", None)), _texts(given.pop("label", None))
-        box = given.pop("box", None)
+        box, foreground = given.pop("box", None), given.pop("foreground_label", None)
         if given:
-            raise UserError(f"unknown keys in data.{key}", sorted(given), "the keys are image, label and box")
+            remedy = "the keys are image, label, box and foreground_label"
+            raise UserError(f"unknown keys in data.{key}", sorted(given), remedy)
         if image and label and len(image) != len(label):
             remedy = f"name as many in data.{key}.label as in data.{key}.image, in the same order"
             raise UserError(f"{len(image)} images but {len(label)} labels", [*image, *label], remedy)
-        return cls(image, label, _boxes(box))
+        return cls(image, label, _boxes(box), foreground)
 
     def boxes(self, key: str) -> tuple[object, ...]:
         """One entry a volume: what `mitoseg.geometry.Box.parse` reads, or None for all of it.
@@ -54,6 +59,23 @@ class Named:
             remedy = f"give one for each volume, null where all of it is annotated, such as {example}"
             raise UserError(f"{len(self.box)} boxes for {len(self.image)} volumes", list(self.box), remedy)
         return self.box or (None,) * len(self.image)
+
+    def foreground_labels(self, key: str) -> tuple[object, ...]:
+        """One entry a volume: the label values that are mitochondria, one or a list; None where none are named.
+
+        Raises:
+            UserError: There are entries, but not one for each volume.
+        """
+        given, count = self.foreground_label, len(self.label)
+        if given is None or isinstance(given, str) or not isinstance(given, Sequence):
+            return (given,) * count
+        nested = any(item is None or not isinstance(item, str | int) for item in given)
+        if count == 1 and not nested:
+            return (given,)
+        if len(given) != count:
+            remedy = f"give one for each volume, such as data.{key}.foreground_label=[[3,4],null]"
+            raise UserError(f"{len(given)} entries of foreground_label for {count} volumes", given, remedy)
+        return tuple(given)
 
 
 def resolve(name: str, root: Path | None) -> str | None:

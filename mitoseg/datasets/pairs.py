@@ -42,6 +42,7 @@ class Reader:
 
     Attributes:
         label_rule_of_values: What counts as mitochondrion, see `mitoseg.volumes.map_labels`.
+        foreground_label: The label values that are mitochondria, for all volumes that name none, or None.
         ignore_label: Label value of voxels that enter nothing, or None.
         ignore_empty_slices: Whether slices without a label enter nothing either.
         axes: Letters of the stored axes where the files do not say, or None.
@@ -50,6 +51,7 @@ class Reader:
     """
 
     label_rule_of_values: str = "auto"
+    foreground_label: object = None
     ignore_label: int | None = None
     ignore_empty_slices: bool = False
     axes: str | None = None
@@ -77,7 +79,9 @@ class Reader:
             image.box if box is None else Box.parse(box, image.shape)
             for image, box in zip(images, named.boxes(key), strict=True)
         ]
-        return [Pair(i, self._map(label), box) for i, label, box in zip(images, labels, boxes, strict=True)]
+        chosen = [self.foreground_label if values is None else values for values in named.foreground_labels(key)]
+        mapped = [self._map(label, values) for label, values in zip(labels, chosen, strict=True)]
+        return [Pair(*pair) for pair in zip(images, mapped, boxes, strict=True)]
 
     def _open_label(self, path: str) -> Volume:
         try:
@@ -88,18 +92,20 @@ class Reader:
                 raise
             return open_volume(path, axes=grey_axes, voxel_size=self.voxel_size)  # colour images, grey labels
 
-    def _map(self, label: Volume) -> Volume:
-        if label.path not in self._labels:
+    def _map(self, label: Volume, foreground: object) -> Volume:
+        key = f"{label.path} {foreground}"
+        if key not in self._labels:
             mapped = map_labels(
                 label,
-                rule=self.label_rule_of_values,
+                rule=self.label_rule_of_values if foreground is None else "auto",
+                foreground=foreground,
                 ignore_label=self.ignore_label,
                 ignore_empty_slices=self.ignore_empty_slices,
             )
             if mapped.ignored_slices:
                 _log.warning("%s: slices without a label are left out: %s", label.path, list(mapped.ignored_slices))
-            self._labels[label.path], self.rules[label.path] = mapped, mapped.rule
-        return self._labels[label.path]
+            self._labels[key], self.rules[label.path] = mapped, mapped.rule
+        return self._labels[key]
 
 
 def check_apart(train: Sequence[Region], held: Sequence[Region], gap: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Unpack
 
@@ -122,7 +122,7 @@ class Published(Files):
         if official is None:
             return named
         image, label = (self._find(name) or name for name in (official.image, official.label))
-        return Named(named.image or (image,), named.label or (label,), named.box)
+        return replace(named, image=named.image or (image,), label=named.label or (label,))
 
     def warnings(self, paths: Mapping[str, Named], pairs: Mapping[str, list[Pair]]) -> list[str]:
         """How the files differ from the official ones."""

@@ -21,6 +21,7 @@ from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overla
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.volumes.base import Array, Volume
+from mitoseg.volumes.integers import IntegerVolume, compact_ids
 from mitoseg.volumes.labels import IGNORED, LabelVolume
 from mitoseg.volumes.masks import MaskVolume
 
@@ -38,7 +39,7 @@ def prediction_instances(
     voxel_size: Sequence[float] | None = None,
     engine: Engine | None = None,
 ) -> Volume:
-    """The ids of a stored prediction: its own, or those of its mask.
+    """The ids of a stored prediction: its own, numbered anew where they need more than 32 bits, or those of its mask.
 
     Args:
         prediction: Instances, a mask or probabilities; see `mitoseg.evaluation.decide`.
@@ -53,7 +54,7 @@ def prediction_instances(
     """
     decision = decide(prediction, threshold, kind)
     if decision.kind == "instances":
-        return prediction
+        return compact_ids(prediction)
     return label_prediction(prediction, decision, labelling, voxel_size=voxel_size, engine=engine)
 
 
@@ -82,7 +83,7 @@ def label_prediction(
 
 
 def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engine | None = None) -> Volume:
-    """The ids of labels: their own where they are instance numbers, else the connected components of the mask.
+    """The ids of labels: their own, as of `prediction_instances`, or the connected components of a mask.
 
     Args:
         labels: Mapped labels.
@@ -90,7 +91,10 @@ def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engin
         engine: Started; None: this process.
     """
     if labels.numbered:
-        return labels.stored
+        stored = labels.stored
+        if labels.ignore_label is not None and stored.dtype.kind in "if":
+            stored = IntegerVolume(stored, background=labels.ignore_label)
+        return compact_ids(stored)
     return label_volume(MaskVolume(labels, _is_true), Labelling(connectivity), engine=engine)
 
 

@@ -20,6 +20,7 @@ from mitoseg.geometry import Box
 from mitoseg.geometry import slabs as cut
 from mitoseg.metrics import BINS, Counts
 from mitoseg.volumes.base import Volume
+from mitoseg.volumes.opening import swapped
 
 BANDS = tuple(range(1, 11))
 """Widths of the boundary bands, in voxels of the smallest spacing."""
@@ -145,7 +146,8 @@ def check_shapes(**volumes: Volume) -> None:
     shapes = {name: volume.shape for name, volume in volumes.items()}
     if len(set(shapes.values())) > 1:
         what = f"{' and '.join(shapes)} differ in shape (z, y, x)"
-        raise UserError(what, shapes, "give whole volumes over the same voxels; a crop applies to all of them")
+        remedy = f"give whole volumes over the same voxels{swapped(*shapes.values())}; a crop applies to all of them"
+        raise UserError(what, shapes, remedy)
 
 
 def _check(prediction: Volume, truth: Volume, crop: Box | None, bands: Sequence[float], slabs: int) -> Box:

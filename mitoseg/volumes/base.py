@@ -100,6 +100,10 @@ class Volume(ABC):
         if gaps is not None:
             raise gaps
 
+    def as_labels(self) -> Volume:
+        """The same volume, if its values are to be read as labels: colours are told apart and not reduced to grey."""
+        return self
+
     def scratch_bytes(self, box: Box) -> int:
         """Memory that reading a box takes for a while, about, besides what `read` gives.
 

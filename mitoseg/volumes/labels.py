@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +15,7 @@ import numpy.typing as npt
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Volume, VolumeInfo
+from mitoseg.volumes.integers import IntegerVolume
 from mitoseg.volumes.survey import Survey, survey_labels
 
 logger = logging.getLogger(__name__)
@@ -19,12 +23,21 @@ logger = logging.getLogger(__name__)
 RULES = ("auto", "nonzero", "half")
 IGNORED = 255
 _SOLID_SHARE = 0.25
+_IMAGE_SHARE = 0.75
+"""Of voxels that differ from a neighbour, from which on labels are an image; soft masks have fewer."""
 _MANY_VALUES = 16
+_FEW_VALUES = 8
+_TRANSPARENT = 2**64 - 1
+"""What CREMI and Paintera write where there is no label."""
+_MARKERS = (255, 65535, 2**32 - 1)
+_COLOURED = 2**24
+_LOSSY = (".jpg", ".jpeg")
+_EXAMPLE = "give a value or a list, such as foreground_label=[3,4]"
 
 
 @dataclass(frozen=True)
 class ValueRule:
-    """What makes a label a mitochondrion: above zero (``threshold`` None), or at least ``threshold``.
+    """What makes a label a mitochondrion: one of ``values``, above 0 (``threshold`` None), or at least ``threshold``.
 
     ``numbered`` says whether the values tell one mitochondrion from another.
     """
@@ -32,6 +45,7 @@ class ValueRule:
     threshold: float | None
     sentence: str
     numbered: bool = False
+    values: tuple[int, ...] | None = None
 
 
 class LabelVolume(Volume):
@@ -41,14 +55,16 @@ class LabelVolume(Volume):
         rule: The rule, in words.
         stored: The labels as they are stored.
         numbered: Whether these are instance numbers.
+        ignore_label: The stored value whose voxels are ignored, or None.
         ignored_slices: Slices that nobody annotated, see `ignore_slices`.
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
         info = volume.info
         super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.uint8), info.voxel_size, info.metadata))
-        self.stored, self._threshold, self._ignore_label = volume, value_rule.threshold, ignore_label
-        self.numbered = value_rule.numbered or info.metadata.get("kind") == "instances"
+        self.stored, self._value_rule, self.ignore_label = volume, value_rule, ignore_label
+        is_numbered = value_rule.numbered or info.metadata.get("kind") == "instances"
+        self.numbered = is_numbered and value_rule.values is None
         ignored = "" if ignore_label is None else f"; value {ignore_label} is ignored"
         self.rule = value_rule.sentence + ignored
         self.ignored_slices: tuple[int, ...] = ()
@@ -65,10 +81,14 @@ class LabelVolume(Volume):
     def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""
         stored = self.stored.read(box)
-        foreground = stored != 0 if self._threshold is None else stored >= self._threshold
+        threshold, values = self._value_rule.threshold, self._value_rule.values
+        if values is not None:
+            foreground: npt.NDArray[np.bool_] = reduce(np.logical_or, (stored == value for value in values))
+        else:
+            foreground = stored != 0 if threshold is None else stored >= threshold
         label_zyx = foreground.astype(np.uint8)
-        if self._ignore_label is not None:
-            label_zyx[stored == self._ignore_label] = IGNORED
+        if self.ignore_label is not None:
+            label_zyx[stored == self.ignore_label] = IGNORED
         first = 0 if box is None else box.start[0]
         label_zyx[[z - first for z in self.ignored_slices if 0 <= z - first < len(label_zyx)]] = IGNORED
         return label_zyx
@@ -78,6 +98,7 @@ def map_labels(
     volume: Volume,
     *,
     rule: str = "auto",
+    foreground: object = None,
     ignore_label: int | None = None,
     ignore_empty_slices: bool = False,
     require_foreground: bool = True,
@@ -89,38 +110,186 @@ def map_labels(
     - values 0 and 1 as they are;
     - a grey mask, 0 and 255 (or 65535) with or without values between them along the edges, at half of full scale;
     - any other integers as instance numbers: all that are not zero are foreground;
-    - fractions from 0 to 1 at 0.5.
+    - fractions from 0 to 1 at 0.5;
+    - 2**64 - 1, which CREMI and Paintera write where there is no label, for background where there is no 0.
+
+    It refuses several values of which none is 0, since any may be the background, and what looks like an image.
+    A colour that is no grey is 2**24 + 0xRRGGBB.
 
     Args:
         volume: The labels.
         rule: ``auto``, ``nonzero`` or ``half`` (at least half of full scale: 1, 255 or 65535).
+        foreground: The values that are mitochondria, of labels of many classes: an integer, a colour as ``#rrggbb``,
+            or a list of such; None: as ``rule`` says.
         ignore_label: A stored value whose voxels count nowhere, or None.
         ignore_empty_slices: Whether a slice without a foreground voxel counts nowhere, as one that nobody annotated.
         require_foreground: Whether labels without a single foreground voxel are refused.
 
     Raises:
-        UserError: No such rule, values that are no labels, or no foreground.
+        UserError: No such rule, values that are no labels or cannot be told apart from background, chosen values that
+            do not occur, or no foreground.
     """
     if rule not in RULES:
         raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
-    survey = survey_labels(volume, ignore_label)
-    value_rule = choose_rule(survey, rule, volume.path)
-    if require_foreground and survey.above(value_rule.threshold) == 0:
+    chosen = label_values(foreground)
+    _check_options(chosen, rule, ignore_label)
+    if Path(volume.path).suffix.lower() in _LOSSY and rule != "half":
+        remedy = "save them as PNG or TIFF, or give label_rule_of_values=half for a mask of black and white"
+        raise UserError("JPEG changes the values of labels", volume.path, remedy)
+    volume = volume.as_labels()
+    survey = survey_labels(volume, ignore_label, chosen or ())
+    if survey.high == _TRANSPARENT and chosen is None and not survey.zeros:
+        volume = IntegerVolume(volume, background=_TRANSPARENT)
+        survey = survey_labels(volume, ignore_label)
+        logger.info("%s: %d, which CREMI and Paintera write where there is no label, is 0", volume.path, _TRANSPARENT)
+    if chosen is not None:
+        value_rule = _chosen_rule(survey, chosen, volume.path)
+    else:
+        value_rule = choose_rule(survey, rule, volume.path)
+        if rule == "auto" and volume.info.metadata.get("kind") not in ("mask", "instances"):
+            _check_meaning(survey, volume.path)
+    if require_foreground and chosen is None and survey.above(value_rule.threshold) == 0:
         what = f"the labels hold no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
         raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")
     labels = LabelVolume(volume, value_rule, ignore_label)
     if ignore_empty_slices:
         labels.ignore_slices([z for z in range(volume.shape[0]) if not (labels.read(one_slice(volume, z)) == 1).any()])
     logger.info("%s: %s", volume.path, labels.rule)
-    if survey.values == {0, 1, 255} and value_rule.threshold is None:
-        text = "%s: values are 0, 1 and 255; 255 counts as foreground, give ignore_label=255 if it means unlabelled"
-        logger.warning(text, volume.path)
+    if chosen is None:
+        _warn(survey, value_rule, volume.path)
     return labels
+
+
+def label_values(given: object) -> tuple[int, ...] | None:
+    """The label values that a user names: one or a list, integers or colours; None where none are named.
+
+    Raises:
+        UserError: They are no such values.
+
+    >>> label_values(2), label_values(["3", "#0000ff"]), label_values(None)
+    ((2,), (3, 16777471), None)
+    """
+    if given is None:
+        return None
+    found = []
+    for value in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+        text = str(value).strip().lower()
+        if re.fullmatch(r"#[0-9a-f]{6}", text):
+            red, green, blue = bytes.fromhex(text[1:])
+            found.append(red if red == green == blue else _COLOURED + int(text[1:], 16))
+        elif isinstance(value, bool) or not re.fullmatch(r"-?\d+", text):
+            raise UserError("foreground_label is no label value", given, _EXAMPLE)
+        else:
+            found.append(int(text))
+    if not found:
+        raise UserError("foreground_label names no value", given, _EXAMPLE)
+    return tuple(dict.fromkeys(found))
+
+
+def value_name(value: float) -> str:
+    """A label value as the user writes it: colours as ``#rrggbb``.
+
+    >>> value_name(2), value_name(16777471)
+    ('2', '#0000ff')
+    """
+    if _COLOURED <= value < 2 * _COLOURED and value == int(value):
+        return f"#{int(value) - _COLOURED:06x}"
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+def map_mask(volume: Volume, foreground: object = None, kind: str | None = None) -> Volume:
+    """A stored result that another program has made, as a mask where its values have to be chosen.
+
+    Args:
+        volume: Probabilities, a mask, instances or classes.
+        foreground: The values that are mitochondria, as of `map_labels`; None: the volume is left as it is.
+        kind: What the user says it is.
+
+    Returns:
+        The volume itself, or a lazy mask of 0 and 1.
+
+    Raises:
+        UserError: The values cannot be chosen so, or of several values none is 0, so that any may be the background.
+    """
+    if foreground is not None:
+        if kind not in (None, "mask"):
+            raise UserError("classes are chosen from labels, not from", f"kind={kind}", "leave kind= away")
+        mask = map_labels(volume, foreground=foreground)
+        mask.info = replace(mask.info, metadata={"kind": "mask"})
+        return mask
+    is_ids = kind is None and volume.dtype != np.uint8  # of bytes, whoever asks what they are looks at them
+    if volume.dtype.kind in "iu" and volume.info.metadata.get("kind") is None and (kind == "mask" or is_ids):
+        _check_background(survey_labels(volume), volume.path, "kind=instances if all are objects")
+    return volume
 
 
 def one_slice(volume: Volume, z: int) -> Box:
     """The box of a whole slice."""
     return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
+
+
+def _check_options(chosen: tuple[int, ...] | None, rule: str, ignore_label: object) -> None:
+    """Refuse values that cannot be meant, alone or together."""
+    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
+        raise UserError("ignore_label is no whole number", ignore_label, "give one value of the labels, such as 255")
+    if chosen is not None and rule != "auto":
+        raise UserError("foreground_label= leaves no choice to a rule", rule, "leave label_rule_of_values away")
+    if chosen is not None and ignore_label in chosen:
+        raise UserError("a label value is both foreground and ignored", ignore_label, "take it out of one of the two")
+
+
+def _chosen_rule(survey: Survey, chosen: tuple[int, ...], path: str) -> ValueRule:
+    """The rule where the user names the values."""
+    there = [value for value in chosen if survey.chosen[value]]
+    if not there:
+        what = f"none of the values of foreground_label={list(map(value_name, chosen))} is in the labels"
+        raise UserError(what.replace("'", ""), path, f"they hold {survey.listed(value_name)}")
+    if len(there) < len(chosen):
+        missing = ", ".join(value_name(value) for value in chosen if value not in there)
+        logger.warning("%s: the labels hold no %s, only %s", path, missing, survey.listed(value_name))
+    shares = ", ".join(f"{value_name(v)} ({100 * survey.chosen[v] / survey.voxels:.3g} %)" for v in there)
+    return ValueRule(None, f"label values {shares} are foreground, as chosen", values=chosen)
+
+
+def _check_background(survey: Survey, path: str, otherwise: str) -> None:
+    """Refuse several values of which none is 0: any of them may be the background."""
+    if survey.zeros or len(survey.values) < 2:
+        return
+    what = f"no label is 0, so which is the background is not known; the values are {survey.listed(value_name)}"
+    remedy = f"name those of mitochondria, such as foreground_label={value_name(max(survey.values))}"
+    raise UserError(what, path, f"{remedy}, or give {otherwise}")
+
+
+def _check_meaning(survey: Survey, path: str) -> None:
+    """Refuse values that may mean several things, and images."""
+    rough = survey.between - survey.solid > _IMAGE_SHARE * survey.voxels
+    if rough and len(survey.values) >= _MANY_VALUES and survey.solid < _SOLID_SHARE * survey.between:
+        what = f"an image in place of labels: values from {survey.low:g} to {survey.high:g} differ from voxel to voxel"
+        raise UserError(what, path, "give the labels; a probability or a soft mask needs label_rule_of_values=half")
+    if not survey.integral:
+        return
+    _check_background(survey, path, "label_rule_of_values=nonzero if all are mitochondria")
+    if survey.high == _TRANSPARENT:
+        what = f"the labels hold 0 and {_TRANSPARENT}, which CREMI and Paintera write where there is no label"
+        raise UserError(what, path, f"give ignore_label={_TRANSPARENT} to leave those voxels out")
+    colours = sorted(value for value in survey.values if _COLOURED <= value < 2 * _COLOURED)
+    if len(colours) > 1 and all(value < 2 * _COLOURED for value in survey.values):
+        what = f"the labels are in {len(colours)}{'+' * survey.many} colours: {survey.listed(value_name)}"
+        remedy = f"name those of mitochondria, such as foreground_label={value_name(colours[0])}"
+        raise UserError(what, path, f"{remedy}, or give label_rule_of_values=nonzero if all but black are")
+
+
+def _warn(survey: Survey, rule: ValueRule, path: str) -> None:
+    """Say what may be meant otherwise."""
+    marker = survey.high in _MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
+    if marker and len(survey.values) > 2:
+        text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d if it means unlabelled"
+        logger.warning(text, path, survey.high, survey.high)
+    elif rule.numbered and 2 < len(survey.values) <= _FEW_VALUES:
+        text = "%s: values %s are taken for instances; of classes, name those of mitochondria: foreground_label=%s"
+        logger.warning(text, path, survey.listed(value_name), value_name(survey.high))
+    if survey.voxels and survey.above(rule.threshold) == survey.voxels:
+        logger.warning("%s: every voxel is foreground; the values are %s", path, survey.listed(value_name))
 
 
 def choose_rule(survey: Survey, rule: str, path: str) -> ValueRule:
@@ -174,4 +343,4 @@ def _is_grey_mask(survey: Survey) -> bool:
     return smooth and (survey.full >= survey.between or len(survey.values) >= _MANY_VALUES)
 
 
-__all__ = ["IGNORED", "RULES", "LabelVolume", "ValueRule", "choose_rule", "map_labels"]
+__all__ = ["IGNORED", "RULES", "LabelVolume", "ValueRule", "choose_rule", "label_values", "map_labels", "map_mask"]

@@ -84,8 +84,21 @@ def check_same_shape(image: Volume, label: Volume) -> None:
     """Refuse an image and labels that do not lie voxel on voxel.
 
     Raises:
-        UserError: Their shapes differ.
+        UserError: Their shapes differ, or they are one file.
     """
+    if image.path == label.path:
+        raise UserError("image and labels are one file", label.path, "give the labels of the image")
     if image.shape != label.shape:
-        what = f"image and labels differ in shape: {image.shape} of {image.path}, {label.shape} of"
-        raise UserError(what.removesuffix(" of"), label.path, "give labels of the same volume")
+        what = f"image and labels differ in shape: {image.shape} of {image.path}, {label.shape}"
+        raise UserError(what, label.path, f"give labels of the same volume{swapped(image.shape, label.shape)}")
+
+
+def swapped(*shapes: tuple[int, ...]) -> str:
+    """What to try where shapes differ in nothing but the order of their axes; empty where they do not.
+
+    >>> swapped((10, 20, 30), (30, 20, 10)), swapped((10, 20, 30), (10, 20, 31))
+    (', or store the axes of both in the same order: z, y, x', '')
+    """
+    if len({tuple(sorted(shape)) for shape in shapes}) > 1:
+        return ""
+    return ", or store the axes of both in the same order: z, y, x"

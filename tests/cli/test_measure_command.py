@@ -150,6 +150,22 @@ def test_mistakes_are_one_line_and_leave_nothing(measure, place, capsys, words, 
     assert sorted(place.iterdir()) == before
 
 
+def test_classes_without_0(measure, tmp_path, place, capsys):
+    """Background 1 and mitochondria 2, as ilastik's Simple Segmentation has them."""
+    mask = tifffile.imread(place / "mask.tif")
+    tifffile.imwrite(tmp_path / "classes.tif", mask + np.uint8(1), photometric="minisblack")
+    words = [f"input={tmp_path / 'classes.tif'}", "voxel_size=[20,10,10]", f"output={tmp_path / 'a.csv'}"]
+    for kind in ("null", "mask"):
+        assert measure(*words, f"kind={kind}") == 1
+        assert "error: " in (said := " ".join(capsys.readouterr().err.split()))
+        assert "Traceback" not in said
+        assert ("foreground_label=2" if kind == "mask" else "values of mitochondria") in said
+        assert not (tmp_path / "a.csv").exists()
+    assert measure(*words, "foreground_label=2") == 0
+    assert measure("input=mask.tif", f"output={tmp_path / 'b.csv'}") == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+
+
 def test_nm_need_a_voxel_size(measure, tmp_path, capsys):
     tifffile.imwrite(tmp_path / "plain.tif", balls().astype(np.uint8))
     words = [f"input={tmp_path / 'plain.tif'}", f"output={tmp_path / 'a.csv'}", "kind=instances"]

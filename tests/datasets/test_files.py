@@ -103,6 +103,35 @@ def test_ignored_voxels(tmp_path):
     assert (mapped[:, 10:] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "train"),
+    [
+        ({"foreground_label": [2, 255]}, {}),
+        ({}, {"foreground_label": [2, None]}),
+        ({"foreground_label": 2, "label_rule_of_values": "nonzero"}, {"foreground_label": [None, [255]]}),
+    ],
+)
+def test_the_values_of_mitochondria(tmp_path, options, train):
+    """Classes 1 and 2 without 0, as ilastik writes them, beside a mask."""
+    wanted = []
+    for stem in "ab":
+        label = write_pair(tmp_path, stem)[1]
+        wanted.append(label > 0)
+    tifffile.imwrite(tmp_path / "a_label.tif", (wanted[0] + 1).astype(np.uint8), photometric="minisblack")
+    with pytest.raises(UserError, match="no label is 0"):
+        files(tmp_path, ["a", "b"]).splits()
+    splits = files(tmp_path, ["a", "b"], train=dict(train), **options).splits()
+    for region, label in zip(splits.train, wanted, strict=True):
+        np.testing.assert_array_equal(region.read_label(), label[region.box.slices])
+    assert "2 (" in splits.provenance["label_rules"][str(tmp_path / "a_label.tif")]
+
+
+def test_one_file_for_image_and_labels(tmp_path):
+    write_pair(tmp_path, "a")
+    with pytest.raises(UserError, match="image and labels are one file"):
+        files(tmp_path, train={"label": "a.tif"}).splits()
+
+
 def test_datasets_in_one_hdf5_file(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = np.zeros(SHAPE, np.uint8)
@@ -160,11 +189,12 @@ def test_slices_that_are_missing_are_told(data, caplog):
 def test_volumes_of_different_voxel_size_are_told_once(tmp_path, caplog):
     for stem, size in (("a", 8.0), ("b", 16.0)):
         with h5py.File(tmp_path / f"{stem}.h5", "w") as file:
-            file["x"] = np.eye(16, 24, dtype=np.uint8)[None].repeat(20, 0)
-            file["x"].attrs["element_size_um"] = [0.03, size / 1000, size / 1000]
-    names = [str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
+            for name in ("x", "y"):
+                file[name] = np.eye(16, 24, dtype=np.uint8)[None].repeat(20, 0)
+                file[name].attrs["element_size_um"] = [0.03, size / 1000, size / 1000]
+    images, labels = ([f"{tmp_path / stem}.h5:/{name}" for stem in "ab"] for name in "xy")
     with caplog.at_level(logging.WARNING, "mitoseg.datasets"):
-        splits = Files(train={"image": names, "label": names}).splits()
+        splits = Files(train={"image": images, "label": labels}).splits()
     (warning,) = splits.provenance["warnings"]
     assert "differ in voxel size" in warning
     assert [r.getMessage() for r in caplog.records] == [f"files: {warning}"]

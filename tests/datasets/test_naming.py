@@ -24,6 +24,30 @@ def test_one_box_in_any_writing(box):
 
 
 @pytest.mark.parametrize(
+    ("label", "given", "entries"),
+    [
+        ("b", None, (None,)),
+        ("b", 2, (2,)),
+        ("b", [3, 4], ([3, 4],)),
+        ("b", [[3, 4]], ([3, 4],)),
+        (["b", "c"], "#ff0000", ("#ff0000", "#ff0000")),
+        (["b", "c"], [[3, 4], None], ([3, 4], None)),
+        (["b", "c"], [3, 4], (3, 4)),
+    ],
+)
+def test_the_values_of_mitochondria_for_each_volume(label, given, entries):
+    image = "a" if isinstance(label, str) else ["a"] * len(label)
+    named = Named.of({"image": image, "label": label, "foreground_label": given}, "train")
+    assert named.foreground_labels("train") == entries
+
+
+def test_values_for_another_number_of_volumes():
+    named = Named.of({"image": ["a", "b"], "label": ["c", "d"], "foreground_label": [1, 2, 3]}, "train")
+    with pytest.raises(UserError, match=r"3 entries of foreground_label.*data\.train\.foreground_label="):
+        named.foreground_labels("train")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"image": ["a", "b"], "label": "c"}, "2 images but 1 labels"),

@@ -174,6 +174,53 @@ def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, values, match)
     assert not (tmp_path / "run").exists()
 
 
+def test_classes_without_0(files, tmp_path):
+    """Background 1 and mitochondria 2, as ilastik's Simple Segmentation has them, on either side."""
+    plain_truth, right = tifffile.imread(files["truth"]) > 0, {"jaccard_foreground": 1.0}
+    for side in ("prediction", "truth"):
+        classes = str(tmp_path / f"{side}_classes.tif")
+        tifffile.imwrite(classes, plain_truth.astype(np.uint8) + 1, photometric="minisblack")
+        words = config({"prediction": files["truth"], "truth": files["truth"], side: classes})
+        for kind in ("mask", None):
+            with pytest.raises(UserError, match=r"foreground_label=|values of mitochondria"):
+                score_files(OmegaConf.merge(words, {"kind": kind}), tmp_path / "run")
+        key = {"prediction": "prediction_label", "truth": "foreground_label"}[side]
+        found = score_files(OmegaConf.merge(words, {key: 2, "instances": True, "small_objects": 0}), tmp_path / "run")
+        assert right.items() <= found.items()
+        assert found["instances"]["all"]["truth"] == 1
+        with pytest.raises(UserError, match=r"they hold 1 \(.*2 \("):
+            score_files(OmegaConf.merge(words, {key: 5}), tmp_path / "other")
+
+
+def test_ids_of_64_bits(files, tmp_path):
+    small = np.zeros((6, 24, 32), np.uint64)
+    small[1:5, 4:16, 2:12], small[1:5, 4:16, 14:28] = 1, 2
+    scores = []
+    for name, factor in (("small", 1), ("wide", 2**62 + 1)):
+        path = str(tmp_path / f"{name}.zarr")
+        zarr.create_array(store=path, data=small * np.uint64(factor))
+        cfg = config({"prediction": path, "truth": path}, "report=true", small_objects=0)
+        scores.append(score_files(cfg, tmp_path / name)["instances"])
+    assert plain(scores[0]) == plain(scores[1])
+    assert scores[1]["all"]["truth"] == 2
+
+
+@pytest.mark.parametrize("truth", ["all", "one voxel"])
+@pytest.mark.parametrize("prediction", ["all", "one voxel", "none"])
+def test_volumes_of_one_object_or_none(tmp_path, truth, prediction):
+    arrays = {name: np.zeros((6, 24, 32), np.uint8) for name in ("all", "one voxel", "none")}
+    arrays["all"][:], arrays["one voxel"][2, 3, 4] = 1, 1
+    paths = {}
+    for side, kind in {"truth": truth, "prediction": prediction}.items():
+        paths[side] = str(tmp_path / f"{side}.tif")
+        tifffile.imwrite(paths[side], arrays[kind], photometric="minisblack")
+    both, either = (f(arrays[truth], arrays[prediction]).sum() for f in (np.logical_and, np.logical_or))
+    cfg = config(paths, "instances=true", "report=true", small_objects=0, figures=True)
+    found = score_files(cfg, tmp_path / "run")
+    assert found["jaccard_foreground"] == both / either
+    assert [found["instances"]["all"][side] for side in ("truth", "result")] == [1, prediction != "none"]
+
+
 def test_shapes_that_differ_are_named(files, tmp_path):
     tifffile.imwrite(files["image"], np.zeros((5, 24, 32), np.uint8), photometric="minisblack")
     score_files(config(files), tmp_path / "without")

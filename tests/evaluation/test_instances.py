@@ -68,6 +68,23 @@ def test_a_prediction_of_any_kind(values):
     assert prediction_instances(ArrayVolume(values), Labelling(26)).read().max() <= RESULT.max()
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.float64])
+def test_ids_of_any_size_are_kept_apart(dtype, monkeypatch):
+    monkeypatch.setattr("mitoseg.volumes.integers._SLAB_VOXELS", 400)  # several slabs
+    steps = {np.uint64: 2**59 + 1, np.int64: 2**58 + 1, np.float64: 2**40}[dtype]
+    wide = (TRUTH.astype(dtype) % 16 * dtype(steps), RESULT.astype(dtype) % 16 * dtype(steps))
+    assert wide[0].max() >= 2**43
+    truth = labels(wide[0])
+    assert truth.numbered
+    found = prediction_instances(ArrayVolume(wide[1]), kind="instances")
+    table = find_overlaps(found, truth_instances(truth), labels=truth)
+    wanted = count_overlaps(TRUTH % 16, RESULT % 16)
+    for column, values in zip((table.truth, table.result, table.voxels), wanted, strict=True):
+        np.testing.assert_array_equal(column, values)
+    with pytest.raises(UserError, match="negative"):
+        prediction_instances(ArrayVolume(-wide[1].astype(np.int64)), kind="instances")
+
+
 def test_the_report_pools_volumes_and_counts_small_ones_apart():
     table = find_overlaps(ArrayVolume(RESULT), ArrayVolume(TRUTH))
     found = evaluate_instances([table, table], small=3, bootstrap=Bootstrap(50, 3))

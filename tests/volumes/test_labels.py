@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, Volume, map_labels, survey
+from mitoseg.volumes.labels import map_mask
 
 ID_RULE = "label values are instance numbers; all but 0 are foreground"
 MASK_RULE = "label values are a mask of 0 to 255; 128 and above are foreground"
@@ -261,3 +263,116 @@ def test_labels_of_epfl(real_data, name, shape, share):
     slab = labels.read(Box((40, 0, 0), (41, 768, 1024)))
     assert set(np.unique(slab)) == {0, 1}
     assert labels.read().mean() == pytest.approx(share, abs=1e-4)
+
+
+def classes(*values, shape=(6, 20, 30)):
+    """Blocks of some values, the first around the others."""
+    stored = np.full(shape, values[0], np.uint64 if max(values) >= 2**63 else None)
+    for i, value in enumerate(values[1:]):
+        stored[1:4, 4 * i + 1 : 4 * i + 4, 3:20] = value
+    return stored
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint64, np.float32])
+@pytest.mark.parametrize("values", [(1, 2), (1, 2, 3), (255, 128)])
+def test_several_values_without_0_are_asked_for(dtype, values):
+    stored = classes(*values).astype(dtype)
+    says = rf"no label is 0.* {values[1]} \(\d.*foreground_label=.*label_rule_of_values=nonzero"
+    with pytest.raises(UserError, match=says):
+        map_labels(ArrayVolume(stored))
+    assert map_labels(ArrayVolume(stored), rule="nonzero").read().all()
+    assert np.array_equal(map_labels(ArrayVolume(stored), foreground=values[1]).read(), stored == values[1])
+    marked = map_labels(ArrayVolume(stored, metadata={"kind": "instances"}))
+    assert marked.read().all()
+
+
+@pytest.mark.parametrize(
+    ("foreground", "wanted"), [(2, [2]), ([2, 3], [2, 3]), ("3", [3]), ([3, 2**63 + 7], [3, 2**63 + 7]), (0, [0])]
+)
+def test_the_values_of_one_organelle(foreground, wanted, caplog):
+    stored = classes(0, 1, 2, 3, 2**63 + 7).astype(np.uint64)
+    labels = map_labels(ArrayVolume(stored, metadata={"kind": "instances"}), foreground=foreground, ignore_label=1)
+    read = labels.read()
+    assert np.array_equal(read == 1, np.isin(stored, np.array(wanted, np.uint64)))
+    assert np.array_equal(read == 255, stored == 1)
+    assert not labels.numbered
+    assert "foreground, as chosen" in labels.rule
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"foreground": 7}, r"none of the values of foreground_label=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
+        ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
+        ({"foreground": 1, "rule": "nonzero"}, "leave label_rule_of_values away"),
+        ({"foreground": "mito"}, r"no label value.*foreground_label=\[3,4\]"),
+        ({"foreground": True}, "no label value"),
+        ({"foreground": 1.5}, "no label value"),
+        ({"foreground": []}, "names no value"),
+        ({"ignore_label": "x"}, "ignore_label is no whole number"),
+    ],
+)
+def test_values_that_cannot_be_meant(options, says):
+    with pytest.raises(UserError, match=says):
+        map_labels(ArrayVolume(classes(0, 1, 4)), **options)
+
+
+def test_a_chosen_value_that_this_volume_lacks_is_told(caplog):
+    map_labels(ArrayVolume(classes(0, 1, 4)), foreground=[4, 9])
+    assert "hold no 9, only 0 (" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((0, 1, 2), r"1 \(.*taken for instances.*foreground_label=2"),
+        ((0, 1, 2, 255), "255, counts as foreground; give ignore_label=255"),
+        ((0, 1, 65535), "ignore_label=65535"),
+        ((0, 1, 2**32 - 1), "ignore_label=4294967295"),
+        ((7,), r"every voxel is foreground; the values are 7 \(100 %\)"),
+        ((1,), "every voxel is foreground"),
+        ((255,), "every voxel is foreground"),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_told(values, says, caplog):
+    map_labels(ArrayVolume(classes(*values)))
+    assert re.search(says, caplog.text)
+
+
+def test_no_label_of_cremi_and_paintera():
+    top = 2**64 - 1
+    stored = classes(top, 1, 2**40).astype(np.uint64)
+    labels = map_labels(ArrayVolume(stored))
+    assert labels.numbered
+    assert np.array_equal(labels.read(), stored != top)
+    assert set(np.unique(labels.stored.read()).tolist()) == {0, 1, 2**40}
+    stored[0] = 0
+    with pytest.raises(UserError, match=f"ignore_label={top}"):
+        map_labels(ArrayVolume(stored))
+    assert (map_labels(ArrayVolume(stored), ignore_label=top).read() == 255).sum() == (stored == top).sum()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "floats", "shares"])
+def test_an_image_in_place_of_labels(kind):
+    grey = np.random.default_rng(0).normal(120, 30, (6, 40, 50)).clip(1, 255)
+    stored = {"bytes": np.uint8(grey), "words": np.uint16(200 * grey), "floats": grey, "shares": grey / 255}[kind]
+    with pytest.raises(UserError, match="an image in place of labels"):
+        map_labels(ArrayVolume(stored))
+    assert map_labels(ArrayVolume(stored), rule="half").read().any()
+
+
+def test_results_of_other_programs_as_masks():
+    stored = classes(1, 2)
+    for dtype in (np.uint8, np.uint32):
+        volume = ArrayVolume(stored.astype(dtype))
+        with pytest.raises(UserError, match="no label is 0"):
+            map_mask(volume, kind="mask")
+        chosen = map_mask(volume, 2)
+        assert chosen.info.metadata == {"kind": "mask"}
+        assert np.array_equal(chosen.read(), stored == 2)
+        assert map_mask(volume, kind="instances") is volume
+        with pytest.raises(UserError, match="kind=probability"):
+            map_mask(volume, 2, "probability")
+    ours = ArrayVolume(stored, metadata={"kind": "instances"})
+    assert map_mask(ours) is ours
