@@ -11,12 +11,15 @@ _SHELL = re.compile(r"```(?:sh|bash|console)\n(.*?)```", re.DOTALL)
 _FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
 
 
-def commands(page):
-    """The lines of a page's shell blocks as words, without comments and prompts, continued lines joined."""
+def command_lines(page):
+    """The lines of a page's shell blocks without prompts, continued lines joined."""
     for block in _SHELL.findall(page.read_text(encoding="utf-8")):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line.removeprefix("$ "), comments=True):
-                yield words
+        yield from (line.removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
+
+
+def commands(page):
+    """The commands of a page as words, without comments."""
+    return filter(None, (shlex.split(line, comments=True) for line in command_lines(page)))
 
 
 def files(page):

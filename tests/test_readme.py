@@ -1,10 +1,13 @@
 """Every command that the README and the docs print is one that Hydra accepts, and names what is there."""
 
 import re
+import shlex
+import shutil
+import subprocess
 
 import pytest
 from hydra import compose, initialize_config_dir
-from pages import PAGES, ROOT, commands, files, our_words, write_files
+from pages import PAGES, ROOT, command_lines, commands, files, our_words, write_files
 
 from mitoseg.cli.launch import default_config_dir, prepare_words, split_words
 from mitoseg.cli.main import with_keys
@@ -46,6 +49,19 @@ def test_command(page, words, tmp_path):
 def test_there_are_commands():
     assert len(PRINTED) >= 150
     assert all(list(commands(ROOT / name)) for name in ("README.md", "docs/MICROSCOPIST.md", "docs/DEVELOPER.md"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_pass_on_the_words_as_they_stand(shell, tmp_path):
+    """Neither expands a bracket, a brace or a star of a command that is typed as it is printed."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    lines = [line for page in PAGES for line in command_lines(page) if shlex.split(line, comments=True)]
+    script = ["setopt interactivecomments" if shell == "zsh" else "", """words() { printf '%s\\n' "$@" END; }"""]
+    script += [f"words {line}" for line in lines]
+    done = subprocess.run([shell], input="\n".join(script), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [word for line in lines for word in [*shlex.split(line, comments=True), "END"]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
