@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Self, TypeVar
 
 from mitoseg.errors import UserError
@@ -15,6 +19,7 @@ LANES = 2
 """Items that a worker has at the same time, so that one is read or written while another one is computed."""
 DEATHS = 3
 """Workers that may die over one item before it is given up."""
+MEMORY = "perhaps memory is short: give less of it, or use fewer workers"
 
 
 class EngineError(UserError):
@@ -55,10 +60,10 @@ class Engine(ABC):
 
     @abstractmethod
     def ask(self, function: Callable[[], Result]) -> list[Result]:
-        """Call a function once in each worker that there is now.
+        """Call a function once in each worker that there is now; one that dies is replaced, and asked again.
 
         Raises:
-            EngineError: A worker died over it.
+            EngineError: Workers died over it again and again.
         """
 
     @abstractmethod
@@ -79,3 +84,25 @@ class Engine(ABC):
         Raises:
             EngineError: The workers are gone, or died again and again over one item.
         """
+
+
+def portable(error: BaseException) -> Exception:
+    """What a worker sends back instead of an exception that cannot be pickled, or must not end the other process."""
+    with suppress(Exception):
+        if isinstance(pickle.loads(pickle.dumps(error)), Exception):
+            return error  # type: ignore[return-value]
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes and threads started inside are spared Ctrl-C, which is for the process that the user has started."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # started inside, it would let this thread hear again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,25 +1,44 @@
-"""Dask workers: processes of this machine, or whatever has joined a scheduler that runs already."""
+"""Dask workers: processes of this machine, or whatever has joined a scheduler that runs already.
+
+Whoever may talk to a Dask worker may run code as its owner. The cluster that is started here therefore listens to this
+machine alone, and to nobody without the key to a certificate that is made for it and known to its processes only.
+"""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
+import os
 import re
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mitoseg.engines.base import LANES, Engine, EngineError, Item, Result
+from mitoseg.engines.base import (
+    DEATHS,
+    LANES,
+    MEMORY,
+    Engine,
+    EngineError,
+    Item,
+    Result,
+    deaf_to_interrupts,
+    portable,
+)
 from mitoseg.engines.local import check_workers
 from mitoseg.engines.place import Place, stand_at
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 
 log = logging.getLogger(__name__)
-_LOOK = 5.0  # seconds after which it is looked whether there are workers
+HERE = "127.0.0.1"
+_LOOK = 1.0  # seconds after which it is looked whether there are workers
 _AHEAD = 2  # items on their way for each lane, so that no worker waits for the scheduler
 
 
@@ -28,19 +47,41 @@ class DaskEngine(Engine):
 
     Args:
         workers: Processes to start here; of no account where ``scheduler`` is given.
-        scheduler: Address of a scheduler that runs already, such as ``tcp://10.0.0.1:8786``.
+        scheduler: Address of a scheduler that runs already, such as ``tls://10.0.0.1:8786``.
         timeout: Seconds to wait for the scheduler, for the first worker, and for another one when all have gone.
+        dashboard: Port of this machine where Dask shows what it does, to all users of the machine; None: nowhere.
+        tls_ca_file: Certificate, a ``.pem``, of who signed those of that scheduler and of its workers.
+        tls_cert: Our own certificate, signed by the same.
+        tls_key: The key to it; None: in the same file.
 
     Raises:
-        UserError: A value is out of range.
+        UserError: A value is out of range, or there is no such file.
     """
 
-    def __init__(self, workers: int = 1, scheduler: str | None = None, timeout: float = 60.0) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+    def __init__(
+        self,
+        workers: int = 1,
+        scheduler: str | None = None,
+        timeout: float = 60.0,
+        dashboard: int | None = None,
+        tls_ca_file: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise UserError("the engine's timeout is not a number of seconds", timeout, "give a number above 0")
-        self.workers, self.scheduler, self.timeout = check_workers(workers), scheduler, timeout
+        if dashboard is not None and (type(dashboard) is not int or not 0 <= dashboard < 2**16):
+            raise UserError("engine.dashboard is not a port", dashboard, "give a number such as 8787, or null")
+        self.workers, self.scheduler, self.timeout, self.dashboard = (
+            check_workers(workers),
+            scheduler,
+            timeout,
+            dashboard,
+        )
+        self.credentials = self._check_credentials(tls_ca_file, tls_cert, tls_key)
         self._cluster: Any = None
         self._client: Any = None
+        self._ends_on_sigterm = False  # whether SIGTERM ends this process as an exception does
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
@@ -50,22 +91,41 @@ class DaskEngine(Engine):
             UserError: Dask is not installed, no scheduler answers, or no worker comes.
         """
         distributed = import_extra("distributed", "distributed", "cluster")
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it we say ourselves, in one line
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        ):
+            signal.signal(
+                signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+            )  # so that jobs and files go as well
+            self._ends_on_sigterm = True
         if self.scheduler is None:
-            self._cluster = self._make_cluster()
+            self._cluster = self._start_cluster()
+        security = distributed.Security(require_encryption=True, **self.credentials) if self.credentials else None
+        encrypted = (security or distributed.Security()).get_connection_args("client").get("ssl_context")
+        if str(self.scheduler).startswith("tls:") and encrypted is None:
+            what = "this scheduler wants a certificate"
+            raise UserError(what, self.scheduler, "give engine.tls_ca_file=, engine.tls_cert= and engine.tls_key=")
         try:
-            address = self.scheduler or self._cluster
-            self._client = distributed.Client(address, timeout=self.timeout, set_as_default=False)
+            self._client = distributed.Client(
+                self.scheduler or self._cluster, timeout=self.timeout, set_as_default=False, security=security
+            )
         except (OSError, TimeoutError, ValueError) as error:
             remedy = "check the address, and that dask scheduler runs there"
+            if self.credentials:
+                remedy += ", with certificates signed as engine.tls_cert is"
             raise UserError(f"no Dask scheduler answers within {self.timeout:g} s", self.scheduler, remedy) from error
-        self._wait_for_workers(1 if self.scheduler else self._expected())
+        self._wait_for_workers()
         self._check_installed()
 
     def close(self) -> None:
         """See `Engine.close`."""
+        if self._ends_on_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._ends_on_sigterm = False
         client, cluster, folder = self._client, self._cluster, self._folder
         self._client = self._cluster = self._folder = None
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # connections that end here are no news
         if client is not None:
             client.close()
         if cluster is not None:
@@ -75,8 +135,25 @@ class DaskEngine(Engine):
 
     def ask(self, function: Callable[[], Result]) -> list[Result]:
         """See `Engine.ask`."""
-        futures = [self._submit(_ask, function, workers=[address]) for address in self._client.nthreads()]
-        return [self._result(future) for future in futures]
+        return self._ask_each(self._result, _call, function)
+
+    def _ask_each(self, get: Callable[[Any, str], Any], *call: Any) -> list[Any]:  # noqa: ANN401
+        """Call a function once in each worker; what ``get`` makes of the futures and the workers' addresses."""
+        answers: dict[str, Any] = {}  # by address, which one that takes a worker's place does not inherit
+        deaths = 0
+        while True:
+            self._wait_for_workers()
+            missing = [address for address in self._alive() if address not in answers]
+            if not missing:
+                return list(answers.values())
+            for address, future in [(address, self._submit(*call, workers=[address])) for address in missing]:
+                try:
+                    answers[address] = get(future, address)
+                except _WorkerGoneError:
+                    deaths += 1
+                    if deaths == DEATHS:
+                        raise EngineError(f"{DEATHS} Dask workers died before the work began", None, MEMORY) from None
+                    log.warning("a Dask worker died; another one takes its place")
 
     def map(
         self,
@@ -97,7 +174,7 @@ class DaskEngine(Engine):
             if not pending:
                 break
             try:
-                future = self._wait(done)
+                future = self._wait(lambda seconds: done.get(timeout=seconds))
                 on_done(pending.pop(future), self._result(future))
             except EngineError:
                 raise
@@ -106,62 +183,122 @@ class DaskEngine(Engine):
         if failure is not None:
             raise failure
 
-    def _make_cluster(self) -> Any:  # noqa: ANN401 (Dask has no types)
-        """Worker processes on this machine."""
+    def _check_credentials(self, ca: str | None, cert: str | None, key: str | None) -> dict[str, str]:
+        """Arguments of Dask's for certificates; none where there are none."""
+        if ca is None and cert is None and key is None:
+            return {}
+        if ca is None or cert is None or self.scheduler is None:
+            what = "engine.scheduler, engine.tls_ca_file and engine.tls_cert go together"
+            raise UserError(what, None, "give all three, or none of the certificates")
+        files = {"tls_ca_file": ca, "tls_client_cert": cert, "tls_client_key": key or cert}
+        for path in files.values():
+            if not os.path.isfile(path):
+                raise UserError("no such certificate or key", path, "check the path")
+        return {name: os.path.abspath(path) for name, path in files.items()}
+
+    def _start_cluster(self) -> Any:  # noqa: ANN401 (Dask has no types)
+        """Workers of our own, deaf to Ctrl-C, with no page that anybody may look at unless that is wanted."""
+        dask = import_extra("dask", "distributed", "cluster")
+        if self.dashboard is not None and importlib.util.find_spec("bokeh") is None:
+            raise UserError("engine.dashboard needs a library", "bokeh", "run pip install bokeh, or leave it out")
+        routes = ["distributed.scheduler.http.routes", "distributed.worker.http.routes"]  # of pages
+        shown: dict[str, list[str]] = {key: [] for key in routes} if self.dashboard is None else {}
+        with deaf_to_interrupts(), dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1, **shown}):
+            cluster = self._make_cluster()
+        if self.dashboard is not None:
+            log.info("Dask shows what it does at %s", cluster.dashboard_link)
+        return cluster
+
+    def _make_cluster(self) -> Any:  # noqa: ANN401
+        """Worker processes on this machine.
+
+        Raises:
+            EngineError: They die while they start, again and again.
+        """
         distributed = import_extra("distributed", "distributed", "cluster")
         self._folder = tempfile.TemporaryDirectory(prefix="mitoseg-dask-", ignore_cleanup_errors=True)
-        return distributed.LocalCluster(
-            n_workers=self.workers,
-            threads_per_worker=LANES,
-            processes=True,
-            memory_limit=0,  # tiles are chosen by the memory there is; Dask counts in another way
-            dashboard_address=":0",  # any port: that of the first is taken where two run
-            silence_logs=logging.ERROR,
-            local_directory=self._folder.name,
-        )
+        for _ in range(DEATHS):
+            try:
+                return distributed.LocalCluster(
+                    n_workers=self.workers,
+                    threads_per_worker=LANES,
+                    processes=True,
+                    host=HERE,
+                    security=self._temporary_security(),
+                    memory_limit=0,  # tiles are chosen by the memory there is; Dask counts in another way
+                    dashboard_address=f"{HERE}:{self.dashboard or 0}",
+                    scheduler_kwargs={"dashboard": self.dashboard is not None},
+                    silence_logs=logging.CRITICAL,
+                    local_directory=self._folder.name,
+                )
+            except RuntimeError as error:
+                cause = error
+        raise EngineError(f"the Dask workers do not start ({cause})", None, MEMORY) from cause
+
+    def _temporary_security(self) -> Any:  # noqa: ANN401
+        """A certificate for this cluster alone, and its key."""
+        import_extra("cryptography", "cryptography", "cluster")
+        return import_extra("distributed", "distributed", "cluster").Security.temporary()
 
     def _expected(self) -> int:
         """Workers to wait for before the work begins."""
-        return self.workers
+        return self.workers if self.scheduler is None else 1
 
-    def _wait_for_workers(self, count: int) -> None:
+    def _wait_for_workers(self) -> None:
         end = time.monotonic() + self.timeout
-        while len(self._client.nthreads()) < count:
+        while (there := len(self._alive())) < self._expected():
             if time.monotonic() > end:
                 here = "the scheduler" if self.scheduler is None else self.scheduler
-                what = f"{len(self._client.nthreads())} of {count} Dask workers have come within {self.timeout:g} s to"
+                what = f"{there} of {self._expected()} Dask workers have come within {self.timeout:g} s to"
                 raise UserError(what, here, "start workers there, or give a longer engine.timeout=")
             time.sleep(0.1)
 
     def _check_installed(self) -> None:
         """Have each worker import mitoseg: one that cannot would die of the first message that needs it."""
-        for address in self._client.nthreads():
-            future = self._submit(importlib.import_module, __name__, workers=[address])
-            error = future.exception(timeout=10 * self.timeout)
+
+        def check(future: Any, address: str) -> None:  # noqa: ANN401
+            error = self._wait(lambda seconds: future.exception(timeout=seconds), address)
             if error is not None:
                 what = f"the Dask worker at {address} has no such mitoseg ({error})"
                 raise UserError(what, None, 'install the same "mitoseg[cluster]" there')
 
+        self._ask_each(check, importlib.import_module, __name__)
+
+    def _alive(self) -> dict[str, int]:
+        """The threads of each worker that there is, by its address.
+
+        Raises:
+            EngineError: The scheduler has gone.
+        """
+        try:
+            if self._client.status == "running":
+                return dict(self._client.nthreads())
+        except (OSError, TimeoutError, ValueError):
+            pass
+        raise EngineError("the Dask scheduler has gone", self.scheduler, "run the same command again")
+
     def _next(self, coming: Iterator[Item], pending: int) -> Iterator[Item]:
         """The items that are to be sent now; workers may come and go."""
-        room = _AHEAD * sum(self._client.nthreads().values()) - pending
+        room = _AHEAD * sum(self._alive().values()) - pending
         return islice(coming, max(room, 0 if pending else 1))
 
-    def _wait(self, done: SimpleQueue[Any]) -> Any:  # noqa: ANN401
-        """The next future that is done.
+    def _wait(self, get: Callable[[float], Any], address: str | None = None) -> Any:  # noqa: ANN401
+        """What a function returns that waits for some seconds; it is called again as long as there is hope.
 
         Raises:
             EngineError: There has been no worker for too long, or the scheduler has gone.
+            _WorkerGoneError: The worker at that address has gone.
         """
         empty_since: float | None = None
         while True:
             try:
-                return done.get(timeout=min(_LOOK, self.timeout))
-            except Empty:
-                if self._client.status != "running":
-                    raise EngineError("the Dask scheduler has gone", self.scheduler, "run the command again") from None
+                return get(min(_LOOK, self.timeout))
+            except (Empty, TimeoutError):
+                alive = self._alive()
+                if address is not None and address not in alive:
+                    raise _WorkerGoneError from None
                 now = time.monotonic()
-                empty_since = None if self._client.nthreads() else empty_since or now
+                empty_since = None if alive else empty_since or now
                 if empty_since is not None and now - empty_since >= self.timeout:
                     remedy = "start workers, and run the same command again"
                     raise EngineError("all Dask workers have gone from", self.scheduler or "here", remedy) from None
@@ -169,37 +306,35 @@ class DaskEngine(Engine):
     def _submit(self, call: Callable[..., Any], *arguments: object, workers: list[str] | None = None) -> Any:  # noqa: ANN401
         return self._client.submit(call, *arguments, pure=False, workers=workers)
 
-    def _result(self, future: Any) -> Any:  # noqa: ANN401
-        """What became of an item.
+    def _result(self, future: Any, address: str | None = None) -> Any:  # noqa: ANN401
+        """What a worker answered; an exception of the function is raised.
 
         Raises:
             EngineError: Every worker that tried died, or the scheduler has gone.
         """
         distributed = import_extra("distributed", "distributed", "cluster")
         try:
-            return future.result(timeout=None if future.done() else 10 * self.timeout)
+            fine, value = self._wait(lambda seconds: future.result(timeout=seconds), address)
         except distributed.KilledWorker as error:
-            remedy = "perhaps memory is short: give less of it"
-            raise EngineError("several Dask workers died over the same part", str(error.task), remedy) from error
-        except (distributed.CancelledError, TimeoutError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the function itself
+            raise EngineError(f"{DEATHS} Dask workers died over the same part", str(error.task), MEMORY) from None
+        except (distributed.CancelledError, OSError) as error:
             raise EngineError("the Dask scheduler or a worker has gone", self.scheduler, "run it again") from error
+        if not fine:
+            raise value
+        return value
 
 
-def _ask(function: Callable[[], Result]) -> Result:
-    _stand()
-    return function()
+class _WorkerGoneError(Exception):
+    """The worker that alone was asked has gone."""
 
 
-def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    _stand()
-    return function(item)
-
-
-def _stand() -> None:
-    """Take the place that the worker's name ends with: 0, 1, ... in a cluster that Dask has started."""
+def _call(function: Callable[..., Result], *item: object) -> tuple[bool, Result | Exception]:
+    """Whether a function succeeds, and its result or exception, which Dask would print with its own traceback."""
     from distributed import get_worker
 
-    number = re.search(r"\d+$", str(get_worker().name))
+    number = re.search(r"\d+$", str(get_worker().name))  # 0, 1, ... in a cluster that Dask has started
     stand_at(Place(int(number[0]) if number and len(number[0]) < 5 else 0))
+    try:
+        return True, function(*item)
+    except BaseException as error:
+        return False, portable(error)

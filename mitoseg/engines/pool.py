@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 from collections import Counter, deque
@@ -22,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import Any, Generic
 
-from mitoseg.engines.base import DEATHS, LANES, EngineError, Item, Result
+from mitoseg.engines.base import DEATHS, LANES, MEMORY, EngineError, Item, Result, deaf_to_interrupts, portable
 from mitoseg.engines.place import Place, stand_at
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class Worker(Generic[Item]):
         self.items: dict[int, Item] = {}
         self.connection, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=serve, args=(theirs, index), daemon=True, name=f"worker {index}")
-        self._process.start()
+        with deaf_to_interrupts():
+            self._process.start()
         theirs.close()
 
     def send(self, number: int, function: Callable[[Item], object], item: Item) -> None:
@@ -82,9 +84,7 @@ class Pool:
         """See `mitoseg.engines.Engine.ask`."""
         for worker in self._workers:
             worker.send(0, _call, function)
-        answers = [self._answer(worker) for worker in self._workers]
-        for worker in self._workers:
-            worker.items.clear()
+        answers = [self._answer(index, function) for index in range(len(self._workers))]
         for fine, value in answers:
             if not fine:
                 raise value
@@ -135,11 +135,9 @@ class Pool:
             self._replace(worker)
             deaths.update(lost.keys())
             again.extend(lost.items())
-            if any(deaths[number] >= DEATHS for number in lost):
-                what = f"{DEATHS} worker processes were killed over the same part, the last with"
-                raise EngineError(
-                    what, str(next(iter(lost.values()))), "perhaps memory is short: give less of it"
-                ) from None
+            if deadly := [item for number, item in lost.items() if deaths[number] >= DEATHS]:
+                what = f"{DEATHS} worker processes were killed over the same part"
+                raise EngineError(what, str(deadly[0]), MEMORY) from None
             log.warning("a worker process was killed; another one does its part again")
             return
         item = worker.items.pop(number)
@@ -151,12 +149,20 @@ class Pool:
         worker.end()
         self._workers[self._workers.index(worker)] = Worker(worker.index)
 
-    def _answer(self, worker: Worker[Any]) -> tuple[bool, Any]:
-        try:
-            _, fine, value = pickle.loads(worker.connection.recv_bytes())
-        except _GONE:
-            raise EngineError("a worker process has died", worker.index, "see what it said above") from None
-        return fine, value
+    def _answer(self, index: int, function: Callable[[], object]) -> tuple[bool, Any]:
+        """What the worker at an index answers to the one message that it was sent, or one that replaces it."""
+        for death in range(DEATHS):
+            if death:
+                self._workers[index].send(0, _call, function)
+            try:
+                _, fine, value = pickle.loads(self._workers[index].connection.recv_bytes())
+            except _GONE:
+                self._replace(self._workers[index])
+                log.warning("a worker process was killed; another one takes its place")
+            else:
+                self._workers[index].items.clear()
+                return fine, value
+        return False, EngineError(f"{DEATHS} worker processes were killed before the work began", None, MEMORY)
 
 
 def serve(connection: Connection, index: int) -> None:
@@ -170,9 +176,11 @@ def serve(connection: Connection, index: int) -> None:
         with lock, suppress(*_GONE):
             connection.send_bytes(reply)
 
-    with ThreadPoolExecutor(LANES) as lanes, suppress(*_GONE):
-        while True:
-            lanes.submit(answer, connection.recv_bytes())
+    with ThreadPoolExecutor(LANES) as lanes:
+        with suppress(*_GONE):
+            while True:
+                lanes.submit(answer, connection.recv_bytes())
+        os._exit(1)  # nobody wants what the threads are still about, which may take minutes
 
 
 def _reply(message: bytes) -> bytes:
@@ -182,15 +190,7 @@ def _reply(message: bytes) -> bytes:
         function, item = pickle.loads(work)
         return pickle.dumps((number, True, function(item)))
     except BaseException as error:
-        return pickle.dumps((number, False, _portable(error)))
-
-
-def _portable(error: BaseException) -> Exception:
-    """An exception that arrives at the other end."""
-    with suppress(Exception):
-        if isinstance(pickle.loads(pickle.dumps(error)), Exception):
-            return error  # type: ignore[return-value]
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        return pickle.dumps((number, False, portable(error)))
 
 
 def _call(function: Callable[[], Result]) -> Result:

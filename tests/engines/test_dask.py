@@ -2,11 +2,18 @@
 
 import logging
 import os
+import signal
 import socket
+import ssl
 import sys
+import threading
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pieces
+import psutil
 import pytest
 from test_local import mapped
 
@@ -19,9 +26,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 
 @pytest.fixture(scope="module")
-def engine():
+def said(tmp_path_factory):
+    """Where what the workers print goes."""
+    return tmp_path_factory.mktemp("dask") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def engine(said):
+    before = os.dup(2)
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
     with DaskEngine(2) as running:
+        os.dup2(before, 2)
         yield running
+
+
+def listening():
+    """Addresses at which this process and those it has started listen."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return [c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 
 
 def test_every_item_is_done_once_by_workers_that_are_other_processes(engine):
@@ -32,12 +55,64 @@ def test_every_item_is_done_once_by_workers_that_are_other_processes(engine):
     assert mapped(engine, pieces.square, []) == {}
 
 
-def test_an_error_of_the_function_ends_the_run_and_the_engine_goes_on(engine):
+def test_only_this_machine_can_connect_and_only_with_the_certificate(engine):
+    """Else any user of the machine, or of its network, could run code as its owner."""
+    distributed = pytest.importorskip("distributed")
+    addresses = listening()
+    assert {address.ip for address in addresses} == {"127.0.0.1"}
+    nannies = [nanny.address for nanny in engine._cluster.workers.values()]
+    dask = [engine._cluster.scheduler_address, *engine._client.nthreads(), *nannies]
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    for address in dask:
+        where = "127.0.0.1", int(address.removeprefix("tls://127.0.0.1:"))
+        with socket.create_connection(where, timeout=9) as connection, pytest.raises((ssl.SSLError, ConnectionError)):
+            anybody.wrap_socket(connection).recv(1)
+        addresses.remove(where)
+    for security in (None, distributed.Security.temporary()):
+        with pytest.raises((OSError, RuntimeError, TypeError)):
+            distributed.Client(dask[0], timeout=2, security=security)
+    assert len(addresses) == 3
+    for _, port in addresses:  # of pages about the work
+        for page in ("status", "info/main/workers.html", "metrics", "json/counts.json", "sysmon"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=9)
+
+
+def test_a_scheduler_with_certificates(engine, tmp_path):
+    files = {name: str(tmp_path / name) for name in ("ca_file", "cert", "key")}
+    for name, path in files.items():
+        Path(path).write_text(engine._cluster.security.get_tls_config_for_role("client")[name])
+    words = {f"tls_{name}": path for name, path in files.items()}
+    address = engine._cluster.scheduler_address
+    with DaskEngine(scheduler=address, **words) as connected:
+        assert mapped(connected, pieces.square, range(5)) == {n: n * n for n in range(5)}
+    assert mapped(engine, pieces.square, range(5)) == {n: n * n for n in range(5)}
+    with pytest.raises(UserError, match="this scheduler wants a certificate"):
+        DaskEngine(scheduler=address, timeout=2).start()
+    with pytest.raises(UserError, match=r"no such certificate or key: 'a.pem'"):
+        DaskEngine(scheduler=address, **(words | {"tls_key": "a.pem"}))
+    with pytest.raises(UserError, match=r"engine.scheduler, engine.tls_ca_file and engine.tls_cert go together"):
+        DaskEngine(**words)
+
+
+def test_a_worker_killed_before_the_first_item_is_replaced(engine):
+    before = [pid for pid, _ in engine.ask(pieces.where)]
+    os.kill(before[0], signal.SIGKILL)
+    places = engine.ask(pieces.where)
+    assert sorted(index for _, index in places) == [0, 1]
+    assert before[0] not in {pid for pid, _ in places}
+    with pytest.raises(EngineError, match="3 Dask workers died before the work began"):
+        engine.ask(pieces.die)
+
+
+def test_an_error_of_the_function_ends_the_run_and_the_engine_goes_on(engine, said):
     done = []
     with pytest.raises(UserError, match="no such number: 3; choose another"):
         engine.map(pieces.refuse_three, range(3000), lambda number, _: done.append(number))
     assert len(done) < 1500
     assert mapped(engine, pieces.square, range(5)) == {n: n * n for n in range(5)}
+    assert said.read_text() == ""
 
 
 def test_a_prepared_function_is_made_once_in_each_worker(engine, tmp_path):
@@ -88,9 +163,46 @@ def test_a_timeout(timeout):
         DaskEngine(timeout=timeout)
 
 
-def test_the_job_that_slurm_gets():
+@pytest.mark.parametrize("port", [-1, 1 << 16, "8787", True])
+def test_a_port(port):
+    with pytest.raises(UserError, match=r"engine.dashboard is not a port"):
+        DaskEngine(dashboard=port)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+def test_a_worker_killed_while_it_starts_is_replaced():
+    def kill():
+        while not (workers := [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]):
+            time.sleep(0.01)
+        time.sleep(0.5)
+        workers[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with DaskEngine(2) as engine:
+        thread.join()
+        assert sorted(index for _, index in engine.ask(pieces.where)) == [0, 1]
+
+
+def test_the_certificate_of_slurm_jobs_is_for_its_owner_and_goes_with_the_run(tmp_path):
+    engine = SlurmEngine(shared_temp_directory=str(tmp_path))
+    security = engine._shared_security()
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+    assert Path(security.tls_worker_key).parent == folder
+    assert security.require_encryption
+    engine.close()
+    assert not folder.exists()
+    with pytest.raises(UserError, match="cannot write the run's certificate"):
+        SlurmEngine(shared_temp_directory=str(tmp_path / "none"))._shared_security()
+
+
+def test_the_job_that_slurm_gets(tmp_path):
     pytest.importorskip("dask_jobqueue")
-    engine = SlurmEngine(3, partition="gpu", cpus=8, memory="20GB", gpus=1, prologue=["module load cuda"])
+    words = {"prologue": ["module load cuda"], "shared_temp_directory": str(tmp_path)}
+    engine = SlurmEngine(3, partition="gpu", cpus=8, memory="20GB", gpus=1, **words)
     lines = engine.script().splitlines()
     assert "#SBATCH -p gpu" in lines
     assert "#SBATCH --cpus-per-task=8" in lines
@@ -100,6 +212,8 @@ def test_the_job_that_slurm_gets():
     assert any(line.startswith("#SBATCH --mem=") for line in lines)
     assert "--nthreads 2" in lines[-1]
     assert "--memory-limit 0" in lines[-1]
+    assert "--protocol tls:// --tls-ca-file" in lines[-1]
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -120,7 +234,7 @@ def test_jobs_of_a_slurm_that_runs_them_at_once(tmp_path, monkeypatch):
     folder = Path(pieces.__file__).parent
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (folder, folder.parents[1]))))
     monkeypatch.chdir(tmp_path)
-    with SlurmEngine(1, timeout=90, memory="1GB", interface="lo") as engine:
+    with SlurmEngine(1, timeout=90, memory="1GB", interface="lo", shared_temp_directory=str(tmp_path)) as engine:
         assert mapped(engine, pieces.square, range(20)) == {n: n * n for n in range(20)}
         ((pid, _),) = engine.ask(pieces.where)
         assert pid != os.getpid()
@@ -130,7 +244,7 @@ def test_jobs_of_a_slurm_that_runs_them_at_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_part_that_kills_every_worker_is_given_up():
-    with DaskEngine(2) as engine, pytest.raises(EngineError, match="several Dask workers died over the same part"):
+    with DaskEngine(2) as engine, pytest.raises(EngineError, match="3 Dask workers died over the same part"):
         engine.map(pieces.die, [7], lambda *_: None)
 
 

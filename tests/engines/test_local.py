@@ -1,8 +1,12 @@
 """This machine as an engine: the caller itself, and worker processes that may be killed."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pieces
+import psutil
 import pytest
 
 from mitoseg.engines import EngineError, LocalEngine, Prepared
@@ -102,6 +106,30 @@ def test_a_part_that_kills_every_worker_is_given_up(pool):
     with pytest.raises(EngineError, match="3 worker processes were killed over the same part"):
         pool.map(pieces.die, [7], lambda *_: None)
     assert mapped(pool, pieces.square, range(3)) == {0: 0, 1: 1, 2: 4}
+
+
+def test_a_worker_killed_before_the_first_item_is_replaced(pool):
+    before = [pid for pid, _ in pool.ask(pieces.where)]
+    os.kill(before[0], signal.SIGKILL)
+    places = pool.ask(pieces.where)
+    assert [index for _, index in places] == [0, 1]
+    assert before[0] not in {pid for pid, _ in places}
+    with pytest.raises(EngineError, match="3 worker processes were killed before the work began"):
+        pool.ask(pieces.die)
+    assert len(pool.ask(pieces.where)) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+def test_workers_end_with_a_process_that_is_killed():
+    """Though they are busy: what they would still write is wanted by nobody."""
+    code = "import time; from mitoseg.engines import LocalEngine\nif __name__ == '__main__':\n"
+    code += "    with LocalEngine(2) as e: print(e.ask(int), flush=True); e.map(time.sleep, [60] * 4, print)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+        process.stdout.readline()
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        process.kill()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 def test_a_prepared_function_is_made_once_in_each_worker(pool, tmp_path):
