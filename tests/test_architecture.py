@@ -19,6 +19,7 @@ BASE = {
     "extras",
     "geometry",
     "storage",
+    "tables",
     "provenance",
 }  # "": its version
 LIBRARIES_ONLY = {"errors", "geometry"}
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "extras": {"errors"},
     "geometry": {"errors"},
     "storage": {"errors", "geometry"},
+    "tables": {"errors", "storage"},
     "provenance": {"", "errors"},
     "volumes": BASE,
     "datasets": BASE | {"volumes"},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from mitoseg.benchmark.rows import COLUMNS, Row
 from mitoseg.storage import write_text
+from mitoseg.tables import to_csv, to_markdown
 
 EMPTY = "-"
 PICTURE = "methods.png"
@@ -110,20 +109,15 @@ def write_tables(folder: Path, page: Page) -> None:
 
 def markdown(page: Page) -> str:
     """The page as Markdown."""
-    head, *body = page.cells()
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, *body)]
-    lines.insert(1, "|" + "---|" * len(head))
     picture = [f"![The same crop under every method: {KEY}]({PICTURE})", ""] if page.picture else []
-    return "\n".join([f"# {page.title}", "", *lines, "", *picture, *(f"- {note}" for note in page.notes), ""])
+    return "\n".join(
+        [f"# {page.title}", "", to_markdown(page.cells()), "", *picture, *(f"- {note}" for note in page.notes), ""]
+    )
 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """All that is known, in plain numbers."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return to_csv(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
 
 
 def as_html(page: Page) -> str:

@@ -21,10 +21,10 @@ from mitoseg.cli.shapes import check_shape_options, write_shapes
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.score import check_shapes
-from mitoseg.evaluation.tables import check_suffix, write_table
 from mitoseg.provenance import collect
 from mitoseg.segmentation import measure_instances, summarise
 from mitoseg.storage import check_output, make_folders, plain, write_json
+from mitoseg.tables import check_suffix, write_table
 from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import stored_in
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from mitoseg.storage import write_text
+from mitoseg.tables import as_written, to_csv
 
 NAME = "summary.csv"
 DONE, FAILED, WAITING = "done", "failed", "waiting"
@@ -42,21 +43,17 @@ class Row:
 def read_rows(folder: Path) -> dict[str, Row]:
     """The rows of an earlier run by their outputs' names; none where there is no table, or another one."""
     try:
-        text = (folder / NAME).read_text(encoding="utf-8")
+        text = (folder / NAME).read_bytes().decode()
     except (OSError, UnicodeDecodeError):
         return {}
     names = [f.name for f in fields(Row)]
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if reader.fieldnames != names:
         return {}
-    rows = [Row(**{name: line[name] or "" for name in names}) for line in reader]
+    rows = [Row(**{name: as_written(line[name] or "") for name in names}) for line in reader]
     return {Path(row.output).name: row for row in rows}
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """Write the table, whole or not at all."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [f.name for f in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text(folder / NAME, stream.getvalue())
+    write_text(folder / NAME, to_csv([f.name for f in fields(Row)], map(astuple, rows)))

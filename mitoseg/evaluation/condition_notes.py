@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mitoseg.evaluation.measurements import CUT, Measurements
+from mitoseg.tables import to_markdown
 
 _FEW = 5
 """Volumes in a group below which a bootstrap over them is too narrow."""
@@ -76,7 +77,8 @@ def markdown(groups: pd.DataFrame, tests: pd.DataFrame, lines: Sequence[str], le
         pair = f"{row['group_b']} - {row['group_a']}"
         second.append([str(row["column"]), pair, *(_with_interval(row, e) for e in effects), *p_values])
     bullets = "\n".join(f"- {line}" for line in lines)
-    return f"# Comparison\n\n{bullets}\n\n## Conditions\n\n{_table(first)}\n\n## Differences\n\n{_table(second)}\n"
+    conditions, differences = to_markdown(first), to_markdown(second)
+    return f"# Comparison\n\n{bullets}\n\n## Conditions\n\n{conditions}\n\n## Differences\n\n{differences}\n"
 
 
 def number(value: object) -> str:
@@ -100,12 +102,6 @@ def _p(value: object) -> str:
 
 def _with_interval(row: dict[object, object] | dict[str, object], key: str) -> str:
     return f"{number(row[key])} [{number(row[f'{key}_low'])}, {number(row[f'{key}_high'])}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -24,8 +24,8 @@ from mitoseg.evaluation.effects import (
     volume_test,
 )
 from mitoseg.evaluation.measurements import Measurements, choose_columns, cut_matters, read_groups
-from mitoseg.evaluation.tables import write_table
 from mitoseg.storage import atomic_output, write_text
+from mitoseg.tables import write_table
 
 CUT_OBJECTS = ("leave_out", "keep")
 FORMATS = ("csv", "parquet")

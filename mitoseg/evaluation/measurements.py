@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.tables import SUFFIXES
+from mitoseg.tables import SUFFIXES, read_csv
 
 Floats = npt.NDArray[np.float64]
 
@@ -135,7 +135,7 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError("no such table", str(path), "check the path")
     try:
-        table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
+        table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own errors are among them
         raise UserError("the table cannot be read", str(path), "write it again with measure.py") from error
     if table.empty:

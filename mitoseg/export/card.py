@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mitoseg.networks.checkpoint import Model
+from mitoseg.tables import to_markdown
 
 SCORES = {
     "jaccard_foreground": "JAC of mitochondria",
@@ -69,11 +70,11 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     splits = [split for split in ("validation", "test") if split in metrics]
     if not splits:
         return "## Scores\n\nNot recorded.\n"
-    lines += [f"| | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
+    rows = [["", *splits]]
     for key, label in SCORES.items():
         found = [metrics[split].get(key) for split in splits]
-        lines.append(f"| {label} | " + " | ".join("" if f is None else f"{f:.4f}" for f in found) + " |")
-    return "\n".join([*lines, ""])
+        rows.append([label, *("" if f is None else f"{f:.4f}" for f in found)])
+    return "\n".join([*lines, to_markdown(rows), ""])
 
 
 def _limits(model: Model) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mitoseg.cli.console import shown
@@ -72,7 +73,7 @@ def _short(value: object) -> str:
     >>> _short("0.0013648156854197653"), _short("patch_cnn"), _short(None)
     ('0.001365', 'patch_cnn', '-')
     """
-    text = "-" if value is None else str(value)
+    text = "-" if value is None else escape(str(value))
     with contextlib.suppress(ValueError):
         return f"{float(text):.4g}" if len(text) > 8 else text
     return text

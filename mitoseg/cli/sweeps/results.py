@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +13,7 @@ from filelock import FileLock
 
 from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.storage import read_json, write_json, write_text
+from mitoseg.tables import to_csv
 
 SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
 PARTS = ("validation", "test")
@@ -117,11 +116,8 @@ def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _table(rows: Sequence[Row]) -> str:
     columns = _union(rows)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*(c for c in columns if c != "error"), *(c for c in columns if c == "error")])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    ordered = [*(c for c in columns if c != "error"), *(c for c in columns if c == "error")]
+    return to_csv(ordered, ([row.get(column) for column in ordered] for row in rows))
 
 
 def failure_line(reports: Sequence[Mapping[str, Any]]) -> str | None:

@@ -6,6 +6,7 @@ import numpy as np
 from pandas import DataFrame
 
 from mitoseg.evaluation.report.markup import Html, data_block, data_uri, element, join, number
+from mitoseg.tables import frame_csv
 
 _UNITS = {"_nm3": ("nm³", "µm³", 1e-9), "_nm2": ("nm²", "µm²", 1e-6), "_nm": ("nm", "nm", 1.0)}
 _HIDDEN = {f"box_{axis}{end}" for axis in "zyx" for end in (0, 1)}
@@ -22,7 +23,7 @@ def table_section(table: DataFrame | None, rows: int, name: str = "measurements"
     head = element("thead", element("tr", *heads))
     body = element("tbody", *(_row(row, shown) for row in table.head(rows).to_dict("records")))
     size = f"{len(table):,} mitochondria" + (f", of which the first {rows:,} are shown" if len(table) > rows else "")
-    csv = table.to_csv(index=False, lineterminator="\n").encode()
+    csv = frame_csv(table).encode()
     link = element(
         "a",
         "Download all as CSV",

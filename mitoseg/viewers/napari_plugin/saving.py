@@ -11,7 +11,7 @@ import pandas as pd
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import tiles
-from mitoseg.storage import write_text
+from mitoseg.tables import write_table
 from mitoseg.volumes import Volume, create_volume
 from mitoseg.volumes.opening import stored_in
 
@@ -54,8 +54,7 @@ def save_table(path: str, table: pd.DataFrame, *, overwrite: bool = False) -> No
     """
     if Path(path).suffix.lower() != ".csv":
         raise UserError("cannot write a table of that kind", Path(path).name, "end its name with .csv")
-    text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
-    write_text(path, text, overwrite=overwrite)
+    write_table(Path(path), table, overwrite=overwrite, digits=DIGITS)
 
 
 def is_there(path: str) -> bool:
