@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import math
 import os
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,18 @@ import h5py
 import numpy as np
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.base import Array
+from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.reading import CACHE_BYTES, opening, reading
 from mitoseg.volumes.stored import REFILL, Header, StoredVolume, load_metadata
-from mitoseg.volumes.units import voxel_size_nm
+from mitoseg.volumes.units import agreed_size, as_list, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
+_PLUGINS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32026: "Blosc2"}
+"""Filters of package hdf5plugin, by their registered numbers; it has some more."""
+_CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")
+"""BigDataViewer's datasets: time, setup and level."""
+_DEEPEST = 16
+"""Virtual datasets of virtual datasets; each is a recursion in HDF5's own code."""
 
 
 def split_dataset(path: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[str, str] | None:
@@ -43,20 +51,106 @@ def open_hdf5(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
     file, name = split_dataset(path) or (path, "")
     if not Path(file).is_file():
         raise UserError("no such file", file, "check the path")
-    with opening(file), h5py.File(file, "r") as h5:
+    with opening(file), _open_file(file) as h5:
         dataset = _dataset(h5, file, name)
-        attributes = dict(dataset.attrs)
+        held_in = dataset.file.filename if dataset.file != h5 else file  # an external link leads to another file
+        _check_dataset(held_in, dataset)
+        attributes = {key: decoded(value) for key, value in dataset.attrs.items()}
         shape, dtype, name = dataset.shape, dataset.dtype, dataset.name
-    size = voxel_size_nm(_listed(attributes.get("voxel_size_nm"))) or voxel_size_nm(
-        _listed(attributes.get("element_size_um")), "um"
-    )
-    header = Header(shape, dtype, _axes(attributes, len(shape)), size, load_metadata(attributes.get("mitoseg")))
-    return Hdf5Volume(path, file, name, header, axes=axes, voxel_size=voxel_size)
+        part = math.prod(dataset.chunks or ()) * dtype.itemsize
+        stated = _axes(attributes, dataset)
+        size = None
+        if voxel_size is None and len(shape) >= 2:
+            size = _voxel_size(held_in, dataset, attributes, stated or axes or "zyx"[-len(shape) :])
+    if _CELLS.fullmatch(name) and dtype == np.int16:
+        dtype = np.dtype(np.uint16)  # BigDataViewer stores unsigned numbers as signed ones
+    header = Header(shape, dtype, stated, size, load_metadata(attributes.get("mitoseg")), part_bytes=part)
+    return Hdf5Volume(path, held_in, name, header, axes=axes, voxel_size=voxel_size)
 
 
-def _listed(value: object) -> list[object]:
-    """An attribute as a list; empty where it is missing."""
-    return [] if value is None else list(np.ravel(np.asarray(value)))
+def _open_file(file: str, **options: int) -> h5py.File:
+    """Open a file to read.
+
+    Raises:
+        UserError: Another program writes it, or has broken off while it did.
+    """
+    try:
+        return h5py.File(file, "r", **options)
+    except BlockingIOError as error:
+        what = "another program has the HDF5 file open to write it"
+        raise UserError(what, file, "close it there, or wait until it has ended") from error
+    except OSError as error:
+        if "unable to lock file" in str(error):
+            what = "the file system does not lock files, which HDF5 asks for"
+            raise UserError(what, file, "set HDF5_USE_FILE_LOCKING=FALSE while nothing writes the file") from error
+        if "already open for write" in str(error):
+            what = "another program is writing the HDF5 file, or has broken off while it did"
+            raise UserError(what, file, "wait until it closes it; after a crash, run h5clear -s") from error
+        raise
+
+
+def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...] = ()) -> None:
+    """Refuse a dataset, or one that a virtual one is made of, that cannot be read, or not without harm.
+
+    Args:
+        file: The file that holds it.
+        dataset: An open one.
+        above: File and name of the virtual datasets that lead to it.
+
+    Raises:
+        UserError: A filter is missing, or a virtual dataset leads to itself.
+    """
+    plist = dataset.id.get_create_plist()
+    for code, *_, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
+        with contextlib.suppress(ImportError):
+            None if h5py.h5z.filter_avail(code) else importlib.import_module("hdf5plugin")
+        if not h5py.h5z.filter_avail(code):
+            kind = _PLUGINS.get(code) or decoded(name) or "an unknown filter"
+            what = f"the HDF5 dataset is compressed with {kind} (filter {code}), which HDF5 cannot read by itself"
+            raise UserError(what, file, "pip install hdf5plugin, or write it again with gzip")
+    for external, *_ in dataset.external or ():
+        if os.path.exists(external) and not os.path.isfile(external):
+            raise UserError("the voxels of the HDF5 dataset lie in what is no file", external, "copy the dataset")
+    if not dataset.is_virtual:
+        return
+    here = (os.path.realpath(file), dataset.name)
+    if here in above or len(above) > _DEEPEST:
+        what = "the virtual dataset leads to itself" if here in above else "virtual datasets are nested too deeply"
+        raise UserError(what, f"{file}:{dataset.name}", "make it of datasets that hold voxels")
+    for source in {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}:
+        for number in range(_DEEPEST if any("%b" in part for part in source) else 1):
+            other, name = (os.fsdecode(part).replace("%b", str(number)) for part in source)
+            path = file if other == "." else os.path.join(os.path.dirname(os.path.abspath(file)), other)
+            if os.path.isfile(path):
+                with contextlib.nullcontext(dataset.file) if other == "." else _open_file(path) as h5:
+                    part = h5.get(name)
+                    if isinstance(part, h5py.Dataset):
+                        _check_dataset(path, part, (*above, here))
+            elif os.path.exists(path):
+                raise UserError("a part of the virtual dataset is no file", path, "copy it again")
+
+
+def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, object], letters: str) -> VoxelSize | None:
+    """(z, y, x) in nm by the dataset's attributes, ilastik's axistags, or BigDataViewer's XML beside the file.
+
+    Raises:
+        UserError: They contradict one another.
+    """
+    found = stated_sizes(attributes, letters)
+    cells = _CELLS.fullmatch(dataset.name)
+    whole = bdv_voxel_size(Path(file), int(cells[2])) if cells else None
+    if cells and whole:
+        levels = np.asarray(dataset.file[f"s{cells[2]}/resolutions"], float)  # factors along x, y, z
+        z, y, x = (float(f"{a * b:.12g}") for a, b in zip(whole, levels[int(cells[3])][::-1], strict=True))
+        found["BigDataViewer's XML"] = z, y, x
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        tags = {tag["key"]: tag.get("resolution") for tag in json.loads(str(attributes["axistags"]))["axes"]}
+        units = json.loads(str(attributes.get("axis_units", "{}")))
+        sizes = [tags.get(a) for a in "zyx"]
+        named = voxel_size_nm(sizes, [units.get(a) or "nm" for a in "zyx"], flat="z" not in tags)
+        if named and (units or {*sizes} != {1}):  # 1 without a unit counts voxels
+            found["axistags"] = named
+    return agreed_size(file, found)
 
 
 def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
@@ -71,6 +165,9 @@ def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
         return h5[name]
     h5.visititems(visit)
     three = {path: item for path, item in found.items() if item.ndim == 3} or found
+    views = {match and match.groups()[:2] for match in (_CELLS.fullmatch(item.name) for item in three.values())}
+    if len(views) == 1 and None not in views:  # levels of one view, the finest first
+        three = {path: item for path, item in three.items() if item.name.endswith("/0/cells")}
     if not name and len(three) == 1:
         return next(iter(three.values()))
     known = ", ".join(f"{file}:/{path}" for path in sorted(found)[:8]) or "none at all"
@@ -78,15 +175,15 @@ def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
     raise UserError(what, file, f"name one of its datasets: {known}")
 
 
-def _axes(attributes: dict[str, Any], ndim: int) -> str | None:
-    """The axes that mitoseg or ilastik (axistags) state."""
-    stated = attributes.get("axes")
-    try:
-        if stated is None and "axistags" in attributes:
-            stated = "".join(axis["key"] for axis in json.loads(attributes["axistags"])["axes"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    return stated if isinstance(stated, str) and len(stated) == ndim and set(stated.lower()) <= set("tczyx") else None
+def _axes(attributes: Mapping[str, object], dataset: h5py.Dataset) -> str | None:
+    """The axes that mitoseg, ilastik (axistags), funlib (axis_names) or the labels of dimensions state."""
+    names = as_list(attributes.get("axis_names")) or [d.label for d in dataset.dims]
+    stated = attributes.get("axes") or "".join(str(name)[:1] for name in names)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if "axistags" in attributes and "axes" not in attributes:
+            stated = "".join(axis["key"] for axis in json.loads(str(attributes["axistags"]))["axes"])
+    known = isinstance(stated, str) and len(stated) == dataset.ndim and set(stated.lower()) <= set("tczyx")
+    return stated if isinstance(stated, str) and known else None
 
 
 class Hdf5Volume(StoredVolume):
@@ -111,14 +208,15 @@ class Hdf5Volume(StoredVolume):
 
     def find_gaps(self) -> UserError | None:
         """Chunks that were never written; see `Volume.find_gaps`."""
-        with reading(self.path), h5py.File(self._file, "r") as h5:
+        with reading(self.path), _open_file(self._file) as h5:
             missing, what, value = _missing_parts(h5[self._name])
         return UserError(f"{what} and would read as {value}", self.path, REFILL) if missing else None
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         if self._open is None or self._open[0] != os.getpid():
-            h5 = h5py.File(self._file, "r", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
+            h5 = _open_file(self._file, rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
             weakref.finalize(self, h5.close)
+            _check_dataset(self._file, h5[self._name])  # a new process has loaded no filters yet
             self._open = (os.getpid(), h5[self._name])
         return np.asarray(self._open[1][index])
 

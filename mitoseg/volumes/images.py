@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import struct
@@ -18,7 +19,7 @@ import tifffile
 from mitoseg.errors import UserError
 from mitoseg.volumes.axes import grey
 from mitoseg.volumes.base import Array
-from mitoseg.volumes.reading import PageCache, opening, reading
+from mitoseg.volumes.reading import PageCache, check_regular, opening, reading
 from mitoseg.volumes.slice_numbers import find_gap
 from mitoseg.volumes.stored import Header, StoredVolume
 from mitoseg.volumes.tiff_header import flipped_bits
@@ -47,8 +48,10 @@ def list_slices(folder: Path) -> list[Path]:
         UserError: There are none, or of more than one kind.
     """
     found = [
-        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir()
     ]
+    for file in found:
+        check_regular(str(file))
     if not found:
         raise UserError("the folder holds no png or tif slices", str(folder), "give a folder of slices, or a file")
     if len({p.suffix.lower()[:4] for p in found}) > 1:
@@ -80,7 +83,9 @@ def open_folder(path: str, *, axes: str | None = None, voxel_size: Sequence[floa
     if colours:
         text = "%s: %d of %d slices are in colour and reduced to grey, the largest of red, green and blue"
         logger.info(text, path, colours, len(files))
-    return SliceFolder(path, files, Header((len(files), *first[0]), first[1], "zyx"), voxel_size=voxel_size)
+    part = math.prod(first[0]) * first[1].itemsize
+    header = Header((len(files), *first[0]), first[1], "zyx", part_bytes=part)
+    return SliceFolder(path, files, header, voxel_size=voxel_size)
 
 
 def _say(shape: tuple[int, int], dtype: np.dtype[Any]) -> str:

@@ -1,11 +1,15 @@
 """N5 datasets, written ``file.n5:/dataset`` or ``file.n5/dataset``, by tensorstore, which the extra ``[n5]`` brings.
 
 N5 counts axes from the fastest one on: x, y, z. Its attributes lie in ``attributes.json`` of the dataset and of the
-groups around it. The voxel size is the nearest one that they state, times the dataset's own ``downsamplingFactors``:
+groups around it, and programs differ in whether a level states its own voxel size or the full resolution's:
 
-    pixelResolution   {"dimensions": [x, y, z], "unit": "nm"}   n5-viewer, OpenOrganelle
-    resolution        [x, y, z], with "units" or in nm          Paintera, BigDataViewer
-    scales            of a group: the factors of s0, s1, ...
+    transform           absolute                                            COSEM
+    pixelResolution     times the dataset's own ``downsamplingFactors``     n5-viewer
+    the same            absolute, below a group with ``scales``             COSEM
+    resolution          of a group or s0, times the level's factors         Paintera
+    name.xml            beside name.n5, times the level's factors           BigDataViewer
+
+`_voxel_size` takes the reading that all statements agree on, and asks where there is none.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +28,9 @@ from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
-from mitoseg.volumes.reading import CACHE_BYTES, opening, reading
+from mitoseg.volumes.reading import CACHE_BYTES, check_regular, opening, reading
 from mitoseg.volumes.stored import REFILL, Header, StoredVolume
-from mitoseg.volumes.units import voxel_size_nm
+from mitoseg.volumes.units import agreed_size, bdv_voxel_size, same_size, stated_sizes
 
 SUFFIXES = (".n5",)
 _NEEDED = ("dimensions", "blockSize", "dataType")
@@ -66,7 +71,8 @@ def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] |
         stated = attributes.get("axes")
         named = "".join(map(str, stated)).lower() if isinstance(stated, list) else ""
         letters = named if len(named) == len(shape) and set(named) <= set("xyzct") else _AXES.get(len(shape))
-        header = Header(shape, dtype, letters, _voxel_size(dataset, letters))
+        size = _voxel_size(path, dataset, letters) if letters and voxel_size is None else None
+        header = Header(shape, dtype, letters, size, part_bytes=math.prod(block) * dtype.itemsize)
         import_extra("tensorstore", "tensorstore", "n5")
     return N5Volume(path, dataset, header, block, axes=axes, voxel_size=voxel_size)
 
@@ -97,37 +103,80 @@ def _dataset(folder: Path, path: str) -> Path:
     raise UserError(what, path, f"name one: {known}" if known else "check the path")
 
 
-def _voxel_size(dataset: Path, letters: str | None) -> VoxelSize | None:
-    """(z, y, x) in nm of a dataset; None where nothing states it."""
-    if letters is None or not set("xyz") <= set(letters):
-        return None
-    own, size, parent = _attributes(dataset), None, _attributes(dataset.parent)
-    for folder in (dataset, *dataset.parents):
-        size = size or _stated(_attributes(folder))
-        if folder.suffix.lower() in SUFFIXES:
-            break
-    factors = own.get("downsamplingFactors", [1] * len(letters))
-    scales = parent.get("scales") or parent.get("downsamplingFactors")
-    level = dataset.name.removeprefix("s")
-    if "downsamplingFactors" not in own and isinstance(scales, list) and level.isdecimal():
-        factors = scales[int(level)] if int(level) < len(scales) else factors
-    if size is None or len(size[0]) != len(letters) or len(factors) != len(letters):
-        return None
-    sizes = [float(a) * float(f) for a, f in zip(size[0], factors, strict=True)]
-    places = [letters.index(a) for a in "zyx"]
-    return voxel_size_nm([sizes[i] for i in places], [size[1][i] for i in places])
+def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
+    """(z, y, x) in nm of a dataset; None where nothing states it.
+
+    Raises:
+        UserError: Statements contradict one another.
+    """
+    own = _stated(_attributes(dataset), letters)
+    absolute = own.pop("transform", None) or _listed_transform(dataset, letters)
+    here, whole = agreed_size(path, own), _full_resolution(path, dataset, letters)
+    factors, own_factors = _factors(dataset, letters)
+    if factors is None:
+        found = here or whole
+        return agreed_size(path, {k: v for k, v in (("transform", absolute), ("own", found)) if v})
+    reduced = _times(whole, factors)
+    stated = {"transform": absolute, "of its full resolution, times its factors": reduced}
+    expected = agreed_size(path, {name: size for name, size in stated.items() if size})
+    if here is None or expected is None:
+        return expected or _times(here, factors if own_factors else (1.0, 1.0, 1.0))
+    if not any(size and same_size(size, expected) for size in (here, _times(here, factors))):
+        return agreed_size(path, {"of this level": here, "by its transform or its full resolution": expected})
+    return expected
 
 
-def _stated(attributes: Mapping[str, Any]) -> tuple[list[Any], list[str]] | None:
-    """Voxel size and units of a group or dataset, in the stored order of axes."""
-    pixel = attributes.get("pixelResolution")
-    if isinstance(pixel, Mapping):
-        sizes, units = pixel.get("dimensions"), pixel.get("unit", "um")
-    else:
-        sizes, units = pixel or attributes.get("resolution"), attributes.get("units", "nm")
-    if not isinstance(sizes, list):
+def _stated(attributes: Mapping[str, Any], letters: str) -> dict[str, VoxelSize]:
+    return stated_sizes(attributes, letters, "".join(a for a in letters if a in "zyx"))
+
+
+def _times(size: VoxelSize | None, factors: VoxelSize) -> VoxelSize | None:
+    if size is None:
         return None
-    return sizes, [str(u) for u in units] if isinstance(units, list) else [str(units)] * len(sizes)
+    z, y, x = (float(f"{a * f:.12g}") for a, f in zip(size, factors, strict=True))
+    return z, y, x
+
+
+def _listed_transform(dataset: Path, letters: str) -> VoxelSize | None:
+    """What COSEM's list of levels in the group says of one of them."""
+    images = _attributes(dataset.parent).get("multiscales")
+    listed = images[0].get("datasets", []) if isinstance(images, list) and images else []
+    levels = [level for level in listed if str(level.get("path", "")).strip("/") == dataset.name]
+    return _stated({"transform": levels[0].get("transform")}, letters).get("transform") if levels else None
+
+
+def _full_resolution(path: str, dataset: Path, letters: str) -> VoxelSize | None:
+    """What the groups around a dataset, its sibling s0 or BigDataViewer's XML say of the full resolution."""
+    view = re.search(r"/setup(\d+)/timepoint\d+/s\d+$", dataset.as_posix())
+    container = next((f for f in dataset.parents if f.suffix.lower() in SUFFIXES), dataset.parent)
+    if view:  # a "resolution" there is in the unit that the XML states
+        return bdv_voxel_size(container, int(view[1]))
+    finest = dataset.with_name("s0")
+    levels = [finest] if re.fullmatch(r"s\d+", dataset.name) and finest != dataset else []
+    for folder in (*levels, *dataset.parents):
+        found = _stated(_attributes(folder), letters)
+        size = found.pop("transform", None) or agreed_size(path, found)
+        if size or folder == container:
+            return size
+    return None
+
+
+def _factors(dataset: Path, letters: str) -> tuple[VoxelSize | None, bool]:
+    """How many voxels of the full resolution make one, along z, y, x; whether the dataset itself says it."""
+    level = re.fullmatch(r"s(\d+)", dataset.name)
+    own, parent = _attributes(dataset).get("downsamplingFactors"), _attributes(dataset.parent)
+    groups = (parent, _attributes(dataset.parent.parent))
+    listed: list[Any] = next(
+        (g[k] for g in groups for k in ("scales", "downsamplingFactors") if isinstance(g.get(k), list)), []
+    )
+    stated = own or (listed[int(level[1])] if level and int(level[1]) < len(listed) else None)
+    finest = _attributes(dataset.with_name("s0")).get("dimensions") if level else None
+    if stated is None and isinstance(finest, list):
+        stated = [round(a / b) for a, b in zip(finest, _attributes(dataset)["dimensions"], strict=True)]
+    if not isinstance(stated, list) or len(stated) != len(letters):
+        return None, False
+    z, y, x = (float(stated[letters.index(a)]) if a in letters else 1.0 for a in "zyx")
+    return (z, y, x), own is not None
 
 
 class N5Volume(StoredVolume):
@@ -165,8 +214,11 @@ class N5Volume(StoredVolume):
         found = []
         for folder, _, names in os.walk(self._folder):
             above = Path(folder).relative_to(self._folder).parts
-            found += [(*above, name) for name in names]
-        return [f for f in found if len(f) == len(self._block) and all(part.isdecimal() for part in f)]
+            blocks = [name for name in names if name.isdecimal() and len(above) + 1 == len(self._block)]
+            for name in blocks:
+                check_regular(os.path.join(folder, name))
+            found += [(*above, name) for name in blocks]
+        return [f for f in found if all(part.isdecimal() for part in f)]
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         if self._open is None or self._open[0] != os.getpid():

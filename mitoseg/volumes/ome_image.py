@@ -147,11 +147,12 @@ def _space(image: Mapping[str, Any], level: Mapping[str, Any]) -> tuple[str | No
     axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image.get("axes", ())]
     letters = "".join(str(axis.get("name", "?"))[:1].lower() for axis in axes) or None
     scales = _scales(image, level)
-    if letters is None or not scales or not set("zyx") <= set(letters):
+    if letters is None or not scales or not set("yx") <= set(letters):
         return letters, None
     scale = np.prod(np.broadcast_arrays(*scales, np.ones(len(letters))), axis=0)
-    places = [letters.index(a) for a in "zyx"]
-    return letters, voxel_size_nm([scale[i] for i in places], [axes[i].get("unit", "") for i in places])
+    places = [letters.find(a) for a in "zyx"]
+    sizes, units = zip(*((scale[i], axes[i].get("unit", "")) if i >= 0 else (None, "") for i in places), strict=True)
+    return letters, voxel_size_nm(sizes, units, flat="z" not in letters)
 
 
 def _scales(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[npt.NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mitoseg.errors import UserError
 from mitoseg.volumes import hdf5, images, mrc, n5, tiff, zarrs
 from mitoseg.volumes.base import Volume
-from mitoseg.volumes.reading import reading
+from mitoseg.volumes.reading import check_regular, reading
 
 log = logging.getLogger(__name__)
 FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset, a Zarr or N5 folder, or an MRC file"
@@ -39,6 +39,7 @@ def open_volume(
     text = os.fspath(path)
     open_format = hdf5.open_hdf5
     with reading(text):
+        check_regular(str(stored_in(text)))
         if zarrs.is_zarr(text):
             open_format = zarrs.open_zarr
         elif n5.is_n5(text):

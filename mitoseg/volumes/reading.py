@@ -30,6 +30,20 @@ class _Collector(logging.Filter):
         return False
 
 
+def check_regular(path: str) -> None:
+    """Refuse what is there and no file or folder: reading a pipe, a socket or a device may never end.
+
+    Raises:
+        UserError: It is one, or a link that leads nowhere.
+    """
+    if os.path.isfile(path) or os.path.isdir(path):
+        return
+    if os.path.exists(path):
+        raise UserError("this is no file or folder but a pipe, a socket or a device", path, "give a file")
+    if os.path.islink(path):
+        raise UserError("the link leads nowhere", path, "mend it, or give the file itself")
+
+
 @contextmanager
 def reading(path: str) -> Iterator[list[logging.LogRecord]]:
     """Turn any failure of a library inside the block into a `UserError`, and keep its log to itself.

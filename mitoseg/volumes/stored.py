@@ -19,6 +19,8 @@ from mitoseg.volumes.reading import reading
 from mitoseg.volumes.units import check_voxel_size
 
 logger = logging.getLogger(__name__)
+_LARGE_PART = 64 * 2**20
+"""Smaller parts are among what a reader takes anyhow."""
 REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
 """What to do about chunks that are missing."""
 
@@ -34,6 +36,7 @@ class Header:
         voxel_size: (z, y, x) in nm, or None.
         metadata: What mitoseg wrote.
         flipped: The bits of a voxel, an unsigned number or a boolean, that the file stores inverted.
+        part_bytes: What the smallest part takes that is decoded as a whole: a chunk, a block, a strip; 0 for none.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +45,7 @@ class Header:
     voxel_size: VoxelSize | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     flipped: int = 0
+    part_bytes: int = 0
 
 
 class StoredVolume(Volume):
@@ -64,10 +68,15 @@ class StoredVolume(Volume):
         self._layout: Layout = resolve_axes(path, header.shape, header.axes, axes)
         size = header.voxel_size if voxel_size is None else check_voxel_size(voxel_size)
         dtype = header.dtype.newbyteorder("=")
+        self._part_bytes = header.part_bytes
         self._flipped = dtype.type(header.flipped) if header.flipped else None
         super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
         if self._layout.colour:
             logger.info("%s: colour reduced to grey, the largest of red, green and blue", path)
+
+    def scratch_bytes(self, box: Box) -> int:
+        """A chunk or strip and what it is copied to, where it is large; see `Volume.scratch_bytes`."""
+        return 2 * self._part_bytes if self._part_bytes > _LARGE_PART else 0
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""

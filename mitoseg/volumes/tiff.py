@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 
@@ -33,7 +34,8 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         flat = all(n == 1 for a, n in zip(stack.axes, stack.shape, strict=True) if a not in "YXS")
         size = tiff_voxel_size(tif, flat=flat) if voxel_size is None else None
         flipped = flipped_bits(path, tif, stack.keyframe)
-        header = Header(stack.shape, dtype, tiff_axes(stack.axes), size, tiff_metadata(tif), flipped)
+        part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
+        header = Header(stack.shape, dtype, tiff_axes(stack.axes), size, tiff_metadata(tif), flipped, part)
     if stack.offset is None:
         return PagedTiff(path, header, axes=axes, voxel_size=voxel_size)
     return MappedVolume(path, header, stack.offset, "TIFF", axes=axes, voxel_size=voxel_size)

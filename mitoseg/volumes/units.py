@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import VoxelSize
@@ -18,8 +22,10 @@ _NM = {
     "pm": 1e-3, "picometer": 1e-3, "picometre": 1e-3, "angstrom": 0.1, "angstroms": 0.1, "\u00e5ngstr\u00f6m": 0.1,
     "\u00e5": 0.1, "\u212b": 0.1, "\\u00e5": 0.1, "\\u00c5": 0.1, "\\u212b": 0.1, "\\u03bcm": 1e3,
 }  # fmt: skip
-_SMALLEST_NM, _LARGEST_NM = 0.01, 1e5
+_SMALLEST_NM, _LARGEST_NM = 0.1, 1e5
 """Other sizes are no electron micrograph's: 0.1 mm is a resolution for printing, 0.005 nm one in micrometres."""
+_CLOSE = 1e-3
+"""How far two statements of one voxel size may differ, as a share of it."""
 
 
 def in_nm(value: object, unit: object) -> float | None:
@@ -54,6 +60,107 @@ def voxel_size_nm(
         logger.warning("one slice of unknown thickness is taken to be as thick as its pixels are wide, %g nm", x)
         z = x
     return None if z is None or y is None or x is None else (z, y, x)
+
+
+def stated_sizes(
+    attributes: Mapping[str, object], letters: str, pixel_axes: str | None = None
+) -> dict[str, VoxelSize]:
+    """The voxel sizes that the attributes of an array or group state, by the names of their conventions.
+
+    voxel_size_nm, element_size_um      z, y, x                           mitoseg; ImageJ's HDF5 plugin, ilastik
+    transform                           axes, scale, units                COSEM
+    pixelResolution                     x, y, z; with a unit or in um     n5-viewer, COSEM (in N5: as stored)
+    resolution, voxel_size              as stored; in units, or in nm     CREMI, funlib, Paintera
+
+    Args:
+        attributes: Of the array or group.
+        letters: Of the stored axes.
+        pixel_axes: The axes of ``pixelResolution``; None for those in space from the last one on.
+
+    Returns:
+        (z, y, x) in nm, of those that are lengths along all axes in space.
+    """
+    found: dict[str, VoxelSize] = {}
+
+    def add(name: str, values: object, units: object, axes: str) -> None:
+        sizes, each = as_list(values), as_list(units)
+        if len(sizes) == len(letters) != len(axes):
+            axes = letters
+        elif len(sizes) < len(axes) and "z" not in letters:
+            axes = axes.replace("z", "")
+        each = each * len(sizes) if len(each) == 1 else each
+        if not set("yx") <= set(axes) or not len(sizes) == len(each) == len(axes):
+            return
+        of = dict(zip(axes, zip(sizes, each, strict=True), strict=True))
+        size, unit = zip(*(of.get(a, (None, "")) for a in "zyx"), strict=True)
+        nm = voxel_size_nm(size, unit, flat="z" not in letters)
+        if nm is not None:
+            found[name] = nm
+
+    space = "".join(a for a in letters if a in "zyx")
+    pixel_axes = pixel_axes or space[::-1]
+    add("voxel_size_nm", attributes.get("voxel_size_nm"), "nm", "zyx")
+    add("element_size_um", attributes.get("element_size_um"), "um", "zyx")
+    transform, pixel = attributes.get("transform"), attributes.get("pixelResolution")
+    units = attributes.get("units", attributes.get("unit", "nm"))
+    if isinstance(transform, Mapping):
+        names = "".join(str(a)[:1].lower() for a in as_list(transform.get("axes")))
+        add("transform", transform.get("scale"), transform.get("units", "nm"), names)
+    if isinstance(pixel, Mapping):
+        add("pixelResolution", pixel.get("dimensions"), pixel.get("unit", "um"), pixel_axes)
+    else:
+        add("pixelResolution", pixel, units, pixel_axes)
+    add("resolution", attributes.get("resolution"), units, space)
+    add("voxel_size", attributes.get("voxel_size"), units, space)
+    return found
+
+
+def as_list(value: object) -> list[object]:
+    """An attribute as a list; empty where it is missing or a mapping."""
+    return [] if value is None or isinstance(value, Mapping) else [decoded(v) for v in np.ravel(np.asarray(value))]
+
+
+def decoded(value: object) -> object:
+    """An attribute, as a text where it is one in bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def same_size(a: VoxelSize, b: VoxelSize) -> bool:
+    """Whether two statements of a voxel size agree."""
+    return all(math.isclose(p, q, rel_tol=_CLOSE) for p, q in zip(a, b, strict=True))
+
+
+def agreed_size(path: str, found: Mapping[str, VoxelSize]) -> VoxelSize | None:
+    """The voxel size that all statements agree on; None without any.
+
+    Raises:
+        UserError: They do not agree.
+    """
+    first = next(iter(found.values()), None)
+    if first is None or all(same_size(first, size) for size in found.values()):
+        return first
+    stated = ", ".join(f"{name} {' x '.join(f'{n:g}' for n in size)}" for name, size in found.items())
+    what = f"the volume states voxel sizes that contradict one another, in nm (z, y, x): {stated}"
+    raise UserError(what, path, "give voxel_size=[z,y,x] in nm")
+
+
+def bdv_voxel_size(container: Path, setup: int) -> VoxelSize | None:
+    """What BigDataViewer's XML file beside its HDF5 or N5 file says of a setup's full resolution.
+
+    Args:
+        container: ``name.h5`` or ``name.n5``, beside ``name.xml``.
+        setup: Its number.
+    """
+    file = container.with_suffix(".xml")
+    try:
+        root = ElementTree.parse(file).getroot() if file.is_file() else None
+    except ElementTree.ParseError:
+        return None
+    for view in root.iter("ViewSetup") if root is not None else ():
+        if (view.findtext("id") or "").strip() == str(setup):
+            sizes = (view.findtext("voxelSize/size") or "").split()
+            return voxel_size_nm(sizes[::-1], (view.findtext("voxelSize/unit") or "").strip())
+    return None
 
 
 def check_voxel_size(voxel_size: Sequence[float] | str) -> VoxelSize:

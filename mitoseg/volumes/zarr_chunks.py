@@ -1,6 +1,7 @@
 """Which chunks of a Zarr array are on the disk: one that is not there reads as the fill value, without a word.
 
-The folder is listed once, because zarr's own count looks each chunk up in a list of all.
+Nor does zarr look how much a chunk unpacks to; see `CheckedStore`. The folder is listed once, because zarr's own count
+looks each chunk up in a list of all.
 
     array    6 x 4 chunks
     shards   3 x 2, a file each:  [chunk chunk | index]     the index says which chunks a shard lacks
@@ -18,12 +19,73 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
+
+from mitoseg.errors import UserError
+from mitoseg.volumes.base import Array
+from mitoseg.volumes.reading import check_regular
 
 Coordinates = tuple[int, ...]
 _EMPTY = 2**64 - 1
 _CRC_BYTES = 4
+_LONGEST, _SLACK = 8, 2**20
+"""How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest."""
+
+
+class CheckedStore(LocalStore):
+    """A folder that hands out no chunk that unpacks to more than its array's chunks hold, and reads no pipes.
+
+    What Blosc, Zstandard, gzip and LZ4 state in a chunk's own header or trailer is looked at before it is unpacked.
+    """
+
+    _stated: tuple[str, int] | None = None
+
+    def expect(self, array: zarr.Array[Any]) -> None:
+        """Remember how chunks of an array are compressed, and how large they are."""
+        codecs = getattr(array.metadata, "codecs", ()) or (getattr(array.metadata, "compressor", None),)
+        codecs = [codec for codec in codecs if not isinstance(codec, Crc32cCodec)]
+        name = getattr(codecs[-1], "codec_id", type(codecs[-1]).__name__)
+        size = math.prod(array.chunks) * array.dtype.itemsize
+        self._stated = (name.lower().removesuffix("codec"), _LONGEST * size + _SLACK)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """See zarr's `Store.get`.
+
+        Raises:
+            UserError: A chunk is no file, or would unpack to more than a chunk.
+        """
+        path = os.path.join(self.root, key)
+        check_regular(path)
+        buffer = await super().get(key, prototype, byte_range)
+        if buffer is not None and self._stated is not None and not key.endswith(("zarr.json", ".zarray", ".zattrs")):
+            name, most = self._stated
+            size = _unpacked_bytes(name, buffer.as_numpy_array())
+            if size > most:
+                what = f"a chunk would unpack to {size / 2**20:.0f} MiB, more than belongs in it"
+                raise UserError(what, path, "it is damaged: copy it again")
+        return buffer
+
+
+def _unpacked_bytes(codec: str, data: Array) -> int:
+    """What a compressed chunk says that it unpacks to; 0 where it does not say."""
+    head, tail = bytes(data[:18]), bytes(data[-4:])
+    if codec == "blosc" and len(head) >= 16:
+        return int.from_bytes(head[4:8], "little")
+    if codec == "lz4" and len(head) >= 4:
+        return int.from_bytes(head[:4], "little")
+    if codec == "gzip" and head[:2] == b"\x1f\x8b":
+        return int.from_bytes(tail, "little")
+    if codec == "zstd" and head[:4] == b"(\xb5/\xfd" and len(head) >= 6:
+        flag, single = head[4] >> 6, bool(head[4] & 0x20)
+        start = 5 + (0 if single else 1) + (0, 1, 2, 4)[head[4] & 3]
+        length = (1 if single else 0, 2, 4, 8)[flag]
+        return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+    return 0
 
 
 def count_chunks(array: zarr.Array[Any]) -> tuple[int, int]:

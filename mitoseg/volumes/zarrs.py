@@ -17,8 +17,8 @@ from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
 from mitoseg.volumes.reading import opening, reading
 from mitoseg.volumes.stored import REFILL, Header, StoredVolume, load_metadata
-from mitoseg.volumes.units import voxel_size_nm
-from mitoseg.volumes.zarr_chunks import count_chunks
+from mitoseg.volumes.units import agreed_size, as_list, stated_sizes
+from mitoseg.volumes.zarr_chunks import CheckedStore, count_chunks
 
 SUFFIXES = (".zarr",)
 _LARGEST_CHUNK = 2**31
@@ -47,28 +47,31 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         raise UserError("no such folder", path, "check the path")
     with opening(path):
         try:
-            node = zarr.open(store=folder.absolute(), mode="r")
+            node = zarr.open(store=CheckedStore(folder.absolute(), read_only=True), mode="r")
         except FileNotFoundError as error:
             raise UserError("the folder is no Zarr array or group", path, "check the path") from error
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
-        header = _header(array, stated)
+        header = _header(path, array, stated, axes, voxel_size)
         _check_chunks(array, path)
     volume = ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)
     volume.lacks_scale = stated is not None and not stated.scaled and volume.voxel_size is None
     return volume
 
 
-def _header(array: zarr.Array[Any], stated: LevelHeader | None) -> Header:
+def _header(
+    path: str, array: zarr.Array[Any], stated: LevelHeader | None, asked: str | None, asked_size: object
+) -> Header:
     """What the image around an array says, and the array's own metadata where there is none."""
     attributes = array.attrs.asdict()
     if stated is not None and (stated.axes is None or len(stated.axes) != array.ndim):
         stated = replace(stated, axes=None, voxel_size=None)
-    size = stated and stated.voxel_size
-    size = size or voxel_size_nm(_listed(attributes.get("voxel_size_nm")))
-    size = size or voxel_size_nm(_listed(attributes.get("element_size_um")), "um")
     axes = (stated and stated.axes) or _named(array)
+    size = stated.voxel_size if stated else None
+    if size is None and asked_size is None:
+        size = agreed_size(path, stated_sizes(attributes, axes or asked or "zyx"[-array.ndim :]))
     metadata = (stated and stated.metadata) or load_metadata(attributes)
-    return Header(tuple(array.shape), np.dtype(array.dtype), axes, size, metadata)
+    part = math.prod(array.chunks) * array.dtype.itemsize
+    return Header(tuple(array.shape), np.dtype(array.dtype), axes, size, metadata, part_bytes=part)
 
 
 def _check_chunks(array: zarr.Array[Any], path: str) -> None:
@@ -79,14 +82,12 @@ def _check_chunks(array: zarr.Array[Any], path: str) -> None:
         raise UserError(what, path, "it is damaged")
 
 
-def _listed(value: object) -> list[object]:
-    return list(value) if isinstance(value, Sequence) else []
-
-
 def _named(array: zarr.Array[Any]) -> str | None:
-    """The names of the dimensions, where all are one letter."""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
-    text = "".join(str(name).lower() for name in _listed(names))
+    """The names of the dimensions, where all are one letter; funlib marks channels with ``^``."""
+    attributes = array.attrs.asdict()
+    names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
+    names = names or attributes.get("axis_names") or attributes.get("axes")
+    text = "".join(str(name).lower().removesuffix("^") for name in as_list(names))
     return text if len(text) == array.ndim and set(text) <= set("tczyx") else None
 
 
@@ -127,6 +128,8 @@ class ZarrVolume(StoredVolume):
     ) -> None:
         super().__init__(path, header, axes=axes, voxel_size=voxel_size)
         self._array = array
+        if isinstance(array.store, CheckedStore) and array.shards is None:
+            array.store.expect(array)
         self.lacks_scale = False
 
     def check_scale(self) -> None:

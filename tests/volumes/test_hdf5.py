@@ -1,5 +1,8 @@
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -111,6 +114,135 @@ def test_voxel_size(tmp_path, image_zyx, name, value, nm):
         h5["a"] = image_zyx
         h5["a"].attrs[name] = value
     assert open_volume(str(tmp_path / "a.h5")).voxel_size == nm
+
+
+CREMI, FUNLIB = {"resolution": [50.0, 4.6, 4.6], "offset": [0, 8, 8]}, {"voxel_size": [50, 4, 6], "units": ["nm"] * 3}
+TAGS = json.dumps({"axes": [{"key": k, "resolution": r} for k, r in zip("xyz", (0.004, 0.005, 0.05), strict=True)]})
+UNITS = json.dumps(dict.fromkeys("xyz", "um"))
+COSEM = {"transform": {"axes": ["z", "y", "x"], "scale": [50.0, 4.6, 4.6], "units": ["nm"] * 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes", "nm"),
+    [
+        ("cremi", CREMI, (50, 4.6, 4.6)),
+        ("funlib", FUNLIB, (50, 4, 6)),
+        ("funlib, its names", FUNLIB | {"axis_names": ["x", "y", "z"]}, (6, 4, 50)),
+        ("funlib, in um", {"voxel_size": [0.05, 0.004, 0.006], "units": ["um"] * 3}, (50, 4, 6)),
+        ("in um by what it is", {"resolution": [0.05, 0.004, 0.006]}, None),
+        ("ilastik", {"axistags": TAGS, "axis_units": UNITS}, (50, 5, 4)),
+        ("vigra", {"axistags": TAGS.replace("0.004", "4").replace("0.005", "5").replace("0.05", "50")}, (50, 5, 4)),
+        ("vigra's pixels", {"axistags": json.dumps({"axes": [{"key": k, "resolution": 1} for k in "zyx"]})}, None),
+        ("vigra says nothing", {"axistags": json.dumps({"axes": [{"key": k, "resolution": 0} for k in "zyx"]})}, None),
+        ("two that agree", CREMI | {"element_size_um": [0.05, 0.0046, 0.0046]}, (50, 4.6, 4.6)),
+        ("two that do not", CREMI | {"element_size_um": [0.05, 0.0023, 0.0023]}, "contradict"),
+    ],
+)
+def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, text, attributes, nm):
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5["a"] = image_zyx
+        h5["a"].attrs.update(attributes)
+    if nm == "contradict":
+        with pytest.raises(UserError, match=r"contradict one another.*element_size_um 50 x 2.3 x 2.3, resolution 50"):
+            open_volume(str(tmp_path / "a.h5"))
+        nm = (5, 5, 5)
+        assert open_volume(str(tmp_path / "a.h5"), voxel_size=nm).voxel_size == nm
+    else:
+        assert open_volume(str(tmp_path / "a.h5")).voxel_size == nm
+
+
+def test_what_bigdataviewer_writes(tmp_path, image_zyx):
+    image = image_zyx.astype(np.uint16) + 65_000
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        for level, stored in enumerate((image, image[:, ::2, ::2])):
+            h5[f"t00000/s00/{level}/cells"] = stored.view(np.int16) if level == 0 else stored.astype(np.int16)
+        h5["s00/resolutions"] = np.array([[1.0, 1, 1], [2, 2, 1]])
+        h5["s00/subdivisions"] = np.full((2, 3), 16)
+    assert open_volume(f"{tmp_path}/a.h5").voxel_size is None
+    setup = "<id>0</id><voxelSize><unit>um</unit><size>0.004 0.005 0.05</size></voxelSize>"
+    (tmp_path / "a.xml").write_text(f"<SpimData><ViewSetups><ViewSetup>{setup}</ViewSetup></ViewSetups></SpimData>")
+    volume = open_volume(f"{tmp_path}/a.h5")
+    assert volume.voxel_size == (50, 5, 4)
+    assert volume.dtype == np.uint16
+    assert np.array_equal(volume.read(), image)
+    coarse = open_volume(f"{tmp_path}/a.h5:/t00000/s00/1/cells")
+    assert coarse.voxel_size == (50, 10, 8)
+    assert np.array_equal(coarse.read(), image[:, ::2, ::2])
+
+
+def test_a_link_to_another_file(tmp_path, image_zyx):
+    for name, image in (("a.h5", image_zyx + 1), ("b.h5", image_zyx)):
+        with h5py.File(tmp_path / name, "w") as h5:
+            h5["deep/em"] = image
+    with h5py.File(tmp_path / "a.h5", "a") as h5:
+        h5["link"] = h5py.ExternalLink("b.h5", "/deep/em")
+    assert np.array_equal(open_volume(f"{tmp_path}/a.h5:/link").read(), image_zyx)
+
+
+@pytest.mark.parametrize("swmr", [False, True])
+def test_a_file_that_another_program_writes_is_not_called_damaged(tmp_path, image_zyx, swmr):
+    path = str(tmp_path / "a.h5")
+    code = "import h5py, sys, time\nh5 = h5py.File(sys.argv[1], 'r+', libver='latest')\n"
+    with h5py.File(path, "w", libver="latest") as h5:
+        h5.create_dataset("a", data=image_zyx, chunks=(1, 37, 50))
+    code += "h5.swmr_mode = True\n" if swmr else ""
+    code += "print('open', flush=True)\ntime.sleep(60)"
+    writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match="another program") as caught:
+            open_volume(path)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert "damaged" not in str(caught.value)
+    if swmr:
+        with pytest.raises(UserError, match=r"broken off.*h5clear -s"):
+            open_volume(path)
+
+
+def test_a_filter_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    options = {"chunks": (5, 6, 7), "allow_unknown_filter": True}
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        for number in (32004, 32008, 305):
+            h5.create_dataset(f"f{number}", (5, 6, 7), "u1", compression=number, **options)
+    for number, kind in ((32004, "LZ4"), (32008, "Bitshuffle"), (305, "unknown filter")):
+        with pytest.raises(UserError, match=rf"{kind} \(filter {number}\).*pip install hdf5plugin"):
+            open_volume(f"{tmp_path}/a.h5:/f{number}")
+
+
+def virtual(path, source, name="a"):
+    with h5py.File(path, "w") as h5:
+        layout = h5py.VirtualLayout((5, 6, 7), "u1")
+        layout[...] = h5py.VirtualSource(source, name, (5, 6, 7))
+        h5.create_virtual_dataset("a", layout)
+
+
+def test_virtual_datasets_that_lead_to_themselves(tmp_path):
+    """HDF5 itself ends the process when it reads one."""
+    virtual(tmp_path / "a.h5", ".")
+    for i in range(3):
+        virtual(tmp_path / f"b{i}.h5", f"b{(i + 1) % 3}.h5")
+    virtual(tmp_path / "c.h5", "b1.h5")
+    for name in ("a.h5", "b0.h5", "c.h5"):
+        with pytest.raises(UserError, match="virtual dataset leads to itself"):
+            open_volume(str(tmp_path / name))
+    for i in range(20):
+        virtual(tmp_path / f"d{i}.h5", f"d{i + 1}.h5")
+    with pytest.raises(UserError, match="nested too deeply"):
+        open_volume(str(tmp_path / "d0.h5"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_voxels_in_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    virtual(tmp_path / "a.h5", "pipe.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as h5:
+        h5.create_dataset("a", (5, 6, 7), "u1", external=[(str(tmp_path / "pipe.h5"), 0, 210)])
+    for name in ("a.h5", "b.h5"):
+        with pytest.raises(UserError, match=r"no file: .*pipe\.h5"):
+            open_volume(str(tmp_path / name))
 
 
 def test_big_endian_is_turned(tmp_path, image_zyx):

@@ -1,6 +1,7 @@
 """N5: order of axes, voxel sizes as four programs write them, and what is missing."""
 
 import json
+import os
 import pickle
 import sys
 import tempfile
@@ -91,6 +92,68 @@ def test_voxel_size(tmp_path, image_zyx, group, own, nm):
     assert open_volume(path).voxel_size == nm
 
 
+def stated(*sizes_xyz):
+    return {"pixelResolution": {"dimensions": list(sizes_xyz), "unit": "nm"}}
+
+
+def transform(*sizes_zyx):
+    return {"transform": {"axes": ["z", "y", "x"], "scale": list(sizes_zyx), "units": ["nm"] * 3}}
+
+
+SCALES = {"scales": [[1, 1, 1], [2, 2, 2]]}
+FACTORS = {"downsamplingFactors": [2, 2, 2]}
+LEVELS = {"multiscales": [{"datasets": [{"path": f"s{i}", **transform(n, n, n)} for i, n in enumerate((4, 8))]}]}
+
+
+@pytest.mark.parametrize(
+    ("group", "finest", "own", "nm"),
+    [
+        (SCALES | stated(4, 4, 4), stated(4, 4, 4), stated(8, 8, 8) | transform(8, 8, 8), 8),  # COSEM
+        (SCALES, {}, stated(8, 8, 8) | transform(8, 8, 8), 8),
+        (SCALES, {}, stated(8, 8, 8), 8),
+        (SCALES, {}, transform(8, 8, 8), 8),
+        (SCALES | LEVELS, {}, {}, 8),
+        (SCALES, stated(4, 4, 4), {}, 8),
+        (SCALES | stated(4, 4, 4), {}, stated(4, 4, 4), 8),  # repeated at every level
+        (SCALES | stated(4, 4, 4), {}, {}, 8),
+        ({}, {}, stated(4, 4, 4) | FACTORS, 8),  # n5-viewer
+        ({}, stated(4, 4, 4), stated(8, 8, 8) | FACTORS, 8),
+        ({}, stated(4, 4, 4), stated(4, 4, 4) | FACTORS, 8),
+        ({}, {}, transform(8, 8, 8) | stated(4, 4, 4) | FACTORS, 8),
+        ({"resolution": [4, 4, 4]}, {}, FACTORS, 8),  # Paintera
+        ({"resolution": [4, 4, 4]}, {}, {}, 8),  # by the shapes of the levels
+        (SCALES | stated(4, 4, 4), {}, stated(16, 16, 16), None),
+        (SCALES | stated(4, 4, 4), {}, transform(16, 16, 16) | stated(8, 8, 8), None),
+        ({}, {}, transform(8, 8, 8) | stated(8, 8, 8) | {"resolution": [4, 4, 4]}, None),
+        ({}, {}, transform(8, 8, 8) | stated(6, 6, 6), None),
+    ],
+)
+def test_voxel_size_of_a_level(tmp_path, group, finest, own, nm):
+    """Whether it is the level's own or that of the full resolution: all statements have to agree."""
+    image = np.zeros((8, 12, 16), np.uint8)
+    write_n5(tmp_path / "a.n5" / "em" / "s0", image, finest)
+    path = write_n5(tmp_path / "a.n5" / "em" / "s1", image[::2, ::2, ::2].copy(), own)
+    put(tmp_path / "a.n5" / "em", group)
+    if nm is None:
+        with pytest.raises(UserError, match=r"contradict one another.*voxel_size=\[z,y,x\]"):
+            open_volume(path)
+        assert open_volume(path, voxel_size=(9, 9, 9)).voxel_size == (9, 9, 9)
+    else:
+        assert open_volume(path).voxel_size == (nm, nm, nm)
+
+
+def test_bigdataviewer_states_the_voxel_size_beside_the_container(tmp_path, image_zyx):
+    group = tmp_path / "a.n5" / "setup0"
+    for level, factors in enumerate(([1, 1, 1], [2, 2, 1])):
+        path = write_n5(group / "timepoint0" / f"s{level}", image_zyx, {"downsamplingFactors": factors})
+    put(group / "timepoint0", {"resolution": [4.0, 4.0, 50.0], "multiScale": True})  # in the unit of the XML
+    assert open_volume(path).voxel_size is None
+    setup = "<id>0</id><voxelSize><unit>micrometer</unit><size>0.004 0.005 0.05</size></voxelSize>"
+    (tmp_path / "a.xml").write_text(f"<SpimData><ViewSetups><ViewSetup>{setup}</ViewSetup></ViewSetups></SpimData>")
+    assert open_volume(path).voxel_size == (50, 10, 8)
+    assert open_volume(path.replace("s1", "s0")).voxel_size == (50, 5, 4)
+
+
 def test_axes_that_the_file_names_come_first(tmp_path, image_zyx):
     path = write_n5(tmp_path / "a.n5" / "raw", image_zyx, {**SIZES, "axes": ["z", "y", "x"]})
     volume = open_volume(path)
@@ -125,6 +188,16 @@ def test_a_block_that_is_missing_or_damaged(tmp_path, image_zyx):
     with pytest.raises(UserError, match=r"1 of \d+ blocks are missing and would read as 0"):
         open_volume(path).check_complete()
     assert open_volume(path).read()[0, 0, 32] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_block_that_is_a_pipe(tmp_path, image_zyx):
+    path = write_n5(tmp_path / "a.n5" / "raw", image_zyx + 1, blocks=(32, 32, 32))
+    block = tmp_path / "a.n5" / "raw" / "1" / "0" / "0"
+    block.unlink()
+    os.mkfifo(block)
+    with pytest.raises(UserError, match="a pipe, a socket or a device"):
+        open_volume(path).check_complete()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import os
+import socket
 import sys
 
 import numpy as np
@@ -98,3 +99,23 @@ def test_image_and_labels_must_match():
     check_same_shape(image, image)
     with pytest.raises(UserError, match=r"differ in shape: \(2, 3, 4\) of i, \(2, 3, 5\).*'l'"):
         check_same_shape(image, label)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["a.tif", "a.mrc", "a.h5", "a.h5:/em", "a.zarr", "a.n5", "a.xyz", "slices"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link"])
+def test_what_is_no_file(tmp_path, name, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    place = name.partition(":")[0]
+    if name == "slices":
+        (tmp_path / "slices").mkdir()
+        place = "slices/1.png"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(place)
+    else:
+        os.symlink("/dev/zero" if kind == "device" else "nowhere", place)
+    with pytest.raises(UserError, match="leads nowhere" if kind == "link" else "a pipe, a socket or a device"):
+        open_volume(name)

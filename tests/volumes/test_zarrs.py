@@ -1,9 +1,12 @@
 import json
 import logging
+import os
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -126,6 +129,71 @@ def test_names_of_dimensions_are_taken(tmp_path, image_zyx):
 )
 def test_voxel_size(tmp_path, image_zyx, attributes, nm):
     assert open_volume(write_array(tmp_path / "a.zarr", image_zyx, attributes=attributes)).voxel_size == nm
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    ("attributes", "nm"),
+    [
+        (
+            {"voxel_size": [50, 4, 5], "offset": [0, 0, 8], "axis_names": ["z", "y", "x"], "units": ["nm"] * 3},
+            (50, 4, 5),
+        ),
+        ({"resolution": [50, 4, 5]}, (50, 4, 5)),
+        ({"pixelResolution": {"dimensions": [5, 4, 50], "unit": "nm"}}, (50, 4, 5)),
+        ({"transform": {"axes": ["z", "y", "x"], "scale": [50, 4, 5], "units": ["nm"] * 3}}, (50, 4, 5)),
+        ({"resolution": [50, 4, 5], "voxel_size": [40, 4, 5]}, None),
+    ],
+)
+def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, version, attributes, nm):
+    array = zarr.create_array(tmp_path / "a.zarr", data=image_zyx, zarr_format=version)
+    array.attrs.update(attributes)
+    if nm is None:
+        with pytest.raises(UserError, match="contradict one another"):
+            open_volume(f"{tmp_path}/a.zarr")
+    else:
+        assert open_volume(f"{tmp_path}/a.zarr").voxel_size == nm
+
+
+def test_channels_that_funlib_marks(tmp_path, image_zyx):
+    array = zarr.create_array(tmp_path / "a.zarr", data=image_zyx[None])
+    array.attrs.update({"voxel_size": [50, 4, 5], "axis_names": ["c^", "z", "y", "x"]})
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    assert volume.voxel_size == (50, 4, 5)
+    assert np.array_equal(volume.read(), image_zyx)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("codec", ["blosc", "zstd", "gzip"])
+def test_a_chunk_that_unpacks_to_far_too_much(tmp_path, image_zyx, version, codec):
+    """Shape and chunks stay as they are; only the file of one chunk is another one."""
+    make = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip()}[codec]
+    codecs = make if version == 2 else {"blosc": BloscCodec(), "zstd": ZstdCodec(), "gzip": GzipCodec()}[codec]
+    options = {"chunks": (3, 37, 50), "compressors": codecs, "zarr_format": version}
+    zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, **options)
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    assert np.array_equal(volume.read(), image_zyx + 1)
+    chunk = tmp_path / "a.zarr" / ("0.0.0" if version == 2 else "c/0/0/0")
+    chunk.write_bytes(make.encode(np.zeros(2**24, np.uint8)))
+    with pytest.raises(UserError, match="would unpack to 16 MiB"):
+        volume.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_chunk_that_is_a_pipe(tmp_path, image_zyx):
+    zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, chunks=(3, 37, 50))
+    (tmp_path / "a.zarr" / "c/0/0/0").unlink()
+    os.mkfifo(tmp_path / "a.zarr" / "c/0/0/0")
+    with pytest.raises(UserError, match="a pipe, a socket or a device"):
+        open_volume(f"{tmp_path}/a.zarr").read()
+
+
+def test_large_chunks_count_as_memory(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", shape=(1024, 1024, 1024), chunks=(512, 1024, 1024), dtype="uint8")
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    assert volume.scratch_bytes(volume.box) == 2**30
+    zarr.create_array(tmp_path / "b.zarr", shape=(1024, 1024, 1024), chunks=(64, 64, 64), dtype="uint8")
+    assert open_volume(f"{tmp_path}/b.zarr").scratch_bytes(volume.box) == 0
 
 
 def test_opening_reads_no_voxels(tmp_path):
