@@ -67,11 +67,11 @@ class Blend:
         for tile in self._tiles(write):
             kept = tile.clip(write)
             seen, place, inner = (self._index(tile, read), self._index(kept, write), self._index(kept, tile))
-            total[place] += self._answers(image[seen])[inner] * weight[inner]
+            total[place] += self.answer(image[seen])[inner] * weight[inner]
             cover[place] += weight[inner]
         return total / cover
 
-    def _answers(self, image: Tensor) -> Tensor:
+    def answer(self, image: Tensor) -> Tensor:
         """Log-odds (z, y, x) of one tile, or of the same tile of several slices."""
         odds = torch.cat([log_odds(self.network(part)) for part in torch.split(image, self.slices)])
         odds = odds if self.ndim == 2 else odds[0]

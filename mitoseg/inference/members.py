@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mitoseg.geometry import Box
+from mitoseg.inference.blend import Blend
 from mitoseg.inference.protocol import Method
 from mitoseg.networks import Ensemble
 
@@ -64,8 +65,13 @@ def answers(method: Method, image: Tensor, write: Box) -> Iterator[Tensor]:
         yield method(image, write)
 
 
-def on_meta(method: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401 (a frozen dataclass, whose type it keeps)
-    """The same method with a network of tensors that have a shape but no voxels."""
+def on_meta(method: Any, dtype: torch.dtype, wrap: Callable[[Any], Any]) -> Any:  # noqa: ANN401 (a frozen dataclass, whose type it keeps)
+    """The same method with a network of tensors that have a shape but no voxels; what answers one tile is wrapped."""
     if isinstance(method, Members):
-        return replace(method, methods=tuple(on_meta(part, dtype) for part in method.methods))
-    return replace(method, network=copy.deepcopy(method.network).to(device="meta", dtype=dtype))
+        return replace(method, methods=tuple(on_meta(part, dtype, wrap) for part in method.methods))
+    network = copy.deepcopy(method.network).to(device="meta", dtype=dtype)
+    network.forward = wrap(network.forward)
+    method = replace(method, network=network)
+    if isinstance(method, Blend):
+        object.__setattr__(method, "answer", wrap(method.answer))
+    return method

@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
@@ -29,8 +30,6 @@ HEAPS = 50 * 10**6
 ASSEMBLING = 4
 """Copies of a tile's image while its channels are put together and normalised."""
 Tile = tuple[int, int, int]
-_MAXIMA = (torch.ops.aten.max_pool2d.default, torch.ops.aten.max_pool3d.default)
-"""They also make the places of the maxima, 8 bytes each; taken apart they show it."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -65,23 +64,31 @@ def budget_bytes(memory: object | None) -> int:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors made inside, as long as they live.
+    """Counts the bytes of the tensors made inside, as long as they live, and the operations that make them.
 
     Attributes:
+        now: Bytes.
         peak: The most at one time.
+        operations: In floating point, of convolutions and matrix products.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.now = self.peak = self.operations = 0
+        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Torch's own signature."""
-        if func in _MAXIMA:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
             with self:
-                return func.decompose(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -89,14 +96,36 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.peak = max(self.peak, self.now + args[0].nbytes)  # they copy it first
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, size)
+    def remembering(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function that is run once for each shape; after that it is counted as it was then."""
+        known: dict[Any, tuple[Any, int, int, int]] = {}
+
+        def run(image: torch.Tensor) -> torch.Tensor:
+            key = (image.shape, image.stride(), image.dtype)
+            before, most, done = self.now, self.peak, self.operations
+            if key in known:
+                like, held, peak, operations = known[key]
+                self.peak, self.operations = max(most, before + peak), done + operations
+                answer = torch.empty_strided(**like)
+                self._count(answer.untyped_storage(), held)
+                return answer
+            self.peak = before
+            answer = function(image)
+            like = {"size": answer.shape, "stride": answer.stride(), "dtype": answer.dtype, "device": "meta"}
+            known[key] = (like, self.now - before, self.peak - before, self.operations - done)
+            self.peak = max(most, self.peak)
+            return answer
+
+        return run
+
+    def _count(self, storage: torch.UntypedStorage, size: int | None = None) -> None:
+        seen = self._seen.setdefault(storage, 0)
+        more = (storage.nbytes() if size is None else size) - seen
+        if more > 0:
+            self._seen[storage] += more
+            self.now += more
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, more)
 
     def _forget(self, size: int) -> None:
         self.now -= size

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mitoseg.geometry import Box
 from mitoseg.inference.blend import Blend
 from mitoseg.inference.gather import gather_bytes
 from mitoseg.inference.members import on_meta, parts
 from mitoseg.inference.memory import ASSEMBLING, OVERHEAD, LiveBytes, Tile, largest_tile
-from mitoseg.inference.protocol import input_channels
+from mitoseg.inference.protocol import Method, input_channels
 from mitoseg.inference.symmetry import along_z
 from mitoseg.inference.views import View
 from mitoseg.inference.window import Window
@@ -58,15 +57,14 @@ class Sizing:
         self._answers = len(views) * len(methods)
         # y and x changing places, and mirrored axes, make no difference here
         self._directions = {view.symmetry.order[0]: view for view in reversed(views)}
+        self._live = LiveBytes()
+        self._methods: dict[int, Method] = {}
+        self._rehearsals: dict[tuple[Tile, int], Rehearsal] = {}
 
     def operations(self, tile: Tile) -> float:
         """Floating-point operations for the whole volume, in tiles of a shape."""
         share = math.prod(self.volume.shape) / math.prod(tile)
-        total = 0.0
-        for view in self._directions.values():
-            with FlopCounterMode(display=False) as counter:
-                self._rehearse(tile, view)
-            total += counter.get_total_flops()
+        total = sum(self._rehearse(tile, view).operations for view in self._directions.values())
         return total * share * len(self.views) / len(self._directions)
 
     def choose_tile(self, budget: float) -> Tile:
@@ -89,11 +87,8 @@ class Sizing:
 
     def network_bytes(self, tile: Tile) -> float:
         """Memory that the network takes for a tile, from a rehearsal without voxels."""
-        most = 0
-        for view in self._directions.values():
-            with LiveBytes() as live:
-                image_bytes = self._rehearse(tile, view)
-            most = max(most, live.peak, ASSEMBLING * image_bytes)
+        rehearsals = [self._rehearse(tile, view) for view in self._directions.values()]
+        most = max(max(one.peak, ASSEMBLING * one.image_bytes) for one in rehearsals)
         gathered = gather_bytes(self.prediction.save, self.prediction.consensus, self._answers) * math.prod(tile)
         return OVERHEAD.get(self.device.type, 1.5) * most + (gathered if self._answers > 1 else 0)
 
@@ -141,19 +136,38 @@ class Sizing:
         stops = tuple(min(a + t, n) for a, t, n in zip(starts, tile, self.volume.shape, strict=True))
         return Box(starts, stops)
 
-    def _rehearse(self, tile: Tile, view: View) -> int:
-        """Run the method on a tile of tensors that have a shape but no voxels; bytes of the tile's float32 image."""
+    def _rehearse(self, tile: Tile, view: View) -> Rehearsal:
+        """Run the method on a tile of tensors that have a shape but no voxels, once for each shape of tile."""
+        key = (tile, view.symmetry.order[0])
+        if key in self._rehearsals:
+            return self._rehearsals[key]
         dtype = torch.bfloat16 if self.prediction.precision == "bf16" else torch.float32
-        method = on_meta(view.method, dtype)
+        if id(view.method) not in self._methods:
+            self._methods[id(view.method)] = on_meta(view.method, dtype, self._live.remembering)
+        method = self._methods[id(view.method)]
         write = view.turn(self._middle(tile))
         z, y, x = method.reads(write).shape
         channels = input_channels(self.prediction.network)
         shape = (z, channels, y, x) if self.ndim == 2 else (1, channels, z, y, x)
         layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        image = torch.empty(shape, device="meta", dtype=dtype, memory_format=layout)
-        with torch.inference_mode():
+        live = self._live
+        live.peak, live.operations = live.now, 0
+        with live, torch.inference_mode():
+            image = torch.empty(shape, device="meta", dtype=dtype, memory_format=layout)
             method(image, write)
-        return 4 * image.numel()
+        stored = [tensor for part in parts(method) for tensor in part.network.state_dict().values()]  # type: ignore[attr-defined]
+        # weights are reordered, and cast
+        peak = live.peak + sum(4 * tensor.numel() + tensor.nbytes for tensor in stored)
+        found = self._rehearsals[key] = Rehearsal(peak, live.operations, 4 * image.numel())
+        return found
+
+
+class Rehearsal(NamedTuple):
+    """What a method takes for a tile: bytes of tensors at most, operations, and bytes of the float32 image."""
+
+    peak: int
+    operations: int
+    image_bytes: int
 
 
 def _cube(shape: Sequence[int], voxels: int) -> Tile:

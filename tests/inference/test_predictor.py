@@ -1,5 +1,7 @@
 """Memory: what a tile needs, the tile that fits, and a device that has less than it said."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,11 @@ from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference import Options, Prediction, Predictor, predict_volume
+from mitoseg.inference import METHODS, Options, Prediction, Predictor, predict_volume
 from mitoseg.inference.memory import LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
 from mitoseg.inference.sizing import VOXEL_BYTES
 from mitoseg.metrics import Calibration
-from mitoseg.networks import PatchCNN
+from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.volumes import ArrayVolume, Normalization
 from mitoseg.volumes.matching import MatchedVolume
 from mitoseg.volumes.resampling import resampled
@@ -88,6 +90,47 @@ def test_the_rehearsal_counts_the_papers_network(method):
     assert first_layer < needed < 5 * first_layer
     small = predictor.sizing.network_bytes((1, 64, 80))
     assert small < needed / 4
+
+
+@pytest.mark.parametrize(
+    ("network", "method"),
+    [(SmallUNet(), "auto"), (SmallUNet(3), "auto"), *((SmallBlock(n), m) for n in (2, 3) for m in METHODS[:3])],
+)
+def test_the_rehearsal_runs_the_network_once_for_each_shape(network, method, monkeypatch):
+    """And counts what it would if it ran it for every tile; here an answer is a part of what the network keeps."""
+
+    def rehearsals():
+        options = Options(tile=(8, 16, 16) if isinstance(network, SmallUNet) else None)
+        sizing = Predictor(
+            prediction(shaken(network), method=method, options=options, tta="axes"),
+            ArrayVolume(grey((16, 32, 32)), (5.0, 5.0, 5.0)),
+        ).sizing
+        views = sizing._directions.values()
+        return [sizing._rehearse(tile, view) for view in views for tile in ((8, 16, 16), (16, 32, 32))]
+
+    runs, forward = [], type(network).forward
+    monkeypatch.setattr(type(network), "forward", lambda self, image: (runs.append(0), forward(self, image)[..., :])[1])
+    remembered, count = rehearsals(), len(runs)
+    monkeypatch.setattr(LiveBytes, "remembering", lambda self, function: function)
+    assert remembered == rehearsals()
+    assert count * (3 if method in ("auto", "window") else 1) <= len(runs) - count
+
+
+@pytest.mark.parametrize(
+    ("network", "channels", "most", "tile"),
+    [
+        (PatchCNN(3), "adjacent", 4e9, (1, 2048, 2048)),
+        (PatchCNN(3), "adjacent", 1e9, (1, 1024, 1024)),
+        (ContextCNN(3), "adjacent", 4e9, (1, 2048, 2048)),
+        (UNet(2, in_channels=3, filters=[8, 16, 32], strides=[2, 2]), "adjacent", 4e9, (3, 4096, 4096)),
+    ],
+)
+def test_wide_slices_are_cut_as_ever_and_at_once(network, channels, most, tile):
+    predictor = Predictor(prediction(network.eval(), channels), ArrayVolume(np.zeros((3, 4096, 4096), np.uint8)))
+    start = time.process_time()
+    assert predictor.choose_tile(most) == tile
+    assert predictor.operations(tile) > 1e9
+    assert time.process_time() - start < 10  # one second on a quiet machine; was a hundred
 
 
 @pytest.mark.parametrize("network", [SmallBlock(), SmallBlock(3), SmallUNet(), SmallUNet(3)])
