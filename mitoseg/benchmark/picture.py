@@ -11,7 +11,8 @@ from scipy.ndimage import uniform_filter
 
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
-from mitoseg.evaluation import comparison_figure, decide
+from mitoseg.evaluation import decide
+from mitoseg.evaluation.comparison import comparison_figure
 from mitoseg.geometry import Box
 from mitoseg.storage import atomic_output
 from mitoseg.volumes import open_volume

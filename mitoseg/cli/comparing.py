@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Comparison, ComparisonOptions, compare_conditions
+from mitoseg.evaluation.conditions import Comparison, ComparisonOptions, compare_conditions
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 

@@ -17,9 +17,12 @@ from mitoseg.cli.instance_scores import check_instance_options, number_instances
 from mitoseg.cli.reporting import check_report, report_scores
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Bootstrap, evaluate, save_curves, save_overlays, score_table
+from mitoseg.evaluation import Bootstrap, evaluate
+from mitoseg.evaluation.curves import save_curves
+from mitoseg.evaluation.figures import save_overlays
 from mitoseg.evaluation.instance_table import instance_table
 from mitoseg.evaluation.score import check_shapes
+from mitoseg.evaluation.table import score_table
 from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import plain, write_json

@@ -21,7 +21,6 @@ from mitoseg.cli.many import predict_many
 from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
 from mitoseg.cli.prediction import predict_with_progress, staged_kind
 from mitoseg.cli.progress import progress_bar
-from mitoseg.cli.reporting import report_prediction_of
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
@@ -122,6 +121,8 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
     if restored is not None:
         chosen["resampled_to"] = seen.voxel_size
     if cfg.report:
+        from mitoseg.cli.reporting import report_prediction_of  # draws, with libraries that take a second to load
+
         size = source.voxel_size or prediction.voxel_size
         report_prediction_of(cfg, report, source, voxel_size=size, chosen=chosen)
     return chosen

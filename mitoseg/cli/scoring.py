@@ -13,8 +13,10 @@ from mitoseg.cli.cleaning import chosen_steps, cleaned
 from mitoseg.cli.prediction import predict_with_progress
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
-from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations, save_curves, score_table
-from mitoseg.evaluation import save_overlays as draw_overlays
+from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations
+from mitoseg.evaluation.curves import save_curves
+from mitoseg.evaluation.figures import save_overlays as draw_overlays
+from mitoseg.evaluation.table import score_table
 from mitoseg.inference import Prediction
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import save_scene
 from mitoseg.evaluation.report import report_measurement
+from mitoseg.evaluation.scene import save_scene
 from mitoseg.extras import import_extra
 from mitoseg.segmentation import Sources, export_meshes, export_skeletons
 from mitoseg.segmentation.block_writing import write_blocks

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
@@ -88,6 +87,8 @@ class UNet(nn.Module):
             "deep_supervision": deep_supervision > 0,
             "deep_supr_num": max(1, deep_supervision),
         }
+        from monai.networks.nets.dynunet import DynUNet  # half a second, for whoever builds one
+
         self.body = DynUNet(spatial_dims, in_channels * fold, classes * fold, **body)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mitoseg.evaluation import comparison_figure, overlay_figure
+from mitoseg.evaluation.comparison import comparison_figure
+from mitoseg.evaluation.figures import overlay_figure
 
 
 def slices():

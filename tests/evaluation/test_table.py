@@ -6,7 +6,8 @@ import re
 import numpy as np
 from rich.console import Console
 
-from mitoseg.evaluation import Bootstrap, evaluate, pool_evaluations, score_table
+from mitoseg.evaluation import Bootstrap, evaluate, pool_evaluations
+from mitoseg.evaluation.table import score_table
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import ArrayVolume
 

@@ -109,7 +109,9 @@ def test_the_rehearsal_runs_the_network_once_for_each_shape(network, method, mon
         return [sizing._rehearse(tile, view) for view in views for tile in ((8, 16, 16), (16, 32, 32))]
 
     runs, forward = [], type(network).forward
-    monkeypatch.setattr(type(network), "forward", lambda self, image: (runs.append(0), forward(self, image)[..., :])[1])
+    monkeypatch.setattr(
+        type(network), "forward", lambda self, image: (runs.append(0), forward(self, image)[..., :])[1]
+    )
     remembered, count = rehearsals(), len(runs)
     monkeypatch.setattr(LiveBytes, "remembering", lambda self, function: function)
     assert remembered == rehearsals()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from mitoseg.evaluation import overlay_figure
+from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.inference import Prediction, predict_volume
 from mitoseg.metrics import Calibration, Counts, count, scores
 from mitoseg.networks.checkpoint import load_model
