@@ -7,6 +7,7 @@ stored (T, Z, C, Y, X) of a hyperstack, axes "tzcyx"      box [z0:z1, y0:y1, x0:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array
 
+logger = logging.getLogger(__name__)
 _SPACE = "zyx"
 _COLOUR = (3, 4)
 _ASK = "say which axis is which, for example axes=zyx or axes=zyxc"
@@ -99,7 +101,7 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
     samples = axes.find("s")
     if samples >= 0:
         rest = shape[:samples] + shape[samples + 1 :]
-        layout = resolve_axes(path, rest, axes[:samples].replace("-", "c") + axes[samples + 1 :].replace("-", "c"))
+        layout = resolve_axes(path, rest, (axes[:samples] + axes[samples + 1 :]).replace("-", "c"))
         return Layout(shape, f"{layout.axes[:samples]}c{layout.axes[samples:]}")
     if len(axes) - axes.count("-") == 4:  # one slice of z with six "channels" is how tifffile writes six slices
         axes = "".join("-" if n == 1 and a == "z" else a for a, n in zip(axes, shape, strict=True))
@@ -109,8 +111,10 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
         return Layout(shape, _fill(axes, letters if set(letters) == set("yx") else "yx"))
     if sorted(letters) == sorted(_SPACE):
         return Layout(shape, axes)
-    in_order = all(a in "?ct" or a == b for a, b in zip(letters, _SPACE, strict=False))
+    in_order = all(a in "?t" or a == b for a, b in zip(letters, _SPACE, strict=False))
     if len(kept) == 3 and in_order and kept[0][1] not in _COLOUR and kept[-1][1] not in _COLOUR:
+        if "t" in letters:
+            logger.warning("%s: the axis that the file calls time is taken for z; give axes=zyx to say so", path)
         return Layout(shape, _fill(axes, _SPACE))
     raise UserError(f"the axes of a volume of shape {shape} are ambiguous", path, _ASK)
 
@@ -126,6 +130,8 @@ def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layou
     letters = str(asked).lower().replace("s", "c")
     if not {"y", "x"} <= set(letters) or set(letters) - set("zyxct") or len(set(letters)) < len(letters):
         raise UserError("cannot read the axes", asked, "give each of z, y, x once, for example axes=zyx or axes=zyxc")
+    if len(shape) == 2 and "z" in letters:  # a stack of one slice
+        letters = letters.replace("z", "")
     axes, spare = list(said), len(shape) - len(letters)
     droppable = [i for i, n in enumerate(shape) if n == 1 and said[i] not in "yx"]
     for i in sorted(droppable, key=lambda i: said[i] in letters)[: max(spare, 0)]:

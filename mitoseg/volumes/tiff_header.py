@@ -18,15 +18,22 @@ from mitoseg.volumes.units import voxel_size_nm
 
 logger = logging.getLogger(__name__)
 _KNOWN = "TZCYXS"
+_BY_TIFFFILE = "1.11a"
+"""The version of ImageJ that tifffile states in its files."""
 _GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _FULL = 65535
 """Full intensity in a table of colours."""
 
 
-def tiff_axes(axes: str) -> str:
-    """Tifffile's letters as `resolve_axes` takes them; I, Q and others say nothing."""
-    return "".join(a if a in _KNOWN else "?" for a in axes)
+def tiff_axes(tif: tifffile.TiffFile, axes: str) -> str:
+    """Tifffile's letters as `resolve_axes` takes them; I, Q and others say nothing.
+
+    Nor do the channels of a file by tifffile, which counts slices as channels unless it is told otherwise.
+    """
+    version = (tif.imagej_metadata or {}).get("ImageJ")
+    channels = version != _BY_TIFFFILE and 'Creator="tifffile' not in (tif.ome_metadata or "")
+    return "".join(a if a in _KNOWN and (a != "C" or channels) else "?" for a in axes)
 
 
 def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage) -> int:

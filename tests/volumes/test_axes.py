@@ -17,12 +17,11 @@ from mitoseg.volumes.axes import Layout, grey, resolve_axes
         ((6, 7), None, (1, 6, 7)),
         ((3, 4), None, (1, 3, 4)),
         ((5, 6, 7), "?yx", (5, 6, 7)),
-        ((5, 6, 7), "cyx", (5, 6, 7)),
         ((5, 6, 7), "tyx", (5, 6, 7)),
         ((3, 6, 4), "zyx", (3, 6, 4)),
         ((7, 6, 5), "xyz", (5, 6, 7)),
         ((1, 5, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
-        ((1, 1, 5, 6, 7, 1), "tzcyxs", (5, 6, 7)),  # how tifffile states a stack by default
+        ((1, 1, 5, 6, 7, 1), "tz?yxs", (5, 6, 7)),  # how tifffile states a stack by default
         ((5, 1, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
         ((1, 1, 1, 6, 7, 1), "tzcyxs", (1, 6, 7)),
         ((6, 7, 3), "yxs", (1, 6, 7)),
@@ -48,6 +47,8 @@ def test_what_needs_no_question(shape, stated, shape_zyx):
         ((6, 7, 4), None),
         ((3, 6, 7), "?yx"),
         ((3, 6, 7), "cyx"),
+        ((5, 6, 7), "cyx"),
+        ((1, 1, 5, 6, 7, 1), "tzcyxs"),
         ((6, 7, 2), "yx?"),
         ((5, 6, 7), "yx?"),
         ((6, 7, 3), "yxc"),
@@ -89,6 +90,7 @@ def test_boxes_of_any_order_with_colour(axes, channels, data):
 def test_singletons_may_be_left_out():
     assert resolve_axes("a", (1, 5, 1, 6, 7, 1), "tzcyxs", "zyx") == Layout((1, 5, 1, 6, 7, 1), "-z-yx-")
     assert resolve_axes("a", (1, 5, 6, 7), None, "zyx") == Layout((1, 5, 6, 7), "-zyx")
+    assert resolve_axes("a", (6, 7), "yx", "zyx").shape_zyx == (1, 6, 7)
     assert resolve_axes("a", (1, 6, 7), "?yx", "yx") == Layout((1, 6, 7), "-yx")
     assert resolve_axes("a", (1, 1, 5, 6, 7, 3), "tzcyxs", "zyxc") == Layout((1, 1, 5, 6, 7, 3), "--zyxc")
     assert resolve_axes("a", (1, 5, 6, 7), None, "tzyx").shape_zyx == (5, 6, 7)

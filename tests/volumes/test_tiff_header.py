@@ -63,6 +63,21 @@ def test_ambiguous_axes_ask(tmp_path, shape):
             open_volume(path, axes="czyx")
 
 
+def test_channels_of_other_programs_are_no_slices(tmp_path, image_zyx, caplog):
+    """Tifffile itself counts slices as channels unless it is told otherwise."""
+    for options in ({"imagej": True}, {"ome": True}):
+        path = write(tmp_path / "a.tif", image_zyx, **options)
+        assert np.array_equal(open_volume(path).read(), image_zyx)
+    data = (tmp_path / "a.tif").read_bytes().replace(b'Creator="tifffile.py', b'Creator="Bio-Formats')
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(UserError, match="ambiguous"):
+        open_volume(path)
+    assert np.array_equal(open_volume(path, axes="zyx").read(), image_zyx)
+    path = write(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "TYX"})
+    assert np.array_equal(open_volume(path).read(), image_zyx)
+    assert "calls time is taken for z" in caplog.text
+
+
 @pytest.mark.parametrize("planes", [3, 4])
 @pytest.mark.parametrize(
     "options",
