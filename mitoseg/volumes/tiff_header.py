@@ -45,9 +45,10 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage) -> 
         UserError: The values of a pixel are no grey value and no red, green and blue, or cannot be inverted.
     """
     _check_samples(path, page)
-    if page.tags.valueof("Orientation", 1) not in (0, 1):
-        text = "%s: the TIFF states orientation %s; rows and columns are read in the order in which they are stored"
-        logger.warning(text, path, page.tags.valueof("Orientation"))
+    orientation = page.tags.valueof("Orientation")
+    if isinstance(orientation, int) and 1 < orientation <= 8:
+        text = "%s: the TIFF states orientation %d; rows and columns are read in the order in which they are stored"
+        logger.warning(text, path, orientation)
     if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None and not tif.is_imagej:
         _check_table(path, page)
     if page.photometric != PHOTOMETRIC.MINISWHITE or "PhotometricInterpretation" not in page.tags:

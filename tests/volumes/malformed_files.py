@@ -5,6 +5,7 @@ ended in, and how much processor time that took. The process has little memory, 
 """
 
 import json
+import logging
 import os
 import shutil
 import struct
@@ -63,6 +64,24 @@ def mrc(path):
         file.voxel_size = 50
 
 
+def imod(path):
+    """Bytes that IMOD stores less 128, as its flag says."""
+    with mrcfile.new(path, (image() ^ 0x80).view("int8")):
+        pass
+    with path.open("r+b") as file:
+        file.seek(152)
+        file.write(struct.pack("<ii", 1146047817, 1))
+
+
+def virtual(path):
+    layout = h5py.VirtualLayout(_SHAPE, "uint8")
+    layout[...] = h5py.VirtualSource(".", "raw", _SHAPE)
+    with h5py.File(path, "w") as h5:
+        h5.create_dataset("raw", data=image()[None, None], chunks=(1, 1, 1, 40, 48), compression="gzip")
+        h5["raw"].attrs["resolution"] = (50.0, 5, 5)
+        h5.create_virtual_dataset("em", layout)
+
+
 def plain_hdf5(path):
     with h5py.File(path, "w") as h5:
         h5["raw"] = image()
@@ -87,6 +106,12 @@ def sharded(path):
 
 
 def n5(path):
+    path.mkdir()
+    (path / "attributes.json").write_text(json.dumps({"scales": [[1, 1, 1]], "pixelResolution": [5, 5, 50]}))
+    n5_array(path / "s0")
+
+
+def n5_array(path):
     import tensorstore
 
     metadata = {"dimensions": [48, 40, 5], "dataType": "uint8", "blockSize": [32, 32, 4]}
@@ -115,6 +140,9 @@ BUILDERS = {
     "four.ome.zarr": ome4,
     "sharded.zarr": sharded,
     "ours.mrc": ours,
+    "imod.mrc": imod,
+    "white.tif": tiff(photometric="miniswhite", compression="zlib"),
+    "virtual.h5": virtual,
     "plain.mrc": mrc,
     "raw.n5": n5,
 }
@@ -305,6 +333,7 @@ def read(path, output):
 def main(folder, first, stop):
     import resource
 
+    logging.getLogger("mitoseg").setLevel(logging.ERROR)  # what is odd is told, and is no failure
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM, used + _ROOM))
     for number in range(first, stop):

@@ -19,6 +19,7 @@ from mitoseg.volumes.units import in_nm, voxel_size_nm
         (50, "angstrom", 5),
         (50, "Å", 5),
         (5e-9, "m", 5),
+        *((50, unit, 5) for unit in ("angstroms", "Ångström", "\\u00C5", "\\u212B")),
     ],
 )
 def test_lengths_in_nm(value, unit, nm):
@@ -29,6 +30,7 @@ def test_lengths_in_nm(value, unit, nm):
     ("value", "unit"),
     [
         *((1, unit) for unit in ("", "pixel", "inch", None, "cm")),
+        (0.005, "nm"),  # in um by what it is
         *((value, "nm") for value in (0, -1, None, "x", float("nan"), float("inf"), [1])),
     ],
 )

@@ -155,6 +155,28 @@ def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, version, attributes,
         assert open_volume(f"{tmp_path}/a.zarr").voxel_size == nm
 
 
+def test_what_webknossos_writes(tmp_path, image_zyx):
+    axes = [{"name": "c", "type": "channel"}, *({"name": a, "type": "space", "unit": "nanometer"} for a in "xyz")]
+    move = {"type": "translation", "translation": [0, 128, 0, 0]}
+    levels = [{"path": "1", "coordinateTransformations": [{"type": "scale", "scale": [1, 4, 5, 50]}, move]}]
+    group = zarr.create_group(tmp_path / "a.zarr")
+    group.create_array("1", data=np.ascontiguousarray(image_zyx.transpose()[None]), chunks=(1, 32, 32, 32))
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    assert volume.voxel_size == (50, 5, 4)
+    assert np.array_equal(volume.read(), image_zyx)
+
+
+def test_a_flat_image_is_as_thick_as_a_pixel_is_wide(tmp_path, image_zyx, caplog):
+    axes = [{"name": a, "type": "space", "unit": "angstrom"} for a in "yx"]
+    levels = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [50, 40]}]}]
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    group.create_array("0", data=image_zyx[0])
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+    assert open_volume(f"{tmp_path}/a.zarr").voxel_size == (4, 5, 4)
+    assert "one slice of unknown thickness" in caplog.text
+
+
 def test_channels_that_funlib_marks(tmp_path, image_zyx):
     array = zarr.create_array(tmp_path / "a.zarr", data=image_zyx[None])
     array.attrs.update({"voxel_size": [50, 4, 5], "axis_names": ["c^", "z", "y", "x"]})
