@@ -22,6 +22,7 @@ from mitoseg.blocks.validation import SlabLoader, SliceLoader
 from mitoseg.datasets.base import Recipe, Splits
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, VoxelSize, measure_normalization
 from mitoseg.volumes.matching import grey_quantiles
+from mitoseg.volumes.padding import Padding
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,6 +112,10 @@ class RegionDataModule(pl.LightningDataModule):
             return
         self.splits = self.recipe.splits()
         self.normalization = measure_normalization((region.image, region.box) for region in self.splits.train)
+        padded = sum(r.image.padding.count(r.box) for r in self.splits.train if isinstance(r.image.padding, Padding))
+        if padded and rank_and_world()[0] == 0:
+            share = padded / sum(region.box.size for region in self.splits.train)
+            _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", 100 * share)
         quantiles = grey_quantiles((region.image, region.box) for region in self.splits.train)
         self.grey_quantiles = [round(float(q), 6) for q in quantiles]
         self.prepare_draws()

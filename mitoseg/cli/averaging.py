@@ -44,6 +44,7 @@ def average_predictions(cfg: DictConfig) -> None:
     first = volumes[0]
     threshold = float(np.mean([decision.threshold for decision in decisions]))
     metadata = {"kind": "probability", "threshold": threshold, "scale": 1}
+    metadata |= {key: first.info.metadata[key] for key in ("padding",) if key in first.info.metadata}
     options = {"voxel_size": first.voxel_size, "metadata": metadata, "overwrite": cfg.overwrite}
     with (
         create_volume(str(cfg.output), first.shape, np.float32, **options) as writer,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from mitoseg.segmentation import Labelling, Postprocess, write_instances
 from mitoseg.segmentation.block_writing import write_blocks
 from mitoseg.segmentation.cleaning import BLOCK
 from mitoseg.volumes import Volume, VolumeWriter
+from mitoseg.volumes.padding import blanked
 from mitoseg.volumes.staging import StagedVolume
 
 log = logging.getLogger(__name__)
@@ -66,12 +68,16 @@ class Finisher:
             about["postprocess"] = asdict(steps)
         self.stage.finish_as(write, np.dtype(np.uint32), about)
 
-    def _mask(self, steps: Postprocess | None, tiles_zyx: Volume) -> AbstractContextManager[Volume]:
+    @contextmanager
+    def _mask(self, steps: Postprocess | None, tiles_zyx: Volume) -> Iterator[Volume]:
+        """What the network gave, or the mask that post-processing makes of it, in tissue alone."""
         if steps is None:
-            return nullcontext(tiles_zyx)
+            yield tiles_zyx
+            return
         options = {"image": self.image, "engine": self.engine, "show": self.show}
-        return cleaned(steps, tiles_zyx, self.stage.folder, **options)  # type: ignore[arg-type]
+        with cleaned(steps, tiles_zyx, self.stage.folder, **options) as mask:  # type: ignore[arg-type]
+            yield blanked(mask, self.image.padding)
 
     @property
     def _about(self) -> dict[str, Any]:
-        return {"threshold": self.predictor.prediction.threshold, "scale": 1}
+        return {"threshold": self.predictor.prediction.threshold, "scale": 1, **self.stage.found}

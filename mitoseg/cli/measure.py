@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from mitoseg.provenance import collect
 from mitoseg.segmentation import measure_instances, summarise
 from mitoseg.storage import check_output, make_folders, plain, write_json
 from mitoseg.tables import check_suffix, write_table
+from mitoseg.volumes import Volume
 from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes.padding import Padding, with_padding
 
 DIGITS = 9
 """Of floats in tables as text: more than anything here is exact to."""
@@ -65,6 +67,8 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
     volumes["input"] = map_mask(volumes["input"], plain(cfg.foreground_label), cfg.kind)
     check_shapes(**volumes)
+    if "image" in volumes:
+        volumes["image"] = with_padding(volumes["image"], cfg.padding)
     size = find_voxel_size(cfg, volumes)
     make_folders(output.parent)
     engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
@@ -73,10 +77,11 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
         with progress_bar(title, show=cfg.progress) as advance:
             options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance, "scratch": scratch}
             table = measure_instances(sources, engine=engine, **options)
-        summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size)}
+        padding = count_padding(volumes) if cfg.padding == "auto" else 0
+        summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size, padding)}
         write_table(output, table, overwrite=cfg.overwrite, digits=DIGITS)
         write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite, digits=DIGITS)
-        chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size}
+        chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size, "padding": padding}
         paths = {name: volume.path for name, volume in volumes.items()}
         given = OmegaConf.to_container(cfg)
         write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=given))
@@ -86,6 +91,16 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
         for path in (output, summary_path(output), *written):
             console.print(f"{path} written", soft_wrap=True, markup=False)
     return table
+
+
+def count_padding(volumes: Mapping[str, Volume]) -> int:
+    """Voxels that are no tissue: in the image if it is given, else as `predict` has noted beside what is measured."""
+    image = volumes.get("image")
+    if image is not None and isinstance(image.padding, Padding):
+        return image.padding.count()
+    given = volumes["input"]
+    noted = given.info.metadata.get("padding", 0)
+    return noted if isinstance(noted, int) and 0 <= noted <= given.box.size else 0
 
 
 @contextmanager
@@ -110,10 +125,11 @@ def what_was_found(table: pd.DataFrame, summary: dict[str, float]) -> str:
     """One line for the console."""
     if not len(table):
         return "no mitochondria to measure: the table is empty"
-    whole = int(summary["count_whole"])
+    whole, padded = int(summary["count_whole"]), 100 * summary["padding_fraction"]
+    tissue = f"tissue ({padded:.1f} % of the volume is padding)" if padded else "volume"
     return (
         f"{len(table)} mitochondria, {whole} of them whole; {summary['density_per_um3']:.3g} per um3, "
-        f"{100 * summary['volume_fraction']:.2f} % of the volume"
+        f"{100 * summary['volume_fraction']:.2f} % of the {tissue}"
     )
 
 

@@ -35,6 +35,7 @@ from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo
 from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes.padding import Padding
 from mitoseg.volumes.staging import StagedVolume
 from mitoseg.volumes.writing import check_volume_output
 
@@ -106,6 +107,7 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
     with stage:
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
+            note_padding(source, stage)
         finisher = Finisher(predictor, stage, image, session.engine, cfg.progress)
         if cfg.save == INSTANCES and not stage.moved:
             finisher.write_instances(steps, labelling)
@@ -120,12 +122,27 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
     chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions}
     if restored is not None:
         chosen["resampled_to"] = seen.voxel_size
+    if isinstance(source.padding, Padding):
+        chosen["padding"] = source.padding.count()
     if cfg.report:
         from mitoseg.cli.reporting import report_prediction_of  # draws, with libraries that take a second to load
 
         size = source.voxel_size or prediction.voxel_size
         report_prediction_of(cfg, report, source, voxel_size=size, chosen=chosen)
     return chosen
+
+
+def note_padding(source: Volume, stage: StagedVolume) -> None:
+    """Say how much of the input was left out as padding, on the terminal and in the output."""
+    if not isinstance(source.padding, Padding):
+        return
+    voxels = source.padding.count()
+    if voxels == source.box.size:
+        log.warning("%s: every slice is one value throughout: there is no tissue to predict", source.path)
+    elif voxels:
+        share = 100 * voxels / source.box.size
+        log.info("%s: %.1f %% is padding of one value, which was left out; see padding=", source.path, share)
+    stage.add_metadata({"padding": voxels})
 
 
 def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stage: StagedVolume) -> None:

@@ -19,12 +19,13 @@ from mitoseg.inference.prepare import INSTANCES
 from mitoseg.volumes import Volume, open_volume
 from mitoseg.volumes.images import SliceFolder
 from mitoseg.volumes.opening import stored_in, warn_of_gaps
+from mitoseg.volumes.padding import with_padding
 from mitoseg.volumes.writing import place
 from mitoseg.volumes.zarrs import ZarrVolume
 
 IDENTITY = (
     *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
-    *("overlap", "window_stride", "axes", "normalize", "resample"),
+    *("overlap", "window_stride", "axes", "normalize", "padding", "resample"),
 )
 """Options that make one command another than the next; a killed run is taken up by the same one alone."""
 VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
@@ -80,7 +81,7 @@ def open_input(cfg: DictConfig) -> Volume:
         volume.check_complete()
     else:
         warn_of_gaps(volume)
-    return volume
+    return with_padding(volume, cfg.padding)
 
 
 def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, Any]:

@@ -145,7 +145,7 @@ class TileMaker:
                 torch.set_num_threads(self.remote.threads)  # each thread has a number of its own
                 found = predictor.compute(greys, tile)
             with explained(self.array):
-                output.write(tile, predictor.prediction.encode(found))
+                output.write(tile, predictor.encode(tile, found))
 
         return predict
 

@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     label_rule_of_values: str
     axes: str | None
     voxel_size: Sequence[float] | None
+    padding: str
 
 
 class Files:
@@ -53,6 +54,8 @@ class Files:
         label_rule_of_values: Which label values are mitochondria: auto, nonzero or half.
         axes: Letters of the stored axes where the files do not say.
         voxel_size: (z, y, x) in nm; None takes what the files say.
+        padding: ``auto``: margins of one value (see `mitoseg.volumes.padding`) enter no statistic of the grey values,
+            and neither loss, balance nor score; ``none``: they are tissue.
 
     Raises:
         UserError: An option is of the wrong kind.
@@ -76,6 +79,7 @@ class Files:
         label_rule_of_values: str = "auto",
         axes: str | None = None,
         voxel_size: Sequence[float] | None = None,
+        padding: str = "auto",
     ) -> None:
         self.root = None if root is None else Path(root).expanduser()
         self.train, self.test = Named.of(train, "train"), Named.of(test, "test")
@@ -87,6 +91,7 @@ class Files:
             remedy = "give data.ignore_empty_slices=true or data.ignore_empty_slices=false"
             raise UserError("data.ignore_empty_slices is neither true nor false", ignore_empty_slices, remedy)
         self.ignore_empty_slices = ignore_empty_slices
+        self.padding = padding
         self.voxel_size = None if voxel_size is None else tuple(float(v) for v in voxel_size)
         self._splits: Splits | None = None
 
@@ -150,6 +155,7 @@ class Files:
             ignore_empty_slices=self.ignore_empty_slices,
             axes=self.axes,
             voxel_size=self.voxel_size,
+            padding=self.padding,
         )
         paths = {key: self.paths(key) for key in ("train", "test")}
         pairs = {key: reader.pairs(paths[key], key) for key in paths}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import PurePath
 
-from mitoseg.datasets.base import Region
+from mitoseg.datasets.base import IGNORE, Region
 from mitoseg.datasets.naming import Named
 from mitoseg.datasets.splitting import Range
 from mitoseg.errors import UserError
@@ -16,6 +16,7 @@ from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.opening import warn_of_gaps
+from mitoseg.volumes.padding import blanked, with_padding
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Reader:
         ignore_empty_slices: Whether slices without a label enter nothing either.
         axes: Letters of the stored axes where the files do not say, or None.
         voxel_size: (z, y, x) in nm, or None for what the files say.
+        padding: What is done about margins of one value, see `mitoseg.volumes.padding.with_padding`.
         rules: How the values of each label volume were read, in words; filled while opening.
     """
 
@@ -56,6 +58,7 @@ class Reader:
     ignore_empty_slices: bool = False
     axes: str | None = None
     voxel_size: Sequence[float] | None = None
+    padding: str = "none"
     rules: dict[str, str] = field(default_factory=dict)
     _labels: dict[str, Volume] = field(default_factory=dict, repr=False)
 
@@ -80,8 +83,12 @@ class Reader:
             for image, box in zip(images, named.boxes(key), strict=True)
         ]
         chosen = [self.foreground_label if values is None else values for values in named.foreground_labels(key)]
+        images = [with_padding(image, self.padding) for image in images]
         mapped = [self._map(label, values) for label, values in zip(labels, chosen, strict=True)]
-        return [Pair(*pair) for pair in zip(images, mapped, boxes, strict=True)]
+        return [
+            Pair(image, blanked(label, image.padding, IGNORE), box)
+            for image, label, box in zip(images, mapped, boxes, strict=True)
+        ]
 
     def _open_label(self, path: str) -> Volume:
         try:

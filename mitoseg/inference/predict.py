@@ -117,7 +117,7 @@ def predict_volume(
 
     def write(part: Box, found: npt.NDArray[np.float32]) -> None:
         inside = part.inside(area)
-        writer.write(inside, predictor.prediction.encode(found))
+        writer.write(inside, predictor.encode(part, found))
         if on_tile is not None:
             on_tile(inside)
 

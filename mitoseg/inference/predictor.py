@@ -24,6 +24,7 @@ from mitoseg.inference.reading import Grey, assemble, read_grey
 from mitoseg.inference.sizing import Sizing
 from mitoseg.inference.views import make_views
 from mitoseg.volumes import Volume, channel_slices
+from mitoseg.volumes.padding import Padding
 
 if TYPE_CHECKING:
     from mitoseg.inference.predict import Prediction
@@ -71,7 +72,7 @@ class Predictor:
         Where uncertainty is to be saved, the deviation of the answers instead.
 
         Raises:
-            UserError: The memory is too small for the smallest part.
+            UserError: The network answers NaN or infinity, or the memory is too small for the smallest part.
         """
         if write.size <= self._limit:
             try:
@@ -88,14 +89,34 @@ class Predictor:
     def _compute(self, greys: Sequence[Grey], write: Box) -> npt.NDArray[np.float32]:
         gather = make_gather(self.prediction.save, self.prediction.consensus, self.prediction.calibration)
         filled = self._filled_up(write)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         with torch.inference_mode(), self._computing():
             for view, grey in zip(self.views, greys, strict=True):
                 image = assemble(grey, self.prediction.normalization, self.device, self.ndim)
                 for odds in answers(view.method, image, view.turn(filled)):
+                    finite &= torch.isfinite(odds).all()  # asked for once, at the end: a GPU would be waited for
                     gather.add(view.symmetry.turn_tensor_back(odds))
             found = gather.result()[write.inside(filled).slices]
         result: npt.NDArray[np.float32] = found.cpu().numpy()
+        if not finite:
+            what = f"the network answers NaN or infinity in the tile (z, y, x) = {write} of"
+            remedy = "give precision=fp32" if self.prediction.precision != "fp32" else "use another checkpoint"
+            raise UserError(what, self.volume.path, f"{remedy}, and look at the image there")
         return result
+
+    def encode(self, write: Box, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """What is saved of a box, from what `compute` gave; 0 in padding, where it is no raw log-odds.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        encoded = self.prediction.encode(found)
+        padding = self.volume.padding
+        if self.prediction.save != "log_odds" and isinstance(padding, Padding):  # what is resampled is seen to later
+            padding_zyx = padding.find(write)
+            if padding_zyx is not None:
+                encoded[padding_zyx] = 0
+        return encoded
 
     def _computing(self) -> AbstractContextManager[Any]:
         return computing(self.prediction.precision, self.device, compiled=self._compiled)

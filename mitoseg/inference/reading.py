@@ -55,7 +55,7 @@ def read_grey(volume: Volume, box: Box, channels: str, ndim: int) -> Grey:
     index = (rows, y, x)
     part = Box(tuple(int(i.min()) for i in index), tuple(int(i.max()) + 1 for i in index))
     voxels_zyx = volume.read(part)
-    check_image_values(voxels_zyx, volume.path)
+    check_image_values(voxels_zyx, volume.path, start=part.start)
     return Grey(voxels_zyx, (rows - part.start[0], y - part.start[1], x - part.start[2]))
 
 

@@ -13,6 +13,7 @@ from mitoseg.errors import UserError
 from mitoseg.inference.protocol import dimensions
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import CHANNEL_OFFSETS, Volume, VoxelSize
+from mitoseg.volumes.padding import blanked
 from mitoseg.volumes.resampling import resampled
 from mitoseg.volumes.thresholded import EncodedVolume
 from mitoseg.volumes.units import check_voxel_size
@@ -137,10 +138,10 @@ class Restored:
         """The tiles, seen with the input's voxels."""
         assert self.source.voxel_size is not None
         back = resampled(tiles, self.source.voxel_size, self.source.shape)
-        metadata = dict(tiles.info.metadata)
-        if not self.mask:
-            return EncodedVolume(back, tiles.dtype, metadata)
-        return EncodedVolume(back, np.dtype(np.uint8), metadata | {"kind": "mask", "scale": 1}, metadata["scale"])
+        metadata, dtype, scale = dict(tiles.info.metadata), tiles.dtype, 1.0
+        if self.mask:
+            metadata, dtype, scale = metadata | {"kind": "mask", "scale": 1}, np.dtype(np.uint8), metadata["scale"]
+        return blanked(EncodedVolume(back, dtype, metadata, scale), self.source.padding)
 
 
 def restoring(seen: Volume, source: Volume, save: str) -> Restored | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,22 @@ class VolumeInfo:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Mask(Protocol):
+    """Which voxels of a volume are meant, found where they are asked for."""
+
+    def find(self, box: Box) -> npt.NDArray[np.bool_] | None:
+        """The mask (z, y, x) of a box; None where it holds none of them."""
+        ...
+
+
 class Volume(ABC):
-    """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box."""
+    """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box.
+
+    Attributes:
+        padding: Voxels that are no tissue; None where nobody looked. See `mitoseg.volumes.padding`.
+    """
+
+    padding: Mask | None = None
 
     def __init__(self, info: VolumeInfo) -> None:
         self.info = info

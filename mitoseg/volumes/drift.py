@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.normalize import check_image_values
+from mitoseg.volumes.normalize import read_tissue
 
 FAR = 0.35
 """The distance from which on grey values are another's."""
@@ -29,7 +29,7 @@ _PLACES, _SIDE, _DEPTH = 4, 96, 2
 
 
 def sample_greys(volume: Volume) -> Array:
-    """Grey values of small boxes spread evenly over a volume; what is one value alone, as a blank margin, is left out.
+    """Grey values of small boxes spread evenly over a volume; padding, and what is one value alone, are left out.
 
     Raises:
         UserError: The file is damaged, or holds NaN or infinity.
@@ -39,9 +39,8 @@ def sample_greys(volume: Volume) -> Array:
     found: list[Array] = []
     for start in itertools.product(*starts):
         box = Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))).clip(volume.box)
-        image_zyx = volume.read(box)
-        check_image_values(image_zyx, volume.path)
-        if image_zyx.min() < image_zyx.max():
+        image_zyx = read_tissue(volume, box)
+        if image_zyx.size and image_zyx.min() < image_zyx.max():
             found.append(image_zyx.ravel())
     return np.concatenate(found) if found else np.empty(0, volume.dtype)
 

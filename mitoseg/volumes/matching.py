@@ -24,7 +24,7 @@ _SLICES, _STEP = 64, 4  # that are looked at in each volume, and every n-th voxe
 
 
 def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float64]:
-    """`COUNT` quantiles of the grey values of some boxes, evenly spaced, from some slices of each.
+    """`COUNT` quantiles of the grey values of some boxes, evenly spaced, from some slices of each, without padding.
 
     Raises:
         UserError: Some values are NaN, infinite or complex, or there are none.
@@ -32,16 +32,23 @@ def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float6
     found: list[Array] = []
     for volume, box in parts:
         step = max(1, box.shape[0] // _SLICES)
-        for slab in list(slabs(box, 1))[::step]:
-            image_zyx = volume.read(slab)[:, ::_STEP, ::_STEP]
-            check_image_values(image_zyx, volume.path)
-            found.append(image_zyx.ravel())
-    if not found:
-        raise UserError("there are no voxels to match grey values by", None, "give a box that is not empty")
+        found += [_some_of(volume, slab) for slab in list(slabs(box, 1))[::step]]
+    if not sum(map(len, found)):
+        what = "there are no voxels to match grey values by"
+        raise UserError(what, None, "give a box that is not empty or all padding")
     quantiles: npt.NDArray[np.float64] = np.quantile(
         np.concatenate(found).astype(np.float64), np.linspace(0, 1, COUNT)
     )
     return quantiles
+
+
+def _some_of(volume: Volume, slab: Box) -> Array:
+    """Grey values of some voxels of one slice that are not padding."""
+    image_zyx = volume.read(slab)[:, ::_STEP, ::_STEP]
+    padding_zyx = None if volume.padding is None else volume.padding.find(slab)
+    found: Array = image_zyx.ravel() if padding_zyx is None else image_zyx[~padding_zyx[:, ::_STEP, ::_STEP]]
+    check_image_values(found, volume.path)
+    return found
 
 
 class MatchedVolume(Volume):
@@ -57,7 +64,7 @@ class MatchedVolume(Volume):
 
     def __init__(self, volume: Volume, quantiles: Sequence[float]) -> None:
         super().__init__(replace(volume.info, dtype=np.dtype(np.float32)))
-        self.volume = volume
+        self.volume, self.padding = volume, volume.padding
         own = grey_quantiles([(volume, volume.box)])
         if own[0] == own[-1]:
             raise UserError(f"the image is constant, every voxel is {own[0]:g}", volume.path, "check the file")

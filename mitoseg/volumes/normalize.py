@@ -42,12 +42,15 @@ class Normalization:
         return result
 
 
-def check_image_values(image: Array, path: str, *, allow_constant: bool = True) -> None:
+def check_image_values(
+    image: Array, path: str, *, allow_constant: bool = True, start: tuple[int, ...] | None = None
+) -> None:
     """Refuse grey values that no network can take.
 
     Args:
         image: Any part of an image.
         path: Its volume, for the message.
+        start: (z, y, x) of the part's first voxel, for the message.
         allow_constant: Whether all voxels may be equal, as in a blank margin.
 
     Raises:
@@ -57,17 +60,35 @@ def check_image_values(image: Array, path: str, *, allow_constant: bool = True) 
         raise UserError(
             f"the image's voxels are {image.dtype}, no real numbers", path, "convert it to real grey values"
         )
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
+    if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
         kind = "NaN" if np.isnan(image).any() else "infinite values"
-        raise UserError(f"the image holds {kind}", path, "replace them, for example by the mean grey value")
+        where = ""
+        if start is not None:
+            first = tuple(int(n + a) for n, a in zip(np.argwhere(~finite)[0], start, strict=True))
+            where = f" at (z, y, x) = {first}"
+        raise UserError(f"the image holds {kind}{where}", path, "replace them, for example by the mean grey value")
     if not allow_constant and image.size and image.min() == image.max():
         raise UserError(
             f"the image is constant, every voxel is {image.flat[0]}", path, "check that it is the right file"
         )
 
 
+def read_tissue(volume: Volume, box: Box) -> Array:
+    """The grey values of a box that are not padding: all of them (z, y, x), or (1, 1, n) of those that are left.
+
+    Raises:
+        UserError: The file is damaged, or they are NaN, infinite or complex.
+    """
+    image_zyx = volume.read(box)
+    padding_zyx = None if volume.padding is None else volume.padding.find(box)
+    if padding_zyx is not None:
+        image_zyx = np.where(padding_zyx, image_zyx.dtype.type(0), image_zyx)
+    check_image_values(image_zyx, volume.path, start=box.start)
+    return image_zyx if padding_zyx is None else image_zyx[~padding_zyx][None, None]
+
+
 def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
-    """Mean and standard deviation of the voxels of some boxes, read slab by slab.
+    """Mean and standard deviation of the voxels of some boxes that are not padding, read slab by slab.
 
     Slabs are merged by the pairwise update of Chan, Golub and LeVeque (1983): with n voxels, mean m and sum of squared
     deviations S, ``S = S1 + S2 + (m2 - m1)^2 n1 n2 / n``.
@@ -83,8 +104,7 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
         path = volume.path
         depth = max(1, _SLAB_VOXELS // max(1, math.prod(box.shape[1:])))
         for slab in slabs(box, depth):
-            image_zyx = volume.read(slab)
-            check_image_values(image_zyx, volume.path)
+            image_zyx = read_tissue(volume, slab)
             if not image_zyx.size:
                 continue
             m, s = _moments(image_zyx)
@@ -94,7 +114,7 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
             mean += (m - mean) * image_zyx.size / total
             n = total
     if n == 0:
-        raise UserError("there are no voxels to normalise by", path, "give a box that is not empty")
+        raise UserError("there are no voxels to normalise by", path, "give a box that is not empty or all padding")
     if low == high:
         raise UserError(f"the image is constant, every voxel is {low:g}", path, "check that it is the right file")
     return Normalization(mean, math.sqrt(squares / n))

@@ -14,7 +14,7 @@ alone, so what is read does not depend on the box. The rim repeats the outermost
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from scipy import sparse
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.volumes.base import Array, Volume, VoxelSize
+from mitoseg.volumes.base import Array, Mask, Volume, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
 
 MOST = 10.0
@@ -81,6 +81,7 @@ class ResampledVolume(Volume):
         assert volume.voxel_size is not None
         super().__init__(replace(volume.info, shape=shape, dtype=np.dtype(np.float32), voxel_size=voxel_size))
         self.volume = volume
+        self.padding = volume.padding and ResampledPadding(volume.padding, self)
         self._ratios = [new / old for new, old in zip(voxel_size, volume.voxel_size, strict=True)]
 
     def find_gaps(self) -> UserError | None:
@@ -91,8 +92,8 @@ class ResampledVolume(Volume):
         """The voxels that are read for a box, and what a piece of it takes; see `Volume.scratch_bytes`."""
         if not box.size:
             return 0
-        whole = self._source(self._weights(box))
-        part = self._source(self._weights(next(tiles(box, self._part(box, whole, self._most)))))
+        whole = self.source(self.weights(box))
+        part = self.source(self.weights(next(tiles(box, self._part(box, whole, self._most)))))
         pieces = PIECE_BYTES * min(1.0, max(part.size, box.size) / PIECE)
         return part.size * self.volume.dtype.itemsize + int(pieces) + self.volume.scratch_bytes(part)
 
@@ -102,7 +103,7 @@ class ResampledVolume(Volume):
         found_zyx = np.empty(box.shape, np.float32)
         if not box.size:
             return found_zyx
-        for part in tiles(box, self._part(box, self._source(self._weights(box)), self._most)):
+        for part in tiles(box, self._part(box, self.source(self.weights(box)), self._most)):
             self._read_part(part, found_zyx[part.inside(box).slices])
         return found_zyx
 
@@ -113,21 +114,21 @@ class ResampledVolume(Volume):
 
     def _read_part(self, box: Box, found_zyx: Array) -> None:
         """Fill in a box whose stored voxels are read at once."""
-        whole = self._source(self._weights(box))
+        whole = self.source(self.weights(box))
         stored_zyx = self.volume.read(whole)
         for part in tiles(box, self._part(box, whole, PIECE)):
-            weights = self._weights(part)
-            image_zyx = stored_zyx[self._source(weights).inside(whole).slices].astype(np.float32)
+            weights = self.weights(part)
+            image_zyx = stored_zyx[self.source(weights).inside(whole).slices].astype(np.float32)
             for axis, (_, matrix) in enumerate(weights):
                 image_zyx = _along(matrix, image_zyx, axis)
             found_zyx[part.inside(box).slices] = image_zyx
 
-    def _weights(self, box: Box) -> list[_Weights]:
+    def weights(self, box: Box) -> list[_Weights]:
         """How the voxels of a box are made, along each axis."""
         axes = zip(box.start, box.stop, self._ratios, self.volume.shape, strict=True)
         return [axis_weights(*axis) for axis in axes]
 
-    def _source(self, weights: Sequence[_Weights]) -> Box:
+    def source(self, weights: Sequence[_Weights]) -> Box:
         """The voxels that count."""
         start = tuple(first for first, _ in weights)
         return Box(start, tuple(first + matrix.shape[1] for first, matrix in weights))
@@ -138,6 +139,30 @@ class ResampledVolume(Volume):
         z, y, x = box.shape
         room = most / (max(source.size, box.size) / box.size)
         return max(1, min(z, int(room / (y * x)))), max(1, min(y, int(room / x))), x
+
+
+@dataclass(frozen=True)
+class ResampledPadding:
+    """New voxels that are made of a voxel of padding, be it in part: a `mitoseg.volumes.base.Mask`.
+
+    Attributes:
+        padding: Of the old voxels.
+        volume: The new ones.
+    """
+
+    padding: Mask
+    volume: ResampledVolume
+
+    def find(self, box: Box) -> npt.NDArray[np.bool_] | None:
+        """The mask of a box; None where it holds no padding."""
+        weights = self.volume.weights(box)
+        found = self.padding.find(self.volume.source(weights))
+        if found is None:
+            return None
+        share_zyx: Array = found.astype(np.float32)
+        for axis, (_, matrix) in enumerate(weights):
+            share_zyx = _along(matrix, share_zyx, axis)
+        return share_zyx > 0
 
 
 def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:

@@ -50,6 +50,7 @@ class StagedVolume(StagedTiles):
     Attributes:
         decisions: What the command decided when it first ran; empty in a new stage.
         done: Tiles that are on the disk.
+        found: What `add_metadata` was given.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class StagedVolume(StagedTiles):
         self._taken_up: set[Box] = set()
         self._started = False
         self.decisions: dict[str, Any] = {}
+        self.found: dict[str, Any] = {}
         if not self.moved:
             check_volume_output(path, overwrite)
 
@@ -122,6 +124,19 @@ class StagedVolume(StagedTiles):
                 self.decisions = dict(plain(decisions))
                 self._folder.write_plan(self._identity, self.decisions)
         self._started = True
+
+    def add_metadata(self, found: Mapping[str, Any]) -> None:
+        """Have the output say more of itself, which is known once all tiles are there.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        assert self._info is not None
+        assert self._output is not None
+        self.found = dict(found)
+        self._info = replace(self._info, metadata={**self._info.metadata, **found})
+        with explained(self._file):
+            self._output.describe(self._info.metadata)
 
     def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
         """Check that every tile is there, convert them to the output's format, and give it its name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,6 +88,10 @@ class ZarrOutput:
     def write(self, box: Box, image_zyx: Array) -> None:
         """Write one box."""
         self._array[box.slices] = image_zyx
+
+    def describe(self, metadata: Mapping[str, Any]) -> None:
+        """Say something else of the array."""
+        self._array.attrs["mitoseg"] = dict(metadata)
 
     def close(self) -> None:
         """Nothing is held back."""

@@ -406,3 +406,24 @@ def test_a_folder_that_is_no_array(refused):
     Path("out.tif/precious").touch()
     assert "the output exists" in refused()
     assert "the output is a folder that overwriting would remove" in refused("overwrite=true")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["method=dense"], ["method=strided"], ["method=window"], ["checkpoint=whole.ckpt", "tta=flips"]),
+        *(["checkpoint=whole.ckpt", "save=mask"], ["checkpoint=whole.ckpt", "save=uncertainty", "tta=flips"]),
+    ],
+    ids=" ".join,
+)
+def test_a_network_that_answers_no_number(refused, words, value):
+    """Whatever the method; the line says where."""
+    for name, network in (("a", OneConvolution()), ("whole", Padded())):
+        save_checkpoint(f"{name}.ckpt", network, arguments={"in_channels": 1})
+        checkpoint = torch.load(f"{name}.ckpt", weights_only=True)
+        bias = next(key for key in checkpoint["state_dict"] if key.endswith("bias"))
+        checkpoint["state_dict"][bias][1] = value
+        torch.save(checkpoint, f"{name}.ckpt")
+    line = refused(*words, "tile=[2,40,48]")
+    assert "NaN or infinity in the tile (z, y, x) = [0:2,0:40,0:48] of: in.tif" in line

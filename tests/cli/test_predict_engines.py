@@ -18,6 +18,7 @@ from mitoseg.volumes.staging import StagedVolume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
+GREY[:, :, :5] = GREY[2] = GREY[4, 30:] = 0  # padding
 COUNT = 3 * 3 * 3
 FIXED = ("checkpoint=a.ckpt", "trust=true", "hydra.run.dir=run", "precision=fp32", "compile=false")
 

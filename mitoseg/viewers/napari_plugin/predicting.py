@@ -26,6 +26,7 @@ from mitoseg.viewers.napari_plugin.jobs import Tell, tell_nobody
 from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
 from mitoseg.volumes.base import ArrayWriter
 from mitoseg.volumes.drift import FAR
+from mitoseg.volumes.padding import Padding, blanked, with_padding
 from mitoseg.volumes.resampling import resampled
 
 Probability = npt.NDArray[np.float32]
@@ -112,6 +113,7 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
     path = find_weights(choice.checkpoint)
     model = load_model(path)
     _check_memory(image)
+    image = with_padding(image, "auto")
     resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
     seen = resample_input("auto", image, model) if resamples else image
     volume, normalization = (seen, None) if choice.greys == AS_TRAINED else adapt_greys(choice.greys, seen, model)
@@ -131,11 +133,14 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
         size, back = seen.voxel_size, image.voxel_size
         assert size is not None
         assert back is not None
-        probability_zyx = resampled(ArrayVolume(probability_zyx, size), back, image.shape).read()
+        restored = resampled(ArrayVolume(probability_zyx, size), back, image.shape)
+        probability_zyx = blanked(restored, image.padding).read()
     about = {**prediction.metadata, "checkpoint": path.parent.name if path.stem == "model" else path.name}
+    about["padding"] = image.padding.count() if isinstance(image.padding, Padding) else 0
     instances_zyx, made = number(
         probability_zyx, about, choice.numbering, image.voxel_size or prediction.voxel_size, tell=tell
     )
+    instances_zyx = blanked(ArrayVolume(instances_zyx), image.padding).read()  # post-processing may have grown there
     return Outcome(probability_zyx, instances_zyx, about, made, _notes(image, model, choice))
 
 
@@ -174,7 +179,7 @@ def number(
     labelling = Labelling(split=numbering.split)
     instances_zyx = label_array(mask_zyx, labelling, voxel_size=voxel_size)
     tell(1.0, "done")
-    made = {key: about[key] for key in ("checkpoint",) if key in about}
+    made = {key: about[key] for key in ("checkpoint", "padding") if key in about}
     made |= {"kind": "instances", "threshold": used, "scale": 1}
     return instances_zyx, {**made, "postprocess": asdict(numbering.steps), "labelling": asdict(labelling)}
 
