@@ -44,7 +44,10 @@ def warn_of_other_greys(volume: Volume, model: Model) -> None:
     """One warning where grey values are far from training's; nothing where the checkpoint does not know those."""
     distance = greys_apart(volume, model)
     if distance > FAR:
-        text = "%s has other grey values than training (%.2g of its deviations apart): give normalize=match"
+        text = (
+            "%s has other grey values than training (%.2g of its deviations apart): give normalize=match, "
+            "or invert the image if it is bright where training is dark"
+        )
         log.warning(text, volume.path, distance)
 
 

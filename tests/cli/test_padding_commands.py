@@ -1,6 +1,7 @@
 """Margins of aligned stacks in the commands: no statistic, no foreground, no label and no tissue comes from them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,26 @@ def test_densities_are_those_of_tissue(run, capsys):
         assert rows[name]["padding_fraction"] == pytest.approx((~TISSUE).mean())
     assert rows["none"]["volume_fraction"] == pytest.approx(mask.mean())
     assert f"tissue ({100 * (~TISSUE).mean():.1f} % of the volume is padding)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_margins_cost_no_mitochondria(run, monkeypatch):
+    """The model that comes along, on tissue with black margins of 19 %: without `padding` it loses a third of them."""
+    folder = os.environ.get("MITOSEG_DATA")
+    if not folder:
+        pytest.skip("MITOSEG_DATA is not set")
+    part = np.s_[128:640, 256:768]
+    stacks = [Path(folder) / "epfl_ca1" / f"testing_z000-081{name}.tif" for name in ("", "_groundtruth")]
+    image, truth = (np.stack([tifffile.imread(path, key=z)[part] for z in range(20, 22)]) for path in stacks)
+    for name, margin in (("plain", 0), ("margins", 28)):
+        wide = ((0, 0), (margin, margin), (margin, margin))
+        tifffile.imwrite("in.tif", np.pad(image, wide), photometric="minisblack")
+        words = ("save=mask", "normalize=match", "voxel_size=[5,5,5]", f"output={name}.tif")
+        assert run(*words) == 0
+    inner = np.s_[:, 28:-28, 28:-28]
+    found = {"plain": open_volume("plain.tif").read(), "margins": open_volume("margins.tif").read()[inner]}
+    score = {n: ((m > 0) & (truth > 0)).sum() / ((m > 0) | (truth > 0)).sum() for n, m in found.items()}
+    assert score["margins"] > score["plain"] - 0.05
 
 
 @pytest.mark.parametrize("tile", [None, [1, 16, 16]])
