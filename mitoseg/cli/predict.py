@@ -35,7 +35,7 @@ from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo
 from mitoseg.volumes.opening import stored_in
-from mitoseg.volumes.padding import Padding
+from mitoseg.volumes.padding import Padding, as_stored
 from mitoseg.volumes.staging import StagedVolume
 from mitoseg.volumes.writing import check_volume_output
 
@@ -128,7 +128,7 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
         from mitoseg.cli.reporting import report_prediction_of  # draws, with libraries that take a second to load
 
         size = source.voxel_size or prediction.voxel_size
-        report_prediction_of(cfg, report, source, voxel_size=size, chosen=chosen)
+        report_prediction_of(cfg, report, as_stored(source), voxel_size=size, chosen=chosen)
     return chosen
 
 

@@ -24,6 +24,7 @@ from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.finish import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
+from mitoseg.volumes.padding import as_stored
 
 
 def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evaluation]:
@@ -97,7 +98,7 @@ def score_checkpoint(
         save_curves(folder / "figures", metrics[shown], title=shown)
     for i, region in enumerate(parts[shown] if save_overlays else ()):
         result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
-        image = ArrayVolume(region.read_image(), result.voxel_size)
+        image = ArrayVolume(as_stored(region.image).read(region.box), result.voxel_size)
         draw_overlays(folder / "figures" / f"{shown}_{i}", image, _truth(region, result), result, count=save_overlays)
     console = Console()
     for name, scores in metrics.items():

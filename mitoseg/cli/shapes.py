@@ -20,6 +20,7 @@ from mitoseg.segmentation.block_writing import write_blocks
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.storage import check_output, read_json
 from mitoseg.volumes import Volume, create_volume
+from mitoseg.volumes.padding import as_stored
 from mitoseg.volumes.writing import check_volume_output
 
 
@@ -83,7 +84,7 @@ def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.Data
                 table,
                 title=Path(cfg.input).name,
                 instances=labels,
-                image=sources.image,
+                image=None if sources.image is None else as_stored(sources.image),
                 voxel_size=size,
                 provenance=read_json(folder / "provenance.json"),
             )

@@ -94,7 +94,8 @@ class Predictor:
             for view, grey in zip(self.views, greys, strict=True):
                 image = assemble(grey, self.prediction.normalization, self.device, self.ndim)
                 for odds in answers(view.method, image, view.turn(filled)):
-                    finite &= torch.isfinite(odds).all()  # asked for once, at the end: a GPU would be waited for
+                    ends = torch.stack([odds.amin(), odds.amax()])  # which pass NaN on, ten times as fast as isfinite
+                    finite &= torch.isfinite(ends).all()  # looked at when all is done: a GPU would be waited for
                     gather.add(view.symmetry.turn_tensor_back(odds))
             found = gather.result()[write.inside(filled).slices]
         result: npt.NDArray[np.float32] = found.cpu().numpy()

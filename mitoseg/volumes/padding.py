@@ -58,6 +58,7 @@ class Padding(Volume):
         self.volume = volume
         self._packed: dict[int, tuple[bytes, ...]] = {}
         self._counts: dict[int, int] = {}
+        self._bytes = 0
 
     def find(self, box: Box) -> Mask | None:
         """The mask (z, y, x) of a box; None where it holds no padding.
@@ -92,6 +93,7 @@ class Padding(Volume):
             part = copy(self)
             part._packed = {z: self._packed[z] for z in range(box.start[0], box.stop[0]) if z in self._packed}
             part._counts = {z: self._counts[z] for z in part._packed}
+            part._bytes = sum(len(strip) for strips in part._packed.values() for strip in strips)
         return part
 
     def count(self, box: Box | None = None) -> int:
@@ -115,8 +117,8 @@ class Padding(Volume):
 
     def _look_at(self, box: Box) -> None:
         """Find the padding of the slices of a box that are not known."""
-        while sum(len(strip) for strips in self._packed.values() for strip in strips) > _KEPT:
-            self._packed.pop(next(iter(self._packed)))
+        while self._bytes > _KEPT:
+            self._bytes -= sum(map(len, self._packed.pop(next(iter(self._packed)))))
         _, Y, X = self.shape
         z, stop = box.start[0], box.stop[0]
         while z < stop:
@@ -133,6 +135,7 @@ class Padding(Volume):
                 ]
             for read in slices:
                 self._packed[z], self._counts[z] = pack_padding(read, (Y, X))
+                self._bytes += sum(map(len, self._packed[z]))
                 z += 1
 
     def _read_part(self, z: int, part: Box) -> Array:
@@ -251,7 +254,7 @@ class PaddedVolume(Volume):
     def scratch_bytes(self, box: Box) -> int:
         """A slice that is looked at, and its labels; see `Volume.scratch_bytes`."""
         looked_at = min(BAND, self.shape[1] * self.shape[2]) * (6 + self.dtype.itemsize)
-        return looked_at + self.volume.scratch_bytes(box)
+        return looked_at + box.size * self.dtype.itemsize + self.volume.scratch_bytes(box)
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
@@ -270,6 +273,7 @@ class PaddedVolume(Volume):
     @cached_property
     def _mean(self) -> float:
         """The mean grey value of the tissue, as it is stored."""
+        self.volume.padding = self.known  # a file that was opened again by another process has lost it
         greys = sample_greys(self.volume)
         mean = float(greys.mean(dtype=np.float64)) if greys.size else 0.0
         return mean if self.dtype.kind == "f" else round(mean)
@@ -350,6 +354,11 @@ def with_padding(volume: Volume, choice: object) -> Volume:
     if choice not in CHOICES:
         raise UserError("no such way to treat padding", choice, f"choose one of {', '.join(CHOICES)}")
     return PaddedVolume(volume) if choice == "auto" else volume
+
+
+def as_stored(image: Volume) -> Volume:
+    """An image with its margins as they are in the file, to be looked at."""
+    return image.volume if isinstance(image, PaddedVolume) else image
 
 
 def blanked(result: Volume, padding: object, value: int = 0) -> Volume:
