@@ -351,7 +351,7 @@ def test_a_name_that_is_too_long(refused, length):
 
 @pytest.mark.parametrize("image", ["in.tif", "nan.tif"])
 def test_folders_made_for_the_output_go_away(refused, image):
-    tif(np.full((2, 40, 48), np.nan, np.float32), "nan.tif")
+    tif(np.where(GREY == GREY[1, 20, 20], np.nan, GREY).astype(np.float32), "nan.tif")
     word = "memory=nonsense" if image == "in.tif" else "input=nan.tif"
     refused(word, "output=new/deep/out.tif")
 
@@ -412,8 +412,8 @@ def test_a_folder_that_is_no_array(refused):
 @pytest.mark.parametrize(
     "words",
     [
-        *(["method=dense"], ["method=strided"], ["method=window"], ["checkpoint=whole.ckpt", "tta=flips"]),
-        *(["checkpoint=whole.ckpt", "save=mask"], ["checkpoint=whole.ckpt", "save=uncertainty", "tta=flips"]),
+        *(["method=dense"], ["method=strided", "save=mask"], ["method=window"]),
+        *(["checkpoint=whole.ckpt", "save=instances"], ["checkpoint=whole.ckpt", "save=uncertainty", "tta=flips"]),
     ],
     ids=" ".join,
 )
@@ -426,4 +426,5 @@ def test_a_network_that_answers_no_number(refused, words, value):
         checkpoint["state_dict"][bias][1] = value
         torch.save(checkpoint, f"{name}.ckpt")
     line = refused(*words, "tile=[2,40,48]")
-    assert "NaN or infinity in the tile (z, y, x) = [0:2,0:40,0:48] of: in.tif" in line
+    assert "NaN or infinity in the tile (z, y, x) = [0:" in line
+    assert "in.tif" in line
