@@ -119,11 +119,9 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
     console = Console()
     console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
-    chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions}
+    chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
     if restored is not None:
         chosen["resampled_to"] = seen.voxel_size
-    if isinstance(source.padding, Padding):
-        chosen["padding"] = source.padding.count()
     if cfg.report:
         from mitoseg.cli.reporting import report_prediction_of  # draws, with libraries that take a second to load
 
@@ -137,9 +135,11 @@ def note_padding(source: Volume, stage: StagedVolume) -> None:
     if not isinstance(source.padding, Padding):
         return
     voxels = source.padding.count()
+    if not voxels:
+        return
     if voxels == source.box.size:
         log.warning("%s: every slice is one value throughout: there is no tissue to predict", source.path)
-    elif voxels:
+    else:
         share = 100 * voxels / source.box.size
         log.info("%s: %.1f %% is padding of one value, which was left out; see padding=", source.path, share)
     stage.add_metadata({"padding": voxels})

@@ -140,7 +140,8 @@ class Padding(Volume):
 
     def _read_part(self, z: int, part: Box) -> Array:
         """A part (y, x) of a slice."""
-        return self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0]
+        image_yx: Array = self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0]
+        return image_yx
 
     def _unpack(self, strip: bytes, rows: int) -> Mask:
         """A strip of rows as it was packed."""

@@ -351,7 +351,7 @@ def test_a_name_that_is_too_long(refused, length):
 
 @pytest.mark.parametrize("image", ["in.tif", "nan.tif"])
 def test_folders_made_for_the_output_go_away(refused, image):
-    tif(np.where(GREY == GREY[1, 20, 20], np.nan, GREY).astype(np.float32), "nan.tif")
+    tif(np.where(GREY[1, 20, 20] == GREY, np.nan, GREY).astype(np.float32), "nan.tif")
     word = "memory=nonsense" if image == "in.tif" else "input=nan.tif"
     refused(word, "output=new/deep/out.tif")
 

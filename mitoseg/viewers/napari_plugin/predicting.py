@@ -136,7 +136,8 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
         restored = resampled(ArrayVolume(probability_zyx, size), back, image.shape)
         probability_zyx = blanked(restored, image.padding).read()
     about = {**prediction.metadata, "checkpoint": path.parent.name if path.stem == "model" else path.name}
-    about["padding"] = image.padding.count() if isinstance(image.padding, Padding) else 0
+    if isinstance(image.padding, Padding) and (padded := image.padding.count()):
+        about["padding"] = padded
     instances_zyx, made = number(
         probability_zyx, about, choice.numbering, image.voxel_size or prediction.voxel_size, tell=tell
     )
@@ -179,7 +180,7 @@ def number(
     labelling = Labelling(split=numbering.split)
     instances_zyx = label_array(mask_zyx, labelling, voxel_size=voxel_size)
     tell(1.0, "done")
-    made = {key: about[key] for key in ("checkpoint", "padding") if key in about}
+    made: dict[str, Any] = {key: about[key] for key in ("checkpoint", "padding") if key in about}
     made |= {"kind": "instances", "threshold": used, "scale": 1}
     return instances_zyx, {**made, "postprocess": asdict(numbering.steps), "labelling": asdict(labelling)}
 
