@@ -97,7 +97,7 @@ def test_ignored_voxels(tmp_path):
     label[:, :8], label[:, 8:10] = 1, 7
     tifffile.imwrite(tmp_path / "a.tif", label, photometric="minisblack")
     tifffile.imwrite(tmp_path / "a_label.tif", label, photometric="minisblack")
-    mapped = files(tmp_path, ignore_label=7).splits().train[0].read_label()
+    mapped = files(tmp_path, ignore_label=7, padding="none").splits().train[0].read_label()
     assert (mapped[:, :8] == 1).all()
     assert (mapped[:, 8:10] == IGNORE).all()
     assert (mapped[:, 10:] == 0).all()
@@ -136,7 +136,8 @@ def test_datasets_in_one_hdf5_file(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = np.zeros(SHAPE, np.uint8)
         file["mito"] = np.eye(*SHAPE[1:], dtype=np.uint8)[None].repeat(SHAPE[0], 0)
-    recipe = Files(train={"image": f"{tmp_path}/a.h5:/raw", "label": f"{tmp_path}/a.h5:/mito"}, voxel_size=[40, 8, 8])
+    named = {"image": f"{tmp_path}/a.h5:/raw", "label": f"{tmp_path}/a.h5:/mito"}
+    recipe = Files(train=named, voxel_size=[40, 8, 8], padding="none")
     splits = recipe.splits()
     assert splits.voxel_size == (40.0, 8.0, 8.0)
     assert splits.train[0].read_label().sum() == 15 * 16
@@ -145,7 +146,7 @@ def test_datasets_in_one_hdf5_file(tmp_path):
 def test_colour_images_with_grey_labels(tmp_path):
     _, label = write_pair(tmp_path, "a")
     tifffile.imwrite(tmp_path / "a.tif", np.stack([label] * 3, axis=-1), photometric="rgb")
-    train = files(tmp_path, axes="zyxc").splits().train[0]
+    train = files(tmp_path, axes="zyxc", padding="none").splits().train[0]
     np.testing.assert_array_equal(train.read_image(), label[:15])
     np.testing.assert_array_equal(train.read_label(), label[:15] == 255)
     with pytest.raises(UserError, match="does not fit"):

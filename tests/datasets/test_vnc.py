@@ -43,7 +43,7 @@ def published(server, tmp_path, monkeypatch):
 
 
 def test_the_first_stack_is_used(published):
-    recipe = Vnc()
+    recipe = Vnc(padding="none")
     recipe.prepare()
     splits = recipe.splits()
     (train,), (held,) = splits.train, splits.validation
@@ -58,13 +58,13 @@ def test_the_first_stack_is_used(published):
 
 @pytest.mark.parametrize("folder", ["", "vnc", "vnc/groundtruth-drosophila-vnc-master", "vnc/*/stack1"])
 def test_a_copy_is_taken_however_deep_it_lies(published, folder):
-    Vnc().prepare()
+    Vnc(padding="none").prepare()
     root = next(published.glob(folder)) if folder else published
-    assert Vnc(root=str(root)).splits().train[0].read_image()[3, 0, 0] == 3
+    assert Vnc(root=str(root), padding="none").splits().train[0].read_image()[3, 0, 0] == 3
 
 
 def test_folds_give_test_slabs(published):
-    recipe = Vnc(folds=5, fold=2, validation={"gap": 1})
+    recipe = Vnc(padding="none", folds=5, fold=2, validation={"gap": 1})
     recipe.prepare()
     splits = recipe.splits()
     assert [r.read_image()[:, 0, 0].tolist() for r in splits.test] == [[8, 9, 10, 11]]
