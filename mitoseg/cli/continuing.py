@@ -7,12 +7,14 @@ and the numbering of epochs and steps go on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from mitoseg.errors import UserError
+from mitoseg.networks.bounds import Bounds, within
 from mitoseg.networks.checkpoint import read_checkpoint
 from mitoseg.storage import move_into_place
 from mitoseg.training.module import STATE
@@ -28,6 +30,7 @@ class Continuation:
         extended: Epochs of each extension, the one that now begins included.
         epochs: Of the whole run, extensions included.
         scored: Whether a finished run is extended just now, so that its scores are those of an earlier state.
+        bounds: To build the network in, whose arguments may be a stranger's.
     """
 
     folder: Path
@@ -35,6 +38,7 @@ class Continuation:
     extended: tuple[int, ...]
     epochs: int
     scored: bool
+    bounds: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     @classmethod
     def find(cls, cfg: DictConfig, folder: Path) -> Continuation:
@@ -48,7 +52,12 @@ class Continuation:
             if cfg.extend is not None:
                 raise UserError("extend= without a run", cfg.extend, "add resume=RUN, the run to extend")
             return cls(folder, None, (), cfg.trainer.max_epochs, False)
-        extended = list(read_checkpoint(checkpoint).get(STATE, {}).get("extended", []))
+        found = read_checkpoint(checkpoint)
+        extended = list(found.get(STATE, {}).get("extended", []))
+        if not all(isinstance(epochs, int) for epochs in extended):
+            raise UserError(
+                "the checkpoint does not say how far the run was extended", str(checkpoint), "start a new run"
+            )
         if cfg.extend is not None:
             if not isinstance(cfg.extend, int) or cfg.extend < 1:
                 raise UserError("extend is no number of epochs", cfg.extend, "give 1 or more")
@@ -56,7 +65,8 @@ class Continuation:
                 raise UserError("the run has not finished", str(folder), "go on with resume= alone, without extend=")
             extended.append(cfg.extend)
         epochs = cfg.trainer.max_epochs + sum(extended)
-        return cls(folder, checkpoint, tuple(extended), epochs, cfg.extend is not None)
+        bounds = nullcontext() if cfg.trust else within(Bounds(found["state_dict"].values()))
+        return cls(folder, checkpoint, tuple(extended), epochs, cfg.extend is not None, bounds)
 
     def put_scores_aside(self) -> None:
         """Keep the scores of a run that is extended under another name, until there are new ones."""

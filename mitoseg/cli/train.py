@@ -81,7 +81,8 @@ def build(
     seed_everything(cfg.seed, workers=True, verbose=False)
     match_channels(cfg)
     before = Continuation.find(cfg, folder)
-    network = instantiate(cfg.network)
+    with before.bounds:
+        network = instantiate(cfg.network)
     origin = start_weights(cfg, network) if before.checkpoint is None else None
     frozen = freeze(network, cfg.freeze)
     data = make_data(cfg, network)

@@ -3,24 +3,31 @@
 A checkpoint is a Lightning checkpoint that loads with ``weights_only=True`` and has one more entry, `KEY`, a plain
 dict with all that prediction needs. Its network config names a class; a hostile file could name ``os.system`` there.
 So a name must resolve inside `ALLOWED` and be an ``nn.Module`` subclass defined there, and its arguments must be
-plain data: no nested targets, no ``_args_``, no interpolations. ``trust=True`` lifts the rule on where a class lives.
+plain data: no nested targets, no ``_args_``, no interpolations, no paths, no numbers far above what its weights need.
+It is built within `mitoseg.networks.bounds`. ``trust=True`` lifts these rules but those on what is plain data.
+
+What was damaged on the way is refused as well: the checksums of the archive are compared before anything is read.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mitoseg.errors import UserError
+from mitoseg.networks.bounds import REMEDY, Bounds, within
 from mitoseg.networks.bundle import SUFFIX, bundled, read_weights
 
 KEY = "mitoseg"
@@ -33,6 +40,15 @@ NOT_READABLE = (
     *(TypeError, AttributeError, AssertionError, struct.error),  # torch's unpickler meets bytes that are no pickle
 )
 """What loading a file raises that is no checkpoint."""
+NOT_BUILT = (
+    *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+    *(ImportError, OSError, MemoryError),
+)
+"""What building a network raises whose arguments are wrong."""
+_DEEPEST, _MOST_ITEMS = 20, 10**5
+"""Of an entry `KEY`."""
+_PLAUSIBLE = 2**14
+"""No argument of a network is larger, unless one of its weights is as long."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: There is no such file, it is no checkpoint, or it is not one of mitoseg's.
     """
-    remedy = "give a best.ckpt or last.ckpt that `train` wrote"
+    remedy = _remedy(Path(path))
     if not Path(path).is_file():
         known = f", or one of the models that come along: {', '.join(bundled())}" if bundled() else ""
         raise UserError("no such checkpoint", str(path), remedy + known)
@@ -74,15 +90,66 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         weights, record = read_weights(path)
         if not isinstance(record, dict):
             raise UserError("the weights were not written by mitoseg", str(path), "give a file of `mitoseg export`")
-        return {KEY: migrate(record), "state_dict": {f"network.{name}": w for name, w in weights.items()}}
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch's advice on odd pickles; the error below says enough
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except NOT_READABLE as error:
-        raise UserError("not a checkpoint that is safe to load", str(path), remedy) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
+        found = {KEY: record, "state_dict": {f"network.{name}": w for name, w in weights.items()}}
+    else:
+        try:
+            check_archive(path)
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # torch's advice on odd pickles; the error below says enough
+                found = torch.load(path, map_location="cpu", weights_only=True)
+        except (*NOT_READABLE, zipfile.BadZipFile) as error:
+            raise UserError("not a checkpoint that is safe to load", str(path), remedy) from error
+    if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
         raise UserError("the checkpoint was not written by mitoseg", str(path), remedy)
-    return checkpoint | {KEY: migrate(checkpoint[KEY])}
+    if not _is_plain(found[KEY], [_MOST_ITEMS]) or not _are_weights(found.get("state_dict")):
+        raise UserError("the checkpoint holds something else than weights and plain data", str(path), remedy)
+    return {**found, KEY: migrate(found[KEY])}
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise unless all that ``torch.load`` would use is as ``torch.save`` wrote it.
+
+    Raises:
+        UserError: The checksum of an entry differs, or it claims more bytes than there are.
+        zipfile.BadZipFile: It is no such archive; also what `zipfile` raises of headers that make no sense.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        claimed = sum(entry.file_size for entry in entries)
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or claimed > Path(path).stat().st_size or archive.testzip() is not None:
+            raise UserError("the checkpoint is damaged, its checksum is wrong", str(path), _remedy(Path(path)))
+
+
+def _remedy(path: Path) -> str:
+    best = path.with_name("best.ckpt")
+    if path.name != best.name and path.is_file() and best.is_file():
+        return f"take the best one instead: {best}"
+    return "give a best.ckpt or last.ckpt that `train` wrote"
+
+
+def _is_plain(value: object, left: list[int], depth: int = 0) -> bool:
+    """Whether data are what JSON can say, not too deep, and not more items than there are ``left``."""
+    left[0] -= 1
+    if left[0] < 0 or depth > _DEEPEST:
+        return False
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item, left, depth + 1) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item, left, depth + 1) for item in value)
+    return isinstance(value, str | int | float | bool | None)
+
+
+def _are_weights(found: object) -> bool:
+    """Whether these are tensors by name, each with all of its numbers in memory."""
+    return isinstance(found, dict) and all(
+        isinstance(name, str)
+        and isinstance(weight, Tensor)
+        and weight.layout == torch.strided
+        and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
+        for name, weight in found.items()
+    )
 
 
 def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,14 +178,13 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
         UserError: The file, its config or its weights cannot be used; see `read_checkpoint` and `build_network`.
     """
     checkpoint = read_checkpoint(path)
-    record = checkpoint[KEY]
+    record, prefix = checkpoint[KEY], "network."
+    weights = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
-        network = build_network(record["network"], trust=trust)
-        prefix = "network."
-        weights = checkpoint["state_dict"].items()
-        network.load_state_dict({k[len(prefix) :]: v for k, v in weights if k.startswith(prefix)})
+        network = build_network(record["network"], trust=trust, weights=weights)
+        network.load_state_dict(weights)
         voxel_size = record["voxel_size"] and tuple(float(v) for v in record["voxel_size"])
-        return Model(
+        model = Model(
             network=network.eval(),
             config=record["network"],
             normalization=record["normalization"],
@@ -128,33 +194,51 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
             threshold=float(record["threshold"]),
             record=record,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        sound = _is_sound(model)
+    except NOT_BUILT as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(
             f"the checkpoint is incomplete ({reason})", str(path), "train again, or use another"
         ) from error
+    if not sound:
+        raise UserError("the checkpoint holds numbers that cannot be", str(path), "train again, or use another")
+    return model
 
 
-def build_network(config: Mapping[str, Any], *, trust: bool = False) -> nn.Module:
+def _is_sound(model: Model) -> bool:
+    """Whether the numbers that a network's scores go through are finite, and positive where they must be."""
+    voxel_size, scale = model.voxel_size or (1.0, 1.0, 1.0), model.calibration["temperature"]
+    numbers = [*model.normalization.values(), *model.calibration.values(), *voxel_size]
+    positive = min(model.normalization["std"], scale, *voxel_size) > 0
+    return all(map(math.isfinite, numbers)) and positive and len(voxel_size) == 3 and 0 <= model.threshold <= 1
+
+
+def build_network(
+    config: Mapping[str, Any], *, trust: bool = False, weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """Build a network from a config that came with a file, treating the config as data.
 
     Args:
         config: ``_target_`` and plain keyword arguments.
         trust: Allow classes from outside `ALLOWED`; they must be ``nn.Module`` subclasses all the same.
+        weights: That the network is to get: what it takes to build it must be in proportion to them.
 
     Raises:
-        UserError: The config names anything but such a class, or holds more than plain data.
+        UserError: The config names anything but such a class, holds more than plain data, or asks for too much.
 
     >>> build_network({"_target_": "os.system", "command": "echo"})
     Traceback (most recent call last):
     mitoseg.errors.UserError: the checkpoint names a network outside mitoseg.networks, ...
     """
     arguments = {key: value for key, value in config.items() if key != "_target_"}
-    _refuse_code(arguments)
+    _refuse_code(
+        arguments, None if trust else max([_PLAUSIBLE, *(n for w in (weights or {}).values() for n in w.shape)])
+    )
     target = _resolve(str(config.get("_target_")), trust)
     if getattr(target, "nested", False):  # it builds networks itself, under the same rule, whatever the file says
         arguments["trust"] = trust
-    network = target(**arguments)
+    with nullcontext() if trust else within(Bounds(None if weights is None else weights.values())):
+        network = target(**arguments)
     if not isinstance(network, nn.Module):
         raise UserError("the checkpoint's network is not a torch module", config.get("_target_"), "do not use it")
     return network
@@ -162,17 +246,16 @@ def build_network(config: Mapping[str, Any], *, trust: bool = False) -> nn.Modul
 
 def _resolve(name: str, trust: bool) -> type[nn.Module]:
     module_name, _, class_name = name.rpartition(".")
-    remedy = "do not use this file, or pass trust=true if you know who wrote it"
     if not (trust or _inside(module_name)):
-        raise UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, remedy)
+        raise UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, REMEDY)
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError("the checkpoint names a network that does not exist", name, remedy) from error
+        raise UserError("the checkpoint names a network that does not exist", name, REMEDY) from error
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
         raise UserError("the checkpoint's network is not a torch module", name, "do not use this file")
     if not (trust or _inside(target.__module__)):
-        raise UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, remedy)
+        raise UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, REMEDY)
     return target
 
 
@@ -180,18 +263,22 @@ def _inside(module_name: str) -> bool:
     return any(module_name == allowed or module_name.startswith(allowed + ".") for allowed in ALLOWED)
 
 
-def _refuse_code(value: object, where: str = "network") -> None:
-    """Raise unless a config value is plain data all the way down."""
+def _refuse_code(value: object, largest: int | None, where: str = "network") -> None:
+    """Raise unless a config value is plain data; with ``largest`` also for paths, and for numbers above it."""
     remedy = "do not use this file"
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or key.startswith("_"):
                 raise UserError(f"the checkpoint's config has a forbidden key in {where}", key, remedy)
-            _refuse_code(item, f"{where}.{key}")
+            _refuse_code(item, largest, f"{where}.{key}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _refuse_code(item, f"{where}[{index}]")
+            _refuse_code(item, largest, f"{where}[{index}]")
     elif isinstance(value, str) and ("${" in value or "hydra." in value):
         raise UserError(f"the checkpoint's config has an interpolation in {where}", value, remedy)
+    elif isinstance(value, str) and largest is not None and ("/" in value or "\\" in value):
+        raise UserError(f"the checkpoint's config has a path in {where}", value, REMEDY)
+    elif isinstance(value, int | float) and largest is not None and abs(value) > largest:
+        raise UserError(f"the checkpoint's config has a number in {where} above {largest}", value, REMEDY)
     elif not isinstance(value, str | int | float | bool | None):
         raise UserError(f"the checkpoint's config is not plain data in {where}", type(value).__name__, remedy)

@@ -62,11 +62,15 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back the best score; the paths are those of the folder as it is called now."""
+        """Take back the best score; the path is that of the folder as it is called now, whatever the state says.
+
+        Lightning removes what lies there when a better checkpoint comes.
+        """
+        best = str(Path(str(self.dirpath), "best.ckpt"))
         here = {"dirpath": str(self.dirpath)}
         for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            here[name] = state_dict[name] and str(Path(str(self.dirpath), Path(state_dict[name]).name))
-        models = {str(Path(str(self.dirpath), Path(k).name)): v for k, v in state_dict["best_k_models"].items()}
+            here[name] = state_dict[name] and best
+        models = dict.fromkeys([best][: len(state_dict["best_k_models"])], state_dict["best_model_score"])
         super().load_state_dict({**state_dict, **here, "best_k_models": models})
 
 

@@ -145,6 +145,33 @@ def test_a_resumed_run_builds_only_what_the_configs_name(work, monkeypatch, caps
     assert "'os.mkdir'" in last_line(capsys)
 
 
+def test_a_resumed_network_takes_no_more_than_its_weights_call_for(work, monkeypatch, capsys):
+    take_up(work, "network=unet2d", "network.filters=[64,8192,8192]", "network.strides=[2,2]")
+    assert command(monkeypatch, "train", "resume=stranger") == 1
+    assert "larger than its weights" in last_line(capsys)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_best_one_goes_on(work, monkeypatch, capsys):
+    take_up(work)
+    last = work / "stranger" / "checkpoints" / "last.ckpt"
+    with last.open("r+b") as file:
+        file.seek(last.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    assert command(monkeypatch, "train", "resume=stranger") == 1
+    line = last_line(capsys)
+    assert "damaged" in line
+    best = line.rpartition("instead: ")[2]
+
+    def reached(trainer, module, data, checkpoint):
+        raise UserError("reached", checkpoint.name)
+
+    monkeypatch.setattr("mitoseg.cli.train.fit", reached)
+    assert command(monkeypatch, "train", f"resume={best}") == 1
+    assert last_line(capsys) == "error: reached: 'best.ckpt'"
+
+
 class Bomb:
     """Runs something when it is unpickled."""
 

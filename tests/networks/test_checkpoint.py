@@ -1,7 +1,14 @@
 """A checkpoint is data: nothing that it names may run."""
 
 import pickle
+import random
+import shutil
+import socket
+import time
+import urllib.request
+import zipfile
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +16,8 @@ from hypothesis import strategies as st
 
 from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
-from mitoseg.networks.checkpoint import FORMAT, KEY, build_network, load_model
+from mitoseg.networks.bundle import write_weights
+from mitoseg.networks.checkpoint import FORMAT, KEY, build_network, load_model, read_checkpoint
 
 PATCH = {"_target_": "mitoseg.networks.PatchCNN", "in_channels": 3, "classes": 2}
 
@@ -84,6 +92,176 @@ def test_hostile_config_runs_nothing(config, tmp_path, monkeypatch):
     with pytest.raises(UserError):
         load_model(path)
     assert [p.name for p in tmp_path.iterdir()] == ["hostile.ckpt"]
+
+
+MONAI = "monai.networks.nets."
+PLANAR = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+LEVELS = PLANAR | {"channels": [16, 32], "strides": [2]}
+GREEDY = [
+    {"_target_": f"{MONAI}HoVerNet", "pretrained_url": "http://127.0.0.1:9/weights"},
+    {"_target_": f"{MONAI}EfficientNetBN", "model_name": "efficientnet-b0"},  # pretrained unless told otherwise
+    {
+        "_target_": f"{MONAI}FlexibleUNet",
+        "in_channels": 3,
+        "out_channels": 2,
+        "backbone": "resnet18",
+        "pretrained": True,
+    },
+    {"_target_": f"{MONAI}UNet", **PLANAR, "channels": [64, 8192, 8192], "strides": [2, 2]},
+    {"_target_": f"{MONAI}UNet", **LEVELS, "num_res_units": 10**8},
+    {"_target_": f"{MONAI}UNet", **LEVELS, "num_res_units": 16_000},
+    {"_target_": f"{MONAI}UNet", **PLANAR, "channels": [16] * 5000, "strides": [1] * 4999},
+    {"_target_": f"{MONAI}SwinUNETR", "in_channels": 1, "out_channels": 2, "feature_size": 24, "window_size": 40},
+    {"_target_": f"{MONAI}ViT", "in_channels": 1, "img_size": [4096] * 3, "patch_size": [2] * 3},
+    {"_target_": f"{MONAI}UNet", **LEVELS, "name": "../../weights"},
+    {"_target_": "mitoseg.networks.UNet", "filters": [10**4] * 3, "strides": [2, 2]},
+    {
+        "_target_": "mitoseg.networks.Ensemble",
+        "normalization": {"mean": 0.0, "std": 1.0},
+        "members": [
+            {
+                "name": f"{MONAI}UNet",
+                "arguments": PLANAR | {"channels": [64, 8192, 8192], "strides": [2, 2]},
+                "normalization": {"mean": 0.0, "std": 1.0},
+            }
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize("config", GREEDY, ids=lambda c: str(c)[10:80])
+def test_a_network_takes_no_more_than_its_weights_call_for(config, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda *a, **k: calls.append(a) or socket.create_connection(("", 1))
+    )
+    before, start = psutil.Process().memory_info().rss, time.monotonic()
+    with pytest.raises(UserError):
+        load_model(save(tmp_path / "greedy.ckpt", record(network=config)))
+    assert psutil.Process().memory_info().rss - before < 3e8
+    assert time.monotonic() - start < 20
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_target_": f"{MONAI}UNet", **LEVELS},
+        {"_target_": f"{MONAI}SwinUNETR", "in_channels": 1, "out_channels": 2, "feature_size": 12, "depths": [1] * 4},
+        {"_target_": f"{MONAI}AttentionUnet", **LEVELS},
+        {
+            "_target_": f"{MONAI}UNETR",
+            "in_channels": 1,
+            "out_channels": 2,
+            "img_size": [16, 32, 32],
+            "hidden_size": 96,
+        },
+        {"_target_": f"{MONAI}SegResNet", "spatial_dims": 3, "init_filters": 8, "out_channels": 2},
+    ],
+    ids=lambda c: c["_target_"].rpartition(".")[2],
+)
+def test_networks_of_monai_load_without_trust(config, tmp_path):
+    network = build_network(config, trust=True)
+    model = load_model(save(tmp_path / "a.ckpt", record(network=config), network))
+    found, wanted = model.network.state_dict(), network.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def nested(levels):
+    found = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+def doubled(levels):
+    found = [1]
+    for _ in range(levels):
+        found = [found, found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": nested(400)},
+        {"network": doubled(40)},  # 41 lists, 10**12 items
+        {"members": torch.zeros(3)},
+        {"threshold": float("nan")},
+        {"threshold": 3.0},
+        {"normalization": {"mean": float("nan"), "std": 1.0}},
+        {"normalization": {"mean": 0.0, "std": 0.0}},
+        {"calibration": {"prior_shift": 0.0, "temperature": -1.0, "bias": 0.0}},
+        {"voxel_size": [5.0, 5.0]},
+        {"voxel_size": [5.0, 5.0, 0.0]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_entry_that_cannot_be_is_refused(changes, tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_model(save(tmp_path / "a.ckpt", record(**changes)))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_weight_that_claims_more_than_the_file_holds(tmp_path):
+    weights = {"network.a": torch.zeros(1).expand(10**6, 10**6)}
+    torch.save({"state_dict": weights, KEY: record()}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="something else than weights"):
+        load_model(tmp_path / "a.ckpt")
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    save(tmp_path / "a.ckpt", record())
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as old,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(UserError, match="damaged"):
+        load_model(tmp_path / "b.ckpt")
+
+
+def contents(path):
+    checkpoint = read_checkpoint(path)
+    return checkpoint[KEY], checkpoint["state_dict"]
+
+
+def same(a, b):
+    return a[0] == b[0] and a[1].keys() == b[1].keys() and all(torch.equal(a[1][name], b[1][name]) for name in a[1])
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_a_flipped_bit_is_refused_or_changes_nothing(suffix, tmp_path):
+    """In headers, the pickle or JSON, the weights, the directory at the end, and anywhere."""
+    path, draw = tmp_path / f"a.{suffix}", random.Random(0)
+    network = PatchCNN(1)
+    if suffix == "ckpt":
+        save(path, record(network=PATCH | {"in_channels": 1}), network)
+    else:
+        write_weights(path, network.state_dict(), record())
+    whole, wanted = path.read_bytes(), contents(path)
+    size = len(whole)
+    places = [
+        draw.randrange(*part) for part in ((0, 100), (100, 4000), (0, size), (size - 2000, size)) for _ in range(40)
+    ]
+    refused = 0
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+        try:
+            assert same(contents(path), wanted), place
+        except UserError:
+            refused += 1
+    assert refused > 60
+
+
+def test_a_damaged_last_checkpoint_offers_the_best(tmp_path):
+    whole = save(tmp_path / "best.ckpt", record()).read_bytes()
+    shutil.copy(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
+    for damaged in (whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :], whole[:1000], b""):
+        (tmp_path / "last.ckpt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"take the best one instead: .*best.ckpt"):
+            load_model(tmp_path / "last.ckpt")
 
 
 def test_trust_allows_other_modules_but_not_other_things():

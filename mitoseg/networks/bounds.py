@@ -1,0 +1,124 @@
+"""Bounds on building a stranger's network: no files, no servers, and no more memory than its weights call for."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mitoseg.errors import UserError
+
+REMEDY = "do not use this file, or pass trust=true if you know who wrote it"
+_FORBIDDEN: tuple[str, ...] = (
+    "socket.",
+    "urllib.",
+    "subprocess.",
+    "shutil.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.startfile",
+)
+_FORBIDDEN += ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.ch")
+_FORBIDDEN += ("pickle.find_class", "webbrowser.", "_thread.start")
+"""How the names of Python's audit events begin that are refused."""
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_SLACK = {"operations": 5000, "numbers": 2**24}
+"""What any network may take, even one without weights."""
+_building = threading.local()
+
+
+class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses, before memory is taken, tensors that a network with such weights has no need of.
+
+    The networks of MONAI make two to four times as many numbers as they have weights, with four operations a tensor.
+
+    Args:
+        weights: As stored; None sets no bound.
+    """
+
+    def __init__(self, weights: Iterable[Tensor] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        shapes = [weight.shape for weight in weights or ()]
+        self.operations: float = _SLACK["operations"] + 50 * len(shapes)
+        self.numbers: float = _SLACK["numbers"] + 8 * sum(shape.numel() for shape in shapes)
+        if weights is None:
+            self.operations = self.numbers = math.inf
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Torch's own signature."""
+        self.operations -= 1
+        if not any(returned.alias_info for returned in func._schema.returns):  # neither a view nor in place
+            self.numbers -= _planned(func, args, kwargs or {})
+        if self.operations < 0 or self.numbers < 0:
+            raise UserError("the network is larger than its weights", None, REMEDY)
+        return func(*args, **(kwargs or {}))
+
+
+def _planned(func: Any, args: Any, kwargs: Any) -> int:  # noqa: ANN401 (of torch's dispatcher)
+    """How many numbers an operation will make, from running it on tensors without numbers."""
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    args, kwargs = tree_map(_without_numbers, (args, kwargs))
+    try:
+        made = func(*args, **kwargs)
+    except (RuntimeError, TypeError):  # it has no such form, or gives a number
+        return 0
+    return sum(one.numel() for one in tree_leaves(made) if isinstance(one, Tensor))
+
+
+def _without_numbers(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+@contextmanager
+def within(bounds: Bounds) -> Iterator[None]:
+    """Build a network inside; see the module.
+
+    Raises:
+        UserError: It is too large, or would write a file, call a server, start a process or unpickle something.
+    """
+    _listen()
+    before = getattr(_building, "on", False)
+    _building.on, _building.refused = True, None
+    try:
+        with bounds:
+            yield
+    except Exception as error:
+        if _building.refused:
+            what = "building the network would reach beyond its file"
+            raise UserError(what, _building.refused, REMEDY) from error
+        raise
+    finally:
+        _building.on = before
+
+
+@cache
+def _listen() -> None:
+    sys.addaudithook(_judge)  # for good: Python takes no hook away
+
+
+def _judge(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse an event in a thread that builds; as an `OSError`, of which Python's import takes no notice."""
+    if not getattr(_building, "on", False):
+        return
+    if event == "open":
+        if not (isinstance(args[2], int) and args[2] & _WRITING):
+            return
+    elif not event.startswith(_FORBIDDEN):
+        return
+    if not any("__pycache__" in str(arg) for arg in args):
+        _building.refused = event
+    raise PermissionError(event)
