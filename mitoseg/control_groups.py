@@ -10,6 +10,8 @@ machine has. Groups are nested, and each of them limits everything below it::
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,6 +40,16 @@ def memory_available(root: Path = Path("/")) -> int:
         if limit is not None and used is not None:
             left.append(limit - max(0, used - _inactive_file(folder, version)))
     return max(0, int(min(left)))
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: those it is bound to, as many as the quota of its control groups pays for.
+
+    Args:
+        root: As `memory_available`.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, math.ceil(cpu_quota(root) or bound)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mitoseg.control_groups import cpu_quota, memory_available
+from mitoseg.control_groups import cpu_quota, memory_available, usable_cores
 
 GB = 10**9
 ANYTHING = 2**63 - 4096  # what version 1 says where there is no limit
@@ -33,7 +33,7 @@ def tree(folder, cgroup, mounts, files):
 V2 = [("/", "/sys/fs/cgroup", "cgroup2", "rw,nsdelegate")]
 
 
-def test_the_tightest_group_of_version_2_counts(tmp_path):
+def test_the_tightest_group_of_version_2_counts(tmp_path, monkeypatch):
     """As systemd and SLURM nest them; the limit of a step may be "max", that of its job above it not."""
     job = "system.slice/slurmstepd.scope/job_7"
     root = tree(
@@ -54,6 +54,8 @@ def test_the_tightest_group_of_version_2_counts(tmp_path):
     )
     assert memory_available(root) == 3 * GB - 2 * GB + GB // 2
     assert cpu_quota(root) == 1.5
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert (usable_cores(root), usable_cores(tmp_path / "none")) == (2, 8)
     (tmp_path / "sys/fs/cgroup/system.slice/memory.high").write_text(str(5 * GB))
     assert memory_available(root) == GB
     (tmp_path / f"sys/fs/cgroup/{job}/memory.current").write_text(str(4 * GB))

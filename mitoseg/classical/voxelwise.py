@@ -25,6 +25,7 @@ from mitoseg.classical.sampling import Samples, draw_samples, labelled_runs
 from mitoseg.classical.saved import load_arrays, save_arrays
 from mitoseg.classical.streaming import ImageLike, as_volume, slab_depth, slab_features
 from mitoseg.classical.trees import TreeEnsemble
+from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import Volume, check_same_shape
@@ -52,7 +53,7 @@ class VoxelClassifier(ABC):
         seed: Of the sample and of the trees.
         threshold: Probability at and above which a voxel is foreground; `calibrate` sets it.
         depth: Slices of a slab, None: as memory allows. No result depends on it.
-        threads: None: as many as ``OMP_NUM_THREADS`` says, or as there are processors. No result depends on it.
+        threads: None: as many as ``OMP_NUM_THREADS`` says, or as there are usable cores. No result depends on it.
         fitted: What `fit` found.
     """
 
@@ -176,7 +177,7 @@ class VoxelClassifier(ABC):
 
     @property
     def _threads(self) -> int:
-        return self.threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
+        return self.threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or usable_cores()
 
     @property
     def _fitted(self) -> Fitted:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import mitoseg
+from mitoseg.control_groups import usable_cores
 
 COMMANDS = {
     "train": "train a network and score it on the held-out volume",
@@ -19,6 +21,11 @@ COMMANDS = {
     "view": "look at a run's volumes in a browser",
     "export": "write a trained network as safetensors, ONNX or a bioimage.io package",
 }
+SPINS = "4000"
+"""Turns, 0.05 ms or so, that a thread waits for the others of OpenMP before it sleeps.
+
+By default it waits for some milliseconds: where other work shares the cores, those that it needs.
+"""
 POSITIONAL = {"view": "run"}
 """Commands of which one word may come without its key, and that key."""
 
@@ -100,5 +107,14 @@ class _Command:
     def __call__(self, cfg: object) -> float | None:
         from importlib import import_module
 
-        result: float | None = import_module(self.__module__).run(cfg)
+        from mitoseg.cli.console import waiting
+
+        if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read once, when torch is loaded
+            os.environ["GOMP_SPINCOUNT"] = SPINS
+        with waiting("loading torch and other libraries"):
+            module = import_module(self.__module__)
+        torch, cores = sys.modules.get("torch"), usable_cores()
+        if torch is not None and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+            torch.set_num_threads(cores)
+        result: float | None = module.run(cfg)
         return result

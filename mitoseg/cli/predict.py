@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps
+from mitoseg.cli.console import waiting
 from mitoseg.cli.engine import make_engine
 from mitoseg.cli.finishing import Finisher
 from mitoseg.cli.inputs import plan_jobs
@@ -55,7 +56,8 @@ def run(cfg: DictConfig) -> None:
         check_places(source, output)
     engine = make_engine(cfg)
     model, checkpoint = load(cfg)
-    source = open_input(cfg) if jobs is None else None  # starting an engine may take minutes: look first
+    with waiting("opening the input"):
+        source = open_input(cfg) if jobs is None else None  # starting an engine may take minutes: look first
     if source is not None and not engine.in_process and not StagedVolume(cfg.output, {}, overwrite=True).moved:
         check_volume_output(cfg.output, cfg.overwrite)
     folder = run_dir()
@@ -92,7 +94,8 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
     """
     steps, labelling = chosen_steps(cfg), chosen_labelling(cfg)
     seen = resample_input(cfg.resample, source, session.model)
-    volume, normalization = adapt_greys(cfg.normalize, seen, session.model)
+    with waiting("looking at the grey values"):
+        volume, normalization = adapt_greys(cfg.normalize, seen, session.model)
     kind = staged_kind(cfg.save, cfg.dtype, cleaned=steps is not None)
     restored = restoring(seen, source, kind)
     if restored is not None and restored.mask:  # a mask is made of whole probabilities
@@ -156,7 +159,8 @@ def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stag
         decider = partial(decider, neighbours=session.team.neighbours)
     decisions = stage.decisions
     if not decisions:
-        decisions = decider(predictor) if remote is None else decide_together(session.engine, remote, decider)
+        with waiting("choosing the tiles"):
+            decisions = decider(predictor) if remote is None else decide_together(session.engine, remote, decider)
     tile = tuple(decisions["tile"])
     log.info(
         "%s on %s, %s%s, tiles of %s voxels",
@@ -186,6 +190,7 @@ def predict_tiles(
         predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=cfg.progress)
         return
     if compiled:
+        log.info("compiling: the first tile takes ten seconds or more")
         predictor.compile(stage.tile)
     predict_with_progress(
         predictor,

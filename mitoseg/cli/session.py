@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mitoseg.cli.console import waiting
 from mitoseg.cli.tiles import Remote, make_remote
 from mitoseg.cli.workers import Team, gather_team, look_around
 from mitoseg.engines import Engine, LocalEngine
@@ -97,7 +98,8 @@ def open_session(cfg: DictConfig, engine: Engine, model: Model, checkpoint: Path
     Raises:
         UserError: The workers do not fit together, or to what is asked of them.
     """
-    team = None if engine.in_process else gather_team(engine.ask(look_around), cfg.accelerator)
+    with waiting("asking the workers"):
+        team = None if engine.in_process else gather_team(engine.ask(look_around), cfg.accelerator)
     device = choose_device(cfg.accelerator).type if team is None else team.device
     if isinstance(engine, LocalEngine) and team is not None and device == "cuda":
         count = torch.cuda.device_count()

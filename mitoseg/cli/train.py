@@ -120,6 +120,8 @@ def train(
         write_json(folder / "provenance.json", collect(**origins))
         before.put_scores_aside()
     rank_zero_only(log.info)("training on %s", describe_devices(trainer))
+    if cfg.compile:
+        rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
     fit(trainer, module, data, before.checkpoint)
     if not trainer.is_global_zero:
         return None

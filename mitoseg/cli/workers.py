@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mitoseg import __version__
+from mitoseg.control_groups import usable_cores
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.inference.devices import choose_device
@@ -48,11 +49,6 @@ def look_around() -> Facts:
     devices = tuple(name for name, there in here.items() if there)
     bf16 = tuple(name for name in devices if has_bf16(torch.device(name)))
     return Facts(socket.gethostname(), usable_cores(), devices, bf16, (__version__, torch.__version__))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,10 @@ HEAPS = 50 * 10**6
 ASSEMBLING = 4
 """Copies of a tile's image while its channels are put together and normalised."""
 Tile = tuple[int, int, int]
-_TAKEN_APART = ("conv", "max_pool", "linear", "matmul", "einsum", "attention")
+_TAKEN_APART = {
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("max_pool2d", "max_pool3d", "linear", "matmul", "einsum", "scaled_dot_product_attention"),
+}
 """What has no formula for its operations, or makes more than it returns (the places of the maxima, 8 bytes each)."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -83,7 +86,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Torch's own signature."""
         kwargs = kwargs or {}
         formula = flop_registry.get(func.overloadpacket)
-        if formula is None and any(kind in func.name() for kind in _TAKEN_APART):
+        if formula is None and func.overloadpacket.__name__ in _TAKEN_APART:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:

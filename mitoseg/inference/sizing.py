@@ -155,7 +155,9 @@ class Sizing:
         with live, torch.inference_mode():
             image = torch.empty(shape, device="meta", dtype=dtype, memory_format=layout)
             method(image, write)
-        found = self._rehearsals[key] = Rehearsal(live.peak, live.operations, 4 * image.numel())
+        weights = [weight for part in parts(method) for weight in part.network.parameters()]  # type: ignore[attr-defined]
+        peak = live.peak + sum(4 * weight.numel() + weight.nbytes for weight in weights)  # reordered, and cast
+        found = self._rehearsals[key] = Rehearsal(peak, live.operations, 4 * image.numel())
         return found
 
 

@@ -1,13 +1,19 @@
 """The dispatcher, and that it stays quick."""
 
+import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import mitoseg
-from mitoseg.cli.main import COMMANDS, main
+from mitoseg.cli.console import waiting
+from mitoseg.cli.main import COMMANDS, SPINS, _Command, main
 
 ROOT = Path(mitoseg.__file__).parents[1]
 
@@ -40,6 +46,25 @@ def test_version(capsys):
 def test_choosing_a_command_imports_no_torch():
     code = "import sys, mitoseg.cli.main, mitoseg.cli.launch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, SPINS), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_threads_wait_briefly_and_are_no_more_than_the_usable_cores(given, spins, monkeypatch, caplog):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.environ", {**os.environ, **given})
+    monkeypatch.setattr("mitoseg.cli.main.usable_cores", lambda: 1)
+    monkeypatch.setattr("mitoseg.cli.console.waiting", partial(waiting, seconds=0.01))
+    monkeypatch.setitem(sys.modules, "mitoseg.cli.fake", SimpleNamespace(run=lambda cfg: cfg))
+    monkeypatch.setattr("importlib.import_module", lambda name: (time.sleep(0.1), sys.modules[name])[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    with caplog.at_level("INFO"):
+        assert _Command("fake")(5) == 5
+    assert (torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT")) == (1, spins)
+    assert caplog.messages == ["loading torch and other libraries ..."]
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -109,15 +109,21 @@ def test_same_seed_same_weights(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_resuming_gives_the_uninterrupted_run(tmp_path):
-    """Two epochs, and one epoch twice: the same weights, calibration and threshold, bit for bit."""
+def test_resuming_gives_the_uninterrupted_run(tmp_path, monkeypatch):
+    """Two epochs, and one epoch twice: the same bits of weights, calibration and threshold, on as many threads."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
     whole = module()
     trainer(tmp_path / "whole").fit(whole, datamodule=datamodule(epoch_blocks=200))
     trainer(tmp_path / "part", max_epochs=1).fit(module(), datamodule=datamodule(epoch_blocks=200))
     rest = module()
+    torch.set_num_threads(1)
     trainer(tmp_path / "part").fit(
         rest, datamodule=datamodule(epoch_blocks=200), ckpt_path=tmp_path / "part" / "last.ckpt", weights_only=True
     )
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
     for a, b in zip(whole.parameters(), rest.parameters(), strict=True):
         assert torch.equal(a, b)
     assert whole.calibration == rest.calibration
