@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def run(cfg: DictConfig) -> None:
     if source is not None and not engine.in_process and not StagedVolume(cfg.output, {}, overwrite=True).moved:
         check_volume_output(cfg.output, cfg.overwrite)
     folder = run_dir()
-    with engine:
+    with ExitStack() as stack:
+        with waiting("starting the workers"):
+            stack.enter_context(engine)
         session = open_session(cfg, engine, model, checkpoint)
         if source is not None:
             chosen = predict_one(cfg, session, source, folder / "report.html")

@@ -56,3 +56,13 @@ def test_help_names_every_option(scripts, capsys):
     training.main(["--help"])
     told = capsys.readouterr().out
     assert all(f"\n{name}=" in told for name in training.HELP)
+
+
+@pytest.mark.slow
+def test_threads_beside_other_work(scripts, tmp_path, capsys):
+    scripts("threads").main(["seconds=0.01", "turns=1", f"out={tmp_path / 'out.json'}"])
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["steps_per_second"]
+    assert all(
+        beside[side]["tiny"] > 0 for beside in found.values() for side in ("one", "default", "brief", "passive")
+    )
+    assert "a busy loop on each core" in capsys.readouterr().out
