@@ -34,6 +34,7 @@ from mitoseg.volumes.units import agreed_size, bdv_voxel_size, same_size, stated
 
 SUFFIXES = (".n5",)
 _NEEDED = ("dimensions", "blockSize", "dataType")
+_COMPRESSIONS = ("raw", "gzip", "bzip2", "xz", "blosc", "zstd")
 _LARGEST_BLOCK = 2**31
 _AXES = {2: "xy", 3: "xyz"}
 
@@ -68,6 +69,10 @@ def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] |
         block = tuple(int(n) for n in attributes["blockSize"])
         if len(block) != len(shape) or min(block) < 1 or math.prod(block) * dtype.itemsize > _LARGEST_BLOCK:
             raise UserError(f"the N5 dataset states blocks of {block} for a shape of {shape}", path, "it is damaged")
+        packing = attributes.get("compression", {"type": attributes.get("compressionType", "raw")})
+        if isinstance(packing, Mapping) and packing.get("type") not in _COMPRESSIONS:
+            what = f"the N5 dataset is compressed with {packing.get('type')}, which is not read"
+            raise UserError(what, path, f"write it again with {', '.join(_COMPRESSIONS[1:])}")
         stated = attributes.get("axes")
         named = "".join(map(str, stated)).lower() if isinstance(stated, list) else ""
         letters = named if len(named) == len(shape) and set(named) <= set("xyzct") else _AXES.get(len(shape))

@@ -13,6 +13,8 @@ from threading import Lock
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array
 
+_UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
+"""What zarr and tifffile say of compressions that they do not know."""
 _NOISY = ("tifffile", "zarr", "h5py", "imagecodecs")
 CACHE_BYTES = 128 * 2**20
 """Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
@@ -74,6 +76,9 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
         raise UserError("the file may not be read", path, "check its permissions") from error
     except Exception as error:  # whatever a decoder throws at a damaged file
         reason = f"{type(error).__name__}: {error}"[:160]
+        if any(words in reason for words in _UNKNOWN):
+            what = f"the voxels are compressed or stored in a way that is not read ({reason})"
+            raise UserError(what, path, "write the volume again with another compression, such as gzip") from error
         raise UserError(
             f"the file cannot be read ({reason})", path, "it is damaged, incomplete or of another kind"
         ) from error

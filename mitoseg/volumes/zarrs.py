@@ -44,7 +44,8 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
     """
     folder = _folder(path)
     if not folder.is_dir():
-        raise UserError("no such folder", path, "check the path")
+        what = "the Zarr is a file, not a folder" if folder.is_file() else "no such folder"
+        raise UserError(what, path, "unpack it" if folder.is_file() else "check the path")
     with opening(path):
         try:
             node = zarr.open(store=CheckedStore(folder.absolute(), read_only=True), mode="r")

@@ -200,6 +200,13 @@ def test_a_block_that_is_a_pipe(tmp_path, image_zyx):
         open_volume(path).check_complete()
 
 
+def test_a_compression_that_is_not_read_is_named(tmp_path, image_zyx):
+    path = write_n5(tmp_path / "a.n5" / "raw", image_zyx, {"compression": {"type": "lz4"}})
+    with pytest.raises(UserError, match=r"compressed with lz4.*write it again with gzip") as caught:
+        open_volume(path)
+    assert "damaged" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "change", [{"blockSize": [10**9] * 3}, {"blockSize": [0, 1, 1]}, {"blockSize": [64, 64]}, {"dataType": "string"}]
 )

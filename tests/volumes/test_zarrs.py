@@ -201,6 +201,19 @@ def test_a_chunk_that_unpacks_to_far_too_much(tmp_path, image_zyx, version, code
         volume.read()
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_codec_that_is_not_known_is_named(tmp_path, image_zyx, version):
+    zarr.create_array(tmp_path / "a.zarr", data=image_zyx, zarr_format=version)
+    file = tmp_path / "a.zarr" / (".zarray" if version == 2 else "zarr.json")
+    metadata = json.loads(file.read_text())
+    codecs = [*metadata.get("codecs", ())[:-1], {"name": "zfp_new"}]
+    codec = {"compressor": {"id": "zfp_new"}} if version == 2 else {"codecs": codecs}
+    file.write_text(json.dumps(metadata | codec))
+    with pytest.raises(UserError, match=r"in a way that is not read.*zfp_new.*write the volume again") as caught:
+        open_volume(f"{tmp_path}/a.zarr").read()
+    assert "damaged" not in str(caught.value)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_chunk_that_is_a_pipe(tmp_path, image_zyx):
     zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, chunks=(3, 37, 50))
