@@ -84,3 +84,18 @@ def test_training_on_two_processes_from_an_empty_folder(installed, tmp_path):
     assert (made / "checkpoints" / "last.ckpt").is_file()
     assert (made / "metrics.json").is_file()
     assert {path.name for path in folder.iterdir()} == {"outputs", "its data"}
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds of pyproject.toml are tried with Python 3.11")
+def test_the_lowest_versions_that_are_allowed_train_and_predict(wheel, tmp_path):
+    """Only torch is that of constraints/cpu.txt: its lowest version would fetch gigabytes of CUDA once more."""
+    venv.create(tmp_path / "an environment", with_pip=True)
+    scripts = tmp_path / "an environment" / ("Scripts" if os.name == "nt" else "bin")
+    run([str(scripts / "python"), "-m", "pip", "install", "--quiet", "uv"], tmp_path)
+    lowest = ["--resolution", "lowest-direct", "--constraint", str(ROOT / "constraints" / "cpu.txt")]
+    run([str(scripts / "uv"), "pip", "install", "--python", str(scripts / "python"), *lowest, str(wheel)], tmp_path)
+    run([str(scripts / "mitoseg"), "train", *TINY, "hydra.run.dir=run"], tmp_path)
+    (image,) = (tmp_path / "its data").glob("fibsem_4x*/image.tif")
+    words = ["checkpoint=run/checkpoints/best.ckpt", f"input={image}", "output=out.zarr"]
+    run([str(scripts / "mitoseg"), "predict", *words], tmp_path)
+    assert (tmp_path / "out.zarr").is_dir()
