@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from mitoseg.progress import progress
 
 
 @dataclass
@@ -39,10 +38,7 @@ def stage(title: str, *, show: bool = True) -> Iterator[Cost]:
         The cost, which is set when the block ends.
     """
     cost = Cost()
-    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task(title, total=1)
+    with progress(title, show=show):
         clock, processor = time.perf_counter(), time.process_time()
         yield cost
         cost.seconds, cost.cpu_seconds = time.perf_counter() - clock, time.process_time() - processor
-        bar.update(task, completed=1)

@@ -15,10 +15,10 @@ from rich.console import Console
 from scipy.special import expit
 
 from mitoseg.cli.launch import run_dir
-from mitoseg.cli.progress import progress_bar
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Decision, decide
 from mitoseg.geometry import Box, slabs
+from mitoseg.progress import progress
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, check_volume_output, create_volume, open_volume
@@ -48,11 +48,11 @@ def average_predictions(cfg: DictConfig) -> None:
     options = {"voxel_size": first.voxel_size, "metadata": metadata, "overwrite": cfg.overwrite}
     with (
         create_volume(str(cfg.output), first.shape, np.float32, **options) as writer,
-        progress_bar("averaging", first.box.size) as advance,
+        progress("averaging", first.box.size, unit="voxels") as task,
     ):
         for slab in slabs(first.box, max(1, _SLAB // (first.shape[1] * first.shape[2]))):
             writer.write(slab, _mean(volumes, decisions, slab))
-            advance(slab)
+            task.advance(slab.size)
     write_json(run_dir() / "provenance.json", collect(predictions=paths, output=str(cfg.output), threshold=threshold))
     Console().print(f"mean of {len(paths)} predictions in {cfg.output}", soft_wrap=True, markup=False)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from mitoseg.cli.progress import progress_bar
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import decide
+from mitoseg.progress import progress
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.cleaning import BLOCK, Cleaner
 from mitoseg.storage import scratch_folder
@@ -64,8 +64,8 @@ def cleaned(
     with scratch_folder(folder / "cleaning") as scratch:
         cleaner = Cleaner(steps, scratch.absolute(), engine, BLOCK)
         options = {"scale": decision.scale, "voxel_size": size, "image": image}
-        with progress_bar("post-processing", prediction.box.size, show=show) as advance:
-            mask = cleaner(prediction, decision.threshold, **options, on_box=advance)  # type: ignore[arg-type]
+        with progress("post-processing", prediction.box.size, unit="voxels", show=show) as task:
+            mask = cleaner(prediction, decision.threshold, **options, on_box=lambda box: task.advance(box.size))  # type: ignore[arg-type]
         metadata = {"kind": "mask", "threshold": decision.threshold, "postprocess": asdict(steps)}
         mask.info = replace(mask.info, path=prediction.path, voxel_size=prediction.voxel_size, metadata=metadata)
         yield mask

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from mitoseg.cli.comparing import compare_tables
 from mitoseg.cli.engine import make_engine
@@ -21,6 +19,7 @@ from mitoseg.cli.shapes import check_shape_options, write_shapes
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.score import check_shapes
+from mitoseg.progress import progress
 from mitoseg.provenance import collect
 from mitoseg.segmentation import measure_instances, summarise
 from mitoseg.storage import check_output, make_folders, plain, write_json
@@ -74,8 +73,8 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
     decision = decide(volumes["input"], cfg.threshold, cfg.kind)
     with engine, find_sources(cfg, volumes, size, decision, engine) as (sources, scratch):
-        with progress_bar(title, show=cfg.progress) as advance:
-            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": advance, "scratch": scratch}
+        with progress(title, 1.0, show=cfg.progress) as task:
+            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": task.reach, "scratch": scratch}
             table = measure_instances(sources, engine=engine, **options)
         padding = count_padding(volumes) if cfg.padding == "auto" else 0
         summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size, padding)}
@@ -101,15 +100,6 @@ def count_padding(volumes: Mapping[str, Volume]) -> int:
     given = volumes["input"]
     noted = given.info.metadata.get("padding", 0)
     return noted if isinstance(noted, int) and 0 <= noted <= given.box.size else 0
-
-
-@contextmanager
-def progress_bar(title: str, *, show: bool) -> Iterator[Callable[[float], None]]:
-    """A bar; what it yields is called with the share that is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda share: bar.update(task, completed=share)
 
 
 def summary_path(output: Path) -> Path:

@@ -22,7 +22,6 @@ from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
 from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
 from mitoseg.cli.prediction import predict_with_progress, staged_kind
-from mitoseg.cli.progress import progress_bar
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
@@ -33,6 +32,7 @@ from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.resampling import resample_input, restoring
 from mitoseg.networks.bundle import DEFAULT
+from mitoseg.progress import progress
 from mitoseg.provenance import collect
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo
@@ -120,8 +120,8 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
         elif steps is not None and not stage.moved:
             finisher.write_mask(steps)
         else:
-            with progress_bar("writing", source.box.size, show=cfg.progress and stage.converts) as advance:
-                stage.finish(advance)
+            with progress("writing", source.box.size, unit="voxels", show=cfg.progress and stage.converts) as task:
+                stage.finish(lambda box: task.advance(box.size))
     console = Console()
     console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
     console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from mitoseg.cli.progress import progress_bar
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, Predictor, predict_volume
 from mitoseg.inference.predict import BoxWriter
 from mitoseg.inference.prepare import INSTANCES
+from mitoseg.progress import progress
 from mitoseg.volumes import Volume
 
 
@@ -40,5 +40,7 @@ def predict_with_progress(
 ) -> None:
     """`predict_volume` with a progress bar over the voxels."""
     total = (box or volume.box).size
-    with progress_bar(f"predicting {title}", total, done_voxels, show=show) as advance:
-        predict_volume(prediction, volume, writer, box=box, tile=tile, done=done, on_tile=advance)
+    with progress(f"predicting {title}", total, done=done_voxels, unit="voxels", show=show) as task:
+        predict_volume(
+            prediction, volume, writer, box=box, tile=tile, done=done, on_tile=lambda part: task.advance(part.size)
+        )

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from mitoseg.cli.progress import progress_bar
 from mitoseg.engines import Engine, Prepared, here, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, Predictor
 from mitoseg.inference.protocol import dimensions
 from mitoseg.networks.checkpoint import Model, load_model
+from mitoseg.progress import progress
 from mitoseg.volumes import Volume
 from mitoseg.volumes.stage_folder import explained
 from mitoseg.volumes.staging import StagedVolume
@@ -161,11 +161,11 @@ def predict_on_workers(
     maker = TileMaker(remote, stage.array.absolute(), stage.tile, compiled)
     missing = (tile for tile in stage.tiles() if tile not in stage.done)
     done, total = sum(tile.size for tile in stage.done), remote.volume.box.size
-    with progress_bar(f"predicting {title}", total, done, show=show) as advance:
+    with progress(f"predicting {title}", total, done=done, unit="voxels", show=show) as task:
 
         def take(tile: Box, _: None) -> None:
             stage.take(tile)
-            advance(tile)
+            task.advance(tile.size)
 
         engine.map(Prepared(maker), missing, take)
     stage.tidy()

@@ -13,10 +13,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
+from mitoseg.progress import on_terminal
 from mitoseg.training.callbacks import SlicePictures
 from mitoseg.training.checkpointing import SCORE, BestCheckpoint, LastCheckpoint
 from mitoseg.training.guards import FiniteLoss
-from mitoseg.training.progress import Progress, Throughput
+from mitoseg.training.progress import Progress, ProgressLines, Throughput
 from mitoseg.training.shallow import ShallowConvolutions
 
 
@@ -33,7 +34,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
             raise UserError("ema is no decay", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
         callbacks.append(EMAWeightAveraging(decay=cfg.ema))
     if cfg.trainer.enable_progress_bar:
-        callbacks.append(Progress(throughput))
+        callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
     callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer would add its own only where there is a limit
     return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import pooch
 import requests
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from mitoseg.errors import UserError
+from mitoseg.progress import progress as show_progress
 from mitoseg.storage import open_own
 
 _log = logging.getLogger(__name__)
@@ -141,21 +140,20 @@ class ResumingDownloader:
     def _receive(self, response: requests.Response, start: int) -> None:
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else self.size
-        with open(self.part, "ab" if start else "wb", opener=open_own) as file, self._bar() as bar:
-            task = bar.add_task(self.part.name.removesuffix(".part"), total=total, completed=start)
+        what, show = f"downloading {self.part.name.removesuffix('.part')}", self.progress
+        with (
+            open(self.part, "ab" if start else "wb", opener=open_own) as file,
+            show_progress(what, total, done=start, unit="bytes", show=show) as task,
+        ):
             done = start
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                bar.update(task, completed=done)
+                task.reach(done)
                 if self.size is not None and done > self.size:
                     break
         if length and done < start + int(length):
             raise _CutError(f"the connection ended after {done} of {total} bytes")
-
-    def _bar(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        return Progress(*columns, console=Console(stderr=True), disable=not self.progress)
 
 
 def fetch(file: RemoteFile, folder: Path, *, progress: bool = True, retries: int = 5, wait_s: float = 1.0) -> Path:

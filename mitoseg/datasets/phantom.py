@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
@@ -14,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pooch
 from filelock import FileLock
-from rich.console import Console
-from rich.status import Status
 
 from mitoseg.datasets.files import Files
 from mitoseg.datasets.naming import Named
@@ -24,6 +21,7 @@ from mitoseg.datasets.synthetic import VERSION, generate_phantom, get_preset
 from mitoseg.datasets.synthetic.generate import checked_shape, seed_sequences
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.progress import progress
 from mitoseg.storage import atomic_output
 from mitoseg.volumes import create_volume
 
@@ -129,7 +127,7 @@ class Phantom(Files):
     def _make(self, split: str, folder: Path) -> None:
         shape, seed = self.shapes[split], self.volume_seed(split)
         _log.info("making the %s phantom, %s voxels, seed %d, in %s", split, "x".join(map(str, shape)), seed, folder)
-        with _progress(f"making the {split} phantom ({self.preset.name}, {' x '.join(map(str, shape))} voxels)"):
+        with progress(f"making the {split} phantom ({self.preset.name}, {' x '.join(map(str, shape))} voxels)"):
             image_zyx, label_zyx, instances_zyx = generate_phantom(shape, seed, self.preset)
             with atomic_output(folder) as temporary:
                 temporary.mkdir()
@@ -141,8 +139,3 @@ class Phantom(Files):
 def _write(path: Path, kind: str, array_zyx: npt.NDArray[np.unsignedinteger], voxel_nm: Sequence[float]) -> None:
     with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=voxel_nm, metadata={"kind": kind}) as writer:
         writer.write(Box.of_shape(array_zyx.shape), array_zyx)
-
-
-def _progress(text: str) -> AbstractContextManager[Status]:
-    """A line on the terminal for as long as it takes; nothing where the output is a file."""
-    return Console(stderr=True).status(text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from mitoseg.errors import UserError
+from mitoseg.progress import progress
 from mitoseg.storage import scratch_folder
 
 LIMIT_BYTES = 8 * 1024**3
@@ -53,12 +54,13 @@ def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> No
         with scratch_folder(folder) as temporary:
             root, left = temporary / folder.name, limit_bytes
             root.mkdir()
-            with _members(archive) as members:
+            with _members(archive) as members, progress(f"unpacking {archive.name}", unit="bytes") as task:
                 for count, (name, stream) in enumerate(members):
                     if count >= LIMIT_FILES:
                         raise _refusal(archive, f"holds more than {LIMIT_FILES} files")
                     target = root / _safe_name(name, archive)
                     left -= _copy(stream, target, left, archive, limit_bytes)
+                    task.reach(limit_bytes - left)
             _appear(root, folder)
     except _DAMAGED as error:
         raise UserError(f"cannot unpack the archive ({error})", str(archive), "remove it and run again") from error

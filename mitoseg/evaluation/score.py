@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
@@ -19,6 +16,7 @@ from mitoseg.evaluation.tally import DIMS, Bootstrap, Evaluation, Tally
 from mitoseg.geometry import Box
 from mitoseg.geometry import slabs as cut
 from mitoseg.metrics import BINS, Counts
+from mitoseg.progress import progress as show_progress
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.opening import swapped
 
@@ -85,7 +83,7 @@ def evaluate(
     histogram = np.zeros((2, BINS), np.int64)
     margin = halo(bands, known or (1, 1, 1))
     blocks = list(_blocks(crop, margin, depth))
-    with _bar(len(blocks), show=progress) as advance:
+    with show_progress("scoring", len(blocks), unit="blocks", show=progress) as task:
 
         def add(block: Box, found: BlockCounts) -> None:
             nonlocal histogram
@@ -94,7 +92,7 @@ def evaluate(
             for dims, counts in found.near.items():
                 near[dims] = [x + y for x, y in zip(near[dims], counts, strict=True)]
             histogram = histogram + found.histogram
-            advance()
+            task.advance()
 
         function = CountBlock(prediction, truth, decision, bands, known or (1, 1, 1))
         (engine or LocalEngine()).map(function, blocks, add)
@@ -102,14 +100,6 @@ def evaluate(
     about = {"kind": decision.kind, "crop": str(crop), "shape": list(truth.shape), "voxel_size": known}
     thresholds = {"threshold": decision.threshold, "threshold_source": decision.source}
     return tally.report(bootstrap, thresholds | about)
-
-
-@contextmanager
-def _bar(total: int, *, show: bool) -> Iterator[Callable[[], None]]:
-    """A bar over blocks; what it yields is called for each that is done."""
-    with Progress(console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task("scoring", total=total)
-        yield lambda: bar.advance(task)
 
 
 def pool_evaluations(results: Sequence[Mapping[str, object]]) -> Evaluation:

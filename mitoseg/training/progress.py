@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from torch import Tensor
 
 from mitoseg.metrics.torch_metrics import block_scores
+from mitoseg.progress import clock, lines
+from mitoseg.training.checkpointing import SCORE
 from mitoseg.training.module import SegmentationModule
 
 SECONDS = 1.0
@@ -92,7 +96,7 @@ class Progress(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, *rest)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s``, and ``left`` in minutes:seconds."""
+        """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s``, and the time ``left``."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if isinstance(pl_module, SegmentationModule) and trainer.training:
@@ -103,8 +107,50 @@ class Progress(RichProgressBar):
                 metrics["JAC"] = block_scores(counts)["block_jaccard"]
         if self.throughput.speed is not None:
             metrics["blocks/s"] = f"{self.throughput.speed:,.0f}"
-        done, total = trainer.global_step - self._first_step, trainer.estimated_stepping_batches
-        if done >= 20 and total != float("inf"):
-            left = (time.monotonic() - self._clock) / done * (total - trainer.global_step)
-            metrics["left"] = f"{int(left) // 60}:{int(left) % 60:02d}"
+        if (left := time_left(trainer, self._clock, self._first_step)) is not None:
+            metrics["left"] = clock(left)
         return metrics
+
+
+class ProgressLines(ProgressBar):
+    """Step, loss, validation JAC and time left as a line every half minute, where there is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._going_on = ExitStack()
+
+    def disable(self) -> None:
+        """Lightning asks further ranks to be silent; they start no lines."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and the lines."""
+        self._clock, self._first_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            self._going_on.enter_context(lines(partial(self.line, trainer, pl_module)))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """No more lines."""
+        self._going_on.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """No more lines."""
+        self._going_on.close()
+
+    def line(self, trainer: Trainer, module: LightningModule) -> str:
+        """Such as ``step 1200, epoch 3 of 12, loss 0.1234, validation JAC 0.812, 0:12:30 left``."""
+        told = [f"step {trainer.global_step}", f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"]
+        if isinstance(module, SegmentationModule) and module.last_loss is not None:
+            told.append(f"loss {float(module.last_loss):.4f}")
+        if (score := trainer.callback_metrics.get(SCORE)) is not None:
+            told.append(f"validation JAC {float(score):.3f}")
+        if (left := time_left(trainer, self._clock, self._first_step)) is not None:
+            told.append(f"{clock(left)} left")
+        return ", ".join([*told, *(["validating"] if trainer.validating else [])])
+
+
+def time_left(trainer: Trainer, start: float, first_step: int) -> float | None:
+    """Seconds until the last step, by the speed since the first; None before that can be told."""
+    done = trainer.global_step - first_step
+    if done < 1 or (total := trainer.estimated_stepping_batches) == float("inf"):
+        return None
+    return (time.monotonic() - start) / done * (total - trainer.global_step)

@@ -1,0 +1,157 @@
+"""How far a command is: a bar on a terminal, and elsewhere (``nohup``, a job's log) a plain line every half minute."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+SECONDS = 30.0
+"""Between two lines where there is no terminal."""
+_SIZES = {"voxels": (1e6, "megavoxels"), "bytes": (1e6, "MB")}
+
+
+@dataclass
+class Task:
+    """Something that goes on.
+
+    Attributes:
+        title: What is being done.
+        total: All of it; None if nobody knows.
+        done: What is done.
+        unit: ``voxels``, ``bytes``, ``blocks``, or nothing for a share.
+        pieces: How many pieces have been reported.
+    """
+
+    title: str
+    total: float | None
+    done: float = 0.0
+    unit: str = ""
+    pieces: int = 0
+    changed: Callable[[], None] = lambda: None
+    _before: float = field(init=False)
+    _start: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self._before = self.done
+
+    def advance(self, amount: float = 1.0) -> None:
+        """So much more is done."""
+        self.reach(self.done + amount)
+
+    def reach(self, done: float) -> None:
+        """So much is done in all."""
+        self.done, self.pieces = done, self.pieces + 1
+        self.changed()
+
+    def speed(self) -> str:
+        """Voxels or bytes a second, such as ``0.52 megavoxels/s``; empty where there is nothing to tell."""
+        seconds, new = time.monotonic() - self._start, self.done - self._before
+        if self.unit not in _SIZES or not seconds or not new:
+            return ""
+        size, name = _SIZES[self.unit]
+        return f"{new / seconds / size:.2f} {name}/s"
+
+    def line(self) -> str:
+        """All of it in a line, such as ``predicting a.tif: 120 tiles, 25 %, 0.52 megavoxels/s, 0:03:20 left``."""
+        seconds, new = time.monotonic() - self._start, self.done - self._before
+        told = [f"{self.pieces} tiles"] if self.unit == "voxels" else []
+        if self.unit == "blocks":
+            told = [f"{self.done:.0f} of {self.total:.0f} blocks"]
+        if self.total:
+            told.append(f"{100 * self.done / self.total:.0f} %")
+        elif self.unit == "bytes":
+            told.append(f"{self.done / 1e6:.0f} MB")
+        told.append(self.speed())
+        if self.total and new:
+            told.append(f"{clock(seconds * (self.total - self.done) / new)} left")
+        else:
+            told.append(f"{clock(seconds)} so far")
+        return f"{self.title}: {', '.join(filter(None, told))}"
+
+
+def on_terminal() -> bool:
+    """Whether the error stream is a terminal that can redraw a line."""
+    try:
+        return sys.stderr.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    except ValueError:  # it is closed
+        return False
+
+
+def clock(seconds: float) -> str:
+    """A time as hours:minutes:seconds.
+
+    >>> clock(200.7)
+    '0:03:20'
+    """
+    return str(timedelta(seconds=int(seconds)))
+
+
+@contextmanager
+def progress(
+    title: str, total: float | None = None, *, done: float = 0.0, unit: str = "", show: bool = True
+) -> Iterator[Task]:
+    """Show how far something is until the block ends.
+
+    Args:
+        title: What is being done.
+        total: All of it; None if nobody knows.
+        done: What was done before.
+        unit: Of both: ``voxels``, ``bytes``, ``blocks``, or nothing for a share.
+        show: False shows nothing.
+
+    Yields:
+        Where to say what is done.
+    """
+    task = Task(title, total, done, unit)
+    if not show:
+        yield task
+    elif not on_terminal():
+        with lines(task.line):
+            yield task
+    else:
+        texts = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        with Progress(*texts, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            drawn = bar.add_task(escape(title), total=total, completed=done, rate="")
+            task.changed = lambda: bar.update(drawn, completed=task.done, rate=task.speed())
+            yield task
+            bar.update(drawn, total=task.done or 1, completed=task.done or 1)
+
+
+@contextmanager
+def lines(say: Callable[[], str]) -> Iterator[None]:
+    """Log a line every `SECONDS` until the block ends, from a thread of its own: a single step may take longer.
+
+    Args:
+        say: The line.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(SECONDS):
+            log.info("%s", say())
+
+    thread = threading.Thread(target=repeat, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

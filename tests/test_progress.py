@@ -1,0 +1,79 @@
+"""Where there is no terminal, progress is plain lines; on one it is a bar."""
+
+import io
+import logging
+import sys
+import time
+
+import pytest
+
+from mitoseg import progress as module
+from mitoseg.progress import on_terminal, progress
+
+
+@pytest.fixture
+def quick(monkeypatch, caplog):
+    """A line every twenty milliseconds instead of every thirty seconds."""
+    monkeypatch.setattr(module, "SECONDS", 0.02)
+    caplog.set_level(logging.INFO, logger="mitoseg.progress")
+    return caplog
+
+
+def until_told(caplog, count=1):
+    deadline = time.monotonic() + 10
+    while len(caplog.messages) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"total": 4e6, "unit": "voxels"}, "at work: 1 tiles, 25 %"),
+        ({"total": 4e6, "unit": "bytes"}, "at work: 25 %"),
+        ({"unit": "bytes"}, "at work: 1 MB"),
+        ({"total": 4e6}, "at work: 25 %"),
+    ],
+)
+def test_a_line_says_how_far_it_is(quick, capsys, options, line):
+    with progress("at work", **options) as task:
+        task.advance(1e6)
+        until_told(quick, 2)
+    assert quick.messages[-1].startswith(line)
+    assert quick.messages[-1].endswith((" left", " so far"))
+    told = len(quick.messages)
+    time.sleep(0.06)
+    assert len(quick.messages) == told, "it goes on after its end"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_step_without_end_and_without_a_total_is_told_as_well(quick):
+    with progress("fitting"):
+        until_told(quick)
+    assert quick.messages[0] == "fitting: 0:00:00 so far"
+    with progress("scoring", 40, unit="blocks", done=12):
+        until_told(quick, len(quick.messages) + 1)
+    assert quick.messages[-1].startswith("scoring: 12 of 40 blocks, 30 %")
+
+
+def test_nothing_is_told_where_it_is_not_wanted(quick):
+    with progress("at work", 2, show=False) as task:
+        task.advance()
+        time.sleep(0.05)
+    assert quick.messages == []
+
+
+def test_a_terminal_gets_a_bar(quick, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("at [work]", 2, unit="blocks") as task:
+        task.advance()
+    assert "at [work]" in terminal.getvalue()
+    assert quick.messages == []
+    monkeypatch.setenv("TERM", "dumb")
+    assert not on_terminal()
