@@ -24,6 +24,11 @@ from omegaconf.errors import (
 )
 
 from mitoseg.errors import UserError
+from mitoseg.storage import explain_storage_error, is_storage_error
+
+_TALKATIVE = {"lightning", "lightning_fabric", "pytorch_lightning", "distributed", "dask", "matplotlib", "tornado"}
+"""Libraries whose warnings are about how they are called, which is our affair; what goes wrong they raise."""
+_TALKATIVE_FILES = re.compile(r"[/\\](lightning\w*|pytorch_lightning|tensorboard|distributed|dask|torchmetrics)[/\\]")
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,9 @@ class OwnInformation(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is shown."""
-        return record.levelno > logging.INFO or record.name.split(".")[0] in {"mitoseg", "hydra", "HYDRA", "__main__"}
+        source = record.name.split(".")[0]
+        least = logging.ERROR if source in _TALKATIVE else logging.WARNING
+        return record.levelno >= least or source in {"mitoseg", "hydra", "HYDRA", "__main__"}
 
 
 @contextmanager
@@ -79,9 +86,10 @@ def _log_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Log a warning in one line; what concerns programmers alone (deprecations) only shows with ``hydra.verbose``."""
+    """Log a warning in one line; what concerns programmers alone only shows with ``hydra.verbose=true``."""
     for_programmers = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
-    level = logging.DEBUG if for_programmers else logging.WARNING
+    quiet = for_programmers or _TALKATIVE_FILES.search(filename) or category.__module__.startswith("lightning")
+    level = logging.DEBUG if quiet else logging.WARNING
     place = f"{category.__name__}, {Path(filename).name}:{lineno}"
     logging.getLogger("py.warnings").log(level, "%s (%s)", squeeze(str(message)), place)
 
@@ -115,6 +123,10 @@ def user_message(error: BaseException) -> str | None:
             return str(link)
         if isinstance(link, MissingMandatoryValue):
             return f"{link.full_key} has no value; add {link.full_key}=... to the command"
+        if type(link).__name__ == "MisconfigurationException":  # Lightning's
+            return squeeze(str(link))
+        if isinstance(link, OSError) and is_storage_error(link):
+            return str(explain_storage_error(link, Path(link.filename or ".")))
         link = link.__cause__
     if isinstance(error, InstantiationException):
         return None

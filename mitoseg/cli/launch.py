@@ -121,6 +121,18 @@ def claim(folder: Path) -> Path:
     return free
 
 
+def check_current_folder() -> None:
+    """Refuse to run in a folder that somebody has removed.
+
+    Raises:
+        UserError: The current one is gone.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder is gone", None, "change to one that exists") from error
+
+
 def default_config_dir() -> Path:
     """The folder of the Hydra configs: inside the package in a wheel, beside it in a clone."""
     package = Path(mitoseg.__file__).resolve().parent
@@ -133,6 +145,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
     words: list[str] = []
     sweep: Sweep | None = None
     try:
+        check_current_folder()
         options, words = split_words(sys.argv[1:])
         import_from_config_dir(options)
         words, options, sweeps = find_sweep(quote_overrides(words), options)

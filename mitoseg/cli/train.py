@@ -6,13 +6,14 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer, seed_everything
@@ -20,7 +21,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from mitoseg.blocks import RegionDataModule
-from mitoseg.cli.console import shown
+from mitoseg.cli.cleaning import chosen_steps
+from mitoseg.cli.console import shown, user_message
 from mitoseg.cli.continuing import Continuation
 from mitoseg.cli.costs import training_costs
 from mitoseg.cli.hparams import log_hparams
@@ -31,6 +33,7 @@ from mitoseg.cli.scoring import score_run
 from mitoseg.cli.watching import make_callbacks, make_loggers
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
+from mitoseg.inference import choose_method
 from mitoseg.inference.precision import can_compile
 from mitoseg.inference.protocol import BlockNetwork, dimensions, per_axis
 from mitoseg.networks import DenseForm
@@ -78,21 +81,36 @@ def build(
     Raises:
         UserError: Something in the config is wrong.
     """
+    check_options(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    match_channels(cfg)
+    with built_from("data"):
+        match_channels(cfg)
     before = Continuation.find(cfg, folder)
-    with before.bounds:
-        network = instantiate(cfg.network)
+    with built_from("network"):
+        with before.bounds:
+            network = instantiate(cfg.network)
+        choose_method(cfg.method, network)
     origin = start_weights(cfg, network) if before.checkpoint is None else None
-    frozen = freeze(network, cfg.freeze)
-    data = make_data(cfg, network)
-    trainer = build_trainer(cfg, folder, max_epochs=before.epochs)
+    with built_from("freeze"):
+        frozen = freeze(network, cfg.freeze)
+    with built_from("data"):
+        data = make_data(cfg, network)
+    with built_from("trainer"):
+        trainer = build_trainer(cfg, folder, max_epochs=before.epochs)
+    with built_from("optimizer"):
+        trial = instantiate(cfg.optimizer)(network)
+    with built_from("scheduler"):
+        scheduler = instantiate(cfg.scheduler)
+        if scheduler is not None:
+            scheduler(trial, 100)
+    with built_from("loss"):
+        loss = DeepSupervision(instantiate(cfg.loss), cfg.head_weights)
     make_module = partial(
         SegmentationModule,
         network,
         OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
-        scheduler=instantiate(cfg.scheduler),
-        loss=DeepSupervision(instantiate(cfg.loss), cfg.head_weights),
+        scheduler=scheduler,
+        loss=loss,
         method=cfg.validation_method,
         extended=before.extended,
         channels_last=cfg.channels_last,
@@ -103,6 +121,58 @@ def build(
     compiled = choose_compile(cfg.compile, trainer)
     module = make_module(optimizer=instantiate(cfg.optimizer), compile=compiled)
     return before, module, trainer, data, {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
+
+
+@contextmanager
+def built_from(key: str) -> Iterator[None]:
+    """What a part cannot be built from is told with its key; the traceback shows with ``hydra.verbose=true``.
+
+    Raises:
+        UserError: The options of ``key`` build nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        if user_message(error) is not None:
+            raise
+        log.debug("%s cannot be built", key, exc_info=True)
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        what = f"{key} cannot be built from its options ({type(cause).__name__}: {cause})"
+        raise UserError(what, None, f"see what is given for {key}; --help lists the options") from error
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Refuse numbers and switches of the wrong kind before anything is made: some are used hours later.
+
+    Raises:
+        UserError: With the option and a remedy.
+    """
+    for key in ("seed", "save_overlays"):
+        if not _whole(cfg[key], 0):
+            raise UserError(f"{key} is no whole number from 0", cfg[key], f"write {key}=NUMBER")
+    for key in ("epochs", "seeds"):
+        if not _whole(cfg[key], 1):
+            raise UserError(f"{key} is no whole number from 1", cfg[key], f"write {key}=NUMBER")
+    for key in ("extend", "patience", "data.epoch_blocks", "data.epoch_tiles"):
+        if (value := OmegaConf.select(cfg, key)) is not None and not _whole(value, 1):
+            raise UserError(f"{key} is no whole number from 1", value, f"write {key}=NUMBER, or {key}=null")
+    for key in ("test", "figures", "channels_last", "tune_lr", "tune_batch_size", "trust"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    minutes = cfg.checkpoint_minutes
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+        raise UserError("checkpoint_minutes is no time", minutes, "give minutes, more than 0")
+    if not isinstance(cfg.trainer.enable_progress_bar, bool):
+        raise UserError("trainer.enable_progress_bar is neither true nor false", cfg.trainer.enable_progress_bar)
+    for key in ("init_from", "resume"):
+        if cfg[key] is not None and not isinstance(cfg[key], str):
+            raise UserError(f"{key} is no path", cfg[key], f"write {key}=PATH")
+    with built_from("postprocess"):
+        chosen_steps(cfg)
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value < 2**31
 
 
 def train(

@@ -46,7 +46,7 @@ def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
         UserError: The package of a chosen logger is not installed.
     """
     loggers: list[Logger] = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
-    for name, config in (cfg.logger or {}).items():
+    for name, config in (cfg.get("logger") or {}).items():
         try:
             loggers.append(instantiate(config))
         except InstantiationException as error:
