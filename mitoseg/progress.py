@@ -129,8 +129,9 @@ def progress(
             TextColumn("{task.fields[rate]}"),
         )
         with Progress(*texts, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            drawn = bar.add_task(escape(title), total=total, completed=done, rate="")
+            drawn = bar.add_task(escape(title), total=total, rate="")
             task.changed = lambda: bar.update(drawn, completed=task.done, rate=task.speed())
+            task.changed()
             yield task
             bar.update(drawn, total=task.done or 1, completed=task.done or 1)
 

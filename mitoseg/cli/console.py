@@ -58,12 +58,12 @@ def told_in_lines() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a Windows console's code page lacks most letters
-    before = warnings.showwarning
+    before, logging.raiseExceptions = warnings.showwarning, False  # a full disk stops the log, and nothing else
     warnings.showwarning = _log_warning
     try:
         yield
     finally:
-        warnings.showwarning = before
+        warnings.showwarning, logging.raiseExceptions = before, True
 
 
 @contextmanager
