@@ -20,12 +20,10 @@ from pathlib import Path
 import tifffile
 
 from mitoseg.errors import UserError
-from mitoseg.volumes import hdf5, images, mrc, n5, tiff, zarrs
-from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes import hdf5, images, n5, tiff, zarrs
+from mitoseg.volumes.opening import DATASET_SUFFIXES, format_of, stored_in
 from mitoseg.volumes.reading import opening
 from mitoseg.volumes.writing import place
-
-_SUFFIXES = (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES, *n5.SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def volumes_in(folder: Path) -> list[str] | None:
     """The volumes in a folder of volumes; None where the folder is itself one.
 
     A folder is one volume if it holds slices: png files, or tif files of one image each. It is a folder of volumes if
-    it holds tif files of several images each, HDF5, MRC, Zarr or N5, or no files of images but folders of slices.
+    it holds tif files of several images each or volumes of other formats, or no files of images but folders of slices.
 
     Raises:
         UserError: It is both, or it holds no volume.
@@ -108,6 +106,8 @@ def volumes_in(folder: Path) -> list[str] | None:
         return None
     inner = [p for p in names if p.is_dir() and not _is_container(str(p)) and _holds_slices(p)]
     found = sorted([*stacks, *others, *inner], key=lambda p: images.natural_key(p.name))
+    if not found and _holds_slices(folder):
+        return None
     if not found:
         raise UserError("the folder holds no volume", str(folder), "give a folder of slices or of volumes, or a file")
     return [str(path) for path in found]
@@ -122,7 +122,8 @@ def _is_other(path: Path) -> bool:
     """A volume that is neither a tif nor a folder of slices."""
     if path.is_dir():
         return _is_container(str(path))
-    return path.suffix.lower() in (*hdf5.SUFFIXES, *mrc.SUFFIXES)
+    found = format_of(str(path))
+    return found is not None and found[1] not in (*tiff.SUFFIXES, *images.SUFFIXES, *images.PICTURES)
 
 
 def _is_stack(file: Path) -> bool:
@@ -133,25 +134,26 @@ def _is_stack(file: Path) -> bool:
 
 
 def _holds_slices(folder: Path) -> bool:
-    return any(p.suffix.lower() in images.SUFFIXES and not p.name.startswith(".") for p in folder.iterdir())
+    known = (*images.SUFFIXES, *images.PICTURES)
+    return any(p.suffix.lower() in known and not p.name.startswith(".") for p in folder.iterdir())
 
 
 def result_name(path: str) -> str:
     """The name of a volume's result, without its suffix.
 
-    >>> result_name("data/a.tif"), result_name("b.ome.zarr"), result_name("c.h5:/raw/em"), result_name("slices.v2/")
+    >>> result_name("data/a.nii.gz"), result_name("b.ome.zarr"), result_name("c.h5:/raw/em"), result_name("slices.v2/")
     ('a', 'b', 'c_raw_em', 'slices.v2')
     """
-    parts = hdf5.split_dataset(path, (*hdf5.SUFFIXES, *zarrs.SUFFIXES, *n5.SUFFIXES)) or (path, "")
-    file = Path(parts[0])
-    name = file.stem if file.suffix.lower() in _SUFFIXES else file.name
+    parts = hdf5.split_dataset(path, DATASET_SUFFIXES) or (path, "")
+    name, found = Path(parts[0]).name, format_of(parts[0])
+    name = name if found is None else name[: -len(found[1])]
     name = name[:-4] if name.lower().endswith(".ome") else name
     return "_".join([name, *filter(None, parts[1].split("/"))])
 
 
 def _check_folder(output: str) -> None:
     folder = Path(output)
-    if folder.suffix.lower() in _SUFFIXES or hdf5.split_dataset(output) is not None:
+    if format_of(output) is not None:
         raise UserError("several volumes need a folder for their results", output, "give output=FOLDER")
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError("the output of several volumes is no folder", output, "choose another name")

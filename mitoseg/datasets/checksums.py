@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.opening import DATASET_SUFFIXES
 
 HASH_LIMIT_BYTES = 16 * 1024**3
 """Volumes larger than this are recorded by size alone: hashing them would take minutes."""
@@ -19,8 +21,8 @@ def file_of(path: str) -> Path:
     >>> file_of("folder/a.h5:/raw").name, file_of("C:/a.tif").name
     ('a.h5', 'a.tif')
     """
-    match = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf|he5|zarr|n5)):.*", path, re.IGNORECASE)
-    return Path(match[1] if match else path)
+    parts = split_dataset(path, DATASET_SUFFIXES)
+    return Path(parts[0] if parts else path)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ stored (T, Z, C, Y, X) of a hyperstack, axes "tzcyx"      box [z0:z1, y0:y1, x0:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,13 +51,13 @@ class Layout:
         of = dict(zip(_SPACE, box.slices, strict=True))
         return tuple(of.get(a, slice(0, n)) for a, n in zip(self.axes, self.shape, strict=True))
 
-    def arrange(self, stored: Array) -> Array:
-        """What was read at `index`, as grey ``image_zyx``."""
+    def arrange(self, stored: Array, reduce: Callable[[Array], Array]) -> Array:
+        """What was read at `index`, as ``image_zyx``; ``reduce`` is `grey` or `colour_codes`."""
         dropped = tuple(i for i, a in enumerate(self.axes) if a == "-")
         letters = self.axes.replace("-", "")
         array = stored.squeeze(dropped)
         if "c" in letters:
-            array = grey(np.moveaxis(array, letters.index("c"), -1))
+            array = reduce(np.moveaxis(array, letters.index("c"), -1))
             letters = letters.replace("c", "")
         array = array.transpose([letters.index(a) for a in _SPACE if a in letters])
         return array if len(letters) == 3 else array[None]
@@ -72,6 +72,31 @@ def grey(image_yxc: Array) -> Array:
         image_yxc: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels last, any leading axes.
     """
     return np.asarray(image_yxc[..., 0] if image_yxc.shape[-1] < 3 else image_yxc[..., :3].max(-1))
+
+
+def colour_codes(image_yxc: Array) -> Array:
+    """Labels in colour as whole numbers, each colour another one: a grey is itself, any other 2**24 + 0xRRGGBB.
+
+    What is wholly transparent is 0, unless all of the image is.
+
+    Args:
+        image_yxc: As of `grey`.
+
+    Raises:
+        UserError: Colours of more than 8 bits.
+    """
+    colours = image_yxc[..., :3] if image_yxc.shape[-1] > 2 else image_yxc[..., [0, 0, 0]]
+    coloured = (colours != colours[..., :1]).any(-1)
+    codes = colours[..., 0].astype(np.uint32)
+    if coloured.any():
+        if image_yxc.dtype != np.uint8:
+            remedy = "save them with 8 bits a channel, or as whole numbers"
+            raise UserError("labels in colours of more than 8 bits", image_yxc.dtype.name, remedy)
+        red, green, blue = (colours[coloured, i].astype(np.uint32) for i in range(3))
+        codes[coloured] = 2**24 + (red << 16 | green << 8 | blue)
+    if image_yxc.shape[-1] in (2, 4) and image_yxc[..., -1].any():
+        codes[image_yxc[..., -1] == 0] = 0
+    return codes
 
 
 def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, asked: str | None = None) -> Layout:

@@ -49,9 +49,14 @@ class Volume(ABC):
 
     Attributes:
         padding: Voxels that are no tissue; None where nobody looked. See `mitoseg.volumes.padding`.
+        lossy: Whether the file's compression has changed values, as JPEG does.
+        directions: For z, y and x, whether the stored axis runs with (``+``) the world's, to the top, front and right;
+            empty where the file does not say.
     """
 
     padding: Mask | None = None
+    lossy = False
+    directions = ""
 
     def __init__(self, info: VolumeInfo) -> None:
         self.info = info

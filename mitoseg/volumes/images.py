@@ -1,4 +1,8 @@
-"""Folders of slices: png or single-page TIFF files, one a slice, in natural order of their names."""
+"""Folders of slices, one file a slice, in natural order of their names: PNG or single-page TIFF, else other pictures.
+
+A file of indexed colours holds numbers and a table of colours. Where all colours of the table are greys, the grey is
+the value; else the number is: that is how labels are stored, and images under a lookup table.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import os
 import re
 import struct
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +21,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
+from PIL import Image, PngImagePlugin
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.axes import grey
-from mitoseg.volumes.base import Array
+from mitoseg.volumes.axes import colour_codes
+from mitoseg.volumes.base import Array, Volume
 from mitoseg.volumes.reading import PageCache, check_regular, opening, reading
 from mitoseg.volumes.slice_numbers import find_gap
 from mitoseg.volumes.stored import Header, StoredVolume
@@ -26,9 +33,13 @@ from mitoseg.volumes.tiff_header import flipped_bits
 from mitoseg.volumes.tiff_stack import check_bytes
 
 logger = logging.getLogger(__name__)
+POLYGONS = "polygons are no voxels: export masks, by labelme_json_to_dataset or as CVAT's Segmentation mask 1.1"
 SUFFIXES = (".png", ".tif", ".tiff")
-_COLOUR_TYPES = (2, 3, 4, 6)
-"""PNG's colour types with more than one channel: RGB, palette, grey with alpha, RGBA."""
+PICTURES = (".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_LOSSY = (".jpg", ".jpeg")
+_PALETTE = 3
+_COLOUR_TYPES = (2, 4, 6)
+"""PNG's colour types with more than one channel: RGB, grey with alpha, RGBA."""
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -44,16 +55,21 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 def list_slices(folder: Path) -> list[Path]:
     """The slices of a folder in natural order; hidden files and other suffixes are left out.
 
+    Other pictures than PNG and TIFF count where there are none of these.
+
     Raises:
         UserError: There are none, or of more than one kind.
     """
-    found = [
-        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir()
-    ]
+    files = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
+    suffixes = {p: p.suffix.lower() for p in files}
+    found = [p for p in files if suffixes[p] in SUFFIXES] or [p for p in files if suffixes[p] in PICTURES]
     for file in found:
         check_regular(str(file))
     if not found:
-        raise UserError("the folder holds no png or tif slices", str(folder), "give a folder of slices, or a file")
+        remedy = "give a folder of slices, or a file"
+        if {".json", ".xml"} & set(suffixes.values()):
+            remedy = POLYGONS
+        raise UserError("the folder holds no png or tif slices", str(folder), remedy)
     if len({p.suffix.lower()[:4] for p in found}) > 1:
         raise UserError("the folder holds both png and tif files", str(folder), "keep only the slices in it")
     return sorted(found, key=lambda p: natural_key(p.name))
@@ -69,11 +85,29 @@ def open_folder(path: str, *, axes: str | None = None, voxel_size: Sequence[floa
         raise UserError("a folder of slices is always z, y, x, colour or not", axes, "leave axes= away")
     with opening(path):
         files = list_slices(Path(path))
+    return _open(path, files, voxel_size)
+
+
+def open_picture(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+    """Open one picture as a volume of one slice; reads its header only.
+
+    Raises:
+        UserError: No such file, a damaged one, or one of several pictures.
+    """
+    if not Path(path).is_file():
+        raise UserError("no such file", path, "check the path")
+    if axes not in (None, "zyx", "yx", "yxc"):
+        raise UserError("a picture is always y, x, colour or not", axes, "leave axes= away")
+    return _open(path, [Path(path)], voxel_size)
+
+
+def _open(path: str, files: Sequence[Path], voxel_size: Sequence[float] | None) -> StoredVolume:
     first: tuple[tuple[int, int], np.dtype[Any]] | None = None
-    colours = 0
+    colours, indexed = 0, False
     for file in files:
         with opening(str(file)):
-            shape, dtype, colour = _header(file)
+            shape, dtype, colour, palette = _header(file)
+        indexed = indexed or (palette is not None and not _is_grey(palette))
         first = first or (shape, dtype)
         colours += colour
         if (shape, dtype) != first:
@@ -83,9 +117,11 @@ def open_folder(path: str, *, axes: str | None = None, voxel_size: Sequence[floa
     if colours:
         text = "%s: %d of %d slices are in colour and reduced to grey, the largest of red, green and blue"
         logger.info(text, path, colours, len(files))
+    if indexed:
+        logger.info("%s: indexed colours; the number is the value, and not the grey of its colour", path)
     part = math.prod(first[0]) * first[1].itemsize
     header = Header((len(files), *first[0]), first[1], "zyx", part_bytes=part)
-    return SliceFolder(path, files, header, voxel_size=voxel_size)
+    return SliceFolder(path, files, header, voxel_size=voxel_size, colour=bool(colours), indexed=indexed)
 
 
 def _say(shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
@@ -96,11 +132,29 @@ class SliceFolder(StoredVolume):
     """A folder of slices, decoded one by one with a small cache."""
 
     def __init__(
-        self, path: str, files: Sequence[Path], header: Header, *, voxel_size: Sequence[float] | None = None
+        self,
+        path: str,
+        files: Sequence[Path],
+        header: Header,
+        *,
+        voxel_size: Sequence[float] | None = None,
+        colour: bool = False,
+        indexed: bool = False,
     ) -> None:
         super().__init__(path, header, voxel_size=voxel_size)
         self._files = [os.path.abspath(file) for file in files]
         self._cache = PageCache()
+        self._colour, self._indexed = colour, indexed
+        self.lossy = any(file.suffix.lower() in _LOSSY for file in files)
+
+    def as_labels(self) -> Volume:
+        """See `Volume.as_labels`."""
+        if not self._colour or self.dtype.kind != "u":
+            return self
+        labels = copy(self)
+        labels._reduce, labels._cache = colour_codes, PageCache()
+        labels.info = replace(self.info, dtype=np.dtype(np.uint32))
+        return labels
 
     def find_gaps(self) -> UserError | None:
         """Slices that are missing, or there twice, by their numbers; see `Volume.find_gaps`."""
@@ -113,24 +167,32 @@ class SliceFolder(StoredVolume):
         return np.stack([self._cache.get(i, partial(self._decode, i))[y, x] for i in range(z.start, z.stop)])
 
     def _decode(self, number: int) -> Array:
-        """One slice as grey ``image_yx``."""
+        """One slice as ``image_yx``."""
         file = self._files[number]
         with reading(file):
-            image = _decode(Path(file))
+            image = _decode(Path(file), indexed=self._indexed)
+            image = image if image.ndim == 2 else self._reduce(image)
         if image.shape != self.shape[1:]:
             raise UserError(f"the slice has changed its size to {image.shape}", file, "open the folder again")
         return image
 
 
-def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool]:
-    """(y, x), dtype and whether in colour, from the first bytes of a slice."""
-    if file.suffix.lower() == ".png":
+def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool, Array | None]:
+    """(y, x), dtype, whether in colour, and the table of indexed colours, from the head of a slice."""
+    suffix = file.suffix.lower()
+    if suffix == ".png":
         with file.open("rb") as stream:
             head = stream.read(26)
         if head[:8] != b"\x89PNG\r\n\x1a\n":
             raise ValueError("not a PNG")
         width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
-        return (height, width), np.dtype(np.uint16 if bits == 16 else np.uint8), colour in _COLOUR_TYPES
+        palette = _palette(PngImagePlugin.PngImageFile(file)) if colour == _PALETTE else None
+        return (height, width), np.dtype(np.uint16 if bits == 16 else np.uint8), colour in _COLOUR_TYPES, palette
+    if suffix in PICTURES:
+        with Image.open(file) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise UserError("the file holds several pictures", str(file), "save them as a TIFF stack")
+            return (image.height, image.width), np.dtype(np.uint8), image.mode not in ("1", "L", "P"), _palette(image)
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
         if len(tif.pages) > 1:
@@ -140,19 +202,34 @@ def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool]:
         if not (isinstance(page.imagelength, int) and isinstance(page.imagewidth, int)):
             raise ValueError("no single number for the width or length")
         flipped_bits(str(file), tif, page)
-        return (page.imagelength, page.imagewidth), np.dtype(page.dtype), page.samplesperpixel > 2
+        return (page.imagelength, page.imagewidth), np.dtype(page.dtype), page.samplesperpixel > 2, None
 
 
-def _decode(file: Path) -> Array:
-    """One slice as grey ``image_yx``."""
-    if file.suffix.lower() == ".png":
-        image = np.asarray(imagecodecs.png_decode(file.read_bytes()))
-        return image if image.ndim == 2 else grey(image)
+def _palette(image: Image.Image) -> Array | None:
+    """(n, 3) the table of indexed colours, or None."""
+    with image:
+        return np.reshape(image.getpalette() or [0, 0, 0], (-1, 3)) if image.mode == "P" else None
+
+
+def _is_grey(palette: Array) -> bool:
+    """Whether a table of colours holds greys that differ."""
+    return bool((palette == palette[:, :1]).all() and (palette != palette[0]).any())
+
+
+def _decode(file: Path, *, indexed: bool) -> Array:
+    """One slice, as ``image_yx`` or ``image_yxc``; of indexed colours the numbers if ``indexed``."""
+    suffix = file.suffix.lower()
+    if suffix == ".png" and not (indexed and _header(file)[3] is not None):
+        return np.asarray(imagecodecs.png_decode(file.read_bytes()))
+    if suffix == ".png" or suffix in PICTURES:
+        with PngImagePlugin.PngImageFile(file) if suffix == ".png" else Image.open(file) as picture:
+            if picture.mode == "P" and indexed:
+                return np.asarray(picture)
+            return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGBA"))
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
         check_bytes(page)
         flipped = flipped_bits(str(file), tif, page)
         image = page.asarray(squeeze=False)[:, 0]
         image = image ^ image.dtype.type(flipped) if flipped else image
-    image = np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)
-    return grey(image)
+    return np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)

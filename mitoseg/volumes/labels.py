@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,6 @@ _TRANSPARENT = 2**64 - 1
 """What CREMI and Paintera write where there is no label."""
 _MARKERS = (255, 65535, 2**32 - 1)
 _COLOURED = 2**24
-_LOSSY = (".jpg", ".jpeg")
 _EXAMPLE = "give a value or a list, such as foreground_label=[3,4]"
 
 
@@ -133,10 +131,8 @@ def map_labels(
         raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
     chosen = label_values(foreground)
     _check_options(chosen, rule, ignore_label)
-    if Path(volume.path).suffix.lower() in _LOSSY and rule != "half":
-        remedy = "save them as PNG or TIFF, or give label_rule_of_values=half for a mask of black and white"
-        raise UserError("JPEG changes the values of labels", volume.path, remedy)
     volume = volume.as_labels()
+    lossy = volume.lossy
     survey = survey_labels(volume, ignore_label, chosen or ())
     if survey.high == _TRANSPARENT and chosen is None and not survey.zeros:
         volume = IntegerVolume(volume, background=_TRANSPARENT)
@@ -148,6 +144,9 @@ def map_labels(
         value_rule = choose_rule(survey, rule, volume.path)
         if rule == "auto" and volume.info.metadata.get("kind") not in ("mask", "instances"):
             _check_meaning(survey, volume.path)
+    if lossy and (value_rule.numbered or chosen is not None):
+        what = "the labels are stored as JPEG, which changes their values; only a mask of black and white survives it"
+        raise UserError(what, volume.path, "save them as PNG or TIFF")
     if require_foreground and chosen is None and survey.above(value_rule.threshold) == 0:
         what = f"the labels hold no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
         raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")

@@ -4,17 +4,77 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mitoseg.errors import UserError
-from mitoseg.volumes import hdf5, images, mrc, n5, tiff, zarrs
+from mitoseg.volumes import hdf5, images, imaris, mrc, n5, nifti, nrrd, tiff, zarrs
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.reading import check_regular, reading
 
 log = logging.getLogger(__name__)
-FORMATS = "a TIFF stack, a folder of png or tif slices, file.h5:/dataset, a Zarr or N5 folder, or an MRC file"
-_FOLDERS = (*zarrs.SUFFIXES, *n5.SUFFIXES)
+GIVE = (
+    "give a TIFF stack, a folder of slices, file.h5:/dataset, a Zarr or N5 folder, an MRC, NIfTI, NRRD or Imaris "
+    "file, or a picture"
+)
+
+
+class Format(NamedTuple):
+    """A format by the ends of its names.
+
+    Attributes:
+        suffixes: In small letters.
+        open: Takes a path, and ``axes`` and ``voxel_size`` as `open_volume`.
+        datasets: Whether a path may go on inside the file or folder: ``file.h5:/dataset``.
+        folder: Whether it is a folder.
+    """
+
+    suffixes: tuple[str, ...]
+    open: Callable[..., Volume]
+    datasets: bool = False
+    folder: bool = False
+
+
+FORMATS = (
+    Format(tiff.SUFFIXES, tiff.open_tiff),
+    Format(hdf5.SUFFIXES, hdf5.open_hdf5, datasets=True),
+    Format(zarrs.SUFFIXES, zarrs.open_zarr, datasets=True, folder=True),
+    Format(n5.SUFFIXES, n5.open_n5, datasets=True, folder=True),
+    Format(mrc.SUFFIXES, mrc.open_mrc),
+    Format(imaris.SUFFIXES, imaris.open_imaris, datasets=True),
+    Format(nifti.SUFFIXES, nifti.open_nifti),
+    Format(nrrd.SUFFIXES, nrrd.open_nrrd),
+    Format((".png", *images.PICTURES), images.open_picture),
+)
+"""All that is told by a name; a folder of slices is told by what it holds."""
+DATASET_SUFFIXES = tuple(suffix for one in FORMATS if one.datasets for suffix in one.suffixes)
+_FOLDERS = tuple(suffix for one in FORMATS if one.folder for suffix in one.suffixes)
+_TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
+_NOT_READ = {
+    ".am": "Amira's own format: export it as NRRD or TIFF (Export Data As)",
+    ".json": images.POLYGONS,
+    ".xml": images.POLYGONS,
+    ".wkw": "export the layer from webKnossos as OME-TIFF or Zarr",
+    ".mha": "save it as .nrrd or .nii.gz",
+    ".mhd": "save it as .nrrd or .nii.gz",
+    ".npy": "save it as .tif, .h5 or .zarr, with its voxel size",
+    ".npz": "save it as .tif, .h5 or .zarr, with its voxel size",
+    **dict.fromkeys((".czi", ".dm3", ".dm4", ".lif", ".nd2", ".ser", ".emd", ".svs", ".vsi"), _TIFF),
+}
+"""What to do with files of other kinds."""
+
+
+def format_of(path: str) -> tuple[Format, str] | None:
+    """The format that a name tells, and the suffix that tells it; None where there is none.
+
+    >>> format_of("a/b.NII.GZ")[1], format_of("a.ims:/DataSet")[1], format_of("a.txt")
+    ('.nii.gz', '.ims', None)
+    """
+    parts = None if Path(path).exists() else hdf5.split_dataset(path, DATASET_SUFFIXES)
+    name = (path if parts is None else parts[0]).lower().rstrip("/" + os.sep)
+    found = [(one, suffix) for one in FORMATS for suffix in one.suffixes if name.endswith(suffix)]
+    return max(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def open_volume(
@@ -23,8 +83,8 @@ def open_volume(
     """Open a volume; reads no voxels.
 
     Args:
-        path: A TIFF stack, a folder of png or tif slices, ``file.h5:/dataset``, a Zarr array, an OME-Zarr image or one
-            of its levels, ``file.n5:/dataset``, an MRC file.
+        path: A TIFF stack, a folder of slices, ``file.h5:/dataset``, a Zarr array, an OME-Zarr image or one of its
+            levels, ``file.n5:/dataset``, an MRC, NIfTI, NRRD or Imaris file, or a picture, which is one slice.
         axes: The order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of
             length 1, or RGB or RGBA, reduced to grey).
         voxel_size: (z, y, x) in nm; comes before the file's own.
@@ -37,23 +97,23 @@ def open_volume(
             ambiguous.
     """
     text = os.fspath(path)
-    open_format = hdf5.open_hdf5
     with reading(text):
         check_regular(str(stored_in(text)))
+        found = format_of(text)
         if zarrs.is_zarr(text):
-            open_format = zarrs.open_zarr
+            open_format: Callable[..., Volume] = zarrs.open_zarr
         elif n5.is_n5(text):
             open_format = n5.open_n5
         elif Path(text).is_dir():
             open_format = images.open_folder
-        elif Path(text).suffix.lower() in tiff.SUFFIXES:
-            open_format = tiff.open_tiff
+        elif found is not None:
+            open_format = found[0].open
         elif mrc.is_mrc(text):
             open_format = mrc.open_mrc
-        elif hdf5.split_dataset(text) is None:
-            if not Path(text).exists():
-                raise UserError("no such file or folder", text, "check the path")
-            raise UserError("unknown kind of volume", text, f"give {FORMATS}")
+        elif not Path(text).exists():
+            raise UserError("no such file or folder", text, "check the path")
+        else:
+            raise UserError("unknown kind of volume", text, _NOT_READ.get(Path(text).suffix.lower(), GIVE))
     return open_format(text, axes=axes, voxel_size=voxel_size)
 
 
@@ -75,7 +135,7 @@ def stored_in(path: str | os.PathLike[str]) -> Path:
     ('a.h5', 'b', 'a.tif')
     """
     text = os.fspath(path)
-    parts = None if Path(text).exists() else hdf5.split_dataset(text, (*hdf5.SUFFIXES, *_FOLDERS))
+    parts = None if Path(text).exists() else hdf5.split_dataset(text, DATASET_SUFFIXES)
     if parts is None:
         return Path(text)
     return Path(*parts) if Path(parts[0]).suffix.lower() in _FOLDERS else Path(parts[0])
@@ -85,8 +145,11 @@ def check_same_shape(image: Volume, label: Volume) -> None:
     """Refuse an image and labels that do not lie voxel on voxel.
 
     Raises:
-        UserError: Their shapes differ, or they are one file.
+        UserError: Their shapes differ, they are one file, or their files say that their axes run in other directions.
     """
+    if image.directions and label.directions and image.directions != label.directions:
+        what = f"image and labels are turned: z, y, x run {image.directions} and {label.directions} along the world's"
+        raise UserError(what, label.path, "save both with one orientation")
     if image.path == label.path:
         raise UserError("image and labels are one file", label.path, "give the labels of the image")
     if image.shape != label.shape:

@@ -15,7 +15,7 @@ from mitoseg.volumes.base import Array
 
 _UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
 """What zarr and tifffile say of compressions that they do not know."""
-_NOISY = ("tifffile", "zarr", "h5py", "imagecodecs")
+_NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
 CACHE_BYTES = 128 * 2**20
 """Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
 

@@ -6,14 +6,15 @@ import json
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes.axes import Layout, resolve_axes
+from mitoseg.volumes.axes import Layout, colour_codes, grey, resolve_axes
 from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
 from mitoseg.volumes.reading import reading
 from mitoseg.volumes.units import check_voxel_size
@@ -66,6 +67,7 @@ class StoredVolume(Volume):
     ) -> None:
         check_dtype(path, header.dtype)
         self._layout: Layout = resolve_axes(path, header.shape, header.axes, axes)
+        self._reduce = grey
         size = header.voxel_size if voxel_size is None else check_voxel_size(voxel_size)
         dtype = header.dtype.newbyteorder("=")
         self._part_bytes = header.part_bytes
@@ -78,6 +80,15 @@ class StoredVolume(Volume):
         """A chunk or strip and what it is copied to, where it is large; see `Volume.scratch_bytes`."""
         return 2 * self._part_bytes if self._part_bytes > _LARGE_PART else 0
 
+    def as_labels(self) -> Volume:
+        """See `Volume.as_labels`."""
+        if not self._layout.colour or self.dtype.kind != "u":
+            return self
+        labels = copy(self)
+        labels._reduce = colour_codes
+        labels.info = replace(self.info, dtype=np.dtype(np.uint32))
+        return labels
+
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
         box = self.check_box(box)
@@ -85,7 +96,8 @@ class StoredVolume(Volume):
             return np.empty(box.shape, self.dtype)
         with reading(self.path):
             stored = self._read_stored(self._layout.index(box))
-            image_zyx = self._layout.arrange(stored if self._flipped is None else stored ^ self._flipped)
+            stored = stored if self._flipped is None else stored ^ self._flipped
+            image_zyx = self._layout.arrange(stored, self._reduce)
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)
 
     @abstractmethod

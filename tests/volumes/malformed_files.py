@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -120,6 +121,37 @@ def n5_array(path):
     tensorstore.open(spec, create=True).result()[...].write(image().transpose()).result()
 
 
+def nifti(path):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(image().T, np.diag([0.005, 0.005, 0.05, 1])), path)
+
+
+def nrrd(encoding):
+    def build(path):
+        import nrrd as library
+
+        library.write(str(path), image(), {"spacings": [5, 5, 50], "encoding": encoding}, index_order="C")
+
+    return build
+
+
+def imaris(path):
+    with h5py.File(path, "w") as h5:
+        group = h5.create_group("DataSet/ResolutionLevel 0/TimePoint 0/Channel 0")
+        group.create_dataset("Data", data=np.pad(image(), ((0, 3), (0, 0), (0, 0))), chunks=(8, 8, 8))
+        for axis, n in zip("ZYX", _SHAPE, strict=True):
+            group.attrs[f"ImageSize{axis}"] = np.array(list(str(n)), "S1")
+
+
+def indexed(path):
+    from PIL import Image
+
+    picture = Image.fromarray(image()[0], "P")
+    picture.putpalette(list(range(256)) * 3)
+    picture.save(path)
+
+
 BUILDERS = {
     "plain.tif": tiff(metadata=None),
     "ours.tif": ours,
@@ -145,6 +177,12 @@ BUILDERS = {
     "virtual.h5": virtual,
     "plain.mrc": mrc,
     "raw.n5": n5,
+    "index.png": indexed,
+    "a.ims": imaris,
+    "plain.nii": nifti,
+    "packed.nii.gz": nifti,
+    "plain.nrrd": nrrd("raw"),
+    "packed.nrrd": nrrd("gzip"),
 }
 JUNK = [
     None,
@@ -170,7 +208,8 @@ JUNK = [
 def malform(folder, number):
     """Make damaged file ``number``; its path and what was done to it."""
     rng = np.random.default_rng(number)
-    names = [name for name in BUILDERS if not name.endswith(".n5") or has_tensorstore()]
+    needed = {".n5": "tensorstore", ".nii": "nibabel", ".gz": "nibabel", ".nrrd": "nrrd"}
+    names = [name for name in BUILDERS if find_spec(needed.get(Path(name).suffix, "sys"))]
     name = names[number % len(names)]
     path = folder / f"{number}_{name}"
     BUILDERS[name](path)
@@ -185,14 +224,6 @@ def malform(folder, number):
     damages = often if rng.random() < 0.8 else seldom
     damage = damages[rng.integers(len(damages))]
     return path, f"{name}: {file.name} {damage(file, rng)}"
-
-
-def has_tensorstore():
-    try:
-        import tensorstore  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def truncated(file, rng):

@@ -114,6 +114,93 @@ def test_palettes_and_single_bits(tmp_path):
     assert (volume.read() == mask).all()
 
 
+VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128]
+"""The colours of VOC's first classes, as labelme and CVAT write them."""
+
+
+def classes_yx():
+    stored = np.zeros((20, 30), np.uint8)
+    for value in range(1, 5):
+        stored[2:18, 6 * value - 4 : 6 * value] = value
+    return stored
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("palette", [VOC, [0, 0, 0] * 5])
+def test_the_index_of_a_colour_is_the_label(tmp_path, suffix, palette):
+    from PIL import Image
+
+    stored = classes_yx()
+    image = Image.fromarray(stored, "P")
+    image.putpalette(palette)
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for z in range(2):
+        image.save(folder / f"{z}.{suffix}")
+    if suffix == "tif":
+        write = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}
+        tifffile.imwrite(folder / "0.tif", stored, **write)
+        tifffile.imwrite(folder / "1.tif", stored, **write)
+    for path, depth in ((folder, 2), (folder / f"0.{suffix}", 1)):
+        volume = open_volume(str(path))
+        assert np.array_equal(volume.read(), [stored] * depth)
+        labels = map_labels(volume, foreground=[2, 4])
+        assert np.array_equal(labels.read(), [np.isin(stored, (2, 4))] * depth)
+        assert pickle.loads(pickle.dumps(labels)).read().sum() == labels.read().sum()
+
+
+def test_a_table_of_greys_is_looked_up(tmp_path):
+    from PIL import Image
+
+    stored = classes_yx()
+    image = Image.fromarray(stored, "P")
+    image.putpalette([n for grey in (200, 10, 90, 40, 255) for n in (grey,) * 3])
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(open_volume(str(tmp_path / "a.png")).read()[0], np.array([200, 10, 90, 40, 255])[stored])
+
+
+@pytest.mark.parametrize("kind", ["png", "RGBA png", "tif"])
+def test_colours_are_classes_of_labels(tmp_path, kind):
+    stored = classes_yx()
+    colours = np.array(VOC, np.uint8).reshape(-1, 3)[stored]
+    colours[0, 0] = 77  # a grey
+    if kind == "RGBA png":
+        colours = np.concatenate([colours, np.where(stored, 255, 0)[..., None].astype(np.uint8)], -1)
+    path = tmp_path / f"a.{kind[-3:]}"
+    write_png(path, colours) if "png" in kind else tifffile.imwrite(path, colours, photometric="rgb")
+    volume = open_volume(str(path))
+    with pytest.raises(UserError, match=r"4 colours: 0 \(.*#000080 \(.*#800000 \(.*foreground_label=#"):
+        map_labels(volume)
+    chosen = map_labels(volume, foreground=["#800000", "#808000"])
+    assert np.array_equal(chosen.read()[0], np.isin(stored, (1, 3)))
+    assert "#800000 (" in chosen.rule
+    all_colours = stored > 0
+    all_colours[0, 0] = kind != "RGBA png"  # there the grey is transparent
+    assert np.array_equal(map_labels(volume, rule="nonzero").read()[0], all_colours)
+
+
+def test_one_colour_on_black_is_a_mask(tmp_path):
+    mask = classes_yx() == 2
+    for name, colour in (("red", (255, 0, 0)), ("dark", (0, 90, 0))):
+        write_png(tmp_path / f"{name}.png", mask[..., None] * np.array(colour, np.uint8))
+        assert np.array_equal(map_labels(open_volume(str(tmp_path / f"{name}.png"))).read()[0], mask)
+    on_white = np.where(mask[..., None], np.array((255, 0, 0), np.uint8), np.uint8(255))
+    write_png(tmp_path / "white.png", on_white)
+    with pytest.raises(UserError, match="no label is 0"):
+        map_labels(open_volume(str(tmp_path / "white.png")))
+
+
+def test_jpeg_keeps_masks_alone(tmp_path):
+    ids, mask = classes_yx() * 50, (classes_yx() > 0) * np.uint8(255)
+    for name, stored in (("ids", ids), ("mask", mask)):
+        large = np.repeat(np.repeat(stored, 9, 0), 9, 1)
+        (tmp_path / f"{name}.jpg").write_bytes(imagecodecs.jpeg_encode(large, level=90))
+    with pytest.raises(UserError, match="JPEG, which changes their values"):
+        map_labels(open_volume(str(tmp_path / "ids.jpg")))
+    found = map_labels(open_volume(str(tmp_path / "mask.jpg"))).read()[0, ::9, ::9]
+    assert (found == (mask > 0)).mean() > 0.9
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"planarconfig": "separate"}])
 def test_colour_tif_slices(tmp_path, options):
     image_zyxc = np.random.default_rng(0).integers(0, 255, (5, 20, 30, 3), np.uint8)
@@ -137,7 +224,7 @@ def test_a_slice_is_decoded_once(tmp_path, monkeypatch):
     volume = open_volume(write_slices(tmp_path / "a", np.zeros((3, 20, 20), np.uint8)))
     seen = []
     decode = images._decode
-    monkeypatch.setattr(images, "_decode", lambda file: seen.append(file.name) or decode(file))
+    monkeypatch.setattr(images, "_decode", lambda file, **how: seen.append(file.name) or decode(file, **how))
     for y in range(0, 20, 5):
         volume.read(Box((0, y, 0), (3, y + 5, 20)))
     assert sorted(seen) == ["slice0.png", "slice1.png", "slice2.png"]

@@ -1,0 +1,134 @@
+"""NRRD files, whose headers pynrrd reads, which the extra ``[formats]`` brings.
+
+NRRD counts axes from the fastest one on. ``space directions``, or ``spacings`` with ``units``, are the voxel size. The
+voxels follow the header (.nrrd), or lie in a file that it names (.nhdr), plain or packed by gzip or bzip2.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
+from mitoseg.volumes.base import VolumeInfo, VoxelSize
+from mitoseg.volumes.mapped import MappedVolume, PackedVolume
+from mitoseg.volumes.nifti import Grid
+from mitoseg.volumes.reading import opening
+from mitoseg.volumes.stored import Header, StoredVolume
+from mitoseg.volumes.units import voxel_size_nm
+
+SUFFIXES = (".nrrd", ".nhdr")
+_TYPES = {
+    "i1": "(signed char|int8|int8_t)",
+    "u1": "(uchar|unsigned char|uint8|uint8_t)",
+    "i2": "((signed )?short( int)?|int16|int16_t)",
+    "u2": "(ushort|unsigned short( int)?|uint16|uint16_t)",
+    "i4": "((signed )?int|int32|int32_t)",
+    "u4": "(uint|unsigned int|uint32|uint32_t)",
+    "i8": "(longlong|(signed )?long long( int)?|int64|int64_t)",
+    "u8": "(ulonglong|unsigned long long( int)?|uint64|uint64_t)",
+    "f4": "float",
+    "f8": "double",
+}
+_PACKINGS = {"gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "raw": None}
+_COLOURS = ("rgb-color", "rgba-color", "3-color", "4-color")
+_ANATOMICAL = ("ras", "las", "lps")
+_SAVE = "save it as one .nrrd file with encoding raw or gzip"
+
+
+def open_nrrd(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+    """Open an NRRD file; reads its header only.
+
+    Raises:
+        UserError: No such file, a damaged one, voxels in several files or as text, or pynrrd is not installed.
+    """
+    if not Path(path).is_file():
+        raise UserError("no such file", path, "check the path")
+    nrrd = import_extra("nrrd", "pynrrd", "formats")
+    with opening(path), open(path, "rb") as stream:
+        if re.search(rb"^data ?file: *(LIST|[^\n]*%\d*d)", stream.read(2**16), re.MULTILINE):
+            raise UserError("the voxels of the NRRD header lie in several files", path, _SAVE)
+        stream.seek(0)
+        found = nrrd.read_header(stream)
+        start = stream.tell()
+        encoding = str(found["encoding"]).lower()
+        if encoding not in _PACKINGS:
+            raise UserError(f"the voxels of the NRRD are stored as {encoding}", path, _SAVE)
+        dtype, shape = _dtype(found), tuple(int(n) for n in found["sizes"])
+        letters, size, directions = _space(path, found, len(shape))
+        header = Header(shape[::-1], dtype, letters[::-1], size)
+        file = str(found.get("data file") or found.get("datafile") or "")
+        file, start = (os.path.join(os.path.dirname(path), file), 0) if file else (path, start)
+        if not os.path.isfile(file):
+            raise UserError("the file that holds the voxels of the NRRD header is not there", file, "put it there")
+        with open(file, "rb") as voxels:
+            voxels.seek(start)
+            for _ in range(int(found.get("line skip", found.get("lineskip", 0)))):
+                voxels.readline()
+            start = voxels.tell()
+        skip = int(found.get("byte skip", found.get("byteskip", 0)))
+    given: dict[str, Any] = {"axes": axes, "voxel_size": voxel_size}
+    packing = _PACKINGS[encoding]
+    if packing is None:
+        end = os.path.getsize(file) - math.prod(shape) * dtype.itemsize
+        volume: StoredVolume = _Raw(path, header, end if skip == -1 else start + skip, file, **given)
+    elif skip < 0:
+        raise UserError("the NRRD counts the bytes to skip from the end of packed voxels", path, _SAVE)
+    else:
+        volume = PackedVolume(path, header, file, start=start, offset=skip, packing=packing, **given)
+    volume.directions = directions
+    return volume
+
+
+class _Raw(MappedVolume):
+    """Plain voxels, in the header's file or in another."""
+
+    def __init__(self, path: str, header: Header, offset: int, file: str, **given: Any) -> None:  # noqa: ANN401
+        super().__init__(file, header, max(offset, 0), "NRRD", **given)
+        self.info = VolumeInfo(path, self.shape, self.dtype, self.voxel_size)
+
+
+def _dtype(found: Mapping[str, Any]) -> np.dtype[Any]:
+    """Of the voxels, with the byte order of the file."""
+    kinds = [code for code, names in _TYPES.items() if re.fullmatch(names, str(found["type"]).strip().lower())]
+    if not kinds:
+        raise ValueError(f"voxels of type {found['type']}")
+    dtype = np.dtype(kinds[0])
+    if dtype.itemsize > 1:
+        dtype = np.dtype({"little": "<", "big": ">"}[str(found["endian"]).lower()] + dtype.str[1:])
+    return dtype
+
+
+def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelSize | None, str]:
+    """A letter for each stored axis, the fastest first; the voxel size; which way z, y and x run (see `Volume`)."""
+    kinds = [str(kind).lower() for kind in found.get("kinds", ["domain"] * count)]
+    steps = [None if step is None else np.asarray(step, float) for step in found.get("space directions", ())]
+    inside = [kind in ("domain", "space") for kind in kinds]
+    if len(steps) == count:
+        inside = [step is not None and bool(np.isfinite(step).all()) for step in steps]
+    spatial = [i for i in range(count) if inside[i]]
+    others = {"time": "t", **dict.fromkeys(_COLOURS, "s")}
+    letters = ["" if inside[i] else others.get(kinds[i], "c") for i in range(count)]
+    named, size, directions = "xyz"[: len(spatial)], None, ""
+    units = [str(unit) for unit in found.get("space units", ())]
+    if len(spatial) == 3 and len(steps) == count:
+        matrix = np.stack([np.asarray(steps[i]) for i in spatial], axis=1)
+        space = str(found.get("space", "")).lower()
+        space = "".join(word[0] for word in space.split("-")) if "-" in space else space
+        world = np.array([-1 if letter in "lpi" else 1 for letter in space] if space in _ANATOMICAL else [1, 1, 1])
+        grid = Grid.of(path, matrix * world[:, None])
+        named, directions = grid.letters, grid.directions if space in _ANATOMICAL else ""
+        size = voxel_size_nm(grid.sizes, [units[i] for i in (2, 1, 0)] if len(units) == 3 else "")
+    elif len(spatial) == 3 and "spacings" in found:
+        per_axis = [str(unit) for unit in found.get("units", [""] * count)]
+        size = voxel_size_nm(*([values[i] for i in spatial[::-1]] for values in (found["spacings"], per_axis)))
+    for place, letter in zip(spatial, named if len(named) == len(spatial) else "?" * len(spatial), strict=True):
+        letters[place] = letter
+    return "".join(letters), size, directions

@@ -1,0 +1,303 @@
+"""NIfTI, NRRD, Imaris and single pictures, and what is not read."""
+
+import bz2
+import gzip
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from mitoseg.cli.inputs import plan_jobs
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import check_same_shape, map_labels, open_volume
+from mitoseg.volumes.nifti import Grid
+from mitoseg.volumes.opening import FORMATS
+
+SHAPE = (4, 5, 7)
+BOX = Box((1, 0, 2), (3, 4, 7))
+
+
+def numbered(dtype="uint16"):
+    return (np.arange(np.prod(SHAPE)) * 3 % 251).reshape(SHAPE).astype(dtype)
+
+
+def check(path, image_zyx, size, **options):
+    volume = open_volume(str(path), **options)
+    assert volume.shape == image_zyx.shape
+    assert volume.dtype == image_zyx.dtype.newbyteorder("=")
+    assert volume.voxel_size == size
+    np.testing.assert_array_equal(volume.read(), image_zyx)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read(BOX), image_zyx[BOX.slices])
+    return volume
+
+
+def write_nifti(path, image_zyx, affine=None, unit="micron", slope=None):
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.diag([0.005, 0.006, 0.05, 1]) if affine is None else affine
+    image = nibabel.Nifti1Image(image_zyx.T, affine, dtype=image_zyx.dtype)
+    image.header.set_xyzt_units(unit)
+    if slope is not None:
+        image.header.set_slope_inter(*slope)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", "float32", "uint64"])
+def test_nifti(tmp_path, suffix, dtype):
+    image_zyx = numbered(dtype)
+    path = write_nifti(tmp_path / f"a{suffix}", image_zyx)
+    check(path, image_zyx, (50.0, 6.0, 5.0))
+    check(path, image_zyx, (8.0, 8.0, 8.0), voxel_size=(8, 8, 8))
+
+
+@pytest.mark.parametrize(("unit", "size"), [("mm", None), ("unknown", None), ("micron", (50.0, 6.0, 5.0))])
+def test_units_of_nifti(tmp_path, unit, size):
+    """Lengths of mm are a scanner's, or nm without a word: the size of a voxel is not known."""
+    affine = np.diag([0.005, 0.006, 0.05, 1]) if unit == "micron" else np.diag([5, 6, 50, 1])
+    assert open_volume(str(write_nifti(tmp_path / "a.nii", numbered(), affine, unit))).voxel_size == size
+
+
+def test_directions_of_nifti(tmp_path):
+    """Axes may be permuted and turned round, and lie askew; skewed ones are no grid."""
+    image_zyx = numbered()
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 0.05, 0.005, -0.006, 1  # stored z, x, y
+    turned = check(write_nifti(tmp_path / "a.nii", image_zyx.transpose(1, 2, 0), affine), image_zyx, (50.0, 6.0, 5.0))
+    assert turned.directions == "+-+"
+    with pytest.raises(UserError, match=r"turned.*\+\+\+"):
+        check_same_shape(open_volume(str(write_nifti(tmp_path / "b.nii", image_zyx))), turned)
+    askew = np.eye(4)
+    askew[:2, :2] = [[0.995, -0.0998334], [0.0998334, 0.995]]
+    assert open_volume(str(write_nifti(tmp_path / "c.nii", image_zyx, askew / 100))).voxel_size == pytest.approx(
+        (10.0, 10.0, 10.0), rel=1e-3
+    )
+    skewed = np.diag([0.01, 0.01, 0.01, 1])
+    skewed[0, 1] = 0.005
+    with pytest.raises(UserError, match="right angles"):
+        open_volume(str(write_nifti(tmp_path / "d.nii", image_zyx, skewed)))
+    for matrix in (np.full((3, 3), np.nan), np.zeros((3, 3))):
+        with pytest.raises(UserError, match="no grid"):
+            Grid.of("a.nii", matrix)
+
+
+def test_scaled_numbers_of_nifti(tmp_path):
+    path = write_nifti(tmp_path / "a.nii", numbered("int16").astype(np.int16), slope=(2.0, -3.0))
+    volume = open_volume(str(path))
+    assert volume.dtype == np.float32
+    import nibabel
+
+    np.testing.assert_allclose(volume.read(), nibabel.load(path).get_fdata().T)
+    np.testing.assert_array_equal(volume.read(BOX), volume.read()[BOX.slices])
+
+
+def test_labels_in_nifti(tmp_path):
+    ids = numbered() % 4
+    labels = map_labels(open_volume(str(write_nifti(tmp_path / "a.nii.gz", ids))), foreground=[1, 3])
+    np.testing.assert_array_equal(labels.read(), ids % 2)
+
+
+def write_nrrd(path, image_zyx, header=(), *, encoding="raw", voxels=None):
+    """Written by hand, with the voxels in a file of their own if ``voxels`` names one."""
+    kind = {"uint16": "unsigned short", "uint8": "uchar", "float32": "float"}[image_zyx.dtype.name]
+    sizes = " ".join(map(str, image_zyx.shape[::-1]))
+    lines = ["NRRD0004", f"type: {kind}", f"dimension: {image_zyx.ndim}", f"sizes: {sizes}", f"encoding: {encoding}"]
+    endian = {">": "big"}.get(image_zyx.dtype.byteorder, "little")
+    lines += [f"endian: {endian}", *header, *([f"data file: {voxels}"] if voxels else [])]
+    pack = {"raw": bytes, "gzip": gzip.compress, "bzip2": bz2.compress}[encoding]
+    data = pack(image_zyx.tobytes())
+    path.write_bytes("\n".join([*lines, "", ""]).encode() + (b"" if voxels else data))
+    if voxels:
+        (path.parent / voxels).write_bytes(data)
+    return path
+
+
+SPACE = (
+    "space: left-posterior-superior",
+    "space directions: (0.005,0,0) (0,0.006,0) (0,0,0.05)",
+    'space units: "um" "um" "um"',
+)
+SPACINGS = ("spacings: 5 6 50", 'units: "nm" "nm" "nm"')
+
+
+@pytest.mark.parametrize("header", [SPACE, SPACINGS])
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2"])
+@pytest.mark.parametrize("voxels", [None, "a.data"])
+def test_nrrd(tmp_path, header, encoding, voxels):
+    pytest.importorskip("nrrd")
+    for dtype in ("uint8", ">u2", "float32"):
+        path = write_nrrd(tmp_path / "a.nhdr", numbered(dtype), header, encoding=encoding, voxels=voxels)
+        volume = check(path, numbered(dtype), (50.0, 6.0, 5.0))
+        assert volume.directions == ("+--" if header is SPACE else "")
+
+
+def test_what_pynrrd_writes(tmp_path):
+    nrrd = pytest.importorskip("nrrd")
+    for options in ({}, {"encoding": "raw"}, {"detached_header": True}):
+        name = "a.nhdr" if options.get("detached_header") else "a.nrrd"
+        header = {"spacings": [5, 6, 50], **{key: value for key, value in options.items() if key == "encoding"}}
+        detached = bool(options.get("detached_header"))
+        nrrd.write(str(tmp_path / name), numbered(), header, detached, index_order="C")
+        check(tmp_path / name, numbered(), None)  # without a unit
+    permuted = {"space": "RAS", "space directions": np.array([[0, 0, 0.05], [0.005, 0, 0], [0, 0.006, 0]])}
+    stored = numbered().transpose(1, 2, 0)
+    nrrd.write(str(tmp_path / "b.nrrd"), stored, permuted | {"space units": ["um"] * 3}, index_order="C")
+    assert check(tmp_path / "b.nrrd", numbered(), (50.0, 6.0, 5.0)).directions == "+++"
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (["data file: LIST", "a.raw"], "several files"),
+        (["data file: slice%03d.raw 1 4 1"], "several files"),
+        (["data file: gone.raw"], "is not there"),
+        (["byte skip: 900"], "cut short"),
+    ],
+)
+def test_nrrd_that_is_not_read(tmp_path, header, says):
+    pytest.importorskip("nrrd")
+    with pytest.raises(UserError, match=says):
+        open_volume(str(write_nrrd(tmp_path / "a.nhdr", numbered(), header)))
+
+
+def test_packed_files_that_are_cut_short(tmp_path):
+    pytest.importorskip("nrrd")
+    path = write_nrrd(tmp_path / "a.nrrd", numbered(), encoding="gzip")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cut short|damaged"):
+        open_volume(str(path)).read()
+    header = write_nrrd(tmp_path / "b.nrrd", numbered()[:2], encoding="gzip").read_bytes()
+    path.write_bytes(header.replace(b"sizes: 7 5 2", b"sizes: 7 5 4"))
+    with pytest.raises(UserError, match="cut short, 140 bytes are missing"):
+        open_volume(str(path)).read()
+
+
+def test_a_library_that_is_missing(tmp_path, monkeypatch):
+    for module, name in (("nibabel", "a.nii"), ("nrrd", "a.nrrd")):
+        monkeypatch.setitem(sys.modules, module, None)
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=r'pip install "mitoseg\[formats\]"'):
+            open_volume(str(tmp_path / name))
+
+
+def write_imaris(path, image_zyx, channels=1, unit="um"):
+    def letters(text):
+        return np.array(list(str(text)), "S1")
+
+    with h5py.File(path, "w") as h5:
+        about = h5.create_group("DataSetInfo/Image")
+        z, y, x = image_zyx.shape
+        ends = {"ExtMin0": -1, "ExtMax0": x * 0.005 - 1, "ExtMin1": 0, "ExtMax1": y * 0.006}
+        for key, value in {**ends, "ExtMin2": 0, "ExtMax2": z * 0.05, "Unit": unit}.items():
+            about.attrs[key] = letters(value)
+        for level in range(2):
+            part = image_zyx[:, :: level + 1, :: level + 1]
+            for channel in range(channels):
+                group = h5.create_group(f"DataSet/ResolutionLevel {level}/TimePoint 0/Channel {channel}")
+                padded = np.zeros([-(-n // 8) * 8 for n in part.shape], part.dtype)
+                padded[tuple(slice(n) for n in part.shape)] = part
+                group.create_dataset("Data", data=padded, chunks=(8, 8, 8), compression="gzip")
+                for axis, n in zip("ZYX", part.shape, strict=True):
+                    group.attrs[f"ImageSize{axis}"] = letters(n)
+    return path
+
+
+def test_imaris(tmp_path):
+    image_zyx = numbered()
+    path = write_imaris(tmp_path / "a.ims", image_zyx)
+    check(path, image_zyx, (50.0, 6.0, 5.0))
+    coarse = image_zyx[:, ::2, ::2]
+    volume = open_volume(f"{path}:/DataSet/ResolutionLevel 1/TimePoint 0/Channel 0/Data")
+    np.testing.assert_array_equal(volume.read(), coarse)
+    assert volume.voxel_size == pytest.approx((50, 10, 8.75))
+    with pytest.raises(UserError, match=r"no dataset 'x'.*Channel 0/Data"):
+        open_volume(f"{path}:/x")
+    assert open_volume(str(write_imaris(tmp_path / "b.ims", image_zyx, unit=""))).voxel_size is None
+
+
+def test_channels_of_imaris(tmp_path):
+    path = write_imaris(tmp_path / "a.ims", numbered(), channels=2)
+    with pytest.raises(UserError, match=r"2 channels or times.*a\.ims:/DataSet/.*Channel 1/Data"):
+        open_volume(str(path))
+    check(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 0/Channel 1/Data", numbered(), (50.0, 6.0, 5.0))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp", "jpg"])
+def test_a_picture_is_a_slice(tmp_path, suffix):
+    image = pytest.importorskip("PIL.Image")
+    grey_yx = np.repeat(np.arange(40, dtype=np.uint8)[:, None] * 6, 50, 1)
+    image.fromarray(grey_yx).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    volume = open_volume(str(tmp_path / f"a.{suffix}"), voxel_size=(50, 5, 5))
+    assert volume.shape == (1, 40, 50)
+    assert volume.dtype == np.uint8
+    assert volume.voxel_size == (50, 5, 5)
+    np.testing.assert_allclose(volume.read()[0].astype(int), grey_yx, atol=2 if suffix == "jpg" else 0)
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for z in range(3):
+        (folder / f"{z}.{suffix}").write_bytes((tmp_path / f"a.{suffix}").read_bytes())
+    assert open_volume(str(folder)).shape == (3, 40, 50)
+
+
+def test_pictures_that_are_no_slice(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    frames = [image.fromarray(np.full((8, 8), n, np.uint8)) for n in (1, 90)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="several pictures"):
+        open_volume(str(tmp_path / "a.gif"))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_volume(str(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.am", "export it as NRRD or TIFF"),
+        ("a.json", "labelme.*CVAT"),
+        ("a.wkw", "webKnossos"),
+        ("a.mhd", "nrrd"),
+        ("a.czi", "TIFF"),
+        ("a.txt", "NIfTI, NRRD or Imaris"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path, name, says):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=says) as caught:
+        open_volume(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_polygons_in_a_folder(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": []}))
+    with pytest.raises(UserError, match="polygons are no voxels"):
+        open_volume(str(tmp_path))
+
+
+def test_folders_and_patterns_of_foreign_volumes(tmp_path):
+    names = ("a.nii.gz", "b.nrrd", "c.ims", "d.nii")
+    for name in (*names, "cover.jpg", "notes.txt"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    out = str(tmp_path / "out")
+    jobs = plan_jobs(str(tmp_path / "in"), out, ".zarr")
+    assert [Path(job.input).name for job in jobs] == list(names)
+    assert [Path(job.output).name for job in jobs] == ["a.zarr", "b.zarr", "c.zarr", "d.zarr"]
+    (job,) = plan_jobs(str(tmp_path / "in" / "*.nii.gz"), out, ".zarr")
+    assert Path(job.output).name == "a.zarr"
+    assert plan_jobs(str(tmp_path / "in" / "cover.jpg"), out, ".zarr") is None
+
+
+def test_napari_asks_for_every_format():
+    import mitoseg.viewers
+
+    manifest = Path(mitoseg.viewers.__file__).parent / "napari_plugin" / "napari.yaml"
+    patterns = yaml.safe_load(manifest.read_text())["contributions"]["readers"][0]["filename_patterns"]
+    wanted = {f"*{suffix}" for one in FORMATS[:-1] for suffix in one.suffixes}  # pictures are napari's own
+    assert wanted <= set(patterns)
