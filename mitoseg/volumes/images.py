@@ -67,7 +67,9 @@ def list_slices(folder: Path) -> list[Path]:
         check_regular(str(file))
     if not found:
         remedy = "give a folder of slices, or a file"
-        if {".json", ".xml"} & set(suffixes.values()):
+        if (folder / "datasource-properties.json").is_file():
+            remedy = "name a layer of this webKnossos data set and its resolution, such as FOLDER/segmentation/1"
+        elif {".json", ".xml"} & set(suffixes.values()):
             remedy = POLYGONS
         raise UserError("the folder holds no png or tif slices", str(folder), remedy)
     if len({p.suffix.lower()[:4] for p in found}) > 1:

@@ -29,7 +29,7 @@ from mitoseg.extras import import_extra
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.reading import CACHE_BYTES, check_regular, opening, reading
-from mitoseg.volumes.stored import REFILL, Header, StoredVolume
+from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset
 from mitoseg.volumes.units import agreed_size, bdv_voxel_size, same_size, stated_sizes
 
 SUFFIXES = (".n5",)
@@ -65,6 +65,7 @@ def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] |
     with opening(path):
         dataset = _dataset(folder, path)
         attributes = _attributes(dataset)
+        check_multiset(path, attributes)
         shape, dtype = tuple(int(n) for n in attributes["dimensions"]), np.dtype(str(attributes["dataType"]))
         block = tuple(int(n) for n in attributes["blockSize"])
         if len(block) != len(shape) or min(block) < 1 or math.prod(block) * dtype.itemsize > _LARGEST_BLOCK:

@@ -117,6 +117,17 @@ def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
         raise UserError(f"the voxels are no numbers but {dtype}", path, "give 8 or 16 bit integers or floats")
 
 
+def check_multiset(path: str, attributes: Mapping[str, Any]) -> None:
+    """Refuse Paintera's label multisets, whose blocks hold lists of labels and not voxels.
+
+    Raises:
+        UserError: They are that.
+    """
+    if attributes.get("isLabelMultiset"):
+        remedy = "export them with paintera-conversion-helper as scalar labels (uint64)"
+        raise UserError("the labels are a multiset of Paintera", path, remedy)
+
+
 def dump_metadata(metadata: Mapping[str, Any]) -> str:
     """Mitoseg's metadata as text for a file's header."""
     return json.dumps({"mitoseg": dict(metadata)})

@@ -16,7 +16,7 @@ from mitoseg.volumes.base import Array
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
 from mitoseg.volumes.reading import opening, reading
-from mitoseg.volumes.stored import REFILL, Header, StoredVolume, load_metadata
+from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset, load_metadata
 from mitoseg.volumes.units import agreed_size, as_list, stated_sizes
 from mitoseg.volumes.zarr_chunks import CheckedStore, count_chunks
 
@@ -52,6 +52,7 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         except FileNotFoundError as error:
             raise UserError("the folder is no Zarr array or group", path, "check the path") from error
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
+        check_multiset(path, array.attrs.asdict())
         header = _header(path, array, stated, axes, voxel_size)
         _check_chunks(array, path)
     volume = ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)

@@ -274,6 +274,27 @@ def test_files_of_other_kinds(tmp_path, name, says):
     assert "\n" not in str(caught.value)
 
 
+def test_multisets_of_paintera(tmp_path):
+    import zarr
+
+    for attributes in ({"isLabelMultiset": True}, {}):
+        zarr.create_array(store=tmp_path / "a.zarr", data=numbered(), attributes=attributes, overwrite=True)
+        (tmp_path / "a.n5").mkdir(exist_ok=True)
+        about = {"dimensions": [7, 5, 4], "dataType": "uint16", "blockSize": [7, 5, 4], "compression": {"type": "raw"}}
+        (tmp_path / "a.n5" / "attributes.json").write_text(json.dumps(about | attributes))
+        for name in ("a.zarr", "a.n5"):
+            if attributes:
+                with pytest.raises(UserError, match=r"multiset of Paintera.*scalar labels"):
+                    open_volume(str(tmp_path / name))
+    assert open_volume(str(tmp_path / "a.zarr"), axes="zyx").shape == SHAPE
+
+
+def test_a_data_set_of_webknossos(tmp_path):
+    (tmp_path / "datasource-properties.json").write_text("{}")
+    with pytest.raises(UserError, match=r"FOLDER/segmentation/1"):
+        open_volume(str(tmp_path))
+
+
 def test_polygons_in_a_folder(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"shapes": []}))
     with pytest.raises(UserError, match="polygons are no voxels"):

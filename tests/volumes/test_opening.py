@@ -27,7 +27,7 @@ def test_a_missing_file_says_so(tmp_path):
             open_volume(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.txt", "a.nii.gz", "a"])
+@pytest.mark.parametrize("name", ["a.txt", "a.gz", "a"])
 def test_unknown_suffixes(tmp_path, name):
     (tmp_path / name).write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match=rf"unknown kind of volume: .*{name}.*TIFF stack, a folder"):
