@@ -51,13 +51,13 @@ class Layout:
         of = dict(zip(_SPACE, box.slices, strict=True))
         return tuple(of.get(a, slice(0, n)) for a, n in zip(self.axes, self.shape, strict=True))
 
-    def arrange(self, stored: Array, reduce: Callable[[Array], Array]) -> Array:
-        """What was read at `index`, as ``image_zyx``; ``reduce`` is `grey` or `colour_codes`."""
+    def arrange(self, stored: Array, reduce: Callable[[Array], Array] | None = None) -> Array:
+        """What was read at `index`, as ``image_zyx``; ``reduce`` takes the colours away, None: `grey`."""
         dropped = tuple(i for i, a in enumerate(self.axes) if a == "-")
         letters = self.axes.replace("-", "")
         array = stored.squeeze(dropped)
         if "c" in letters:
-            array = reduce(np.moveaxis(array, letters.index("c"), -1))
+            array = (reduce or grey)(np.moveaxis(array, letters.index("c"), -1))
             letters = letters.replace("c", "")
         array = array.transpose([letters.index(a) for a in _SPACE if a in letters])
         return array if len(letters) == 3 else array[None]

@@ -122,3 +122,4 @@ class PackedVolume(StoredVolume):
                     remedy = "free some room, set TMPDIR to a folder with more, or unpack the file first"
                     raise UserError("there is no room to unpack the file", tempfile.gettempdir(), remedy) from error
                 missing -= len(part)
+            packed.read(1)  # the checksum is looked at where the stream ends

@@ -172,6 +172,10 @@ def test_packed_files_that_are_cut_short(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"cut short|damaged"):
         open_volume(str(path)).read()
+    whole = write_nrrd(path, numbered(), encoding="gzip").read_bytes()
+    path.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # another checksum
+    with pytest.raises(UserError, match="CRC"):
+        open_volume(str(path)).read()
     header = write_nrrd(tmp_path / "b.nrrd", numbered()[:2], encoding="gzip").read_bytes()
     path.write_bytes(header.replace(b"sizes: 7 5 2", b"sizes: 7 5 4"))
     with pytest.raises(UserError, match="cut short, 140 bytes are missing"):
