@@ -228,7 +228,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty if there is none or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

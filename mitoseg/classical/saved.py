@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,22 @@ from mitoseg.errors import UserError
 from mitoseg.storage import atomic_output, plain
 
 FORMAT = "mitoseg classical 1"
+
+_DAMAGED = (
+    *(
+        OSError,
+        ValueError,
+        LookupError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        ArithmeticError,
+        MemoryError,
+    ),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading an archive raises that is damaged, or that claims more than there is."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -60,7 +77,7 @@ def load_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], Arrays]:
         facts = json.loads(str(arrays.pop("facts")))
     except FileNotFoundError as error:
         raise UserError("no such file", str(path), "check the path") from error
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UserError("the file holds no trained method", str(path), remedy) from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("kind") != kind:
         found = facts.get("kind") if isinstance(facts, dict) else None

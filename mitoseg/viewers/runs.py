@@ -145,7 +145,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     """A mapping from a file that Hydra wrote; empty where there is none."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

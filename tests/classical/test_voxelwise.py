@@ -1,4 +1,5 @@
 import json
+import random
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from noisy_phantom import VOXEL_SIZE, noisy_phantom
 from mitoseg.classical.deciding import jaccard
 from mitoseg.classical.forest import ForestClassifier
 from mitoseg.classical.neila import NeilaSegmenter
+from mitoseg.classical.saved import load_arrays, save_arrays
 from mitoseg.classical.voxelwise import corrected
 from mitoseg.errors import UserError
 from mitoseg.volumes import ArrayVolume
@@ -150,3 +152,21 @@ def test_wrong_parameters_are_refused(kind, parameters, word):
 def test_sure_answers_do_not_overflow(raw):
     assert 0 <= corrected(np.array([raw]), 2.0, logits=True)[0] <= 1
     assert 0 <= corrected(np.clip([raw], 0, 1), 2.0, logits=False)[0] <= 1
+
+
+def test_a_flipped_bit_in_a_method_s_file_is_refused_or_changes_nothing(tmp_path):
+    draw, arrays = random.Random(0), {"a": np.random.default_rng(0).normal(size=2000), "b": np.arange(900)}
+    save_arrays(tmp_path / "a.npz", "Kind", {"shift": 1.5}, arrays)
+    whole, refused = (tmp_path / "a.npz").read_bytes(), 0
+    for part in (0, len(whole) - 500):
+        for place in (draw.randrange(part, len(whole)) for _ in range(100)):
+            flipped = whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :]
+            (tmp_path / "a.npz").write_bytes(flipped)
+            try:
+                facts, found = load_arrays(tmp_path / "a.npz", "Kind")
+            except UserError:
+                refused += 1
+                continue
+            assert facts["shift"] == 1.5
+            assert all(np.array_equal(arrays[name], found[name]) for name in arrays if name in found)
+    assert refused > 100

@@ -1,5 +1,7 @@
 """Which volumes a run's folder names."""
 
+from pathlib import Path
+
 import pytest
 from made_volumes import make_run
 
@@ -61,3 +63,15 @@ def test_a_dataset_is_one_result_and_no_folder_of_many(tmp_path):
 def test_runs_without_one_result_get_a_line(tmp_path, record, line):
     with pytest.raises(UserError, match=line):
         volumes_of_run(make_run(tmp_path / "run", **record))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: 2020-99-99", b"[" * 5000, b"a: !!python/object:os.system x"])
+def test_damaged_records_of_a_run_are_as_good_as_none(tmp_path, content):
+    folder = Path(make_run(tmp_path / "run", input="a.tif", output="b.tif"))
+    (folder / ".hydra").mkdir(exist_ok=True)
+    for name in ("config.yaml", "hydra.yaml"):
+        (folder / ".hydra" / name).write_bytes(content)
+    assert set(volumes_of_run(folder)) == {"image", "result"}
+    (folder / "provenance.json").write_bytes(b"[" * 10**6)
+    with pytest.raises(UserError, match="names no volumes"):
+        volumes_of_run(folder)
