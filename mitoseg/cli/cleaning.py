@@ -16,6 +16,7 @@ from mitoseg.evaluation.decision import decide
 from mitoseg.progress import progress
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.cleaning import BLOCK, Cleaner
+from mitoseg.segmentation.postprocess import BYTES
 from mitoseg.storage import scratch_folder
 from mitoseg.volumes import Volume
 
@@ -62,7 +63,10 @@ def cleaned(
         )
     size = voxel_size or prediction.voxel_size
     with scratch_folder(folder / "cleaning") as scratch:
-        cleaner = Cleaner(steps, scratch.absolute(), engine, BLOCK)
+        cleaner = Cleaner(steps, scratch.absolute(), engine)
+        if engine is not None:
+            most = int(min(cleaner.in_memory, engine.item_bytes / BYTES))
+            cleaner = replace(cleaner, block=engine.fit(BLOCK, 2 * BYTES), in_memory=most)  # twice: with the halo
         options = {"scale": decision.scale, "voxel_size": size, "image": image}
         with progress("post-processing", prediction.box.size, unit="voxels", show=show) as task:
             mask = cleaner(prediction, decision.threshold, **options, on_box=lambda box: task.advance(box.size))  # type: ignore[arg-type]

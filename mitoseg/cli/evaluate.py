@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.cleaning import chosen_steps, cleaned
-from mitoseg.cli.engine import make_engine
+from mitoseg.cli.engine import limit_memory, make_engine
 from mitoseg.cli.instance_scores import check_instance_options, number_instances, score_instances
 from mitoseg.cli.reporting import check_report, report_scores
 from mitoseg.engines import Engine
@@ -64,6 +64,7 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     truth = _read_truth(volumes["truth"], cfg)
     meant = {"threshold": threshold, "kind": cfg.kind, "voxel_size": voxel_size}
     with make_engine(cfg) as engine, ExitStack() as stack:
+        limit_memory(engine, cfg.memory)
         steps = chosen_steps(cfg)
         if steps is not None:
             given = {**meant, "voxel_size": voxel_size or truth.voxel_size, "engine": engine, "show": cfg.progress}

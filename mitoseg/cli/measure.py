@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg.cli.comparing import compare_tables
-from mitoseg.cli.engine import make_engine
+from mitoseg.cli.engine import limit_memory, make_engine
 from mitoseg.cli.evaluate import open_volumes
 from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.measured import find_sources, find_voxel_size
@@ -72,7 +73,9 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     make_folders(output.parent)
     engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
     decision = decide(volumes["input"], cfg.threshold, cfg.kind)
-    with engine, find_sources(cfg, volumes, size, decision, engine) as (sources, scratch):
+    with engine, ExitStack() as stack:
+        limit_memory(engine, cfg.memory)
+        sources, scratch = stack.enter_context(find_sources(cfg, volumes, size, decision, engine))
         with progress(title, 1.0, show=cfg.progress) as task:
             options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": task.reach, "scratch": scratch}
             table = measure_instances(sources, engine=engine, **options)

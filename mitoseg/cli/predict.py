@@ -25,9 +25,10 @@ from mitoseg.cli.prediction import predict_with_progress, staged_kind
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
 from mitoseg.cli.workers import check_sight
+from mitoseg.errors import UserError
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.greys import adapt_greys
-from mitoseg.inference.memory import budget_bytes
+from mitoseg.inference.memory import budget_bytes, used_bytes
 from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.resampling import resample_input, restoring
@@ -159,7 +160,7 @@ def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stag
         remote = session.remote(predictor.prediction, volume)
         files = {"checkpoint": session.checkpoint, "input": stored_in(cfg.input)}
         check_sight(session.engine, files, stage.folder)
-        decider = partial(decider, neighbours=session.team.neighbours)
+        decider = partial(decider, workers=session.team.neighbours, besides=used_bytes())
     decisions = stage.decisions
     if not decisions:
         with waiting("choosing the tiles"):
@@ -218,12 +219,21 @@ def output_info(cfg: DictConfig, predictor: Predictor) -> VolumeInfo:
 
 
 def decide(
-    predictor: Predictor, *, memory: object, compiled: str | bool, method: str, neighbours: int = 1
+    predictor: Predictor, *, memory: object, compiled: str | bool, method: str, workers: int = 1, besides: int = 0
 ) -> dict[str, Any]:
-    """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
+    """Tile and compilation, chosen once for a volume and kept for when the command is run again.
+
+    Raises:
+        UserError: Not even the smallest tile fits into the memory that there is for each worker of a machine.
+    """
     predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
-    budget = budget_bytes(memory)
-    tile = predictor.choose_tile(budget if memory is not None else budget / neighbours)
+    try:
+        tile = predictor.choose_tile(budget_bytes(memory, workers=workers, besides=besides))
+    except UserError as error:
+        remedy = (
+            error.remedy if workers == 1 else f"{error.remedy} for each of {workers} workers, or use fewer of them"
+        )
+        raise UserError(error.what, error.value, remedy) from None
     chosen = choose_method(method, predictor.prediction.network)
     compiles = choose_compile(compiled, predictor.device, predictor.operations(tile))
     return {"tile": list(tile), "compile": compiles, "method": chosen}

@@ -7,7 +7,7 @@
 What is mapped must be picklable, and the result must not depend on where or in which order items are done.
 """
 
-from mitoseg.engines.base import Engine, EngineError
+from mitoseg.engines.base import LANES, Engine, EngineError
 from mitoseg.engines.local import LocalEngine
 from mitoseg.engines.on_dask import DaskEngine
 from mitoseg.engines.on_slurm import SlurmEngine
@@ -15,6 +15,7 @@ from mitoseg.engines.place import Place, here, one_at_a_time
 from mitoseg.engines.prepared import Prepared
 
 __all__ = [
+    "LANES",
     "DaskEngine",
     "Engine",
     "EngineError",

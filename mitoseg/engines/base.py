@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import signal
 from abc import ABC, abstractmethod
@@ -31,9 +32,11 @@ class Engine(ABC):
 
     Attributes:
         in_process: Whether items are done by the caller itself, so that nothing has to be picklable.
+        item_bytes: Memory that one item may take where it is done; who maps parts of arrays cuts them accordingly.
     """
 
     in_process = False
+    item_bytes: float = math.inf
 
     def __enter__(self) -> Self:
         try:
@@ -45,6 +48,25 @@ class Engine(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def fit(self, block: tuple[int, int, int], voxel_bytes: int) -> tuple[int, int, int]:
+        """The largest part of a block that one item may hold, found by halving its longest axis.
+
+        Args:
+            block: Voxels (z, y, x).
+            voxel_bytes: Memory that each of them takes.
+
+        >>> from mitoseg.engines import LocalEngine
+        >>> engine = LocalEngine()
+        >>> engine.item_bytes = 10**7
+        >>> engine.fit((64, 512, 512), 16)
+        (64, 128, 64)
+        """
+        sides = list(block)
+        while math.prod(sides) * voxel_bytes > self.item_bytes and max(sides) > 1:
+            longest = sides.index(max(sides[::-1]))
+            sides[longest] = (sides[longest] + 1) // 2
+        return sides[0], sides[1], sides[2]
 
     @abstractmethod
     def start(self) -> None:

@@ -19,6 +19,7 @@ from mitoseg.metrics.instances import SHARE, THRESHOLDS, instance_scores
 from mitoseg.metrics.intervals import LEVEL
 from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overlaps
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
+from mitoseg.segmentation.census import VOXEL_BYTES
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.volumes.base import Array, Volume
 from mitoseg.volumes.integers import IntegerVolume, compact_ids
@@ -134,8 +135,10 @@ def find_overlaps(
         for side, ids in zip(cut, found[1], strict=True):
             side |= ids
 
-    items = ((part, truth.part(part), result.part(part)) for part in tiles(crop, block))
-    (engine or LocalEngine()).map(OverlapCounter(labels, crop), items, take)
+    engine = engine or LocalEngine()
+    blocks = tiles(crop, engine.fit(block, 2 * VOXEL_BYTES))
+    items = ((part, truth.part(part), result.part(part)) for part in blocks)
+    engine.map(OverlapCounter(labels, crop), items, take)
     return Overlaps.collect(parts, sorted(cut[0]), sorted(cut[1]))
 
 

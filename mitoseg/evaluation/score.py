@@ -27,8 +27,11 @@ SLABS = 8
 DRAWS = Bootstrap()
 """Of slabs, for the intervals."""
 BLOCK_VOXELS = 2**25
-"""Voxels held at once, the halo included; a voxel costs about ten bytes."""
+"""Voxels held at once, the halo included, unless memory is short."""
+VOXEL_BYTES = 24
+"""Of each of them."""
 _PLANE = 2048  # longest side, in y and x, of what is held at once
+_SMALLEST = 64  # below it there would be more halo than block
 
 
 def evaluate(
@@ -58,7 +61,7 @@ def evaluate(
         voxel_size: (z, y, x), any unit; None: the truth's, else the prediction's, else taken as cubic.
         slabs: Equal parts along z whose spread makes the intervals; at most as many as the crop has slices.
         bootstrap: How the intervals are made.
-        depth: Slices held at once; None: as many as memory allows. It does not change the result.
+        depth: Slices held at once; None: as many as the engine's memory allows. It does not change the result.
         progress: Show a bar on stderr.
         engine: Started, counts the blocks; its workers must see the files. None: this process.
 
@@ -82,7 +85,8 @@ def evaluate(
     near = {dims: [Counts()] * len(bands) for dims in DIMS}
     histogram = np.zeros((2, BINS), np.int64)
     margin = halo(bands, known or (1, 1, 1))
-    blocks = list(_blocks(crop, margin, depth))
+    engine = engine or LocalEngine()
+    blocks = list(_blocks(crop, margin, depth, min(BLOCK_VOXELS, engine.item_bytes / VOXEL_BYTES)))
     with show_progress("scoring", len(blocks), unit="blocks", show=progress) as task:
 
         def add(block: Box, found: BlockCounts) -> None:
@@ -95,7 +99,7 @@ def evaluate(
             task.advance()
 
         function = CountBlock(prediction, truth, decision, bands, known or (1, 1, 1))
-        (engine or LocalEngine()).map(function, blocks, add)
+        engine.map(function, blocks, add)
     tally = Tally(bands, _shares(by_slice, slabs), near, histogram if decision.kind == "probability" else None)
     about = {"kind": decision.kind, "crop": str(crop), "shape": list(truth.shape), "voxel_size": known}
     thresholds = {"threshold": decision.threshold, "threshold_source": decision.source}
@@ -158,14 +162,17 @@ def _shares(by_slice: Sequence[Counts], parts: int) -> list[Counts]:
     return [sum(by_slice[n * i // parts : n * (i + 1) // parts], Counts()) for i in range(parts)]
 
 
-def _blocks(crop: Box, margin: Sequence[int], depth: int | None) -> Iterator[Box]:
+def _blocks(crop: Box, margin: Sequence[int], depth: int | None, voxels: float = BLOCK_VOXELS) -> Iterator[Box]:
     """Cut the crop into slabs, and these into columns where a plane is too large to hold."""
+    side = _PLANE
+    while side > _SMALLEST and (side + 2 * margin[1]) * (side + 2 * margin[2]) * (2 * margin[0] + 1) > voxels:
+        side //= 2
     _, y0, x0 = crop.start
     _, y1, x1 = crop.stop
-    plane = math.prod(min(n, _PLANE) + 2 * m for n, m in zip(crop.shape[1:], margin[1:], strict=True))
-    depth = depth or max(1, BLOCK_VOXELS // plane - 2 * margin[0])
+    plane = math.prod(min(n, side) + 2 * m for n, m in zip(crop.shape[1:], margin[1:], strict=True))
+    depth = depth or max(1, int(voxels // plane) - 2 * margin[0])
     for slab in cut(crop, depth):
-        for y in range(y0, y1, _PLANE):
-            for x in range(x0, x1, _PLANE):
-                stop = (slab.stop[0], min(y + _PLANE, y1), min(x + _PLANE, x1))
+        for y in range(y0, y1, side):
+            for x in range(x0, x1, side):
+                stop = (slab.stop[0], min(y + side, y1), min(x + side, x1))
                 yield Box((slab.start[0], y, x), stop)

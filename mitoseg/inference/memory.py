@@ -59,13 +59,20 @@ def used_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def budget_bytes(memory: object | None) -> int:
+def budget_bytes(memory: object | None, *, workers: int = 1, besides: int = 0) -> int:
     """Bytes that tiles may take besides what the process has already.
 
     Args:
-        memory: What the whole process may take, or None for a share of what is free.
+        memory: What this process and its like may take together, or None for a share of what is free.
+        workers: Of this machine that share it, this process among them.
+        besides: Bytes of it that the process that started them takes.
+
+    Raises:
+        UserError: It is no amount of memory.
     """
-    return int(SHARE * memory_available()) if memory is None else parse_bytes(memory) - used_bytes() - HEAPS
+    if memory is None:
+        return int(SHARE * memory_available()) // workers
+    return (parse_bytes(memory) - besides) // workers - used_bytes() - HEAPS
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -19,7 +19,9 @@ from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import Array, Volume
 
 BLOCK = (32, 512, 512)
-"""Voxels that are read at once."""
+"""Voxels that are read at once, unless memory is short."""
+VOXEL_BYTES = 32
+"""Of each of them, at most."""
 STARTS = ["box_z0", "box_y0", "box_x0"]
 STOPS = ["box_z1", "box_y1", "box_x1"]
 COLUMNS = ["instance", "voxels", *STARTS, *STOPS]
@@ -76,7 +78,7 @@ def count_box(labels: Volume, box: Box) -> pd.DataFrame:
 def take_census(
     labels: Volume,
     *,
-    block: Sequence[int] = BLOCK,
+    block: tuple[int, int, int] = BLOCK,
     on_block: Callable[[Box], None] | None = None,
     engine: Engine | None = None,
 ) -> pd.DataFrame:
@@ -104,5 +106,6 @@ def take_census(
         if on_block is not None:
             on_block(box)
 
-    (engine or LocalEngine()).map(partial(count_box, labels), tiles(labels.box, block), take)
+    engine = engine or LocalEngine()
+    engine.map(partial(count_box, labels), tiles(labels.box, engine.fit(block, VOXEL_BYTES)), take)
     return merge_counts([total, *waiting])

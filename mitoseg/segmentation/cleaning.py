@@ -89,7 +89,7 @@ class Cleaner:
         halo = self.steps.halo(spacing)
         block = self._local_block(probability.shape, halo[0])
         whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, block)), default=0)
-        self.steps.check_memory(whole)
+        self.steps.check_memory(whole, self.engine)
         local = _Local(self.steps, probability, threshold, scale, spacing, image)
         mask = self._store("local", local, block, on_box)
         if self.steps.fill_holes:

@@ -31,7 +31,9 @@ from mitoseg.segmentation.parts import Parts, Splitter
 from mitoseg.volumes.base import ArrayVolume, Volume
 
 BLOCK = (64, 512, 512)
-"""Voxels (z, y, x) labelled at once, at some 15 bytes each."""
+"""Voxels (z, y, x) labelled at once, unless memory is short."""
+VOXEL_BYTES = 24
+"""Of each of them."""
 
 
 def label_volume(
@@ -50,7 +52,7 @@ def label_volume(
         mask: Not zero is foreground. It is read twice, block by block, and must not change in between.
         labelling: How; None for connected components.
         voxel_size: (z, y, x) in nm; None: the mask's.
-        block: (z, y, x) voxels at once, None: `BLOCK`. It does not change the result.
+        block: (z, y, x) voxels at once, None: `BLOCK`, or what fits. It does not change the result.
         on_block: Called with each block that the first pass is done with.
         metadata: Of the result, besides its kind and how it was made.
         engine: Started; others than this process read the mask for themselves. None: this process.
@@ -64,7 +66,8 @@ def label_volume(
     labelling = labelling or Labelling()
     size = voxel_size or mask.voxel_size
     spacing = labelling.spacing(size)
-    block, engine, joiner = block or BLOCK, engine or LocalEngine(), Joiner()
+    engine, joiner = engine or LocalEngine(), Joiner()
+    block = block or engine.fit(BLOCK, VOXEL_BYTES)
 
     def take(part: Box, summary: BlockSummary) -> None:
         joiner.add(summary)

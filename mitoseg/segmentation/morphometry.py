@@ -12,7 +12,7 @@ Memory holds a block, a group or the largest object at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import pandas as pd
 from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.census import BLOCK, STARTS, STOPS, take_census
+from mitoseg.segmentation.census import BLOCK, STARTS, STOPS, VOXEL_BYTES, take_census
 from mitoseg.segmentation.neighbours import DISTANCE, TILE, merge_distances, tile_distances
 from mitoseg.segmentation.object_row import column_names, object_row
 from mitoseg.segmentation.surface_points import PIECE, SurfacePoints
@@ -36,6 +36,8 @@ REACH = 1000.0
 GROUP = (64, 256, 256)
 """Objects whose boxes start in the same part of this size are read together."""
 _GROUP_VOXELS = 2**25
+_VOXEL_BYTES = {"group": 24, "object": 64, "piece": 24, "tile": 8}
+"""Memory for each voxel of what is held at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def measure_instances(
     min_volume: float | None = None,
     reach: float = REACH,
     engine: Engine | None = None,
-    block: Sequence[int] = BLOCK,
-    tile: Sequence[int] = TILE,
+    block: tuple[int, int, int] = BLOCK,
+    tile: tuple[int, int, int] = TILE,
     scratch: Path | None = None,
     on_part: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
@@ -95,11 +97,13 @@ def measure_instances(
         empty table with the same columns.
 
     Raises:
-        UserError: Shapes differ, labels are no whole numbers, or a number is out of range.
+        UserError: Shapes differ, labels are no whole numbers, a number is out of range, or an object does not fit into
+            the memory that there is for it.
     """
     _check(sources, min_volume, reach)
     size, engine = sources.voxel_size, engine or LocalEngine()
     tell = on_part or (lambda share: None)
+    block = engine.fit(block, VOXEL_BYTES)
     boxes = list(tiles(sources.labels.box, block))
     count = iter(range(1, len(boxes) + 1))
     found = take_census(
@@ -114,7 +118,7 @@ def measure_instances(
         rows.append(part)
         tell(0.1 + 0.7 * len(rows) / len(groups))
 
-    engine.map(partial(measure_group, sources), groups, take_rows)
+    engine.map(partial(measure_group, sources, memory=engine.item_bytes), groups, take_rows)
     distances = []
     if reach > 0 and len(found):
         distances = measure_distances(sources, reach, engine, tile, scratch, lambda share: tell(0.8 + 0.2 * share))
@@ -135,18 +139,26 @@ def group_objects(found: pd.DataFrame) -> list[pd.DataFrame]:
     return [group for _, group in found.groupby(keys, sort=True)] if len(found) else []
 
 
-def measure_group(sources: Sources, group: pd.DataFrame) -> list[dict[str, object]]:
-    """Rows of some objects; they are read at once if their common box is small, else one by one."""
+def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math.inf) -> list[dict[str, object]]:
+    """Rows of some objects; they are read at once if their common box is small, else one by one.
+
+    Raises:
+        UserError: One does not fit into so many bytes of memory.
+    """
     around = margin(sources.voxel_size) if sources.image is not None else (0, 0, 0)
     whole = Box(tuple(map(int, group[STARTS].min())), tuple(map(int, group[STOPS].max())))
     whole = whole.grow(around).clip(sources.labels.box)
-    arrays = sources.read(whole) if whole.size <= _GROUP_VOXELS else None
+    together = min(_GROUP_VOXELS, memory / 2 / _VOXEL_BYTES["group"])
+    arrays = sources.read(whole) if whole.size <= together else None
     rows = []
     ids = group["instance"].to_numpy()
     corners = zip(ids, group[STARTS].to_numpy().tolist(), group[STOPS].to_numpy().tolist(), strict=True)
     for instance, start, stop in corners:
         box = Box(tuple(start), tuple(stop))
         outer = box.grow(around).clip(sources.labels.box)
+        if (needed := outer.size * _VOXEL_BYTES["object"]) > memory:
+            what = f"object {instance} in {box} needs {needed / 1e9:.1f} GB to be measured"
+            raise UserError(what, f"{memory / 1e9:.1f} GB are left for it", "give more memory=, or fewer workers")
         crop = sources.read(outer) if arrays is None else _cut(arrays, outer.inside(whole))
         rows.append(object_row(instance, crop, box, outer, sources.labels.shape, sources.voxel_size))
     return rows
@@ -156,13 +168,14 @@ def measure_distances(
     sources: Sources,
     reach: float,
     engine: Engine,
-    tile: Sequence[int],
+    tile: tuple[int, int, int],
     scratch: Path | None,
     tell: Callable[[float], None],
 ) -> list[pd.DataFrame]:
     """Distances of the objects in each tile to their neighbours within ``reach`` nm; see `measure_instances`."""
     whole, distances = sources.labels.box, list[pd.DataFrame]()
-    pieces, areas = sum(1 for _ in tiles(whole, PIECE)), sum(1 for _ in tiles(whole, tile))
+    piece, tile = engine.fit(PIECE, _VOXEL_BYTES["piece"]), engine.fit(tile, _VOXEL_BYTES["tile"])
+    pieces, areas = sum(1 for _ in tiles(whole, piece)), sum(1 for _ in tiles(whole, tile))
     count = iter(range(1, pieces + 1))
 
     def take(_: Box, near: pd.DataFrame) -> None:
@@ -170,8 +183,8 @@ def measure_distances(
         tell(0.5 + 0.5 * len(distances) / areas)
 
     with TemporaryDirectory(dir=scratch, prefix="surfaces.", ignore_cleanup_errors=True) as folder:
-        surfaces = SurfacePoints(sources.labels, Path(folder))
-        engine.map(surfaces.store, tiles(whole, PIECE), lambda *_: tell(0.5 * next(count) / pieces))
+        surfaces = SurfacePoints(sources.labels, Path(folder), piece)
+        engine.map(surfaces.store, tiles(whole, piece), lambda *_: tell(0.5 * next(count) / pieces))
         function = partial(tile_distances, surfaces, voxel_size=sources.voxel_size, reach=reach)
         engine.map(function, tiles(whole, tile), take)
     return distances

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.control_groups import memory_available
+from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.segmentation.boundaries import refine_boundaries
 from mitoseg.segmentation.components import fill_holes, fill_slices, remove_small, remove_unsure
@@ -204,15 +205,17 @@ class Postprocess:
             raise UserError(what, None, "give voxel_size=[z,y,x], or leave the step out")
         return voxel_size or (1.0, 1.0, 1.0)
 
-    def check_memory(self, voxels: int) -> None:
-        """Refuse to work on more voxels at once than there is memory for.
+    def check_memory(self, voxels: int, engine: Engine | None = None) -> None:
+        """Refuse to work on more voxels at once than there is memory for, or than an engine may use.
 
         Raises:
             UserError: There is too little.
         """
-        if voxels * BYTES > memory_available():
+        if voxels * BYTES > min(memory_available(), engine.item_bytes if engine else math.inf):
             what = f"post-processing holds {voxels} voxels at once: too little memory"
-            raise UserError(what, f"{voxels * BYTES / 1e9:.1f} GB", "give postprocess=none, or fewer steps")
+            raise UserError(
+                what, f"{voxels * BYTES / 1e9:.1f} GB", "give more memory=, postprocess=none, or fewer steps"
+            )
 
 
 CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)

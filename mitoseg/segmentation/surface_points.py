@@ -31,13 +31,15 @@ class SurfacePoints:
     Attributes:
         labels: Instance numbers.
         folder: Of the files; all processes must see it.
+        piece: Voxels (z, y, x) of each file.
     """
 
     labels: Volume
     folder: Path
+    piece: tuple[int, int, int] = PIECE
 
     def store(self, piece: Box) -> None:
-        """Find and keep the points of one piece of the grid of `PIECE`."""
+        """Find and keep the points of one piece of the grid."""
         block = piece.grow(1).clip(self.labels.box)
         labels_zyx = self.labels.read(block)
         with one_at_a_time():
@@ -53,7 +55,7 @@ class SurfacePoints:
         """The points of a box, when all pieces are stored; see `surface_voxels`."""
         points: list[Points] = [np.zeros((0, 3), np.int32)]
         ids = [np.zeros(0, self.labels.dtype)]
-        for piece in meeting(self.labels.box, PIECE, box):
+        for piece in meeting(self.labels.box, self.piece, box):
             wait_for(self._file(piece))
             with np.load(self._file(piece)) as stored:
                 at, of = stored["points"] + np.array(piece.start, np.int32), stored["ids"]

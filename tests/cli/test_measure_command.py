@@ -1,6 +1,7 @@
 """``measure`` as a user types it: from masks, probabilities and instances; what it writes; what goes wrong."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,15 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
         (["input=mask.tif", "output=a.csv", "report=perhaps"], "error: report is neither true nor false"),
         (["input=mask.tif", "output=a.csv", "reach=far"], "error: reach is not a number: 'far'"),
         (["input=mask.tif", "output=a.csv", "labelling.connectivity=7"], "error: labelling.connectivity is no"),
+        (
+            ["input=mask.tif", "output=a.csv", "memory=lots"],
+            "error: not an amount of memory: 'lots'; write for instance",
+        ),
+        (["input=mask.tif", "output=a.csv", "memory=0"], "error: not an amount of memory: 0"),
+        (
+            ["input=mask.tif", "output=a.csv", "memory=1MB"],
+            "error: too little memory for 1 process: '1MB'; give memory=",
+        ),
         (["compare={control:[a.csv]}", "output=b"], "error: compare does not name two conditions"),
         (["compare={a:[none.csv],b:[none.csv]}", "output=b"], "none.csv"),
         (["compare={a:[none.csv],b:[]}", "output=b"], "error: compare names no files for b"),
@@ -148,6 +158,20 @@ def test_mistakes_are_one_line_and_leave_nothing(measure, place, capsys, words, 
     assert line in said
     assert "Traceback" not in said
     assert sorted(place.iterdir()) == before
+
+
+def test_a_share_of_the_memory_for_each_worker(measure, place, tmp_path, capsys):
+    """What is said to be enough is; and more than there is can be no limit."""
+    words = ["input=mask.tif", f"output={tmp_path / 'a.csv'}", "workers=2"]
+    assert measure(*words, "memory=200MB") == 1
+    said = re.search(
+        r"too little memory for 2 processes: '200MB'; give (memory=([\d.]+)GB) or more", capsys.readouterr().err
+    )
+    assert float(said[2]) > 0.5
+    assert measure(*words, said[1]) == 0
+    assert measure(words[0], f"output={tmp_path / 'b.csv'}", "memory=900TB") == 0
+    assert "memory=900TB is more than this machine has" in capsys.readouterr().err
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
 
 
 def test_classes_without_0(measure, tmp_path, place, capsys):

@@ -1,4 +1,4 @@
-"""How much memory `predict` takes at its peak, on volumes that are larger than that."""
+"""How much memory commands take at their peak, on volumes that are larger than that."""
 
 import os
 import subprocess
@@ -31,12 +31,16 @@ sys.exit(code)
 
 
 def predict(folder, *words):
-    """Run the command in a process of its own; its largest resident size in MB, and the seconds it took."""
+    """Run `predict`; see `peak_of`."""
+    return peak_of(folder, "predict", "accelerator=cpu", "trust=true", "memory=1GB", *words)
+
+
+def peak_of(folder, *words):
+    """Run a command in a process of its own; its largest resident size in MB, and the seconds it took."""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
-    given = ["predict", "progress=false", "accelerator=cpu", "trust=true", "memory=1GB", *words]
     start = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *given],
+        [sys.executable, "-c", PROGRAM, *words, "progress=false"],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -82,6 +86,42 @@ def test_voxels_of_another_size(tmp_path, ndim, voxel_size, shape):
     result = open_volume(tmp_path / "out.h5")
     assert (result.shape, result.voxel_size) == (shape, voxel_size)
     assert peak < (1000 if ndim == 2 else 1160)  # the estimate for networks on volumes may be 16 % too low
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with ids of 2.4 GB, their mask and probabilities: 32 ellipsoids in 256 x 1536 x 1536 voxels."""
+    folder, shape = tmp_path_factory.mktemp("stored"), (256, 1536, 1536)
+    names = {"ids": "u4", "truth": "u1", "probability": "f4"}
+    words = {"shape": shape, "chunks": (32, 256, 256)}
+    arrays = {name: zarr.create_array(folder / f"{name}.zarr", dtype=kind, **words) for name, kind in names.items()}
+    for z0 in range(0, shape[0], 32):
+        z, y, x = np.ogrid[z0 : z0 + 32, : shape[1], : shape[2]]
+        away = ((z % 128 - 64) / 30.0) ** 2 + ((y % 384 - 192) / 60.0) ** 2 + ((x % 384 - 192) / 60.0) ** 2
+        arrays["ids"][z0 : z0 + 32] = np.where(away < 1, z // 128 * 16 + y // 384 * 4 + x // 384 + 1, 0)
+        arrays["truth"][z0 : z0 + 32] = away < 1
+        arrays["probability"][z0 : z0 + 32] = np.where(away < 1, 0.9, 0.1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["measure", "input=ids.zarr", "output=a.csv"],
+        [
+            "evaluate",
+            "prediction=probability.zarr",
+            "truth=truth.zarr",
+            "instances=true",
+            "bands=[1,2]",
+            "figures=false",
+        ],
+    ],
+    ids=["measure", "evaluate"],
+)
+def test_measuring_and_scoring_stay_within_what_is_given(stored, words):
+    peak, _ = peak_of(stored, *words, "voxel_size=[5,5,5]", "memory=1GB")
+    assert peak < 1000
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import jaccard_score
 
 import mitoseg.evaluation.score as score_module
+from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import evaluate, pool_evaluations
+from mitoseg.evaluation.score import VOXEL_BYTES, _blocks
 from mitoseg.geometry import Box
 from mitoseg.metrics import count, scores
 from mitoseg.storage import plain
@@ -77,6 +79,14 @@ def test_bands_leave_out_what_scipy_says_also_beyond_the_crop(voxel_size):
             share = 1 - (kept & (t == value)).sum() / (inside & (t == value)).sum()
             assert row[f"left_out_{name}"] == pytest.approx(share)
     assert [(row["distance"], row["dims"]) for row in rows] == [(2, 3), (2, 2), (4, 3), (4, 2)]
+
+
+def test_the_same_in_little_memory():
+    prediction, truth = pair()
+    engine = LocalEngine()
+    engine.item_bytes = 50_000
+    assert len(list(_blocks(truth.box, (10, 10, 10), None, engine.item_bytes / VOXEL_BYTES))) > 1
+    assert str(evaluate(prediction, truth, engine=engine)) == str(evaluate(prediction, truth))
 
 
 def test_a_shift_by_two_is_forgiven_by_a_band_of_two():

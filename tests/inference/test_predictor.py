@@ -210,4 +210,6 @@ def test_memory_is_read_as_people_write_it():
 
 def test_the_budget_is_a_share_of_what_is_free_or_what_is_given():
     assert 0 < budget_bytes(None) <= memory_available()
+    assert budget_bytes("100GB", workers=4, besides=4 * 10**9) == pytest.approx(24e9 - used_bytes(), rel=0.01)
+    assert budget_bytes(None, workers=10) < 0.6 * budget_bytes(None, workers=5)
     assert budget_bytes("100GB") == pytest.approx(100e9 - used_bytes(), rel=0.01)

@@ -52,6 +52,15 @@ def table(volumes):
     return measure_instances(sources(*volumes))
 
 
+def test_the_same_in_little_memory(volumes, table):
+    engine = LocalEngine()
+    engine.item_bytes = 5 * 10**6
+    pd.testing.assert_frame_equal(measure_instances(sources(*volumes), engine=engine), table)
+    engine.item_bytes = 10**5
+    with pytest.raises(UserError, match=r"object \d+ in .* needs \d\.\d GB to be measured: .*; give more memory="):
+        measure_instances(sources(*volumes), engine=engine)
+
+
 def test_columns_and_units(table):
     named = column_names(image=True, probability=True)
     assert list(table.columns) == [*named, DISTANCE]
