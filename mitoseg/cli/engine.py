@@ -16,6 +16,8 @@ from mitoseg.errors import UserError
 from mitoseg.inference.memory import HEAPS, budget_bytes, parse_bytes, used_bytes
 
 log = logging.getLogger(__name__)
+SHARE = 0.75
+"""Of that memory, for items; the rest for what comes of them, and for what allocators keep."""
 LEAST = 100 * 10**6
 """Bytes for the blocks of one process, below which they would be too small to be worth it."""
 
@@ -51,4 +53,4 @@ def limit_memory(engine: Engine, memory: object) -> None:
         needed = (used_bytes() + HEAPS + LEAST) * workers + besides
         what = f"too little memory for {workers} process{'es' if workers > 1 else ''}"
         raise UserError(what, memory or "what is free", f"give memory={needed / 1e9 + 0.05:.1f}GB or more")
-    engine.item_bytes = budget // (1 if engine.in_process else LANES)
+    engine.item_bytes = SHARE * budget / (1 if engine.in_process else LANES)
