@@ -189,9 +189,7 @@ def check_own_folder(folder: Path) -> None:
         user = os.fstat(own.fileno()).st_uid
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != user:
         what = "belongs to another user" if stat.S_ISDIR(state.st_mode) else "is a link or a file"
-        raise UserError(
-            f"the folder for what is unfinished {what}", str(folder), "remove it, or choose another output"
-        )
+        raise UserError(f"the folder of the unfinished output {what}", str(folder), "remove it, or write elsewhere")
 
 
 def open_own(path: str, flags: int) -> int:
@@ -283,7 +281,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 60 else f"{text[:26]} ... {text[-29:]}"
 
 
 def _exists(path: Path) -> bool:

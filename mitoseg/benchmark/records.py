@@ -47,7 +47,8 @@ def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwr
     """
     if not (folder / RECORD).is_file():
         return None
-    change = changes(read_json(folder / RECORD).get("options") or {}, options)
+    before = read_json(folder / RECORD).get("options") or {}
+    change = changes(before, known_before(before, options))
     if not change:
         return None
     holds = is_finished(folder) or (folder / MODEL).is_dir() or (folder / LAST).is_file()
@@ -55,6 +56,11 @@ def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwr
         remedy = "give the options as they were, overwrite=true to run it again, or start a new benchmark"
         raise UserError(f"the method {name} is there with other options ({change})", str(folder), remedy)
     return change
+
+
+def known_before(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of now without the checksums that a record of an earlier version does not tell."""
+    return {key: value for key, value in now.items() if key in before or key not in ("files", "checkpoint_sha256")}
 
 
 def clear(folder: Path) -> None:

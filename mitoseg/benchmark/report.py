@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mitoseg.benchmark.picture import draw_methods, picture_box
-from mitoseg.benchmark.records import METRICS, RECORD, is_finished, prediction_path
+from mitoseg.benchmark.records import METRICS, RECORD, is_finished, known_before, prediction_path
 from mitoseg.benchmark.rows import Row, method_row, published_rows
 from mitoseg.benchmark.scoring import score_crop
 from mitoseg.benchmark.table import PICTURE, Page, text, write_tables
 from mitoseg.datasets import Region, Splits
+from mitoseg.datasets.checksums import checksums
 from mitoseg.geometry import Box
-from mitoseg.storage import plain, read_json
+from mitoseg.storage import changes, read_json
 
 COSTS_NOTE = (
     "Training: an estimator's fitting and choosing; a network's training loop with its validations. Prediction: from "
@@ -85,7 +86,7 @@ class Report:
         found = []
         for path in sorted(self.folder.glob(f"*/{RECORD}")):
             before = read_json(path).get("options") or {}
-            same = {key: before.get(key) for key in options} == plain(options)
+            same = not changes({key: before.get(key) for key in options}, known_before(before, options))
             if path.parent.name not in names and is_finished(path.parent) and same:
                 found.append(path.parent.name)
         return found
@@ -126,6 +127,6 @@ def band_note(row: Row) -> str:
     )
 
 
-def common_options(data: Mapping[str, Any], part: str, seed: int) -> dict[str, Any]:
+def common_options(data: Mapping[str, Any], splits: Splits, part: str, seed: int) -> dict[str, Any]:
     """What the results of all methods of one table depend on."""
-    return {"data": data, "part": part, "seed": seed}
+    return {"data": data, "files": checksums(splits.provenance), "part": part, "seed": seed}

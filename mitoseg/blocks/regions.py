@@ -20,6 +20,9 @@ from mitoseg.blocks.options import PLACES, check_choice, check_positive
 from mitoseg.blocks.sampler import BlockSampler
 from mitoseg.blocks.validation import SlabLoader, SliceLoader
 from mitoseg.datasets.base import Recipe, Splits
+from mitoseg.datasets.checksums import checksums
+from mitoseg.errors import UserError
+from mitoseg.storage import changes
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, VoxelSize, measure_normalization
 from mitoseg.volumes.matching import grey_quantiles
 from mitoseg.volumes.padding import Padding
@@ -140,17 +143,28 @@ class RegionDataModule(pl.LightningDataModule):
         parts = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         return BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
 
-    def state_dict(self) -> dict[str, int]:
-        """How far the epoch is, for the checkpoint.
+    def state_dict(self) -> dict[str, Any]:
+        """How far the epoch is, and the checksums of the training data, for the checkpoint.
 
         The Trainer asks the loader as well, but forgets what it was told where a schedule wants to know the number of
         steps before training starts.
         """
-        return {} if self._loader is None else self._loader.state_dict()
+        progress = {} if self._loader is None else self._loader.state_dict()
+        return {**progress, "data": checksums(self.splits.provenance, "train")}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on in the middle of the epoch where the checkpoint was written."""
-        self._progress = state_dict or None
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the middle of the epoch where the checkpoint was written.
+
+        Raises:
+            UserError: The training data have changed since.
+        """
+        progress, now = dict(state_dict), checksums(self.splits.provenance, "train")
+        before = progress.pop("data", now)
+        if before != now:
+            what = f"the training data have changed since the run was interrupted ({changes(before, now)})"
+            remedy = "put the files back as they were, or start a new run, from its weights with init_from="
+            raise UserError(what, None, remedy)
+        self._progress = progress or None
 
     def val_dataloader(self) -> SliceLoader | SlabLoader:
         """This rank's validation slices."""

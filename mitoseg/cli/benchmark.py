@@ -31,6 +31,7 @@ from mitoseg.cli.resume import words_kept
 from mitoseg.cli.sweeps.names import key_of
 from mitoseg.cli.sweeps.process import ended_by_sigterm
 from mitoseg.datasets import Splits
+from mitoseg.datasets.checksums import fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation import BANDS
 from mitoseg.provenance import collect
@@ -99,7 +100,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     if figure is not None:
         picture_box(regions[0], *figure)
     crop = read_crop(_plain(cfg.crop), regions)
-    common = common_options(source.record(), cfg.part, cfg.seed)
+    common = common_options(source.record(), splits, cfg.part, cfg.seed)
     jobs = make_jobs(cfg, methods, source, common)
     report = Report(folder, source.name, splits, regions, cfg.part, cfg.band, crop, cfg.published)
     names = [method.name for method in methods]
@@ -161,6 +162,8 @@ def make_jobs(cfg: DictConfig, methods: Sequence[Method], source: Source, common
         options = {**method.record(), **common}
         if method.estimator is None:
             options["prediction"] = cfg.prediction
+        if method.checkpoint is not None:
+            options["checkpoint_sha256"] = fingerprint(method.checkpoint).sha256
         jobs.append(Job(method, run_dir() / method.name, options, words, training, config))
     return jobs
 

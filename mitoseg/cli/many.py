@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,8 +23,9 @@ from mitoseg.engines import Engine, EngineError, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.evaluation.decision import KINDS, Decision, decide
 from mitoseg.geometry import Box, tiles
-from mitoseg.storage import plain, remove
+from mitoseg.storage import changes, plain, remove
 from mitoseg.volumes import Volume, open_volume
+from mitoseg.volumes.staging import holds_finished, stage_folder
 
 log = logging.getLogger(__name__)
 _BLOCK = (64, 512, 512)
@@ -38,7 +38,7 @@ def predict_many(
     *,
     open_input: Callable[[DictConfig], Volume],
     identity: Callable[[DictConfig, Session, Volume], Mapping[str, Any]],
-    predict: Callable[[DictConfig, Session, Volume], object],
+    predict: Callable[[DictConfig, Session, Volume, Callable[[], None]], object],
 ) -> None:
     """Predict each volume; one that fails does not stop the others, one that is done already is left alone.
 
@@ -48,7 +48,7 @@ def predict_many(
         jobs: The volumes.
         open_input: Opens the input of a config.
         identity: What makes a prediction another one than the next.
-        predict: Predicts one.
+        predict: Predicts one, and calls a function when it is written.
 
     Raises:
         UserError: Some have failed, or another process works in the folder.
@@ -58,7 +58,6 @@ def predict_many(
     with held(folder / ".lock", "another process is writing into this folder"):
         before = read_rows(folder)
         rows = [before.get(Path(job.output).name, Row(job.input, job.output)) for job in jobs]
-        rows = [row if row.status == DONE else Row(job.input, job.output) for row, job in zip(rows, jobs, strict=True)]
         names = {Path(job.output).name for job in jobs}
         others = [row for name, row in before.items() if name not in names and row.status == DONE]
         skipped = 0
@@ -68,20 +67,26 @@ def predict_many(
             log.info("volume %d of %d: %s", number + 1, len(jobs), job.input)
             try:
                 source = open_input(own)
-                command = _fingerprint(identity(own, session, source))
-                if row.status == DONE and row.command == command and os.path.lexists(job.output):
+                command = plain(identity(own, session, source))
+                if _is_done(row, command, overwrite=cfg.overwrite):
+                    row.status, row.error = DONE, ""
                     skipped += 1
                     continue
-                rows[number] = row = Row(job.input, job.output, voxels=str(source.box.size), command=command)
+                rows[number] = row = Row(job.input, job.output, voxels=str(source.box.size))
+                write_rows(folder, [*rows, *others])  # an output that is replaced is no longer that of its row
                 start = time.monotonic()
-                predict(own, session, source)
-                row.seconds = f"{time.monotonic() - start:.1f}"
-                row.foreground = _foreground(job.output, session.engine)
-                row.status = DONE
+
+                def note(row: Row = row, start: float = start, command: object = command) -> None:
+                    row.seconds = f"{time.monotonic() - start:.1f}"
+                    row.foreground = _foreground(row.output, session.engine)
+                    row.status, row.command = DONE, json.dumps(command, sort_keys=True)
+                    write_rows(folder, [*rows, *others])
+
+                predict(own, session, source, note)
             except EngineError:
                 raise
             except Exception as error:
-                rows[number] = row = Row(job.input, job.output, FAILED, row.voxels, error=_told(error))
+                row.status, row.error = FAILED, _told(error)
                 log.error("%s", row.error)
             finally:
                 write_rows(folder, [*rows, *others])
@@ -114,9 +119,23 @@ def _told(error: Exception) -> str:
     return " ".join(line.split())
 
 
-def _fingerprint(identity: Mapping[str, Any]) -> str:
-    text = json.dumps(plain(identity), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _is_done(row: Row, command: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether a volume's output is there, made by the same command from the same input.
+
+    Raises:
+        UserError: It was made by another one, and may not be replaced.
+    """
+    if not row.command or not os.path.lexists(row.output):
+        return False
+    before = json.loads(row.command)
+    if before == command:
+        if holds_finished(row.output):
+            remove(stage_folder(row.output))  # a kill came between the row and the end
+        return True
+    if not overwrite:
+        remedy = "give overwrite=true, or another output folder"
+        raise UserError(f"the output is that of another command ({changes(before, command)})", row.output, remedy)
+    return False
 
 
 @dataclass(frozen=True)

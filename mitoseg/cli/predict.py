@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from mitoseg.cli.inputs import plan_jobs
 from mitoseg.cli.labelling import chosen_labelling
 from mitoseg.cli.launch import run_dir
 from mitoseg.cli.many import predict_many
-from mitoseg.cli.predict_options import VOLATILE, check_options, check_places, identity, open_input
+from mitoseg.cli.predict_options import FINISHING, VOLATILE, check_options, check_places, identity, open_input
 from mitoseg.cli.prediction import predict_with_progress, staged_kind
 from mitoseg.cli.session import Session, load, open_session
 from mitoseg.cli.tiles import Remote, decide_together, predict_on_workers
@@ -39,7 +39,7 @@ from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.padding import Padding, as_stored
-from mitoseg.volumes.staging import StagedVolume
+from mitoseg.volumes.staging import StagedVolume, holds_finished
 from mitoseg.volumes.writing import check_volume_output
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def run(cfg: DictConfig) -> None:
     model, checkpoint = load(cfg)
     with waiting("opening the input"):
         source = open_input(cfg) if jobs is None else None  # starting an engine may take minutes: look first
-    if source is not None and not engine.in_process and not StagedVolume(cfg.output, {}, overwrite=True).moved:
+    if source is not None and not engine.in_process and not holds_finished(cfg.output):
         check_volume_output(cfg.output, cfg.overwrite)
     folder = run_dir()
     with ExitStack() as stack:
@@ -79,19 +79,28 @@ def run(cfg: DictConfig) -> None:
     )
 
 
-def _predict_into(folder: Path, cfg: DictConfig, session: Session, source: Volume) -> None:
+def _predict_into(
+    folder: Path, cfg: DictConfig, session: Session, source: Volume, on_written: Callable[[], None]
+) -> None:
     """Predict one of several volumes, whose reports lie side by side."""
-    predict_one(cfg, session, source, folder / f"report_{Path(cfg.output).name}.html")
+    predict_one(cfg, session, source, folder / f"report_{Path(cfg.output).name}.html", on_written)
 
 
-def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path) -> Mapping[str, Any]:
-    """Predict one volume; what was decided for it.
+def predict_one(
+    cfg: DictConfig,
+    session: Session,
+    source: Volume,
+    report: Path,
+    on_written: Callable[[], None] = lambda: None,
+) -> Mapping[str, Any]:
+    """Predict one volume; what was decided for it. After a kill, no more is done again than what was left to be done.
 
     Args:
         cfg: Of this volume.
         session: What all volumes share.
         source: The input.
         report: Where a report goes, if there is to be one.
+        on_written: Called when the output and the report are there, before it is forgotten how they were made.
 
     Raises:
         UserError: The volume, an option or the output is no good.
@@ -109,8 +118,9 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
         labelling.spacing(source.voxel_size or prediction.voxel_size)
     image = volume if restored is None else source
     predictor = Predictor(prediction, volume)
-    about = identity(cfg, session, source)
-    stage = StagedVolume(cfg.output, about, volatile=VOLATILE, overwrite=cfg.overwrite, view=restored)
+    about = {**identity(cfg, session, source), "tiles": kind}
+    kept: dict[str, Any] = {"volatile": VOLATILE, "finishing": FINISHING}
+    stage = StagedVolume(cfg.output, about, overwrite=cfg.overwrite, view=restored, **kept)
     with stage:
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
@@ -123,17 +133,18 @@ def predict_one(cfg: DictConfig, session: Session, source: Volume, report: Path)
         else:
             with progress("writing", source.box.size, unit="voxels", show=cfg.progress and stage.converts) as task:
                 stage.finish(lambda box: task.advance(box.size))
-    console = Console()
-    console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
-    console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
-    chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
-    if restored is not None:
-        chosen["resampled_to"] = seen.voxel_size
-    if cfg.report:
-        from mitoseg.cli.reporting import report_prediction_of  # draws, with libraries that take a second to load
+        console = Console()
+        console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
+        console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
+        chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
+        if restored is not None:
+            chosen["resampled_to"] = seen.voxel_size
+        if cfg.report:
+            from mitoseg.cli.reporting import report_prediction_of  # draws, with libraries that take a second to load
 
-        size = source.voxel_size or prediction.voxel_size
-        report_prediction_of(cfg, report, as_stored(source), voxel_size=size, chosen=chosen)
+            size = source.voxel_size or prediction.voxel_size
+            report_prediction_of(cfg, report, as_stored(source), voxel_size=size, chosen=chosen)
+        on_written()
     return chosen
 
 

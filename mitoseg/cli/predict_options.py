@@ -23,13 +23,18 @@ from mitoseg.volumes.padding import with_padding
 from mitoseg.volumes.writing import place
 from mitoseg.volumes.zarrs import ZarrVolume
 
-IDENTITY = (
-    *("input", "save", "dtype", "threshold", "method", "tta", "consensus"),
-    *("overlap", "window_stride", "axes", "normalize", "padding", "resample"),
+NEUTRAL = (
+    *("checkpoint", "trust", "accelerator", "precision"),  # the file's checksum counts, and what was chosen
+    *("output", "suffix", "overwrite", "report", "progress"),
+    *("engine", "devices", "workers", "memory"),
+    *("missing_chunks", "missing_slices"),  # which refuse a volume or read it
 )
-"""Options that make one command another than the next; a killed run is taken up by the same one alone."""
-VOLATILE = ("input_state", "checkpoint_sha256", "mitoseg", "torch")
+"""Options that change no voxel. Every other one makes a command another than the next: a killed run is taken up by the
+same command alone."""
+VOLATILE = ("input_files", "checkpoint_sha256", "mitoseg", "torch")
 """What may change between two runs of one command; then what was computed is out of date."""
+FINISHING = ("save", "postprocess", "labelling")
+"""Options of what is made of the network's tiles, which are kept when nothing else changes."""
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -86,16 +91,12 @@ def open_input(cfg: DictConfig) -> Volume:
 
 def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, Any]:
     """What makes this prediction another one than the next; not who computes it."""
-    source = stored_in(cfg.input)
-    state = source.stat() if source.exists() else None
     return {
-        **{key: _plain(cfg[key]) for key in IDENTITY},
+        **{str(key): _plain(cfg[key]) for key in cfg if key not in NEUTRAL},
         "input": os.path.abspath(cfg.input),
-        "input_state": [list(volume.shape), str(volume.dtype), state and state.st_size, state and state.st_mtime_ns],
+        "input_files": [volume.shape, str(volume.dtype), volume.voxel_size, volume.state()],
         "precision": session.precision,
         "device": session.device,
-        "tile": _plain(cfg.tile),
-        "voxel_size": None if cfg.voxel_size is None else list(cfg.voxel_size),
         "checkpoint_sha256": session.sha256,
         "mitoseg": __version__,
         "torch": torch.__version__,
@@ -103,4 +104,4 @@ def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, 
 
 
 def _plain(value: object) -> object:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -27,7 +27,8 @@ class Row:
         seconds: That its prediction took, without earlier attempts.
         foreground: Share of voxels that are mitochondria.
         error: Why it failed.
-        command: Tells the options, the checkpoint and the state of the input from others.
+        command: What made the output that is there, as JSON: options, checkpoint, and the state of the input. Empty
+            where that is not known.
     """
 
     input: str
@@ -51,6 +52,8 @@ def read_rows(folder: Path) -> dict[str, Row]:
     if reader.fieldnames != names:
         return {}
     rows = [Row(**{name: as_written(line[name] or "") for name in names}) for line in reader]
+    for row in rows:
+        row.command = row.command if row.command.startswith("{") else ""
     return {Path(row.output).name: row for row in rows}
 
 

@@ -23,8 +23,7 @@ from mitoseg.inference.protocol import dimensions
 from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.progress import progress
 from mitoseg.volumes import Volume
-from mitoseg.volumes.stage_folder import explained
-from mitoseg.volumes.staging import StagedVolume
+from mitoseg.volumes.staging import StagedVolume, explained
 from mitoseg.volumes.zarr_output import ZarrOutput
 
 Decisions = dict[str, Any]

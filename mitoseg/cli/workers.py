@@ -19,7 +19,7 @@ from mitoseg.errors import UserError
 from mitoseg.inference.devices import choose_device
 from mitoseg.inference.precision import has_bf16
 from mitoseg.storage import remove
-from mitoseg.volumes.stage_folder import PATIENCE, wait_for
+from mitoseg.volumes.staging import PATIENCE, wait_for
 
 SHARED = "put it on storage that all machines share, under the same path"
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.opening import DATASET_SUFFIXES
+from mitoseg.volumes.stored import state_of
 
 HASH_LIMIT_BYTES = 16 * 1024**3
 """Volumes larger than this are recorded by size alone: hashing them would take minutes."""
@@ -50,6 +53,30 @@ def fingerprint(path: str) -> Fingerprint:
     files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
     total = sum(p.stat().st_size for p in files)
     return Fingerprint(path, total, _checksum(source, files) if total <= HASH_LIMIT_BYTES else None)
+
+
+def checksums(provenance: Mapping[str, Any], part: str = "") -> dict[str, str]:
+    """By role and place in the list, the checksums of the files of a data set, as `Splits.provenance` tells them.
+
+    A file without one, see `HASH_LIMIT_BYTES`, is known by names, sizes and times.
+
+    Args:
+        provenance: Of the data set.
+        part: Of it, such as ``train``; all of it unless given.
+    """
+    files = [file for file in provenance.get("files") or () if str(file["role"]).startswith(part)]
+    sums = (file["sha256"] or state_of([file_of(file["path"])]) for file in files)
+    return {f"{file['role']} {number}": value for number, (file, value) in enumerate(zip(files, sums, strict=True), 1)}
+
+
+def changed_files(provenance: Mapping[str, Any]) -> list[str]:
+    """Files of a data set, as `Splits.provenance` tells them, that are there and no longer the same."""
+    found = []
+    for file in provenance.get("files") or ():
+        if file_of(file["path"]).exists():
+            now = fingerprint(file["path"])
+            found += [file["path"]] if (now.bytes, now.sha256) != (file["bytes"], file["sha256"]) else []
+    return found
 
 
 def _checksum(source: Path, files: list[Path]) -> str:

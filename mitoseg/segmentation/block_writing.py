@@ -13,7 +13,7 @@ from mitoseg.engines import Engine, LocalEngine
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.packing import Travelling
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.stage_folder import explained
+from mitoseg.volumes.staging import explained
 from mitoseg.volumes.writing import VolumeWriter
 from mitoseg.volumes.zarr_output import ZarrOutput, remove_partial
 

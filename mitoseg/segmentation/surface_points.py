@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mitoseg.engines import one_at_a_time
 from mitoseg.geometry import Box, meeting
 from mitoseg.volumes import Array, Volume
-from mitoseg.volumes.stage_folder import explained, wait_for
+from mitoseg.volumes.staging import explained, wait_for
 
 PIECE = (32, 512, 512)
 Points = npt.NDArray[np.integer]

@@ -98,6 +98,10 @@ class Volume(ABC):
             raise UserError(f"the box {box} leaves the volume of shape {self.shape}", self.path, "choose one inside")
         return box
 
+    def state(self) -> str:
+        """What tells the voxels of now from those that somebody may put in their place, for volumes in files."""
+        raise NotImplementedError
+
     def find_gaps(self) -> UserError | None:
         """What is missing and would not be noticed: parts that read as a constant, slices that others close up.
 

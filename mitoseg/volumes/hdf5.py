@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import json
 import math
 import os
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,12 @@ class Hdf5Volume(StoredVolume):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
+    def files(self) -> list[Path]:
+        """The file, which may hold no more than a link, and those that it refers to for the voxels."""
+        with _open_file(self._file) as h5:
+            named = Path((split_dataset(self.path) or (self.path,))[0])
+            return sorted({named, *_sources(h5[self._name], set())})
+
     def find_gaps(self) -> UserError | None:
         """Chunks that were never written; see `Volume.find_gaps`."""
         with reading(self.path), _open_file(self._file) as h5:
@@ -219,6 +226,27 @@ class Hdf5Volume(StoredVolume):
             _check_dataset(self._file, h5[self._name])  # a new process has loaded no filters yet
             self._open = (os.getpid(), h5[self._name])
         return np.asarray(self._open[1][index])
+
+
+def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Path]:
+    """The files of a dataset: where a link to it leads, raw ones outside, those of a virtual dataset and theirs."""
+    file = Path(dataset.file.filename).absolute()
+    if (file, dataset.name) in seen:
+        return
+    seen.add((file, dataset.name))
+    yield file
+    for name, *_ in dataset.external or ():
+        yield from (file.parent / name, Path(name).absolute())
+    for source in dataset.virtual_sources() if dataset.is_virtual else ():
+        name = os.fsdecode(source.file_name)
+        pattern = "*".join(map(glob.escape, re.split(r"%\d*b", str(file.parent / name))))
+        names = glob.glob(pattern) or [str(file.parent / name)]
+        for found in [file] if name == "." else map(Path, names):
+            yield found
+            if found.is_file():
+                with _open_file(str(found)) as h5:
+                    inner = h5.get(source.dset_name)
+                    yield from _sources(inner, seen) if isinstance(inner, h5py.Dataset) else ()
 
 
 def _missing_parts(dataset: h5py.Dataset) -> tuple[int, str, object]:

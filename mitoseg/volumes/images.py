@@ -158,6 +158,10 @@ class SliceFolder(StoredVolume):
         labels.info = replace(self.info, dtype=np.dtype(np.uint32))
         return labels
 
+    def files(self) -> list[Path]:
+        """The slices."""
+        return [Path(file) for file in self._files]
+
     def find_gaps(self) -> UserError | None:
         """Slices that are missing, or there twice, by their numbers; see `Volume.find_gaps`."""
         what = find_gap([os.path.basename(file) for file in self._files])

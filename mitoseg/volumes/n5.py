@@ -205,17 +205,22 @@ class N5Volume(StoredVolume):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
+    def files(self) -> list[Path]:
+        """The dataset's folder, and what the groups above say of it."""
+        above = [folder / "attributes.json" for folder in self._folder.parents]
+        return [self._folder, *(file for file in above if file.is_file())]
+
     def find_gaps(self) -> UserError | None:
         """Blocks that are not there; see `Volume.find_gaps`."""
         with reading(self.path):
             grid = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)]
-            there = sum(1 for name in self._files() if all(int(i) < n for i, n in zip(name, grid, strict=True)))
+            there = sum(1 for name in self._blocks() if all(int(i) < n for i, n in zip(name, grid, strict=True)))
         missing = math.prod(grid) - there
         if not missing:
             return None
         return UserError(f"{missing} of {math.prod(grid)} blocks are missing and would read as 0", self.path, REFILL)
 
-    def _files(self) -> list[tuple[str, ...]]:
+    def _blocks(self) -> list[tuple[str, ...]]:
         """The files of blocks, as their places in the grid."""
         found = []
         for folder, _, names in os.walk(self._folder):

@@ -248,6 +248,10 @@ class PaddedVolume(Volume):
         self.volume = volume
         self.known = volume.padding = self.padding = Padding(volume)
 
+    def state(self) -> str:
+        """See `Volume.state`."""
+        return self.volume.state()
+
     def find_gaps(self) -> UserError | None:
         """See `Volume.find_gaps`."""
         return self.volume.find_gaps()

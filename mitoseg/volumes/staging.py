@@ -1,56 +1,109 @@
-"""A volume that is written tile by tile, and taken up again where it was left, even after the process was killed.
+r"""A volume that is written tile by tile, and taken up again where it was left, even after the process was killed.
 
 A tile is listed as done after it is written, so whatever happens, at most the tiles in flight are computed again. A
-chunk belongs to one tile alone and carries a checksum. `mitoseg.volumes.stage_folder` shows what lies where.
+chunk belongs to one tile alone and carries a checksum. All of it lies in a folder beside the output:
+
+out.tif                         appears at the very end, complete
+.out.tif.unfinished/            of this user, readable by nobody else
+    plan.json                   which command this is, what it decided, and what the result is once that is whole
+    tiles.zarr/                 one chunk for each tile
+    done.txt                    one line for each tile that is on the disk
+    converted/                  the output in its own format
+    lock                        held while a process works here
+
+The plan goes last, when the command has done all that it does with the output: a kill before that is noticed, and the
+output, which has its name already, is not computed again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from os.path import lexists
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
-from mitoseg.storage import move_into_place, plain, remove
+from mitoseg.geometry import Box, tiles
+from mitoseg.storage import (
+    changes,
+    check_own_folder,
+    explain_storage_error,
+    is_storage_error,
+    make_folders,
+    move_into_place,
+    plain,
+    read_json,
+    remove,
+    write_json,
+    write_text,
+)
 from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.converting import convert
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_output import is_ome
 from mitoseg.volumes.opening import open_volume
-from mitoseg.volumes.stage_folder import explained, readable
-from mitoseg.volumes.staged_tiles import StagedTiles, Tile
 from mitoseg.volumes.writing import VolumeWriter, check_volume_output, check_voxel_type, create_volume, place
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
 
 log = logging.getLogger(__name__)
+PATIENCE = 30.0
+"""Seconds in which what another machine has written must appear here: network folders are looked at now and then."""
+Tile = tuple[int, int, int]
 
 
-class StagedVolume(StagedTiles):
+def stage_folder(path: str) -> Path:
+    """The folder in which an output is made."""
+    file = place(path)[0]
+    return file.with_name(f".{file.name}.unfinished")
+
+
+def holds_finished(path: str) -> bool:
+    """Whether an output has its name, and only what a killed command has left of its making is to be removed."""
+    whole = read_json(stage_folder(path) / "plan.json").get("whole")
+    if not isinstance(whole, dict) or (stage_folder(path) / str(whole.get("result"))).exists():
+        return False
+    return _stamp(place(path)[0]) == whole.get("stamp")
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Bytes and time of a file, or of the one that describes a Zarr folder: the same before and after a rename."""
+    with suppress(OSError):
+        state = (path / "zarr.json" if path.is_dir() else path).stat()
+        return [state.st_size, state.st_mtime_ns]
+    return None
+
+
+class StagedVolume:
     """See the module; a context manager that holds the stage against other processes.
 
     Args:
         path: The output; its suffix chooses the format.
         identity: What makes this command another one than the next: plain data.
-        volatile: Keys of the identity that speak of files (their times and sizes): if only these differ, what was
-            computed is out of date and thrown away.
+        volatile: Keys of the identity that speak of files and versions: if only these differ, what was computed is out
+            of date and thrown away.
+        finishing: Keys of what is done with all tiles, see `finish_as`: if only these differ, the tiles are kept.
         overwrite: Whether an output that exists, or the unfinished one of another command, may be replaced.
         view: Makes of the tiles, a lazy volume, another one that is the output.
 
     Raises:
-        UserError: The output may not be written, another process writes it, or an unfinished output of another
-            command lies there.
+        UserError: The output may not be written, another process writes it, an unfinished output of another command
+            lies there, or the stage is a link or another user's.
 
     Attributes:
         decisions: What the command decided when it first ran; empty in a new stage.
         done: Tiles that are on the disk.
         found: What `add_metadata` was given.
+        folder: The folder in which the output is made.
+        array: The Zarr array of the tiles, one chunk for each; several processes may write whole tiles into it.
     """
 
     def __init__(
@@ -59,15 +112,24 @@ class StagedVolume(StagedTiles):
         identity: Mapping[str, Any],
         *,
         volatile: tuple[str, ...] = (),
+        finishing: tuple[str, ...] = (),
         overwrite: bool = False,
         view: Callable[[Volume], Volume] | None = None,
     ) -> None:
         self.path, self.overwrite, self._view = path, overwrite, view
         self._file, self._dataset = place(path)
-        self._identity, self._volatile = {**plain(identity), "dataset": self._dataset}, set(volatile)
-        super().__init__(self._file)
+        self._identity = {**plain(identity), "dataset": self._dataset}
+        self._volatile, self._finishing = set(volatile), set(finishing)
+        self.folder = stage_folder(path)
+        self.array = self.folder / "tiles.zarr"
+        self._listing, self._plan = self.folder / "done.txt", self.folder / "plan.json"
+        self._made: list[Path] = []
+        self._tile: Tile = (1, 1, 1)
+        self._info: VolumeInfo | None = None
+        self._output: ZarrOutput | None = None
         self._taken_up: set[Box] = set()
         self._started = False
+        self.done: set[Box] = set()
         self.decisions: dict[str, Any] = {}
         self.found: dict[str, Any] = {}
         if not self.moved:
@@ -76,26 +138,41 @@ class StagedVolume(StagedTiles):
     @property
     def moved(self) -> bool:
         """Whether the output has its name already, and only the stage is left to be removed."""
-        return self._is_whole and not self._result.exists() and lexists(self._file)
+        return read_json(self._plan).get("identity") == self._identity and holds_finished(self.path)
 
     @property
     def converts(self) -> bool:
         """Whether the output is something else than the tiles as they are."""
         return self._view is not None or is_ome(self._file) or self._file.suffix.lower() not in zarrs.SUFFIXES
 
+    @property
+    def tile(self) -> Tile:
+        """(z, y, x) voxels of a tile."""
+        return self._tile
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return sum(1 for _ in self.tiles())
+
+    def tiles(self) -> Iterator[Box]:
+        """All tiles, done or not."""
+        assert self._info is not None
+        return tiles(Box.of_shape(self._info.shape), self._tile)
+
     def __enter__(self) -> Self:
-        self._folder.acquire()
+        self._acquire()
         try:
-            self._take_up(self._folder.read_plan())
+            self._take_up(read_json(self._plan))
         except BaseException:
-            self._folder.release()
+            self._release()
             raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._started and not self.done:  # nothing to keep
-            self._folder.discard()
-        self._folder.release()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if (self._started and not self.done) or (kind is None and self.moved):  # nothing to keep
+            self._discard()
+        self._release()
 
     def start(self, info: VolumeInfo, tile: Tile, decisions: Mapping[str, Any]) -> None:
         """Begin, or go on with what was begun.
@@ -112,18 +189,47 @@ class StagedVolume(StagedTiles):
             check_voxel_type(self.path, info.dtype)
         self._info, self._tile = info, (tile[0], tile[1], tile[2])
         with explained(self._file):
-            if self.decisions and is_array(self._folder.array):
-                remove_partial(self._folder.array)
-                self._output = ZarrOutput.reopen(self._folder.array)
-                listed = self._folder.listed()
+            if self.decisions and is_array(self.array):
+                remove_partial(self.array)
+                self._output = ZarrOutput.reopen(self.array)
+                listed = self._listed()
                 self._list({tile for tile in self.tiles() if str(tile) in listed and self._chunk(tile).is_file()})
                 self._taken_up = set(self.done)
             else:
-                self._folder.discard()
-                self._output = ZarrOutput(self._folder.array, info, chunks=self._tile)
+                self._discard()
+                self._output = ZarrOutput(self.array, info, chunks=self._tile)
                 self.decisions = dict(plain(decisions))
-                self._folder.write_plan(self._identity, self.decisions)
+                self._write_plan()
         self._started = True
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one whole tile and list it as done.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        assert self._output is not None
+        with explained(self._file):
+            self._output.write(box, image_zyx)
+            self._add(box)
+
+    def take(self, box: Box, patience: float = PATIENCE) -> None:
+        """List a tile as done that another process has written into `array`.
+
+        Args:
+            box: The tile.
+            patience: Seconds in which it must appear here.
+
+        Raises:
+            UserError: It does not, or the disk is full.
+        """
+        wait_for(self._chunk(box), patience)
+        with explained(self._file):
+            self._add(box)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed have half written, when no other one writes any more."""
+        remove_partial(self.array)
 
     def add_metadata(self, found: Mapping[str, Any]) -> None:
         """Have the output say more of itself, which is known once all tiles are there.
@@ -147,14 +253,7 @@ class StagedVolume(StagedTiles):
         Raises:
             UserError: Tiles are missing or damaged, or the disk is full.
         """
-        if not self.moved:
-            with explained(self._file):
-                self._check_complete()
-                if not (self._is_whole and self._result.exists()):
-                    self._convert(on_tile)
-                    self._folder.write_plan(self._identity, self.decisions, whole=True)
-                move_into_place(self._result, self._file, overwrite=self.overwrite)
-        self._folder.clear()
+        self._finish(partial(self._convert, on_tile))
 
     def finish_as(
         self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
@@ -169,43 +268,64 @@ class StagedVolume(StagedTiles):
         Raises:
             UserError: As `finish`; the tiles are kept.
         """
+
+        def make() -> Path:
+            source, result = self._source(), self._new_result()
+            options: dict[str, Any] = {"voxel_size": source.voxel_size, "metadata": metadata}
+            with create_volume(self._named(result), source.shape, dtype, **options) as writer:
+                write(source, writer)
+            return result
+
+        self._finish(make)
+
+    def _finish(self, make: Callable[[], Path]) -> None:
+        """Give what is made of the tiles its name, unless it has it; it may have been made before a kill."""
+        if self.moved:
+            return
         with explained(self._file):
             self._check_complete()
-            source = self._source()
-            options = {"voxel_size": source.voxel_size, "metadata": metadata, "overwrite": self.overwrite}
-            with create_volume(self.path, source.shape, dtype, **options) as writer:  # type: ignore[arg-type]
-                write(source, writer)
-        self._folder.clear()
+            whole = read_json(self._plan).get("whole")
+            result = self.folder / whole["result"] if whole else make()
+            if not result.exists():
+                result = make()
+            self._write_plan({"result": result.relative_to(self.folder).as_posix(), "stamp": _stamp(result)})
+            move_into_place(result, self._file, overwrite=self.overwrite)
+        self._clear()
 
-    @property
-    def _result(self) -> Path:
-        """The finished file or folder before it gets its name."""
-        return self._folder.converted if self.converts else self._folder.array
-
-    def _source(self) -> Volume:
-        """What the output is made of."""
-        tiles_zyx = open_volume(str(self._folder.array))
-        return tiles_zyx if self._view is None else self._view(tiles_zyx)
-
-    def _convert(self, on_tile: Callable[[Box], None] | None) -> None:
+    def _convert(self, on_tile: Callable[[Box], None] | None) -> Path:
         source = self._source()
         if not self.converts:
             for tile in self._taken_up:  # they lay on the disk while nobody watched
                 self._read_back(source, tile)
-            return
+            return self.array
         assert self._info is not None
-        remove(self._result.parent)
-        name = f"{self._result}:{self._dataset}" if split_dataset(self.path) else str(self._result)
-        info = self._info if self._view is None else source.info
-        convert(source, replace(info, path=name), self._tile, read=self._read_back, on_box=on_tile)
+        result = self._new_result()
+        info = replace(self._info if self._view is None else source.info, path=self._named(result))
+        convert(source, info, self._tile, read=self._read_back, on_box=on_tile)
+        return result
+
+    def _source(self) -> Volume:
+        """What the output is made of."""
+        tiles_zyx = open_volume(str(self.array))
+        return tiles_zyx if self._view is None else self._view(tiles_zyx)
+
+    def _new_result(self) -> Path:
+        """Where the output is written before it gets its name."""
+        result = self.folder / "converted" / self._file.name
+        remove(result.parent)
+        return result
+
+    def _named(self, result: Path) -> str:
+        """The same with the dataset that the output's path names."""
+        return f"{result}:{self._dataset}" if split_dataset(self.path) else str(result)
 
     def _read_back(self, source: Volume, box: Box) -> Array:
         """A box from the disk; all finished tiles that were damaged there are no longer listed as done."""
         try:
             return source.read(box)
         except UserError as error:
-            stage = open_volume(str(self._folder.array))
-            damaged = {tile for tile in self.done if not readable(stage, tile)}
+            stage = open_volume(str(self.array))
+            damaged = {tile for tile in self.done if not _is_readable(stage, tile)}
             self._list(self.done - damaged)
             what = f"{len(damaged)} finished tiles were damaged on the disk, among them"
             found = min(damaged, key=lambda tile: tile.start, default=box)
@@ -221,25 +341,136 @@ class StagedVolume(StagedTiles):
             raise UserError(what, self.path, "run the same command again to compute them")
 
     def _take_up(self, plan: Mapping[str, Any]) -> None:
-        """Take up an existing stage, or refuse or discard that of another command."""
-        if self._is_ours(plan):
-            self.decisions = dict(plan["decisions"])
+        """Take up an existing stage, or its tiles, or refuse or discard that of another command."""
+        stored, decisions = plan.get("identity"), plan.get("decisions")
+        if not isinstance(stored, dict) or not isinstance(decisions, dict):
+            self._discard()
             return
-        if plan:
-            changed = self._folder.differences(plan, self._identity)
-            if not self.overwrite and not changed <= self._volatile:
-                what = f"an unfinished output of another command ({', '.join(sorted(changed))} differ) lies in"
-                raise UserError(
-                    what, str(self._folder.path), "run that one again to finish it, or give overwrite=true"
-                )
-            log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(changed)))
-        self._folder.discard()
+        changed = {key for key in {*stored, *self._identity} if stored.get(key) != self._identity.get(key)}
+        how = changes(stored, self._identity)
+        if changed <= self._finishing:
+            self.decisions = dict(decisions)
+            if changed:
+                log.warning("the tiles of an unfinished output are kept, and finished anew: %s", how)
+                self._write_plan()
+            return
+        if not self.overwrite and not changed <= self._volatile | self._finishing:
+            what = f"an unfinished output of another command lies there ({how})"
+            remedy = "run that one again to finish it, or give overwrite=true to start anew"
+            raise UserError(what, str(self.folder), remedy)
+        log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(changed)))
+        self._discard()
 
-    def _is_ours(self, plan: Mapping[str, Any]) -> bool:
-        return bool(plan) and plan.get("identity") == self._identity
+    def _write_plan(self, whole: Mapping[str, Any] | None = None) -> None:
+        """Say which command this is, and what its result is if that is whole and about to get its name."""
+        write_json(self._plan, {"identity": self._identity, "decisions": self.decisions, "whole": whole})
 
-    @property
-    def _is_whole(self) -> bool:
-        """Whether the result was finished, and perhaps moved."""
-        plan = self._folder.read_plan()
-        return self._is_ours(plan) and bool(plan.get("whole"))
+    def _chunk(self, tile: Box) -> Path:
+        """The file of a tile's chunk."""
+        return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, self._tile, strict=True)))
+
+    def _listed(self) -> set[str]:
+        """The lines of the list of tiles that are done; a half line, left by a kill, does not count."""
+        try:
+            lines = self._listing.read_text(encoding="utf-8").splitlines(keepends=True)
+        except OSError:
+            return set()
+        return {line.strip() for line in lines if line.endswith("\n")}
+
+    def _list(self, done: Iterable[Box]) -> None:
+        """Make these the tiles that are done."""
+        self.done = set(done)
+        write_text(self._listing, "".join(f"{tile}\n" for tile in self.tiles() if tile in self.done))
+
+    def _add(self, tile: Box) -> None:
+        """Add a tile to the list."""
+        with self._listing.open("a", encoding="utf-8") as file:
+            file.write(f"{tile}\n")
+        self.done.add(tile)
+
+    def _acquire(self) -> None:
+        """Make the folder, and hold it against other processes."""
+        with explained(self._file):
+            self._made = make_folders(self.folder.parent)
+            try:
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+                check_own_folder(self.folder)
+                self._lock = FileLock(self.folder / "lock")
+                with suppress(NotImplementedError):  # a file system without locks
+                    self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError("another process is writing this output", str(self._file), "wait for it") from error
+            except BaseException:
+                self._remove_folders()
+                raise
+
+    def _release(self) -> None:
+        """Let others in; a folder without a plan goes away, with the folders that were made for it and stay empty."""
+        if self._plan.is_file():
+            self._lock.release()
+            return
+        self._clear()
+        self._lock.release()
+        remove(self.folder / "lock")
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        for folder in (self.folder, *reversed(self._made)):
+            with suppress(OSError):  # not empty, or somebody else was quicker
+                folder.rmdir()
+
+    def _discard(self) -> None:
+        """Remove everything but the lock, the plan first: nobody shall take up the half of it."""
+        for old in (*self.folder.glob("*.old"), *self.folder.glob("converted/*.old")):
+            if not os.path.lexists(self._file):  # it had stepped aside when the command was killed
+                os.replace(old, self._file)
+        remove(self._plan)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove everything but the lock and the plan."""
+        for path in self.folder.iterdir():
+            if path.name not in ("lock", self._plan.name):
+                remove(path)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Tell of a full disk or missing rights in one line.
+
+    Raises:
+        UserError: The operating system refused.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or is_storage_error(error):
+            raise explain_storage_error(error, path) from error
+        raise
+
+
+def _is_readable(volume: Volume, box: Box) -> bool:
+    """Whether a box can be read."""
+    try:
+        volume.read(box)
+    except UserError:
+        return False
+    return True
+
+
+def wait_for(file: Path, patience: float = PATIENCE) -> None:
+    """Wait until a file that another process has written appears here.
+
+    Raises:
+        UserError: It does not.
+    """
+    end = time.monotonic() + patience
+    while not file.is_file():
+        if time.monotonic() > end:
+            what = f"what a worker has written does not appear here within {patience:g} s"
+            raise UserError(what, str(file), "put the output on storage that all machines share, under the same path")
+        time.sleep(0.02)
+        with suppress(OSError):
+            next(iter(file.parent.iterdir()), None)  # has a network folder look again

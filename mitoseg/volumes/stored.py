@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
+import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,9 @@ _LARGE_PART = 64 * 2**20
 """Smaller parts are among what a reader takes anyhow."""
 REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
 """What to do about chunks that are missing."""
+
+MANY_FILES, SAMPLED_FILES = 200_000, 20_000
+"""Of a volume of more files than the first, only so many are looked at to notice a change; see `state_of`."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,54 @@ class StoredVolume(Volume):
             image_zyx = self._layout.arrange(stored, self._reduce)
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)
 
+    def files(self) -> list[Path]:
+        """Files, and folders with all that is in them, that hold the voxels or say what they mean."""
+        return [Path(self.path)]
+
+    def state(self) -> str:
+        """A checksum over names, sizes and times of all `files`; see `Volume.state`.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        with reading(self.path):
+            return state_of(self.files())
+
     @abstractmethod
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         """Read part of the stored array: slices with bounds, in the stored order of axes."""
+
+
+def state_of(places: Iterable[Path]) -> str:
+    """A checksum over names, sizes and times of files, and of all files below folders; hidden ones are left out.
+
+    Of more than `MANY_FILES`, which take minutes to ask for on a network, these count: the names of all, the times of
+    all folders (in which a file appears, goes or is replaced), files of metadata, and `SAMPLED_FILES` of the others,
+    always the same ones.
+    """
+    files: list[str] = []
+    for place in {os.path.abspath(place) for place in places}:
+        files += [] if os.path.isdir(place) else [place]
+        for folder, _, names in os.walk(place, followlinks=True):
+            files += [os.path.join(folder, name) for name in names if name[0] != "." or name[:2] == ".z"]
+    files = looked = sorted(files)
+    if len(files) > MANY_FILES:
+        metadata = [file for file in files if file.endswith(("json", ".zarray", ".zattrs", ".zgroup"))]
+        folders = sorted({os.path.dirname(file) for file in files})
+        looked = [*folders, *metadata, *random.Random(0).sample(files, SAMPLED_FILES)]
+    digest = hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape"))
+    for file in looked:
+        digest.update(_look(file).encode())
+    return digest.hexdigest()[:16]
+
+
+def _look(file: str) -> str:
+    """Size and time; that it is not there is told as well."""
+    try:
+        state = os.stat(file)
+    except FileNotFoundError:
+        return "missing\n"
+    return f"{state.st_size} {state.st_mtime_ns}\n"
 
 
 def check_dtype(path: str, dtype: np.dtype[Any]) -> None:

@@ -37,7 +37,7 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
         header = Header(stack.shape, dtype, tiff_axes(tif, stack.axes), size, tiff_metadata(tif), flipped, part)
     if stack.offset is None:
-        return PagedTiff(path, header, axes=axes, voxel_size=voxel_size)
+        return PagedTiff(path, header, stack.files, axes=axes, voxel_size=voxel_size)
     return MappedVolume(path, header, stack.offset, "TIFF", axes=axes, voxel_size=voxel_size)
 
 

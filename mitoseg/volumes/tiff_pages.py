@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from threading import RLock
 
 import numpy as np
@@ -36,15 +37,25 @@ class PagedTiff(StoredVolume):
     """A compressed or scattered TIFF; what was decoded last is kept, so that slabs do not decode a page twice."""
 
     def __init__(
-        self, path: str, header: Header, *, axes: str | None = None, voxel_size: Sequence[float] | None = None
+        self,
+        path: str,
+        header: Header,
+        files: Sequence[str],
+        *,
+        axes: str | None = None,
+        voxel_size: Sequence[float] | None = None,
     ) -> None:
         super().__init__(path, header, axes=axes, voxel_size=voxel_size)
-        self._file = os.path.abspath(path)
+        self._file, self._files = os.path.abspath(path), [os.path.abspath(file) for file in files]
         self._cache = PageCache()
         self._opened: _Handle | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_opened": None}
+
+    def files(self) -> list[Path]:
+        """All files of a set, as OME-TIFF knows them."""
+        return [Path(file) for file in self._files]
 
     def _handle(self) -> _Handle:
         """The open file; a forked process shares the position in it, so every process opens its own."""

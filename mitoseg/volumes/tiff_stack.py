@@ -47,6 +47,7 @@ class Stack:
         dtype: Of the stored voxels.
         offset: Where the voxels start if they lie in one piece and are not compressed, else None.
         pages: The pages.
+        files: That hold them; more than one in a set of files.
         split: How many leading axes count pages; the others lie within a page.
 
     Raises:
@@ -77,6 +78,8 @@ class Stack:
             self.shape, self.axes, self.offset = (len(series), *self.shape), "Q" + self.axes, None
             self.pages = [s.pages[0] for s in series]
         self._several_files = any(s.is_multifile for s in series)
+        pages = [page for s in series if self._several_files for page in s.pages if page is not None]
+        self.files = sorted({path, *(str(page.parent.filehandle.path) for page in pages)})
         missing = sum(page is None for page in self.pages) if first.kind == "ome" else 0
         if missing:
             what = f"{missing} of the {len(self.pages)} slices that the OME-TIFF lists are not there"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array
@@ -142,6 +143,18 @@ class ZarrVolume(StoredVolume):
         """
         if self.lacks_scale:
             raise UserError("the OME-Zarr image states no scale", self.path, "give voxel_size=[z,y,x] in nm")
+
+    def files(self) -> list[Path]:
+        """The array's folder, and what the groups above say of it."""
+        assert isinstance(self._array.store, LocalStore)
+        folder = Path(self._array.store.root, self._array.path)
+        found = [folder]
+        for above in folder.parents:
+            marks = [above / mark for mark in (*MARKS, ".zattrs") if (above / mark).is_file()]
+            if not marks:
+                break
+            found += marks
+        return found
 
     def find_gaps(self) -> UserError | None:
         """Chunks that are not there; see `Volume.find_gaps`."""

@@ -111,6 +111,17 @@ def test_other_options_are_refused_and_nothing_is_lost(finished, benchmark, caps
     assert before == {path: path.read_bytes() for path in finished.glob("*/*.json")}
 
 
+def test_changed_data_are_noticed(finished, benchmark, place, capsys):
+    image = next((place / "phantom").glob("*3x96x128*/image.tif"))
+    before = image.read_bytes()
+    image.write_bytes(before + b"x")
+    try:
+        assert benchmark("resume=run", "methods=[grey]", "crop=null") == 1
+    finally:
+        image.write_bytes(before)
+    assert "the method grey is there with other options (files.test.image 3 was" in told(capsys)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -2,18 +2,25 @@
 
 import json
 import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 import zarr
+from hydra import compose, initialize_config_dir
 from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from omegaconf import OmegaConf
 from scipy.special import expit
 
+from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.predict_options import NEUTRAL, identity
 from mitoseg.inference.predictor import Predictor
 from mitoseg.networks.checkpoint import load_model
+from mitoseg.storage import move_into_place
 from mitoseg.volumes import open_volume
 
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
@@ -165,6 +172,7 @@ CHANGES = {
     "voxel_size=[9,9,9]": "voxel_size",
     "precision=bf16": "precision",
     "input=other.tif": "input",
+    "compile=true": "compile",
 }
 
 
@@ -178,20 +186,139 @@ def test_another_command_does_not_go_on(run, stopped, capsys, computed, word):
     assert run(*([TILED, word] if not word.startswith("tile") else [word])) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "an unfinished output of another command (" in errors[0]
-    assert CHANGES[word] in errors[0].split("(")[1].split(" differ")[0].split(", ")
+    assert "an unfinished output of another command lies there (" in errors[0]
+    assert f"{CHANGES[word]} was" in errors[0]
     assert "run that one again to finish it, or give overwrite=true" in errors[0]
     assert computed == []
     assert Path(".out.tif.unfinished/done.txt").read_text() == before
     assert run(TILED) == 0
 
 
-@pytest.mark.parametrize("word", ["memory=2GB", "compile=false", "overwrite=true", "progress=false"])
+@pytest.mark.parametrize("word", ["memory=2GB", "overwrite=true", "progress=false", "missing_slices=ignore"])
 def test_what_does_not_change_the_result_may_change(run, stopped, computed, word):
     stopped(TILED)
     computed.clear()
     assert run(TILED, word) == 0
     assert len(computed) == COUNT - 5
+
+
+BELONGS = {
+    *("input", "save", "dtype", "threshold", "method", "tta", "consensus", "tile", "overlap", "window_stride"),
+    *("compile", "normalize", "padding", "resample", "axes", "voxel_size", "postprocess", "labelling"),
+}
+"""Options of predict that change voxels; the others are `mitoseg.cli.predict_options.NEUTRAL`."""
+
+
+def test_every_option_that_changes_a_voxel_makes_another_command(work):
+    with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
+        cfg = compose("predict", ["input=in.tif", "output=out.tif", "+next_option=1"])
+    assert set(cfg) == {*BELONGS, *NEUTRAL, "next_option"}
+    assert not BELONGS & set(NEUTRAL)
+    session, volume = SimpleNamespace(precision="fp32", device="cpu", sha256=""), open_volume("in.tif")
+    before = identity(cfg, session, volume)
+    for key in cfg:
+        other = OmegaConf.merge(cfg, {key: "in.tif" if key == "input" else "another"})
+        changed = identity(other, session, volume)
+        differ = {name for name in before if before[name] != changed[name]}
+        assert differ == (set() if key in {*NEUTRAL, "input"} else {key}), key
+    OmegaConf.update(cfg, "postprocess.next_step", 1, force_add=True)
+    assert identity(cfg, session, volume) != before
+
+
+FINISHED = {
+    "mask": ["save=mask"],
+    "clean": ["save=mask", "postprocess=clean", "postprocess.min_volume=2000"],
+    "cleaner": ["save=mask", "postprocess=clean", "postprocess.min_volume=9000", "postprocess.smooth=3"],
+    "instances": ["save=instances"],
+    "few": ["save=instances", "labelling.min_volume=30000"],
+    "clean instances": ["save=instances", "postprocess=clean"],
+    "probability": ["save=probability"],
+}
+KEPT = {("clean", "cleaner"), ("mask", "instances"), ("instances", "few"), ("probability", "clean instances")}
+PAIRS = [*sorted(KEPT), ("clean", "mask"), ("mask", "clean"), ("few", "probability")]
+
+
+MOMENTS = ("a tile", "the last tile", "converted", "renamed")
+ALL = [(a, b, moment, name) for a, b in PAIRS for moment in MOMENTS for name in ("out.tif", "out.zarr")]
+QUICK = [
+    ("clean", "cleaner", "a tile", "out.tif"),
+    ("clean", "mask", "the last tile", "out.tif"),
+    ("mask", "clean", "renamed", "out.zarr"),
+    ("instances", "few", "converted", "out.tif"),
+]
+
+
+@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in ALL if c not in QUICK)])
+def test_what_is_made_of_the_tiles_may_change_after_an_interrupt(run, stopped, computed, capsys, monkeypatch, case):
+    """Whenever it came: the new result is that of an undisturbed run, or one line names what helps."""
+    *change, moment, name = case
+    before, after = (FINISHED[key] for key in change)
+    output, words = f"output={name}", [f"output={name}", TILED, *after]
+    assert run(TILED, *after, f"output=whole{name[3:]}") == 0
+    if "tile" in moment:
+        stopped(TILED, *before, output, at={"a tile": 6, "the last tile": COUNT}[moment])
+    else:
+
+        def move(*names, **options):
+            if moment == "renamed":
+                move_into_place(*names, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mitoseg.volumes.staging.move_into_place", move)
+            assert run(TILED, *before, output) == 130
+    computed.clear()
+    capsys.readouterr()
+    kept = tuple(change) in KEPT and moment != "renamed"
+    code = run(*words)
+    assert code == (0 if kept else 1)
+    assert not kept or len(computed) == {"a tile": COUNT - 5, "the last tile": 1, "converted": 0}[moment]
+    if code:
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "overwrite=true" in told
+        assert "the output exists" in told or "an unfinished output of another command" in told
+        assert run(*words, "overwrite=true") == 0
+    result, whole = open_volume(name), open_volume(f"whole{name[3:]}")
+    np.testing.assert_array_equal(result.read(), whole.read())
+    assert result.info.metadata == whole.info.metadata
+    assert not Path(f".{name}.unfinished").exists()
+
+
+@pytest.mark.parametrize("words", [["save=instances"], ["save=mask", "postprocess=clean"], ["report=true"]])
+def test_an_output_that_has_its_name_is_not_computed_again(run, computed, monkeypatch, words):
+    """A kill comes when nothing is left but to draw the report and to tidy up."""
+    broken = "mitoseg.cli.reporting.report_prediction_of" if "report=true" in words else "rich.console.Console.print"
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        assert run(*words) == 130
+    made = Path("out.tif").stat().st_mtime_ns
+    computed.clear()
+    assert run(*words) == 0
+    assert (computed, Path("out.tif").stat().st_mtime_ns) == ([], made)
+    assert Path("run/report.html").is_file() == ("report=true" in words)
+    assert not Path(".out.tif.unfinished").exists()
+
+
+def test_an_output_that_was_replaced_meanwhile_is_not_taken_for_finished(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("rich.console.Console.print", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        assert run() == 130
+    write_input("out.tif")
+    assert run() == 1
+    assert "the output exists" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="links as on Unix")
+def test_a_link_where_the_stage_would_be_is_not_followed(run, work, capsys):
+    (work / "precious").mkdir()
+    (work / "precious" / "file").touch()
+    Path(".out.tif.unfinished").symlink_to("precious")
+    assert run() == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "the folder of the unfinished output is a link" in told
+    assert [p.name for p in Path("precious").iterdir()] == ["file"]
+    Path(".out.tif.unfinished").unlink()
+    assert run() == 0
 
 
 @pytest.mark.parametrize("what", ["input", "checkpoint"])
@@ -205,7 +332,7 @@ def test_a_changed_file_begins_anew_with_a_warning(run, stopped, computed, capsy
         save_checkpoint("a.ckpt", network, arguments={"in_channels": 1}, threshold=0.6)
     computed.clear()
     assert run(TILED) == 0
-    told = {"input": "input_state", "checkpoint": "checkpoint_sha256"}[what]
+    told = {"input": "input_files", "checkpoint": "checkpoint_sha256"}[what]
     assert f"an unfinished output is thrown away: {told} changed since" in capsys.readouterr().err
     assert len(computed) == COUNT
 

@@ -37,15 +37,15 @@ COUNT = 3 * 2 * 2
 IN_FLIGHT = 3
 """Tiles that may be computed twice: one that is computed, one that is written, one that waits between them."""
 
-STAGING, FOLDER = "mitoseg.volumes.staging", "mitoseg.volumes.stage_folder"
+STAGING = "mitoseg.volumes.staging"
 MOMENTS = {
     "before the first tile": {"at": f"{STAGING}.StagedVolume.write", "when": "before"},
-    "a tile is written but not listed": {"at": f"{FOLDER}.StageFolder.list_one", "call": 4, "when": "before"},
-    "a tile is listed": {"at": f"{FOLDER}.StageFolder.list_one", "call": 4},
-    "the last tile is listed": {"at": f"{FOLDER}.StageFolder.list_one", "call": COUNT},
+    "a tile is written but not listed": {"at": f"{STAGING}.StagedVolume._add", "call": 4, "when": "before"},
+    "a tile is listed": {"at": f"{STAGING}.StagedVolume._add", "call": 4},
+    "the last tile is listed": {"at": f"{STAGING}.StagedVolume._add", "call": COUNT},
     "before the rename": {"at": f"{STAGING}.move_into_place", "when": "before"},
     "after the rename": {"at": f"{STAGING}.move_into_place"},
-    "in the clean-up": {"at": f"{FOLDER}.remove", "call": 3},
+    "in the clean-up": {"at": f"{STAGING}.remove", "call": 3},
 }
 CONVERTING = {
     "before converting": {"at": "mitoseg.volumes.writing.VolumeWriter.write", "when": "before"},

@@ -11,6 +11,7 @@ import zarr
 from filelock import FileLock
 from made_checkpoints import OneConvolution, predict, save_checkpoint
 
+from mitoseg.cli import many
 from mitoseg.cli.inputs import plan_jobs, volumes_in
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -105,18 +106,61 @@ def test_one_failure_does_not_stop_the_rest_and_finished_ones_are_left_alone(run
     assert table()["in/a.tif"] == rows["in/a.tif"]
 
 
-def test_a_changed_input_or_option_is_not_taken_for_finished(run, capsys):
+@pytest.mark.parametrize("word", ["postprocess=clean", "labelling.connectivity=26", "tta=flips"])
+def test_a_changed_option_is_told_and_nothing_is_forgotten(run, computed, capsys, word):
+    for name in "ab":
+        tif(f"in/{name}.tif")
+    words = ["input=in", "output=out", "save=instances"]
+    assert run(*words) == 0
+    assert run(*words, word) == 1
+    told = capsys.readouterr().err
+    assert "2 of 2 volumes have failed" in told
+    errors = [row["error"] for row in table().values()]
+    assert all(f"the output is that of another command ({word.split('=')[0]}" in error for error in errors)
+    assert all("is now" in error for error in errors)
+    computed.clear()
+    assert run(*words) == 0  # the first command again
+    assert computed == []
+    assert {row["status"] for row in table().values()} == {"done"}
+    assert run(*words, word, "overwrite=true") == 0
+    assert len(computed) >= 2
+
+
+def test_a_changed_input_is_not_taken_for_finished(run, capsys):
     tif("in/a.tif")
     tif("in/b.tif")
     assert run("input=in", "output=out") == 0
-    assert run("input=in", "output=out", "tta=flips") == 1
-    assert "2 of 2 volumes have failed" in capsys.readouterr().err
-    assert {row["error"].split(":")[0] for row in table().values()} == {"the output exists"}
     tif("in/a.tif", GREY[::-1])
     os.utime("in/a.tif", (1, 1))
     before = open_volume("out/b.zarr").read()
+    assert run("input=in", "output=out") == 1
+    assert [row["status"] for row in table().values()] == ["failed", "done"]
+    assert "input_files was" in table()["in/a.tif"]["error"]
     assert run("input=in", "output=out", "overwrite=true") == 0
     np.testing.assert_array_equal(open_volume("out/b.zarr").read(), before)
+    np.testing.assert_array_equal(open_volume("out/a.zarr").read(), before[::-1])
+
+
+@pytest.mark.parametrize(("function", "call"), [("_foreground", 1), ("write_rows", 2)])
+def test_stopped_when_a_volume_has_just_been_written(run, computed, monkeypatch, function, call):
+    for name in "ab":
+        tif(f"in/{name}.tif")
+    original, calls = getattr(many, function), []
+
+    def interrupted(*args):
+        calls.append(original(*args))
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(many, function, interrupted)
+        assert run("input=in", "output=out") == 130
+    assert len(calls) >= call
+    computed.clear()
+    assert run("input=in", "output=out") == 0
+    assert len(computed) == 1
+    assert outputs() == ["a.zarr", "b.zarr", "summary.csv"]
+    assert all(row["foreground"] for row in table().values())
 
 
 def test_interrupted_it_goes_on(run, computed, monkeypatch):

@@ -89,6 +89,19 @@ def test_a_run_that_is_going_on_is_taken_up_by_nobody_else(work, monkeypatch, ca
     assert (work / "busy" / ".hydra" / "overrides.yaml").read_text() == saved
 
 
+def test_changed_training_data_are_noticed(work, monkeypatch, capsys):
+    shutil.copytree(work / "run", work / "interrupted")
+    image = next((work / "phantom").glob("*10x96x128*/image.tif"))
+    before = image.read_bytes()
+    image.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        assert command(monkeypatch, "train", "resume=interrupted", "extend=1") == 1
+        assert "the training data have changed since the run was interrupted (train.image 1 was" in last_line(capsys)
+    finally:
+        image.write_bytes(before)
+    assert command(monkeypatch, "train", "resume=interrupted") == 0
+
+
 def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
     saved = take_up(work)
     (work / "stranger" / "notes.yaml").write_text("_target_: os.mkdir\npath: pwned\n_partial_: false")

@@ -1,7 +1,8 @@
 import hashlib
+from dataclasses import asdict
 
 from mitoseg.datasets import checksums
-from mitoseg.datasets.checksums import Fingerprint, fingerprint
+from mitoseg.datasets.checksums import Fingerprint, changed_files, fingerprint
 
 
 def test_a_file_and_a_dataset_in_it(tmp_path):
@@ -35,3 +36,22 @@ def test_huge_volumes_are_not_hashed(tmp_path, monkeypatch):
     monkeypatch.setattr(checksums, "HASH_LIMIT_BYTES", 2)
     (tmp_path / "a.tif").write_bytes(b"abc")
     assert fingerprint(str(tmp_path / "a.tif")).sha256 is None
+
+
+def test_what_a_run_has_learnt_from_is_compared(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a.tif", "b.tif", "c.tif")]
+    for path in paths:
+        path.write_bytes(b"abc")
+    roles = ["train.image", "train.image", "test.image"]
+    about = {"files": [{"role": r, **asdict(fingerprint(str(p)))} for r, p in zip(roles, paths, strict=True)]}
+    known = hashlib.sha256(b"abc").hexdigest()
+    assert checksums.checksums(about) == {f"{role} {i}": known for i, role in enumerate(roles, 1)}
+    assert checksums.checksums(about, "train") == {"train.image 1": known, "train.image 2": known}
+    assert changed_files(about) == changed_files({}) == []
+    paths[1].write_bytes(b"abd")
+    paths[2].unlink()
+    assert changed_files(about) == [str(paths[1])]
+    unknown = {"files": [{**file, "sha256": None} for file in about["files"][:1]]}
+    before = checksums.checksums(unknown)
+    paths[0].write_bytes(b"abcd")
+    assert before != checksums.checksums(unknown)

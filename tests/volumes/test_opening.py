@@ -1,7 +1,9 @@
 import os
 import socket
 import sys
+import time
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -9,6 +11,7 @@ import tifffile
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, check_same_shape, create_volume, open_volume
+from mitoseg.volumes.stored import state_of
 
 
 @pytest.mark.parametrize(
@@ -121,3 +124,93 @@ def test_what_is_no_file(tmp_path, name, kind, monkeypatch):
         os.symlink("/dev/zero" if kind == "device" else "nowhere", place)
     with pytest.raises(UserError, match="leads nowhere" if kind == "link" else "a pipe, a socket or a device"):
         open_volume(name)
+
+
+def write_slices(folder, image_zyx):
+    for z, image_yx in enumerate(image_zyx):
+        tifffile.imwrite(folder / f"{z}.tif", image_yx)
+    return folder
+
+
+def write_ome_set(folder, image_zyx):
+    """An OME-TIFF of a file for each half of the slices."""
+    half = len(image_zyx) // 2
+    planes = "".join(
+        f'<TiffData FirstZ="{half * i}" PlaneCount="{half}"><UUID FileName="{n}">urn:uuid:{n}</UUID></TiffData>'
+        for i, n in enumerate(("a.ome.tif", "b.ome.tif"))
+    )
+    z, y, x = image_zyx.shape
+    sizes = f'SizeX="{x}" SizeY="{y}" SizeZ="{z}" SizeC="1" SizeT="1"'
+    for i, name in enumerate(("a.ome.tif", "b.ome.tif")):
+        xml = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{name}">'
+            '<Image ID="Image:0">'
+            f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" {sizes}><Channel ID="Channel:0:0"/>{planes}'
+            "</Pixels></Image></OME>"
+        )
+        with tifffile.TiffWriter(folder / name) as tif:
+            for image_yx in image_zyx[half * i : half * (i + 1)]:
+                tif.write(image_yx, description=xml, metadata=None, photometric="minisblack", compression="zlib")
+    return folder / "a.ome.tif"
+
+
+def write_virtual(folder, image_zyx):
+    """An HDF5 file whose voxels lie in others: of the second a part lies in a third, raw."""
+    shape = image_zyx.shape
+    external = [(str(folder / "c.raw"), 0, image_zyx.nbytes)]
+    with h5py.File(folder / "b.h5", "w") as h5:
+        h5.create_dataset("raw", shape, "u1", external=external)[:] = image_zyx
+    layout = h5py.VirtualLayout(shape=shape, dtype="u1")
+    layout[:] = h5py.VirtualSource("b.h5", "raw", shape=shape)
+    with h5py.File(folder / "a.h5", "w") as h5:
+        h5.create_virtual_dataset("raw", layout)
+    with h5py.File(folder / "link.h5", "w") as h5:
+        h5["raw"] = h5py.ExternalLink("a.h5", "raw")
+    return f"{folder}/link.h5:/raw"
+
+
+def write_by(name):
+    def write(folder, image_zyx):
+        with create_volume(folder / name, image_zyx.shape, "uint8", chunks=(2, 16, 16)) as writer:
+            writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+        return folder / name
+
+    return write
+
+
+STORED = {"slices": write_slices, "ome set": write_ome_set, "virtual": write_virtual}
+STORED |= {name: write_by(name) for name in ("a.tif", "a.h5", "a.mrc", "a.zarr", "a.ome.zarr")}
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("kind", STORED)
+def test_the_state_of_a_volume_is_that_of_all_its_files(tmp_path, image_zyx, monkeypatch, kind, many):
+    if many:
+        monkeypatch.setattr("mitoseg.volumes.stored.MANY_FILES", 3)
+        monkeypatch.setattr("mitoseg.volumes.stored.SAMPLED_FILES", 2)
+    path = STORED[kind](tmp_path, image_zyx)
+    np.testing.assert_array_equal(open_volume(path).read(), image_zyx)
+    (tmp_path / ".DS_Store").touch()
+    states = {open_volume(path).state(), open_volume(os.path.relpath(path)).state()}
+    assert len(states) == 1
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    assert len(files) >= {"virtual": 4, "ome set": 2, "slices": 6, "a.zarr": 37}.get(kind, 1)
+    for file in files:
+        replaced = file.with_name("new")  # as most programs change a file, also zarr
+        replaced.write_bytes(file.read_bytes())
+        os.utime(replaced, ns=(0, file.stat().st_mtime_ns + 1))
+        replaced.replace(file)
+        states.add(open_volume(path).state())
+    assert len(states) == 1 + len(files)
+
+
+def test_the_state_of_a_hundred_thousand_files_takes_a_moment(tmp_path):
+    for i in range(1000):
+        (tmp_path / f"{i}").touch()
+    start = time.process_time()
+    before = state_of([tmp_path])
+    assert time.process_time() - start < 0.1
+    (tmp_path / "999").write_text("x")
+    changed = state_of([tmp_path])
+    (tmp_path / "999").unlink()
+    assert len({before, changed, state_of([tmp_path])}) == 3

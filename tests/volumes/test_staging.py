@@ -158,7 +158,9 @@ def test_an_error_keeps_the_tiles(tmp_path):
 def test_another_command_is_told_what_differs(tmp_path):
     leave_unfinished(tmp_path / "out.tif")
     other = IDENTITY | {"method": "strided", "seen": 2, "tta": "flips"}
-    with pytest.raises(UserError, match=r"another command \(method, seen, tta differ\).*unfinished'.*overwrite=true"):
+    with pytest.raises(
+        UserError, match=r"\(method was dense, is now strided; seen .*; tta was null.*unfinished'.*overwrite=true"
+    ):
         finish(tmp_path / "out.tif", identity=other)
     assert len(finish(tmp_path / "out.tif")) == COUNT - 3
 
@@ -186,7 +188,7 @@ def test_a_changed_input_throws_it_away_with_a_warning(tmp_path, caplog):
 
 def test_another_dataset_of_the_same_file_is_another_output(tmp_path):
     leave_unfinished(f"{tmp_path}/out.h5:/a")
-    with pytest.raises(UserError, match=r"another command \(dataset differ\)"):
+    with pytest.raises(UserError, match=r"dataset was a, is now b"):
         finish(f"{tmp_path}/out.h5:/b")
     finish(f"{tmp_path}/out.h5:/a")
     check_result(tmp_path, "out.h5:/a")
@@ -376,7 +378,7 @@ def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, what):
         with stage_of(tmp_path / "out.tif") as stage:
             begin(stage)
             write(stage, 2)
-            where = (ZarrOutput, "write") if what == "tile" else (stage._folder, "list_one")
+            where = (ZarrOutput, "write") if what == "tile" else (StagedVolume, "_add")
             monkeypatch.setattr(*where, fail_full)
             write(stage)
 
@@ -389,14 +391,14 @@ def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, what):
 def test_a_disk_that_is_still_full_keeps_the_tiles(tmp_path, monkeypatch):
     """The first thing that a second run writes is the list of tiles: if that fails they must not be thrown away."""
     leave_unfinished(tmp_path / "out.tif")
-    monkeypatch.setattr("mitoseg.volumes.stage_folder.write_text", fail_full)
+    monkeypatch.setattr("mitoseg.volumes.staging.write_text", fail_full)
     with pytest.raises(UserError, match=r"^the disk is full"):
         finish(tmp_path / "out.tif")
     monkeypatch.undo()
     assert len(finish(tmp_path / "out.tif")) == COUNT - 3
 
 
-@pytest.mark.parametrize("broken", ["mitoseg.volumes.stage_folder.write_json", "mitoseg.volumes.staging.ZarrOutput"])
+@pytest.mark.parametrize("broken", ["mitoseg.volumes.staging.write_json", "mitoseg.volumes.staging.ZarrOutput"])
 def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch, broken):
     monkeypatch.setattr(broken, fail_full)
     with pytest.raises(UserError, match=r"^the disk is full"):
@@ -465,7 +467,8 @@ def test_a_name_that_is_too_long(tmp_path, length):
 def test_the_user_removed_the_output_of_a_run_that_was_killed_in_its_clean_up(tmp_path, monkeypatch):
     """Then the stage knows of a finished output that is not there: it must not be told as written."""
     for name in ("out.tif", "out.zarr"):
-        monkeypatch.setattr("mitoseg.volumes.stage_folder.StageFolder.clear", lambda _: None)
+        for method in ("_clear", "_discard"):
+            monkeypatch.setattr(StagedVolume, method, lambda _: None)
         finish(tmp_path / name)
         monkeypatch.undo()
         with stage_of(tmp_path / name) as stage:

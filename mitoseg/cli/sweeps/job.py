@@ -27,6 +27,7 @@ from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.cli.sweeps.process import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
 from mitoseg.cli.sweeps.results import report, write_results
 from mitoseg.cli.sweeps.slots import Slot, free_slot
+from mitoseg.datasets.checksums import changed_files
 from mitoseg.errors import UserError
 from mitoseg.storage import read_json, write_json
 
@@ -107,6 +108,10 @@ def _done_before(job: Job) -> dict[str, Any] | None:
         )
     if record.get("status") != "finished":
         return None
+    data = read_json(job.folder / "provenance.json").get("data") or {}
+    if changed := changed_files(data):
+        what = f"the data have changed since the job finished, among them {changed[0]}"
+        raise UserError(what, str(job.folder), "choose another name=..., or put them back")
     log.info("%s: finished before", job.name)
     return record
 
