@@ -150,7 +150,7 @@ def check_same_shape(image: Volume, label: Volume) -> None:
     if image.directions and label.directions and image.directions != label.directions:
         what = f"image and labels are turned: z, y, x run {image.directions} and {label.directions} along the world's"
         raise UserError(what, label.path, "save both with one orientation")
-    if image.path == label.path:
+    if image.path == label.path and stored_in(image.path).exists():  # not two arrays in memory
         raise UserError("image and labels are one file", label.path, "give the labels of the image")
     if image.shape != label.shape:
         what = f"image and labels differ in shape: {image.shape} of {image.path}, {label.shape}"
