@@ -295,9 +295,9 @@ def _mirror_strip(image_yx: Array, tissue_yx: Mask) -> Mask:
     if tissue_yx.all() or not tissue_yx.any():
         return tissue_yx
     X = image_yx.shape[1]
-    x = np.arange(X)
-    before = np.maximum.accumulate(np.where(tissue_yx, x, -X), axis=1)
-    after = np.minimum.accumulate(np.where(tissue_yx, x, 2 * X)[:, ::-1], axis=1)[:, ::-1]
+    x, nowhere = np.arange(X), X + REACH  # a row without tissue has none within reach
+    before = np.maximum.accumulate(np.where(tissue_yx, x, -1 - REACH), axis=1)
+    after = np.minimum.accumulate(np.where(tissue_yx, x, nowhere)[:, ::-1], axis=1)[:, ::-1]
     edge = np.where(x - before <= after - x, before, after)
     y_n, x_n = np.nonzero(~tissue_yx & (np.abs(x - edge) <= REACH))
     edge_n = edge[y_n, x_n]

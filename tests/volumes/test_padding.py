@@ -145,3 +145,12 @@ def test_little_is_kept_of_many_slices(monkeypatch):
     np.testing.assert_array_equal(found.read(Box((1, 0, 0), (2, 90, 110)))[0], ~TISSUE[1])
     assert found.count() == found.read().sum()
     assert len(found._packed) < 5 + 1
+
+
+def test_rows_without_tissue_in_a_narrow_image():
+    """Wider margins than tissue: what no tissue of its row is near is mirrored along the columns."""
+    image_zyx = np.random.default_rng(4).integers(1, 255, (2, 80, 40), dtype=np.uint8)
+    image_zyx[:, :50] = 0
+    seen_zyx = PaddedVolume(ArrayVolume(image_zyx)).read()
+    np.testing.assert_array_equal(seen_zyx[:, 50:], image_zyx[:, 50:])
+    np.testing.assert_array_equal(seen_zyx[:, 21:50], image_zyx[:, 79:50:-1])
