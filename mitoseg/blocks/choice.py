@@ -15,7 +15,7 @@ BLOCK_OPTIONS = (
     *("epoch_blocks", "window"),
 )
 """Options that say nothing of whole tiles."""
-TILE_OPTIONS = ("foreground", "epoch_tiles", "spatial_dims", "margin", "augmentation")
+TILE_OPTIONS = ("foreground_share", "epoch_tiles", "spatial_dims", "margin", "augmentation")
 """Options that say nothing of blocks."""
 
 

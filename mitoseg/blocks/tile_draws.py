@@ -53,7 +53,7 @@ class EpochTiles:
         regions: Their labels inside their boxes are read, and no others.
         tile: (z, y, x) voxels; z is 1 for networks on slices.
         augment: A key of `TILE_SYMMETRIES`.
-        foreground: Share of the draws that are sure to hold a mitochondrion.
+        foreground_share: Share of the draws that are sure to hold a mitochondrion.
         epoch_tiles: Draws per epoch; None: as many as the regions have voxels for.
         seed: Of all randomness.
 
@@ -70,12 +70,12 @@ class EpochTiles:
         tile: tuple[int, int, int],
         *,
         augment: str = "dihedral",
-        foreground: float = 0.0,
+        foreground_share: float = 0.0,
         epoch_tiles: int | None = None,
         seed: int = 0,
     ) -> None:
         check_choice("augment", augment, TILE_SYMMETRIES)
-        _check(tile, augment, foreground, epoch_tiles, seed)
+        _check(tile, augment, foreground_share, epoch_tiles, seed)
         large = [all(n >= t for n, t in zip(region.box.shape, tile, strict=True)) for region in regions]
         for region, fits in zip(regions, large, strict=True):
             if not fits:
@@ -83,7 +83,7 @@ class EpochTiles:
                 if not any(large):
                     raise UserError(what, region.box.shape, "give a smaller data.tile=[z,y,x]")
                 _LOG.warning("%s: it is left out", what)
-        self.tile, self.augment, self.foreground, self.seed = tile, augment, foreground, seed
+        self.tile, self.augment, self.foreground_share, self.seed = tile, augment, foreground_share, seed
         self.shapes_r3 = np.array([region.box.shape for region in regions])
         counted = [_survey(region) for region in regions]
         self.counts = (sum(c[0] for c, _ in counted), sum(c[1] for c, _ in counted))
@@ -106,7 +106,7 @@ class EpochTiles:
     def draw(self, epoch: int) -> TileDraws:
         """The draws of an epoch; a sampler mixes them."""
         rng = np.random.default_rng([self.seed, epoch, 2])
-        chosen = round(self.foreground * self.size)
+        chosen = round(self.foreground_share * self.size)
         position_n4 = np.concatenate([self._anywhere(self.size - chosen, rng), self._on_foreground(chosen, rng)])
         symmetry_n = rng.integers(len(TILE_SYMMETRIES[self.augment]), size=self.size)
         return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
@@ -127,7 +127,7 @@ class EpochTiles:
         return {
             "tile": _text(self.tile),
             "augment": self.augment,
-            "foreground": self.foreground,
+            "foreground_share": self.foreground_share,
             "voxels_foreground": self.counts[1],
             "voxels_background": self.counts[0],
             "draws": self.size,
@@ -139,7 +139,9 @@ def _text(tile: Sequence[int]) -> str:
     return " x ".join(map(str, tile))
 
 
-def _check(tile: tuple[int, int, int], augment: str, foreground: float, epoch_tiles: int | None, seed: int) -> None:
+def _check(
+    tile: tuple[int, int, int], augment: str, foreground_share: float, epoch_tiles: int | None, seed: int
+) -> None:
     """Refuse numbers out of range."""
     if augment != "none" and tile[1] != tile[2]:
         raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
@@ -147,9 +149,9 @@ def _check(tile: tuple[int, int, int], augment: str, foreground: float, epoch_ti
         raise UserError(
             "data.augment=cubic needs a tile with three equal sides", tile, "or give data.augment=dihedral_z"
         )
-    if not 0 <= foreground <= 1:
-        remedy = "give a number from 0 to 1; data.foreground_label= names values of labels"
-        raise UserError("foreground is not a share of the tiles", foreground, remedy)
+    if not 0 <= foreground_share <= 1:
+        remedy = "give a number from 0 to 1; data.foreground= names values of labels"
+        raise UserError("foreground_share is not a share of the tiles", foreground_share, remedy)
     if epoch_tiles is not None and epoch_tiles < 1:
         raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
     if seed < 0:

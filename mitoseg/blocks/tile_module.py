@@ -43,7 +43,7 @@ class TileDataModule(RegionDataModule):
         batch_size: See `RegionDataModule`.
         channels: See `RegionDataModule`; ``single`` for a network on volumes.
         augment: See `EpochTiles`.
-        foreground: See `EpochTiles`.
+        foreground_share: See `EpochTiles`.
         epoch_tiles: See `EpochTiles`.
         validation_stride: See `RegionDataModule`; networks on volumes are validated on every slice.
         voxels_on: See `RegionDataModule`.
@@ -68,7 +68,7 @@ class TileDataModule(RegionDataModule):
         batch_size: int = 4,
         channels: str = "adjacent",
         augment: str = "dihedral",
-        foreground: float = 0.0,
+        foreground_share: float = 0.0,
         epoch_tiles: int | None = None,
         validation_stride: int = 1,
         voxels_on: str = "auto",
@@ -94,7 +94,7 @@ class TileDataModule(RegionDataModule):
         )
         self.tile = (tile[0], tile[1], tile[2])
         self.spatial_dims, self.margin, self.augmentation = spatial_dims, margin, augmentation
-        self.augment, self.foreground, self.epoch_tiles = augment, foreground, epoch_tiles
+        self.augment, self.foreground_share, self.epoch_tiles = augment, foreground_share, epoch_tiles
 
     def prepare_draws(self) -> None:
         """Look for mitochondria, and read all voxels."""
@@ -102,13 +102,13 @@ class TileDataModule(RegionDataModule):
             self.splits.train,
             self.tile,
             augment=self.augment,
-            foreground=self.foreground,
+            foreground_share=self.foreground_share,
             epoch_tiles=self.epoch_tiles,
             seed=self.seed,
         )
         channels = self.channels if self.spatial_dims == 2 else None
         self.bank = TileBank(self.splits.train, self.normalization, margin=self.margin, channels=channels)
-        self._batch_prior = self.draws.prior if not self.foreground else self._measured_prior()
+        self._batch_prior = self.draws.prior if not self.foreground_share else self._measured_prior()
         self.summary = {**self.draws.summary(), "batch_prior": self._batch_prior}
 
     def _measured_prior(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from mitoseg.geometry import Box
 from mitoseg.provenance import collect
 from mitoseg.storage import plain, write_json
 from mitoseg.volumes import LabelVolume, Volume, map_labels, open_volume
-from mitoseg.volumes.labels import map_mask
+from mitoseg.volumes.labels import holds_classes, map_mask
 from mitoseg.volumes.opening import warn_of_gaps
 
 
@@ -60,8 +60,9 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
     crop = None if cfg.crop is None else Box.parse(cfg.crop, volumes["prediction"].shape)
-    volumes["prediction"] = map_mask(volumes["prediction"], plain(cfg.prediction_label), cfg.kind)
-    truth = _read_truth(volumes["truth"], cfg)
+    predicted_values, true_values = _chosen_values(cfg, volumes)
+    volumes["prediction"] = map_mask(volumes["prediction"], predicted_values, cfg.kind)
+    truth = _read_truth(volumes["truth"], cfg, true_values)
     meant = {"threshold": threshold, "kind": cfg.kind, "voxel_size": voxel_size}
     with make_engine(cfg) as engine, ExitStack() as stack:
         limit_memory(engine, cfg.memory)
@@ -140,7 +141,27 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     return voxel_size, threshold, reference
 
 
-def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
+def _chosen_values(cfg: DictConfig, volumes: Mapping[str, Volume]) -> tuple[object, object]:
+    """The values that are mitochondria in the prediction and in the truth.
+
+    ``foreground=`` is about the one of the two that holds classes.
+
+    Raises:
+        UserError: Both hold classes, and it is not said which values of the prediction are meant.
+    """
+    given, predicted = plain(cfg.foreground), plain(cfg.prediction_foreground)
+    if given is None or predicted is not None or cfg.kind not in (None, "mask"):
+        return predicted, given
+    if not holds_classes(volumes["prediction"]):
+        return None, given
+    if holds_classes(volumes["truth"]):
+        what = "the prediction and the truth both hold several values, so it is not clear which of them is meant by"
+        remedy = "give prediction_foreground= for the prediction and foreground= for the truth, or kind=instances"
+        raise UserError(what, f"foreground={given}", remedy)
+    return given, None
+
+
+def _read_truth(labels: Volume, cfg: DictConfig, foreground: object) -> LabelVolume:
     """The labels as 0, 1 and ignored.
 
     Raises:
@@ -152,7 +173,7 @@ def _read_truth(labels: Volume, cfg: DictConfig) -> LabelVolume:
     return map_labels(
         labels,
         rule=cfg.label_rule_of_values,
-        foreground=plain(cfg.foreground_label),
+        foreground=foreground,
         ignore_label=cfg.ignore_label,
         ignore_empty_slices=cfg.ignore_empty_slices,
     )

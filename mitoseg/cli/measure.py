@@ -65,7 +65,7 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
     output = check_options(cfg)
     names = ("input", "image", "probability", "uncertainty")
     volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
-    volumes["input"] = map_mask(volumes["input"], plain(cfg.foreground_label), cfg.kind)
+    volumes["input"] = map_mask(volumes["input"], plain(cfg.foreground), cfg.kind)
     check_shapes(**volumes)
     if "image" in volumes:
         volumes["image"] = with_padding(volumes["image"], cfg.padding)

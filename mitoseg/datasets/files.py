@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
     validation: Mapping[str, object] | None
     folds: int | None
     fold: int
-    foreground_label: object
+    foreground: object
     ignore_label: int | None
     ignore_empty_slices: bool
     label_rule_of_values: str
@@ -41,14 +41,14 @@ class Files:
     Args:
         root: Folder in which relative names are looked for first, or None.
         train: ``image``, ``label`` (a path or a list of paths), ``box`` (the annotated part of each volume, such as
-            ``[0:20,:,:]``, None for all of it) and ``foreground_label`` (as below, an entry for each volume).
+            ``[0:20,:,:]``, None for all of it) and ``foreground`` (as below, an entry for each volume).
         test: The same for the test split; may be left out.
         validation: ``slabs`` ([[z0, z1], ...] or None), ``share`` (of the slices, from the end) and ``gap`` (slices
             left out between splits); applied to each training volume.
         folds: Cut each training volume into so many z-slabs; ``fold`` is the test slab and the next one validates.
             Where a test volume is named, ``fold`` is the validation slab.
         fold: Which fold, from 0.
-        foreground_label: The label values that are mitochondria, one or a list; None: by ``label_rule_of_values``.
+        foreground: The label values that are mitochondria, one or a list; None: by ``label_rule_of_values``.
         ignore_label: Label value of voxels that enter neither loss, balance nor score.
         ignore_empty_slices: Whether the voxels of a slice without a single label do neither: nobody annotated it.
         label_rule_of_values: Which label values are mitochondria: auto, nonzero or half.
@@ -73,7 +73,7 @@ class Files:
         validation: Mapping[str, object] | None = None,
         folds: int | None = None,
         fold: int = 0,
-        foreground_label: object = None,
+        foreground: object = None,
         ignore_label: int | None = None,
         ignore_empty_slices: bool = False,
         label_rule_of_values: str = "auto",
@@ -86,7 +86,7 @@ class Files:
         self.validation = Validation.of(validation, self.default_validation)
         self.folds, self.fold = folds, fold
         self.label_rule_of_values, self.ignore_label, self.axes = label_rule_of_values, ignore_label, axes
-        self.foreground_label = foreground_label
+        self.foreground = foreground
         if ignore_empty_slices not in (True, False):
             remedy = "give data.ignore_empty_slices=true or data.ignore_empty_slices=false"
             raise UserError("data.ignore_empty_slices is neither true nor false", ignore_empty_slices, remedy)
@@ -150,7 +150,7 @@ class Files:
     def _open(self) -> Splits:
         reader = Reader(
             label_rule_of_values=self.label_rule_of_values,
-            foreground_label=self.foreground_label,
+            foreground=self.foreground,
             ignore_label=self.ignore_label,
             ignore_empty_slices=self.ignore_empty_slices,
             axes=self.axes,

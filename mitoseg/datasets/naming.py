@@ -22,26 +22,26 @@ _SEARCH_ENTRIES = 50_000
 class Named:
     """Images, their labels, and the part of each that is annotated (None: all of it); one entry a volume.
 
-    ``foreground_label`` holds the label values of mitochondria as the user gives them; see `foreground_labels`.
+    ``foreground`` holds the label values of mitochondria as the user gives them; see `foreground_labels`.
     """
 
     image: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
     box: tuple[object, ...] = ()
-    foreground_label: object = None
+    foreground: object = None
 
     @classmethod
     def of(cls, options: Mapping[str, object] | None, key: str) -> Named:
-        """Read ``image``, ``label``, ``box`` and ``foreground_label`` of ``data.<key>``: a value, a list or None each.
+        """Read ``image``, ``label``, ``box`` and ``foreground`` of ``data.<key>``: a value, a list or None each.
 
         Raises:
             UserError: Another key, or lists whose lengths do not fit.
         """
         given = dict(options or {})
         image, label = _texts(given.pop("image", None)), _texts(given.pop("label", None))
-        box, foreground = given.pop("box", None), given.pop("foreground_label", None)
+        box, foreground = given.pop("box", None), given.pop("foreground", None)
         if given:
-            remedy = "the keys are image, label, box and foreground_label"
+            remedy = "the keys are image, label, box and foreground"
             raise UserError(f"unknown keys in data.{key}", sorted(given), remedy)
         if image and label and len(image) != len(label):
             remedy = f"name as many in data.{key}.label as in data.{key}.image, in the same order"
@@ -66,15 +66,15 @@ class Named:
         Raises:
             UserError: There are entries, but not one for each volume.
         """
-        given, count = self.foreground_label, len(self.label)
+        given, count = self.foreground, len(self.label)
         if given is None or isinstance(given, str) or not isinstance(given, Sequence):
             return (given,) * count
         nested = any(item is None or not isinstance(item, str | int) for item in given)
         if count == 1 and not nested:
             return (given,)
         if len(given) != count:
-            remedy = f"give one for each volume, such as data.{key}.foreground_label=[[3,4],null]"
-            raise UserError(f"{len(given)} entries of foreground_label for {count} volumes", given, remedy)
+            remedy = f"give one for each volume, such as data.{key}.foreground=[[3,4],null]"
+            raise UserError(f"{len(given)} entries of foreground for {count} volumes", given, remedy)
         return tuple(given)
 
 

@@ -43,7 +43,7 @@ class Reader:
 
     Attributes:
         label_rule_of_values: What counts as mitochondrion, see `mitoseg.volumes.map_labels`.
-        foreground_label: The label values that are mitochondria, for all volumes that name none, or None.
+        foreground: The label values that are mitochondria, for all volumes that name none, or None.
         ignore_label: Label value of voxels that enter nothing, or None.
         ignore_empty_slices: Whether slices without a label enter nothing either.
         axes: Letters of the stored axes where the files do not say, or None.
@@ -53,7 +53,7 @@ class Reader:
     """
 
     label_rule_of_values: str = "auto"
-    foreground_label: object = None
+    foreground: object = None
     ignore_label: int | None = None
     ignore_empty_slices: bool = False
     axes: str | None = None
@@ -82,7 +82,7 @@ class Reader:
             image.box if box is None else Box.parse(box, image.shape)
             for image, box in zip(images, named.boxes(key), strict=True)
         ]
-        chosen = [self.foreground_label if values is None else values for values in named.foreground_labels(key)]
+        chosen = [self.foreground if values is None else values for values in named.foreground_labels(key)]
         images = [with_padding(image, self.padding) for image in images]
         mapped = [self._map(label, values) for label, values in zip(labels, chosen, strict=True)]
         return [

@@ -117,6 +117,6 @@ def _guess_kind(prediction: Volume, threshold: float | None) -> str:
         return "mask"
     if threshold is not None:
         return "probability"
-    chosen = "foreground_label= (of evaluate: prediction_label=) with the values of mitochondria"
+    chosen = "foreground= (of evaluate: prediction_foreground=) with the values of mitochondria"
     remedy = f"say kind=mask, kind=instances, kind=probability with a threshold=, or {chosen}"
     raise UserError("cannot tell a probability from a label in the bytes of", prediction.path, remedy)

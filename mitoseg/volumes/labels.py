@@ -30,7 +30,7 @@ _TRANSPARENT = 2**64 - 1
 """What CREMI and Paintera write where there is no label."""
 _MARKERS = (255, 65535, 2**32 - 1)
 _COLOURED = 2**24
-_EXAMPLE = "give a value or a list, such as foreground_label=[3,4]"
+_EXAMPLE = "give a value or a list, such as foreground=[3,4]"
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,11 @@ def label_values(given: object) -> tuple[int, ...] | None:
             red, green, blue = bytes.fromhex(text[1:])
             found.append(red if red == green == blue else _COLOURED + int(text[1:], 16))
         elif isinstance(value, bool) or not re.fullmatch(r"-?\d+", text):
-            raise UserError("foreground_label is no label value", given, _EXAMPLE)
+            raise UserError("foreground is no label value", given, _EXAMPLE)
         else:
             found.append(int(text))
     if not found:
-        raise UserError("foreground_label names no value", given, _EXAMPLE)
+        raise UserError("foreground names no value", given, _EXAMPLE)
     return tuple(dict.fromkeys(found))
 
 
@@ -222,6 +222,14 @@ def map_mask(volume: Volume, foreground: object = None, kind: str | None = None)
     return volume
 
 
+def holds_classes(volume: Volume) -> bool:
+    """Whether stored whole numbers look like several classes or objects, not like a mask or a probability."""
+    if volume.dtype.kind not in "iu" or volume.info.metadata.get("kind") is not None:
+        return False
+    survey = survey_labels(volume)
+    return not survey.many and len(survey.values) > 2 - (not survey.zeros)
+
+
 def one_slice(volume: Volume, z: int) -> Box:
     """The box of a whole slice."""
     return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
@@ -232,7 +240,7 @@ def _check_options(chosen: tuple[int, ...] | None, rule: str, ignore_label: obje
     if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
         raise UserError("ignore_label is no whole number", ignore_label, "give one value of the labels, such as 255")
     if chosen is not None and rule != "auto":
-        raise UserError("foreground_label= leaves no choice to a rule", rule, "leave label_rule_of_values away")
+        raise UserError("foreground= leaves no choice to a rule", rule, "leave label_rule_of_values away")
     if chosen is not None and ignore_label in chosen:
         raise UserError("a label value is both foreground and ignored", ignore_label, "take it out of one of the two")
 
@@ -241,7 +249,7 @@ def _chosen_rule(survey: Survey, chosen: tuple[int, ...], path: str) -> ValueRul
     """The rule where the user names the values."""
     there = [value for value in chosen if survey.chosen[value]]
     if not there:
-        what = f"none of the values of foreground_label={list(map(value_name, chosen))} is in the labels"
+        what = f"none of the values of foreground={list(map(value_name, chosen))} is in the labels"
         raise UserError(what.replace("'", ""), path, f"they hold {survey.listed(value_name)}")
     if len(there) < len(chosen):
         missing = ", ".join(value_name(value) for value in chosen if value not in there)
@@ -255,7 +263,7 @@ def _check_background(survey: Survey, path: str, otherwise: str) -> None:
     if survey.zeros or len(survey.values) < 2:
         return
     what = f"no label is 0, so which is the background is not known; the values are {survey.listed(value_name)}"
-    remedy = f"name those of mitochondria, such as foreground_label={value_name(max(survey.values))}"
+    remedy = f"name those of mitochondria, such as foreground={value_name(max(survey.values))}"
     raise UserError(what, path, f"{remedy}, or give {otherwise}")
 
 
@@ -274,7 +282,7 @@ def _check_meaning(survey: Survey, path: str) -> None:
     colours = sorted(value for value in survey.values if _COLOURED <= value < 2 * _COLOURED)
     if len(colours) > 1 and all(value < 2 * _COLOURED for value in survey.values):
         what = f"the labels are in {len(colours)}{'+' * survey.many} colours: {survey.listed(value_name)}"
-        remedy = f"name those of mitochondria, such as foreground_label={value_name(colours[0])}"
+        remedy = f"name those of mitochondria, such as foreground={value_name(colours[0])}"
         raise UserError(what, path, f"{remedy}, or give label_rule_of_values=nonzero if all but black are")
 
 
@@ -285,7 +293,7 @@ def _warn(survey: Survey, rule: ValueRule, path: str) -> None:
         text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d if it means unlabelled"
         logger.warning(text, path, survey.high, survey.high)
     elif rule.numbered and 2 < len(survey.values) <= _FEW_VALUES:
-        text = "%s: values %s are taken for instances; of classes, name those of mitochondria: foreground_label=%s"
+        text = "%s: values %s are taken for instances; of classes, name those of mitochondria: foreground=%s"
         logger.warning(text, path, survey.listed(value_name), value_name(survey.high))
     if survey.voxels and survey.above(rule.threshold) == survey.voxels:
         logger.warning("%s: every voxel is foreground; the values are %s", path, survey.listed(value_name))

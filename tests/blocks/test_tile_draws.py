@@ -54,7 +54,7 @@ def test_an_epoch_has_as_many_voxels_as_the_regions():
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_share_of_the_tiles_holds_foreground(share):
-    tiles = EpochTiles(REGIONS, TILE, foreground=share, epoch_tiles=400)
+    tiles = EpochTiles(REGIONS, TILE, foreground_share=share, epoch_tiles=400)
     holds = []
     for number, *start in tiles.draw(0).position_n4.tolist():
         r = REGIONS[number]
@@ -79,7 +79,7 @@ def test_prior_is_that_of_the_labelled_voxels():
 def test_a_region_smaller_than_a_tile_is_left_out(caplog):
     with caplog.at_level(logging.WARNING):
         tiles = EpochTiles(
-            [region((1, 40, 40), foreground=((0, 1), (0, 9), (0, 9))), REGIONS[0]], TILE, foreground=0.5
+            [region((1, 40, 40), foreground=((0, 1), (0, 9), (0, 9))), REGIONS[0]], TILE, foreground_share=0.5
         )
     assert "smaller than a tile of 2 x 16 x 16 voxels: it is left out" in caplog.text
     assert set(tiles.draw(0).position_n4[:, 0].tolist()) == {1}
@@ -93,7 +93,7 @@ def test_a_region_smaller_than_a_tile_is_left_out(caplog):
         ({"tile": (2, 16, 8)}, "must be square"),
         ({"augment": "cubic"}, "three equal sides"),
         ({"augment": "any_angle"}, "unknown augment"),
-        ({"foreground": 1.5}, "share of the tiles"),
+        ({"foreground_share": 1.5}, "share of the tiles"),
         ({"epoch_tiles": 0}, "too few epoch_tiles"),
         ({"seed": -1}, "negative seed"),
     ],

@@ -183,9 +183,9 @@ def test_classes_without_0(measure, tmp_path, place, capsys):
         assert measure(*words, f"kind={kind}") == 1
         assert "error: " in (said := " ".join(capsys.readouterr().err.split()))
         assert "Traceback" not in said
-        assert ("foreground_label=2" if kind == "mask" else "values of mitochondria") in said
+        assert ("foreground=2" if kind == "mask" else "values of mitochondria") in said
         assert not (tmp_path / "a.csv").exists()
-    assert measure(*words, "foreground_label=2") == 0
+    assert measure(*words, "foreground=2") == 0
     assert measure("input=mask.tif", f"output={tmp_path / 'b.csv'}") == 0
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
 

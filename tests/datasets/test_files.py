@@ -106,9 +106,9 @@ def test_ignored_voxels(tmp_path):
 @pytest.mark.parametrize(
     ("options", "train"),
     [
-        ({"foreground_label": [2, 255]}, {}),
-        ({}, {"foreground_label": [2, None]}),
-        ({"foreground_label": 2, "label_rule_of_values": "nonzero"}, {"foreground_label": [None, [255]]}),
+        ({"foreground": [2, 255]}, {}),
+        ({}, {"foreground": [2, None]}),
+        ({"foreground": 2, "label_rule_of_values": "nonzero"}, {"foreground": [None, [255]]}),
     ],
 )
 def test_the_values_of_mitochondria(tmp_path, options, train):

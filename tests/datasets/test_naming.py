@@ -37,13 +37,13 @@ def test_one_box_in_any_writing(box):
 )
 def test_the_values_of_mitochondria_for_each_volume(label, given, entries):
     image = "a" if isinstance(label, str) else ["a"] * len(label)
-    named = Named.of({"image": image, "label": label, "foreground_label": given}, "train")
+    named = Named.of({"image": image, "label": label, "foreground": given}, "train")
     assert named.foreground_labels("train") == entries
 
 
 def test_values_for_another_number_of_volumes():
-    named = Named.of({"image": ["a", "b"], "label": ["c", "d"], "foreground_label": [1, 2, 3]}, "train")
-    with pytest.raises(UserError, match=r"3 entries of foreground_label.*data\.train\.foreground_label="):
+    named = Named.of({"image": ["a", "b"], "label": ["c", "d"], "foreground": [1, 2, 3]}, "train")
+    with pytest.raises(UserError, match=r"3 entries of foreground.*data\.train\.foreground="):
         named.foreground_labels("train")
 
 

@@ -182,14 +182,18 @@ def test_classes_without_0(files, tmp_path):
         tifffile.imwrite(classes, plain_truth.astype(np.uint8) + 1, photometric="minisblack")
         words = config({"prediction": files["truth"], "truth": files["truth"], side: classes})
         for kind in ("mask", None):
-            with pytest.raises(UserError, match=r"foreground_label=|values of mitochondria"):
+            with pytest.raises(UserError, match=r"foreground=|values of mitochondria"):
                 score_files(OmegaConf.merge(words, {"kind": kind}), tmp_path / "run")
-        key = {"prediction": "prediction_label", "truth": "foreground_label"}[side]
+        key = {"prediction": "prediction_foreground", "truth": "foreground"}[side]
         found = score_files(OmegaConf.merge(words, {key: 2, "instances": True, "small_objects": 0}), tmp_path / "run")
         assert right.items() <= found.items()
         assert found["instances"]["all"]["truth"] == 1
         with pytest.raises(UserError, match=r"they hold 1 \(.*2 \("):
             score_files(OmegaConf.merge(words, {key: 5}), tmp_path / "other")
+        assert right.items() <= score_files(OmegaConf.merge(words, {"foreground": 2}), tmp_path / "short").items()
+    both = OmegaConf.merge(words, {"prediction": words.truth, "foreground": 2})
+    with pytest.raises(UserError, match="prediction_foreground="):
+        score_files(both, tmp_path / "both")
 
 
 def test_ids_of_64_bits(files, tmp_path):

@@ -169,7 +169,7 @@ def test_colours_are_classes_of_labels(tmp_path, kind):
     path = tmp_path / f"a.{kind[-3:]}"
     write_png(path, colours) if "png" in kind else tifffile.imwrite(path, colours, photometric="rgb")
     volume = open_volume(str(path))
-    with pytest.raises(UserError, match=r"4 colours: 0 \(.*#000080 \(.*#800000 \(.*foreground_label=#"):
+    with pytest.raises(UserError, match=r"4 colours: 0 \(.*#000080 \(.*#800000 \(.*foreground=#"):
         map_labels(volume)
     chosen = map_labels(volume, foreground=["#800000", "#808000"])
     assert np.array_equal(chosen.read()[0], np.isin(stored, (1, 3)))

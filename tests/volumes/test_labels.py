@@ -277,7 +277,7 @@ def classes(*values, shape=(6, 20, 30)):
 @pytest.mark.parametrize("values", [(1, 2), (1, 2, 3), (255, 128)])
 def test_several_values_without_0_are_asked_for(dtype, values):
     stored = classes(*values).astype(dtype)
-    says = rf"no label is 0.* {values[1]} \(\d.*foreground_label=.*label_rule_of_values=nonzero"
+    says = rf"no label is 0.* {values[1]} \(\d.*foreground=.*label_rule_of_values=nonzero"
     with pytest.raises(UserError, match=says):
         map_labels(ArrayVolume(stored))
     assert map_labels(ArrayVolume(stored), rule="nonzero").read().all()
@@ -303,10 +303,10 @@ def test_the_values_of_one_organelle(foreground, wanted, caplog):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"foreground": 7}, r"none of the values of foreground_label=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
+        ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
         ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
         ({"foreground": 1, "rule": "nonzero"}, "leave label_rule_of_values away"),
-        ({"foreground": "mito"}, r"no label value.*foreground_label=\[3,4\]"),
+        ({"foreground": "mito"}, r"no label value.*foreground=\[3,4\]"),
         ({"foreground": True}, "no label value"),
         ({"foreground": 1.5}, "no label value"),
         ({"foreground": []}, "names no value"),
@@ -326,7 +326,7 @@ def test_a_chosen_value_that_this_volume_lacks_is_told(caplog):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ((0, 1, 2), r"1 \(.*taken for instances.*foreground_label=2"),
+        ((0, 1, 2), r"1 \(.*taken for instances.*foreground=2"),
         ((0, 1, 2, 255), "255, counts as foreground; give ignore_label=255"),
         ((0, 1, 65535), "ignore_label=65535"),
         ((0, 1, 2**32 - 1), "ignore_label=4294967295"),
