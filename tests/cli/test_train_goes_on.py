@@ -68,7 +68,7 @@ def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
     assert command(monkeypatch, "train", *TINY, "extend=2") == 1
     assert "extend= without a run" in last_line(capsys)
     assert command(monkeypatch, "train", "resume=run", "extend=0") == 1
-    assert "give 1 or more" in last_line(capsys)
+    assert "extend is no whole number from 1" in last_line(capsys)
 
 
 def take_up(work, *words):
