@@ -111,7 +111,7 @@ def _listen() -> None:
 
 
 def _judge(event: str, args: tuple[Any, ...]) -> None:
-    """Refuse an event in a thread that builds; as an `OSError`, of which Python's import takes no notice."""
+    """Refuse an event in a thread that builds, but for what installed libraries do when they are imported first."""
     if not getattr(_building, "on", False):
         return
     if event == "open":
@@ -119,6 +119,10 @@ def _judge(event: str, args: tuple[Any, ...]) -> None:
             return
     elif not event.startswith(_FORBIDDEN):
         return
-    if not any("__pycache__" in str(arg) for arg in args):
-        _building.refused = event
+    frame = sys._getframe().f_back
+    while frame is not None and not str(module := frame.f_globals.get("__name__")).startswith("mitoseg."):
+        if module == "importlib._bootstrap":
+            return  # matplotlib, which MONAI imports, makes folders for its settings and its cache
+        frame = frame.f_back
+    _building.refused = event
     raise PermissionError(event)

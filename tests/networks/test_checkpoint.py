@@ -7,12 +7,14 @@ import socket
 import time
 import urllib.request
 import zipfile
+from contextlib import nullcontext
 
 import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
@@ -141,6 +143,25 @@ def test_a_network_takes_no_more_than_its_weights_call_for(config, tmp_path, mon
     assert psutil.Process().memory_info().rss - before < 3e8
     assert time.monotonic() - start < 20
     assert not calls
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_library_that_is_imported_while_building_may_make_its_cache(imported, tmp_path, monkeypatch):
+    made = "import os; os.mkdir('cache')"
+    (tmp_path / "late_library.py").write_text(made)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Late(nn.Identity):
+        def __init__(self) -> None:
+            super().__init__()
+            exec("import late_library" if imported else made, {"__name__": "monai"})
+
+    Late.__module__ = "mitoseg.networks"
+    monkeypatch.setattr("mitoseg.networks.Late", Late, raising=False)
+    with nullcontext() if imported else pytest.raises(UserError, match=r"os\.mkdir"):
+        build_network({"_target_": "mitoseg.networks.Late"})
+    assert (tmp_path / "cache").exists() == imported
 
 
 @pytest.mark.parametrize(
