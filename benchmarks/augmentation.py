@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from mitoseg.blocks.augmentation import Augmenter, EMAugmentation
+from mitoseg.sampling.augmentation import Augmenter, EMAugmentation
 from mitoseg.storage import write_json
 
 SHAPES = {"volume 32 x 128 x 128": (1, 32, 128, 128), "five sections of 256 x 256": (5, 256, 256)}

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from mitoseg.evaluation.seams import seam_ratio
+from mitoseg.evaluation.figures import seam_ratio
 from mitoseg.geometry import Box
 from mitoseg.inference import Options, Prediction, predict_volume
-from mitoseg.inference.blend import starts
+from mitoseg.inference.methods import starts
 from mitoseg.metrics import Calibration, best_threshold, curve, logit_histogram
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
 from mitoseg.storage import write_json

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from omegaconf import MISSING
 from options import read_options
 
-from mitoseg.blocks.positions import BlockRule
 from mitoseg.datasets.base import IGNORE
 from mitoseg.evaluation import decide
+from mitoseg.sampling.positions import BlockRule
 from mitoseg.volumes import map_labels, open_volume
 
 

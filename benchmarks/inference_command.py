@@ -94,7 +94,7 @@ def time_command(bench: Bench, checkpoint: Path, sample: Sample) -> dict[str, An
     found = {
         "slices": slices,
         "seconds": seconds,
-        "seconds_of_imports": min(_run(["-c", "import mitoseg.cli.predict"], {}) for _ in range(2)),
+        "seconds_of_imports": min(_run(["-c", "import mitoseg.workflows.predict"], {}) for _ in range(2)),
         "chosen": chosen,
         "setting": setting.name,
         "dense_seconds_per_slice": turns.median,

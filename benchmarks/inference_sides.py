@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mitoseg.geometry import Box
 from mitoseg.inference import Options, make_method
 from mitoseg.inference.precision import can_compile, computing, has_bf16
-from mitoseg.inference.reading import assemble, read_grey
+from mitoseg.inference.views import assemble, read_grey
 from mitoseg.networks import DenseForm
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import Normalization, Volume

@@ -26,15 +26,14 @@ from rich.console import Console
 from rich.progress import track
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.decision import decide
-from mitoseg.evaluation.instance_table import instance_table
-from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, truth_instances
+from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, instance_table, truth_instances
 from mitoseg.geometry import Box
 from mitoseg.metrics.overlaps import Overlaps
 from mitoseg.provenance import git_state
 from mitoseg.segmentation import Labelling, Postprocess, label_volume
 from mitoseg.storage import write_json
 from mitoseg.volumes import ArrayVolume, Volume, map_labels, open_volume
+from mitoseg.volumes.predicted import decide
 
 LABELLING = tuple(f.name for f in fields(Labelling))
 STEPS = tuple(f.name for f in fields(Postprocess) if f.name not in LABELLING)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from mitoseg.evaluation.placement import placement_offsets
+from mitoseg.evaluation.figures import placement_offsets
 from mitoseg.storage import write_json
 from mitoseg.volumes import map_labels, open_volume
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.metrics import Counts, count
 from mitoseg.segmentation import Postprocess
 from mitoseg.volumes import map_labels, open_volume
+from mitoseg.volumes.predicted import decide
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mitoseg.cli.main import main
-from mitoseg.evaluation.decision import decide
+from mitoseg.cli.launch import main
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.provenance import peak_memory
 from mitoseg.segmentation import Labelling, write_instances
 from mitoseg.volumes import create_volume, open_volume
+from mitoseg.volumes.predicted import decide
 
 MEASURED = "measured "
 """What the line with the numbers begins with."""

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.datasets import Phantom
-from mitoseg.evaluation.decision import decide
 from mitoseg.geometry import Box, reflect, slabs
 from mitoseg.volumes import Volume, create_volume, map_labels, open_volume
-from mitoseg.volumes.base import Array
-from mitoseg.volumes.masks import MaskVolume
+from mitoseg.volumes.base import Array, MaskVolume
+from mitoseg.volumes.predicted import decide
 
 CHUNKS = (16, 256, 256)
 SIZE = (5.0, 5.0, 5.0)

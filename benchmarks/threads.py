@@ -30,7 +30,7 @@ from rich.table import Table
 from timing import name_processor
 from torch import nn
 
-from mitoseg.cli.main import SPINS
+from mitoseg.cli.launch import SPINS
 from mitoseg.control_groups import usable_cores
 from mitoseg.networks import DenseForm, PatchCNN
 from mitoseg.provenance import git_state

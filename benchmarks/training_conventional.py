@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 from torch.utils.data import DataLoader, Dataset
 
-from mitoseg.blocks import BlockDataModule, BlockSampler
-from mitoseg.blocks.turning import half_side
 from mitoseg.geometry import anchor
+from mitoseg.sampling import BlockDataModule, BlockSampler
+from mitoseg.sampling.bank import half_side
 from mitoseg.volumes import channel_slices
 
 WAYS = ("grid_sample", "map_coordinates")

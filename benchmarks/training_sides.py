@@ -18,9 +18,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from timing import Sample, Turns, synchronize
 from torch import Tensor, nn
 
-from mitoseg.blocks import BlockDataModule
-from mitoseg.cli.train import build_trainer
+from mitoseg.sampling import BlockDataModule
 from mitoseg.training import SegmentationModule
+from mitoseg.workflows.train import build_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {

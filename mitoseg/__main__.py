@@ -7,6 +7,6 @@ if __name__ == "__main__":
     here = Path(__file__).resolve().parent
     if sys.path and Path(sys.path[0]).resolve() == here:  # run as a file: our folders would hide other packages
         sys.path[0] = str(here.parent)
-    from mitoseg.cli.main import main
+    from mitoseg.cli.launch import main
 
     sys.exit(main())

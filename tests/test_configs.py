@@ -8,12 +8,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from mitoseg.blocks import BlockDataModule, TileDataModule
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.train import make_data
 from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
+from mitoseg.sampling import BlockDataModule, TileDataModule
 from mitoseg.segmentation import Labelling
+from mitoseg.workflows.train import make_data
 
 CONF = default_config_dir()
 OUTSIDE = {"engine", "hydra", "experiment", "labelling", "methods"}

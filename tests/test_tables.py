@@ -9,13 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mitoseg.benchmark.rows import COLUMNS
-from mitoseg.benchmark.table import Page, write_tables
-from mitoseg.cli.summary import Row, read_rows, write_rows
+from mitoseg.benchmark.report import COLUMNS, Page, write_tables
 from mitoseg.cli.sweeps.results import write_results
-from mitoseg.evaluation.report.table import table_section
+from mitoseg.evaluation.report.tables import table_section
 from mitoseg.tables import as_written, frame_csv, read_csv, to_csv, to_markdown, write_table
-from mitoseg.viewers.napari_plugin.saving import save_table
+from mitoseg.viewers.napari_plugin.layers import save_table
+from mitoseg.workflows.many import Row, read_rows, write_rows
 
 NASTY = ["=cmd|' /C calc'!A0.tif", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=quoted", "'kept'", "plain"]
 

@@ -11,8 +11,7 @@ rows.py        records and published figures as rows; table.py writes them
 picture.py     the same crop under every method
 """
 
-from mitoseg.benchmark.data import Source, open_source
 from mitoseg.benchmark.estimator import Estimator
-from mitoseg.benchmark.methods import Method, read_methods
+from mitoseg.benchmark.methods import Method, Source, open_source, read_methods
 
 __all__ = ["Estimator", "Method", "Source", "open_source", "read_methods"]

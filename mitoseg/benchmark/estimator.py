@@ -1,8 +1,24 @@
-"""What a method that is no network must offer, and how it is made and fed."""
+"""What a method that is no network must offer, and how it is made and fed.
+
+Time and memory of a stage, and its line on the terminal.
+
+One estimator of a benchmark: fitted, tuned, and asked for the masks of the regions that are scored.
+
+neila/model/                 there once the estimator is fitted and tuned
+    estimator                what it has saved
+    training.json            what that cost
+neila/predictions/test_0.tif
+
+A trained network of a benchmark: what its run says of it, and whether it has learnt from the same voxels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -11,17 +27,24 @@ import numpy.typing as npt
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from mitoseg.datasets import IGNORE, Region
+from mitoseg.benchmark.methods import MODEL, TRAIN, Method, prediction_path
+from mitoseg.datasets import IGNORE, Region, Splits
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import VoxelSize
+from mitoseg.progress import progress
+from mitoseg.provenance import peak_memory
+from mitoseg.storage import atomic_output, read_json, write_json
+from mitoseg.volumes import VoxelSize, create_volume
 from mitoseg.volumes.base import Array
+
+log = logging.getLogger(__name__)
 
 Labels = npt.NDArray[np.uint8]
 """0 background, 1 mitochondrion, 255 ignored."""
 
 CONTEXT = 16
 """Voxels around the regions that an estimator sees as well."""
+
 INSTALL = 'pip install "mitoseg[classical]"'
 
 
@@ -121,3 +144,194 @@ def read_regions(regions: Sequence[Region], context: int = CONTEXT) -> tuple[Arr
     for region in regions:
         label_zyx[region.box.inside(around).slices] = region.read_label()
     return image.read(around), label_zyx
+
+
+@dataclass
+class Cost:
+    """Seconds on the clock and of the processor; added up over stages."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both stages."""
+        return Cost(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def record(self, stage: str) -> dict[str, float]:
+        """As a record holds it, such as ``training_seconds``."""
+        return {f"{stage}_seconds": round(self.seconds, 6), f"{stage}_cpu_seconds": round(self.cpu_seconds, 6)}
+
+
+@contextmanager
+def stage(title: str, *, show: bool = True) -> Iterator[Cost]:
+    """Measure what is done inside, and show how long it has been going on.
+
+    Args:
+        title: For the terminal.
+        show: Whether to.
+
+    Yields:
+        The cost, which is set when the block ends.
+    """
+    cost = Cost()
+    with progress(title, show=show):
+        clock, processor = time.perf_counter(), time.process_time()
+        yield cost
+        cost.seconds, cost.cpu_seconds = time.perf_counter() - clock, time.process_time() - processor
+
+
+SAVED, TRAINING = "estimator", "training.json"
+
+OWN_NOTE = "trained here; every choice on the validation slabs"
+
+GIVEN_NOTE = "given, not trained here; whether it has seen these voxels is not known"
+
+
+def run_estimator(
+    method: Method, splits: Splits, regions: Sequence[Region], folder: Path, *, part: str, show: bool = True
+) -> dict[str, Any]:
+    """Fit and tune, unless that is done, and write the masks.
+
+    Args:
+        method: With an estimator.
+        splits: To learn from.
+        regions: To predict.
+        folder: The method's.
+        part: Of the data that the regions are, for file names.
+        show: Progress on the terminal.
+
+    Returns:
+        Costs and a note on the protocol.
+    """
+    record: dict[str, Any] = {"protocol": GIVEN_NOTE}
+    estimator = make_estimator(method.name, method.estimator or {}, splits.voxel_size)
+    if method.checkpoint is not None:
+        estimator = load_estimator(estimator, Path(method.checkpoint))
+    elif (folder / MODEL).is_dir():
+        log.info("%s: fitted before", method.name)
+        estimator = load_estimator(estimator, folder / MODEL / SAVED)
+        record = read_json(folder / MODEL / TRAINING)
+    else:
+        record = fit(estimator, splits, folder / MODEL, show=show)
+    total = Cost()
+    for i, region in enumerate(regions):
+        with stage(f"predicting {part}_{i}", show=show) as cost:
+            write_mask(prediction_path(folder, part, i), estimator, region)
+        total += cost
+    before = record.get("peak_memory", {}).get("process", 0)
+    memory = {"process": max(before, peak_memory()), "device": None}
+    return {**record, **total.record("prediction"), "peak_memory": memory}
+
+
+def fit(estimator: Estimator, splits: Splits, folder: Path, *, show: bool = True) -> dict[str, Any]:
+    """Fit on the training regions, tune on the validation slabs, and save both with their cost.
+
+    Args:
+        estimator: Learns.
+        splits: What from.
+        folder: Appears when all is done.
+        show: Progress on the terminal.
+    """
+    with stage("fitting", show=show) as fitting:
+        estimator.fit(*read_regions(splits.train))
+    with stage("tuning", show=show) as tuning:
+        estimator.tune(*read_regions(splits.validation))
+    record = {
+        **(fitting + tuning).record("training"),
+        **tuning.record("tuning"),
+        "peak_memory": {"process": peak_memory(), "device": None},
+        "protocol": OWN_NOTE,
+    }
+    with atomic_output(folder, overwrite=True) as temporary:
+        temporary.mkdir()
+        estimator.save(temporary / SAVED)
+        write_json(temporary / TRAINING, record)
+    return record
+
+
+def check_saved(path: Path) -> None:
+    """Refuse a fitted estimator that is not there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not path.exists():
+        raise UserError("no such fitted estimator", str(path), "name what save wrote, RUN/METHOD/model/estimator")
+
+
+def load_estimator(estimator: Estimator, path: Path) -> Estimator:
+    """The estimator of the same class that was saved.
+
+    Raises:
+        UserError: There is none.
+    """
+    check_saved(path)
+    return type(estimator).load(path)
+
+
+def write_mask(path: Path, estimator: Estimator, region: Region) -> None:
+    """Predict one region, from its file to the file of its mask.
+
+    Raises:
+        UserError: The estimator gives no mask of this shape.
+    """
+    mask_zyx = np.asarray(estimator.predict(region.read_image()))
+    if mask_zyx.shape != region.box.shape or mask_zyx.dtype.kind not in "bu" or mask_zyx.max(initial=0) > 1:
+        kind = type(estimator).__name__
+        raise UserError(f"{kind}.predict gave no mask of 0 and 1", (mask_zyx.shape, str(mask_zyx.dtype)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"voxel_size": region.image.voxel_size, "metadata": {"kind": "mask"}, "overwrite": True}
+    with create_volume(str(path), region.box.shape, np.uint8, **options) as writer:
+        writer.write(region.box.shift([-start for start in region.box.start]), mask_zyx.astype(np.uint8))
+
+
+SAME_NOTE = "given, not trained here; its run learnt from the same regions of the same files"
+
+
+def checkpoint_of(method: Method, folder: Path) -> Path:
+    """The checkpoint that is scored: the given one, or that of the method's own training.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(method.checkpoint) if method.checkpoint is not None else folder / TRAIN / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError("no such checkpoint", str(path), "name a best.ckpt that train wrote")
+    return path
+
+
+def describe_run(method: Method, checkpoint: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``provenance.json`` beside a checkpoint tells of its training.
+
+    Args:
+        method: Whose checkpoint it is.
+        checkpoint: In ``checkpoints/`` of a run's folder, or anywhere.
+        data: Provenance of the benchmark's own data.
+
+    Returns:
+        ``training_seconds`` and ``peak_memory`` where they are known, ``parameters``, ``trained_by`` and a note on the
+        protocol.
+
+    Raises:
+        UserError: A method that was trained here has learnt from other regions.
+    """
+    found = read_json(checkpoint.resolve().parents[1] / "provenance.json")
+    same = bool(found.get("data")) and training_data(found["data"]) == training_data(data)
+    if method.checkpoint is None and not same:
+        remedy = f"leave data.* out of methods.{method.name}.train; the benchmark sets them"
+        raise UserError("the method was trained on another split than the benchmark's", method.name, remedy)
+    note = OWN_NOTE if method.checkpoint is None else SAME_NOTE if same else GIVEN_NOTE
+    return {
+        "training_seconds": found.get("training_seconds"),
+        "peak_memory": found.get("peak_memory") or {},
+        "parameters": found.get("parameters"),
+        "trained_by": {"commit": found.get("commit"), "arguments": found.get("arguments")},
+        "protocol": note,
+    }
+
+
+def training_data(provenance: Mapping[str, Any]) -> tuple[object, object, object]:
+    """What tells whether two runs have learnt from the same voxels, and chosen by the same."""
+    regions = provenance.get("regions") or {}
+    sums = sorted(file["sha256"] for file in provenance.get("files") or () if file["role"].startswith("train"))
+    return regions.get("train"), regions.get("validation"), sums

@@ -1,14 +1,30 @@
-"""The methods of a benchmark, as their configs describe them, and the options that a result depends on."""
+"""The methods of a benchmark, as their configs describe them, and the options that a result depends on.
+
+The data set of a benchmark: its split, without what only the training of networks needs.
+
+How a method stands in a benchmark's folder: ``record.json``, and whether it may be run with the options given now.
+
+outputs/benchmark/<date>_<time>/
+    table.md, table.csv, table.html, methods.png, provenance.json
+    forest/     record.json, metrics.json, costs.json, model/, predictions/
+    unet25d/    record.json, metrics.json, costs.json, train/ (a run of training), predictions/
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
+
+from mitoseg.datasets import Recipe, Region, Splits
 from mitoseg.errors import UserError
+from mitoseg.storage import changes, flatten, read_json, remove
 
 SIZES = ("full", "small")
+
 KEYS = ("title", "estimator", "train", "small", "checkpoint")
 """Of a file in ``conf/methods``."""
 
@@ -93,3 +109,140 @@ def _checked(value: Any, kind: type, key: str) -> Any:  # noqa: ANN401 (what a y
 
 def _keys(config: object) -> object:
     return sorted(map(str, config)) if isinstance(config, Mapping) else config
+
+
+TRAINING_KEYS = frozenset(
+    {
+        *("tile", "batch_size", "positions", "label_rule", "purity", "block", "channels", "balance", "augment"),
+        *("rotate_background", "interpolation", "epoch_blocks", "epoch_tiles", "foreground", "validation_stride"),
+        "voxels_on",
+    }
+)
+"""Keys of ``data`` that say how a network is trained (``conf/data/blocks.yaml``), not what the data are."""
+
+_NOT_OPTIONS = TRAINING_KEYS | {"_target_", "recipe"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the config names it.
+
+    Attributes:
+        name: Of the option in ``conf/data``.
+        recipe: Config of the recipe, which takes ``options``.
+        options: What the data are: files, shapes, the split.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def leaves(self) -> dict[str, Any]:
+        """Options by their full key, such as ``data.train.image``."""
+        return {f"data.{key}": value for key, value in flatten(self.options).items()}
+
+    def record(self) -> dict[str, Any]:
+        """What a result depends on."""
+        return {"name": self.name, **self.options}
+
+
+def read_source(name: str, config: Mapping[str, Any], less: Mapping[str, Any], given: Collection[str]) -> Source:
+    """The data set of a config.
+
+    Args:
+        name: The chosen option of the group ``data``.
+        config: What it composes to, as plain data.
+        less: Changes that make it small, none to leave it as it is.
+        given: Keys that the user has set, which stay.
+    """
+    options = {key: value for key, value in config.items() if key not in _NOT_OPTIONS}
+    changes = {key: value for key, value in flatten(less).items() if f"data.{key}" not in given}
+    for key, value in changes.items():
+        _set(options, key.split("."), value)
+    return Source(name, config["recipe"], options)
+
+
+def open_source(source: Source) -> Splits:
+    """Download or make what is missing, and open the regions."""
+    recipe: Recipe = instantiate(dict(source.recipe))(**source.options)
+    recipe.prepare()
+    return recipe.splits()
+
+
+def scored_regions(splits: Splits, part: str) -> tuple[Region, ...]:
+    """The regions that are scored.
+
+    Raises:
+        UserError: No such part, or it has no regions.
+    """
+    if part not in ("test", "validation"):
+        raise UserError("no such part of the data to score", part, "give part=test or part=validation")
+    regions: tuple[Region, ...] = getattr(splits, part)
+    if not regions:
+        remedy = "name one with data.test.image= and data.test.label=, give data.folds=, or part=validation"
+        raise UserError("there is no test volume to score", None, remedy)
+    return regions
+
+
+def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
+    for key in path[:-1]:
+        tree[key] = dict(tree.get(key) or {})
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
+
+LAST = Path(TRAIN, "checkpoints", "last.ckpt")
+
+FINISHED = "finished"
+
+
+def prediction_path(folder: Path, part: str, index: int) -> Path:
+    """Where the prediction of a region lies in a method's folder."""
+    return folder / "predictions" / f"{part}_{index}.tif"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a method's folder holds its scores."""
+    return read_json(folder / RECORD).get("status") == FINISHED and (folder / METRICS).is_file()
+
+
+def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwrite: bool) -> str | None:
+    """Compare what a method's folder was made with to the options given now.
+
+    Args:
+        name: Of the method.
+        folder: Its folder, which need not be there.
+        options: Given now.
+        overwrite: Whether a result of other options may go.
+
+    Returns:
+        How they differ, in words, if the folder is to be made anew; None if it can stay.
+
+    Raises:
+        UserError: The folder holds something made with other options, and may not be overwritten.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    before = read_json(folder / RECORD).get("options") or {}
+    change = changes(before, known_before(before, options))
+    if not change:
+        return None
+    holds = is_finished(folder) or (folder / MODEL).is_dir() or (folder / LAST).is_file()
+    if holds and not overwrite:
+        remedy = "give the options as they were, overwrite=true to run it again, or start a new benchmark"
+        raise UserError(f"the method {name} is there with other options ({change})", str(folder), remedy)
+    return change
+
+
+def known_before(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of now without the checksums that a record of an earlier version does not tell."""
+    return {key: value for key, value in now.items() if key in before or key not in ("files", "checkpoint_sha256")}
+
+
+def clear(folder: Path) -> None:
+    """Remove what a method of other options has left."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != ".lock":
+            remove(path)

@@ -1,28 +1,55 @@
-"""From an image to its supervoxels, what each looks like, and which touch: what both supervoxel methods start from.
+r"""From an image to its supervoxels, what each looks like, and which touch: what both supervoxel methods start from.
 
     image --features--> maps (boundary, inside) --SLIC--> supervoxels --+-- histograms, means, spreads
       |                  |                                              +-- rays on the boundary map
       by blocks          one byte a voxel each                          +-- graph, neighbours' means
 
 Memory: the features of one block, and 6 bytes for every voxel of the image (its supervoxel's number, both maps).
+
+Rays from a point to the first boundary around it, and a description of their lengths that turning leaves alone.
+
+    *------->|          a ray ends where the boundary map reaches a level, where it leaves the volume,
+    centre   boundary   or at its reach
+
+Rays are features of shape (Smith, Carleton, Lepetit, "Fast ray features for learning irregular shapes", ICCV 2009; in
+3D for supervoxels Lucchi et al., IEEE TMI 31(2), 2012). There a supervoxel's rays are ordered from its longest axis
+on; here they are cast twice. The first 26 directions are fixed, and their end points have moments
+
+    M = sum_r d_r^2 u_r u_r^T / R
+
+whose eigenvectors are the body's own axes. The second 26 directions are the face, edge and corner directions of that
+frame; an eigenvector's sign is chance, so lengths of directions that differ in signs alone are pooled.
+
+Supervoxels: SLIC on the grey values and on what a voxel classifier says of them.
+
+SLIC (Achanta et al., IEEE TPAMI 34(11), 2012) is k-means on position and colour, each cluster within reach of its
+place on a grid. On grey values alone its supervoxels cross membranes that are faint; with what the learned maps say as
+a second colour they follow the boundaries that matter.
+
+Which supervoxels touch, over what area, and what lies between them.
+
+faces between voxels          [ 3 | 3 | 7 ]      a shifted array beside itself: (3, 7) is a pair, with the
+along z, y and x               ------+---        face's area and the map's values on both sides
+
+What the voxels of each supervoxel have in common: counts, sums and histograms by number, without a loop over them.
+
+Statistics are sums over blocks: a supervoxel lies in one block, whose numbers start at an offset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import csr_array
+from skimage.segmentation import slic
 
-from mitoseg.classical.features import VoxelFeatures, crop
-from mitoseg.classical.rays import ray_features
-from mitoseg.classical.reading import even_blocks, grey_range, scaled
-from mitoseg.classical.region_graph import RegionGraph, region_graph
-from mitoseg.classical.region_statistics import centres, histograms, means, spreads
-from mitoseg.classical.slic import supervoxels
-from mitoseg.classical.streaming import as_volume, read_with_halo
+from mitoseg.classical.features import VoxelFeatures, as_volume, crop, even_blocks, grey_range, read_with_halo, scaled
 from mitoseg.classical.voxel_maps import VoxelMaps, train_maps
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -63,7 +90,7 @@ class RegionDescriber:
         voxel_size: (z, y, x) in nm.
         region_size: Edge in nm of a cube as large as a supervoxel is on average.
         sigmas: Scales of the voxels' features in nm.
-        compactness: Of supervoxels; see `mitoseg.classical.slic.supervoxels`.
+        compactness: Of supervoxels; see `mitoseg.classical.describing.supervoxels`.
         guidance: Weight in SLIC of the learned maps against the grey value; 0 is plain SLIC.
         band: Half the width in nm of what counts as a boundary when the maps are learned.
         reach: Of rays, in nm.
@@ -188,3 +215,319 @@ def pair_features(own: FloatArray, graph: RegionGraph) -> FloatArray:
     one, two = (own[graph.pairs[:, k], : INSIDE + 1] for k in (0, 1))
     columns = [graph.boundary[:, None] / 255, graph.crest[:, None] / 255, one + two, np.abs(one - two)]
     return np.concatenate([*columns, np.maximum(one, two)[:, INSIDE:]], axis=1).astype(np.float32)
+
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+CHUNK = 40_000
+"""Centres whose rays are cast together."""
+
+
+def directions() -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """Unit vectors to the 26 neighbours of a voxel, and the group of each: axes that differ in signs alone.
+
+    Returns:
+        ``(26, 3)`` float32 of which row 25 - r is opposite to row r, and ``(26,)`` numbers 0 ... 6.
+    """
+    grid = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    grid = grid[np.abs(grid).any(1)]
+    _, group = np.unique(np.abs(grid) @ [1, 2, 4], return_inverse=True)
+    return (grid / np.linalg.norm(grid, axis=1, keepdims=True)).astype(np.float32), group.astype(np.intp)
+
+
+def cast_rays(
+    boundary_zyx: npt.NDArray[np.uint8],
+    centre: FloatArray,
+    unit: FloatArray,
+    voxel_size: Sequence[float],
+    *,
+    reach: float,
+    level: int = 128,
+) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
+    """Walk along every ray from every centre, a step of the smallest voxel spacing at a time.
+
+    Args:
+        boundary_zyx: Boundary map, 0 ... 255.
+        centre: (N, 3) in voxels.
+        unit: (1 or N, R, 3), unit vectors in nm.
+        voxel_size: (z, y, x) in nm.
+        reach: Length in nm at which a ray gives up.
+        level: What counts as a boundary.
+
+    Returns:
+        Lengths (N, R) in nm, and what the map says where the ray ended (N, R): 0 beyond the volume.
+    """
+    step = float(min(voxel_size))
+    count = int(reach / step)
+    size = np.asarray(voxel_size, np.float32)
+    rays = (len(centre), unit.shape[1])
+    move = np.broadcast_to(unit * (step / size), (*rays, 3)).reshape(-1, 3)
+    position = np.repeat(centre.astype(np.float32), rays[1], axis=0)
+    length = np.full(rays[0] * rays[1], count, np.int32)
+    found = np.zeros(len(length), np.uint8)
+    alive = np.arange(len(length))
+    for k in range(count + 1):
+        at = np.rint(position[alive] + np.float32(k) * move[alive]).astype(np.int32)
+        inside = ((at >= 0) & (at < boundary_zyx.shape)).all(1)
+        value = np.zeros(len(at), np.uint8)
+        value[inside] = boundary_zyx[tuple(at[inside].T)]
+        ended = ~inside | (value >= level)
+        length[alive[ended]] = k
+        found[alive] = value
+        alive = alive[~ended]
+        if not len(alive):
+            break
+    return (length * np.float32(step)).reshape(rays), found.reshape(rays)
+
+
+def ray_features(
+    boundary_zyx: npt.NDArray[np.uint8],
+    centre: FloatArray,
+    voxel_size: Sequence[float],
+    *,
+    reach: float,
+    level: int = 128,
+) -> FloatArray:
+    """Rotation-invariant descriptors of the surroundings of many centres.
+
+    Returns:
+        (N, `RAY_FEATURES`) float32; lengths are shares of the reach.
+    """
+    parts = [
+        _describe(boundary_zyx, centre[a : a + CHUNK], voxel_size, reach, level) for a in range(0, len(centre), CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, RAY_FEATURES), np.float32)
+
+
+def _describe(
+    boundary_zyx: npt.NDArray[np.uint8], centre: FloatArray, voxel_size: Sequence[float], reach: float, level: int
+) -> FloatArray:
+    unit, group = directions()
+    length, found = cast_rays(boundary_zyx, centre, unit[None], voxel_size, reach=reach, level=level)
+    share = length / np.float32(reach)
+    chord = share + share[:, ::-1]
+    moments = np.einsum("nr,ri,rj->nij", share * share, unit, unit) / np.float32(len(unit))
+    value, vector = np.linalg.eigh(moments)
+    own = np.einsum("rk,nik->nri", unit, vector).astype(np.float32)
+    turned, turned_found = cast_rays(boundary_zyx, centre, own, voxel_size, reach=reach, level=level)
+    turned /= np.float32(reach)
+    axes = np.sqrt(np.maximum(value, 0))
+    pooled = [f(turned[:, group == g], axis=1) for g in range(group.max() + 1) for f in (np.mean, np.min)]
+    columns = [
+        *np.quantile(share, QUANTILES, axis=1),
+        *np.quantile(chord, (0.0, 0.25, 0.5), axis=1),
+        *axes.T,
+        axes[:, 0] / (axes[:, 2] + 1e-3),
+        axes[:, 1] / (axes[:, 2] + 1e-3),
+        *pooled,
+        (found >= level).mean(1),
+        found.mean(1) / 255,
+        turned_found.std(1) / 255,
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+RAY_FEATURES = len(QUANTILES) + 3 + 3 + 2 + 14 + 3
+"""Numbers that `ray_features` gives for a centre."""
+
+ITERATIONS = 5
+
+
+def supervoxels(
+    colour_zyxc: npt.NDArray[np.float32],
+    size: float,
+    voxel_size: Sequence[float],
+    *,
+    compactness: float = 0.05,
+    blur: float = 5.0,
+) -> npt.NDArray[np.int32]:
+    """Cut a block into connected supervoxels.
+
+    Args:
+        colour_zyxc: Channels of values 0 ... 1, weighted as they shall count.
+        size: Edge in nm of a cube as large as a supervoxel is on average.
+        voxel_size: (z, y, x) in nm.
+        compactness: Weight of position against colour.
+        blur: Standard deviation in nm of a Gaussian filter that comes first.
+
+    Returns:
+        (Z, Y, X) numbers from 0 without a gap.
+    """
+    smooth = gaussian_filter(colour_zyxc, [*(blur / v for v in voxel_size), 0], mode="nearest", truncate=2)
+    shape = colour_zyxc.shape[:3]
+    count = max(1, round(math.prod(shape) * math.prod(voxel_size) / size**3))
+    if count == 1:
+        return np.zeros(shape, np.int32)
+    least = min(voxel_size)
+    label = slic(
+        smooth,
+        n_segments=count,
+        compactness=compactness,
+        max_num_iter=ITERATIONS,
+        sigma=0,
+        spacing=[v / least for v in voxel_size],
+        convert2lab=False,
+        start_label=0,
+        channel_axis=-1,
+    )
+    _, dense = np.unique(label, return_inverse=True)
+    return dense.reshape(shape).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class RegionGraph:
+    """Pairs of supervoxels that share a face.
+
+    Attributes:
+        pairs: (E, 2) int64, the smaller number first, in order, each pair once.
+        area: (E,) float32, nm2.
+        boundary: (E,) mean of the boundary map over the faces, 0 ... 255.
+        crest: (E,) its largest value there.
+    """
+
+    pairs: npt.NDArray[np.int64]
+    area: FloatArray
+    boundary: FloatArray
+    crest: FloatArray
+
+    def neighbour_means(self, values: FloatArray) -> FloatArray:
+        """Mean of each column of values over a supervoxel's neighbours, weighted by the area they share.
+
+        Args:
+            values: (N, F).
+
+        Returns:
+            (N, F); a supervoxel without neighbours keeps its own values.
+        """
+        i, j = self.pairs.T
+        ends = (np.concatenate([i, j]), np.concatenate([j, i]))
+        weights = csr_array((np.concatenate([self.area, self.area]), ends), shape=(len(values),) * 2)
+        total = weights.sum(1)
+        mean = (weights @ values) / np.maximum(total, 1e-9)[:, None]
+        return np.where((total > 0)[:, None], mean, values).astype(np.float32)
+
+
+def region_graph(
+    region_zyx: npt.NDArray[np.int32],
+    boundary_zyx: npt.NDArray[np.uint8],
+    voxel_size: Sequence[float],
+    depth: int = 16,
+) -> RegionGraph:
+    """The graph of a volume, gathered by slabs of ``depth`` slices.
+
+    Args:
+        region_zyx: Numbers of supervoxels from 0.
+        boundary_zyx: A map that says where boundaries are, 0 ... 255.
+        voxel_size: (z, y, x) in nm.
+        depth: What bounds the memory.
+    """
+    count = np.int64(region_zyx.max()) + 1
+    faces = [float(np.prod(voxel_size) / v) for v in voxel_size]
+    tables = []
+    for z in range(0, len(region_zyx), depth):
+        for axis in range(3):
+            stop = z + depth + (axis == 0)
+            tables.append(_faces(region_zyx[z:stop], boundary_zyx[z:stop], axis, count, faces[axis]))
+    key, area, weighted, crest = _merged([np.concatenate(column) for column in zip(*tables, strict=True)])
+    pairs = np.stack([key // count, key % count], 1)
+    return RegionGraph(pairs, area.astype(np.float32), (weighted / area).astype(np.float32), crest.astype(np.float32))
+
+
+Columns = list[npt.NDArray[Any]]
+
+
+def _faces(
+    region_zyx: npt.NDArray[np.int32], boundary_zyx: npt.NDArray[np.uint8], axis: int, count: np.int64, area: float
+) -> Columns:
+    """Keys, areas, area times boundary, and crests of the pairs of one slab along one axis."""
+    low = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
+    high = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
+    differ = region_zyx[low] != region_zyx[high]
+    a, b = region_zyx[low][differ].astype(np.int64), region_zyx[high][differ].astype(np.int64)
+    value = np.maximum(boundary_zyx[low][differ], boundary_zyx[high][differ]).astype(np.float64)
+    return _merged([np.minimum(a, b) * count + np.maximum(a, b), np.full(len(a), area), value * area, value])
+
+
+def _merged(columns: Columns) -> Columns:
+    """Rows of the same key as one: areas and weighted values are added, of the crests the largest stays."""
+    key, area, weighted, crest = columns
+    if not len(key):
+        return columns
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    start = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+    return [
+        key[start],
+        np.add.reduceat(area[order], start),
+        np.add.reduceat(weighted[order], start),
+        np.maximum.reduceat(crest[order], start),
+    ]
+
+
+Regions = npt.NDArray[np.int32]
+
+BINS = 12
+"""Of a histogram of grey values, from the first to the last percentile of the training image."""
+
+
+def means(region: Regions, values: FloatArray, count: int) -> FloatArray:
+    """Mean of each row of values in each region.
+
+    Args:
+        region: (V,) numbers 0 ... count - 1.
+        values: (F, V).
+        count: Of regions, none of them empty.
+
+    Returns:
+        (count, F) float32.
+    """
+    size = np.bincount(region, minlength=count)
+    sums = [np.bincount(region, weights=row, minlength=count) for row in values]
+    return (np.stack(sums, 1) / size[:, None]).astype(np.float32)
+
+
+def histograms(region: Regions, unit: FloatArray, count: int, bins: int = BINS) -> FloatArray:
+    """Share of each region's voxels in each bin of 0 ... 1.
+
+    Returns:
+        (count, bins) float32; rows sum to 1.
+    """
+    code = np.minimum((unit * bins).astype(np.int64), bins - 1)
+    table = np.bincount(region.astype(np.int64) * bins + code, minlength=count * bins).reshape(count, bins)
+    shares: FloatArray = (table / table.sum(1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def centres(region_zyx: Regions, count: int) -> FloatArray:
+    """Centre of gravity (count, 3) of each region, in voxels of the block."""
+    flat = region_zyx.ravel()
+    grid = np.indices(region_zyx.shape, np.float32).reshape(3, -1)
+    return means(flat, grid, count)
+
+
+def spreads(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> FloatArray:
+    """Standard deviations (count, 3) of the voxels' places along the region's own axes in nm, the smallest first."""
+    flat = region_zyx.ravel()
+    centre = centres(region_zyx, count)
+    grid = np.indices(region_zyx.shape, np.float32).reshape(3, -1)
+    away = [(g - c[flat]) * np.float32(v) for g, c, v in zip(grid, centre.T, voxel_size, strict=True)]
+    products = np.stack([away[i] * away[j] for i in range(3) for j in range(i, 3)])
+    covariance = means(flat, products, count)[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(count, 3, 3)
+    deviations: FloatArray = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).astype(np.float32)
+    return deviations
+
+
+def label_counts(
+    region: Regions, label: npt.NDArray[np.generic], count: int, ignored: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Foreground voxels and labelled voxels of each region.
+
+    Args:
+        region: (V,).
+        label: (V,) 0 background, ``ignored`` neither, all else foreground.
+        count: Of regions.
+        ignored: The label that counts neither way.
+    """
+    known = label != ignored
+    fg = np.bincount(region[known & (label != 0)], minlength=count)
+    return fg, np.bincount(region[known], minlength=count)

@@ -17,6 +17,17 @@ What is computed needs a halo, and says how large it is:
                                                       a call takes the inner part and repeats its border voxels
 
 Each answer is the same to the last bit however the volume is cut: no sum depends on where a piece begins.
+
+Eigenvalues of many symmetric 3x3 matrices at once, in closed form.
+
+Volumes piece by piece: what is read, what is computed of it, and what is kept.
+
+    z  |<- halo ->|<- slab ->|<- halo ->|     read; beyond the volume its border voxels are repeated
+                  |<- slab ->|                computed
+
+A slab's answer does not depend on where the slabs begin, so neither does the volume's.
+
+How an image is cut into blocks, and what its grey values are worth.
 """
 
 from __future__ import annotations
@@ -31,15 +42,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import correlate1d
 
-from mitoseg.classical.eigenvalues import FloatArray, symmetric_eigenvalues
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box, slabs, tiles
+from mitoseg.volumes import Array, ArrayVolume, Volume, check_image_values
 
 Image = npt.NDArray[np.generic]
+
 Scalar = TypeVar("Scalar", bound=np.generic)
+
 Margin = tuple[int, int, int]
 
 TRUNCATE = 3.0
 """Radius of a Gaussian filter, in standard deviations."""
+
 LEAST = 0.5
 """Along an axis where sigma is below this many voxels the image is blurred enough already."""
 
@@ -226,3 +241,145 @@ def second_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> l
         (across[1:-1, 2:] - across[1:-1, :-2]) * (z * x / 4),
         (here[2:, 2:] - here[2:, :-2] - here[:-2, 2:] + here[:-2, :-2]) * (y * x / 4),
     ]
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def symmetric_eigenvalues(matrix: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    r"""Eigenvalues of symmetric 3x3 matrices, one matrix a voxel.
+
+    With q = tr(A) / 3, p^2 = tr((A - q I)^2) / 6 and r = det((A - q I) / p) / 2 they are
+
+        q + 2 p cos(phi),  q + 2 p cos(phi + 2 pi / 3),  and 3 q less both,   phi = arccos(r) / 3
+
+    (Smith, Communications of the ACM 4, 1961). In float32 the error is about 1e-3 p where two of them meet.
+
+    Args:
+        matrix: The six arrays aa, bb, cc, ab, ac, bc, of one shape.
+
+    Returns:
+        Three arrays of that shape, the largest first.
+
+    Example:
+        >>> one = np.ones(1, np.float32)
+        >>> [round(float(e[0]), 3) for e in symmetric_eigenvalues([2 * one, 3 * one, one, one, 0 * one, 0 * one])]
+        [3.618, 1.382, 1.0]
+    """
+    aa, bb, cc, ab, ac, bc = matrix
+    q = (aa + bb + cc) * np.float32(1 / 3)
+    a, b, c = aa - q, bb - q, cc - q
+    off = ab * ab + ac * ac + bc * bc
+    p = np.sqrt((a * a + b * b + c * c + off + off) * np.float32(1 / 6))
+    # det(A - q I) / (2 p^3), in steps that neither overflow nor divide by zero
+    determinant = a * (b * c - bc * bc) - ab * (ab * c - bc * ac) + ac * (ab * bc - b * ac)
+    cube = np.maximum(p * p * p, np.finfo(np.float32).tiny)
+    r = np.clip(determinant / (cube + cube), -1, 1)
+    phi = np.arccos(r, out=r)
+    phi *= np.float32(1 / 3)
+    p += p
+    largest = q + p * np.cos(phi)
+    smallest = q + p * np.cos(phi + np.float32(2 * np.pi / 3))
+    middle = 3 * q - largest - smallest
+    return largest, middle, smallest
+
+
+BUDGET = 2**28
+"""Numbers (float32) of features that are held at a time, which is 1 GiB."""
+
+ImageLike = npt.NDArray[np.generic] | Volume
+
+
+def as_volume(image_zyx: ImageLike) -> Volume:
+    """An array or a volume as a volume.
+
+    Raises:
+        UserError: The array is not three-dimensional, or empty.
+    """
+    if isinstance(image_zyx, Volume):
+        return image_zyx
+    image_zyx = np.asarray(image_zyx)
+    if image_zyx.ndim != 3 or not image_zyx.size:
+        raise UserError("no volume", image_zyx.shape, "give an array of the axes z, y, x")
+    return ArrayVolume(image_zyx)
+
+
+def read_with_halo(volume: Volume, box: Box, halo: Sequence[int]) -> Array:
+    """Read a box and ``halo`` voxels around it, the volume's border voxels repeated beyond it.
+
+    Raises:
+        UserError: Some values are NaN, infinite or complex.
+    """
+    wanted = box.grow(halo)
+    read = wanted.clip(volume.box)
+    image_zyx = volume.read(read)
+    check_image_values(image_zyx, volume.path)
+    missing = zip(read.start, wanted.start, wanted.stop, read.stop, strict=True)
+    return np.pad(image_zyx, [(a - b, c - d) for a, b, c, d in missing], mode="edge")
+
+
+def slab_depth(volume: Volume, features: VoxelFeatures) -> int:
+    """Slices whose features fit into the `BUDGET`, at least 1."""
+    return max(1, BUDGET // (len(features.names) * volume.shape[1] * volume.shape[2]))
+
+
+def slab_features(
+    volume: Volume, box: Box, features: VoxelFeatures, depth: int, threads: int = 1
+) -> Iterator[tuple[Box, FloatArray]]:
+    """The features of a box, slab by slab.
+
+    Args:
+        volume: The image.
+        box: What is wanted.
+        features: Of each voxel.
+        depth: Slices of a slab.
+        threads: That share the scales.
+
+    Yields:
+        The slab, and float32 (F, Z, Y, X) of its voxels.
+    """
+    for slab in slabs(box, depth):
+        yield slab, features.inside(read_with_halo(volume, slab, features.halo), threads)
+
+
+BLOCK = 6_000_000
+"""Voxels of a block: what bounds the memory of its features."""
+
+
+def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:
+    """Cut a volume into blocks of about equal shape, as near to cubes as the volume allows.
+
+    Args:
+        shape: (z, y, x).
+        voxels: The most that a block may have, give or take the rounding.
+
+    >>> [str(b) for b in even_blocks((4, 10, 4), 64)]
+    ['[0:4,0:4,0:4]', '[0:4,4:8,0:4]', '[0:4,8:10,0:4]']
+    """
+    even = [1, 1, 1]
+    room = float(voxels)
+    for axes_left, axis in zip((3, 2, 1), np.argsort(shape, kind="stable").tolist(), strict=True):
+        edge = max(1.0, room ** (1 / axes_left) + 1e-6)
+        even[axis] = math.ceil(shape[axis] / math.ceil(shape[axis] / edge))
+        room /= even[axis]
+    return list(tiles(Box.of_shape(shape), even))
+
+
+def grey_range(volume: Volume, seed: int, voxels: int = 2_000_000) -> tuple[float, float]:
+    """Grey values below and above which lies one percent of the voxels, from a sample of slices.
+
+    Returns:
+        (low, high), high above low.
+    """
+    z, y, x = volume.shape
+    count = min(z, max(1, voxels // (y * x)))
+    chosen = np.sort(np.random.default_rng(seed).permutation(z)[:count]).tolist()
+    sample = np.concatenate([volume.read(Box((k, 0, 0), (k + 1, y, x))).ravel() for k in chosen])
+    low, high = (float(v) for v in np.percentile(sample, (1.0, 99.0)))
+    return low, high if high > low else low + 1.0
+
+
+def scaled(image_zyx: npt.NDArray[np.generic], grey: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Grey values as shares of their range, cut to 0 ... 1."""
+    unit = (image_zyx.astype(np.float32) - np.float32(grey[0])) / np.float32(grey[1] - grey[0])
+    return np.clip(unit, 0, 1, out=unit)

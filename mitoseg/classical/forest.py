@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mitoseg.classical.deciding import Trial
-from mitoseg.classical.sampling import Samples
-from mitoseg.classical.streaming import ImageLike
+from mitoseg.classical.features import ImageLike
 from mitoseg.classical.trees import TreeEnsemble
-from mitoseg.classical.voxelwise import VoxelClassifier, check_whole
+from mitoseg.classical.voxelwise import Samples, Trial, VoxelClassifier, check_whole
 from mitoseg.extras import import_extra
 
 

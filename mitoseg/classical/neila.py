@@ -10,16 +10,22 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from mitoseg.classical.deciding import Pair, Trial, best_threshold, jaccard
-from mitoseg.classical.eigenvalues import FloatArray
+from mitoseg.classical.features import FloatArray, ImageLike
 from mitoseg.classical.graph_cut import OVERLAP, PART, Mask, cut_in_parts, pair_weights, unary_costs
-from mitoseg.classical.sampling import Samples
-from mitoseg.classical.streaming import ImageLike
 from mitoseg.classical.trees import TreeEnsemble
-from mitoseg.classical.voxelwise import VoxelClassifier, check_share, check_whole
+from mitoseg.classical.voxelwise import (
+    Pair,
+    Samples,
+    Trial,
+    VoxelClassifier,
+    best_threshold,
+    check_share,
+    check_whole,
+    jaccard,
+)
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.segmentation.smoothing import smooth_probability
+from mitoseg.segmentation.postprocess import smooth_probability
 
 SMOOTHNESS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _STEP = 0.5  # of the threshold's log-odds while it is tuned

@@ -17,25 +17,203 @@ Where ours differs:
 - The kernel is approximated by a Nystroem map, which makes the SVM linear.
 - The pairwise machine tells "different sides" from "same side"; theirs has a class for either order of the sides.
 - Lambda and t are tuned by the Jaccard index on supervoxels held out.
+
+What both supervoxel methods share: estimators that describe an image, cut its graph, and answer for every voxel.
+
+A support vector machine with a Gaussian kernel, made linear by a Nystroem map, with calibrated log-odds.
+
+With M landmarks l_m and the kernel k(a, b) = exp(-gamma |a - b|^2) on standardised features, the map is
+
+    phi(x) = K^(-1/2) (k(x, l_1), ..., k(x, l_M)),    K_mn = k(l_m, l_n)
+
+(Williams and Seeger, NIPS 2000), so that phi(a) . phi(b) is k(a, b) where the landmarks reach. A linear SVM on phi is
+then trained on everything in seconds, and its decision becomes log-odds by Platt's scaling, fitted on decisions that
+were made by machines which had not seen the sample (Platt, 1999).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import eigh
+from scipy.special import expit
 
-from mitoseg.classical.describing import Description
-from mitoseg.classical.kernel_machine import KernelMachine, train_machine
-from mitoseg.classical.region_segmenter import Counts, FloatArray, RegionSegmenter
+from mitoseg.classical.describing import Description, RegionDescriber, label_counts
+from mitoseg.classical.features import as_volume
+from mitoseg.classical.graph_cut import cut_ladder
+from mitoseg.classical.trees import load_arrays, save_arrays
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
+from mitoseg.volumes import Array, Volume
+from mitoseg.volumes.labels import IGNORED
 
 PAIR_LANDMARKS = 128
+
 PAIRS = 60_000
 """Pairs of background that the pairwise machine learns from, at most."""
+
+
+@dataclass
+class RegionSegmenter(ABC):
+    """A segmentation of supervoxels; see `mitoseg.classical.supervoxels` and `mitoseg.classical.structured`.
+
+    Attributes:
+        voxel_size: (z, y, x) in nm.
+        region_size: Edge in nm of a cube as large as a supervoxel is on average.
+        landmarks: Of the kernel map.
+        regularize: Whether neighbours count; without them this is the unary-only ablation.
+        seed: Of all chance.
+        describer: Makes and describes supervoxels; one that is fitted is used as it is, so that two methods can share
+            it. By default a new one.
+        pairwise_weight_: Of the pairs against the unary terms, as tuned.
+        threshold_: Probability at and above which a voxel is foreground, as tuned.
+        unary_threshold_: The same without neighbours.
+    """
+
+    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
+    region_size: float = 35.0
+    landmarks: int = 400
+    regularize: bool = True
+    seed: int = 0
+    describer: RegionDescriber | None = field(default=None, repr=False)
+    pairwise_weight_: float = 1.0
+    threshold_: float = 0.5
+    unary_threshold_: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.voxel_size = tuple(float(v) for v in self.voxel_size)  # type: ignore[assignment]
+        if self.describer is None:
+            self.describer = RegionDescriber(self.voxel_size, self.region_size, seed=self.seed)
+        if self.landmarks < 2:
+            raise UserError("too few landmarks", self.landmarks, "give 2 or more")
+
+    @property
+    def threshold(self) -> float:
+        """The one that belongs to ``regularize``."""
+        return self.threshold_ if self.regularize else self.unary_threshold_
+
+    def fit(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> Self:
+        """Learn everything, and tune on supervoxels that were held out.
+
+        Args:
+            image_zyx: (Z, Y, X) grey values.
+            label_zyx: 0 background, 1 mitochondrion, 255 ignored.
+
+        Raises:
+            UserError: The shapes differ, a class is missing, or a library is.
+        """
+        assert self.describer is not None
+        if self.describer.maps_ is None:
+            self.describer.fit(image_zyx, label_zyx)
+        return self.fit_description(self.describer.describe(image_zyx), label_zyx)
+
+    def fit_description(self, description: Description, label_zyx: Array | Volume) -> Self:
+        """The same of an image that is described already; see `fit`."""
+        fg, known = region_labels(description, label_zyx)
+        if not 0 < (2 * fg > known).sum() < (known > 0).sum():
+            raise UserError("the labels lack mitochondria or background", None, "give more of the volume")
+        held_out, pair_cost = self._learn(description, fg, known)
+        self._tune(description, held_out, pair_cost, fg, known)
+        return self
+
+    def tune(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> Self:
+        """Choose threshold and pairwise weight by the foreground Jaccard index.
+
+        Rays and neighbours look beyond a slab: give the image with some tissue around it, labelled 255.
+        """
+        return self.tune_description(self.describe(image_zyx), label_zyx)
+
+    def tune_description(self, description: Description, label_zyx: Array | Volume) -> Self:
+        """The same of an image that is described already."""
+        self._tune(description, *self._potentials(description), *region_labels(description, label_zyx))
+        return self
+
+    def describe(self, image_zyx: Array | Volume) -> Description:
+        """Supervoxels of an image."""
+        assert self.describer is not None
+        return self.describer.describe(image_zyx)
+
+    def predict_proba(self, image_zyx: Array | Volume) -> FloatArray:
+        """Probability of mitochondrion, (Z, Y, X) float32: the same all over a supervoxel.
+
+        With ``regularize`` it is the probability at which the graph cut changes its mind, so that at every threshold
+        of `LEVELS` the mask is exactly the cut there.
+        """
+        description = self.describe(image_zyx)
+        probability: FloatArray = self.region_probabilities(description)[description.region_zyx]
+        return probability
+
+    def predict(self, image_zyx: Array | Volume) -> npt.NDArray[np.uint8]:
+        """The mask, (Z, Y, X) uint8 of 0 and 1."""
+        return (self.predict_proba(image_zyx) >= np.float32(self.threshold)).astype(np.uint8)
+
+    def region_probabilities(self, description: Description) -> FloatArray:
+        """Probability (N,) of each supervoxel."""
+        log_odds, pair_cost = self._potentials(description)
+        if self.regularize:
+            log_odds = _cut(description, log_odds, self.pairwise_weight_ * pair_cost)
+        probability: FloatArray = expit(log_odds.astype(np.float64)).astype(np.float32)
+        return probability
+
+    @abstractmethod
+    def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:
+        """Learn from supervoxels; log-odds (N,) of machines that had not seen them, and pair costs (E,)."""
+
+    @abstractmethod
+    def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
+        """Log-odds (N,) and pair costs (E,), none below zero."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What `_learn` learned."""
+
+    @abstractmethod
+    def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Put back what `_arrays` gave."""
+
+    def _tune(
+        self, description: Description, log_odds: FloatArray, pair_cost: FloatArray, fg: Counts, known: Counts
+    ) -> None:
+        level, _ = best_level(log_odds, fg, known)
+        self.unary_threshold_, best = _threshold(level), -1.0
+        for weight in WEIGHTS if self.regularize else ():
+            level, score = best_level(_cut(description, log_odds, weight * pair_cost), fg, known)
+            if score > best:
+                self.pairwise_weight_, self.threshold_, best = weight, _threshold(level), score
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write it to an .npz file of plain arrays, atomically.
+
+        Raises:
+            UserError: Nothing was fitted, or the file exists and may not be replaced.
+        """
+        assert self.describer is not None
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SAVED}
+        facts = {"own": own, "describer": self.describer.settings()}
+        arrays = {**self._arrays(), **{f"describer.{k}": v for k, v in self.describer.arrays().items()}}
+        save_arrays(path, type(self).__name__, facts, arrays, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The estimator that was saved there.
+
+        Raises:
+            UserError: The file is missing, damaged, or of another method.
+        """
+        facts, arrays = load_arrays(path, cls.__name__)
+        start = "describer."
+        describer = RegionDescriber.restored(
+            facts["describer"], {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+        )
+        segmenter = cls(**facts["own"], describer=describer)
+        segmenter._restore({k: v for k, v in arrays.items() if not k.startswith(start)})
+        return segmenter
 
 
 @dataclass
@@ -118,3 +296,206 @@ def pair_costs(machine: KernelMachine, description: Description) -> FloatArray:
     area = description.graph.area / max(float(description.graph.area.mean()), 1e-9)
     cost: FloatArray = (area * np.logaddexp(0, -machine(description.pair_features))).astype(np.float32)
     return cost
+
+
+FloatArray = npt.NDArray[np.float32]
+
+Counts = npt.NDArray[np.int64]
+
+LEVELS = np.linspace(-6.0, 4.0, 21)
+"""Log-odds at which the graph is cut; a threshold is one of them."""
+
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Pairwise weights that `tune` tries."""
+
+_SAVED = {f.name for f in fields(RegionSegmenter)} - {"describer"}
+
+
+def region_labels(description: Description, label_zyx: Array | Volume) -> tuple[Counts, Counts]:
+    """Foreground and labelled voxels of each supervoxel.
+
+    Raises:
+        UserError: The labels have another shape.
+    """
+    label, count = as_volume(label_zyx), len(description.size)
+    if label.shape != description.region_zyx.shape:
+        remedy = f"give labels of shape {description.region_zyx.shape}"
+        raise UserError("image and labels differ in shape", label.shape, remedy)
+    return label_counts(description.region_zyx.ravel(), label.read().ravel(), count, IGNORED)
+
+
+def best_level(log_odds: FloatArray, fg: Counts, known: Counts) -> tuple[float, float]:
+    """The level of `LEVELS` with the best foreground Jaccard index over all labelled voxels, and that index."""
+    sides = [log_odds >= level for level in LEVELS]
+    scores = [fg[s].sum() / max(known[s].sum() + fg[~s].sum(), 1) for s in sides]
+    best = int(np.argmax(scores))
+    return float(LEVELS[best]), float(scores[best])
+
+
+def _cut(description: Description, log_odds: FloatArray, weight: FloatArray) -> FloatArray:
+    """Log-odds after the ladder of cuts."""
+    size = description.size / description.size.mean()
+    return cut_ladder(log_odds, size, description.graph.pairs, weight, LEVELS).astype(np.float32)
+
+
+def _threshold(level: float) -> float:
+    """A level as a probability, rounded as the map's values are."""
+    return float(np.float32(expit(level)))
+
+
+Bools = npt.NDArray[np.bool_]
+
+LIMIT = 5.0
+"""Standard deviations at which features are cut: an outlier would be far from every landmark."""
+
+FOLDS = 3
+
+MOST = 40_000
+"""Background samples that a plane is fitted to; they stand for the others."""
+
+
+@dataclass(frozen=True)
+class KernelMap:
+    """phi, as arrays.
+
+    Attributes:
+        mean: (F,) of the features.
+        scale: (F,) their standard deviations.
+        landmarks: (M, F) standardised.
+        projection: (M, M), K^(-1/2).
+        gamma: Of the kernel, shape ().
+    """
+
+    mean: FloatArray
+    scale: FloatArray
+    landmarks: FloatArray
+    projection: FloatArray
+    gamma: FloatArray
+
+    @classmethod
+    def learn(
+        cls, features: FloatArray, label: Bools, count: int, gamma: float, rng: np.random.Generator
+    ) -> KernelMap:
+        """Choose landmarks, half of them foreground.
+
+        Args:
+            features: (N, F).
+            label: (N,).
+            count: Of landmarks, at most.
+            gamma: In units of 1 / F.
+            rng: Chooses.
+        """
+        halves = [np.flatnonzero(label == side) for side in (False, True)]
+        chosen = np.concatenate([rng.permutation(half)[: count // 2] for half in halves])
+        mean, scale = features.mean(0), features.std(0) + np.float32(1e-6)
+        unit = np.clip((features[chosen] - mean) / scale, -LIMIT, LIMIT)
+        factor = np.float32(gamma / features.shape[1])
+        value, vector = eigh(_gaussian(unit, unit, factor).astype(np.float64))
+        root = (vector / np.sqrt(np.maximum(value, 1e-6))) @ vector.T
+        return cls(mean, scale, unit, root.astype(np.float32), np.array(factor))
+
+    def __call__(self, features: FloatArray, chunk: int = 50_000) -> FloatArray:
+        """Phi of many samples, (N, M) float32."""
+        parts = []
+        for start in range(0, len(features), chunk):
+            unit = np.clip((features[start : start + chunk] - self.mean) / self.scale, -LIMIT, LIMIT)
+            parts.append(_gaussian(unit, self.landmarks, self.gamma) @ self.projection)
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.landmarks)), np.float32)
+
+
+def _gaussian(a: FloatArray, b: FloatArray, gamma: npt.NDArray[np.float32] | np.float32) -> FloatArray:
+    square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
+    result: FloatArray = np.exp(-gamma * np.maximum(square, 0)).astype(np.float32)
+    return result
+
+
+@dataclass(frozen=True)
+class KernelMachine:
+    """The map, and a plane in it.
+
+    Attributes:
+        map: phi.
+        coefficients: (M,), of log-odds.
+        offset: Shape ().
+    """
+
+    map: KernelMap
+    coefficients: FloatArray
+    offset: FloatArray
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """Log-odds (N,) of foreground."""
+        result: FloatArray = self.map(features) @ self.coefficients + self.offset
+        return result
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """All of it, by name."""
+        return {**vars(self.map), "coefficients": self.coefficients, "offset": self.offset}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, FloatArray]) -> KernelMachine:
+        """The machine that had these arrays."""
+        own = dict(arrays)
+        coefficients, offset = own.pop("coefficients"), own.pop("offset")
+        return cls(KernelMap(**own), coefficients, offset)
+
+
+def train_machine(
+    features: FloatArray,
+    label: Bools,
+    weight: npt.NDArray[np.floating],
+    *,
+    landmarks: int,
+    penalty: float = 1.0,
+    gamma: float = 0.5,
+    seed: int = 0,
+) -> tuple[KernelMachine, FloatArray]:
+    """Train, and give the log-odds that machines say of samples they have not seen.
+
+    Args:
+        features: (N, F), in an order in which neighbours resemble each other: folds are runs of it.
+        label: (N,).
+        weight: (N,) of the samples.
+        landmarks: How many.
+        penalty: C of the SVM.
+        gamma: Of the kernel, in units of 1 / F.
+        seed: Of the landmarks.
+
+    Returns:
+        The machine, and (N,) log-odds out of fold.
+    """
+    kernel = KernelMap.learn(features, label, landmarks, gamma, np.random.default_rng(seed))
+    mapped = kernel(features)
+    fold = _folds(label)
+    held_out = np.empty(len(label))
+    for k in range(FOLDS):
+        plane, offset = _plane(mapped[fold != k], label[fold != k], weight[fold != k], penalty)
+        held_out[fold == k] = mapped[fold == k] @ plane + offset
+    platt = import_extra("sklearn.linear_model", "scikit-learn", "classical").LogisticRegression(C=1e3)
+    platt.fit(held_out[:, None], label, sample_weight=weight)
+    slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    plane, offset = _plane(mapped, label, weight, penalty)
+    machine = KernelMachine(kernel, (slope * plane).astype(np.float32), np.array(slope * offset + shift, np.float32))
+    return machine, (slope * held_out + shift).astype(np.float32)
+
+
+def _folds(label: Bools) -> npt.NDArray[np.intp]:
+    """Runs of samples, each with its share of the foreground."""
+    rank = np.cumsum(label) - 0.5
+    fold: npt.NDArray[np.intp] = np.clip(rank * FOLDS / max(label.sum(), 1), 0, FOLDS - 1).astype(np.intp)
+    return fold
+
+
+def _plane(
+    mapped: FloatArray, label: Bools, weight: npt.NDArray[np.floating], penalty: float
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Normal and offset of a linear SVM (squared hinge), whose classes weigh the same in all."""
+    other = np.flatnonzero(~label)
+    chosen = np.concatenate([np.flatnonzero(label), other[:: max(1, len(other) // MOST)]])
+    mapped, label, weight = mapped[chosen], label[chosen], weight[chosen]
+    balanced = weight / np.where(label, weight[label].sum(), weight[~label].sum())
+    svm = import_extra("sklearn.svm", "scikit-learn", "classical").LinearSVC(
+        C=penalty, dual=False, intercept_scaling=5.0
+    )
+    svm.fit(mapped, label, sample_weight=balanced / balanced.mean())
+    return svm.coef_[0], float(svm.intercept_[0])

@@ -19,9 +19,7 @@ import edt
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.classical.features import VoxelFeatures
-from mitoseg.classical.reading import even_blocks, scaled
-from mitoseg.classical.streaming import read_with_halo
+from mitoseg.classical.features import VoxelFeatures, even_blocks, read_with_halo, scaled
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.geometry import Box

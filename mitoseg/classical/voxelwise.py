@@ -3,13 +3,17 @@
 fit            features of a balanced sample -> trees
 calibrate      labelled validation slices -> the threshold
 predict_proba  features, slab by slab -> trees -> log-odds less what the balance added -> probability
+
+Voxels to learn from: as many of mitochondria as of background, drawn evenly from the labelled part of a volume.
+
+The threshold that a probability map is cut at, chosen where the truth is known.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,17 +22,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from mitoseg.classical.deciding import Pair, Trial, best_threshold
-from mitoseg.classical.eigenvalues import FloatArray
-from mitoseg.classical.features import VoxelFeatures
-from mitoseg.classical.sampling import Samples, draw_samples, labelled_runs
-from mitoseg.classical.saved import load_arrays, save_arrays
-from mitoseg.classical.streaming import ImageLike, as_volume, slab_depth, slab_features
-from mitoseg.classical.trees import TreeEnsemble
+from mitoseg.classical.features import (
+    FloatArray,
+    ImageLike,
+    VoxelFeatures,
+    as_volume,
+    read_with_halo,
+    slab_depth,
+    slab_features,
+)
+from mitoseg.classical.trees import TreeEnsemble, load_arrays, save_arrays
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
-from mitoseg.volumes import Volume, check_same_shape
+from mitoseg.geometry import Box, slabs
+from mitoseg.volumes import Array, Volume, check_same_shape
+from mitoseg.volumes.labels import IGNORED
 
 _OF_THE_MACHINE = ("depth", "threads")
 
@@ -233,3 +241,180 @@ def check_share(name: str, value: Any) -> None:  # noqa: ANN401 (whatever the us
     """
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise UserError(f"{name} is no probability between 0 and 1", value, "give a number such as 0.5")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Voxels to learn from.
+
+    Attributes:
+        features_nf: float32 (N, F).
+        label_n: bool (N,), mitochondrion or not.
+        prior: Share of mitochondria among the labelled voxels of the volume.
+    """
+
+    features_nf: FloatArray
+    label_n: npt.NDArray[np.bool_]
+    prior: float
+
+    @property
+    def shift(self) -> float:
+        """What the log-odds of a classifier of these samples are too high by: both classes' share, less the prior's.
+
+        logit' = logit - shift = logit + log(pi / (1 - pi)) - log(pi_t / (1 - pi_t)), with pi the prior and pi_t the
+        share among the samples.
+        """
+        share = float(self.label_n.mean())
+        return float(np.log(share / (1 - share)) - np.log(self.prior / (1 - self.prior)))
+
+
+def labelled_runs(label: Volume) -> list[Box]:
+    """Runs of slices that hold labels at all, first to last.
+
+    Raises:
+        UserError: There are none, or some values are neither 0, 1 nor 255.
+    """
+    known = []
+    for slab in slabs(label.box, 1):
+        values = np.flatnonzero(np.bincount(_as_labels(label.read(slab), label.path).ravel(), minlength=256))
+        known.append(bool((values != IGNORED).any()))
+    ends = np.flatnonzero(np.diff(np.array([False, *known, False], np.int8)))
+    if not len(ends):
+        raise UserError("nothing is labelled", label.path, "give some voxels 0 or 1; 255 is ignored")
+    z0, z1 = ends[::2].tolist(), ends[1::2].tolist()
+    return [Box((a, *label.box.start[1:]), (b, *label.box.stop[1:])) for a, b in zip(z0, z1, strict=True)]
+
+
+def draw_samples(
+    image: Volume,
+    label: Volume,
+    features: VoxelFeatures,
+    count: int,
+    depth: int,
+    rng: np.random.Generator,
+    threads: int = 1,
+) -> Samples:
+    """Draw ``count`` voxels, half of them of mitochondria, all of those if there are fewer.
+
+    Args:
+        image: The image.
+        label: 0, 1 (mitochondrion) and 255 (ignored).
+        features: Of each voxel.
+        count: How many.
+        depth: Slices that are looked at together; the samples do not depend on it.
+        rng: Where chance comes from.
+        threads: That share the scales.
+
+    Raises:
+        UserError: The shapes differ, the labels are no labels, or one class is missing.
+    """
+    check_same_shape(image, label)
+    runs = labelled_runs(label)
+    totals = np.sum([_counts(label, slab) for run in runs for slab in slabs(run, 1)], axis=0).tolist()
+    if min(totals) == 0:
+        what = f"the labels hold {totals[1]} voxels of mitochondria and {totals[0]} of background"
+        raise UserError(what, label.path, "give both; 0 is background, 1 mitochondrion, 255 is ignored")
+    ranks = [_choose(total, count // 2, rng) for total in totals]
+    rows: list[FloatArray] = []
+    truth: list[npt.NDArray[np.bool_]] = []
+    for slab, chosen, label_n in _chosen(label, runs, ranks, depth):
+        found = features.inside(read_with_halo(image, slab, features.halo), threads)
+        rows.append(np.ascontiguousarray(found.reshape(len(found), -1)[:, chosen].T))
+        truth.append(label_n)
+    return Samples(np.concatenate(rows), np.concatenate(truth), totals[1] / sum(totals))
+
+
+def _as_labels(label_zyx: Array, path: str) -> npt.NDArray[np.uint8]:
+    if label_zyx.dtype == bool:
+        return label_zyx.astype(np.uint8)
+    found = label_zyx.astype(np.uint8)
+    if not np.array_equal(found, label_zyx) or ((found > 1) & (found != IGNORED)).any():
+        raise UserError("labels other than 0, 1 and 255", path, "map them with mitoseg.volumes.map_labels")
+    return found
+
+
+def _counts(label: Volume, slab: Box) -> npt.NDArray[np.int64]:
+    counts: npt.NDArray[np.int64] = np.bincount(label.read(slab).ravel().astype(np.uint8), minlength=2)[:2]
+    return counts
+
+
+def _choose(total: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Which of ``total`` voxels of a class are taken, in order, none twice."""
+    if total <= count:
+        return np.arange(total)
+    return np.sort(rng.choice(total, count, replace=False, shuffle=False)).astype(np.int64)
+
+
+def _chosen(
+    label: Volume, runs: list[Box], ranks: list[npt.NDArray[np.int64]], depth: int
+) -> Iterator[tuple[Box, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Slabs that hold samples, with the samples' flat index in the slab and their label, in order."""
+    passed = [0, 0]
+    for slab in (s for run in runs for s in slabs(run, depth)):
+        label_n = label.read(slab).ravel()
+        taken = []
+        for value in (0, 1):
+            places = np.flatnonzero(label_n == value)
+            low, high = np.searchsorted(ranks[value], [passed[value], passed[value] + len(places)])
+            taken.append(places[ranks[value][low:high] - passed[value]])
+            passed[value] += len(places)
+        chosen = np.sort(np.concatenate(taken))
+        if len(chosen):
+            yield slab, chosen, label_n[chosen] == 1
+
+
+BINS = 2000
+
+Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a setting gave on validation.
+
+    Attributes:
+        smoothness: Of the graph cut, 0 without one.
+        threshold: Probability at and above which a voxel alone is foreground.
+        jaccard: Of the foreground, TP / (TP + FP + FN), pooled over all voxels.
+    """
+
+    smoothness: float
+    threshold: float
+    jaccard: float
+
+
+def best_threshold(pairs: Iterable[Pair]) -> Trial:
+    """The threshold of the largest foreground Jaccard index, to 1 / `BINS`.
+
+    Args:
+        pairs: ``prob_zyx`` float32 and ``label_zyx`` of 0, 1 and 255 (ignored); the voxels of all count together.
+
+    Raises:
+        UserError: No voxel is foreground.
+
+    >>> prob_zyx, label_zyx = np.array([[[0.1, 0.3, 0.6]]], np.float32), np.array([[[0, 1, 1]]], np.uint8)
+    >>> best_threshold([(prob_zyx, label_zyx)]).jaccard
+    1.0
+    """
+    counts = np.zeros((2, BINS))
+    for prob_zyx, label_zyx in pairs:
+        bins = np.minimum(prob_zyx * np.float32(BINS), BINS - 1).astype(np.int32)
+        for value in (0, 1):
+            counts[value] += np.bincount(bins[label_zyx == value], minlength=BINS)
+    # the voxels of bin k and above are foreground
+    false, true = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+    if true[0] == 0:
+        raise UserError("the validation labels hold no mitochondria", None, "give slabs that hold some")
+    jaccard = true / (true[0] + false)
+    best = max(int(jaccard.argmax()), 1)
+    return Trial(0.0, best / BINS, float(jaccard[best]))
+
+
+def jaccard(pairs: Iterable[tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]]) -> float:
+    """Foreground Jaccard index of masks, pooled over all voxels whose label is not 255."""
+    both = either = 0
+    for mask_zyx, label_zyx in pairs:
+        truth, found = label_zyx == 1, mask_zyx & (label_zyx != IGNORED)
+        both += int((truth & found).sum())
+        either += int((truth | found).sum())
+    return both / either if either else 0.0

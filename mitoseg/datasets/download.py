@@ -1,26 +1,46 @@
-"""Downloads that survive a cut connection: pooch checks and places the file, the downloader here resumes it."""
+"""Downloads that survive a cut connection: pooch checks and places the file, the downloader here resumes it.
+
+Unpack zip and tar archives from the net without trusting them.
+
+What exactly was used: size and sha256 of the files behind a volume.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import lzma
 import os
 import re
+import stat
+import tarfile
 import time
-from contextlib import AbstractContextManager
+import zipfile
+import zlib
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any
 
 import pooch
 import requests
 from filelock import FileLock
 
 from mitoseg.errors import UserError
+from mitoseg.progress import progress
 from mitoseg.progress import progress as show_progress
-from mitoseg.storage import open_own
+from mitoseg.storage import open_own, scratch_folder
+from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.opening import DATASET_SUFFIXES
+from mitoseg.volumes.stored import state_of
 
 _log = logging.getLogger(__name__)
+
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """HTTP statuses that may be gone at the next try."""
+
 _CHUNK = 1 << 16
 """Bytes that a cut connection may cost: a chunk that is not complete is lost."""
 
@@ -223,3 +243,212 @@ def _short(error: Exception) -> str:
     return {"ConnectTimeout": "no answer", "ReadTimeout": "no answer", "ConnectionError": "no connection"}.get(
         name, "the connection was cut" if name == "ChunkedEncodingError" else name
     )
+
+
+LIMIT_BYTES = 8 * 1024**3
+"""Unpacked bytes that an archive may have unless said otherwise."""
+
+LIMIT_FILES = 100_000
+"""Files that an archive may have."""
+
+_CLUTTER = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
+
+_UNPACK_CHUNK = 1 << 20
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # a zip with a password
+)
+
+Members = Generator[tuple[str, IO[bytes]], None, None]
+
+
+def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+    """Unpack a zip or tar archive into a new folder, which appears only when all of it is there.
+
+    Refused are absolute paths, ``..``, drive letters, links, devices, and archives that grow beyond the limit,
+    whatever sizes they claim. Clutter of macOS and Windows is left out.
+
+    Args:
+        archive: A .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file.
+        folder: Where to; must not exist.
+        limit_bytes: Unpacked bytes at most.
+
+    Raises:
+        UserError: The archive is damaged or hostile, or the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(folder) as temporary:
+            root, left = temporary / folder.name, limit_bytes
+            root.mkdir()
+            with _members(archive) as members, progress(f"unpacking {archive.name}", unit="bytes") as task:
+                for count, (name, stream) in enumerate(members):
+                    if count >= LIMIT_FILES:
+                        raise _refusal(archive, f"holds more than {LIMIT_FILES} files")
+                    target = root / _safe_name(name, archive)
+                    left -= _copy(stream, target, left, archive, limit_bytes)
+                    task.reach(limit_bytes - left)
+            _appear(root, folder)
+    except _DAMAGED as error:
+        raise UserError(f"cannot unpack the archive ({error})", str(archive), "remove it and run again") from error
+    except OSError as error:
+        remedy = "free some space, or choose a folder that can be written with data.root="
+        raise UserError(f"cannot unpack into the folder ({error.strerror or error})", str(folder), remedy) from error
+
+
+def _appear(complete: Path, folder: Path) -> None:
+    try:
+        complete.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # it is there when another process was faster
+            raise
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Members]:
+    """The archive's files as pairs of name and stream."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file, closing(_zip_members(file, archive)) as members:
+            yield members
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar, closing(_tar_members(tar, archive)) as members:
+            yield members
+    else:
+        raise UserError("not a zip or tar archive", str(archive), "remove it and run again")
+
+
+def _zip_members(file: zipfile.ZipFile, archive: Path) -> Members:
+    for info in file.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _refusal(archive, f"holds a link or device, {info.filename!r}")
+        if not info.is_dir() and not _CLUTTER.search(info.filename):
+            with file.open(info) as stream:
+                yield info.filename, stream
+
+
+def _tar_members(tar: tarfile.TarFile, archive: Path) -> Members:
+    for info in tar:
+        if not info.isreg() and not info.isdir():
+            raise _refusal(archive, f"holds a link or device, {info.name!r}")
+        stream = None if _CLUTTER.search(info.name) else tar.extractfile(info)
+        if stream is not None:
+            with stream:
+                yield info.name, stream
+
+
+def _safe_name(name: str, archive: Path) -> Path:
+    """The member's name as a path that stays below the folder on every system."""
+    parts = name.replace("\\", "/").split("/")
+    if parts[0] == "" or ":" in name or "\0" in name or ".." in parts:
+        raise _refusal(archive, f"holds a path that leaves the folder, {name!r}")
+    return Path(*[part for part in parts if part not in ("", ".")])
+
+
+def _copy(stream: IO[bytes], target: Path, left: int, archive: Path, limit: int) -> int:
+    """Copy one file and return its bytes; counts what comes out, not what the archive claims."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = 0
+    with target.open("xb") as out:
+        while chunk := stream.read(_UNPACK_CHUNK):
+            done += len(chunk)
+            if done > left:
+                raise _refusal(archive, f"unpacks to more than {limit} bytes")
+            out.write(chunk)
+    return done
+
+
+def _refusal(archive: Path, why: str) -> UserError:
+    return UserError(f"refused to unpack the archive, which {why}", str(archive), "get it from its official source")
+
+
+HASH_LIMIT_BYTES = 16 * 1024**3
+"""Volumes larger than this are recorded by size alone: hashing them would take minutes."""
+
+
+def file_of(path: str) -> Path:
+    """The file or folder behind a volume's path: ``a.h5:/raw`` lies in ``a.h5``.
+
+    >>> file_of("folder/a.h5:/raw").name, file_of("C:/a.tif").name
+    ('a.h5', 'a.tif')
+    """
+    parts = split_dataset(path, DATASET_SUFFIXES)
+    return Path(parts[0] if parts else path)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Size and checksum of what lies behind a volume's path.
+
+    Attributes:
+        path: As given to `mitoseg.volumes.open_volume`.
+        bytes: Of the file, or of all files of the folder.
+        sha256: Of the file, or over the names and checksums of the folder's files; None above `HASH_LIMIT_BYTES`.
+    """
+
+    path: str
+    bytes: int
+    sha256: str | None
+
+
+def fingerprint(path: str) -> Fingerprint:
+    """Measure what lies behind a volume's path.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    source = file_of(path)
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    total = sum(p.stat().st_size for p in files)
+    return Fingerprint(path, total, _checksum(source, files) if total <= HASH_LIMIT_BYTES else None)
+
+
+def checksums(provenance: Mapping[str, Any], part: str = "") -> dict[str, str]:
+    """By role and place in the list, the checksums of the files of a data set, as `Splits.provenance` tells them.
+
+    A file without one, see `HASH_LIMIT_BYTES`, is known by names, sizes and times.
+
+    Args:
+        provenance: Of the data set.
+        part: Of it, such as ``train``; all of it unless given.
+    """
+    files = [file for file in provenance.get("files") or () if str(file["role"]).startswith(part)]
+    sums = (file["sha256"] or state_of([file_of(file["path"])]) for file in files)
+    return {f"{file['role']} {number}": value for number, (file, value) in enumerate(zip(files, sums, strict=True), 1)}
+
+
+def changed_files(provenance: Mapping[str, Any]) -> list[str]:
+    """Files of a data set, as `Splits.provenance` tells them, that are there and no longer the same."""
+    found = []
+    for file in provenance.get("files") or ():
+        if file_of(file["path"]).exists():
+            now = fingerprint(file["path"])
+            found += [file["path"]] if (now.bytes, now.sha256) != (file["bytes"], file["sha256"]) else []
+    return found
+
+
+def _checksum(source: Path, files: list[Path]) -> str:
+    if files == [source]:
+        return _sha256(source)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(source).as_posix()} {_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    state = path.stat()
+    return _sha256_of_state(os.fspath(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of_state(path: str, size: int, mtime_ns: int) -> str:
+    """Cached for as long as the file looks unchanged: training and testing ask for the same files."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,19 +1,30 @@
-"""Your own annotated volumes: one or several, whole or in part, with a validation slab or in folds."""
+"""Your own annotated volumes: one or several, whole or in part, with a validation slab or in folds.
+
+Open an image and its labels, check that they belong together, and cut them into regions.
+
+The volumes that a user names for a split, and where they lie.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations, islice
+from pathlib import Path, PurePath
 from typing import ClassVar, TypedDict
 
-from mitoseg.datasets.base import Region, Splits
-from mitoseg.datasets.checksums import fingerprint
-from mitoseg.datasets.naming import Named, resolve
-from mitoseg.datasets.pairs import Pair, Reader, check_apart, check_once
-from mitoseg.datasets.splitting import Validation, fold_slabs
+from mitoseg.datasets.base import IGNORE, Region, Splits
+from mitoseg.datasets.download import file_of, fingerprint
+from mitoseg.datasets.splitting import Range, Validation, fold_slabs
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import check_same_shape, map_labels, open_volume
+from mitoseg.volumes.base import Volume
+from mitoseg.volumes.opening import warn_of_gaps
+from mitoseg.volumes.padding import blanked, with_padding
 
 _log = logging.getLogger(__name__)
 
@@ -201,3 +212,257 @@ def _files(paths: Mapping[str, Named]) -> list[dict[str, object]]:
     """Size and sha256 of every file that is used."""
     roles = ((f"{key}.{kind}", getattr(paths[key], kind)) for key in paths for kind in ("image", "label"))
     return [{"role": role, **asdict(fingerprint(path))} for role, names in roles for path in names]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its mapped labels (0, 1, 255 ignored), and the annotated part."""
+
+    image: Volume
+    label: Volume
+    box: Box
+
+    def regions(self, ranges: Iterable[Range]) -> list[Region]:
+        """The annotated part, cut to runs of slices."""
+        _, y0, x0 = self.box.start
+        _, y1, x1 = self.box.stop
+        boxes = [Box((a, y0, x0), (b, y1, x1)) for a, b in ranges]
+        return [Region(self.image, self.label, box, f"{PurePath(self.image.path).name} {box}") for box in boxes]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How volumes are opened.
+
+    Attributes:
+        label_rule_of_values: What counts as mitochondrion, see `mitoseg.volumes.map_labels`.
+        foreground: The label values that are mitochondria, for all volumes that name none, or None.
+        ignore_label: Label value of voxels that enter nothing, or None.
+        ignore_empty_slices: Whether slices without a label enter nothing either.
+        axes: Letters of the stored axes where the files do not say, or None.
+        voxel_size: (z, y, x) in nm, or None for what the files say.
+        padding: What is done about margins of one value, see `mitoseg.volumes.padding.with_padding`.
+        rules: How the values of each label volume were read, in words; filled while opening.
+    """
+
+    label_rule_of_values: str = "auto"
+    foreground: object = None
+    ignore_label: int | None = None
+    ignore_empty_slices: bool = False
+    axes: str | None = None
+    voxel_size: Sequence[float] | None = None
+    padding: str = "none"
+    rules: dict[str, str] = field(default_factory=dict)
+    _labels: dict[str, Volume] = field(default_factory=dict, repr=False)
+
+    def pairs(self, named: Named, key: str) -> list[Pair]:
+        """Open the volumes of one split.
+
+        Args:
+            named: Paths that exist, as many images as labels.
+            key: The split, for messages.
+
+        Raises:
+            UserError: A file cannot be read, shapes differ, a box does not fit, or labels hold no foreground.
+        """
+        images = [open_volume(path, axes=self.axes, voxel_size=self.voxel_size) for path in named.image]
+        labels = [self._open_label(path) for path in named.label]
+        for volume in (*images, *labels):
+            warn_of_gaps(volume)
+        for image, label in zip(images, labels, strict=True):
+            check_same_shape(image, label)
+        boxes = [
+            image.box if box is None else Box.parse(box, image.shape)
+            for image, box in zip(images, named.boxes(key), strict=True)
+        ]
+        chosen = [self.foreground if values is None else values for values in named.foreground_labels(key)]
+        images = [with_padding(image, self.padding) for image in images]
+        mapped = [self._map(label, values) for label, values in zip(labels, chosen, strict=True)]
+        return [
+            Pair(image, blanked(label, image.padding, IGNORE), box)
+            for image, label, box in zip(images, mapped, boxes, strict=True)
+        ]
+
+    def _open_label(self, path: str) -> Volume:
+        try:
+            return open_volume(path, axes=self.axes, voxel_size=self.voxel_size)
+        except UserError:
+            grey_axes = (self.axes or "").lower().replace("c", "").replace("s", "")
+            if len(grey_axes) == len(self.axes or ""):
+                raise
+            return open_volume(path, axes=grey_axes, voxel_size=self.voxel_size)  # colour images, grey labels
+
+    def _map(self, label: Volume, foreground: object) -> Volume:
+        key = f"{label.path} {foreground}"
+        if key not in self._labels:
+            mapped = map_labels(
+                label,
+                rule=self.label_rule_of_values if foreground is None else "auto",
+                foreground=foreground,
+                ignore_label=self.ignore_label,
+                ignore_empty_slices=self.ignore_empty_slices,
+            )
+            if mapped.ignored_slices:
+                _log.warning("%s: slices without a label are left out: %s", label.path, list(mapped.ignored_slices))
+            self._labels[key], self.rules[label.path] = mapped, mapped.rule
+        return self._labels[key]
+
+
+def check_apart(train: Sequence[Region], held: Sequence[Region], gap: int) -> list[str]:
+    """Look for training and held-out regions of one file that share voxels or come close.
+
+    Args:
+        train: Training regions.
+        held: Regions of the validation or the test split.
+        gap: Slices that should lie between.
+
+    Returns:
+        A sentence for each pair of regions that are nearer than ``gap`` slices.
+
+    Raises:
+        UserError: They share voxels: the score would be of what was learnt by heart.
+    """
+    close = []
+    for a, b in ((a, b) for a in train for b in held if a.image.path == b.image.path):
+        if a.box.clip(b.box).size:
+            raise UserError("training and held-out parts overlap", [a.name, b.name], "name parts that do not")
+        if a.box.grow((gap, 0, 0)).clip(b.box).size:
+            close.append(f"{a.name} and {b.name} are fewer than {gap} slices apart")
+    return close
+
+
+def check_once(regions: Sequence[Region]) -> None:
+    """Refuse regions of one split that share voxels: they would count twice.
+
+    Raises:
+        UserError: Two regions of one file overlap.
+    """
+    for a, b in combinations(regions, 2):
+        if a.image.path == b.image.path and a.box.clip(b.box).size:
+            raise UserError("two parts of a split overlap", [a.name, b.name], "name each voxel once")
+
+
+_SEARCH_DEPTH = 4
+"""Levels of folders in which official names are looked for: an unpacked archive has up to so many."""
+
+_SEARCH_ENTRIES = 50_000
+"""Files that are looked at before giving up: data.root may be somebody's whole disk."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Images, their labels, and the part of each that is annotated (None: all of it); one entry a volume.
+
+    ``foreground`` holds the label values of mitochondria as the user gives them; see `foreground_labels`.
+    """
+
+    image: tuple[str, ...] = ()
+    label: tuple[str, ...] = ()
+    box: tuple[object, ...] = ()
+    foreground: object = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, object] | None, key: str) -> Named:
+        """Read ``image``, ``label``, ``box`` and ``foreground`` of ``data.<key>``: a value, a list or None each.
+
+        Raises:
+            UserError: Another key, or lists whose lengths do not fit.
+        """
+        given = dict(options or {})
+        image, label = _texts(given.pop("image", None)), _texts(given.pop("label", None))
+        box, foreground = given.pop("box", None), given.pop("foreground", None)
+        if given:
+            remedy = "the keys are image, label, box and foreground"
+            raise UserError(f"unknown keys in data.{key}", sorted(given), remedy)
+        if image and label and len(image) != len(label):
+            remedy = f"name as many in data.{key}.label as in data.{key}.image, in the same order"
+            raise UserError(f"{len(image)} images but {len(label)} labels", [*image, *label], remedy)
+        return cls(image, label, _boxes(box), foreground)
+
+    def boxes(self, key: str) -> tuple[object, ...]:
+        """One entry a volume: what `mitoseg.geometry.Box.parse` reads, or None for all of it.
+
+        Raises:
+            UserError: There are boxes, but not one for each volume.
+        """
+        if self.box and len(self.box) != len(self.image):
+            example = f'data.{key}.box=["[0:20,:,:]",null]'
+            remedy = f"give one for each volume, null where all of it is annotated, such as {example}"
+            raise UserError(f"{len(self.box)} boxes for {len(self.image)} volumes", list(self.box), remedy)
+        return self.box or (None,) * len(self.image)
+
+    def foreground_labels(self, key: str) -> tuple[object, ...]:
+        """One entry a volume: the label values that are mitochondria, one or a list; None where none are named.
+
+        Raises:
+            UserError: There are entries, but not one for each volume.
+        """
+        given, count = self.foreground, len(self.label)
+        if given is None or isinstance(given, str) or not isinstance(given, Sequence):
+            return (given,) * count
+        nested = any(item is None or not isinstance(item, str | int) for item in given)
+        if count == 1 and not nested:
+            return (given,)
+        if len(given) != count:
+            remedy = f"give one for each volume, such as data.{key}.foreground=[[3,4],null]"
+            raise UserError(f"{len(given)} entries of foreground for {count} volumes", given, remedy)
+        return tuple(given)
+
+
+def resolve(name: str, root: Path | None) -> str | None:
+    """The path of a named volume: absolute, or in ``root``, or in the working directory; None if there is none."""
+    for candidate in [os.path.join(root, name)] if root is not None else []:
+        if file_of(candidate).exists():
+            return candidate
+    return name if file_of(name).exists() else None
+
+
+def find(root: Path, name: str, *, deep: bool) -> str | None:
+    """Look for a file or folder by its official name, in any letter case.
+
+    A name of two parts, such as ``stack1/raw``, is found by both parts, or by the last alone right in ``root``.
+
+    Args:
+        root: Where to look.
+        name: Official name, its parts separated by ``/``.
+        deep: Look also a few folders further down, where archives keep their files.
+    """
+    parts = name.lower().split("/")
+    for path in islice(_walk(root, _SEARCH_DEPTH if deep else 1), _SEARCH_ENTRIES):
+        tail = [part.lower() for part in path.relative_to(root).parts]
+        if tail == parts[-1:] or tail[-len(parts) :] == parts:
+            return str(path)
+    return None
+
+
+def _walk(root: Path, depth: int) -> Iterator[Path]:
+    """Files and folders level by level, hidden ones left out."""
+    level = [root]
+    for _ in range(depth):
+        deeper = []
+        for folder in level:
+            try:
+                entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+            except OSError:  # no folder, or closed to us
+                continue
+            yield from entries
+            deeper += entries
+        level = deeper
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(str(item) for item in value)
+    return (str(value),)
+
+
+def _boxes(value: object) -> tuple[object, ...]:
+    """Entries for `Box.parse`: one box may come as text or as a list of its axes, several as a list of either."""
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return (value,)
+    one_box = value and all(isinstance(item, str) and re.fullmatch(r"\s*\d*:\d*\s*", item) for item in value)
+    return (tuple(value),) if one_box else tuple(value)

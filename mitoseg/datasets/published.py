@@ -10,12 +10,8 @@ from typing import ClassVar, Unpack
 
 import pooch
 
-from mitoseg.datasets.checksums import fingerprint
-from mitoseg.datasets.download import RemoteFile, fetch
-from mitoseg.datasets.files import Files, Options
-from mitoseg.datasets.naming import Named, find
-from mitoseg.datasets.pairs import Pair
-from mitoseg.datasets.unpacking import unpack
+from mitoseg.datasets.download import RemoteFile, fetch, fingerprint, unpack
+from mitoseg.datasets.files import Files, Named, Options, Pair, find
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import VoxelSize
 

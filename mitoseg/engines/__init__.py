@@ -7,12 +7,9 @@
 What is mapped must be picklable, and the result must not depend on where or in which order items are done.
 """
 
-from mitoseg.engines.base import LANES, Engine, EngineError
+from mitoseg.engines.base import LANES, Engine, EngineError, Place, Prepared, here, one_at_a_time
 from mitoseg.engines.local import LocalEngine
-from mitoseg.engines.on_dask import DaskEngine
-from mitoseg.engines.on_slurm import SlurmEngine
-from mitoseg.engines.place import Place, here, one_at_a_time
-from mitoseg.engines.prepared import Prepared
+from mitoseg.engines.on_dask import DaskEngine, SlurmEngine
 
 __all__ = [
     "LANES",

@@ -1,25 +1,36 @@
-"""What every engine does."""
+"""What every engine does.
+
+Where a function runs: which worker this process is, and how its two lanes keep out of each other's way.
+
+A function that takes long to make, such as one with a network in it: made once in each worker, on first use.
+"""
 
 from __future__ import annotations
 
 import math
 import pickle
+import secrets
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
-from typing import Self, TypeVar
+from threading import Lock
+from typing import Any, Generic, Self, TypeVar
 
 from mitoseg.errors import UserError
 
 Item = TypeVar("Item")
+
 Result = TypeVar("Result")
 
 LANES = 2
 """Items that a worker has at the same time, so that one is read or written while another one is computed."""
+
 DEATHS = 3
 """Workers that may die over one item before it is given up."""
+
 MEMORY = "perhaps memory is short: give less of it, or use fewer workers"
 
 
@@ -128,3 +139,62 @@ def deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker.
+
+    Attributes:
+        index: Its number among the workers that were started together; the n-th takes the n-th device.
+    """
+
+    index: int = 0
+
+
+_here = Place()
+
+_lock = Lock()
+
+
+def here() -> Place:
+    """The worker that this process is."""
+    return _here
+
+
+def stand_at(place: Place) -> None:
+    """Make this process a worker; for engines."""
+    global _here
+    _here = place
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Computing happens inside this: reading and writing of another item goes on meanwhile."""
+    with _lock:
+        yield
+
+
+_made: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[Item, Result]):
+    """A function as `Engine.map` takes it; a worker keeps the last one that it made.
+
+    Attributes:
+        make: Picklable; makes the function that is called with the items.
+        key: Tells this one from all others.
+    """
+
+    make: Callable[[], Callable[[Item], Result]]
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __call__(self, item: Item) -> Result:
+        """Call the function with an item."""
+        with _lock:
+            if self.key not in _made:
+                _made.clear()  # what the one before holds must be free before the next is made
+                _made[self.key] = self.make()
+            function: Callable[[Item], Result] = _made[self.key]
+        return function(item)

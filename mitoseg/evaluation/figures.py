@@ -1,9 +1,18 @@
-"""The abstract's Figure 1: a slice, its truth, and the result with its errors in colour."""
+"""The abstract's Figure 1: a slice, its truth, and the result with its errors in colour.
+
+Figures of scores: over the width of the boundary band, over recall, and over probability.
+
+One crop under several methods: image, truth, and each result with its errors in colour.
+
+Is the map where the tissue is? Offsets between a prediction and the truth, by phase correlation.
+
+Can the tiles be seen in the result? The jump of a map across the borders of its tiles.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +22,39 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from skimage.registration import phase_cross_correlation
 
-from mitoseg.evaluation.decision import decide
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box, slabs
 from mitoseg.metrics import IGNORE
 from mitoseg.storage import atomic_output
 from mitoseg.volumes.base import Array, Volume
+from mitoseg.volumes.predicted import decide
 
 Colour = tuple[float, float, float]
+
 Layer = tuple[npt.NDArray[np.bool_], Colour, float]
 """Where, in what colour, and how opaque."""
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart (jfly.uni-koeln.de/color).
 HIT: Colour = (0.0, 0.72, 0.50)
+
 FALSE: Colour = (0.90, 0.29, 0.0)
+
 MISSED: Colour = (0.34, 0.71, 0.95)
+
 TRUTH: Colour = (0.94, 0.89, 0.26)
+
 LEFT_OUT: Colour = (0.5, 0.5, 0.5)
 
 TRUTH_KEY = (("mitochondria", TRUTH),)
+
 ERROR_KEY = (("found (TP)", HIT), ("false (FP)", FALSE), ("missed (FN)", MISSED))
 """What the colours mean."""
 
 _PANEL = 5.0  # inches, the longer side of one panel
+
 _MARGIN, _TOP, _BOTTOM = 0.06, 0.34, 0.36  # inches
 
 
@@ -224,3 +242,288 @@ def _legends(axes: Sequence[Axes], ignored: bool) -> None:
             columnspacing=1.4,
             borderaxespad=0.25,
         )
+
+
+Result = Mapping[str, object]
+
+Rows = Sequence[Mapping[str, float]]
+
+_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # foreground JAC of the lines behind the precision-recall curve
+
+_DPI = 150
+
+
+def save_curves(folder: Path | str, result: Result, *, title: str = "", reference: float | None = None) -> list[Path]:
+    """Write ``boundary.png``, and for probabilities ``precision_recall.png`` and ``reliability.png``.
+
+    Args:
+        folder: Where they go; made if missing.
+        result: What `mitoseg.evaluation.evaluate` gave, or ``metrics.json`` holds.
+        title: Put over each.
+        reference: A Jaccard index to draw beside ours in ``boundary.png``, such as a published one.
+
+    Returns:
+        The files; a figure with nothing to show is not written.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    figures: dict[str, Figure] = {}
+    if result["boundary"]:
+        figures["boundary"] = boundary_figure(result, title=title, reference=reference)
+    if _curve(result, "precision_recall").get("recall"):
+        figures["precision_recall"] = precision_recall_figure(result, title=title)
+    if _curve(result, "reliability").get("voxels"):
+        figures["reliability"] = reliability_figure(result, title=title)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(Path(folder) / f"{name}.png")
+        with atomic_output(paths[-1], overwrite=True) as temporary:
+            figure.savefig(temporary, format="png", dpi=_DPI)
+    return paths
+
+
+def boundary_figure(result: Result, *, title: str = "", reference: float | None = None) -> Figure:
+    """Jaccard index of the foreground and mean of both classes against the width of the band that is left out."""
+    rows: Rows = result["boundary"]  # type: ignore[assignment]
+    figure, ax = _figure(title)
+    names = (("jaccard_foreground", "mitochondria", HIT), ("jaccard_mean", "mean of both classes", MISSED))
+    for key, name, colour in names:
+        for dims, style, where in ((3, "o-", "3D"), (2, "s--", "in plane")):
+            here = [row for row in rows if row["dims"] == dims]
+            widths = [0.0, *(row["distance"] for row in here)]
+            values = [_float(result[key]), *(_float(row[key]) for row in here)]
+            ax.plot(widths, values, style, color=colour, markersize=4, label=f"{name}, {where}")
+    if reference is not None:
+        ax.axhline(reference, color="black", linestyle=":", label=f"reference, {reference:g}")
+    ax.set_xlabel("voxels left out on both sides of the true border")
+    ax.set_ylabel("Jaccard index")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def precision_recall_figure(result: Result, *, title: str = "") -> Figure:
+    """Precision over recall, with the threshold that was used and the best one for these voxels."""
+    points = _curve(result, "precision_recall")
+    figure, ax = _figure(title)
+    _draw_levels(ax)
+    area = _float(result["average_precision"])
+    ax.plot(points["recall"], points["precision"], color=HIT, label=f"area under the curve {area:.3f}")
+    threshold, jaccard = result["threshold"], _float(result["jaccard_foreground"])
+    used = f"threshold {threshold:.3f}" if isinstance(threshold, float) else "the thresholds used"
+    ax.plot(
+        _float(result["recall"]), _float(result["precision"]), "o", color="black", label=f"{used}: JAC {jaccard:.3f}"
+    )
+    best = int(np.argmin(np.abs(np.subtract(points["threshold"], _float(result["threshold_oracle"])))))
+    oracle = _float(result["jaccard_foreground_oracle"])
+    label = f"oracle, best on these voxels: JAC {oracle:.3f}"
+    ax.plot(points["recall"][best], points["precision"][best], "o", color=FALSE, fillstyle="none", label=label)
+    ax.set(xlabel="recall (grey lines: equal JAC)", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def reliability_figure(result: Result, *, title: str = "") -> Figure:
+    """Share of foreground against mean probability, above the number of voxels in each bin."""
+    figure = Figure(figsize=(6.0, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    ax.set_title(title, fontsize=10)
+    ax.plot([0, 1], [0, 1], color=LEFT_OUT, linestyle=":", label="calibrated")
+    names = (
+        ("reliability", "bins of equal width", "expected_calibration_error", HIT, "o-"),
+        ("reliability_adaptive", "bins of equally many voxels", "adaptive_calibration_error", FALSE, "s"),
+    )
+    for key, name, error, colour, style in names:
+        bins = _curve(result, key)
+        label = f"{name}: error {_float(result[error]):.4f}"
+        ax.plot(bins["confidence"], bins["share"], style, color=colour, markersize=4, label=label)
+    bins = _curve(result, "reliability")
+    below.bar(bins["confidence"], bins["voxels"], width=0.04, color=HIT, log=True)
+    ax.set(ylabel="share of mitochondria", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    ax.legend(fontsize=8)
+    below.set(xlabel="mean probability of the bin", ylabel="voxels")
+    return figure
+
+
+def _draw_levels(ax: Axes) -> None:
+    """Lines of equal foreground JAC, each with its value; it is 1 / (1 / precision + 1 / recall - 1)."""
+    for level in _LEVELS:
+        recall = np.linspace(level, 1, 100)
+        precision = 1 / (1 / level + 1 - 1 / recall)
+        ax.plot(recall, precision, color=LEFT_OUT, linewidth=0.7, alpha=0.6, zorder=1)
+        at = 2 * level / (1 + level)  # where precision and recall are equal
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        ax.text(at, at, f"{level:g}", fontsize=7, color=LEFT_OUT, ha="center", va="center", bbox=box, zorder=1)
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    ax.set_title(title, fontsize=10)
+    return figure, ax
+
+
+def _curve(result: Result, key: str) -> dict[str, list[float]]:
+    """The lists of a curve; empty if the result has none."""
+    return result.get(key, {})  # type: ignore[return-value]
+
+
+def _float(value: object) -> float:
+    """A score; NaN where a file holds null."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+_COMPARED_PANEL = 3.4  # inches, the longer side of one panel
+
+_GAP, _COMPARED_TOP, _COMPARED_BOTTOM = 0.06, 0.32, 0.40  # inches; _TOP is above each row
+
+
+def comparison_figure(
+    image_yx: Array,
+    truth_yx: npt.NDArray[np.uint8],
+    results: Mapping[str, npt.NDArray[np.bool_]],
+    *,
+    title: str = "image",
+    voxel_size: Sequence[float] | None = None,
+    dpi: float = 160,
+) -> Figure:
+    """Panels in rows: the image, its truth, and every result.
+
+    Args:
+        image_yx: Grey levels of any type; contrast is stretched for display.
+        truth_yx: 0 background, 1 foreground, 255 ignored.
+        results: Foreground by what stands above its panel.
+        title: Above the image.
+        voxel_size: In nm; the last two are y and x. Without it the scale bar counts pixels.
+        dpi: Of the figure.
+
+    Returns:
+        A figure on an Agg canvas.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    shapes = {name: result.shape for name, result in {"image": image_yx, "truth": truth_yx, **results}.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes differ: {shapes}")
+    pixel_y, pixel_x = (1.0, 1.0) if voxel_size is None else (float(s) for s in voxel_size[-2:])
+    panels: list[tuple[str, list[Layer]]] = [(title, []), ("truth", truth_layers(truth_yx))]
+    panels += [(name, error_layers(truth_yx, result_yx)) for name, result_yx in results.items()]
+    figure, axes = _grid(len(panels), image_yx.shape[0] * pixel_y, image_yx.shape[1] * pixel_x, dpi)
+    grey_yx = stretch(image_yx)
+    for ax, (name, layers) in zip(axes, panels, strict=True):
+        ax.imshow(blend(grey_yx, layers), aspect=pixel_y / pixel_x, interpolation="antialiased")
+        ax.set_title(name, fontsize=9, pad=3)
+        ax.set_axis_off()
+    scale_bar(axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
+    left_out = [("not counted", LEFT_OUT)] if (truth_yx == IGNORE).any() else []
+    handles = patches([*TRUTH_KEY, *ERROR_KEY, *left_out])
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+    return figure
+
+
+def columns(panels: int) -> int:
+    """How many panels stand side by side: up to five, so that the last row is as full as can be.
+
+    >>> [columns(n) for n in (2, 4, 6, 7, 9, 10)]
+    [2, 4, 3, 4, 3, 5]
+    """
+    return min(range(min(panels, 5), min(panels, 3) - 1, -1), key=lambda n: -panels % n)
+
+
+def _grid(panels: int, height: float, width: float, dpi: float) -> tuple[Figure, list[Axes]]:
+    """A figure with that many panels of one shape, row by row."""
+    across = columns(panels)
+    rows = -(-panels // across)
+    scale = _COMPARED_PANEL / max(height, width)
+    h, w = max(height * scale, 0.5), max(width * scale, 0.5)
+    total_w, total_h = across * (w + _GAP) + _GAP, rows * (h + _COMPARED_TOP) + _COMPARED_BOTTOM
+    figure = Figure(figsize=(total_w, total_h), dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = []
+    for i in range(panels):
+        row, column = divmod(i, across)
+        left, bottom = _GAP + column * (w + _GAP), _COMPARED_BOTTOM + (rows - 1 - row) * (h + _COMPARED_TOP)
+        axes.append(figure.add_axes((left / total_w, bottom / total_h, w / total_w, h / total_h)))
+    return figure, axes
+
+
+PLACES = ("first", "middle", "last")
+"""Thirds of an axis, in order."""
+
+
+def placement_offsets(
+    prediction: Volume, truth: Volume, *, every: int = 1, upsample: int = 20
+) -> dict[str, tuple[float, float]]:
+    """How far the predicted mask lies from the true one in each ninth of the slices.
+
+    Both masks are mean-free and the correlation is not whitened (Guizar-Sicairos et al., 2008, Optics Letters
+    33(2)): the edges of two masks that differ in shape have no common phase at high frequencies.
+
+    Args:
+        prediction: Probabilities or a mask; see `mitoseg.evaluation.decide`.
+        truth: Mapped labels of the same shape.
+        every: Use every n-th slice.
+        upsample: Parts of a pixel that are told apart.
+
+    Returns:
+        For each ninth, such as ``"first y, last x"``, the shift (y, x) in pixels that all its slices together agree
+        on: positive where the prediction lies below or right of the truth. NaN where one of the masks is empty.
+    """
+    decision = decide(prediction)
+    offsets = {}
+    for name, part in _ninths(truth.box):
+        boxes = list(slabs(part, 1))[::every]
+        true_zyx = np.concatenate([truth.read(box) == 1 for box in boxes]).astype(np.float32)
+        mine_zyx = np.concatenate([decision.foreground(prediction.read(box)) for box in boxes]).astype(np.float32)
+        offsets[name] = (float("nan"), float("nan"))
+        if true_zyx.any() and mine_zyx.any():
+            (_, y, x), _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
+                mine_zyx - mine_zyx.mean(), true_zyx - true_zyx.mean(), upsample_factor=upsample, normalization=None
+            )
+            offsets[name] = (float(y), float(x))
+    return offsets
+
+
+def _ninths(box: Box) -> Iterator[tuple[str, Box]]:
+    """Thirds of y times thirds of x, by name."""
+    (z0, *_), (z1, size_y, size_x) = box.start, box.stop
+    for i, name_y in enumerate(PLACES):
+        for j, name_x in enumerate(PLACES):
+            start = (z0, size_y * i // 3, size_x * j // 3)
+            yield f"{name_y} y, {name_x} x", Box(start, (z1, size_y * (i + 1) // 3, size_x * (j + 1) // 3))
+
+
+def seam_ratio(map_zyx: npt.NDArray[np.floating], borders: Mapping[int, Sequence[int]]) -> float:
+    """Mean jump between neighbours across tile borders over the mean jump between other neighbours.
+
+    1 means that tiles cannot be told from the rest of the map; a map made of tiles that do not fit is above it.
+
+    Args:
+        map_zyx: Log-odds or probabilities.
+        borders: For each axis that is tiled, the positions at which a tile starts or ends (0 and the length of the
+            axis do not count).
+
+    Returns:
+        The ratio, pooled over the axes; NaN where there is no border, or nothing jumps elsewhere.
+
+    >>> steps = np.repeat([0.0, 1.0], 4)[None, None] + 0.1 * np.arange(8)
+    >>> round(seam_ratio(steps, {2: [4]}), 3)
+    11.0
+    """
+    across, elsewhere = [0.0, 0], [0.0, 0]
+    for axis, positions in borders.items():
+        jump = np.abs(np.diff(map_zyx.astype(np.float64), axis=axis))
+        at_border = np.zeros(jump.shape[axis], bool)
+        at_border[[p - 1 for p in positions if 0 < p < map_zyx.shape[axis]]] = True
+        for total, mask in ((across, at_border), (elsewhere, ~at_border)):
+            part = np.compress(mask, jump, axis=axis)
+            total[0] += float(part.sum())
+            total[1] += part.size
+    if not across[1] or not elsewhere[0]:
+        return float("nan")
+    return (across[0] / across[1]) / (elsewhere[0] / elsewhere[1])

@@ -1,36 +1,115 @@
-"""Score a stored prediction against the truth, slab by slab, at any size."""
+r"""Score a stored prediction against the truth, slab by slab, at any size.
+
+What is counted in one block of two volumes: a pure function, for any process that sees the files.
+
+What is counted while two volumes are scored, and the report made of it.
+
+Counts of the voxels near the border between foreground and background.
+
+Annotators differ by a voxel or two where a membrane belongs, so a score is also given without the voxels near the
+border of the truth. A band of width d leaves out, on both sides, the voxels whose Euclidean distance to the nearest
+voxel of the other true class is at most d (centre to centre, in units of the smallest voxel spacing):
+
+    truth             0  0  0  0 | 1  1  1  1
+    distance          4  3  2  1 | 1  2  3  4
+    left out, d = 2         x  x | x  x
+
+In 3D a voxel is also left out when the other class lies above or below it; the in-plane variant asks its own slice
+alone. Ignored voxels (255) are no class: they are not counted, and nothing is near them.
+
+Scores of stored probabilities that need no threshold: ranking, calibration, and what the best threshold would give.
+
+All come from one log-odds histogram, so a map of any size costs one pass. Log-odds are known to 0.005, and those
+beyond ±20 count as ±20 (`mitoseg.metrics.histogram`).
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
+import edt
 import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
 
-from mitoseg.engines import Engine, LocalEngine
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
-from mitoseg.evaluation.block_counts import BlockCounts, CountBlock
-from mitoseg.evaluation.boundary import halo
-from mitoseg.evaluation.decision import decide
-from mitoseg.evaluation.tally import DIMS, Bootstrap, Evaluation, Tally
 from mitoseg.geometry import Box
 from mitoseg.geometry import slabs as cut
-from mitoseg.metrics import BINS, Counts
+from mitoseg.metrics import (
+    BINS,
+    IGNORE,
+    Counts,
+    Curve,
+    Reliability,
+    average_precision,
+    best_threshold,
+    bootstrap_intervals,
+    brier_score,
+    count,
+    curve,
+    logit_histogram,
+    negative_log_likelihood,
+    precision_recall,
+    reliability_bins,
+    scores,
+)
+from mitoseg.metrics.histogram import Ints
+from mitoseg.metrics.intervals import LEVEL
+from mitoseg.metrics.reliability import AS_STORED
 from mitoseg.progress import progress as show_progress
-from mitoseg.volumes.base import Volume
+from mitoseg.volumes.base import Array, Volume
 from mitoseg.volumes.opening import swapped
+from mitoseg.volumes.predicted import Decision, decide
 
 BANDS = tuple(range(1, 11))
 """Widths of the boundary bands, in voxels of the smallest spacing."""
+
 SLABS = 8
 """Equal parts of the crop along z; their spread makes the intervals."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Attributes:
+        resamples: Number of draws; 0 for no intervals.
+        seed: Of the draws.
+
+    Raises:
+        UserError: One of them is negative or no whole number.
+    """
+
+    resamples: int = 2000
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UserError(f"bootstrap: {name} is not a whole number", value, "give 0 or more")
+
+    @classmethod
+    def from_report(cls, result: Mapping[str, object]) -> Bootstrap:
+        """How the intervals of a report were made."""
+        made: Mapping[str, int] = result["bootstrap"]  # type: ignore[assignment]
+        return cls(made["resamples"], made["seed"])
+
+
 DRAWS = Bootstrap()
 """Of slabs, for the intervals."""
+
 BLOCK_VOXELS = 2**25
 """Voxels held at once, the halo included, unless memory is short."""
+
 VOXEL_BYTES = 24
 """Of each of them."""
+
 _PLANE = 2048  # longest side, in y and x, of what is held at once
+
 _SMALLEST = 64  # below it there would be more halo than block
 
 
@@ -52,7 +131,7 @@ def evaluate(
     """Score two volumes; all scores are pooled over voxels.
 
     Args:
-        prediction: Probabilities, a mask or instances; see `mitoseg.evaluation.decision.decide`.
+        prediction: Probabilities, a mask or instances; see `mitoseg.volumes.predicted.decide`.
         truth: Mapped labels: 0 background, 1 foreground, 255 ignored.
         threshold: Overrides the one in the prediction's metadata.
         crop: The part that is scored; the truth beyond it still tells what is near a border.
@@ -71,7 +150,7 @@ def evaluate(
         ``voxel_size`` (None: taken as cubic), ``bootstrap``, ``counts``, ``slab_counts``, and ``boundary``: for each
         band and each of `DIMS`, ``distance``, ``dims``, the scores of what is left, its ``counts``, and the shares
         ``left_out_foreground`` and ``left_out_background``. For probabilities also the keys of
-        `mitoseg.evaluation.probabilities.probability_scores`. A score without a denominator is NaN.
+        `mitoseg.evaluation.score.probability_scores`. A score without a denominator is NaN.
 
     Raises:
         UserError: The shapes differ, the crop leaves the volume, or an argument is out of range.
@@ -176,3 +255,306 @@ def _blocks(crop: Box, margin: Sequence[int], depth: int | None, voxels: float =
             for x in range(x0, x1, side):
                 stop = (slab.stop[0], min(y + side, y1), min(x + side, x1))
                 yield Box((slab.start[0], y, x), stop)
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """What one block gives; blocks are added in any order.
+
+    Attributes:
+        by_slice: Counts of each slice of the block.
+        near: For each of `DIMS`, what each band leaves out.
+        histogram: Log-odds by class; zeros if the prediction holds none.
+    """
+
+    by_slice: list[Counts]
+    near: dict[int, list[Counts]]
+    histogram: Ints
+
+
+@dataclass(frozen=True)
+class CountBlock:
+    """Counts one block.
+
+    Attributes:
+        prediction: What is scored.
+        truth: Mapped labels: 0 background, 1 foreground, 255 ignored.
+        decision: What the prediction's values mean.
+        bands: Widths of the boundary bands, ascending.
+        voxel_size: (z, y, x), any unit.
+    """
+
+    prediction: Volume
+    truth: Volume
+    decision: Decision
+    bands: Sequence[float]
+    voxel_size: Sequence[float]
+
+    def __call__(self, block: Box) -> BlockCounts:
+        """The counts of a block; the truth around it tells what is near a border."""
+        outer = block.grow(halo(self.bands, self.voxel_size)).clip(self.truth.box)
+        truth_zyx, values_zyx = self.truth.read(outer), self.prediction.read(block)
+        inner = block.inside(outer)
+        histogram = np.zeros((2, BINS), np.int64)
+        with one_at_a_time():
+            foreground_zyx, by_slice = _count_slices(values_zyx, truth_zyx[inner.slices], self.decision, histogram)
+            near = {
+                dims: near_counts(
+                    foreground_zyx, truth_zyx, inner, bands=self.bands, voxel_size=self.voxel_size, dims=dims
+                )
+                for dims in (DIMS if self.bands else ())
+            }
+        return BlockCounts(by_slice, near, histogram)
+
+
+def _count_slices(
+    values_zyx: Array, truth_zyx: npt.NDArray[np.uint8], decision: Decision, histogram: Ints
+) -> tuple[npt.NDArray[np.bool_], list[Counts]]:
+    """Foreground, and the counts of each slice; log-odds of probabilities are added to the histogram."""
+    foreground_zyx = decision.foreground(values_zyx)
+    if decision.kind == "probability":
+        for values_yx, truth_yx in zip(values_zyx, truth_zyx, strict=True):  # a slice at a time: it costs memory
+            histogram += logit_histogram(decision.log_odds(values_yx), truth_yx)
+    return foreground_zyx, [count(*pair) for pair in zip(foreground_zyx, truth_zyx, strict=True)]
+
+
+DIMS = (3, 2)
+"""The boundary band in 3D, and its in-plane variant."""
+
+
+class Evaluation(dict[str, object]):
+    """What scoring gives: plain data, as ``metrics.json`` holds it.
+
+    Attributes:
+        histogram: `mitoseg.metrics.logit_histogram` of a prediction that holds probabilities; it is too long for the
+            file, and needed to pool volumes.
+    """
+
+    histogram: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of each z-slab, of what each boundary band leaves out, and of probabilities.
+
+    Attributes:
+        bands: Widths, ascending.
+        slabs: Counts of each z-slab, whose sum is everything that was scored.
+        near: For each of `DIMS`, what each band leaves out.
+        histogram: Log-odds by class; None if the prediction holds none.
+    """
+
+    bands: Sequence[float]
+    slabs: list[Counts]
+    near: dict[int, list[Counts]] = field(default_factory=dict)
+    histogram: Ints | None = None
+
+    def __post_init__(self) -> None:
+        for dims in DIMS:
+            self.near.setdefault(dims, [Counts()] * len(self.bands))
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both volumes: their slabs side by side, all else summed."""
+        if list(self.bands) != list(other.bands):
+            raise ValueError(f"cannot pool bands {list(self.bands)} with {list(other.bands)}")
+        near = {dims: [a + b for a, b in zip(self.near[dims], other.near[dims], strict=True)] for dims in DIMS}
+        missing = self.histogram is None or other.histogram is None
+        histogram = None if missing else self.histogram + other.histogram  # type: ignore[operator]
+        return Tally(self.bands, self.slabs + other.slabs, near, histogram)
+
+    @property
+    def total(self) -> Counts:
+        """Counts of everything."""
+        return sum(self.slabs, Counts())
+
+    @classmethod
+    def from_report(cls, result: Mapping[str, object]) -> Tally:
+        """The tally that a report was made of; without the histogram if the report comes from a file."""
+        slabs = [Counts(**counts) for counts in result["slab_counts"]]  # type: ignore[attr-defined]
+        rows: list[Mapping[str, object]] = result["boundary"]  # type: ignore[assignment]
+        total = sum(slabs, Counts())
+        near = {
+            dims: [total - Counts(**row["counts"]) for row in rows if row["dims"] == dims]  # type: ignore[arg-type]
+            for dims in DIMS
+        }
+        bands: list[float] = [row["distance"] for row in rows if row["dims"] == DIMS[0]]  # type: ignore[misc]
+        return cls(bands, slabs, near, getattr(result, "histogram", None))
+
+    def report(self, bootstrap: Bootstrap, about: Mapping[str, object]) -> Evaluation:
+        """Scores of everything with their intervals, of what each band leaves, and of the probabilities.
+
+        Args:
+            bootstrap: How intervals are made.
+            about: Further entries.
+        """
+        draws = asdict(bootstrap)
+        intervals = bootstrap_intervals(self.slabs, **draws) if bootstrap.resamples else {}
+        boundary = [
+            self._row(distance, dims, self.near[dims][i]) for i, distance in enumerate(self.bands) for dims in DIMS
+        ]
+        report = Evaluation(
+            scores(self.total),
+            interval={name: list(ends) for name, ends in intervals.items()},
+            **about,
+            **probability_scores(self.histogram) if self.histogram is not None else {},
+            bootstrap={**draws, "level": LEVEL},
+            counts=asdict(self.total),
+            slab_counts=[asdict(counts) for counts in self.slabs],
+            boundary=boundary,
+        )
+        report.histogram = self.histogram
+        return report
+
+    def _row(self, distance: float, dims: int, near: Counts) -> dict[str, object]:
+        def share(part: int, whole: int) -> float:
+            return part / whole if whole else math.nan
+
+        total = self.total
+        left_out = {
+            "left_out_foreground": share(near.foreground, total.foreground),
+            "left_out_background": share(near.background, total.background),
+        }
+        kept = total - near
+        return {"distance": distance, "dims": dims, **scores(kept), **left_out, "counts": asdict(kept)}
+
+
+Bools = npt.NDArray[np.bool_]
+
+Labels = npt.NDArray[np.uint8]
+
+_THREADS = min(os.cpu_count() or 1, 8)
+
+_ROUNDING = 1 + 1e-5  # distances are single precision; a tie belongs to the band
+
+
+def relative_spacing(voxel_size: Sequence[float]) -> tuple[float, ...]:
+    """Spacing along each axis in units of the smallest.
+
+    >>> relative_spacing((50, 5, 5))
+    (10.0, 1.0, 1.0)
+    """
+    return tuple(float(s) / float(min(voxel_size)) for s in voxel_size)
+
+
+def halo(bands: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
+    """Voxels (z, y, x) beyond a box in which the other class can be near enough to matter.
+
+    >>> halo([1, 5], (20, 5, 10))
+    (1, 5, 2)
+    """
+    widest = max(bands, default=0.0) * _ROUNDING
+    z, _, _ = relative_spacing(voxel_size)
+    y, x = relative_spacing(voxel_size[1:])
+    return int(widest / z), int(widest / y), int(widest / x)
+
+
+def squared_distance(truth: Labels, spacing: Sequence[float]) -> npt.NDArray[np.float32]:
+    """Squared distance from each voxel to the nearest one of the other class; very large where there is none.
+
+    Args:
+        truth: 2D or 3D, 0, 1 or 255; the value at ignored voxels is undefined.
+        spacing: Along each axis.
+    """
+
+    def to_zero(mask: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        result: npt.NDArray[np.float32] = edt.edtsq(mask, anisotropy=tuple(spacing), parallel=_THREADS)
+        return result
+
+    truth = np.ascontiguousarray(truth)
+    if (truth == IGNORE).any():
+        return np.where(truth == 1, to_zero(truth != 0), to_zero(truth != 1))
+    # Without ignored voxels one pass serves both classes: it measures to the nearest voxel of another label.
+    return to_zero(truth + np.uint8(1))
+
+
+def near_counts(
+    prediction_zyx: Bools,
+    truth_zyx: Labels,
+    inner: Box,
+    *,
+    bands: Sequence[float],
+    voxel_size: Sequence[float],
+    dims: int,
+) -> list[Counts]:
+    """Counts of the voxels that each band leaves out.
+
+    Args:
+        prediction_zyx: Of the inner box.
+        truth_zyx: Of the inner box and its `halo`, as far as the volume reaches; 0, 1 or 255.
+        inner: The inner box, in coordinates of ``truth_zyx``.
+        bands: Widths, ascending, in units of the smallest spacing (of the smallest in-plane one for ``dims=2``).
+        voxel_size: (z, y, x), any unit.
+        dims: 3, or 2 for distances within each slice.
+
+    Returns:
+        One `Counts` a band, each including the narrower ones.
+    """
+    if dims == 3:
+        distance_zyx = squared_distance(truth_zyx, relative_spacing(voxel_size))[inner.slices]
+    else:
+        spacing = relative_spacing(voxel_size[1:])
+        slices = truth_zyx[inner.slices[0]]
+        distance_zyx = np.stack([squared_distance(slice_yx, spacing)[inner.slices[1:]] for slice_yx in slices])
+    limits = np.square(np.asarray(bands, np.float64)) * _ROUNDING
+    truth_inner_zyx = truth_zyx[inner.slices]
+    # Few voxels are near a border, so only those are sorted into bands.
+    near = (distance_zyx <= limits[-1]) & (truth_inner_zyx != IGNORE)
+    band = np.searchsorted(limits, distance_zyx[near])
+    code = 4 * band + 2 * prediction_zyx[near] + truth_inner_zyx[near]
+    table = np.bincount(code, minlength=4 * len(bands)).reshape(len(bands), 4).cumsum(axis=0)
+    return [Counts(tp=int(tp), fp=int(fp), fn=int(fn), tn=int(tn)) for tn, fn, fp, tp in table]
+
+
+POINTS = 100
+"""Of the stored precision-recall curve: one for each percent of recall."""
+
+
+def probability_scores(hist: Ints) -> dict[str, object]:
+    """Scores of the probabilities as they are stored.
+
+    Args:
+        hist: `mitoseg.metrics.logit_histogram` of everything that is scored.
+
+    Returns:
+        ``average_precision`` (the area under precision over recall); ``expected_calibration_error`` and
+        ``adaptive_calibration_error`` (15 bins of equal width, and of equally many voxels);
+        ``negative_log_likelihood`` (nats a voxel); ``brier_score``; ``jaccard_foreground_oracle``, the foreground's
+        Jaccard index at ``threshold_oracle``, the best threshold for the very voxels that are scored: an upper bound,
+        chosen on the scored volume, never a result. Then the curves: ``precision_recall`` with ``threshold``,
+        ``precision``, ``recall``, and ``reliability`` and ``reliability_adaptive`` with ``voxels``, ``confidence``,
+        ``share`` by bin.
+        NaN, or an empty curve, where a class is missing that is needed.
+    """
+    points = curve(hist)
+    threshold, oracle = best_threshold(points)
+    by_width, by_mass = reliability_bins(hist), reliability_bins(hist, adaptive=True)
+    return {
+        "average_precision": average_precision(points),
+        "expected_calibration_error": by_width.error,
+        "adaptive_calibration_error": by_mass.error,
+        "negative_log_likelihood": negative_log_likelihood(hist, AS_STORED),
+        "brier_score": brier_score(hist),
+        "jaccard_foreground_oracle": oracle,
+        "threshold_oracle": float(expit(threshold)),
+        "precision_recall": _thinned(points),
+        "reliability": _listed(by_width),
+        "reliability_adaptive": _listed(by_mass),
+    }
+
+
+def _thinned(points: Curve) -> dict[str, list[float]]:
+    """The highest threshold that reaches each percent of recall, ascending."""
+    if not points.tp[0]:
+        return {"threshold": [], "precision": [], "recall": []}
+    precision, recall = precision_recall(points)
+    wanted = np.arange(1, POINTS + 1) / POINTS
+    at = np.unique(len(recall) - 1 - np.searchsorted(recall[::-1], wanted - 1e-12))
+    return {
+        "threshold": expit(points.threshold_logit[at]).tolist(),
+        "precision": precision[at].tolist(),
+        "recall": recall[at].tolist(),
+    }
+
+
+def _listed(bins: Reliability) -> dict[str, list[float]]:
+    return {name: getattr(bins, name).tolist() for name in ("voxels", "confidence", "share")}

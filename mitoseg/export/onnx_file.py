@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from mitoseg.errors import UserError
-from mitoseg.export.about import metadata
 from mitoseg.export.expected import Floats, expected
 from mitoseg.export.forms import Form, make_form
+from mitoseg.export.weights import metadata
 from mitoseg.extras import import_extra
 from mitoseg.networks.checkpoint import Model
 from mitoseg.storage import atomic_output, check_output

@@ -8,6 +8,12 @@
     documentation.md   how to use it, and the model's card
 
 Nothing in it points to an address, so it can be checked without a network.
+
+The description of a bioimage.io package, ``rdf.yaml``, format 0.5.
+
+What a package says to its reader.
+
+The picture of a package: a slice, and the same slice with its mitochondria.
 """
 
 from __future__ import annotations
@@ -15,28 +21,30 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import metadata as installed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.ndimage import binary_erosion
 
 import mitoseg
 from mitoseg.errors import UserError
-from mitoseg.export.about import metadata
-from mitoseg.export.cover import draw_cover
-from mitoseg.export.description import describe
-from mitoseg.export.documentation import document
 from mitoseg.export.expected import expected
 from mitoseg.export.forms import Form, make_form
-from mitoseg.export.onnx_file import TOLERANCE, Exported, compare, described, write_onnx
+from mitoseg.export.onnx_file import INPUT, OPSET, OUTPUT, TOLERANCE, Exported, compare, described, write_onnx
+from mitoseg.export.weights import metadata
 from mitoseg.extras import import_extra
 from mitoseg.networks.checkpoint import Model
 from mitoseg.storage import atomic_output, check_output
-from mitoseg.volumes import Array
+from mitoseg.volumes import CHANNEL_OFFSETS, Array
 
 PACKAGE_SUFFIX = ".zip"
+
 COVER = 256
 """Voxels along y and x of the image on the cover."""
 
@@ -143,3 +151,219 @@ def _test(core: Any, path: Path) -> None:  # noqa: ANN401 (imported when it is n
     if summary.status != "passed":
         reasons = [error.msg for detail in summary.details for error in detail.errors]
         raise UserError("the package does not pass bioimageio.core's test", " ".join(reasons)[:300], "nothing is kept")
+
+
+TAGS = ["mitochondria", "electron-microscopy", "segmentation", "semantic-segmentation", "3d", "onnx"]
+
+
+def describe(
+    name: str, model: Model, form: Form, facts: Mapping[str, Any], authors: Sequence[str], version: str
+) -> Any:  # noqa: ANN401 (a ModelDescr; bioimageio.spec is imported when it is needed)
+    """A ``ModelDescr`` whose files lie in the validation context's root.
+
+    Args:
+        name: Title, in letters that bioimage.io allows.
+        model: The network and what it needs.
+        form: The form ``volume``.
+        facts: Of the training data, as far as they are known.
+        authors: Names.
+        version: Of mitoseg.
+
+    Raises:
+        UserError: bioimageio.spec is missing.
+    """
+    v = _spec()
+    parameters = sum(p.numel() for p in model.network.parameters())
+    about = v.BioimageioConfig(
+        modality="electron microscopy",
+        target_structure=["mitochondria"],
+        task="segmentation",
+        architecture_description=str(model.config.get("_target_")),
+        model_parameter_count=parameters,
+        out_of_scope_use="Diagnosis; other tissue, staining or voxel sizes without a check against labels.",
+    )
+    return v.ModelDescr(
+        name=name,
+        description=_summary(model),
+        authors=[v.Author(name=author) for author in authors],
+        cite=_cite(facts),
+        license=v.LicenseId("BSD-3-Clause"),
+        tags=TAGS,
+        documentation=v.FileDescr(source=v.RelativeFilePath("documentation.md")),
+        covers=[v.FileDescr(source=v.RelativeFilePath("cover.png"))],
+        version=v.Version(version),
+        timestamp=v.Datetime(datetime.now(UTC)),
+        inputs=[_input(form, model)],
+        outputs=[_output(form, model)],
+        weights=v.WeightsDescr(
+            onnx=v.OnnxWeightsDescr(source=v.RelativeFilePath("weights.onnx"), opset_version=OPSET)
+        ),
+        training_data=_training_data(facts, authors),
+        config=v.Config(bioimageio=about, mitoseg=metadata(model, form, facts)),
+    )
+
+
+def _spec() -> Any:  # noqa: ANN401
+    return import_extra("bioimageio.spec.model.v0_5", "bioimageio.core", "exchange")
+
+
+def _summary(model: Model) -> str:
+    size = (
+        ""
+        if model.voxel_size is None
+        else f" Trained on voxels of {' x '.join(f'{n:g}' for n in model.voxel_size)} nm."
+    )
+    return (
+        "The probability of being a mitochondrion for every voxel of an electron-microscopy volume, calibrated on "
+        f"validation slabs. Mitochondria are voxels at {model.threshold:.3f} and above.{size}"
+    )
+
+
+def _space(form: Form, model: Model) -> list[dict[str, Any]]:
+    """Name, unit and scale of the axes z, y, x."""
+    if model.voxel_size is None:
+        return [{"id": axis} for axis in form.axes[2:]]
+    return [
+        {"id": axis, "unit": "nanometer", "scale": size}
+        for axis, size in zip(form.axes[2:], model.voxel_size, strict=True)
+    ]
+
+
+def _input(form: Form, model: Model) -> Any:  # noqa: ANN401
+    v = _spec()
+    sides = []
+    for axis, least, step in zip(_space(form, model), form.sizes.piece, form.sizes.step, strict=True):
+        size = v.ParameterizedSize(min=least, step=step) if step else least
+        sides.append(v.SpaceInputAxis(**axis, size=size, concatenable=True))
+    return v.InputTensorDescr(
+        id=v.TensorId(INPUT),
+        description="Grey values as they are stored; normalisation is in the weights.",
+        axes=[v.BatchAxis(), v.ChannelAxis(channel_names=[v.Identifier("grey")]), *sides],
+        data=v.IntervalOrRatioDataDescr(type="float32"),
+        pad=v.ReflectPadding(mode="reflect"),  # said, since what is not said is not written
+        test_tensor=v.FileDescr(source=v.RelativeFilePath("test_input.npy")),
+    )
+
+
+def _output(form: Form, model: Model) -> Any:  # noqa: ANN401
+    v = _spec()
+    sides = []
+    for axis, halo in zip(_space(form, model), form.sizes.halo, strict=True):
+        size = v.SizeReference(tensor_id=v.TensorId(INPUT), axis_id=v.AxisId(axis["id"]))
+        whole = v.SpaceOutputAxisWithHalo(**axis, size=size, halo=halo) if halo else None
+        sides.append(whole or v.SpaceOutputAxis(**axis, size=size))
+    return v.OutputTensorDescr(
+        id=v.TensorId(OUTPUT),
+        description="Calibrated probability of mitochondrion.",
+        axes=[v.BatchAxis(), v.ChannelAxis(channel_names=[v.Identifier("mitochondrion")]), *sides],
+        data=v.IntervalOrRatioDataDescr(type="float32", range=(0.0, 1.0)),
+        test_tensor=v.FileDescr(source=v.RelativeFilePath("test_output.npy")),
+    )
+
+
+def _cite(facts: Mapping[str, Any]) -> list[Any]:
+    """The papers of the training data; an entry needs a DOI (an address would be looked up)."""
+    v = _spec()
+    if not facts.get("doi"):
+        return []
+    return [v.CiteEntry(text=str(facts.get("citation") or facts.get("title")), doi=v.Doi(facts["doi"]))]
+
+
+def _training_data(facts: Mapping[str, Any], authors: Sequence[str]) -> Any:  # noqa: ANN401
+    """The data set, if it is known."""
+    title = facts.get("title") or facts.get("name")
+    if not title:
+        return None
+    dataset = import_extra("bioimageio.spec.dataset.v0_3", "bioimageio.core", "exchange")
+    allowed = "".join(c if c.isascii() and (c.isalnum() or c in "_+-() ") else " " for c in str(title))
+    return dataset.DatasetDescr(
+        name=f"data {allowed}"[:64] if len(allowed) < 5 else allowed[:64],
+        description=f"{title}. Licence: {facts.get('licence') or 'not recorded'}.",
+        authors=[_spec().Author(name=f"see the citation; described by {name}") for name in authors],
+        cite=_cite(facts),
+        tags=["electron-microscopy"],
+    )
+
+
+_TEXT = """# {name}
+
+Give it a stack of electron micrographs (z, y, x) as it is; you get the probability of mitochondrion for every voxel.
+
+## What goes in, what comes out
+
+- input `image`: {taken}; one channel, grey values as they are stored, float32. Do not normalise: that is in the
+  weights (mean {mean:.1f}, standard deviation {std:.1f}). Bring a volume with other grey values to these.
+- output `probability`: {given}; calibrated, from 0 to 1. Mitochondria are voxels at {threshold:.3f} and above.
+- voxel size of the training volume (z, y, x): {voxels}. Resample others to it.
+- slices seen for each slice: {slices}; where one is missing, the slice itself.
+- Pieces of a stack must overlap: cut {halo} voxels (z, y, x) on each side; programs that know bioimage.io do so. The
+  first and last slices of a stack, padded by reflection then, may differ a little from what mitoseg writes there.
+
+## Use
+
+    bioimageio test package.zip
+    bioimageio predict package.zip
+
+Or in ilastik and deepImageJ: choose the zip as a local model.
+
+## Validation
+
+Label a few slices, predict them, and compare: `mitoseg evaluate prediction=OUT truth=LABELS` prints the Jaccard index
+of mitochondria, of background and their mean. The scores below are those of the training run.
+
+"""
+
+
+def document(name: str, model: Model, form: Form, card: str) -> str:
+    """Markdown: what goes in and comes out, how it is used and judged, then the model's card.
+
+    Args:
+        name: Title.
+        model: The network and what it needs.
+        form: The form of the weights.
+        card: Of `mitoseg.export.model_card`; its headings go one level down.
+    """
+    taken, given = described(form)
+    head = _TEXT.format(
+        name=name,
+        taken=taken,
+        given=given,
+        mean=model.normalization["mean"],
+        std=model.normalization["std"],
+        threshold=model.threshold,
+        voxels="not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm",
+        slices=", ".join(f"{n:+d}" if n else "0" for n in CHANNEL_OFFSETS[model.channels]),
+        halo=" x ".join(map(str, form.sizes.halo)),
+    )
+    lower = [f"#{line}" if line.startswith("#") else line for line in card.splitlines()]
+    return head + "\n".join(lower) + "\n"
+
+
+SIDE = 384
+"""Pixels of each half."""
+
+ORANGE = (255, 140, 0)
+
+
+def draw_cover(grey_yx: npt.NDArray[np.floating], prob_yx: npt.NDArray[np.floating], threshold: float) -> Image.Image:
+    """Twice as wide as high; mitochondria are orange, the more so the surer.
+
+    Args:
+        grey_yx: Grey values.
+        prob_yx: Probabilities.
+        threshold: Where the outline runs.
+    """
+    low, high = np.percentile(grey_yx, (0.5, 99.5))
+    level = np.clip((grey_yx - low) / max(high - low, 1e-6), 0, 1)
+    plain = np.repeat(level[..., None], 3, 2)
+    weight = (0.5 * prob_yx)[..., None]
+    mixed = plain * (1 - weight) + np.array(ORANGE) / 255 * weight
+    inside = prob_yx >= threshold
+    mixed[inside & ~binary_erosion(inside, border_value=1)] = np.array(ORANGE) / 255
+    halves = [Image.fromarray((255 * half).astype(np.uint8)) for half in (plain, mixed)]
+    cover = Image.new("RGB", (2 * SIDE, SIDE))
+    for i, half in enumerate(halves):
+        side = min(half.size)
+        square = half.crop((0, 0, side, side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        cover.paste(square, (i * SIDE, 0))
+    return cover

@@ -1,33 +1,44 @@
-"""One network on one volume: what to read for a tile, and the log-odds of its voxels."""
+"""One network on one volume: what to read for a tile, and the log-odds of its voxels.
+
+A volume through a network, tile by tile, into a writer.
+
+Reading, computing and writing at the same time.
+
+    read      | 1 | 2 | 3 | 4 |
+    compute       |  1  |  2  |  3  |  4  |
+    write               | 1 |   | 2 |   | 3 |   | 4 |
+
+Each stage has a thread of its own (the middle one the caller's) and is one item ahead of the next at most, so that no
+more than a few items are in memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
+from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.inference.blend import Blend
-from mitoseg.inference.dense import Dense
-from mitoseg.inference.gather import check_answers, make_gather
-from mitoseg.inference.members import answers, parts
-from mitoseg.inference.memory import Tile
+from mitoseg.inference.methods import Blend, Dense, Options, answers, input_channels, parts
 from mitoseg.inference.precision import computing
-from mitoseg.inference.protocol import input_channels
-from mitoseg.inference.reading import Grey, assemble, read_grey
-from mitoseg.inference.sizing import Sizing
-from mitoseg.inference.views import make_views
-from mitoseg.volumes import Volume, channel_slices
+from mitoseg.inference.sizing import Sizing, Tile, budget_bytes
+from mitoseg.inference.views import Grey, assemble, check_answers, make_gather, make_views, read_grey
+from mitoseg.metrics import Calibration
+from mitoseg.volumes import Normalization, Volume, VoxelSize, channel_slices
 from mitoseg.volumes.padding import Padding
 
 if TYPE_CHECKING:
-    from mitoseg.inference.predict import Prediction
+    pass
 
 
 class Predictor:
@@ -172,3 +183,155 @@ def _halves(write: Box, *, along_z: bool) -> list[Box]:
     sizes = list(write.shape)
     sizes[axis] = -(-sizes[axis] // 2)
     return list(tiles(write, sizes))
+
+
+KINDS: dict[str, np.dtype[Any]] = {
+    "probability": np.dtype(np.float32),
+    "mask": np.dtype(np.uint8),
+    "uncertainty": np.dtype(np.float32),
+}
+"""What can be saved, and the type of its voxels unless the user names another."""
+
+
+class BoxWriter(Protocol):
+    """Whatever takes finished boxes: a volume writer, or an array in memory."""
+
+    def write(self, box: Box, array_zyx: npt.NDArray[Any], /) -> None:
+        """Take the voxels of one box."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How a network's scores become what is saved.
+
+    Attributes:
+        network: In eval mode, on its device.
+        normalization: Of the training voxels.
+        channels: How slices become input channels.
+        calibration: Corrects the log-odds: prior shift, temperature, bias.
+        threshold: Probability at and above which a voxel is foreground.
+        method: ``auto`` or one of `mitoseg.inference.METHODS`.
+        options: What the method can be told.
+        tta: Test-time augmentation, a key of `mitoseg.inference.SYMMETRIES`.
+        consensus: What the answers of all views and members make together, one of `mitoseg.inference.CONSENSUS`.
+        precision: ``fp32`` or ``bf16``.
+        save: One of `KINDS`, or ``log_odds`` for what the network gave, not calibrated.
+        dtype: Of the saved voxels; uint8 probabilities and deviations are times 255, rounded.
+        voxel_size: (z, y, x) in nm that volumes have which do not say it, or None.
+    """
+
+    network: nn.Module
+    normalization: Normalization
+    channels: str
+    calibration: Calibration
+    threshold: float
+    method: str = "auto"
+    options: Options = field(default_factory=Options)
+    tta: str = "none"
+    consensus: str = "mean"
+    precision: str = "fp32"
+    save: str = "probability"
+    dtype: np.dtype[Any] = KINDS["probability"]
+    voxel_size: VoxelSize | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What travels with the output: its kind, the threshold, and the factor from probability to voxel."""
+        scale = 255 if self.save != "mask" and self.dtype == np.uint8 else 1
+        return {"kind": self.save, "threshold": self.threshold, "scale": scale}
+
+    def encode(self, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """What is saved, in its type: from log-odds a calibrated probability or mask; a deviation as it is."""
+        if self.save == "log_odds":
+            return found
+        values = found if self.save == "uncertainty" else expit(self.calibration.apply(found))
+        if self.save == "mask":
+            values = values >= self.threshold
+        elif self.dtype == np.uint8:
+            values = np.rint(values * 255)
+        encoded: npt.NDArray[Any] = values.astype(self.dtype)
+        return encoded
+
+
+def predict_volume(
+    prediction: Prediction | Predictor,
+    volume: Volume,
+    writer: BoxWriter,
+    *,
+    box: Box | None = None,
+    tile: Tile | None = None,
+    done: Container[Box] = (),
+    on_tile: Callable[[Box], None] | None = None,
+) -> None:
+    """Predict a volume, or one box of it, and hand it to a writer.
+
+    Args:
+        prediction: The network and what it needs, or a predictor made of it for this volume.
+        volume: The image.
+        writer: Takes tiles in order, in coordinates of the box.
+        box: The part to predict; what lies around it in the volume is still seen by the network.
+        tile: (z, y, x) voxels at a time; None: by the memory that is free.
+        done: Tiles to leave out, in coordinates of the box.
+        on_tile: Called with each tile that is written.
+
+    Raises:
+        UserError: Network, method and volume do not fit together, the volume is damaged, or memory is too small.
+    """
+    predictor = prediction if isinstance(prediction, Predictor) else Predictor(prediction, volume)
+    area = volume.check_box(box)
+    parts = tiles(area, tile or predictor.choose_tile(budget_bytes(None)))
+
+    def write(part: Box, found: npt.NDArray[np.float32]) -> None:
+        inside = part.inside(area)
+        writer.write(inside, predictor.encode(part, found))
+        if on_tile is not None:
+            on_tile(inside)
+
+    run_overlapped(
+        (part for part in parts if part.inside(area) not in done),
+        predictor.read,
+        lambda part, greys: predictor.compute(greys, part),
+        write,
+    )
+
+
+Item = TypeVar("Item")
+
+Source = TypeVar("Source")
+
+Result = TypeVar("Result")
+
+
+def run_overlapped(
+    items: Iterable[Item],
+    read: Callable[[Item], Source],
+    compute: Callable[[Item, Source], Result],
+    write: Callable[[Item, Result], None],
+) -> None:
+    """Read, compute and write every item, in order.
+
+    The first exception of any stage ends the run; what was handed to the writer before it is still written.
+    """
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        written: Future[None] | None = None
+        for item, source in _read_ahead(items, read, reader):
+            result = compute(item, source)
+            if written is not None:
+                written.result()
+            written = writer.submit(write, item, result)
+        if written is not None:
+            written.result()
+
+
+def _read_ahead(
+    items: Iterable[Item], read: Callable[[Item], Source], reader: ThreadPoolExecutor
+) -> Iterator[tuple[Item, Source]]:
+    """Items with what was read for them; the next one is read while the caller works."""
+    ahead: tuple[Item, Future[Source]] | None = None
+    for item in items:
+        coming = (item, reader.submit(read, item))
+        if ahead is not None:
+            yield ahead[0], ahead[1].result()
+        ahead = coming
+    if ahead is not None:
+        yield ahead[0], ahead[1].result()

@@ -3,12 +3,7 @@
 The torchmetrics classes lie in `mitoseg.metrics.torch_metrics`, so that scoring two volumes needs no torch.
 """
 
-from mitoseg.metrics.calibration import (
-    Calibration,
-    fit_calibration,
-    negative_log_likelihood,
-    prior_shift,
-)
+from mitoseg.metrics.calibration import Calibration, fit_calibration, negative_log_likelihood, prior_shift
 from mitoseg.metrics.counts import IGNORE, Counts, count, scores
 from mitoseg.metrics.decision import Decision, choose_decision
 from mitoseg.metrics.histogram import (

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
-from mitoseg.networks.bundle import find_weights
-from mitoseg.networks.checkpoint import KEY, read_checkpoint
+from mitoseg.networks.checkpoint import KEY, find_weights, read_checkpoint
 
 log = logging.getLogger(__name__)
 

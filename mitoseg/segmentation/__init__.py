@@ -1,15 +1,12 @@
 """From probabilities to masks, instances, shapes and measurements: arrays and volumes in, the same and tables out."""
 
+from mitoseg.segmentation.blockwise import Objects
 from mitoseg.segmentation.exporting import export_meshes, export_skeletons
-from mitoseg.segmentation.instances import InstanceVolume
-from mitoseg.segmentation.labelling import label_array, label_volume, write_instances
+from mitoseg.segmentation.labelling import InstanceVolume, Labelling, label_array, label_volume, write_instances
 from mitoseg.segmentation.meshes import Mesh, mesh_object
-from mitoseg.segmentation.morphometry import Sources, measure_instances
-from mitoseg.segmentation.objects import Objects
-from mitoseg.segmentation.options import Labelling
+from mitoseg.segmentation.morphometry import Sources, measure_instances, summarise
 from mitoseg.segmentation.postprocess import Postprocess
 from mitoseg.segmentation.skeletons import Skeleton, skeletonize
-from mitoseg.segmentation.summary import summarise
 
 __all__ = [
     "InstanceVolume",

@@ -12,10 +12,13 @@ gathered into cells, and paths run from cell to cell as in TEASAR (Sato et al., 
 
 A path would wander to one corner of a blunt end. So it stops at the last ball that contains the tip, and that ball's
 radius is added: a tube's length reaches from tip to tip, a ball's length is its diameter.
+
+Voxels of one object gathered into cells, and the graph of neighbouring cells.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,16 +30,17 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
-from mitoseg.segmentation.cells import Nodes, gather_cells
-from mitoseg.segmentation.smooth_shape import WHOLE, Cut, Floats, Mask, SmoothShape, smooth_shape
-from mitoseg.segmentation.surface import shape_mesh
+from mitoseg.segmentation.smooth_shape import WHOLE, Cut, Floats, Mask, SmoothShape, shape_mesh, smooth_shape
 
 _TO_SURFACE = 0.3
 """Steps that the surface lies before the nearest voxel of the background, on the mean of all directions."""
+
 _COST = 50.0
 """How much dearer a step along the surface is than one in the middle."""
+
 _SMOOTH = 2.0
 """Standard deviation, in steps between nodes, by which a path's positions are smoothed before it is measured."""
+
 MOST_BRANCHES = 100
 """Side paths that are looked for; no mitochondrion has so many."""
 
@@ -78,7 +82,7 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
 
     Args:
         shape: The object.
-        vertices: Of its mesh, as `mitoseg.segmentation.surface.shape_mesh` gives them; None: they are made here.
+        vertices: Of its mesh, as `mitoseg.segmentation.smooth_shape.shape_mesh` gives them; None: they are made here.
     """
     vertices = shape_mesh(shape)[0] if vertices is None else vertices
     if not len(vertices):
@@ -223,3 +227,71 @@ def _smooth(line: Floats) -> Floats:
     padded = np.concatenate([low, line, high])
     result: Floats = gaussian_filter1d(padded, _SMOOTH, axis=0, mode="nearest")[n : n + len(line)]
     return result
+
+
+MOST_CELLS = 1500
+"""About as many cells an object has at most; paths through more take longer and are hardly more exact."""
+
+_FORWARD = [o for o in itertools.product((-1, 0, 1), repeat=3) if o > (0, 0, 0)]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """One node for each cell.
+
+    Attributes:
+        position: (n, 3), z, y, x in nm from the first voxel: of the cell's voxel that is deepest inside the object.
+        radius: (n,), of the ball that fits there, in nm.
+        graph: (n, n), symmetric: distances in nm between nodes of neighbouring cells.
+        cell: Width of a cell in nm, the mean over the axes.
+    """
+
+    position: Floats
+    radius: Floats
+    graph: sparse.csr_array
+    cell: float
+
+
+def gather_cells(radius_zyx: npt.NDArray[np.float32], step: Sequence[float]) -> Nodes:
+    """Gather the voxels of an object into cells of as many voxels as it takes; a cell has at least one voxel.
+
+    Args:
+        radius_zyx: About that of the ball that fits at each voxel, in nm; negative outside the object. Without a
+            voxel inside, one of the largest value is taken.
+        step: (z, y, x) between voxels, in nm.
+    """
+    voxel = np.argwhere(radius_zyx >= 0)
+    if not len(voxel):
+        voxel = np.array([np.unravel_index(radius_zyx.argmax(), radius_zyx.shape)])
+    radius = np.maximum(radius_zyx[tuple(voxel.T)], 0).astype(np.float64)
+    width = _cell_width(len(voxel), step)
+    shape = tuple(-(-n // w) + 2 for n, w in zip(radius_zyx.shape, width, strict=True))
+    cell = np.ravel_multi_index(tuple((voxel // width + 1).T), shape)
+    order = np.lexsort((-radius, cell))
+    keys, first = np.unique(cell[order], return_index=True)
+    chosen = order[first]
+    position = voxel[chosen] * np.asarray(step, float)
+    return Nodes(position, radius[chosen], _link(keys, position, shape), float(np.mean(width * np.asarray(step))))
+
+
+def _cell_width(voxels: int, step: Sequence[float]) -> npt.NDArray[np.integer]:
+    """Voxels of a cell along each axis, about equal in nm."""
+    nm = np.asarray(step, float)
+    edge = (max(voxels / MOST_CELLS, 1) * nm.prod()) ** (1 / 3)
+    width: npt.NDArray[np.integer] = np.maximum(np.round(edge / nm), 1).astype(int)
+    return width
+
+
+def _link(keys: npt.NDArray[np.integer], position: Floats, shape: Sequence[int]) -> sparse.csr_array:
+    """Distances of the nodes whose cells are among the 26 neighbours; ``keys`` are flat indices, ascending."""
+    rows, columns = [], []
+    for offset in _FORWARD:
+        other = keys + (offset[0] * shape[1] + offset[1]) * shape[2] + offset[2]
+        at = np.searchsorted(keys, other).clip(0, len(keys) - 1)
+        there = keys[at] == other
+        rows.append(np.flatnonzero(there))
+        columns.append(at[there])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    distance = np.linalg.norm(position[row] - position[column], axis=1)
+    data, index = np.tile(distance, 2), (np.concatenate([row, column]), np.concatenate([column, row]))
+    return sparse.csr_array((data, index), shape=(len(keys), len(keys)))

@@ -27,13 +27,18 @@ import numpy.typing as npt
 
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.block_labels import Labels, relabel_block, summarize_block
-from mitoseg.segmentation.joining import Joiner
-from mitoseg.segmentation.objects import Objects, least_voxels
+from mitoseg.segmentation.blockwise import (
+    CHUNK,
+    Joiner,
+    Labels,
+    Objects,
+    least_voxels,
+    relabel_block,
+    store,
+    summarize_block,
+)
 from mitoseg.segmentation.postprocess import Postprocess
-from mitoseg.segmentation.storing import CHUNK, store
-from mitoseg.volumes.base import Volume, VolumeInfo
-from mitoseg.volumes.masks import MaskVolume
+from mitoseg.volumes.base import MaskVolume, Volume, VolumeInfo
 
 Mask8 = npt.NDArray[np.uint8]
 Chosen = npt.NDArray[np.bool_]

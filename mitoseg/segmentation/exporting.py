@@ -1,21 +1,31 @@
-"""Meshes and skeletons of a whole volume, object by object, into a folder that appears when all are there."""
+"""Meshes and skeletons of a whole volume, object by object, into a folder that appears when all are there.
+
+Instances to draw or to write: where each lies, which are wanted, and their masks.
+
+Meshes as files: PLY and OBJ with one object each, GLB with all of them, named and coloured.
+"""
 
 from __future__ import annotations
 
+import colorsys
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.segmentation.finding import FoundObject, choose_objects, find_objects, held, read_mask
-from mitoseg.segmentation.mesh_files import FORMATS, ONE_EACH, write_mesh, write_scene
+from mitoseg.geometry import Box
+from mitoseg.segmentation.blockwise import STARTS, STOPS, take_census
 from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
 from mitoseg.segmentation.skeletons import CONST, SCALE, Skeleton, skeletonize, write_swc
 from mitoseg.storage import atomic_output, check_output, read_json, write_json
-from mitoseg.volumes.base import Volume, VoxelSize
+from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
 
 Progress = Callable[[int, int], None]
@@ -23,6 +33,7 @@ Progress = Callable[[int, int], None]
 
 MESH_LIST, SKELETON_LIST = "meshes.json", "skeletons.json"
 """What a folder holds, in itself; a folder without one is never replaced."""
+
 SCENE = "instances.glb"
 
 
@@ -240,3 +251,163 @@ def _check_formats(formats: Sequence[str]) -> list[str]:
 def _check_number(name: str, value: object, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
         raise UserError(f"{name} is out of range", value, f"give a number from {least:g} up")
+
+
+Mask = npt.NDArray[np.bool_]
+
+_IN_MEMORY = 2**30
+"""Bytes up to which a volume is read once and kept; a larger one is read object by object."""
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """One instance in its volume.
+
+    Attributes:
+        id: Its number.
+        box: The smallest box that holds it.
+        voxels: How many it has.
+    """
+
+    id: int
+    box: Box
+    voxels: int
+
+    def touches_border(self, shape: tuple[int, ...]) -> bool:
+        """Whether it reaches a face of a volume of that shape, and so may go on beyond it."""
+        return any(a == 0 or b == n for a, b, n in zip(self.box.start, self.box.stop, shape, strict=True))
+
+
+def held(instances: Volume) -> Volume:
+    """The volume, in memory where it is small, so that objects are cut from it without reading a file again."""
+    size = int(np.prod(instances.shape)) * instances.dtype.itemsize
+    if isinstance(instances, ArrayVolume) or size > _IN_MEMORY:
+        return instances
+    return ArrayVolume(instances.read(), instances.voxel_size, instances.path, instances.info.metadata)
+
+
+def find_objects(instances: Volume) -> dict[int, FoundObject]:
+    """All instances by their number, in ascending order.
+
+    Args:
+        instances: Integers, 0 for background. Numbers may be sparse and as large as their type allows.
+
+    Raises:
+        UserError: The volume holds a mask, probabilities or negative numbers.
+    """
+    check_instances(instances)
+    table = take_census(instances)
+    corners = zip(table[STARTS].to_numpy().tolist(), table[STOPS].to_numpy().tolist(), strict=True)
+    rows = zip(table["instance"].tolist(), corners, table["voxels"].tolist(), strict=True)
+    return {i: FoundObject(i, Box(tuple(start), tuple(stop)), voxels) for i, (start, stop), voxels in rows}
+
+
+def check_instances(instances: Volume) -> None:
+    """Refuse what is no volume of instances.
+
+    Raises:
+        UserError: Its metadata say that it is something else, or its voxels are no integers.
+    """
+    kind = instances.info.metadata.get("kind", "instances")
+    if kind != "instances" or not np.issubdtype(instances.dtype, np.integer):
+        kind = kind if kind != "instances" else str(instances.dtype)
+        raise UserError(f"instances are needed, not {kind}", instances.path, "give what save=instances wrote")
+
+
+def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, least_voxels: float) -> list[FoundObject]:
+    """The objects that are asked for, without those that are too small.
+
+    Args:
+        found: All of them.
+        ids: Numbers; None for all.
+        least_voxels: Objects with fewer voxels are left out.
+
+    Raises:
+        UserError: There is no instance of such a number.
+    """
+    wanted = list(found) if ids is None else list(dict.fromkeys(ids))
+    if unknown := [i for i in wanted if i not in found]:
+        raise UserError("no instance has the number", unknown[0], f"the volume holds {_numbers(found)}")
+    return [found[i] for i in wanted if found[i].voxels >= least_voxels]
+
+
+def read_mask(instances: Volume, one: FoundObject) -> Mask:
+    """The object within its box."""
+    mask_zyx: Mask = instances.read(one.box) == one.id
+    return mask_zyx
+
+
+def _numbers(found: dict[int, FoundObject]) -> str:
+    return f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
+
+
+Colour = tuple[float, float, float]
+
+ONE_EACH = ("ply", "obj")
+"""Formats that hold one object in a file."""
+
+FORMATS = (*ONE_EACH, "glb")
+"""All that can be written."""
+
+_GOLDEN = 0.618033988749895
+
+
+def colour_of(number: int) -> Colour:
+    """The colour of an instance, the same in every file and picture; neighbouring numbers look different.
+
+    Hues step by the golden ratio, which fills the circle evenly for any count of them.
+
+    >>> colour_of(1) == colour_of(1), colour_of(1) == colour_of(2)
+    (True, False)
+    """
+    hue = number * _GOLDEN % 1
+    saturation, value = (0.55, 0.75, 0.65)[number % 3], (0.95, 0.85, 0.9)[number % 3]
+    return colorsys.hsv_to_rgb(hue, saturation, value)
+
+
+def write_mesh(path: Path, mesh: Mesh, number: int) -> None:
+    """Write one object, PLY (binary, little-endian, float32) or OBJ (text), by the suffix.
+
+    Args:
+        path: The file; it is not written atomically, see `mitoseg.segmentation.exporting`.
+        mesh: In nm.
+        number: Of the instance, for its colour (PLY).
+
+    Raises:
+        UserError: The library that writes is not installed.
+    """
+    trimesh = import_extra("trimesh", "trimesh", "mesh")
+    body = _body(trimesh, mesh)
+    if path.suffix == ".obj":
+        body.export(path, file_type="obj", include_color=False, include_normals=False, header=f"instance {number}, nm")
+        return
+    body.visual.vertex_colors = _bytes(colour_of(number))
+    body.export(path, file_type="ply", encoding="binary", vertex_normal=False)
+
+
+def write_scene(path: Path, meshes: Mapping[int, Mesh]) -> None:
+    """Write all objects as one binary glTF 2.0 file: a node and a mesh for each, named by its number, with its colour.
+
+    Vertices are float32, in nm: glTF itself speaks of metres, so a viewer may want a scale of 0.001 or less.
+
+    Raises:
+        UserError: The library that writes is not installed.
+    """
+    trimesh = import_extra("trimesh", "trimesh", "mesh")
+    scene = trimesh.Scene(metadata={"unit": "nm"})
+    for number, mesh in meshes.items():
+        body, name = _body(trimesh, mesh), str(number)
+        material = trimesh.visual.material.PBRMaterial(
+            name=name, baseColorFactor=_bytes(colour_of(number)), metallicFactor=0.0, roughnessFactor=0.6
+        )
+        body.visual = trimesh.visual.TextureVisuals(material=material)
+        scene.add_geometry(body, node_name=name, geom_name=name)
+    scene.export(path, file_type="glb", include_normals=True)
+
+
+def _body(trimesh: Any, mesh: Mesh) -> Any:  # noqa: ANN401 (an optional library without types)
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+
+
+def _bytes(colour: Colour) -> list[int]:
+    return [*(int(np.round(255 * part)) for part in colour), 255]

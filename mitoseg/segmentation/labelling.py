@@ -8,30 +8,56 @@ it: an engine maps blocks, then components, then blocks again, and only tables c
 
 Objects that the volume's border cuts get ids like any other. `Objects.touches_border` says which they are: those
 whose bounding box reaches a face of the volume. Their size and shape are those of the part that is seen.
+
+What labelling can be told.
+
+Numbered mitochondria as a lazy volume: ids are computed block by block where they are read.
+
+One component cut into its parts, which are kept in little memory until they are written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.engines import Engine, LocalEngine
-from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.block_labels import BlockSummary, summarize_block
-from mitoseg.segmentation.block_writing import BoxWriter, write_blocks
-from mitoseg.segmentation.instances import InstanceVolume, number_objects
-from mitoseg.segmentation.joining import Joiner
-from mitoseg.segmentation.options import Labelling
-from mitoseg.segmentation.parts import Parts, Splitter
-from mitoseg.volumes.base import ArrayVolume, Volume
+from mitoseg.control_groups import memory_available
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, meeting, tiles
+from mitoseg.segmentation.blockwise import (
+    BlockSummary,
+    BoxWriter,
+    Joiner,
+    Objects,
+    Packed,
+    join_objects,
+    label_components,
+    least_voxels,
+    measure_objects,
+    pack,
+    relabel_block,
+    summarize_block,
+    unpack,
+    write_blocks,
+)
+from mitoseg.segmentation.splitting import Criterion, split_mask
+from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
+from mitoseg.volumes.units import check_voxel_size
+
+log = logging.getLogger(__name__)
 
 BLOCK = (64, 512, 512)
 """Voxels (z, y, x) labelled at once, unless memory is short."""
+
 VOXEL_BYTES = 24
 """Of each of them."""
 
@@ -108,7 +134,7 @@ def write_instances(
     on_block: Callable[[Box], None] | None = None,
     engine: Engine | None = None,
 ) -> None:
-    """Hand the ids to a writer, block by block; see `mitoseg.segmentation.block_writing.write_blocks`.
+    """Hand the ids to a writer, block by block; see `mitoseg.segmentation.blockwise.write_blocks`.
 
     Args:
         instances: What `label_volume` gave.
@@ -117,3 +143,269 @@ def write_instances(
         engine: Started; None: this process.
     """
     write_blocks(instances, instances.block, writer, on_block=on_block, engine=engine)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How a mask becomes instances. Lengths are in nm, volumes in nm3.
+
+    Attributes:
+        connectivity: Voxels are neighbours over faces (6), edges as well (18), or corners as well (26).
+        split: Whether touching mitochondria are cut at their necks; see `mitoseg.segmentation.splitting`.
+        smoothing: Standard deviation of a Gaussian filter of the distance to the border.
+        neck: Two bodies stay one if the neck between them is at least this share of the thinner body, from 0 (nothing
+            is cut) to 1 (every maximum of the distance is an object).
+        depth: They stay one if the thinner body's radius is not larger than the neck's by this much.
+        seed_distance: They stay one if their middles lie closer together.
+        fragment: What is cut off and smaller is joined to its neighbour again.
+        min_volume: Objects below it are left out; None keeps all.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    connectivity: int = 6
+    split: bool = False
+    smoothing: float = 20.0
+    neck: float = 0.5
+    depth: float = 0.0
+    seed_distance: float = 0.0
+    fragment: float = 4.0e6
+    min_volume: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.connectivity not in (6, 18, 26):
+            raise UserError("labelling.connectivity is no neighbourhood", self.connectivity, "give 6, 18 or 26")
+        if not isinstance(self.split, bool):
+            raise UserError("labelling.split is neither true nor false", self.split, "give true or false")
+        for field in fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value is None and field.name == "min_volume":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value < 0:
+                raise UserError(f"labelling.{field.name} is not a number from 0 on", value, "give 0 or more")
+        if self.neck > 1:
+            raise UserError("labelling.neck is no share", self.neck, "give a number from 0 to 1")
+
+    def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
+        """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed.
+
+        Raises:
+            UserError: It is not known, and an option is in nm.
+        """
+        if voxel_size is None and (self.split or self.min_volume):
+            what = "labelling.split and labelling.min_volume are in nm, and the volume has no voxel size"
+            raise UserError(what, None, "give voxel_size=[z,y,x], or leave them out")
+        return voxel_size or (1.0, 1.0, 1.0)
+
+    @property
+    def criterion(self) -> Criterion:
+        """Which basins of the watershed are joined."""
+        return Criterion(self.neck, self.depth, self.seed_distance, self.fragment)
+
+
+Ids = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The ids of all objects.
+
+    Attributes:
+        objects: Row ``i`` is the object of id ``i + 1``.
+        whole: (components + 1,) the id of each component; 0 for background, what is left out, and what was cut.
+        parts: What was cut, with the id of each part (value 0 included).
+    """
+
+    objects: Objects
+    whole: Ids
+    parts: tuple[tuple[Parts, Ids], ...]
+
+
+def number_objects(
+    components: Objects, cut: Mapping[int, Parts], min_volume: float | None, voxel_size: Sequence[float]
+) -> Numbers:
+    """Number components and parts by their first voxels, without those that are too small.
+
+    Args:
+        components: As `mitoseg.segmentation.blockwise.merge_blocks` gives them.
+        cut: The parts of some of them, by row.
+        min_volume: In nm3; None keeps all.
+        voxel_size: (z, y, x) in nm.
+
+    Raises:
+        UserError: There are more objects than 32 bits can number.
+    """
+    rows = sorted(cut)
+    everything = join_objects([components, *(cut[row].objects for row in rows)])
+    kept = everything.voxels >= (least_voxels(min_volume, voxel_size) if min_volume else 1)
+    kept[rows] = False
+    order = np.flatnonzero(kept)
+    order = order[np.argsort(everything.first[order])]
+    if len(order) > np.iinfo(np.uint32).max:
+        raise UserError("too many objects for 32 bits", len(order), "leave out small ones with labelling.min_volume=")
+    ids = np.zeros(len(everything), np.uint32)
+    ids[order] = np.arange(1, len(order) + 1)
+    ends = np.cumsum([len(components), *(len(cut[row].objects) for row in rows)])
+    parts = tuple(
+        (cut[row], np.concatenate([[0], ids[a:b]]).astype(np.uint32))
+        for row, a, b in zip(rows, ends[:-1], ends[1:], strict=True)
+    )
+    whole = np.concatenate([[0], ids[: len(components)]]).astype(np.uint32)
+    return Numbers(everything.take(order), whole, parts)
+
+
+class InstanceVolume(Volume):
+    """Ids from 1 to N, uint32, 0 for background; `mitoseg.segmentation.labelling.label_volume` makes it.
+
+    Attributes:
+        objects: Row ``i`` is the object of id ``i + 1``: voxels, bounding box, first voxel.
+        block: (z, y, x) voxels that are computed at once; reading along this grid computes each once.
+    """
+
+    def __init__(
+        self,
+        mask: Volume,
+        numbers: Numbers,
+        tables: Mapping[Box, Ids],
+        block: tuple[int, int, int],
+        connectivity: int,
+        voxel_size: Sequence[float] | None,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        size = None if voxel_size is None else check_voxel_size(voxel_size)
+        about = {"kind": "instances", **metadata}
+        super().__init__(VolumeInfo(mask.path, mask.shape, np.dtype(np.uint32), size, about))
+        self.objects = numbers.objects
+        self._mask, self.block, self._connectivity = mask, block, connectivity
+        self._tables = {part: numbers.whole[table] for part, table in tables.items()}
+        self._parts: dict[Box, list[tuple[Parts, Ids]]] = {}
+        for parts, ids in numbers.parts:
+            for there in self._meeting(parts.box):
+                self._parts.setdefault(there, []).append((parts, ids))
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @property
+    def touches_border(self) -> npt.NDArray[np.bool_]:
+        """(N,) which objects the volume's border cuts."""
+        return self.objects.touches_border(self.shape)
+
+    def blocks(self) -> Iterator[Box]:
+        """The grid of blocks; reading along it computes each block once."""
+        return tiles(self.box, self.block)
+
+    def part(self, box: Box) -> InstanceVolume:
+        """The same volume as far as a box needs it, without the table of objects; see `Volume.part`."""
+        blocks, small = list(self._meeting(box)), copy(self)
+        small.objects = self.objects.take(np.zeros(0, np.int64))
+        small._tables = {block: self._tables[block] for block in blocks}
+        small._parts = {block: self._parts[block] for block in blocks if block in self._parts}
+        return small
+
+    def read(self, box: Box | None = None) -> Ids:
+        """Read one box as ``id_zyx``; see `Volume.read`."""
+        box = self.check_box(box)
+        id_zyx = np.zeros(box.shape, np.uint32)
+        for block in self._meeting(box):
+            common = block.clip(box)
+            id_zyx[common.inside(box).slices] = self._compute(block)[common.inside(block).slices]
+        return id_zyx
+
+    def _meeting(self, box: Box) -> Iterator[Box]:
+        """Blocks that hold a part of the box."""
+        return meeting(self.box, self.block, box)
+
+    def _compute(self, block: Box) -> Ids:
+        """All ids of a block."""
+        id_zyx = relabel_block(self._mask, block, self._tables[block], self._connectivity)
+        for parts, ids in self._parts.get(block, ()):
+            common = parts.box.clip(block)
+            part_zyx = parts.unpack()[common.inside(parts.box).slices]
+            there = part_zyx > 0
+            id_zyx[common.inside(block).slices][there] = ids[part_zyx[there]]
+        return id_zyx
+
+
+BYTES = 40
+"""Memory that a voxel of a bounding box takes while its component is cut."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Two or more parts of one component.
+
+    Attributes:
+        box: The component's bounding box.
+        objects: The parts; row ``i`` belongs to value ``i + 1``.
+        packed: ``part_zyx`` of the box, int32.
+    """
+
+    box: Box
+    objects: Objects
+    packed: Packed
+
+    def unpack(self) -> npt.NDArray[np.int32]:
+        """``part_zyx``: 0 outside the component."""
+        return unpack(self.packed)
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """Cuts components at their necks, one at a time; picklable, for any process that can read the mask.
+
+    Attributes:
+        mask: The volume.
+        labelling: How.
+        voxel_size: (z, y, x) in nm.
+    """
+
+    mask: Volume
+    labelling: Labelling
+    voxel_size: Sequence[float]
+
+    def choose(self, components: Objects) -> Iterator[tuple[int, Objects]]:
+        """Rows and tables of those large enough for two parts that are no fragments, the largest box first."""
+        volume = components.voxels * float(np.prod(self.voxel_size))
+        rows = np.flatnonzero((volume >= 2 * self.labelling.fragment) & (components.voxels > 1))
+        size = np.prod(components.stop[rows] - components.start[rows], axis=1)
+        for row in rows[np.argsort(-size, kind="stable")]:
+            yield int(row), components.take(np.array([row]))
+
+    def __call__(self, item: tuple[int, Objects]) -> Parts | None:
+        """Cut one component.
+
+        Args:
+            item: Its row, and a table of it alone, as `mitoseg.segmentation.blockwise.merge_blocks` gives it.
+
+        Returns:
+            The parts, or None where it stays whole: it has no neck, or (with a warning) does not fit into memory.
+        """
+        _, component = item
+        box = Box(tuple(map(int, component.start[0])), tuple(map(int, component.stop[0])))
+        if box.size * BYTES > memory_available():
+            log.warning("the component in %s is too large for memory and is not cut", box)
+            return None
+        mask_zyx = self.mask.read(box)
+        with one_at_a_time():
+            return self._cut(mask_zyx, box, component)
+
+    def _cut(self, mask_zyx: Array, box: Box, component: Objects) -> Parts | None:
+        label_zyx, _ = label_components(mask_zyx, self.labelling.connectivity)
+        first = np.unravel_index(int(component.first[0]), self.mask.shape)
+        own = label_zyx[tuple(int(f) - a for f, a in zip(first, box.start, strict=True))]
+        part_zyx = split_mask(
+            label_zyx == own,
+            self.voxel_size,
+            self.labelling.criterion,
+            smoothing=self.labelling.smoothing,
+            connectivity=self.labelling.connectivity,
+            closed=[(a > 0, b < n) for a, b, n in zip(box.start, box.stop, self.mask.shape, strict=True)],
+        )
+        count = int(part_zyx.max())
+        if count < 2:
+            return None
+        objects = measure_objects(part_zyx, count, box.start, self.mask.shape)
+        return Parts(box, objects, pack(part_zyx))

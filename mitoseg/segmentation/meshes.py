@@ -21,8 +21,8 @@ import numpy.typing as npt
 from skimage.measure import marching_cubes
 
 from mitoseg.extras import import_extra
-from mitoseg.segmentation.interpolation import even_spacing
-from mitoseg.segmentation.surface_smoothing import hold_volume, taubin
+from mitoseg.segmentation.postprocess import even_spacing
+from mitoseg.segmentation.smooth_shape import hold_volume, taubin
 
 Mask = npt.NDArray[np.bool_]
 

@@ -7,35 +7,67 @@
 
 Every step maps a pure function over parts and merges tables, so that parts may go to other processes or machines.
 Memory holds a block, a group or the largest object at a time.
+
+One mitochondrion's row of the table, from the crop round it.
+
+Centre and axes of an object, from the first and second moments of its voxels.
+
+How strongly cristae stand out in the grey values of one mitochondrion.
+
+How far it is from one mitochondrion to the nearest other, surface to surface, tile by tile.
+
+    surface_points         block -> points      voxels with another label behind one of their six faces
+    nearest_neighbours     points -> table      for the instances with a point in the tile
+    merge_distances        tables -> table      an instance that crosses tiles has the least distance of its parts
+
+Voxels are looked at once, and only points on surfaces are kept of them; a tile takes those within reach of it.
+
+One row for a whole volume, from the table of its mitochondria.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import edt
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
-from mitoseg.engines import Engine, LocalEngine
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.census import BLOCK, STARTS, STOPS, VOXEL_BYTES, take_census
-from mitoseg.segmentation.neighbours import DISTANCE, TILE, merge_distances, tile_distances
-from mitoseg.segmentation.object_row import column_names, object_row
-from mitoseg.segmentation.surface_points import PIECE, SurfacePoints
-from mitoseg.segmentation.texture import margin
+from mitoseg.segmentation.blockwise import BLOCK, STARTS, STOPS, VOXEL_BYTES, take_census
+from mitoseg.segmentation.centreline import Centreline, shape_centreline
+from mitoseg.segmentation.smooth_shape import (
+    PIECE,
+    Floats,
+    Mask,
+    SurfacePoints,
+    VoxelPoints,
+    blur,
+    mesh_area,
+    shape_mesh,
+    smooth_shape,
+)
 from mitoseg.volumes import Array, Volume, VoxelSize
 
 REACH = 1000.0
 """In nm, how far a neighbour is looked for."""
+
 GROUP = (64, 256, 256)
 """Objects whose boxes start in the same part of this size are read together."""
+
 _GROUP_VOXELS = 2**25
+
 _VOXEL_BYTES = {"group": 24, "object": 64, "piece": 24, "tile": 8}
 """Memory for each voxel of what is held at once, at most."""
 
@@ -67,6 +99,9 @@ class Sources:
         if "probability" in arrays:
             arrays["probability"] = arrays["probability"].astype(np.float32) / np.float32(self.scale)
         return arrays
+
+
+TILE = (128, 512, 512)
 
 
 def measure_instances(
@@ -206,3 +241,323 @@ def _check(sources: Sources, min_volume: float | None, reach: float) -> None:
         raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
     if isinstance(reach, bool) or not 0 <= reach < math.inf:
         raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
+
+
+FEW_VOXELS = 30
+"""Objects of fewer have no centreline: their length and diameter are those of a box."""
+
+THIN = 2.0
+"""So have those whose middle axis is shorter than this many standard deviations of the surface's blur."""
+
+SHAPE = [
+    *("instance", "voxels", "volume_nm3", "surface_nm2", "sphericity"),
+    *("axis_long_nm", "axis_middle_nm", "axis_short_nm"),
+    *("length_nm", "diameter_mean_nm", "diameter_max_nm", "tortuosity", "branches", "complexity"),
+    *("centroid_z_nm", "centroid_y_nm", "centroid_x_nm"),
+    *(*STARTS, *STOPS, "touches_border"),
+]
+
+IMAGE = ["grey_mean", "grey_sd", "cristae_sd", "cristae_share"]
+
+
+def column_names(*, image: bool, probability: bool, uncertainty: bool = False) -> list[str]:
+    """The columns of a row, given what is measured beside the shape."""
+    more = (["probability_mean"] if probability else []) + (["uncertainty"] if probability or uncertainty else [])
+    return SHAPE + (IMAGE if image else []) + more
+
+
+def object_row(
+    instance: int,
+    crop: Mapping[str, Array],
+    box: Box,
+    outer: Box,
+    shape: Sequence[int],
+    voxel_size: Sequence[float],
+) -> dict[str, object]:
+    """All of one object's measures.
+
+    Args:
+        instance: Its number.
+        crop: ``labels`` and, as given, ``image``, ``probability``, ``uncertainty``, all of ``outer``.
+        box: Of the object in the volume.
+        outer: The same or larger: what the texture's filter reaches to.
+        shape: Of the volume (z, y, x); an object that touches its faces is cut off there.
+        voxel_size: (z, y, x) in nm.
+
+    Returns:
+        The columns of `column_names`.
+    """
+    around_zyx = crop["labels"] == instance
+    inner = box.inside(outer).slices
+    mask_zyx = np.ascontiguousarray(around_zyx[inner])
+    row = {"instance": instance} | shape_columns(mask_zyx, box, shape, voxel_size)
+    if "image" in crop:
+        grey = crop["image"][inner][mask_zyx].astype(np.float64)
+        texture = cristae_texture(crop["image"], around_zyx, voxel_size)
+        values = (float(grey.mean()), float(grey.std()), texture.grey, texture.share)
+        row |= dict(zip(IMAGE, values, strict=True))
+    if "probability" in crop:
+        p = crop["probability"][inner][mask_zyx].astype(np.float64)
+        row |= {"probability_mean": float(p.mean()), "uncertainty": binary_entropy(p)}
+    if "uncertainty" in crop:
+        row["uncertainty"] = float(crop["uncertainty"][inner][mask_zyx].mean(dtype=np.float64))
+    return row
+
+
+def shape_columns(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Sequence[float]) -> dict[str, object]:
+    """The measures that need no more than the object's mask in its bounding box."""
+    cut = [(a == 0, b == n) for a, b, n in zip(box.start, box.stop, shape, strict=True)]
+    voxels = int(np.count_nonzero(mask_zyx))
+    volume = voxels * math.prod(voxel_size)
+    smooth = smooth_shape(mask_zyx, voxel_size, cut)
+    mesh = shape_mesh(smooth)
+    surface = mesh_area(smooth, *mesh)
+    solid = moments(mask_zyx, voxel_size)
+    small = voxels < FEW_VOXELS or solid.axes[1] < THIN * blur(voxel_size)
+    line = small_line(solid) if small else shape_centreline(smooth, mesh[0])
+    cut_off = any(map(any, cut))
+    centre = [m + a * v for m, a, v in zip(solid.centroid, box.start, voxel_size, strict=True)]
+    return {
+        "voxels": voxels,
+        "volume_nm3": volume,
+        "surface_nm2": surface,
+        "sphericity": math.nan if cut_off else math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / surface,
+        **dict(zip(("axis_long_nm", "axis_middle_nm", "axis_short_nm"), solid.axes, strict=True)),
+        "length_nm": line.length,
+        "diameter_mean_nm": line.diameter_mean,
+        "diameter_max_nm": line.diameter_max,
+        "tortuosity": line.tortuosity,
+        "branches": line.branches,
+        "complexity": math.nan if cut_off else surface**3 / (16 * math.pi**2 * volume**2),
+        **dict(zip(("centroid_z_nm", "centroid_y_nm", "centroid_x_nm"), centre, strict=True)),
+        **dict(zip(STARTS, box.start, strict=True)),
+        **dict(zip(STOPS, box.stop, strict=True)),
+        "touches_border": cut_off,
+    }
+
+
+def small_line(solid: Moments) -> Centreline:
+    """In place of a centreline: the longest side of the box of the same moments, and the mean of the other two."""
+    length, *others = solid.sides
+    across = sum(others) / 2
+    return Centreline(length, length, across, across, 0)
+
+
+def binary_entropy(p: npt.NDArray[np.float64]) -> float:
+    """Mean of -p log2 p - (1 - p) log2(1 - p) in bits: 0 where the network is sure, 1 where it says 0.5.
+
+    >>> binary_entropy(np.array([0.0, 0.5, 1.0, 0.5]))
+    0.5
+    """
+    q = np.stack([p, 1 - p]).clip(0, 1)
+    terms = -q * np.log2(q, where=q > 0, out=np.zeros_like(q))
+    return float(terms.sum(axis=0).mean())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """In nm.
+
+    Attributes:
+        centroid: (z, y, x) of the voxels' centres, from the first sample of the crop.
+        axes: Full lengths, the longest first, of the ellipsoid that has the same second moments.
+    """
+
+    centroid: tuple[float, ...]
+    axes: tuple[float, ...]
+
+    @property
+    def sides(self) -> tuple[float, ...]:
+        """Sides of the box that has the same second moments, the longest first: ``sqrt(12 eigenvalue)``."""
+        return tuple(a * math.sqrt(12 / 20) for a in self.axes)
+
+
+def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> Moments:
+    """Centre and axes of one object.
+
+    A solid ellipsoid with half axes a, b, c has variances a^2/5, b^2/5, c^2/5 along them, so a full axis is
+    ``2 sqrt(5 eigenvalue)`` of the covariance. Each voxel is a box, not a point: its own variance, the square of the
+    voxel size over 12, is added on each axis. (2 sqrt(5 l) is `skimage.measure.regionprops`'s length in 3D, which has
+    no such term.)
+
+    >>> [round(a, 2) for a in moments(np.ones((1, 1, 1), bool), (5, 5, 5)).axes]
+    [6.45, 6.45, 6.45]
+    """
+    size = np.asarray(voxel_size, float)
+    at = np.argwhere(mask_zyx) * size
+    mean = at.mean(axis=0)
+    away = at - mean
+    covariance = away.T @ away / len(at) + np.diag(size**2 / 12)
+    axes = 2 * np.sqrt(5 * np.linalg.eigvalsh(covariance))[::-1]
+    return Moments(tuple(map(float, mean)), tuple(map(float, axes)))
+
+
+FINE, COARSE = 6.0, 18.0
+"""Standard deviations in nm of the two Gaussians: structures of about 15 to 40 nm remain, as cristae are."""
+
+MEMBRANE = 20.0
+"""Depth in nm of what is left out at the surface: the two outer membranes."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Of the inside of one object, without its outer membranes; NaN where nothing is left of it.
+
+    Attributes:
+        grey: Standard deviation of the difference of Gaussians, in grey values.
+        share: Its variance over the variance of the grey values themselves: does not change with contrast.
+    """
+
+    grey: float
+    share: float
+
+
+def cristae_texture(image_zyx: npt.NDArray[np.generic], mask_zyx: Mask, voxel_size: Sequence[float]) -> Texture:
+    """Standard deviation of a difference of Gaussians within the eroded object.
+
+    The filter looks the same from all sides, so turning an object changes nothing. Along an axis whose voxels are
+    coarser than the Gaussian there is next to no smoothing, and what remains is texture within the section.
+
+    Args:
+        image_zyx: Grey values of the object's crop, best with `margin` voxels round it.
+        mask_zyx: The object in it.
+        voxel_size: (z, y, x) in nm.
+    """
+    depth = edt.edt(np.ascontiguousarray(mask_zyx), anisotropy=tuple(voxel_size), black_border=False, parallel=1)
+    inner = depth > MEMBRANE
+    if not inner.any():
+        return Texture(np.nan, np.nan)
+    image = image_zyx.astype(np.float32)
+    fine, coarse = (gaussian_filter(image, [s / v for v in voxel_size], truncate=3) for s in (FINE, COARSE))
+    band, plain = float((fine - coarse)[inner].std()), float(image[inner].std())
+    return Texture(band, (band / plain) ** 2 if plain > 0 else np.nan)
+
+
+def margin(voxel_size: Sequence[float]) -> tuple[int, ...]:
+    """Voxels round an object that the filter reaches to."""
+    return tuple(int(3 * COARSE / v + 0.5) for v in voxel_size)
+
+
+DISTANCE = "neighbour_distance_nm"
+
+_FEW = 8  # one in so many points is looked at first, for a bound
+
+
+def nearest_neighbours(
+    points: npt.NDArray[np.integer],
+    ids: Array,
+    inside: npt.NDArray[np.bool_],
+    voxel_size: Sequence[float],
+    reach: float,
+) -> pd.DataFrame:
+    """Distance to the nearest other instance, for each instance with a point in the tile.
+
+    Args:
+        points: (n, 3), voxels on surfaces in the tile and its halo.
+        ids: (n,), their instances.
+        inside: (n,), whether a point lies in the tile itself.
+        voxel_size: (z, y, x) in nm.
+        reach: In nm; what is farther away is not looked for.
+
+    Returns:
+        Columns ``instance`` and `DISTANCE`: the gap between the nearest two voxels (their centres' distance less a
+        voxel on each axis), 0 where they touch, NaN where there is nothing within reach.
+    """
+    size = np.asarray(voxel_size, float)
+    order = np.argsort(ids, kind="stable")
+    keys, starts = np.unique(ids[order], return_index=True)
+    places = np.split(points[order], starts)[1:]  # in nm only where they are looked at, which takes less memory
+    chosen = np.split(inside[order], starts)[1:]
+    lows, highs = (np.array([getattr(p, f)(axis=0) for p in places]).reshape(-1, 3) * size for f in ("min", "max"))
+    rows = []
+    for i, own_inside in enumerate(chosen):
+        if own_inside.any():
+            own = places[i][own_inside] * size
+            gap = np.maximum(np.maximum(own.min(axis=0) - highs, lows - own.max(axis=0)), 0)
+            away = np.linalg.norm(gap, axis=1)
+            away[i] = math.inf
+            others = [(float(away[j]), places[j]) for j in np.argsort(away) if away[j] <= reach + size.max()]
+            rows.append((keys[i], _gap(own, others, size, reach)))
+    table = pd.DataFrame(rows, columns=["instance", DISTANCE])
+    return table.astype({"instance": np.uint64, DISTANCE: float})
+
+
+def _gap(own: Floats, others: Sequence[tuple[float, VoxelPoints]], size: Floats, reach: float) -> float:
+    """Least gap in nm from own points to the others', in voxels, that come with their boxes' distances, in order."""
+    tree, best = cKDTree(own), reach + float(np.linalg.norm(size))
+    nearest = None
+    low, high = own.min(axis=0), own.max(axis=0)
+    for (away, other), every in itertools.product(others, (_FEW, 1)):
+        if away > best * (1 + 1e-9):
+            break
+        near = other[::every] * size
+        near = near[((near >= low - best) & (near <= high + best)).all(axis=1)]
+        if not len(near):
+            continue
+        distance, at = tree.query(near, distance_upper_bound=best * (1 + 1e-9))
+        first = int(distance.argmin())
+        if distance[first] <= best:
+            best, nearest = float(distance[first]), np.abs(near[first] - own[at[first]])
+    if nearest is None:
+        return math.nan
+    gap = float(np.linalg.norm(np.maximum(nearest - size, 0)))
+    return gap if gap <= reach else math.nan
+
+
+def tile_distances(surfaces: SurfacePoints, tile: Box, *, voxel_size: Sequence[float], reach: float) -> pd.DataFrame:
+    """`nearest_neighbours` of one tile of a volume, from the points in it and its halo."""
+    halo = tile.grow([math.ceil(reach / v) + 2 for v in voxel_size]).clip(surfaces.labels.box)
+    points, ids = surfaces.read(halo)
+    inside = np.asarray(((points >= tile.start) & (points < tile.stop)).all(axis=1))
+    with one_at_a_time():
+        return nearest_neighbours(points, ids, inside, voxel_size, reach)
+
+
+def merge_distances(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """One row for each instance: the least distance of its parts."""
+    joined = pd.concat([pd.DataFrame({"instance": np.array([], np.uint64), DISTANCE: np.array([])}), *tables])
+    return joined.groupby("instance", sort=True)[[DISTANCE]].min().reset_index()
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+DISTRIBUTIONS = ("volume_nm3", "length_nm", "diameter_mean_nm")
+
+
+def summarise(
+    table: pd.DataFrame, shape: Sequence[int], voxel_size: Sequence[float], padding: int = 0
+) -> dict[str, float]:
+    """Counts, densities and distributions of size.
+
+    Args:
+        table: What `mitoseg.segmentation.morphometry.measure_instances` gave.
+        shape: Of the volume (z, y, x).
+        voxel_size: (z, y, x) in nm.
+        padding: Voxels of the volume that are no tissue, see `mitoseg.volumes.padding`.
+
+    Returns:
+        ``count``; ``count_whole``, of those that touch no face of the volume; ``tissue_um3``, the volume's without
+        its padding; ``padding_fraction``, the share of all voxels that is left out so; ``density_per_um3``,
+        ``count_whole`` plus half of the others over ``tissue_um3`` (an object at a face lies in two volumes that share
+        that face); ``volume_fraction``, the share of the tissue's voxels, like the density NaN where there is no
+        tissue; and for each of `DISTRIBUTIONS`, over whole ones alone, ``_mean``, ``_sd`` (of a sample) and ``_q05``
+        to ``_q95``, NaN where there are too few.
+    """
+    voxels = math.prod(shape) - padding
+    tissue = voxels * math.prod(voxel_size) / 1e9
+    whole = table[~table["touches_border"].astype(bool)]
+    result: dict[str, float] = {
+        "count": len(table),
+        "count_whole": len(whole),
+        "tissue_um3": tissue,
+        "padding_fraction": padding / math.prod(shape),
+        "density_per_um3": (len(whole) + 0.5 * (len(table) - len(whole))) / tissue if voxels else math.nan,
+        "volume_fraction": float(table["voxels"].sum()) / voxels if voxels else math.nan,
+    }
+    for name in DISTRIBUTIONS:
+        values = whole[name].to_numpy(float)
+        result[f"{name}_mean"] = float(values.mean()) if len(values) else math.nan
+        result[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        for q in QUANTILES:
+            result[f"{name}_q{100 * q:02.0f}"] = float(np.quantile(values, q)) if len(values) else math.nan
+    return result

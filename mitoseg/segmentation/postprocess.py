@@ -13,6 +13,14 @@
 
 Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN. Every
 step is an option, and what each gains is to be measured on validation: see ``benchmarks/postprocessing.py``.
+
+Smoothing of probabilities and masks, in nm, so that thick sections are treated as what they are.
+
+Boundaries that follow the edges of the image: a watershed between what is surely inside and surely outside.
+
+Components of a mask: those that are too small or too unsure go, and holes are filled.
+
+Slices between slices, for voxels that are much longer along z than across.
 """
 
 from __future__ import annotations
@@ -20,27 +28,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
+import cc3d
+import edt
+import fill_voids
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import binary_dilation, binary_erosion, binary_opening, gaussian_filter, label, uniform_filter1d
+from scipy.special import expit, logit
+from skimage.feature import canny
+from skimage.filters import sobel
+from skimage.morphology import disk
+from skimage.segmentation import watershed
 
 from mitoseg.control_groups import memory_available
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.segmentation.boundaries import refine_boundaries
-from mitoseg.segmentation.components import fill_holes, fill_slices, remove_small, remove_unsure
-from mitoseg.segmentation.smoothing import (
-    Mask,
-    Probability,
-    filter_radius,
-    mean_field,
-    opening,
-    smooth_probability,
-    z_median,
-)
 
 BYTES = 24
 """Memory that a voxel takes at most, with all steps on."""
+
 ITERATIONS = 5
 """Of the mean field; more change nothing that is seen."""
 
@@ -51,7 +59,7 @@ class Postprocess:
 
     Attributes:
         smooth: Standard deviation in nm.
-        smoothness: Weight of pairs of voxels, see `mitoseg.segmentation.smoothing.mean_field`.
+        smoothness: Weight of pairs of voxels, see `mitoseg.segmentation.postprocess.mean_field`.
         smoothness_sigma: Range of the pairs, in nm.
         threshold: Instead of the one that comes with the map.
         min_mean: Least mean probability of a 2D component.
@@ -220,3 +228,202 @@ class Postprocess:
 
 CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)
 """What ``postprocess=clean`` does; `conf/postprocess/clean.yaml` holds the same."""
+
+Probability = npt.NDArray[np.float32]
+
+Mask = npt.NDArray[np.bool_]
+
+TRUNCATE = 3.0
+"""Standard deviations at which a Gaussian filter ends."""
+
+_SURE = 1e-4  # probabilities closer to 0 and 1 have the log-odds of this one
+
+
+def filter_radius(sigma: float, voxel_size: float) -> int:
+    """Voxels on each side that the Gaussian filters of this module weigh.
+
+    >>> filter_radius(20, 5)
+    12
+    """
+    return int(TRUNCATE * sigma / voxel_size + 0.5)
+
+
+def smooth_probability(probability_zyx: Probability, sigma: float, voxel_size: Sequence[float]) -> Probability:
+    """Gaussian filter with a standard deviation of ``sigma`` nm."""
+    result: Probability = gaussian_filter(
+        probability_zyx, [sigma / v for v in voxel_size], mode="nearest", truncate=TRUNCATE
+    )
+    return result
+
+
+def mean_field(
+    probability_zyx: Probability, weight: float, sigma: float, voxel_size: Sequence[float], iterations: int
+) -> Probability:
+    r"""Conditional random field whose voxels agree with their neighbours, by mean-field iterations.
+
+    The energy is the sum of the unary terms -log p and, over pairs of voxels, of ``weight * k(d)`` where the labels
+    differ, with a Gaussian kernel k of their distance, normalised to a sum of 1. The mean field of this fully
+    connected model (Krähenbühl and Koltun, NIPS 2011, with the smoothness kernel alone) is
+
+        logit q  <-  logit p + 2 weight (k * (q - 1/2)),
+
+    which costs one Gaussian filter an iteration, however large the kernel. A graph cut would find the minimum of the
+    same energy between nearest neighbours; it needs a GPL library, and memory for an edge of every pair.
+
+    Args:
+        probability_zyx: Of mitochondrion.
+        weight: Of the pairs; 0 changes nothing.
+        sigma: Of the kernel, in nm.
+        voxel_size: (z, y, x) in nm.
+        iterations: As many as it takes; 5 are enough.
+    """
+    unary = logit(np.clip(probability_zyx, _SURE, 1 - _SURE))
+    q = probability_zyx
+    for _ in range(iterations):
+        q = expit(unary + 2 * weight * (smooth_probability(q, sigma, voxel_size) - np.float32(0.5)))
+    return q
+
+
+def z_median(mask_zyx: Mask, depth: int) -> Mask:
+    """Median along z over ``depth`` slices, the middle one in question; beyond the ends the last slice is repeated."""
+    votes = uniform_filter1d(mask_zyx.astype(np.float32), depth, axis=0, mode="nearest")
+    result: Mask = votes > 0.5
+    return result
+
+
+def opening(mask_zyx: Mask, radius: float, voxel_size: Sequence[float]) -> Mask:
+    """Opening with a ball of ``radius`` nm: what no such ball inside the mask covers is taken away.
+
+    Both steps are thresholds of an exact Euclidean distance. Beyond the volume's border the mask is taken to go on.
+    """
+    spacing: dict[str, Any] = {"anisotropy": tuple(voxel_size), "black_border": False, "parallel": 0}
+    core_zyx = edt.edt(np.ascontiguousarray(mask_zyx), **spacing) > radius
+    if not core_zyx.any():
+        return np.zeros_like(mask_zyx)
+    near: Mask = edt.edt(~core_zyx, **spacing) <= radius
+    return near & mask_zyx
+
+
+def refine_boundaries(
+    mask_zyx: Mask,
+    relief_zyx: npt.NDArray[np.generic],
+    *,
+    radius: int,
+    is_image: bool,
+) -> Mask:
+    """Move the boundary of each slice to the nearest ridge, by at most ``radius`` pixels.
+
+    Surely inside is the opened mask, eroded (all of a component that is thinner); surely outside is the background of
+    the opened mask, dilated. Between them a watershed is flooded from both.
+
+    Args:
+        mask_zyx: What is refined.
+        relief_zyx: The EM image, whose Canny edges are the ridges; or the probability, whose gradient is.
+        radius: Of opening, erosion and dilation, in pixels.
+        is_image: Which of the two it is.
+    """
+    pairs, ball = zip(mask_zyx, relief_zyx, strict=True), disk(radius)  # type: ignore[no-untyped-call]
+    return np.stack([_refine(m, r.astype(np.float32), ball, is_image) if m.any() else m for m, r in pairs])
+
+
+def _refine(mask_yx: Mask, relief_yx: npt.NDArray[np.float32], ball: npt.NDArray[np.generic], is_image: bool) -> Mask:
+    opened_yx = binary_opening(mask_yx, ball)
+    inside_yx = binary_erosion(opened_yx, ball, border_value=1)
+    component_yx, count = label(opened_yx)
+    survives = np.zeros(count + 1, bool)
+    survives[np.unique(component_yx[inside_yx])] = True
+    inside_yx |= opened_yx & ~survives[component_yx]
+    marker_yx = np.where(inside_yx, 2, np.where(binary_dilation(opened_yx, ball), 0, 1))
+    ridges_yx = _edges(relief_yx) if is_image else sobel(relief_yx)  # type: ignore[no-untyped-call]
+    flooded: Mask = watershed(ridges_yx, marker_yx) == 2  # type: ignore[no-untyped-call]
+    return flooded
+
+
+def _edges(image_yx: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Canny's edges, 0 or 1; its thresholds are shares of the range of grey values."""
+    low, high = float(image_yx.min()), float(image_yx.max())
+    unit_yx = (image_yx - low) / (high - low) if high > low else np.zeros_like(image_yx)
+    edges: Mask = canny(unit_yx, sigma=2)  # type: ignore[no-untyped-call]
+    return edges.astype(np.float32)
+
+
+def remove_unsure(mask_zyx: Mask, probability_zyx: npt.NDArray[np.float32], least: float) -> Mask:
+    """Take away the 2D components of each slice whose mean probability is below ``least``."""
+    kept_zyx = np.empty_like(mask_zyx)
+    for mask_yx, probability_yx, kept_yx in zip(mask_zyx, probability_zyx, kept_zyx, strict=True):
+        label_yx = cc3d.connected_components(np.ascontiguousarray(mask_yx), connectivity=8)
+        count = np.bincount(label_yx.ravel())
+        total = np.bincount(label_yx.ravel(), weights=probability_yx.ravel())
+        sure = total >= least * count
+        sure[0] = False
+        kept_yx[:] = sure[label_yx]
+    return kept_zyx
+
+
+def remove_small(mask_zyx: Mask, volume: float, voxel_volume: float) -> Mask:
+    """Take away the 3D components (26 neighbours) below ``volume``, in the unit of ``voxel_volume``."""
+    least = math.ceil(volume / voxel_volume - 1e-9)
+    dusted = cc3d.dust(np.ascontiguousarray(mask_zyx), threshold=least, connectivity=26, in_place=False)
+    return dusted.astype(bool)
+
+
+def fill_holes(mask_zyx: Mask) -> Mask:
+    """Fill what is enclosed on all sides in 3D; what is open to the volume's border is no hole."""
+    filled: Mask = fill_voids.fill(np.ascontiguousarray(mask_zyx)).astype(bool)
+    return filled
+
+
+def fill_slices(mask_zyx: Mask) -> Mask:
+    """Fill what is enclosed within its slice."""
+    return np.stack([fill_voids.fill(np.ascontiguousarray(mask_yx)).astype(bool) for mask_yx in mask_zyx])
+
+
+_EVEN = 2.0
+"""Up to this ratio of voxel sizes nothing is interpolated."""
+
+_MOST = 16
+"""Slices that one slice becomes at most."""
+
+
+def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tuple[float, float, float]]:
+    """A mask on a grid that is about as fine along z as across, by shape-based interpolation.
+
+    Between two slices the signed distances to their outlines are interpolated, and what is positive is inside (Raya
+    and Udupa, IEEE TMI 9(1), 1990). The first and the last slice keep their thickness, so the box stays the same:
+
+        slice     |---- 0 ----|---- 1 ----|           4 from 1
+        becomes   |-a-|-a-|ab-|ab-|ba-|ba-|-b-|-b-|   a of slice 0, ab a mixture nearer to a
+
+    Args:
+        mask_zyx: One object.
+        voxel_size: (z, y, x) in nm.
+
+    Returns:
+        The mask and its voxel size; both as they were unless slices are more than twice as thick as pixels are wide.
+    """
+    z, y, x = (float(v) for v in voxel_size)
+    factor = min(round(z / min(y, x)), _MOST) if z / min(y, x) > _EVEN else 1
+    if factor == 1:
+        return mask_zyx, (z, y, x)
+    distance_zyx = [_signed_distance(mask_yx, (y, x)) for mask_yx in mask_zyx]
+    fine_zyx = np.empty((len(mask_zyx) * factor, *mask_zyx.shape[1:]), bool)
+    for index in range(len(fine_zyx)):
+        where = min(max((index + 0.5) / factor - 0.5, 0), len(mask_zyx) - 1)  # in slices, at their middles
+        low = int(where)
+        lower, upper = distance_zyx[low], distance_zyx[min(low + 1, len(mask_zyx) - 1)]
+        if lower is None or upper is None:  # where the object pauses, the nearer slice decides
+            fine_zyx[index] = mask_zyx[round(where)]
+        else:
+            fine_zyx[index] = (1 - (where - low)) * lower + (where - low) * upper > 0
+    return fine_zyx, (z / factor, y, x)
+
+
+def _signed_distance(mask_yx: Mask, size_yx: tuple[float, float]) -> npt.NDArray[np.float32] | None:
+    """Distance to the outline in nm, positive inside; None of an empty slice."""
+    if not mask_yx.any():
+        return None
+    padded_yx = np.pad(mask_yx, 1)
+    inside = edt.edt(padded_yx, anisotropy=size_yx)
+    outside = edt.edt(~padded_yx, anisotropy=size_yx)
+    signed: npt.NDArray[np.float32] = (inside - outside)[1:-1, 1:-1]
+    return signed

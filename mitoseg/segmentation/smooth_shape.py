@@ -11,28 +11,51 @@ times as deep as wide, however fine the voxels are. So the mask is
                  shrinking that blurring does to what is convex.
 
 All of it is one small banded matrix for each axis.
+
+Area of the surface of a binary object, by a mesh round its smooth shape.
+
+Smoothing of triangle meshes that neither shrinks nor tears them.
+
+The voxels on the surfaces of a volume's instances, found once and kept in files, one for each piece of the volume.
+
+piece 0   |########|                 voxels are read once, with one more on each side
+piece 1            |########|
+tile 1         |--------|            points of all pieces that a tile's halo meets, however far it reaches
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from skimage.measure import marching_cubes
+
+from mitoseg.engines import one_at_a_time
+from mitoseg.geometry import Box, meeting
+from mitoseg.volumes import Array, Volume
+from mitoseg.volumes.staging import explained, wait_for
 
 Mask = npt.NDArray[np.bool_]
+
 Floats = npt.NDArray[np.floating]
+
 Cut = Sequence[tuple[bool, bool]]
 """For each axis, whether the object is cut off by the volume's border at its low and high end."""
 
 WHOLE: Cut = ((False, False),) * 3
+
 BLUR_FINE = 1.2
 """Standard deviation of the blur, in voxels of the smallest spacing, at least."""
+
 BLUR_COARSE = 0.45
 """The same in voxels of the largest spacing."""
+
 _TRUNCATE = 3.5  # standard deviations
 
 
@@ -175,3 +198,213 @@ def _level_of_volume(field: npt.NDArray[np.float32], samples: float) -> float:
         return float(flat.min()) / 2
     ordered = np.partition(flat, [flat.size - k - 1, flat.size - k])
     return float(ordered[flat.size - k - 1] + ordered[flat.size - k]) / 2
+
+
+def surface_area(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) -> float:
+    """Surface of one object in nm2.
+
+    Args:
+        mask_zyx: The object's crop, with at least one voxel.
+        voxel_size: (z, y, x) in nm.
+        cut: See `mitoseg.segmentation.smooth_shape.smooth_shape`. The faces in which the volume's border cuts the
+            object are no membrane and are not counted.
+
+    Example:
+        A ball of radius 10 voxels of 5 nm, 4 pi 50^2 = 31,416 nm2:
+
+        >>> z, y, x = np.indices((21, 21, 21)) - 10
+        >>> area = surface_area(z**2 + y**2 + x**2 <= 100, (5, 5, 5))
+        >>> bool(abs(area / 31416 - 1) < 0.01)
+        True
+    """
+    return shape_surface(smooth_shape(mask_zyx, voxel_size, cut))
+
+
+def shape_surface(shape: SmoothShape) -> float:
+    """Surface of a smooth shape in nm2: that of its mesh; see `mesh_area`."""
+    return mesh_area(shape, *shape_mesh(shape))
+
+
+def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.integer]) -> float:
+    """Area of a shape's mesh in nm2, less what lies beyond the volume's border.
+
+    No body has less surface than a ball of its volume; where the mesh of a whole object of a few voxels does, the
+    ball's is given.
+    """
+    corners = vertices[faces]
+    sides = corners[:, 1:] - corners[:, :1]
+    area: Floats = 0.5 * np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1)
+    for axis, (at_low, at_high) in enumerate(shape.cut):
+        if at_low:
+            area = area * _share_above_zero(corners[:, :, axis] - shape.low[axis])
+        if at_high:
+            area = area * _share_above_zero(shape.high[axis] - corners[:, :, axis])
+    total = float(area.sum())
+    return total if any(map(any, shape.cut)) else max(total, _least_area(shape.volume))
+
+
+def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
+    """Vertices (n, 3) in nm from the field's first sample, and triangles (m, 3) of their numbers.
+
+    By marching cubes (Lewiner et al., Journal of Graphics Tools 8(2), 2003).
+
+    Where the volume's border cuts the object, the mesh is open and reaches a few voxels beyond the border.
+    """
+    if shape.field_zyx.min() >= shape.level:  # cut off on all sides
+        return np.zeros((0, 3)), np.zeros((0, 3), int)
+    vertices, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
+        shape.field_zyx, shape.level, spacing=shape.step
+    )
+    return vertices, faces
+
+
+def _least_area(volume: float) -> float:
+    """Surface of a ball."""
+    return float(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3))
+
+
+def _share_above_zero(distance: Floats) -> Floats:
+    """Share of a triangle's area on the positive side of a plane, from its corners' signed distances (n, 3)."""
+    far, middle, near = np.sort(distance.astype(np.float64), axis=1).T[::-1]
+    tip = _divide(far**2, (far - middle) * (far - near))
+    lost = _divide(near**2, (near - far) * (near - middle))
+    share = np.where(middle >= 0, 1 - lost, tip)
+    return np.where(near >= 0, 1.0, np.where(far <= 0, 0.0, share))
+
+
+def _divide(a: Floats, b: Floats) -> Floats:
+    """Quotient; zero where the denominator is."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+Points = npt.NDArray[np.float64]
+
+Faces = npt.NDArray[np.int64]
+
+_SHRINK, _GROW = 0.5, -0.53
+"""Taubin's lambda and mu: features longer than about 1 / sqrt(1 / lambda + 1 / mu) edges stay."""
+
+
+def taubin(vertices: Points, faces: Faces, rounds: int) -> Points:
+    """Low-pass filter of a surface (Taubin, SIGGRAPH 1995): each round moves every vertex twice.
+
+    v <- v + lambda (mean of the neighbours - v), and the same with mu < -lambda, which undoes the shrinking.
+
+    Args:
+        vertices: (n, 3).
+        faces: (m, 3), of a closed surface.
+        rounds: 0 changes nothing.
+
+    Returns:
+        The moved vertices; faces stay as they are, so a closed mesh stays closed.
+    """
+    tail, head = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    count = len(vertices)
+    # In a closed surface every edge runs once in each direction.
+    edges = sparse.csr_array((np.ones(len(tail)), (tail, head)), shape=(count, count))
+    degree = np.maximum(np.bincount(tail, minlength=count), 1)[:, None]
+    for _ in range(rounds):
+        for step in (_SHRINK, _GROW):
+            vertices = vertices + step * (edges @ vertices / degree - vertices)
+    return vertices
+
+
+def hold_volume(vertices: Points, faces: Faces, volume: float, at_most: float) -> Points:
+    """Move a surface along its normals by the one distance that gives it a volume.
+
+    To first order the volume grows by area times distance; three steps of Newton's method are enough.
+
+    Args:
+        vertices: (n, 3).
+        faces: (m, 3), counter-clockwise seen from outside.
+        volume: Wanted.
+        at_most: The surface moves no farther in all, so that a thin object does not turn inside out.
+    """
+    moved, left = vertices, at_most
+    for _ in range(3):
+        a, b, c = (moved[faces[:, i]] - moved[:1] for i in range(3))
+        normal = np.cross(b - a, c - a) / 2
+        area = float(np.linalg.norm(normal, axis=1).sum())
+        missing = volume - float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+        step = float(np.clip(missing / max(area, 1e-12), -left, left))
+        moved, left = moved + step * _vertex_normals(normal, faces, len(moved)), left - abs(step)
+    return moved
+
+
+def _vertex_normals(normal: Points, faces: Faces, count: int) -> Points:
+    """Unit normals of vertices: those of the faces around them, weighted by area."""
+    total = np.stack([np.bincount(faces.ravel(), np.repeat(part, 3), count) for part in normal.T], axis=1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    unit: Points = total / np.maximum(length, 1e-12)
+    return unit
+
+
+PIECE = (32, 512, 512)
+
+VoxelPoints = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class SurfacePoints:
+    """See the module; picklable.
+
+    Attributes:
+        labels: Instance numbers.
+        folder: Of the files; all processes must see it.
+        piece: Voxels (z, y, x) of each file.
+    """
+
+    labels: Volume
+    folder: Path
+    piece: tuple[int, int, int] = PIECE
+
+    def store(self, piece: Box) -> None:
+        """Find and keep the points of one piece of the grid."""
+        block = piece.grow(1).clip(self.labels.box)
+        labels_zyx = self.labels.read(block)
+        with one_at_a_time():
+            points, ids = surface_voxels(labels_zyx, piece.inside(block), block.start)
+        file = self._file(piece)
+        partial = file.with_suffix(f".{os.getpid()}")
+        with explained(self.folder):
+            with partial.open("wb") as stream:
+                np.savez(stream, points=(points - piece.start).astype(np.uint16), ids=ids)
+            partial.replace(file)  # as a worker may be killed while it writes
+
+    def read(self, box: Box) -> tuple[VoxelPoints, Array]:
+        """The points of a box, when all pieces are stored; see `surface_voxels`."""
+        points: list[VoxelPoints] = [np.zeros((0, 3), np.int32)]
+        ids = [np.zeros(0, self.labels.dtype)]
+        for piece in meeting(self.labels.box, self.piece, box):
+            wait_for(self._file(piece))
+            with np.load(self._file(piece)) as stored:
+                at, of = stored["points"] + np.array(piece.start, np.int32), stored["ids"]
+            inside = ((at >= box.start) & (at < box.stop)).all(axis=1)
+            points.append(at[inside])
+            ids.append(of[inside])
+        return np.concatenate(points), np.concatenate(ids)
+
+    def _file(self, piece: Box) -> Path:
+        return self.folder.absolute() / ("_".join(map(str, piece.start)) + ".npz")
+
+
+def surface_voxels(labels_zyx: Array, inner: Box, start: Sequence[int]) -> tuple[VoxelPoints, Array]:
+    """Voxels of instances that have another label, or background, behind a face.
+
+    Args:
+        labels_zyx: A block, with one voxel round ``inner`` where the volume has one.
+        inner: The part whose voxels are given, in the block's own voxels.
+        start: Of the block in the volume.
+
+    Returns:
+        ``(points, ids)``: (n, 3) in voxels of the volume, and the (n,) labels.
+    """
+    surface = np.zeros(labels_zyx.shape, bool)
+    for axis in range(3):
+        low, high = (tuple(s if a == axis else slice(None) for a in range(3)) for s in (slice(-1), slice(1, None)))
+        differs = labels_zyx[low] != labels_zyx[high]
+        surface[low] |= differs
+        surface[high] |= differs
+    surface &= labels_zyx != 0
+    at = np.argwhere(surface[inner.slices]) + inner.start
+    return at + np.asarray(start), labels_zyx[tuple(at.T)]

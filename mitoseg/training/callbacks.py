@@ -1,22 +1,46 @@
-"""Pictures, curves and histograms in TensorBoard after each validation."""
+"""Pictures, curves and histograms in TensorBoard after each validation.
+
+Stop when the loss is no number any more, before a checkpoint holds what came of it.
+
+What a run shows while it goes on: blocks a second, the running score, and the time that is left.
+
+A guard against wrong gradients of shallow 3D convolutions in bfloat16 on a CPU.
+
+With torch 2.13 (oneDNN, AVX-512 bfloat16) the weights' gradient of a 3D convolution with a kernel of 3 and a stride
+of 1 along z is wrong, and often NaN, where its image is exactly two slices deep; in float32, and at any other depth,
+it is right. A U-Net comes to such an image at its coarsest level.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from scipy.special import expit
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from mitoseg.errors import UserError
 from mitoseg.metrics.histogram import CENTRES
+from mitoseg.metrics.torch_metrics import block_scores
+from mitoseg.progress import clock, lines
+from mitoseg.training.checkpointing import SCORE
 from mitoseg.training.module import SegmentationModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
+
 
 PROBABILITIES = np.linspace(0, 1, 51)
 """Bounds of the bars in the histograms of probabilities."""
@@ -100,4 +124,259 @@ def add_histograms(board: SummaryWriter, module: SegmentationModule, step: int) 
             PROBABILITIES[1:].tolist(),
             bars.tolist(),
             step,
+        )
+
+
+SHOWN = 3
+"""Blocks whose place the error line tells."""
+
+
+class Positions(Protocol):
+    """What the guard asks of the datamodule."""
+
+    def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
+        """Region, z, y, x of each block of a batch, (B, 4)."""
+        ...
+
+
+class FiniteLoss(Callback):
+    """Ends training at the first loss that is NaN or infinite.
+
+    On the CPU each loss is looked at before its gradients are computed. On a GPU that would make the host wait at
+    every step, so there the first bad step is noted on the device, and looked up every ``log_every_n_steps`` steps and
+    before anything is scored or saved.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, int, int]] = []
+        self._bad: Tensor | None = None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look at a loss, or have the device do it."""
+        place = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+        if loss.device.type == "cpu":
+            if not torch.isfinite(loss):
+                raise not_finite(trainer, trainer.global_step, *place)
+        else:
+            self.note(loss, (trainer.global_step, *place))
+
+    def note(self, loss: Tensor, place: tuple[int, int, int]) -> None:
+        """Have the device remember the first loss that is not finite.
+
+        Args:
+            loss: A scalar.
+            place: Step, epoch and batch.
+        """
+        number = len(self._seen)
+        self._seen.append(place)
+        if self._bad is None:
+            self._bad = torch.full((), -1, device=loss.device)
+        self._bad = torch.where((self._bad < 0) & ~torch.isfinite(loss.detach()), number, self._bad)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """Ask the device from time to time."""
+        if len(self._seen) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self._ask(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not score what a bad loss has left of the weights."""
+        self._ask(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Never save what a bad loss has left of the weights."""
+        self._ask(trainer)
+
+    def _ask(self, trainer: Trainer) -> None:
+        number = -1 if self._bad is None else int(self._bad)
+        seen, self._seen, self._bad = self._seen, [], None
+        if number >= 0:
+            raise not_finite(trainer, *seen[number])
+
+
+def not_finite(trainer: Trainer, step: int, epoch: int, batch: int) -> UserError:
+    """The line about a batch whose loss is no number: its place in the run, its blocks, and what to do."""
+    data: Positions = trainer.datamodule  # type: ignore[attr-defined]
+    position_b4 = data.batch_positions(epoch, batch)
+    shown = ", ".join(f"{r}:[{z},{y},{x}]" for r, z, y, x in position_b4[:SHOWN].tolist())
+    more = f" and {len(position_b4) - SHOWN} more" if len(position_b4) > SHOWN else ""
+    what = (
+        f"the loss is not finite at step {step}, epoch {epoch}, batch {batch}, "
+        f"whose blocks lie at region:[z,y,x] {shown}{more}"
+    )
+    remedy = "lower optimizer.lr, set trainer.gradient_clip_val=1, use trainer.precision=32-true, or look there"
+    return UserError(what, None, f"{remedy}; last.ckpt is from before it")
+
+
+SECONDS = 1.0
+"""Between two looks at the scores: reading them makes the host wait for a GPU."""
+
+
+class Throughput(Callback):
+    """Logs the loss, the rate and the speed every ``log_every_n_steps`` steps, and at the other steps costs nothing.
+
+    ``train/loss`` is that of one batch (on several devices: of the first one's part), ``train/blocks_per_second`` the
+    speed of all devices since the log before. Validation does not count: the clock starts anew with the first batch
+    after it.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque(maxlen=2)
+        self._blocks = 0
+
+    @property
+    def speed(self) -> float | None:
+        """Blocks a second between the last two marks; None before there are two."""
+        if len(self._marks) < 2:
+            return None
+        (earlier, before), (later, after) = self._marks
+        return (after - before) / (later - earlier)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Count the blocks of this rank; the others have as many, give or take one."""
+        self._blocks += len(batch["label"]) * trainer.world_size
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if self._marks and (batch_idx + 1) % every:
+            return
+        self._marks.append((time.perf_counter(), self._blocks))
+        told: dict[str, float] = {"epoch": trainer.current_epoch}
+        if isinstance(pl_module, SegmentationModule) and pl_module.last_loss is not None:
+            told["train/loss"] = float(pl_module.last_loss)
+        if trainer.optimizers:
+            told["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self.speed is not None:
+            told["train/blocks_per_second"] = self.speed
+        for logger in trainer.loggers:
+            logger.log_metrics(told, step=trainer.global_step - 1)  # counted as Lightning counts
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the time before."""
+        self._marks.clear()
+
+
+class Progress(RichProgressBar):
+    """Lightning's rich progress bar, refreshed by the clock, with the run's speed, running score and time left.
+
+    Args:
+        throughput: Counts the blocks.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        super().__init__(leave=False)
+        self.throughput = throughput
+        self._next = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._clock, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:  # noqa: ANN401
+        """Show the batch, if it is time to."""
+        now = time.monotonic()
+        if now >= self._next or trainer.is_last_batch:
+            self._next = now + SECONDS
+            super().on_train_batch_end(trainer, pl_module, *rest)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s``, and the time ``left``."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        if isinstance(pl_module, SegmentationModule) and trainer.training:
+            counts = pl_module.block_counts.here()
+            if pl_module.last_loss is not None:
+                metrics["loss"] = float(pl_module.last_loss)
+            if counts.voxels:
+                metrics["JAC"] = block_scores(counts)["block_jaccard"]
+        if self.throughput.speed is not None:
+            metrics["blocks/s"] = f"{self.throughput.speed:,.0f}"
+        if (left := time_left(trainer, self._clock, self._first_step)) is not None:
+            metrics["left"] = clock(left)
+        return metrics
+
+
+class ProgressLines(ProgressBar):
+    """Step, loss, validation JAC and time left as a line every half minute, where there is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._going_on = ExitStack()
+
+    def disable(self) -> None:
+        """Lightning asks further ranks to be silent; they start no lines."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and the lines."""
+        self._clock, self._first_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            self._going_on.enter_context(lines(partial(self.line, trainer, pl_module)))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """No more lines."""
+        self._going_on.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """No more lines."""
+        self._going_on.close()
+
+    def line(self, trainer: Trainer, module: LightningModule) -> str:
+        """Such as ``step 1200, epoch 3 of 12, loss 0.1234, validation JAC 0.812, 0:12:30 left``."""
+        told = [f"step {trainer.global_step}", f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"]
+        if isinstance(module, SegmentationModule) and module.last_loss is not None:
+            told.append(f"loss {float(module.last_loss):.4f}")
+        if (score := trainer.callback_metrics.get(SCORE)) is not None:
+            told.append(f"validation JAC {float(score):.3f}")
+        if (left := time_left(trainer, self._clock, self._first_step)) is not None:
+            told.append(f"{clock(left)} left")
+        return ", ".join([*told, *(["validating"] if trainer.validating else [])])
+
+
+def time_left(trainer: Trainer, start: float, first_step: int) -> float | None:
+    """Seconds until the last step, by the speed since the first; None before that can be told."""
+    done = trainer.global_step - first_step
+    if done < 1 or (total := trainer.estimated_stepping_batches) == float("inf"):
+        return None
+    return (time.monotonic() - start) / done * (total - trainer.global_step)
+
+
+DEPTH = 2
+"""Slices of an image whose gradients go wrong."""
+
+
+class ShallowConvolutions(Callback):
+    """Ends a run on a CPU in bfloat16 at its first step, if a 3D convolution sees an image two slices deep."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what goes into the convolutions."""
+        if trainer.strategy.root_device.type != "cpu" or "bf16" not in str(trainer.precision):
+            return
+        for layer in pl_module.modules():
+            if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1 and layer.stride[0] == 1:
+                self._handles.append(layer.register_forward_pre_hook(_check))
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Lightning's signature)
+        """All tiles have one size: one step tells."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _check(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Refuse an image two slices deep.
+
+    Raises:
+        UserError: It is.
+    """
+    if layer.training and inputs[0].shape[2] == DEPTH:
+        what = "gradients in bfloat16 on a CPU are wrong where the network's coarsest level is two slices deep"
+        raise UserError(
+            what, tuple(inputs[0].shape[2:]), "give a deeper data.tile=[z,y,x], or trainer.precision=32-true"
         )

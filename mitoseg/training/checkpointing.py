@@ -4,18 +4,29 @@
     last.ckpt   after every validation, every few minutes between them, and when the run is asked to stop
 
 Both are what Lightning writes, with two entries of ours, and load with ``weights_only=True``.
+
+Ctrl-C and a cluster's notice, heeded between two steps instead of in the middle of one.
+
+A signal only raises a flag; `LastCheckpoint` looks at it where everything that a checkpoint holds is consistent.
+
+The state of all random generators as plain data, so that a checkpoint that holds it loads with ``weights_only``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
@@ -24,7 +35,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
 from mitoseg.storage import atomic_output
-from mitoseg.training.stopping import REQUEUE, StopRequest
+
+log = logging.getLogger(__name__)
 
 SCORE = "val/jaccard_foreground"
 """What a run is judged by, on the validation slabs."""
@@ -156,3 +168,85 @@ def requeue() -> bool:
     if not job or os.environ.get("SLURM_PROCID", "0") != "0" or os.environ.get("LOCAL_RANK", "0") != "0":
         return False
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+
+
+REQUEUE = getattr(signal, "SIGUSR1", None)
+"""What SLURM is asked to send before a job's time is up."""
+
+_HEEDED = (signal.SIGINT, signal.SIGTERM, *([REQUEUE] if REQUEUE else []))
+
+
+class StopRequest:
+    """Notes the first of the signals SIGINT, SIGTERM and SIGUSR1; a second SIGINT interrupts at once.
+
+    Attributes:
+        number: Of the signal that came, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take over the signals, in the main thread; one that is ignored (a background job's SIGINT) stays so."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _HEEDED:
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:
+                self._before.setdefault(number, before)
+                signal.signal(number, self._note)
+
+    def remove(self) -> None:
+        """Give the signals back to whoever had them."""
+        while self._before:
+            number, before = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        log.info("%s: stopping after this step%s", signal.Signals(number).name, again)
+
+
+def capture() -> dict[str, Any]:
+    """The generators of this process: Python's, numpy's, torch's on the CPU and on the current GPU.
+
+    And the number of threads: gradients are summed in another order on each number.
+    """
+    version, words, gauss = random.getstate()
+    state = np.random.get_state(legacy=False)
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": {**state, "state": {"key": state["state"]["key"].tolist(), "pos": int(state["state"]["pos"])}},
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put back the generators of this process, and the number of threads unless ``OMP_NUM_THREADS`` is set."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kept = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {"key": np.array(kept["key"], np.uint32), "pos": kept["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    threads = state.get("threads", torch.get_num_threads())
+    if threads != torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        log.info("going on with %d thread(s), as before", threads)
+        torch.set_num_threads(threads)
+
+
+def capture_ranks() -> list[dict[str, Any]]:
+    """`capture` of every rank, by rank; all of them must call this."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [capture()]
+    states: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, capture())
+    return states

@@ -1,12 +1,25 @@
-"""The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out."""
+"""The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out.
+
+The last step of training: what a checkpoint must say about whole volumes, measured on the validation slabs.
+
+While it trains, a block network is watched by the fast method (one answer every few pixels). Volumes are predicted by
+another one, whose map differs a little; so calibration and threshold are chosen anew for it, and the cost of bfloat16
+is measured.
+
+Several trained checkpoints as one checkpoint of an ensemble.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -15,27 +28,37 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import mitoseg
-from mitoseg.inference import choose_method, log_odds_in_memory
-from mitoseg.inference.protocol import BlockNetwork, dimensions
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.inference import Prediction, choose_method, log_odds_in_memory, predict_volume
+from mitoseg.inference.methods import BlockNetwork, dimensions, input_channels
+from mitoseg.inference.precision import has_bf16
 from mitoseg.metrics import (
+    BINS,
     Calibration,
     average_precision,
     choose_decision,
+    curve,
     expected_calibration_error,
+    logit_histogram,
     prior_shift,
     scores,
 )
 from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
-from mitoseg.networks import DenseForm
-from mitoseg.networks.checkpoint import FORMAT, KEY, migrate
+from mitoseg.networks import DenseForm, Ensemble
+from mitoseg.networks.checkpoint import FORMAT, KEY, Model, migrate
 from mitoseg.networks.fine_tuning import hold_frozen
-from mitoseg.training.random_state import capture_ranks, restore
-from mitoseg.volumes import Normalization
+from mitoseg.storage import atomic_output
+from mitoseg.training.checkpointing import capture_ranks, restore
+from mitoseg.volumes import Normalization, Volume
+
+log = logging.getLogger(__name__)
 
 STATE = "mitoseg_training"
 """Entry of a checkpoint with what a run needs to go on and prediction does not."""
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
+
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -232,3 +255,151 @@ class SegmentationModule(LightningModule):
             checkpoint["lr_schedulers"] = []
             kept = checkpoint["callbacks"].items()
             checkpoint["callbacks"] = {name: value for name, value in kept if not name.startswith("EarlyStopping")}
+
+
+class LabelledBox(Protocol):
+    """A labelled part of a volume; a `mitoseg.datasets.Region`."""
+
+    @property
+    def image(self) -> Volume:
+        """The grey values."""
+        ...
+
+    @property
+    def label(self) -> Volume:
+        """Mapped labels: 0, 1, 255 for ignored."""
+        ...
+
+    @property
+    def box(self) -> Box:
+        """The part."""
+        ...
+
+
+class Counter:
+    """Counts the log-odds of a part's voxels by class; see `mitoseg.metrics.logit_histogram`."""
+
+    def __init__(self, part: LabelledBox) -> None:
+        self.part = part
+        self.histogram = np.zeros((2, BINS), np.int64)
+
+    def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
+        """Count one box, in coordinates of the part."""
+        truth_zyx = self.part.label.read(box.shift(self.part.box.start))
+        self.histogram += logit_histogram(log_odds_zyx, truth_zyx)
+
+
+def count_log_odds(prediction: Prediction, parts: Sequence[LabelledBox]) -> npt.NDArray[np.int64]:
+    """Raw log-odds of all parts, counted by class (2, bins)."""
+    total = np.zeros((2, BINS), np.int64)
+    for part in parts:
+        counter = Counter(part)
+        predict_volume(replace(prediction, save="log_odds"), part.image, counter, box=part.box)
+        total += counter.histogram
+    return total
+
+
+def finish_checkpoint(path: Path, prediction: Prediction, parts: Sequence[LabelledBox]) -> dict[str, Any]:
+    """Choose calibration and threshold for a method, measure what bfloat16 costs, and write both into the checkpoint.
+
+    Args:
+        path: The checkpoint, rewritten in place.
+        prediction: Its network with the method, calibrated with the prior shift of training.
+        parts: The validation slabs.
+
+    Returns:
+        The new entries: ``calibration``, ``threshold``, ``method``, ``precision``.
+    """
+    hist = count_log_odds(replace(prediction, precision="fp32"), parts)
+    decision = choose_decision(hist, prediction.calibration.prior_shift)
+    precision: dict[str, Any] = {}
+    device = next(prediction.network.parameters()).device
+    if has_bf16(device):
+        halved = curve(count_log_odds(replace(prediction, precision="bf16"), parts))
+        counts = (decision.counts, halved.at(decision.raw_threshold))
+        full, half = (scores(c)["jaccard_foreground"] for c in counts)
+        precision["bf16"] = {"jaccard_drop": full - half, "jaccard_fp32": full, "device": device.type}
+        log.info("bfloat16 costs %.5f of the JAC on validation (%.4f in float32)", full - half, full)
+    entries = {
+        "calibration": asdict(decision.calibration),
+        "threshold": decision.threshold,
+        "method": choose_method(prediction.method, prediction.network),
+        "precision": precision,
+    }
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint["mitoseg"] |= entries
+    with atomic_output(path, overwrite=True) as temporary:
+        torch.save(checkpoint, temporary)
+    return entries
+
+
+def combine(models: Mapping[str, Model]) -> dict[str, Any]:
+    """The checkpoint of an ensemble; `mitoseg.networks.Ensemble` says what it answers.
+
+    Its threshold is the mean of the members' and its own calibration changes nothing, until
+    `mitoseg.training.module.finish_checkpoint` chooses both on validation slabs.
+
+    Args:
+        models: The members, by the name of their file.
+
+    Returns:
+        What ``torch.save`` takes: ``state_dict``, and the entry `KEY` in today's format.
+
+    Raises:
+        UserError: There are fewer than two, one is an ensemble itself, or they do not fit together.
+    """
+    if len(models) < 2:
+        raise UserError("an ensemble needs two checkpoints or more", list(models), "give checkpoints=[A,B,C]")
+    for name, model in models.items():
+        if isinstance(model.network, Ensemble):
+            raise UserError("a checkpoint is an ensemble already", name, "give the checkpoints of its members")
+    channels = {name: model.channels for name, model in models.items()}
+    if len(set(channels.values())) > 1:
+        raise UserError("the checkpoints differ in channels", channels, "combine networks of one kind")
+    first = next(iter(models.values()))
+    members = [_member(model) for model in models.values()]
+    network = Ensemble(members, first.normalization, trust=True)  # `load_model` has judged their classes
+    dimensions(network), input_channels(network), choose_method("auto", network)  # or they do not fit together
+    weights: dict[str, Any] = {}
+    for i, model in enumerate(models.values()):
+        weights |= {f"network.members.{i}.network.{k}": v for k, v in model.network.state_dict().items()}
+    config = {"_target_": "mitoseg.networks.Ensemble", "members": members, "normalization": dict(first.normalization)}
+    record = {
+        "format": FORMAT,
+        "version": mitoseg.__version__,
+        "network": config,
+        "normalization": dict(first.normalization),
+        "channels": first.channels,
+        "voxel_size": _voxel_size(models),
+        "calibration": asdict(Calibration()),
+        "threshold": sum(model.threshold for model in models.values()) / len(models),
+        "method": "auto",
+        "precision": {},
+        "members": [_origin(name, model) for name, model in models.items()],
+    }
+    return {"state_dict": weights, KEY: record}
+
+
+def _member(model: Model) -> dict[str, Any]:
+    """One member as `mitoseg.networks.Ensemble` takes it."""
+    member = {
+        "name": str(model.config["_target_"]),
+        "arguments": {key: value for key, value in model.config.items() if key != "_target_"},
+        "normalization": dict(model.normalization),
+        "calibration": dict(model.calibration),
+    }
+    tile = getattr(model.network, "tile", None)
+    return member if tile is None else member | {"tile": list(tile)}
+
+
+def _origin(name: str, model: Model) -> dict[str, Any]:
+    """What the checkpoint of an ensemble says of where a member came from."""
+    return {"file": Path(name).name, "version": model.record.get("version"), "threshold": model.threshold}
+
+
+def _voxel_size(models: Mapping[str, Model]) -> list[float] | None:
+    """The first voxel size that is known; where another one is known, with a warning."""
+    known = [model.voxel_size for model in models.values() if model.voxel_size]
+    if len(set(known)) > 1:
+        log.warning("the members were trained on voxels of different sizes: %s nm", sorted(set(known)))
+    return list(known[0]) if known else None

@@ -1,11 +1,16 @@
 """Bytes to lazy z, y, x arrays with a voxel size, and back; labels, normalisation and channels on top."""
 
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo, VoxelSize
-from mitoseg.volumes.channels import CHANNEL_OFFSETS, channel_slices, read_channels
 from mitoseg.volumes.labels import LabelVolume, map_labels
-from mitoseg.volumes.normalize import Normalization, check_image_values, measure_normalization
-from mitoseg.volumes.opening import check_same_shape, open_volume
-from mitoseg.volumes.writing import VolumeWriter, check_volume_output, create_volume
+from mitoseg.volumes.normalize import (
+    CHANNEL_OFFSETS,
+    Normalization,
+    channel_slices,
+    check_image_values,
+    measure_normalization,
+    read_channels,
+)
+from mitoseg.volumes.opening import VolumeWriter, check_same_shape, check_volume_output, create_volume, open_volume
 
 __all__ = [
     "CHANNEL_OFFSETS",

@@ -1,19 +1,31 @@
-"""What a volume is: a lazy z, y, x array with a voxel size and a little metadata."""
+"""What a volume is: a lazy z, y, x array with a voxel size and a little metadata.
+
+A box of a volume as a volume of its own.
+
+The foreground of a volume, decided while it is read.
+
+Instance numbers of 64 bits, and whole numbers that a program has stored as floats.
+
+A probability as the voxels that are saved: with a threshold a mask, in bytes, or as it is.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
+from mitoseg.geometry import Box, slabs
 
 Array = npt.NDArray[Any]
+
 VoxelSize = tuple[float, float, float]
 
 
@@ -184,3 +196,180 @@ class ArrayWriter:
     def write(self, box: Box, array_zyx: Array, /) -> None:
         """Take the voxels of one box."""
         self.array_zyx[box.slices] = array_zyx
+
+
+class CroppedVolume(Volume):
+    """The part of a lazy volume that lies in a box; its first voxel is the box's.
+
+    Args:
+        volume: What is read.
+        box: Inside it.
+
+    Raises:
+        UserError: The box leaves the volume.
+
+    >>> import numpy as np
+    >>> from mitoseg.volumes import ArrayVolume
+    >>> CroppedVolume(ArrayVolume(np.arange(8).reshape(2, 2, 2)), Box((1, 0, 0), (2, 2, 1))).read().tolist()
+    [[[4], [6]]]
+    """
+
+    def __init__(self, volume: Volume, box: Box) -> None:
+        z, y, x = volume.check_box(box).shape
+        super().__init__(replace(volume.info, shape=(z, y, x)))
+        self.volume, self._corner = volume, box.start
+
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
+
+    def scratch_bytes(self, box: Box) -> int:
+        """See `Volume.scratch_bytes`."""
+        return self.volume.scratch_bytes(box.shift(self._corner))
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        return self.volume.read(self.check_box(box).shift(self._corner))
+
+
+class MaskVolume(Volume):
+    """What a rule makes of another volume, as a lazy mask.
+
+    Args:
+        volume: Probabilities, labels, instances.
+        foreground: From stored values to booleans of the same shape.
+
+    >>> from mitoseg.volumes import ArrayVolume
+    >>> MaskVolume(ArrayVolume(np.full((1, 1, 2), 0.7)), lambda values: values >= 0.5).read().tolist()
+    [[[True, True]]]
+    """
+
+    def __init__(self, volume: Volume, foreground: Callable[[Array], npt.NDArray[np.bool_]]) -> None:
+        info = volume.info
+        super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.bool_), info.voxel_size, {"kind": "mask"}))
+        self._volume, self._foreground = volume, foreground
+
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self._volume.find_gaps()
+
+    def read(self, box: Box | None = None) -> npt.NDArray[np.bool_]:
+        """Read one box as ``mask_zyx``; see `Volume.read`."""
+        return self._foreground(self._volume.read(box))
+
+
+_SLAB_VOXELS = 2**24
+
+_LARGEST = 2**32 - 1
+
+
+class IntegerVolume(Volume):
+    """Instance numbers of a volume of floats or integers, checked while they are read.
+
+    Args:
+        volume: The numbers.
+        background: A value that is read as 0 besides 0, or None.
+
+    >>> from mitoseg.volumes import ArrayVolume
+    >>> IntegerVolume(ArrayVolume(np.array([[[0.0, 7.0]]]))).read().tolist()
+    [[[0, 7]]]
+    """
+
+    def __init__(self, volume: Volume, background: int | None = None) -> None:
+        super().__init__(replace(volume.info, dtype=np.dtype(np.uint64)))
+        self._volume, self._background = volume, background
+
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self._volume.find_gaps()
+
+    def read(self, box: Box | None = None) -> npt.NDArray[np.uint64]:
+        """Read one box as ``id_zyx``; see `Volume.read`.
+
+        Raises:
+            UserError: Besides, a voxel is no whole number from 0 on.
+        """
+        values = self._volume.read(box)
+        if self._background is not None:
+            values = np.where(values == self._background, 0, values)
+        if values.size and not (
+            np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()
+        ):
+            raise UserError("instances are whole numbers from 0 on", self.path, "say kind=probability or kind=mask")
+        return values.astype(np.uint64)
+
+
+class CompactIds(Volume):
+    """Instance numbers of any size as 1, 2, ... in their order; 0 stays 0.
+
+    Args:
+        volume: The numbers.
+        ids: (n,) all of them but 0, in ascending order, of the volume's type.
+    """
+
+    def __init__(self, volume: Volume, ids: npt.NDArray[np.integer]) -> None:
+        super().__init__(replace(volume.info, dtype=np.dtype(np.uint32)))
+        self._volume, self._ids = volume, ids
+
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self._volume.find_gaps()
+
+    def read(self, box: Box | None = None) -> npt.NDArray[np.uint32]:
+        """Read one box as ``id_zyx``; see `Volume.read`."""
+        stored = self._volume.read(box)
+        ranks = np.searchsorted(self._ids, stored) + 1
+        return np.where(stored == 0, 0, ranks).astype(np.uint32)
+
+
+def compact_ids(volume: Volume) -> Volume:
+    """Instance numbers that fit 32 bits: the volume itself where they do, else numbered anew from 1 on.
+
+    Floats and integers of 64 bits are read once, slab by slab; the memory taken is that of a slab and of the ids.
+
+    Args:
+        volume: Instance numbers.
+
+    Raises:
+        UserError: Some are negative or no whole numbers, or the file is damaged.
+    """
+    if volume.dtype.itemsize < 8 and volume.dtype.kind != "f":
+        return volume
+    volume = IntegerVolume(volume) if volume.dtype.kind == "f" else volume
+    depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))
+    ids = np.zeros(0, volume.dtype)
+    for slab in slabs(volume.box, depth):
+        ids = np.union1d(ids, pd.unique(volume.read(slab).ravel()))
+    if ids.size and ids[0] < 0:
+        raise UserError(f"instance numbers are negative, down to {ids[0]}", volume.path, "write 0 for background")
+    return CompactIds(volume, ids[ids != 0]) if ids.size and ids[-1] > _LARGEST else volume
+
+
+class EncodedVolume(Volume):
+    """A lazy volume of float32 values with a factor, saved as another type.
+
+    Args:
+        volume: Values times ``scale``.
+        dtype: Of what is read.
+        metadata: What it says of itself; ``kind`` "mask" asks for 0 and 1 by ``threshold``.
+        scale: Factor of the volume's values.
+    """
+
+    def __init__(self, volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, Any], scale: float = 1.0) -> None:
+        super().__init__(replace(volume.info, dtype=dtype, metadata=dict(metadata)))
+        self.volume, self.scale = volume, scale
+
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        values_zyx = self.volume.read(box)
+        metadata = self.info.metadata
+        if metadata.get("kind") == "mask":
+            mask_zyx: Array = values_zyx >= metadata["threshold"] * self.scale
+            return mask_zyx.astype(self.dtype)
+        if self.dtype.kind in "iu":
+            values_zyx = np.rint(values_zyx)
+        return values_zyx.astype(self.dtype, copy=False)

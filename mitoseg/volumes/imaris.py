@@ -17,8 +17,7 @@ import numpy as np
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import VoxelSize
 from mitoseg.volumes.hdf5 import Hdf5Volume, split_dataset
-from mitoseg.volumes.reading import opening
-from mitoseg.volumes.stored import Header, StoredVolume
+from mitoseg.volumes.stored import Header, StoredVolume, opening
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".ims",)

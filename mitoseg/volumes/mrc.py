@@ -1,25 +1,59 @@
 """MRC files, as IMOD and electron microscopes write them.
 
 Rows keep the order in which they are stored; IMOD and Fiji show the first one at the bottom.
+
+The header of an MRC file: its fields, and what they mean for the volume.
+
+    0 .. 1024                 sizes, mode, cell, axes, labels
+    1024 .. 1024 + nsymbt     extended header
+    from there                sections, rows, columns: z, y, x, unless maps, mapr and mapc say otherwise
+
+Mode 0 is a signed byte since MRC2014, and was an unsigned one in many programs. IMOD's flags say which it is, else
+the header's smallest and largest value, else the voxels themselves. IMOD's own bytes run from 0 to 255: signed ones
+are stored less 128, which all of its programs add again.
+
+MRC files that IMOD, Fiji and mrcfile open.
+
+dtype             mode
+float32           2
+int16, uint16     1, 6
+int8              0, with IMOD's flag for signed bytes
+uint8             6: MRC has no unsigned byte, and programs differ in what they take mode 0 for; the label says that
+                  the voxels are bytes, and they are uint8 again when mitoseg reads them
+uint8, a mask     0: to 0 and 1 it makes no difference
+
+The voxel size goes into the cell (in Angstrom, as float32); mitoseg's metadata as JSON into the labels, or, if it is
+longer than 800 letters, into an extended header of its own type. Nothing tells of the time, so that equal volumes are
+equal files.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+import os
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from mrcfile.constants import MAP_ID, MAP_ID_OFFSET_BYTES, VOLUME_SPACEGROUP
+from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.utils import machine_stamp_from_byte_order
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.base import Array
-from mitoseg.volumes.mapped import MappedVolume
-from mitoseg.volumes.mrc_header import MrcHeader
-from mitoseg.volumes.reading import opening
-from mitoseg.volumes.stored import Header, StoredVolume, load_metadata
+from mitoseg.geometry import Box
+from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
+from mitoseg.volumes.stored import FlatOutput, Header, MappedVolume, StoredVolume, check_room, load_metadata, opening
+from mitoseg.volumes.units import voxel_size_nm
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali")
+
 _PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -78,3 +112,296 @@ class LimitedMrc(MappedVolume):
             what = f"by its header the MRC's voxels are at most {self._limit}, but some are {stored.max()}"
             raise UserError(what, self.path, "the header is out of date: save it with IMOD's newstack, or as 16 bits")
         return stored
+
+
+IMOD_OFFSET, IMOD_STAMP, IMOD_SIGNED, IMOD_HALF_BYTES = 152, 1146047817, 1, 16
+"""Where IMOD's stamp lies, with its flags behind it; the flags that say that bytes are signed, or hold two voxels."""
+
+SIGN_BIT = 0x80
+"""What differs between a byte from 0 to 255 and the same less 128 as a signed one."""
+
+EXTENDED = b"MITO"
+"""The type of an extended header that is mitoseg's metadata."""
+
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+
+_DTYPES = {0: "i1", 1: "i2", 2: "f4", 3: "c8", 4: "c8", 6: "u2", 12: "f2"}
+
+_VOLUME_STACKS = range(401, 631)
+"""Space groups by which a file says that it holds several volumes of mz sections each."""
+
+_LONGEST_NOTE = 2**20
+
+_UNSIGNED = np.dtype(np.uint8)
+
+_LOOKED_AT = (1024, 1024)
+"""Rows and columns of a section that are looked at where the header does not say how bytes are meant."""
+
+_FEW_VALUES, _CLEARLY = 16, 2
+"""More values than these tell a sign; so many times rougher has the wrong reading to be."""
+
+
+class Voxels(NamedTuple):
+    """How the voxels of a file are stored, and what they mean.
+
+    Attributes:
+        stored: Their type in the file.
+        meant: The type they are read as, where that is another one.
+        flipped: The bits that the file stores inverted.
+        limit: The largest stored value that agrees with what the file says of them; None where any does.
+    """
+
+    stored: np.dtype[Any]
+    meant: np.dtype[Any] | None = None
+    flipped: int = 0
+    limit: int | None = None
+
+
+class MrcHeader:
+    """The header of an open file.
+
+    Args:
+        path: For the messages.
+        file: The file, at its start.
+
+    Raises:
+        UserError: It is compressed, no MRC, of an unknown mode or damaged, or does not say how its bytes are meant.
+
+    Attributes:
+        offset: Where the voxels start, in bytes.
+        note: What mitoseg wrote into labels or extended header; other programs may have added to it.
+        voxels: How they are stored, and what they mean.
+    """
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        data = file.read(HEADER_DTYPE.itemsize)
+        packed = next((name for magic, name in _PACKED.items() if data.startswith(magic)), None)
+        if packed:
+            raise UserError(f"the MRC is compressed with {packed}", path, "unpack it first")
+        if len(data) < HEADER_DTYPE.itemsize or data[MAP_ID_OFFSET_BYTES:][:3] != MAP_ID[:3]:
+            raise UserError("the file is no MRC", path, "it is damaged, incomplete or of another kind")
+        self._path = path
+        self._order = _byte_order(path, data)
+        self._fields = np.frombuffer(data, HEADER_DTYPE.newbyteorder(self._order))[0]
+        self._imod = struct.unpack_from(f"{self._order}ii", data, IMOD_OFFSET)
+        extended = self._int("nsymbt")
+        if not 0 <= extended <= os.fstat(file.fileno()).st_size:
+            raise UserError(f"the MRC states an extended header of {extended} bytes", path, "it is damaged")
+        self.offset = len(data) + extended
+        ours = self._fields["exttyp"] == EXTENDED and extended <= _LONGEST_NOTE
+        self.note = _parse(file.read(extended) if ours else b"".join(self._fields["label"]))
+        self.voxels = self._voxels(file)
+
+    def _int(self, name: str) -> int:
+        return int(self._fields[name])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(sections, rows, columns).
+
+        Raises:
+            UserError: There are several volumes, or negative numbers.
+        """
+        nz, ny, nx, mz = (self._int(name) for name in ("nz", "ny", "nx", "mz"))
+        if min(nz, ny, nx) < 0:
+            raise UserError(f"the MRC states a size of {nz} x {ny} x {nx}", self._path, "it is damaged")
+        if self._int("ispg") in _VOLUME_STACKS and 0 < mz < nz:
+            raise UserError(f"the MRC holds {nz // mz} volumes", self._path, "save one of them alone")
+        return nz, ny, nx
+
+    def axes(self, asked: str | None) -> str | None:
+        """The letters of sections, rows and columns; old files state nothing and mean z, y, x.
+
+        Args:
+            asked: What the user says they are.
+
+        Raises:
+            UserError: Neither the file nor the user says it.
+        """
+        stated = [self._int(name) for name in ("maps", "mapr", "mapc")]
+        if stated == [0, 0, 0]:
+            return "zyx"
+        if sorted(stated) == [1, 2, 3]:
+            return "".join("xyz"[n - 1] for n in stated)
+        if asked is None:
+            what = f"the MRC's axes (maps, mapr, mapc) are {stated}, not 1, 2 and 3 in some order"
+            raise UserError(what, self._path, "say which axis is which, for example axes=zyx")
+        return None
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm: the cell's edge over the number of intervals along it.
+
+        Raises:
+            UserError: The cell's angles are not right ones.
+        """
+        angles = [float(self._fields["cellb"][a]) for a in ("alpha", "beta", "gamma")]
+        if any(math.isfinite(angle) and abs(angle - 90) > 0.01 for angle in angles) and any(angles):
+            what = f"the MRC's cell has angles of {', '.join(f'{a:g}' for a in angles)} degrees, not 90"
+            raise UserError(
+                what, self._path, "resample it to right angles, or give voxel_size=[z,y,x] if they are right"
+            )
+        cells = [(float(self._fields["cella"][a]), self._int(f"m{a}")) for a in "zyx"]
+        digits = 7  # of float32
+        sizes = [float(f"{cell / count:.{digits}g}") if count > 0 else 0.0 for cell, count in cells]
+        if sizes == [1.0, 1.0, 1.0]:
+            text = "%s: the MRC states voxels of 1 Angstrom, as programs do that do not know; give voxel_size=[z,y,x]"
+            logger.warning(text, self._path)
+            return None
+        return voxel_size_nm(sizes, "angstrom")
+
+    def _voxels(self, file: BinaryIO) -> Voxels:
+        """How the voxels are stored, and what they mean.
+
+        Raises:
+            UserError: A byte holds two voxels, or nothing tells whether bytes have a sign.
+        """
+        mode, (stamp, flags) = self._int("mode"), self._imod
+        dtype = np.dtype(_DTYPES[mode]).newbyteorder("<" if self._order == "<" else ">")
+        low, high = float(self._fields["dmin"]), float(self._fields["dmax"])
+        ours = self.note.get("dtype")
+        if mode == 6 and ours == "uint8" and stamp != IMOD_STAMP and not high > 255:
+            return Voxels(dtype, _UNSIGNED, limit=255)
+        if mode != 0:
+            return Voxels(dtype)
+        if stamp == IMOD_STAMP and flags & IMOD_HALF_BYTES:
+            raise UserError("a byte of the MRC holds two voxels", self._path, "save it with mode 0, 1, 2, 6 or 12")
+        if stamp == IMOD_STAMP:
+            signed = bool(flags & IMOD_SIGNED)
+            kept = signed and ours == "int8"
+            return Voxels(dtype if kept else _UNSIGNED, flipped=SIGN_BIT if signed and not kept else 0)
+        if low < 0 and low < high <= 127:
+            return Voxels(dtype)
+        if ours == "uint8" or (low >= 0 and high > 127):
+            return Voxels(_UNSIGNED)
+        if 0 <= low < high:
+            return Voxels(_UNSIGNED, dtype, limit=127)
+        return self._by_content(file)
+
+    def _by_content(self, file: BinaryIO) -> Voxels:
+        """Whether bytes have a sign, by the reading under which neighbours differ less, where the header says nothing.
+
+        Raises:
+            UserError: Both would do.
+        """
+        nz, ny, nx = self.shape
+        if self.offset + nz * ny * nx > os.fstat(file.fileno()).st_size or not nz * ny * nx:
+            return Voxels(_UNSIGNED)  # refused a moment later
+        image_zyx = np.memmap(file, _UNSIGNED, "r", self.offset, (nz, ny, nx))
+        part_zyx = np.asarray(image_zyx[sorted({0, nz // 2, nz - 1}), : _LOOKED_AT[0], : _LOOKED_AT[1]])
+        if part_zyx.max() <= 127:
+            return Voxels(_UNSIGNED, np.dtype(np.int8), limit=127)
+        readings = [part_zyx.astype(np.int16), part_zyx.view(np.int8).astype(np.int16)]
+        unsigned, signed = (sum(int(abs(np.diff(r, axis=a)).sum()) for a in (1, 2)) for r in readings)
+        few = len(np.unique(part_zyx)) <= _FEW_VALUES
+        if few or max(unsigned, signed) < _CLEARLY * min(unsigned, signed):
+            what = "the MRC's header does not say whether its bytes run from 0 to 255 or from -128 to 127"
+            raise UserError(what, self._path, "save it with IMOD's newstack, or with mode 1, 2 or 6")
+        found = Voxels(_UNSIGNED if unsigned < signed else np.dtype(np.int8))
+        text = "%s: the MRC's header does not say whether bytes have a sign; by their neighbours they are %s"
+        logger.warning(text, self._path, "0 to 255" if unsigned < signed else "-128 to 127")
+        return found
+
+
+def _byte_order(path: str, data: bytes) -> str:
+    """``<`` or ``>``, as the machine stamp says, unless the mode makes sense only in the other one."""
+    stamp = data[MAP_ID_OFFSET_BYTES + len(MAP_ID)]
+    orders = "><" if stamp == 0x11 else "<>"
+    modes = [int(struct.unpack_from(f"{order}i", data, 12)[0]) for order in orders]
+    for order, mode in zip(orders, modes, strict=True):
+        if mode in _DTYPES:
+            return order
+    raise UserError(f"the MRC's voxels are of mode {modes[0]}", path, "save it with mode 0, 1, 2, 6 or 12")
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The JSON at the start of a text, if there is some."""
+    try:
+        note, _ = json.JSONDecoder().raw_decode(text.decode("ascii", errors="replace"))
+    except (ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+MODES = {"uint8": 6, "int8": 0, "uint16": 6, "int16": 1, "float32": 2}
+
+_STORED = {0: "i1", 1: "<i2", 2: "<f4", 6: "<u2"}
+
+_LABELS, _LABEL = 10, 80
+
+_RANGE_OFFSET = 76
+
+
+def check_mrc_dtype(path: str, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that an MRC cannot hold.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if dtype.name not in MODES:
+        remedy = f"choose {', '.join(MODES)}, or a name that ends in .tif, .h5 or .zarr"
+        raise UserError(f"an MRC holds no {dtype}", path, remedy)
+
+
+class MrcOutput(FlatOutput):
+    """An MRC written at the boxes' places; the smallest and largest value go into the header at the end."""
+
+    def __init__(self, path: Path, info: VolumeInfo) -> None:
+        check_mrc_dtype(info.path, info.dtype)
+        mask = info.dtype == np.uint8 and info.metadata.get("kind") == "mask"
+        mode = 0 if mask else MODES[info.dtype.name]
+        dtype = np.dtype(_STORED[mode])
+        size = check_room(path, info, dtype)
+        head = _head(info, mode)
+        with path.open("wb") as file:
+            file.write(head)
+            file.truncate(len(head) + size)
+        super().__init__(path, info.shape, dtype, len(head))
+        self._most = np.iinfo(dtype).max if mask else None
+        self._low, self._high, self._written = math.inf, -math.inf, 0
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one box; see `FlatOutput.write`.
+
+        Raises:
+            ValueError: A mask holds more than a signed byte can.
+        """
+        low, high = float(image_zyx.min()), float(image_zyx.max())
+        if self._most is not None and high > self._most:
+            raise ValueError(f"a mask of 0 and 1 cannot hold {high:g}")
+        super().write(box, image_zyx)
+        self._low, self._high = float(np.minimum(self._low, low)), float(np.maximum(self._high, high))  # a NaN stays
+        self._written += box.size
+
+    def close(self) -> None:
+        """Write the range of values, where each voxel was written once, and close the file."""
+        known = self._written == math.prod(self._shape) and math.isfinite(self._low) and math.isfinite(self._high)
+        if known and not self._file.closed:
+            self._file.seek(_RANGE_OFFSET)
+            self._file.write(struct.pack("<fff", self._low, self._high, self._low - 1))  # a mean below both: not known
+        super().close()
+
+
+def _head(info: VolumeInfo, mode: int) -> bytes:
+    """Header and extended header."""
+    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
+    for n, a, size in zip(info.shape, "zyx", info.voxel_size or (0, 0, 0), strict=True):
+        header[f"n{a}"] = header[f"m{a}"] = n
+        header["cella"][a] = size * 10 * n
+    header["cellb"] = 90, 90, 90
+    header["mode"], header["ispg"], header["nversion"] = mode, VOLUME_SPACEGROUP, 20141
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["map"], header["machst"] = MAP_ID, list(machine_stamp_from_byte_order("<"))
+    header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1  # not known
+    text = json.dumps({"mitoseg": dict(info.metadata), "dtype": info.dtype.name}).encode("ascii")
+    extended = b""
+    if len(text) <= _LABELS * _LABEL:
+        labels = [text[i : i + _LABEL] for i in range(0, len(text), _LABEL)]
+        header["label"][: len(labels)], header["nlabl"] = labels, len(labels)
+    else:
+        extended = text.ljust(-(-len(text) // 16) * 16)
+        header["exttyp"], header["nsymbt"] = EXTENDED, len(extended)
+    data = bytearray(header.tobytes())
+    if info.dtype == np.int8:
+        struct.pack_into("<ii", data, IMOD_OFFSET, IMOD_STAMP, IMOD_SIGNED)
+    return bytes(data) + extended

@@ -28,8 +28,16 @@ from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
-from mitoseg.volumes.reading import CACHE_BYTES, check_regular, opening, reading
-from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset
+from mitoseg.volumes.stored import (
+    CACHE_BYTES,
+    REFILL,
+    Header,
+    StoredVolume,
+    check_multiset,
+    check_regular,
+    opening,
+    reading,
+)
 from mitoseg.volumes.units import agreed_size, bdv_voxel_size, same_size, stated_sizes
 
 SUFFIXES = (".n5",)

@@ -18,9 +18,7 @@ from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.mapped import MappedVolume, PackedVolume
-from mitoseg.volumes.reading import opening
-from mitoseg.volumes.stored import Header
+from mitoseg.volumes.stored import Header, MappedVolume, PackedVolume, opening
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".nii", ".nii.gz")

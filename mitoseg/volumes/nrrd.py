@@ -18,10 +18,8 @@ import numpy as np
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.volumes.base import VolumeInfo, VoxelSize
-from mitoseg.volumes.mapped import MappedVolume, PackedVolume
 from mitoseg.volumes.nifti import Grid
-from mitoseg.volumes.reading import opening
-from mitoseg.volumes.stored import Header, StoredVolume
+from mitoseg.volumes.stored import Header, MappedVolume, PackedVolume, StoredVolume, opening
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".nrrd", ".nhdr")

@@ -29,7 +29,7 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.drift import sample_greys
+from mitoseg.volumes.normalize import sample_greys
 
 CHOICES = ("auto", "none")
 SHARE, LEAST = 1 / 16, 16

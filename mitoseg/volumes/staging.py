@@ -47,11 +47,17 @@ from mitoseg.storage import (
 )
 from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
-from mitoseg.volumes.converting import convert
 from mitoseg.volumes.hdf5 import split_dataset
-from mitoseg.volumes.ome_output import is_ome
-from mitoseg.volumes.opening import open_volume
-from mitoseg.volumes.writing import VolumeWriter, check_volume_output, check_voxel_type, create_volume, place
+from mitoseg.volumes.opening import (
+    VolumeWriter,
+    check_volume_output,
+    check_voxel_type,
+    convert,
+    create_volume,
+    open_volume,
+    place,
+)
+from mitoseg.volumes.pyramid import is_ome
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
 
 log = logging.getLogger(__name__)

@@ -1,18 +1,38 @@
-"""The common part of all volumes in files: checks at opening, boxes to stored indices, metadata that mitoseg wrote."""
+"""The common part of all volumes in files: checks at opening, boxes to stored indices, metadata that mitoseg wrote.
+
+Voxels that lie in one piece in a file: mapped into memory for each read, if need be from an unpacked copy.
+
+Writing voxels in one piece, not compressed, into a file that has its final size from the start.
+
+Not through a memory map: a full disk would kill the process instead of raising an error.
+
+Reading foreign files: what libraries throw or log becomes one line for the user.
+"""
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 import random
+import shutil
+import tempfile
+import warnings
+import weakref
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,12 +40,13 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.axes import Layout, colour_codes, grey, resolve_axes
 from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
-from mitoseg.volumes.reading import reading
 from mitoseg.volumes.units import check_voxel_size
 
 logger = logging.getLogger(__name__)
+
 _LARGE_PART = 64 * 2**20
 """Smaller parts are among what a reader takes anyhow."""
+
 REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
 """What to do about chunks that are missing."""
 
@@ -193,3 +214,289 @@ def load_metadata(text: object) -> dict[str, Any]:
         return {}
     found = data.get("mitoseg") if isinstance(data, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+_PART = 2**24
+
+
+class MappedVolume(StoredVolume):
+    """A file of plain voxels.
+
+    Args:
+        path: As the user wrote it.
+        header: What the file says; its dtype has the file's byte order.
+        offset: Where the voxels start, in bytes.
+        kind: What the file is called in messages, such as "TIFF".
+        axes: What the user says of the axes, or None.
+        voxel_size: What the user says, (z, y, x) in nm.
+
+    Raises:
+        UserError: As `StoredVolume`, or the file ends before its voxels do.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        header: Header,
+        offset: int,
+        kind: str,
+        *,
+        axes: str | None = None,
+        voxel_size: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
+        self._file = os.path.abspath(path)
+        self._dtype, self._stored_shape, self._offset = header.dtype, header.shape, offset
+        needed, size = offset + math.prod(header.shape) * header.dtype.itemsize, os.path.getsize(path)
+        if needed > size:
+            what = f"the {kind} is cut short, {size} of {needed} bytes are there"
+            raise UserError(what, path, "copy it again")
+
+    def _read_stored(self, index: tuple[slice, ...]) -> Array:
+        mapped = np.memmap(self._file, self._dtype, "r", self._offset, self._stored_shape)
+        return np.array(mapped[index])
+
+
+class PackedVolume(StoredVolume):
+    """Plain voxels behind gzip or bzip2, whose middle cannot be reached: the first read unpacks them.
+
+    They go into a temporary file (``TMPDIR`` says where), which needs the room of all voxels and is gone with the
+    volume; every process has its own.
+
+    Args:
+        path: As the user wrote it.
+        header: What the file says; its dtype has the file's byte order.
+        file: The file that holds the voxels.
+        start: Bytes of that file before the packed ones.
+        offset: Bytes before the voxels once they are unpacked.
+        packing: ``gzip`` or ``bzip2``.
+        axes: What the user says of the axes, or None.
+        voxel_size: What the user says, (z, y, x) in nm.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        header: Header,
+        file: str,
+        *,
+        start: int = 0,
+        offset: int = 0,
+        packing: str = "gzip",
+        axes: str | None = None,
+        voxel_size: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
+        self._file, self._start, self._offset, self._packing = os.path.abspath(file), start, offset, packing
+        self._dtype, self._stored_shape = header.dtype, header.shape
+        self._unpacked: tuple[int, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unpacked": None}
+
+    def _read_stored(self, index: tuple[slice, ...]) -> Array:
+        if self._unpacked is None or self._unpacked[0] != os.getpid():
+            unpacked = tempfile.TemporaryFile(prefix="mitoseg.")  # noqa: SIM115 (it lives as long as the volume)
+            weakref.finalize(self, unpacked.close)
+            self._unpack(unpacked)
+            self._unpacked = (os.getpid(), unpacked)
+        mapped = np.memmap(self._unpacked[1], self._dtype, "r", 0, self._stored_shape)
+        return np.array(mapped[index])
+
+    def _unpack(self, unpacked: IO[bytes]) -> None:
+        """Write the voxels alone."""
+        missing = math.prod(self._stored_shape) * self._dtype.itemsize
+        with open(self._file, "rb") as raw:
+            raw.seek(self._start)
+            packed = gzip.GzipFile(fileobj=raw) if self._packing == "gzip" else bz2.BZ2File(raw)
+            packed.read(self._offset)
+            while missing:
+                part = packed.read(min(missing, _PART))
+                if not part:
+                    raise UserError(f"the file is cut short, {missing} bytes are missing", self.path, "copy it again")
+                try:
+                    unpacked.write(part)
+                    unpacked.flush()
+                except OSError as error:
+                    remedy = "free some room, set TMPDIR to a folder with more, or unpack the file first"
+                    raise UserError("there is no room to unpack the file", tempfile.gettempdir(), remedy) from error
+                missing -= len(part)
+            packed.read(1)  # the checksum is looked at where the stream ends
+
+
+def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
+    """The bytes of a volume's voxels.
+
+    Args:
+        path: The file to be written.
+        info: What is written.
+        dtype: As stored.
+
+    Raises:
+        OSError: The disk has no room for them.
+    """
+    size = math.prod(info.shape) * dtype.itemsize
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed", str(path))
+    return size
+
+
+class FlatOutput:
+    """Writes boxes at their places in a file that exists with its final size.
+
+    Args:
+        path: The file.
+        shape: (z, y, x).
+        dtype: As stored, with the file's byte order.
+        offset: Where the voxels start, in bytes.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int) -> None:
+        self._shape, self._dtype, self._offset = shape, dtype, offset
+        self._file = path.open("r+b", buffering=0)
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one box row by row, or slice by slice where its rows are whole."""
+        _, height, width = self._shape
+        image_zyx = np.ascontiguousarray(image_zyx, self._dtype)
+        (z0, y0, x0), (depth, _, columns) = box.start, box.shape
+        runs = image_zyx.reshape(depth, 1, -1) if columns == width else image_zyx
+        for z, plane in enumerate(runs, z0):
+            for y, run in enumerate(plane, y0):
+                self._file.seek(self._offset + ((z * height + y) * width + x0) * self._dtype.itemsize)
+                _write_all(self._file, memoryview(run).cast("B"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _write_all(file: Any, data: memoryview) -> None:  # noqa: ANN401 (io.FileIO or what a test puts there)
+    """Write all of ``data``; an unbuffered file may take less at a time."""
+    while data:
+        data = data[file.write(data) :]
+
+
+_UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
+"""What zarr and tifffile say of compressions that they do not know."""
+
+_NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
+
+CACHE_BYTES = 128 * 2**20
+"""Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
+
+
+class _Collector(logging.Filter):
+    """Keeps a library's log records from the user, for the caller to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.records.append(record)
+        return False
+
+
+def check_regular(path: str) -> None:
+    """Refuse what is there and no file or folder: reading a pipe, a socket or a device may never end.
+
+    Raises:
+        UserError: It is one, or a link that leads nowhere.
+    """
+    if os.path.isfile(path) or os.path.isdir(path):
+        return
+    if os.path.exists(path):
+        raise UserError("this is no file or folder but a pipe, a socket or a device", path, "give a file")
+    if os.path.islink(path):
+        raise UserError("the link leads nowhere", path, "mend it, or give the file itself")
+
+
+@contextmanager
+def reading(path: str) -> Iterator[list[logging.LogRecord]]:
+    """Turn any failure of a library inside the block into a `UserError`, and keep its log to itself.
+
+    Args:
+        path: What is being read, for the message.
+
+    Yields:
+        What the libraries logged so far.
+
+    Raises:
+        UserError: The block failed.
+    """
+    collector = _Collector()
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    for logger in loggers:
+        logger.addFilter(collector)
+    try:
+        yield collector.records
+    except UserError:
+        raise
+    except MemoryError as error:
+        remedy = "read smaller parts, or check the file: a damaged header may state absurd sizes"
+        raise UserError("the memory is too small for a part of the file", path, remedy) from error
+    except FileNotFoundError as error:
+        raise UserError("no such file or folder", path, "check the path") from error
+    except PermissionError as error:
+        raise UserError("the file may not be read", path, "check its permissions") from error
+    except Exception as error:  # whatever a decoder throws at a damaged file
+        reason = f"{type(error).__name__}: {error}"[:160]
+        if any(words in reason for words in _UNKNOWN):
+            what = f"the voxels are compressed or stored in a way that is not read ({reason})"
+            raise UserError(what, path, "write the volume again with another compression, such as gzip") from error
+        raise UserError(
+            f"the file cannot be read ({reason})", path, "it is damaged, incomplete or of another kind"
+        ) from error
+    finally:
+        for logger in loggers:
+            logger.removeFilter(collector)
+
+
+@contextmanager
+def opening(path: str) -> Iterator[list[logging.LogRecord]]:
+    """As `reading`, and without the libraries' warnings (not for threads: the warning filters are global)."""
+    with warnings.catch_warnings(), reading(path) as records:
+        warnings.simplefilter("ignore")
+        yield records
+
+
+class PageCache:
+    """The last decoded pages of a volume, up to a number of bytes; it travels to other processes empty.
+
+    Args:
+        capacity: Bytes to keep at most; the newest page stays in any case.
+    """
+
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
+        self.capacity = capacity
+        self._pages: OrderedDict[Hashable, Array] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+        self._pid = os.getpid()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._pages
+
+    def get(self, key: Hashable, decode: Callable[[], Array]) -> Array:
+        """The page of this key, decoded by ``decode`` where it is not at hand."""
+        if self._pid != os.getpid():  # the lock may have been held when this process was forked
+            self.__init__(self.capacity)  # type: ignore[misc]
+        with self._lock:
+            if key in self._pages:
+                self._pages.move_to_end(key)
+                return self._pages[key]
+        page = decode()
+        with self._lock:
+            if key not in self._pages:
+                self._pages[key] = page
+                self._bytes += page.nbytes
+            while self._bytes > self.capacity and len(self._pages) > 1:
+                self._bytes -= self._pages.popitem(last=False)[1].nbytes
+        return page
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"capacity": self.capacity}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["capacity"])  # type: ignore[misc]

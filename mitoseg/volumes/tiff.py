@@ -1,21 +1,54 @@
-"""TIFF stacks: mapped into memory where they lie in one piece, otherwise decoded strip by strip."""
+"""TIFF stacks: mapped into memory where they lie in one piece, otherwise decoded strip by strip.
+
+What TIFF headers say of axes, voxel size and mitoseg's metadata: ImageJ, OME-XML and plain ones.
+
+Reading TIFF stacks that cannot be mapped into memory, strip by strip (or tile by tile).
+
+The one stack of images in a TIFF file, as tifffile's series show it.
+
+TIFF stacks that Fiji opens with their voxel size.
+
+< 4 GB   ImageJ's TIFF: unit, spacing and resolution, mitoseg's metadata in Info
+else     BigTIFF with OME-XML, which Fiji opens through Bio-Formats: PhysicalSize, and an annotation
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import re
-from collections.abc import Sequence
+import weakref
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import RLock
+from typing import Any, NamedTuple
+from uuid import NAMESPACE_URL, uuid5
 
+import numpy as np
 import tifffile
+from tifffile import PHOTOMETRIC
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.mapped import MappedVolume
-from mitoseg.volumes.reading import opening
-from mitoseg.volumes.stored import Header, StoredVolume
-from mitoseg.volumes.tiff_header import check_companion, flipped_bits, tiff_axes, tiff_metadata, tiff_voxel_size
-from mitoseg.volumes.tiff_pages import PagedTiff
-from mitoseg.volumes.tiff_stack import Stack
+from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
+from mitoseg.volumes.stored import (
+    FlatOutput,
+    Header,
+    MappedVolume,
+    PageCache,
+    StoredVolume,
+    check_room,
+    dump_metadata,
+    load_metadata,
+    opening,
+)
+from mitoseg.volumes.units import voxel_size_nm
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
 
@@ -50,3 +83,472 @@ def _check_log(path: str, records: Sequence[logging.LogRecord]) -> None:
         if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
             reason = re.sub(r"<.*?> ", "", record.getMessage())[:120]
             raise UserError(f"the TIFF is damaged or cut short ({reason})", path, "copy it again, or save it anew")
+
+
+_KNOWN = "TZCYXS"
+
+_BY_TIFFFILE = "1.11a"
+"""The version of ImageJ that tifffile states in its files."""
+
+_GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
+
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+
+_FULL = 65535
+"""Full intensity in a table of colours."""
+
+
+def tiff_axes(tif: tifffile.TiffFile, axes: str) -> str:
+    """Tifffile's letters as `resolve_axes` takes them; I, Q and others say nothing.
+
+    Nor do the channels of a file by tifffile, which counts slices as channels unless it is told otherwise.
+    """
+    version = (tif.imagej_metadata or {}).get("ImageJ")
+    channels = version != _BY_TIFFFILE and 'Creator="tifffile' not in (tif.ome_metadata or "")
+    return "".join(a if a in _KNOWN and (a != "C" or channels) else "?" for a in axes)
+
+
+def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
+    """The bits that a TIFF stores inverted: all, where 0 is white; none of what ImageJ wrote.
+
+    ImageJ's inverted table of colours says how an image looks; it counts and measures the values as they are stored.
+
+    Raises:
+        UserError: The values of a pixel are no grey value and no red, green and blue, or cannot be inverted.
+    """
+    _check_samples(path, page)
+    orientation = page.tags.valueof("Orientation")
+    if isinstance(orientation, int) and 1 < orientation <= 8:
+        text = "%s: the TIFF states orientation %d; rows and columns are read in the order in which they are stored"
+        logger.warning(text, path, orientation)
+    if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None and not tif.is_imagej:
+        _check_table(path, page)
+    if page.photometric != PHOTOMETRIC.MINISWHITE or "PhotometricInterpretation" not in page.tags:
+        return 0
+    if tif.is_imagej:
+        text = "%s: ImageJ shows the TIFF inverted; its values are read as ImageJ measures them, not as it shows them"
+        logger.warning(text, path)
+        return 0
+    if np.dtype(page.dtype).kind not in "bu":
+        what = f"the TIFF states that its smallest value is white, which {page.dtype} cannot be turned round for"
+        raise UserError(what, path, "save it with 0 as black")
+    return (1 << page.bitspersample) - 1
+
+
+def _check_samples(path: str, page: tifffile.TiffPage) -> None:
+    """Refuse pixels of several values that are neither grey nor colour, with or without alpha."""
+    samples, extra = page.samplesperpixel, tuple(page.extrasamples or ())
+    colour = page.photometric == PHOTOMETRIC.RGB or (
+        page.photometric == PHOTOMETRIC.YCBCR and page.compression != tifffile.COMPRESSION.NONE
+    )
+    grey = page.photometric in (*_GREY, PHOTOMETRIC.PALETTE) and (
+        samples == 1 or (samples == 2 and extra[:1] in [(alpha,) for alpha in _ALPHA])
+    )
+    if not grey and not (colour and samples in (3, 4)) and "PhotometricInterpretation" in page.tags:
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise UserError(f"a pixel of the TIFF holds {samples} values ({kind})", path, "save one grey channel")
+
+
+def _check_table(path: str, page: tifffile.TiffPage) -> None:
+    """Refuse a table that makes other greys of the stored numbers; numbers of colours are labels and stay.
+
+    Raises:
+        UserError: It does.
+    """
+    table = np.asarray(page.colormap).astype(int)
+    used = table[:, : 1 + max(np.flatnonzero(table.any(axis=0)), default=0)]
+    steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
+    if (used == used[0]).all() and abs(used[0] - steps).max() > _FULL / 255:
+        raise UserError("the TIFF's numbers stand for other greys in a table", path, "save it as a grey image")
+    if not (used == used[0]).all():
+        logger.warning("%s: a pixel of the TIFF is the number of a colour; numbers are read, as labels need it", path)
+
+
+def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
+    """(z, y, x) in nm from ImageJ's spacing, unit and resolution, or OME's PhysicalSize; None without all three.
+
+    The resolution of other TIFFs is one for printing and is left alone.
+
+    Args:
+        tif: The open file.
+        flat: Whether it holds one slice only, which needs no thickness.
+    """
+    if tif.ome_metadata:
+        return _ome_voxel_size(tif.ome_metadata, flat)
+    imagej = tif.imagej_metadata
+    if not imagej:
+        return None
+    unit = imagej.get("unit", "")
+    units = [imagej.get(key, unit) for key in ("zunit", "yunit", "unit")]
+    tags = tif.pages.first.tags
+    sizes = [imagej.get("spacing"), _per_unit(tags.valueof("YResolution")), _per_unit(tags.valueof("XResolution"))]
+    return voxel_size_nm(sizes, units, flat=flat)
+
+
+def _per_unit(resolution: object) -> float | None:
+    """A pixel's length from a resolution in pixels per unit, a fraction."""
+    try:
+        pixels, units = resolution if isinstance(resolution, tuple) else (0, 0)
+        return float(units) / float(pixels)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _ome_voxel_size(text: str, flat: bool) -> VoxelSize | None:
+    """(z, y, x) in nm from the first image of an OME-XML text."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        return None
+    pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
+    if pixels is None:
+        return None
+    names = [f"PhysicalSize{a}" for a in "ZYX"]
+    units = [pixels.get(f"{n}Unit", "\u00b5m") for n in names]
+    return voxel_size_nm([pixels.get(n) for n in names], units, flat=flat)
+
+
+def check_companion(path: str, tif: tifffile.TiffFile) -> None:
+    """Refuse an OME-TIFF that leaves what it holds, and in which order, to another file.
+
+    Raises:
+        UserError: It does.
+    """
+    if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
+        root = ElementTree.fromstring(tif.ome_metadata)
+        names = [e.get("MetadataFile") for e in root.iter() if e.tag.rpartition("}")[2] == "BinaryOnly"]
+        if names:
+            what = f"the OME-TIFF is described in another file ({names[0]}), which is not read"
+            raise UserError(what, path, "save the image as one OME-TIFF or OME-Zarr, for example with bfconvert")
+
+
+def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """Mitoseg's metadata: in ImageJ's Info, or an annotation of OME-XML."""
+    imagej: Mapping[str, Any] = tif.imagej_metadata or {}
+    if "Info" in imagej:
+        return load_metadata(imagej["Info"])
+    if tif.ome_metadata and "mitoseg" in tif.ome_metadata:
+        root = ElementTree.fromstring(tif.ome_metadata)
+        for element in root.iter():
+            if element.tag.rpartition("}")[2] == "M" and element.get("K") == "mitoseg":
+                return load_metadata(element.text)
+    return {}
+
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass
+class _Handle:
+    """An open file: of one process, one thread at a time."""
+
+    tif: tifffile.TiffFile
+    stack: Stack
+    pid: int = field(default_factory=os.getpid)
+    lock: RLock = field(default_factory=RLock)
+
+
+class PagedTiff(StoredVolume):
+    """A compressed or scattered TIFF; what was decoded last is kept, so that slabs do not decode a page twice."""
+
+    def __init__(
+        self,
+        path: str,
+        header: Header,
+        files: Sequence[str],
+        *,
+        axes: str | None = None,
+        voxel_size: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
+        self._file, self._files = os.path.abspath(path), [os.path.abspath(file) for file in files]
+        self._cache = PageCache()
+        self._opened: _Handle | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_opened": None}
+
+    def files(self) -> list[Path]:
+        """All files of a set, as OME-TIFF knows them."""
+        return [Path(file) for file in self._files]
+
+    def _handle(self) -> _Handle:
+        """The open file; a forked process shares the position in it, so every process opens its own."""
+        handle = self._opened
+        if handle is None or handle.pid != os.getpid():
+            tif = tifffile.TiffFile(self._file)
+            weakref.finalize(self, tif.close)
+            handle = self._opened = _Handle(tif, Stack(tif))
+        return handle
+
+    def _read_stored(self, index: tuple[slice, ...]) -> Array:
+        handle = self._handle()
+        stack = handle.stack
+        k = stack.split
+        counted = np.ix_(*(np.arange(s.start, s.stop) for s in index[:k]))
+        numbers = np.ravel_multi_index(counted, stack.shape[:k]) if k else np.zeros((), int)
+        inside = tuple(s.stop - s.start for s in index[k:])
+        result = np.empty((numbers.size, *inside), stack.dtype)
+        if stack.grey:
+            of = dict(zip(stack.axes[k:], index[k:], strict=True))
+            rows = Rows(of["Y"].start, of["Y"].stop, of["X"].start, of["X"].stop)
+            planes = result.reshape(numbers.size, rows.y1 - rows.y0, rows.x1 - rows.x0)
+            self._read_grey(handle, numbers.ravel().tolist(), rows, planes)
+        else:
+            for part, number in zip(result, numbers.ravel().tolist(), strict=True):
+                with handle.lock:
+                    page = self._cache.get(number, partial(stack.read_page, number))
+                part[...] = page.reshape(stack.shape[k:])[index[k:]]
+        return result.reshape(*numbers.shape, *inside)
+
+    def _read_grey(self, handle: _Handle, numbers: Sequence[int], rows: Rows, planes: Array) -> None:
+        """Fill ``planes`` with a rectangle of some grey pages."""
+        segments: list[tuple[Array, int, int, int]] = []
+        height, width = handle.stack.keyframe.chunks[:2]
+        for plane, number in zip(planes, numbers, strict=True):
+            with handle.lock:
+                found = handle.stack.read_rows(number, rows)
+            if found is not None:
+                plane[...] = found
+                continue
+            segments += [
+                (plane, number, j, i)
+                for j in range(rows.y0 // height, math.ceil(rows.y1 / height))
+                for i in range(rows.x0 // width, math.ceil(rows.x1 / width))
+            ]
+        fill = partial(self._fill, handle, rows)
+        if sum((number, j, i) not in self._cache for _, number, j, i in segments) < 4 or _THREADS == 1:
+            for segment in segments:
+                fill(segment)
+            return
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for _ in threads.map(fill, segments):  # raises what a thread raised
+                pass
+
+    def _fill(self, handle: _Handle, rows: Rows, segment: tuple[Array, int, int, int]) -> None:
+        """Decode the strip or tile (j, i) of a page and put its part of the rectangle into the page's plane."""
+        plane, number, j, i = segment
+        height, width = handle.stack.keyframe.chunks[:2]
+        image_yx = self._cache.get((number, j, i), partial(self._decode, handle, number, j, i))
+        y, x = max(rows.y0, j * height), max(rows.x0, i * width)
+        part = image_yx[y - j * height : rows.y1 - j * height, x - i * width : rows.x1 - i * width]
+        plane[y - rows.y0 :, x - rows.x0 :][: part.shape[0], : part.shape[1]] = part
+
+    def _decode(self, handle: _Handle, number: int, j: int, i: int) -> Array:
+        index = j * handle.stack.keyframe.chunked[1] + i
+        with handle.lock:
+            found = handle.stack.read_segment(number, index)
+        return handle.stack.decode_segment(found, index)
+
+
+_END_OF_JPEG = b"\xff\xd9"
+
+
+class Rows(NamedTuple):
+    """A rectangle of a page: rows and columns, half-open."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+
+def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
+    """Refuse a page whose strips or tiles do not lie in its file, before memory is set aside for them.
+
+    Raises:
+        EOFError: They do not.
+    """
+    size = page.parent.filehandle.size
+    if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
+        raise EOFError("the file ends within its voxels")
+
+
+class Stack:
+    """The one stack of images in an open TIFF.
+
+    Args:
+        tif: The open file.
+
+    Attributes:
+        shape: All axes, those of length 1 too.
+        axes: tifffile's letter for each.
+        dtype: Of the stored voxels.
+        offset: Where the voxels start if they lie in one piece and are not compressed, else None.
+        pages: The pages.
+        files: That hold them; more than one in a set of files.
+        split: How many leading axes count pages; the others lie within a page.
+
+    Raises:
+        UserError: There is no image, or there are several that differ.
+    """
+
+    def __init__(self, tif: tifffile.TiffFile) -> None:
+        path = str(tif.filehandle.path)
+        everything = list(tif.series)
+        series = [s for s in everything if not s.keyframe.is_reduced] or everything[:1]
+        if not series:
+            raise UserError("the TIFF holds no image", path, "check the file")
+        kinds = {(s.shape, s.dtype, len(s.pages)) for s in series}
+        if len(kinds) > 1 or (len(series) > 1 and len(series[0].pages) > 1):
+            shapes = sorted({f"{s.shape} {s.dtype}" for s in series})
+            what = f"the TIFF holds {len(series)} images that are not one stack: {', '.join(shapes[:4])}"
+            raise UserError(what, path, "save one stack of equal slices")
+        first = series[0]
+        if first.dtype is None:
+            raise UserError("the TIFF's voxels are of an unknown type", path, "save it again")
+        self.keyframe = first.keyframe
+        self.dtype: np.dtype[Any] = np.dtype(first.dtype)
+        self.shape = tuple(int(n) for n in first.get_shape(False))
+        self.axes = first.get_axes(False)
+        self.offset = first.dataoffset
+        self.pages: Sequence[tifffile.TiffPage | tifffile.TiffFrame | None] = first.pages
+        if len(series) > 1:  # slices that were written one by one
+            self.shape, self.axes, self.offset = (len(series), *self.shape), "Q" + self.axes, None
+            self.pages = [s.pages[0] for s in series]
+        self._several_files = any(s.is_multifile for s in series)
+        pages = [page for s in series if self._several_files for page in s.pages if page is not None]
+        self.files = sorted({path, *(str(page.parent.filehandle.path) for page in pages)})
+        missing = sum(page is None for page in self.pages) if first.kind == "ome" else 0
+        if missing:
+            what = f"{missing} of the {len(self.pages)} slices that the OME-TIFF lists are not there"
+            raise UserError(what, path, "put its other files beside it, or copy it again")
+        self.split = 0 if self.offset is not None else self._split(path)
+
+    def _split(self, path: str) -> int:
+        inside = math.prod(self.keyframe.shape)
+        for k in range(len(self.shape) + 1):
+            if math.prod(self.shape[:k]) == len(self.pages) and math.prod(self.shape[k:]) == inside:
+                return k
+        what = f"the TIFF's {len(self.pages)} pages of {self.keyframe.shape} do not make a stack of {self.shape}"
+        raise UserError(what, path, "it is cut short, or of a kind that is not supported: save it again")
+
+    @property
+    def grey(self) -> bool:
+        """Whether a page is one grey image y, x in this file, whose strips or tiles can be decoded one by one."""
+        if self._several_files:
+            return False
+        inside = zip(self.axes[self.split :], self.shape[self.split :], strict=True)
+        return self.keyframe.shape == tuple(n for a, n in inside if a in "YX")
+
+    def read_rows(self, number: int, rows: Rows) -> Array | None:
+        """The rows of a grey page straight from the file, where they lie in one piece; else None."""
+        page = self._page(number)
+        if not page.is_final:
+            return None
+        offsets, counts = page.dataoffsets, page.databytecounts
+        if any(a + n != b for a, n, b in zip(offsets[:-1], counts[:-1], offsets[1:], strict=True)):
+            return None
+        width = self.keyframe.shape[1]
+        dtype = self.dtype.newbyteorder(page.parent.byteorder)
+        file = page.parent.filehandle
+        file.seek(offsets[0] + rows.y0 * width * dtype.itemsize)
+        size = (rows.y1 - rows.y0) * width
+        data = file.read(size * dtype.itemsize)
+        if len(data) < size * dtype.itemsize:
+            raise EOFError("the file ends within its voxels")
+        return np.frombuffer(data, dtype).reshape(-1, width)[:, rows.x0 : rows.x1]
+
+    def read_segment(self, number: int, index: int) -> tuple[bytes, Any] | None:
+        """The bytes of one strip or tile of a page and its JPEG tables; None where the page leaves it out."""
+        page = self._page(number)
+        if not page.databytecounts[index]:
+            return None
+        if page.dataoffsets[index] + page.databytecounts[index] > page.parent.filehandle.size:
+            raise EOFError("the file ends within its voxels")
+        page.parent.filehandle.seek(page.dataoffsets[index])
+        data = page.parent.filehandle.read(page.databytecounts[index])
+        if len(data) < page.databytecounts[index]:
+            raise EOFError("the file ends within its voxels")
+        return data, page.jpegtables
+
+    def decode_segment(self, found: tuple[bytes, Any] | None, index: int) -> Array:
+        """What `read_segment` found, decoded: ``image_yx``."""
+        if found is None:
+            return np.full(self.keyframe.chunks[:2], self.keyframe.nodata, self.dtype)
+        data, tables = found
+        if self.keyframe.compression == tifffile.COMPRESSION.JPEG and _END_OF_JPEG not in data:
+            raise EOFError("the JPEG ends within its voxels")  # its decoder would fill the rest with grey
+        segment, _, shape = self.keyframe.decode(data, index, jpegtables=tables)
+        return np.asarray(segment)[0, : shape[1], : shape[2], 0]
+
+    def read_page(self, number: int) -> Array:
+        """One whole page, colour or several planes."""
+        page = self._page(number)
+        file = page.parent.filehandle
+        closed = file.closed  # another file of a set, which tifffile closed after it read the header
+        if closed:
+            file.open()
+        try:
+            check_bytes(page)
+            return np.asarray(page.asarray())
+        finally:
+            if closed:
+                file.close()
+
+    def _page(self, number: int) -> tifffile.TiffPage | tifffile.TiffFrame:
+        page = self.pages[number]
+        if page is None:
+            raise EOFError(f"page {number} is missing")
+        return page
+
+
+CLASSIC_BYTES = 2**32 - 2**25
+"""The largest stack in a classic TIFF, with room for the headers of its pages."""
+
+DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+
+def check_tiff_dtype(path: str, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that Fiji would not open.
+
+    Raises:
+        UserError: It would not.
+    """
+    if dtype not in DTYPES:
+        remedy = f"choose {', '.join(DTYPES)}, or a name that ends in .h5 or .zarr"
+        raise UserError(f"a TIFF of {dtype} would not open in Fiji", path, remedy)
+
+
+class TiffOutput(FlatOutput):
+    """An uncompressed TIFF in one piece, written at the boxes' places."""
+
+    def __init__(self, path: Path, info: VolumeInfo) -> None:
+        check_tiff_dtype(info.path, info.dtype)
+        dtype = info.dtype.newbyteorder("<")
+        offset = _write_empty(path, info, big=check_room(path, info, dtype) > CLASSIC_BYTES)
+        super().__init__(path, info.shape, dtype, offset)
+
+
+def _write_empty(path: Path, info: VolumeInfo, *, big: bool) -> int:
+    """Write the headers of a TIFF whose voxels are zero; returns where they start."""
+    shape, text = info.shape, dump_metadata(info.metadata)
+    options: dict[str, Any] = {"shape": shape, "dtype": info.dtype, "photometric": "minisblack", "returnoffset": True}
+    if big:
+        names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
+        units = {f"{name}Unit": "nm" for name in names}
+        named = str(
+            uuid5(NAMESPACE_URL, f"{shape} {info.dtype} {info.voxel_size} {text}")
+        )  # random, were it not given
+        options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": named, "MapAnnotation": {"mitoseg": text}}
+    else:
+        options |= {"metadata": None, "description": _imagej_description(info), "resolutionunit": "NONE"}
+        options["extratags"] = tifffile.imagej_metadata_tag({"Info": text}, "<")
+        if info.voxel_size:
+            options["resolution"] = (1 / info.voxel_size[2], 1 / info.voxel_size[1])
+    with tifffile.TiffWriter(path, bigtiff=big, ome=big, byteorder="<") as tif:
+        place = tif.write(None, **options)
+    assert place is not None
+    return int(place[0])
+
+
+def _imagej_description(info: VolumeInfo) -> str:
+    """The text by which ImageJ knows a stack; tifffile's own would refuse 32-bit integers, which ImageJ reads."""
+    depth = info.shape[0]
+    lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
+    if info.voxel_size:
+        lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
+    kind = info.metadata.get("kind")
+    if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
+        lines += ["min=0.0", f"max={float(info.metadata.get('scale') or 1) if kind == 'probability' else 1.0}"]
+    return "\n".join([*lines, "loop=false", ""])

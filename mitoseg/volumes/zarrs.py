@@ -16,10 +16,9 @@ from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
-from mitoseg.volumes.reading import opening, reading
-from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset, load_metadata
+from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset, load_metadata, opening, reading
 from mitoseg.volumes.units import agreed_size, as_list, stated_sizes
-from mitoseg.volumes.zarr_chunks import CheckedStore, count_chunks
+from mitoseg.volumes.zarr_output import CheckedStore, count_chunks
 
 SUFFIXES = (".zarr",)
 _LARGEST_CHUNK = 2**31

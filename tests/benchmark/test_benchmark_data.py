@@ -6,15 +6,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mitoseg.benchmark.data import TRAINING_KEYS, open_source, read_source, scored_regions
-from mitoseg.benchmark.estimator import read_regions
-from mitoseg.benchmark.networks import training_data
+from mitoseg.benchmark.estimator import read_regions, training_data
+from mitoseg.benchmark.methods import TRAINING_KEYS, open_source, read_source, scored_regions
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.method_jobs import training_words
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume
+from mitoseg.workflows.benchmark import training_words
 
 CONF = default_config_dir()
 

@@ -9,15 +9,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mitoseg.benchmark import read_methods
-from mitoseg.benchmark.data import Source
-from mitoseg.benchmark.estimator import INSTALL, make_estimator
-from mitoseg.benchmark.methods import Method, read_method
-from mitoseg.benchmark.networks import checkpoint_of, describe_run
-from mitoseg.benchmark.records import check_options, clear
+from mitoseg.benchmark.estimator import INSTALL, checkpoint_of, describe_run, make_estimator
+from mitoseg.benchmark.methods import Method, Source, check_options, clear, read_method
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.method_jobs import Job
 from mitoseg.errors import UserError
 from mitoseg.storage import write_json
+from mitoseg.workflows.benchmark import Job
 
 CONF = default_config_dir()
 NAMES = sorted(path.stem for path in (CONF / "methods").glob("*.yaml"))

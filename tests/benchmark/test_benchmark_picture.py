@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mitoseg.benchmark.picture import choose_box, picture_box
+from mitoseg.benchmark.report import choose_box, picture_box
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box

@@ -7,8 +7,17 @@ import re
 import pytest
 from rich.console import Console
 
-from mitoseg.benchmark.rows import COLUMNS, method_row, published_rows
-from mitoseg.benchmark.table import Page, as_csv, as_html, markdown, terminal, text
+from mitoseg.benchmark.report import (
+    COLUMNS,
+    Page,
+    as_csv,
+    as_html,
+    markdown,
+    method_row,
+    published_rows,
+    terminal,
+    text,
+)
 from mitoseg.storage import write_json
 
 

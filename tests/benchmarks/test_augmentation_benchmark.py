@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from mitoseg.blocks.augmentation import EMAugmentation
+from mitoseg.sampling.augmentation import EMAugmentation
 
 
 def test_it_runs(scripts, tmp_path, monkeypatch):

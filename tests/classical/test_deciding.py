@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mitoseg.classical.deciding import best_threshold, jaccard
+from mitoseg.classical.voxelwise import best_threshold, jaccard
 from mitoseg.errors import UserError
 
 

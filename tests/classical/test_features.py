@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mitoseg.classical.eigenvalues import symmetric_eigenvalues
-from mitoseg.classical.features import VoxelFeatures, gaussian
+from mitoseg.classical.features import VoxelFeatures, gaussian, symmetric_eigenvalues
 from mitoseg.errors import UserError
 
 PLACES = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from noisy_phantom import VOXEL_SIZE, noisy_phantom
 
-from mitoseg.classical.deciding import jaccard
 from mitoseg.classical.neila import NeilaSegmenter
+from mitoseg.classical.voxelwise import jaccard
 
 pytest.importorskip("sklearn")
 pytest.importorskip("maxflow")

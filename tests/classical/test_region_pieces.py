@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mitoseg.classical.potts import cut_ladder, energy, minimum_cut
-from mitoseg.classical.rays import RAY_FEATURES, cast_rays, directions, ray_features
-from mitoseg.classical.reading import even_blocks, grey_range, scaled
-from mitoseg.classical.region_graph import region_graph
-from mitoseg.classical.region_statistics import centres, histograms, label_counts, means, spreads
-from mitoseg.classical.slic import supervoxels
+from mitoseg.classical.describing import (
+    RAY_FEATURES,
+    cast_rays,
+    centres,
+    directions,
+    histograms,
+    label_counts,
+    means,
+    ray_features,
+    region_graph,
+    spreads,
+    supervoxels,
+)
+from mitoseg.classical.features import even_blocks, grey_range, scaled
+from mitoseg.classical.graph_cut import cut_ladder, energy, minimum_graph_cut
 from mitoseg.errors import UserError
 from mitoseg.volumes import ArrayVolume
 
@@ -156,7 +165,7 @@ def test_a_cut_is_the_least_of_all_labellings(seed):
     rng = np.random.default_rng(seed)
     pairs = np.array(list(itertools.combinations(range(9), 2)))[rng.permutation(36)[:14]]
     cost, weight = rng.normal(size=9), rng.random(14)
-    found = minimum_cut(cost, pairs, weight)
+    found = minimum_graph_cut(cost, pairs, weight)
     every = [np.array(y) for y in itertools.product([False, True], repeat=9)]
     least = min(energy(y, cost, pairs, weight) for y in every)
     assert energy(found, cost, pairs, weight) == pytest.approx(least)
@@ -169,7 +178,7 @@ def test_the_ladder_agrees_with_each_of_its_cuts(rng):
     levels = np.linspace(-3, 3, 7)
     found = cut_ladder(log_odds, size, pairs, weight, levels)
     for level in levels:
-        np.testing.assert_array_equal(found >= level, minimum_cut(size * (level - log_odds), pairs, weight))
+        np.testing.assert_array_equal(found >= level, minimum_graph_cut(size * (level - log_odds), pairs, weight))
     none = cut_ladder(log_odds, size, pairs, 0 * weight, levels)
     np.testing.assert_array_equal(none, log_odds)
 
@@ -179,4 +188,4 @@ def test_a_missing_library_is_one_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "maxflow", None)
     with pytest.raises(UserError, match=r"mitoseg\[classical\]"):
-        minimum_cut(np.zeros(1), np.zeros((0, 2), int), np.zeros(0))
+        minimum_graph_cut(np.zeros(1), np.zeros((0, 2), int), np.zeros(0))

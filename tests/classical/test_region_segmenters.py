@@ -5,10 +5,8 @@ import pytest
 from noisy_phantom import VOXEL_SIZE, noisy_phantom
 
 from mitoseg.classical.describing import RegionDescriber
-from mitoseg.classical.kernel_machine import KernelMap
-from mitoseg.classical.region_segmenter import LEVELS, best_level
 from mitoseg.classical.structured import StructuredSegmenter
-from mitoseg.classical.supervoxels import SupervoxelSegmenter
+from mitoseg.classical.supervoxels import LEVELS, KernelMap, SupervoxelSegmenter, best_level
 from mitoseg.classical.voxel_maps import voxel_classes
 from mitoseg.errors import UserError
 from mitoseg.volumes import ArrayVolume

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from mitoseg.classical.features import VoxelFeatures
-from mitoseg.classical.sampling import draw_samples, labelled_runs
-from mitoseg.classical.streaming import as_volume, read_with_halo, slab_features
+from mitoseg.classical.features import VoxelFeatures, as_volume, read_with_halo, slab_features
+from mitoseg.classical.voxelwise import draw_samples, labelled_runs
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 

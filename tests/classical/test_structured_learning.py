@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mitoseg.classical.potts import energy, minimum_cut
-from mitoseg.classical.structured_learning import Example, learn_structured
-from mitoseg.classical.volume_loss import VolumeLoss, augmented_labelling
+from mitoseg.classical.graph_cut import energy, minimum_graph_cut
+from mitoseg.classical.structured import Example, VolumeLoss, augmented_labelling, learn_structured
 
 pytest.importorskip("maxflow")
 
@@ -62,7 +61,7 @@ def test_under_a_linear_loss_one_cut_is_the_maximum(seed):
         missed, added = loss._errors(labels)
         return miss * missed + addition * added - energy(labels, cost, pairs, weight)
 
-    found = minimum_cut(cost + loss.costs(miss, addition), pairs, weight)
+    found = minimum_graph_cut(cost + loss.costs(miss, addition), pairs, weight)
     assert value(found) == pytest.approx(max(map(value, EVERY)))
 
 
@@ -115,7 +114,7 @@ def test_the_objective_falls_and_so_does_the_loss():
 def mean_loss(weights):
     losses = []
     for e in examples():
-        labels = minimum_cut(-(e.nodes @ weights[:3]), e.pairs, e.edges @ weights[3:])
+        labels = minimum_graph_cut(-(e.nodes @ weights[:3]), e.pairs, e.edges @ weights[3:])
         losses.append(e.loss(labels))
     return np.mean(losses)
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 from noisy_phantom import VOXEL_SIZE, noisy_phantom
 
-from mitoseg.classical.deciding import jaccard
 from mitoseg.classical.forest import ForestClassifier
 from mitoseg.classical.neila import NeilaSegmenter
-from mitoseg.classical.saved import load_arrays, save_arrays
-from mitoseg.classical.voxelwise import corrected
+from mitoseg.classical.trees import load_arrays, save_arrays
+from mitoseg.classical.voxelwise import corrected, jaccard
 from mitoseg.errors import UserError
 from mitoseg.volumes import ArrayVolume
 

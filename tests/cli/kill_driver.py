@@ -143,7 +143,7 @@ def child(job, log, err):
         replace(job["at"], signalling(job))
     if job["change"]:
         kill_before_change(job["change"], os.path.join(os.path.realpath(job["folder"]), "out"))
-    from mitoseg.cli.main import main
+    from mitoseg.cli.launch import main
 
     code = 1
     try:
@@ -159,7 +159,7 @@ def child(job, log, err):
 
 def serve():
     """Answer every line."""
-    for name in ("mitoseg.cli.predict", "hydra", "torch._dynamo"):  # what the children need
+    for name in ("mitoseg.workflows.predict", "hydra", "torch._dynamo"):  # what the children need
         importlib.import_module(name)
     for line in sys.stdin:
         with tempfile.NamedTemporaryFile() as log, tempfile.NamedTemporaryFile() as err:

@@ -6,7 +6,7 @@ import sys
 import torch
 from torch import nn
 
-from mitoseg.cli.main import main
+from mitoseg.cli.launch import main
 from mitoseg.networks import PatchCNN
 from mitoseg.networks.checkpoint import FORMAT, KEY
 

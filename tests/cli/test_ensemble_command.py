@@ -102,7 +102,7 @@ def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch
     bytes_zyx = np.rint(values[::-1] * 255).astype(np.uint8)
     save_probability("a.tif", values, 0.3, kind="probability")
     save_probability("b.tif", bytes_zyx, 0.5, kind="probability", scale=255)
-    monkeypatch.setattr("mitoseg.cli.averaging._SLAB", 84)
+    monkeypatch.setattr("mitoseg.workflows.ensemble._SLAB", 84)
     assert not run_command(monkeypatch, "ensemble", "predictions=[a.tif,b.tif]", "output=mean.tif")
     found = open_volume("mean.tif")
     expected = expit((logit(values) + logit(np.clip(bytes_zyx / 255, 1 / 1020, 1 - 1 / 1020))) / 2)

@@ -10,8 +10,7 @@ from made_checkpoints import predict, run_command, save_checkpoint
 
 from mitoseg.export import read_facts
 from mitoseg.export.onnx_file import open_session
-from mitoseg.networks.bundle import find_weights
-from mitoseg.networks.checkpoint import load_model
+from mitoseg.networks.checkpoint import find_weights, load_model
 
 
 def run_folder(folder):

@@ -4,7 +4,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from mitoseg.cli.hparams import hyper_parameters, write_hparams
+from mitoseg.workflows.train import hyper_parameters, write_hparams
 
 
 def test_what_sets_a_run_apart():

@@ -119,7 +119,7 @@ def test_mistakes_get_one_line(run, command, words, line, tmp_path):
 
 def test_an_unknown_voxel_size_is_told_before_predicting(run, monkeypatch):
     save_checkpoint("b.ckpt", OneConvolution(), arguments={"in_channels": 1}, voxel_size=None)
-    monkeypatch.setattr("mitoseg.cli.predict.predict_staged", lambda *_: pytest.fail("predicted all the same"))
+    monkeypatch.setattr("mitoseg.workflows.predict.predict_staged", lambda *_: pytest.fail("predicted all the same"))
     words = ["checkpoint=b.ckpt", "input=in.tif", "trust=true", "accelerator=cpu", "output=x.tif"]
     code, told = run("predict", *words, "save=instances", "labelling=split")
     assert code == 1

@@ -13,7 +13,7 @@ import torch
 
 import mitoseg
 from mitoseg.cli.console import waiting
-from mitoseg.cli.main import COMMANDS, SPINS, _Command, main
+from mitoseg.cli.launch import COMMANDS, SPINS, _Command, main
 
 ROOT = Path(mitoseg.__file__).parents[1]
 
@@ -44,7 +44,7 @@ def test_version(capsys):
 
 
 def test_choosing_a_command_imports_no_torch():
-    code = "import sys, mitoseg.cli.main, mitoseg.cli.launch; sys.exit('torch' in sys.modules)"
+    code = "import sys, mitoseg.cli.launch, mitoseg.cli.launch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -54,9 +54,9 @@ def test_threads_wait_briefly_and_are_no_more_than_the_usable_cores(given, spins
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     monkeypatch.setattr("os.environ", {**os.environ, **given})
-    monkeypatch.setattr("mitoseg.cli.main.usable_cores", lambda: 1)
+    monkeypatch.setattr("mitoseg.cli.launch.usable_cores", lambda: 1)
     monkeypatch.setattr("mitoseg.cli.console.waiting", partial(waiting, seconds=0.01))
-    monkeypatch.setitem(sys.modules, "mitoseg.cli.fake", SimpleNamespace(run=lambda cfg: cfg))
+    monkeypatch.setitem(sys.modules, "mitoseg.workflows.fake", SimpleNamespace(run=lambda cfg: cfg))
     monkeypatch.setattr("importlib.import_module", lambda name: (time.sleep(0.1), sys.modules[name])[1])
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -9,7 +9,7 @@ from tiny_training import TINY, command
 
 from mitoseg.cli.console import user_message
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.train import build
+from mitoseg.workflows.train import build
 
 NONSENSE = ("many", "-1", "0", "null", "[]", "{}", "1.5", "true", "[many]")
 GROUPS = ("data", "network", "augmentation", "optimizer", "scheduler", "loss", "postprocess", "trainer", "logger")

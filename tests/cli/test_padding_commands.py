@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from made_checkpoints import OneConvolution, Padded, run_command, save_checkpoint
 
-from mitoseg.blocks import data_module
 from mitoseg.datasets import Files
+from mitoseg.sampling import data_module
 from mitoseg.volumes import open_volume
 from mitoseg.volumes.base import ArrayWriter
 

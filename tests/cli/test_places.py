@@ -8,7 +8,7 @@ import pytest
 
 from mitoseg.cli import launch as module
 from mitoseg.cli.console import user_message
-from mitoseg.cli.main import COMMANDS, main
+from mitoseg.cli.launch import COMMANDS, main
 
 WORDS = {"predict": ["input=a.tif", "output=b.tif"], "evaluate": ["prediction=a.tif", "truth=b.tif"]}
 WORDS |= {"ensemble": ["output=a.ckpt"]}

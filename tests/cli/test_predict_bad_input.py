@@ -126,7 +126,7 @@ def test_too_little_memory_says_how_much_is_enough(work, refused, monkeypatch):
     line = refused("memory=100MB", *words)
     remedy = re.search(r"too little memory: the smallest tile needs (\d+) MB.*; give (memory=[\d.]+GB) or more", line)
     assert int(remedy[1]) >= 134
-    monkeypatch.setattr("mitoseg.cli.predict.predict_with_progress", lambda *_, **__: 1 / 0)  # far enough
+    monkeypatch.setattr("mitoseg.workflows.predict.predict_with_progress", lambda *_, **__: 1 / 0)  # far enough
     given = ["checkpoint=a.ckpt", "output=out.tif", "trust=true", "hydra.run.dir=runs", *words]
     assert predict(monkeypatch, *given, remedy[2]) == 1
     monkeypatch.undo()
@@ -266,8 +266,8 @@ class Elsewhere:
     ],
 )
 def test_a_machine_that_does_not_share_the_storage(refused, monkeypatch, lacks, told):
-    monkeypatch.setattr("mitoseg.cli.predict.make_engine", lambda cfg: Elsewhere(lacks))
-    monkeypatch.setattr("mitoseg.cli.workers.wait_for", lambda file, patience: None)
+    monkeypatch.setattr("mitoseg.workflows.predict.make_engine", lambda cfg: Elsewhere(lacks))
+    monkeypatch.setattr("mitoseg.workflows.remote.wait_for", lambda file, patience: None)
     assert re.search(told, refused())
 
 

@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 from scipy.special import expit
 
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.predict_options import NEUTRAL, identity
 from mitoseg.inference.predictor import Predictor
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.storage import move_into_place
 from mitoseg.volumes import open_volume
+from mitoseg.workflows.predict import NEUTRAL, identity
 
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
 TILED = "tile=[2,16,16]"
@@ -147,11 +147,11 @@ def test_going_on_computes_the_missing_tiles_only(run, stopped, computed, capsys
 
 def test_tiles_and_compilation_stay_as_they_were_decided(run, stopped, computed, monkeypatch):
     """However much memory there is the next time, tiles that are done must fit the others."""
-    monkeypatch.setattr("mitoseg.cli.predict.budget_bytes", lambda _: 300_000)
+    monkeypatch.setattr("mitoseg.workflows.predict.budget_bytes", lambda *_, **__: 300_000)
     stopped(at=2)
     plan = json.loads(Path(".out.tif.unfinished/plan.json").read_text())["decisions"]
     assert plan["tile"] != [6, 40, 48]
-    monkeypatch.setattr("mitoseg.cli.predict.budget_bytes", lambda _: 1e12)
+    monkeypatch.setattr("mitoseg.workflows.predict.budget_bytes", lambda *_, **__: 1e12)
     first = len(computed)
     assert run("memory=100GB") == 0
     assert computed[first].shape[1:] != (40, 48) or computed[first].shape[0] < 6
@@ -206,7 +206,7 @@ BELONGS = {
     *("input", "save", "dtype", "threshold", "method", "tta", "consensus", "tile", "overlap", "window_stride"),
     *("compile", "normalize", "padding", "resample", "axes", "voxel_size", "postprocess", "labelling"),
 }
-"""Options of predict that change voxels; the others are `mitoseg.cli.predict_options.NEUTRAL`."""
+"""Options of predict that change voxels; the others are `mitoseg.workflows.predict.NEUTRAL`."""
 
 
 def test_every_option_that_changes_a_voxel_makes_another_command(work):
@@ -287,7 +287,9 @@ def test_what_is_made_of_the_tiles_may_change_after_an_interrupt(run, stopped, c
 @pytest.mark.parametrize("words", [["save=instances"], ["save=mask", "postprocess=clean"], ["report=true"]])
 def test_an_output_that_has_its_name_is_not_computed_again(run, computed, monkeypatch, words):
     """A kill comes when nothing is left but to draw the report and to tidy up."""
-    broken = "mitoseg.cli.reporting.report_prediction_of" if "report=true" in words else "rich.console.Console.print"
+    broken = (
+        "mitoseg.workflows.evaluate.report_prediction_of" if "report=true" in words else "rich.console.Console.print"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(broken, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
         assert run(*words) == 130

@@ -11,7 +11,7 @@ from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
 from scipy import ndimage
 
 from mitoseg.geometry import Box
-from mitoseg.inference.resampling import resample_input
+from mitoseg.inference.prepare import resample_input
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 

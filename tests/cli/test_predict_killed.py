@@ -17,7 +17,7 @@ from made_checkpoints import OneConvolution, save_checkpoint
 
 from mitoseg.errors import UserError
 from mitoseg.volumes import open_volume
-from mitoseg.volumes.writing import place
+from mitoseg.volumes.opening import place
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
@@ -48,8 +48,8 @@ MOMENTS = {
     "in the clean-up": {"at": f"{STAGING}.remove", "call": 3},
 }
 CONVERTING = {
-    "before converting": {"at": "mitoseg.volumes.writing.VolumeWriter.write", "when": "before"},
-    "a tile is converted": {"at": "mitoseg.volumes.writing.VolumeWriter.write"},
+    "before converting": {"at": "mitoseg.volumes.opening.VolumeWriter.write", "when": "before"},
+    "a tile is converted": {"at": "mitoseg.volumes.opening.VolumeWriter.write"},
     "all are converted": {"at": f"{STAGING}.StagedVolume._convert"},
 }
 ANYWHERE = [(name, moment) for name in NAMES for moment in MOMENTS]

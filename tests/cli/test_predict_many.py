@@ -11,13 +11,13 @@ import zarr
 from filelock import FileLock
 from made_checkpoints import OneConvolution, predict, save_checkpoint
 
-from mitoseg.cli import many
-from mitoseg.cli.inputs import plan_jobs, volumes_in
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference.predictor import Predictor
 from mitoseg.networks import checkpoint
 from mitoseg.volumes import create_volume, open_volume
+from mitoseg.workflows import many
+from mitoseg.workflows.many import plan_jobs, volumes_in
 
 GREY = np.random.default_rng(0).integers(0, 255, (5, 24, 32), np.uint8)
 

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 PROGRAM = """
 import sys
-from mitoseg.cli.main import main
+from mitoseg.cli.launch import main
 
 code = main(sys.argv[1:])
 status = open("/proc/self/status").read()

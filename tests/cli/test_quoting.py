@@ -10,15 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mitoseg.cli.quoting import (
-    PATH_KEYS,
-    literal,
-    quote,
-    quote_override,
-    quote_overrides,
-    requote_override,
-    unquote,
-)
+from mitoseg.cli.quoting import PATH_KEYS, literal, quote, quote_override, quote_overrides, requote_override, unquote
 from mitoseg.errors import UserError
 
 PARSER = OverridesParser.create()

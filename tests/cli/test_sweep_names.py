@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoseg.cli.sweeps.names import LONGEST_JOB, LONGEST_SWEEP, job_name, safe_name, sweep_name
+from mitoseg.cli.sweeps.plan import LONGEST_JOB, LONGEST_SWEEP, job_name, safe_name, sweep_name
 
 VALUES = st.text(min_size=1, max_size=140).filter(lambda text: "\n" not in text)
 WORDS = st.dictionaries(st.sampled_from(["seed", "data.root", "optimizer.lr", "network"]), VALUES, min_size=1)

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from mitoseg.cli.sweeps import slots
+from mitoseg.cli.sweeps import plan as plan_module
+from mitoseg.cli.sweeps.jobs import job_variables
+from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin
 from mitoseg.cli.sweeps.plan import Sweep, expand_seeds, pin_sweep, plan_sweep
-from mitoseg.cli.sweeps.process import job_variables
 from mitoseg.cli.sweeps.results import failure_line, summarise, write_results
-from mitoseg.cli.sweeps.sweeper import missing_plugin
 from mitoseg.errors import UserError
 
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
@@ -275,17 +275,17 @@ def test_a_job_does_not_see_what_its_sweep_runs_in(tmp_path):
 def test_slots_share_out_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     cfg = OmegaConf.create({"trainer": {"devices": 2, "accelerator": "auto"}})
-    given = [slots.make_slot(i, 2, cfg).variables["CUDA_VISIBLE_DEVICES"] for i in range(2)]
+    given = [plan_module.make_slot(i, 2, cfg).variables["CUDA_VISIBLE_DEVICES"] for i in range(2)]
     assert given == ["4,5", "6,7"]
-    shared = [slots.make_slot(i, 5, OmegaConf.create()).variables["CUDA_VISIBLE_DEVICES"] for i in range(5)]
+    shared = [plan_module.make_slot(i, 5, OmegaConf.create()).variables["CUDA_VISIBLE_DEVICES"] for i in range(5)]
     assert shared == ["4", "5", "6", "7", "4"]
-    on_cpu = slots.make_slot(0, 2, OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    on_cpu = plan_module.make_slot(0, 2, OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu.variables
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert slots.visible_gpus() == []
+    assert plan_module.visible_gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", "")
-    assert slots.visible_gpus() == []
+    assert plan_module.visible_gpus() == []
 
 
 def test_results_of_jobs_that_vary_in_different_keys(tmp_path):

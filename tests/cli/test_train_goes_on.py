@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_told_and_the_best_one_goes_on(work, monkeypatch
     def reached(trainer, module, data, checkpoint):
         raise UserError("reached", checkpoint.name)
 
-    monkeypatch.setattr("mitoseg.cli.train.fit", reached)
+    monkeypatch.setattr("mitoseg.workflows.train.fit", reached)
     assert command(monkeypatch, "train", f"resume={best}") == 1
     assert last_line(capsys) == "error: reached: 'best.ckpt'"
 

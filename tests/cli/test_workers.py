@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mitoseg.cli.workers import Looking, check_sight, gather_team, look_around
 from mitoseg.errors import UserError
+from mitoseg.workflows.remote import Looking, check_sight, gather_team, look_around
 
 
 class Elsewhere:
@@ -68,7 +68,7 @@ def moved(place):
 
 
 def test_a_worker_does_not_see_the_stage(place, monkeypatch):
-    monkeypatch.setattr("mitoseg.cli.workers.wait_for", lambda file, patience: None)
+    monkeypatch.setattr("mitoseg.workflows.remote.wait_for", lambda file, patience: None)
     with pytest.raises(UserError, match=r"does not see where the output is made: .*stage'; put it on storage"):
         check(place, Elsewhere(*moved(place)))
     assert list((place / "stage").iterdir()) == []

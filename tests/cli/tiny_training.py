@@ -3,7 +3,7 @@
 import os
 import sys
 
-from mitoseg.cli.main import main
+from mitoseg.cli.launch import main
 
 TINY = [
     "data=phantom",

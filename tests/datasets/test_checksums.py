@@ -1,8 +1,8 @@
 import hashlib
 from dataclasses import asdict
 
-from mitoseg.datasets import checksums
-from mitoseg.datasets.checksums import Fingerprint, changed_files, fingerprint
+from mitoseg.datasets import download as download_module
+from mitoseg.datasets.download import Fingerprint, changed_files, fingerprint
 
 
 def test_a_file_and_a_dataset_in_it(tmp_path):
@@ -33,7 +33,7 @@ def test_a_folder_by_names_and_contents(tmp_path):
 
 
 def test_huge_volumes_are_not_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(checksums, "HASH_LIMIT_BYTES", 2)
+    monkeypatch.setattr(download_module, "HASH_LIMIT_BYTES", 2)
     (tmp_path / "a.tif").write_bytes(b"abc")
     assert fingerprint(str(tmp_path / "a.tif")).sha256 is None
 
@@ -45,13 +45,13 @@ def test_what_a_run_has_learnt_from_is_compared(tmp_path, monkeypatch):
     roles = ["train.image", "train.image", "test.image"]
     about = {"files": [{"role": r, **asdict(fingerprint(str(p)))} for r, p in zip(roles, paths, strict=True)]}
     known = hashlib.sha256(b"abc").hexdigest()
-    assert checksums.checksums(about) == {f"{role} {i}": known for i, role in enumerate(roles, 1)}
-    assert checksums.checksums(about, "train") == {"train.image 1": known, "train.image 2": known}
+    assert download_module.checksums(about) == {f"{role} {i}": known for i, role in enumerate(roles, 1)}
+    assert download_module.checksums(about, "train") == {"train.image 1": known, "train.image 2": known}
     assert changed_files(about) == changed_files({}) == []
     paths[1].write_bytes(b"abd")
     paths[2].unlink()
     assert changed_files(about) == [str(paths[1])]
     unknown = {"files": [{**file, "sha256": None} for file in about["files"][:1]]}
-    before = checksums.checksums(unknown)
+    before = download_module.checksums(unknown)
     paths[0].write_bytes(b"abcd")
-    assert before != checksums.checksums(unknown)
+    assert before != download_module.checksums(unknown)

@@ -1,6 +1,6 @@
 import pytest
 
-from mitoseg.datasets.naming import Named, find, resolve
+from mitoseg.datasets.files import Named, find, resolve
 from mitoseg.errors import UserError
 
 

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from mitoseg.datasets import unpacking
-from mitoseg.datasets.unpacking import unpack
+from mitoseg.datasets import download as download_module
+from mitoseg.datasets.download import unpack
 from mitoseg.errors import UserError
 
 FILES = {"Set/In/mask0000.png": b"one", "Set/Out/0.png": b"two" * 5000, "read.me": b""}
@@ -94,7 +94,7 @@ def test_a_zip_that_lies_about_its_size_stays_within_the_limit(tmp_path):
 
 
 def test_too_many_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "LIMIT_FILES", 2)
+    monkeypatch.setattr(download_module, "LIMIT_FILES", 2)
     with pytest.raises(UserError, match="more than 2 files"):
         unpack(make_zip(tmp_path / "a.zip", FILES), tmp_path / "set")
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 
-from mitoseg.evaluation.boundary import halo, near_counts, relative_spacing, squared_distance
+from mitoseg.evaluation.score import halo, near_counts, relative_spacing, squared_distance
 from mitoseg.geometry import Box
 from mitoseg.metrics import Counts, count
 

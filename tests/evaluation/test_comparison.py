@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mitoseg.evaluation.comparison import comparison_figure
-from mitoseg.evaluation.figures import overlay_figure
+from mitoseg.evaluation.figures import comparison_figure, overlay_figure
 
 
 def slices():

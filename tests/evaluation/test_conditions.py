@@ -8,10 +8,15 @@ import pytest
 from matplotlib.image import imread
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.condition_figure import comparison_plot
-from mitoseg.evaluation.conditions import Comparison, ComparisonOptions, compare_conditions
+from mitoseg.evaluation.conditions import (
+    Comparison,
+    ComparisonOptions,
+    choose_columns,
+    compare_conditions,
+    comparison_plot,
+    read_groups,
+)
 from mitoseg.evaluation.effects import hedges_g
-from mitoseg.evaluation.measurements import choose_columns, read_groups
 
 QUICK = ComparisonOptions(resamples=100)
 

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation import evaluate
-from mitoseg.evaluation.curves import boundary_figure, precision_recall_figure, reliability_figure, save_curves
+from mitoseg.evaluation.figures import boundary_figure, precision_recall_figure, reliability_figure, save_curves
 from mitoseg.storage import plain
 from mitoseg.volumes.base import ArrayVolume
 

@@ -14,10 +14,10 @@ import zarr
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from mitoseg.cli.evaluate import score_files
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import prediction_instances
 from mitoseg.storage import plain
+from mitoseg.workflows.evaluate import score_files
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -110,7 +110,7 @@ def test_instances_are_numbered_once(files, tmp_path, monkeypatch, words):
         numbered.append(args)
         return prediction_instances(*args, **options)
 
-    for module in ("mitoseg.cli.instance_scores", "mitoseg.evaluation.report.commands"):
+    for module in ("mitoseg.workflows.evaluate", "mitoseg.evaluation.report.page"):
         monkeypatch.setattr(f"{module}.prediction_instances", count)
     result = score_files(config(files, *words, "small_objects=9", "voxel_size=[5,5,5]", image=True), tmp_path / "run")
     assert len(numbered) == 1

@@ -5,7 +5,7 @@ import pytest
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, prediction_instances, truth_instances
-from mitoseg.evaluation.tally import Bootstrap
+from mitoseg.evaluation.score import Bootstrap
 from mitoseg.geometry import Box
 from mitoseg.metrics.overlaps import count_overlaps
 from mitoseg.segmentation import Labelling, label_array
@@ -70,7 +70,7 @@ def test_a_prediction_of_any_kind(values):
 
 @pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.float64])
 def test_ids_of_any_size_are_kept_apart(dtype, monkeypatch):
-    monkeypatch.setattr("mitoseg.volumes.integers._SLAB_VOXELS", 400)  # several slabs
+    monkeypatch.setattr("mitoseg.volumes.base._SLAB_VOXELS", 400)  # several slabs
     steps = {np.uint64: 2**59 + 1, np.int64: 2**58 + 1, np.float64: 2**40}[dtype]
     wide = (TRUTH.astype(dtype) % 16 * dtype(steps), RESULT.astype(dtype) % 16 * dtype(steps))
     assert wide[0].max() >= 2**43

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mitoseg.evaluation.placement import placement_offsets
+from mitoseg.evaluation.figures import placement_offsets
 from mitoseg.volumes import ArrayVolume
 
 

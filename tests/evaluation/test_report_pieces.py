@@ -8,15 +8,20 @@ from report_pages import unpack
 from scipy import ndimage
 from small_report import BALLS, RADII, SHAPE, SIZE, ball, small_volumes
 
-from mitoseg.evaluation.report.charts import Axis, Chart, Series
-from mitoseg.evaluation.report.distributions import bins, whole_instances
-from mitoseg.evaluation.report.errors import worst_faults
-from mitoseg.evaluation.report.gallery import crop_window
-from mitoseg.evaluation.report.markup import data_block, element, pack
-from mitoseg.evaluation.report.objects import hold, plain_table, renumber
-from mitoseg.evaluation.report.options import Content, ReportOptions
-from mitoseg.evaluation.report.reducing import coarse_labels, pool, small_image, small_labels
-from mitoseg.evaluation.report.scene import scene_data, surfaces
+from mitoseg.evaluation.report.errors import crop_window, worst_faults
+from mitoseg.evaluation.report.markup import Axis, Chart, Content, ReportOptions, Series, data_block, element, pack
+from mitoseg.evaluation.report.pictures import (
+    coarse_labels,
+    hold,
+    plain_table,
+    pool,
+    renumber,
+    scene_data,
+    small_image,
+    small_labels,
+    surfaces,
+)
+from mitoseg.evaluation.report.tables import bins, whole_instances
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume
 
@@ -45,7 +50,7 @@ def test_packing(dtype):
 
 @pytest.mark.parametrize("strip", [2**24, 1])
 def test_slices_are_reduced_strip_by_strip(monkeypatch, strip):
-    monkeypatch.setattr("mitoseg.evaluation.report.reducing.STRIP_VOXELS", strip)
+    monkeypatch.setattr("mitoseg.evaluation.report.pictures.STRIP_VOXELS", strip)
     image = np.random.default_rng(0).integers(0, 255, (2, 24, 36)).astype(np.uint8)
     volume, box = ArrayVolume(image), Box((0, 0, 0), (2, 24, 36))
     means = image[1].reshape(8, 3, 12, 3).mean(axis=(1, 3))
@@ -63,7 +68,7 @@ def test_a_reduction_that_is_no_whole_number_keeps_the_mean():
 
 @pytest.mark.parametrize("strip", [2**24, 1])
 def test_cells_of_labels(monkeypatch, strip):
-    monkeypatch.setattr("mitoseg.evaluation.report.reducing.STRIP_VOXELS", strip)
+    monkeypatch.setattr("mitoseg.evaluation.report.pictures.STRIP_VOXELS", strip)
     label = np.random.default_rng(0).integers(0, 3, (5, 7, 9)).astype(np.uint32)
     share, ids = coarse_labels(ArrayVolume(label), Box((0, 0, 0), label.shape), (2, 3, 4))
     assert share.shape == ids.shape == (3, 3, 3)
@@ -85,7 +90,7 @@ def test_renumbering(factor):
 
 
 def test_the_plain_table_against_scipy(monkeypatch):
-    monkeypatch.setattr("mitoseg.evaluation.report.objects.SLAB_VOXELS", 3 * SHAPE[1] * SHAPE[2])
+    monkeypatch.setattr("mitoseg.evaluation.report.pictures.SLAB_VOXELS", 3 * SHAPE[1] * SHAPE[2])
     volume = small_volumes()["instances"]
     label = volume.read()
     table = plain_table(volume, volume.box, SIZE).set_index("instance")

@@ -5,9 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.scene import save_scene
-from mitoseg.evaluation.scene_drawing import Camera, scene_figure, shade
-from mitoseg.segmentation.mesh_files import colour_of
+from mitoseg.evaluation.scene import Camera, save_scene, scene_figure, shade
+from mitoseg.segmentation.exporting import colour_of
 from mitoseg.segmentation.meshes import mesh_object
 from mitoseg.volumes.base import ArrayVolume
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mitoseg.evaluation.seams import seam_ratio
+from mitoseg.evaluation.figures import seam_ratio
 
 
 def test_noise_has_no_seam():

@@ -6,9 +6,9 @@ from exported_models import block_model, ensemble_model, grey_volume, predicted,
 
 from mitoseg.errors import UserError
 from mitoseg.export import make_form
-from mitoseg.export.about import metadata
 from mitoseg.export.forms import FORMS, choose_form
 from mitoseg.export.onnx_file import run_onnx, write_onnx
+from mitoseg.export.weights import metadata
 from mitoseg.geometry import anchor
 from mitoseg.networks import PatchCNN
 from mitoseg.volumes import channel_slices

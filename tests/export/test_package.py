@@ -16,10 +16,9 @@ from PIL import Image
 
 from mitoseg.errors import UserError
 from mitoseg.export import package
-from mitoseg.export.cover import draw_cover
+from mitoseg.export.package import draw_cover
 from mitoseg.geometry import Box
-from mitoseg.networks.bundle import find_weights
-from mitoseg.networks.checkpoint import load_model
+from mitoseg.networks.checkpoint import find_weights, load_model
 from mitoseg.volumes import open_volume
 
 ROOT = Path(__file__).parents[2]

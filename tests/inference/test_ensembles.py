@@ -6,7 +6,7 @@ from small_networks import NORMALIZATION, SmallBlock, SmallUNet, ensemble, grey,
 
 from mitoseg.errors import UserError
 from mitoseg.inference import Options, Prediction, Predictor, choose_method, make_method
-from mitoseg.inference.protocol import dimensions, input_channels
+from mitoseg.inference.methods import dimensions, input_channels
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN
 from mitoseg.volumes import ArrayVolume, Normalization

@@ -7,8 +7,7 @@ from scipy.special import expit
 from small_networks import SmallBlock, ensemble, grey, member, predict, shaken
 
 from mitoseg.errors import UserError
-from mitoseg.inference.gather import CONSENSUS, check_answers, make_gather
-from mitoseg.inference.symmetry import symmetries
+from mitoseg.inference.views import CONSENSUS, check_answers, make_gather, symmetries
 from mitoseg.metrics import Calibration
 
 CALIBRATION = Calibration(-1.0, 1.5, 0.3)

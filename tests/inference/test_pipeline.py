@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mitoseg.inference.pipeline import run_overlapped
+from mitoseg.inference.predictor import run_overlapped
 
 
 def test_items_go_through_in_order():

@@ -11,12 +11,11 @@ from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import METHODS, Options, Prediction, Predictor, predict_volume
-from mitoseg.inference.memory import LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
-from mitoseg.inference.sizing import VOXEL_BYTES
+from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.volumes import ArrayVolume, Normalization
-from mitoseg.volumes.matching import MatchedVolume
+from mitoseg.volumes.normalize import MatchedVolume
 from mitoseg.volumes.resampling import resampled
 
 

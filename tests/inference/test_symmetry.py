@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference.symmetry import SYMMETRIES, TurnedVolume, check_cubic, symmetries
+from mitoseg.inference.views import SYMMETRIES, TurnedVolume, check_cubic, symmetries
 from mitoseg.volumes import ArrayVolume
 
 COUNTS = {"none": 1, "flips": 4, "turns": 8, "all": 16, "axes": 3, "cube": 48}

@@ -10,7 +10,7 @@ from small_networks import NORMALIZATION, Memory, SmallBlock, SmallUNet, grey, p
 from mitoseg.errors import UserError
 from mitoseg.geometry import tiles
 from mitoseg.inference import Options, Prediction, Predictor
-from mitoseg.inference.symmetry import symmetries
+from mitoseg.inference.views import symmetries
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import ArrayVolume
 

@@ -11,12 +11,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from mitoseg.errors import UserError
-from mitoseg.metrics.calibration import (
-    Calibration,
-    fit_calibration,
-    negative_log_likelihood,
-    prior_shift,
-)
+from mitoseg.metrics.calibration import Calibration, fit_calibration, negative_log_likelihood, prior_shift
 from mitoseg.metrics.histogram import BINS, CENTRES, logit_histogram
 from mitoseg.metrics.reliability import expected_calibration_error
 

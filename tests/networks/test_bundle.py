@@ -8,8 +8,16 @@ from safetensors.torch import save_file
 
 from mitoseg.errors import UserError
 from mitoseg.networks import UNet
-from mitoseg.networks.bundle import FOLDER, bundled, find_weights, read_weights, write_weights
-from mitoseg.networks.checkpoint import FORMAT, load_model, read_checkpoint
+from mitoseg.networks.checkpoint import (
+    FOLDER,
+    FORMAT,
+    bundled,
+    find_weights,
+    load_model,
+    read_checkpoint,
+    read_weights,
+    write_weights,
+)
 
 CONFIG = {"_target_": "mitoseg.networks.UNet", "spatial_dims": 2, "filters": [4, 8, 8], "strides": [2, 2]}
 RECORD = {

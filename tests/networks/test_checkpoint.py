@@ -18,8 +18,7 @@ from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
-from mitoseg.networks.bundle import write_weights
-from mitoseg.networks.checkpoint import FORMAT, KEY, build_network, load_model, read_checkpoint
+from mitoseg.networks.checkpoint import FORMAT, KEY, build_network, load_model, read_checkpoint, write_weights
 
 PATCH = {"_target_": "mitoseg.networks.PatchCNN", "in_channels": 3, "classes": 2}
 
@@ -71,7 +70,7 @@ HOSTILE = [
     {"_target_": "mitoseg.networks.checkpoint.Path", "_args_": ["pwned"]},
     {"_target_": "mitoseg.networks.patch_cnn.nn.Module"},
     {"_target_": "mitoseg.networks_evil.Net"},
-    {"_target_": "mitoseg.cli.main.main"},
+    {"_target_": "mitoseg.cli.launch.main"},
     {"_target_": "hydra.utils.call", "config": {"_target_": "os.getcwd"}},
     {"_target_": "hydra.utils.get_object", "path": "os.system"},
     {"_target_": None},

@@ -9,7 +9,7 @@ from scipy.ndimage import find_objects
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.census import COLUMNS, STARTS, STOPS, count_block, merge_counts, take_census
+from mitoseg.segmentation.blockwise import COLUMNS, STARTS, STOPS, count_block, merge_counts, take_census
 from mitoseg.volumes import ArrayVolume
 
 labels_of = st.tuples(st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 2**32), st.sampled_from([2, 5, 40]))

@@ -9,8 +9,7 @@ from shapes import ball, tube
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import export_meshes, export_skeletons
-from mitoseg.segmentation.finding import find_objects
-from mitoseg.segmentation.mesh_files import colour_of
+from mitoseg.segmentation.exporting import colour_of, find_objects
 from mitoseg.segmentation.meshes import Mesh
 from mitoseg.volumes.base import ArrayVolume
 

@@ -13,8 +13,7 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
-from mitoseg.segmentation.block_labels import relabel_block, summarize_block
-from mitoseg.segmentation.joining import merge_blocks
+from mitoseg.segmentation.blockwise import merge_blocks, relabel_block, summarize_block
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 
 SIZE = (10.0, 10.0, 10.0)
@@ -197,7 +196,7 @@ def test_written_block_by_block(tmp_path, name):
 
 
 def test_a_component_too_large_for_memory_is_not_cut(monkeypatch, caplog):
-    monkeypatch.setattr("mitoseg.segmentation.parts.BYTES", 10**12)
+    monkeypatch.setattr("mitoseg.segmentation.labelling.BYTES", 10**12)
     assert len(label_volume(ArrayVolume(dumbbell(), SIZE), Labelling(split=True, fragment=1e6))) == 1
     assert "too large for memory" in caplog.text
 

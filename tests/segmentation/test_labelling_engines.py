@@ -16,9 +16,7 @@ from test_labelling import CUTS, in_raster_order
 from mitoseg.engines import DaskEngine, LocalEngine
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
-from mitoseg.segmentation.block_writing import write_blocks
-from mitoseg.segmentation.census import take_census
-from mitoseg.segmentation.packing import pack, unpack
+from mitoseg.segmentation.blockwise import pack, take_census, unpack, write_blocks
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 
 SIZE = (10.0, 10.0, 10.0)

@@ -13,9 +13,8 @@ from solids import ellipsoid, ellipsoid_area
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Sources, measure_instances, summarise
-from mitoseg.segmentation.census import STARTS, STOPS
-from mitoseg.segmentation.neighbours import DISTANCE
-from mitoseg.segmentation.object_row import column_names
+from mitoseg.segmentation.blockwise import STARTS, STOPS
+from mitoseg.segmentation.morphometry import DISTANCE, column_names
 from mitoseg.volumes import ArrayVolume
 
 SIZE = (20.0, 5.0, 5.0)

@@ -7,8 +7,7 @@ from scipy.special import expit, logit
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.boundaries import refine_boundaries
-from mitoseg.segmentation.smoothing import mean_field, opening, z_median
+from mitoseg.segmentation.postprocess import mean_field, opening, refine_boundaries, z_median
 
 RNG = np.random.default_rng(0)
 SIZE = (20.0, 5.0, 5.0)

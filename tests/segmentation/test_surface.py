@@ -5,8 +5,7 @@ import pytest
 from skimage.measure import marching_cubes, mesh_surface_area
 from solids import crop, ellipsoid, grid, straight, torus, tube
 
-from mitoseg.segmentation.smooth_shape import smooth_shape
-from mitoseg.segmentation.surface import shape_mesh, surface_area
+from mitoseg.segmentation.smooth_shape import shape_mesh, smooth_shape, surface_area
 
 CUBIC, THICK = (5.0, 5.0, 5.0), (30.0, 5.0, 5.0)
 

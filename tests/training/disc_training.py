@@ -4,10 +4,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from mitoseg.blocks import BlockDataModule
 from mitoseg.datasets import Region, Splits
 from mitoseg.geometry import Box
 from mitoseg.networks import PatchCNN
+from mitoseg.sampling import BlockDataModule
 from mitoseg.training import SegmentationModule, adamw, one_cycle
 from mitoseg.training.checkpointing import BestCheckpoint, LastCheckpoint
 from mitoseg.volumes import ArrayVolume

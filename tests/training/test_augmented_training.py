@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback
 
-from mitoseg.blocks import TileDataModule
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.networks import UNet
+from mitoseg.sampling import TileDataModule
 from mitoseg.training import SegmentationModule, adamw
 from mitoseg.training.losses import DeepSupervision
 

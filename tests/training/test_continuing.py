@@ -11,10 +11,16 @@ from disc_training import datamodule, module, trainer
 from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
 from mitoseg.training import checkpointing, sgd_paper
-from mitoseg.training.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, requeue
+from mitoseg.training.checkpointing import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    StopRequest,
+    capture,
+    requeue,
+    restore,
+)
 from mitoseg.training.module import STATE
-from mitoseg.training.random_state import capture, restore
-from mitoseg.training.stopping import StopRequest
 
 BLOCKS = 210  # 40 to a batch: five steps and a sixth of ten blocks
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

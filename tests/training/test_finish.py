@@ -9,8 +9,8 @@ from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, precision, predict_volume
 from mitoseg.metrics import Calibration, count, scores
 from mitoseg.networks import ContextCNN
-from mitoseg.training import finish
-from mitoseg.training.finish import count_log_odds, finish_checkpoint
+from mitoseg.training import module as module_module
+from mitoseg.training.module import count_log_odds, finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Normalization, map_labels
 
 
@@ -64,7 +64,7 @@ def test_calibration_and_threshold_are_those_of_the_method(tmp_path, prediction,
 def test_the_cost_of_bfloat16_is_measured_where_the_device_has_it(tmp_path, prediction, parts, monkeypatch):
     path = tmp_path / "best.ckpt"
     torch.save({"mitoseg": {}, "state_dict": {}}, path)
-    monkeypatch.setattr(finish, "has_bf16", lambda device: True)
+    monkeypatch.setattr(module_module, "has_bf16", lambda device: True)
     entries = finish_checkpoint(path, prediction, parts)
     measured = entries["precision"]["bf16"]
     assert abs(measured["jaccard_drop"]) < 0.05
@@ -72,7 +72,7 @@ def test_the_cost_of_bfloat16_is_measured_where_the_device_has_it(tmp_path, pred
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     expected = "bf16" if measured["jaccard_drop"] < precision.LIMIT else "fp32"
     assert precision.choose_precision("auto", torch.device("cpu"), entries) == expected
-    monkeypatch.setattr(finish, "has_bf16", lambda device: False)
+    monkeypatch.setattr(module_module, "has_bf16", lambda device: False)
     assert finish_checkpoint(path, prediction, parts)["precision"] == {}
 
 

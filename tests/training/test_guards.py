@@ -6,8 +6,8 @@ import torch
 from disc_training import datamodule, module, trainer
 
 from mitoseg.errors import UserError
+from mitoseg.training.callbacks import FiniteLoss
 from mitoseg.training.checkpointing import LastCheckpoint
-from mitoseg.training.guards import FiniteLoss
 
 
 class Spoil(pl.Callback):

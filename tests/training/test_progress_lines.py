@@ -8,7 +8,7 @@ import disc_training
 from pytorch_lightning import Callback
 
 from mitoseg import progress
-from mitoseg.training.progress import ProgressLines
+from mitoseg.training.callbacks import ProgressLines
 
 
 class Patience(Callback):

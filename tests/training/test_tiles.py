@@ -8,15 +8,15 @@ from disc_training import Discs, trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch.nn.functional import cross_entropy
 
-from mitoseg.blocks import SlabLoader, TileDataModule, VolumeBank
-from mitoseg.cli.train import tile_margin
 from mitoseg.errors import UserError
 from mitoseg.inference.methods import log_odds_in_memory
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.networks.checkpoint import load_model
+from mitoseg.sampling import SlabLoader, TileDataModule, VolumeBank
 from mitoseg.training import SegmentationModule, adamw, one_cycle
+from mitoseg.training.callbacks import ShallowConvolutions
 from mitoseg.training.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from mitoseg.training.shallow import ShallowConvolutions
+from mitoseg.workflows.train import tile_margin
 
 SMALL = {"filters": [8, 12, 16], "strides": [2, 2], "stem": 2}
 NETWORKS = {

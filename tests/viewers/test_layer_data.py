@@ -8,10 +8,8 @@ import pytest
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.viewers.napari_plugin import layer_data
-from mitoseg.viewers.napari_plugin.layer_data import KEY, read_layer
-from mitoseg.viewers.napari_plugin.layers import layer_volume, size_of
-from mitoseg.viewers.napari_plugin.lazy import as_dask
+from mitoseg.viewers.napari_plugin import layers as layers_module
+from mitoseg.viewers.napari_plugin.layers import KEY, as_dask, layer_volume, read_layer, size_of
 from mitoseg.volumes import ArrayVolume, create_volume
 
 da = pytest.importorskip("dask.array", reason="lazy layers need dask, of the extra viewers")
@@ -85,7 +83,7 @@ def test_masks_and_instances_are_labels_in_memory(tmp_path, metadata, dtype):
 
 
 def test_large_labels_stay_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("mitoseg.viewers.napari_plugin.layer_data.IN_MEMORY", 0)
+    monkeypatch.setattr("mitoseg.viewers.napari_plugin.layers.IN_MEMORY", 0)
     data, _, kind = read_layer(written(tmp_path / "a.zarr", greys(np.uint32), kind="instances"))
     assert kind == "labels"
     assert isinstance(data, da.Array)
@@ -101,7 +99,7 @@ def test_an_ome_zarr_image_comes_with_its_levels(tmp_path):
 
 
 def test_examples():
-    assert doctest.testmod(layer_data) == (0, 1)
+    assert doctest.testmod(layers_module) == (0, 1)
 
 
 def test_a_file_that_is_no_volume(tmp_path):

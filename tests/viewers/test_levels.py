@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from made_volumes import places, save
 
 from mitoseg.geometry import Box
-from mitoseg.viewers.neuroglancer.levels import Level, Levels, open_levels
+from mitoseg.viewers.neuroglancer.scene import Level, Levels, open_levels
 from mitoseg.viewers.samples import sample
 from mitoseg.volumes import ArrayVolume, open_volume
-from mitoseg.volumes.cropped import CroppedVolume
+from mitoseg.volumes.base import CroppedVolume
 
 SHAPE = (7, 9, 10)
 

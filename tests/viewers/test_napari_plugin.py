@@ -14,10 +14,8 @@ import pytest
 import mitoseg
 from mitoseg.geometry import Box
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
-from mitoseg.viewers.napari_plugin.layer_data import KEY
+from mitoseg.viewers.napari_plugin.layers import KEY, NOTHING, get_reader, write_image, write_labels
 from mitoseg.viewers.napari_plugin.predicting import Outcome
-from mitoseg.viewers.napari_plugin.reader import NOTHING, get_reader
-from mitoseg.viewers.napari_plugin.writer import write_image, write_labels
 from mitoseg.volumes import create_volume, open_volume
 
 MANIFEST = Path(mitoseg.__file__).parent / "viewers" / "napari_plugin" / "napari.yaml"
@@ -100,7 +98,7 @@ def test_napari_saves_labels_with_their_voxel_size(plugin, viewer, tmp_path, sai
 def test_what_exists_is_replaced_only_if_the_user_says_so(tmp_path, said, monkeypatch):
     path, answers = str(tmp_path / "a.tif"), iter([False, True])
     assert write_labels(path, cubes(), {"name": "a"}) == [path]
-    monkeypatch.setattr("mitoseg.viewers.napari_plugin.writer.may_replace", lambda _: next(answers))
+    monkeypatch.setattr("mitoseg.viewers.napari_plugin.layers.may_replace", lambda _: next(answers))
     assert write_labels(path, cubes() * 0, {"name": "a"}) == []
     ((severity, text),) = said
     assert severity == "error"
@@ -125,9 +123,9 @@ def test_a_file_that_cannot_be_opened_is_one_message(tmp_path, said):
 
 
 def test_examples(application):
-    from mitoseg.viewers.napari_plugin import table
+    from mitoseg.viewers.napari_plugin import panels as panels_module
 
-    assert doctest.testmod(table) == (0, 1)
+    assert doctest.testmod(panels_module) == (0, 1)
 
 
 def test_images_to_choose_from(window, viewer):
@@ -352,7 +350,7 @@ def test_cutting_asks_for_the_voxel_size(window, viewer, said):
 def test_saving_from_the_panel(measured, wait, tmp_path, monkeypatch, said):
     answers = {"Save the table": str(tmp_path / "t.csv"), "Save the labels": str(tmp_path / "l.tif")}
     monkeypatch.setattr(
-        "mitoseg.viewers.napari_plugin.editor.ask_path", lambda parent, title, kinds, suffix: answers[title]
+        "mitoseg.viewers.napari_plugin.widget.ask_path", lambda parent, title, kinds, suffix: answers[title]
     )
     click(measured.panel.save_table)
     assert pd.read_csv(answers["Save the table"])["instance"].tolist() == [1, 2, 3]
@@ -368,7 +366,7 @@ def test_saving_from_the_panel(measured, wait, tmp_path, monkeypatch, said):
 def test_a_name_that_exists_is_asked_for(application, tmp_path, monkeypatch, answer, path):
     from qtpy.QtWidgets import QFileDialog, QMessageBox
 
-    from mitoseg.viewers.napari_plugin.asking import ask_path
+    from mitoseg.viewers.napari_plugin.layers import ask_path
 
     (tmp_path / "a.csv").touch()
     buttons = QMessageBox.StandardButton

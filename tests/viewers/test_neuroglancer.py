@@ -16,10 +16,7 @@ from made_volumes import SIZE, places, save, two_cells
 pytest.importorskip("neuroglancer", reason="neuroglancer is not installed")
 
 from mitoseg.errors import UserError
-from mitoseg.viewers.neuroglancer.levels import Level, Levels
-from mitoseg.viewers.neuroglancer.scene import make_scene
-from mitoseg.viewers.neuroglancer.served import ServedVolume
-from mitoseg.viewers.neuroglancer.serving import serving
+from mitoseg.viewers.neuroglancer.scene import Level, Levels, ServedVolume, make_scene, serving
 from mitoseg.viewers.shown import Shown, open_shown
 from mitoseg.volumes import ArrayVolume, Volume, VolumeInfo
 

@@ -23,8 +23,7 @@ def window(browser):
 def viewer():
     """A dark image with a bright half (large x), instances 3 and 7 on it, and a probability."""
     pytest.importorskip("neuroglancer", reason="neuroglancer is not installed")
-    from mitoseg.viewers.neuroglancer.scene import make_scene
-    from mitoseg.viewers.neuroglancer.serving import serving
+    from mitoseg.viewers.neuroglancer.scene import make_scene, serving
     from mitoseg.viewers.shown import Shown
     from mitoseg.volumes import ArrayVolume
 

@@ -18,11 +18,10 @@ from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.postprocess import CLEAN
 from mitoseg.viewers.napari_plugin import predicting
-from mitoseg.viewers.napari_plugin.correcting import delete, merge
+from mitoseg.viewers.napari_plugin.correcting import delete, make_sources, measure, measure_again, merge, shown
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
-from mitoseg.viewers.napari_plugin.measuring import make_sources, measure, measure_again, shown
+from mitoseg.viewers.napari_plugin.layers import save_table, save_volume
 from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering, number, predict
-from mitoseg.viewers.napari_plugin.saving import save_table, save_volume
 from mitoseg.volumes import ArrayVolume, open_volume
 
 SIZE = (5.0, 5.0, 5.0)

@@ -6,7 +6,7 @@ import pytest
 from made_volumes import make_run
 
 from mitoseg.errors import UserError
-from mitoseg.viewers.runs import Source, is_run, volumes_of_run
+from mitoseg.viewers.shown import Source, is_run, volumes_of_run
 
 
 def paths(found):

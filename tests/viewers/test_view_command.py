@@ -14,7 +14,7 @@ import pytest
 from made_volumes import make_run, places, save
 
 import mitoseg
-from mitoseg.cli.main import main
+from mitoseg.cli.launch import main
 
 ROOT = Path(mitoseg.__file__).parents[1]
 
@@ -56,13 +56,13 @@ def view(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     def call(*words):
-        from mitoseg.viewers.neuroglancer import serving
+        from mitoseg.viewers.neuroglancer import scene as scene_module
 
         class Never:
             def wait(self, seconds):
                 look()
 
-        monkeypatch.setattr(serving, "Event", Never)
+        monkeypatch.setattr(scene_module, "Event", Never)
         code = run_view(monkeypatch, *words)
         return code, capsys.readouterr().err, pages
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes import create_volume, tiff_output
+from mitoseg.volumes import create_volume
+from mitoseg.volumes import tiff as tiff_module
 
 NAMES = ["a.tif", "big.tif", "a.h5", "b.h5:/deep/er", "a.zarr", "a.mrc"]
 METADATA = {"kind": "probability", "threshold": 0.375}
@@ -17,7 +18,7 @@ def write_all(folder, monkeypatch):
     for name in NAMES:
         with monkeypatch.context() as patch:
             if name == "big.tif":
-                patch.setattr(tiff_output, "CLASSIC_BYTES", 0)
+                patch.setattr(tiff_module, "CLASSIC_BYTES", 0)
             with create_volume(
                 f"{folder}/{name}", image_zyx.shape, "uint8", voxel_size=(50, 4.6, 4.6), metadata=METADATA
             ) as writer:
@@ -43,7 +44,7 @@ def test_equal_volumes_are_equal_files(twice, name):
 
 def test_big_tiffs_of_different_volumes_have_different_names(tmp_path, monkeypatch):
     """OME tells files of a set apart by a UUID, which must not be random here, and not one for all either."""
-    monkeypatch.setattr(tiff_output, "CLASSIC_BYTES", 0)
+    monkeypatch.setattr(tiff_module, "CLASSIC_BYTES", 0)
     found = set()
     for number, shape in enumerate([(2, 3, 4), (2, 3, 5)]):
         with create_volume(tmp_path / f"{number}.tif", shape, "uint8"):

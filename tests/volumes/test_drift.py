@@ -5,8 +5,7 @@ import pytest
 
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, open_volume
-from mitoseg.volumes.drift import FAR, grey_distance, sample_greys
-from mitoseg.volumes.matching import MatchedVolume, grey_quantiles
+from mitoseg.volumes.normalize import FAR_GREYS, MatchedVolume, grey_distance, grey_quantiles, sample_greys
 
 
 def test_the_distance_is_in_standard_deviations():
@@ -40,12 +39,12 @@ def test_real_volumes(real_data):
     test = open_volume(real_data / "epfl_ca1" / "testing_z000-081.tif")
     other = open_volume(real_data / "vnc_sstem" / "image_z00-14.tif")
     quantiles = grey_quantiles([(training, Box((0, 0, 0), (165, 768, 1024)))])
-    assert grey_distance(sample_greys(test), quantiles) < FAR / 2
+    assert grey_distance(sample_greys(test), quantiles) < FAR_GREYS / 2
     for z in (0, 60, 140):
         crop = training.read(Box((z, 200, 300), (z + 10, 500, 700)))
-        assert grey_distance(sample_greys(ArrayVolume(crop)), quantiles) < FAR
-    assert grey_distance(sample_greys(other), quantiles) > 1.5 * FAR
+        assert grey_distance(sample_greys(ArrayVolume(crop)), quantiles) < FAR_GREYS
+    assert grey_distance(sample_greys(other), quantiles) > 1.5 * FAR_GREYS
     crop = test.read(Box((30, 0, 0), (40, 768, 1024)))
-    assert grey_distance(sample_greys(ArrayVolume(255 - crop)), quantiles) > 1.5 * FAR
+    assert grey_distance(sample_greys(ArrayVolume(255 - crop)), quantiles) > 1.5 * FAR_GREYS
     assert grey_distance(sample_greys(ArrayVolume(crop.astype(np.uint16) * 257)), quantiles) > 100
-    assert grey_distance(sample_greys(MatchedVolume(other, quantiles)), quantiles) < FAR / 2
+    assert grey_distance(sample_greys(MatchedVolume(other, quantiles)), quantiles) < FAR_GREYS / 2

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
-from mitoseg.cli.inputs import plan_jobs
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
 from mitoseg.volumes.nifti import Grid
 from mitoseg.volumes.opening import FORMATS
+from mitoseg.workflows.many import plan_jobs
 
 SHAPE = (4, 5, 7)
 BOX = Box((1, 0, 2), (3, 4, 7))

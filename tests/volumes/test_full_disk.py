@@ -14,7 +14,7 @@ import pytest
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import create_volume
-from mitoseg.volumes.flat_output import FlatOutput
+from mitoseg.volumes.stored import FlatOutput
 
 FORMATS = ["a.tif", "a.h5", "a.zarr", "a.mrc"]
 FLAT = ["a.tif", "a.mrc"]

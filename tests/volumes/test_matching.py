@@ -7,7 +7,7 @@ from skimage.exposure import match_histograms
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume
-from mitoseg.volumes.matching import COUNT, MatchedVolume, grey_quantiles
+from mitoseg.volumes.normalize import COUNT, MatchedVolume, grey_quantiles
 
 RNG = np.random.default_rng(0)
 

@@ -205,14 +205,14 @@ def test_nothing_is_left_where_a_level_fails(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mitoseg.volumes.ome_output.coarser", full)
+    monkeypatch.setattr("mitoseg.volumes.pyramid.coarser", full)
     with pytest.raises(UserError, match=r"a\.ome\.zarr"):
         write(tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_while_writing_makes_no_levels(tmp_path, monkeypatch):
-    monkeypatch.setattr("mitoseg.volumes.ome_output.coarser", lambda *_, **__: pytest.fail("levels were made"))
+    monkeypatch.setattr("mitoseg.volumes.pyramid.coarser", lambda *_, **__: pytest.fail("levels were made"))
     with pytest.raises(RuntimeError, match="mine"), create_volume(tmp_path / "a.ome.zarr", (2, 300, 4), "uint8"):
         raise RuntimeError("mine")
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,7 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import ArrayVolume, check_image_values, measure_normalization, padding
-from mitoseg.volumes.drift import sample_greys
-from mitoseg.volumes.matching import MatchedVolume, grey_quantiles
+from mitoseg.volumes.normalize import MatchedVolume, grey_quantiles, sample_greys
 from mitoseg.volumes.padding import PaddedVolume, Padding, blanked, with_padding
 from mitoseg.volumes.resampling import resampled
 

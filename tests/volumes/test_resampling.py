@@ -14,8 +14,8 @@ from skimage.measure import block_reduce
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, resampling
+from mitoseg.volumes.base import EncodedVolume
 from mitoseg.volumes.resampling import MOST, axis_weights, resampled, resampled_length
-from mitoseg.volumes.thresholded import EncodedVolume
 
 RATIOS = st.one_of(st.sampled_from([0.5, 1.0, 1.25, 1.5, 2.0, 3.0]), st.floats(0.15, 6))
 

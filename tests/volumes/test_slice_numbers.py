@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mitoseg.errors import UserError
 from mitoseg.volumes import open_volume
+from mitoseg.volumes.images import find_gap
 from mitoseg.volumes.opening import warn_of_gaps
-from mitoseg.volumes.slice_numbers import find_gap
 
 FINE = {
     "one after the other": ["slice_001.tif", "slice_002.tif", "slice_003.tif"],

@@ -11,9 +11,8 @@ from tiff_files import WAYS, write
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import open_volume
-from mitoseg.volumes.mapped import MappedVolume
-from mitoseg.volumes.reading import PageCache
-from mitoseg.volumes.tiff_pages import PagedTiff
+from mitoseg.volumes.stored import MappedVolume, PageCache
+from mitoseg.volumes.tiff import PagedTiff
 
 CASES = [
     (way, dtype)

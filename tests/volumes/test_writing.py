@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes import check_volume_output, create_volume, open_volume, tiff_output
+from mitoseg.volumes import check_volume_output, create_volume, open_volume
+from mitoseg.volumes import tiff as tiff_module
 
 FORMATS = ["a.tif", "a.tiff", "a.h5", "a.hdf5:/deep/er", "a.zarr", "a.ome.zarr", "a.mrc"]
 DTYPES = ["uint8", "uint16", "uint32", "float32", "float64"]
@@ -79,11 +80,11 @@ def test_what_is_written_comes_back(name, data, voxel_size, metadata):
 def test_bigtiff_comes_back(data, image_zyx, voxel_size):
     boxes = data.draw(covers(image_zyx.shape))
     metadata = {"kind": "probability", "threshold": 0.375, "note": '<"µ&>'}
-    limit, tiff_output.CLASSIC_BYTES = tiff_output.CLASSIC_BYTES, 0
+    limit, tiff_module.CLASSIC_BYTES = tiff_module.CLASSIC_BYTES, 0
     try:
         info, back, _ = round_trip(image_zyx, "a.tif", boxes, voxel_size=voxel_size, metadata=metadata)
     finally:
-        tiff_output.CLASSIC_BYTES = limit
+        tiff_module.CLASSIC_BYTES = limit
     assert info.dtype == image_zyx.dtype
     assert np.array_equal(back, image_zyx)
     assert info.metadata == metadata

@@ -6,27 +6,45 @@ outputs/sweeps/network=patch_cnn+context_cnn_seed=1+2+3_5d1c09f2/     the sweep,
     network=patch_cnn,seed=1/                                         a job, a run's folder like any other
     ...
     results.csv, summary.csv
+
+Names of folders made from words such as ``network=patch_cnn``: the same on every machine and in every run.
+
+Letters, digits and ``. _ + = , -`` stay, which every file system takes. Where something else is replaced, or a name is
+cut, or only capitals would tell two names apart, eight digits of a hash follow.
+
+Which device or cores a job gets, when a launcher runs several at once on this machine.
+
+With ``n_jobs=2`` on four GPUs and ``trainer.devices=2``: slot 0 has GPUs 0 and 1, slot 1 has 2 and 3. On a CPU each
+slot has its share of the cores. Where there are more slots than devices, slots share them. A slot is a lock file in
+the sweep's folder, so it is free again however its job ended.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import secrets
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+from filelock import FileLock, Timeout
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.cli.quoting import literal, unquote
-from mitoseg.cli.sweeps.names import key_of, sweep_name, value_of
-from mitoseg.cli.sweeps.slots import visible_gpus
 from mitoseg.errors import UserError
 
 ROOT = Path("outputs", "sweeps")
+
 _parser = OverridesParser.create()
 
 
@@ -167,3 +185,187 @@ def _is_sweep(word: str) -> bool:
 def _given(words: Sequence[str], key: str) -> str | None:
     values = [unquote(word.partition("=")[2]).replace("\\${", "${") for word in words if key_of(word) == key]
     return values[-1] if values else None
+
+
+LONGEST_JOB = 100
+
+LONGEST_SWEEP = 60
+
+_ODD = re.compile(r"[^a-z0-9._+=,-]+")
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+_NAMED_FIRST = ("experiment", "hparams_search")
+
+
+def key_of(word: str) -> str:
+    """The key of a word.
+
+    >>> key_of("+a.b=1")
+    'a.b'
+    """
+    return word.partition("=")[0].lstrip("+~")
+
+
+def value_of(word: str) -> str:
+    """The value of a word, without quotes.
+
+    >>> value_of('input="a b.tif"')
+    'a b.tif'
+    """
+    return unquote(word.partition("=")[2])
+
+
+def job_name(words: Iterable[str]) -> str:
+    """The folder of a job, from the words that set it apart; the order of the words does not matter.
+
+    >>> job_name(["seed=2", "network=patch_cnn"])
+    'network=patch_cnn,seed=2'
+    >>> job_name([])
+    'job'
+    """
+    ordered = sorted(words, key=key_of)
+    plain = ",".join(f"{key_of(word)}={value_of(word)}" for word in ordered)
+    return safe_name(plain, identity="\n".join(ordered), longest=LONGEST_JOB) if plain else "job"
+
+
+def sweep_name(words: Sequence[str], swept: Sequence[str], context: Sequence[str] = ()) -> str:
+    """The folder of a sweep: ``name=`` if it is given, else what varies and a hash of all that decides the jobs.
+
+    Args:
+        words: The command line, quoted.
+        swept: Those of its words that hold several values.
+        context: What else decides the jobs, such as the name of the config.
+    """
+    named = [word for word in words if key_of(word) == "name" and word not in swept]
+    if named:
+        return safe_name(value_of(named[-1]), identity=value_of(named[-1]), longest=LONGEST_SWEEP)
+    decisive = sorted((word for word in words if not _is_about_running(word)), key=key_of)
+    first = [value_of(word) for key in _NAMED_FIRST for word in words if key_of(word) == key and word not in swept]
+    shown = "_".join([*first, *(word.replace(",", "+") for word in sorted(swept, key=key_of))])
+    cut = _ODD.sub("-", shown.lower()).strip("-._")[: LONGEST_SWEEP - 9].rstrip("-._") or "sweep"
+    return f"{cut}_{_digest(chr(10).join([*context, *decisive]))}"
+
+
+def safe_name(text: str, identity: str, longest: int) -> str:
+    """A file name for ``text``, with a hash of ``identity`` if the text does not survive as it is.
+
+    >>> safe_name("paper", "paper", 60)
+    'paper'
+    >>> safe_name("a/b", "a/b", 60)
+    'a-b_c14cddc0'
+    """
+    plain = _ODD.sub("-", text.lower())
+    if plain == text and len(plain) <= longest and plain.strip(".") == plain and not _RESERVED.fullmatch(plain):
+        return plain
+    cut = plain.strip("-._")[: longest - 9].rstrip("-._") or "job"
+    return f"{cut}_{_digest(identity)}"
+
+
+def _is_about_running(word: str) -> bool:
+    """Whether a word says how jobs are started or how many, not what they do."""
+    return key_of(word).startswith("hydra") and not key_of(word).startswith("hydra.sweeper.params")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place to run a job: variables for its environment, and cores to keep to."""
+
+    variables: dict[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+
+    def bind(self, process: psutil.Process) -> None:
+        """Keep a process that has just started, and what it will start, to the slot's cores."""
+        if self.cores and hasattr(process, "cpu_affinity"):  # macOS has none
+            with contextlib.suppress(psutil.Error, OSError):
+                process.cpu_affinity(list(self.cores))
+
+    def __str__(self) -> str:
+        if "CUDA_VISIBLE_DEVICES" in self.variables:
+            return f"GPU {self.variables['CUDA_VISIBLE_DEVICES']}"
+        return f"core {','.join(map(str, self.cores))}"
+
+
+@contextlib.contextmanager
+def free_slot(folder: Path, cfg: DictConfig, threads: str | None = None) -> Iterator[Slot]:
+    """Wait for a slot and hold it; a launcher that runs one job at a time, or elsewhere, has one that binds nothing.
+
+    Args:
+        folder: The sweep's folder.
+        cfg: The job's config; its ``trainer.devices`` and ``trainer.accelerator`` count, if there are any.
+        threads: ``OMP_NUM_THREADS`` of the job's processes; None divides the slot's cores among them.
+    """
+    count = slot_count()
+    if count < 2:
+        yield Slot()
+        return
+    places = folder / ".slots"
+    places.mkdir(parents=True, exist_ok=True)
+    while True:
+        for index in range(count):
+            lock = FileLock(places / f"{index}.lock", timeout=0)
+            with contextlib.suppress(Timeout):
+                lock.acquire()
+                try:
+                    yield make_slot(index, count, cfg, threads)
+                finally:
+                    lock.release()
+                return
+        time.sleep(_POLL_SECONDS)
+
+
+def slot_count() -> int:
+    """How many jobs joblib runs at once; 1 for the other launchers."""
+    launcher = HydraConfig.get().launcher
+    if not str(launcher.get("_target_", "")).endswith("JoblibLauncher"):
+        return 1
+    jobs = int(launcher.get("n_jobs") or 1)
+    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+
+
+def make_slot(index: int, count: int, cfg: DictConfig, threads: str | None = None) -> Slot:
+    """The slot of an index: its share of the GPUs, or of the cores where there are none or none are asked for."""
+    cores = _own_cores()
+    share = max(1, len(cores) // count)
+    gpus = [] if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" else visible_gpus()
+    devices = OmegaConf.select(cfg, "trainer.devices", default=1)
+    each = devices if isinstance(devices, int) and devices > 0 else max(1, len(gpus) // count)
+    variables = {"OMP_NUM_THREADS": threads or str(max(1, share // each))}
+    if gpus:
+        return Slot({**variables, "CUDA_VISIBLE_DEVICES": ",".join(_portion(gpus, index, each))})
+    return Slot(variables, tuple(sorted({int(core) for core in _portion(list(map(str, cores)), index, share)})))
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, found without importing torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in {"", "-1", "NoDevFiles"}]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def _own_cores() -> list[int]:
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        return list(process.cpu_affinity() or [])
+    return list(range(os.cpu_count() or 1))
+
+
+def _portion(things: Sequence[str], index: int, each: int) -> list[str]:
+    """Things number ``index * each`` and so on, ``each`` of them, counted round in a circle.
+
+    >>> _portion("abcd", 1, 2), _portion("ab", 2, 1)
+    (['c', 'd'], ['a'])
+    """
+    return [things[(index * each + i) % len(things)] for i in range(min(each, len(things)))]

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mitoseg.datasets.synthetic.cells import Cells, partition
 from mitoseg.datasets.synthetic.imaging import ByteArray, expose, section_offsets, shift_sections
 from mitoseg.datasets.synthetic.noise import FloatArray, Grid, smooth_noise
-from mitoseg.datasets.synthetic.organelles import InstanceArray, paint_bodies
 from mitoseg.datasets.synthetic.presets import Preset, get_preset
-from mitoseg.datasets.synthetic.scene import SPACING, Scene, plan_scene, warped
-from mitoseg.datasets.synthetic.small import paint_small
+from mitoseg.datasets.synthetic.scene import (
+    SPACING,
+    Cells,
+    InstanceArray,
+    Scene,
+    paint_bodies,
+    paint_small,
+    partition,
+    plan_scene,
+    warped,
+)
 from mitoseg.errors import UserError
 
 VERSION = 1

@@ -1,21 +1,43 @@
-"""What stands where: bodies and neurites drawn at random until the tissue's shares are reached."""
+"""What stands where: bodies and neurites drawn at random until the tissue's shares are reached.
+
+The partition of the tissue into cells: which cell a voxel lies in, and how deep below its membrane.
+
+Bodies painted into the cells: mitochondria, and what has their grey without being one.
+
+Small things in the cells: synaptic vesicles, post-synaptic densities, endoplasmic reticulum.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
 
-from mitoseg.datasets.synthetic.noise import FloatArray, Grid, smooth_noise
+from mitoseg.datasets.synthetic.noise import SUPPORT, FloatArray, Grid, smooth_noise, upsample
 from mitoseg.datasets.synthetic.presets import Greys, Preset
-from mitoseg.datasets.synthetic.shapes import Body, Neurite, Positions, Vector, part_of, random_axis, random_frame
+from mitoseg.datasets.synthetic.shapes import (
+    Body,
+    Neurite,
+    Positions,
+    Vector,
+    along,
+    part_of,
+    random_axis,
+    random_frame,
+)
+from mitoseg.geometry import Box
 
 CLEARANCE = 26.0
 """From a body to the membrane of its cell, at least, in nm."""
+
 SPACING = 20.0
 """Of the coarse grid on which cells and placement are computed, in nm."""
+
 REACH = 600.0
 """Neurites are followed this far from their surface, in nm."""
+
 TRIES = 150
 
 
@@ -189,3 +211,329 @@ def _add(neurite: Neurite, grid: Grid, positions: Positions, nearest: FloatArray
     """Lower the distance to the nearest neurite around one more."""
     part = grid.coarse_around(neurite.centre, neurite.around(REACH))
     np.minimum(nearest[part], neurite.distance(part_of(positions, part)), out=nearest[part])
+
+
+CellArray = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a scene.
+
+    Attributes:
+        id_zyx: 0 outside all cells, else 1 + the index of the neurite.
+        depth_zyx: nm from the voxel to the membrane's outer side, 0 outside.
+        shares: Share of the volume of each id.
+    """
+
+    id_zyx: CellArray
+    depth_zyx: FloatArray
+    shares: npt.NDArray[np.float64]
+
+
+def partition(scene: Scene, positions: Positions) -> Cells:
+    """Cut the volume into cells, each the place nearer to its neurite than to any other, with its bodies inside.
+
+    With ``F_i`` the distance to neurite i, ``g = F_i - min_(j != i) F_j`` is negative in cell i; divided by its slope
+    it is a distance to the border. Bodies push the border away: to ``g = S - clearance`` at distance ``S`` in
+    their own cell and to ``clearance - S`` in others.
+
+    Args:
+        scene: Neurites and bodies.
+        positions: The coarse positions, warped, in nm.
+    """
+    grid = scene.grid
+    first, second, nearest = _two_nearest(scene, positions)
+    body_distance, owner = _body_distance(scene)
+    owned = body_distance < CLEARANCE
+    label = np.where(owned, owner, nearest)
+    id_zyx = np.zeros(grid.shape, np.uint16)
+    depth_zyx = np.zeros(grid.shape, np.float32)
+    for index, found in enumerate(ndimage.find_objects(label + 1)):
+        if found is None:
+            continue
+        box = _aligned(found, grid)
+        part = tuple(slice(a, b + SUPPORT) for a, b in zip(box.start, box.stop, strict=True))
+        own = scene.neurites[index].distance(part_of(positions, (part[0], part[1], part[2])))
+        border = own - np.where(nearest[part] == index, second[part], first[part])
+        border /= _slope(border, grid)
+        pushed = body_distance[part] - np.float32(CLEARANCE)
+        border = np.where(owner[part] == index, np.minimum(border, pushed), np.maximum(border, -pushed))
+        _paint(index, border, box, grid, id_zyx, depth_zyx)
+    shares = np.bincount(id_zyx.ravel(), minlength=len(scene.neurites) + 1) / id_zyx.size
+    return Cells(id_zyx, depth_zyx, shares)
+
+
+def _two_nearest(scene: Scene, positions: Positions) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int32]]:
+    """Distances to the nearest and the next neurite (at most `REACH`), and which is the nearest (-1: none)."""
+    shape = scene.grid.coarse_shape
+    first, second = np.full(shape, REACH, np.float32), np.full(shape, REACH, np.float32)
+    nearest = np.full(shape, -1, np.int32)
+    for index, neurite in enumerate(scene.neurites):
+        # the warp moves places by at most a few hundred nm, which the reach leaves room for
+        part = scene.grid.coarse_around(neurite.centre, neurite.around(REACH))
+        distance = neurite.distance(part_of(positions, part))
+        nearest[part][distance < first[part]] = index
+        np.minimum(second[part], np.maximum(first[part], distance), out=second[part])
+        np.minimum(first[part], distance, out=first[part])
+    return first, second, nearest
+
+
+def _body_distance(scene: Scene) -> tuple[FloatArray, npt.NDArray[np.int32]]:
+    """Distance to the nearest body and that body's index, which is its neurite's too; far away `REACH` and -1."""
+    grid = scene.grid
+    nearest, owner = np.full(grid.coarse_shape, REACH, np.float32), np.full(grid.coarse_shape, -1, np.int32)
+    for index, body in enumerate(scene.bodies):
+        part = grid.coarse_around(body.centre, (body.reach + 4 * CLEARANCE,) * 3)
+        distance = body.distance(part_of(grid.coarse_positions(), part))
+        closer = distance < nearest[part]
+        owner[part][closer] = index
+        nearest[part][closer] = distance[closer]
+    return nearest, owner
+
+
+def _slope(border: FloatArray, grid: Grid) -> FloatArray:
+    """|gradient| per nm, kept away from zero where the field has a ridge."""
+    steps = [f * v for f, v in zip(grid.factors, grid.voxel_nm, strict=True)]
+    parts = [np.gradient(border, step, axis=axis) for axis, step in enumerate(steps)]
+    slope: FloatArray = np.sqrt(sum(p * p for p in parts)).astype(np.float32)
+    return np.maximum(slope, np.float32(0.5))
+
+
+def _aligned(found: tuple[slice, ...], grid: Grid) -> Box:
+    """The coarse steps that cover a cell, with one to spare."""
+    start, stop = [], []
+    for s, n in zip(found, grid.coarse_shape, strict=True):
+        steps = n - SUPPORT
+        start.append(min(max(s.start - 3, 0), steps - 1))
+        stop.append(max(min(s.stop + 1, steps), start[-1] + 1))
+    return Box(tuple(start), tuple(stop))
+
+
+def _paint(index: int, border: FloatArray, box: Box, grid: Grid, id_zyx: CellArray, depth_zyx: FloatArray) -> None:
+    """Write one cell where its border field is negative."""
+    starts = [a * f for a, f in zip(box.start, grid.factors, strict=True)]
+    stops = [min(b * f, n) for b, f, n in zip(box.stop, grid.factors, grid.shape, strict=True)]
+    voxels = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
+    depth = -upsample(border, grid.factors, [b - a for a, b in zip(starts, stops, strict=True)])
+    inside = depth > depth_zyx[voxels]
+    np.copyto(depth_zyx[voxels], depth, where=inside)
+    np.copyto(id_zyx[voxels], np.uint16(index + 1), where=inside)
+
+
+InstanceArray = npt.NDArray[np.uint16]
+
+
+def paint_bodies(
+    image_zyx: FloatArray,
+    bodies: tuple[Body, ...],
+    grid: Grid,
+    greys: Greys,
+    noise: tuple[FloatArray, FloatArray],
+) -> InstanceArray:
+    """Paint every body into the image and number the mitochondria.
+
+    Args:
+        image_zyx: Greys, changed in place.
+        bodies: What to paint.
+        grid: The voxels.
+        greys: Grey levels.
+        noise: Fine and broad noise on the voxels, unit variance.
+
+    Returns:
+        ``instances_zyx``: 0, or the mitochondrion's number from 1, in the order of the bodies.
+    """
+    instances_zyx = np.zeros(grid.shape, np.uint16)
+    number = 0
+    for body in bodies:
+        box = grid.box_around(body.centre, body.reach)
+        positions = grid.voxel_positions(box)
+        distance = body.distance(positions)
+        inside = distance <= 0
+        if not inside.any():  # or the box is empty
+            continue
+        grain, broad = noise[0][box.slices], noise[1][box.slices]
+        if body.kind == "mitochondrion":
+            number += 1
+            instances_zyx[box.slices][inside] = number
+            look = _mitochondrion(body, distance, positions, broad, greys) + 2.5 * grain
+        elif body.kind == "lysosome":
+            look = _lysosome(body, distance, grain, broad, greys)
+        else:
+            look = _multivesicular(body, distance, grid, box, grain, greys)
+        np.copyto(image_zyx[box.slices], look.astype(np.float32), where=inside)
+    return instances_zyx
+
+
+def _line(distance: FloatArray, at: float, width: float) -> FloatArray:
+    """A Gaussian ridge, 1 at ``distance == at``."""
+    t = (distance - np.float32(at)) * np.float32(1 / width)
+    line: FloatArray = np.exp(np.float32(-0.5) * t * t)
+    return line
+
+
+def _mitochondrion(
+    body: Body,
+    distance: FloatArray,
+    positions: tuple[FloatArray, FloatArray, FloatArray],
+    broad: FloatArray,
+    greys: Greys,
+) -> FloatArray:
+    """Two membranes with a light gap, a dark matrix, and cristae across or along it."""
+    u, v, w = body.local(positions)
+    across = v - np.float32(body.bend) * u * u
+    turn = np.float32(2 * np.pi / body.cristae_period)
+    if body.tubular:
+        waves = np.sin(turn * u + 1.6 * broad) + np.sin(turn * across - 1.3 * broad) + np.sin(turn * w + broad)
+        cristae = np.clip(waves, -1.6, 1.6) * np.float32(0.75)
+    else:
+        a, b, c = (np.float32(t) for t in body.cristae_tilt)
+        cristae = np.cos(turn * (a * u + b * across + c * w) + np.float32(1.3) * broad)
+        # branches between the lamellae: seen where the lamellae lie in the plane of the section
+        cristae += np.float32(0.45) * np.cos(turn * (a * across - b * u) - 2 * broad)
+        cristae += np.float32(0.45) * np.cos(turn * (a * w - c * u) + 2 * broad)
+    # lamellae end inside the matrix here and there
+    present = np.clip(np.float32(0.85) + np.float32(0.25) * broad, 0.5, 1.0)
+    deep = np.clip((-distance - 20) * np.float32(1 / 15), 0, 1)
+    look = np.float32(body.grey) + np.float32(greys.cristae) * cristae * present * deep
+    outer, inner = _line(distance, -5, 5), _line(distance, -26, 5.5)
+    gap = _line(distance, -15, 5)
+    look += np.float32(22) * gap
+    dark = np.float32(greys.membrane + 12)
+    return np.asarray(look + (dark - look) * np.maximum(outer, np.float32(0.85) * inner))
+
+
+def _lysosome(body: Body, distance: FloatArray, grain: FloatArray, broad: FloatArray, greys: Greys) -> FloatArray:
+    """One membrane around dense, clotted contents."""
+    look = np.float32(body.grey) + np.float32(0.55 * greys.granules) * grain + np.float32(7) * broad
+    return np.asarray(look + (np.float32(greys.membrane + 12) - look) * _line(distance, -5, 5))
+
+
+def _multivesicular(
+    body: Body, distance: FloatArray, grid: Grid, box: Box, grain: FloatArray, greys: Greys
+) -> FloatArray:
+    """One membrane around small vesicles on a jittered lattice (their centres follow from the body's phases)."""
+    u, v, w = body.local(grid.voxel_positions(box))
+    pitch = np.float32(2 * np.pi / (58 + 4 * body.phase[0]))
+    p0, p1, p2 = (np.float32(p) for p in body.phase)
+    waves = (
+        np.cos(pitch * u + p0 + np.sin(pitch * 0.31 * v))
+        * np.cos(pitch * v + p1 + np.sin(pitch * 0.27 * w))
+        * np.cos(pitch * w + p2 + np.sin(pitch * 0.29 * u))
+    )
+    shells = _line(waves, 0.35, 0.12) * np.float32(-26) + np.clip((waves - np.float32(0.5)) * 3, 0, 1) * 34
+    look = np.float32(body.grey) + 4 + shells + np.float32(0.3 * greys.granules) * grain
+    return np.asarray(look + (np.float32(greys.membrane + 12) - look) * _line(distance, -5, 5))
+
+
+def paint_small(image_zyx: FloatArray, cells: Cells, scene: Scene, preset: Preset, rng: np.random.Generator) -> None:
+    """Paint cisterns, and synapses: a vesicle cluster on one side of a membrane, a density on the other.
+
+    Args:
+        image_zyx: Greys, changed in place.
+        cells: Where the membranes are.
+        scene: Gives the grid.
+        preset: How many of each.
+        rng: Where they stand.
+    """
+    grid = scene.grid
+    cubic_um = float(np.prod(grid.extent_nm)) * 1e-9
+    for _ in range(int(rng.poisson(preset.tissue.cisterns * cubic_um))):
+        _paint_cistern(image_zyx, cells, grid, preset.greys, rng)
+    # seen from a thin slab, synapses centred just outside count too
+    slab_um = cubic_um * (1 + 300 / grid.extent_nm[0])
+    for _ in range(int(rng.poisson(preset.tissue.vesicle_clusters * slab_um))):
+        _paint_synapse(image_zyx, cells, grid, preset.greys, rng)
+
+
+def _random_voxel(
+    cells: Cells, grid: Grid, depth_nm: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int] | None:
+    """A voxel at a depth in a cell between the two, or None when chance found none."""
+    candidates = rng.integers(0, grid.shape, (64, 3))
+    depth = cells.depth_zyx[tuple(candidates.T)]
+    hits = np.flatnonzero((depth >= depth_nm[0]) & (depth <= depth_nm[1]))
+    if hits.size == 0:
+        return None
+    z, y, x = candidates[hits[0]].tolist()
+    return z, y, x
+
+
+def _paint_cistern(image_zyx: FloatArray, cells: Cells, grid: Grid, greys: Greys, rng: np.random.Generator) -> None:
+    """A flattened bent tube: a dark membrane around grey contents."""
+    voxel = _random_voxel(cells, grid, (60, 1e9), rng)
+    frame = random_frame(rng)
+    radius, half_length = float(rng.uniform(14, 30)), float(rng.gamma(1.5, 45))
+    bend, grey = float(rng.normal(0, 0.002)), float(rng.normal(greys.dark + 22, 8))
+    if voxel is None:
+        return
+    centre = [k * v for k, v in zip(voxel, grid.voxel_nm, strict=True)]
+    box = grid.box_around(centre, half_length + 2 * radius)
+    z, y, x = (p - np.float32(c) for p, c in zip(grid.voxel_positions(box), centre, strict=True))
+    u, v, w = (along(axis, (z, y, x)) for axis in frame)
+    v -= np.float32(bend) * u * u
+    beyond = np.maximum(np.abs(u) - np.float32(half_length), 0)
+    distance = np.sqrt(beyond * beyond + v * v + np.float32(0.4) * w * w) - np.float32(radius)
+    allowed = (cells.id_zyx[box.slices] == cells.id_zyx[voxel]) & (cells.depth_zyx[box.slices] > 22)
+    rim = np.exp(np.float32(-0.5) * ((distance + 5) / 5) ** 2)
+    look = np.float32(grey) + (np.float32(greys.membrane + 15) - np.float32(grey)) * rim
+    np.copyto(image_zyx[box.slices], look.astype(np.float32), where=allowed & (distance < 0))
+
+
+def _paint_synapse(image_zyx: FloatArray, cells: Cells, grid: Grid, greys: Greys, rng: np.random.Generator) -> None:
+    voxel = _random_voxel(cells, grid, (14, 45), rng)
+    reach, count = float(rng.uniform(150, 320)), int(rng.integers(250, 700))
+    if voxel is None:
+        return
+    centre = np.array([k * v for k, v in zip(voxel, grid.voxel_nm, strict=True)])
+    _paint_density(image_zyx, cells, grid, voxel, centre, float(rng.uniform(50, 120)))
+    places = centre + rng.normal(0, 0.42 * reach, (count, 3))
+    index = np.rint(places / grid.voxel_nm).astype(np.intp)
+    inside = ((index >= 0) & (index < grid.shape)).all(axis=1)
+    own = np.zeros(count, bool)
+    at = tuple(index[inside].T)
+    own[inside] = (cells.id_zyx[at] == cells.id_zyx[voxel]) & (cells.depth_zyx[at] > 34)
+    kept = places[own]
+    for place in kept[_apart(kept, 37.0)]:
+        _paint_vesicle(image_zyx, grid, place, float(rng.uniform(16, 21)), greys)
+
+
+def _apart(places: npt.NDArray[np.float64], distance: float) -> npt.NDArray[np.bool_]:
+    """Which places to keep so that none lies nearer than ``distance`` to one before it."""
+    keep = np.zeros(len(places), bool)
+    for i, place in enumerate(places):
+        offsets = places[:i][keep[:i]] - place
+        keep[i] = not bool(((offsets * offsets).sum(axis=1) < distance**2).any())
+    return keep
+
+
+def _paint_vesicle(
+    image_zyx: FloatArray, grid: Grid, place: npt.NDArray[np.float64], radius: float, greys: Greys
+) -> None:
+    box = grid.box_around(place.tolist(), radius + 4)
+    if not box.size:
+        return
+    dz, dy, dx = (p - np.float32(c) for p, c in zip(grid.voxel_positions(box), place, strict=True))
+    distance = np.sqrt(dz * dz + dy * dy + dx * dx) - np.float32(radius)
+    rim = np.exp(np.float32(-0.5) * ((distance + 5) / 5.5) ** 2)
+    look = np.float32(greys.cytoplasm - 18) + np.float32(greys.membrane - greys.cytoplasm + 28) * rim
+    np.copyto(image_zyx[box.slices], look.astype(np.float32), where=distance < 0)
+
+
+def _paint_density(
+    image_zyx: FloatArray,
+    cells: Cells,
+    grid: Grid,
+    voxel: tuple[int, int, int],
+    centre: npt.NDArray[np.float64],
+    radius: float,
+) -> None:
+    """Darken the other cells' side of the membrane near a synapse."""
+    box = grid.box_around(centre.tolist(), 2 * radius)
+    dz, dy, dx = (p - np.float32(c) for p, c in zip(grid.voxel_positions(box), centre, strict=True))
+    near = np.exp(-(((dz * dz + dy * dy + dx * dx) * np.float32(1 / radius**2)) ** 2))
+    depth, ids = cells.depth_zyx[box.slices], cells.id_zyx[box.slices]
+    band = np.where(ids != cells.id_zyx[voxel], np.float32(32), np.float32(12))
+    weight = near * np.exp(-((depth / band) ** 4))
+    part = image_zyx[box.slices]
+    part += (np.float32(58) - part) * np.float32(0.85) * weight

@@ -8,9 +8,8 @@ commands.py  the report of a command
 headline.py slices.py scene.py distributions.py table.py scoring.py curves.py gallery.py origin.py   one section each
 """
 
-from mitoseg.evaluation.report.commands import report_evaluation, report_measurement, report_prediction
-from mitoseg.evaluation.report.options import ReportOptions, foreground_of
-from mitoseg.evaluation.report.page import write_report
+from mitoseg.evaluation.report.markup import ReportOptions, foreground_of
+from mitoseg.evaluation.report.page import report_evaluation, report_measurement, report_prediction, write_report
 
 __all__ = [
     "ReportOptions",

@@ -1,4 +1,9 @@
-"""HTML in small pieces: text that is always escaped, and arrays and pictures inlined as text."""
+"""HTML in small pieces: text that is always escaped, and arrays and pictures inlined as text.
+
+What a report is made of, and how large it may be.
+
+Small charts as inline SVG, in the page's own colours and letters.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,21 @@ import io
 import json
 import math
 import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pandas import DataFrame
 from PIL import Image
 
+from mitoseg.evaluation.score import check_shapes
+from mitoseg.geometry import Box
 from mitoseg.storage import plain
+from mitoseg.volumes.base import MaskVolume, Volume, VoxelSize
+from mitoseg.volumes.predicted import decide
 
 Part = str
 """What a tag may hold: text, which is escaped, or `Html`, which is not."""
@@ -99,3 +112,264 @@ def number(value: object, digits: int = 4) -> str:
     if not math.isfinite(real):
         return "\N{EN DASH}"
     return f"{real:,.0f}" if abs(real) >= 1000 else f"{real:.{digits}g}"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Limits of a report.
+
+    Attributes:
+        slices: Pictures along z, at most.
+        pixels: Longest side of each.
+        quality: Of their WebP, from 0 to 100.
+        triangles: Of the 3D scene, about; it is coarser where this is less.
+        rows: Of the table that is shown; the file to download has them all.
+        errors: Pictures of errors, at most, of each kind.
+    """
+
+    slices: int = 40
+    pixels: int = 768
+    quality: int = 70
+    triangles: int = 150_000
+    rows: int = 500
+    errors: int = 12
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a report tells of; whatever is None has no place in it.
+
+    Attributes:
+        title: Over the page.
+        image: Grey levels.
+        truth: Mapped labels: 0, 1 or 255 (ignored).
+        result: The mask that was found: not zero is foreground.
+        instances: Ids, 0 for background.
+        table: One row an instance.
+        scores: What ``metrics.json`` of an evaluation holds.
+        provenance: What ``provenance.json`` holds.
+        voxel_size: (z, y, x) in nm.
+        crop: The part of the volumes that is shown; None: everything.
+        options: Limits.
+    """
+
+    title: str
+    image: Volume | None = None
+    truth: Volume | None = None
+    result: Volume | None = None
+    instances: Volume | None = None
+    table: DataFrame | None = None
+    scores: Mapping[str, object] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    voxel_size: VoxelSize | None = None
+    crop: Box | None = None
+    options: ReportOptions = ReportOptions()
+
+    @cached_property
+    def volumes(self) -> dict[str, Volume]:
+        """Those that are there, by name; a mask is read from the instances where there is no other.
+
+        Raises:
+            UserError: They differ in shape.
+        """
+        result = self.result
+        if result is None and self.instances is not None:
+            result = MaskVolume(self.instances, lambda values: values != 0)
+        given = {"image": self.image, "truth": self.truth, "result": result, "instances": self.instances}
+        volumes = {name: volume for name, volume in given.items() if volume is not None}
+        check_shapes(**volumes)
+        return volumes
+
+    @cached_property
+    def box(self) -> Box | None:
+        """The part of the volumes that is shown; None without volumes."""
+        for volume in self.volumes.values():
+            return volume.check_box(self.crop)
+        return None
+
+    @cached_property
+    def spacing(self) -> VoxelSize | None:
+        """(z, y, x) in nm, as given or as a volume says."""
+        sizes = [self.voxel_size, *(volume.voxel_size for volume in self.volumes.values())]
+        return next((size for size in sizes if size is not None), None)
+
+
+def foreground_of(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Volume:
+    """The mask of a stored prediction, decided while it is read.
+
+    Raises:
+        UserError: Its kind cannot be told, or the threshold is no probability.
+    """
+    return MaskVolume(prediction, decide(prediction, threshold, kind).foreground)
+
+
+WIDTH, HEIGHT = 380, 250
+
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
+
+Values = Sequence[float] | npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a chart.
+
+    Attributes:
+        name: With its unit.
+        low: At its start.
+        high: At its end.
+        log: Whether it is logarithmic.
+        whole: Whether only whole numbers are marked.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def place(self, values: Values) -> npt.NDArray[np.float64]:
+        """Values from 0 at the start to 1 at the end."""
+        v, low, high = np.asarray(values, float), self.low, self.high
+        if self.log:
+            v, low, high = np.log10(np.maximum(v, 1e-300)), math.log10(low), math.log10(high)
+        placed: npt.NDArray[np.float64] = (v - low) / ((high - low) or 1)
+        return placed
+
+    def ticks(self) -> list[float]:
+        """Round values along the axis.
+
+        >>> Axis("", 0, 1).ticks(), Axis("", 0.002, 3, log=True).ticks()
+        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.01, 0.1, 1.0])
+        """
+        if self.log:
+            return self._log_ticks()
+        span = (self.high - self.low) or 1.0
+        step = next(s for s in _steps(span / 6) if span / s <= 6)
+        step = max(step, 1.0) if self.whole else step
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(k * step, 12) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def _log_ticks(self) -> list[float]:
+        low, high = math.log10(self.low), math.log10(self.high)
+        heads = (1,) if high - low > 2 else (1, 2, 5)
+        ticks = [h * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for h in heads]
+        return [float(f"{t:.3g}") for t in ticks if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, or its points alone.
+
+    Attributes:
+        name: In the legend; empty for none.
+        x: Values.
+        y: Values.
+        style: Class of the line: ``c1`` to ``c4``, ``faint``; with `` dashed`` for a broken one.
+        points: Whether the points are drawn.
+        line: Whether the line is drawn.
+    """
+
+    name: str
+    x: Values
+    y: Values
+    style: str = "c1"
+    points: bool = False
+    line: bool = True
+
+
+@dataclass
+class Chart:
+    """A chart that is drawn piece by piece.
+
+    Attributes:
+        x: Horizontal axis.
+        y: Vertical axis.
+        label: What it shows, for those who cannot see it.
+    """
+
+    x: Axis
+    y: Axis
+    label: str
+    parts: list[Html] = field(default_factory=list)
+    legend: list[tuple[str, str]] = field(default_factory=list)
+
+    def at(self, x: Values, y: Values) -> npt.NDArray[np.float64]:
+        """(n, 2) points on the drawing."""
+        across = LEFT + self.x.place(x) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - self.y.place(y) * (HEIGHT - TOP - BOTTOM)
+        return np.stack([across, down], axis=-1)
+
+    def bars(self, edges: Values, heights: Values) -> None:
+        """Bars from zero, one between every two edges."""
+        base = HEIGHT - BOTTOM
+        tops = self.at(np.asarray(edges)[:-1], heights)
+        ends = self.at(np.asarray(edges)[1:], heights)[:, 0]
+        for (left, top), right in zip(tops, ends, strict=True):
+            size = {"width": f"{max(right - left - 0.8, 0.4):.1f}", "height": f"{max(base - top, 0):.1f}"}
+            self.parts.append(element("rect", class_="fill1", x=f"{left + 0.4:.1f}", y=f"{top:.1f}", **size))
+
+    def draw(self, series: Series) -> None:
+        """A line or points; what is not finite is left out."""
+        keep = np.isfinite(np.asarray(series.x, float)) & np.isfinite(np.asarray(series.y, float))
+        points = self.at(np.asarray(series.x, float)[keep], np.asarray(series.y, float)[keep])
+        if series.line and len(points) > 1:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            self.parts.append(element("polyline", class_=f"line {series.style}", points=path))
+        if series.points or not series.line:
+            kind = f"dot {series.style}"
+            self.parts += [element("circle", class_=kind, cx=f"{x:.1f}", cy=f"{y:.1f}", r=3) for x, y in points]
+        if series.name:
+            self.legend.append((series.name, series.style))
+
+    def upright(self, x: float, name: str, style: str = "mark-line") -> None:
+        """A line across the chart at one value, with its name."""
+        ((at, _),) = self.at([x], [self.y.low])
+        end = at > WIDTH * 0.72
+        self.parts.append(element("line", class_=style, x1=f"{at:.1f}", x2=f"{at:.1f}", y1=TOP, y2=HEIGHT - BOTTOM))
+        anchor = "end" if end else "start"
+        shift = -4 if end else 4
+        self.parts.append(element("text", name, class_="tick", x=f"{at + shift:.1f}", y=TOP + 9, text_anchor=anchor))
+
+    def svg(self) -> Html:
+        """The finished chart with its legend."""
+        drawing = element(
+            "svg",
+            *self._frame(),
+            *self.parts,
+            viewBox=f"0 0 {WIDTH} {HEIGHT}",
+            role="img",
+            aria_label=self.label,
+            class_="chart",
+        )
+        entries = [element("li", element("i", class_=f"key {style}"), name) for name, style in self.legend]
+        return join(drawing, element("ul", *entries, class_="legend") if entries else "")
+
+    def _frame(self) -> list[Html]:
+        base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
+        parts = []
+        for tick in self.y.ticks():
+            ((_, y),) = self.at([self.x.low], [tick])
+            parts.append(element("line", class_="grid", x1=LEFT, x2=end, y1=f"{y:.1f}", y2=f"{y:.1f}"))
+            parts.append(
+                element("text", _tick(tick), class_="tick", x=LEFT - 6, y=f"{y + 3.5:.1f}", text_anchor="end")
+            )
+        for tick in self.x.ticks():
+            ((x, _),) = self.at([tick], [self.y.low])
+            parts.append(element("line", class_="grid", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=base, y2=base + 4))
+            parts.append(element("text", _tick(tick), class_="tick", x=f"{x:.1f}", y=base + 16, text_anchor="middle"))
+        middle = (LEFT + end) / 2
+        parts.append(element("text", self.x.name, class_="name", x=middle, y=HEIGHT - 8, text_anchor="middle"))
+        turned = f"translate(13 {(TOP + base) / 2}) rotate(-90)"
+        parts.append(element("text", self.y.name, class_="name", transform=turned, text_anchor="middle"))
+        parts.append(element("line", class_="axis", x1=LEFT, x2=end, y1=base, y2=base))
+        return parts
+
+
+def _steps(least: float) -> list[float]:
+    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
+    return [head * power for head in (1, 2, 5, 10, 20)]
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,8 +1,22 @@
-"""What a long computation is told and tells, without a window."""
+"""What a long computation is told and tells, without a window.
+
+A user's mistake as one line in a corner of napari, without a traceback.
+
+One long computation at a time, in a thread of its own, with a bar and a button that stops it.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol
+
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from superqt.utils import WorkerBase
+
+from mitoseg.errors import UserError
 
 
 class Cancelled(Exception):  # noqa: N818 (no mistake was made)
@@ -18,3 +32,167 @@ class Tell(Protocol):
 
 def tell_nobody(share: float, text: str = "", /) -> None:
     """For jobs that nobody watches."""
+
+
+def show_mistake(error: UserError | str) -> None:
+    """Show a mistake."""
+    from napari.utils.notifications import show_error
+
+    show_error(str(error))
+
+
+def show_note(text: str) -> None:
+    """Show what is worth knowing."""
+    from napari.utils.notifications import show_warning
+
+    show_warning(text)
+
+
+def told(act: Callable[..., None]) -> Callable[..., None]:
+    """An action of a panel whose `UserError` is shown; what Qt's signals add is left out."""
+
+    @wraps(act)
+    def shown(self: Any, *_: object) -> None:  # noqa: ANN401 (any panel)
+        try:
+            act(self)
+        except UserError as error:
+            show_mistake(error)
+
+    return shown
+
+
+STEPS = 1000
+"""Of the progress bar."""
+
+LOOK_MS = 100
+"""How often progress is looked at."""
+
+
+class Task(WorkerBase[Any]):
+    """A job in a thread.
+
+    Args:
+        job: Given what to tell; what it returns is handed on.
+
+    Attributes:
+        told: The last share and text. They are looked at now and then, not sent with a signal: PySide6 6.12 loses a
+            reference to True with each, which Python 3.11 does not survive for long.
+    """
+
+    def __init__(self, job: Callable[[Tell], Any]) -> None:
+        super().__init__()
+        self._job, self._stop = job, threading.Event()
+        self.told: tuple[float, str] = (0.0, "")
+
+    def work(self) -> Any:  # noqa: ANN401 (superqt's own)
+        """Do the job."""
+        return self._job(self.tell)
+
+    def tell(self, share: float, text: str = "", /) -> None:
+        """Take progress; see `mitoseg.viewers.napari_plugin.jobs.Tell`."""
+        if self._stop.is_set():
+            raise Cancelled
+        self.told = (share, text)
+
+    def quit(self) -> None:
+        """Stop as soon as the job tells something."""
+        self._stop.set()
+
+
+class TaskBar(QWidget):
+    """Status, bar and button; `start` runs a job.
+
+    Attributes:
+        running: Whether a job runs; emitted with every change.
+    """
+
+    running = Signal(bool)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._task: Task | None = None
+        self._then: Callable[[Any], str] = str
+        self.status = QLabel("ready")
+        self.status.setWordWrap(True)
+        self.bar = QProgressBar()
+        self.bar.setRange(0, STEPS)
+        self._clock = QTimer(self)
+        self._clock.timeout.connect(self._progress)
+        self.cancel = QPushButton("Cancel")
+        self.cancel.clicked.connect(self.stop)
+        row = QHBoxLayout()
+        row.addWidget(self.bar, 1)
+        row.addWidget(self.cancel)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.status)
+        layout.addLayout(row)
+        self._show_running(False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self._task is not None
+
+    def start(self, job: Callable[[Tell], Any], then: Callable[[Any], str]) -> None:
+        """Run a job.
+
+        Args:
+            job: Runs in a thread; told to stop by `Cancelled` out of what it tells.
+            then: Given the result, in the window's thread; returns what the status says.
+
+        Raises:
+            UserError: Another one runs.
+        """
+        if self.busy:
+            raise UserError("something else is being computed", None, "wait, or cancel it")
+        task, self._then = Task(job), then
+        self._task = task
+        task.returned.connect(self._end)  # methods of this widget: Qt lets go of them when it is gone
+        task.errored.connect(self._fail)
+        self.destroyed.connect(task.quit)
+        self._show_running(True)
+        task.start()
+
+    def stop(self, *_: object) -> None:
+        """Ask the job to stop."""
+        if self._task is not None:
+            self.status.setText("stopping after this tile …")
+            self.cancel.setEnabled(False)
+            self._task.quit()
+
+    def _progress(self) -> None:
+        if self._task is None:
+            return
+        share, text = self._task.told
+        self.bar.setValue(round(STEPS * share))
+        if self.cancel.isEnabled():
+            self.status.setText(f"{text} …")
+
+    def _end(self, result: object) -> None:
+        self._show_running(False)
+        try:
+            self.status.setText(self._then(result))
+        except UserError as error:
+            self.status.setText("failed")
+            show_mistake(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._show_running(False)
+        self.status.setText("cancelled" if isinstance(error, Cancelled) else "failed")
+        if isinstance(error, UserError):
+            show_mistake(error)
+        elif not isinstance(error, Cancelled):
+            raise error  # a defect: napari shows it with its traceback
+
+    def _show_running(self, running: bool) -> None:
+        if not running:
+            self._task = None
+        self.cancel.setEnabled(running)
+        self.bar.setEnabled(running)
+        if running:
+            self._clock.start(LOOK_MS)
+        else:
+            self._clock.stop()
+        self.bar.setValue(0)
+        self.running.emit(running)

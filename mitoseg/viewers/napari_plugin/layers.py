@@ -1,17 +1,45 @@
-"""What a layer of napari is to mitoseg: a volume with a voxel size, or a reason why it is none."""
+"""What a layer of napari is to mitoseg: a volume with a voxel size, or a reason why it is none.
+
+A volume as what napari makes a layer of: data, how it is drawn, and of which type the layer is.
+
+Between volumes and the arrays of layers, without reading more than what is looked at.
+
+What napari calls to open a volume.
+
+What napari calls to save a layer; see `mitoseg.viewers.napari_plugin.layers`.
+
+Layers and tables as files: whole or not at all, and never over something else unless that is wanted.
+
+Questions to the user.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
+from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
-from mitoseg.viewers.napari_plugin.layer_data import KEY
-from mitoseg.viewers.napari_plugin.lazy import LayerVolume
-from mitoseg.volumes import Array, VoxelSize
+from mitoseg.geometry import Box, tiles
+from mitoseg.tables import write_table
+from mitoseg.viewers.napari_plugin.jobs import show_mistake
+from mitoseg.volumes import Array, Volume, VolumeInfo, VoxelSize, create_volume, open_volume
+from mitoseg.volumes.n5 import is_n5
+from mitoseg.volumes.normalize import sample_greys
+from mitoseg.volumes.ome_image import find_levels
+from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes.pyramid import holds_labels
 from mitoseg.volumes.units import voxel_size_nm
+from mitoseg.volumes.zarrs import is_zarr
+
+if TYPE_CHECKING:
+    import dask.array
+
 
 Layer = Any
 """An image or labels layer; typed so that nothing here imports napari."""
@@ -103,3 +131,279 @@ def voxels_of_points(points: Layer, layer: Layer | None) -> Array:
     assert layer is not None
     found = [layer.world_to_data(points.data_to_world(point)) for point in points.data]
     return np.reshape(np.asarray(found, float), (-1, 3))
+
+
+KEY = "mitoseg"
+"""The entry of a layer's metadata with those of the volume."""
+
+PROBABILITIES = ("probability", "uncertainty")
+
+IN_MEMORY = 0.25
+"""Share of the free memory up to which labels are read at once: only then can they be corrected."""
+
+UNIT = "nm"
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+
+def read_layer(path: str) -> LayerData:
+    """The layer of a file or folder.
+
+    Args:
+        path: As `mitoseg.volumes.open_volume` takes it.
+
+    Returns:
+        ``(data, options, type)``: probabilities are an image from 0 to 1, masks and instances are labels. Images stay
+        on the disk; an OME-Zarr image comes with all its levels.
+
+    Raises:
+        UserError: The volume cannot be opened.
+    """
+    volume = open_volume(path)
+    options = {"name": layer_name(path), **placing(volume.voxel_size), "metadata": {KEY: dict(volume.info.metadata)}}
+    if holds_labels(volume.dtype, volume.info.metadata) or volume.dtype.kind == "b":
+        return _label_array(volume), options, "labels"
+    levels = [volume, *(open_volume(f"{path}/{name}") for name in find_levels(path)[1:])]
+    data = [as_dask(level) for level in levels]
+    options |= drawing(volume)
+    return (data if len(data) > 1 else data[0]), options | {"multiscale": len(data) > 1}, "image"
+
+
+def layer_name(path: str) -> str:
+    """The name of a layer from a path.
+
+    >>> layer_name("a/cells.ome.zarr"), layer_name("a/b.h5:/raw/em"), layer_name("a.tif")
+    ('cells', 'b em', 'a')
+    """
+    file, _, dataset = path.replace("\\", "/").rstrip("/").partition(":/")
+    if not dataset or len(file) == 1:  # a drive of Windows
+        return Path(path).name.split(".")[0] or path
+    return f"{Path(file).name.split('.')[0]} {Path(dataset).name}"
+
+
+def placing(voxel_size: VoxelSize | None) -> dict[str, Any]:
+    """Scale and units of a layer; nothing where the voxel size is not known."""
+    return {} if voxel_size is None else {"scale": voxel_size, "units": (UNIT,) * 3}
+
+
+def drawing(volume: Volume) -> dict[str, Any]:
+    """Colours and contrast of a volume that is no labels."""
+    metadata = volume.info.metadata
+    if metadata.get("kind") in PROBABILITIES:
+        return probability_style(float(metadata.get("scale") or 1.0))
+    try:
+        greys = sample_greys(volume)
+    except UserError:  # NaN; napari looks for itself
+        return {"colormap": "gray"}
+    low, high = np.quantile(greys, [0.002, 0.998]) if greys.size else (0, 0)
+    limits = {"contrast_limits": (float(low), float(high))} if low < high else {}
+    return {"colormap": "gray", **limits}
+
+
+def probability_style(scale: float = 1.0) -> dict[str, Any]:
+    """How probabilities are drawn, over the image; ``scale`` is the stored value of probability 1."""
+    return {"colormap": "inferno", "contrast_limits": (0.0, scale), "blending": "additive", "opacity": 0.6}
+
+
+def _label_array(volume: Volume) -> Any:  # noqa: ANN401 (dask's or numpy's)
+    """Labels in memory, where they fit, so that they can be corrected."""
+    if np.prod(volume.shape) * volume.dtype.itemsize > IN_MEMORY * memory_available():
+        lazy = as_dask(volume)
+        return lazy if volume.dtype.kind != "b" else lazy.astype(np.uint8)  # type: ignore[no-untyped-call]
+    labels_zyx = volume.read()
+    return labels_zyx.astype(np.uint8) if labels_zyx.dtype.kind == "b" else labels_zyx
+
+
+BRICK = (64, 256, 256)
+"""Voxels (z, y, x) that are read together from chunked formats; others give whole slices."""
+
+
+class VolumeArray:
+    """A volume as what dask cuts: shape, type and slices.
+
+    Args:
+        volume: Opened.
+    """
+
+    ndim = 3
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume, self.shape, self.dtype = volume, volume.shape, volume.dtype
+
+    def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
+        """Read what three slices or numbers point at; of slices with steps, what lies between as well."""
+        places = [
+            range(n)[part] if isinstance(part, slice) else range(part, part + 1)
+            for part, n in zip(index, self.shape, strict=True)
+        ]
+        ends = [(min(place), max(place) + 1) if len(place) else (0, 0) for place in places]
+        inside = tuple(slice(None, None, part.step) if isinstance(part, slice) else 0 for part in index)
+        return self.volume.read(Box(tuple(a for a, _ in ends), tuple(b for _, b in ends)))[inside]
+
+
+def as_dask(volume: Volume) -> dask.array.Array:
+    """A volume as a lazy (z, y, x) array of dask, which keeps what was looked at last."""
+    import dask.array
+
+    chunks = BRICK if is_zarr(volume.path) or is_n5(volume.path) else (1, *volume.shape[1:])
+    sizes = tuple(min(n, size) for n, size in zip(chunks, volume.shape, strict=True))
+    array: dask.array.Array = dask.array.from_array(  # type: ignore[no-untyped-call]
+        VolumeArray(volume),
+        chunks=sizes,
+        name=f"mitoseg-{uuid.uuid4().hex}",
+        lock=True,  # a volume is read by one thread at a time
+        asarray=False,
+        meta=np.empty((0, 0, 0), volume.dtype),
+    )
+    return array
+
+
+class LayerVolume(Volume):
+    """The array of a layer as a volume.
+
+    Args:
+        data_zyx: Anything that can be sliced: of numpy, dask, zarr.
+        voxel_size: (z, y, x) in nm, or None.
+        name: Of the layer, for messages.
+        metadata: What is known of it.
+    """
+
+    def __init__(
+        self,
+        data_zyx: Any,  # noqa: ANN401 (any array)
+        voxel_size: VoxelSize | None,
+        name: str,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        z, y, x = (int(n) for n in data_zyx.shape)
+        super().__init__(VolumeInfo(name, (z, y, x), np.dtype(data_zyx.dtype), voxel_size, metadata or {}))
+        self._data_zyx = data_zyx
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        return np.asarray(self._data_zyx[self.check_box(box).slices])
+
+
+NOTHING: list[Any] = [(None,)]
+"""napari's word for: this was a file of ours, and there is no layer."""
+
+
+def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[Any]] | None:
+    """The reader of one path; None for a stack of files, which napari's own reader takes."""
+    return None if not isinstance(path, str) and len(path) != 1 else read
+
+
+def read(path: str | Sequence[str]) -> list[Any]:
+    """The layers of a path; one message and none where it cannot be opened."""
+    try:
+        return [read_layer(path if isinstance(path, str) else path[0])]
+    except UserError as error:
+        show_mistake(error)
+        return NOTHING
+
+
+def write_labels(path: str, data: Any, meta: Mapping[str, Any]) -> list[str]:  # noqa: ANN401 (any array)
+    """Save labels; a layer that does not say what it is holds instances."""
+    return _write(path, data, meta, "instances")
+
+
+def write_image(path: str, data: Any, meta: Mapping[str, Any]) -> list[str]:  # noqa: ANN401 (any array)
+    """Save an image."""
+    return _write(path, data, meta, None)
+
+
+def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> list[str]:  # noqa: ANN401
+    try:
+        array = finest(data, bool(meta.get("multiscale")))
+        if meta.get("rgb") or len(array.shape) != 3:
+            raise UserError("not a volume of grey values or labels", meta.get("name"), "it takes three axes: z, y, x")
+        about = dict(meta.get("metadata", {}).get(KEY, {}))
+        if kind is not None:
+            about.setdefault("kind", kind)
+        volume = LayerVolume(array, size_of(meta.get("scale"), meta.get("units")), str(meta.get("name")))
+        save_volume(path, volume, about, overwrite=may_replace(path))
+    except UserError as error:
+        show_mistake(error)
+        return []
+    return [path]
+
+
+LABELS = np.dtype(np.uint32)
+
+BLOCK = (64, 512, 512)
+
+FORMATS = "Volumes (*.tif *.tiff *.h5 *.hdf5 *.zarr)"
+"""Of labels, as Qt's dialogs write them; MRC has no 32 bits for whole numbers."""
+
+DIGITS = 9
+"""Of floats in tables, as of `mitoseg measure`."""
+
+
+def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Write a volume; see `mitoseg.volumes.create_volume`.
+
+    Args:
+        path: The suffix chooses the format.
+        volume: With its voxel size.
+        metadata: What comes with it; instances and masks are written in their own types.
+        overwrite: Whether an output that exists may be replaced.
+
+    Raises:
+        UserError: It cannot be written, or the labels do not fit their type.
+    """
+    kind = metadata.get("kind")
+    types: dict[object, np.dtype[Any]] = {"instances": LABELS, "mask": np.dtype(np.uint8)}
+    dtype, size = types.get(kind, volume.dtype), volume.voxel_size
+    with create_volume(path, volume.shape, dtype, voxel_size=size, metadata=metadata, overwrite=overwrite) as writer:
+        for box in tiles(volume.box, BLOCK):
+            values_zyx = volume.read(box)
+            if kind == "instances" and values_zyx.size and not 0 <= values_zyx.min() <= values_zyx.max() < 2**32:
+                raise UserError("an instance number does not fit 32 bits", int(values_zyx.max()), "number them from 1")
+            writer.write(box, values_zyx.astype(dtype, copy=False))
+
+
+def save_table(path: str, table: pd.DataFrame, *, overwrite: bool = False) -> None:
+    """Write a table as CSV.
+
+    Raises:
+        UserError: The name does not end with .csv, or the file cannot be written.
+    """
+    if Path(path).suffix.lower() != ".csv":
+        raise UserError("cannot write a table of that kind", Path(path).name, "end its name with .csv")
+    write_table(Path(path), table, overwrite=overwrite, digits=DIGITS)
+
+
+def is_there(path: str) -> bool:
+    """Whether saving under this name would replace something."""
+    return stored_in(path).exists()
+
+
+def may_replace(path: str) -> bool:
+    """Whether something that lies under this name may be replaced; without a window nobody can say yes."""
+    if not is_there(path):
+        return False
+    from qtpy.QtWidgets import QApplication, QMessageBox
+
+    if QApplication.instance() is None:
+        return False
+    answer = QMessageBox.question(None, "mitoseg", f"{path}\nexists. Replace it?")
+    return bool(answer == QMessageBox.StandardButton.Yes)
+
+
+def ask_path(parent: Any, title: str, kinds: str, suffix: str) -> str | None:  # noqa: ANN401 (any widget)
+    """Where to save; None where the user would rather not, or not replace what is there.
+
+    Args:
+        parent: Of the dialog.
+        title: Of the dialog.
+        kinds: Of files, as Qt writes them.
+        suffix: Put to a name without one.
+    """
+    from qtpy.QtWidgets import QFileDialog
+
+    options = QFileDialog.Option.DontConfirmOverwrite  # asked below, for folders as well
+    path, _ = QFileDialog.getSaveFileName(parent, title, "", kinds, options=options)
+    if not path:
+        return None
+    path = path if "." in path.replace("\\", "/").rsplit("/", 1)[-1] else path + suffix
+    return path if not is_there(path) or may_replace(path) else None

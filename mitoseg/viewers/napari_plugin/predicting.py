@@ -14,18 +14,15 @@ from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Predictor, predict_volume
-from mitoseg.inference.greys import adapt_greys, greys_apart
-from mitoseg.inference.memory import Tile, budget_bytes
-from mitoseg.inference.prepare import make_prediction
-from mitoseg.inference.resampling import has_other_voxels, resample_input
-from mitoseg.networks.bundle import find_weights
-from mitoseg.networks.checkpoint import Model, load_model
+from mitoseg.inference.prepare import adapt_greys, greys_apart, has_other_voxels, make_prediction, resample_input
+from mitoseg.inference.sizing import Tile, budget_bytes
+from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, label_array
 from mitoseg.segmentation.postprocess import BYTES, CLEAN
 from mitoseg.viewers.napari_plugin.jobs import Tell, tell_nobody
 from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
 from mitoseg.volumes.base import ArrayWriter
-from mitoseg.volumes.drift import FAR
+from mitoseg.volumes.normalize import FAR_GREYS
 from mitoseg.volumes.padding import Padding, blanked, with_padding
 from mitoseg.volumes.resampling import resampled
 
@@ -34,7 +31,7 @@ Ids = npt.NDArray[np.uint32]
 PREDICTED = 0.9
 """Share of the progress bar that the network takes."""
 AS_TRAINED = "checkpoint"
-"""Grey values are taken as they are; see `mitoseg.inference.greys.adapt_greys`."""
+"""Grey values are taken as they are; see `mitoseg.inference.prepare.adapt_greys`."""
 STEPS = 20
 """Of the progress bar, at least, where they cost nothing."""
 
@@ -65,7 +62,7 @@ class Choice:
         checkpoint: A file, or the name of a model that comes along; None: the default one.
         method: As ``method=`` of the command.
         threshold: Of the mask; None: the model's.
-        greys: ``checkpoint``, ``match`` or ``volume``; see `mitoseg.inference.greys.adapt_greys`.
+        greys: ``checkpoint``, ``match`` or ``volume``; see `mitoseg.inference.prepare.adapt_greys`.
         resample: Whether the network sees voxels of the size that it was trained on.
         numbering: What follows.
     """
@@ -200,7 +197,7 @@ def _check_memory(image: Volume) -> None:
 def _notes(image: Volume, model: Model, choice: Choice) -> tuple[str, ...]:
     """What may make the result worse than it could be."""
     notes = []
-    if choice.greys == AS_TRAINED and greys_apart(image, model) > FAR:
+    if choice.greys == AS_TRAINED and greys_apart(image, model) > FAR_GREYS:
         notes.append("the grey values are unlike those of training: try grey values “matched to training”")
     if image.voxel_size is None and model.voxel_size is not None:
         notes.append(f"the image has no voxel size: the model's is taken, {_size(model.voxel_size)} nm")

@@ -1,40 +1,80 @@
-"""What is shown, and how: layers from the bottom up, colours, and where one begins to look."""
+"""What is shown, and how: layers from the bottom up, colours, and where one begins to look.
+
+What the browser asks for, box by box: the library's local volume over a lazy volume of ours.
+
+The library speaks of x, y, z; a volume of ours is z, y, x. The order is turned in this file and nowhere else.
+
+Boxes of a volume at any halving, read from the coarser levels that an OME-Zarr image has.
+
+factors (z, y, x)     read from                        then
+(1, 1, 1)             the volume
+(2, 2, 2)             level 1, where it has these      nothing
+(4, 4, 4)             level 1                          halved once: the mean, of labels every second voxel
+
+The server: its port, its link, and its end.
+
+Surfaces of instances, made when they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import errno
+import logging
+import math
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from threading import Event, Lock
 
 import neuroglancer
 import numpy as np
+from neuroglancer.chunks import encode_npz
+from neuroglancer.local_volume import InvalidObjectIdForMesh, MeshesNotSupportedForVolume
 
-from mitoseg.viewers.neuroglancer.levels import Level, Levels, open_levels
-from mitoseg.viewers.neuroglancer.served import ServedVolume, space
-from mitoseg.viewers.neuroglancer.surfaces import Surfaces, fits_memory
+from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
+from mitoseg.geometry import Box
+from mitoseg.segmentation.exporting import FoundObject, find_objects
+from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.viewers.samples import percentiles, sample
 from mitoseg.viewers.shown import Shown
-from mitoseg.volumes import ArrayVolume, LabelVolume, Volume, VoxelSize
-from mitoseg.volumes.labels import choose_rule
-from mitoseg.volumes.masks import MaskVolume
-from mitoseg.volumes.survey import survey_labels
+from mitoseg.volumes import Array, ArrayVolume, LabelVolume, Volume, VoxelSize, open_volume
+from mitoseg.volumes.base import CroppedVolume, MaskVolume
+from mitoseg.volumes.labels import choose_rule, survey_labels
+from mitoseg.volumes.ome_image import find_levels
+from mitoseg.volumes.opening import stored_in
+from mitoseg.volumes.pyramid import Sizes, coarser
+from mitoseg.volumes.stored import opening
+
+log = logging.getLogger(__name__)
 
 DARKEST, BRIGHTEST = 0.5, 99.5
 """Percentiles of a sample of the image that are shown as black and as white."""
+
 MOST_SEGMENTS = 1000
 """Instances whose surfaces are shown from the beginning: the largest."""
+
 PANEL = (500, 320)
 """Pixels of a panel, across and down, that the volume fills at first."""
+
 COARSEST_VIEW = 4.0
 """Voxels to a pixel at first, at most: more would read much of a large volume at once."""
+
 TILTED = (0.46, 0.3, 0.13, 0.82)
 """Quaternion (x, y, z, w) of the view in 3D: from above and aside."""
+
 COLOURS = {"probability": "#ff3b30", "uncertainty": "#ffb000", "mask": "#ff7a1a", "truth": "#2fbf71"}
+
 OVERLAY = 0.35
 
 GREY = """#uicontrol invlerp grey
 void main() { emitGrayscale(grey()); }
 """
+
 TINTED = """#uicontrol invlerp value
 #uicontrol vec3 colour color(default="%s")
 #uicontrol float least slider(min=0, max=1, default=0, step=0.01)
@@ -158,3 +198,355 @@ def _truth(levels: list[Level]) -> list[Level]:
 
 def _each(levels: list[Level], change: Callable[[Volume], Volume]) -> list[Level]:
     return [replace(level, volume=change(level.volume)) for level in levels]
+
+
+FLAT_HALVINGS = 64
+"""How many stored voxels at most become one while a chunk is read: 4 x 4 x 4."""
+
+_GREYS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
+"""Types of voxels that the browser takes for grey values."""
+
+
+def space(voxel_size: VoxelSize) -> neuroglancer.CoordinateSpace:
+    """x, y and z in nm."""
+    return neuroglancer.CoordinateSpace(names=["x", "y", "z"], units="nm", scales=list(voxel_size[::-1]))
+
+
+def grey_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The type in which grey values travel.
+
+    >>> grey_type(np.dtype(np.uint16)).name, grey_type(np.dtype(np.float16)).name, grey_type(np.dtype(bool)).name
+    ('uint16', 'float32', 'uint8')
+    """
+    if dtype == np.bool_:
+        return np.dtype(np.uint8)
+    return dtype if dtype.name in _GREYS else np.dtype(np.float32)
+
+
+def label_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The type in which numbers travel: unsigned.
+
+    >>> label_type(np.dtype(np.int16)).name, label_type(np.dtype(np.float32)).name, label_type(np.dtype(bool)).name
+    ('uint16', 'uint32', 'uint8')
+    """
+    if dtype.kind == "f":
+        return np.dtype(np.uint32)
+    return np.dtype(f"uint{8 * dtype.itemsize}")
+
+
+class _Shape:
+    """Shape and type of a volume, x, y, z: all that the library reads of it by itself."""
+
+    def __init__(self, volume: Volume, dtype: np.dtype[np.generic]) -> None:
+        self.shape, self.dtype = volume.shape[::-1], dtype
+
+
+class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
+    """A volume that is read where the browser looks.
+
+    Args:
+        levels: Its voxels.
+        voxel_size: (z, y, x) in nm.
+        labels: Whether they are numbers of segments.
+        surfaces: Of these, or None.
+    """
+
+    def __init__(
+        self, levels: Levels, voxel_size: VoxelSize, *, labels: bool, surfaces: Surfaces | None = None
+    ) -> None:
+        volume = levels.finest
+        self._levels, self._labels, self.surfaces = levels, labels, surfaces
+        self._dtype = label_type(volume.dtype) if labels else grey_type(volume.dtype)
+        super().__init__(
+            _Shape(volume, self._dtype),
+            dimensions=space(voxel_size),
+            volume_type="segmentation" if labels else "image",
+            max_downsampling=FLAT_HALVINGS * int(np.prod(levels.coarsest)),
+        )
+
+    def get_encoded_subvolume(
+        self, data_format: str, start: Sequence[int], end: Sequence[int], scale_key: str
+    ) -> tuple[bytes, str]:
+        """One chunk, as the library's server asks for it.
+
+        Args:
+            data_format: ``npz``.
+            start: (x, y, z) in voxels of this halving.
+            end: The same.
+            scale_key: The factors, such as ``2,2,1``, x first.
+
+        Returns:
+            The chunk and the type of its content.
+
+        Raises:
+            ValueError: What cannot be answered; the browser is told so.
+        """
+        try:
+            x, y, z = (int(factor) for factor in scale_key.split(","))
+            if data_format != "npz" or x * y * z > self.max_downsampling:
+                raise ValueError("no such format or halving")
+            box = Box(tuple(map(int, start[::-1])), tuple(map(int, end[::-1])))
+            chunk_zyx = self._sent(self._levels.read(box, (z, y, x)))
+        except UserError as error:
+            log.warning("%s", error)
+            raise ValueError("the voxels cannot be read") from error
+        return encode_npz(chunk_zyx.T), "application/octet-stream"
+
+    def get_object_mesh(self, object_id: int) -> bytes:
+        """The surface of one segment; see `encode_mesh`.
+
+        Raises:
+            MeshesNotSupportedForVolume: There are no surfaces of this volume.
+            InvalidObjectIdForMesh: There is no such segment.
+            ValueError: It cannot be read.
+        """
+        if self.surfaces is None:
+            raise MeshesNotSupportedForVolume
+        try:
+            mesh = self.surfaces.surface(object_id)
+        except UserError as error:
+            log.warning("%s", error)
+            raise ValueError("the voxels cannot be read") from error
+        if mesh is None:
+            raise InvalidObjectIdForMesh
+        return encode_mesh(mesh)
+
+    def _sent(self, values_zyx: Array) -> Array:
+        if self._labels and values_zyx.dtype.kind in "if":  # negative numbers mark what nobody labelled
+            values_zyx = np.maximum(values_zyx, 0)
+        return values_zyx.astype(self._dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a volume.
+
+    Attributes:
+        factors: Voxels of the finest level along each axis (z, y, x) of one of its voxels.
+        volume: Its voxels.
+    """
+
+    factors: Sizes
+    volume: Volume
+
+
+class Levels:
+    """A volume at any halving.
+
+    Args:
+        levels: The finest first.
+        labels: Whether voxels are names, which have no mean.
+    """
+
+    def __init__(self, levels: Sequence[Level], *, labels: bool) -> None:
+        self._levels, self._labels = list(levels), labels
+
+    @property
+    def finest(self) -> Volume:
+        """The volume itself."""
+        return self._levels[0].volume
+
+    @property
+    def coarsest(self) -> Sizes:
+        """Factors of the coarsest level that is stored."""
+        return self._levels[-1].factors
+
+    def read(self, box: Box, factors: Sizes = (1, 1, 1)) -> Array:
+        """Read a box of the volume whose voxels are ``factors`` as long; it may end at a voxel that is cut.
+
+        Args:
+            box: In the coarser voxels (z, y, x); coarse voxel i covers fine voxels [i f, (i + 1) f).
+            factors: Powers of two.
+
+        Raises:
+            ValueError: The box leaves the volume or a factor is no power of two.
+            UserError: The file is damaged.
+        """
+        whole = Box.of_shape([-(-n // f) for n, f in zip(self.finest.shape, factors, strict=True)])
+        if any(f < 1 or f & (f - 1) for f in factors) or box.clip(whole) != box:
+            raise ValueError(f"no box {box} of a volume of {whole} at {factors}")
+        level = max(
+            (one for one in self._levels if _divides(one.factors, factors)), key=lambda one: math.prod(one.factors)
+        )
+        rest = [f // own for f, own in zip(factors, level.factors, strict=True)]
+        start = tuple(a * step for a, step in zip(box.start, rest, strict=True))
+        stop = tuple(b * step for b, step in zip(box.stop, rest, strict=True))
+        stored = Box(start, stop).clip(level.volume.box)
+        return self._halved(level.volume.read(stored), rest)
+
+    def _halved(self, values_zyx: Array, steps: Sequence[int]) -> Array:
+        if self._labels:
+            return values_zyx[tuple(slice(None, None, step) for step in steps)]
+        while max(steps) > 1:
+            z, y, x = (2 if step > 1 else 1 for step in steps)
+            values_zyx = coarser(values_zyx, (z, y, x), labels=False)
+            steps = [max(1, step // 2) for step in steps]
+        return values_zyx
+
+
+def _divides(small: Sizes, large: Sizes) -> bool:
+    return all(b % a == 0 for a, b in zip(small, large, strict=True))
+
+
+def open_levels(volume: Volume, axes: str | None = None) -> list[Level]:
+    """A volume that was opened by its path, and the coarser levels of the OME-Zarr image that it is of.
+
+    Levels that are no halvings of the finest one are left out.
+
+    Args:
+        volume: As `open_volume` opened it.
+        axes: What that was told of the axes.
+
+    Raises:
+        UserError: A level is damaged.
+    """
+    found = [Level((1, 1, 1), volume)]
+    if isinstance(volume, CroppedVolume):  # whose levels begin elsewhere
+        return found
+    folder = stored_in(volume.path)
+    with opening(volume.path):
+        names = find_levels(str(folder))[1:]
+    for name in names:
+        level = open_volume(str(folder / name), axes=axes)
+        z, y, x = (1 << max(0, round(math.log2(n / m))) for n, m in zip(volume.shape, level.shape, strict=True))
+        covers = [-(-n // f) for n, f in zip(volume.shape, (z, y, x), strict=True)]
+        if tuple(covers) == level.shape and max(z, y, x) > 1 and level.dtype == volume.dtype:
+            found.append(Level((z, y, x), level))
+    return found
+
+
+LOCAL = "127.0.0.1"
+
+
+@contextmanager
+def serving(state: neuroglancer.ViewerState, *, bind: str = LOCAL, port: int = 0) -> Iterator[neuroglancer.Viewer]:
+    """Serve a scene to browsers until the block is left.
+
+    Args:
+        state: What is shown.
+        bind: The address that is listened on; ``0.0.0.0`` is every one of this machine, for whoever has the link.
+        port: 0 chooses a free one.
+
+    Yields:
+        The viewer; ``get_viewer_url()`` is its link.
+
+    Raises:
+        UserError: The port is taken or not allowed, or there is no such address.
+    """
+    try:
+        _listen(bind, port)
+        neuroglancer.set_server_bind_address(bind, port)
+        viewer = neuroglancer.Viewer()
+    except OSError as error:
+        raise _refused(error, bind, port) from error
+    try:
+        viewer.set_state(state)
+        yield viewer
+    finally:
+        neuroglancer.stop()
+
+
+def _listen(bind: str, port: int) -> None:
+    """Listen for a moment: where that fails the library would leave sockets open."""
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    socket.create_server((bind, port), family=family).close()
+
+
+def _refused(error: OSError, bind: str, port: int) -> UserError:
+    if error.errno == errno.EADDRINUSE:
+        return UserError("the port is taken", port, "choose another, or port=0 for a free one")
+    if error.errno == errno.EACCES:
+        return UserError("the port may not be used", port, "choose one above 1023, or port=0 for a free one")
+    return UserError("cannot listen on that address", bind, "give bind=127.0.0.1, or an address of this machine")
+
+
+def wait_for_interrupt() -> None:
+    """Return at Ctrl+C."""
+    never = Event()
+    try:
+        while not never.wait(1.0):  # without a limit Windows would not heed the key
+            pass
+    except KeyboardInterrupt:
+        return
+
+
+MOST_VOXELS = 2**22
+"""Voxels of an object's box at which its surface is made of every second voxel, and so on."""
+
+LARGEST_BOX = 2**28
+"""An object in a larger box has no surface here: the box would be read at once."""
+
+REDUCTION = 4.0
+
+_METRE = 1e9
+
+
+class Surfaces:
+    """The surfaces of a volume's instances.
+
+    Args:
+        levels: Instance numbers.
+        voxel_size: (z, y, x) in nm.
+
+    Attributes:
+        objects: All instances by their number; found in one pass over the volume when first needed.
+    """
+
+    def __init__(self, levels: Levels, voxel_size: VoxelSize) -> None:
+        self._levels, self._size = levels, voxel_size
+        self._lock = Lock()
+
+    @cached_property
+    def objects(self) -> dict[int, FoundObject]:
+        """See the class."""
+        return find_objects(self._levels.finest)
+
+    def largest(self, count: int) -> list[int]:
+        """The numbers of the largest instances, in ascending order."""
+        by_size = sorted(self.objects.values(), key=lambda one: (-one.voxels, one.id))
+        return sorted(one.id for one in by_size[:count])
+
+    def surface(self, number: int) -> Mesh | None:
+        """The surface of one instance; None where there is no such instance, or its box is too large.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        with self._lock:
+            one = self.objects.get(number)
+        if one is None or one.box.size > LARGEST_BOX:
+            return None
+        step = 1
+        while one.box.size > MOST_VOXELS * step**3:
+            step *= 2
+        start = tuple(a // step for a in one.box.start)
+        part = Box(start, tuple(-(-b // step) for b in one.box.stop))
+        mask_zyx = self._levels.read(part, (step, step, step)) == number
+        if not mask_zyx.any():  # a thread between the voxels that were looked at
+            return None
+        z, y, x = (step * size for size in self._size)
+        return mesh_object(mask_zyx, (z, y, x), start=start, reduction=_reduction())
+
+
+def _reduction() -> float:
+    """Fewer faces, where the library that takes them away is there."""
+    try:
+        import_extra("zmesh", "zmesh", "mesh")
+    except UserError:
+        return 1.0
+    return REDUCTION
+
+
+def encode_mesh(mesh: Mesh) -> bytes:
+    """A surface as neuroglancer takes it from a server: the number of vertices, x, y, z of each in m, then the faces.
+
+    Little-endian uint32, float32 and uint32. The library's own client divides by the scales of the coordinate space,
+    which it keeps in m.
+    """
+    vertices = (mesh.vertices / _METRE).astype("<f4")
+    return struct.pack("<I", len(vertices)) + vertices.tobytes() + mesh.faces.astype("<u4").tobytes()
+
+
+def fits_memory(shape: tuple[int, ...]) -> bool:
+    """Whether a volume is small enough to look for its instances before it is shown."""
+    return math.prod(shape) <= LARGEST_BOX

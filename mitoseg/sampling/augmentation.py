@@ -1,0 +1,554 @@
+r"""Augmentation of training tiles on their device: what happens to sections on their way from tissue to voxels.
+
+A tile is taken as a stack of sections (S, Y, X): the slices of a volume, or those that make the channels of a network
+on slices. MONAI transforms do what is common to all images; what only sections suffer is defined here.
+Each sample has a seed of its own: what is done to it depends neither on its batch nor on the number of devices. (Noise
+is drawn on the device: from one seed a CPU and a GPU draw different noise.)
+
+What happens to single sections: they go missing, shift, blur, or have a contrast of their own.
+
+Transforms of MONAI's dictionary kind on a stack ``image`` (S, Y, X), normalised; labels stay as they are, except those
+of shifted sections. Where only the middle section is labelled (the channels of a network on slices), it neither goes
+missing nor shifts.
+
+What augmentation needs beside MONAI's transforms: a view of a stack as a volume, and noise made on the device.
+
+Turns by any angle, scaling and elastic deformation of a stack of sections, in one resampling.
+
+    voxel of the result  --turn, scale, tilt about the centre-->  --plus the deformation-->  where it is read
+
+The deformation is a free-form one: cubic B-splines on a coarse grid of random displacements (Rueckert et al., IEEE TMI
+18(8), 1999), smooth and cheap. MONAI's elastic transforms resize the whole field in 2D, which takes five times as
+long, or smooth noise at every voxel in 3D; and they cannot mark what lies outside of the tile.
+
+The ways to turn and mirror a tile that move voxels without changing them.
+
+dihedral     8   quarter turns and mirror images in the plane
+dihedral_z  16   those, and the same with z mirrored (the order of the channels, where these are neighbouring slices)
+cubic       48   all of a cube, for cubic voxels and tiles
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data.meta_obj import get_track_meta, set_track_meta
+from monai.networks.layers.simplelayers import GaussianFilter
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.dictionary import (
+    RandAdjustContrastd,
+    RandCoarseDropoutd,
+    RandGaussianSmoothd,
+    RandHistogramShiftd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+)
+from monai.transforms.spatial.dictionary import RandSimulateLowResolutiond
+from monai.transforms.transform import MapTransform, Randomizable, RandomizableTransform
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from mitoseg.datasets.base import IGNORE
+from mitoseg.errors import UserError
+from mitoseg.sampling.positions import check_choice
+
+Sample = dict[Hashable, Any]
+
+Transform = Callable[[Any], Mapping[Any, Any]]
+
+
+class Augmenter:
+    """Applies transforms to each sample of a batch, with the sample's own seed.
+
+    Args:
+        transforms: MONAI's dictionary transforms, or others like them; samples have the keys `IMAGE`, float32 (S, Y,
+            X), normalised, and `LABEL`, uint8 (1 or S, Y, X).
+    """
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = Compose(list(transforms))
+        self._random = np.random.RandomState()  # one for all transforms: making one takes longer than most of them
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, label: Tensor, seed_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment a batch.
+
+        Args:
+            image: float32, normalised, (B, C, Y, X) or (B, 1, Z, Y, X).
+            label: int64 of 0, 1, 255, (B, Y, X) or (B, Z, Y, X).
+            seed_b: int64 (B,).
+
+        Returns:
+            Both, of the same shapes; the given ones stay as they are.
+
+        Raises:
+            UserError: A transform failed, changed the shape, or made other labels.
+        """
+        stack = image.flatten(1, -3)
+        sections = label.reshape(len(label), -1, *label.shape[-2:]).to(torch.uint8)
+        with _plain_tensors():
+            pairs = [self._sample(*sample) for sample in zip(stack, sections, seed_b.tolist(), strict=True)]
+        images, labels = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+        return images.reshape(image.shape), labels.reshape(label.shape).long()
+
+    def _sample(self, image_syx: Tensor, label_syx: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        self._random.seed(int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0]))
+        for transform in self.transforms.transforms:
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(state=self._random)
+        given = {IMAGE: image_syx.clone(), LABEL: label_syx}  # some of MONAI's write into the image
+        try:
+            result: Sample = self.transforms(given)
+        except RuntimeError as error:  # MONAI's, around the transform's own
+            cause = error.__cause__ or error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            raise UserError(f"augmentation failed, {error}", str(cause), "check that transform's options") from error
+        for key, before in given.items():
+            if result[key].shape != before.shape:
+                shapes = f"{tuple(before.shape)} to {tuple(result[key].shape)}"
+                raise UserError(f"augmentation changed the shape of the {key}", shapes, "leave that transform out")
+        found = result[LABEL]
+        if found is not given[LABEL] and not ((found == 0) | (found == 1) | (found == IGNORE)).all():
+            raise UserError("augmentation made labels other than 0, 1 and 255", None, "give mode=nearest for them")
+        return result[IMAGE].float(), found.to(torch.uint8)
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Keep MONAI from tracking metadata, which costs time and which nobody asks for here."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
+class EMAugmentation(Augmenter):
+    """Augmentation for electron microscopy; each effect strikes a tile with its own probability.
+
+    Args:
+        deform: Probability of a smooth deformation with a turn by any angle and another scale; what comes from beyond
+            the tile is its reflection.
+        magnitude: Standard deviation of the displacements of the deformation's nodes, 32 pixels apart, in pixels.
+        scale: Largest change of scale, as a share.
+        volumetric: Deform through z as well and tilt by up to 8 degrees: for volumes of cubic voxels.
+        outside: Label of what comes from beyond the tile; see `mitoseg.sampling.augmentation.OUTSIDE`.
+        contrast: Probability of another contrast and brightness, and of another gamma, of the whole tile.
+        gamma: Largest exponent; the smallest is its inverse. Mean and deviation stay.
+        gain: Largest change of contrast, as a share, and of brightness, in standard deviations of the grey values.
+        curve: Probability of a random rising curve of grey values.
+        blur: Probability of a Gaussian blur of all sections.
+        resolution: Probability that sections look as if their pixels were larger.
+        coarser: How many times as large at most.
+        noise: Probability of Gaussian noise.
+        sections: Probability that each section has a contrast and brightness of its own.
+        defocus: Probability of a blurred section.
+        missing: Probability of a missing section.
+        shifted: Probability of a shifted section, or of all beyond it.
+        cutout: Probability of holes of 8 to 24 voxels filled with noise; their labels stay.
+        extra: Further transforms, applied last.
+
+    Raises:
+        UserError: A probability or another number is out of range.
+    """
+
+    def __init__(
+        self,
+        deform: float = 0.3,
+        magnitude: float = 3.0,
+        scale: float = 0.25,
+        volumetric: bool = False,
+        outside: str = "ignore",
+        contrast: float = 0.5,
+        gamma: float = 1.5,
+        gain: float = 0.25,
+        curve: float = 0.05,
+        blur: float = 0.1,
+        resolution: float = 0.1,
+        coarser: float = 1.5,
+        noise: float = 0.2,
+        sections: float = 0.2,
+        defocus: float = 0.1,
+        missing: float = 0.1,
+        shifted: float = 0.1,
+        cutout: float = 0.1,
+        extra: Sequence[Transform] = (),
+    ) -> None:
+        given = {"deform": deform, "contrast": contrast, "blur": blur, "noise": noise, "sections": sections}
+        given |= {"defocus": defocus, "missing": missing, "shifted": shifted, "cutout": cutout}
+        given |= {"curve": curve, "resolution": resolution}
+        for name, value in given.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"augmentation.{name} is not a probability", value, "give a number from 0 to 1")
+        least = (("magnitude", magnitude, 0), ("scale", scale, 0), ("gamma", gamma, 1), ("gain", gain, 0))
+        for name, value, low in (*least, ("coarser", coarser, 1)):
+            if value < low:
+                raise UserError(f"augmentation.{name} is too small", value, f"give {low} or more")
+        check_choice("outside", outside, OUTSIDE)
+        power: dict[str, Any] = {"prob": contrast / 2, "gamma": (1 / gamma, gamma), "retain_stats": True}
+        coarse: dict[str, Any] = {"zoom_range": (1 / coarser, 1.0), "downsample_mode": "area"}
+        holes: dict[str, Any] = {"holes": 1, "max_holes": 4, "spatial_size": 8, "max_spatial_size": 24}
+        super().__init__(
+            [
+                Warpd(deform, magnitude, scale, tilt=8.0 if volumetric else 0.0, outside=outside),
+                RandHistogramShiftd(IMAGE, prob=curve, num_control_points=(12, 24)),
+                ShiftedSectiond(prob=shifted),
+                MissingSectiond(prob=missing),
+                RandAdjustContrastd(IMAGE, **power),
+                RandAdjustContrastd(IMAGE, **power, invert_image=True),
+                RandScaleIntensityd(IMAGE, factors=gain, prob=contrast),
+                RandShiftIntensityd(IMAGE, offsets=gain, prob=contrast),
+                SectionContrastd(prob=sections, gain=gain),
+                BlurredSectiond(prob=defocus),
+                RandGaussianSmoothd(IMAGE, prob=blur, sigma_x=(0.5, 1.5), sigma_y=(0.5, 1.5)),
+                RandSimulateLowResolutiond(IMAGE, prob=resolution, upsample_mode="bilinear", **coarse),
+                GaussianNoised(prob=noise),
+                AsVolumed(RandCoarseDropoutd(IMAGE, prob=cutout, fill_value=(-1.0, 1.0), **holes)),
+                *extra,
+            ]
+        )
+
+
+IMAGE, LABEL = "image", "label"
+"""Keys of a sample, for further transforms of MONAI's dictionary kind."""
+
+
+class _OneSectiond(RandomizableTransform, MapTransform):
+    """Does something to one section, chosen at random.
+
+    Args:
+        prob: Probability that it strikes a stack.
+    """
+
+    spares_labelled = False
+
+    def __init__(self, prob: float = 0.1) -> None:
+        MapTransform.__init__(self, [IMAGE])
+        RandomizableTransform.__init__(self, prob)
+
+    @abstractmethod
+    def change(self, image_syx: Tensor, section: int) -> Tensor:
+        """The section (Y, X) as it becomes."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the image of a sample."""
+        sample = dict(data)
+        self.randomize(None)
+        image_syx, count = sample[IMAGE], len(sample[IMAGE])
+        alone = len(sample[LABEL]) < count or count == 1  # the labelled section is the middle one
+        choices = [s for s in range(count) if not (self.spares_labelled and alone and s == count // 2)]
+        if not self._do_transform or not choices:
+            return sample
+        section = choices[int(self.R.randint(len(choices)))]
+        changed = image_syx.clone()
+        changed[section] = self.change(image_syx, section)
+        sample[IMAGE] = changed
+        return sample
+
+
+class MissingSectiond(_OneSectiond):
+    """A section is replaced by its neighbour, by one grey value, or by noise."""
+
+    spares_labelled = True
+
+    def change(self, image_syx: Tensor, section: int) -> Tensor:
+        """See the class."""
+        kind = int(self.R.randint(3))
+        if kind == 0:
+            return image_syx[section - 1 if section else 1]
+        grey = float(self.R.uniform(-1.5, 1.5))
+        if kind == 1:
+            return torch.full_like(image_syx[section], grey)
+        noise = torch.from_numpy(self.R.standard_normal(image_syx.shape[1:])).to(image_syx)
+        return noise + grey
+
+
+class ShiftedSectiond(RandomizableTransform, MapTransform):
+    """A section is shifted in y and x, or all from it outwards; the middle one stays.
+
+    Where every section has a label, theirs move with them, to whole pixels. At the edge a section is reflected.
+
+    Args:
+        prob: Probability that it strikes a stack.
+        reach: Largest shift along y and x, in pixels.
+    """
+
+    def __init__(self, prob: float = 0.1, reach: float = 4.0) -> None:
+        MapTransform.__init__(self, [IMAGE, LABEL])
+        RandomizableTransform.__init__(self, prob)
+        self.reach = reach
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Shift sections of a sample."""
+        sample = dict(data)
+        self.randomize(None)
+        count = len(sample[IMAGE])
+        if not self._do_transform or count == 1:
+            return sample
+        first = last = int(self.R.choice([s for s in range(count) if s != count // 2]))
+        if self.R.rand() < 0.5:
+            first, last = (0, first) if first < count // 2 else (first, count - 1)
+        y, x = self.R.uniform(-self.reach, self.reach, 2).tolist()
+        for key in self.keys:
+            if len(sample[key]) == count:
+                changed = sample[key].clone()
+                shift = (round(y), round(x)) if key == LABEL else (y, x)
+                changed[first : last + 1] = shifted(changed[first : last + 1], shift)
+                sample[key] = changed
+        return sample
+
+
+def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
+    """A stack moved along y and x, between pixels linearly, reflected at the edge."""
+    for axis, distance in ((-2, shift[0]), (-1, shift[1])):
+        length, whole = stack_syx.shape[axis], math.floor(distance)
+        at = torch.arange(length, device=stack_syx.device) - whole
+        near, far = (torch.minimum(i % (2 * length), 2 * length - 1 - i % (2 * length)) for i in (at, at - 1))
+        moved = stack_syx.index_select(axis, near)
+        between = distance != whole
+        stack_syx = torch.lerp(moved, stack_syx.index_select(axis, far), distance - whole) if between else moved
+    return stack_syx
+
+
+class BlurredSectiond(_OneSectiond):
+    """A section is out of focus: a Gaussian blur of up to ``sigma`` pixels."""
+
+    def __init__(self, prob: float = 0.1, sigma: float = 3.0) -> None:
+        super().__init__(prob)
+        self.sigma = sigma
+
+    def change(self, image_syx: Tensor, section: int) -> Tensor:
+        """See the class."""
+        blur = GaussianFilter(2, float(self.R.uniform(0.5, self.sigma))).to(image_syx.device)
+        blurred: Tensor = blur(image_syx[section][None, None])[0, 0]
+        return blurred
+
+
+class SectionContrastd(RandomizableTransform, MapTransform):
+    """Every section has a contrast and a brightness of its own.
+
+    Args:
+        prob: Probability that it strikes a stack.
+        gain: Largest change of contrast, as a share, and of brightness, in standard deviations of the grey values.
+    """
+
+    def __init__(self, prob: float = 0.2, gain: float = 0.25) -> None:
+        MapTransform.__init__(self, [IMAGE])
+        RandomizableTransform.__init__(self, prob)
+        self.gain = gain
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the image of a sample."""
+        sample = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            image_syx = sample[IMAGE]
+            factor_s2 = torch.from_numpy(self.R.uniform(-self.gain, self.gain, (2, len(image_syx), 1, 1))).to(
+                image_syx
+            )
+            sample[IMAGE] = image_syx * (1 + factor_s2[0]) + factor_s2[1]
+        return sample
+
+
+class AsVolumed(Randomizable):
+    """Show a stack with a label for each section to a transform as a volume: (1, Z, Y, X) in place of (S, Y, X).
+
+    Other stacks are shown as they are, as an image (C, Y, X) of several channels.
+
+    Args:
+        transform: One of MONAI's dictionary kind that takes volumes.
+    """
+
+    def __init__(self, transform: Callable[[Any], Mapping[Any, Any]]) -> None:
+        self.transform = transform
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> AsVolumed:
+        """Pass it on."""
+        inner: object = self.transform
+        if isinstance(inner, Randomizable):
+            inner.set_random_state(seed, state)
+        return self
+
+    def randomize(self, data: Any) -> None:  # noqa: ANN401 (MONAI's own)
+        """Nothing is random here but what the transform does."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The changed sample, stacks again."""
+        deep = len(data[LABEL]) == len(data[IMAGE]) > 1
+        if not deep:
+            return dict(self.transform(dict(data)))
+        changed = self.transform({key: data[key][None] for key in (IMAGE, LABEL)})
+        return {**data, **{key: changed[key][0] for key in (IMAGE, LABEL)}}
+
+
+class GaussianNoised(RandomizableTransform, MapTransform):
+    """Gaussian noise, drawn where the tile lies; MONAI's is drawn on the host, which takes five times as long.
+
+    Args:
+        prob: Probability that it strikes a stack.
+        std: Largest standard deviation, in those of the grey values.
+    """
+
+    def __init__(self, prob: float = 0.1, std: float = 0.3) -> None:
+        MapTransform.__init__(self, [IMAGE])
+        RandomizableTransform.__init__(self, prob)
+        self.std = std
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change the image of a sample."""
+        sample = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            image_syx = sample[IMAGE]
+            generator = torch.Generator(image_syx.device).manual_seed(int(self.R.randint(2**31)))
+            noise = torch.randn(image_syx.shape, generator=generator, device=image_syx.device)
+            sample[IMAGE] = image_syx + float(self.R.uniform(0, self.std)) * noise
+        return sample
+
+
+OUTSIDE = ("ignore", "reflect")
+"""What the label of voxels from outside of the tile is: none, or mirrored like the image."""
+
+_SPACING = 32
+"""Voxels between nodes of the deformation."""
+
+
+class Warpd(RandomizableTransform, MapTransform):
+    """Turn, scale and deform a stack; the image linearly, the label by the nearest voxel.
+
+    All sections are moved alike, unless ``tilt`` is given. The image goes on outside of the tile as its reflection.
+
+    Args:
+        prob: Probability that it strikes a stack.
+        magnitude: Standard deviation of the displacements of the nodes, in voxels.
+        scale: Largest change of scale, as a share: from 1 / (1 + scale) to 1 + scale.
+        stretch: Largest ratio of the scales along y and x.
+        rotation: Largest turn, in degrees, either way.
+        tilt: Largest angle about the axes y and x, in degrees, either way, for stacks with a label for each section,
+            of cubic voxels; the deformation then goes through z as well. 0 stays in the plane.
+        outside: See `OUTSIDE`.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.2,
+        magnitude: float = 3.0,
+        scale: float = 0.25,
+        stretch: float = 1.1,
+        rotation: float = 180.0,
+        tilt: float = 0.0,
+        outside: str = "ignore",
+    ) -> None:
+        MapTransform.__init__(self, [IMAGE, LABEL])
+        RandomizableTransform.__init__(self, prob)
+        self.magnitude, self.scale, self.stretch = magnitude, math.log1p(scale), math.log(stretch)
+        self.rotation, self.tilt, self.outside = math.radians(rotation), math.radians(tilt), outside
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Warp a sample."""
+        sample = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            image, label = sample[IMAGE], sample[LABEL]
+            deep = self.tilt > 0 and len(label) == len(image) > 1
+            if deep:
+                image, label = image[None], label[None]
+            grid = self.grid(image.shape[1:], image.device)
+            sample[IMAGE] = _read(image, grid, "bilinear").reshape(sample[IMAGE].shape)
+            sample[LABEL] = self._labels(label, grid).reshape(sample[LABEL].shape)
+        return sample
+
+    def _labels(self, label: Tensor, grid: Tensor) -> Tensor:
+        """Labels (C, *size) at the nearest voxels."""
+        moved = _read(label.float(), grid, "nearest").to(label.dtype)
+        return moved if self.outside == "reflect" else moved.masked_fill((grid[0].abs() > 1).any(-1), IGNORE)
+
+    def grid(self, size: Sequence[int], device: torch.device) -> Tensor:
+        """Where each voxel is read: (1, *size, dimensions), x first, from -1 to 1 over the tile's extent."""
+        half = np.array(size[::-1]) / 2
+        matrix = torch.from_numpy(self.matrix(len(size)) * half / half[:, None])
+        theta = torch.cat([matrix, torch.zeros(len(size), 1)], dim=1).float().to(device)
+        grid = affine_grid(theta[None], [1, 1, *size], align_corners=False)
+        return grid + self.deformation(size, device) / torch.tensor(half, dtype=torch.float32, device=device)
+
+    def matrix(self, ndim: int) -> npt.NDArray[np.float64]:
+        """From the result to the tile, in voxels about the centre, x first."""
+        turn, about_y, about_x = (self.R.uniform(-1, 1, 3) * (self.rotation, self.tilt, self.tilt)).tolist()
+        zoom, stretch = self.R.uniform(-1, 1) * self.scale, self.R.uniform(-0.5, 0.5) * self.stretch
+        matrix = _rotation(ndim, 0, 1, turn)
+        if ndim == 3:
+            matrix = _rotation(3, 0, 2, about_y) @ _rotation(3, 1, 2, about_x) @ matrix
+        inverse: npt.NDArray[np.float64] = matrix / np.exp([zoom + stretch, zoom - stretch, zoom])[:ndim]
+        return inverse
+
+    def deformation(self, size: Sequence[int], device: torch.device) -> Tensor:
+        """Displacement of each voxel, in voxels: (*size, dimensions), x first."""
+        weights = [spline_weights(length, _SPACING).to(device) for length in size]
+        nodes = self.R.normal(0, self.magnitude, (*(w.shape[1] for w in weights), len(size)))
+        field = torch.from_numpy(nodes).float().to(device)
+        for axis, weight in enumerate(weights):
+            field = torch.tensordot(weight, field, dims=([1], [axis])).movedim(0, axis)
+        return field
+
+
+def _read(tile: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """A tile (C, *size) at the places of a grid."""
+    return grid_sample(tile[None], grid, mode, "reflection", align_corners=False)[0]
+
+
+def _rotation(ndim: int, a: int, b: int, angle: float) -> npt.NDArray[np.float64]:
+    """Rotation in the plane of two axes."""
+    matrix = np.eye(ndim)
+    matrix[[a, a, b, b], [a, b, a, b]] = math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+    return matrix
+
+
+def spline_weights(length: int, spacing: float) -> Tensor:
+    """Cubic B-splines: the weight of each node at each voxel, (length, nodes); rows add up to 1."""
+    at = (torch.arange(length) + 0.5) / spacing
+    away = (at[:, None] - torch.arange(-1, math.ceil(length / spacing) + 2)).abs()
+    near, far = 2 / 3 - away**2 + away**3 / 2, (2 - away).clamp(min=0) ** 3 / 6
+    return torch.where(away < 1, near, far)
+
+
+@dataclass(frozen=True)
+class TileSymmetry:
+    """Axes z, y, x in another order, then mirrored.
+
+    Attributes:
+        order: Which axis comes to the place of each.
+        flips: Axes mirrored after that.
+    """
+
+    order: tuple[int, ...] = (0, 1, 2)
+    flips: tuple[int, ...] = ()
+
+    def __call__(self, voxels_zyx: Tensor) -> Tensor:
+        """A view, or a mirrored copy."""
+        turned = voxels_zyx.permute(self.order)
+        return turned.flip(self.flips) if self.flips else turned
+
+
+def _all(orders: list[tuple[int, ...]], axes: tuple[int, ...]) -> tuple[TileSymmetry, ...]:
+    flips = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
+    return tuple(TileSymmetry(order, flip) for order in orders for flip in flips)
+
+
+TILE_SYMMETRIES: dict[str, tuple[TileSymmetry, ...]] = {
+    "none": (TileSymmetry(),),
+    "dihedral": _all([(0, 1, 2), (0, 2, 1)], (1, 2)),
+    "dihedral_z": _all([(0, 1, 2), (0, 2, 1)], (0, 1, 2)),
+    "cubic": _all(list(itertools.permutations(range(3))), (0, 1, 2)),
+}
+"""By name; the first of each is to leave the tile as it is."""

@@ -1,0 +1,244 @@
+r"""Which positions of the labelled regions may become training blocks, and of which class they are.
+
+A position is the pixel p that a block answers; the labelled block of 32 is ``[p - 16, p + 15]`` in y and x, one slice
+in z. On the grid, blocks do not overlap and p = 32 i + 16; with ``any``, p is every pixel (under ``center``) or every
+pixel whose block lies inside the region (under the rules that look at the whole block).
+
+The words that choose how blocks are made, and the line that a wrong one gets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoseg.datasets.base import IGNORE, Region
+from mitoseg.errors import UserError
+from mitoseg.geometry import anchor, slabs
+from mitoseg.volumes.base import Array
+
+Classes = npt.NDArray[np.uint8]
+
+Index = npt.NDArray[np.int64]
+
+_RARE = 1 / 16  # a class rarer than this is listed, a commoner one is found by drawing until it is hit
+
+
+def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
+    """Sums over block x block pixels of each slice, for blocks that start at every ``step``-th pixel.
+
+    >>> box_sums(np.ones((1, 4, 6), bool), 2, 2).tolist()
+    [[[4, 4, 4], [4, 4, 4]]]
+    """
+    Z, Y, X = mask_zyx.shape
+    total = np.zeros((Z, Y + 1, X + 1), np.int32)
+    inner = total[:, 1:, 1:]
+    np.cumsum(mask_zyx, axis=1, dtype=np.int32, out=inner)
+    np.cumsum(inner, axis=2, dtype=np.int32, out=inner)
+    rows = total[:, block::step] - total[:, : Y + 1 - block : step]
+    sums: npt.NDArray[np.int32] = rows[:, :, block::step] - rows[:, :, : X + 1 - block : step]
+    return sums
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """Where blocks may lie and what class they get.
+
+    Attributes:
+        label_rule: ``purity``: mitochondrion when at least ``purity[1]`` of the block's pixels are, background when
+            at most ``purity[0]`` are, dropped in between; ``majority``: mitochondrion when more than half are;
+            ``center``: the label of the answered pixel. A block that touches an ignored voxel is dropped under the
+            first two, a position whose own label is ignored under the last.
+        positions: ``grid`` or ``any``.
+        purity: The two shares of the purity rule.
+        block: Side of the labelled block in pixels.
+
+    Raises:
+        UserError: An unknown word, shares that are not ``0 <= low < high <= 1``, or no pixels.
+    """
+
+    label_rule: str = "purity"
+    positions: str = "grid"
+    purity: Sequence[float] = (0.2, 0.8)
+    block: int = 32
+
+    def __post_init__(self) -> None:
+        check_choice("label_rule", self.label_rule, LABEL_RULES)
+        check_choice("positions", self.positions, POSITIONS)
+        if len(self.purity) != 2 or not 0 <= self.purity[0] < self.purity[1] <= 1:
+            raise UserError("purity is not [low, high]", list(self.purity), "give two shares, 0 <= low < high <= 1")
+        check_positive("block", self.block)
+
+    @property
+    def step(self) -> int:
+        """Pixels from one position to the next."""
+        return self.block if self.positions == "grid" else 1
+
+    @property
+    def first(self) -> int:
+        """The first position along y and x."""
+        return 0 if (self.positions, self.label_rule) == ("any", "center") else anchor(self.block)
+
+    def lattice(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Number of positions along z, y, x in a region of this shape."""
+        if (self.positions, self.label_rule) == ("any", "center"):
+            return shape[0], shape[1], shape[2]
+        return shape[0], (shape[1] - self.block) // self.step + 1, (shape[2] - self.block) // self.step + 1
+
+    def classes(self, label_zyx: Classes) -> Classes:
+        """The class of each position: 0 background, 1 mitochondrion, `IGNORE` dropped.
+
+        Args:
+            label_zyx: Labels of some whole slices of a region: 0, 1 or `IGNORE`.
+
+        Returns:
+            uint8, of shape ``lattice(label_zyx.shape)``.
+        """
+        if self.label_rule == "center":
+            _, ny, nx = self.lattice(label_zyx.shape)
+            return label_zyx[:, self.first :: self.step, self.first :: self.step][:, :ny, :nx]
+        area = self.block**2
+        foreground = box_sums(label_zyx == 1, self.block, self.step)
+        if self.label_rule == "majority":
+            class_zyx = (2 * foreground > area).astype(np.uint8)
+        else:
+            low, high = math.floor(self.purity[0] * area + 1e-9), math.ceil(self.purity[1] * area - 1e-9)
+            class_zyx = np.full(foreground.shape, IGNORE, np.uint8)
+            class_zyx[foreground <= low] = 0
+            class_zyx[foreground >= high] = 1
+        ignored = label_zyx == IGNORE
+        if ignored.any():
+            class_zyx[box_sums(ignored, self.block, self.step) > 0] = IGNORE
+        return class_zyx
+
+
+class PositionTable:
+    """Every position of some regions with its class; positions are numbered through all regions.
+
+    Attributes:
+        rule: What made it.
+        counts: Positions that are background and mitochondrion.
+        dropped: Positions that are neither.
+
+    Args:
+        regions: Their labels inside their boxes are read, and no others.
+        rule: Where blocks may lie and what class they get.
+
+    Raises:
+        UserError: A region is smaller than a block, or a class has no position.
+    """
+
+    def __init__(self, regions: Sequence[Region], rule: BlockRule) -> None:
+        self.rule = rule
+        for region in regions:
+            if min(region.box.shape[1:]) < rule.block:
+                what = f"training region {region.name or region.box} is smaller than a block of {rule.block} pixels"
+                raise UserError(what, region.box.shape[1:], "use a larger volume, or another split")
+        self._shapes = [region.box.shape for region in regions]
+        self.lattices = [rule.lattice(shape) for shape in self._shapes]
+        self._starts = np.cumsum([0, *(math.prod(lattice) for lattice in self.lattices)], dtype=np.int64)
+        self._class_n = np.empty(self._starts[-1], np.uint8)
+        for region, start in zip(regions, self._starts[:-1], strict=True):
+            self._classify(region, int(start))
+        self.counts = (int(np.count_nonzero(self._class_n == 0)), int(np.count_nonzero(self._class_n == 1)))
+        self.dropped = len(self._class_n) - sum(self.counts)
+        for name, count in zip(("background", "mitochondria"), self.counts, strict=True):
+            if not count:
+                what = f"no {name} block among the {len(self._class_n)} of the training regions under label_rule"
+                raise UserError(what, rule.label_rule, "choose another label_rule, or positions=any")
+        self._listed = {
+            c: self.members(c) for c, count in enumerate(self.counts) if count < _RARE * len(self._class_n)
+        }
+
+    @property
+    def grid_blocks(self) -> int:
+        """Blocks that fit side by side into the regions, dropped ones too."""
+        side = self.rule.block
+        return sum(z * (y // side) * (x // side) for z, y, x in self._shapes)
+
+    def _classify(self, region: Region, start: int) -> None:
+        """Read the labels slab by slab: a table of every pixel costs one byte a pixel, and little more."""
+        for slab in slabs(region.box, 16):
+            class_n = self.rule.classes(region.label.read(slab)).reshape(-1)
+            self._class_n[start : start + len(class_n)] = class_n
+            start += len(class_n)
+
+    def __len__(self) -> int:
+        return len(self._class_n)
+
+    @property
+    def prior(self) -> float:
+        """Share of mitochondrion among all positions that were not dropped."""
+        return self.counts[1] / sum(self.counts)
+
+    def members(self, label: int) -> Index:
+        """The numbers of all positions of a class, ascending."""
+        return np.flatnonzero(self._class_n == label).astype(np.int64, copy=False)
+
+    def sample(self, label: int, size: int, rng: np.random.Generator) -> Index:
+        """Numbers of ``size`` positions of a class, drawn uniformly with replacement."""
+        if label in self._listed:
+            return self._listed[label][rng.integers(self.counts[label], size=size)]
+        found: list[Index] = [np.empty(0, np.int64)]
+        missing, share = size, self.counts[label] / len(self)
+        while missing > 0:
+            trial = rng.integers(len(self), size=int(1.1 * missing / share) + 16)
+            found.append(trial[self._class_n[trial] == label])
+            missing -= len(found[-1])
+        return np.concatenate(found)[:size]
+
+    def positions(self, number_n: Index) -> Index:
+        """Region, z, y, x (int64, (n, 4)) of positions given by number, in each region's own coordinates."""
+        region = np.searchsorted(self._starts, number_n, side="right") - 1
+        lattice_n3 = np.asarray(self.lattices)[region]
+        rest, x = np.divmod(number_n - self._starts[region], lattice_n3[:, 2])
+        z, y = np.divmod(rest, lattice_n3[:, 1])
+        y, x = (self.rule.first + self.rule.step * place for place in (y, x))
+        return np.stack([region, z, y, x], axis=1)
+
+
+LABEL_RULES = ("purity", "majority", "center")
+"""How a block gets its class."""
+
+POSITIONS = ("grid", "any")
+"""Where blocks may lie."""
+
+BALANCES = ("rotate", "subsample", "none")
+"""How the two classes are brought to the same number of draws."""
+
+AUGMENTS = ("none", "turns", "dihedral", "any_angle")
+"""What is done to every block on top."""
+
+INTERPOLATIONS = ("bilinear", "nearest")
+"""How a block is sampled at an angle that is no multiple of 90 degrees."""
+
+PLACES = ("auto", "device", "host")
+"""Where the training voxels lie."""
+
+
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a word that is not one of the choices.
+
+    Raises:
+        UserError: ``value`` is none of ``choices``; the line names them.
+
+    >>> check_choice("balance", "rotate", BALANCES)
+    """
+    if value not in choices:
+        raise UserError(f"unknown {option}", value, f"choose one of {', '.join(choices)}")
+
+
+def check_positive(option: str, value: int) -> None:
+    """Refuse a number below 1.
+
+    Raises:
+        UserError: ``value`` is below 1.
+
+    >>> check_positive("batch_size", 100)
+    """
+    if value < 1:
+        raise UserError(f"{option} is not positive", value, "give 1 or more")

@@ -1,0 +1,335 @@
+"""What training on blocks and on whole tiles have in common: a data set, normalisation, and loaders that share out.
+
+What a network is validated on: whole slices, or whole slabs for networks on volumes.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, distributed, nn
+
+from mitoseg.datasets.base import Recipe, Region, Splits
+from mitoseg.datasets.download import checksums
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, slabs
+from mitoseg.sampling.draws import BlockSampler, Draw, EpochDrawing, EpochLoader
+from mitoseg.sampling.positions import PLACES, check_choice, check_positive
+from mitoseg.storage import changes
+from mitoseg.volumes import (
+    CHANNEL_OFFSETS,
+    Normalization,
+    VoxelSize,
+    check_image_values,
+    measure_normalization,
+    read_channels,
+)
+from mitoseg.volumes.normalize import grey_quantiles
+from mitoseg.volumes.padding import Padding
+
+_LOG = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor | int | float]
+
+
+class RegionDataModule(pl.LightningDataModule):
+    """Regions of a data set: draws of an epoch in batches, validation slices, and where a run stands.
+
+    Where the voxels fit on the device they lie there, only places travel and the voxels are gathered in
+    ``on_after_batch_transfer``; else they are gathered on the host. Everything random follows from ``seed`` and the
+    epoch. The Trainer must be made with ``use_distributed_sampler=False``: batches and slices are shared out here,
+    without repeats.
+
+    Args:
+        recipe: Makes the data set.
+        batch_size: Draws per optimizer step, over all devices and accumulated parts together.
+        channels: A key of `CHANNEL_OFFSETS`.
+        validation_stride: Validate on every n-th slice.
+        voxels_on: ``device`` or ``host``; ``auto``: the device, if they take at most half of its free memory.
+        seed: Of draws and order.
+
+    Attributes:
+        splits: The regions, after ``setup`` like all below.
+        normalization: Mean and standard deviation over the training regions.
+        grey_quantiles: Of the training regions, see `mitoseg.volumes.normalize`.
+        summary: Counts of what is drawn, plain data.
+
+    Raises:
+        UserError: An option has a value that is not known.
+    """
+
+    splits: Splits
+    normalization: Normalization
+    bank: nn.Module
+    draws: EpochDrawing[Draw]
+    summary: Mapping[str, str | int | float]
+
+    def __init__(
+        self, recipe: Recipe, *, batch_size: int, channels: str, validation_stride: int, voxels_on: str, seed: int
+    ) -> None:
+        super().__init__()
+        check_choice("channels", channels, CHANNEL_OFFSETS)
+        check_choice("voxels_on", voxels_on, PLACES)
+        check_positive("batch_size", batch_size)
+        check_positive("validation_stride", validation_stride)
+        self.recipe = recipe
+        self.batch_size, self.channels, self.seed = batch_size, channels, seed
+        self.validation_stride, self.voxels_on = validation_stride, voxels_on
+        self._loader: EpochLoader[Any] | None = None
+        self._progress: dict[str, int] | None = None
+        self._ready = False
+
+    @property
+    @abstractmethod
+    def prior(self) -> float:
+        """Share of mitochondria among all that may be drawn."""
+
+    @property
+    @abstractmethod
+    def batch_prior(self) -> float:
+        """Share of mitochondria in the batches."""
+
+    @abstractmethod
+    def prepare_draws(self) -> None:
+        """Set ``draws``, ``bank`` and ``summary``, once splits and normalisation are there."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """``summary`` for people."""
+
+    @abstractmethod
+    def make_loader(self, sampler: BlockSampler) -> EpochLoader[Any]:
+        """The loader of places."""
+
+    @abstractmethod
+    def gather(self, batch: Batch) -> Batch:
+        """Places to voxels: ``image``, ``label``, ``position_b4`` and ``weight``."""
+
+    def prepare_data(self) -> None:
+        """Download or generate what is missing."""
+        self.recipe.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the regions, measure the normalisation, prepare the draws; once, whatever the stage."""
+        if self._ready:
+            return
+        self.splits = self.recipe.splits()
+        self.normalization = measure_normalization((region.image, region.box) for region in self.splits.train)
+        padded = sum(r.image.padding.count(r.box) for r in self.splits.train if isinstance(r.image.padding, Padding))
+        if padded and rank_and_world()[0] == 0:
+            share = padded / sum(region.box.size for region in self.splits.train)
+            _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", 100 * share)
+        quantiles = grey_quantiles((region.image, region.box) for region in self.splits.train)
+        self.grey_quantiles = [round(float(q), 6) for q in quantiles]
+        self.prepare_draws()
+        if rank_and_world()[0] == 0:
+            _LOG.info(self.describe())
+        self._ready = True
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm of the data set, or None where nobody said."""
+        return self.splits.voxel_size
+
+    def train_dataloader(self) -> EpochLoader[Any]:
+        """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
+        self._loader = self.make_loader(self._sampler())
+        if self._progress is not None:
+            self._loader.load_state_dict(self._progress)
+        return self._loader
+
+    def _sampler(self) -> BlockSampler:
+        rank, world = rank_and_world()
+        parts = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the epoch is, and the checksums of the training data, for the checkpoint.
+
+        The Trainer asks the loader as well, but forgets what it was told where a schedule wants to know the number of
+        steps before training starts.
+        """
+        progress = {} if self._loader is None else self._loader.state_dict()
+        return {**progress, "data": checksums(self.splits.provenance, "train")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the middle of the epoch where the checkpoint was written.
+
+        Raises:
+            UserError: The training data have changed since.
+        """
+        progress, now = dict(state_dict), checksums(self.splits.provenance, "train")
+        before = progress.pop("data", now)
+        if before != now:
+            what = f"the training data have changed since the run was interrupted ({changes(before, now)})"
+            remedy = "put the files back as they were, or start a new run, from its weights with init_from="
+            raise UserError(what, None, remedy)
+        self._progress = progress or None
+
+    def val_dataloader(self) -> SliceLoader | SlabLoader:
+        """This rank's validation slices."""
+        rank, world = rank_and_world()
+        regions, stride = self.splits.validation, self.validation_stride
+        return SliceLoader(regions, self.normalization, self.channels, stride=stride, rank=rank, world=world)
+
+    def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
+        """Where what one of this rank's batches holds lies: (B, 4), region, z, y, x."""
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        index_b = next(islice(sampler, batch, None))
+        draws: Draw = self.draws.draw(epoch)
+        return draws.position_n4[index_b]
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Gather the voxels of a training batch on the host, if that is where they are to stay."""
+        return self.gather(batch) if is_places(batch) and not self._on_device else batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Gather the voxels of a training batch on the device where its positions are."""
+        if not is_places(batch):
+            return batch
+        self.bank.to(cast(Tensor, batch["position_b4"]).device)
+        return self.gather(batch)
+
+    @cached_property
+    def _on_device(self) -> bool:
+        """Whether the voxels are to lie where the network is."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self.voxels_on != "auto" or device.type != "cuda":
+            return self.voxels_on != "host"
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = sum(buffer.nbytes for buffer in self.bank.buffers()) <= free / 2
+        if not fits:
+            _LOG.info("the training voxels stay on the host: they take more than half of the device's free memory")
+        return fits
+
+
+def is_places(batch: Mapping[str, object]) -> bool:
+    """Whether a batch is one of training, whose voxels are still to be gathered."""
+    return "position_b4" in batch and "image" not in batch
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+DEPTH, CONTEXT = 16, 16
+"""Slices of a slab that are scored, and slices before and after them that the network sees as well."""
+
+
+class SliceLoader:
+    """Iterates over every n-th slice of some regions, shared out exactly: slice i goes to rank i % world.
+
+    Yields dicts of ``image_cyx`` float32 (normalised; neighbours in z come from the whole volume), ``label_yx`` uint8
+    (0, 1 or `IGNORE`), ``region`` and ``z`` int, in the region's own coordinates.
+
+    Args:
+        regions: What to read.
+        normalization: Of the training regions.
+        channels: A key of `CHANNEL_OFFSETS`.
+        stride: Take every n-th slice of each region.
+        rank: Of this process.
+        world: Number of processes.
+
+    Raises:
+        UserError: ``stride`` is not positive, or there are fewer slices than ranks.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        normalization: Normalization,
+        channels: str,
+        *,
+        stride: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_positive("validation_stride", stride)
+        slices = [(r, z) for r, region in enumerate(regions) for z in range(0, region.box.shape[0], stride)]
+        if slices and len(slices) < world:
+            raise UserError(
+                f"{world} devices cannot share the validation slices", len(slices), "lower validation_stride"
+            )
+        self.regions, self.normalization, self.channels = regions, normalization, channels
+        self.slices = slices[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
+        return map(self._read, *zip(*self.slices, strict=True)) if self.slices else iter(())
+
+    def _read(self, number: int, z: int) -> dict[str, Tensor | int]:
+        """One slice of a region."""
+        region = self.regions[number]
+        (z0, *start_yx), (_, *stop_yx) = region.box.start, region.box.stop
+        box_yx = Box(tuple(start_yx), tuple(stop_yx))
+        grey_cyx = read_channels(region.image, z0 + z, self.channels, box_yx)
+        check_image_values(grey_cyx, region.image.path)
+        image_cyx = self.normalization.apply(grey_cyx)
+        label_yx = region.label.read(Box((z0 + z, *start_yx), (z0 + z + 1, *stop_yx)))[0]
+        return {
+            "image_cyx": torch.from_numpy(image_cyx),
+            "label_yx": torch.from_numpy(label_yx.copy()),
+            "region": number,
+            "z": z,
+        }
+
+
+class SlabLoader:
+    """Iterates over slabs of some regions, shared out exactly: slab i goes to rank i % world.
+
+    Yields dicts of ``image_czyx`` float32 (one channel, normalised), which reaches `CONTEXT` slices beyond the slab
+    as far as the volume does, ``label_zyx`` uint8 (0, 1 or `IGNORE`) of the slab itself, ``first``, the slice of it
+    at which the slab starts, ``region`` and ``z``, that of its first slice in the region's own coordinates.
+
+    Args:
+        regions: What to read.
+        normalization: Of the training regions.
+        rank: Of this process.
+        world: Number of processes.
+
+    Raises:
+        UserError: There are fewer slabs than ranks.
+    """
+
+    def __init__(
+        self, regions: Sequence[Region], normalization: Normalization, *, rank: int = 0, world: int = 1
+    ) -> None:
+        found = [(r, slab) for r, region in enumerate(regions) for slab in slabs(region.box, DEPTH)]
+        if found and len(found) < world:
+            raise UserError(f"{world} devices cannot share the validation slabs", len(found), "use fewer devices")
+        self.regions, self.normalization = regions, normalization
+        self.slabs = found[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.slabs)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
+        return (self._read(number, slab) for number, slab in self.slabs)
+
+    def _read(self, number: int, slab: Box) -> dict[str, Tensor | int]:
+        region = self.regions[number]
+        seen = slab.grow((CONTEXT, 0, 0)).clip(region.image.box)
+        grey_zyx = region.image.read(seen)
+        check_image_values(grey_zyx, region.image.path)
+        return {
+            "image_czyx": torch.from_numpy(self.normalization.apply(grey_zyx))[None],
+            "label_zyx": torch.from_numpy(region.label.read(slab).copy()),
+            "first": slab.start[0] - seen.start[0],
+            "region": number,
+            "z": slab.start[0] - region.box.start[0],
+        }

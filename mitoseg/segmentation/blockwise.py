@@ -1,0 +1,545 @@
+r"""Connected components of a volume that is too large for memory: block by block, then across the blocks.
+
+A block is read with one voxel more at its far sides, which is the first layer of the next block:
+
+    block A    0 1 2 3|4
+    block B           |4 5 6 7|8
+
+Two voxels that touch, be it by a corner, have a corner of smallest coordinates in common, and the block that holds
+this corner reads both. So components of what is read know of every contact, whatever the connectivity, and blocks are
+joined by saying that a voxel of a shared layer is one voxel. Layers between blocks that meet in a face are enough:
+those at edges and corners lie in several of them.
+
+The three steps are separate, so that the first and the last can be done anywhere: `summarize_block` and
+`relabel_block` need a block alone, `mitoseg.segmentation.blockwise` the summaries of all.
+
+The components of a volume from those of its blocks, as these come in.
+
+What is known of numbered objects without their voxels: size, bounding box, first voxel.
+
+Labels in little memory: most voxels are background, and labels come in runs.
+
+A lazy volume, computed once: in memory while it is small, else in a file that other processes can read.
+
+A lazy volume to a file, its blocks computed wherever there is somebody to do it.
+
+Which instances a volume holds, how large each is and where it lies: one pass, block by block.
+
+count_block      block -> table      pure, so that blocks can be counted anywhere and in any order
+merge_counts     tables -> table     the parts of an instance that lie in several blocks become one row
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.ndimage import find_objects
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, tiles
+from mitoseg.volumes.base import Array, ArrayVolume, ArrayWriter, Volume
+from mitoseg.volumes.opening import VolumeWriter, create_volume, open_volume
+from mitoseg.volumes.staging import explained
+from mitoseg.volumes.zarr_output import ZarrOutput, remove_partial
+
+Labels = npt.NDArray[np.uint32]
+
+Value = TypeVar("Value", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class BlockSummary:
+    """What other blocks need to know of a block.
+
+    Attributes:
+        block: Where it lies.
+        pieces: Its components, measured without the layer that belongs to the next block.
+        near: For each axis, the labels of its first layer; None at the volume's start.
+        far: For each axis, the labels of the layer shared with the next block; None at the volume's end.
+    """
+
+    block: Box
+    pieces: Objects
+    near: tuple[Packed | None, ...]
+    far: tuple[Packed | None, ...]
+
+
+def summarize_block(mask: Volume, block: Box, connectivity: int) -> BlockSummary:
+    """Components of one block.
+
+    Args:
+        mask: Not zero is foreground.
+        block: Part of a regular grid of blocks.
+        connectivity: 6, 18 or 26.
+    """
+    mask_zyx = _read(mask, block)
+    with one_at_a_time():
+        label_zyx, count = label_components(mask_zyx, connectivity)
+        own = tuple(slice(0, n) for n in block.shape)
+        pieces = measure_objects(label_zyx[own], count, block.start, mask.shape)
+        near = tuple(pack(np.take(label_zyx, 0, axis)) if a else None for axis, a in enumerate(block.start))
+        far = tuple(
+            pack(np.take(label_zyx, n, axis)) if label_zyx.shape[axis] > n else None
+            for axis, n in enumerate(block.shape)
+        )
+    return BlockSummary(block, pieces, near, far)
+
+
+def relabel_block(mask: Volume, block: Box, table: npt.NDArray[Value], connectivity: int) -> npt.NDArray[Value]:
+    """The voxels of one block with what their components are in the whole volume.
+
+    Args:
+        mask: As given to `summarize_block`; its components are computed again, which costs less than storing them.
+        block: The same.
+        table: From the block's labels to those of the volume, or to anything else.
+        connectivity: The same.
+    """
+    mask_zyx = _read(mask, block)
+    with one_at_a_time():
+        label_zyx, _ = label_components(mask_zyx, connectivity)
+        return table[label_zyx[tuple(slice(0, n) for n in block.shape)]]
+
+
+def _read(mask: Volume, block: Box) -> Array:
+    """A block with the first layers of those after it."""
+    return mask.read(Box(block.start, tuple(n + 1 for n in block.stop)).clip(mask.box))
+
+
+def label_components(mask_zyx: npt.NDArray[np.generic], connectivity: int) -> tuple[Labels, int]:
+    """Components of an array in memory, and how many there are; in no stated order."""
+    foreground_zyx = np.ascontiguousarray(mask_zyx != 0).view(np.uint8)  # cc3d 4.1 fails on some tiny bool arrays
+    options: dict[str, Any] = {"connectivity": connectivity, "return_N": True, "out_dtype": np.uint32}
+    label_zyx, count = cc3d.connected_components(foreground_zyx, **options)
+    return label_zyx, int(count)
+
+
+Pairs = npt.NDArray[np.int64]
+
+
+class Joiner:
+    """Takes summaries of the blocks of a grid, in any order; a layer is kept until the other block has shown its own.
+
+    What grows with the volume is the table of pieces, the pairs of them that touch, and one run of blocks' layers.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[Box, int]] = []
+        self._pieces: list[Objects] = []
+        self._total = 0
+        self._pairs: list[Pairs] = [np.zeros((0, 2), np.int64)]
+        self._waiting: dict[tuple[int, tuple[int, ...]], tuple[int, Packed]] = {}
+
+    def add(self, summary: BlockSummary) -> None:
+        """Take one block."""
+        block, offset = summary.block, self._total
+        self._blocks.append((block, offset))
+        self._pieces.append(summary.pieces)
+        self._total += len(summary.pieces)
+        for axis, (near, far) in enumerate(zip(summary.near, summary.far, strict=True)):
+            if near is not None:
+                self._meet(axis, block.start, offset, near)
+            if far is not None:
+                next_start = (*block.start[:axis], block.stop[axis], *block.start[axis + 1 :])
+                self._meet(axis, next_start, offset, far)
+
+    def _meet(self, axis: int, start: tuple[int, ...], offset: int, face: Packed) -> None:
+        """One of the two views of the first layer of the block at ``start``; the second that comes finds the first."""
+        other = self._waiting.pop((axis, start), None)
+        if other is None:
+            self._waiting[axis, start] = (offset, face)
+            return
+        mine, theirs = unpack(face), unpack(other[1])
+        both = np.stack([mine, theirs], -1)[mine > 0].astype(np.int64)
+        if len(both):
+            self._pairs.append(np.unique(both, axis=0) - 1 + np.array([offset, other[0]]))
+
+    def finish(self) -> tuple[Objects, dict[Box, Labels]]:
+        """The components when all blocks are there; see `merge_blocks`."""
+        total = self._total
+        first, second = np.concatenate(self._pairs).T
+        contacts = coo_array((np.ones(len(first), bool), (first, second)), (total, total))
+        count, group = connected_components(contacts, directed=False) if total else (0, np.zeros(0, np.int32))
+        joined = unite_objects(join_objects(self._pieces), group, count)
+        order = np.argsort(joined.first)
+        rank = np.empty(count, np.uint32)
+        rank[order] = np.arange(1, count + 1)
+        ends = [*(offset for _, offset in self._blocks[1:]), total]
+        tables = {
+            block: np.concatenate([[0], rank[group[a:b]]]).astype(np.uint32)
+            for (block, a), b in zip(self._blocks, ends, strict=True)
+        }
+        return joined.take(order), tables
+
+
+def merge_blocks(summaries: Iterable[BlockSummary]) -> tuple[Objects, dict[Box, Labels]]:
+    """Join the components of all blocks.
+
+    Args:
+        summaries: Of every block of a grid, in any order.
+
+    Returns:
+        The components, ordered by their first voxel, and for each block the table from its labels (0 included) to
+        theirs.
+    """
+    joiner = Joiner()
+    for summary in summaries:
+        joiner.add(summary)
+    return joiner.finish()
+
+
+Ints = npt.NDArray[np.int64]
+
+NOWHERE = np.iinfo(np.int64).max
+"""First voxel of an object that has none."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """A table of objects; row ``i`` belongs to label ``i + 1``.
+
+    Attributes:
+        voxels: (n,) how many.
+        start: (n, 3) first corner of the bounding box, (z, y, x) of the volume.
+        stop: (n, 3) its end, exclusive.
+        first: (n,) the first voxel in raster order, ``(z * Y + y) * X + x`` in a volume of shape (Z, Y, X).
+    """
+
+    voxels: Ints
+    start: Ints
+    stop: Ints
+    first: Ints
+
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Objects:
+        """Some rows, in their order."""
+        return Objects(self.voxels[rows], self.start[rows], self.stop[rows], self.first[rows])
+
+    def touches_border(self, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which objects the border of a volume of this shape cuts: the bounding box reaches a face."""
+        at_border: npt.NDArray[np.bool_] = ((self.start == 0) | (self.stop == np.asarray(shape))).any(axis=1)
+        return at_border
+
+
+def measure_objects(
+    label_zyx: npt.NDArray[np.integer], count: int, origin: Sequence[int], shape: Sequence[int]
+) -> Objects:
+    """Measure labels 1 to ``count`` of a part of a volume.
+
+    Args:
+        label_zyx: 0 is background; a label may be absent.
+        count: The largest label.
+        origin: Of the part in the volume (z, y, x).
+        shape: Of the volume.
+
+    >>> found = measure_objects(np.array([[[0, 2, 2]]]), 2, (0, 0, 0), (1, 1, 3))
+    >>> found.voxels.tolist(), found.stop.tolist()
+    ([0, 2], [[0, 0, 0], [1, 1, 3]])
+    """
+    voxels = np.bincount(label_zyx.ravel(), minlength=count + 1)[1:].astype(np.int64)
+    start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
+    for i, part in enumerate(find_objects(label_zyx, count)):
+        if part is not None:
+            start[i] = [s.start + o for s, o in zip(part, origin, strict=True)]
+            stop[i] = [s.stop + o for s, o in zip(part, origin, strict=True)]
+    flat = np.flatnonzero(label_zyx)
+    first = np.full(count, -1)
+    first[label_zyx.ravel()[flat[::-1]] - 1] = flat[::-1]  # of voxels of one label the last written, the first, stays
+    z, y, x = (axis + o for axis, o in zip(np.unravel_index(first.clip(0), label_zyx.shape), origin, strict=True))
+    place = np.where(first < 0, NOWHERE, (z * shape[1] + y) * shape[2] + x)
+    return Objects(voxels, start, stop, place)
+
+
+def join_objects(objects: Sequence[Objects]) -> Objects:
+    """The rows of several tables, one after the other."""
+    none = (np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
+    return Objects(
+        np.concatenate([none[0], *(o.voxels for o in objects)]),
+        np.concatenate([none[1], *(o.start for o in objects)]),
+        np.concatenate([none[1], *(o.stop for o in objects)]),
+        np.concatenate([none[0], *(o.first for o in objects)]),
+    )
+
+
+def unite_objects(objects: Objects, group: npt.NDArray[np.integer], count: int) -> Objects:
+    """One row for each of ``count`` groups of rows that belong together."""
+    voxels, first = np.zeros(count, np.int64), np.full(count, NOWHERE)
+    start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
+    np.add.at(voxels, group, objects.voxels)
+    np.minimum.at(first, group, objects.first)
+    np.minimum.at(start, group, objects.start)
+    np.maximum.at(stop, group, objects.stop)
+    return Objects(voxels, start, stop, first)
+
+
+def least_voxels(volume: float, voxel_size: Sequence[float]) -> int:
+    """Voxels that an object of ``volume`` nm3 has at least; rounding errors of the division do not count."""
+    return math.ceil(volume / math.prod(voxel_size) - 1e-9)
+
+
+Packed = tuple[bytes, str, tuple[int, ...]]
+
+
+def pack(array: Array) -> Packed:
+    """An array, compressed."""
+    return zlib.compress(np.ascontiguousarray(array).tobytes(), 1), array.dtype.str, array.shape
+
+
+def unpack(packed: Packed) -> Array:
+    """What `pack` was given; not to be written to.
+
+    >>> unpack(pack(np.array([[0, 3]], np.uint32))).tolist()
+    [[0, 3]]
+    """
+    data, dtype, shape = packed
+    return np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
+
+
+class Travelling:
+    """An array that is compressed on its way to another process, and costs nothing where it stays.
+
+    Attributes:
+        array: The voxels.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __reduce__(self) -> tuple[Callable[[Packed], Travelling], tuple[Any, ...]]:
+        return _arrive, (pack(self.array),)
+
+
+def _arrive(packed: Packed) -> Travelling:
+    return Travelling(unpack(packed))
+
+
+CHUNK = (64, 128, 128)
+"""Voxels (z, y, x) of a chunk at most, so that one layer of the next block costs little."""
+
+
+def store(
+    volume: Volume,
+    block: tuple[int, int, int],
+    path: Path,
+    *,
+    engine: Engine | None = None,
+    in_memory: int = 0,
+    on_block: Callable[[Box], None] | None = None,
+) -> Volume:
+    """Compute a volume block by block, so that reading it again computes nothing.
+
+    Args:
+        volume: Lazy; see `Volume.part`.
+        block: (z, y, x) voxels that are computed at once.
+        path: Of a Zarr array that does not exist yet, where all workers see it.
+        engine: Started; None: this process.
+        in_memory: Voxels up to which the result is an array, where the engine is this process.
+        on_block: Called with each block that is done.
+
+    Returns:
+        The same voxels, with the same voxel size and metadata.
+    """
+    engine, about = engine or LocalEngine(), volume.info
+    if engine.in_process and math.prod(about.shape) <= in_memory:
+        memory = ArrayWriter(about.shape, about.dtype)
+        write_blocks(volume, block, memory, engine=engine, on_block=on_block)
+        return ArrayVolume(memory.array_zyx, about.voxel_size, about.path, about.metadata)
+    chunks = tuple(_chunk(side, n, most) for side, n, most in zip(block, about.shape, CHUNK, strict=True))
+    options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": chunks}
+    with create_volume(str(path), about.shape, about.dtype, **options) as writer:  # type: ignore[arg-type]
+        write_blocks(volume, block, writer, engine=engine, on_block=on_block)
+    return open_volume(str(path))
+
+
+def _chunk(side: int, total: int, most: int) -> int:
+    """Side of a chunk that no two blocks share: a divisor of the side of a block, unless that is the whole axis.
+
+    >>> _chunk(512, 1000, 128), _chunk(96, 1000, 64), _chunk(1000, 1000, 128)
+    (128, 48, 128)
+    """
+    if side >= total:
+        return min(most, total)
+    return max(d for d in range(1, min(side, most) + 1) if side % d == 0)
+
+
+class BoxWriter(Protocol):
+    """Whatever takes finished boxes, such as a volume writer."""
+
+    def write(self, box: Box, array_zyx: Array, /) -> None:
+        """Take the voxels of one box."""
+
+
+@dataclass(frozen=True)
+class BlockMaker:
+    """Computes one block, and writes it where that is possible.
+
+    Attributes:
+        array: A Zarr array into which whole blocks may be written by several processes; None: the block is returned.
+        dtype: Of the output, if the volume has another.
+    """
+
+    array: Path | None
+    dtype: np.dtype[Any] | None = None
+
+    def __call__(self, item: tuple[Box, Volume]) -> Travelling | None:
+        """Read a block of a volume.
+
+        Args:
+            item: The block, and what is enough of the volume to read it.
+        """
+        block, volume = item
+        array_zyx = volume.read(block)
+        if self.dtype is not None:
+            array_zyx = array_zyx.astype(self.dtype, copy=False)
+        if self.array is None:
+            return Travelling(array_zyx)
+        with explained(self.array):
+            ZarrOutput.reopen(self.array).write(block, array_zyx)
+        return None
+
+
+def write_blocks(
+    volume: Volume,
+    block: Sequence[int],
+    writer: BoxWriter,
+    *,
+    on_block: Callable[[Box], None] | None = None,
+    engine: Engine | None = None,
+    dtype: np.dtype[Any] | None = None,
+) -> None:
+    """Write a volume block by block.
+
+    Other processes write into a Zarr array themselves, where their blocks are made of whole chunks. For other outputs
+    they send compressed blocks, and this process writes.
+
+    Args:
+        volume: What is written, all of it.
+        block: (z, y, x) voxels at once.
+        writer: Such as `mitoseg.volumes.create_volume` gives.
+        on_block: Called with each block that is written.
+        engine: Started; others than this process read what the volume is made of for themselves. None: this process.
+        dtype: What voxels are cast to; None: they stay as they are.
+    """
+    engine = engine or LocalEngine()
+    array = writer.shared(block) if isinstance(writer, VolumeWriter) and not engine.in_process else None
+
+    def take(item: tuple[Box, Volume], found: Travelling | None) -> None:
+        if found is not None:
+            writer.write(item[0], found.array)
+        if on_block is not None:
+            on_block(item[0])
+
+    engine.map(BlockMaker(array, dtype), ((part, volume.part(part)) for part in tiles(volume.box, block)), take)
+    if array is not None:
+        remove_partial(array)  # of workers that were killed
+
+
+BLOCK = (32, 512, 512)
+"""Voxels that are read at once, unless memory is short."""
+
+VOXEL_BYTES = 32
+"""Of each of them, at most."""
+
+STARTS = ["box_z0", "box_y0", "box_x0"]
+
+STOPS = ["box_z1", "box_y1", "box_x1"]
+
+COLUMNS = ["instance", "voxels", *STARTS, *STOPS]
+
+
+def count_block(labels_zyx: Array, start: Sequence[int] = (0, 0, 0)) -> pd.DataFrame:
+    """The instances of one block.
+
+    Args:
+        labels_zyx: Whole numbers, 0 for background; any type, any ids.
+        start: Where the block lies in the volume (z, y, x).
+
+    Returns:
+        One row an instance, with `COLUMNS`: id, voxels, and the half-open box in the volume's voxels.
+
+    Raises:
+        UserError: A label is negative.
+    """
+    flat = labels_zyx.ravel()
+    inside = flat != 0
+    codes, ids = pd.factorize(flat[inside])
+    if len(ids) and ids.min() < 0:
+        raise UserError(
+            "an instance has a negative number", int(ids.min()), "number instances from 1, background is 0"
+        )
+    dense = np.zeros(flat.size, np.uint32)
+    dense[inside] = codes + 1
+    found = cc3d.statistics(dense.reshape(labels_zyx.shape), no_slice_conversion=True)
+    boxes = np.asarray(found["bounding_boxes"], np.int64).reshape(-1, 3, 2)[1:]
+    offset = np.asarray(start, np.int64)
+    table = pd.DataFrame({"instance": ids.astype(np.uint64), "voxels": found["voxel_counts"][1:].astype(np.int64)})
+    table[STARTS] = boxes[:, :, 0] + offset
+    table[STOPS] = boxes[:, :, 1] + 1 + offset
+    return table
+
+
+def merge_counts(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """One row for each instance of several tables, in order of the ids: voxels are summed, boxes joined."""
+    given = [table for table in tables if len(table)]
+    if not given:
+        return count_block(np.zeros((1, 1, 1), np.uint8))
+    joined = pd.concat(given, ignore_index=True).groupby("instance", sort=True)
+    how = {"voxels": "sum"} | dict.fromkeys(STARTS, "min") | dict.fromkeys(STOPS, "max")
+    return joined.agg(how).reset_index()[COLUMNS]
+
+
+def count_box(labels: Volume, box: Box) -> pd.DataFrame:
+    """`count_block` of a part of a volume."""
+    labels_zyx = labels.read(box)
+    with one_at_a_time():
+        return count_block(labels_zyx, box.start)
+
+
+def take_census(
+    labels: Volume,
+    *,
+    block: tuple[int, int, int] = BLOCK,
+    on_block: Callable[[Box], None] | None = None,
+    engine: Engine | None = None,
+) -> pd.DataFrame:
+    """The instances of a volume; see `count_block`.
+
+    Args:
+        labels: Instance numbers.
+        block: Voxels that are read at once (z, y, x); it does not change the result.
+        on_block: Called with each block that is done.
+        engine: Started; others than this process read the labels for themselves. None: this process.
+
+    Raises:
+        UserError: The labels are no whole numbers, or negative.
+    """
+    if labels.dtype.kind not in "uib":
+        raise UserError("instances are whole numbers", str(labels.dtype), "give instances, or say kind=probability")
+    total, waiting = merge_counts([]), list[pd.DataFrame]()
+
+    def take(box: Box, table: pd.DataFrame) -> None:
+        nonlocal total
+        waiting.append(table)
+        if sum(map(len, waiting)) > len(total):  # so that the total is not sorted anew for every block
+            total = merge_counts([total, *waiting])
+            waiting.clear()
+        if on_block is not None:
+            on_block(box)
+
+    engine = engine or LocalEngine()
+    engine.map(partial(count_box, labels), tiles(labels.box, engine.fit(block, VOXEL_BYTES)), take)
+    return merge_counts([total, *waiting])

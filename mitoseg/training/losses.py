@@ -1,0 +1,379 @@
+"""Losses of voxels: two scores each in, a scalar out; ignored voxels and reduced precision are seen to.
+
+What the losses share: the check of shapes, full precision, and the ignored label.
+
+Losses of the overlap of result and truth: MONAI's, and Lovász's extension of the Jaccard index.
+
+Cross-entropy that counts more near the borders of mitochondria, where neighbours touch and scores are lost.
+
+Losses made of losses: a weighted sum, and the heads of a network with deep supervision.
+
+Cross-entropy of two classes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+
+from mitoseg.errors import UserError
+from mitoseg.volumes.labels import IGNORED
+
+__all__ = ["IGNORED", "VoxelLoss", "check_positive", "check_share", "log_odds", "nothing"]
+
+__all__ = [
+    "IGNORED",
+    "BoundaryCrossEntropy",
+    "CrossEntropy",
+    "DeepSupervision",
+    "Lovasz",
+    "MonaiLoss",
+    "Sum",
+    "VoxelLoss",
+    "log_odds",
+    "lovasz_hinge",
+    "squared_border_distance",
+]
+
+
+class VoxelLoss(nn.Module):
+    """A loss of voxels, computed in float32 (float64 stays) also under autocast.
+
+    A subclass computes it in `of`. Where every voxel is ignored it must be 0, with a gradient of 0.
+    """
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            logits: (B, 2, *S), scores of background and mitochondrion; S is () for blocks, (Y, X) or (Z, Y, X).
+            label: int64 (B, *S): 0, 1 or 255 (ignored).
+
+        Returns:
+            A scalar of at least float32.
+
+        Raises:
+            UserError: The shapes do not belong together.
+        """
+        B, *S = label.shape
+        if logits.shape != (B, 2, *S):
+            found = f"logits {tuple(logits.shape)}, labels {tuple(label.shape)}"
+            raise UserError("a loss takes two scores for each label", found, "logits (B, 2, ...) to labels (B, ...)")
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.of(logits if logits.dtype == torch.float64 else logits.float(), label)
+
+    @abstractmethod
+    def of(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of checked input in full precision; see `forward`."""
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """Difference of the two scores (B, 2, *S): (B, *S), the logit of the probability of a mitochondrion."""
+    return logits[:, 1] - logits[:, 0]
+
+
+def nothing(logits: Tensor) -> Tensor:
+    """Zero, with a gradient of zero for every score."""
+    return logits[:0].sum()
+
+
+def check_share(name: str, value: float) -> float:
+    """A number from 0 to below 1.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not 0 <= value < 1:
+        raise UserError(f"{name} is no share", value, f"give {name} a number from 0 to below 1")
+    return value
+
+
+def check_positive(name: str, value: float) -> float:
+    """A number above 0.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not value > 0:
+        raise UserError(f"{name} must be positive", value, f"give {name} a number above 0")
+    return value
+
+
+class MonaiLoss(VoxelLoss):
+    """A loss of MONAI that treats voxels as a set, such as Dice, focal or Tversky, without the ignored ones.
+
+    Args:
+        loss: From logits (1, 2, N) and labels (1, 1, N) to a scalar; so give it ``to_onehot_y: true`` and
+            ``softmax: true`` (``use_softmax`` in the focal loss).
+        pooled: Over all voxels of the batch at once, as a score is pooled; False: for each sample, then their mean.
+            Samples of a single voxel (blocks) are always pooled, since one voxel has no overlap to speak of.
+    """
+
+    def __init__(self, loss: nn.Module, pooled: bool = True) -> None:
+        super().__init__()
+        self.loss, self.pooled = loss, pooled
+
+    def of(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `VoxelLoss.forward`."""
+        if self.pooled or label.ndim == 1:
+            return self._of_set(logits, label)
+        samples = zip(logits.unsqueeze(1), label.unsqueeze(1), strict=True)
+        known = [(scores, truth) for scores, truth in samples if (truth != IGNORED).any()]
+        if not known:
+            return nothing(logits)
+        return torch.stack([self._of_set(scores, truth) for scores, truth in known]).mean()
+
+    def _of_set(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss over all known voxels as one sample."""
+        known = (label != IGNORED).flatten()
+        logits_2n = logits.movedim(1, 0).flatten(1)[:, known]
+        if not logits_2n.numel():
+            return nothing(logits)
+        loss: Tensor = self.loss(logits_2n[None], label.flatten()[known][None, None])
+        return loss
+
+
+class Lovasz(VoxelLoss):
+    """The binary Lovász hinge, a convex surrogate of 1 - JAC (Berman, Rannen Triki and Blaschko, CVPR 2018).
+
+    It is the Jaccard index of the mitochondria over all voxels of the batch. It is 0 once every voxel is right by a
+    margin of 1 in log-odds, so it leaves probabilities badly calibrated by itself: add cross-entropy (`Sum`).
+    """
+
+    def of(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `VoxelLoss.forward`."""
+        known = (label != IGNORED).flatten()
+        return lovasz_hinge(log_odds(logits).flatten()[known], label.flatten()[known])
+
+
+def lovasz_hinge(log_odds_n: Tensor, label_n: Tensor) -> Tensor:
+    r"""Lovász hinge of voxels.
+
+    With hinge errors m = max(0, 1 - s (2 y - 1)) sorted downwards, it is sum_k m_k (D_k - D_(k-1)), where D_k is the
+    Jaccard loss 1 - I_k / U_k if the k worst voxels are wrong. With P voxels of label 1, f_k of them among the first
+    k, and b_k of label 0: I_k = P - f_k, U_k = P + b_k, and D_k - D_(k-1) is 1 / U_k where y_k = 1, and else
+    I_k / (U_k (U_k - 1)), or 1 for the first voxel if P is 0. These are exact where differences of D are not.
+
+    Args:
+        log_odds_n: float (N,).
+        label_n: (N,), 0 or 1.
+
+    Returns:
+        A scalar, 0 for no voxels.
+    """
+    truth_n = label_n == 1
+    error_n = 1 - log_odds_n * (2 * truth_n.to(log_odds_n.dtype) - 1)
+    error_n, order_n = error_n.sort(descending=True, stable=True)
+    truth_n = truth_n[order_n].long()
+    intersection_n = truth_n.sum() - truth_n.cumsum(0)
+    union_n = truth_n.sum() + (1 - truth_n).cumsum(0)
+    share_n = torch.where(union_n > 1, intersection_n / (union_n - 1).clamp(min=1), 1)
+    step_n = torch.where(truth_n == 1, 1, share_n) / union_n
+    return (error_n.relu() * step_n).sum()
+
+
+REACH = 3
+"""Standard deviations from the border at which the extra weight, there 1 % of its peak, is cut off."""
+
+
+class BoundaryCrossEntropy(VoxelLoss):
+    """Cross-entropy of tiles with weights 1 + w exp(-d^2 / (2 sigma^2)), their mean weighted alike.
+
+    d is the Euclidean distance of a voxel to the nearest one of the other true class, in voxels along x; it is exact
+    up to 3 sigma and infinite beyond. The form is that of the weight map of the U-Net (Ronneberger, Fischer and Brox,
+    2015), with the distance to the nearest border in place of the sum of the two nearest.
+
+    Args:
+        weight: w, the extra weight at a border.
+        sigma: Width of the border in voxels along x.
+        spacing: Relative distance of voxels along z, y and x, such as [10, 1, 1] for sections ten times as thick as a
+            pixel is wide; the last two for tiles of one slice.
+        label_smoothing: See `CrossEntropy`.
+
+    Raises:
+        UserError: An option is out of range; or, in use, blocks are given, which have no border.
+    """
+
+    def __init__(
+        self,
+        weight: float = 4.0,
+        sigma: float = 3.0,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.weight, self.sigma = check_positive("weight", weight), check_positive("sigma", sigma)
+        self.spacing = [check_positive("spacing", step) for step in spacing]
+        if len(self.spacing) != 3:
+            raise UserError(
+                "spacing has no three numbers", self.spacing, "give those of z, y and x, such as [10, 1, 1]"
+            )
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+
+    def of(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `VoxelLoss.forward`."""
+        if label.ndim == 1:
+            raise UserError("the boundary loss needs tiles, not blocks", None, "choose another loss for this network")
+        distance = squared_border_distance(label, REACH * self.sigma, self.spacing[4 - label.ndim :])
+        weight = 1 + self.weight * torch.exp(-distance / (2 * self.sigma**2))
+        weight = weight * (label != IGNORED)
+        return weighted_cross_entropy(logits, label, weight.to(logits.dtype), self.label_smoothing)
+
+
+@torch.no_grad()
+def squared_border_distance(label: Tensor, reach: float, spacing: Sequence[float]) -> Tensor:
+    """Squared Euclidean distance of each voxel to the nearest one of the other class, on any device.
+
+    Along one axis after the other, d^2(p) <- min_k (d^2(p + k) + k^2): what Felzenszwalb and Huttenlocher (2012) do in
+    linear time, here with all k of a short reach, which needs nothing but elementwise minima.
+
+    Args:
+        label: (B, *S): 0, 1 or ignored, which is no class.
+        reach: Longest distance that matters.
+        spacing: Distance of neighbours along each axis of S.
+
+    Returns:
+        float32 (B, *S): exact up to ``reach`` squared, infinite beyond.
+    """
+    classes = torch.arange(2, device=label.device).view(2, *[1] * label.ndim)
+    distance = torch.where(label == classes, 0.0, math.inf)  # to class 0, to class 1: (2, B, *S)
+    for axis, step in enumerate(spacing, start=2):
+        before, length = distance, distance.shape[axis]
+        distance = before.clone()
+        for k in range(1, min(math.floor(reach / step + 1e-9), length - 1) + 1):
+            for target, source in ((k, 0), (0, k)):
+                here = distance.narrow(axis, target, length - k)
+                torch.minimum(here, before.narrow(axis, source, length - k) + (k * step) ** 2, out=here)
+    found = torch.where(label == 1, distance[0], distance[1])
+    return found.masked_fill(found > reach**2 * (1 + 1e-6), math.inf)
+
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class Sum(nn.Module):
+    """A weighted sum of losses.
+
+    Args:
+        terms: Each with a ``loss`` and its ``weight`` (1 where missing); a list, or a mapping from names, which makes
+            weights easy to set (``loss.terms.lovasz.weight=0.5``).
+
+    Raises:
+        UserError: There are no terms, or a weight is not positive.
+    """
+
+    def __init__(self, terms: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        each = list(terms.values() if isinstance(terms, Mapping) else terms)
+        if not each:
+            raise UserError("a sum of losses has no terms", None, "give at least one")
+        self.losses = nn.ModuleList([term["loss"] for term in each])
+        self.weights = [check_positive("weight", term.get("weight", 1.0)) for term in each]
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `VoxelLoss.forward`."""
+        parts = [weight * loss(logits, label) for weight, loss in zip(self.weights, self.losses, strict=True)]
+        return torch.stack(parts).sum()
+
+
+class DeepSupervision(nn.Module):
+    """A loss over all heads of a network, the last layer's first and coarser ones after it (Lee et al., 2015).
+
+    Plain logits pass straight through, so every loss can be wrapped.
+
+    Args:
+        loss: From logits (B, 2, *S) and labels (B, *S) to a scalar.
+        weights: One for each head, or None for halves: 1, 1/2, 1/4, ...; they are scaled to a sum of 1.
+
+    Raises:
+        UserError: A weight is negative or none is above 0; or, in use, there are more or fewer heads.
+    """
+
+    def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.weights = None if weights is None else [float(weight) for weight in weights]
+        if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
+            raise UserError(
+                "weights of heads are not positive", self.weights, "give one for each head, such as [1, 0.5]"
+            )
+
+    def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            logits: (B, 2, *S); or a head each in a list, where coarser ones are interpolated to S; or stacked as
+                (B, heads, 2, *S), as MONAI's DynUNet returns them in training.
+            label: int64 (B, *S).
+        """
+        if isinstance(logits, Tensor):
+            if logits.ndim == label.ndim + 1:
+                loss: Tensor = self.loss(logits, label)
+                return loss
+            logits = logits.unbind(1)
+        weights = [0.5**head for head in range(len(logits))] if self.weights is None else self.weights
+        if len(weights) != len(logits):
+            found = f"{len(logits)} heads, {len(weights)} weights"
+            raise UserError("each head of the network needs a weight", found, "give as many, or none for halves")
+        parts = [w * self.loss(_match(head, label), label) for w, head in zip(weights, logits, strict=True) if w]
+        return torch.stack(parts).sum() / sum(weights)
+
+
+def _match(logits: Tensor, label: Tensor) -> Tensor:
+    """Logits (B, 2, *s) interpolated to the labels' size."""
+    if logits.shape[2:] == label.shape[1:]:
+        return logits
+    return interpolate(logits, label.shape[1:], mode=_MODES[label.ndim - 1], align_corners=False)
+
+
+class CrossEntropy(VoxelLoss):
+    """Mean cross-entropy over the voxels that are not ignored.
+
+    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, written voxel by voxel with the log-odds: torch's own
+    has no deterministic kernel for images on a GPU. It is 0 where all voxels are ignored.
+
+    Args:
+        label_smoothing: Share of the label that is spread evenly over both classes (Szegedy et al., 2016).
+        class_weights: Weights of background and mitochondrion, or None for 1 and 1; the mean is weighted alike.
+
+    Raises:
+        UserError: The smoothing is no share, or there are not two positive weights.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+        self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
+        if self.class_weights is not None and (len(self.class_weights) != 2 or min(self.class_weights) <= 0):
+            raise UserError(
+                "class_weights are no two positive numbers", self.class_weights, "give two, such as [1, 4]"
+            )
+
+    def of(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `VoxelLoss.forward`."""
+        weight = (label != IGNORED).to(logits.dtype)
+        if self.class_weights is not None:
+            background, mitochondrion = self.class_weights
+            weight = weight * torch.where(label == 1, mitochondrion, background)
+        return weighted_cross_entropy(logits, label, weight, self.label_smoothing)
+
+
+def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Weighted mean of the cross-entropy: sum(w CE) / sum(w).
+
+    Args:
+        logits: (B, 2, *S).
+        label: (B, *S).
+        weight: (B, *S), 0 where the label is ignored. Where all are 0, the loss is 0.
+        smoothing: See `CrossEntropy`.
+    """
+    target = (label == 1).to(logits.dtype) * (1 - smoothing) + smoothing / 2
+    loss = binary_cross_entropy_with_logits(log_odds(logits), target, weight, reduction="sum")
+    total = weight.sum()
+    return loss / torch.where(total > 0, total, 1)

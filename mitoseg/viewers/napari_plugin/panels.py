@@ -1,0 +1,493 @@
+"""Small fields of the panels: a choice of layers, a voxel size, a list of instance numbers.
+
+The table of measurements; selected rows are the chosen instances.
+
+The panel that predicts: model, options, and the layers that come out.
+
+The panel of one labels layer: its table, what is chosen, and the buttons that correct it. No logic.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from qtpy.QtCore import (
+    QAbstractTableModel,
+    QItemSelection,
+    QItemSelectionModel,
+    QModelIndex,
+    QSignalBlocker,
+    Qt,
+    Signal,
+)
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QSizePolicy,
+    QTableView,
+    QVBoxLayout,
+    QWidget,
+)
+
+from mitoseg.errors import UserError
+from mitoseg.inference import METHODS
+from mitoseg.networks.checkpoint import DEFAULT, bundled
+from mitoseg.viewers.napari_plugin.correcting import shown
+from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
+from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering
+from mitoseg.volumes import VoxelSize
+
+
+class LayerChoice(QComboBox):
+    """The layers of one kind that a viewer has.
+
+    Args:
+        viewer: Of napari, or its model.
+        kind: The class of the layers.
+        wanted: Which of them.
+    """
+
+    chosen = Signal()
+
+    def __init__(
+        self,
+        viewer: Any,  # noqa: ANN401 (napari's viewer has no stubs here)
+        kind: type[Any],
+        wanted: Callable[[Layer], bool] = lambda layer: True,
+    ) -> None:
+        super().__init__()
+        self._viewer, self._kind, self._wanted = viewer, kind, wanted
+        self.setMinimumContentsLength(12)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.renamed):
+            event.connect(self.refill)
+        self.currentIndexChanged.connect(lambda _: self.chosen.emit())
+        self.refill()
+
+    @property
+    def layer(self) -> Layer | None:
+        """The chosen one."""
+        return self.currentData()
+
+    def choose(self, layer: Layer) -> None:
+        """Choose a layer."""
+        self.setCurrentIndex(next(i for i in range(self.count()) if self.itemData(i) is layer))
+
+    def refill(self, *_: object) -> None:
+        """Take the viewer's layers as they are now."""
+        before = self.layer
+        layers: list[Layer] = [one for one in self._viewer.layers if isinstance(one, self._kind) and self._wanted(one)]
+        with QSignalBlocker(self):
+            self.clear()
+            for layer in layers:
+                self.addItem(layer.name, layer)
+            if any(layer is before for layer in layers):
+                self.choose(before)
+        if self.layer is not before:
+            self.chosen.emit()
+
+    def let_go(self) -> None:
+        """Listen to the viewer no longer."""
+        events = self._viewer.layers.events
+        for event in (events.inserted, events.removed, events.renamed):
+            event.disconnect(self.refill)
+
+
+class VoxelSizeField(QLineEdit):
+    """Three numbers in nm; filled from a layer that knows its own, else to be filled in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setPlaceholderText("not known: fill in z, y, x")
+        self.setToolTip("Size of a voxel along z, y and x in nm; lengths, volumes and cutting at necks need it")
+
+    def take(self, layer: Layer | None) -> None:
+        """Show the voxel size of a layer; what was typed stays where it has none."""
+        size = None if layer is None or layer.ndim != 3 else layer_voxel_size(layer)
+        if size is not None:
+            self.set(size)
+
+    def set(self, voxel_size: Sequence[float]) -> None:
+        """Show a voxel size."""
+        self.setText(", ".join(f"{size:g}" for size in voxel_size))
+
+    @property
+    def value(self) -> VoxelSize | None:
+        """(z, y, x) in nm; None where nothing is filled in.
+
+        Raises:
+            UserError: There are not three numbers above zero.
+        """
+        words = _words(self.text())
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError:
+            numbers = []
+        if words and (len(numbers) != 3 or not all(0 < n < math.inf for n in numbers)):
+            raise UserError("this is no voxel size", self.text(), "write z, y, x in nm, such as 30, 5, 5")
+        return (numbers[0], numbers[1], numbers[2]) if numbers else None
+
+
+class IdsField(QLineEdit):
+    """Instance numbers, such as ``3, 7``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setPlaceholderText("select rows, pick in the viewer, or type: 3, 7")
+        self.setToolTip("The instances that are corrected")
+
+    @property
+    def ids(self) -> list[int]:
+        """The numbers.
+
+        Raises:
+            UserError: There is something else in it.
+        """
+        words = _words(self.text())
+        if not all(word.isdecimal() for word in words):
+            raise UserError("these are no instance numbers", self.text(), "write them like 3, 7")
+        return list(dict.fromkeys(int(word) for word in words))
+
+    def show_ids(self, ids: Sequence[int]) -> None:
+        """Replace the numbers."""
+        self.setText(", ".join(map(str, ids)))
+
+    def toggle(self, i: int) -> None:
+        """Add a number, or take it out."""
+        before = self.ids
+        self.show_ids([n for n in before if n != i] if i in before else [*before, i])
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,;\s]+", text) if word]
+
+
+Index = Any
+"""``QModelIndex``, whose stubs differ between Qt's bindings."""
+
+
+class TableModel(QAbstractTableModel):
+    """A data frame, sorted by a column.
+
+    Attributes:
+        table: All measurements, in the order that is shown.
+        view: What is shown of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.view = pd.DataFrame(), pd.DataFrame()
+
+    def replace(self, table: pd.DataFrame) -> None:
+        """Show another table."""
+        self.beginResetModel()
+        self.table, self.view = table, shown(table)
+        self.endResetModel()
+
+    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: N802, B008 (Qt's own)
+        """Qt's."""
+        return 0 if parent.isValid() else len(self.view)
+
+    def columnCount(self, parent: Index = QModelIndex()) -> int:  # noqa: N802, B008 (Qt's own)
+        """Qt's."""
+        return 0 if parent.isValid() else len(self.view.columns)
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
+        """Qt's."""
+        if role == Qt.ItemDataRole.DisplayRole:
+            return as_text(self.view.iat[index.row(), index.column()])
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+        return None
+
+    def headerData(  # noqa: N802 (Qt's own)
+        self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
+    ) -> object:
+        """Qt's."""
+        if role != Qt.ItemDataRole.DisplayRole or orientation != Qt.Orientation.Horizontal:
+            return None
+        return str(self.view.columns[section])
+
+    def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
+        """Qt's."""
+        if not 0 <= column < len(self.view.columns):
+            return
+        keys = self.view.iloc[:, column]
+        rows = keys.sort_values(ascending=order == Qt.SortOrder.AscendingOrder, kind="stable").index
+        self.layoutAboutToBeChanged.emit()
+        self.table = self.table.loc[rows].reset_index(drop=True)
+        self.view = self.view.loc[rows].reset_index(drop=True)
+        self.layoutChanged.emit()
+
+
+def as_text(value: object) -> str:
+    """A cell.
+
+    >>> as_text(np.float64(0.123456)), as_text(np.float64("nan")), as_text(np.bool_(True)), as_text(np.uint64(7))
+    ('0.1235', '', 'yes', '7')
+    """
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        return "" if math.isnan(number) else f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
+    return str(value)
+
+
+class InstanceTable(QTableView):
+    """The table as a widget.
+
+    Attributes:
+        chosen: Emitted with the numbers of the selected rows, when the user selects others.
+    """
+
+    chosen = Signal(list)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = TableModel()
+        self.setModel(self.rows)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setSortingEnabled(True)
+        self.verticalHeader().hide()
+        self.verticalHeader().setDefaultSectionSize(22)
+        self.horizontalHeader().setSortIndicator(0, Qt.SortOrder.AscendingOrder)
+        self.setMinimumHeight(120)
+        self.selectionModel().selectionChanged.connect(self._tell)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """All measurements, as they are shown."""
+        return self.rows.table
+
+    def replace(self, table: pd.DataFrame) -> None:
+        """Show another table, sorted as the last one."""
+        self.rows.replace(table)
+        header = self.horizontalHeader()
+        self.rows.sort(header.sortIndicatorSection(), header.sortIndicatorOrder())
+        self.resizeColumnsToContents()
+
+    def select(self, ids: list[int]) -> None:
+        """Select the rows of some instances, without telling."""
+        selection = QItemSelection()
+        places: list[int] = np.flatnonzero(self.table["instance"].isin(ids)).tolist() if len(self.table) else []
+        for row in places:
+            selection.select(self.rows.index(row, 0), self.rows.index(row, self.rows.columnCount() - 1))
+        model = self.selectionModel()
+        model.blockSignals(True)
+        model.select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+        model.blockSignals(False)
+        self.viewport().update()
+        if places:
+            self.scrollTo(self.rows.index(places[0], 0))
+
+    def _tell(self, *_: object) -> None:
+        rows = sorted(index.row() for index in self.selectionModel().selectedRows())
+        self.chosen.emit(self.table["instance"].iloc[rows].tolist())
+
+
+FILE = "a checkpoint file …"
+
+GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
+
+CLEANING = {"clean": True, "none": False}
+
+
+class PredictPanel(QWidget):
+    """Options and two buttons.
+
+    Args:
+        on_predict: Called when the user wants a prediction.
+        on_number: Called when she wants instances of probabilities that are there.
+    """
+
+    def __init__(self, on_predict: Callable[[], None], on_number: Callable[[], None]) -> None:
+        super().__init__()
+        self.model = QComboBox()
+        self.model.addItems([*bundled(), FILE])
+        self.model.setCurrentText(DEFAULT)
+        self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.file = QLineEdit()
+        self.file.setPlaceholderText("best.ckpt or .safetensors")
+        self.browse = QPushButton("Browse …")
+        self.browse.clicked.connect(self._browse)
+        self.method = _choice(("auto", *METHODS), "How the network goes over the image; auto fits it to the network")
+        self.threshold = QDoubleSpinBox()
+        self.threshold.setRange(0.0, 1.0)
+        self.threshold.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.threshold.setSingleStep(0.05)
+        self.threshold.setSpecialValueText("the model's")
+        self.threshold.setToolTip("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
+        self.greys = _choice(GREYS, "For images of another microscope: matched to training")
+        self.cleaning = _choice(CLEANING, "clean: smooth the probabilities, fill holes, drop specks")
+        self.split = QCheckBox("cut touching mitochondria at necks")
+        self.resample = QCheckBox("resample to the model's voxels")
+        self.resample.setChecked(True)
+        self.predict = QPushButton("Predict")
+        self.number = QPushButton("Only number again")
+        self.number.setToolTip("New instances of the last probabilities: other threshold, post-processing or cutting")
+        self.predict.clicked.connect(lambda _: on_predict())
+        self.number.clicked.connect(lambda _: on_number())
+        self._lay_out()
+        self.model.currentTextChanged.connect(self._show_file)
+        self._show_file(self.model.currentText())
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        form.addRow("Model", self.model)
+        self.file_row = QWidget()
+        row = QHBoxLayout(self.file_row)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.file, 1)
+        row.addWidget(self.browse)
+        form.addRow("File", self.file_row)
+        self.form = form
+        form.addRow("Method", self.method)
+        form.addRow("Grey values", self.greys)
+        form.addRow(self.resample)
+        form.addRow("Threshold", self.threshold)
+        form.addRow("Clean-up", self.cleaning)
+        form.addRow(self.split)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.predict)
+        buttons.addWidget(self.number)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addLayout(buttons)
+        layout.addStretch(1)
+
+    @property
+    def numbering(self) -> Numbering:
+        """How instances are made."""
+        return Numbering(cleaned=CLEANING[self.cleaning.currentText()], split=self.split.isChecked())
+
+    @property
+    def least(self) -> float | None:
+        """The threshold; None for the model's."""
+        return self.threshold.value() or None
+
+    @property
+    def choice(self) -> Choice:
+        """What is chosen.
+
+        Raises:
+            UserError: A checkpoint file is wanted, and none is named.
+        """
+        name = self.model.currentText()
+        if name == FILE and not self.file.text().strip():
+            raise UserError("no checkpoint file is named", None, "choose one, or a model that comes along")
+        return Choice(
+            checkpoint=self.file.text().strip() if name == FILE else name,
+            method=self.method.currentText(),
+            threshold=self.least,
+            greys=GREYS[self.greys.currentText()],
+            resample=self.resample.isChecked(),
+            numbering=self.numbering,
+        )
+
+    def _show_file(self, name: str) -> None:
+        self.form.setRowVisible(self.file_row, name == FILE)
+
+    def _browse(self, *_: object) -> None:
+        kinds = "Checkpoints (*.ckpt *.safetensors);;All files (*)"
+        path, _kind = QFileDialog.getOpenFileName(self, "Open a checkpoint", "", kinds)
+        if path:
+            self.file.setText(path)
+
+
+def _choice(names: Any, tip: str) -> QComboBox:  # noqa: ANN401 (anything that gives names)
+    box = QComboBox()
+    box.addItems(list(names))
+    box.setToolTip(tip)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box
+
+
+class InstancePanel(QWidget):
+    """The widgets; the window connects them.
+
+    Args:
+        labels: The choice of the layer.
+    """
+
+    def __init__(self, labels: LayerChoice) -> None:
+        super().__init__()
+        self.labels, self.table, self.ids = labels, InstanceTable(), IdsField()
+        self.measure = _button("Measure", "Measure every instance of the layer")
+        self.save_table = _button("Save table …", "All columns, in nm, as CSV")
+        self.pick = _button("Pick", "While it is down, a click in the viewer chooses an instance or lets it go")
+        self.pick.setCheckable(True)
+        self.alone = QCheckBox("show the chosen one alone")
+        self.merge = _button("Merge", "The chosen instances become one, with the lowest number")
+        self.delete = _button("Delete", "The chosen instances become background")
+        self.undo = _button("Undo", "Take back the last correction or brush stroke (Ctrl+Z in the viewer)")
+        self.neck = QDoubleSpinBox()
+        self.neck.setRange(0.0, 1.0)
+        self.neck.setSingleStep(0.05)
+        self.neck.setValue(0.5)
+        self.neck.setToolTip(
+            "A neck is cut where it is thinner than this share of the thinner body; 1 cuts everywhere"
+        )
+        self.split_necks = _button("Split at necks", "Cut the chosen instances where they are thin")
+        self.add_seeds = _button("Seed points", "A layer of points: click one into each part of an instance")
+        self.split_seeds = _button("Split at seeds", "Cut every instance that holds two seed points or more")
+        self.save_labels = _button("Save labels …", "As a volume, with voxel size and metadata")
+        self._lay_out()
+
+    @property
+    def editing(self) -> tuple[QWidget, ...]:
+        """What must rest while something is computed."""
+        return (self.measure, self.merge, self.delete, self.undo, self.split_necks, self.split_seeds, self.save_labels)
+
+    def _lay_out(self) -> None:
+        layout = QVBoxLayout(self)
+        top = QHBoxLayout()
+        top.addWidget(QLabel("Instances"))
+        top.addWidget(self.labels, 1)
+        layout.addLayout(top)
+        row = QHBoxLayout()
+        row.addWidget(self.measure)
+        row.addWidget(self.save_table)
+        layout.addLayout(row)
+        layout.addWidget(self.table, 1)
+        chosen = QHBoxLayout()
+        chosen.addWidget(QLabel("Chosen"))
+        chosen.addWidget(self.ids, 1)
+        chosen.addWidget(self.pick)
+        layout.addLayout(chosen)
+        layout.addWidget(self.alone)
+        grid = QGridLayout()
+        rows = ((self.merge, self.delete, self.undo), (self.split_necks, self.add_seeds, self.split_seeds))
+        for y, buttons in enumerate(rows):
+            for x, button in enumerate(buttons):
+                grid.addWidget(button, y, x)
+        layout.addLayout(grid)
+        last = QHBoxLayout()
+        last.addWidget(QLabel("Neck at most"))
+        last.addWidget(self.neck)
+        last.addStretch(1)
+        last.addWidget(self.save_labels)
+        layout.addLayout(last)
+
+
+def _button(text: str, tip: str) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    return button

@@ -1,0 +1,1 @@
+"""The commands as functions: train, predict, evaluate, measure, ensemble, benchmark and export."""

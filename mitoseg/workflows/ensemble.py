@@ -1,0 +1,173 @@
+"""``ensemble``: several checkpoints in, one that predicts with the mean of them out; or the same for predictions.
+
+Stored predictions of one volume, averaged: of networks that no checkpoint can join, as one on slices and one in 3D.
+
+a.tif   0.9 0.2        log-odds   2.2 -1.4
+b.tif   0.7 0.1                   0.8 -2.2      mean   1.5 -1.8   ->   0.82 0.14
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from scipy.special import expit
+
+from mitoseg.cli.launch import run_dir
+from mitoseg.errors import UserError
+from mitoseg.evaluation import Decision, decide
+from mitoseg.geometry import Box, slabs
+from mitoseg.networks.checkpoint import KEY, load_model
+from mitoseg.progress import progress
+from mitoseg.provenance import collect
+from mitoseg.storage import atomic_output, check_output, write_json
+from mitoseg.training.module import combine
+from mitoseg.volumes import Volume, check_volume_output, create_volume, open_volume
+from mitoseg.workflows.options import chosen_steps
+from mitoseg.workflows.scoring import score_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Combine checkpoints; with a data set, choose calibration and threshold on its validation slabs, and score.
+
+    Returns:
+        The foreground JAC on the validation slabs, None without a data set.
+
+    Raises:
+        UserError: A checkpoint or an option is no good, or the checkpoints do not fit together.
+    """
+    paths = check_options(cfg)
+    if cfg.predictions is not None:
+        average_predictions(cfg)
+        return None
+    checkpoint = combine({path: load_model(path, trust=cfg.trust) for path in paths})
+    threshold = checkpoint[KEY]["threshold"]
+    folder = run_dir()
+    path = folder / "checkpoints" / "best.ckpt"
+    with atomic_output(path, overwrite=True) as temporary:
+        torch.save(checkpoint, temporary)
+    sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    about: dict[str, Any] = {"members": sums, "output": cfg.output}
+    validation = None
+    if cfg.get("data"):
+        recipe = instantiate(cfg.data, window=32, tile=None).recipe
+        recipe.prepare()
+        splits = recipe.splits()
+        about["data"] = dict(splits.provenance)
+        options = {key: cfg[key] for key in ("method", "accelerator", "test", "figures", "save_overlays", "trust")}
+        validation = score_checkpoint(path, folder, splits, steps=chosen_steps(cfg), **options)["validation"]
+    else:
+        log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
+    with atomic_output(cfg.output, overwrite=cfg.overwrite) as temporary:
+        shutil.copyfile(path, temporary)
+    write_json(folder / "provenance.json", collect(**about))
+    Console().print(f"{len(paths)} networks in {cfg.output}", soft_wrap=True, markup=False)
+    return None if validation is None else float(validation["jaccard_foreground"])  # type: ignore[arg-type]
+
+
+def check_options(cfg: DictConfig) -> list[str]:
+    """The paths of the checkpoints or predictions; refuse what cannot be, before anything is read.
+
+    Raises:
+        UserError: A path or a switch is no good, or the output exists or is one of the checkpoints.
+    """
+    given = cfg.checkpoints if cfg.predictions is None else cfg.predictions
+    if cfg.checkpoints is not None and cfg.predictions is not None:
+        raise UserError("both checkpoints= and predictions= are given", list(given), "give one of the two")
+    if not given or isinstance(given, str):
+        what = "checkpoints" if cfg.predictions is None else "predictions"
+        raise UserError(f"an ensemble needs two {what} or more", given, f"give {what}=[A,B,C]")
+    if not cfg.output:
+        raise UserError("output has no value", None, "add output=... to the command")
+    for key in ("overwrite", "trust", "test"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    paths = [str(path) for path in given]
+    places = [Path(path).resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise UserError("a file is given twice", paths, "give each one once")
+    if Path(cfg.output).resolve() in places:
+        raise UserError("the output is one of the inputs", cfg.output, "choose another name")
+    check_output(cfg.output, cfg.overwrite)
+    return paths
+
+
+CERTAIN = 1e-7
+"""How far from 0 and 1 a probability is kept: its log-odds would be infinite."""
+
+_SLAB = 2**24  # voxels at a time
+
+
+def average_predictions(cfg: DictConfig) -> None:
+    """Write the mean of the predictions' log-odds as probabilities; its threshold is the mean of theirs.
+
+    Args:
+        cfg: The composed config: ``predictions``, ``output``, ``overwrite``.
+
+    Raises:
+        UserError: A volume or an option is no good, or the volumes do not lie voxel on voxel.
+    """
+    paths = [str(path) for path in cfg.predictions]
+    check_volume_output(str(cfg.output), cfg.overwrite)
+    volumes = [open_volume(path) for path in paths]
+    decisions = check_predictions(volumes)
+    first = volumes[0]
+    threshold = float(np.mean([decision.threshold for decision in decisions]))
+    metadata = {"kind": "probability", "threshold": threshold, "scale": 1}
+    metadata |= {key: first.info.metadata[key] for key in ("padding",) if key in first.info.metadata}
+    options = {"voxel_size": first.voxel_size, "metadata": metadata, "overwrite": cfg.overwrite}
+    with (
+        create_volume(str(cfg.output), first.shape, np.float32, **options) as writer,
+        progress("averaging", first.box.size, unit="voxels") as task,
+    ):
+        for slab in slabs(first.box, max(1, _SLAB // (first.shape[1] * first.shape[2]))):
+            writer.write(slab, _mean(volumes, decisions, slab))
+            task.advance(slab.size)
+    write_json(run_dir() / "provenance.json", collect(predictions=paths, output=str(cfg.output), threshold=threshold))
+    Console().print(f"mean of {len(paths)} predictions in {cfg.output}", soft_wrap=True, markup=False)
+
+
+def check_predictions(volumes: Sequence[Volume]) -> list[Decision]:
+    """What the values of each prediction mean.
+
+    Raises:
+        UserError: There are fewer than two, shapes differ, or one holds no probabilities.
+    """
+    places = [Path(volume.path).resolve() for volume in volumes]
+    if len(set(places)) < max(2, len(places)):
+        remedy = "give two or more, each once: predictions=[A,B]"
+        raise UserError("a mean needs predictions that differ", [volume.path for volume in volumes], remedy)
+    shapes = {volume.path: volume.shape for volume in volumes}
+    if len(set(shapes.values())) > 1:
+        raise UserError("the predictions differ in shape", shapes, "give predictions of one volume")
+    decisions = [decide(volume) for volume in volumes]
+    for volume, decision in zip(volumes, decisions, strict=True):
+        if decision.kind != "probability":
+            remedy = "predict it again with save=probability"
+            raise UserError(f"a mean needs probabilities, this is a {decision.kind}", volume.path, remedy)
+    return decisions
+
+
+def _mean(volumes: Sequence[Volume], decisions: Sequence[Decision], box: Box) -> np.ndarray:
+    """Probabilities of a box, by the mean of the log-odds."""
+    total = np.zeros(box.shape, np.float32)
+    for volume, decision in zip(volumes, decisions, strict=True):
+        values = volume.read(box)
+        decision.foreground(values)  # refuses what is no probability
+        if values.dtype.kind == "f":
+            edge = np.float32(CERTAIN * decision.scale)
+            values = np.clip(values.astype(np.float32), edge, np.float32(decision.scale) - edge)
+        total += decision.log_odds(values).astype(np.float32)
+    mean: np.ndarray = expit(total / len(volumes))
+    return mean

@@ -1,0 +1,147 @@
+"""After training: the best checkpoint on the validation slabs and, once, on the test volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mitoseg.datasets import Region, Splits
+from mitoseg.errors import UserError
+from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations
+from mitoseg.evaluation.figures import save_curves
+from mitoseg.evaluation.figures import save_overlays as draw_overlays
+from mitoseg.evaluation.table import score_table
+from mitoseg.inference import Prediction
+from mitoseg.inference.prepare import make_prediction
+from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint
+from mitoseg.segmentation import Postprocess
+from mitoseg.storage import write_json
+from mitoseg.training.module import finish_checkpoint
+from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
+from mitoseg.volumes.padding import as_stored
+from mitoseg.workflows.options import chosen_steps, cleaned
+from mitoseg.workflows.session import predict_with_progress
+
+
+def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evaluation]:
+    """`score_checkpoint` for the ``best.ckpt`` of a run; a class from outside mitoseg is trusted if the run named it.
+
+    Args:
+        folder: The run's folder.
+        splits: Regions to score.
+        cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``, ``postprocess``.
+
+    Raises:
+        UserError: Training ended before anything was validated.
+    """
+    best = folder / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        remedy = "train longer, or validate sooner with trainer.val_check_interval=STEPS"
+        raise UserError("training ended before its first validation", f"epochs={cfg.epochs}", remedy)
+    options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
+    ours = read_checkpoint(best)[KEY].get("network") == OmegaConf.to_container(cfg.network, resolve=True)
+    return score_checkpoint(
+        best, folder, splits, accelerator=cfg.trainer.accelerator, steps=chosen_steps(cfg), trust=ours, **options
+    )
+
+
+def score_checkpoint(
+    path: Path,
+    folder: Path,
+    splits: Splits,
+    *,
+    method: str,
+    accelerator: str,
+    test: bool,
+    figures: bool,
+    save_overlays: int,
+    steps: Postprocess | None = None,
+    trust: bool = False,
+) -> dict[str, Evaluation]:
+    """Finish a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
+
+    Args:
+        path: The checkpoint, which gets its calibration and threshold.
+        folder: Where predictions, scores and figures go.
+        splits: Regions to score.
+        method: How volumes are predicted.
+        accelerator: Where.
+        test: Score the test volume, if there is one.
+        figures: Draw the curves of the last part.
+        save_overlays: How many slices of the last part to draw.
+        steps: Post-processing, scored as well.
+        trust: As `load_model`.
+
+    Returns:
+        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``, and, with
+        post-processing, under ``validation_clean`` and ``test_clean``.
+    """
+    parts = {"validation": splits.validation}
+    if test and splits.test:
+        parts["test"] = splits.test
+    options: dict[str, Any] = {"method": method, "accelerator": accelerator}
+    finish_checkpoint(path, make_prediction(load_model(path, trust=trust), **options), splits.validation)
+    prediction = make_prediction(load_model(path, trust=trust), **options)
+    metrics = {
+        name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])
+        for name, regions in parts.items()
+    }
+    shown = next(reversed(parts))
+    if steps is not None:
+        metrics |= {f"{name}_clean": _score_clean(folder, name, parts[name], steps) for name in parts}
+    write_json(folder / "metrics.json", metrics)
+    if figures:
+        save_curves(folder / "figures", metrics[shown], title=shown)
+    for i, region in enumerate(parts[shown] if save_overlays else ()):
+        result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
+        image = ArrayVolume(as_stored(region.image).read(region.box), result.voxel_size)
+        draw_overlays(folder / "figures" / f"{shown}_{i}", image, _truth(region, result), result, count=save_overlays)
+    console = Console()
+    for name, scores in metrics.items():
+        console.print(score_table(scores, title=name))
+    console.print(f"JAC of mitochondria, {shown}: {metrics[shown]['jaccard_foreground']:.3f}")
+    return metrics
+
+
+def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> Evaluation:
+    path = _prediction_path(folder, name)
+    predict_region(path, region, prediction, name)
+    result = open_volume(str(path))
+    return evaluate(result, _truth(region, result))
+
+
+def predict_region(path: Path, region: Region, prediction: Prediction, title: str, *, show: bool = True) -> None:
+    """Predict one region into a file, with a progress bar; a file that is there is replaced."""
+    path.parent.mkdir(exist_ok=True)
+    with create_volume(
+        str(path),
+        region.box.shape,
+        prediction.dtype,
+        voxel_size=region.image.voxel_size,
+        metadata=prediction.metadata,
+        overwrite=True,
+    ) as writer:
+        predict_with_progress(prediction, region.image, writer, box=region.box, title=title, show=show)
+
+
+def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> Evaluation:
+    """Scores of what was predicted, after post-processing."""
+    found = []
+    for i, region in enumerate(regions):
+        result = open_volume(str(_prediction_path(folder, f"{name}_{i}")))
+        image = ArrayVolume(region.read_image(), result.voxel_size)
+        with cleaned(steps, result, folder, image=image) as mask:
+            found.append(evaluate(mask, _truth(region, result)))
+    return pool_evaluations(found)
+
+
+def _prediction_path(folder: Path, name: str) -> Path:
+    return folder / "predictions" / f"{name}.tif"
+
+
+def _truth(region: Region, result: Volume) -> Volume:
+    return ArrayVolume(region.read_label(), result.voxel_size, region.label.path)

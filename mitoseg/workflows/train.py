@@ -1,0 +1,562 @@
+"""``train``: compose, build, fit, score.
+
+What a run starts from: nothing, a checkpoint of its own, or its own end, extended.
+
+``extend=N`` takes a finished run N epochs further. The schedule, which has run down over the epochs so far, runs once
+more from its start over the N new ones: a warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score
+and the numbering of epochs and steps go on.
+
+What a training run keeps and shows: checkpoints, loggers, the progress bar.
+
+What a training cost: time, memory, and the size of its network; for provenance.
+
+The HParams table of TensorBoard: what a run was given, and its scores, beside those of the other runs.
+
+Each run writes its own line into ``RUN/tensorboard``, so ``tensorboard --logdir outputs/sweeps/NAME`` shows a sweep as
+a table and in parallel coordinates.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mitoseg.cli.console import shown, user_message
+from mitoseg.cli.launch import run_dir
+from mitoseg.cli.ranks import held, is_main_process
+from mitoseg.cli.resume import replace_saved_words, words_kept
+from mitoseg.cli.sweeps.plan import key_of
+from mitoseg.errors import UserError
+from mitoseg.evaluation.figures import overlay_figure
+from mitoseg.geometry import anchor
+from mitoseg.inference import choose_method
+from mitoseg.inference.methods import BlockNetwork, dimensions, per_axis
+from mitoseg.inference.precision import can_compile
+from mitoseg.networks import DenseForm
+from mitoseg.networks.bounds import Bounds, within
+from mitoseg.networks.checkpoint import read_checkpoint
+from mitoseg.networks.fine_tuning import freeze, init_from
+from mitoseg.progress import on_terminal
+from mitoseg.provenance import collect, peak_memory
+from mitoseg.sampling import RegionDataModule
+from mitoseg.storage import move_into_place, write_json, write_text
+from mitoseg.training import SegmentationModule
+from mitoseg.training.callbacks import (
+    FiniteLoss,
+    Progress,
+    ProgressLines,
+    ShallowConvolutions,
+    SlicePictures,
+    Throughput,
+)
+from mitoseg.training.checkpointing import SCORE, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from mitoseg.training.losses import DeepSupervision
+from mitoseg.training.module import STATE
+from mitoseg.training.tuning import find_batch_size, find_learning_rate
+from mitoseg.volumes import CHANNEL_OFFSETS
+from mitoseg.workflows.options import chosen_steps
+from mitoseg.workflows.scoring import score_run
+
+log = logging.getLogger(__name__)
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of ``torch.compile``; the second and third replay CUDA graphs."""
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train one network and, on the first rank, score it.
+
+    Returns:
+        The foreground JAC on the validation slabs, which a sweep maximises; None on further ranks.
+
+    Raises:
+        UserError: Something in the config or the data is wrong.
+        KeyboardInterrupt: Ctrl-C; ``last.ckpt`` is written first.
+        SystemExit: The job was asked to end (143); ``last.ckpt`` is written first.
+    """
+    folder = run_dir()
+    with ExitStack() as stack:
+        with words_kept(folder):
+            if is_main_process():
+                lock = folder / "checkpoints" / ".lock"
+                stack.enter_context(held(lock, "another training is running in this folder"))
+            before, module, trainer, data, origins = build(cfg, folder)
+        return train(cfg, folder, before, module, trainer, data, origins)
+
+
+def build(
+    cfg: DictConfig, folder: Path
+) -> tuple[Continuation, SegmentationModule, Trainer, RegionDataModule, dict[str, Any]]:
+    """Everything that a training needs: what it starts from, the module, Trainer and data, and facts for provenance.
+
+    Raises:
+        UserError: Something in the config is wrong.
+    """
+    check_options(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    with built_from("data"):
+        match_channels(cfg)
+    before = Continuation.find(cfg, folder)
+    with built_from("network"):
+        with before.bounds:
+            network = instantiate(cfg.network)
+        choose_method(cfg.method, network)
+    origin = start_weights(cfg, network) if before.checkpoint is None else None
+    with built_from("freeze"):
+        frozen = freeze(network, cfg.freeze)
+    with built_from("data"):
+        data = make_data(cfg, network)
+    with built_from("trainer"):
+        trainer = build_trainer(cfg, folder, max_epochs=before.epochs)
+    with built_from("optimizer"):
+        trial = instantiate(cfg.optimizer)(network)
+    with built_from("scheduler"):
+        scheduler = instantiate(cfg.scheduler)
+        if scheduler is not None:
+            scheduler(trial, 100)
+    with built_from("loss"):
+        loss = DeepSupervision(instantiate(cfg.loss), cfg.head_weights)
+    make_module = partial(
+        SegmentationModule,
+        network,
+        OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
+        scheduler=scheduler,
+        loss=loss,
+        method=cfg.validation_method,
+        extended=before.extended,
+        channels_last=cfg.channels_last,
+        tiles=cfg.data.tile is not None,
+    )
+    if before.checkpoint is None and (cfg.tune_batch_size or cfg.tune_lr):
+        tune(cfg, make_module, data, folder)
+    compiled = choose_compile(cfg.compile, trainer)
+    module = make_module(optimizer=instantiate(cfg.optimizer), compile=compiled)
+    return before, module, trainer, data, {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
+
+
+@contextmanager
+def built_from(key: str) -> Iterator[None]:
+    """What a part cannot be built from is told with its key; the traceback shows with ``hydra.verbose=true``.
+
+    Raises:
+        UserError: The options of ``key`` build nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        if user_message(error) is not None:
+            raise
+        log.debug("%s cannot be built", key, exc_info=True)
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        what = f"{key} cannot be built from its options ({type(cause).__name__}: {cause})"
+        raise UserError(what, None, f"see what is given for {key}; --help lists the options") from error
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Refuse numbers and switches of the wrong kind before anything is made: some are used hours later.
+
+    Raises:
+        UserError: With the option and a remedy.
+    """
+    for key in ("seed", "save_overlays"):
+        if not _whole(cfg[key], 0):
+            raise UserError(f"{key} is no whole number from 0", cfg[key], f"write {key}=NUMBER")
+    for key in ("epochs", "seeds"):
+        if not _whole(cfg[key], 1):
+            raise UserError(f"{key} is no whole number from 1", cfg[key], f"write {key}=NUMBER")
+    for key in ("extend", "patience", "data.epoch_blocks", "data.epoch_tiles"):
+        if (value := OmegaConf.select(cfg, key)) is not None and not _whole(value, 1):
+            raise UserError(f"{key} is no whole number from 1", value, f"write {key}=NUMBER, or {key}=null")
+    for key in ("test", "figures", "channels_last", "tune_lr", "tune_batch_size", "trust"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
+    minutes = cfg.checkpoint_minutes
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+        raise UserError("checkpoint_minutes is no time", minutes, "give minutes, more than 0")
+    if not isinstance(cfg.trainer.enable_progress_bar, bool):
+        raise UserError("trainer.enable_progress_bar is neither true nor false", cfg.trainer.enable_progress_bar)
+    for key in ("init_from", "resume"):
+        if cfg[key] is not None and not isinstance(cfg[key], str):
+            raise UserError(f"{key} is no path", cfg[key], f"write {key}=PATH")
+    with built_from("postprocess"):
+        chosen_steps(cfg)
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value < 2**31
+
+
+def train(
+    cfg: DictConfig,
+    folder: Path,
+    before: Continuation,
+    module: SegmentationModule,
+    trainer: Trainer,
+    data: RegionDataModule,
+    origins: Mapping[str, Any],
+) -> float | None:
+    """Fit what `build` gives, and score it; see `run`."""
+    if trainer.is_global_zero:
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_json(folder / "provenance.json", collect(**origins))
+        before.put_scores_aside()
+    rank_zero_only(log.info)("training on %s", describe_devices(trainer))
+    if cfg.compile:
+        rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
+    fit(trainer, module, data, before.checkpoint)
+    if not trainer.is_global_zero:
+        return None
+    costs = training_costs(trainer, module.network)
+    provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
+    write_json(folder / "provenance.json", provenance)
+    validation = score_run(folder, data.splits, cfg)["validation"]
+    log_hparams(folder, cfg, validation)
+    return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
+
+
+def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
+    """The datamodule, told what the network sees.
+
+    Raises:
+        UserError: Blocks are to be augmented as tiles are.
+    """
+    augmentation = instantiate(cfg.augmentation) or None
+    if augmentation is not None and cfg.data.tile is None:
+        what = "augmentation= is for training on tiles; blocks are augmented by data.augment="
+        raise UserError(what, None, "give data.tile=[z,y,x], or augmentation=none")
+    data: RegionDataModule = instantiate(
+        cfg.data,
+        window=getattr(network, "window", None),
+        spatial_dims=dimensions(network),
+        margin=tile_margin(network),
+        augmentation=augmentation,
+        seed=cfg.seed,
+    )
+    return data
+
+
+def tile_margin(network: torch.nn.Module) -> tuple[int, int]:
+    """Pixels that a network sees before and after a tile of which it answers every pixel."""
+    if not isinstance(network, BlockNetwork):
+        return 0, 0
+    form = DenseForm(network)
+    before = anchor(per_axis(network.window, form.ndim)[-1]) + form.padding[-1]
+    return before, form.field[-1] - 1 - before
+
+
+def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, checkpoint: Path | None) -> None:
+    """Train; an interrupt or the end of a job's time leaves ``last.ckpt``, and says how to go on."""
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        rank_zero_only(log.warning)("terminated; %s", how_to_go_on(trainer))
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
+            rank_zero_only(log.warning)("stopped; %s", how_to_go_on(trainer))
+        raise
+
+
+def how_to_go_on(trainer: Trainer) -> str:
+    """What to type to take up a run that ended early."""
+    return f"go on with: python train.py resume={shown(Path(trainer.default_root_dir))}"
+
+
+def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object] | None:
+    """Take the weights that ``init_from`` names; for provenance, where they come from."""
+    if cfg.init_from is None:
+        return None
+    record = init_from(network, cfg.init_from)
+    log.info("weights from %s", cfg.init_from)
+    return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record.get("voxel_size")}
+
+
+def tune(
+    cfg: DictConfig, make_module: Callable[..., SegmentationModule], data: RegionDataModule, folder: Path
+) -> None:
+    """Find a batch size and a learning rate first, where asked; they enter the config and the words of the run.
+
+    Raises:
+        UserError: The run has several devices, or nothing was found.
+    """
+    if cfg.trainer.devices != 1:
+        raise UserError("tune_lr and tune_batch_size need one device", cfg.trainer.devices, "set trainer.devices=1")
+    make_trainer = partial(instantiate, cfg.trainer)
+    module = make_module(optimizer=instantiate(cfg.optimizer))
+    found: dict[str, int | float] = {}
+    if cfg.tune_batch_size:
+        cfg.data.batch_size = found["data.batch_size"] = find_batch_size(make_trainer, module, data)
+    if cfg.tune_lr:
+        figure = folder / "figures" / "learning_rate.png"
+        cfg.optimizer.lr = found["optimizer.lr"] = find_learning_rate(make_trainer, module, data, figure=figure)
+    for key, value in found.items():
+        log.info("%s set to %.4g", key, value)
+    replace_saved_words(folder, found, drop=("tune_lr", "tune_batch_size"))
+
+
+def choose_compile(wish: bool | str, trainer: Trainer) -> bool | str:
+    """What `SegmentationModule` takes as ``compile``.
+
+    Raises:
+        UserError: An unknown mode, or nothing here that could compile.
+    """
+    if not isinstance(wish, bool) and wish not in COMPILE_MODES:
+        raise UserError("compile is none of its choices", wish, f"true, false, {', '.join(COMPILE_MODES)}")
+    device = trainer.strategy.root_device
+    if wish and not can_compile(device):
+        raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
+    return wish
+
+
+def match_channels(cfg: DictConfig) -> None:
+    """Give the network as many input channels as ``data.channels`` makes."""
+    if cfg.data.channels not in CHANNEL_OFFSETS:
+        raise UserError(
+            "no such way to make channels", cfg.data.channels, f"choose one of {', '.join(CHANNEL_OFFSETS)}"
+        )
+    if cfg.network.get("spatial_dims") == 3 and cfg.data.channels != "single":
+        log.info("data.channels set to single, as a network on volumes takes")
+        cfg.data.channels = "single"
+    count = len(CHANNEL_OFFSETS[cfg.data.channels])
+    if "in_channels" in cfg.network and cfg.network.in_channels != count:
+        log.info("network.in_channels set to %d, as data.channels=%s makes", count, cfg.data.channels)
+        with open_dict(cfg):
+            cfg.network.in_channels = count
+
+
+def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
+    """The Trainer with its loggers and callbacks; everything it writes lies in the run's folder.
+
+    Args:
+        cfg: The composed training config.
+        folder: The run's folder.
+        **replaced: Arguments of the Trainer instead of those of ``cfg.trainer``.
+    """
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        logger=make_loggers(cfg, folder),
+        callbacks=make_callbacks(cfg, folder),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        **replaced,
+    )
+    return trainer
+
+
+def describe_devices(trainer: Trainer) -> str:
+    """For the log: how many devices of which kind, and threads where it is the CPU."""
+    kind = trainer.strategy.root_device.type
+    threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
+    return f"{trainer.world_size} {kind} device(s){threads}"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Where a run goes on from.
+
+    Attributes:
+        folder: The run's folder.
+        checkpoint: To restore; None for a new run.
+        extended: Epochs of each extension, the one that now begins included.
+        epochs: Of the whole run, extensions included.
+        scored: Whether a finished run is extended just now, so that its scores are those of an earlier state.
+        bounds: To build the network in, whose arguments may be a stranger's.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    extended: tuple[int, ...]
+    epochs: int
+    scored: bool
+    bounds: AbstractContextManager[None] = field(default_factory=nullcontext)
+
+    @classmethod
+    def find(cls, cfg: DictConfig, folder: Path) -> Continuation:
+        """What ``resume`` and ``extend`` ask for.
+
+        Raises:
+            UserError: There is no checkpoint, it cannot be read, or the run to extend has not finished.
+        """
+        checkpoint = resume_checkpoint(cfg.resume)
+        if checkpoint is None:
+            if cfg.extend is not None:
+                raise UserError("extend= without a run", cfg.extend, "add resume=RUN, the run to extend")
+            return cls(folder, None, (), cfg.trainer.max_epochs, False)
+        found = read_checkpoint(checkpoint)
+        extended = list(found.get(STATE, {}).get("extended", []))
+        if not all(isinstance(epochs, int) for epochs in extended):
+            raise UserError(
+                "the checkpoint does not say how far the run was extended", str(checkpoint), "start a new run"
+            )
+        if cfg.extend is not None:
+            if not isinstance(cfg.extend, int) or cfg.extend < 1:
+                raise UserError("extend is no number of epochs", cfg.extend, "give 1 or more")
+            if not (folder / "metrics.json").is_file():
+                raise UserError("the run has not finished", str(folder), "go on with resume= alone, without extend=")
+            extended.append(cfg.extend)
+        epochs = cfg.trainer.max_epochs + sum(extended)
+        bounds = nullcontext() if cfg.trust else within(Bounds(found["state_dict"].values()))
+        return cls(folder, checkpoint, tuple(extended), epochs, cfg.extend is not None, bounds)
+
+    def put_scores_aside(self) -> None:
+        """Keep the scores of a run that is extended under another name, until there are new ones."""
+        if self.scored:
+            name = f"metrics_after_{self.epochs - self.extended[-1]}_epochs.json"
+            move_into_place(self.folder / "metrics.json", self.folder / name, overwrite=True)
+
+
+def resume_checkpoint(resume: str | None) -> Path | None:
+    """The checkpoint that ``resume=`` names: a file, or the last one of a run folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    if resume is None:
+        return None
+    path = Path(resume)
+    path = path if path.is_file() else path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError("nothing to resume from", str(resume), "name a run folder that has checkpoints/last.ckpt")
+    return path
+
+
+def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
+    """Checkpoints, guards, pictures, speed and progress, as the config says."""
+    kept, throughput = folder / "checkpoints", Throughput()
+    callbacks = [FiniteLoss(), ShallowConvolutions(), SlicePictures(overlay_figure), throughput]
+    if cfg.patience is not None:
+        if cfg.patience < 1:
+            raise UserError("patience is not positive", cfg.patience, "give validations without gain, or null")
+        callbacks.append(EarlyStopping(SCORE, mode="max", patience=cfg.patience, check_on_train_epoch_end=False))
+    if cfg.ema is not None:
+        if not isinstance(cfg.ema, float) or not 0 < cfg.ema < 1:
+            raise UserError("ema is no decay", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema))
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
+    callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer would add its own only where there is a limit
+    return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
+
+
+def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """TensorBoard and CSV always, and those of the config group ``logger``.
+
+    Raises:
+        UserError: The package of a chosen logger is not installed.
+    """
+    loggers: list[Logger] = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
+    for name, config in (cfg.get("logger") or {}).items():
+        try:
+            loggers.append(instantiate(config))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ImportError):
+                raise UserError(f"logger={name} needs a package", str(name), f"run: pip install {name}") from error
+            raise
+    return loggers
+
+
+def training_costs(trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]:
+    """Costs of a training that has just ended.
+
+    Args:
+        trainer: Has a `Timer` among its callbacks, whose state goes along when a run is resumed.
+        network: What was trained.
+
+    Returns:
+        ``training_seconds``, with validation and without the parts of a run that were lost when it was killed;
+        ``parameters``, how many numbers the network has learnt or been given; ``peak_memory`` in bytes, of this
+        ``process`` and, as far as torch allocated it, of its ``device`` (None on a CPU).
+    """
+    (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+    device = trainer.strategy.root_device
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "training_seconds": round(timer.time_elapsed(), 1),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "peak_memory": {"process": peak_memory(), "device": on_device},
+    }
+
+
+CHOICES = ("data", "network", "optimizer", "scheduler", "experiment")
+
+KEYS = ("seed", "epochs", "data.batch_size")
+
+SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean")
+
+_NOT_SHOWN = ("hydra", "resume", "name")
+
+Value = bool | int | float | str
+
+
+def log_hparams(folder: Path, cfg: DictConfig, validation: Mapping[str, object]) -> None:
+    """Write a run's line of the HParams table (call it inside a run).
+
+    Args:
+        folder: The run's.
+        cfg: Its config.
+        validation: Scores on the validation slabs, `SCORES` among them; others are left out.
+    """
+    runtime = HydraConfig.get()
+    given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
+    scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}  # type: ignore[arg-type]
+    write_hparams(folder / "tensorboard", given, scores)
+
+
+def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: Iterable[str]) -> dict[str, Value]:
+    """What set a run apart: the options of its groups, common numbers, the optimizer's, and each word that was given.
+
+    Args:
+        cfg: The run's config.
+        choices: Option by group, as Hydra knows them.
+        words: Overrides; paths' and folders' are among them as they were typed.
+    """
+    found: dict[str, Value] = {
+        group: option for group in CHOICES if (option := choices.get(group)) not in {None, "null"}
+    }
+    for key, value in cfg.get("optimizer", {}).items():
+        if isinstance(value, Value) and not str(key).startswith("_"):
+            found[f"optimizer.{key!s}"] = value
+    keys = [*KEYS, *(key_of(word) for word in words)]
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        if key not in found and value is not None and not key.startswith(_NOT_SHOWN):
+            found[key] = value if isinstance(value, Value) else str(value)
+    return found
+
+
+def write_hparams(folder: Path, given: Mapping[str, Value], scores: Mapping[str, float]) -> None:
+    """Write hyper-parameters and scores as TensorBoard events into a folder.
+
+    Args:
+        folder: Of events; made if missing.
+        given: Value by name.
+        scores: Score by tag.
+    """
+    with SummaryWriter(str(folder)) as writer:
+        file_writer = writer._get_file_writer()
+        for summary in hparams(dict(given), dict(scores)):  # type: ignore[no-untyped-call]
+            file_writer.add_summary(summary)
+        for tag, score in scores.items():
+            writer.add_scalar(tag, score, 0)
