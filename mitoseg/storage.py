@@ -198,13 +198,13 @@ def open_own(path: str, flags: int) -> int:
 
 
 def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
-    """Write UTF-8 text atomically; the line ends are written as given.
+    """Write UTF-8 text atomically; the line ends, and bytes of names that are no UTF-8, are written as given.
 
     Raises:
         UserError: As `atomic_output`.
     """
     with atomic_output(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def write_json(path: Path | str, data: object, *, overwrite: bool = True) -> None:
@@ -217,9 +217,9 @@ def write_json(path: Path | str, data: object, *, overwrite: bool = True) -> Non
         UserError: As `atomic_output`.
         TypeError: Something in ``data`` has no JSON form.
     """
-    write_text(
-        path, json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite
-    )
+    text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    escaped = text.encode(errors="backslashreplace").decode()  # of names that are no UTF-8, as JSON writes such
+    write_text(path, escaped + "\n", overwrite=overwrite)
 
 
 def read_json(path: Path) -> dict[str, Any]:

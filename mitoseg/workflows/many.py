@@ -23,7 +23,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,11 @@ def predict_many(
     folder = Path(cfg.output)
     with held(folder / ".lock", "another process is writing into this folder"):
         before = read_rows(folder)
-        rows = [before.get(Path(job.output).name, Row(job.input, job.output)) for job in jobs]
-        names = {Path(job.output).name for job in jobs}
-        others = [row for name, row in before.items() if name not in names and row.status == DONE]
+        known = {Path(job.output).name: Row(job.input, job.output) for job in jobs}
+        rows = [  # the folder may have been copied, or be seen from elsewhere, since its table was written
+            replace(before.get(name, row), input=row.input, output=row.output) for name, row in known.items()
+        ]
+        others = [row for name, row in before.items() if name not in known and (row.command or row.status == DONE)]
         skipped = 0
         for number, (job, row) in enumerate(zip(jobs, rows, strict=True)):
             own = OmegaConf.merge(cfg, {"input": job.input, "output": job.output})
@@ -219,14 +221,17 @@ class Row:
 def read_rows(folder: Path) -> dict[str, Row]:
     """The rows of an earlier run by their outputs' names; none where there is no table, or another one."""
     try:
-        text = (folder / NAME).read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
+        text = (folder / NAME).read_bytes().decode(errors="surrogateescape")
+    except OSError:
         return {}
     names = [f.name for f in fields(Row)]
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    if reader.fieldnames != names:
+    try:
+        if reader.fieldnames != names:
+            return {}
+        rows = [Row(**{name: as_written(line[name] or "") for name in names}) for line in reader]
+    except csv.Error:
         return {}
-    rows = [Row(**{name: as_written(line[name] or "") for name in names}) for line in reader]
     for row in rows:
         row.command = row.command if row.command.startswith("{") else ""
     return {Path(row.output).name: row for row in rows}

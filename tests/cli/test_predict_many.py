@@ -2,6 +2,8 @@
 
 import csv
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,52 @@ def test_a_run_over_some_keeps_the_rows_of_the_others(run, computed):
     before = table()
     assert run("input=[in/a.tif]", "output=out") == 0
     assert table() == before
+
+
+def test_a_copied_folder_of_results_speaks_of_itself(run, work, computed):
+    """Its table was written where it was copied from."""
+    tif("in/a.tif"), tif("in/b.tif")
+    assert run("input=in", "output=out") == 0
+    shutil.copytree("out", "copy/out")
+    shutil.rmtree("copy/out/a.zarr")
+    computed.clear()
+    assert run("input=in", "output=copy/out") == 0
+    assert computed
+    assert outputs("copy/out") == ["a.zarr", "b.zarr", "summary.csv"]
+    assert {row["output"] for row in table("copy/out").values()} == {"copy/out/a.zarr", "copy/out/b.zarr"}
+
+
+def test_what_was_refused_once_is_still_known(run, computed):
+    tif("in/a.tif"), tif("in/b.tif")
+    assert run("input=in", "output=out") == 0
+    assert run("input=in", "output=out", "threshold=0.9") == 1
+    assert run("input=in", "output=out", "suffix=.tif") == 0
+    computed.clear()
+    assert run("input=in", "output=out") == 0
+    assert not computed
+
+
+def test_a_table_that_is_no_table_is_written_anew(run):
+    tif("in/a.tif")
+    Path("out").mkdir()
+    heads = "input,output,status,voxels,seconds,foreground,error,command"
+    Path("out/summary.csv").write_text(f"{heads}\n{'x' * 200_000}\n")
+    assert run("input=in/[a].tif", "output=out") == 0
+    assert table()["in/a.tif"]["status"] == "done"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
+def test_names_that_are_no_utf_8(run, computed):
+    odd = os.fsdecode(b"in/\xe9.tif")
+    shutil.move(tif("in/b.tif"), odd)
+    tif("in/a.tif")
+    for _ in range(2):
+        assert run("input=in", "output=out") == 0
+        assert outputs() == sorted(["a.zarr", os.fsdecode(b"\xe9.zarr"), "summary.csv"])
+        tiles = len(computed)
+    assert len(computed) == tiles
+    assert run(f"input={odd}", f"output={odd}", "overwrite=true", "hydra.run.dir=other") == 1
+    assert run(f"input={odd}", "output=alone.tif") == 0
 
 
 def test_the_model_is_loaded_once(run, monkeypatch):
