@@ -7,19 +7,28 @@ stored (T, Z, C, Y, X) of a hyperstack, axes "tzcyx"      box [z0:z1, y0:y1, x0:
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array
+from mitoseg.volumes.units import decoded
 
 logger = logging.getLogger(__name__)
 _SPACE = "zyx"
 _COLOUR = (3, 4)
+_WORDS = {
+    "depth": "z", "plane": "z", "section": "z", "slice": "z", "height": "y", "row": "y", "rows": "y", "width": "x",
+    "col": "x", "column": "x", "columns": "x", "channel": "c", "channels": "c", "time": "t",
+}  # fmt: skip
 _ASK = "say which axis is which, for example axes=zyx or axes=zyxc"
 
 
@@ -97,6 +106,41 @@ def colour_codes(image_yxc: Array) -> Array:
     if image_yxc.shape[-1] in (2, 4) and image_yxc[..., -1].any():
         codes[image_yxc[..., -1] == 0] = 0
     return codes
+
+
+def stated_axes(attributes: Mapping[str, Any], count: int, *first: object) -> str | None:
+    """The letters of an array's axes, as the metadata of programs name them.
+
+    Args:
+        attributes: Of the array: ``_ARRAY_DIMENSIONS`` of xarray, ``axis_names`` of funlib, ``axes``, ``transform`` of
+            COSEM.
+        count: How many axes it has.
+        *first: Names that come before those.
+
+    Returns:
+        A letter of ``tczyx`` for each axis; None where nothing names all of them.
+
+    >>> stated_axes({"axes": ["width", "height", "depth"]}, 3), stated_axes({"axes": '["c^","y","x"]'}, 3)
+    ('xyz', 'cyx')
+    >>> stated_axes({"axes": "x, y, z"}, 3), stated_axes({"axes": [{"name": "z"}, {"name": "y"}]}, 3)
+    ('xyz', None)
+    """
+    transform = attributes.get("transform")
+    cosem = transform.get("axes") if isinstance(transform, Mapping) else None
+    for named in (*first, *(attributes.get(key) for key in ("_ARRAY_DIMENSIONS", "axis_names", "axes")), cosem):
+        names = decoded(named)
+        if isinstance(names, str):
+            with contextlib.suppress(ValueError):
+                names = json.loads(names)
+        if isinstance(names, str):
+            names = [name for name in re.split(r"[\s,;]+", names) if name]
+        names = [decoded(name) for name in (np.ravel(np.asarray(names)) if names is not None else ())]
+        names = [str(name.get("name") if isinstance(name, Mapping) else name).lower().strip("^ ") for name in names]
+        names = list(names[0]) if len(names) == 1 and count > 1 else names
+        letters = [name if len(name) == 1 else _WORDS.get(name, "?") for name in names]
+        if len(letters) == count and set(letters) <= set("tczyx"):
+            return "".join(letters)
+    return None
 
 
 def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, asked: str | None = None) -> Layout:

@@ -23,6 +23,7 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes.axes import stated_axes
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
@@ -34,7 +35,7 @@ from mitoseg.volumes.stored import (
     opening,
     reading,
 )
-from mitoseg.volumes.units import agreed_size, as_list, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm
+from mitoseg.volumes.units import agreed_size, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -197,14 +198,12 @@ def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
 
 
 def _axes(attributes: Mapping[str, object], dataset: h5py.Dataset) -> str | None:
-    """The axes that mitoseg, ilastik (axistags), funlib (axis_names) or the labels of dimensions state."""
-    names = as_list(attributes.get("axis_names")) or [d.label for d in dataset.dims]
-    stated = attributes.get("axes") or "".join(str(name)[:1] for name in names)
+    """The axes that mitoseg and others, ilastik (axistags) or the labels of dimensions state."""
+    tags = None
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        if "axistags" in attributes and "axes" not in attributes:
-            stated = "".join(axis["key"] for axis in json.loads(str(attributes["axistags"]))["axes"])
-    known = isinstance(stated, str) and len(stated) == dataset.ndim and set(stated.lower()) <= set("tczyx")
-    return stated if isinstance(stated, str) and known else None
+        tags = [axis["key"] for axis in json.loads(str(attributes["axistags"]))["axes"]]
+    labels = [dim.label for dim in dataset.dims]
+    return stated_axes(attributes, dataset.ndim, attributes.get("axes"), tags) or stated_axes({}, dataset.ndim, labels)
 
 
 class Hdf5Volume(StoredVolume):

@@ -1,7 +1,9 @@
 """Folders of slices, one file a slice, in natural order of their names: PNG or single-page TIFF, else other pictures.
 
 A file of indexed colours holds numbers and a table of colours. Where all colours of the table are greys, the grey is
-the value; else the number is: that is how labels are stored, and images under a lookup table.
+the value; else the number is: that is how labels are stored, and images under a lookup table. Programs that choose
+colours picture by picture number them as they occur: where tables differ between slices, or another number than 0 is
+black, the colours count.
 
 Which slices a folder lacks, by the numbers in the names of its files.
 
@@ -25,7 +27,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -36,7 +38,7 @@ from mitoseg.errors import UserError
 from mitoseg.volumes.axes import colour_codes
 from mitoseg.volumes.base import Array, Volume
 from mitoseg.volumes.stored import Header, PageCache, StoredVolume, check_regular, opening, reading
-from mitoseg.volumes.tiff import check_bytes, flipped_bits
+from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, lossless
 
 logger = logging.getLogger(__name__)
 
@@ -116,26 +118,28 @@ def open_picture(path: str, *, axes: str | None = None, voxel_size: Sequence[flo
 
 
 def _open(path: str, files: Sequence[Path], voxel_size: Sequence[float] | None) -> StoredVolume:
-    first: tuple[tuple[int, int], np.dtype[Any]] | None = None
-    colours, indexed = 0, False
+    found: list[_Slice] = []
     for file in files:
         with opening(str(file)):
-            shape, dtype, colour, palette = _header(file)
-        indexed = indexed or (palette is not None and not _is_grey(palette))
-        first = first or (shape, dtype)
-        colours += colour
-        if (shape, dtype) != first:
-            what = f"slices differ: {files[0].name} is {_say(*first)}, {file.name} is {_say(shape, dtype)}"
+            found.append(_header(file))
+        if found[-1][:2] != found[0][:2]:
+            what = f"slices differ: {files[0].name} is {_say(*found[0][:2])}, {file.name} is {_say(*found[-1][:2])}"
             raise UserError(what, path, "give slices of one size and type")
-    assert first is not None
+    first, coloured = found[0], [s.palette is not None and not _is_grey(s.palette) for s in found]
+    indexed = any(coloured) and _is_one_table([s.palette for s in found])
+    colours = sum(s.colour or (one and not indexed) for s, one in zip(found, coloured, strict=True))
     if colours:
         text = "%s: %d of %d slices are in colour and reduced to grey, the largest of red, green and blue"
         logger.info(text, path, colours, len(files))
     if indexed:
         logger.info("%s: indexed colours; the number is the value, and not the grey of its colour", path)
-    part = math.prod(first[0]) * first[1].itemsize
-    header = Header((len(files), *first[0]), first[1], "zyx", part_bytes=part)
-    return SliceFolder(path, files, header, voxel_size=voxel_size, colour=bool(colours), indexed=indexed)
+    elif any(coloured):
+        logger.info("%s: the tables of indexed colours differ, or not 0 is black; the colours are read", path)
+    part = math.prod(first.shape) * first.dtype.itemsize
+    header = Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part)
+    volume = SliceFolder(path, files, header, voxel_size=voxel_size, colour=bool(colours), indexed=indexed)
+    volume.lossy = any(s.lossy for s in found)
+    return volume
 
 
 def _say(shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
@@ -159,7 +163,6 @@ class SliceFolder(StoredVolume):
         self._files = [os.path.abspath(file) for file in files]
         self._cache = PageCache()
         self._colour, self._indexed = colour, indexed
-        self.lossy = any(file.suffix.lower() in _LOSSY for file in files)
 
     def as_labels(self) -> Volume:
         """See `Volume.as_labels`."""
@@ -195,8 +198,18 @@ class SliceFolder(StoredVolume):
         return image
 
 
-def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool, Array | None]:
-    """(y, x), dtype, whether in colour, and the table of indexed colours, from the head of a slice."""
+class _Slice(NamedTuple):
+    """What the head of a slice says: (y, x), type, whether in colour, (n, 3) the table of indexed colours, losses."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    colour: bool
+    palette: Array | None = None
+    lossy: bool = False
+
+
+def _header(file: Path) -> _Slice:
+    """Read the head of a slice."""
     suffix = file.suffix.lower()
     if suffix == ".png":
         with file.open("rb") as stream:
@@ -205,12 +218,15 @@ def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool, Array | N
             raise ValueError("not a PNG")
         width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
         palette = _palette(PngImagePlugin.PngImageFile(file)) if colour == _PALETTE else None
-        return (height, width), np.dtype(np.uint16 if bits == 16 else np.uint8), colour in _COLOUR_TYPES, palette
+        dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
+        return _Slice((height, width), dtype, colour in _COLOUR_TYPES, palette)
     if suffix in PICTURES:
         with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise UserError("the file holds several pictures", str(file), "save them as a TIFF stack")
-            return (image.height, image.width), np.dtype(np.uint8), image.mode not in ("1", "L", "P"), _palette(image)
+            shape, colour = (image.height, image.width), image.mode not in ("1", "L", "P")
+            lossy = suffix in _LOSSY or (suffix == ".webp" and not lossless(file.read_bytes()[:64]))
+            return _Slice(shape, np.dtype(np.uint8), colour, _palette(image), lossy)
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
         if len(tif.pages) > 1:
@@ -220,7 +236,8 @@ def _header(file: Path) -> tuple[tuple[int, int], np.dtype[Any], bool, Array | N
         if not (isinstance(page.imagelength, int) and isinstance(page.imagewidth, int)):
             raise ValueError("no single number for the width or length")
         flipped_bits(str(file), tif, page)
-        return (page.imagelength, page.imagewidth), np.dtype(page.dtype), page.samplesperpixel > 2, None
+        shape = (page.imagelength, page.imagewidth)
+        return _Slice(shape, np.dtype(page.dtype), page.samplesperpixel > 2, lossy=is_lossy(page))
 
 
 def _palette(image: Image.Image) -> Array | None:
@@ -232,6 +249,17 @@ def _palette(image: Image.Image) -> Array | None:
 def _is_grey(palette: Array) -> bool:
     """Whether a table of colours holds greys that differ."""
     return bool((palette == palette[:, :1]).all() and (palette != palette[0]).any())
+
+
+def _is_one_table(palettes: Sequence[Array | None]) -> bool:
+    """Whether all slices number their colours alike, and no other number than 0 is black, but for unused ends."""
+    tables = [palette for palette in palettes if palette is not None]
+    longest = max(tables, key=len)
+    black: Array = np.asarray(~longest.any(axis=1))
+    end = len(black) - int(np.argmin(black[::-1])) if not black.all() else 1
+    end += end == len(black) - 1  # one black at the end is used, many fill the table
+    same = len(tables) == len(palettes) and all((table == longest[: len(table)]).all() for table in tables)
+    return same and (bool(black[0]) or not black[:end].any())
 
 
 def _decode(file: Path, *, indexed: bool) -> Array:

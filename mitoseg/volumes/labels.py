@@ -42,6 +42,8 @@ _MARKERS = (255, 65535, 2**32 - 1)
 
 _COLOURED = 2**24
 
+_LOSSY = "the labels are compressed with loss, which changes values; only a mask of black and white survives it"
+_LOSSLESS = "save them as PNG, or as TIFF with deflate"
 _EXAMPLE = "give a value or a list, such as foreground=[3,4]"
 
 
@@ -156,9 +158,8 @@ def map_labels(
         value_rule = choose_rule(survey, rule, volume.path)
         if rule == "auto" and volume.info.metadata.get("kind") not in ("mask", "instances"):
             _check_meaning(survey, volume.path)
-    if lossy and (value_rule.numbered or chosen is not None):
-        what = "the labels are stored as JPEG, which changes their values; only a mask of black and white survives it"
-        raise UserError(what, volume.path, "save them as PNG or TIFF")
+    if lossy and (value_rule.threshold is None or (rule == "auto" and survey.halves[32] > 1.5 * survey.halves[224])):
+        raise UserError(_LOSSY, volume.path, _LOSSLESS)
     if require_foreground and chosen is None and survey.above(value_rule.threshold) == 0:
         what = f"the labels hold no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
         raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")
@@ -220,7 +221,8 @@ def map_mask(volume: Volume, foreground: object = None, kind: str | None = None)
         The volume itself, or a lazy mask of 0 and 1.
 
     Raises:
-        UserError: The values cannot be chosen so, or of several values none is 0, so that any may be the background.
+        UserError: The values cannot be chosen so, several are colours, or of several values none is 0, so that any
+            may be the background.
     """
     if foreground is not None:
         if kind not in (None, "mask"):
@@ -228,6 +230,14 @@ def map_mask(volume: Volume, foreground: object = None, kind: str | None = None)
         mask = map_labels(volume, foreground=foreground)
         mask.info = replace(mask.info, metadata={"kind": "mask"})
         return mask
+    if volume.lossy and kind == "instances":
+        raise UserError(_LOSSY, volume.path, _LOSSLESS)
+    told_apart = volume.as_labels()
+    if told_apart is not volume and kind != "probability" and volume.info.metadata.get("kind") is None:
+        survey = survey_labels(told_apart)
+        if kind == "instances" and survey.high >= _COLOURED:
+            return told_apart
+        _check_colours(survey, volume.path, "kind=instances if each is an object")
     is_ids = kind is None and volume.dtype != np.uint8  # of bytes, whoever asks what they are looks at them
     if volume.dtype.kind in "iu" and volume.info.metadata.get("kind") is None and (kind == "mask" or is_ids):
         _check_background(survey_labels(volume), volume.path, "kind=instances if all are objects")
@@ -291,11 +301,16 @@ def _check_meaning(survey: Survey, path: str) -> None:
     if survey.high == _TRANSPARENT:
         what = f"the labels hold 0 and {_TRANSPARENT}, which CREMI and Paintera write where there is no label"
         raise UserError(what, path, f"give ignore_label={_TRANSPARENT} to leave those voxels out")
+    _check_colours(survey, path, "label_rule_of_values=nonzero if all but black are")
+
+
+def _check_colours(survey: Survey, path: str, otherwise: str) -> None:
+    """Refuse several colours: which are mitochondria is not known."""
     colours = sorted(value for value in survey.values if _COLOURED <= value < 2 * _COLOURED)
     if len(colours) > 1 and all(value < 2 * _COLOURED for value in survey.values):
         what = f"the labels are in {len(colours)}{'+' * survey.many} colours: {survey.listed(value_name)}"
         remedy = f"name those of mitochondria, such as foreground={value_name(colours[0])}"
-        raise UserError(what, path, f"{remedy}, or give label_rule_of_values=nonzero if all but black are")
+        raise UserError(what, path, f"{remedy}, or give {otherwise}")
 
 
 def _warn(survey: Survey, rule: ValueRule, path: str) -> None:
@@ -385,7 +400,7 @@ class Survey:
         full: Voxels of value 255 or 65535, the ends of 8 and 16 bit masks.
         between: Voxels of any other value.
         solid: Those of ``between`` that equal their four neighbours in the slice.
-        halves: Voxels at or above 0.5, 128 and 32768.
+        halves: Voxels at or above 0.5, 128 and 32768; at or above 32 and 224, between which a sharp mask has few.
         values: Voxels of each distinct value; of more than 64, some of the values and no counts to rely on.
         chosen: Voxels of the values that the user names.
     """
@@ -398,7 +413,7 @@ class Survey:
     full: int = 0
     between: int = 0
     solid: int = 0
-    halves: dict[float, int] = field(default_factory=lambda: {0.5: 0, 128: 0, 32768: 0})
+    halves: dict[float, int] = field(default_factory=lambda: {0.5: 0, 32: 0, 128: 0, 224: 0, 32768: 0})
     values: dict[float, int] = field(default_factory=dict)
     chosen: dict[int, int] = field(default_factory=dict)
 
@@ -484,6 +499,7 @@ def _histogram(label: Array, *, exact: bool) -> tuple[Array, Array]:
 
 def _solid(label_zyx: Array, ignore_label: int | None) -> int:
     """Voxels between the ends of the scale that equal their four neighbours in the slice."""
+    label_zyx = label_zyx.astype(np.float32) if label_zyx.dtype == np.float16 else label_zyx  # which has no 65535
     inner = label_zyx[:, 1:-1, 1:-1]
     same = (inner == label_zyx[:, :-2, 1:-1]) & (inner == label_zyx[:, 2:, 1:-1])
     same &= (inner == label_zyx[:, 1:-1, :-2]) & (inner == label_zyx[:, 1:-1, 2:])

@@ -262,6 +262,10 @@ class MrcHeader:
         ours = self.note.get("dtype")
         if mode == 6 and ours == "uint8" and stamp != IMOD_STAMP and not high > 255:
             return Voxels(dtype, _UNSIGNED, limit=255)
+        if (mode == 1 and 32767 < high <= 65535) or (mode == 6 and low < 0 and low < high):
+            sign = "a" if mode == 1 else "no"
+            what = f"the MRC's 16 bits have {sign} sign, but by its header values run from {low:g} to {high:g}"
+            raise UserError(what, self._path, "the header is wrong: save it with IMOD's newstack, or with mode 2")
         if mode != 0:
             return Voxels(dtype)
         if stamp == IMOD_STAMP and flags & IMOD_HALF_BYTES:

@@ -26,6 +26,7 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
+from mitoseg.volumes.axes import stated_axes
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.stored import (
@@ -82,9 +83,7 @@ def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] |
         if isinstance(packing, Mapping) and packing.get("type") not in _COMPRESSIONS:
             what = f"the N5 dataset is compressed with {packing.get('type')}, which is not read"
             raise UserError(what, path, f"write it again with {', '.join(_COMPRESSIONS[1:])}")
-        stated = attributes.get("axes")
-        named = "".join(map(str, stated)).lower() if isinstance(stated, list) else ""
-        letters = named if len(named) == len(shape) and set(named) <= set("xyzct") else _AXES.get(len(shape))
+        letters = stated_axes({}, len(shape), attributes.get("axes")) or _AXES.get(len(shape))
         size = _voxel_size(path, dataset, letters) if letters and voxel_size is None else None
         header = Header(shape, dtype, letters, size, part_bytes=math.prod(block) * dtype.itemsize)
         import_extra("tensorstore", "tensorstore", "n5")

@@ -7,7 +7,7 @@ of x, y and z runs; voxels stay in the order in which they are stored, whichever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,14 @@ import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.geometry import Box
-from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.stored import Header, MappedVolume, PackedVolume, opening
+from mitoseg.volumes.stored import Header, MappedVolume, PackedVolume, StoredVolume, opening
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".nii", ".nii.gz")
 _SKEW = 1e-3
 
 
-def open_nifti(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> Volume:
+def open_nifti(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
     """Open a NIfTI file; reads its header only.
 
     Raises:
@@ -47,34 +45,14 @@ def open_nifti(path: str, *, axes: str | None = None, voxel_size: Sequence[float
     grid = Grid.of(path, direction)
     named = letters[: len(shape)].translate(str.maketrans("xyz", grid.letters))
     size = voxel_size_nm([float(f"{length:.6g}") for length in grid.sizes], unit)  # the affine is float32
-    header = Header(shape[::-1], dtype, named[::-1], size)
+    header = Header(shape[::-1], dtype, named[::-1], size, scale=(float(slope), float(inter)))
     given: dict[str, Any] = {"axes": axes, "voxel_size": voxel_size}
     if path.lower().endswith(".gz"):
-        volume: Volume = PackedVolume(path, header, path, offset=offset, **given)
+        volume: StoredVolume = PackedVolume(path, header, path, offset=offset, **given)
     else:
         volume = MappedVolume(path, header, offset, "NIfTI", **given)
-    volume = volume if (slope, inter) == (1, 0) else ScaledVolume(volume, float(slope), float(inter))
     volume.directions = grid.directions
     return volume
-
-
-class ScaledVolume(Volume):
-    """Stored numbers times a slope, plus an intercept: float32 where that is exact to the stored digits, or float64.
-
-    Args:
-        volume: As stored.
-        slope: What a stored 1 is worth.
-        inter: What a stored 0 stands for.
-    """
-
-    def __init__(self, volume: Volume, slope: float, inter: float) -> None:
-        dtype = np.dtype(np.float32 if np.can_cast(volume.dtype, np.float32) else np.float64)
-        super().__init__(replace(volume.info, dtype=dtype))
-        self._volume, self._slope, self._inter = volume, slope, inter
-
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        return (self._volume.read(box) * self._slope + self._inter).astype(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Header:
         voxel_size: (z, y, x) in nm, or None.
         metadata: What mitoseg wrote.
         flipped: The bits of a voxel, an unsigned number or a boolean, that the file stores inverted.
+        scale: What a stored 1 is worth, and what a stored 0 stands for.
         part_bytes: What the smallest part takes that is decoded as a whole: a chunk, a block, a strip; 0 for none.
     """
 
@@ -75,6 +76,7 @@ class Header:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     flipped: int = 0
     part_bytes: int = 0
+    scale: tuple[float, float] = (1.0, 0.0)
 
 
 class StoredVolume(Volume):
@@ -100,6 +102,9 @@ class StoredVolume(Volume):
         dtype = header.dtype.newbyteorder("=")
         self._part_bytes = header.part_bytes
         self._flipped = dtype.type(header.flipped) if header.flipped else None
+        self._scale = None if header.scale == (1, 0) else header.scale
+        if self._scale is not None:  # float32 where it holds all digits that are stored
+            dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
         super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
         if self._layout.colour:
             logger.info("%s: colour reduced to grey, the largest of red, green and blue", path)
@@ -126,6 +131,7 @@ class StoredVolume(Volume):
             stored = self._read_stored(self._layout.index(box))
             stored = stored if self._flipped is None else stored ^ self._flipped
             image_zyx = self._layout.arrange(stored, self._reduce)
+            image_zyx = image_zyx if self._scale is None else image_zyx * self._scale[0] + self._scale[1]
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)
 
     def files(self) -> list[Path]:

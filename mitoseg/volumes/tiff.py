@@ -63,15 +63,22 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         check_companion(path, tif)
         stack = Stack(tif)
         _check_log(path, records)
+        if len(tif.series) > 1 and tif.series[0].kind == "ome" and stack.shape[0] == len(tif.series):
+            text = "%s: the OME-TIFF lists %d images of one plane; they are taken for the slices of one stack"
+            logger.warning(text, path, len(tif.series))
         dtype = stack.dtype.newbyteorder("<" if tif.byteorder == "<" else ">")
         flat = all(n == 1 for a, n in zip(stack.axes, stack.shape, strict=True) if a not in "YXS")
         size = tiff_voxel_size(tif, flat=flat) if voxel_size is None else None
         flipped = flipped_bits(path, tif, stack.keyframe)
         part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
-        header = Header(stack.shape, dtype, tiff_axes(tif, stack.axes), size, tiff_metadata(tif), flipped, part)
-    if stack.offset is None:
-        return PagedTiff(path, header, stack.files, axes=axes, voxel_size=voxel_size)
-    return MappedVolume(path, header, stack.offset, "TIFF", axes=axes, voxel_size=voxel_size)
+        named, scale = tiff_axes(tif, stack.axes), tiff_scale(path, tif)
+        header = Header(stack.shape, dtype, named, size, tiff_metadata(tif), flipped, part, scale)
+        lossy = is_lossy(stack.keyframe)
+    if stack.offset is not None:
+        return MappedVolume(path, header, stack.offset, "TIFF", axes=axes, voxel_size=voxel_size)
+    volume = PagedTiff(path, header, stack.files, axes=axes, voxel_size=voxel_size)
+    volume.lossy = lossy
+    return volume
 
 
 def _check_log(path: str, records: Sequence[logging.LogRecord]) -> None:
@@ -94,6 +101,9 @@ _GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
+_LOSSY = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34927, 34934, 50001, 50002, 52546)
+"""Compressions by JPEG, JPEG XR, JPEG 2000, LERC, WebP and JPEG XL."""
+_NO_CALIBRATION = 20
 _FULL = 65535
 """Full intensity in a table of colours."""
 
@@ -164,6 +174,21 @@ def _check_table(path: str, page: tifffile.TiffPage) -> None:
         logger.warning("%s: a pixel of the TIFF is the number of a colour; numbers are read, as labels need it", path)
 
 
+def is_lossy(page: tifffile.TiffPage) -> bool:
+    """Whether a page's compression has changed its values, as JPEG does, or may have."""
+    if page.compression not in _LOSSY:
+        return False
+    offset, count = (next((n for n in numbers if n), 0) for numbers in (page.dataoffsets, page.databytecounts))
+    page.parent.filehandle.seek(offset)
+    return not lossless(page.parent.filehandle.read(min(count, 4096)))
+
+
+def lossless(head: bytes) -> bool:
+    """Whether the beginning of a WebP or a JPEG 2000 says that no value was changed."""
+    marker = head.find(b"\xff\x52")  # of JPEG 2000's coding style, whose last byte is the wavelet: 1 can be undone
+    return b"VP8L" in head[:64] or (0 <= marker < len(head) - 13 and head[marker + 13] == 1)
+
+
 def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
     """(z, y, x) in nm from ImageJ's spacing, unit and resolution, or OME's PhysicalSize; None without all three.
 
@@ -181,8 +206,21 @@ def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
     unit = imagej.get("unit", "")
     units = [imagej.get(key, unit) for key in ("zunit", "yunit", "unit")]
     tags = tif.pages.first.tags
-    sizes = [imagej.get("spacing"), _per_unit(tags.valueof("YResolution")), _per_unit(tags.valueof("XResolution"))]
+    spacing = imagej.get("spacing")
+    spacing = abs(spacing) if isinstance(spacing, int | float) else spacing  # negative where z runs downwards
+    sizes = [spacing, _per_unit(tags.valueof("YResolution")), _per_unit(tags.valueof("XResolution"))]
     return voxel_size_nm(sizes, units, flat=flat)
+
+
+def tiff_scale(path: str, tif: tifffile.TiffFile) -> tuple[float, float]:
+    """Slope and intercept of ImageJ's calibration, by which it shows and measures; signed 16 bits have one."""
+    imagej = tif.imagej_metadata or {}
+    function, slope, intercept = (imagej.get(key) for key in ("cf", "c1", "c0"))
+    if function == 0 and isinstance(slope, int | float) and isinstance(intercept, int | float) and slope:
+        return float(slope), float(intercept)
+    if function is not None and function not in (0, _NO_CALIBRATION):
+        logger.warning("%s: ImageJ measures the TIFF by a curve; its values are read as they are stored", path)
+    return 1.0, 0.0
 
 
 def _per_unit(resolution: object) -> float | None:
@@ -393,6 +431,9 @@ class Stack:
         if len(kinds) > 1 or (len(series) > 1 and len(series[0].pages) > 1):
             shapes = sorted({f"{s.shape} {s.dtype}" for s in series})
             what = f"the TIFF holds {len(series)} images that are not one stack: {', '.join(shapes[:4])}"
+            raise UserError(what, path, "save one stack of equal slices")
+        if len({s.keyframe.hash for s in series}) > 1:
+            what = "the TIFF's slices are stored in different ways (compression, predictor, which value is black)"
             raise UserError(what, path, "save one stack of equal slices")
         first = series[0]
         if first.dtype is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import xml.etree.ElementTree as ElementTree
@@ -83,7 +85,7 @@ def stated_sizes(
     found: dict[str, VoxelSize] = {}
 
     def add(name: str, values: object, units: object, axes: str) -> None:
-        sizes, each = as_list(values), as_list(units)
+        sizes, each = as_list(parsed(values)), as_list(parsed(units))
         if len(sizes) == len(letters) != len(axes):
             axes = letters
         elif len(sizes) < len(axes) and "z" not in letters:
@@ -101,7 +103,7 @@ def stated_sizes(
     pixel_axes = pixel_axes or space[::-1]
     add("voxel_size_nm", attributes.get("voxel_size_nm"), "nm", "zyx")
     add("element_size_um", attributes.get("element_size_um"), "um", "zyx")
-    transform, pixel = attributes.get("transform"), attributes.get("pixelResolution")
+    transform, pixel = parsed(attributes.get("transform")), parsed(attributes.get("pixelResolution"))
     units = attributes.get("units", attributes.get("unit", "nm"))
     if isinstance(transform, Mapping):
         names = "".join(str(a)[:1].lower() for a in as_list(transform.get("axes")))
@@ -118,6 +120,15 @@ def stated_sizes(
 def as_list(value: object) -> list[object]:
     """An attribute as a list; empty where it is missing or a mapping."""
     return [] if value is None or isinstance(value, Mapping) else [decoded(v) for v in np.ravel(np.asarray(value))]
+
+
+def parsed(value: object) -> object:
+    """An attribute, which N5 in HDF5 and others write as a text of JSON, or as numbers with commas."""
+    value = decoded(value)
+    if isinstance(value, str) and "," in value:
+        with contextlib.suppress(ValueError):
+            return json.loads(value if value.strip()[:1] in ("[", "{") else f"[{value}]")
+    return value
 
 
 def decoded(value: object) -> object:

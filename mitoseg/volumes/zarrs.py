@@ -13,11 +13,12 @@ import zarr
 from zarr.storage import LocalStore
 
 from mitoseg.errors import UserError
+from mitoseg.volumes.axes import stated_axes
 from mitoseg.volumes.base import Array
 from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
 from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset, load_metadata, opening, reading
-from mitoseg.volumes.units import agreed_size, as_list, stated_sizes
+from mitoseg.volumes.units import agreed_size, stated_sizes
 from mitoseg.volumes.zarr_output import CheckedStore, count_chunks
 
 SUFFIXES = (".zarr",)
@@ -67,7 +68,8 @@ def _header(
     attributes = array.attrs.asdict()
     if stated is not None and (stated.axes is None or len(stated.axes) != array.ndim):
         stated = replace(stated, axes=None, voxel_size=None)
-    axes = (stated and stated.axes) or _named(array)
+    names = getattr(array.metadata, "dimension_names", None)
+    axes = (stated and stated.axes) or stated_axes(attributes, array.ndim, names)
     size = stated.voxel_size if stated else None
     if size is None and asked_size is None:
         size = agreed_size(path, stated_sizes(attributes, axes or asked or "zyx"[-array.ndim :]))
@@ -82,15 +84,6 @@ def _check_chunks(array: zarr.Array[Any], path: str) -> None:
     if size > max(_LARGEST_CHUNK, 2 * array.nbytes):
         what = f"the Zarr array states chunks of {array.chunks} for a shape of {array.shape}"
         raise UserError(what, path, "it is damaged")
-
-
-def _named(array: zarr.Array[Any]) -> str | None:
-    """The names of the dimensions, where all are one letter; funlib marks channels with ``^``."""
-    attributes = array.attrs.asdict()
-    names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
-    names = names or attributes.get("axis_names") or attributes.get("axes")
-    text = "".join(str(name).lower().removesuffix("^") for name in as_list(names))
-    return text if len(text) == array.ndim and set(text) <= set("tczyx") else None
 
 
 def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], LevelHeader | None]:
