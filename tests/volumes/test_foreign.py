@@ -95,6 +95,7 @@ def test_scaled_numbers_of_nifti(tmp_path):
 
     np.testing.assert_allclose(volume.read(), nibabel.load(path).get_fdata().T)
     np.testing.assert_array_equal(volume.read(BOX), volume.read()[BOX.slices])
+    assert volume.state()
 
 
 def test_labels_in_nifti(tmp_path):

@@ -100,10 +100,33 @@ def test_axes_that_ilastik_states(tmp_path, image_zyx):
 
 
 @pytest.mark.parametrize(
+    "attributes",
+    [
+        {"axes": ["x", "y", "z"]},
+        {"axes": '["x", "y", "z"]'},
+        {"axes": "X, Y, Z"},
+        {"axis_names": "xyz"},
+        {"_ARRAY_DIMENSIONS": ["width", "height", "depth"]},
+        {},
+    ],
+)
+def test_axes_however_named(tmp_path, image_zyx, attributes):
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5["raw"] = image_zyx.transpose()
+        h5["raw"].attrs.update(attributes)
+        for dim, name in zip(h5["raw"].dims, () if attributes else ("width", "height", "depth"), strict=False):
+            dim.label = name
+    assert np.array_equal(open_volume(str(tmp_path / "a.h5")).read(), image_zyx)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "nm"),
     [
         ("element_size_um", [0.05, 0.0046, 0.0046], (50, 4.6, 4.6)),
         ("voxel_size_nm", [50, 4.6, 4.6], (50, 4.6, 4.6)),
+        ("resolution", "[50, 4.6, 4.6]", (50, 4.6, 4.6)),
+        ("voxel_size", "50, 4.6, 4.6", (50, 4.6, 4.6)),
+        ("pixelResolution", '{"unit": "nm", "dimensions": [4.6, 4.6, 50]}', (50, 4.6, 4.6)),
         ("element_size_um", [0.05, 0.0046], None),
         ("element_size_um", [0, 0, 0], None),
         ("element_size_um", "unknown", None),

@@ -7,11 +7,13 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import images, map_labels, open_volume
 from mitoseg.volumes.images import natural_key
+from mitoseg.volumes.labels import map_mask
 
 
 def write_png(path, image):
@@ -72,8 +74,6 @@ def test_other_files_are_left_alone(tmp_path):
 
 def as_palette(image_yx):
     """A palette PNG whose colour n is the grey n."""
-    from PIL import Image
-
     image = Image.fromarray(image_yx, "L").convert("P")
     image.putpalette([n for n in range(256) for _ in range(3)])
     return image
@@ -102,8 +102,6 @@ def test_colour_modes_mixed_in_one_folder_of_labels(tmp_path, caplog):
 
 def test_palettes_and_single_bits(tmp_path):
     pytest.importorskip("PIL")
-    from PIL import Image
-
     mask = np.zeros((20, 30), np.uint8)
     mask[4:9, 4:9] = 255
     as_palette(mask).save(tmp_path / "0.png")
@@ -128,8 +126,6 @@ def classes_yx():
 @pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "tif"])
 @pytest.mark.parametrize("palette", [VOC, [0, 0, 0] * 5])
 def test_the_index_of_a_colour_is_the_label(tmp_path, suffix, palette):
-    from PIL import Image
-
     stored = classes_yx()
     image = Image.fromarray(stored, "P")
     image.putpalette(palette)
@@ -150,8 +146,6 @@ def test_the_index_of_a_colour_is_the_label(tmp_path, suffix, palette):
 
 
 def test_a_table_of_greys_is_looked_up(tmp_path):
-    from PIL import Image
-
     stored = classes_yx()
     image = Image.fromarray(stored, "P")
     image.putpalette([n for grey in (200, 10, 90, 40, 255) for n in (grey,) * 3])
@@ -179,6 +173,25 @@ def test_colours_are_classes_of_labels(tmp_path, kind):
     assert np.array_equal(map_labels(volume, rule="nonzero").read()[0], all_colours)
 
 
+def test_tables_of_colours_that_differ_or_begin_with_a_colour(tmp_path):
+    """Programs that choose the colours of each slice anew number them as they occur."""
+    mask_zyx = np.stack([classes_yx() > 0] * 2)
+    for name, orders in (("differ", ((0, 1), (1, 0))), ("turned", ((1, 0), (1, 0)))):
+        (tmp_path / name).mkdir()
+        for z, order in enumerate(orders):
+            table = np.zeros((2, 3), np.uint8)
+            table[order[1]] = (200, 0, 0)
+            image = Image.fromarray(np.array(order, np.uint8)[mask_zyx[z].astype(int)], "P")
+            image.putpalette(table.ravel().tolist())
+            image.save(tmp_path / name / f"{z}.png")
+        assert np.array_equal(map_labels(open_volume(str(tmp_path / name))).read(), mask_zyx), name
+    write_png(tmp_path / "differ" / "0.png", mask_zyx[0] * np.uint8(77))  # a grey beside tables
+    with pytest.raises(UserError, match="foreground=") as refused:
+        map_labels(open_volume(str(tmp_path / "differ")), foreground=1)
+    assert "77 (" in str(refused.value)
+    assert "#c80000 (" in str(refused.value)
+
+
 def test_one_colour_on_black_is_a_mask(tmp_path):
     mask = classes_yx() == 2
     for name, colour in (("red", (255, 0, 0)), ("dark", (0, 90, 0))):
@@ -195,8 +208,14 @@ def test_jpeg_keeps_masks_alone(tmp_path):
     for name, stored in (("ids", ids), ("mask", mask)):
         large = np.repeat(np.repeat(stored, 9, 0), 9, 1)
         (tmp_path / f"{name}.jpg").write_bytes(imagecodecs.jpeg_encode(large, level=90))
-    with pytest.raises(UserError, match="JPEG, which changes their values"):
-        map_labels(open_volume(str(tmp_path / "ids.jpg")))
+        Image.fromarray(large).save(tmp_path / f"{name}.webp", quality=60)
+    for name in ("ids.jpg", "ids.webp"):
+        with pytest.raises(UserError, match="compressed with loss"):
+            map_labels(open_volume(str(tmp_path / name)))
+        with pytest.raises(UserError, match="compressed with loss"):
+            map_mask(open_volume(str(tmp_path / name)), kind="instances")
+    Image.fromarray(large).save(tmp_path / "lossless.webp", lossless=True)
+    assert np.array_equal(map_labels(open_volume(str(tmp_path / "lossless.webp"))).read()[0], large > 0)
     found = map_labels(open_volume(str(tmp_path / "mask.jpg"))).read()[0, ::9, ::9]
     assert (found == (mask > 0)).mean() > 0.9
 

@@ -3,11 +3,12 @@ import re
 
 import numpy as np
 import pytest
+import tifffile
 from scipy import ndimage
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import ArrayVolume, Volume, map_labels
+from mitoseg.volumes import ArrayVolume, Volume, map_labels, open_volume
 from mitoseg.volumes import labels as labels_module
 from mitoseg.volumes.labels import map_mask
 
@@ -375,5 +376,23 @@ def test_results_of_other_programs_as_masks():
         assert map_mask(volume, kind="instances") is volume
         with pytest.raises(UserError, match="kind=probability"):
             map_mask(volume, 2, "probability")
+    half = np.zeros((3, 6, 8), np.float16)
+    half[1, 2:5, 2:5] = 3
+    assert np.array_equal(map_labels(ArrayVolume(half)).read(), half > 0)
     ours = ArrayVolume(stored, metadata={"kind": "instances"})
     assert map_mask(ours) is ours
+
+
+def test_coloured_results_of_other_programs(tmp_path):
+    rgb = np.zeros((5, 20, 30, 3), np.uint8)
+    rgb[:, 2:8, 3:9], rgb[:, 12:18, 3:9] = (200, 0, 0), (0, 0, 90)
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb")
+    volume = open_volume(tmp_path / "a.tif")
+    for kind in (None, "mask"):
+        with pytest.raises(UserError, match=r"2 colours: .*#00005a .*#c80000 .*foreground="):
+            map_mask(volume, kind=kind)
+    assert np.array_equal(map_mask(volume, "#c80000").read(), rgb[..., 0] > 0)
+    assert len(np.unique(map_mask(volume, kind="instances").read())) == 3
+    tifffile.imwrite(tmp_path / "b.tif", rgb * (rgb[..., :1] > 0), photometric="rgb")
+    one = open_volume(tmp_path / "b.tif")
+    assert map_mask(one) is one

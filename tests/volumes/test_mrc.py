@@ -245,3 +245,10 @@ def test_compressed_files_are_refused(tmp_path, image_zyx, name, compression, sa
         pass
     with pytest.raises(UserError, match=rf"the MRC is compressed with {says}.*unpack it first"):
         open_volume(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(("dtype", "low_high"), [("i2", (0, 60000)), ("u2", (-90, 90))])
+def test_a_header_that_contradicts_the_sign_of_its_voxels(tmp_path, image_zyx, dtype, low_high):
+    path = patch(write(tmp_path / "a.mrc", image_zyx.astype(dtype)), RANGE, "<2f", *low_high)
+    with pytest.raises(UserError, match="sign"):
+        open_volume(path)

@@ -5,7 +5,7 @@ from tiff_files import write
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import open_volume
+from mitoseg.volumes import map_labels, open_volume
 
 
 @pytest.mark.parametrize(("unit", "spacing", "pixels"), [("um", 0.05, 200), ("\\u00B5m", 0.05, 200), ("nm", 50, 0.2)])
@@ -217,3 +217,56 @@ def test_a_flat_image_is_as_thick_as_a_pixel_is_wide(tmp_path, image_zyx, option
     caplog.clear()
     assert open_volume(path, voxel_size=[40, 4, 4]).voxel_size == (40, 4, 4)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, -32768.0), (-1.0, 255.0)])
+def test_calibration_of_imagej(tmp_path, image_zyx, slope, intercept):
+    """Signed 16 bits are stored with 32768 added and a calibration that takes them away."""
+    stored = ((image_zyx.astype(float) - intercept) / slope).astype(np.uint16)
+    metadata = {"axes": "ZYX", "spacing": -50, "unit": "nm", "cf": 0, "c0": intercept, "c1": slope}
+    path = write(tmp_path / "a.tif", stored, imagej=True, metadata=metadata, resolution=(0.2, 0.2))
+    volume = open_volume(path)
+    assert np.array_equal(volume.read(), image_zyx)
+    assert volume.voxel_size == (50, 5, 5)
+    assert volume.state()
+
+
+def test_a_calibration_curve_of_imagej_is_told(tmp_path, image_zyx, caplog):
+    path = write(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "ZYX", "cf": 21, "vunit": "OD"})
+    assert np.array_equal(open_volume(path).read(), image_zyx)
+    assert "ImageJ measures the TIFF by a curve" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "second", [{"predictor": 2}, {"photometric": "miniswhite"}, {"compression": "lzw"}, {"tile": (16, 16)}]
+)
+def test_slices_that_are_stored_in_different_ways(tmp_path, image_zyx, second):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for options in ({}, second):
+            common = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+            tif.write(image_zyx[0], **{**common, **options})
+    with pytest.raises(UserError, match="stored in different ways"):
+        open_volume(tmp_path / "a.tif")
+
+
+def test_images_of_one_plane_may_be_positions(tmp_path, image_zyx, caplog):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
+        for image_yx in image_zyx:
+            tif.write(image_yx, photometric="minisblack", metadata={"axes": "YX"})
+    assert np.array_equal(open_volume(tmp_path / "a.ome.tif").read(), image_zyx)
+    assert "6 images of one plane" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("compression", "arguments"),
+    [("jpeg", {"level": 90}), ("jpeg2000", {"level": 40}), ("jpegxl", {"distance": 2}), ("lerc", {"level": 9})],
+)
+def test_labels_that_were_compressed_with_loss(tmp_path, compression, arguments):
+    yx = np.add.outer(np.arange(64) // 16, np.arange(64) // 16)
+    ids = (yx * 60 % 250).astype(np.uint8)[None]
+    path = write(tmp_path / "a.tif", ids, compression=compression, compressionargs=arguments)
+    for options in ({}, {"foreground": 60}):
+        with pytest.raises(UserError, match=r"compressed with loss|in place of labels"):
+            map_labels(open_volume(path), **options)
+    path = write(tmp_path / "a.tif", ids, compression="jpeg2000")
+    assert np.array_equal(map_labels(open_volume(path)).read(), ids > 0)

@@ -114,8 +114,16 @@ def test_channels_ask(tmp_path, image_zyx):
 
 
 def test_names_of_dimensions_are_taken(tmp_path, image_zyx):
-    path = write_array(tmp_path / "a.zarr", image_zyx.transpose().copy(), dimension_names=("x", "y", "z"))
-    assert np.array_equal(open_volume(path).read(), image_zyx)
+    turned = image_zyx.transpose().copy()
+    for names in (("x", "y", "z"), ("width", "height", "depth")):
+        path = write_array(tmp_path / f"{names[0]}.zarr", turned, dimension_names=names)
+        assert np.array_equal(open_volume(path).read(), image_zyx)
+    for n, attributes in enumerate(
+        ({"axes": [{"name": "x"}, {"name": "y"}, {"name": "z"}]}, {"transform": {"axes": ["x", "y", "z"]}})
+    ):
+        path = write_array(tmp_path / f"{n}.zarr", turned)
+        zarr.open(path).attrs.update(attributes)
+        assert np.array_equal(open_volume(path).read(), image_zyx)
 
 
 @pytest.mark.parametrize(
