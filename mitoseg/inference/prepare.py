@@ -26,7 +26,7 @@ from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume, VoxelSize, measure_normalization
 from mitoseg.volumes.base import EncodedVolume
 from mitoseg.volumes.normalize import FAR_GREYS, MatchedVolume, grey_distance, sample_greys
-from mitoseg.volumes.padding import blanked
+from mitoseg.volumes.padding import blanked, has_tissue
 from mitoseg.volumes.resampling import resampled
 from mitoseg.volumes.units import check_voxel_size
 
@@ -154,10 +154,13 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
         model: What predicts.
 
     Raises:
-        UserError: No such choice, or the checkpoint does not know the quantiles of its training volume.
+        UserError: No such choice, nothing but NaN, or the checkpoint does not know the quantiles of its training
+            volume.
     """
     if choice not in CHOICES:
         raise UserError("no such way to normalise", choice, f"choose one of {', '.join(CHOICES)}")
+    if not has_tissue(volume):
+        return volume, None  # which is told when all is done
     if choice == "volume":
         return volume, measure_normalization([(volume, volume.box)])
     if choice == "match":

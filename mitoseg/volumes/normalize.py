@@ -27,6 +27,7 @@ distance of the two distributions). Measured against the EPFL CA1 training volum
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,10 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Array, Volume
 
+log = logging.getLogger(__name__)
+
+HOT = 10.0
+"""Standard deviations from the mean beyond which a voxel is a hot or dead pixel of the detector."""
 _SLAB_VOXELS = 2**24
 
 
@@ -116,7 +121,8 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
     """Mean and standard deviation of the voxels of some boxes that are not padding, read slab by slab.
 
     Slabs are merged by the pairwise update of Chan, Golub and LeVeque (1983): with n voxels, mean m and sum of squared
-    deviations S, ``S = S1 + S2 + (m2 - m1)^2 n1 n2 / n``.
+    deviations S, ``S = S1 + S2 + (m2 - m1)^2 n1 n2 / n``. Where voxels lie beyond `HOT` deviations from the mean, as hot
+    pixels do and no tissue, the others are measured again without them.
 
     Args:
         parts: Volumes, and the box of each that counts.
@@ -124,12 +130,44 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
     Raises:
         UserError: All voxels have one value, or some are NaN, infinite or complex.
     """
-    n, mean, squares, low, high, path = 0, 0.0, 0.0, math.inf, -math.inf, None
+    parts, limits = list(parts), (-math.inf, math.inf)
+    n, mean, squares, low, high = _merged_moments(parts, limits)
+    path = parts[-1][0].path if parts else None
+    if n == 0 and any(box.size for _, box in parts):
+        raise UserError(
+            "the image is constant in every slice: it is all padding", path, "check that it is the right file"
+        )
+    if n == 0:
+        raise UserError("there are no voxels to normalise by", path, "give a box that is not empty")
+    if low == high:
+        raise UserError(f"the image is constant, every voxel is {low:g}", path, "check that it is the right file")
+    voxels = n
+    while True:
+        reach = HOT * math.sqrt(squares / n)
+        limits = (mean - reach, mean + reach)
+        if limits[0] <= low and high <= limits[1]:
+            break
+        cooler = _merged_moments(parts, limits)
+        if cooler[3] == cooler[4] or cooler[0] == n:
+            break
+        n, mean, squares, low, high = cooler
+    if n < voxels:
+        what = "%s: %d voxels are hot or dead pixels, beyond %g deviations from the mean: they enter no normalisation"
+        log.info(what, path, voxels - n, HOT)
+    return Normalization(mean, math.sqrt(squares / n))
+
+
+def _merged_moments(
+    parts: Sequence[tuple[Volume, Box]], limits: tuple[float, float]
+) -> tuple[int, float, float, float, float]:
+    """Number, mean, sum of squared deviations, least and largest of the voxels within limits that are not padding."""
+    n, mean, squares, low, high = 0, 0.0, 0.0, math.inf, -math.inf
     for volume, box in parts:
-        path = volume.path
         depth = max(1, _SLAB_VOXELS // max(1, math.prod(box.shape[1:])))
         for slab in slabs(box, depth):
             image_zyx = read_tissue(volume, slab)
+            if math.isfinite(limits[0]):
+                image_zyx = image_zyx[(image_zyx >= limits[0]) & (image_zyx <= limits[1])][None, None]
             if not image_zyx.size:
                 continue
             m, s = _moments(image_zyx)
@@ -138,11 +176,7 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
             squares += s + (m - mean) ** 2 * n * image_zyx.size / total
             mean += (m - mean) * image_zyx.size / total
             n = total
-    if n == 0:
-        raise UserError("there are no voxels to normalise by", path, "give a box that is not empty or all padding")
-    if low == high:
-        raise UserError(f"the image is constant, every voxel is {low:g}", path, "check that it is the right file")
-    return Normalization(mean, math.sqrt(squares / n))
+    return n, mean, squares, low, high
 
 
 def _moments(image_zyx: Array) -> tuple[float, float]:
@@ -294,7 +328,7 @@ def sample_greys(volume: Volume) -> Array:
         UserError: The file is damaged, or holds NaN or infinity.
     """
     sides = (_DEPTH, _SIDE, _SIDE)
-    starts = [_starts(n, side) for n, side in zip(volume.shape, sides, strict=True)]
+    starts = [sample_starts(n, side) for n, side in zip(volume.shape, sides, strict=True)]
     found: list[Array] = []
     for start in itertools.product(*starts):
         box = Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))).clip(volume.box)
@@ -304,7 +338,7 @@ def sample_greys(volume: Volume) -> Array:
     return np.concatenate(found) if found else np.empty(0, volume.dtype)
 
 
-def _starts(n: int, side: int) -> list[int]:
+def sample_starts(n: int, side: int) -> list[int]:
     """Where boxes begin along an axis: in the middles of equal parts."""
     return sorted({max(0, min(n - side, int((i + 0.5) * n / _PLACES) - side // 2)) for i in range(_PLACES)})
 

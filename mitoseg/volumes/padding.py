@@ -1,25 +1,32 @@
-r"""Padding: margins of one value, which aligned stacks have and which hold no tissue.
+r"""Padding: margins and holes of one value, which aligned stacks and mosaics have and which hold no tissue.
 
 A section that was shifted, turned or sheared into its place leaves margins of one value, a missing one is one value
-altogether. In each slice, padding is every region of exactly one value (or of NaN), connected along y and x, of which
-a stretch of the slice's border consists that is a `SHARE` of the slice's shorter side or more, and `LEAST` pixels:
+altogether, a missing tile of a mosaic a hole. In each slice, padding is every region of one value (or of NaN),
+connected along y and x, of which a stretch of the slice's border consists that is a `SHARE` of the slice's shorter
+side or more, and `LEAST` pixels:
 
     0 0 0 0 0 0 0        o o o o o o o
     0 0 0 7 4 6 3        o o o . . . .
     0 0 2 5 0 1 8   ->   o o . . . . .      o is padding
     0 9 4 4 2 7 5        o . . . . . .
 
-Resin and stains that saturate are seldom of one value over so many pixels of the border. A margin that was stored with
-a lossy codec is of one value but for the blocks that tissue reaches into (8 pixels of JPEG): these count as tissue.
+or, in slices of up to `BAND` pixels, a square of twice that side (and 64). Inside a frame of another value the border
+is what the frame leaves. One value is, for a margin's value v and the tissue's median m, all within `ONE` of
+abs(v - m), since lossy codecs add noise; and up to `RING` pixels further all within `FRINGE` of it, since codecs,
+filters and interpolation blur its edge.
+
+Resin and stains that saturate are seldom of one value over so many pixels.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -29,11 +36,13 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.normalize import sample_greys
+from mitoseg.volumes.normalize import sample_greys, sample_starts
 
 CHOICES = ("auto", "none")
 SHARE, LEAST = 1 / 16, 16
 """Pixels of the border that padding fills in a row: a share of the slice's shorter side, and at least so many."""
+ONE, FRINGE, RING = 1 / 64, 1 / 4, 8
+"""How far from padding's value its pixels are, and those of its edge, and how many pixels wide that is; see above."""
 BAND = 2**24
 """Voxels of a slice that are looked at together."""
 REACH = 64
@@ -60,6 +69,22 @@ class Padding(Volume):
         self._counts: dict[int, int] = {}
         self._bytes = 0
 
+    @cached_property
+    def _tissue(self) -> float:
+        """The median grey value of small boxes all over the volume that are not flat; NaN where all are."""
+        volume, sides = self.volume, (1, 32, 32)
+        if volume.dtype.kind not in "iuf":
+            return math.nan
+        starts = [sample_starts(n, side) for n, side in zip(volume.shape, sides, strict=True)]
+        greys = [
+            volume.read(Box(a, tuple(n + s for n, s in zip(a, sides, strict=True))).clip(volume.box))
+            for a in itertools.product(*starts)
+        ]
+        greys = [box_zyx.astype(np.float64) for box_zyx in greys if np.isfinite(box_zyx).all()]
+        spread_n = np.array([np.subtract(*np.quantile(grey, (0.9, 0.1))) for grey in greys])
+        kept = [grey.ravel() for grey, spread in zip(greys, spread_n, strict=True) if spread > spread_n.max() / 8]
+        return float(np.median(np.concatenate(kept))) if kept else math.nan
+
     def find(self, box: Box) -> Mask | None:
         """The mask (z, y, x) of a box; None where it holds no padding.
 
@@ -78,7 +103,9 @@ class Padding(Volume):
             for i in range(y0 // _STRIP, -(-y1 // _STRIP)) if strips else ():
                 a, b = max(y0, i * _STRIP), min(y1, (i + 1) * _STRIP)
                 rows = min(_STRIP, self.shape[1] - i * _STRIP)
-                mask_yx[a - y0 : b - y0] = self._unpack(strips[i], rows)[a - i * _STRIP : b - i * _STRIP, x0:x1]
+                mask_yx[a - y0 : b - y0] = _unpack(strips[i], (rows, self.shape[2]))[
+                    a - i * _STRIP : b - i * _STRIP, x0:x1
+                ]
         return mask_zyx if mask_zyx.any() else None
 
     def read(self, box: Box | None = None) -> Mask:
@@ -99,7 +126,7 @@ class Padding(Volume):
     def count(self, box: Box | None = None) -> int:
         """Voxels of padding in a box, or in the whole volume."""
         box, found = self.check_box(box), 0
-        for slab in slabs(box, self._depth):
+        for slab in slabs(box, self.depth):
             z_n = range(slab.start[0], slab.stop[0])
             if slab.shape[1:] != self.shape[1:]:
                 mask_zyx = self.find(slab)
@@ -111,7 +138,7 @@ class Padding(Volume):
         return found
 
     @property
-    def _depth(self) -> int:
+    def depth(self) -> int:
         """Slices that are read together."""
         return max(1, _SLAB // max(1, self.shape[1] * self.shape[2]))
 
@@ -125,7 +152,7 @@ class Padding(Volume):
             if z in self._packed:
                 z += 1
                 continue
-            following = range(z, min(stop, z + self._depth))
+            following = range(z, min(stop, z + self.depth))
             depth = next((n for n, k in enumerate(following) if k in self._packed), len(following))
             if Y * X > BAND:
                 slices: list[_Read] = [partial(self._read_part, z)]
@@ -134,7 +161,7 @@ class Padding(Volume):
                     partial(_part_of, image_yx) for image_yx in self.volume.read(Box((z, 0, 0), (z + depth, Y, X)))
                 ]
             for read in slices:
-                self._packed[z], self._counts[z] = pack_padding(read, (Y, X))
+                self._packed[z], self._counts[z] = pack_padding(read, (Y, X), self._tissue)
                 self._bytes += sum(map(len, self._packed[z]))
                 z += 1
 
@@ -143,77 +170,171 @@ class Padding(Volume):
         image_yx: Array = self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0]
         return image_yx
 
-    def _unpack(self, strip: bytes, rows: int) -> Mask:
-        """A strip of rows as it was packed."""
-        if not strip:
-            return np.zeros((rows, self.shape[2]), np.bool_)
-        bits = np.frombuffer(zlib.decompress(strip), np.uint8).reshape(rows, -1)
-        mask_yx: Mask = np.unpackbits(bits, axis=1, count=self.shape[2]).view(np.bool_)
-        return mask_yx
-
 
 def _part_of(image_yx: Array, part: Box) -> Array:
     return image_yx[part.slices]
 
 
-def pack_padding(read: _Read, shape: tuple[int, int]) -> tuple[tuple[bytes, ...], int]:
+def pack_padding(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[tuple[bytes, ...], int]:
     """The padding of one slice, packed strip by strip, and how many pixels it has; no strips where there is none.
 
-    A slice is looked at in bands of rows, again and again where padding reaches from one into the next.
+    A slice of more than `BAND` pixels is looked at in bands of rows, again and again where padding reaches from one
+    into the next.
 
     Args:
         read: Reads a part (y, x) of the slice.
         shape: Of the slice (y, x).
+        tissue: A grey value in the middle of the tissue's; NaN where nobody knows.
     """
     Y, X = shape
-    y_n, x_n, held_n = _held_border(read, shape)
-    if not held_n.any():
+    whole = Box((0, 0), shape)
+    if Y * X <= BAND:
+        mask_yx = _find_in(read(whole), tissue)
+        packed = tuple(_pack(mask_yx[y : y + _STRIP]) for y in range(0, Y, _STRIP)) if mask_yx.any() else ()
+        return packed, int(np.count_nonzero(mask_yx))
+    y_n, x_n, levels = _held_border(read, whole, tissue)
+    if not len(y_n):
         return (), 0
     rows = max(1, BAND // (X * _STRIP)) * _STRIP
     bands = [Box((a, 0), (min(a + rows, Y), X)) for a in range(0, Y, rows)]
-    found: dict[int, tuple[Array, Mask, list[bytes], int]] = {}
+    found: dict[int, tuple[Array, Mask]] = {}
+    masks: dict[int, bytes] = {}
     waiting = list(range(len(bands)))
     while waiting:
         i = waiting.pop(0)
         (a, _), (b, _) = bands[i].start, bands[i].stop
         image_yx, seeds_yx = read(bands[i]), np.zeros((b - a, X), np.bool_)
-        inside_n = held_n & (y_n >= a) & (y_n < b)
+        inside_n = (y_n >= a) & (y_n < b)
         seeds_yx[y_n[inside_n] - a, x_n[inside_n]] = True
         for row, j in ((0, i - 1), (-1, i + 1)):
             if j in found:
-                ends, known = found[j][:2]
-                seeds_yx[row] |= known[-1 - row] & _equal(image_yx[row], ends[-1 - row])
-        mask_yx = _grow(image_yx, seeds_yx)
-        packed = [_pack(mask_yx[y : y + _STRIP]) for y in range(0, b - a, _STRIP)]
+                ends, known = found[j]
+                for level in levels:
+                    seeds_yx[row] |= known[-1 - row] & level.holds(image_yx[row]) & level.holds(ends[-1 - row])
+        mask_yx = _grow(image_yx, seeds_yx, levels)
         before = found.get(i)
-        found[i] = image_yx[[0, -1]], mask_yx[[0, -1]], packed, int(np.count_nonzero(mask_yx))
+        found[i], masks[i] = (image_yx[[0, -1]], mask_yx[[0, -1]]), _pack(mask_yx)
         if before is None or not np.array_equal(before[1], found[i][1]):
             waiting += [j for j in (i - 1, i + 1) if j in found and j not in waiting]
-    return tuple(strip for i in range(len(bands)) for strip in found[i][2]), sum(one[3] for one in found.values())
+    return _with_edges(read, bands, masks, levels)
 
 
-def _held_border(read: _Read, shape: tuple[int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Mask]:
-    """Pixels along the border, once around: their y, their x, and whether they are part of a long run of one value."""
-    Y, X = shape
-    top, bottom = (read(Box((y, 0), (y + 1, X)))[0] for y in (0, Y - 1))
-    left, right = (read(Box((0, x), (Y, x + 1)))[:, 0] for x in (0, X - 1))
+def _with_edges(
+    read: _Read, bands: list[Box], masks: dict[int, bytes], levels: list[_Level]
+) -> tuple[tuple[bytes, ...], int]:
+    """The strips of a slice and their pixels, with the blurred edge of what was found band by band."""
+    X = bands[0].shape[1]
+    strips: list[bytes] = []
+    count = 0
+    for i, band in enumerate(bands):
+        near = [j for j in (i - 1, i, i + 1) if 0 <= j < len(bands)]
+        part = Box((max(0, band.start[0] - RING), 0), (min(bands[-1].stop[0], band.stop[0] + RING), X))
+        mask_yx = np.zeros(part.shape, np.bool_)
+        for j in near:
+            common = part.clip(bands[j])
+            mask_yx[common.inside(part).slices] = _unpack(masks[j], bands[j].shape)[common.inside(bands[j]).slices]
+        mask_yx = _with_edge(read(part), mask_yx, levels)[band.inside(part).slices]
+        strips += [_pack(mask_yx[y : y + _STRIP]) for y in range(0, len(mask_yx), _STRIP)]
+        count += int(np.count_nonzero(mask_yx))
+    return tuple(strips), count
+
+
+def _find_in(image_yx: Array, tissue: float) -> Mask:
+    """The padding of a slice that is in memory."""
+    mask_yx, left, held = np.zeros(image_yx.shape, np.bool_), Box((0, 0), image_yx.shape), True
+    seeds_yx, levels = _flat_squares(image_yx, tissue)
+    while held:
+        y_n, x_n, found = _held_border(partial(_part_of, image_yx), left, tissue)
+        held = not mask_yx[y_n, x_n].all()
+        seeds_yx[y_n, x_n] = True
+        levels += found
+        if seeds_yx.any():
+            mask_yx |= _grow(image_yx, seeds_yx, levels)
+        if not mask_yx.any() or mask_yx.all():
+            break
+        y, x = (np.flatnonzero(~mask_yx.all(axis=axis)) for axis in (1, 0))
+        left = Box((int(y[0]), int(x[0])), (int(y[-1]) + 1, int(x[-1]) + 1))
+    return _with_edge(image_yx, mask_yx, levels)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A value of padding, and the tissue's."""
+
+    value: float
+    tissue: float
+
+    def holds(self, image: Array, share: float = ONE) -> Mask:
+        """Which pixels are of it, up to a share of what lies between padding and tissue; NaN is equal to NaN."""
+        value = self.value
+        room = 0.0 if math.isnan(self.tissue) or math.isinf(value) else share * abs(value - self.tissue)
+        if math.isnan(value):
+            return np.isnan(image)
+        if image.dtype.kind == "b" or room == 0 or (image.dtype.kind != "f" and room < 1):
+            return np.asarray(image == image.dtype.type(value))
+        low, high = value - room, value + room
+        if image.dtype.kind != "f":
+            low, high = math.ceil(low), math.floor(high)
+        return np.asarray((image >= low) & (image <= high))
+
+
+def _held_border(
+    read: _Read, part: Box, tissue: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[_Level]]:
+    """Pixels along the border of a part that are of long runs of one value: their y, their x, and those values."""
+    (y0, x0), (y1, x1) = part.start, part.stop
+    top, bottom = (read(Box((y, x0), (y + 1, x1)))[0] for y in (y0, y1 - 1))
+    left, right = (read(Box((y0, x), (y1, x + 1)))[:, 0] for x in (x0, x1 - 1))
     value_n = np.concatenate([top, right[1:], bottom[-2::-1], left[-2:0:-1]])
-    y, x = np.arange(Y), np.arange(X)
-    y_n = np.concatenate([0 * x, y[1:], 0 * x[1:] + Y - 1, y[-2:0:-1]])
-    x_n = np.concatenate([x, 0 * y[1:] + X - 1, x[-2::-1], 0 * y[-2:0:-1]])
-    starts = np.flatnonzero(~_equal(value_n, np.roll(value_n, 1)))
-    if not len(starts):
-        return y_n, x_n, np.ones(len(value_n), np.bool_)
-    lengths = np.diff(starts, append=starts[0] + len(value_n))
-    held_n = np.repeat(lengths >= max(LEAST, SHARE * min(shape)), lengths)
-    return y_n, x_n, np.roll(held_n, starts[0])
+    y, x = np.arange(y0, y1), np.arange(x0, x1)
+    y_n = np.concatenate([0 * x + y0, y[1:], 0 * x[1:] + y1 - 1, y[-2:0:-1]])
+    x_n = np.concatenate([x, 0 * y[1:] + x1 - 1, x[-2::-1], 0 * y[-2:0:-1] + x0])
+    grey_n = value_n.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        room_n = np.nan_to_num(ONE * np.abs(grey_n - tissue), nan=0.0, posinf=0.0)
+        before_n = np.roll(grey_n, 1)
+        same_n = (grey_n == before_n) | (np.abs(grey_n - before_n) <= room_n) | np.isnan(grey_n) & np.isnan(before_n)
+    starts = np.flatnonzero(~same_n)
+    starts = starts if len(starts) else np.zeros(1, np.int64)
+    least, levels, held_n = max(LEAST, SHARE * min(part.shape)), [], np.zeros(len(grey_n), np.bool_)
+    for start, length in zip(starts, np.diff(starts, append=starts[0] + len(grey_n)), strict=True):
+        if length >= least:
+            run_n = np.arange(start, start + length) % len(grey_n)
+            level = _Level(float(np.sort(grey_n[run_n])[length // 2]), tissue)
+            run_n = run_n[level.holds(value_n[run_n])]
+            if len(run_n) >= least:
+                held_n[run_n] = True
+                levels.append(level)
+    return y_n[held_n], x_n[held_n], list(dict.fromkeys(levels))
 
 
-def _grow(image_yx: Array, seeds_yx: Mask) -> Mask:
+def _flat_squares(image_yx: Array, tissue: float) -> tuple[Mask, list[_Level]]:
+    """Pixels of squares of one value that are no less than a hole, and those values."""
+    seeds_yx, levels = np.zeros(image_yx.shape, np.bool_), []
+    step = int(max(4 * LEAST, 2 * SHARE * min(image_yx.shape))) // 4  # see `LEAST`
+    few_yx = image_yx[::step, ::step].astype(np.float64)
+    if min(few_yx.shape) < 4:
+        return seeds_yx, []
+    with np.errstate(invalid="ignore"):  # a square is looked at whole where 4 x 4 of its pixels are alike
+        windows = np.lib.stride_tricks.sliding_window_view(few_yx, (4, 4))
+        low_yx, high_yx = windows.min(axis=(2, 3)), windows.max(axis=(2, 3))
+        alike_yx = high_yx - low_yx <= 2 * ONE * np.nan_to_num(np.abs(low_yx - tissue))
+        alike_yx |= np.isnan(windows).all(axis=(2, 3))
+    for y, x in np.argwhere(alike_yx) * step:
+        part = np.s_[y : y + 3 * step + 1, x : x + 3 * step + 1]
+        if not seeds_yx[part].all():
+            level = _Level(float(np.sort(image_yx[part], axis=None)[image_yx[part].size // 2]), tissue)
+            if level.holds(image_yx[part]).all():
+                seeds_yx[part] = True
+                levels.append(level)
+    return seeds_yx, list(dict.fromkeys(levels))
+
+
+def _grow(image_yx: Array, seeds_yx: Mask, levels: Sequence[_Level]) -> Mask:
     """All pixels that are connected to a seed along y and x by pixels of its value."""
     mask_yx = np.zeros(image_yx.shape, np.bool_)
-    for value in np.unique(image_yx[seeds_yx]):
-        same_yx = _equal(image_yx, value)
+    for level in levels:
+        same_yx = level.holds(image_yx)
         label_yx, count = ndimage.label(same_yx)
         kept = np.zeros(count + 1, np.bool_)
         kept[label_yx[seeds_yx & same_yx]] = True
@@ -221,14 +342,27 @@ def _grow(image_yx: Array, seeds_yx: Mask) -> Mask:
     return mask_yx
 
 
-def _equal(values: Array, others: Array) -> Mask:
-    """Which are equal; NaN is equal to NaN."""
-    equal: Mask = values == others
-    return equal | ((values != values) & (others != others)) if values.dtype.kind == "f" else equal
+def _with_edge(image_yx: Array, mask_yx: Mask, levels: Sequence[_Level]) -> Mask:
+    """Padding with the edge that a codec, a filter or interpolation has blurred."""
+    for level in levels if mask_yx.any() else ():
+        own_yx = mask_yx & level.holds(image_yx)
+        near_yx = level.holds(image_yx, FRINGE)
+        if not np.array_equal(own_yx, near_yx):
+            mask_yx = mask_yx | ndimage.binary_dilation(own_yx, iterations=RING, mask=near_yx)
+    return mask_yx
 
 
 def _pack(mask_yx: Mask) -> bytes:
     return zlib.compress(np.packbits(mask_yx, axis=1).tobytes(), 1) if mask_yx.any() else b""
+
+
+def _unpack(packed: bytes, shape: tuple[int, ...]) -> Mask:
+    """A mask (y, x) as it was packed."""
+    if not packed:
+        return np.zeros(shape, np.bool_)
+    bits = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape[0], -1)
+    mask_yx: Mask = np.unpackbits(bits, axis=1, count=shape[1]).view(np.bool_)
+    return mask_yx
 
 
 class PaddedVolume(Volume):
@@ -258,7 +392,7 @@ class PaddedVolume(Volume):
 
     def scratch_bytes(self, box: Box) -> int:
         """A slice that is looked at, and its labels; see `Volume.scratch_bytes`."""
-        looked_at = min(BAND, self.shape[1] * self.shape[2]) * (6 + self.dtype.itemsize)
+        looked_at = min(BAND, self.shape[1] * self.shape[2]) * (8 + self.dtype.itemsize)
         return looked_at + box.size * self.dtype.itemsize + self.volume.scratch_bytes(box)
 
     def read(self, box: Box | None = None) -> Array:
@@ -359,6 +493,25 @@ def with_padding(volume: Volume, choice: object) -> Volume:
     if choice not in CHOICES:
         raise UserError("no such way to treat padding", choice, f"choose one of {', '.join(CHOICES)}")
     return PaddedVolume(volume) if choice == "auto" else volume
+
+
+def has_tissue(image: Volume) -> bool:
+    """Whether any voxel of an image, be it resampled, is no padding; looks no further than the first slices with some.
+
+    Raises:
+        UserError: There is nothing but NaN.
+    """
+    known: object = image.padding
+    while not isinstance(known, Padding):
+        if known is None:
+            return True
+        known = getattr(known, "padding", None)
+    if any(known.count(slab) < slab.size for slab in slabs(known.box, known.depth)):
+        return True
+    first = known.volume.read(Box((0, 0, 0), (1, 1, 1)))
+    if np.isnan(first).any():
+        raise UserError("the image holds NaN alone", image.path, "check that it is the right file")
+    return False
 
 
 def as_stored(image: Volume) -> Volume:

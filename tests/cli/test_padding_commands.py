@@ -92,11 +92,18 @@ def test_nan_around_tissue_is_padding(run):
     assert run("checkpoint=whole.ckpt", "output=a.tif", "padding=none") == 1
 
 
-def test_a_stack_of_nothing_is_told(run, capsys):
+@pytest.mark.parametrize("normalize", ["checkpoint", "volume", "match"])
+def test_a_stack_of_nothing_is_told(run, capsys, normalize):
+    words = ("checkpoint=whole.ckpt", "output=a.tif", f"normalize={normalize}")
     tifffile.imwrite("in.tif", np.full(SHAPE, 7, np.uint8), photometric="minisblack")
-    assert run("checkpoint=whole.ckpt", "output=a.tif") == 0
-    assert "no tissue" in capsys.readouterr().err
-    assert not open_volume("a.tif").read().any()
+    for resampled in ([], ["voxel_size=[5,7,7]"]):
+        assert run(*words, *resampled) == 0
+        assert "no tissue" in capsys.readouterr().err
+        assert not open_volume("a.tif").read().any()
+        tifffile.imwrite("nan.tif", np.full(SHAPE, np.nan, np.float32), photometric="minisblack")
+        assert run(*words, *resampled, "input=nan.tif", "output=b.tif") == 1
+        assert "NaN alone" in capsys.readouterr().err
+        assert not Path("b.tif").exists()
 
 
 def test_densities_are_those_of_tissue(run, capsys):

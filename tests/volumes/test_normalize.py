@@ -109,3 +109,15 @@ def test_no_voxels_at_all():
         measure_normalization([])
     with pytest.raises(UserError, match="no voxels"):
         measure_normalization([(volume, Box((1, 1, 1), (1, 5, 6)))])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_hot_pixels_change_no_normalisation(dtype, caplog):
+    grey = np.random.default_rng(0).normal(2000, 300, (4, 100, 100)).clip(0, 4095).astype(dtype)
+    hot = grey.copy()
+    hot.ravel()[::3000] = 65535
+    hot.ravel()[1::20000] = 0
+    alone, found = (measure_normalization([(v := ArrayVolume(image), v.box)]) for image in (grey, hot))
+    assert (found.mean, found.std) == pytest.approx((alone.mean, alone.std), rel=0.01)
+    assert "14 voxels are hot" in caplog.text
+    assert alone.mean == pytest.approx(grey.mean(dtype=float), rel=1e-12)

@@ -1,9 +1,11 @@
 """Padding: found against a plain flood, whatever is read at once; in no statistic; seen as mirrored tissue."""
 
+import io
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from mitoseg.errors import UserError
@@ -77,6 +79,39 @@ def test_what_saturates_is_tissue():
     assert Padding(ArrayVolume(image)).count() == 0
 
 
+def as_jpeg(image):
+    """Each slice as a lossy codec leaves it."""
+    kept = []
+    for image_yx in image:
+        file = io.BytesIO()
+        Image.fromarray(image_yx).save(file, "JPEG", quality=75)
+        kept.append(np.array(Image.open(file)))
+    return np.stack(kept)
+
+
+def test_margins_of_nearly_one_value_frames_and_holes_are_padding():
+    rng = np.random.default_rng(3)
+    tissue = np.zeros((2, 300, 320), bool)
+    tissue[:, 40:260, 50:280] = True
+    grey = ndimage.gaussian_filter(rng.normal(130, 150, tissue.shape), (0, 1.5, 1.5)).clip(60, 200).astype(np.uint8)
+    margins = np.where(tissue, grey, 0).astype(np.uint8)
+    framed, hole = margins.copy(), grey.copy()
+    framed[:, [0, 1, -1]] = framed[:, :, [0, -1]] = 255
+    hole[:, 100:180, 120:200] = 90
+    holed = np.ones(tissue.shape, bool)
+    holed[:, 100:180, 120:200] = False
+    noisy = np.where(tissue, grey, rng.integers(0, 3, tissue.shape)).astype(np.uint8)
+    blurred = ndimage.gaussian_filter(margins, (0, 1, 1))
+    drifting = np.where(tissue, grey, np.arange(300)[:, None] // 60).astype(np.uint8)
+    for image, inside, slack in (
+        *((as_jpeg(margins), tissue, 0.002), (noisy, tissue, 0), (blurred, tissue, 0.02)),
+        *((framed, tissue, 0), (hole, holed, 0.001), (np.where(holed, grey, np.nan), holed, 0), (drifting, tissue, 0)),
+    ):
+        found = Padding(ArrayVolume(image)).read()
+        assert (found & inside).mean() <= slack
+        assert (~found & ~inside).mean() <= slack
+
+
 def test_padding_enters_no_statistic():
     whole = np.random.default_rng(2).integers(60, 200, (6, 300, 320), np.uint8)
     image, inner = np.zeros((6, 400, 500), np.uint8), Box((0, 40, 100), (6, 340, 420))
@@ -95,8 +130,8 @@ def test_padding_enters_no_statistic():
     assert half.padding.find(half.box).sum() == 6 * (200 * 250 - 150 * 160)
     assert measure_normalization([(half, half.box)]).mean == pytest.approx(expected.mean, abs=0.1)
     empty = PaddedVolume(ArrayVolume(np.zeros((2, 40, 40), np.uint8)))
-    for measure in (measure_normalization, grey_quantiles):
-        with pytest.raises(UserError, match="no voxels"):
+    for measure, told in ((measure_normalization, "constant"), (grey_quantiles, "no voxels")):
+        with pytest.raises(UserError, match=told):
             measure([(empty, empty.box)])
 
 
@@ -148,7 +183,7 @@ def test_little_is_kept_of_many_slices(monkeypatch):
 
 def test_rows_without_tissue_in_a_narrow_image():
     """Wider margins than tissue: what no tissue of its row is near is mirrored along the columns."""
-    image_zyx = np.random.default_rng(4).integers(1, 255, (2, 80, 40), dtype=np.uint8)
+    image_zyx = np.random.default_rng(4).integers(60, 255, (2, 80, 40), dtype=np.uint8)
     image_zyx[:, :50] = 0
     seen_zyx = PaddedVolume(ArrayVolume(image_zyx)).read()
     np.testing.assert_array_equal(seen_zyx[:, 50:], image_zyx[:, 50:])
