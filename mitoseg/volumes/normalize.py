@@ -121,8 +121,8 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
     """Mean and standard deviation of the voxels of some boxes that are not padding, read slab by slab.
 
     Slabs are merged by the pairwise update of Chan, Golub and LeVeque (1983): with n voxels, mean m and sum of squared
-    deviations S, ``S = S1 + S2 + (m2 - m1)^2 n1 n2 / n``. Where voxels lie beyond `HOT` deviations from the mean, as hot
-    pixels do and no tissue, the others are measured again without them.
+    deviations S, ``S = S1 + S2 + (m2 - m1)^2 n1 n2 / n``. Where voxels lie beyond `HOT` deviations from the mean, as
+    hot pixels do and no tissue, the others are measured again without them.
 
     Args:
         parts: Volumes, and the box of each that counts.
@@ -148,7 +148,7 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
         if limits[0] <= low and high <= limits[1]:
             break
         cooler = _merged_moments(parts, limits)
-        if cooler[3] == cooler[4] or cooler[0] == n:
+        if cooler[3] == cooler[4] or cooler[0] == n or voxels - cooler[0] > voxels / 1000:
             break
         n, mean, squares, low, high = cooler
     if n < voxels:

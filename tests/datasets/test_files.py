@@ -56,7 +56,7 @@ def test_the_last_slices_of_each_volume_validate(data):
 
 def test_regions_read_their_own_voxels(tmp_path):
     image, label = write_pair(tmp_path, "a")
-    splits = files(tmp_path, train={"box": "[2:18,4:,:20]"}).splits()
+    splits = files(tmp_path, train={"box": "[2:18,4:,:20]"}, padding="none").splits()
     (train,), (held,) = splits.train, splits.validation
     assert (train.box, held.box) == (Box((2, 4, 0), (14, 16, 20)), Box((16, 4, 0), (18, 16, 20)))
     np.testing.assert_array_equal(train.read_image(), image[2:14, 4:, :20])
@@ -120,7 +120,7 @@ def test_the_values_of_mitochondria(tmp_path, options, train):
     tifffile.imwrite(tmp_path / "a_label.tif", (wanted[0] + 1).astype(np.uint8), photometric="minisblack")
     with pytest.raises(UserError, match="no label is 0"):
         files(tmp_path, ["a", "b"]).splits()
-    splits = files(tmp_path, ["a", "b"], train=dict(train), **options).splits()
+    splits = files(tmp_path, ["a", "b"], train=dict(train), padding="none", **options).splits()
     for region, label in zip(splits.train, wanted, strict=True):
         np.testing.assert_array_equal(region.read_label(), label[region.box.slices])
     assert "2 (" in splits.provenance["label_rules"][str(tmp_path / "a_label.tif")]

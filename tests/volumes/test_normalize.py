@@ -113,6 +113,7 @@ def test_no_voxels_at_all():
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_hot_pixels_change_no_normalisation(dtype, caplog):
+    caplog.set_level("INFO")
     grey = np.random.default_rng(0).normal(2000, 300, (4, 100, 100)).clip(0, 4095).astype(dtype)
     hot = grey.copy()
     hot.ravel()[::3000] = 65535
