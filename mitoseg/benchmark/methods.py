@@ -114,7 +114,14 @@ def _keys(config: object) -> object:
 TRAINING_KEYS = frozenset(
     {
         *("tile", "batch_size", "positions", "label_rule", "purity", "block", "channels", "balance", "augment"),
-        *("rotate_background", "interpolation", "epoch_blocks", "epoch_tiles", "foreground", "validation_stride"),
+        *(
+            "rotate_background",
+            "interpolation",
+            "epoch_blocks",
+            "epoch_tiles",
+            "foreground_share",
+            "validation_stride",
+        ),
         "voxels_on",
     }
 )

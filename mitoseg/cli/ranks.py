@@ -96,7 +96,7 @@ def program(run: Callable[..., object]) -> list[str]:
     Windows and a sweep's worker has an ``sys.argv`` of its own. A script that brings its own ``run`` is started again.
     """
     package, _, name = run.__module__.rpartition(".")
-    if package == "mitoseg.cli":
+    if package in {"mitoseg.workflows", "mitoseg.viewers"}:
         return [str(Path(__file__).parents[1] / "__main__.py"), name]
     return [os.path.abspath(sys.argv[0])]
 

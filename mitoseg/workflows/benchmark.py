@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -61,11 +60,8 @@ from mitoseg.datasets import Splits
 from mitoseg.datasets.download import fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation import BANDS
-from mitoseg.inference.prepare import make_prediction
-from mitoseg.networks.checkpoint import load_model
 from mitoseg.provenance import SOURCE, collect, git_state, peak_memory
 from mitoseg.storage import read_json, write_json, write_text
-from mitoseg.workflows.scoring import predict_region
 
 log = logging.getLogger(__name__)
 
@@ -396,6 +392,11 @@ def predict_regions(
     Raises:
         UserError: There is no checkpoint, or it cannot be used.
     """
+    # Imported here: torch's memory would count as an estimator's.
+    from mitoseg.inference.prepare import make_prediction
+    from mitoseg.networks.checkpoint import load_model
+    from mitoseg.workflows.scoring import predict_region
+
     path = checkpoint_of(method, folder)
     record = describe_run(method, path, splits.provenance)
     prediction = make_prediction(load_model(path, trust=trust), method=prediction_method, accelerator=accelerator)
@@ -413,4 +414,6 @@ def predict_regions(
 
 def _device_memory() -> int | None:
     """The most that torch has allocated on a GPU; None without one."""
+    import torch
+
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

@@ -122,14 +122,14 @@ def test_options_of_a_folder(tmp_path):
     assert check_options("m", tmp_path / "none", {"a": 1}, overwrite=False) is None
     made(tmp_path, train=["x"], data={"gap": 2})
     assert check_options("m", tmp_path, {"train": ("x",), "data": {"gap": 2}}, overwrite=False) is None
-    with pytest.raises(UserError, match=r"other options \(data.gap: 2 -> 3\).*overwrite=true"):
+    with pytest.raises(UserError, match=r"other options \(data.gap was 2, is now 3\).*overwrite=true"):
         check_options("m", tmp_path, {"train": ["x"], "data": {"gap": 3}}, overwrite=False)
-    assert check_options("m", tmp_path, {"train": ["x"], "data": {}}, overwrite=True) == "data.gap: 2 -> nothing"
+    assert check_options("m", tmp_path, {"train": ["x"], "data": {}}, overwrite=True) == "data.gap was 2, is now null"
 
 
 def test_a_failed_method_with_nothing_to_lose_may_change(tmp_path):
     made(tmp_path, "failed", a=1)
-    assert check_options("m", tmp_path, {"a": 2}, overwrite=False) == "a: 1 -> 2"
+    assert check_options("m", tmp_path, {"a": 2}, overwrite=False) == "a was 1, is now 2"
     (tmp_path / "model").mkdir()
     with pytest.raises(UserError):
         check_options("m", tmp_path, {"a": 2}, overwrite=False)
