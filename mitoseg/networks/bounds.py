@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -39,7 +40,7 @@ _building = threading.local()
 
 
 class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses, before memory is taken, tensors that a network with such weights has no need of.
+    """Refuses, before memory is taken, tensors and modules that a network with such weights has no need of.
 
     The networks of MONAI make two to four times as many numbers as they have weights, with four operations a tensor.
 
@@ -49,11 +50,21 @@ class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, weights: Iterable[Tensor] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        shapes = [weight.shape for weight in weights or ()]
-        self.operations: float = _SLACK["operations"] + 50 * len(shapes)
-        self.numbers: float = _SLACK["numbers"] + 8 * sum(shape.numel() for shape in shapes)
+        stored = {  # once, whatever number of tensors share it
+            weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() // max(2, weight.element_size())
+            for weight in weights or ()
+        }
+        self.operations: float = _SLACK["operations"] + 50 * len(stored)
+        self.modules: float = self.operations
+        self.numbers: float = _SLACK["numbers"] + 8 * sum(stored.values())
         if weights is None:
-            self.operations = self.numbers = math.inf
+            self.operations = self.modules = self.numbers = math.inf
+
+    def count(self, *_: object) -> None:
+        """Torch's hook for a module that becomes part of another, in whatever thread."""
+        self.modules -= getattr(_building, "on", False)
+        if self.modules < 0:
+            raise UserError("the network is larger than its weights", None, REMEDY)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Torch's own signature."""
@@ -93,6 +104,7 @@ def within(bounds: Bounds) -> Iterator[None]:
     _listen()
     before = getattr(_building, "on", False)
     _building.on, _building.refused = True, None
+    counting = register_module_module_registration_hook(bounds.count)
     try:
         with bounds:
             yield
@@ -102,6 +114,7 @@ def within(bounds: Bounds) -> Iterator[None]:
             raise UserError(what, _building.refused, REMEDY) from error
         raise
     finally:
+        counting.remove()
         _building.on = before
 
 

@@ -166,6 +166,7 @@ def _are_weights(found: object) -> bool:
         isinstance(name, str)
         and isinstance(weight, Tensor)
         and weight.layout == torch.strided
+        and weight.device.type == "cpu"
         and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
         for name, weight in found.items()
     )
@@ -225,11 +226,13 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
 
 
 def _is_sound(model: Model) -> bool:
-    """Whether the numbers that a network's scores go through are finite, and positive where they must be."""
+    """Whether the numbers that a network's scores go through are finite, and positive or rising where they must be."""
+    greys = model.record.get("grey_quantiles") or [0.0]
     voxel_size, scale = model.voxel_size or (1.0, 1.0, 1.0), model.calibration["temperature"]
-    numbers = [*model.normalization.values(), *model.calibration.values(), *voxel_size]
+    numbers = [*model.normalization.values(), *model.calibration.values(), *voxel_size, *greys]
     positive = min(model.normalization["std"], scale, *voxel_size) > 0
-    return all(map(math.isfinite, numbers)) and positive and len(voxel_size) == 3 and 0 <= model.threshold <= 1
+    fitting = len(voxel_size) == 3 and isinstance(model.channels, str) and greys == sorted(greys)
+    return all(map(math.isfinite, numbers)) and positive and fitting and 0 <= model.threshold <= 1
 
 
 def build_network(
@@ -297,7 +300,7 @@ def _refuse_code(value: object, largest: int | None, where: str = "network") -> 
         raise UserError(f"the checkpoint's config has an interpolation in {where}", value, remedy)
     elif isinstance(value, str) and largest is not None and ("/" in value or "\\" in value):
         raise UserError(f"the checkpoint's config has a path in {where}", value, REMEDY)
-    elif isinstance(value, int | float) and largest is not None and abs(value) > largest:
+    elif isinstance(value, int | float) and largest is not None and not abs(value) <= largest:
         raise UserError(f"the checkpoint's config has a number in {where} above {largest}", value, REMEDY)
     elif not isinstance(value, str | int | float | bool | None):
         raise UserError(f"the checkpoint's config is not plain data in {where}", type(value).__name__, remedy)

@@ -117,6 +117,14 @@ GREEDY = [
     {"_target_": f"{MONAI}UNet", **LEVELS, "name": "../../weights"},
     {"_target_": "mitoseg.networks.UNet", "filters": [10**4] * 3, "strides": [2, 2]},
     {
+        "_target_": f"{MONAI}HighResNet",
+        "layer_params": [
+            {"name": "conv_0", "n_features": 1, "kernel_size": 3},
+            *[{"name": "res_1", "n_features": 1, "kernels": [], "repeat": 16_000}] * 99,
+        ],
+    },
+    {"_target_": f"{MONAI}UNet", **LEVELS, "adn_ordering": "D" * 10**6, "dropout": 0.1},
+    {
         "_target_": "mitoseg.networks.Ensemble",
         "normalization": {"mean": 0.0, "std": 1.0},
         "members": [
@@ -214,6 +222,12 @@ def doubled(levels):
         {"calibration": {"prior_shift": 0.0, "temperature": -1.0, "bias": 0.0}},
         {"voxel_size": [5.0, 5.0]},
         {"voxel_size": [5.0, 5.0, 0.0]},
+        {"channels": []},
+        {"grey_quantiles": [1.0, float("nan"), 2.0]},
+        {"grey_quantiles": [1.0, "x", 2.0]},
+        {"grey_quantiles": [1.0, 10**400]},
+        {"grey_quantiles": [2.0, 1.0]},
+        {"network": PATCH | {"in_channels": float("nan")}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -223,10 +237,24 @@ def test_an_entry_that_cannot_be_is_refused(changes, tmp_path):
     assert len(str(caught.value)) < 500
 
 
-def test_a_weight_that_claims_more_than_the_file_holds(tmp_path):
-    weights = {"network.a": torch.zeros(1).expand(10**6, 10**6)}
-    torch.save({"state_dict": weights, KEY: record()}, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="something else than weights"):
+ONE = torch.zeros(2**20)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"a": torch.zeros(1).expand(10**6, 10**6)}, "something else than weights"),
+        ({"a": torch.empty(10**6, 10**6, device="meta")}, "something else than weights"),
+        ({str(i): ONE for i in range(10**4)}, "larger than its weights"),
+        ({str(i): ONE[i : i + 10**6] for i in range(10**4)}, "larger than its weights"),
+    ],
+    ids=["expanded", "meta", "one", "overlapping"],
+)
+def test_weights_that_claim_more_than_the_file_holds(weights, told, tmp_path):
+    weights = {f"network.{name}": weight for name, weight in weights.items()}
+    greedy = {"_target_": f"{MONAI}UNet", **PLANAR, "channels": [64, 8192, 8192], "strides": [2, 2]}
+    torch.save({"state_dict": weights, KEY: record(network=greedy)}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=told):
         load_model(tmp_path / "a.ckpt")
 
 
