@@ -15,6 +15,7 @@ The state of all random generators as plain data, so that a checkpoint that hold
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
@@ -33,6 +34,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
+from torch.utils._pytree import tree_leaves
 
 from mitoseg.storage import atomic_output
 
@@ -160,6 +162,31 @@ class LastCheckpoint(Checkpoint):
             if number == REQUEUE:
                 requeue()
             raise SIGTERMException
+
+
+def check_restored(trainer: Trainer) -> None:
+    """Look at the state that a training goes on from: an optimizer writes beyond a tensor that is too short.
+
+    Raises:
+        ValueError: It is not that of such a training.
+    """
+    for optimizer in trainer.optimizers:
+        known = isinstance(optimizer, torch.optim.Adam | torch.optim.SGD)  # another one's state may have other shapes
+        for parameter, state in optimizer.state.items() if known else ():
+            if set(state) - {"step"} != set(next(iter(optimizer.state.values()))) - {"step"}:
+                raise ValueError("the optimizer's state is incomplete")
+            for name, value in state.items():
+                shape = () if name == "step" else parameter.shape
+                if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
+                    raise ValueError("the optimizer's state does not fit the network")
+    for config in trainer.lr_scheduler_configs:
+        rates = config.scheduler.state_dict()
+        if not all(math.isfinite(rate) for rate in (*rates["base_lrs"], *rates["_last_lr"], rates["last_epoch"])):
+            raise ValueError("the learning rates are no numbers")
+    counts = [*tree_leaves(trainer.fit_loop.epoch_progress.state_dict())]
+    counts += tree_leaves(trainer.fit_loop.epoch_loop.state_dict())
+    if not all(isinstance(count, int) for count in counts):
+        raise ValueError("the steps so far are no numbers")
 
 
 def requeue() -> bool:

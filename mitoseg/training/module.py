@@ -49,7 +49,7 @@ from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import FORMAT, KEY, Model, migrate
 from mitoseg.networks.fine_tuning import hold_frozen
 from mitoseg.storage import atomic_output
-from mitoseg.training.checkpointing import capture_ranks, restore
+from mitoseg.training.checkpointing import capture_ranks, check_restored, restore
 from mitoseg.volumes import Normalization, Volume
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ class SegmentationModule(LightningModule):
         self.record: dict[str, Any] = {}
         self.last_loss: Tensor | None = None
         self._resumed: dict[str, Any] = {}
+        self.begun = False
         answering = DenseForm(network) if tiles and isinstance(network, BlockNetwork) else network
         self._step: Callable[[Tensor], Tensor] = answering.__call__  # a method: the dense form is no second submodule
         if compile:
@@ -157,6 +158,8 @@ class SegmentationModule(LightningModule):
 
     def on_train_start(self) -> None:
         """In a resumed run, put back the random generators of this rank; at the start of an extension, the rates."""
+        if self._resumed:
+            check_restored(self.trainer)
         states = self._resumed.pop("random", [])
         if self.global_rank < len(states):
             restore(states[self.global_rank])
@@ -164,6 +167,7 @@ class SegmentationModule(LightningModule):
             schedule = self.lr_schedulers()
             for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):  # type: ignore[union-attr]
                 group["lr"] = rate
+        self.begun = True
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Loss of one batch of blocks or tiles."""

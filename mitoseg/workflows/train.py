@@ -277,6 +277,13 @@ def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, ch
         if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
             rank_zero_only(log.warning)("stopped; %s", how_to_go_on(trainer))
         raise
+    except Exception as error:
+        if checkpoint is None or module.begun or user_message(error) is not None:
+            raise
+        log.debug("the training cannot be restored", exc_info=True)
+        what = f"the training cannot go on from this checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
+        remedy = f"start a new run with init_from={checkpoint.with_name('best.ckpt')}"
+        raise UserError(what, str(checkpoint), remedy) from error
 
 
 def how_to_go_on(trainer: Trainer) -> str:

@@ -185,6 +185,26 @@ def test_a_damaged_checkpoint_is_told_and_the_best_one_goes_on(work, monkeypatch
     assert last_line(capsys) == "error: reached: 'best.ckpt'"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: found["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(1)),  # was read beyond
+        lambda found: found["optimizer_states"][0]["state"][0].update(exp_avg_sq=-1),
+        lambda found: found["optimizer_states"][0]["state"][0].pop("exp_avg"),
+        lambda found: found["optimizer_states"][0].update(param_groups=[]),
+        lambda found: found["loops"]["fit_loop"]["epoch_progress"]["total"].update(completed=None),
+        lambda found: found["mitoseg"].update(calibration="x"),
+    ],
+)
+def test_a_training_s_state_that_cannot_be_is_one_line(damage, work, monkeypatch, capsys):
+    take_up(work)
+    found = checkpoint(work / "run")
+    damage(found)
+    torch.save(found, work / "stranger" / "checkpoints" / "last.ckpt")
+    assert command(monkeypatch, "train", "resume=stranger", "extend=1") == 1
+    assert "cannot go on from this checkpoint" in last_line(capsys)
+
+
 class Bomb:
     """Runs something when it is unpickled."""
 
