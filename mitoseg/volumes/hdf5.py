@@ -9,11 +9,13 @@ import contextlib
 import glob
 import importlib
 import io
+import itertools
 import json
 import math
 import os
 import re
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,9 @@ _PLUGINS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 320
 _CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")
 """BigDataViewer's datasets: time, setup and level."""
 
+_DEFLATE = 1032
+"""How many bytes one of gzip's can become at most."""
+_SLACK = 2**20
 _DEEPEST = 16
 """Virtual datasets of virtual datasets; each is a recursion in HDF5's own code."""
 
@@ -222,6 +227,7 @@ class Hdf5Volume(StoredVolume):
         super().__init__(path, header, axes=axes, voxel_size=voxel_size)
         self._file, self._name = os.path.abspath(file), name
         self._open: tuple[int, h5py.Dataset] | None = None
+        self._checked: set[tuple[int, ...]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
@@ -244,7 +250,34 @@ class Hdf5Volume(StoredVolume):
             weakref.finalize(self, h5.close)
             _check_dataset(self._file, h5[self._name])  # a new process has loaded no filters yet
             self._open = (os.getpid(), h5[self._name])
+            self._checked = set()
+        self._check_chunks(self._open[1], index)
         return np.asarray(self._open[1][index])
+
+    def _check_chunks(self, dataset: h5py.Dataset, index: tuple[slice, ...]) -> None:
+        """Refuse a chunk of gzip that unpacks to more than belongs in it, which HDF5 does not look at.
+
+        Raises:
+            UserError: It does.
+        """
+        plist = dataset.id.get_create_plist()
+        filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+        if dataset.chunks is None or dataset.is_virtual or h5py.h5z.FILTER_DEFLATE not in filters:
+            return
+        place = filters.index(h5py.h5z.FILTER_DEFLATE)
+        most = 2 * math.prod(dataset.chunks) * dataset.dtype.itemsize + _SLACK
+        ranges = [range(s.start // c, -(-s.stop // c)) for s, c in zip(index, dataset.chunks, strict=True)]
+        for chunk in set(itertools.product(*ranges)) - self._checked:
+            origin = tuple(i * c for i, c in zip(chunk, dataset.chunks, strict=True))
+            found = dataset.id.get_chunk_info_by_coord(origin)
+            if found.byte_offset is None or found.filter_mask & (1 << place) or found.size * _DEFLATE <= most:
+                continue
+            packed = dataset.id.read_direct_chunk(origin)[1]
+            with contextlib.suppress(zlib.error):  # HDF5 will say so
+                if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+                    what = "a chunk unpacks to more than belongs in it"
+                    raise UserError(what, self.path, "it is damaged: copy it again")
+        self._checked.update(itertools.product(*ranges))
 
 
 def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Path]:

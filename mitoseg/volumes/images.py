@@ -37,8 +37,8 @@ from PIL import Image, PngImagePlugin
 from mitoseg.errors import UserError
 from mitoseg.volumes.axes import colour_codes
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.stored import Header, PageCache, StoredVolume, check_regular, opening, reading
-from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, lossless
+from mitoseg.volumes.stored import Header, PageCache, StoredVolume, check_regular, lossless, opening, reading
+from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, tiff_scale
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def list_slices(folder: Path) -> list[Path]:
         remedy = "give a folder of slices, or a file"
         if (folder / "datasource-properties.json").is_file():
             remedy = "name a layer of this webKnossos data set and its resolution, such as FOLDER/segmentation/1"
+        elif (folder / "info").is_file() or (folder.parent / "info").is_file():
+            remedy = "write Neuroglancer's precomputed volume as Zarr or N5, for example with tensorstore"
         elif {".json", ".xml"} & set(suffixes.values()):
             remedy = POLYGONS
         raise UserError("the folder holds no png or tif slices", str(folder), remedy)
@@ -121,10 +123,12 @@ def _open(path: str, files: Sequence[Path], voxel_size: Sequence[float] | None) 
     found: list[_Slice] = []
     for file in files:
         with opening(str(file)):
-            found.append(_header(file))
+            found.append(_header(file, quiet=bool(found)))
         if found[-1][:2] != found[0][:2]:
             what = f"slices differ: {files[0].name} is {_say(*found[0][:2])}, {file.name} is {_say(*found[-1][:2])}"
             raise UserError(what, path, "give slices of one size and type")
+    if len({s.scale for s in found}) > 1:
+        raise UserError("the slices are calibrated in different ways", path, "save them as one stack")
     first, coloured = found[0], [s.palette is not None and not _is_grey(s.palette) for s in found]
     indexed = any(coloured) and _is_one_table([s.palette for s in found])
     colours = sum(s.colour or (one and not indexed) for s, one in zip(found, coloured, strict=True))
@@ -136,7 +140,7 @@ def _open(path: str, files: Sequence[Path], voxel_size: Sequence[float] | None) 
     elif any(coloured):
         logger.info("%s: the tables of indexed colours differ, or not 0 is black; the colours are read", path)
     part = math.prod(first.shape) * first.dtype.itemsize
-    header = Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part)
+    header = Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part, scale=first.scale)
     volume = SliceFolder(path, files, header, voxel_size=voxel_size, colour=bool(colours), indexed=indexed)
     volume.lossy = any(s.lossy for s in found)
     return volume
@@ -199,16 +203,20 @@ class SliceFolder(StoredVolume):
 
 
 class _Slice(NamedTuple):
-    """What the head of a slice says: (y, x), type, whether in colour, (n, 3) the table of indexed colours, losses."""
+    """What the head of a slice says: (y, x), type, whether in colour, (n, 3) the table of indexed colours, losses.
+
+    ``scale`` is as in `Header`.
+    """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     colour: bool
     palette: Array | None = None
     lossy: bool = False
+    scale: tuple[float, float] = (1.0, 0.0)
 
 
-def _header(file: Path) -> _Slice:
+def _header(file: Path, *, quiet: bool) -> _Slice:
     """Read the head of a slice."""
     suffix = file.suffix.lower()
     if suffix == ".png":
@@ -235,15 +243,23 @@ def _header(file: Path) -> _Slice:
             raise ValueError("unknown type of pixels")
         if not (isinstance(page.imagelength, int) and isinstance(page.imagewidth, int)):
             raise ValueError("no single number for the width or length")
-        flipped_bits(str(file), tif, page)
+        flipped_bits(str(file), tif, page, quiet=quiet)
         shape = (page.imagelength, page.imagewidth)
-        return _Slice(shape, np.dtype(page.dtype), page.samplesperpixel > 2, lossy=is_lossy(page))
+        palette, scale = _tiff_palette(tif, page), tiff_scale(str(file), tif, quiet=quiet)
+        return _Slice(shape, np.dtype(page.dtype), page.samplesperpixel > 2, palette, is_lossy(page), scale)
 
 
 def _palette(image: Image.Image) -> Array | None:
     """(n, 3) the table of indexed colours, or None."""
     with image:
         return np.reshape(image.getpalette() or [0, 0, 0], (-1, 3)) if image.mode == "P" else None
+
+
+def _tiff_palette(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> Array | None:
+    """(n, 3) the table of indexed colours, or None; ImageJ's says how an image looks, not what it means."""
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None or tif.is_imagej:
+        return None
+    return np.asarray(page.colormap.T >> 8, np.uint8)
 
 
 def _is_grey(palette: Array) -> bool:
@@ -259,13 +275,13 @@ def _is_one_table(palettes: Sequence[Array | None]) -> bool:
     end = len(black) - int(np.argmin(black[::-1])) if not black.all() else 1
     end += end == len(black) - 1  # one black at the end is used, many fill the table
     same = len(tables) == len(palettes) and all((table == longest[: len(table)]).all() for table in tables)
-    return same and (bool(black[0]) or not black[:end].any())
+    return same and (bool(black[0]) or not black[: max(end, 2)].any())
 
 
 def _decode(file: Path, *, indexed: bool) -> Array:
     """One slice, as ``image_yx`` or ``image_yxc``; of indexed colours the numbers if ``indexed``."""
     suffix = file.suffix.lower()
-    if suffix == ".png" and not (indexed and _header(file)[3] is not None):
+    if suffix == ".png" and not (indexed and _header(file, quiet=True).palette is not None):
         return np.asarray(imagecodecs.png_decode(file.read_bytes()))
     if suffix == ".png" or suffix in PICTURES:
         with PngImagePlugin.PngImageFile(file) if suffix == ".png" else Image.open(file) as picture:
@@ -275,9 +291,11 @@ def _decode(file: Path, *, indexed: bool) -> Array:
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
         check_bytes(page)
-        flipped = flipped_bits(str(file), tif, page)
+        flipped, palette = flipped_bits(str(file), tif, page, quiet=True), _tiff_palette(tif, page)
         image = page.asarray(squeeze=False)[:, 0]
         image = image ^ image.dtype.type(flipped) if flipped else image
+        if palette is not None and not indexed and not _is_grey(palette):
+            image = palette[image[..., 0]]
     return np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)
 
 

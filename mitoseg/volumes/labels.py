@@ -86,6 +86,10 @@ class LabelVolume(Volume):
         self.ignored_slices = tuple(slices)
         self.rule += f"; slices without a label are ignored: {', '.join(map(str, slices)) or 'none'}"
 
+    def alike(self, volume: Volume) -> LabelVolume:
+        """Other voxels of these labels, such as a coarser level, by the same rule."""
+        return LabelVolume(volume, self._value_rule, self.ignore_label)
+
     def find_gaps(self) -> UserError | None:
         """See `Volume.find_gaps`."""
         return self.stored.find_gaps()

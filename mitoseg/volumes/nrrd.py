@@ -51,10 +51,10 @@ def open_nrrd(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         raise UserError("no such file", path, "check the path")
     nrrd = import_extra("nrrd", "pynrrd", "formats")
     with opening(path), open(path, "rb") as stream:
-        if re.search(rb"^data ?file: *(LIST|[^\n]*%\d*d)", stream.read(2**16), re.MULTILINE):
+        if re.search(rb"^data ?file: *(LIST|[^\n]*%\d*d)", stream.read(2**16), re.MULTILINE | re.IGNORECASE):
             raise UserError("the voxels of the NRRD header lie in several files", path, _SAVE)
         stream.seek(0)
-        found = nrrd.read_header(stream)
+        found = nrrd.read_header(_small_letters(line) for line in iter(stream.readline, b""))
         start = stream.tell()
         encoding = str(found["encoding"]).lower()
         if encoding not in _PACKINGS:
@@ -83,6 +83,12 @@ def open_nrrd(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         volume = PackedVolume(path, header, file, start=start, offset=skip, packing=packing, **given)
     volume.directions = directions
     return volume
+
+
+def _small_letters(line: bytes) -> str:
+    """A line of a header with its field, of whose letters pynrrd knows the small ones, in these."""
+    field, colon, value = line.decode("ascii", "surrogateescape").partition(": ")
+    return f"{field.lower()}{colon}{value}" if colon and not field.startswith("#") else f"{field}{colon}{value}"
 
 
 class _Raw(MappedVolume):
@@ -114,7 +120,10 @@ def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelS
     spatial = [i for i in range(count) if inside[i]]
     others = {"time": "t", **dict.fromkeys(_COLOURS, "s")}
     letters = ["" if inside[i] else others.get(kinds[i], "c") for i in range(count)]
-    named, size, directions = "xyz"[: len(spatial)], None, ""
+    labels = [str(label).lower() for label in found.get("labels", ())]
+    labels = [labels[i] for i in spatial] if len(labels) == count else []
+    named = "".join(labels) if sorted(labels) == sorted("xyz"[: len(spatial)]) else "xyz"[: len(spatial)]
+    size, directions = None, ""
     units = [str(unit) for unit in found.get("space units", ())]
     if len(spatial) == 3 and len(steps) == count:
         matrix = np.stack([np.asarray(steps[i]) for i in spatial], axis=1)
@@ -124,9 +133,11 @@ def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelS
         grid = Grid.of(path, matrix * world[:, None])
         named, directions = grid.letters, grid.directions if space in _ANATOMICAL else ""
         size = voxel_size_nm(grid.sizes, [units[i] for i in (2, 1, 0)] if len(units) == 3 else "")
-    elif len(spatial) == 3 and "spacings" in found:
+    elif len(spatial) in (2, 3) and "spacings" in found:
         per_axis = [str(unit) for unit in found.get("units", [""] * count)]
-        size = voxel_size_nm(*([values[i] for i in spatial[::-1]] for values in (found["spacings"], per_axis)))
+        of = {a: (found["spacings"][i], per_axis[i]) for a, i in zip(named, spatial, strict=True)}
+        sizes, each = zip(*(of.get(a, (None, "")) for a in "zyx"), strict=True)
+        size = voxel_size_nm(sizes, each, flat=len(spatial) == 2)
     for place, letter in zip(spatial, named if len(named) == len(spatial) else "?" * len(spatial), strict=True):
         letters[place] = letter
     return "".join(letters), size, directions

@@ -12,9 +12,11 @@ Reading foreign files: what libraries throw or log becomes one line for the user
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import hashlib
+import io
 import json
 import logging
 import math
@@ -35,6 +37,7 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -43,6 +46,7 @@ from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
 
 logger = logging.getLogger(__name__)
+Image.MAX_IMAGE_PIXELS = None  # montages are larger than Pillow allows; sizes are checked here, or count as memory
 
 _LARGE_PART = 64 * 2**20
 """Smaller parts are among what a reader takes anyhow."""
@@ -184,6 +188,27 @@ def _look(file: str) -> str:
     return f"{state.st_size} {state.st_mtime_ns}\n"
 
 
+def lossless(head: bytes) -> bool:
+    """Whether the beginning of a WebP or a JPEG 2000 says that no value was changed."""
+    marker = head.find(b"\xff\x52")  # of JPEG 2000's coding style, whose last byte is the wavelet: 1 can be undone
+    return b"VP8L" in head[:64] or (0 <= marker < len(head) - 13 and head[marker + 13] == 1)
+
+
+def check_picture(data: bytes, pixels: int) -> None:
+    """Refuse a strip or tile whose own header, of JPEG, JPEG 2000, PNG or WebP, states more pixels than belong in it.
+
+    Args:
+        data: The strip or tile.
+        pixels: That belong in it.
+
+    Raises:
+        ValueError: It does.
+    """
+    with contextlib.suppress(OSError), Image.open(io.BytesIO(data)) as picture:
+        if math.prod(picture.size) > 4 * pixels:
+            raise ValueError(f"a strip or tile unpacks to {picture.width} x {picture.height} pixels")
+
+
 def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
     """Refuse voxels that are no real numbers.
 
@@ -258,6 +283,10 @@ class MappedVolume(StoredVolume):
             what = f"the {kind} is cut short, {size} of {needed} bytes are there"
             raise UserError(what, path, "copy it again")
 
+    def files(self) -> list[Path]:
+        """The header's file and the voxels'."""
+        return sorted({Path(self.path), Path(self._file)})
+
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         mapped = np.memmap(self._file, self._dtype, "r", self._offset, self._stored_shape)
         return np.array(mapped[index])
@@ -299,6 +328,10 @@ class PackedVolume(StoredVolume):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_unpacked": None}
+
+    def files(self) -> list[Path]:
+        """The header's file and the voxels'."""
+        return sorted({Path(self.path), Path(self._file)})
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         if self._unpacked is None or self._unpacked[0] != os.getpid():

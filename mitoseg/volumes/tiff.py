@@ -41,9 +41,11 @@ from mitoseg.volumes.stored import (
     MappedVolume,
     PageCache,
     StoredVolume,
+    check_picture,
     check_room,
     dump_metadata,
     load_metadata,
+    lossless,
     opening,
 )
 from mitoseg.volumes.units import voxel_size_nm
@@ -103,6 +105,7 @@ _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
 _LOSSY = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34927, 34934, 50001, 50002, 52546)
 """Compressions by JPEG, JPEG XR, JPEG 2000, LERC, WebP and JPEG XL."""
+_PICTURES = (*_LOSSY, tifffile.COMPRESSION.PNG)
 _NO_CALIBRATION = 20
 _FULL = 65535
 """Full intensity in a table of colours."""
@@ -118,7 +121,7 @@ def tiff_axes(tif: tifffile.TiffFile, axes: str) -> str:
     return "".join(a if a in _KNOWN and (a != "C" or channels) else "?" for a in axes)
 
 
-def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage) -> int:
+def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, quiet: bool = False) -> int:
     """The bits that a TIFF stores inverted: all, where 0 is white; none of what ImageJ wrote.
 
     ImageJ's inverted table of colours says how an image looks; it counts and measures the values as they are stored.
@@ -128,16 +131,17 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage) -> 
     """
     _check_samples(path, page)
     orientation = page.tags.valueof("Orientation")
-    if isinstance(orientation, int) and 1 < orientation <= 8:
+    if isinstance(orientation, int) and 1 < orientation <= 8 and not quiet:
         text = "%s: the TIFF states orientation %d; rows and columns are read in the order in which they are stored"
         logger.warning(text, path, orientation)
     if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None and not tif.is_imagej:
-        _check_table(path, page)
+        _check_table(path, page, quiet=quiet)
     if page.photometric != PHOTOMETRIC.MINISWHITE or "PhotometricInterpretation" not in page.tags:
         return 0
     if tif.is_imagej:
         text = "%s: ImageJ shows the TIFF inverted; its values are read as ImageJ measures them, not as it shows them"
-        logger.warning(text, path)
+        if not quiet:
+            logger.warning(text, path)
         return 0
     if np.dtype(page.dtype).kind not in "bu":
         what = f"the TIFF states that its smallest value is white, which {page.dtype} cannot be turned round for"
@@ -159,7 +163,7 @@ def _check_samples(path: str, page: tifffile.TiffPage) -> None:
         raise UserError(f"a pixel of the TIFF holds {samples} values ({kind})", path, "save one grey channel")
 
 
-def _check_table(path: str, page: tifffile.TiffPage) -> None:
+def _check_table(path: str, page: tifffile.TiffPage, *, quiet: bool) -> None:
     """Refuse a table that makes other greys of the stored numbers; numbers of colours are labels and stay.
 
     Raises:
@@ -170,7 +174,7 @@ def _check_table(path: str, page: tifffile.TiffPage) -> None:
     steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
     if (used == used[0]).all() and abs(used[0] - steps).max() > _FULL / 255:
         raise UserError("the TIFF's numbers stand for other greys in a table", path, "save it as a grey image")
-    if not (used == used[0]).all():
+    if not (used == used[0]).all() and not quiet:
         logger.warning("%s: a pixel of the TIFF is the number of a colour; numbers are read, as labels need it", path)
 
 
@@ -181,12 +185,6 @@ def is_lossy(page: tifffile.TiffPage) -> bool:
     offset, count = (next((n for n in numbers if n), 0) for numbers in (page.dataoffsets, page.databytecounts))
     page.parent.filehandle.seek(offset)
     return not lossless(page.parent.filehandle.read(min(count, 4096)))
-
-
-def lossless(head: bytes) -> bool:
-    """Whether the beginning of a WebP or a JPEG 2000 says that no value was changed."""
-    marker = head.find(b"\xff\x52")  # of JPEG 2000's coding style, whose last byte is the wavelet: 1 can be undone
-    return b"VP8L" in head[:64] or (0 <= marker < len(head) - 13 and head[marker + 13] == 1)
 
 
 def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
@@ -212,13 +210,13 @@ def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
     return voxel_size_nm(sizes, units, flat=flat)
 
 
-def tiff_scale(path: str, tif: tifffile.TiffFile) -> tuple[float, float]:
+def tiff_scale(path: str, tif: tifffile.TiffFile, *, quiet: bool = False) -> tuple[float, float]:
     """Slope and intercept of ImageJ's calibration, by which it shows and measures; signed 16 bits have one."""
     imagej = tif.imagej_metadata or {}
     function, slope, intercept = (imagej.get(key) for key in ("cf", "c1", "c0"))
     if function == 0 and isinstance(slope, int | float) and isinstance(intercept, int | float) and slope:
         return float(slope), float(intercept)
-    if function is not None and function not in (0, _NO_CALIBRATION):
+    if function is not None and function not in (0, _NO_CALIBRATION) and not quiet:
         logger.warning("%s: ImageJ measures the TIFF by a curve; its values are read as they are stored", path)
     return 1.0, 0.0
 
@@ -508,6 +506,8 @@ class Stack:
         if found is None:
             return np.full(self.keyframe.chunks[:2], self.keyframe.nodata, self.dtype)
         data, tables = found
+        if self.keyframe.compression in _PICTURES:
+            check_picture(data, math.prod(self.keyframe.chunks[:2]))
         if self.keyframe.compression == tifffile.COMPRESSION.JPEG and _END_OF_JPEG not in data:
             raise EOFError("the JPEG ends within its voxels")  # its decoder would fill the rest with grey
         segment, _, shape = self.keyframe.decode(data, index, jpegtables=tables)
@@ -522,6 +522,9 @@ class Stack:
             file.open()
         try:
             check_bytes(page)
+            for index in range(len(page.dataoffsets) if self.keyframe.compression in _PICTURES else 0):
+                found = self.read_segment(number, index)
+                check_picture(found[0] if found else b"", math.prod(self.keyframe.chunks[:2]))
             return np.asarray(page.asarray())
         finally:
             if closed:

@@ -12,17 +12,20 @@ looks each chunk up in a list of all.
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -117,6 +120,11 @@ class ZarrOutput:
 
 Coordinates = tuple[int, ...]
 
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lzma.LZMADecompressor,
+}
 _EMPTY = 2**64 - 1
 
 _CRC_BYTES = 4
@@ -128,14 +136,18 @@ _LONGEST, _SLACK = 8, 2**20
 class CheckedStore(LocalStore):
     """A folder that hands out no chunk that unpacks to more than its array's chunks hold, and reads no pipes.
 
-    What Blosc, Zstandard, gzip and LZ4 state in a chunk's own header or trailer is looked at before it is unpacked.
+    What Blosc, Zstandard, gzip and LZ4 state in a chunk's own header or trailer is looked at before it is unpacked;
+    what zlib, bzip2 and LZMA pack is unpacked as far as it may go.
     """
 
     _stated: tuple[str, int] | None = None
+    _sharded: zarr.Array[Any] | None = None
 
     def expect(self, array: zarr.Array[Any]) -> None:
         """Remember how chunks of an array are compressed, and how large they are."""
         codecs = getattr(array.metadata, "codecs", ()) or (getattr(array.metadata, "compressor", None),)
+        if array.shards is not None and isinstance(codecs[0], ShardingCodec):
+            self._sharded, codecs = array, codecs[0].codecs
         codecs = [codec for codec in codecs if not isinstance(codec, Crc32cCodec)]
         name = getattr(codecs[-1], "codec_id", type(codecs[-1]).__name__)
         size = math.prod(array.chunks) * array.dtype.itemsize
@@ -154,15 +166,32 @@ class CheckedStore(LocalStore):
         buffer = await super().get(key, prototype, byte_range)
         if buffer is not None and self._stated is not None and not key.endswith(("zarr.json", ".zarray", ".zattrs")):
             name, most = self._stated
-            size = _unpacked_bytes(name, buffer.as_numpy_array())
+            chunks = self._chunks(buffer.as_numpy_array(), path, byte_range)
+            size = max((_unpacked_bytes(name, chunk, most) for chunk in chunks), default=0)
             if size > most:
                 what = f"a chunk would unpack to {size / 2**20:.0f} MiB, more than belongs in it"
                 raise UserError(what, path, "it is damaged: copy it again")
         return buffer
 
+    def _chunks(self, data: Array, path: str, byte_range: ByteRequest | None) -> list[Array]:
+        """The compressed chunks in what was read: all of it, or those of a shard, whose index is none."""
+        if self._sharded is None:
+            return [data]
+        if byte_range is not None:
+            return [data] if isinstance(byte_range, RangeByteRequest) and byte_range.start else []
+        per = _parts(self._sharded.shards or (), self._sharded.chunks)
+        index = _index(self._sharded, path, per)
+        places = [] if index is None else index.reshape(-1, 2).tolist()
+        return [data[start : start + length] for start, length in places if start != _EMPTY]
 
-def _unpacked_bytes(codec: str, data: Array) -> int:
-    """What a compressed chunk says that it unpacks to; 0 where it does not say."""
+
+def _unpacked_bytes(codec: str, data: Array, most: int) -> int:
+    """What a compressed chunk unpacks to, as it says or up to a byte above ``most``; 0 where that is not known."""
+    if codec in _UNPACKERS:
+        try:
+            return len(_UNPACKERS[codec]().decompress(data.tobytes(), most + 1))
+        except (OSError, ValueError, zlib.error, lzma.LZMAError):  # its decoder will say so
+            return 0
     head, tail = bytes(data[:18]), bytes(data[-4:])
     if codec == "blosc" and len(head) >= 16:
         return int.from_bytes(head[4:8], "little")

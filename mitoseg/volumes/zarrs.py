@@ -123,7 +123,7 @@ class ZarrVolume(StoredVolume):
     ) -> None:
         super().__init__(path, header, axes=axes, voxel_size=voxel_size)
         self._array = array
-        if isinstance(array.store, CheckedStore) and array.shards is None:
+        if isinstance(array.store, CheckedStore):
             array.store.expect(array)
         self.lacks_scale = False
 

@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from made_volumes import SIZE, places, save, two_cells
 
 pytest.importorskip("neuroglancer", reason="neuroglancer is not installed")
@@ -18,7 +19,7 @@ pytest.importorskip("neuroglancer", reason="neuroglancer is not installed")
 from mitoseg.errors import UserError
 from mitoseg.viewers.neuroglancer.scene import Level, Levels, ServedVolume, make_scene, serving
 from mitoseg.viewers.shown import Shown, open_shown
-from mitoseg.volumes import ArrayVolume, Volume, VolumeInfo
+from mitoseg.volumes import ArrayVolume, Volume, VolumeInfo, open_volume
 
 SHAPE = (5, 6, 7)
 
@@ -194,3 +195,15 @@ def test_a_port_or_an_address_that_cannot_be_had(bind, line):
         taken.listen()
         with pytest.raises(UserError, match=line), serving(state, bind=bind, port=taken.getsockname()[1]):
             pass
+
+
+def test_truth_is_read_as_by_the_other_commands(tmp_path, caplog):
+    """Colours are told apart; what is not told which value is background is shown by its numbers, with a warning."""
+    colours_zyxc = np.zeros((*SHAPE, 3), np.uint8)
+    colours_zyxc[1:3, 1:3, 1:3], colours_zyxc[3:, 3:, 3:] = (200, 0, 0), (0, 0, 200)
+    tifffile.imwrite(tmp_path / "a.tif", colours_zyxc, photometric="rgb", metadata={"axes": "ZYXS"})
+    truth = open_volume(tmp_path / "a.tif", voxel_size=SIZE)
+    with serving(make_scene(Shown({"image": ArrayVolume(places(SHAPE), SIZE), "truth": truth}, SIZE))) as viewer:
+        found = chunk_xyz(viewer, "truth", (0, 0, 0), SHAPE[::-1])
+    assert len(np.unique(found)) == 3
+    assert "2 colours" in caplog.text

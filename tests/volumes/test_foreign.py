@@ -327,3 +327,28 @@ def test_napari_asks_for_every_format():
     patterns = yaml.safe_load(manifest.read_text())["contributions"]["readers"][0]["filename_patterns"]
     wanted = {f"*{suffix}" for one in FORMATS[:-1] for suffix in one.suffixes}  # pictures are napari's own
     assert wanted <= set(patterns)
+
+
+def test_what_a_header_of_nrrd_says_in_its_own_way(tmp_path):
+    """Fields in capitals, names of axes, a flat image with a pixel size, voxels in a file of their own."""
+    image_zyx = numbered("uint8")
+    write = {"Type": "UCHAR", "Dimension": 3, "Sizes": "4 5 7", "Encoding": "RAW", "Labels": '"z" "y" "x"'}
+    write |= {"Spacings": "50 6 5", "Units": '"nm" "nm" "nm"', "Data File": "a.raw"}
+    text = "NRRD0004\n" + "".join(f"{field}: {value}\n" for field, value in write.items()) + "\n"
+    (tmp_path / "a.nhdr").write_text(text)
+    (tmp_path / "a.raw").write_bytes(np.ascontiguousarray(image_zyx.T).tobytes())
+    volume = check(tmp_path / "a.nhdr", image_zyx, (50.0, 6.0, 5.0))
+    before = volume.state()
+    (tmp_path / "a.raw").write_bytes(bytes(image_zyx.size + 1))
+    assert volume.state() != before
+    flat = 'NRRD0004\ntype: uchar\ndimension: 2\nsizes: 7 5\nencoding: raw\nspacings: 5 6\nunits: "nm" "nm"\n\n'
+    (tmp_path / "b.nrrd").write_bytes(flat.encode() + image_zyx[0].tobytes())
+    assert open_volume(str(tmp_path / "b.nrrd")).voxel_size == (5.0, 6.0, 5.0)
+
+
+def test_a_precomputed_volume_of_neuroglancer(tmp_path):
+    (tmp_path / "info").write_text("{}")
+    (tmp_path / "4_4_40").mkdir()
+    for path in (tmp_path, tmp_path / "4_4_40"):
+        with pytest.raises(UserError, match="precomputed"):
+            open_volume(str(path))

@@ -3,6 +3,7 @@ import logging
 import os
 import subprocess
 import sys
+import zlib
 
 import h5py
 import numpy as np
@@ -365,3 +366,17 @@ def test_files_of_a_virtual_dataset(tmp_path, image_zyx):
     (tmp_path / "3.h5").unlink()
     with pytest.raises(UserError, match=r"1 of 6 files of the virtual dataset are missing and would read as 0"):
         volume.check_complete()
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True, "fletcher32": True}])
+def test_a_chunk_of_gzip_that_unpacks_to_far_too_much(tmp_path, image_zyx, options):
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5.create_dataset("a", data=image_zyx + 1, chunks=(3, 37, 50), compression="gzip", **options)
+    assert np.array_equal(open_volume(str(tmp_path / "a.h5")).read(), image_zyx + 1)
+    with h5py.File(tmp_path / "a.h5", "r+") as h5:
+        packed = zlib.compress(bytes(2**25)) + bytes(4 if options else 0)
+        h5["a"].id.write_direct_chunk((3, 0, 0), packed)
+    volume = open_volume(str(tmp_path / "a.h5"))
+    assert np.array_equal(volume.read(Box((0, 0, 0), (3, 37, 50))), image_zyx[:3] + 1)
+    with pytest.raises(UserError, match="unpacks to more than belongs in it"):
+        volume.read(Box((2, 0, 0), (4, 37, 50)))

@@ -173,7 +173,18 @@ def test_colours_are_classes_of_labels(tmp_path, kind):
     assert np.array_equal(map_labels(volume, rule="nonzero").read()[0], all_colours)
 
 
-def test_tables_of_colours_that_differ_or_begin_with_a_colour(tmp_path):
+def test_slices_that_imagej_calibrated(tmp_path, caplog):
+    stored = np.arange(3 * 20 * 30).reshape(3, 20, 30).astype(np.uint16)
+    for z, image_yx in enumerate(stored):
+        metadata = {"axes": "YX", "cf": 0, "c0": -32768.0, "c1": 1.0 + z // 2}
+        tifffile.imwrite(tmp_path / f"{z}.tif", image_yx, imagej=True, metadata=metadata)
+    with pytest.raises(UserError, match="calibrated in different ways"):
+        open_volume(str(tmp_path))
+    (tmp_path / "2.tif").unlink()
+    assert np.array_equal(open_volume(str(tmp_path)).read(), stored[:2].astype(int) - 32768)
+
+
+def test_tables_of_colours_that_differ_or_begin_with_a_colour(tmp_path, caplog):
     """Programs that choose the colours of each slice anew number them as they occur."""
     mask_zyx = np.stack([classes_yx() > 0] * 2)
     for name, orders in (("differ", ((0, 1), (1, 0))), ("turned", ((1, 0), (1, 0)))):
@@ -185,6 +196,14 @@ def test_tables_of_colours_that_differ_or_begin_with_a_colour(tmp_path):
             image.putpalette(table.ravel().tolist())
             image.save(tmp_path / name / f"{z}.png")
         assert np.array_equal(map_labels(open_volume(str(tmp_path / name))).read(), mask_zyx), name
+    table = np.zeros((3, 256), np.uint16)
+    table[0, 0] = 65535
+    (tmp_path / "tif").mkdir()
+    for z, mask_yx in enumerate(mask_zyx):
+        tifffile.imwrite(tmp_path / "tif" / f"{z}.tif", np.uint8(~mask_yx), photometric="palette", colormap=table)
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(map_labels(open_volume(str(tmp_path / "tif"))).read(), mask_zyx)
+    assert caplog.text.count("number of a colour") <= 1
     write_png(tmp_path / "differ" / "0.png", mask_zyx[0] * np.uint8(77))  # a grey beside tables
     with pytest.raises(UserError, match="foreground=") as refused:
         map_labels(open_volume(str(tmp_path / "differ")), foreground=1)

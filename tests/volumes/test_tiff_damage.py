@@ -1,5 +1,7 @@
 import logging
+import struct
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -98,3 +100,22 @@ def test_complex_voxels(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 6, 7), np.complex64))
     with pytest.raises(UserError, match="complex"):
         open_volume(str(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "jpeg2000", "png"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_strip_that_unpacks_to_far_too_much(tmp_path, codec, colour):
+    shape = (40, 50, 3) if colour else (40, 50)
+    encode = {"jpeg": imagecodecs.jpeg8_encode, "jpeg2000": imagecodecs.jpeg2k_encode, "png": imagecodecs.png_encode}
+    large = encode[codec](np.zeros((400, 500, *shape[2:]), np.uint8))
+    options = {"photometric": "rgb" if colour else "minisblack", "compression": codec, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), **options)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        tags = [tif.pages.first.tags[name] for name in ("StripOffsets", "StripByteCounts")]
+        places = [(tag.offset, tag.dtype) for tag in tags]
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    for (place, _), value in zip(places, (len(data), len(large)), strict=True):
+        data[place + 2 : place + 12] = struct.pack("<HII", 4, 1, value)
+    (tmp_path / "a.tif").write_bytes(data + large)
+    with pytest.raises(UserError, match="unpacks to 500 x 400 pixels"):
+        open_volume(tmp_path / "a.tif").read()

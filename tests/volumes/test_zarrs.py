@@ -209,6 +209,37 @@ def test_a_chunk_that_unpacks_to_far_too_much(tmp_path, image_zyx, version, code
         volume.read()
 
 
+@pytest.mark.parametrize("make", [numcodecs.Zlib(), numcodecs.BZ2(), numcodecs.LZMA()])
+def test_a_chunk_that_does_not_say_what_it_unpacks_to(tmp_path, image_zyx, make):
+    zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, chunks=(3, 37, 50), compressors=make, zarr_format=2)
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    assert np.array_equal(volume.read(), image_zyx + 1)
+    (tmp_path / "a.zarr" / "0.0.0").write_bytes(make.encode(np.zeros(2**24, np.uint8)))
+    with pytest.raises(UserError, match="would unpack to 1 MiB, more than belongs in it"):
+        volume.read()
+
+
+@pytest.mark.parametrize("index", ["start", "end"])
+@pytest.mark.parametrize("box", [None, BOX])
+def test_a_chunk_in_a_shard_that_unpacks_to_far_too_much(tmp_path, index, box):
+    noise = np.random.default_rng(0).integers(1, 250, (6, 40, 60), np.uint8)
+    shards = {"shape": (6, 40, 60), "index_location": index}
+    options = {"chunks": (3, 20, 30), "shards": shards, "compressors": GzipCodec()}
+    zarr.create_array(tmp_path / "a.zarr", data=noise, **options)
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    box = Box.of_shape(noise.shape) if box is None else box
+    assert np.array_equal(volume.read(box), noise[box.slices])
+    file = tmp_path / "a.zarr" / "c" / "0" / "0" / "0"
+    data = bytearray(file.read_bytes())
+    for place in [
+        n for n in range(len(data) - 4) if data[n : n + 4] == b"\x08\x07\x00\x00"
+    ]:  # the length at a gzip's end
+        data[place : place + 4] = (2**30).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="would unpack to 1024 MiB"):
+        volume.read(box)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_codec_that_is_not_known_is_named(tmp_path, image_zyx, version):
     zarr.create_array(tmp_path / "a.zarr", data=image_zyx, zarr_format=version)

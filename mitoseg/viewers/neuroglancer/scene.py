@@ -42,9 +42,9 @@ from mitoseg.segmentation.exporting import FoundObject, find_objects
 from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.viewers.samples import percentiles, sample
 from mitoseg.viewers.shown import Shown
-from mitoseg.volumes import Array, ArrayVolume, LabelVolume, Volume, VoxelSize, open_volume
+from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, open_volume
 from mitoseg.volumes.base import CroppedVolume, MaskVolume
-from mitoseg.volumes.labels import choose_rule, survey_labels
+from mitoseg.volumes.labels import map_labels
 from mitoseg.volumes.ome_image import find_levels
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.pyramid import Sizes, coarser
@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 
 DARKEST, BRIGHTEST = 0.5, 99.5
 """Percentiles of a sample of the image that are shown as black and as white."""
+
+_SURVEYED = 2**28
+"""Voxels of labels up to which all are looked at to tell what their values mean."""
 
 MOST_SEGMENTS = 1000
 """Instances whose surfaces are shown from the beginning: the largest."""
@@ -188,12 +191,17 @@ def _thresholded(levels: list[Level]) -> list[Level]:
 
 
 def _truth(levels: list[Level]) -> list[Level]:
-    """Labels as numbers, or as one mask where they do not number; told from a sample."""
-    values = sample(levels[0].volume, side=1024)
-    if values.dtype.kind in "if" and values.min() < 0:
+    """Labels as numbers, or as one mask, as `map_labels` reads them; of large ones a sample."""
+    whole = levels[0].volume.as_labels()
+    levels = levels if whole is levels[0].volume else _each(levels, lambda one: one.as_labels())
+    large = math.prod(whole.shape) > _SURVEYED
+    looked_at = ArrayVolume(sample(whole, side=1024), path=whole.path) if large else whole
+    try:
+        labels = map_labels(looked_at, require_foreground=False)
+    except UserError as error:
+        log.warning("the truth is shown by its numbers: %s", error)
         return levels
-    rule = choose_rule(survey_labels(ArrayVolume(values)), "auto", levels[0].volume.path)
-    return levels if rule.numbered else _each(levels, lambda one: LabelVolume(one, rule, None))
+    return levels if labels.numbered else _each(levels, labels.alike)
 
 
 def _each(levels: list[Level], change: Callable[[Volume], Volume]) -> list[Level]:
