@@ -6,7 +6,7 @@ Scores of instances as a table to read.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def label_prediction(
     labelling: Labelling | None = None,
     *,
     voxel_size: Sequence[float] | None = None,
+    on_block: Callable[[Box], None] | None = None,
     engine: Engine | None = None,
 ) -> InstanceVolume:
     """The foreground of a prediction, numbered; see `mitoseg.segmentation.label_volume`.
@@ -79,13 +80,14 @@ def label_prediction(
         decision: What its values mean.
         labelling: How.
         voxel_size: (z, y, x) in nm; None: the prediction's.
+        on_block: Called with each block that is looked at.
         engine: Started; None: this process.
     """
     mask, made = MaskVolume(prediction, decision.foreground), prediction.info.metadata
     about = {key: made[key] for key in ("checkpoint", "postprocess") if key in made}
     if decision.kind == "probability":
         about["threshold"] = decision.threshold
-    return label_volume(mask, labelling, voxel_size=voxel_size, metadata=about, engine=engine)
+    return label_volume(mask, labelling, voxel_size=voxel_size, metadata=about, on_block=on_block, engine=engine)
 
 
 def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engine | None = None) -> Volume:

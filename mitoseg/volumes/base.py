@@ -161,7 +161,13 @@ class Volume(ABC):
 
 
 class ArrayVolume(Volume):
-    """An array in memory as a volume.
+    """An array as a volume: of NumPy, or a lazy one (Zarr, Dask), of which boxes are read when they are asked for.
+
+    Args:
+        image_zyx: Anything with ``shape``, ``dtype`` and slices.
+        voxel_size: (z, y, x) in nm, or None.
+        path: What messages call it.
+        metadata: What is known of it.
 
     >>> ArrayVolume(np.zeros((2, 3, 4), np.uint8)).read(Box((0, 0, 0), (1, 3, 2))).shape
     (1, 3, 2)
@@ -169,18 +175,18 @@ class ArrayVolume(Volume):
 
     def __init__(
         self,
-        image_zyx: Array,
+        image_zyx: Any,  # noqa: ANN401 (any array)
         voxel_size: VoxelSize | None = None,
         path: str = "array",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        z, y, x = image_zyx.shape
-        super().__init__(VolumeInfo(path, (z, y, x), image_zyx.dtype, voxel_size, metadata or {}))
+        z, y, x = (int(n) for n in image_zyx.shape)
+        super().__init__(VolumeInfo(path, (z, y, x), np.dtype(image_zyx.dtype), voxel_size, metadata or {}))
         self._image_zyx = image_zyx
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
-        return self._image_zyx[self.check_box(box).slices]
+        return np.asarray(self._image_zyx[self.check_box(box).slices])
 
 
 class ArrayWriter:

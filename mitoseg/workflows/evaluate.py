@@ -23,6 +23,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, evaluate
 from mitoseg.evaluation.figures import save_curves, save_overlays
 from mitoseg.evaluation.instances import (
+    SMALL,
     evaluate_instances,
     find_overlaps,
     instance_table,
@@ -35,6 +36,7 @@ from mitoseg.evaluation.table import score_table
 from mitoseg.geometry import Box
 from mitoseg.networks.checkpoint import DEFAULT
 from mitoseg.provenance import collect
+from mitoseg.segmentation import Labelling
 from mitoseg.storage import plain, read_json, write_json
 from mitoseg.volumes import LabelVolume, Volume, VoxelSize, map_labels, open_volume
 from mitoseg.volumes.labels import holds_classes, map_mask
@@ -75,7 +77,8 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
     crop = None if cfg.crop is None else Box.parse(cfg.crop, volumes["prediction"].shape)
-    predicted_values, true_values = _chosen_values(cfg, volumes)
+    named = plain(cfg.foreground), plain(cfg.prediction_foreground)
+    predicted_values, true_values = chosen_values(*named, cfg.kind, volumes)
     volumes["prediction"] = map_mask(volumes["prediction"], predicted_values, cfg.kind)
     truth = _read_truth(volumes["truth"], cfg, true_values)
     meant = {"threshold": threshold, "kind": cfg.kind, "voxel_size": voxel_size}
@@ -128,9 +131,10 @@ def _count(
     result["label_rule"] = truth.rule
     told = {"threshold": meant["threshold"], "kind": meant["kind"]}
     numbered = number_instances(cfg, prediction, truth, voxel_size=voxel_size, engine=engine, **told)
-    instances = score_instances(cfg, prediction, numbered, truth, draws, crop=meant["crop"], engine=engine, **told)
-    if instances is not None:
-        result["instances"] = instances
+    if numbered is not None and _wanted(cfg, prediction, **told):
+        labelling = None if decide(prediction, **told).kind == "instances" else chosen_labelling(cfg)
+        chosen: dict[str, Any] = {"small": cfg.small_objects, "crop": meant["crop"], "engine": engine}
+        result["instances"] = score_instances(numbered, truth, labelling, bootstrap=draws, **chosen)
     return result, numbered
 
 
@@ -156,16 +160,21 @@ def _check_options(cfg: DictConfig) -> tuple[Sequence[float] | None, float | Non
     return voxel_size, threshold, reference
 
 
-def _chosen_values(cfg: DictConfig, volumes: Mapping[str, Volume]) -> tuple[object, object]:
+def chosen_values(
+    given: object, predicted: object, kind: str | None, volumes: Mapping[str, Volume]
+) -> tuple[object, object]:
     """The values that are mitochondria in the prediction and in the truth.
 
-    ``foreground=`` is about the one of the two that holds classes.
+    Args:
+        given: ``foreground=``, which is about the one of the two that holds classes.
+        predicted: ``prediction_foreground=``.
+        kind: What the user says the prediction is.
+        volumes: ``prediction`` and ``truth``.
 
     Raises:
         UserError: Both hold classes, and it is not said which values of the prediction are meant.
     """
-    given, predicted = plain(cfg.foreground), plain(cfg.prediction_foreground)
-    if given is None or predicted is not None or cfg.kind not in (None, "mask"):
+    if given is None or predicted is not None or kind not in (None, "mask"):
         return predicted, given
     if not holds_classes(volumes["prediction"]):
         return None, given
@@ -287,45 +296,36 @@ def _wanted(cfg: DictConfig, prediction: Volume, threshold: float | None, kind: 
 
 
 def score_instances(
-    cfg: DictConfig,
-    prediction: Volume,
-    result: Volume | None,
+    result: Volume,
     truth: LabelVolume,
-    draws: Bootstrap,
+    labelling: Labelling | None,
     *,
+    small: int = SMALL,
+    bootstrap: Bootstrap | None = None,
     crop: Box | None = None,
-    threshold: float | None = None,
-    kind: str | None = None,
     engine: Engine | None = None,
-) -> dict[str, Any] | None:
-    """Scores of the instances, if the prediction holds some or ``instances=true`` asks for them.
-
-    Whole volumes are numbered, and then cropped.
+) -> dict[str, Any]:
+    """Scores of the instances; whole volumes are numbered, and then cropped.
 
     Args:
-        cfg: The keys ``instances``, ``labelling`` and ``small_objects``.
-        prediction: Instances, or what was labelled.
-        result: Its ids, of `number_instances`.
+        result: The ids of the prediction.
         truth: Mapped labels.
-        draws: How the intervals are made.
+        labelling: How the ids were made; None where they were stored.
+        small: Objects of fewer voxels are left out.
+        bootstrap: How the intervals are made.
         crop: The part that is scored.
-        threshold: Of the prediction.
-        kind: Of the prediction.
         engine: Started, counts; None: this process.
 
     Returns:
-        The keys of `evaluate_instances`, ``labelling`` (None where ids were stored), ``truth_labelled``; or None.
+        The keys of `evaluate_instances`, ``labelling`` (None where ids were stored), ``truth_labelled``.
 
     Raises:
         UserError: Ids or options are no good.
     """
-    if result is None or not _wanted(cfg, prediction, threshold, kind):
-        return None
-    labelling = chosen_labelling(cfg)
-    numbered = truth_instances(truth, labelling.connectivity, engine=engine)
+    numbered = truth_instances(truth, (labelling or Labelling()).connectivity, engine=engine)
     overlaps = find_overlaps(result, numbered, labels=truth, crop=crop, engine=engine)
-    scores = evaluate_instances([overlaps], small=cfg.small_objects, bootstrap=draws)
-    made = None if decide(prediction, threshold, kind).kind == "instances" else asdict(labelling)
+    scores = evaluate_instances([overlaps], small=small, bootstrap=bootstrap)
+    made = None if labelling is None else asdict(labelling)
     return {**scores, "labelling": made, "truth_labelled": not truth.numbered}
 
 

@@ -29,7 +29,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.precision import choose_compile
-from mitoseg.inference.prepare import INSTANCES, adapt_greys, resample_input, restoring
+from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.sizing import budget_bytes, used_bytes
 from mitoseg.networks.checkpoint import DEFAULT
 from mitoseg.progress import progress
@@ -41,14 +41,22 @@ from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, VolumeWriter, open_volume
 from mitoseg.volumes.images import SliceFolder
 from mitoseg.volumes.opening import check_volume_output, place, stored_in, warn_of_gaps
-from mitoseg.volumes.padding import Padding, as_stored, blanked, with_padding
+from mitoseg.volumes.padding import as_stored, blanked, with_padding
 from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.staging import StagedVolume, holds_finished
 from mitoseg.volumes.zarrs import ZarrVolume
 from mitoseg.workflows.many import plan_jobs, predict_many
 from mitoseg.workflows.options import chosen_labelling, chosen_steps, cleaned, make_engine
 from mitoseg.workflows.remote import Remote, check_sight, decide_together, predict_on_workers
-from mitoseg.workflows.session import Session, load, open_session, predict_with_progress, staged_kind
+from mitoseg.workflows.session import (
+    Prepared,
+    Session,
+    load,
+    open_session,
+    predict_with_progress,
+    prepare,
+    staged_kind,
+)
 
 log = logging.getLogger(__name__)
 
@@ -114,26 +122,20 @@ def predict_one(
         UserError: The volume, an option or the output is no good.
     """
     steps, labelling = chosen_steps(cfg), chosen_labelling(cfg)
-    seen = resample_input(cfg.resample, source, session.model)
-    with waiting("looking at the grey values"):
-        volume, normalization = adapt_greys(cfg.normalize, seen, session.model)
     kind = staged_kind(cfg.save, cfg.dtype, cleaned=steps is not None)
-    restored = restoring(seen, source, kind)
-    if restored is not None and restored.mask:  # a mask is made of whole probabilities
-        kind = "probability"
-    prediction = session.prediction(cfg, normalization, kind)
+    make, options = partial(session.prediction, cfg), {"normalize": cfg.normalize, "resample": cfg.resample}
+    prepared = prepare(session.model, source, make, kind=kind, **options)
+    predictor, prediction = prepared.predictor, prepared.predictor.prediction
     if cfg.save == INSTANCES:
-        labelling.spacing(source.voxel_size or prediction.voxel_size)
-    image = volume if restored is None else source
-    predictor = Predictor(prediction, volume)
-    about = {**identity(cfg, session, source), "tiles": kind}
+        labelling.spacing(prepared.voxel_size)
+    about = {**identity(cfg, session, source), "tiles": prepared.kind}
     kept: dict[str, Any] = {"volatile": VOLATILE, "finishing": FINISHING}
-    stage = StagedVolume(cfg.output, about, overwrite=cfg.overwrite, view=restored, **kept)
+    stage = StagedVolume(cfg.output, about, overwrite=cfg.overwrite, view=prepared.restored, **kept)
     with stage:
         if not stage.moved:
             predict_staged(cfg, session, predictor, stage)
-            note_padding(source, stage)
-        finisher = Finisher(predictor, stage, image, session.engine, cfg.progress)
+            note_padding(prepared, stage)
+        finisher = Finisher(predictor, stage, prepared.image, session.engine, cfg.progress)
         if cfg.save == INSTANCES and not stage.moved:
             finisher.write_instances(steps, labelling)
         elif steps is not None and not stage.moved:
@@ -145,24 +147,21 @@ def predict_one(
         console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
         console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
         chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
-        if restored is not None:
-            chosen["resampled_to"] = seen.voxel_size
+        if prepared.restored is not None:
+            chosen["resampled_to"] = predictor.volume.voxel_size
         if cfg.report:
             from mitoseg.workflows.evaluate import (
                 report_prediction_of,  # draws, with libraries that take a second to load
             )
 
-            size = source.voxel_size or prediction.voxel_size
-            report_prediction_of(cfg, report, as_stored(source), voxel_size=size, chosen=chosen)
+            report_prediction_of(cfg, report, as_stored(source), voxel_size=prepared.voxel_size, chosen=chosen)
         on_written()
     return chosen
 
 
-def note_padding(source: Volume, stage: StagedVolume) -> None:
+def note_padding(prepared: Prepared, stage: StagedVolume) -> None:
     """Say how much of the input was left out as padding, on the terminal and in the output."""
-    if not isinstance(source.padding, Padding):
-        return
-    voxels = source.padding.count()
+    source, voxels = prepared.source, prepared.padding
     if not voxels:
         return
     if voxels == source.box.size:

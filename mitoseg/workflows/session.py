@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,20 @@ from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, Predictor, predict_volume
 from mitoseg.inference.precision import choose_precision
 from mitoseg.inference.predictor import BoxWriter
-from mitoseg.inference.prepare import CUDA_SLICES, INSTANCES, choose_device, make_prediction
+from mitoseg.inference.prepare import (
+    CUDA_SLICES,
+    INSTANCES,
+    Restored,
+    adapt_greys,
+    choose_device,
+    make_prediction,
+    resample_input,
+    restoring,
+)
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
 from mitoseg.progress import progress
-from mitoseg.volumes import Normalization, Volume
+from mitoseg.volumes import Normalization, Volume, VoxelSize
+from mitoseg.volumes.padding import Padding
 from mitoseg.workflows.remote import Remote, Team, gather_team, look_around, make_remote
 
 log = logging.getLogger(__name__)
@@ -112,6 +122,73 @@ def open_session(cfg: DictConfig, engine: Engine, model: Model, checkpoint: Path
     precision = choose_precision(cfg.precision, torch.device(device), model.record, able=able)
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return Session(engine, team, model, checkpoint, sha256, device, precision, cfg.trust)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One volume, ready to be predicted, and the way of the result back to its grid.
+
+    Attributes:
+        source: The input, its padding known if it is to be.
+        predictor: Of the volume that the network sees.
+        kind: What the tiles hold: ``probability``, ``mask`` or ``uncertainty``.
+        restored: Makes of the tiles a volume on the input's grid; None where they lie on it.
+    """
+
+    source: Volume
+    predictor: Predictor
+    kind: str
+    restored: Restored | None
+
+    @property
+    def image(self) -> Volume:
+        """The grey values on the result's grid, as the network sees them where it is its grid, too."""
+        return self.predictor.volume if self.restored is None else self.source
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm of the result: the input's, else the checkpoint's."""
+        return self.source.voxel_size or self.predictor.prediction.voxel_size
+
+    def restore(self, tiles: Volume) -> Volume:
+        """The finished tiles as a lazy volume on the input's grid."""
+        return tiles if self.restored is None else self.restored(tiles)
+
+    @property
+    def padding(self) -> int:
+        """How many voxels of the input were left out as padding."""
+        return self.source.padding.count() if isinstance(self.source.padding, Padding) else 0
+
+
+def prepare(
+    model: Model,
+    source: Volume,
+    make: Callable[[Normalization | None, str], Prediction],
+    *,
+    normalize: str,
+    resample: object,
+    kind: str,
+) -> Prepared:
+    """Adapt a volume to what a model was trained on.
+
+    Args:
+        model: What predicts.
+        source: The input.
+        make: Makes the prediction of the volume's own normalisation, if it has one, and of what the tiles hold.
+        normalize: See `adapt_greys`.
+        resample: See `resample_input`.
+        kind: What the tiles are to hold; a mask of a resampled volume is made of whole probabilities.
+
+    Raises:
+        UserError: An option is no good, or does not fit volume and model.
+    """
+    seen = resample_input(resample, source, model)
+    with waiting("looking at the grey values"):
+        volume, normalization = adapt_greys(normalize, seen, model)
+    restored = restoring(seen, source, kind)
+    if restored is not None and restored.mask:
+        kind = "probability"
+    return Prepared(source, Predictor(make(normalization, kind), volume), kind, restored)
 
 
 def staged_kind(save: str, dtype: str | None, *, cleaned: bool) -> str:

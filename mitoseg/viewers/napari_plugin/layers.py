@@ -28,7 +28,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.tables import write_table
 from mitoseg.viewers.napari_plugin.jobs import show_mistake
-from mitoseg.volumes import Array, Volume, VolumeInfo, VoxelSize, create_volume, open_volume
+from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.n5 import is_n5
 from mitoseg.volumes.normalize import sample_greys
 from mitoseg.volumes.ome_image import find_levels
@@ -45,7 +45,7 @@ Layer = Any
 """An image or labels layer; typed so that nothing here imports napari."""
 
 
-def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> LayerVolume:
+def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> ArrayVolume:
     """The volume of an image layer.
 
     Args:
@@ -64,7 +64,7 @@ def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> La
         remedy = "mitoseg needs a volume with the axes z, y, x"
         raise UserError(f"the layer has {len(data.shape)} axes, not 3", layer.name, remedy)
     size = voxel_size or layer_voxel_size(layer)
-    return LayerVolume(data, size, layer.name, layer.metadata.get(KEY, {}))
+    return ArrayVolume(data, size, layer.name, layer.metadata.get(KEY, {}))
 
 
 def labels_array(layer: Layer | None) -> Array:
@@ -111,7 +111,7 @@ def is_probability(layer: Layer) -> bool:
     return bool(layer.metadata.get(KEY, {}).get("kind") == "probability")
 
 
-def fitting_volume(layer: Layer | None, shape: Sequence[int]) -> LayerVolume | None:
+def fitting_volume(layer: Layer | None, shape: Sequence[int]) -> ArrayVolume | None:
     """The volume of an image layer, if there is one of that shape."""
     try:
         volume = layer_volume(layer)
@@ -258,32 +258,6 @@ def as_dask(volume: Volume) -> dask.array.Array:
     return array
 
 
-class LayerVolume(Volume):
-    """The array of a layer as a volume.
-
-    Args:
-        data_zyx: Anything that can be sliced: of numpy, dask, zarr.
-        voxel_size: (z, y, x) in nm, or None.
-        name: Of the layer, for messages.
-        metadata: What is known of it.
-    """
-
-    def __init__(
-        self,
-        data_zyx: Any,  # noqa: ANN401 (any array)
-        voxel_size: VoxelSize | None,
-        name: str,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        z, y, x = (int(n) for n in data_zyx.shape)
-        super().__init__(VolumeInfo(name, (z, y, x), np.dtype(data_zyx.dtype), voxel_size, metadata or {}))
-        self._data_zyx = data_zyx
-
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        return np.asarray(self._data_zyx[self.check_box(box).slices])
-
-
 NOTHING: list[Any] = [(None,)]
 """napari's word for: this was a file of ours, and there is no layer."""
 
@@ -320,7 +294,7 @@ def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> l
         about = dict(meta.get("metadata", {}).get(KEY, {}))
         if kind is not None:
             about.setdefault("kind", kind)
-        volume = LayerVolume(array, size_of(meta.get("scale"), meta.get("units")), str(meta.get("name")))
+        volume = ArrayVolume(array, size_of(meta.get("scale"), meta.get("units")), str(meta.get("name")))
         save_volume(path, volume, about, overwrite=may_replace(path))
     except UserError as error:
         show_mistake(error)

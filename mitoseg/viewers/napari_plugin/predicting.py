@@ -14,7 +14,7 @@ from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Predictor, predict_volume
-from mitoseg.inference.prepare import adapt_greys, greys_apart, has_other_voxels, make_prediction, resample_input
+from mitoseg.inference.prepare import greys_apart, has_other_voxels, make_prediction
 from mitoseg.inference.sizing import Tile, budget_bytes
 from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, label_array
@@ -23,8 +23,8 @@ from mitoseg.viewers.napari_plugin.jobs import Tell, tell_nobody
 from mitoseg.volumes import ArrayVolume, Volume, VoxelSize
 from mitoseg.volumes.base import ArrayWriter
 from mitoseg.volumes.normalize import FAR_GREYS
-from mitoseg.volumes.padding import Padding, blanked, with_padding
-from mitoseg.volumes.resampling import resampled
+from mitoseg.volumes.padding import blanked, with_padding
+from mitoseg.workflows.session import prepare
 
 Probability = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
@@ -112,9 +112,16 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
     _check_memory(image)
     image = with_padding(image, "auto")
     resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
-    seen = resample_input("auto", image, model) if resamples else image
-    volume, normalization = (seen, None) if choice.greys == AS_TRAINED else adapt_greys(choice.greys, seen, model)
-    prediction = make_prediction(model, method=choice.method, threshold=choice.threshold, normalization=normalization)
+    prepared = prepare(
+        model,
+        image,
+        lambda own, _: make_prediction(model, method=choice.method, threshold=choice.threshold, normalization=own),
+        normalize=choice.greys,
+        resample="auto" if resamples else "none",
+        kind="probability",
+    )
+    predictor, prediction = prepared.predictor, prepared.predictor.prediction
+    volume = predictor.volume
     writer, done, total = ArrayWriter(volume.shape), 0, volume.box.size
     tell(0.0, "predicting")
 
@@ -123,21 +130,13 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
         done += box.size
         tell(PREDICTED * done / total, "predicting")
 
-    predictor = Predictor(prediction, volume)
     predict_volume(predictor, volume, writer, tile=_steps(predictor, volume), on_tile=advance)
-    probability_zyx = writer.array_zyx
-    if seen is not image:
-        size, back = seen.voxel_size, image.voxel_size
-        assert size is not None
-        assert back is not None
-        restored = resampled(ArrayVolume(probability_zyx, size), back, image.shape)
-        probability_zyx = blanked(restored, image.padding).read()
+    tiles = ArrayVolume(writer.array_zyx, volume.voxel_size, metadata=prediction.metadata)
+    probability_zyx = prepared.restore(tiles).read()
     about = {**prediction.metadata, "checkpoint": path.parent.name if path.stem == "model" else path.name}
-    if isinstance(image.padding, Padding) and (padded := image.padding.count()):
-        about["padding"] = padded
-    instances_zyx, made = number(
-        probability_zyx, about, choice.numbering, image.voxel_size or prediction.voxel_size, tell=tell
-    )
+    if prepared.padding:
+        about["padding"] = prepared.padding
+    instances_zyx, made = number(probability_zyx, about, choice.numbering, prepared.voxel_size, tell=tell)
     instances_zyx = blanked(ArrayVolume(instances_zyx), image.padding).read()  # post-processing may have grown there
     return Outcome(probability_zyx, instances_zyx, about, made, _notes(image, model, choice))
 

@@ -25,7 +25,6 @@ from mitoseg.viewers.napari_plugin.layers import (
     FORMATS,
     KEY,
     Layer,
-    LayerVolume,
     ask_path,
     fitting_volume,
     is_probability,
@@ -40,7 +39,7 @@ from mitoseg.viewers.napari_plugin.layers import (
 )
 from mitoseg.viewers.napari_plugin.panels import InstancePanel, LayerChoice, PredictPanel, VoxelSizeField
 from mitoseg.viewers.napari_plugin.predicting import Outcome, number, predict
-from mitoseg.volumes import VoxelSize
+from mitoseg.volumes import ArrayVolume, VoxelSize
 
 if TYPE_CHECKING:
     pass
@@ -202,7 +201,7 @@ class Editor:
             about["kind"] = "instances"
         path = ask_path(self.window, "Save the labels", FORMATS, ".tif")
         if path is not None:
-            volume = LayerVolume(labels_zyx, self.voxel_size, layer.name)
+            volume = ArrayVolume(labels_zyx, self.voxel_size, layer.name)
             self.window.tasks.start(
                 lambda tell: save_volume(path, volume, about, overwrite=True), lambda _: f"labels written to {path}"
             )

@@ -1,0 +1,565 @@
+"""The Python interface: what `import mitoseg` offers, arrays and paths in, arrays and tables out.
+
+It takes the way of the commands ``predict``, ``evaluate`` and ``measure``, and gives what they write; but it prints
+nothing and writes nothing, unless ``output`` names a file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mitoseg.control_groups import memory_available
+from mitoseg.errors import UserError
+from mitoseg.evaluation import BANDS, Bootstrap
+from mitoseg.evaluation import evaluate as score
+from mitoseg.evaluation.instances import label_prediction, prediction_instances
+from mitoseg.evaluation.score import check_shapes
+from mitoseg.geometry import Box
+from mitoseg.inference import Prediction, predict_volume
+from mitoseg.inference.prepare import make_prediction
+from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
+from mitoseg.segmentation import Labelling, Postprocess, Sources, measure_instances, write_instances
+from mitoseg.segmentation.postprocess import CLEAN
+from mitoseg.storage import scratch_folder
+from mitoseg.volumes import (
+    ArrayVolume,
+    Normalization,
+    Volume,
+    VoxelSize,
+    check_volume_output,
+    create_volume,
+    map_labels,
+    open_volume,
+)
+from mitoseg.volumes.base import Array, ArrayWriter, IntegerVolume
+from mitoseg.volumes.labels import map_mask
+from mitoseg.volumes.opening import convert
+from mitoseg.volumes.padding import blanked, with_padding
+from mitoseg.volumes.predicted import Decision, decide
+from mitoseg.volumes.units import check_voxel_size
+from mitoseg.workflows.evaluate import chosen_values, score_instances
+from mitoseg.workflows.options import cleaned
+from mitoseg.workflows.predict import decide_tiling
+from mitoseg.workflows.session import Prepared, prepare
+
+Source = Any
+"""A path, or an array of three axes, z, y, x: of NumPy, Zarr, Dask, anything with ``shape``, ``dtype`` and slices; or
+a `mitoseg.volumes.Volume`."""
+File = str | os.PathLike[str]
+Progress = Callable[[float], None]
+POSTPROCESS = {"none": Postprocess(), "clean": CLEAN}
+"""What ``postprocess`` may be called."""
+
+
+def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bool = False) -> SegmentationModel:
+    """Load a model.
+
+    Args:
+        checkpoint: A ``best.ckpt`` that training wrote, weights as safetensors, an exported folder, or the name of a
+            model that comes along; None: the one that comes along.
+        accelerator: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        trust: Whether the network's class may lie outside mitoseg and MONAI: only for files of people you trust.
+
+    Raises:
+        UserError: There is no such model, or it cannot be loaded.
+
+    Example:
+        >>> model = load()
+        >>> model.voxel_size, round(model.threshold, 3) > 0
+        ((5.0, 5.0, 5.0), True)
+    """
+    model = load_model(find_weights(checkpoint), trust=trust)
+    return SegmentationModel(model, Path(DEFAULT if checkpoint is None else checkpoint).name, accelerator)
+
+
+@dataclass(frozen=True)
+class SegmentationModel:
+    """A trained network, with all that prediction needs to know of it; `load` makes one.
+
+    Attributes:
+        model: The network and its record.
+        name: Of the file, or of the model that comes along.
+        accelerator: Where it computes.
+    """
+
+    model: Model
+    name: str
+    accelerator: str = "auto"
+
+    @property
+    def threshold(self) -> float:
+        """The probability that makes the best mask, as chosen on validation."""
+        return self.model.threshold
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm that it was trained on, or None."""
+        return self.model.voxel_size
+
+    @overload
+    def predict(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: None = None,
+                **options: Unpack[PredictOptions]) -> npt.NDArray[np.float32]: ...  # fmt: skip
+
+    @overload
+    def predict(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: File,
+                **options: Unpack[PredictOptions]) -> Volume: ...  # fmt: skip
+
+    def predict(
+        self,
+        image: Source,
+        voxel_size: Sequence[float] | None = None,
+        *,
+        output: File | None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Array | Volume:
+        """Predict the calibrated probability of mitochondrion of every voxel.
+
+        Args:
+            image: Grey values (z, y, x): a path, an array, or a lazy array, which is read tile by tile.
+            voxel_size: (z, y, x) in nm; None: the file's, else the checkpoint's.
+            output: A file to write instead, with its metadata, as ``mitoseg predict`` does; what is there is refused.
+            **options: The fields of `PredictOptions`: ``method``, ``tta``, ``normalize``, ``resample``, ...
+
+        Returns:
+            Probabilities (z, y, x) of float32, on the image's grid; with ``output`` the written file as a lazy volume.
+
+        Raises:
+            UserError: The image or an option is no good, the output exists, or memory is too small.
+        """
+        return self._run(image, voxel_size, _completed(options), None, "probability", output)
+
+    @overload
+    def segment(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: None = None,
+                postprocess: str | Postprocess = "none",
+                **options: Unpack[PredictOptions]) -> npt.NDArray[np.uint8]: ...  # fmt: skip
+
+    @overload
+    def segment(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: File,
+                postprocess: str | Postprocess = "none", **options: Unpack[PredictOptions]) -> Volume: ...  # fmt: skip
+
+    def segment(
+        self,
+        image: Source,
+        voxel_size: Sequence[float] | None = None,
+        *,
+        output: File | None = None,
+        postprocess: str | Postprocess = "none",
+        **options: Unpack[PredictOptions],
+    ) -> Array | Volume:
+        """Predict which voxels are mitochondria.
+
+        Args:
+            image: Grey values (z, y, x), as of `predict`.
+            voxel_size: (z, y, x) in nm; None: the file's, else the checkpoint's.
+            output: A file to write instead, as of `predict`.
+            postprocess: ``none``; ``clean``: smooth the probability, remove small objects, fill holes; or your own
+                `mitoseg.segmentation.Postprocess`.
+            **options: The fields of `PredictOptions`, such as ``threshold``.
+
+        Returns:
+            A mask (z, y, x) of uint8, 0 and 1, on the image's grid; with ``output`` the written file as a lazy volume.
+
+        Raises:
+            UserError: As `predict`.
+        """
+        steps = POSTPROCESS.get(postprocess) if isinstance(postprocess, str) else postprocess
+        if not isinstance(steps, Postprocess):
+            remedy = f"choose one of {', '.join(POSTPROCESS)}, or give a mitoseg.segmentation.Postprocess"
+            raise UserError("no such post-processing", postprocess, remedy)
+        return self._run(image, voxel_size, _completed(options), None if steps == Postprocess() else steps,
+                         "mask", output)  # fmt: skip
+
+    def _run(
+        self,
+        image: Source,
+        voxel_size: Sequence[float] | None,
+        options: PredictOptions,
+        steps: Postprocess | None,
+        save: str,
+        output: File | None,
+    ) -> Array | Volume:
+        """Predict, and bring the result to the image's grid: in memory, or by way of files beside the output."""
+        if output is not None:
+            check_volume_output(os.fspath(output), overwrite=False)
+        source = with_padding(as_volume(image, voxel_size, complete=True), options["padding"])
+        names = ("method", "tile", "overlap", "window_stride", "tta", "consensus", "precision", "threshold")
+        chosen = {key: value for key, value in options.items() if key in names}
+
+        def make(normalization: Normalization | None, kind: str) -> Prediction:
+            about: dict[str, Any] = {"accelerator": self.accelerator, "save": kind, **chosen}
+            return make_prediction(self.model, normalization=normalization, **about)
+
+        prepared = prepare(
+            self.model,
+            source,
+            make,
+            normalize=options["normalize"],
+            resample=options["resample"],
+            kind=save if steps is None else "probability",
+        )
+        if output is None:
+            _check_memory(prepared)
+        with ExitStack() as stack:
+            scratch = None if output is None else stack.enter_context(scratch_folder(Path(output)))
+            tiles = self._predict_tiles(prepared, options, scratch)
+            result = prepared.restore(tiles)
+            metadata = {**result.info.metadata, "checkpoint": self.name}
+            if steps is not None:
+                folder = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                result = stack.enter_context(cleaned(steps, result, folder, image=prepared.image))
+                result = blanked(result, source.padding)
+                metadata = {**result.info.metadata, "scale": 1}
+            if output is None:
+                return result.read()
+            if prepared.padding:
+                metadata["padding"] = prepared.padding
+            where = os.fspath(output)
+            convert(result, replace(result.info, path=where, metadata=metadata), TILE)
+        return open_volume(where)
+
+    def _predict_tiles(self, prepared: Prepared, options: PredictOptions, scratch: Path | None) -> Volume:
+        """What the network gives, in memory or in a folder."""
+        predictor, prediction = prepared.predictor, prepared.predictor.prediction
+        volume, done = predictor.volume, 0
+        decided = decide_tiling(
+            predictor, memory=options["memory"], compiled=options["compile"], method=options["method"]
+        )
+        tile = tuple(decided["tile"])
+        if decided["compile"]:
+            predictor.compile(tile)
+
+        def advance(box: Box) -> None:
+            nonlocal done
+            done += box.size
+            if options["progress"] is not None:
+                options["progress"](done / volume.box.size)
+
+        size, about = volume.voxel_size or prediction.voxel_size, prediction.metadata
+        if scratch is None:
+            memory = ArrayWriter(volume.shape, prediction.dtype)
+            predict_volume(predictor, volume, memory, tile=tile, on_tile=advance)
+            return ArrayVolume(memory.array_zyx, size, metadata=about)
+        path = str(scratch / "tiles.zarr")
+        with create_volume(path, volume.shape, prediction.dtype, voxel_size=size, metadata=about) as writer:
+            predict_volume(predictor, volume, writer, tile=tile, on_tile=advance)
+        return open_volume(path)
+
+
+TILE = (64, 512, 512)
+"""Voxels (z, y, x) that are written at once."""
+
+
+class PredictOptions(TypedDict, total=False):
+    """How `SegmentationModel` predicts; each as the option of ``mitoseg predict`` of its name.
+
+    Attributes:
+        method: ``auto``, ``dense``, ``strided``, ``window`` or ``blend``.
+        tta: Test-time augmentation: ``none``, ``flips``, ``turns``, ``all``, ``axes`` or ``cube``.
+        consensus: Of all views and members, ``mean`` or ``median``.
+        normalize: Grey values by those of training (``checkpoint``), by the volume's own (``volume``), or matched to
+            training's (``match``).
+        resample: ``auto``: to the checkpoint's voxel size and back; ``none``; or (z, y, x) in nm.
+        padding: ``auto``: margins of one value are no tissue; ``none``: they are.
+        threshold: Of masks, from 0 to 1; None: the checkpoint's.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        compile: ``auto``, True or False.
+        memory: The most that the process may take, such as ``"4GB"``; None: half of what is free.
+        tile: (z, y, x) voxels at once; None: by memory.
+        overlap: Of the tiles of ``blend``, a share of the tile; None: the method's own.
+        window_stride: Of ``window``: one in every n pixels is answered.
+        progress: Called with the share of the voxels that the network is done with, from 0 to 1.
+    """
+
+    method: str
+    tta: str
+    consensus: str
+    normalize: str
+    resample: str | Sequence[float]
+    padding: str
+    threshold: float | None
+    precision: str
+    compile: str | bool
+    memory: str | int | None
+    tile: Sequence[int] | None
+    overlap: float | None
+    window_stride: int
+    progress: Progress | None
+
+
+DEFAULTS: PredictOptions = {
+    "method": "auto",
+    "tta": "none",
+    "consensus": "mean",
+    "normalize": "checkpoint",
+    "resample": "auto",
+    "padding": "auto",
+    "threshold": None,
+    "precision": "auto",
+    "compile": "auto",
+    "memory": None,
+    "tile": None,
+    "overlap": None,
+    "window_stride": 1,
+    "progress": None,
+}
+
+
+def _completed(options: PredictOptions) -> PredictOptions:
+    """The options with the defaults of those that are left out.
+
+    Raises:
+        UserError: There is no such option.
+    """
+    for name in options:
+        if name not in DEFAULTS:
+            raise UserError("no such option", name, f"choose from {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **options}
+
+
+def _check_memory(prepared: Prepared) -> None:
+    """Refuse a result that does not fit into memory: the tiles, what is restored of them, and what cleaning takes.
+
+    Raises:
+        UserError: It does not.
+    """
+    volumes = {id(volume): volume for volume in (prepared.predictor.volume, prepared.image)}.values()
+    needed = sum(volume.box.size for volume in volumes) * prepared.predictor.prediction.dtype.itemsize
+    if needed > (free := memory_available()):
+        what = f"the result needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        raise UserError(what, prepared.source.path, "give output=FILE, to which it is written tile by tile")
+
+
+@overload
+def label(
+    mask: Source, voxel_size: Sequence[float] | None = None, *, output: None = None, threshold: float | None = None,
+    labelling: Labelling | None = None, progress: Progress | None = None,
+) -> npt.NDArray[np.uint32]: ...  # fmt: skip
+
+
+@overload
+def label(
+    mask: Source, voxel_size: Sequence[float] | None = None, *, output: File, threshold: float | None = None,
+    labelling: Labelling | None = None, progress: Progress | None = None,
+) -> Volume: ...  # fmt: skip
+
+
+def label(
+    mask: Source,
+    voxel_size: Sequence[float] | None = None,
+    *,
+    output: File | None = None,
+    threshold: float | None = None,
+    labelling: Labelling | None = None,
+    progress: Progress | None = None,
+) -> Array | Volume:
+    """Number the mitochondria of a mask, 1, 2, ...
+
+    Args:
+        mask: (z, y, x), not zero is mitochondrion; or probabilities, as floats from 0 to 1 or of a file.
+        voxel_size: (z, y, x) in nm, which only options in nm need; None: the file's.
+        output: A file to write instead; what is there is refused.
+        threshold: Of probabilities; arrays of them need it, files say it.
+        labelling: How; None: connected components. ``mitoseg.Labelling(split=True)`` cuts touching mitochondria.
+        progress: Called with the share of the blocks that are looked at, from 0 to 1.
+
+    Returns:
+        Instance numbers (z, y, x) of uint32, 0 is background; with ``output`` the written file as a lazy volume.
+
+    Raises:
+        UserError: The mask or an option is no good, or the output exists.
+
+    Example:
+        >>> label(np.array([[[1, 0, 1, 1]]])).tolist()
+        [[[1, 0, 2, 2]]]
+    """
+    if output is not None:
+        check_volume_output(os.fspath(output), overwrite=False, dtype=np.uint32)
+    volume = as_volume(mask, voxel_size)
+    done = 0
+
+    def advance(box: Box) -> None:
+        nonlocal done
+        done += box.size
+        if progress is not None:
+            progress(done / volume.box.size)
+
+    found = label_prediction(volume, _decided(volume, threshold), labelling, on_block=advance)
+    if output is None:
+        return found.read()
+    about: dict[str, Any] = {"voxel_size": found.voxel_size, "metadata": found.info.metadata}
+    with create_volume(output, found.shape, np.uint32, **about) as writer:
+        write_instances(found, writer)
+    return open_volume(output)
+
+
+def measure(
+    labels: Source,
+    voxel_size: Sequence[float] | None = None,
+    *,
+    image: Source | None = None,
+    probability: Source | None = None,
+    uncertainty: Source | None = None,
+    min_volume: float | None = None,
+    reach: float = 1000.0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Measure every mitochondrion.
+
+    Args:
+        labels: Instance numbers (z, y, x), as of `label`; 0 is background.
+        voxel_size: (z, y, x) in nm; None: the file's.
+        image: Grey values of the same shape, for the columns of grey values and cristae.
+        probability: Of mitochondrion, of the same shape, for its mean and entropy.
+        uncertainty: Of the same shape, in place of the entropy.
+        min_volume: In nm3; smaller instances get no row.
+        reach: In nm, how far the nearest neighbour is looked for; 0: not at all.
+        progress: Called with the share of the work that is done, from 0 to 1.
+
+    Returns:
+        One row an instance, in order of the numbers; docs/MEASURING.md explains the columns; their names hold units.
+
+    Raises:
+        UserError: Shapes differ, the voxel size is not known, a number is out of range, or labels are a mask.
+
+    Example:
+        >>> measure(np.pad(np.ones((2, 2, 2), np.uint32), 1), (5, 5, 5))["volume_nm3"].tolist()
+        [1000.0]
+    """
+    volume = as_volume(labels, voxel_size)
+    if volume.dtype.kind == "b" or volume.info.metadata.get("kind") in ("mask", "probability"):
+        raise UserError("measuring needs instances, not a mask", volume.path, "number them first: mitoseg.label(mask)")
+    if volume.voxel_size is None:
+        raise UserError("measuring needs the voxel size", volume.path, "give voxel_size=(z, y, x) in nm")
+    given = {"image": image, "probability": probability, "uncertainty": uncertainty}
+    others = {name: as_volume(source, name=name) for name, source in given.items() if source is not None}
+    if "image" in others:
+        others["image"] = with_padding(others["image"], "auto")
+    scale = decide(others["probability"], None, "probability").scale if "probability" in others else 1.0
+    ids = IntegerVolume(volume) if volume.dtype.kind == "f" else volume
+    sources = Sources(ids, volume.voxel_size, scale=scale, **others)
+    return measure_instances(sources, min_volume=min_volume, reach=reach, on_part=progress)
+
+
+def evaluate(
+    prediction: Source,
+    truth: Source,
+    *,
+    voxel_size: Sequence[float] | None = None,
+    threshold: float | None = None,
+    kind: str | None = None,
+    foreground: object = None,
+    prediction_foreground: object = None,
+    ignore_label: int | None = None,
+    instances: bool | None = None,
+    labelling: Labelling | None = None,
+    bands: Sequence[float] = BANDS,
+    bootstrap: int = 2000,
+    seed: int = 1,
+) -> dict[str, Any]:
+    """Score a result against the truth, as ``mitoseg evaluate`` does.
+
+    Args:
+        prediction: A mask, probabilities or instances (z, y, x).
+        truth: Labels of the same shape: 0/1, 0/255, instance numbers or classes.
+        voxel_size: (z, y, x) in nm; None: the files', else voxels are taken as cubic.
+        threshold: Of probabilities; arrays of them need it, files say it.
+        kind: ``probability``, ``mask`` or ``instances``; None: as metadata or type say.
+        foreground: The values that are mitochondria, in whichever of the two holds classes.
+        prediction_foreground: Those of the prediction, where both hold classes.
+        ignore_label: A value of the truth whose voxels count nowhere.
+        instances: Score mitochondria one by one; True: a mask is numbered first; None: if the prediction is numbered.
+        labelling: How it is numbered; None: connected components.
+        bands: Widths of the bands along the border that are left out, in voxels of the smallest spacing.
+        bootstrap: Draws for the 95 % intervals; 0 for none.
+        seed: Of the draws.
+
+    Returns:
+        What ``metrics.json`` of the command holds, docs/EVALUATION.md explains it: ``jaccard_foreground``,
+        ``jaccard_background``, ``jaccard_mean``, ``precision``, ``recall``, ...
+
+    Raises:
+        UserError: Shapes differ, labels cannot be read, or an option is no good.
+
+    Example:
+        >>> truth = np.zeros((8, 8, 8), np.uint8)
+        >>> truth[2:6, 2:6, 2:6] = 1
+        >>> evaluate(truth, truth, bootstrap=0)["jaccard_foreground"]
+        1.0
+    """
+    sources = {"prediction": prediction, "truth": truth}
+    volumes = {name: as_volume(source, voxel_size, name=name) for name, source in sources.items()}
+    check_shapes(**volumes)
+    theirs, ours = chosen_values(foreground, prediction_foreground, kind, volumes)
+    result = map_mask(volumes["prediction"], theirs, kind)
+    decision = _decided(result, threshold, kind)
+    labels = map_labels(volumes["truth"], foreground=ours, ignore_label=ignore_label)
+    draws = Bootstrap(bootstrap, seed)
+    meant: dict[str, Any] = {"threshold": threshold, "kind": kind}
+    scores = dict(score(result, labels, bands=bands, bootstrap=draws, **meant))
+    scores["label_rule"] = labels.rule
+    numbered = decision.kind == "instances"
+    if numbered if instances is None else instances:
+        ids = prediction_instances(result, labelling, voxel_size=result.voxel_size or labels.voxel_size, **meant)
+        how = None if numbered else labelling or Labelling()
+        scores["instances"] = score_instances(ids, labels, how, bootstrap=draws)
+    return scores
+
+
+def _decided(volume: Volume, threshold: float | None, kind: str | None = None) -> Decision:
+    """What the values mean; an array of probabilities does not say its threshold, so it is to be given.
+
+    Raises:
+        UserError: It cannot be told.
+    """
+    decision = decide(volume, threshold, kind)
+    if decision.source == "default" and decision.kind == "probability" and isinstance(volume, ArrayVolume):
+        remedy = "give threshold=, such as model.threshold, or a mask"
+        raise UserError("an array of probabilities needs a threshold", volume.path, remedy)
+    return decision
+
+
+def as_volume(
+    source: Source, voxel_size: Sequence[float] | None = None, *, name: str = "array", complete: bool = False
+) -> Volume:
+    """What a user gives as a lazy volume.
+
+    Args:
+        source: A path, an array or a volume.
+        voxel_size: (z, y, x) in nm; None: what the source says of it.
+        name: What messages call an array.
+        complete: Whether a file of which parts are missing is refused.
+
+    Raises:
+        UserError: The file cannot be read, or the array does not have three axes of numbers.
+    """
+    size = None if voxel_size is None else check_voxel_size(voxel_size)
+    if isinstance(source, str | os.PathLike):
+        volume = open_volume(source, voxel_size=size)
+        if complete:
+            volume.check_complete()
+        return volume
+    if isinstance(source, Volume):
+        volume = copy(source)
+        volume.info = replace(source.info, voxel_size=size or source.voxel_size)
+        return volume
+    if not all(hasattr(source, part) for part in ("shape", "dtype", "__getitem__")):
+        raise UserError(
+            "neither a path nor an array", type(source).__name__, "give a path or an array of axes z, y, x"
+        )
+    if len(source.shape) != 3 or 0 in source.shape:
+        what, remedy = f"the {name} does not have three axes, z, y, x", "give array[np.newaxis] for a single slice"
+        raise UserError(what, tuple(source.shape), remedy)
+    if np.dtype(source.dtype).kind not in "buif":
+        raise UserError(f"the {name} does not hold real numbers", str(source.dtype), "give integers or floats")
+    return ArrayVolume(source, size, name)
