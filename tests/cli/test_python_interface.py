@@ -28,7 +28,7 @@ COARSE = (5.0, 10.0, 10.0)
 
 def smooth_noise(shape=(6, 40, 48)):
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=shape), (1, 3, 3))
-    return (120 + 500 * noise).clip(0, 255).astype(np.uint8)
+    return (120 + 500 * noise).clip(40, 254).astype(np.uint8)
 
 
 IMAGE = smooth_noise()
