@@ -78,7 +78,11 @@ class Phantom(Files):
             folder = self.volume_folder(split)
             if folder.is_dir():
                 continue
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                what = f"the folder of the data cannot be made ({error.strerror})"
+                raise UserError(what, str(self.folder), "give data.root=FOLDER where you may write") from error
             with FileLock(f"{folder}.lock"):
                 if not folder.is_dir():
                     self._make(split, folder)

@@ -151,7 +151,11 @@ class Sizing:
         return Box(starts, stops)
 
     def _rehearse(self, tile: Tile, view: View) -> Rehearsal:
-        """Run the method on a tile of tensors that have a shape but no voxels, once for each shape of tile."""
+        """Run the method on a tile of tensors that have a shape but no voxels, once for each shape of tile.
+
+        Raises:
+            UserError: The network fails on it, as one does whose layers do not fit together.
+        """
         key = (tile, view.symmetry.order[0])
         if key in self._rehearsals:
             return self._rehearsals[key]
@@ -168,7 +172,11 @@ class Sizing:
         live.peak, live.operations = live.now, 0
         with live, torch.inference_mode():
             image = torch.empty(shape, device="meta", dtype=dtype, memory_format=layout)
-            method(image, write)
+            try:
+                method(image, write)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+                what = f"the network fails on an image of this shape ({type(error).__name__}: {error})".split("\n")[0]
+                raise UserError(what, shape, "give tile= of another size, or use another checkpoint") from error
         weights = [weight for part in parts(method) for weight in part.network.parameters()]  # type: ignore[attr-defined]
         peak = live.peak + sum(4 * weight.numel() + weight.nbytes for weight in weights)  # reordered, and cast
         found = self._rehearsals[key] = Rehearsal(peak, live.operations, 4 * image.numel())

@@ -172,6 +172,12 @@ def test_wrong_arguments(arguments, message):
         generate_phantom(*arguments)
 
 
+def test_a_cache_that_cannot_be_made(tmp_path):
+    (tmp_path / "home").touch()
+    with pytest.raises(UserError, match="folder of the data cannot be made"):
+        Phantom(root=tmp_path / "home" / ".cache").prepare()
+
+
 def test_the_smallest_volume_has_a_mitochondrion():
     for seed in range(4):
         assert generate_phantom((3, 64, 64), seed)[1].any()
