@@ -127,6 +127,8 @@ def user_message(error: BaseException) -> str | None:
             return squeeze(str(link))
         if isinstance(link, OSError) and is_storage_error(link):
             return str(explain_storage_error(link, Path(link.filename or ".")))
+        if isinstance(link, MemoryError):  # numpy's says how much of what
+            return f"there is not enough memory ({link}); give smaller volumes or batches".replace(" ()", "")
         link = link.__cause__
     if isinstance(error, InstantiationException):
         return None

@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mitoseg.cli import launch as module
@@ -66,6 +67,13 @@ def test_a_full_disk_is_no_bug():
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/tensorboard/events")
     assert user_message(error).startswith("the disk is full")
     assert user_message(OSError(errno.EIO, "Input/output error")) is None
+
+
+def test_a_full_memory_is_no_bug():
+    with pytest.raises(MemoryError) as caught:
+        np.empty(10**18)
+    assert user_message(caught.value).startswith("there is not enough memory (Unable to allocate")
+    assert user_message(MemoryError()) == "there is not enough memory; give smaller volumes or batches"
 
 
 def test_a_folder_of_the_user_is_not_numbered(tmp_path):
