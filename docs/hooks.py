@@ -39,7 +39,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for source, name in OUTSIDE.items():
         files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
     for name in documented():
-        files.append(File.generated(config, _page(name), content=f"# {name}\n\n::: {name}\n"))
+        files.append(File.generated(config, _page(name), content=f"::: {name}\n"))
     return files
 
 
@@ -69,14 +69,14 @@ def target(link: str, source: str, page: str) -> str:
 
 
 def documented() -> list[str]:
-    """Modules and packages that say what they offer, in ``__all__`` or as modules of the package's root."""
+    """Modules and packages with an ``__all__``, and all modules of the package's root."""
     names = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts[-1] == "__init__" and len(parts) > 1 and _exports(path):
             names.append(".".join(["mitoseg", *parts[:-1]]))
-        elif len(parts) == 1 and not parts[0].startswith("__"):
-            names.append(f"mitoseg.{parts[0]}")
+        elif not parts[-1].startswith("__") and (len(parts) == 1 or _exports(path)):
+            names.append(".".join(["mitoseg", *parts]))
     return sorted(names)
 
 

@@ -66,6 +66,7 @@ def test_shells_pass_on_the_words_as_they_stand(shell, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_pictures_exist(page):
     text = page.read_text(encoding="utf-8")
+    assert re.findall(r"\[[\w/]+\.md\]\(", text) == [], "a link is named by its page's title"
     for target in re.findall(r"\]\(([^)#\s]+)\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), target

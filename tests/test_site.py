@@ -47,6 +47,7 @@ class Loaded(HTMLParser):
 def test_every_page_is_there(site):
     names = {path.stem for path in PAGES} - {"README"} | {"index", "model-card"}
     assert {path.stem for path in site.glob("*.html")} >= names
+    assert '<div class="language-sh highlight">' in (site / "TRAINING.html").read_text(encoding="utf-8")  # extra.css
     api = {path.stem for path in (site / "api").glob("*.html")}
     assert api == set(module_of_docs("hooks").documented())
     assert {"mitoseg.volumes", "mitoseg.networks", "mitoseg.errors", "mitoseg.training.losses"} <= api
