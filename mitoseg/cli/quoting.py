@@ -1,6 +1,7 @@
-r"""Paths and boxes as people type them, put into quotes before Hydra's grammar sees them.
+r"""Paths, boxes and colours as people type them, put into quotes before Hydra's grammar sees them.
 
-Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment. The values of the keys below
+Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment, and cannot read ``#800000``. Most
+values of the keys below
 are paths, so each becomes one quoted string that Hydra takes as it is. Quoting twice changes nothing: further ranks
 and the jobs of a sweep see command lines that went through here before.
 
@@ -38,6 +39,8 @@ _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
 _WORDS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
 _BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
+_COLOUR_KEY = re.compile(r"(.*\.)?(prediction_)?foreground")
+_COLOUR = re.compile(r"""(?<!["'])#[0-9a-fA-F]{6}\b(?!["'])""")
 _HEAD = re.compile(r"(\+{0,2})([^=+~][^=]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _parser = OverridesParser.create()
@@ -68,6 +71,8 @@ def quote_override(word: str) -> str:
     input="my scan, 2nd.tif"
     >>> print(quote_override("crop=0:82,64:768"))
     crop=["0:82","64:768"]
+    >>> print(quote_override("data.train.foreground=[#800000,'#008000',3]"))
+    data.train.foreground=["#800000",'#008000',3]
     >>> print(quote_override("seed=1,2,3"))
     seed=1,2,3
     """
@@ -78,6 +83,8 @@ def quote_override(word: str) -> str:
     may_list = _LIST_KEY.fullmatch(key) is not None
     if _BOX_KEY.fullmatch(key):
         value = _quote_box(value)
+    elif _COLOUR_KEY.fullmatch(key):
+        value = _COLOUR.sub(lambda colour: quote(colour[0]), value)
     elif _WORDS_KEY.fullmatch(key):
         value = _quote_words(value)
     elif may_list or _is_path_key(key):

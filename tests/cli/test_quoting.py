@@ -203,3 +203,11 @@ def test_several_inputs_are_a_list_and_a_pattern_is_not():
     assert hydra_value(quote_override('input=[a b.tif,"c, d.tif",e=f.tif]')) == ["a b.tif", "c, d.tif", "e=f.tif"]
     assert hydra_value(quote_override("input=data/*.tif")) == "data/*.tif"
     assert hydra_value(quote_override("input=scan [1].tif")) == "scan [1].tif"
+
+
+@pytest.mark.parametrize("key", ["foreground", "prediction_foreground", "data.train.foreground", "data.foreground"])
+def test_colours(key):
+    word = quote_override(f"{key}=#c80000")
+    assert hydra_value(word) == "#c80000"
+    assert quote_override(word) == word
+    assert hydra_value(quote_override(f"{key}=[#c80000,3]")) == ["#c80000", 3]
