@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 SECONDS = 30.0
 """Between two lines where there is no terminal."""
+SOON = 1.5
+"""Before the first line about something: what is done by then needs none."""
 _SIZES = {"voxels": (1e6, "megavoxels"), "bytes": (1e6, "MB")}
 
 
@@ -137,8 +139,27 @@ def progress(
 
 
 @contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Log what is going on, should it take longer than `SOON`, and then every `SECONDS`, until the block ends.
+
+    Args:
+        what: Such as ``opening the input``.
+    """
+    start = time.monotonic()
+
+    def say() -> str:
+        seconds = time.monotonic() - start
+        return f"{what} ..." if seconds < SECONDS else f"{what}: {clock(seconds)} so far"
+
+    with lines(say):
+        yield
+
+
+@contextmanager
 def lines(say: Callable[[], str]) -> Iterator[None]:
-    """Log a line every `SECONDS` until the block ends, from a thread of its own: a single step may take longer.
+    """Log a line after `SOON`, and then every `SECONDS` until the block ends.
+
+    A thread of its own does: a single step may take longer.
 
     Args:
         say: The line.
@@ -146,7 +167,9 @@ def lines(say: Callable[[], str]) -> Iterator[None]:
     ended = threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(SECONDS):
+        pause = min(SOON, SECONDS)
+        while not ended.wait(pause):
+            pause = SECONDS
             log.info("%s", say())
 
     thread = threading.Thread(target=repeat, daemon=True, name="progress")

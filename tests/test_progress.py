@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mitoseg import progress as module
-from mitoseg.progress import on_terminal, progress
+from mitoseg.progress import on_terminal, progress, waiting
 
 
 @pytest.fixture
@@ -77,3 +77,18 @@ def test_a_terminal_gets_a_bar(quick, monkeypatch):
     assert quick.messages == []
     monkeypatch.setenv("TERM", "dumb")
     assert not on_terminal()
+
+
+def test_what_takes_long_is_told_soon_and_again(quick, monkeypatch):
+    monkeypatch.setattr(module, "SOON", 0.01)
+    with waiting("opening"):
+        until_told(quick, 2)
+    assert quick.messages[0] == "opening ..."
+    assert quick.messages[-1].startswith("opening: 0:00:00")
+    monkeypatch.setattr(module, "SECONDS", 30.0)
+    told = len(quick.messages)
+    with progress("at work", 2):
+        until_told(quick, told + 1)
+    with waiting("nothing"):
+        pass
+    assert quick.messages[told + 1 :] == []

@@ -6,7 +6,6 @@ import difflib
 import logging
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,18 +63,6 @@ def told_in_lines() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning, logging.raiseExceptions = before, True
-
-
-@contextmanager
-def waiting(what: str, seconds: float = 1.5) -> Iterator[None]:
-    """Log a line about what is going on, should it take longer than some seconds."""
-    timer = threading.Timer(seconds, log.info, ("%s ...", what))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _log_warning(

@@ -424,7 +424,7 @@ class _Command:
     def __call__(self, cfg: object) -> float | None:
         from importlib import import_module
 
-        from mitoseg.cli.console import waiting
+        from mitoseg.progress import waiting
 
         if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read once, when torch is loaded
             os.environ["GOMP_SPINCOUNT"] = SPINS

@@ -26,7 +26,6 @@ beyond ±20 count as ±20 (`mitoseg.metrics.histogram`).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -35,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from mitoseg.control_groups import usable_cores
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -422,7 +422,7 @@ Bools = npt.NDArray[np.bool_]
 
 Labels = npt.NDArray[np.uint8]
 
-_THREADS = min(os.cpu_count() or 1, 8)
+_THREADS = min(8, usable_cores())
 
 _ROUNDING = 1 + 1e-5  # distances are single precision; a tie belongs to the band
 

@@ -22,6 +22,7 @@ from mitoseg.datasets.base import Recipe, Region, Splits
 from mitoseg.datasets.download import checksums
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
+from mitoseg.progress import waiting
 from mitoseg.sampling.draws import BlockSampler, Draw, EpochDrawing, EpochLoader
 from mitoseg.sampling.positions import PLACES, check_choice, check_positive
 from mitoseg.storage import changes
@@ -122,7 +123,18 @@ class RegionDataModule(pl.LightningDataModule):
         """Open the regions, measure the normalisation, prepare the draws; once, whatever the stage."""
         if self._ready:
             return
-        self.splits = self.recipe.splits()
+        with waiting("opening the data"):
+            self.splits = self.recipe.splits()
+        with waiting("looking at the grey values of training"):
+            self._look_at_greys()
+        with waiting("choosing where to train"):
+            self.prepare_draws()
+        if rank_and_world()[0] == 0:
+            _LOG.info(self.describe())
+        self._ready = True
+
+    def _look_at_greys(self) -> None:
+        """Set ``normalization`` and ``grey_quantiles``, and say how much of the volumes is padding."""
         self.normalization = measure_normalization((region.image, region.box) for region in self.splits.train)
         padded = sum(r.image.padding.count(r.box) for r in self.splits.train if isinstance(r.image.padding, Padding))
         if padded and rank_and_world()[0] == 0:
@@ -130,10 +142,6 @@ class RegionDataModule(pl.LightningDataModule):
             _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", 100 * share)
         quantiles = grey_quantiles((region.image, region.box) for region in self.splits.train)
         self.grey_quantiles = [round(float(q), 6) for q in quantiles]
-        self.prepare_draws()
-        if rank_and_world()[0] == 0:
-            _LOG.info(self.describe())
-        self._ready = True
 
     @property
     def voxel_size(self) -> VoxelSize | None:

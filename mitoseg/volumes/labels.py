@@ -18,6 +18,7 @@ import pandas as pd
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
+from mitoseg.progress import waiting
 from mitoseg.volumes.base import Array, IntegerVolume, Volume, VolumeInfo
 
 logger = logging.getLogger(__name__)
@@ -450,14 +451,15 @@ def survey_labels(volume: Volume, ignore_label: int | None = None, chosen: Seque
     """
     survey = Survey(chosen=dict.fromkeys(chosen, 0))
     depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))
-    for slab in slabs(volume.box, depth):
-        label_zyx = volume.read(slab)
-        if label_zyx.dtype.kind == "f" and not np.isfinite(label_zyx).all():
-            remedy = "write a number in their place, such as 255, and give it as ignore_label=255"
-            raise UserError("the labels hold NaN or infinite values", volume.path, remedy)
-        if label_zyx.dtype == bool:
-            label_zyx = label_zyx.view(np.uint8)
-        _count(survey, label_zyx, ignore_label)
+    with waiting(f"looking at the labels of {volume.path}"):
+        for slab in slabs(volume.box, depth):
+            label_zyx = volume.read(slab)
+            if label_zyx.dtype.kind == "f" and not np.isfinite(label_zyx).all():
+                remedy = "write a number in their place, such as 255, and give it as ignore_label=255"
+                raise UserError("the labels hold NaN or infinite values", volume.path, remedy)
+            if label_zyx.dtype == bool:
+                label_zyx = label_zyx.view(np.uint8)
+            _count(survey, label_zyx, ignore_label)
     return survey
 
 

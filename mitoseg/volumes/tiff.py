@@ -33,6 +33,7 @@ import numpy as np
 import tifffile
 from tifffile import PHOTOMETRIC
 
+from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
@@ -271,7 +272,7 @@ def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     return {}
 
 
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, usable_cores())
 
 
 @dataclass

@@ -35,6 +35,7 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.evaluation.table import score_table
 from mitoseg.geometry import Box
 from mitoseg.networks.checkpoint import DEFAULT
+from mitoseg.progress import waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling
 from mitoseg.storage import plain, read_json, write_json
@@ -130,11 +131,12 @@ def _count(
     result = dict(evaluate(prediction, truth, bands=bands, engine=engine, **options))
     result["label_rule"] = truth.rule
     told = {"threshold": meant["threshold"], "kind": meant["kind"]}
-    numbered = number_instances(cfg, prediction, truth, voxel_size=voxel_size, engine=engine, **told)
-    if numbered is not None and _wanted(cfg, prediction, **told):
-        labelling = None if decide(prediction, **told).kind == "instances" else chosen_labelling(cfg)
-        chosen: dict[str, Any] = {"small": cfg.small_objects, "crop": meant["crop"], "engine": engine}
-        result["instances"] = score_instances(numbered, truth, labelling, bootstrap=draws, **chosen)
+    with waiting("numbering and matching mitochondria"):
+        numbered = number_instances(cfg, prediction, truth, voxel_size=voxel_size, engine=engine, **told)
+        if numbered is not None and _wanted(cfg, prediction, **told):
+            labelling = None if decide(prediction, **told).kind == "instances" else chosen_labelling(cfg)
+            chosen: dict[str, Any] = {"small": cfg.small_objects, "crop": meant["crop"], "engine": engine}
+            result["instances"] = score_instances(numbered, truth, labelling, bootstrap=draws, **chosen)
     return result, numbered
 
 

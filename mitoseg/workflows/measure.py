@@ -29,7 +29,7 @@ from mitoseg.evaluation.report import report_measurement
 from mitoseg.evaluation.scene import save_scene
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.extras import import_extra
-from mitoseg.progress import progress
+from mitoseg.progress import progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Sources, export_meshes, export_skeletons, measure_instances, summarise
 from mitoseg.segmentation.blockwise import store, write_blocks
@@ -211,8 +211,9 @@ def find_sources(
         scale = decide(probability, None, "probability").scale
     with scratch_folder(Path(cfg.output)) as scratch:
         if decision.kind != "instances":
-            found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
-            labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
+            with waiting("numbering mitochondria"):
+                found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
+                labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
         else:
             labels = IntegerVolume(given) if given.dtype.kind == "f" else given
         sources = Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mitoseg import __version__
-from mitoseg.cli.console import waiting
 from mitoseg.cli.launch import run_dir
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
@@ -32,7 +31,7 @@ from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.sizing import budget_bytes, used_bytes
 from mitoseg.networks.checkpoint import DEFAULT
-from mitoseg.progress import progress
+from mitoseg.progress import progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
 from mitoseg.segmentation.blockwise import write_blocks
@@ -378,9 +377,10 @@ class Finisher:
 
         def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
             with self._mask(steps, tiles_zyx) as mask:
-                log.info("numbering mitochondria")
-                instances = label_prediction(mask, decide(mask), labelling, engine=self.engine)
-                write_instances(instances, writer, engine=self.engine)
+                with waiting("numbering mitochondria"):
+                    instances = label_prediction(mask, decide(mask), labelling, engine=self.engine)
+                with waiting("writing instances"):
+                    write_instances(instances, writer, engine=self.engine)
             log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
 
         about = {**self._about, "kind": "instances", "labelling": asdict(labelling)}

@@ -18,6 +18,7 @@ from mitoseg.evaluation.table import score_table
 from mitoseg.inference import Prediction
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint
+from mitoseg.progress import waiting
 from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.module import finish_checkpoint
@@ -84,7 +85,8 @@ def score_checkpoint(
     if test and splits.test:
         parts["test"] = splits.test
     options: dict[str, Any] = {"method": method, "accelerator": accelerator}
-    finish_checkpoint(path, make_prediction(load_model(path, trust=trust), **options), splits.validation)
+    with waiting("choosing the threshold on validation"):
+        finish_checkpoint(path, make_prediction(load_model(path, trust=trust), **options), splits.validation)
     prediction = make_prediction(load_model(path, trust=trust), **options)
     metrics = {
         name: pool_evaluations([_score(folder, f"{name}_{i}", region, prediction) for i, region in enumerate(regions)])

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.cli.console import waiting
 from mitoseg.engines import Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -33,7 +32,7 @@ from mitoseg.inference.prepare import (
     restoring,
 )
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
-from mitoseg.progress import progress
+from mitoseg.progress import progress, waiting
 from mitoseg.volumes import Normalization, Volume, VoxelSize
 from mitoseg.volumes.padding import Padding
 from mitoseg.workflows.remote import Remote, Team, gather_team, look_around, make_remote
@@ -157,7 +156,8 @@ class Prepared:
     @property
     def padding(self) -> int:
         """How many voxels of the input were left out as padding."""
-        return self.source.padding.count() if isinstance(self.source.padding, Padding) else 0
+        with waiting("counting the voxels of padding"):
+            return self.source.padding.count() if isinstance(self.source.padding, Padding) else 0
 
 
 def prepare(

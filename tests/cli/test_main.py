@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 import mitoseg
-from mitoseg.cli.console import waiting
 from mitoseg.cli.launch import COMMANDS, SPINS, _Command, main
 
 ROOT = Path(mitoseg.__file__).parents[1]
@@ -55,7 +53,7 @@ def test_threads_wait_briefly_and_are_no_more_than_the_usable_cores(given, spins
         monkeypatch.delenv(name)
     monkeypatch.setattr("os.environ", {**os.environ, **given})
     monkeypatch.setattr("mitoseg.cli.launch.usable_cores", lambda: 1)
-    monkeypatch.setattr("mitoseg.cli.console.waiting", partial(waiting, seconds=0.01))
+    monkeypatch.setattr("mitoseg.progress.SOON", 0.01)
     monkeypatch.setitem(sys.modules, "mitoseg.workflows.fake", SimpleNamespace(run=lambda cfg: cfg))
     monkeypatch.setattr("importlib.import_module", lambda name: (time.sleep(0.1), sys.modules[name])[1])
     before = torch.get_num_threads()

@@ -41,6 +41,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.cli.quoting import literal, unquote
+from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 
 ROOT = Path("outputs", "sweeps")
@@ -327,7 +328,7 @@ def slot_count() -> int:
     if not str(launcher.get("_target_", "")).endswith("JoblibLauncher"):
         return 1
     jobs = int(launcher.get("n_jobs") or 1)
-    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+    return jobs if jobs > 0 else max(1, usable_cores() + 1 + jobs)
 
 
 def make_slot(index: int, count: int, cfg: DictConfig, threads: str | None = None) -> Slot:
@@ -337,7 +338,7 @@ def make_slot(index: int, count: int, cfg: DictConfig, threads: str | None = Non
     gpus = [] if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" else visible_gpus()
     devices = OmegaConf.select(cfg, "trainer.devices", default=1)
     each = devices if isinstance(devices, int) and devices > 0 else max(1, len(gpus) // count)
-    variables = {"OMP_NUM_THREADS": threads or str(max(1, share // each))}
+    variables = {"OMP_NUM_THREADS": threads or str(max(1, min(share, usable_cores() // count) // each))}
     if gpus:
         return Slot({**variables, "CUDA_VISIBLE_DEVICES": ",".join(_portion(gpus, index, each))})
     return Slot(variables, tuple(sorted({int(core) for core in _portion(list(map(str, cores)), index, share)})))
@@ -359,7 +360,7 @@ def _own_cores() -> list[int]:
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):
         return list(process.cpu_affinity() or [])
-    return list(range(os.cpu_count() or 1))
+    return list(range(usable_cores()))
 
 
 def _portion(things: Sequence[str], index: int, each: int) -> list[str]:
