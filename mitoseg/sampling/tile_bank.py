@@ -10,6 +10,7 @@ The draws of an epoch of tiles: where each starts, how it is turned, and the see
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from mitoseg.datasets.base import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import slabs
+from mitoseg.metrics import IGNORE
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.bank import KeptRegion
 from mitoseg.sampling.positions import Index, check_choice
@@ -120,6 +122,7 @@ class TileBank(nn.Module):
 
 _LISTED = 2**20
 """Mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on."""
+_CELL, _REDRAWS = 8, 100
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,8 @@ class EpochTiles:
 
     Regions that are smaller than a tile are left out, with a warning.
 
-    A tile lies anywhere in a region, drawn uniformly over all regions and places; or, for a share of the draws, it
-    holds a mitochondrion voxel that is drawn uniformly, at a random place inside the tile.
+    A tile lies anywhere in a region where a voxel has a label, drawn uniformly over all regions and places; or, for a
+    share of the draws, it holds a mitochondrion voxel that is drawn uniformly, at a random place inside the tile.
 
     Args:
         regions: Their labels inside their boxes are read, and no others.
@@ -185,11 +188,14 @@ class EpochTiles:
         self.tile, self.augment, self.foreground_share, self.seed = tile, augment, foreground_share, seed
         self.shapes_r3 = np.array([region.box.shape for region in regions])
         counted = [_survey(region) for region in regions]
-        self.counts = (sum(c[0] for c, _ in counted), sum(c[1] for c, _ in counted))
+        self.counts = (sum(c[0] for c, _, _ in counted), sum(c[1] for c, _, _ in counted))
+        self._labelled = [labelled for _, _, labelled in counted]
         for name, count in zip(("background", "mitochondrion"), self.counts, strict=True):
             if not count:
                 raise UserError(f"no {name} voxel in the training regions", None, "check the labels, or the split")
-        self._voxels_n4 = np.concatenate([np.insert(v, 0, r, axis=1) for r, (_, v) in enumerate(counted) if large[r]])
+        self._voxels_n4 = np.concatenate(
+            [np.insert(v, 0, r, axis=1) for r, (_, v, _) in enumerate(counted) if large[r]]
+        )
         self._places_r = np.where(large, np.prod(np.maximum(self.shapes_r3 - np.array(tile) + 1, 0), axis=1), 0)
         voxels = int(np.prod(self.shapes_r3, axis=1)[large].sum())
         self.size = epoch_tiles or max(1, round(voxels / math.prod(tile)))
@@ -211,6 +217,33 @@ class EpochTiles:
         return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
 
     def _anywhere(self, size: int, rng: np.random.Generator) -> Index:
+        """Places of tiles; those without a labelled voxel, as in wide padding, are drawn again."""
+        position_n4 = self._uniformly(size, rng)
+        for _ in range(_REDRAWS):
+            (empty_n,) = np.nonzero(~self._has_label(position_n4))
+            if not len(empty_n):
+                break
+            position_n4[empty_n] = self._uniformly(len(empty_n), rng)
+        return position_n4
+
+    def _has_label(self, position_n4: Index) -> npt.NDArray[np.bool_]:
+        """Which tiles hold a labelled voxel, to the cell of `_CELL` pixels."""
+        found_n = np.ones(len(position_n4), np.bool_)
+        for number, summed_zyx in enumerate(self._labelled):
+            (rows,) = np.nonzero(position_n4[:, 0] == number)
+            if summed_zyx is None or not len(rows):
+                continue
+            cell = np.array((1, _CELL, _CELL))
+            start_n3 = position_n4[rows, 1:]
+            corners = np.stack([start_n3 // cell, -(-(start_n3 + self.tile) // cell)])
+            count_n = np.zeros(len(rows), np.int64)
+            for z, y, x in itertools.product((0, 1), repeat=3):
+                sign = 1 if (z + y + x) % 2 else -1
+                count_n += sign * summed_zyx[corners[z, :, 0], corners[y, :, 1], corners[x, :, 2]]
+            found_n[rows] = count_n > 0
+        return found_n
+
+    def _uniformly(self, size: int, rng: np.random.Generator) -> Index:
         region_n = rng.choice(len(self._places_r), size=size, p=self._places_r / self._places_r.sum())
         start_n3 = rng.integers(self.shapes_r3[region_n] - np.array(self.tile) + 1)
         return np.concatenate([region_n[:, None], start_n3], axis=1)
@@ -257,10 +290,15 @@ def _check(
         raise UserError("a negative seed", seed, "give a seed of 0 or more")
 
 
-def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
-    """Background and mitochondrion voxels of a region, and where some of the latter lie (z, y, x), slab by slab."""
+def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int32] | None]:
+    """Background and mitochondrion voxels of a region, where some of the latter lie (z, y, x), and where labels are.
+
+    The last is None where all voxels have one; else cells of `_CELL` pixels in y and x that hold one, summed up along
+    z, y and x from a leading 0.
+    """
     background = foreground = 0
     found: list[npt.NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
+    cells: list[npt.NDArray[np.bool_]] = []
     thin = max(1, region.box.size // 10 // _LISTED)
     for slab in slabs(region.box, 16):
         label_zyx = region.label.read(slab)
@@ -270,4 +308,10 @@ def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
         voxel_n3 = np.stack(np.unravel_index(number_n[::thin], label_zyx.shape), axis=1)
         voxel_n3[:, 0] += slab.start[0] - region.box.start[0]
         found.append(voxel_n3)
-    return (background, foreground), np.concatenate(found)
+        padded = np.pad(label_zyx != IGNORE, ((0, 0), *((0, -n % _CELL) for n in label_zyx.shape[1:])))
+        z, y, x = padded.shape
+        cells.append(np.asarray(padded.reshape(z, y // _CELL, _CELL, x // _CELL, _CELL).any(axis=(2, 4))))
+    labelled_zyx = np.concatenate(cells)
+    summed_zyx = labelled_zyx.cumsum(0, np.int32).cumsum(1, np.int32).cumsum(2, np.int32)
+    summed = None if labelled_zyx.all() else np.pad(summed_zyx, ((1, 0),) * 3)
+    return (background, foreground), np.concatenate(found), summed

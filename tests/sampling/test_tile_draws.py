@@ -76,6 +76,24 @@ def test_prior_is_that_of_the_labelled_voxels():
     assert tiles.counts == (np.sum(label_zyx == 0), np.sum(label_zyx == 1))
 
 
+def test_no_tile_lies_where_nothing_is_labelled():
+    """As in padding; and where everything is labelled, the draws are as ever."""
+    wide = region((6, 96, 128))
+    label_zyx = wide.label.read(wide.box).copy()
+    label_zyx[:, 24:] = label_zyx[:, :, 60:] = label_zyx[5] = 255
+    ignoring = Region(wide.image, ArrayVolume(label_zyx), wide.box)
+    part = Region(wide.image, ArrayVolume(label_zyx), Box((0, 5, 3), (6, 96, 128)))
+    draws = EpochTiles([wide, ignoring, part], TILE, epoch_tiles=3000, seed=1).draw(0)
+    for r, box, everywhere in ((0, wide.box, True), (1, wide.box, False), (2, part.box, False)):
+        start_n3 = draws.position_n4[draws.position_n4[:, 0] == r, 1:] + box.start
+        assert len(start_n3) > 50
+        if not everywhere:
+            assert (start_n3 < np.array([5, 24 + 8, 60 + 8])).all()
+    before = EpochTiles([wide], TILE, epoch_tiles=50, seed=1)
+    expected = np.random.default_rng([1, 0, 2])
+    np.testing.assert_array_equal(before.draw(0).position_n4, before._uniformly(50, expected))
+
+
 def test_a_region_smaller_than_a_tile_is_left_out(caplog):
     with caplog.at_level(logging.WARNING):
         tiles = EpochTiles(
