@@ -21,10 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mitoseg.datasets.base import Region
+from mitoseg.datasets.base import IGNORE, Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import slabs
-from mitoseg.metrics import IGNORE
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.bank import KeptRegion
 from mitoseg.sampling.positions import Index, check_choice

@@ -307,6 +307,7 @@ class ProgressLines(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._going_on = ExitStack()
+        self._score: float | None = None
 
     def disable(self) -> None:
         """Lightning asks further ranks to be silent; they start no lines."""
@@ -316,6 +317,11 @@ class ProgressLines(ProgressBar):
         self._clock, self._first_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             self._going_on.enter_context(lines(partial(self.line, trainer, pl_module)))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the score: the thread of the lines must not ask a metric that is just being computed."""
+        if (score := trainer.callback_metrics.get(SCORE)) is not None:
+            self._score = float(score)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No more lines."""
@@ -330,8 +336,8 @@ class ProgressLines(ProgressBar):
         told = [f"step {trainer.global_step}", f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"]
         if isinstance(module, SegmentationModule) and module.last_loss is not None:
             told.append(f"loss {float(module.last_loss):.4f}")
-        if (score := trainer.callback_metrics.get(SCORE)) is not None:
-            told.append(f"validation JAC {float(score):.3f}")
+        if self._score is not None:
+            told.append(f"validation JAC {self._score:.3f}")
         if (left := time_left(trainer, self._clock, self._first_step)) is not None:
             told.append(f"{clock(left)} left")
         return ", ".join([*told, *(["validating"] if trainer.validating else [])])
