@@ -71,11 +71,11 @@ class Engine(ABC):
         >>> engine = LocalEngine()
         >>> engine.item_bytes = 10**7
         >>> engine.fit((64, 512, 512), 16)
-        (64, 128, 64)
+        (64, 64, 128)
         """
         sides = list(block)
         while math.prod(sides) * voxel_bytes > self.item_bytes and max(sides) > 1:
-            longest = sides.index(max(sides[::-1]))
+            longest = sides.index(max(sides))
             sides[longest] = (sides[longest] + 1) // 2
         return sides[0], sides[1], sides[2]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -284,6 +283,10 @@ def test_what_is_made_of_the_tiles_may_change_after_an_interrupt(run, stopped, c
     assert not Path(f".{name}.unfinished").exists()
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("words", [["save=instances"], ["save=mask", "postprocess=clean"], ["report=true"]])
 def test_an_output_that_has_its_name_is_not_computed_again(run, computed, monkeypatch, words):
     """A kill comes when nothing is left but to draw the report and to tidy up."""
@@ -291,7 +294,7 @@ def test_an_output_that_has_its_name_is_not_computed_again(run, computed, monkey
         "mitoseg.workflows.evaluate.report_prediction_of" if "report=true" in words else "rich.console.Console.print"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(broken, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(broken, interrupt)
         assert run(*words) == 130
     made = Path("out.tif").stat().st_mtime_ns
     computed.clear()
@@ -303,7 +306,7 @@ def test_an_output_that_has_its_name_is_not_computed_again(run, computed, monkey
 
 def test_an_output_that_was_replaced_meanwhile_is_not_taken_for_finished(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("rich.console.Console.print", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr("rich.console.Console.print", interrupt)
         assert run() == 130
     write_input("out.tif")
     assert run() == 1

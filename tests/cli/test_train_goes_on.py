@@ -260,7 +260,7 @@ def test_finders_set_what_they_found_and_the_run_remembers(work, monkeypatch):
     [
         (["tune_lr=true", "optimizer=sgd_paper"], "a rate of its own for each kind of layer"),
         (["tune_lr=true", "trainer.devices=2"], "tune_lr and tune_batch_size need one device: 2"),
-        (["patience=0"], "patience is not positive: 0"),
+        (["patience=0"], "patience is no whole number from 1: 0"),
         (["compile=fast"], "compile is none of its choices: 'fast'"),
         (["data.voxels_on=disk"], "unknown voxels_on: 'disk'; choose one of auto, device, host"),
         (["logger=mlflow"], "pip install mlflow"),

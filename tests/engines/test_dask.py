@@ -31,8 +31,13 @@ def said(tmp_path_factory):
     return tmp_path_factory.mktemp("dask") / "stderr"
 
 
+BEFORE = []
+"""Addresses at which this process listened before there was an engine, for other tests."""
+
+
 @pytest.fixture(scope="module")
 def engine(said):
+    BEFORE.extend(listening())
     before = os.dup(2)
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
@@ -58,7 +63,7 @@ def test_every_item_is_done_once_by_workers_that_are_other_processes(engine):
 def test_only_this_machine_can_connect_and_only_with_the_certificate(engine):
     """Else any user of the machine, or of its network, could run code as its owner."""
     distributed = pytest.importorskip("distributed")
-    addresses = listening()
+    addresses = [address for address in listening() if address not in BEFORE]
     assert {address.ip for address in addresses} == {"127.0.0.1"}
     nannies = [nanny.address for nanny in engine._cluster.workers.values()]
     dask = [engine._cluster.scheduler_address, *engine._client.nthreads(), *nannies]

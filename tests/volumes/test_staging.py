@@ -408,8 +408,8 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch, broken):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "out.zarr"])
 def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
-    modules = {".tif": "tiff_output.TiffOutput", ".mrc": "mrc_output.MrcOutput", "zarr": "ome_output.OmeZarrOutput"}
-    module = modules.get(name[-4:], "hdf5_output.Hdf5Output")
+    modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "pyramid.OmeZarrOutput"}
+    module = modules.get(name[-4:], "hdf5.Hdf5Output")
     monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
     with pytest.raises(UserError, match=r"^the disk is full"):
         finish(f"{tmp_path}/{name}")
