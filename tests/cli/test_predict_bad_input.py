@@ -119,6 +119,7 @@ def test_methods_of_block_networks(refused, method):
     assert f"method {method} needs a block network, not Padded" in refused(f"method={method}")
 
 
+@pytest.mark.slow
 def test_too_little_memory_says_how_much_is_enough(work, refused, monkeypatch):
     """Also where much is kept of a file that is decoded."""
     array = zarr.create_array(store="big.zarr", shape=(2000, 320, 320), chunks=(100, 320, 320), dtype="u1")

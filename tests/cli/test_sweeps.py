@@ -148,6 +148,7 @@ def test_an_interrupted_sweep_lets_its_jobs_save(project, launcher, number, code
     assert table(sweep)[0]["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="cores can be chosen on Linux")
 def test_joblib_runs_jobs_side_by_side_each_on_its_cores(project):
     done = project.call(

@@ -242,6 +242,7 @@ def test_fine_tuning_starts_from_the_weights_and_keeps_what_is_frozen(work, monk
     assert "freeze: no such layer: 'conv9'" in last_line(capsys)
 
 
+@pytest.mark.slow
 def test_finders_set_what_they_found_and_the_run_remembers(work, monkeypatch):
     words = ["tune_lr=true", "tune_batch_size=true", "data.batch_size=20", "data.epoch_blocks=70"]
     given = [*(w for w in TINY if "epoch_blocks" not in w), *words, "hydra.run.dir=found", "test=false"]
