@@ -8,14 +8,14 @@ It is built within `mitoseg.networks.bounds`. ``trust=True`` lifts these rules b
 
 What was damaged on the way is refused as well: the checksums of the archive are compared before anything is read.
 
-Weights as safetensors, which hold numbers and text and nothing that could run; and the models that come along.
+Weights as safetensors, which hold numbers and text and nothing that could run; and the bundled models.
 
     model.safetensors    the network's weights by name; kernels in half precision
       metadata           ``mitoseg``: the entry of a checkpoint that prediction reads, as JSON
                          ``names``: for each name of a tensor, that under which it is written
                          ``sha256``: of all of this, since the format has no checksum of its own
 
-A model that comes along lies in ``mitoseg/models/<name>/``, with its card beside it.
+A bundled model lies in ``mitoseg/models/<name>/``, with its card beside it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     remedy = _remedy(Path(path))
     if not Path(path).is_file():
-        known = f", or one of the models that come along: {', '.join(bundled())}" if bundled() else ""
+        known = f", or one of the bundled models: {', '.join(bundled())}" if bundled() else ""
         raise UserError("no such checkpoint", str(path), remedy + known)
     if Path(path).suffix == SUFFIX:
         weights, record = read_weights(path)
@@ -315,12 +315,12 @@ DEFAULT = "epfl-unet25d"
 
 
 def bundled() -> list[str]:
-    """Names of the models that come along."""
+    """Names of the bundled models."""
     return sorted(path.parent.name for path in FOLDER.glob(f"*/model{SUFFIX}"))
 
 
 def find_weights(name: str | os.PathLike[str] | None) -> Path:
-    """The file that ``checkpoint=`` means: a path, an exported folder, a model that comes along, the default.
+    """The file that ``checkpoint=`` means: a path, an exported folder, a bundled model, the default.
 
     >>> find_weights("run/best.ckpt").name
     'best.ckpt'
@@ -359,7 +359,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        told = metadata.pop("sha256", None)  # files of earlier versions have none, but those that come along do
+        told = metadata.pop("sha256", None)  # files of earlier versions have none, but the bundled ones do
         if (told or FOLDER.resolve() in Path(path).resolve().parents) and told != _digest(metadata, kept):
             raise UserError(
                 "the weights are damaged, their checksum is wrong", str(path), "export or fetch them again"

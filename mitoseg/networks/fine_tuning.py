@@ -34,7 +34,7 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
 
     Args:
         network: Its weights are replaced; those of the last layer stay where the number of classes differs.
-        path: A checkpoint of the same kind of network, or the name of a model that comes along.
+        path: A checkpoint of the same kind of network, or the name of a bundled model.
 
     Returns:
         The checkpoint's entry `KEY`: what it was trained on.

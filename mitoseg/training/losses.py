@@ -1,14 +1,8 @@
-"""Losses of voxels: two scores each in, a scalar out; ignored voxels and reduced precision are seen to.
+"""Losses over voxels: two scores per voxel in, a scalar out; ignored voxels do not count.
 
-What the losses share: the check of shapes, full precision, and the ignored label.
-
-Losses of the overlap of result and truth: MONAI's, and Lovász's extension of the Jaccard index.
-
-Cross-entropy that counts more near the borders of mitochondria, where neighbours touch and scores are lost.
-
-Losses made of losses: a weighted sum, and the heads of a network with deep supervision.
-
-Cross-entropy of two classes.
+`VoxelLoss` checks shapes and computes in full precision. Its subclasses are cross-entropy, cross-entropy weighted
+towards the borders of mitochondria, MONAI's overlap losses and the Lovász hinge; `Sum` and `DeepSupervision` combine
+losses.
 """
 
 from __future__ import annotations
@@ -24,8 +18,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from mitoseg.errors import UserError
 from mitoseg.volumes.labels import IGNORED
-
-__all__ = ["IGNORED", "VoxelLoss", "check_positive", "check_share", "log_odds", "nothing"]
 
 __all__ = [
     "IGNORED",

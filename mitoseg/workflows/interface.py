@@ -67,7 +67,7 @@ def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bo
 
     Args:
         checkpoint: A ``best.ckpt`` that training wrote, weights as safetensors, an exported folder, or the name of a
-            model that comes along; None: the one that comes along.
+            bundled model; None: the default bundled model.
         accelerator: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
         trust: Whether the network's class may lie outside mitoseg and MONAI: only for files of people you trust.
 
@@ -89,7 +89,7 @@ class SegmentationModel:
 
     Attributes:
         model: The network and its record.
-        name: Of the file, or of the model that comes along.
+        name: Of the file, or of the bundled model.
         accelerator: Where it computes.
     """
 

@@ -6,14 +6,9 @@ What a run starts from: nothing, a checkpoint of its own, or its own end, extend
 more from its start over the N new ones: a warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score
 and the numbering of epochs and steps go on.
 
-What a training run keeps and shows: checkpoints, loggers, the progress bar.
-
-What a training cost: time, memory, and the size of its network; for provenance.
-
-The HParams table of TensorBoard: what a run was given, and its scores, beside those of the other runs.
-
-Each run writes its own line into ``RUN/tensorboard``, so ``tensorboard --logdir outputs/sweeps/NAME`` shows a sweep as
-a table and in parallel coordinates.
+Provenance records what the run cost: time, memory, network size. Each run also writes its options and scores into
+TensorBoard's HParams, so ``tensorboard --logdir outputs/sweeps/NAME`` shows a sweep as a table and in parallel
+coordinates.
 """
 
 from __future__ import annotations
@@ -418,8 +413,6 @@ class Continuation:
                 "the checkpoint does not say how far the run was extended", str(checkpoint), "start a new run"
             )
         if cfg.extend is not None:
-            if not isinstance(cfg.extend, int) or cfg.extend < 1:
-                raise UserError("extend is no number of epochs", cfg.extend, "give 1 or more")
             if not (folder / "metrics.json").is_file():
                 raise UserError("the run has not finished", str(folder), "go on with resume= alone, without extend=")
             extended.append(cfg.extend)

@@ -392,7 +392,7 @@ class PredictPanel(QWidget):
         """
         name = self.model.currentText()
         if name == FILE and not self.file.text().strip():
-            raise UserError("no checkpoint file is named", None, "choose one, or a model that comes along")
+            raise UserError("no checkpoint file is named", None, "choose one, or a bundled model")
         return Choice(
             checkpoint=self.file.text().strip() if name == FILE else name,
             method=self.method.currentText(),

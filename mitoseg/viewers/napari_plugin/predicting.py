@@ -59,7 +59,7 @@ class Choice:
     """What the user chose.
 
     Attributes:
-        checkpoint: A file, or the name of a model that comes along; None: the default one.
+        checkpoint: A file, or the name of a bundled model; None: the default one.
         method: As ``method=`` of the command.
         threshold: Of the mask; None: the model's.
         greys: ``checkpoint``, ``match`` or ``volume``; see `mitoseg.inference.prepare.adapt_greys`.
