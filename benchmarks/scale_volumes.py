@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mitoseg.datasets import Phantom
 from mitoseg.geometry import Box, reflect, slabs
 from mitoseg.volumes import Volume, create_volume, map_labels, open_volume
-from mitoseg.volumes.base import Array, MaskVolume
+from mitoseg.volumes.base import Array, mask_volume
 from mitoseg.volumes.predicted import decide
 
 CHUNKS = (16, 256, 256)
@@ -72,5 +72,5 @@ def find_mask(path: str | None) -> Volume:
         path = phantom.named("train").label[0]
     stored = open_volume(path)
     if stored.info.metadata.get("kind") == "probability":
-        return MaskVolume(stored, decide(stored).foreground)
-    return MaskVolume(map_labels(stored), lambda label_zyx: label_zyx == 1)
+        return mask_volume(stored, decide(stored).foreground)
+    return mask_volume(map_labels(stored), lambda label_zyx: label_zyx == 1)

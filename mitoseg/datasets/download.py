@@ -32,8 +32,7 @@ from mitoseg.errors import UserError
 from mitoseg.progress import progress
 from mitoseg.progress import progress as show_progress
 from mitoseg.storage import open_own, scratch_folder
-from mitoseg.volumes.hdf5 import split_dataset
-from mitoseg.volumes.opening import DATASET_SUFFIXES
+from mitoseg.volumes.formats import split_path
 from mitoseg.volumes.stored import state_of
 
 _log = logging.getLogger(__name__)
@@ -378,8 +377,7 @@ def file_of(path: str) -> Path:
     >>> file_of("folder/a.h5:/raw").name, file_of("C:/a.tif").name
     ('a.h5', 'a.tif')
     """
-    parts = split_dataset(path, DATASET_SUFFIXES)
-    return Path(parts[0] if parts else path)
+    return Path(split_path(path)[0])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overla
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.blockwise import VOXEL_BYTES
 from mitoseg.segmentation.labelling import BLOCK
-from mitoseg.volumes.base import Array, IntegerVolume, MaskVolume, Volume, compact_ids
+from mitoseg.volumes.base import Array, Volume, compact_ids, integer_volume, mask_volume
 from mitoseg.volumes.labels import IGNORED, LabelVolume
 from mitoseg.volumes.predicted import Decision, decide
 
@@ -83,7 +83,7 @@ def label_prediction(
         on_block: Called with each block that is looked at.
         engine: Started; None: this process.
     """
-    mask, made = MaskVolume(prediction, decision.foreground), prediction.info.metadata
+    mask, made = mask_volume(prediction, decision.foreground), prediction.info.metadata
     about = {key: made[key] for key in ("checkpoint", "postprocess") if key in made}
     if decision.kind == "probability":
         about["threshold"] = decision.threshold
@@ -101,9 +101,9 @@ def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engin
     if labels.numbered:
         stored = labels.stored
         if labels.ignore_label is not None and stored.dtype.kind in "if":
-            stored = IntegerVolume(stored, background=labels.ignore_label)
+            stored = integer_volume(stored, background=labels.ignore_label)
         return compact_ids(stored)
-    return label_volume(MaskVolume(labels, _is_true), Labelling(connectivity), engine=engine)
+    return label_volume(mask_volume(labels, _is_true), Labelling(connectivity), engine=engine)
 
 
 def _is_true(label_zyx: Array) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from mitoseg.inference.predictor import KINDS, Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume, VoxelSize, measure_normalization
-from mitoseg.volumes.base import EncodedVolume
+from mitoseg.volumes.base import encoded_volume
 from mitoseg.volumes.normalize import FAR_GREYS, MatchedVolume, grey_distance, sample_greys
 from mitoseg.volumes.padding import blanked, has_tissue
 from mitoseg.volumes.resampling import resampled
@@ -317,7 +317,7 @@ class Restored:
         metadata, dtype, scale = dict(tiles.info.metadata), tiles.dtype, 1.0
         if self.mask:
             metadata, dtype, scale = metadata | {"kind": "mask", "scale": 1}, np.dtype(np.uint8), metadata["scale"]
-        return blanked(EncodedVolume(back, dtype, metadata, scale), self.source.padding)
+        return blanked(encoded_volume(back, dtype, metadata, scale), self.source.padding)
 
 
 def restoring(seen: Volume, source: Volume, save: str) -> Restored | None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -41,7 +41,7 @@ from mitoseg.geometry import Box, reflect
 from mitoseg.inference.methods import Method, make_method
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import Normalization, Volume, VoxelSize, channel_slices, check_image_values
-from mitoseg.volumes.base import Array
+from mitoseg.volumes.base import Array, DerivedVolume
 
 if TYPE_CHECKING:
     from mitoseg.inference.predictor import Prediction
@@ -210,21 +210,21 @@ def check_cubic(name: str, voxel_size: VoxelSize | None) -> None:
         raise UserError(what, tuple(voxel_size), "use tta=turns or tta=all")
 
 
-class TurnedVolume(Volume):
+class TurnedVolume(DerivedVolume):
     """A volume as it looks turned; reads only what is asked for."""
 
     def __init__(self, volume: Volume, symmetry: Symmetry) -> None:
-        super().__init__(replace(volume.info, shape=symmetry.shape(volume.shape), voxel_size=None))
-        self._volume, self._symmetry = volume, symmetry
+        super().__init__(volume, shape=symmetry.shape(volume.shape), voxel_size=None)
+        self.padding, self._symmetry = None, symmetry  # which lies as the volume does
 
     def scratch_bytes(self, box: Box) -> int:
         """See `Volume.scratch_bytes`."""
-        return self._volume.scratch_bytes(self._symmetry.turn_back(box, self._volume.shape))
+        return self.volume.scratch_bytes(self._symmetry.turn_back(box, self.volume.shape))
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
-        part = self._symmetry.turn_back(self.check_box(box), self._volume.shape)
-        return self._symmetry.turn_array(self._volume.read(part))
+        part = self._symmetry.turn_back(self.check_box(box), self.volume.shape)
+        return self._symmetry.turn_array(self.volume.read(part))
 
 
 @dataclass(frozen=True)

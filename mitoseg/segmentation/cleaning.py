@@ -38,7 +38,7 @@ from mitoseg.segmentation.blockwise import (
     summarize_block,
 )
 from mitoseg.segmentation.postprocess import Postprocess
-from mitoseg.volumes.base import MaskVolume, Volume, VolumeInfo
+from mitoseg.volumes.base import Volume, VolumeInfo, mask_volume
 
 Mask8 = npt.NDArray[np.uint8]
 Chosen = npt.NDArray[np.bool_]
@@ -111,7 +111,7 @@ class Cleaner:
         return (slices - slices % CHUNK[0] or slices, shape[1], shape[2])
 
     def _fill_holes(self, mask: Volume) -> Volume:
-        outside = MaskVolume(mask, np.logical_not)
+        outside = mask_volume(mask, np.logical_not)
         objects, tables = self._components(outside, 6)
         hole = np.concatenate([[False], ~objects.touches_border(mask.shape)])
         if not hole.any():

@@ -1,20 +1,13 @@
-"""What a volume is: a lazy z, y, x array with a voxel size and a little metadata.
-
-A box of a volume as a volume of its own.
-
-The foreground of a volume, decided while it is read.
-
-Instance numbers of 64 bits, and whole numbers that a program has stored as floats.
-
-A probability as the voxels that are saved: with a threshold a mask, in bytes, or as it is.
-"""
+"""What a volume is: a lazy z, y, x array with a voxel size and a little metadata; and volumes made of others."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -204,30 +197,73 @@ class ArrayWriter:
         self.array_zyx[box.slices] = array_zyx
 
 
-class CroppedVolume(Volume):
-    """The part of a lazy volume that lies in a box; its first voxel is the box's.
+class DerivedVolume(Volume):
+    """A volume computed of another, whose gaps, state, losses and directions are its own, too.
 
     Args:
         volume: What is read.
-        box: Inside it.
+        **changed: Fields of `VolumeInfo` that differ from those of ``volume``.
+    """
+
+    def __init__(self, volume: Volume, **changed: Any) -> None:  # noqa: ANN401 (of the fields' types)
+        super().__init__(replace(volume.info, **changed))
+        self.volume, self.padding = volume, volume.padding
+        self.lossy, self.directions = volume.lossy, volume.directions
+
+    def state(self) -> str:
+        """See `Volume.state`."""
+        return self.volume.state()
+
+    def find_gaps(self) -> UserError | None:
+        """See `Volume.find_gaps`."""
+        return self.volume.find_gaps()
+
+    def scratch_bytes(self, box: Box) -> int:
+        """See `Volume.scratch_bytes`."""
+        return self.volume.scratch_bytes(box)
+
+
+class ElementwiseVolume(DerivedVolume):
+    """Each voxel computed of the one at its place, such as a mask of a probability.
+
+    Args:
+        volume: What is read.
+        function: From stored values to others of the same shape.
+        **changed: As of `DerivedVolume`.
+
+    >>> ElementwiseVolume(ArrayVolume(np.full((1, 1, 2), 0.7)), np.rint).read().tolist()
+    [[[1.0, 1.0]]]
+    """
+
+    def __init__(self, volume: Volume, function: Callable[[Array], Array], **changed: Any) -> None:  # noqa: ANN401
+        super().__init__(volume, **changed)
+        self._function = function
+
+    def part(self, box: Box) -> Volume:
+        """See `Volume.part`."""
+        part = copy(self)
+        part.volume = self.volume.part(box)
+        return part
+
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box; see `Volume.read`."""
+        return self._function(self.volume.read(box))
+
+
+class CroppedVolume(DerivedVolume):
+    """The part of a lazy volume that lies in a box; its first voxel is the box's.
 
     Raises:
         UserError: The box leaves the volume.
 
-    >>> import numpy as np
-    >>> from mitoseg.volumes import ArrayVolume
     >>> CroppedVolume(ArrayVolume(np.arange(8).reshape(2, 2, 2)), Box((1, 0, 0), (2, 2, 1))).read().tolist()
     [[[4], [6]]]
     """
 
     def __init__(self, volume: Volume, box: Box) -> None:
-        z, y, x = volume.check_box(box).shape
-        super().__init__(replace(volume.info, shape=(z, y, x)))
-        self.volume, self._corner = volume, box.start
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.volume.find_gaps()
+        super().__init__(volume, shape=volume.check_box(box).shape)
+        self._corner = box.start
+        self.padding = volume.padding and CroppedMask(volume.padding, box.start)
 
     def scratch_bytes(self, box: Box) -> int:
         """See `Volume.scratch_bytes`."""
@@ -238,121 +274,85 @@ class CroppedVolume(Volume):
         return self.volume.read(self.check_box(box).shift(self._corner))
 
 
-class MaskVolume(Volume):
+@dataclass(frozen=True)
+class CroppedMask:
+    """The part of a mask from a corner (z, y, x) on; a `Mask`."""
+
+    padding: Mask
+    corner: tuple[int, ...]
+
+    def find(self, box: Box) -> npt.NDArray[np.bool_] | None:
+        """See `Mask.find`."""
+        return self.padding.find(box.shift(self.corner))
+
+
+def mask_volume(volume: Volume, foreground: Callable[[Array], npt.NDArray[np.bool_]]) -> Volume:
     """What a rule makes of another volume, as a lazy mask.
 
     Args:
         volume: Probabilities, labels, instances.
         foreground: From stored values to booleans of the same shape.
 
-    >>> from mitoseg.volumes import ArrayVolume
-    >>> MaskVolume(ArrayVolume(np.full((1, 1, 2), 0.7)), lambda values: values >= 0.5).read().tolist()
+    >>> mask_volume(ArrayVolume(np.full((1, 1, 2), 0.7)), lambda values: values >= 0.5).read().tolist()
     [[[True, True]]]
     """
-
-    def __init__(self, volume: Volume, foreground: Callable[[Array], npt.NDArray[np.bool_]]) -> None:
-        info = volume.info
-        super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.bool_), info.voxel_size, {"kind": "mask"}))
-        self._volume, self._foreground = volume, foreground
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self._volume.find_gaps()
-
-    def read(self, box: Box | None = None) -> npt.NDArray[np.bool_]:
-        """Read one box as ``mask_zyx``; see `Volume.read`."""
-        return self._foreground(self._volume.read(box))
+    return ElementwiseVolume(volume, foreground, dtype=np.dtype(np.bool_), metadata={"kind": "mask"})
 
 
-_SLAB_VOXELS = 2**24
-
-_LARGEST = 2**32 - 1
-
-
-class IntegerVolume(Volume):
-    """Instance numbers of a volume of floats or integers, checked while they are read.
+def integer_volume(volume: Volume, background: int | None = None) -> Volume:
+    """Instance numbers of a volume of floats or integers as uint64, checked while they are read.
 
     Args:
         volume: The numbers.
         background: A value that is read as 0 besides 0, or None.
 
-    >>> from mitoseg.volumes import ArrayVolume
-    >>> IntegerVolume(ArrayVolume(np.array([[[0.0, 7.0]]]))).read().tolist()
+    >>> integer_volume(ArrayVolume(np.array([[[0.0, 7.0]]]))).read().tolist()
     [[[0, 7]]]
     """
-
-    def __init__(self, volume: Volume, background: int | None = None) -> None:
-        super().__init__(replace(volume.info, dtype=np.dtype(np.uint64)))
-        self._volume, self._background = volume, background
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self._volume.find_gaps()
-
-    def read(self, box: Box | None = None) -> npt.NDArray[np.uint64]:
-        """Read one box as ``id_zyx``; see `Volume.read`.
-
-        Raises:
-            UserError: Besides, a voxel is no whole number from 0 on.
-        """
-        values = self._volume.read(box)
-        if self._background is not None:
-            values = np.where(values == self._background, 0, values)
-        if values.size and not (
-            np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()
-        ):
-            raise UserError("instances are whole numbers from 0 on", self.path, "say kind=probability or kind=mask")
-        return values.astype(np.uint64)
+    whole = partial(_whole_numbers, path=volume.path, background=background)
+    return ElementwiseVolume(volume, whole, dtype=np.dtype(np.uint64))
 
 
-class CompactIds(Volume):
-    """Instance numbers of any size as 1, 2, ... in their order; 0 stays 0.
+def _whole_numbers(values: Array, path: str, background: int | None) -> Array:
+    if background is not None:
+        values = np.where(values == background, 0, values)
+    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
+        raise UserError("instances are whole numbers from 0 on", path, "say kind=probability or kind=mask")
+    return values.astype(np.uint64)
 
-    Args:
-        volume: The numbers.
-        ids: (n,) all of them but 0, in ascending order, of the volume's type.
-    """
 
-    def __init__(self, volume: Volume, ids: npt.NDArray[np.integer]) -> None:
-        super().__init__(replace(volume.info, dtype=np.dtype(np.uint32)))
-        self._volume, self._ids = volume, ids
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self._volume.find_gaps()
-
-    def read(self, box: Box | None = None) -> npt.NDArray[np.uint32]:
-        """Read one box as ``id_zyx``; see `Volume.read`."""
-        stored = self._volume.read(box)
-        ranks = np.searchsorted(self._ids, stored) + 1
-        return np.where(stored == 0, 0, ranks).astype(np.uint32)
+_SLAB_VOXELS = 2**24
+_LARGEST = 2**32 - 1
 
 
 def compact_ids(volume: Volume) -> Volume:
-    """Instance numbers that fit 32 bits: the volume itself where they do, else numbered anew from 1 on.
+    """Instance numbers that fit 32 bits: the volume itself where they do, else 1, 2, ... in their order.
 
     Floats and integers of 64 bits are read once, slab by slab; the memory taken is that of a slab and of the ids.
-
-    Args:
-        volume: Instance numbers.
 
     Raises:
         UserError: Some are negative or no whole numbers, or the file is damaged.
     """
     if volume.dtype.itemsize < 8 and volume.dtype.kind != "f":
         return volume
-    volume = IntegerVolume(volume) if volume.dtype.kind == "f" else volume
+    volume = integer_volume(volume) if volume.dtype.kind == "f" else volume
     depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))
     ids = np.zeros(0, volume.dtype)
     for slab in slabs(volume.box, depth):
         ids = np.union1d(ids, pd.unique(volume.read(slab).ravel()))
     if ids.size and ids[0] < 0:
         raise UserError(f"instance numbers are negative, down to {ids[0]}", volume.path, "write 0 for background")
-    return CompactIds(volume, ids[ids != 0]) if ids.size and ids[-1] > _LARGEST else volume
+    if not ids.size or ids[-1] <= _LARGEST:
+        return volume
+    return ElementwiseVolume(volume, partial(_ranks, ids=ids[ids != 0]), dtype=np.dtype(np.uint32))
 
 
-class EncodedVolume(Volume):
-    """A lazy volume of float32 values with a factor, saved as another type.
+def _ranks(stored: Array, ids: npt.NDArray[np.integer]) -> Array:
+    return np.where(stored == 0, 0, np.searchsorted(ids, stored) + 1).astype(np.uint32)
+
+
+def encoded_volume(volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, Any], scale: float = 1.0) -> Volume:
+    """A lazy volume of float32 values with a factor, as the type it is saved in.
 
     Args:
         volume: Values times ``scale``.
@@ -360,22 +360,12 @@ class EncodedVolume(Volume):
         metadata: What it says of itself; ``kind`` "mask" asks for 0 and 1 by ``threshold``.
         scale: Factor of the volume's values.
     """
+    least = metadata["threshold"] * scale if metadata.get("kind") == "mask" else None
+    return ElementwiseVolume(volume, partial(_encode, dtype=dtype, least=least), dtype=dtype, metadata=dict(metadata))
 
-    def __init__(self, volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, Any], scale: float = 1.0) -> None:
-        super().__init__(replace(volume.info, dtype=dtype, metadata=dict(metadata)))
-        self.volume, self.scale = volume, scale
 
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.volume.find_gaps()
-
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        values_zyx = self.volume.read(box)
-        metadata = self.info.metadata
-        if metadata.get("kind") == "mask":
-            mask_zyx: Array = values_zyx >= metadata["threshold"] * self.scale
-            return mask_zyx.astype(self.dtype)
-        if self.dtype.kind in "iu":
-            values_zyx = np.rint(values_zyx)
-        return values_zyx.astype(self.dtype, copy=False)
+def _encode(values: Array, dtype: np.dtype[Any], least: float | None) -> Array:
+    if least is not None:
+        mask: Array = values >= least
+        return mask.astype(dtype)
+    return (np.rint(values) if dtype.kind in "iu" else values).astype(dtype, copy=False)

@@ -16,9 +16,9 @@ import os
 import re
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -30,12 +30,16 @@ from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
     REFILL,
+    Format,
     Header,
+    Output,
+    ReadOptions,
     StoredVolume,
     dump_metadata,
     load_metadata,
     opening,
     reading,
+    split_dataset,
 )
 from mitoseg.volumes.units import agreed_size, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm
 
@@ -58,26 +62,13 @@ _DEEPEST = 16
 """Virtual datasets of virtual datasets; each is a recursion in HDF5's own code."""
 
 
-def split_dataset(path: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[str, str] | None:
-    r"""Split ``file.h5:/dataset`` into file and dataset ("" where none is named); None for other paths.
-
-    >>> split_dataset(r"C:\a.h5:/b/c"), split_dataset("a.h5"), split_dataset("a.tif")
-    (('C:\\a.h5', 'b/c'), ('a.h5', ''), None)
-    """
-    endings = "|".join(re.escape(suffix) for suffix in suffixes)
-    match = re.fullmatch(rf"(.*?(?:{endings}))(?::(.*))?", path, re.IGNORECASE | re.DOTALL)
-    return (match[1], (match[2] or "").strip("/")) if match else None
-
-
-def open_hdf5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
     """Open a dataset of an HDF5 file; reads its header only.
 
     Raises:
         UserError: No such file or dataset, several to choose from, a damaged file, ambiguous axes.
     """
-    file, name = split_dataset(path) or (path, "")
-    if not Path(file).is_file():
-        raise UserError("no such file", file, "check the path")
+    file, name = split_dataset(path, SUFFIXES) or (path, "")
     with opening(file), _open_file(file) as h5:
         dataset = _dataset(h5, file, name)
         held_in = dataset.file.filename if dataset.file != h5 else file  # an external link leads to another file
@@ -87,12 +78,12 @@ def open_hdf5(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
         part = math.prod(dataset.chunks or ()) * dtype.itemsize
         stated = _axes(attributes, dataset)
         size = None
-        if voxel_size is None and len(shape) >= 2:
-            size = _voxel_size(held_in, dataset, attributes, stated or axes or "zyx"[-len(shape) :])
+        if options.voxel_size is None and len(shape) >= 2:
+            size = _voxel_size(held_in, dataset, attributes, stated or options.axes or "zyx"[-len(shape) :])
     if _CELLS.fullmatch(name) and dtype == np.int16:
         dtype = np.dtype(np.uint16)  # BigDataViewer stores unsigned numbers as signed ones
     header = Header(shape, dtype, stated, size, load_metadata(attributes.get("mitoseg")), part_bytes=part)
-    return Hdf5Volume(path, held_in, name, header, axes=axes, voxel_size=voxel_size)
+    return Hdf5Volume(path, held_in, name, header, options)
 
 
 def _open_file(file: str, **options: int) -> h5py.File:
@@ -220,22 +211,15 @@ class Hdf5Volume(StoredVolume):
         file: str,
         name: str,
         header: Header,
-        *,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
+        options: ReadOptions,
     ) -> None:
-        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
+        super().__init__(path, header, options)
         self._file, self._name = os.path.abspath(file), name
-        self._open: tuple[int, h5py.Dataset] | None = None
-        self._checked: set[tuple[int, ...]] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
 
     def files(self) -> list[Path]:
         """The file, which may hold no more than a link, and those that it refers to for the voxels."""
         with _open_file(self._file) as h5:
-            named = Path((split_dataset(self.path) or (self.path,))[0])
+            named = Path((split_dataset(self.path, SUFFIXES) or (self.path,))[0])
             return sorted({named, *_sources(h5[self._name], set())})
 
     def find_gaps(self) -> UserError | None:
@@ -245,16 +229,18 @@ class Hdf5Volume(StoredVolume):
         return UserError(f"{what} and would read as {value}", self.path, REFILL) if missing else None
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        if self._open is None or self._open[0] != os.getpid():
-            h5 = _open_file(self._file, rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
-            weakref.finalize(self, h5.close)
-            _check_dataset(self._file, h5[self._name])  # a new process has loaded no filters yet
-            self._open = (os.getpid(), h5[self._name])
-            self._checked = set()
-        self._check_chunks(self._open[1], index)
-        return np.asarray(self._open[1][index])
+        dataset, checked = self._handle()
+        self._check_chunks(dataset, index, checked)
+        return np.asarray(dataset[index])
 
-    def _check_chunks(self, dataset: h5py.Dataset, index: tuple[slice, ...]) -> None:
+    def _open(self) -> tuple[h5py.Dataset, set[tuple[int, ...]]]:
+        """The dataset, and its chunks that were found to be of the right size."""
+        h5 = _open_file(self._file, rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
+        weakref.finalize(self, h5.close)
+        _check_dataset(self._file, h5[self._name])  # a new process has loaded no filters yet
+        return h5[self._name], set()
+
+    def _check_chunks(self, dataset: h5py.Dataset, index: tuple[slice, ...], checked: set[tuple[int, ...]]) -> None:
         """Refuse a chunk of gzip that unpacks to more than belongs in it, which HDF5 does not look at.
 
         Raises:
@@ -267,7 +253,7 @@ class Hdf5Volume(StoredVolume):
         place = filters.index(h5py.h5z.FILTER_DEFLATE)
         most = 2 * math.prod(dataset.chunks) * dataset.dtype.itemsize + _SLACK
         ranges = [range(s.start // c, -(-s.stop // c)) for s, c in zip(index, dataset.chunks, strict=True)]
-        for chunk in set(itertools.product(*ranges)) - self._checked:
+        for chunk in set(itertools.product(*ranges)) - checked:
             origin = tuple(i * c for i, c in zip(chunk, dataset.chunks, strict=True))
             found = dataset.id.get_chunk_info_by_coord(origin)
             if found.byte_offset is None or found.filter_mask & (1 << place) or found.size * _DEFLATE <= most:
@@ -277,7 +263,7 @@ class Hdf5Volume(StoredVolume):
                 if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
                     what = "a chunk unpacks to more than belongs in it"
                     raise UserError(what, self.path, "it is damaged: copy it again")
-        self._checked.update(itertools.product(*ranges))
+        checked.update(itertools.product(*ranges))
 
 
 def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Path]:
@@ -365,10 +351,10 @@ class _Sink(io.FileIO):
             raise self.error
 
 
-class Hdf5Output:
+class Hdf5Output(Output):
     """A dataset with gzip compression and its metadata as attributes."""
 
-    def __init__(self, path: Path, dataset: str, info: VolumeInfo) -> None:
+    def __init__(self, path: Path, info: VolumeInfo, dataset: str) -> None:
         self._sink = _Sink(path, "w+")
         self._h5 = h5py.File(self._sink, "w", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
         try:
@@ -396,3 +382,13 @@ class Hdf5Output:
         self._h5.close()
         self._sink.close()
         self._sink.check()
+
+
+FORMAT = Format(
+    "file.h5:/dataset",
+    SUFFIXES,
+    open_hdf5,
+    lambda path, info, dataset, _: Hdf5Output(path, info, dataset),
+    datasets=True,
+    check_replaced=check_only_dataset,
+)

@@ -22,8 +22,6 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePath
@@ -35,9 +33,18 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.axes import colour_codes
 from mitoseg.volumes.base import Array, Volume
-from mitoseg.volumes.stored import Header, PageCache, StoredVolume, check_regular, lossless, opening, reading
+from mitoseg.volumes.stored import (
+    Format,
+    Header,
+    PageCache,
+    ReadOptions,
+    StoredVolume,
+    check_regular,
+    lossless,
+    opening,
+    reading,
+)
 from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, tiff_scale
 
 logger = logging.getLogger(__name__)
@@ -93,33 +100,31 @@ def list_slices(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
-def open_folder(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_folder(path: str, options: ReadOptions) -> StoredVolume:
     """Open a folder of slices; reads their headers only.
 
     Raises:
         UserError: There are no slices, or they differ in size or type, or one is damaged.
     """
-    if axes not in (None, "zyx"):
-        raise UserError("a folder of slices is always z, y, x, colour or not", axes, "leave axes= away")
+    if options.axes not in (None, "zyx"):
+        raise UserError("a folder of slices is always z, y, x, colour or not", options.axes, "leave axes= away")
     with opening(path):
         files = list_slices(Path(path))
-    return _open(path, files, voxel_size)
+    return _open(path, files, options)
 
 
-def open_picture(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_picture(path: str, options: ReadOptions) -> StoredVolume:
     """Open one picture as a volume of one slice; reads its header only.
 
     Raises:
         UserError: No such file, a damaged one, or one of several pictures.
     """
-    if not Path(path).is_file():
-        raise UserError("no such file", path, "check the path")
-    if axes not in (None, "zyx", "yx", "yxc"):
-        raise UserError("a picture is always y, x, colour or not", axes, "leave axes= away")
-    return _open(path, [Path(path)], voxel_size)
+    if options.axes not in (None, "zyx", "yx", "yxc"):
+        raise UserError("a picture is always y, x, colour or not", options.axes, "leave axes= away")
+    return _open(path, [Path(path)], options)
 
 
-def _open(path: str, files: Sequence[Path], voxel_size: Sequence[float] | None) -> StoredVolume:
+def _open(path: str, files: Sequence[Path], options: ReadOptions) -> StoredVolume:
     found: list[_Slice] = []
     for file in files:
         with opening(str(file)):
@@ -141,7 +146,7 @@ def _open(path: str, files: Sequence[Path], voxel_size: Sequence[float] | None) 
         logger.info("%s: the tables of indexed colours differ, or not 0 is black; the colours are read", path)
     part = math.prod(first.shape) * first.dtype.itemsize
     header = Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part, scale=first.scale)
-    volume = SliceFolder(path, files, header, voxel_size=voxel_size, colour=bool(colours), indexed=indexed)
+    volume = SliceFolder(path, files, header, options.voxel_size, colour=bool(colours), indexed=indexed)
     volume.lossy = any(s.lossy for s in found)
     return volume
 
@@ -158,12 +163,12 @@ class SliceFolder(StoredVolume):
         path: str,
         files: Sequence[Path],
         header: Header,
+        voxel_size: Sequence[float] | None,
         *,
-        voxel_size: Sequence[float] | None = None,
         colour: bool = False,
         indexed: bool = False,
     ) -> None:
-        super().__init__(path, header, voxel_size=voxel_size)
+        super().__init__(path, header, ReadOptions(voxel_size=voxel_size))
         self._files = [os.path.abspath(file) for file in files]
         self._cache = PageCache()
         self._colour, self._indexed = colour, indexed
@@ -172,9 +177,8 @@ class SliceFolder(StoredVolume):
         """See `Volume.as_labels`."""
         if not self._colour or self.dtype.kind != "u":
             return self
-        labels = copy(self)
-        labels._reduce, labels._cache = colour_codes, PageCache()
-        labels.info = replace(self.info, dtype=np.dtype(np.uint32))
+        labels = self._with_colours()
+        labels._cache = PageCache()
         return labels
 
     def files(self) -> list[Path]:
@@ -379,3 +383,6 @@ def _regular(column: Sequence[int]) -> float:
     ordered = sorted(column)
     steps = Counter(b - a for a, b in pairwise(ordered))
     return max(steps.values()) / (len(column) - 1)
+
+
+FORMAT = Format("a picture", (".png", *PICTURES), open_picture, pictures=True)

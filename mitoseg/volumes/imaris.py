@@ -8,31 +8,26 @@ A path may name any of them: ``file.ims:/DataSet/ResolutionLevel 1/TimePoint 0/C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import h5py
 import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import VoxelSize
-from mitoseg.volumes.hdf5 import Hdf5Volume, split_dataset
-from mitoseg.volumes.stored import Header, StoredVolume, opening
+from mitoseg.volumes.hdf5 import Hdf5Volume
+from mitoseg.volumes.stored import Format, Header, ReadOptions, StoredVolume, opening, split_dataset
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".ims",)
 _LEVEL = "DataSet/ResolutionLevel 0"
 
 
-def open_imaris(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
     """Open the finest level of the only channel and time of an Imaris file, or the dataset that is named.
 
     Raises:
         UserError: No such file, a damaged one, or several channels or times to choose from.
     """
     file, name = split_dataset(path, SUFFIXES) or (path, "")
-    if not Path(file).is_file():
-        raise UserError("no such file", file, "check the path")
     with opening(file), h5py.File(file, "r") as h5:
         known = [f"{_LEVEL}/{t}/{c}/Data" for t in h5[_LEVEL] for c in h5[f"{_LEVEL}/{t}"]]
         name = name or (known[0] if len(known) == 1 else "")
@@ -47,7 +42,7 @@ def open_imaris(path: str, *, axes: str | None = None, voxel_size: Sequence[floa
             what = f"the image of {shape} is larger than its dataset of {dataset.shape}"
             raise UserError(what, path, "the file is damaged: export it again")
         header = Header(shape, dataset.dtype, "zyx", _voxel_size(h5, shape))
-    return Hdf5Volume(path, file, name, header, axes=axes, voxel_size=voxel_size)
+    return Hdf5Volume(path, file, name, header, options)
 
 
 def _text(group: h5py.Group, name: str) -> str | None:
@@ -66,3 +61,6 @@ def _voxel_size(h5: h5py.File, shape: tuple[int, ...]) -> VoxelSize | None:
         return None
     lengths = [(float(high or 0) - float(low or 0)) / n for (low, high), n in zip(ends, shape, strict=True)]
     return voxel_size_nm(lengths, _text(about, "Unit") or "")
+
+
+FORMAT = Format("an Imaris file", SUFFIXES, open_imaris, datasets=True)

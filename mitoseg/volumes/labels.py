@@ -19,7 +19,7 @@ import pandas as pd
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.progress import waiting
-from mitoseg.volumes.base import Array, IntegerVolume, Volume, VolumeInfo
+from mitoseg.volumes.base import Array, DerivedVolume, Volume, integer_volume
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ValueRule:
     values: tuple[int, ...] | None = None
 
 
-class LabelVolume(Volume):
+class LabelVolume(DerivedVolume):
     """Labels as uint8 0, 1 and 255 (ignored), mapped while they are read.
 
     Attributes:
@@ -73,10 +73,9 @@ class LabelVolume(Volume):
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
-        info = volume.info
-        super().__init__(VolumeInfo(info.path, info.shape, np.dtype(np.uint8), info.voxel_size, info.metadata))
+        super().__init__(volume, dtype=np.dtype(np.uint8))
         self.stored, self._value_rule, self.ignore_label = volume, value_rule, ignore_label
-        is_numbered = value_rule.numbered or info.metadata.get("kind") == "instances"
+        is_numbered = value_rule.numbered or volume.info.metadata.get("kind") == "instances"
         self.numbered = is_numbered and value_rule.values is None
         ignored = "" if ignore_label is None else f"; value {ignore_label} is ignored"
         self.rule = value_rule.sentence + ignored
@@ -90,10 +89,6 @@ class LabelVolume(Volume):
     def alike(self, volume: Volume) -> LabelVolume:
         """Other voxels of these labels, such as a coarser level, by the same rule."""
         return LabelVolume(volume, self._value_rule, self.ignore_label)
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.stored.find_gaps()
 
     def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""
@@ -154,7 +149,7 @@ def map_labels(
     lossy = volume.lossy
     survey = survey_labels(volume, ignore_label, chosen or ())
     if survey.high == _TRANSPARENT and chosen is None and not survey.zeros:
-        volume = IntegerVolume(volume, background=_TRANSPARENT)
+        volume = integer_volume(volume, background=_TRANSPARENT)
         survey = survey_labels(volume, ignore_label)
         logger.info("%s: %d, which CREMI and Paintera write where there is no label, is 0", volume.path, _TRANSPARENT)
     if chosen is not None:

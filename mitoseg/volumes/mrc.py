@@ -34,7 +34,6 @@ import logging
 import math
 import os
 import struct
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -47,42 +46,38 @@ from mrcfile.utils import machine_stamp_from_byte_order
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
-from mitoseg.volumes.stored import FlatOutput, Header, MappedVolume, StoredVolume, check_room, load_metadata, opening
+from mitoseg.volumes.stored import (
+    FlatOutput,
+    Format,
+    Header,
+    MappedVolume,
+    ReadOptions,
+    StoredVolume,
+    check_room,
+    load_metadata,
+    opening,
+)
 from mitoseg.volumes.units import voxel_size_nm
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali")
 
-_PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
-
-def is_mrc(path: str) -> bool:
-    """Whether a name ends like an MRC file's, also a compressed one's, which is then refused.
-
-    >>> is_mrc("a.MRC"), is_mrc("a.rec.gz"), is_mrc("a.gz")
-    (True, True, False)
-    """
-    name = Path(path.lower())
-    return (name.with_suffix("") if name.suffix in _PACKED_SUFFIXES else name).suffix in SUFFIXES
-
-
-def open_mrc(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
     """Open an MRC file; reads its header only.
 
     Raises:
         UserError: No such file, no MRC, complex or packed voxels, several volumes, a file that is cut short.
     """
-    if not Path(path).is_file():
-        raise UserError("no such file", path, "check the path")
     with opening(path), open(path, "rb") as file:
         found = MrcHeader(path, file)
-        size = found.voxel_size if voxel_size is None else None
+        size = found.voxel_size if options.voxel_size is None else None
         stored, meant, flipped, limit = found.voxels
-        header = Header(found.shape, stored, found.axes(axes), size, load_metadata(found.note), flipped)
+        header = Header(found.shape, stored, found.axes(options.axes), size, load_metadata(found.note), flipped)
     if limit is None:
-        return MappedVolume(path, header, found.offset, "MRC", axes=axes, voxel_size=voxel_size)
-    return LimitedMrc(path, header, found.offset, meant or stored, limit, axes=axes, voxel_size=voxel_size)
+        return MappedVolume(path, header, options, found.offset, "MRC")
+    return LimitedMrc(path, header, found.offset, meant or stored, limit, options)
 
 
 class LimitedMrc(MappedVolume):
@@ -98,11 +93,9 @@ class LimitedMrc(MappedVolume):
         offset: int,
         dtype: np.dtype[Any],
         limit: int,
-        *,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
+        options: ReadOptions,
     ) -> None:
-        super().__init__(path, header, offset, "MRC", axes=axes, voxel_size=voxel_size)
+        super().__init__(path, header, options, offset, "MRC")
         self.info = replace(self.info, dtype=dtype)
         self._limit = limit
 
@@ -336,22 +329,10 @@ _LABELS, _LABEL = 10, 80
 _RANGE_OFFSET = 76
 
 
-def check_mrc_dtype(path: str, dtype: np.dtype[Any]) -> None:
-    """Refuse voxels that an MRC cannot hold.
-
-    Raises:
-        UserError: It cannot.
-    """
-    if dtype.name not in MODES:
-        remedy = f"choose {', '.join(MODES)}, or a name that ends in .tif, .h5 or .zarr"
-        raise UserError(f"an MRC holds no {dtype}", path, remedy)
-
-
 class MrcOutput(FlatOutput):
     """An MRC written at the boxes' places; the smallest and largest value go into the header at the end."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
-        check_mrc_dtype(info.path, info.dtype)
         mask = info.dtype == np.uint8 and info.metadata.get("kind") == "mask"
         mode = 0 if mask else MODES[info.dtype.name]
         dtype = np.dtype(_STORED[mode])
@@ -409,3 +390,6 @@ def _head(info: VolumeInfo, mode: int) -> bytes:
     if info.dtype == np.int8:
         struct.pack_into("<ii", data, IMOD_OFFSET, IMOD_STAMP, IMOD_SIGNED)
     return bytes(data) + extended
+
+
+FORMAT = Format("an MRC", SUFFIXES, open_mrc, lambda path, info, *_: MrcOutput(path, info), voxel_types=tuple(MODES))

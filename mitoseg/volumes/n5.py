@@ -18,7 +18,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.volumes.axes import stated_axes
 from mitoseg.volumes.base import Array, VoxelSize
-from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
     REFILL,
+    Format,
     Header,
+    ReadOptions,
     StoredVolume,
     check_multiset,
     check_regular,
+    inside_folder,
     opening,
     reading,
 )
@@ -50,25 +52,17 @@ _AXES = {2: "xy", 3: "xyz"}
 
 def is_n5(path: str) -> bool:
     """Whether a path is an N5 container, or a group or dataset in one."""
-    folder = n5_folder(path)
-    return any(part.suffix.lower() in SUFFIXES for part in (folder, *folder.parents) if part.name) and (
-        folder.is_dir() or split_dataset(path, SUFFIXES) is not None
-    )
+    folder = inside_folder(path, SUFFIXES)
+    return folder.is_dir() and any(part.suffix.lower() in SUFFIXES for part in (folder, *folder.parents))
 
 
-def n5_folder(path: str) -> Path:
-    """The folder of a dataset or group; ``a.n5:/b`` is ``a.n5/b``."""
-    parts = split_dataset(path, SUFFIXES)
-    return Path(path) if parts is None or Path(path).exists() else Path(parts[0], parts[1])
-
-
-def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_n5(path: str, options: ReadOptions) -> StoredVolume:
     """Open a dataset, or the finest level or only dataset of a group; reads attributes only.
 
     Raises:
         UserError: No such folder, no dataset or several, damaged attributes, or tensorstore is not installed.
     """
-    folder = n5_folder(path)
+    folder = inside_folder(path, SUFFIXES)
     if not folder.is_dir():
         raise UserError("no such folder", path, "check the path")
     with opening(path):
@@ -84,10 +78,10 @@ def open_n5(path: str, *, axes: str | None = None, voxel_size: Sequence[float] |
             what = f"the N5 dataset is compressed with {packing.get('type')}, which is not read"
             raise UserError(what, path, f"write it again with {', '.join(_COMPRESSIONS[1:])}")
         letters = stated_axes({}, len(shape), attributes.get("axes")) or _AXES.get(len(shape))
-        size = _voxel_size(path, dataset, letters) if letters and voxel_size is None else None
+        size = _voxel_size(path, dataset, letters) if letters and options.voxel_size is None else None
         header = Header(shape, dtype, letters, size, part_bytes=math.prod(block) * dtype.itemsize)
         import_extra("tensorstore", "tensorstore", "n5")
-    return N5Volume(path, dataset, header, block, axes=axes, voxel_size=voxel_size)
+    return N5Volume(path, dataset, header, block, options)
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
@@ -201,16 +195,10 @@ class N5Volume(StoredVolume):
         dataset: Path,
         header: Header,
         block: tuple[int, ...],
-        *,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
+        options: ReadOptions,
     ) -> None:
-        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
-        self._folder, self._block, self._stored_shape = dataset.absolute(), block, header.shape
-        self._open: tuple[int, Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+        super().__init__(path, header, options)
+        self._folder, self._block = dataset.absolute(), block
 
     def files(self) -> list[Path]:
         """The dataset's folder, and what the groups above say of it."""
@@ -239,12 +227,13 @@ class N5Volume(StoredVolume):
         return [f for f in found if all(part.isdecimal() for part in f)]
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        if self._open is None or self._open[0] != os.getpid():
-            store = {"driver": "file", "path": f"{self._folder}{os.sep}"}
-            context = {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
-            spec = {"driver": "n5", "kvstore": store, "context": context}
-            self._open = (
-                os.getpid(),
-                import_extra("tensorstore", "tensorstore", "n5").open(spec, read=True, open=True).result(),
-            )
-        return np.asarray(self._open[1][index].read().result())
+        return np.asarray(self._handle()[index].read().result())
+
+    def _open(self) -> Any:  # noqa: ANN401 (tensorstore's)
+        store = {"driver": "file", "path": f"{self._folder}{os.sep}"}
+        context = {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
+        spec = {"driver": "n5", "kvstore": store, "context": context}
+        return import_extra("tensorstore", "tensorstore", "n5").open(spec, read=True, open=True).result()
+
+
+FORMAT = Format("an N5 folder", SUFFIXES, open_n5, recognize=is_n5, datasets=True)

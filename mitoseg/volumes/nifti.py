@@ -6,31 +6,26 @@ of x, y and z runs; voxels stay in the order in which they are stored, whichever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.volumes.stored import Header, MappedVolume, PackedVolume, StoredVolume, opening
+from mitoseg.volumes.stored import Format, Header, MappedVolume, ReadOptions, StoredVolume, opening
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".nii", ".nii.gz")
 _SKEW = 1e-3
 
 
-def open_nifti(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_nifti(path: str, options: ReadOptions) -> StoredVolume:
     """Open a NIfTI file; reads its header only.
 
     Raises:
         UserError: No such file, a damaged one, ambiguous axes, a skewed grid, or nibabel is not installed.
     """
-    if not Path(path).is_file():
-        raise UserError("no such file", path, "check the path")
     nibabel = import_extra("nibabel", "nibabel", "formats")
     with opening(path):
         image = nibabel.load(path)
@@ -46,11 +41,8 @@ def open_nifti(path: str, *, axes: str | None = None, voxel_size: Sequence[float
     named = letters[: len(shape)].translate(str.maketrans("xyz", grid.letters))
     size = voxel_size_nm([float(f"{length:.6g}") for length in grid.sizes], unit)  # the affine is float32
     header = Header(shape[::-1], dtype, named[::-1], size, scale=(float(slope), float(inter)))
-    given: dict[str, Any] = {"axes": axes, "voxel_size": voxel_size}
-    if path.lower().endswith(".gz"):
-        volume: StoredVolume = PackedVolume(path, header, path, offset=offset, **given)
-    else:
-        volume = MappedVolume(path, header, offset, "NIfTI", **given)
+    packing = "gzip" if path.lower().endswith(".gz") else None
+    volume = MappedVolume(path, header, options, offset, "NIfTI", packing=packing)
     volume.directions = grid.directions
     return volume
 
@@ -88,3 +80,6 @@ class Grid:
         letters = "".join("xyz"[along.index(n)] for n in range(3))
         signs = "".join("+" if steps[world, along[world]] > 0 else "-" for world in (2, 1, 0))
         return cls(letters, tuple(float(lengths[along[world]]) for world in (2, 1, 0)), signs)
+
+
+FORMAT = Format("a NIfTI file", SUFFIXES, open_nifti)

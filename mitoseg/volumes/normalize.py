@@ -30,14 +30,14 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes.base import Array, Volume
+from mitoseg.volumes.base import Array, DerivedVolume, Volume
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ def _some_of(volume: Volume, slab: Box) -> Array:
     return found
 
 
-class MatchedVolume(Volume):
+class MatchedVolume(DerivedVolume):
     """A volume whose grey values are spread as those of another; float32.
 
     Args:
@@ -286,8 +286,7 @@ class MatchedVolume(Volume):
     """
 
     def __init__(self, volume: Volume, quantiles: Sequence[float]) -> None:
-        super().__init__(replace(volume.info, dtype=np.dtype(np.float32)))
-        self.volume, self.padding = volume, volume.padding
+        super().__init__(volume, dtype=np.dtype(np.float32))
         own = grey_quantiles([(volume, volume.box)])
         if own[0] == own[-1]:
             raise UserError(f"the image is constant, every voxel is {own[0]:g}", volume.path, "check the file")
@@ -295,10 +294,6 @@ class MatchedVolume(Volume):
         self._own, first = np.unique(own, return_index=True)
         last = COUNT - 1 - np.unique(own[::-1], return_index=True)[1]
         self._wanted = (wanted[first] + wanted[last]) / 2  # a value that fills several quantiles gets their middle
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.volume.find_gaps()
 
     def scratch_bytes(self, box: Box) -> int:
         """What is read, and its values as float64; see `Volume.scratch_bytes`."""

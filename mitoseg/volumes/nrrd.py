@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.volumes.base import VolumeInfo, VoxelSize
+from mitoseg.volumes.base import VoxelSize
 from mitoseg.volumes.nifti import Grid
-from mitoseg.volumes.stored import Header, MappedVolume, PackedVolume, StoredVolume, opening
+from mitoseg.volumes.stored import Format, Header, MappedVolume, ReadOptions, StoredVolume, opening
 from mitoseg.volumes.units import voxel_size_nm
 
 SUFFIXES = (".nrrd", ".nhdr")
@@ -41,14 +40,12 @@ _ANATOMICAL = ("ras", "las", "lps")
 _SAVE = "save it as one .nrrd file with encoding raw or gzip"
 
 
-def open_nrrd(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
     """Open an NRRD file; reads its header only.
 
     Raises:
         UserError: No such file, a damaged one, voxels in several files or as text, or pynrrd is not installed.
     """
-    if not Path(path).is_file():
-        raise UserError("no such file", path, "check the path")
     nrrd = import_extra("nrrd", "pynrrd", "formats")
     with opening(path), open(path, "rb") as stream:
         if re.search(rb"^data ?file: *(LIST|[^\n]*%\d*d)", stream.read(2**16), re.MULTILINE | re.IGNORECASE):
@@ -72,15 +69,13 @@ def open_nrrd(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
                 voxels.readline()
             start = voxels.tell()
         skip = int(found.get("byte skip", found.get("byteskip", 0)))
-    given: dict[str, Any] = {"axes": axes, "voxel_size": voxel_size}
     packing = _PACKINGS[encoding]
     if packing is None:
         end = os.path.getsize(file) - math.prod(shape) * dtype.itemsize
-        volume: StoredVolume = _Raw(path, header, end if skip == -1 else start + skip, file, **given)
+        start, skip = 0, max(0, end if skip == -1 else start + skip)
     elif skip < 0:
         raise UserError("the NRRD counts the bytes to skip from the end of packed voxels", path, _SAVE)
-    else:
-        volume = PackedVolume(path, header, file, start=start, offset=skip, packing=packing, **given)
+    volume = MappedVolume(path, header, options, skip, "NRRD", file=file, packing=packing, start=start)
     volume.directions = directions
     return volume
 
@@ -89,14 +84,6 @@ def _small_letters(line: bytes) -> str:
     """A line of a header with its field, of whose letters pynrrd knows the small ones, in these."""
     field, colon, value = line.decode("ascii", "surrogateescape").partition(": ")
     return f"{field.lower()}{colon}{value}" if colon and not field.startswith("#") else f"{field}{colon}{value}"
-
-
-class _Raw(MappedVolume):
-    """Plain voxels, in the header's file or in another."""
-
-    def __init__(self, path: str, header: Header, offset: int, file: str, **given: Any) -> None:  # noqa: ANN401
-        super().__init__(file, header, max(offset, 0), "NRRD", **given)
-        self.info = VolumeInfo(path, self.shape, self.dtype, self.voxel_size)
 
 
 def _dtype(found: Mapping[str, Any]) -> np.dtype[Any]:
@@ -141,3 +128,6 @@ def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelS
     for place, letter in zip(spatial, named if len(named) == len(spatial) else "?" * len(spatial), strict=True):
         letters[place] = letter
     return "".join(letters), size, directions
+
+
+FORMAT = Format("an NRRD file", SUFFIXES, open_nrrd)

@@ -1,8 +1,6 @@
-"""One way to open a volume, whatever its format.
+"""Open a volume, or write one, whatever its format.
 
-One way to write a volume, whatever its format: boxes in any order, the file appears when it is complete.
-
-From a volume in one format to a file in another, box by box.
+Outputs take boxes in any order, and have their names when they are complete.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,83 +19,15 @@ import numpy.typing as npt
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.storage import atomic_output, check_output, plain
-from mitoseg.volumes import hdf5, images, imaris, mrc, n5, nifti, nrrd, tiff, zarrs
+from mitoseg.volumes import images
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
-from mitoseg.volumes.hdf5 import Hdf5Output, check_only_dataset
-from mitoseg.volumes.mrc import MrcOutput, check_mrc_dtype
-from mitoseg.volumes.pyramid import OmeZarrOutput, block_shape, is_ome, is_one_image
-from mitoseg.volumes.stored import check_dtype, check_regular, reading
-from mitoseg.volumes.tiff import TiffOutput, check_tiff_dtype
+from mitoseg.volumes.formats import check_voxel_type, container_format, format_of, how_to_give, place, stored_in
+from mitoseg.volumes.pyramid import is_one_image
+from mitoseg.volumes.stored import Output, ReadOptions, check_dtype, check_regular, reading
 from mitoseg.volumes.units import check_voxel_size
-from mitoseg.volumes.zarr_output import ZarrOutput, is_array
+from mitoseg.volumes.zarr_output import is_array
 
 log = logging.getLogger(__name__)
-
-GIVE = (
-    "give a TIFF stack, a folder of slices, file.h5:/dataset, a Zarr or N5 folder, an MRC, NIfTI, NRRD or Imaris "
-    "file, or a picture"
-)
-
-
-class Format(NamedTuple):
-    """A format by the ends of its names.
-
-    Attributes:
-        suffixes: In small letters.
-        open: Takes a path, and ``axes`` and ``voxel_size`` as `open_volume`.
-        datasets: Whether a path may go on inside the file or folder: ``file.h5:/dataset``.
-        folder: Whether it is a folder.
-    """
-
-    suffixes: tuple[str, ...]
-    open: Callable[..., Volume]
-    datasets: bool = False
-    folder: bool = False
-
-
-FORMATS = (
-    Format(tiff.SUFFIXES, tiff.open_tiff),
-    Format(hdf5.SUFFIXES, hdf5.open_hdf5, datasets=True),
-    Format(zarrs.SUFFIXES, zarrs.open_zarr, datasets=True, folder=True),
-    Format(n5.SUFFIXES, n5.open_n5, datasets=True, folder=True),
-    Format(mrc.SUFFIXES, mrc.open_mrc),
-    Format(imaris.SUFFIXES, imaris.open_imaris, datasets=True),
-    Format(nifti.SUFFIXES, nifti.open_nifti),
-    Format(nrrd.SUFFIXES, nrrd.open_nrrd),
-    Format((".png", *images.PICTURES), images.open_picture),
-)
-"""All that is told by a name; a folder of slices is told by what it holds."""
-
-DATASET_SUFFIXES = tuple(suffix for one in FORMATS if one.datasets for suffix in one.suffixes)
-
-_FOLDERS = tuple(suffix for one in FORMATS if one.folder for suffix in one.suffixes)
-
-_TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
-
-_NOT_READ = {
-    ".am": "Amira's own format: export it as NRRD or TIFF (Export Data As)",
-    ".json": images.POLYGONS,
-    ".xml": images.POLYGONS,
-    ".wkw": "export the layer from webKnossos as OME-TIFF or Zarr",
-    ".mha": "save it as .nrrd or .nii.gz",
-    ".mhd": "save it as .nrrd or .nii.gz",
-    ".npy": "save it as .tif, .h5 or .zarr, with its voxel size",
-    ".npz": "save it as .tif, .h5 or .zarr, with its voxel size",
-    **dict.fromkeys((".czi", ".dm3", ".dm4", ".lif", ".nd2", ".ser", ".emd", ".svs", ".vsi"), _TIFF),
-}
-"""What to do with files of other kinds."""
-
-
-def format_of(path: str) -> tuple[Format, str] | None:
-    """The format that a name tells, and the suffix that tells it; None where there is none.
-
-    >>> format_of("a/b.NII.GZ")[1], format_of("a.ims:/DataSet")[1], format_of("a.txt")
-    ('.nii.gz', '.ims', None)
-    """
-    parts = None if Path(path).exists() else hdf5.split_dataset(path, DATASET_SUFFIXES)
-    name = (path if parts is None else parts[0]).lower().rstrip("/" + os.sep)
-    found = [(one, suffix) for one in FORMATS for suffix in one.suffixes if name.endswith(suffix)]
-    return max(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def open_volume(
@@ -122,22 +52,18 @@ def open_volume(
     text = os.fspath(path)
     with reading(text):
         check_regular(str(stored_in(text)))
-        found = format_of(text)
-        if zarrs.is_zarr(text):
-            open_format: Callable[..., Volume] = zarrs.open_zarr
-        elif n5.is_n5(text):
-            open_format = n5.open_n5
+        found, container = format_of(text), container_format(text)
+        if container is not None:
+            open_format: Callable[[str, ReadOptions], Volume] = container.open
         elif Path(text).is_dir():
             open_format = images.open_folder
+        elif not stored_in(text).exists():
+            raise UserError("no such file or folder", text, "check the path")
         elif found is not None:
             open_format = found[0].open
-        elif mrc.is_mrc(text):
-            open_format = mrc.open_mrc
-        elif not Path(text).exists():
-            raise UserError("no such file or folder", text, "check the path")
         else:
-            raise UserError("unknown kind of volume", text, _NOT_READ.get(Path(text).suffix.lower(), GIVE))
-    return open_format(text, axes=axes, voxel_size=voxel_size)
+            raise UserError("unknown kind of volume", text, how_to_give(text))
+    return open_format(text, ReadOptions(axes, voxel_size))
 
 
 def warn_of_gaps(volume: Volume) -> None:
@@ -149,19 +75,6 @@ def warn_of_gaps(volume: Volume) -> None:
     gaps = volume.find_gaps()
     if gaps is not None:
         log.warning("%s: %s", volume.path, gaps.what)
-
-
-def stored_in(path: str | os.PathLike[str]) -> Path:
-    """The file or folder that holds a volume.
-
-    >>> stored_in("a.h5:/b").name, stored_in("a.zarr:/b").name, stored_in("a.tif").name
-    ('a.h5', 'b', 'a.tif')
-    """
-    text = os.fspath(path)
-    parts = None if Path(text).exists() else hdf5.split_dataset(text, DATASET_SUFFIXES)
-    if parts is None:
-        return Path(text)
-    return Path(*parts) if Path(parts[0]).suffix.lower() in _FOLDERS else Path(parts[0])
 
 
 def check_same_shape(image: Volume, label: Volume) -> None:
@@ -191,16 +104,6 @@ def swapped(*shapes: tuple[int, ...]) -> str:
     return ", or store the axes of both in the same order: z, y, x"
 
 
-class Output(Protocol):
-    """A file being written."""
-
-    def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box, in the file's dtype."""
-
-    def close(self) -> None:
-        """Hand everything to the operating system; may be called again."""
-
-
 class VolumeWriter:
     """A volume being written, a context manager; see `create_volume`.
 
@@ -210,7 +113,7 @@ class VolumeWriter:
 
     def __init__(self, info: VolumeInfo, *, overwrite: bool, chunks: tuple[int, int, int] | None = None) -> None:
         self.info, self._chunks = info, chunks
-        self._file, self._dataset = place(info.path)
+        self._place = place(info.path)
         self._overwrite = overwrite
         self._stack = ExitStack()
         self._output: Output | None = None
@@ -218,8 +121,10 @@ class VolumeWriter:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_output(self._file, overwrite=self._overwrite))
-            self._output = self._create(temporary)
+            temporary = stack.enter_context(atomic_output(self._place.file, overwrite=self._overwrite))
+            create = self._place.format.create
+            assert create is not None
+            self._output = create(temporary, self.info, self._place.dataset, self._chunks)
             self._stack = stack.pop_all()
         return self
 
@@ -250,10 +155,10 @@ class VolumeWriter:
         None where the output is of another format, or blocks share chunks: then `write` is the only way.
         """
         output = self._output
-        if not isinstance(output, ZarrOutput):
+        if output is None or output.array is None:
             return None
         axes = zip(block, output.chunks, self.info.shape, strict=True)
-        return output.path.absolute() if all(n % chunk == 0 or n >= size for n, chunk, size in axes) else None
+        return output.array if all(n % chunk == 0 or n >= size for n, chunk, size in axes) else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -262,7 +167,7 @@ class VolumeWriter:
         with self._stack:  # renames the file or, on an exception, removes it
             try:
                 if output is not None:
-                    if error is None and isinstance(output, OmeZarrOutput):
+                    if error is None:
                         output.finish()
                     output.close()
             except Exception:
@@ -270,19 +175,6 @@ class VolumeWriter:
                     raise
             if error is not None:
                 raise error
-
-    def _create(self, temporary: Path) -> Output:
-        """The format's own file, empty."""
-        suffix = self._file.suffix.lower()
-        if suffix in tiff.SUFFIXES:
-            return TiffOutput(temporary, self.info)
-        if suffix in hdf5.SUFFIXES:
-            return Hdf5Output(temporary, self._dataset, self.info)
-        if suffix in mrc.SUFFIXES:
-            return MrcOutput(temporary, self.info)
-        if is_ome(self._file):
-            return OmeZarrOutput(temporary, self.info, self._chunks)
-        return ZarrOutput(temporary, self.info, self._chunks)
 
 
 def create_volume(
@@ -347,41 +239,14 @@ def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None 
             cannot hold; or overwriting would remove more than one volume: a folder that is neither a Zarr array nor
             one OME-Zarr image alone, an HDF5 file with other datasets.
     """
-    file, dataset = place(path)
+    file, dataset, written = place(path)
     if dtype is not None:
         check_voxel_type(path, dtype)
     check_output(file, overwrite)
     if file.is_dir() and not is_array(file) and not is_one_image(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
-    if file.is_file() and file.suffix.lower() in hdf5.SUFFIXES:
-        check_only_dataset(file, dataset)
-
-
-def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
-    """Refuse voxels that an output's format cannot hold.
-
-    Raises:
-        UserError: It cannot.
-    """
-    suffix = place(path)[0].suffix.lower()
-    if suffix in mrc.SUFFIXES:
-        check_mrc_dtype(path, np.dtype(dtype))
-    if suffix in tiff.SUFFIXES:
-        check_tiff_dtype(path, np.dtype(dtype))
-
-
-def place(path: str) -> tuple[Path, str]:
-    """The file or folder to write, and the dataset inside it (of formats that have such).
-
-    Raises:
-        UserError: An unknown suffix.
-    """
-    file, dataset = hdf5.split_dataset(path) or (path, "")
-    if Path(file).suffix.lower() not in (*tiff.SUFFIXES, *hdf5.SUFFIXES, *mrc.SUFFIXES, *zarrs.SUFFIXES):
-        raise UserError(
-            "unknown kind of output", path, "choose a name that ends in .tif, .h5, .zarr, .ome.zarr or .mrc"
-        )
-    return Path(file), dataset or "volume"
+    if file.is_file() and written.check_replaced is not None:
+        written.check_replaced(file, dataset)
 
 
 def convert(
@@ -404,7 +269,8 @@ def convert(
     Raises:
         UserError: The source is damaged, or the output cannot be written.
     """
-    part = block_shape(info, tile) if is_ome(info.path) else tile
+    block = place(info.path).format.block
+    part = tile if block is None else block(info, tile)
     with create_volume(
         info.path, info.shape, info.dtype, voxel_size=info.voxel_size, metadata=info.metadata
     ) as writer:

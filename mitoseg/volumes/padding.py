@@ -35,7 +35,7 @@ from scipy import ndimage
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes.base import Array, Volume
+from mitoseg.volumes.base import Array, DerivedVolume, Volume
 from mitoseg.volumes.normalize import sample_greys, sample_starts
 
 CHOICES = ("auto", "none")
@@ -365,7 +365,7 @@ def _unpack(packed: bytes, shape: tuple[int, ...]) -> Mask:
     return mask_yx
 
 
-class PaddedVolume(Volume):
+class PaddedVolume(DerivedVolume):
     """A volume that knows its padding, and reads there as the tissue beside it, mirrored.
 
     That is what a network sees beyond the border of a volume, too. Each row is mirrored at the nearest tissue, up to
@@ -378,17 +378,8 @@ class PaddedVolume(Volume):
     """
 
     def __init__(self, volume: Volume) -> None:
-        super().__init__(volume.info)
-        self.volume = volume
+        super().__init__(volume)
         self.known = volume.padding = self.padding = Padding(volume)
-
-    def state(self) -> str:
-        """See `Volume.state`."""
-        return self.volume.state()
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.volume.find_gaps()
 
     def scratch_bytes(self, box: Box) -> int:
         """A slice that is looked at, and its labels; see `Volume.scratch_bytes`."""
@@ -444,7 +435,7 @@ def _mirror_strip(image_yx: Array, tissue_yx: Mask) -> Mask:
     return filled_yx
 
 
-class BlankedVolume(Volume):
+class BlankedVolume(DerivedVolume):
     """A result, or labels, of one value where the image is padding.
 
     Args:
@@ -454,16 +445,8 @@ class BlankedVolume(Volume):
     """
 
     def __init__(self, volume: Volume, padding: Padding, value: int = 0) -> None:
-        super().__init__(volume.info)
-        self.volume, self.padding, self._value = volume, padding, value
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.volume.find_gaps()
-
-    def scratch_bytes(self, box: Box) -> int:
-        """See `Volume.scratch_bytes`."""
-        return self.volume.scratch_bytes(box)
+        super().__init__(volume)
+        self.padding, self._value = padding, value
 
     def part(self, box: Box) -> Volume:
         """See `Volume.part`."""

@@ -35,7 +35,9 @@ from zarr.codecs import ZstdCodec
 
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes.base import Array, VolumeInfo
+from mitoseg.volumes.stored import Format, Output
 from mitoseg.volumes.zarr_output import CONFIG
+from mitoseg.volumes.zarrs import is_zarr, open_zarr
 
 SMALLEST_SIDE = 256
 """A level whose sides are no longer than this needs no coarser one."""
@@ -159,15 +161,6 @@ VERSION = "0.5"
 _BLOCK_BYTES = 2**27
 
 
-def is_ome(path: Path | str) -> bool:
-    """Whether an output's name asks for an OME-Zarr image.
-
-    >>> is_ome("a.OME.zarr"), is_ome("a.zarr")
-    (True, False)
-    """
-    return Path(path).name.lower().endswith(SUFFIX)
-
-
 def is_one_image(folder: Path) -> bool:
     """Whether a folder is an OME-Zarr image and nothing else: no labels, nothing beside its levels."""
     try:
@@ -186,7 +179,7 @@ def chunk_shape(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[int,
     return z, y, x
 
 
-class OmeZarrOutput:
+class OmeZarrOutput(Output):
     """An image being written; `finish` makes its coarser levels.
 
     Args:
@@ -220,9 +213,6 @@ class OmeZarrOutput:
                 image_zyx = np.asarray(finer[part])
                 array[box.slices] = coarser(image_zyx, (steps[0], steps[1], steps[2]), labels=self._labels)
             finer = array
-
-    def close(self) -> None:
-        """Nothing is held back."""
 
     def _create(self, number: int) -> zarr.Array[Any]:
         shape = self._levels[number].shape
@@ -267,3 +257,14 @@ def block_shape(info: VolumeInfo, tile: tuple[int, int, int]) -> tuple[int, int,
         wanted = -(-min(tile[axis], info.shape[axis]) // chunks[axis])
         block[axis] *= max(1, min(room, wanted))
     return block[0], block[1], block[2]
+
+
+FORMAT = Format(
+    "an OME-Zarr image",
+    (SUFFIX,),
+    open_zarr,
+    lambda path, info, _, chunks: OmeZarrOutput(path, info, chunks),
+    recognize=is_zarr,
+    datasets=True,
+    block=block_shape,
+)

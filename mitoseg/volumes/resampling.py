@@ -14,7 +14,7 @@ alone, so what is read does not depend on the box. The rim repeats the outermost
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from scipy import sparse
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.volumes.base import Array, Mask, Volume, VoxelSize
+from mitoseg.volumes.base import Array, DerivedVolume, Mask, Volume, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
 
 MOST = 10.0
@@ -74,19 +74,14 @@ def resampled_length(n: int, ratio: float) -> int:
     return max(1, int(np.floor(n / ratio + 0.5 - _EQUAL)))
 
 
-class ResampledVolume(Volume):
+class ResampledVolume(DerivedVolume):
     """See the module, and `resampled`."""
 
     def __init__(self, volume: Volume, voxel_size: VoxelSize, shape: tuple[int, int, int]) -> None:
         assert volume.voxel_size is not None
-        super().__init__(replace(volume.info, shape=shape, dtype=np.dtype(np.float32), voxel_size=voxel_size))
-        self.volume = volume
+        super().__init__(volume, shape=shape, dtype=np.dtype(np.float32), voxel_size=voxel_size)
         self.padding = volume.padding and ResampledPadding(volume.padding, self)
         self._ratios = [new / old for new, old in zip(voxel_size, volume.voxel_size, strict=True)]
-
-    def find_gaps(self) -> UserError | None:
-        """See `Volume.find_gaps`."""
-        return self.volume.find_gaps()
 
     def scratch_bytes(self, box: Box) -> int:
         """The voxels that are read for a box, and what a piece of it takes; see `Volume.scratch_bytes`."""

@@ -45,20 +45,17 @@ from mitoseg.storage import (
     write_json,
     write_text,
 )
-from mitoseg.volumes import zarrs
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
-from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.formats import check_voxel_type, place
 from mitoseg.volumes.opening import (
     VolumeWriter,
     check_volume_output,
-    check_voxel_type,
     convert,
     create_volume,
     open_volume,
-    place,
 )
-from mitoseg.volumes.pyramid import is_ome
 from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
+from mitoseg.volumes.zarrs import FORMAT as TILES
 
 log = logging.getLogger(__name__)
 PATIENCE = 30.0
@@ -123,7 +120,7 @@ class StagedVolume:
         view: Callable[[Volume], Volume] | None = None,
     ) -> None:
         self.path, self.overwrite, self._view = path, overwrite, view
-        self._file, self._dataset = place(path)
+        self._file, self._dataset, self._format = place(path)
         self._identity = {**plain(identity), "dataset": self._dataset}
         self._volatile, self._finishing = set(volatile), set(finishing)
         self.folder = stage_folder(path)
@@ -149,7 +146,7 @@ class StagedVolume:
     @property
     def converts(self) -> bool:
         """Whether the output is something else than the tiles as they are."""
-        return self._view is not None or is_ome(self._file) or self._file.suffix.lower() not in zarrs.SUFFIXES
+        return self._view is not None or self._format is not TILES
 
     @property
     def tile(self) -> Tile:
@@ -323,7 +320,7 @@ class StagedVolume:
 
     def _named(self, result: Path) -> str:
         """The same with the dataset that the output's path names."""
-        return f"{result}:{self._dataset}" if split_dataset(self.path) else str(result)
+        return f"{result}:{self._dataset}" if self._format.check_replaced else str(result)
 
     def _read_back(self, source: Volume, box: Box) -> Array:
         """A box from the disk; all finished tiles that were damaged there are no longer listed as done."""

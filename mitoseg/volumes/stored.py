@@ -1,13 +1,4 @@
-"""The common part of all volumes in files: checks at opening, boxes to stored indices, metadata that mitoseg wrote.
-
-Voxels that lie in one piece in a file: mapped into memory for each read, if need be from an unpacked copy.
-
-Writing voxels in one piece, not compressed, into a file that has its final size from the start.
-
-Not through a memory map: a full disk would kill the process instead of raising an error.
-
-Reading foreign files: what libraries throw or log becomes one line for the user.
-"""
+"""What volumes in files share: boxes to stored indices, plain voxels, metadata, one line for what libraries throw."""
 
 from __future__ import annotations
 
@@ -22,6 +13,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import tempfile
 import warnings
@@ -34,7 +26,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 from PIL import Image
@@ -46,6 +38,7 @@ from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
 
 logger = logging.getLogger(__name__)
+Tile = tuple[int, int, int]
 Image.MAX_IMAGE_PIXELS = None  # montages are larger than Pillow allows; sizes are checked here, or count as memory
 
 _LARGE_PART = 64 * 2**20
@@ -83,28 +76,40 @@ class Header:
     scale: tuple[float, float] = (1.0, 0.0)
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user says of a file.
+
+    Attributes:
+        axes: The order of its axes, or None.
+        voxel_size: (z, y, x) in nm; comes before the file's.
+    """
+
+    axes: str | None = None
+    voxel_size: Sequence[float] | None = None
+
+
 class StoredVolume(Volume):
     """A volume in a file; subclasses read a box of the stored array.
 
     Args:
         path: As the user wrote it.
         header: What the file says.
-        axes: What the user says of the axes, or None.
-        voxel_size: What the user says, (z, y, x) in nm; it comes before the file's.
+        options: What the user says.
 
     Raises:
         UserError: The volume is empty, its axes are ambiguous, or its voxels are no real numbers.
     """
 
-    def __init__(
-        self, path: str, header: Header, *, axes: str | None = None, voxel_size: Sequence[float] | None = None
-    ) -> None:
+    _opened: tuple[int, Any] | None = None
+
+    def __init__(self, path: str, header: Header, options: ReadOptions) -> None:
         check_dtype(path, header.dtype)
-        self._layout: Layout = resolve_axes(path, header.shape, header.axes, axes)
+        self._layout: Layout = resolve_axes(path, header.shape, header.axes, options.axes)
         self._reduce = grey
-        size = header.voxel_size if voxel_size is None else check_voxel_size(voxel_size)
+        size = header.voxel_size if options.voxel_size is None else check_voxel_size(options.voxel_size)
         dtype = header.dtype.newbyteorder("=")
-        self._part_bytes = header.part_bytes
+        self._part_bytes, self._stored_shape = header.part_bytes, header.shape
         self._flipped = dtype.type(header.flipped) if header.flipped else None
         self._scale = None if header.scale == (1, 0) else header.scale
         if self._scale is not None:  # float32 where it holds all digits that are stored
@@ -112,6 +117,19 @@ class StoredVolume(Volume):
         super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
         if self._layout.colour:
             logger.info("%s: colour reduced to grey, the largest of red, green and blue", path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def _handle(self) -> Any:  # noqa: ANN401 (what `_open` gives)
+        """What `_open` gives, anew in every process: a forked one would share the position in the file."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), self._open())
+        return self._opened[1]
+
+    def _open(self) -> Any:  # noqa: ANN401 (each subclass has its own)
+        """Open the file for this process."""
+        raise NotImplementedError
 
     def scratch_bytes(self, box: Box) -> int:
         """A chunk or strip and what it is copied to, where it is large; see `Volume.scratch_bytes`."""
@@ -121,6 +139,9 @@ class StoredVolume(Volume):
         """See `Volume.as_labels`."""
         if not self._layout.colour or self.dtype.kind != "u":
             return self
+        return self._with_colours()
+
+    def _with_colours(self) -> Self:
         labels = copy(self)
         labels._reduce = colour_codes
         labels.info = replace(self.info, dtype=np.dtype(np.uint32))
@@ -143,17 +164,79 @@ class StoredVolume(Volume):
         return [Path(self.path)]
 
     def state(self) -> str:
-        """A checksum over names, sizes and times of all `files`; see `Volume.state`.
-
-        Raises:
-            UserError: They cannot be read.
-        """
+        """A checksum over names, sizes and times of all `files`; see `Volume.state`."""
         with reading(self.path):
             return state_of(self.files())
 
     @abstractmethod
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         """Read part of the stored array: slices with bounds, in the stored order of axes."""
+
+
+class Output:
+    """A file being written, with all voxels 0 at first."""
+
+    array: Path | None = None
+    """The Zarr array into which several processes may write at once, if it is one."""
+    chunks: tuple[int, ...] = (1, 1, 1)
+    """(z, y, x) voxels that lie in one piece."""
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one box, in the file's dtype."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Add what is made of the whole volume, once it is written."""
+
+    def close(self) -> None:
+        """Hand everything to the operating system; may be called again."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """All that the rest of the program knows of a format of files.
+
+    Attributes:
+        example: How messages name it, such as ``file.h5:/dataset``.
+        suffixes: In small letters, the usual one first.
+        open: Opens a path, with what the user says of it.
+        create: Makes an empty output of a path, what is written, the dataset inside it, and the (z, y, x) voxels of a
+            chunk or None; None where the format is only read.
+        voxel_types: That an output can hold; None where it holds all.
+        recognize: Whether a folder is of this format, whatever its name; None for formats of single files.
+        datasets: Whether a path may go on inside the file or folder: ``file.h5:/dataset``.
+        pictures: Whether a folder of such files may be a volume, each of them a slice.
+        check_replaced: Refuses to replace a file that holds more than the dataset to write.
+        block: (z, y, x) voxels to hand over at once, of what is written and of a tile; None: the tile.
+    """
+
+    example: str
+    suffixes: tuple[str, ...]
+    open: Callable[[str, ReadOptions], Volume]
+    create: Callable[[Path, VolumeInfo, str, Tile | None], Output] | None = None
+    voxel_types: tuple[str, ...] | None = None
+    recognize: Callable[[str], bool] | None = None
+    datasets: bool = False
+    pictures: bool = False
+    check_replaced: Callable[[Path, str], None] | None = None
+    block: Callable[[VolumeInfo, Tile], Tile] | None = None
+
+
+def split_dataset(path: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
+    r"""Split ``file.h5:/dataset`` into file and dataset ("" where none is named); None for other paths.
+
+    >>> split_dataset(r"C:\a.h5:/b/c", [".h5"]), split_dataset("a.h5", [".h5"]), split_dataset("a.tif", [".h5"])
+    (('C:\\a.h5', 'b/c'), ('a.h5', ''), None)
+    """
+    endings = "|".join(re.escape(suffix) for suffix in suffixes)
+    match = re.fullmatch(rf"(.*?(?:{endings}))(?::(.*))?", path, re.IGNORECASE | re.DOTALL)
+    return (match[1], (match[2] or "").strip("/")) if match else None
+
+
+def inside_folder(path: str, suffixes: Iterable[str]) -> Path:
+    """The folder of an array or group; ``a.zarr:/b`` is ``a.zarr/b``."""
+    parts = split_dataset(path, suffixes)
+    return Path(path) if parts is None or Path(path).exists() else Path(*parts)
 
 
 def state_of(places: Iterable[Path]) -> str:
@@ -251,15 +334,20 @@ _PART = 2**24
 
 
 class MappedVolume(StoredVolume):
-    """A file of plain voxels.
+    """A file of plain voxels, mapped into memory for each read.
+
+    Voxels behind gzip or bzip2, whose middle cannot be reached, are unpacked by the first read, into a temporary file
+    (``TMPDIR`` says where), which is gone with the volume; every process has its own.
 
     Args:
         path: As the user wrote it.
         header: What the file says; its dtype has the file's byte order.
-        offset: Where the voxels start, in bytes.
+        options: What the user says.
+        offset: Where the voxels start, in bytes, once they are unpacked.
         kind: What the file is called in messages, such as "TIFF".
-        axes: What the user says of the axes, or None.
-        voxel_size: What the user says, (z, y, x) in nm.
+        file: The file that holds the voxels, if it is another one.
+        packing: ``gzip`` or ``bzip2``, or None.
+        start: Bytes before what is packed.
 
     Raises:
         UserError: As `StoredVolume`, or the file ends before its voxels do.
@@ -269,81 +357,34 @@ class MappedVolume(StoredVolume):
         self,
         path: str,
         header: Header,
+        options: ReadOptions,
         offset: int,
         kind: str,
         *,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
-        self._file = os.path.abspath(path)
-        self._dtype, self._stored_shape, self._offset = header.dtype, header.shape, offset
-        needed, size = offset + math.prod(header.shape) * header.dtype.itemsize, os.path.getsize(path)
-        if needed > size:
-            what = f"the {kind} is cut short, {size} of {needed} bytes are there"
-            raise UserError(what, path, "copy it again")
-
-    def files(self) -> list[Path]:
-        """The header's file and the voxels'."""
-        return sorted({Path(self.path), Path(self._file)})
-
-    def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        mapped = np.memmap(self._file, self._dtype, "r", self._offset, self._stored_shape)
-        return np.array(mapped[index])
-
-
-class PackedVolume(StoredVolume):
-    """Plain voxels behind gzip or bzip2, whose middle cannot be reached: the first read unpacks them.
-
-    They go into a temporary file (``TMPDIR`` says where), which needs the room of all voxels and is gone with the
-    volume; every process has its own.
-
-    Args:
-        path: As the user wrote it.
-        header: What the file says; its dtype has the file's byte order.
-        file: The file that holds the voxels.
-        start: Bytes of that file before the packed ones.
-        offset: Bytes before the voxels once they are unpacked.
-        packing: ``gzip`` or ``bzip2``.
-        axes: What the user says of the axes, or None.
-        voxel_size: What the user says, (z, y, x) in nm.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        header: Header,
-        file: str,
-        *,
+        file: str | None = None,
+        packing: str | None = None,
         start: int = 0,
-        offset: int = 0,
-        packing: str = "gzip",
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
-        self._file, self._start, self._offset, self._packing = os.path.abspath(file), start, offset, packing
-        self._dtype, self._stored_shape = header.dtype, header.shape
-        self._unpacked: tuple[int, Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_unpacked": None}
+        super().__init__(path, header, options)
+        self._file, self._packing, self._start = os.path.abspath(file or path), packing, start
+        self._dtype, self._offset = header.dtype, offset
+        needed, size = offset + math.prod(header.shape) * header.dtype.itemsize, os.path.getsize(self._file)
+        if packing is None and needed > size:
+            what = f"the {kind} is cut short, {size} of {needed} bytes are there"
+            raise UserError(what, self._file if file else path, "copy it again")
 
     def files(self) -> list[Path]:
         """The header's file and the voxels'."""
         return sorted({Path(self.path), Path(self._file)})
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        if self._unpacked is None or self._unpacked[0] != os.getpid():
-            unpacked = tempfile.TemporaryFile(prefix="mitoseg.")  # noqa: SIM115 (it lives as long as the volume)
-            weakref.finalize(self, unpacked.close)
-            self._unpack(unpacked)
-            self._unpacked = (os.getpid(), unpacked)
-        mapped = np.memmap(self._unpacked[1], self._dtype, "r", 0, self._stored_shape)
-        return np.array(mapped[index])
+        file, offset = (self._file, self._offset) if self._packing is None else (self._handle(), 0)
+        return np.array(np.memmap(file, self._dtype, "r", offset, self._stored_shape)[index])
 
-    def _unpack(self, unpacked: IO[bytes]) -> None:
-        """Write the voxels alone."""
+    def _open(self) -> IO[bytes]:
+        """A file of the voxels alone, unpacked."""
+        unpacked = tempfile.TemporaryFile(prefix="mitoseg.")  # noqa: SIM115 (it lives as long as the volume)
+        weakref.finalize(self, unpacked.close)
         missing = math.prod(self._stored_shape) * self._dtype.itemsize
         with open(self._file, "rb") as raw:
             raw.seek(self._start)
@@ -361,15 +402,11 @@ class PackedVolume(StoredVolume):
                     raise UserError("there is no room to unpack the file", tempfile.gettempdir(), remedy) from error
                 missing -= len(part)
             packed.read(1)  # the checksum is looked at where the stream ends
+        return unpacked
 
 
 def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
     """The bytes of a volume's voxels.
-
-    Args:
-        path: The file to be written.
-        info: What is written.
-        dtype: As stored.
 
     Raises:
         OSError: The disk has no room for them.
@@ -380,7 +417,7 @@ def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
     return size
 
 
-class FlatOutput:
+class FlatOutput(Output):
     """Writes boxes at their places in a file that exists with its final size.
 
     Args:
@@ -403,17 +440,13 @@ class FlatOutput:
         for z, plane in enumerate(runs, z0):
             for y, run in enumerate(plane, y0):
                 self._file.seek(self._offset + ((z * height + y) * width + x0) * self._dtype.itemsize)
-                _write_all(self._file, memoryview(run).cast("B"))
+                data = memoryview(run).cast("B")
+                while data:  # an unbuffered file may take less at a time
+                    data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _write_all(file: Any, data: memoryview) -> None:  # noqa: ANN401 (io.FileIO or what a test puts there)
-    """Write all of ``data``; an unbuffered file may take less at a time."""
-    while data:
-        data = data[file.write(data) :]
 
 
 _UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")

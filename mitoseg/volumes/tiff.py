@@ -38,9 +38,11 @@ from mitoseg.errors import UserError
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     FlatOutput,
+    Format,
     Header,
     MappedVolume,
     PageCache,
+    ReadOptions,
     StoredVolume,
     check_picture,
     check_room,
@@ -56,7 +58,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
 
 
-def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
     """Open a TIFF stack; reads its header only.
 
     Raises:
@@ -71,15 +73,15 @@ def open_tiff(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
             logger.warning(text, path, len(tif.series))
         dtype = stack.dtype.newbyteorder("<" if tif.byteorder == "<" else ">")
         flat = all(n == 1 for a, n in zip(stack.axes, stack.shape, strict=True) if a not in "YXS")
-        size = tiff_voxel_size(tif, flat=flat) if voxel_size is None else None
+        size = tiff_voxel_size(tif, flat=flat) if options.voxel_size is None else None
         flipped = flipped_bits(path, tif, stack.keyframe)
         part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
         named, scale = tiff_axes(tif, stack.axes), tiff_scale(path, tif)
         header = Header(stack.shape, dtype, named, size, tiff_metadata(tif), flipped, part, scale)
         lossy = is_lossy(stack.keyframe)
     if stack.offset is not None:
-        return MappedVolume(path, header, stack.offset, "TIFF", axes=axes, voxel_size=voxel_size)
-    volume = PagedTiff(path, header, stack.files, axes=axes, voxel_size=voxel_size)
+        return MappedVolume(path, header, options, stack.offset, "TIFF")
+    volume = PagedTiff(path, header, stack.files, options)
     volume.lossy = lossy
     return volume
 
@@ -281,7 +283,6 @@ class _Handle:
 
     tif: tifffile.TiffFile
     stack: Stack
-    pid: int = field(default_factory=os.getpid)
     lock: RLock = field(default_factory=RLock)
 
 
@@ -293,33 +294,23 @@ class PagedTiff(StoredVolume):
         path: str,
         header: Header,
         files: Sequence[str],
-        *,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
+        options: ReadOptions,
     ) -> None:
-        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
+        super().__init__(path, header, options)
         self._file, self._files = os.path.abspath(path), [os.path.abspath(file) for file in files]
         self._cache = PageCache()
-        self._opened: _Handle | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_opened": None}
 
     def files(self) -> list[Path]:
         """All files of a set, as OME-TIFF knows them."""
         return [Path(file) for file in self._files]
 
-    def _handle(self) -> _Handle:
-        """The open file; a forked process shares the position in it, so every process opens its own."""
-        handle = self._opened
-        if handle is None or handle.pid != os.getpid():
-            tif = tifffile.TiffFile(self._file)
-            weakref.finalize(self, tif.close)
-            handle = self._opened = _Handle(tif, Stack(tif))
-        return handle
+    def _open(self) -> _Handle:
+        tif = tifffile.TiffFile(self._file)
+        weakref.finalize(self, tif.close)
+        return _Handle(tif, Stack(tif))
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        handle = self._handle()
+        handle: _Handle = self._handle()
         stack = handle.stack
         k = stack.split
         counted = np.ix_(*(np.arange(s.start, s.stop) for s in index[:k]))
@@ -541,25 +532,11 @@ class Stack:
 CLASSIC_BYTES = 2**32 - 2**25
 """The largest stack in a classic TIFF, with room for the headers of its pages."""
 
-DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-
-
-def check_tiff_dtype(path: str, dtype: np.dtype[Any]) -> None:
-    """Refuse voxels that Fiji would not open.
-
-    Raises:
-        UserError: It would not.
-    """
-    if dtype not in DTYPES:
-        remedy = f"choose {', '.join(DTYPES)}, or a name that ends in .h5 or .zarr"
-        raise UserError(f"a TIFF of {dtype} would not open in Fiji", path, remedy)
-
 
 class TiffOutput(FlatOutput):
     """An uncompressed TIFF in one piece, written at the boxes' places."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
-        check_tiff_dtype(info.path, info.dtype)
         dtype = info.dtype.newbyteorder("<")
         offset = _write_empty(path, info, big=check_room(path, info, dtype) > CLASSIC_BYTES)
         super().__init__(path, info.shape, dtype, offset)
@@ -597,3 +574,13 @@ def _imagej_description(info: VolumeInfo) -> str:
     if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
         lines += ["min=0.0", f"max={float(info.metadata.get('scale') or 1) if kind == 'probability' else 1.0}"]
     return "\n".join([*lines, "loop=false", ""])
+
+
+FORMAT = Format(
+    "a TIFF stack",
+    SUFFIXES,
+    open_tiff,
+    lambda path, info, *_: TiffOutput(path, info),
+    voxel_types=("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"),  # that Fiji opens
+    pictures=True,
+)

@@ -36,7 +36,7 @@ from mitoseg.geometry import Box
 from mitoseg.storage import remove
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5 import CHUNK
-from mitoseg.volumes.stored import check_regular, opening
+from mitoseg.volumes.stored import Output, check_regular, opening
 
 CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
 """Every chunk is written, also one of zeros, so that a missing one is known for missing."""
@@ -56,7 +56,7 @@ def is_array(folder: Path) -> bool:
         return (folder / ".zarray").is_file()
 
 
-class ZarrOutput:
+class ZarrOutput(Output):
     """A Zarr array whose metadata are its attributes.
 
     Every chunk is written, also one of zeros, so that a missing one is known for missing; and each has a checksum.
@@ -65,21 +65,19 @@ class ZarrOutput:
         path: A folder that does not exist.
         info: What is written.
         chunks: (z, y, x) voxels of a chunk.
-
-    Attributes:
-        path: The folder.
     """
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
-        self.path = path
+        self.array = path.absolute()
         attributes: dict[str, Any] = {"mitoseg": dict(info.metadata)}
         if info.voxel_size:
             attributes["voxel_size_nm"] = list(info.voxel_size)
+        self.chunks = tuple(min(c, n) for c, n in zip(chunks or CHUNK, info.shape, strict=True))
         self._array = zarr.create_array(
             store=path,
             shape=info.shape,
             dtype=info.dtype,
-            chunks=tuple(min(c, n) for c, n in zip(chunks or CHUNK, info.shape, strict=True)),
+            chunks=self.chunks,
             compressors=ZstdCodec(level=1, checksum=True),
             fill_value=0,
             zarr_format=3,
@@ -96,15 +94,11 @@ class ZarrOutput:
             UserError: It cannot be opened.
         """
         output = cls.__new__(cls)
-        output.path = path
+        output.array = path.absolute()
         with opening(str(path)):
             output._array = zarr.open_array(store=path, mode="r+").with_config(CONFIG)  # config= is ignored with r+
+        output.chunks = output._array.chunks
         return output
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """(z, y, x) voxels of a chunk."""
-        return tuple(self._array.chunks)
 
     def write(self, box: Box, image_zyx: Array) -> None:
         """Write one box."""
@@ -113,9 +107,6 @@ class ZarrOutput:
     def describe(self, metadata: Mapping[str, Any]) -> None:
         """Say something else of the array."""
         self._array.attrs["mitoseg"] = dict(metadata)
-
-    def close(self) -> None:
-        """Nothing is held back."""
 
 
 Coordinates = tuple[int, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,21 @@ from zarr.storage import LocalStore
 from mitoseg.errors import UserError
 from mitoseg.volumes.axes import stated_axes
 from mitoseg.volumes.base import Array
-from mitoseg.volumes.hdf5 import split_dataset
 from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
-from mitoseg.volumes.stored import REFILL, Header, StoredVolume, check_multiset, load_metadata, opening, reading
+from mitoseg.volumes.stored import (
+    REFILL,
+    Format,
+    Header,
+    ReadOptions,
+    StoredVolume,
+    check_multiset,
+    inside_folder,
+    load_metadata,
+    opening,
+    reading,
+)
 from mitoseg.volumes.units import agreed_size, stated_sizes
-from mitoseg.volumes.zarr_output import CheckedStore, count_chunks
+from mitoseg.volumes.zarr_output import CheckedStore, ZarrOutput, count_chunks
 
 SUFFIXES = (".zarr",)
 _LARGEST_CHUNK = 2**31
@@ -27,26 +36,19 @@ _LARGEST_CHUNK = 2**31
 
 def is_zarr(path: str) -> bool:
     """Whether a path is a Zarr array or group, also inside one (``image.zarr/0``, ``image.zarr:/0``)."""
-    folder = _folder(path)
-    return folder.suffix.lower() in SUFFIXES or any((folder / mark).is_file() for mark in MARKS)
+    folder = inside_folder(path, SUFFIXES)
+    return (folder.is_dir() and folder.suffix.lower() in SUFFIXES) or any((folder / mark).is_file() for mark in MARKS)
 
 
-def _folder(path: str) -> Path:
-    """The folder of an array or group; ``a.zarr:/b`` is ``a.zarr/b``."""
-    parts = split_dataset(path, SUFFIXES)
-    return Path(path) if parts is None or Path(path).exists() else Path(parts[0], parts[1])
-
-
-def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float] | None = None) -> StoredVolume:
+def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
     """Open a Zarr array, a group with one array, or level 0 of an OME-Zarr image; reads metadata only.
 
     Raises:
         UserError: No such folder, damaged metadata, several arrays to choose from, ambiguous axes.
     """
-    folder = _folder(path)
+    folder = inside_folder(path, SUFFIXES)
     if not folder.is_dir():
-        what = "the Zarr is a file, not a folder" if folder.is_file() else "no such folder"
-        raise UserError(what, path, "unpack it" if folder.is_file() else "check the path")
+        raise UserError("the Zarr is a file, not a folder", path, "unpack it")
     with opening(path):
         try:
             node = zarr.open(store=CheckedStore(folder.absolute(), read_only=True), mode="r")
@@ -54,16 +56,14 @@ def open_zarr(path: str, *, axes: str | None = None, voxel_size: Sequence[float]
             raise UserError("the folder is no Zarr array or group", path, "check the path") from error
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
         check_multiset(path, array.attrs.asdict())
-        header = _header(path, array, stated, axes, voxel_size)
+        header = _header(path, array, stated, options)
         _check_chunks(array, path)
-    volume = ZarrVolume(path, array, header, axes=axes, voxel_size=voxel_size)
+    volume = ZarrVolume(path, array, header, options)
     volume.lacks_scale = stated is not None and not stated.scaled and volume.voxel_size is None
     return volume
 
 
-def _header(
-    path: str, array: zarr.Array[Any], stated: LevelHeader | None, asked: str | None, asked_size: object
-) -> Header:
+def _header(path: str, array: zarr.Array[Any], stated: LevelHeader | None, options: ReadOptions) -> Header:
     """What the image around an array says, and the array's own metadata where there is none."""
     attributes = array.attrs.asdict()
     if stated is not None and (stated.axes is None or len(stated.axes) != array.ndim):
@@ -71,8 +71,8 @@ def _header(
     names = getattr(array.metadata, "dimension_names", None)
     axes = (stated and stated.axes) or stated_axes(attributes, array.ndim, names)
     size = stated.voxel_size if stated else None
-    if size is None and asked_size is None:
-        size = agreed_size(path, stated_sizes(attributes, axes or asked or "zyx"[-array.ndim :]))
+    if size is None and options.voxel_size is None:
+        size = agreed_size(path, stated_sizes(attributes, axes or options.axes or "zyx"[-array.ndim :]))
     metadata = (stated and stated.metadata) or load_metadata(attributes)
     part = math.prod(array.chunks) * array.dtype.itemsize
     return Header(tuple(array.shape), np.dtype(array.dtype), axes, size, metadata, part_bytes=part)
@@ -117,11 +117,9 @@ class ZarrVolume(StoredVolume):
         path: str,
         array: zarr.Array[Any],
         header: Header,
-        *,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
+        options: ReadOptions,
     ) -> None:
-        super().__init__(path, header, axes=axes, voxel_size=voxel_size)
+        super().__init__(path, header, options)
         self._array = array
         if isinstance(array.store, CheckedStore):
             array.store.expect(array)
@@ -159,3 +157,13 @@ class ZarrVolume(StoredVolume):
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         return np.asarray(self._array[index])
+
+
+FORMAT = Format(
+    "a Zarr folder",
+    SUFFIXES,
+    open_zarr,
+    lambda path, info, _, chunks: ZarrOutput(path, info, chunks),
+    recognize=is_zarr,
+    datasets=True,
+)

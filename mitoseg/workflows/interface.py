@@ -42,7 +42,7 @@ from mitoseg.volumes import (
     map_labels,
     open_volume,
 )
-from mitoseg.volumes.base import Array, ArrayWriter, IntegerVolume
+from mitoseg.volumes.base import Array, ArrayWriter, integer_volume
 from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import convert
 from mitoseg.volumes.padding import blanked, with_padding
@@ -446,7 +446,7 @@ def measure(
     if "image" in others:
         others["image"] = with_padding(others["image"], "auto")
     scale = decide(others["probability"], None, "probability").scale if "probability" in others else 1.0
-    ids = IntegerVolume(volume) if volume.dtype.kind == "f" else volume
+    ids = integer_volume(volume) if volume.dtype.kind == "f" else volume
     sources = Sources(ids, volume.voxel_size, scale=scale, **others)
     return measure_instances(sources, min_volume=min_volume, reach=reach, on_part=progress)
 

@@ -38,8 +38,8 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.storage import changes, plain, remove, write_text
 from mitoseg.tables import as_written, to_csv
-from mitoseg.volumes import Volume, hdf5, images, n5, open_volume, tiff, zarrs
-from mitoseg.volumes.opening import DATASET_SUFFIXES, format_of, place, stored_in
+from mitoseg.volumes import Volume, images, open_volume, tiff
+from mitoseg.volumes.formats import container_format, format_of, place, split_path, stored_in
 from mitoseg.volumes.predicted import KINDS, Decision, decide
 from mitoseg.volumes.staging import holds_finished, stage_folder
 from mitoseg.volumes.stored import opening
@@ -288,7 +288,7 @@ def _several(given: str | Sequence[str]) -> list[str] | None:
         if not given or not all(isinstance(path, str) and path for path in given):
             raise UserError("input is no list of paths", list(given), "give input=[a.tif,b.tif]")
         return list(given)
-    if Path(given).is_dir() and not _is_container(given):
+    if Path(given).is_dir() and container_format(given) is None:
         return volumes_in(Path(given))
     if glob.has_magic(given) and not os.path.lexists(stored_in(given)):
         found = sorted(glob.glob(given, recursive=True), key=images.natural_key)
@@ -320,7 +320,7 @@ def volumes_in(folder: Path) -> list[str] | None:
         raise UserError(what, (stacks + others)[0].name, remedy)
     if single:
         return None
-    inner = [p for p in names if p.is_dir() and not _is_container(str(p)) and _holds_slices(p)]
+    inner = [p for p in names if p.is_dir() and container_format(str(p)) is None and _holds_slices(p)]
     found = sorted([*stacks, *others, *inner], key=lambda p: images.natural_key(p.name))
     if not found and _holds_slices(folder):
         return None
@@ -329,17 +329,12 @@ def volumes_in(folder: Path) -> list[str] | None:
     return [str(path) for path in found]
 
 
-def _is_container(path: str) -> bool:
-    """A folder that is a volume of its own: of Zarr or N5."""
-    return zarrs.is_zarr(path) or n5.is_n5(path)
-
-
 def _is_other(path: Path) -> bool:
     """A volume that is neither a tif nor a folder of slices."""
     if path.is_dir():
-        return _is_container(str(path))
+        return container_format(str(path)) is not None
     found = format_of(str(path))
-    return found is not None and found[1] not in (*tiff.SUFFIXES, *images.SUFFIXES, *images.PICTURES)
+    return found is not None and not found[0].pictures
 
 
 def _is_stack(file: Path) -> bool:
@@ -360,10 +355,9 @@ def result_name(path: str) -> str:
     >>> result_name("data/a.nii.gz"), result_name("b.ome.zarr"), result_name("c.h5:/raw/em"), result_name("slices.v2/")
     ('a', 'b', 'c_raw_em', 'slices.v2')
     """
-    parts = hdf5.split_dataset(path, DATASET_SUFFIXES) or (path, "")
+    parts = split_path(path)
     name, found = Path(parts[0]).name, format_of(parts[0])
     name = name if found is None else name[: -len(found[1])]
-    name = name[:-4] if name.lower().endswith(".ome") else name
     return "_".join([name, *filter(None, parts[1].split("/"))])
 
 

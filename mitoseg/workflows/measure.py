@@ -37,9 +37,10 @@ from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.storage import check_output, make_folders, plain, read_json, scratch_folder, write_json
 from mitoseg.tables import check_suffix, write_table
 from mitoseg.volumes import Volume, VoxelSize, create_volume
-from mitoseg.volumes.base import IntegerVolume
+from mitoseg.volumes.base import integer_volume
+from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_mask
-from mitoseg.volumes.opening import check_volume_output, stored_in
+from mitoseg.volumes.opening import check_volume_output
 from mitoseg.volumes.padding import Padding, as_stored, with_padding
 from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.volumes.units import check_voxel_size
@@ -215,7 +216,7 @@ def find_sources(
                 found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
                 labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
         else:
-            labels = IntegerVolume(given) if given.dtype.kind == "f" else given
+            labels = integer_volume(given) if given.dtype.kind == "f" else given
         sources = Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
         yield sources, scratch
 

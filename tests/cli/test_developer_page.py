@@ -1,18 +1,23 @@
 """The developer's page: its files, written as it says, are found by the commands and do what it says."""
 
+import importlib
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made_checkpoints import OneConvolution, predict, save_checkpoint
 from pages import ROOT, commands, files, our_words, write_files
 from tiny_training import TINY, command
 
 from mitoseg.cli.launch import import_from_config_dir
 from mitoseg.datasets.phantom import Phantom
-from mitoseg.volumes import open_volume
+from mitoseg.viewers.napari_plugin import layers
+from mitoseg.volumes import formats, open_volume
+from mitoseg.workflows.many import plan_jobs
 
 PAGE = ROOT / "docs" / "DEVELOPER.md"
 TILES = ["data.tile=[1,64,64]", "data.epoch_tiles=8", *(word for word in TINY if "epoch_blocks" not in word)]
@@ -114,3 +119,32 @@ def test_the_paired_test(mine):
     mean = np.mean([0.1 + seed / 99 for seed in range(5)])
     assert done.stdout.startswith(f"{mean:+.4f} ±")
     assert done.stdout.rstrip().endswith("p = 0.062")
+
+
+def test_a_new_format_is_known_everywhere_at_once(mine, monkeypatch):
+    pytest.importorskip("dask.array")
+    monkeypatch.syspath_prepend(str(mine))
+    npy = importlib.import_module("npy")
+    monkeypatch.delitem(sys.modules, "npy")
+    monkeypatch.setattr(formats, "FORMATS", [*formats.FORMATS, npy.FORMAT])
+    image_zyx = np.random.default_rng(0).integers(0, 255, (5, 24, 32), np.uint8)
+    (mine / "in").mkdir()
+    for name in ("a", "b"):
+        np.save(mine / "in" / f"{name}.npy", image_zyx)
+    for given in (str(mine / "in"), str(mine / "in" / "*.npy")):
+        jobs = plan_jobs(given, str(mine / "out"), ".npy")
+        assert [Path(job.output).name for job in jobs] == ["a.npy", "b.npy"]
+    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
+    words = ["checkpoint=a.ckpt", "trust=true", "input=in/a.npy", "output=m.npy", "save=mask", "voxel_size=[20,10,10]"]
+    assert predict(monkeypatch, *words) == 0
+    assert {*np.unique(np.load("m.npy"))} <= {0, 1}
+    labels_zyx = np.zeros((5, 24, 32), np.uint32)
+    labels_zyx[1:4, 5:15, 5:20] = 7
+    assert layers.write_labels("l.npy", labels_zyx, {"name": "l", "metadata": {}}) == ["l.npy"]
+    assert "*.npy" in layers.label_formats()
+    ((array, options, _),) = layers.read("l.npy")
+    assert options["name"] == "l"
+    np.testing.assert_array_equal(array, labels_zyx)
+    words = ["input=l.npy", "output=l.csv", "kind=instances", "voxel_size=[20,10,10]"]
+    assert command(monkeypatch, "measure", "hydra.run.dir=measured", *words) == 0
+    assert len((mine / "l.csv").read_text().splitlines()) == 2

@@ -15,8 +15,8 @@ import yaml
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
+from mitoseg.volumes.formats import FORMATS, written_suffixes
 from mitoseg.volumes.nifti import Grid
-from mitoseg.volumes.opening import FORMATS
 from mitoseg.workflows.many import plan_jobs
 
 SHAPE = (4, 5, 7)
@@ -269,7 +269,7 @@ def test_pictures_that_are_no_slice(tmp_path):
         ("a.wkw", "webKnossos"),
         ("a.mhd", "nrrd"),
         ("a.czi", "TIFF"),
-        ("a.txt", "NIfTI, NRRD or Imaris"),
+        ("a.txt", "an Imaris file, a NIfTI file, an NRRD file or a picture"),
     ],
 )
 def test_files_of_other_kinds(tmp_path, name, says):
@@ -324,9 +324,13 @@ def test_napari_asks_for_every_format():
     import mitoseg.viewers
 
     manifest = Path(mitoseg.viewers.__file__).parent / "napari_plugin" / "napari.yaml"
-    patterns = yaml.safe_load(manifest.read_text())["contributions"]["readers"][0]["filename_patterns"]
+    found = yaml.safe_load(manifest.read_text())["contributions"]
+    patterns = found["readers"][0]["filename_patterns"]
     wanted = {f"*{suffix}" for one in FORMATS[:-1] for suffix in one.suffixes}  # pictures are napari's own
     assert wanted <= set(patterns)
+    for writer, dtype in zip(found["writers"], ("uint32", "uint8"), strict=True):
+        of_zarr = {".ome.zarr"}  # which ends in .zarr
+        assert {*writer["filename_extensions"]} == {*written_suffixes(dtype)} - of_zarr
 
 
 def test_what_a_header_of_nrrd_says_in_its_own_way(tmp_path):

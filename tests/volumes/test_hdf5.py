@@ -12,7 +12,8 @@ import pytest
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import open_volume
-from mitoseg.volumes.hdf5 import split_dataset
+from mitoseg.volumes.hdf5 import SUFFIXES
+from mitoseg.volumes.stored import split_dataset
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ from mitoseg.volumes.hdf5 import split_dataset
     ],
 )
 def test_paths_are_split_where_the_file_ends(path, parts):
-    assert split_dataset(path) == parts
+    assert split_dataset(path, SUFFIXES) == parts
 
 
 @pytest.fixture

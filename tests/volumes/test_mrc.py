@@ -238,12 +238,12 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path, image_zyx):
 
 @pytest.mark.parametrize(
     ("name", "compression", "says"),
-    [("a.mrc", "gzip", "gzip"), ("a.mrc.gz", "gzip", "gzip"), ("a.rec.bz2", "bzip2", "bzip2")],
+    [("a.mrc", "gzip", "gzip"), ("a.mrc.gz", "gzip", "unknown kind"), ("a.rec.bz2", "bzip2", "unknown kind")],
 )
 def test_compressed_files_are_refused(tmp_path, image_zyx, name, compression, says):
     with mrcfile.new(tmp_path / name, image_zyx.astype("i2"), compression=compression):
         pass
-    with pytest.raises(UserError, match=rf"the MRC is compressed with {says}.*unpack it first"):
+    with pytest.raises(UserError, match=rf"{says}.*unpack it first"):
         open_volume(f"{tmp_path}/{name}")
 
 

@@ -14,7 +14,7 @@ from skimage.measure import block_reduce
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, resampling
-from mitoseg.volumes.base import EncodedVolume
+from mitoseg.volumes.base import encoded_volume
 from mitoseg.volumes.resampling import MOST, axis_weights, resampled, resampled_length
 
 RATIOS = st.one_of(st.sampled_from([0.5, 1.0, 1.25, 1.5, 2.0, 3.0]), st.floats(0.15, 6))
@@ -143,10 +143,10 @@ def test_it_travels_and_reads_only_what_it_needs(monkeypatch):
 def test_a_mask_is_made_of_probabilities(scale):
     image = (np.array([[[0.2, 0.5, 0.7]]]) * scale).astype(np.float32)
     volume = ArrayVolume(image, (5, 5, 5))
-    mask = EncodedVolume(volume, np.dtype("uint8"), {"kind": "mask", "threshold": 0.5, "scale": 1}, scale)
+    mask = encoded_volume(volume, np.dtype("uint8"), {"kind": "mask", "threshold": 0.5, "scale": 1}, scale)
     assert mask.read().tolist() == [[[0, 1, 1]]]
     assert mask.dtype == np.uint8
-    whole = EncodedVolume(volume, np.dtype("uint8"), {"kind": "probability", "scale": scale})
+    whole = encoded_volume(volume, np.dtype("uint8"), {"kind": "probability", "scale": scale})
     assert whole.read().tolist() == np.rint(image).tolist()
 
 

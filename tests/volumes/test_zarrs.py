@@ -280,7 +280,7 @@ def test_what_is_no_zarr(tmp_path):
     (tmp_path / "a.zarr").mkdir()
     with pytest.raises(UserError, match="no Zarr array or group"):
         open_volume(f"{tmp_path}/a.zarr")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         open_volume(f"{tmp_path}/b.zarr")
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.storage import plain
-from mitoseg.volumes.base import MaskVolume, Volume, VoxelSize
+from mitoseg.volumes.base import Volume, VoxelSize, mask_volume
 from mitoseg.volumes.predicted import decide
 
 Part = str
@@ -174,7 +174,7 @@ class Content:
         """
         result = self.result
         if result is None and self.instances is not None:
-            result = MaskVolume(self.instances, lambda values: values != 0)
+            result = mask_volume(self.instances, lambda values: values != 0)
         given = {"image": self.image, "truth": self.truth, "result": result, "instances": self.instances}
         volumes = {name: volume for name, volume in given.items() if volume is not None}
         check_shapes(**volumes)
@@ -200,7 +200,7 @@ def foreground_of(prediction: Volume, threshold: float | None = None, kind: str 
     Raises:
         UserError: Its kind cannot be told, or the threshold is no probability.
     """
-    return MaskVolume(prediction, decide(prediction, threshold, kind).foreground)
+    return mask_volume(prediction, decide(prediction, threshold, kind).foreground)
 
 
 WIDTH, HEIGHT = 380, 250

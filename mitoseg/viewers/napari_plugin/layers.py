@@ -29,13 +29,11 @@ from mitoseg.geometry import Box, tiles
 from mitoseg.tables import write_table
 from mitoseg.viewers.napari_plugin.jobs import show_mistake
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, create_volume, open_volume
-from mitoseg.volumes.n5 import is_n5
+from mitoseg.volumes.formats import container_format, stored_in, written_suffixes
 from mitoseg.volumes.normalize import sample_greys
 from mitoseg.volumes.ome_image import find_levels
-from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.pyramid import holds_labels
 from mitoseg.volumes.units import voxel_size_nm
-from mitoseg.volumes.zarrs import is_zarr
 
 if TYPE_CHECKING:
     import dask.array
@@ -245,7 +243,7 @@ def as_dask(volume: Volume) -> dask.array.Array:
     """A volume as a lazy (z, y, x) array of dask, which keeps what was looked at last."""
     import dask.array
 
-    chunks = BRICK if is_zarr(volume.path) or is_n5(volume.path) else (1, *volume.shape[1:])
+    chunks = BRICK if container_format(volume.path) else (1, *volume.shape[1:])
     sizes = tuple(min(n, size) for n, size in zip(chunks, volume.shape, strict=True))
     array: dask.array.Array = dask.array.from_array(  # type: ignore[no-untyped-call]
         VolumeArray(volume),
@@ -306,9 +304,6 @@ LABELS = np.dtype(np.uint32)
 
 BLOCK = (64, 512, 512)
 
-FORMATS = "Volumes (*.tif *.tiff *.h5 *.hdf5 *.zarr)"
-"""Of labels, as Qt's dialogs write them; MRC has no 32 bits for whole numbers."""
-
 DIGITS = 9
 """Of floats in tables, as of `mitoseg measure`."""
 
@@ -334,6 +329,11 @@ def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overw
             if kind == "instances" and values_zyx.size and not 0 <= values_zyx.min() <= values_zyx.max() < 2**32:
                 raise UserError("an instance number does not fit 32 bits", int(values_zyx.max()), "number them from 1")
             writer.write(box, values_zyx.astype(dtype, copy=False))
+
+
+def label_formats() -> str:
+    """The formats that hold labels, as Qt's dialogs write them."""
+    return f"Volumes ({' '.join(f'*{suffix}' for suffix in written_suffixes(LABELS.name))})"
 
 
 def save_table(path: str, table: pd.DataFrame, *, overwrite: bool = False) -> None:

@@ -22,12 +22,12 @@ from mitoseg.viewers.napari_plugin import correcting
 from mitoseg.viewers.napari_plugin.correcting import make_sources, measure, measure_again, middle
 from mitoseg.viewers.napari_plugin.jobs import TaskBar, Tell, show_note, told
 from mitoseg.viewers.napari_plugin.layers import (
-    FORMATS,
     KEY,
     Layer,
     ask_path,
     fitting_volume,
     is_probability,
+    label_formats,
     labels_array,
     layer_volume,
     layer_voxel_size,
@@ -199,7 +199,7 @@ class Editor:
         about = {"kind": "instances", **layer.metadata.get(KEY, {})}
         if labels_zyx.max(initial=0) > 1:
             about["kind"] = "instances"
-        path = ask_path(self.window, "Save the labels", FORMATS, ".tif")
+        path = ask_path(self.window, "Save the labels", label_formats(), ".tif")
         if path is not None:
             volume = ArrayVolume(labels_zyx, self.voxel_size, layer.name)
             self.window.tasks.start(

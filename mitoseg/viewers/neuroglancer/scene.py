@@ -43,10 +43,10 @@ from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.viewers.samples import percentiles, sample
 from mitoseg.viewers.shown import Shown
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, open_volume
-from mitoseg.volumes.base import CroppedVolume, MaskVolume
+from mitoseg.volumes.base import CroppedVolume, mask_volume
+from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_labels
 from mitoseg.volumes.ome_image import find_levels
-from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.pyramid import Sizes, coarser
 from mitoseg.volumes.stored import opening
 
@@ -187,7 +187,7 @@ def _thresholded(levels: list[Level]) -> list[Level]:
     volume = levels[0].volume
     threshold = volume.info.metadata.get("threshold")
     least = (0.5 if threshold is None else float(threshold)) * full_scale(volume)
-    return _each(levels, lambda one: MaskVolume(one, lambda values: values >= least))
+    return _each(levels, lambda one: mask_volume(one, lambda values: values >= least))
 
 
 def _truth(levels: list[Level]) -> list[Level]:
