@@ -50,7 +50,7 @@ def how_to_give(path: str) -> str:
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst") and format_of(path[: -len(suffixes[-1])]):
         return "unpack it first"
     first, *others = (one.example for one in FORMATS)
-    known = f"give {first}, a folder of slices, {', '.join(others)}"
+    known = f"give {first}, a folder of slices, {_either(others)}"
     return _NOT_READ.get(suffixes[-1], known) if suffixes else known
 
 
