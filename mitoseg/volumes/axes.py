@@ -90,9 +90,6 @@ def colour_codes(image_yxc: Array) -> Array:
 
     Args:
         image_yxc: As of `grey`.
-
-    Raises:
-        UserError: Colours of more than 8 bits.
     """
     colours = image_yxc[..., :3] if image_yxc.shape[-1] > 2 else image_yxc[..., [0, 0, 0]]
     coloured = (colours != colours[..., :1]).any(-1)
@@ -156,9 +153,6 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
         stated: What the file says, a letter for each axis, ``s`` for the samples of a pixel, ``?`` where it does not
             say; None where it says nothing.
         asked: What the user says (``axes=``); singletons may be left out.
-
-    Raises:
-        UserError: The axes are ambiguous, or what the user says does not fit.
     """
     shape = tuple(int(n) for n in shape)
     if 0 in shape:

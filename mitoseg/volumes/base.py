@@ -112,18 +112,11 @@ class Volume(ABC):
 
         Returns:
             What to tell the user; None where all is there, as in most formats, which else do not open.
-
-        Raises:
-            UserError: What is there cannot be read.
         """
         return None
 
     def check_complete(self) -> None:
-        """Refuse a volume of which parts are missing; see `find_gaps`.
-
-        Raises:
-            UserError: They are missing.
-        """
+        """Refuse a volume of which parts are missing; see `find_gaps`."""
         gaps = self.find_gaps()
         if gaps is not None:
             raise gaps
@@ -252,9 +245,6 @@ class ElementwiseVolume(DerivedVolume):
 
 class CroppedVolume(DerivedVolume):
     """The part of a lazy volume that lies in a box; its first voxel is the box's.
-
-    Raises:
-        UserError: The box leaves the volume.
 
     >>> CroppedVolume(ArrayVolume(np.arange(8).reshape(2, 2, 2)), Box((1, 0, 0), (2, 2, 1))).read().tolist()
     [[[4], [6]]]

@@ -117,11 +117,7 @@ def place(path: str) -> Place:
 
 
 def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
-    """Refuse voxels that an output's format cannot hold.
-
-    Raises:
-        UserError: It cannot.
-    """
+    """Refuse voxels that an output's format cannot hold."""
     target, name = place(path), np.dtype(dtype).name
     types = target.format.voxel_types
     if types is not None and name not in types:

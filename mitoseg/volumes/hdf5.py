@@ -63,11 +63,7 @@ _DEEPEST = 16
 
 
 def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a dataset of an HDF5 file; reads its header only.
-
-    Raises:
-        UserError: No such file or dataset, several to choose from, a damaged file, ambiguous axes.
-    """
+    """Open a dataset of an HDF5 file; reads its header only."""
     file, name = split_dataset(path, SUFFIXES) or (path, "")
     with opening(file), _open_file(file) as h5:
         dataset = _dataset(h5, file, name)
@@ -87,11 +83,7 @@ def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _open_file(file: str, **options: int) -> h5py.File:
-    """Open a file to read.
-
-    Raises:
-        UserError: Another program writes it, or has broken off while it did.
-    """
+    """Open a file to read."""
     try:
         return h5py.File(file, "r", **options)
     except BlockingIOError as error:
@@ -108,16 +100,7 @@ def _open_file(file: str, **options: int) -> h5py.File:
 
 
 def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...] = ()) -> None:
-    """Refuse a dataset, or one that a virtual one is made of, that cannot be read, or not without harm.
-
-    Args:
-        file: The file that holds it.
-        dataset: An open one.
-        above: File and name of the virtual datasets that lead to it.
-
-    Raises:
-        UserError: A filter is missing, or a virtual dataset leads to itself.
-    """
+    """Refuse a dataset, or one that a virtual one is made of, that cannot be read, or not without harm."""
     plist = dataset.id.get_create_plist()
     for code, *_, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
         with contextlib.suppress(ImportError):
@@ -149,11 +132,7 @@ def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str
 
 
 def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, object], letters: str) -> VoxelSize | None:
-    """(z, y, x) in nm by the dataset's attributes, ilastik's axistags, or BigDataViewer's XML beside the file.
-
-    Raises:
-        UserError: They contradict one another.
-    """
+    """(z, y, x) in nm by the dataset's attributes, ilastik's axistags, or BigDataViewer's XML beside the file."""
     found = stated_sizes(attributes, letters)
     cells = _CELLS.fullmatch(dataset.name)
     whole = bdv_voxel_size(Path(file), int(cells[2])) if cells else None
@@ -241,11 +220,7 @@ class Hdf5Volume(StoredVolume):
         return h5[self._name], set()
 
     def _check_chunks(self, dataset: h5py.Dataset, index: tuple[slice, ...], checked: set[tuple[int, ...]]) -> None:
-        """Refuse a chunk of gzip that unpacks to more than belongs in it, which HDF5 does not look at.
-
-        Raises:
-            UserError: It does.
-        """
+        """Refuse a chunk of gzip that unpacks to more than belongs in it, which HDF5 does not look at."""
         plist = dataset.id.get_create_plist()
         filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
         if dataset.chunks is None or dataset.is_virtual or h5py.h5z.FILTER_DEFLATE not in filters:
@@ -307,11 +282,7 @@ CHUNK = (16, 256, 256)
 
 
 def check_only_dataset(file: Path, dataset: str) -> None:
-    """Refuse to replace a file that holds more than the dataset to write.
-
-    Raises:
-        UserError: It does, or it cannot be read.
-    """
+    """Refuse to replace a file that holds more than the dataset to write."""
     others: list[str] = []
     with opening(str(file)), h5py.File(file, "r") as h5:
         h5.visititems(lambda name, item: others.append(name) if isinstance(item, h5py.Dataset) else None)

@@ -77,9 +77,6 @@ def list_slices(folder: Path) -> list[Path]:
     """The slices of a folder in natural order; hidden files and other suffixes are left out.
 
     Other pictures than PNG and TIFF count where there are none of these.
-
-    Raises:
-        UserError: There are none, or of more than one kind.
     """
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
     suffixes = {p: p.suffix.lower() for p in files}
@@ -101,11 +98,7 @@ def list_slices(folder: Path) -> list[Path]:
 
 
 def open_folder(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a folder of slices; reads their headers only.
-
-    Raises:
-        UserError: There are no slices, or they differ in size or type, or one is damaged.
-    """
+    """Open a folder of slices; reads their headers only."""
     if options.axes not in (None, "zyx"):
         raise UserError("a folder of slices is always z, y, x, colour or not", options.axes, "leave axes= away")
     with opening(path):
@@ -114,11 +107,7 @@ def open_folder(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def open_picture(path: str, options: ReadOptions) -> StoredVolume:
-    """Open one picture as a volume of one slice; reads its header only.
-
-    Raises:
-        UserError: No such file, a damaged one, or one of several pictures.
-    """
+    """Open one picture as a volume of one slice; reads its header only."""
     if options.axes not in (None, "zyx", "yx", "yxc"):
         raise UserError("a picture is always y, x, colour or not", options.axes, "leave axes= away")
     return _open(path, [Path(path)], options)

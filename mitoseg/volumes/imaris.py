@@ -22,11 +22,7 @@ _LEVEL = "DataSet/ResolutionLevel 0"
 
 
 def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
-    """Open the finest level of the only channel and time of an Imaris file, or the dataset that is named.
-
-    Raises:
-        UserError: No such file, a damaged one, or several channels or times to choose from.
-    """
+    """Open the finest level of the only channel and time of an Imaris file, or the dataset that is named."""
     file, name = split_dataset(path, SUFFIXES) or (path, "")
     with opening(file), h5py.File(file, "r") as h5:
         known = [f"{_LEVEL}/{t}/{c}/Data" for t in h5[_LEVEL] for c in h5[f"{_LEVEL}/{t}"]]

@@ -175,9 +175,6 @@ def map_labels(
 def label_values(given: object) -> tuple[int, ...] | None:
     """The label values that a user names: one or a list, integers or colours; None where none are named.
 
-    Raises:
-        UserError: They are no such values.
-
     >>> label_values(2), label_values(["3", "#0000ff"]), label_values(None)
     ((2,), (3, 16777471), None)
     """
@@ -327,11 +324,7 @@ def _warn(survey: Survey, rule: ValueRule, path: str) -> None:
 
 
 def choose_rule(survey: Survey, rule: str, path: str) -> ValueRule:
-    """The rule for the values of a whole volume; see `map_labels`.
-
-    Raises:
-        UserError: The values are no labels.
-    """
+    """The rule for the values of a whole volume; see `map_labels`."""
     if survey.low < 0:
         remedy = "give ignore_label=-1 if that marks unlabelled voxels, or mend the labels"
         raise UserError(f"the labels hold negative values, down to {survey.low:g}", path, remedy)
@@ -364,11 +357,7 @@ def _half(survey: Survey, path: str) -> ValueRule:
 
 
 def _is_grey_mask(survey: Survey) -> bool:
-    """Whether integers are a mask of full scale, perhaps smoothed along the edges, and no instance numbers.
-
-    A smoothed edge has values between the ends that differ from pixel to pixel; an instance is of one piece, so most
-    of its voxels equal their four neighbours in the slice.
-    """
+    """Whether integers are a mask of full scale, perhaps smoothed along the edges, and no instance numbers."""
     if survey.high not in (255, 65535):
         return False
     if survey.between == 0:
@@ -440,9 +429,6 @@ def survey_labels(volume: Volume, ignore_label: int | None = None, chosen: Seque
         volume: The labels.
         ignore_label: A value to leave out, or None.
         chosen: Values whose voxels are counted one by one.
-
-    Raises:
-        UserError: Values are NaN or infinite, or the file is damaged.
     """
     survey = Survey(chosen=dict.fromkeys(chosen, 0))
     depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))

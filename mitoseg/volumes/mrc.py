@@ -65,11 +65,7 @@ SUFFIXES = (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali")
 
 
 def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
-    """Open an MRC file; reads its header only.
-
-    Raises:
-        UserError: No such file, no MRC, complex or packed voxels, several volumes, a file that is cut short.
-    """
+    """Open an MRC file; reads its header only."""
     with opening(path), open(path, "rb") as file:
         found = MrcHeader(path, file)
         size = found.voxel_size if options.voxel_size is None else None
@@ -157,9 +153,6 @@ class MrcHeader:
         path: For the messages.
         file: The file, at its start.
 
-    Raises:
-        UserError: It is compressed, no MRC, of an unknown mode or damaged, or does not say how its bytes are meant.
-
     Attributes:
         offset: Where the voxels start, in bytes.
         note: What mitoseg wrote into labels or extended header; other programs may have added to it.
@@ -190,11 +183,7 @@ class MrcHeader:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(sections, rows, columns).
-
-        Raises:
-            UserError: There are several volumes, or negative numbers.
-        """
+        """(sections, rows, columns)."""
         nz, ny, nx, mz = (self._int(name) for name in ("nz", "ny", "nx", "mz"))
         if min(nz, ny, nx) < 0:
             raise UserError(f"the MRC states a size of {nz} x {ny} x {nx}", self._path, "it is damaged")
@@ -207,9 +196,6 @@ class MrcHeader:
 
         Args:
             asked: What the user says they are.
-
-        Raises:
-            UserError: Neither the file nor the user says it.
         """
         stated = [self._int(name) for name in ("maps", "mapr", "mapc")]
         if stated == [0, 0, 0]:
@@ -223,11 +209,7 @@ class MrcHeader:
 
     @property
     def voxel_size(self) -> VoxelSize | None:
-        """(z, y, x) in nm: the cell's edge over the number of intervals along it.
-
-        Raises:
-            UserError: The cell's angles are not right ones.
-        """
+        """(z, y, x) in nm: the cell's edge over the number of intervals along it."""
         angles = [float(self._fields["cellb"][a]) for a in ("alpha", "beta", "gamma")]
         if any(math.isfinite(angle) and abs(angle - 90) > 0.01 for angle in angles) and any(angles):
             what = f"the MRC's cell has angles of {', '.join(f'{a:g}' for a in angles)} degrees, not 90"
@@ -244,11 +226,7 @@ class MrcHeader:
         return voxel_size_nm(sizes, "angstrom")
 
     def _voxels(self, file: BinaryIO) -> Voxels:
-        """How the voxels are stored, and what they mean.
-
-        Raises:
-            UserError: A byte holds two voxels, or nothing tells whether bytes have a sign.
-        """
+        """How the voxels are stored, and what they mean."""
         mode, (stamp, flags) = self._int("mode"), self._imod
         dtype = np.dtype(_DTYPES[mode]).newbyteorder("<" if self._order == "<" else ">")
         low, high = float(self._fields["dmin"]), float(self._fields["dmax"])
@@ -276,11 +254,7 @@ class MrcHeader:
         return self._by_content(file)
 
     def _by_content(self, file: BinaryIO) -> Voxels:
-        """Whether bytes have a sign, by the reading under which neighbours differ less, where the header says nothing.
-
-        Raises:
-            UserError: Both would do.
-        """
+        """Whether bytes have a sign, by the reading under which neighbours differ less."""
         nz, ny, nx = self.shape
         if self.offset + nz * ny * nx > os.fstat(file.fileno()).st_size or not nz * ny * nx:
             return Voxels(_UNSIGNED)  # refused a moment later

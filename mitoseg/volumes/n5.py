@@ -57,11 +57,7 @@ def is_n5(path: str) -> bool:
 
 
 def open_n5(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a dataset, or the finest level or only dataset of a group; reads attributes only.
-
-    Raises:
-        UserError: No such folder, no dataset or several, damaged attributes, or tensorstore is not installed.
-    """
+    """Open a dataset, or the finest level or only dataset of a group; reads attributes only."""
     folder = inside_folder(path, SUFFIXES)
     if not folder.is_dir():
         raise UserError("no such folder", path, "check the path")
@@ -111,11 +107,7 @@ def _dataset(folder: Path, path: str) -> Path:
 
 
 def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
-    """(z, y, x) in nm of a dataset; None where nothing states it.
-
-    Raises:
-        UserError: Statements contradict one another.
-    """
+    """(z, y, x) in nm of a dataset; None where nothing states it."""
     own = _stated(_attributes(dataset), letters)
     absolute = own.pop("transform", None) or _listed_transform(dataset, letters)
     here, whole = agreed_size(path, own), _full_resolution(path, dataset, letters)

@@ -21,11 +21,7 @@ _SKEW = 1e-3
 
 
 def open_nifti(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a NIfTI file; reads its header only.
-
-    Raises:
-        UserError: No such file, a damaged one, ambiguous axes, a skewed grid, or nibabel is not installed.
-    """
+    """Open a NIfTI file; reads its header only."""
     nibabel = import_extra("nibabel", "nibabel", "formats")
     with opening(path):
         image = nibabel.load(path)
@@ -63,11 +59,7 @@ class Grid:
 
     @classmethod
     def of(cls, path: str, matrix: npt.NDArray[np.float64]) -> Grid:
-        """Read the (3, 3) matrix whose column n is the step, x, y, z, to the next voxel along stored axis n.
-
-        Raises:
-            UserError: It is singular, or its axes do not stand at right angles.
-        """
+        """Read the (3, 3) matrix whose column n is the step, x, y, z, to the next voxel along stored axis n."""
         lengths = np.linalg.norm(matrix, axis=0)
         if not (np.isfinite(matrix).all() and lengths.all()):
             raise UserError("the file states no grid of voxels", path, "it is damaged: write it again")

@@ -48,11 +48,7 @@ _SLAB_VOXELS = 2**24
 
 @dataclass(frozen=True)
 class Normalization:
-    """The grey values' mean and standard deviation: ``(image - mean) / std``.
-
-    Raises:
-        UserError: They are not finite, or ``std`` is not above zero.
-    """
+    """The grey values' mean and standard deviation: ``(image - mean) / std``."""
 
     mean: float
     std: float
@@ -82,9 +78,6 @@ def check_image_values(
         path: Its volume, for the message.
         start: (z, y, x) of the part's first voxel, for the message.
         allow_constant: Whether all voxels may be equal, as in a blank margin.
-
-    Raises:
-        UserError: Complex numbers, NaN, infinity, or one value alone.
     """
     if image.dtype.kind not in "buif":
         raise UserError(
@@ -104,11 +97,7 @@ def check_image_values(
 
 
 def read_tissue(volume: Volume, box: Box) -> Array:
-    """The grey values of a box that are not padding: all of them (z, y, x), or (1, 1, n) of those that are left.
-
-    Raises:
-        UserError: The file is damaged, or they are NaN, infinite or complex.
-    """
+    """The grey values of a box that are not padding: all of them (z, y, x), or (1, 1, n) of those that are left."""
     image_zyx = volume.read(box)
     padding_zyx = None if volume.padding is None else volume.padding.find(box)
     if padding_zyx is not None:
@@ -206,9 +195,6 @@ CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
 def channel_slices(z: int, depth: int, channels: str) -> list[int]:
     """The slices that make the channels of slice ``z``; a missing neighbour is the slice itself.
 
-    Raises:
-        UserError: No such way of making channels.
-
     >>> channel_slices(0, 5, "adjacent"), channel_slices(2, 5, "adjacent"), channel_slices(4, 5, "adjacent")
     ([0, 0, 1], [1, 2, 3], [3, 4, 4])
     """
@@ -247,11 +233,7 @@ _SLICES, _STEP = 64, 4  # that are looked at in each volume, and every n-th voxe
 
 
 def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float64]:
-    """`COUNT` quantiles of the grey values of some boxes, evenly spaced, from some slices of each, without padding.
-
-    Raises:
-        UserError: Some values are NaN, infinite or complex, or there are none.
-    """
+    """`COUNT` quantiles of the grey values of some boxes, evenly spaced, from some slices of each, without padding."""
     found: list[Array] = []
     for volume, box in parts:
         step = max(1, box.shape[0] // _SLICES)
@@ -280,9 +262,6 @@ class MatchedVolume(DerivedVolume):
     Args:
         volume: What is read.
         quantiles: Of the other one, see `grey_quantiles`.
-
-    Raises:
-        UserError: All voxels of the volume have one value.
     """
 
     def __init__(self, volume: Volume, quantiles: Sequence[float]) -> None:
@@ -317,11 +296,7 @@ _PLACES, _SIDE, _DEPTH = 4, 96, 2
 
 
 def sample_greys(volume: Volume) -> Array:
-    """Grey values of small boxes spread evenly over a volume; padding, and what is one value alone, are left out.
-
-    Raises:
-        UserError: The file is damaged, or holds NaN or infinity.
-    """
+    """Grey values of small boxes spread evenly over a volume; padding, and what is one value alone, are left out."""
     sides = (_DEPTH, _SIDE, _SIDE)
     starts = [sample_starts(n, side) for n, side in zip(volume.shape, sides, strict=True)]
     found: list[Array] = []

@@ -41,11 +41,7 @@ _SAVE = "save it as one .nrrd file with encoding raw or gzip"
 
 
 def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
-    """Open an NRRD file; reads its header only.
-
-    Raises:
-        UserError: No such file, a damaged one, voxels in several files or as text, or pynrrd is not installed.
-    """
+    """Open an NRRD file; reads its header only."""
     nrrd = import_extra("nrrd", "pynrrd", "formats")
     with opening(path), open(path, "rb") as stream:
         if re.search(rb"^data ?file: *(LIST|[^\n]*%\d*d)", stream.read(2**16), re.MULTILINE | re.IGNORECASE):

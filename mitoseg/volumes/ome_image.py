@@ -53,9 +53,6 @@ def find_image(group: zarr.Group, path: str) -> zarr.Group | None:
     Args:
         group: An open group.
         path: As the user wrote it, for the message.
-
-    Raises:
-        UserError: Several images lie in it.
     """
     if is_image(group):
         return group
@@ -114,11 +111,7 @@ def level_paths(group: zarr.Group) -> list[str]:
 
 
 def find_levels(path: str) -> list[str]:
-    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is no image.
-
-    Raises:
-        UserError: Several images lie in it.
-    """
+    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is no image."""
     folder = Path(path).absolute()
     if not any((folder / mark).is_file() for mark in MARKS):
         return []

@@ -67,11 +67,7 @@ def open_volume(
 
 
 def warn_of_gaps(volume: Volume) -> None:
-    """One warning where parts of a volume are missing, for those who go on all the same; see `Volume.find_gaps`.
-
-    Raises:
-        UserError: What is there cannot be read.
-    """
+    """One warning where parts of a volume are missing, for those who go on all the same; see `Volume.find_gaps`."""
     gaps = volume.find_gaps()
     if gaps is not None:
         log.warning("%s: %s", volume.path, gaps.what)

@@ -86,11 +86,7 @@ class Padding(Volume):
         return float(np.median(np.concatenate(kept))) if kept else math.nan
 
     def find(self, box: Box) -> Mask | None:
-        """The mask (z, y, x) of a box; None where it holds no padding.
-
-        Raises:
-            UserError: The file is damaged.
-        """
+        """The mask (z, y, x) of a box; None where it holds no padding."""
         box = self.check_box(box)
         with _LOCK:
             self._look_at(box)
@@ -479,11 +475,7 @@ def with_padding(volume: Volume, choice: object) -> Volume:
 
 
 def has_tissue(image: Volume) -> bool:
-    """Whether any voxel of an image, be it resampled, is no padding; looks no further than the first slices with some.
-
-    Raises:
-        UserError: There is nothing but NaN.
-    """
+    """Whether any voxel of an image, be it resampled, is no padding; reads up to the first slices with some."""
     known: object = image.padding
     while not isinstance(known, Padding):
         if known is None:

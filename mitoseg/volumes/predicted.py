@@ -36,11 +36,7 @@ class Decision:
     scale: float = 1.0
 
     def foreground(self, values: Array) -> npt.NDArray[np.bool_]:
-        """Foreground of a block of stored values.
-
-        Raises:
-            UserError: A probability is NaN or outside [0, 1].
-        """
+        """Foreground of a block of stored values."""
         if self.kind != "probability":
             return np.not_equal(values, 0)
         if values.dtype.kind == "f" and values.size and not (values.min() >= 0 and values.max() <= self.scale):

@@ -206,11 +206,7 @@ class StagedVolume:
         self._started = True
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one whole tile and list it as done.
-
-        Raises:
-            UserError: The disk is full.
-        """
+        """Write one whole tile and list it as done."""
         assert self._output is not None
         with explained(self._file):
             self._output.write(box, image_zyx)
@@ -222,9 +218,6 @@ class StagedVolume:
         Args:
             box: The tile.
             patience: Seconds in which it must appear here.
-
-        Raises:
-            UserError: It does not, or the disk is full.
         """
         wait_for(self._chunk(box), patience)
         with explained(self._file):
@@ -235,11 +228,7 @@ class StagedVolume:
         remove_partial(self.array)
 
     def add_metadata(self, found: Mapping[str, Any]) -> None:
-        """Have the output say more of itself, which is known once all tiles are there.
-
-        Raises:
-            UserError: The disk is full.
-        """
+        """Have the output say more of itself, which is known once all tiles are there."""
         assert self._info is not None
         assert self._output is not None
         self.found = dict(found)
@@ -439,11 +428,7 @@ class StagedVolume:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Tell of a full disk or missing rights in one line.
-
-    Raises:
-        UserError: The operating system refused.
-    """
+    """Tell of a full disk or missing rights in one line."""
     try:
         yield
     except UserError:
@@ -464,11 +449,7 @@ def _is_readable(volume: Volume, box: Box) -> bool:
 
 
 def wait_for(file: Path, patience: float = PATIENCE) -> None:
-    """Wait until a file that another process has written appears here.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Wait until a file that another process has written appears here."""
     end = time.monotonic() + patience
     while not file.is_file():
         if time.monotonic() > end:

@@ -96,9 +96,6 @@ class StoredVolume(Volume):
         path: As the user wrote it.
         header: What the file says.
         options: What the user says.
-
-    Raises:
-        UserError: The volume is empty, its axes are ambiguous, or its voxels are no real numbers.
     """
 
     _opened: tuple[int, Any] | None = None
@@ -293,11 +290,7 @@ def check_picture(data: bytes, pixels: int) -> None:
 
 
 def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
-    """Refuse voxels that are no real numbers.
-
-    Raises:
-        UserError: Complex numbers, texts, records.
-    """
+    """Refuse voxels that are no real numbers."""
     if dtype.kind == "c":
         raise UserError("the voxels are complex numbers", path, "give their magnitude or real part")
     if dtype.kind not in "buif":
@@ -305,11 +298,7 @@ def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
 
 
 def check_multiset(path: str, attributes: Mapping[str, Any]) -> None:
-    """Refuse Paintera's label multisets, whose blocks hold lists of labels and not voxels.
-
-    Raises:
-        UserError: They are that.
-    """
+    """Refuse Paintera's label multisets, whose blocks hold lists of labels and not voxels."""
     if attributes.get("isLabelMultiset"):
         remedy = "export them with paintera-conversion-helper as scalar labels (uint64)"
         raise UserError("the labels are a multiset of Paintera", path, remedy)
@@ -348,9 +337,6 @@ class MappedVolume(StoredVolume):
         file: The file that holds the voxels, if it is another one.
         packing: ``gzip`` or ``bzip2``, or None.
         start: Bytes before what is packed.
-
-    Raises:
-        UserError: As `StoredVolume`, or the file ends before its voxels do.
     """
 
     def __init__(
@@ -471,11 +457,7 @@ class _Collector(logging.Filter):
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is there and no file or folder: reading a pipe, a socket or a device may never end.
-
-    Raises:
-        UserError: It is one, or a link that leads nowhere.
-    """
+    """Refuse what is there and no file or folder: reading a pipe, a socket or a device may never end."""
     if os.path.isfile(path) or os.path.isdir(path):
         return
     if os.path.exists(path):
@@ -493,9 +475,6 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
 
     Yields:
         What the libraries logged so far.
-
-    Raises:
-        UserError: The block failed.
     """
     collector = _Collector()
     loggers = [logging.getLogger(name) for name in _NOISY]

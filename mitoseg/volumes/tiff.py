@@ -59,11 +59,7 @@ SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
 
 
 def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a TIFF stack; reads its header only.
-
-    Raises:
-        UserError: The file is damaged, cut short, holds pages of different sizes, or its axes are ambiguous.
-    """
+    """Open a TIFF stack; reads its header only."""
     with opening(path) as records, tifffile.TiffFile(path) as tif:
         check_companion(path, tif)
         stack = Stack(tif)
@@ -87,10 +83,7 @@ def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _check_log(path: str, records: Sequence[logging.LogRecord]) -> None:
-    """Refuse a file of which tifffile logged an error before it went on with fewer slices.
-
-    A tag that cannot be read is left alone: cameras write many of their own.
-    """
+    """Refuse a file of which tifffile logged an error before it went on with fewer slices."""
     for record in records:
         if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
             reason = re.sub(r"<.*?> ", "", record.getMessage())[:120]
@@ -128,9 +121,6 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, 
     """The bits that a TIFF stores inverted: all, where 0 is white; none of what ImageJ wrote.
 
     ImageJ's inverted table of colours says how an image looks; it counts and measures the values as they are stored.
-
-    Raises:
-        UserError: The values of a pixel are no grey value and no red, green and blue, or cannot be inverted.
     """
     _check_samples(path, page)
     orientation = page.tags.valueof("Orientation")
@@ -167,11 +157,7 @@ def _check_samples(path: str, page: tifffile.TiffPage) -> None:
 
 
 def _check_table(path: str, page: tifffile.TiffPage, *, quiet: bool) -> None:
-    """Refuse a table that makes other greys of the stored numbers; numbers of colours are labels and stay.
-
-    Raises:
-        UserError: It does.
-    """
+    """Refuse a table that makes other greys of the stored numbers; numbers of colours are labels and stay."""
     table = np.asarray(page.colormap).astype(int)
     used = table[:, : 1 + max(np.flatnonzero(table.any(axis=0)), default=0)]
     steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
@@ -248,11 +234,7 @@ def _ome_voxel_size(text: str, flat: bool) -> VoxelSize | None:
 
 
 def check_companion(path: str, tif: tifffile.TiffFile) -> None:
-    """Refuse an OME-TIFF that leaves what it holds, and in which order, to another file.
-
-    Raises:
-        UserError: It does.
-    """
+    """Refuse an OME-TIFF that leaves what it holds, and in which order, to another file."""
     if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
         root = ElementTree.fromstring(tif.ome_metadata)
         names = [e.get("MetadataFile") for e in root.iter() if e.tag.rpartition("}")[2] == "BinaryOnly"]
@@ -406,9 +388,6 @@ class Stack:
         pages: The pages.
         files: That hold them; more than one in a set of files.
         split: How many leading axes count pages; the others lie within a page.
-
-    Raises:
-        UserError: There is no image, or there are several that differ.
     """
 
     def __init__(self, tif: tifffile.TiffFile) -> None:

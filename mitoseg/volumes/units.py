@@ -142,11 +142,7 @@ def same_size(a: VoxelSize, b: VoxelSize) -> bool:
 
 
 def agreed_size(path: str, found: Mapping[str, VoxelSize]) -> VoxelSize | None:
-    """The voxel size that all statements agree on; None without any.
-
-    Raises:
-        UserError: They do not agree.
-    """
+    """The voxel size that all statements agree on; None without any."""
     first = next(iter(found.values()), None)
     if first is None or all(same_size(first, size) for size in found.values()):
         return first

@@ -88,11 +88,7 @@ class ZarrOutput(Output):
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Go on writing an array, perhaps as one of several processes.
-
-        Raises:
-            UserError: It cannot be opened.
-        """
+        """Go on writing an array, perhaps as one of several processes."""
         output = cls.__new__(cls)
         output.array = path.absolute()
         with opening(str(path)):

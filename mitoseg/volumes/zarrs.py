@@ -41,11 +41,7 @@ def is_zarr(path: str) -> bool:
 
 
 def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a Zarr array, a group with one array, or level 0 of an OME-Zarr image; reads metadata only.
-
-    Raises:
-        UserError: No such folder, damaged metadata, several arrays to choose from, ambiguous axes.
-    """
+    """Open a Zarr array, a group with one array, or level 0 of an OME-Zarr image; reads metadata only."""
     folder = inside_folder(path, SUFFIXES)
     if not folder.is_dir():
         raise UserError("the Zarr is a file, not a folder", path, "unpack it")
@@ -126,11 +122,7 @@ class ZarrVolume(StoredVolume):
         self.lacks_scale = False
 
     def check_scale(self) -> None:
-        """Refuse an OME-Zarr image that states no scale, as its format asks; its voxels may have any size.
-
-        Raises:
-            UserError: It states none, and nobody has said what it is.
-        """
+        """Refuse an OME-Zarr image that states no scale, as its format asks; its voxels may have any size."""
         if self.lacks_scale:
             raise UserError("the OME-Zarr image states no scale", self.path, "give voxel_size=[z,y,x] in nm")
 
