@@ -219,11 +219,6 @@ class DerivedVolume(Volume):
 class ElementwiseVolume(DerivedVolume):
     """Each voxel computed of the one at its place, such as a mask of a probability.
 
-    Args:
-        volume: What is read.
-        function: From stored values to others of the same shape.
-        **changed: As of `DerivedVolume`.
-
     >>> ElementwiseVolume(ArrayVolume(np.full((1, 1, 2), 0.7)), np.rint).read().tolist()
     [[[1.0, 1.0]]]
     """

@@ -423,13 +423,7 @@ class Survey:
 
 
 def survey_labels(volume: Volume, ignore_label: int | None = None, chosen: Sequence[int] = ()) -> Survey:
-    """Count the values of a label volume, slab by slab.
-
-    Args:
-        volume: The labels.
-        ignore_label: A value to leave out, or None.
-        chosen: Values whose voxels are counted one by one.
-    """
+    """Count the values of a label volume, slab by slab."""
     survey = Survey(chosen=dict.fromkeys(chosen, 0))
     depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))
     with waiting(f"looking at the labels of {volume.path}"):

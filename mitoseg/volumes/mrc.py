@@ -149,10 +149,6 @@ class Voxels(NamedTuple):
 class MrcHeader:
     """The header of an open file.
 
-    Args:
-        path: For the messages.
-        file: The file, at its start.
-
     Attributes:
         offset: Where the voxels start, in bytes.
         note: What mitoseg wrote into labels or extended header; other programs may have added to it.

@@ -48,12 +48,7 @@ class LevelHeader:
 
 
 def find_image(group: zarr.Group, path: str) -> zarr.Group | None:
-    """The group itself where it is an image, or the only image that lies in it; None without one.
-
-    Args:
-        group: An open group.
-        path: As the user wrote it, for the message.
-    """
+    """The group itself where it is an image, or the only image that lies in it; None without one."""
     if is_image(group):
         return group
     found: list[tuple[str, zarr.Group]] = []

@@ -176,11 +176,6 @@ def pack_padding(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[tu
 
     A slice of more than `BAND` pixels is looked at in bands of rows, again and again where padding reaches from one
     into the next.
-
-    Args:
-        read: Reads a part (y, x) of the slice.
-        shape: Of the slice (y, x).
-        tissue: A grey value in the middle of the tissue's; NaN where nobody knows.
     """
     Y, X = shape
     whole = Box((0, 0), shape)
@@ -432,13 +427,7 @@ def _mirror_strip(image_yx: Array, tissue_yx: Mask) -> Mask:
 
 
 class BlankedVolume(DerivedVolume):
-    """A result, or labels, of one value where the image is padding.
-
-    Args:
-        volume: What is read.
-        padding: On the same grid.
-        value: What is read there.
-    """
+    """A result, or labels, of one value where the image is padding."""
 
     def __init__(self, volume: Volume, padding: Padding, value: int = 0) -> None:
         super().__init__(volume)

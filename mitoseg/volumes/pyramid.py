@@ -180,13 +180,7 @@ def chunk_shape(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[int,
 
 
 class OmeZarrOutput(Output):
-    """An image being written; `finish` makes its coarser levels.
-
-    Args:
-        path: A folder that does not exist.
-        info: What is written.
-        chunks: (z, y, x) voxels of a chunk.
-    """
+    """An image being written; `finish` makes its coarser levels."""
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
         self._info = info

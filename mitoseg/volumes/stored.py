@@ -277,10 +277,6 @@ def lossless(head: bytes) -> bool:
 def check_picture(data: bytes, pixels: int) -> None:
     """Refuse a strip or tile whose own header, of JPEG, JPEG 2000, PNG or WebP, states more pixels than belong in it.
 
-    Args:
-        data: The strip or tile.
-        pixels: That belong in it.
-
     Raises:
         ValueError: It does.
     """
@@ -327,16 +323,6 @@ class MappedVolume(StoredVolume):
 
     Voxels behind gzip or bzip2, whose middle cannot be reached, are unpacked by the first read, into a temporary file
     (``TMPDIR`` says where), which is gone with the volume; every process has its own.
-
-    Args:
-        path: As the user wrote it.
-        header: What the file says; its dtype has the file's byte order.
-        options: What the user says.
-        offset: Where the voxels start, in bytes, once they are unpacked.
-        kind: What the file is called in messages, such as "TIFF".
-        file: The file that holds the voxels, if it is another one.
-        packing: ``gzip`` or ``bzip2``, or None.
-        start: Bytes before what is packed.
     """
 
     def __init__(
@@ -404,14 +390,7 @@ def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
 
 
 class FlatOutput(Output):
-    """Writes boxes at their places in a file that exists with its final size.
-
-    Args:
-        path: The file.
-        shape: (z, y, x).
-        dtype: As stored, with the file's byte order.
-        offset: Where the voxels start, in bytes.
-    """
+    """Writes boxes at their places in a file that exists with its final size."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int) -> None:
         self._shape, self._dtype, self._offset = shape, dtype, offset
@@ -513,11 +492,7 @@ def opening(path: str) -> Iterator[list[logging.LogRecord]]:
 
 
 class PageCache:
-    """The last decoded pages of a volume, up to a number of bytes; it travels to other processes empty.
-
-    Args:
-        capacity: Bytes to keep at most; the newest page stays in any case.
-    """
+    """The last decoded pages of a volume, up to a number of bytes; it travels to other processes empty."""
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity

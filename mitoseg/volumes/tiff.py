@@ -180,10 +180,6 @@ def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
     """(z, y, x) in nm from ImageJ's spacing, unit and resolution, or OME's PhysicalSize; None without all three.
 
     The resolution of other TIFFs is one for printing and is left alone.
-
-    Args:
-        tif: The open file.
-        flat: Whether it holds one slice only, which needs no thickness.
     """
     if tif.ome_metadata:
         return _ome_voxel_size(tif.ome_metadata, flat)
@@ -376,9 +372,6 @@ def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
 
 class Stack:
     """The one stack of images in an open TIFF.
-
-    Args:
-        tif: The open file.
 
     Attributes:
         shape: All axes, those of length 1 too.

@@ -73,14 +73,6 @@ def stated_sizes(
     transform                           axes, scale, units                COSEM
     pixelResolution                     x, y, z; with a unit or in um     n5-viewer, COSEM (in N5: as stored)
     resolution, voxel_size              as stored; in units, or in nm     CREMI, funlib, Paintera
-
-    Args:
-        attributes: Of the array or group.
-        letters: Of the stored axes.
-        pixel_axes: The axes of ``pixelResolution``; None for those in space from the last one on.
-
-    Returns:
-        (z, y, x) in nm, of those that are lengths along all axes in space.
     """
     found: dict[str, VoxelSize] = {}
 
@@ -152,12 +144,7 @@ def agreed_size(path: str, found: Mapping[str, VoxelSize]) -> VoxelSize | None:
 
 
 def bdv_voxel_size(container: Path, setup: int) -> VoxelSize | None:
-    """What BigDataViewer's XML file beside its HDF5 or N5 file says of a setup's full resolution.
-
-    Args:
-        container: ``name.h5`` or ``name.n5``, beside ``name.xml``.
-        setup: Its number.
-    """
+    """What BigDataViewer's XML file beside its HDF5 or N5 file says of a setup's full resolution."""
     file = container.with_suffix(".xml")
     try:
         root = ElementTree.parse(file).getroot() if file.is_file() else None
