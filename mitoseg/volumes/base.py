@@ -126,11 +126,7 @@ class Volume(ABC):
         return self
 
     def scratch_bytes(self, box: Box) -> int:
-        """Memory that reading a box takes for a while, about, besides what `read` gives.
-
-        Args:
-            box: Inside the volume.
-        """
+        """Memory that reading a box takes for a while, about, besides what `read` gives."""
         return 0
 
     def part(self, box: Box) -> Volume:

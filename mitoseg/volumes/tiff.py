@@ -1,19 +1,12 @@
-"""TIFF stacks: mapped into memory where they lie in one piece, otherwise decoded strip by strip.
+"""TIFF stacks: mapped into memory where they lie in one piece, otherwise decoded strip by strip (or tile by tile).
 
-What TIFF headers say of axes, voxel size and mitoseg's metadata: ImageJ, OME-XML and plain ones.
-
-Reading TIFF stacks that cannot be mapped into memory, strip by strip (or tile by tile).
-
-The one stack of images in a TIFF file, as tifffile's series show it.
-
-TIFF stacks that Fiji opens with their voxel size.
-
-< 4 GB   ImageJ's TIFF: unit, spacing and resolution, mitoseg's metadata in Info
-else     BigTIFF with OME-XML, which Fiji opens through Bio-Formats: PhysicalSize, and an annotation
+Outputs are what Fiji opens with the voxel size: up to 4 GB ImageJ's TIFF, with mitoseg's metadata in Info; above that
+BigTIFF with OME-XML, whose annotation they are.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -26,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
@@ -35,6 +28,7 @@ from tifffile import PHOTOMETRIC
 
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     FlatOutput,
@@ -218,10 +212,9 @@ def _per_unit(resolution: object) -> float | None:
 def _ome_voxel_size(text: str, flat: bool) -> VoxelSize | None:
     """(z, y, x) in nm from the first image of an OME-XML text."""
     try:
-        root = ElementTree.fromstring(text)
+        pixels = ElementTree.fromstring(text).find(".//{*}Pixels")
     except ElementTree.ParseError:
         return None
-    pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None:
         return None
     names = [f"PhysicalSize{a}" for a in "ZYX"]
@@ -232,10 +225,9 @@ def _ome_voxel_size(text: str, flat: bool) -> VoxelSize | None:
 def check_companion(path: str, tif: tifffile.TiffFile) -> None:
     """Refuse an OME-TIFF that leaves what it holds, and in which order, to another file."""
     if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
-        root = ElementTree.fromstring(tif.ome_metadata)
-        names = [e.get("MetadataFile") for e in root.iter() if e.tag.rpartition("}")[2] == "BinaryOnly"]
-        if names:
-            what = f"the OME-TIFF is described in another file ({names[0]}), which is not read"
+        other = ElementTree.fromstring(tif.ome_metadata).find(".//{*}BinaryOnly")
+        if other is not None:
+            what = f"the OME-TIFF is described in another file ({other.get('MetadataFile')}), which is not read"
             raise UserError(what, path, "save the image as one OME-TIFF or OME-Zarr, for example with bfconvert")
 
 
@@ -245,10 +237,8 @@ def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     if "Info" in imagej:
         return load_metadata(imagej["Info"])
     if tif.ome_metadata and "mitoseg" in tif.ome_metadata:
-        root = ElementTree.fromstring(tif.ome_metadata)
-        for element in root.iter():
-            if element.tag.rpartition("}")[2] == "M" and element.get("K") == "mitoseg":
-                return load_metadata(element.text)
+        ours = ElementTree.fromstring(tif.ome_metadata).find(".//{*}M[@K='mitoseg']")
+        return {} if ours is None else load_metadata(ours.text)
     return {}
 
 
@@ -297,32 +287,28 @@ class PagedTiff(StoredVolume):
         result = np.empty((numbers.size, *inside), stack.dtype)
         if stack.grey:
             of = dict(zip(stack.axes[k:], index[k:], strict=True))
-            rows = Rows(of["Y"].start, of["Y"].stop, of["X"].start, of["X"].stop)
-            planes = result.reshape(numbers.size, rows.y1 - rows.y0, rows.x1 - rows.x0)
-            self._read_grey(handle, numbers.ravel().tolist(), rows, planes)
+            part = Box((of["Y"].start, of["X"].start), (of["Y"].stop, of["X"].stop))
+            self._read_grey(handle, numbers.ravel().tolist(), part, result.reshape(numbers.size, *part.shape))
         else:
-            for part, number in zip(result, numbers.ravel().tolist(), strict=True):
+            for image, number in zip(result, numbers.ravel().tolist(), strict=True):
                 with handle.lock:
                     page = self._cache.get(number, partial(stack.read_page, number))
-                part[...] = page.reshape(stack.shape[k:])[index[k:]]
+                image[...] = page.reshape(stack.shape[k:])[index[k:]]
         return result.reshape(*numbers.shape, *inside)
 
-    def _read_grey(self, handle: _Handle, numbers: Sequence[int], rows: Rows, planes: Array) -> None:
-        """Fill ``planes`` with a rectangle of some grey pages."""
+    def _read_grey(self, handle: _Handle, numbers: Sequence[int], part: Box, planes: Array) -> None:
+        """Fill ``planes`` with a part (y, x) of some grey pages."""
         segments: list[tuple[Array, int, int, int]] = []
-        height, width = handle.stack.keyframe.chunks[:2]
+        sizes = handle.stack.keyframe.chunks[:2]
         for plane, number in zip(planes, numbers, strict=True):
             with handle.lock:
-                found = handle.stack.read_rows(number, rows)
+                found = handle.stack.read_rows(number, part)
             if found is not None:
                 plane[...] = found
                 continue
-            segments += [
-                (plane, number, j, i)
-                for j in range(rows.y0 // height, math.ceil(rows.y1 / height))
-                for i in range(rows.x0 // width, math.ceil(rows.x1 / width))
-            ]
-        fill = partial(self._fill, handle, rows)
+            places = [range(a // n, -(-b // n)) for a, b, n in zip(part.start, part.stop, sizes, strict=True)]
+            segments += [(plane, number, j, i) for j, i in itertools.product(*places)]
+        fill = partial(self._fill, handle, part)
         if sum((number, j, i) not in self._cache for _, number, j, i in segments) < 4 or _THREADS == 1:
             for segment in segments:
                 fill(segment)
@@ -331,32 +317,25 @@ class PagedTiff(StoredVolume):
             for _ in threads.map(fill, segments):  # raises what a thread raised
                 pass
 
-    def _fill(self, handle: _Handle, rows: Rows, segment: tuple[Array, int, int, int]) -> None:
-        """Decode the strip or tile (j, i) of a page and put its part of the rectangle into the page's plane."""
+    def _fill(self, handle: _Handle, part: Box, segment: tuple[Array, int, int, int]) -> None:
+        """Decode the strip or tile (j, i) of a page and put what the part needs of it into the page's plane."""
         plane, number, j, i = segment
-        height, width = handle.stack.keyframe.chunks[:2]
-        image_yx = self._cache.get((number, j, i), partial(self._decode, handle, number, j, i))
-        y, x = max(rows.y0, j * height), max(rows.x0, i * width)
-        part = image_yx[y - j * height : rows.y1 - j * height, x - i * width : rows.x1 - i * width]
-        plane[y - rows.y0 :, x - rows.x0 :][: part.shape[0], : part.shape[1]] = part
 
-    def _decode(self, handle: _Handle, number: int, j: int, i: int) -> Array:
-        index = j * handle.stack.keyframe.chunked[1] + i
-        with handle.lock:
-            found = handle.stack.read_segment(number, index)
-        return handle.stack.decode_segment(found, index)
+        def decode() -> Array:
+            index = j * handle.stack.keyframe.chunked[1] + i
+            with handle.lock:
+                found = handle.stack.read_segment(number, index)
+            return handle.stack.decode_segment(found, index)
+
+        image_yx = self._cache.get((number, j, i), decode)
+        height, width = handle.stack.keyframe.chunks[:2]
+        corner = (j * height, i * width)
+        there = Box(corner, (corner[0] + image_yx.shape[0], corner[1] + image_yx.shape[1]))
+        common = there.clip(part)
+        plane[common.inside(part).slices] = image_yx[common.inside(there).slices]
 
 
 _END_OF_JPEG = b"\xff\xd9"
-
-
-class Rows(NamedTuple):
-    """A rectangle of a page: rows and columns, half-open."""
-
-    y0: int
-    y1: int
-    x0: int
-    x1: int
 
 
 def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
@@ -371,7 +350,7 @@ def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
 
 
 class Stack:
-    """The one stack of images in an open TIFF.
+    """The one stack of images in an open TIFF, as tifffile's series show it.
 
     Attributes:
         shape: All axes, those of length 1 too.
@@ -434,8 +413,8 @@ class Stack:
         inside = zip(self.axes[self.split :], self.shape[self.split :], strict=True)
         return self.keyframe.shape == tuple(n for a, n in inside if a in "YX")
 
-    def read_rows(self, number: int, rows: Rows) -> Array | None:
-        """The rows of a grey page straight from the file, where they lie in one piece; else None."""
+    def read_rows(self, number: int, part: Box) -> Array | None:
+        """A part (y, x) of a grey page straight from the file, where it lies in one piece; else None."""
         page = self._page(number)
         if not page.is_final:
             return None
@@ -445,12 +424,13 @@ class Stack:
         width = self.keyframe.shape[1]
         dtype = self.dtype.newbyteorder(page.parent.byteorder)
         file = page.parent.filehandle
-        file.seek(offsets[0] + rows.y0 * width * dtype.itemsize)
-        size = (rows.y1 - rows.y0) * width
+        (y0, x0), (y1, x1) = part.start, part.stop
+        file.seek(offsets[0] + y0 * width * dtype.itemsize)
+        size = (y1 - y0) * width
         data = file.read(size * dtype.itemsize)
         if len(data) < size * dtype.itemsize:
             raise EOFError("the file ends within its voxels")
-        return np.frombuffer(data, dtype).reshape(-1, width)[:, rows.x0 : rows.x1]
+        return np.frombuffer(data, dtype).reshape(-1, width)[:, x0:x1]
 
     def read_segment(self, number: int, index: int) -> tuple[bytes, Any] | None:
         """The bytes of one strip or tile of a page and its JPEG tables; None where the page leaves it out."""
@@ -521,9 +501,8 @@ def _write_empty(path: Path, info: VolumeInfo, *, big: bool) -> int:
     if big:
         names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
         units = {f"{name}Unit": "nm" for name in names}
-        named = str(
-            uuid5(NAMESPACE_URL, f"{shape} {info.dtype} {info.voxel_size} {text}")
-        )  # random, were it not given
+        said = f"{shape} {info.dtype} {info.voxel_size} {text}"
+        named = str(uuid5(NAMESPACE_URL, said))  # random, were it not given
         options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": named, "MapAnnotation": {"mitoseg": text}}
     else:
         options |= {"metadata": None, "description": _imagej_description(info), "resolutionunit": "NONE"}
