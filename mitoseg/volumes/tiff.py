@@ -329,10 +329,10 @@ class PagedTiff(StoredVolume):
 
         image_yx = self._cache.get((number, j, i), decode)
         height, width = handle.stack.keyframe.chunks[:2]
-        corner = (j * height, i * width)
-        there = Box(corner, (corner[0] + image_yx.shape[0], corner[1] + image_yx.shape[1]))
-        common = there.clip(part)
-        plane[common.inside(part).slices] = image_yx[common.inside(there).slices]
+        (y0, x0), (y1, x1) = part.start, part.stop
+        y, x = max(y0, j * height), max(x0, i * width)
+        found = image_yx[y - j * height : y1 - j * height, x - i * width : x1 - i * width]
+        plane[y - y0 :, x - x0 :][: found.shape[0], : found.shape[1]] = found
 
 
 _END_OF_JPEG = b"\xff\xd9"
