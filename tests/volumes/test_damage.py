@@ -1,5 +1,6 @@
 """Damaged inputs and places that cannot be written: one line, and nothing half-written."""
 
+import logging
 import os
 import struct
 import sys
@@ -7,9 +8,11 @@ import zlib
 from pathlib import Path
 
 import h5py
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from tiff_files import WAYS
 
 from mitoseg import storage
 from mitoseg.errors import UserError
@@ -67,6 +70,33 @@ def test_a_page_that_is_cut_short(tmp_path, compression):
             file.seek(tag.valueoffset)
             file.write(struct.pack("<H" if tag.dtype == 3 else "<I", kept))
         assert line_of(path), kept
+
+
+CUT = [
+    *((f"{way}.tif", WAYS[way]) for way in ("plain", "imagej", "generic", "zlib", "ome_zlib", "rows", "tiles")),
+    *((name, None) for name in ("a.h5", "a.mrc", "slices/0.png", "slices/1.tif")),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CUT)
+@pytest.mark.parametrize("share", [0, 0.01, 0.05, 0.5, 0.9, 0.999])
+def test_a_file_that_is_cut_short_is_one_line(tmp_path, name, options, share, caplog, capfd):
+    noise = np.random.default_rng(0).integers(0, 255, (6, 100, 100), np.uint8)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    if name.endswith("png"):
+        file.write_bytes(imagecodecs.png_encode(noise[0]))
+    elif name.endswith("tif"):
+        tifffile.imwrite(file, noise if options is not None else noise[0], photometric="minisblack", **options or {})
+    else:
+        write(file, noise)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * share)])
+    with caplog.at_level(logging.DEBUG):
+        line = line_of(file.parent if "/" in name else file)
+    assert line or share == 0.999  # only what comes after the voxels is missing
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])

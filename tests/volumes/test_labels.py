@@ -42,56 +42,38 @@ def smooth(mask, scale=255, sigma=0.7):
     return np.round(ndimage.gaussian_filter(mask.astype(float), (0, sigma, sigma)) * scale)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "float32", "float64"])
-def test_zero_and_one(blobs_zyx, dtype):
-    labels = map_labels(ArrayVolume((blobs_zyx > 0).astype(dtype)))
-    assert labels.rule == "label values are 0 and 1; 1 is foreground"
-    assert labels.dtype == np.uint8
-    assert np.array_equal(labels.read(), blobs_zyx > 0)
-
-
-def test_booleans(blobs_zyx):
-    assert np.array_equal(map_labels(ArrayVolume(blobs_zyx > 0)).read(), blobs_zyx > 0)
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
-def test_zero_and_255(blobs_zyx, dtype):
-    labels = map_labels(ArrayVolume(((blobs_zyx > 0) * 255).astype(dtype)))
-    assert labels.rule == MASK_RULE
-    assert np.array_equal(labels.read(), blobs_zyx > 0)
-
-
-@pytest.mark.parametrize("sigma", [0.5, 0.7, 1.0, 2.0])
-def test_masks_with_smooth_edges(blobs_zyx, sigma):
-    grey = smooth(blobs_zyx > 0, sigma=sigma).astype(np.uint8)
-    assert len(np.unique(grey)) > 20
-    labels = map_labels(ArrayVolume(grey))
-    assert labels.rule == MASK_RULE
-    assert np.array_equal(labels.read(), grey >= 128)
-
-
-def test_masks_of_16_bits(blobs_zyx):
-    grey = smooth(blobs_zyx > 0, scale=65535).astype(np.uint16)
-    labels = map_labels(ArrayVolume(grey))
-    assert labels.rule == "label values are a mask of 0 to 65535; 32768 and above are foreground"
-    assert np.array_equal(labels.read(), grey >= 32768)
-
-
-def test_masks_that_jpeg_has_blurred(blobs_zyx):
+def blurred(mask):
     imagecodecs = pytest.importorskip("imagecodecs")
-    mask_zyx = ((blobs_zyx > 0) * 255).astype(np.uint8)
-    grey = np.stack([imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(m, level=80)) for m in mask_zyx])
-    labels = map_labels(ArrayVolume(grey))
-    assert labels.rule == MASK_RULE
-    assert (labels.read() == (blobs_zyx > 0)).mean() > 0.995
+    grey = [imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(m, level=80)) for m in np.uint8(mask * 255)]
+    return np.stack(grey)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64", "float32"])
-def test_instances(blobs_zyx, dtype):
-    assert blobs_zyx.max() > 5
-    labels = map_labels(ArrayVolume(blobs_zyx.astype(dtype)))
-    assert labels.rule == ID_RULE
-    assert np.array_equal(labels.read(), blobs_zyx > 0)
+TYPES = ["uint8", "uint16", "int32", "int64", "float32", "float64"]
+RULED = {
+    "are 0 and 1; 1 is foreground": [lambda m, i, t=t: m.astype(t) for t in [*TYPES, bool]],
+    "are a mask of 0 to 255; 128 and above are foreground": [
+        *(lambda m, i, t=t: (m * 255).astype(t) for t in TYPES[:4]),
+        *(lambda m, i, s=s: smooth(m, sigma=s).astype(np.uint8) for s in (0.5, 0.7, 1.0, 2.0)),
+        lambda m, i: blurred(m),
+    ],
+    "are a mask of 0 to 65535; 32768 and above are foreground": [
+        lambda m, i: smooth(m, scale=65535).astype(np.uint16)
+    ],
+    "run from 0 to 1; 0.5 and above are foreground": [lambda m, i: (smooth(m, scale=1000) / 1000).astype("f4")],
+    "are instance numbers; all but 0 are foreground": [
+        lambda m, i, t=t: i.astype(t) for t in (*TYPES[:2], "uint32", "int64", "float32")
+    ],
+}
+
+
+@pytest.mark.parametrize(("rule", "make"), [(rule, make) for rule, made in RULED.items() for make in made])
+def test_what_values_are_taken_for(blobs_zyx, rule, make):
+    stored = make(blobs_zyx > 0, blobs_zyx)
+    labels = map_labels(ArrayVolume(stored, voxel_size=(50, 4, 4), path="truth.tif"))
+    assert labels.rule == f"label values {rule}"
+    assert (labels.dtype, labels.voxel_size, labels.path) == (np.uint8, (50, 4, 4), "truth.tif")
+    least = next((n for n in (128, 32768, 0.5) if f" {n} and above" in rule), 1)
+    assert np.array_equal(labels.read(), stored >= least)
 
 
 @pytest.mark.parametrize("top", [255, 300, 65535, 70_000, 2**31])
@@ -108,13 +90,6 @@ def test_instances_of_which_one_is_number_255(blobs_zyx, top, largest):
 def test_few_voxels():
     ids = np.array([[[0, 1], [2, 255]]], np.uint8)
     assert map_labels(ArrayVolume(ids)).read().tolist() == [[[0, 1], [1, 1]]]
-
-
-def test_fractions(blobs_zyx):
-    fractions = smooth(blobs_zyx > 0, scale=1000) / 1000
-    labels = map_labels(ArrayVolume(fractions.astype(np.float32)))
-    assert labels.rule == "label values run from 0 to 1; 0.5 and above are foreground"
-    assert np.array_equal(labels.read(), fractions.astype(np.float32) >= 0.5)
 
 
 def test_the_rule_is_one_for_the_whole_volume(monkeypatch):
@@ -144,7 +119,7 @@ def test_nothing_is_kept_in_memory(blobs_zyx):
     assert volume.boxes == [box]
 
 
-@pytest.mark.parametrize("ignore_label", [255, 7, -1, 2**32 - 1])
+@pytest.mark.parametrize("ignore_label", [255, 7, -1, 2**32 - 1])  # the first would be a mask's foreground
 def test_ignored_voxels(blobs_zyx, ignore_label):
     stored = (blobs_zyx > 0).astype(np.int64)
     stored[:, :10] = ignore_label
@@ -170,20 +145,6 @@ def test_slices_that_nobody_annotated(blobs_zyx):
     assert map_labels(ArrayVolume(stored)).read().max() == 1
 
 
-def test_a_mask_whose_255_is_ignored(blobs_zyx):
-    stored = (blobs_zyx > 0).astype(np.uint8)
-    stored[:, :40] = 255
-    assert (map_labels(ArrayVolume(stored), ignore_label=255).read()[:, :40] == 255).all()
-
-
-def test_zero_one_and_255_warns(blobs_zyx, caplog):
-    stored = (blobs_zyx > 0).astype(np.uint8)
-    stored[:, :40] = 255
-    labels = map_labels(ArrayVolume(stored))
-    assert labels.rule == ID_RULE
-    assert "ignore_label=255" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("rule", "high", "foreground"),
     [
@@ -197,19 +158,6 @@ def test_rules_that_the_user_chooses(rule, high, foreground):
     stored = np.array([0, 100, 128, 255]) if high == 255 else np.array([0, 0, 0, 1])
     labels = map_labels(ArrayVolume(stored.astype(np.uint8).reshape(1, 1, 4)), rule=rule)
     assert labels.read().ravel().tolist() == foreground
-
-
-def test_the_rule_is_logged(blobs_zyx, caplog):
-    with caplog.at_level(logging.INFO, logger="mitoseg"):
-        map_labels(ArrayVolume(blobs_zyx, path="truth.tif"))
-    assert caplog.messages == [f"truth.tif: {ID_RULE}"]
-
-
-def test_the_voxel_size_stays(blobs_zyx):
-    labels = map_labels(ArrayVolume(blobs_zyx, voxel_size=(50, 4, 4), path="truth.tif"))
-    assert labels.voxel_size == (50, 4, 4)
-    assert labels.path == "truth.tif"
-    assert labels.shape == blobs_zyx.shape
 
 
 @pytest.mark.parametrize(
@@ -242,11 +190,6 @@ def test_values_that_are_no_labels(voxel, says):
     stored[1, 2, 3] = voxel
     with pytest.raises(UserError, match=says):
         map_labels(ArrayVolume(stored))
-
-
-def test_unknown_rules():
-    with pytest.raises(UserError, match=r"no such rule.*'majority'; choose one of auto, nonzero, half"):
-        map_labels(ArrayVolume(np.ones((2, 3, 4))), rule="majority")
 
 
 @pytest.mark.parametrize(
@@ -300,6 +243,8 @@ def test_the_values_of_one_organelle(foreground, wanted, caplog):
     assert not labels.numbered
     assert "foreground, as chosen" in labels.rule
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
+    map_labels(ArrayVolume(classes(0, 1, 4)), foreground=[4, 9])
+    assert "hold no 9, only 0 (" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -313,6 +258,7 @@ def test_the_values_of_one_organelle(foreground, wanted, caplog):
         ({"foreground": 1.5}, "no label value"),
         ({"foreground": []}, "names no value"),
         ({"ignore_label": "x"}, "ignore_label is no whole number"),
+        ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
     ],
 )
 def test_values_that_cannot_be_meant(options, says):
@@ -320,16 +266,12 @@ def test_values_that_cannot_be_meant(options, says):
         map_labels(ArrayVolume(classes(0, 1, 4)), **options)
 
 
-def test_a_chosen_value_that_this_volume_lacks_is_told(caplog):
-    map_labels(ArrayVolume(classes(0, 1, 4)), foreground=[4, 9])
-    assert "hold no 9, only 0 (" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("values", "says"),
     [
         ((0, 1, 2), r"1 \(.*taken for instances.*foreground=2"),
         ((0, 1, 2, 255), "255, counts as foreground; give ignore_label=255"),
+        ((0, 1, 255), "ignore_label=255"),
         ((0, 1, 65535), "ignore_label=65535"),
         ((0, 1, 2**32 - 1), "ignore_label=4294967295"),
         ((7,), r"every voxel is foreground; the values are 7 \(100 %\)"),

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -87,6 +88,39 @@ def test_a_box_that_leaves(tmp_path, name, box):
         with pytest.raises(UserError, match="leaves the volume"):
             volume.read(box)
         assert volume.read(Box((1, 1, 1), (1, 3, 4))).shape == (0, 2, 3)
+
+
+def test_opening_reads_no_voxels(tmp_path, image_zyx, monkeypatch):
+    paths = [f"{tmp_path}/{name}" for name in ("a.tif", "a.h5", "a.mrc", "a.zarr", "b.tif")]
+    for path in paths[:-1]:
+        with create_volume(path, image_zyx.shape, "uint8") as writer:
+            writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+    tifffile.imwrite(paths[-1], image_zyx, photometric="minisblack", compression="zlib")
+
+    def refuse(*_, **__):
+        raise AssertionError("voxels were read")
+
+    readers = [(np, "memmap"), (h5py.Dataset, "__getitem__"), (zarr.Array, "__getitem__")]
+    for owner, name in (*readers, (tifffile.TiffPage, "asarray"), (tifffile.TiffPage, "decode")):
+        monkeypatch.setattr(owner, name, refuse)
+    for path in paths:
+        volume = open_volume(path)
+        assert volume.shape == image_zyx.shape
+        with pytest.raises(UserError, match="voxels were read"):  # the trap works
+            volume.read()
+
+
+def test_voxels_that_are_no_numbers_or_not_there(tmp_path):
+    records = np.zeros((5, 6, 7), [("a", "u1"), ("b", "f4")])
+    empty, complexes = np.zeros((0, 5, 6), np.uint8), np.zeros((5, 6, 7), np.complex64)
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5["complex"], h5["records"], h5["empty"] = complexes, records, empty
+    tifffile.imwrite(tmp_path / "complex.tif", complexes)
+    for name, array in (("complex", complexes), ("empty", empty)):
+        zarr.create_array(tmp_path / f"{name}.zarr", data=array)
+    for name in ("a.h5:/complex", "a.h5:/records", "a.h5:/empty", "complex.tif", "complex.zarr", "empty.zarr"):
+        with pytest.raises(UserError, match=r"complex numbers|no numbers|is empty"):
+            open_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize("voxel_size", [(1, 2), (0, 1, 1), (1, 1, float("inf")), 5, "5,5,5", "555", ["a", 1, 2]])

@@ -158,22 +158,14 @@ def test_an_error_keeps_the_tiles(tmp_path):
 def test_another_command_is_told_what_differs(tmp_path):
     leave_unfinished(tmp_path / "out.tif")
     other = IDENTITY | {"method": "strided", "seen": 2, "tta": "flips"}
-    with pytest.raises(
-        UserError, match=r"\(method was dense, is now strided; seen .*; tta was null.*unfinished'.*overwrite=true"
-    ):
+    says = r"\(method was dense, is now strided; seen .*; tta was null.*unfinished'.*overwrite=true"
+    with pytest.raises(UserError, match=says):
         finish(tmp_path / "out.tif", identity=other)
-    assert len(finish(tmp_path / "out.tif")) == COUNT - 3
-
-
-def test_another_command_may_throw_it_away_with_overwrite(tmp_path):
+    assert len(finish(tmp_path / "out.tif", overwrite=True)) == COUNT - 3  # the same command goes on
+    (tmp_path / "out.tif").unlink()
     leave_unfinished(tmp_path / "out.tif")
-    assert len(finish(tmp_path / "out.tif", identity=IDENTITY | {"method": "strided"}, overwrite=True)) == COUNT
+    assert len(finish(tmp_path / "out.tif", identity=other, overwrite=True)) == COUNT
     check_result(tmp_path, "out.tif")
-
-
-def test_the_same_command_goes_on_with_overwrite(tmp_path):
-    leave_unfinished(tmp_path / "out.tif")
-    assert len(finish(tmp_path / "out.tif", overwrite=True)) == COUNT - 3
 
 
 def test_a_changed_input_throws_it_away_with_a_warning(tmp_path, caplog):
@@ -214,34 +206,20 @@ def test_two_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_missing_tiles_are_told_and_computed_the_next_time(tmp_path, name):
+@pytest.mark.parametrize("when", ["never written", "removed before the end", "removed between"])
+def test_missing_tiles_are_told_and_computed_the_next_time(tmp_path, name, when):
     with stage_of(f"{tmp_path}/{name}") as stage:
         begin(stage)
-        write(stage, COUNT - 2)
-        with pytest.raises(UserError, match=r"not complete, 2 tiles are missing: .*run the same command again"):
-            stage.finish()
+        tiles = write(stage, COUNT - (when == "never written"))
+        missing = {*stage.tiles()} - {*tiles}
+        if not missing:
+            missing = {tiles[4]}
+            chunk_of(tmp_path, tiles[4], name).unlink()
+        if when != "removed between":
+            with pytest.raises(UserError, match=r"not complete, 1 tiles are missing: .*run the same command again"):
+                stage.finish()
     assert not plain_path(tmp_path, name).exists()
-    assert len(finish(f"{tmp_path}/{name}")) == 2
-    check_result(tmp_path, name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_removed_chunk_is_computed_anew(tmp_path, name):
-    tiles = leave_unfinished(f"{tmp_path}/{name}", COUNT)
-    chunk_of(tmp_path, tiles[4], name).unlink()
-    assert finish(f"{tmp_path}/{name}") == [tiles[4]]
-    check_result(tmp_path, name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_chunk_removed_before_the_end(tmp_path, name):
-    with stage_of(f"{tmp_path}/{name}") as stage:
-        begin(stage)
-        tiles = write(stage)
-        chunk_of(tmp_path, tiles[4], name).unlink()
-        with pytest.raises(UserError, match="1 tiles are missing"):
-            stage.finish()
-    assert finish(f"{tmp_path}/{name}") == [tiles[4]]
+    assert {*finish(f"{tmp_path}/{name}")} == missing
     check_result(tmp_path, name)
 
 
@@ -283,7 +261,7 @@ def test_no_flipped_byte_passes_for_voxels(tmp_path):
             volume.read(tile)
 
 
-def test_half_a_line_is_not_trusted(tmp_path):
+def test_only_whole_lines_that_name_tiles_are_trusted(tmp_path):
     tiles = leave_unfinished(tmp_path / "out.tif")
     done = folder_of(tmp_path) / "done.txt"
     text = done.read_text()
@@ -293,12 +271,7 @@ def test_half_a_line_is_not_trusted(tmp_path):
             begin(stage)
             assert stage.done == set(tiles[:2])
         assert done.read_text() == "".join(f"{tile}\n" for tile in stage.tiles() if tile in tiles[:2])
-    assert len(finish(tmp_path / "out.tif")) == COUNT - 2
-
-
-def test_a_list_of_other_tiles_is_not_trusted(tmp_path):
-    tiles = leave_unfinished(tmp_path / "out.tif")
-    (folder_of(tmp_path) / "done.txt").write_text(f"{tiles[0]}\n[0:1,0:16,0:16]\nnonsense\n\n{Box((0, 0, 0), TILE)}\n")
+    done.write_text(f"{tiles[0]}\n[0:1,0:16,0:16]\nnonsense\n\n{Box((0, 0, 0), TILE)}\n")
     assert len(finish(tmp_path / "out.tif")) == COUNT - 1
     check_result(tmp_path, "out.tif")
 
@@ -313,29 +286,19 @@ def test_a_damaged_stage_begins_anew(tmp_path, what, text):
     check_result(tmp_path, "out.tif")
 
 
-def old_output(folder, name, *, kind="volume"):
+def old_output(folder, name):
     """Something else under the final name."""
-    path = plain_path(folder, name)
-    if kind == "volume":
-        with create_volume(f"{folder}/{name}", (1, 2, 3), "uint8") as writer:
-            writer.write(Box.of_shape((1, 2, 3)), np.full((1, 2, 3), 7, np.uint8))
-    else:
-        path.write_text("something else")
-    return content(path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_output_that_exists_is_refused(tmp_path, name):
-    before = old_output(tmp_path, name)
-    with pytest.raises(UserError, match=r"the output exists: .*overwrite=true"):
-        stage_of(f"{tmp_path}/{name}")
-    assert content(plain_path(tmp_path, name)) == before
-    assert len(list(tmp_path.iterdir())) == 1
+    with create_volume(f"{folder}/{name}", (1, 2, 3), "uint8") as writer:
+        writer.write(Box.of_shape((1, 2, 3)), np.full((1, 2, 3), 7, np.uint8))
+    return content(plain_path(folder, name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_output_stays_until_the_end(tmp_path, name):
     before = old_output(tmp_path, name)
+    with pytest.raises(UserError, match=r"the output exists: .*overwrite=true"):
+        stage_of(f"{tmp_path}/{name}")
+    assert len(list(tmp_path.iterdir())) == 1
     leave_unfinished(f"{tmp_path}/{name}", overwrite=True)
     assert content(plain_path(tmp_path, name)) == before
     with stage_of(f"{tmp_path}/{name}", overwrite=True) as stage:
@@ -372,37 +335,29 @@ def fail_full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("what", ["tile", "list"])
-def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, what):
-    def filled():
-        with stage_of(tmp_path / "out.tif") as stage:
-            begin(stage)
-            write(stage, 2)
-            where = (ZarrOutput, "write") if what == "tile" else (StagedVolume, "_add")
-            monkeypatch.setattr(*where, fail_full)
-            write(stage)
-
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [("zarr_output.ZarrOutput.write", 2), ("staging.StagedVolume._add", 2), ("staging.write_text", 3)],
+)
+def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, where, kept):
+    """Also one that is still full when the list of tiles is written, the first thing that a second run writes."""
+    leave_unfinished(tmp_path / "out.tif", kept)
+    monkeypatch.setattr(f"mitoseg.volumes.{where}", fail_full)
     with pytest.raises(UserError, match=r"^the disk is full.*out\.tif'; free some space"):
-        filled()
-    monkeypatch.undo()
-    assert len(finish(tmp_path / "out.tif")) == COUNT - 2
-
-
-def test_a_disk_that_is_still_full_keeps_the_tiles(tmp_path, monkeypatch):
-    """The first thing that a second run writes is the list of tiles: if that fails they must not be thrown away."""
-    leave_unfinished(tmp_path / "out.tif")
-    monkeypatch.setattr("mitoseg.volumes.staging.write_text", fail_full)
-    with pytest.raises(UserError, match=r"^the disk is full"):
         finish(tmp_path / "out.tif")
     monkeypatch.undo()
-    assert len(finish(tmp_path / "out.tif")) == COUNT - 3
+    assert len(finish(tmp_path / "out.tif")) == COUNT - kept
 
 
-@pytest.mark.parametrize("broken", ["mitoseg.volumes.staging.write_json", "mitoseg.volumes.staging.ZarrOutput"])
-def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch, broken):
-    monkeypatch.setattr(broken, fail_full)
-    with pytest.raises(UserError, match=r"^the disk is full"):
-        finish(tmp_path / "new" / "out.tif")
+@pytest.mark.parametrize("broken", ["staging.write_json", "staging.ZarrOutput", "storage.tempfile.TemporaryFile"])
+def test_a_stage_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, broken):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    temporary = broken.startswith("storage")
+    monkeypatch.setattr(f"mitoseg.{broken if temporary else f'volumes.{broken}'}", refuse if temporary else fail_full)
+    with pytest.raises(UserError, match=r"cannot be written: .*permissions" if temporary else r"^the disk is full"):
+        finish(tmp_path / "out.tif" if temporary else tmp_path / "new" / "out.tif")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -446,15 +401,6 @@ def test_a_chunk_that_may_not_grow(tmp_path):
     assert run.stdout.startswith("the disk is full")
     assert run.stdout.count("\n") == 1
     assert (folder_of(tmp_path) / "done.txt").read_text().count("\n") == 1
-
-
-def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(UserError, match=r"cannot be written: .*check the permissions"):
-        stage_of(tmp_path / "out.tif")
 
 
 @pytest.mark.parametrize("length", [240, 248, 300])

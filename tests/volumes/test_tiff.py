@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiff_files import WAYS, write
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import open_volume
-from mitoseg.volumes.stored import MappedVolume, PageCache
-from mitoseg.volumes.tiff import PagedTiff, Stack
+from mitoseg.volumes.stored import PageCache
+from mitoseg.volumes.tiff import Stack
 
 CASES = [
     (way, dtype)
@@ -63,32 +62,6 @@ def test_slices_written_one_by_one_are_one_stack(tmp_path, image_zyx):
             tif.write(image_yx, compression="zlib")
     volume = open_volume(str(tmp_path / "a.tif"))
     assert np.array_equal(volume.read(), image_zyx)
-
-
-def test_one_page_is_one_slice(tmp_path, image_zyx):
-    volume = open_volume(write(tmp_path / "a.tif", image_zyx[2]))
-    assert volume.shape == (1, 37, 50)
-    assert np.array_equal(volume.read()[0], image_zyx[2])
-
-
-def test_whole_stacks_are_mapped_others_are_paged(tmp_path, image_zyx):
-    assert isinstance(open_volume(write(tmp_path / "a.tif", image_zyx)), MappedVolume)
-    assert isinstance(open_volume(write(tmp_path / "b.tif", image_zyx, compression="zlib")), PagedTiff)
-
-
-def test_opening_reads_no_voxels(tmp_path, image_zyx, monkeypatch):
-    plain = write(tmp_path / "a.tif", image_zyx)
-    packed = write(tmp_path / "b.tif", image_zyx, compression="zlib")
-
-    def refuse(*_, **__):
-        raise AssertionError("voxels were read")
-
-    monkeypatch.setattr(np, "memmap", refuse)
-    monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
-    monkeypatch.setattr(tifffile.TiffPage, "decode", refuse)
-    assert open_volume(plain).shape == open_volume(packed).shape == (6, 37, 50)
-    with pytest.raises(UserError, match="voxels were read"):  # the trap works
-        open_volume(plain).read()
 
 
 def test_a_slab_decodes_each_page_once(tmp_path, image_zyx, monkeypatch):
