@@ -46,11 +46,12 @@ from mitoseg.metrics import (
 )
 from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
 from mitoseg.networks import DenseForm, Ensemble
-from mitoseg.networks.checkpoint import FORMAT, KEY, Model, migrate
+from mitoseg.networks.checkpoint import FORMAT, KEY, Model, build_network, migrate
 from mitoseg.networks.fine_tuning import hold_frozen
 from mitoseg.storage import atomic_output
 from mitoseg.training.checkpointing import capture_ranks, check_restored, restore
-from mitoseg.volumes import Normalization, Volume
+from mitoseg.training.optimizers import adamw
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +63,6 @@ OptimizerFactory = Callable[[nn.Module], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class BlockData(Protocol):
-    """What the module asks of the datamodule, once it is set up."""
-
-    normalization: Normalization
-    grey_quantiles: list[float]
-    prior: float
-    batch_prior: float
-    channels: str
-
-    @property
-    def voxel_size(self) -> tuple[float, float, float] | None:
-        """(z, y, x) in nm, or None."""
-
-
 class SegmentationModule(LightningModule):
     """Train a network and watch it on whole slices of the validation slabs.
 
@@ -85,10 +72,23 @@ class SegmentationModule(LightningModule):
     After each validation the log-odds are corrected for the prior of the batches, calibrated (temperature and bias),
     and the threshold that maximises the foreground JAC is kept; all of it goes into the checkpoint.
 
+    It works with any datamodule whose batches are dicts of
+
+    - training: ``image`` float32 (B, C, Y, X) or (B, C, Z, Y, X), normalised; ``label`` int64 of 0, 1 and 255
+      (ignored), (B,) for blocks, else (B, Y, X) or (B, Z, Y, X); and perhaps ``weight``, a factor of the loss;
+    - validation, one item at a time: ``image_cyx`` and ``label_yx``, or, for a network on volumes, ``image_czyx``,
+      ``label_zyx`` and ``first``, the slice of the image at which the labels start;
+
+    and that says, once it is set up, what its images were normalised with: ``normalization``, a
+    `mitoseg.volumes.Normalization`. Further attributes are used where they are there: ``channels`` (how slices become
+    input channels), ``voxel_size`` ((z, y, x) in nm), ``grey_quantiles``, and the share of mitochondria among all
+    that may be drawn, ``prior``, and in the batches, ``batch_prior``.
+
     Args:
         network: Maps an image to scores (B, 2, ...): of one window (1, 1), or of the image's size; in training also of
-            several levels, (B, levels, 2, ...).
-        network_config: Plain config that rebuilds the network from a checkpoint.
+            several levels, (B, levels, 2, ...). None: it is built from ``network_config``.
+        network_config: Plain config that rebuilds the network from a checkpoint: ``_target_``, the name of a class of
+            mitoseg or MONAI, and its arguments.
         optimizer: From the network to its optimizer.
         scheduler: From the optimizer and the number of steps to a schedule, stepped every batch; or None.
         loss: From scores (B, 2, ...) and labels (B, ...) of 0, 1 and 255 (ignored) to a scalar.
@@ -98,13 +98,17 @@ class SegmentationModule(LightningModule):
         channels_last: Memory layout of images and weights.
         compile: Compile the training step: False, True, or a mode of ``torch.compile``.
         tiles: Train on tiles rather than on blocks.
+
+    Raises:
+        UserError: There is no config, or it names no network; in ``setup``, the datamodule does not say what a
+            checkpoint must.
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        network_config: Mapping[str, Any],
-        optimizer: OptimizerFactory,
+        network: nn.Module | None = None,
+        network_config: Mapping[str, Any] | None = None,
+        optimizer: OptimizerFactory = adamw,
         scheduler: SchedulerFactory | None = None,
         loss: nn.Module | None = None,
         method: str = "auto",
@@ -114,11 +118,16 @@ class SegmentationModule(LightningModule):
         tiles: bool = False,
     ) -> None:
         super().__init__()
+        if network_config is None:
+            remedy = "give network_config={'_target_': 'mitoseg.networks.UNet', ...}"
+            raise UserError("nothing says how the network is built", network_config, remedy)
+        network = build_network(network_config) if network is None else network
+        self.network_config = dict(network_config)
+        self.save_hyperparameters("network_config", "method", "channels_last", "tiles", logger=False)
         self.ndim = dimensions(network)
         last = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
         self.layout = last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.network_config = dict(network_config)
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.loss = loss or nn.CrossEntropyLoss(ignore_index=255)
         fast = "strided" if method == "auto" and isinstance(network, BlockNetwork) else method
@@ -136,21 +145,30 @@ class SegmentationModule(LightningModule):
             self._step = torch.compile(answering.forward, mode=compile if isinstance(compile, str) else None)
 
     def setup(self, stage: str) -> None:
-        """Take from the datamodule what a checkpoint must carry."""
-        data: BlockData = self.trainer.datamodule  # type: ignore[attr-defined]
+        """Take from the datamodule what a checkpoint must carry; see the class."""
+        data = getattr(self.trainer, "datamodule", None)
+        normalization, channels = getattr(data, "normalization", None), getattr(data, "channels", None)
+        if not isinstance(normalization, Normalization):
+            remedy = "give it an attribute normalization=mitoseg.volumes.Normalization(mean, std), of grey values"
+            raise UserError("the datamodule does not say how images are normalised", type(data).__name__, remedy)
+        if channels is None and input_channels(self.network) > 1:
+            remedy = f"give it an attribute channels, one of {', '.join(CHANNEL_OFFSETS)}"
+            raise UserError("the datamodule does not say how channels are made", type(data).__name__, remedy)
+        voxel_size, prior = getattr(data, "voxel_size", None), getattr(data, "prior", 0.5)
+        batch_prior = getattr(data, "batch_prior", prior)
         self.record = {
             "format": FORMAT,
             "version": mitoseg.__version__,
             "network": self.network_config,
-            "normalization": {"mean": data.normalization.mean, "std": data.normalization.std},
-            "grey_quantiles": data.grey_quantiles,
-            "channels": data.channels,
-            "voxel_size": data.voxel_size and list(data.voxel_size),
-            "prior": {"positions": data.prior, "batches": data.batch_prior},
+            "normalization": {"mean": normalization.mean, "std": normalization.std},
+            "grey_quantiles": getattr(data, "grey_quantiles", None),
+            "channels": channels or "single",
+            "voxel_size": voxel_size and list(voxel_size),
+            "prior": {"positions": prior, "batches": batch_prior},
             "method": "auto",
             "precision": {},
         }
-        self.shift = prior_shift(data.prior, data.batch_prior)
+        self.shift = prior_shift(prior, batch_prior)
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
         """Scores of the network; see its own docstring."""
@@ -179,7 +197,7 @@ class SegmentationModule(LightningModule):
         finest = answers if answers.ndim == label.ndim + 1 else answers[:, 0]
         self.block_counts.update(finest.detach(), label)
         self.last_loss = loss.detach()
-        return loss * batch["weight"]
+        return loss * batch.get("weight", 1.0)
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen layers as they are."""
@@ -247,9 +265,11 @@ class SegmentationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the calibration and threshold of the last validation, and the state of a run that goes on."""
+        """Take back the calibration and threshold of the last validation, and the state of a run that is resumed."""
         record = migrate(checkpoint[KEY])
         self.calibration, self.threshold = Calibration(**record["calibration"]), float(record["threshold"])
+        if self._trainer is None:  # load_from_checkpoint: nothing is resumed
+            return
         state = checkpoint.get(STATE, {})
         self._resumed["random"] = state.get("random", [])
         counts = state.get("block_counts", [0] * 4) if self.global_rank == 0 else [0] * 4

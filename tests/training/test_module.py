@@ -73,7 +73,7 @@ def test_the_checkpoint_is_plain_and_complete(trained):
     assert 0 < record["threshold"] < 1
     assert set(record["calibration"]) == {"prior_shift", "temperature", "bias"}
     assert record["calibration"]["prior_shift"] == pytest.approx(model.shift)
-    assert "hyper_parameters" not in checkpoint
+    assert checkpoint["hyper_parameters"]["network_config"] == CONFIG
 
 
 def test_prior_shift_moves_balanced_scores_to_the_share_of_the_volume(trained):
