@@ -18,7 +18,6 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 
 Array = npt.NDArray[Any]
-
 VoxelSize = tuple[float, float, float]
 
 

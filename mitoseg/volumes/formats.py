@@ -30,7 +30,6 @@ FORMATS: list[Format] = [
     images.FORMAT,
 ]
 """All that is told by a name; a folder of slices is told by what it holds."""
-
 _TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
 _NOT_READ = {
     ".am": "Amira's own format: export it as NRRD or TIFF (Export Data As)",

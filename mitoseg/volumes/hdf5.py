@@ -48,13 +48,10 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
-
 _PLUGINS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32026: "Blosc2"}
 """Filters of package hdf5plugin, by their registered numbers; it has some more."""
-
 _CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")
 """BigDataViewer's datasets: time, setup and level."""
-
 _DEFLATE = 1032
 """How many bytes one of gzip's can become at most."""
 _SLACK = 2**20

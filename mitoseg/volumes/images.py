@@ -3,14 +3,7 @@
 A file of indexed colours holds numbers and a table of colours. Where all colours of the table are greys, the grey is
 the value; else the number is: that is how labels are stored, and images under a lookup table. Programs that choose
 colours picture by picture number them as they occur: where tables differ between slices, or another number than 0 is
-black, the colours count.
-
-Which slices a folder lacks, by the numbers in the names of its files.
-
-slice_001  slice_002  slice_004          003 is missing
-z0000  z0005  z0010                      nothing: every fifth slice
-s3_001_z=0.000  s3_002_z=0.010           3 stands still, 001 and 002 count, the rest follows
-slice_001  slice_1  slice_001 (2)        three files for slice 1
+black, the colours count. Which slices a folder lacks is told by the numbers in the names of its files.
 """
 
 from __future__ import annotations
@@ -48,17 +41,11 @@ from mitoseg.volumes.stored import (
 from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, tiff_scale
 
 logger = logging.getLogger(__name__)
-
 POLYGONS = "polygons are no voxels: export masks, by labelme_json_to_dataset or as CVAT's Segmentation mask 1.1"
-
 SUFFIXES = (".png", ".tif", ".tiff")
-
 PICTURES = (".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-
 _LOSSY = (".jpg", ".jpeg")
-
 _PALETTE = 3
-
 _COLOUR_TYPES = (2, 4, 6)
 """PNG's colour types with more than one channel: RGB, grey with alpha, RGBA."""
 
@@ -97,30 +84,24 @@ def list_slices(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
-def open_folder(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a folder of slices; reads their headers only."""
-    if options.axes not in (None, "zyx"):
-        raise UserError("a folder of slices is always z, y, x, colour or not", options.axes, "leave axes= away")
+def open_slices(path: str, options: ReadOptions) -> StoredVolume:
+    """Open a folder of slices, or one picture, which is one slice; reads headers only."""
+    single = os.path.isfile(path)
+    if options.axes not in ((None, "zyx", "yx", "yxc") if single else (None, "zyx")):
+        what = "a picture is always y, x" if single else "a folder of slices is always z, y, x"
+        raise UserError(f"{what}, colour or not", options.axes, "leave axes= away")
     with opening(path):
-        files = list_slices(Path(path))
-    return _open(path, files, options)
-
-
-def open_picture(path: str, options: ReadOptions) -> StoredVolume:
-    """Open one picture as a volume of one slice; reads its header only."""
-    if options.axes not in (None, "zyx", "yx", "yxc"):
-        raise UserError("a picture is always y, x, colour or not", options.axes, "leave axes= away")
-    return _open(path, [Path(path)], options)
-
-
-def _open(path: str, files: Sequence[Path], options: ReadOptions) -> StoredVolume:
+        files = [Path(path)] if single else list_slices(Path(path))
     found: list[_Slice] = []
     for file in files:
         with opening(str(file)):
             found.append(_header(file, quiet=bool(found)))
         if found[-1][:2] != found[0][:2]:
-            what = f"slices differ: {files[0].name} is {_say(*found[0][:2])}, {file.name} is {_say(*found[-1][:2])}"
-            raise UserError(what, path, "give slices of one size and type")
+            says = [
+                f"{n.name} is {s.shape[0]} x {s.shape[1]} {s.dtype}"
+                for n, s in ((files[0], found[0]), (file, found[-1]))
+            ]
+            raise UserError(f"slices differ: {', '.join(says)}", path, "give slices of one size and type")
     if len({s.scale for s in found}) > 1:
         raise UserError("the slices are calibrated in different ways", path, "save them as one stack")
     first, coloured = found[0], [s.palette is not None and not _is_grey(s.palette) for s in found]
@@ -138,10 +119,6 @@ def _open(path: str, files: Sequence[Path], options: ReadOptions) -> StoredVolum
     volume = SliceFolder(path, files, header, options.voxel_size, colour=bool(colours), indexed=indexed)
     volume.lossy = any(s.lossy for s in found)
     return volume
-
-
-def _say(shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
-    return f"{shape[0]} x {shape[1]} {dtype}"
 
 
 class SliceFolder(StoredVolume):
@@ -294,7 +271,6 @@ def _decode(file: Path, *, indexed: bool) -> Array:
 
 _MOST = 0.5
 """Share of the steps that have to be equal before numbers are taken for those of slices, where several count."""
-
 _STAMP = 10**5
 """From here on uneven numbers are times, not slices."""
 
@@ -374,4 +350,4 @@ def _regular(column: Sequence[int]) -> float:
     return max(steps.values()) / (len(column) - 1)
 
 
-FORMAT = Format("a picture", (".png", *PICTURES), open_picture, pictures=True)
+FORMAT = Format("a picture", (".png", *PICTURES), open_slices, pictures=True)

@@ -22,27 +22,17 @@ from mitoseg.progress import waiting
 from mitoseg.volumes.base import Array, DerivedVolume, Volume, integer_volume
 
 logger = logging.getLogger(__name__)
-
 RULES = ("auto", "nonzero", "half")
-
 IGNORED = 255
-
 _SOLID_SHARE = 0.25
-
 _IMAGE_SHARE = 0.75
 """Of voxels that differ from a neighbour, from which on labels are an image; soft masks have fewer."""
-
 _MANY_VALUES = 16
-
 _FEW_VALUES = 8
-
 _TRANSPARENT = 2**64 - 1
 """What CREMI and Paintera write where there is no label."""
-
 _MARKERS = (255, 65535, 2**32 - 1)
-
 _COLOURED = 2**24
-
 _LOSSY = "the labels are compressed with loss, which changes values; only a mask of black and white survives it"
 _LOSSLESS = "save them as PNG, or as TIFF with deflate"
 _EXAMPLE = "give a value or a list, such as foreground=[3,4]"
@@ -367,12 +357,9 @@ def _is_grey_mask(survey: Survey) -> bool:
 
 
 __all__ = ["IGNORED", "RULES", "LabelVolume", "ValueRule", "choose_rule", "label_values", "map_labels", "map_mask"]
-
 _SLAB_VOXELS = 2**24
-
 _KEPT = 64
 """Distinct values that are told apart."""
-
 FULL_SCALES = (255, 65535)
 
 

@@ -1,30 +1,16 @@
-"""MRC files, as IMOD and electron microscopes write them.
+"""MRC files, as IMOD and electron microscopes write them, and as IMOD, Fiji and mrcfile open them.
 
-Rows keep the order in which they are stored; IMOD and Fiji show the first one at the bottom.
-
-The header of an MRC file: its fields, and what they mean for the volume.
-
-    0 .. 1024                 sizes, mode, cell, axes, labels
+    0 .. 1024                 sizes, mode, cell (the voxel size, in Angstrom), axes, labels
     1024 .. 1024 + nsymbt     extended header
     from there                sections, rows, columns: z, y, x, unless maps, mapr and mapc say otherwise
 
-Mode 0 is a signed byte since MRC2014, and was an unsigned one in many programs. IMOD's flags say which it is, else
-the header's smallest and largest value, else the voxels themselves. IMOD's own bytes run from 0 to 255: signed ones
-are stored less 128, which all of its programs add again.
+Rows keep the order in which they are stored; IMOD and Fiji show the first one at the bottom. Mode 0 is a signed byte
+since MRC2014, and was an unsigned one in many programs. IMOD's flags say which it is, else the header's smallest and
+largest value, else the voxels themselves. IMOD's own bytes run from 0 to 255: signed ones are stored less 128, which
+all of its programs add again.
 
-MRC files that IMOD, Fiji and mrcfile open.
-
-dtype             mode
-float32           2
-int16, uint16     1, 6
-int8              0, with IMOD's flag for signed bytes
-uint8             6: MRC has no unsigned byte, and programs differ in what they take mode 0 for; the label says that
-                  the voxels are bytes, and they are uint8 again when mitoseg reads them
-uint8, a mask     0: to 0 and 1 it makes no difference
-
-The voxel size goes into the cell (in Angstrom, as float32); mitoseg's metadata as JSON into the labels, or, if it is
-longer than 800 letters, into an extended header of its own type. Nothing tells of the time, so that equal volumes are
-equal files.
+Written are modes 2 (float32), 1 (int16), 6 (uint16, and uint8 with a label that says so) and 0 (int8 with IMOD's flag,
+and masks of 0 and 1). mitoseg's metadata are JSON in the labels, or, beyond 800 letters, in an extended header.
 """
 
 from __future__ import annotations
@@ -60,7 +46,6 @@ from mitoseg.volumes.stored import (
 from mitoseg.volumes.units import voxel_size_nm
 
 logger = logging.getLogger(__name__)
-
 SUFFIXES = (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali")
 
 
@@ -71,61 +56,41 @@ def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
         size = found.voxel_size if options.voxel_size is None else None
         stored, meant, flipped, limit = found.voxels
         header = Header(found.shape, stored, found.axes(options.axes), size, load_metadata(found.note), flipped)
-    if limit is None:
-        return MappedVolume(path, header, options, found.offset, "MRC")
-    return LimitedMrc(path, header, found.offset, meant or stored, limit, options)
+    volume = LimitedMrc(path, header, options, found.offset, "MRC")
+    volume.info, volume.limit = replace(volume.info, dtype=meant or volume.dtype), limit
+    return volume
 
 
 class LimitedMrc(MappedVolume):
-    """An MRC whose voxels have to stay below a limit to be what the file says they are; checked as they are read.
+    """An MRC whose voxels may have to stay below a limit to be what the file says they are; checked as they are read.
 
     Bytes that mitoseg stored as 16 bits, and bytes from 0 to 127, to which a sign makes no difference.
     """
 
-    def __init__(
-        self,
-        path: str,
-        header: Header,
-        offset: int,
-        dtype: np.dtype[Any],
-        limit: int,
-        options: ReadOptions,
-    ) -> None:
-        super().__init__(path, header, options, offset, "MRC")
-        self.info = replace(self.info, dtype=dtype)
-        self._limit = limit
+    limit: int | None = None
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         stored = super()._read_stored(index)
-        if stored.max() > self._limit:
-            what = f"by its header the MRC's voxels are at most {self._limit}, but some are {stored.max()}"
+        if self.limit is not None and stored.max() > self.limit:
+            what = f"by its header the MRC's voxels are at most {self.limit}, but some are {stored.max()}"
             raise UserError(what, self.path, "the header is out of date: save it with IMOD's newstack, or as 16 bits")
         return stored
 
 
 IMOD_OFFSET, IMOD_STAMP, IMOD_SIGNED, IMOD_HALF_BYTES = 152, 1146047817, 1, 16
 """Where IMOD's stamp lies, with its flags behind it; the flags that say that bytes are signed, or hold two voxels."""
-
 SIGN_BIT = 0x80
 """What differs between a byte from 0 to 255 and the same less 128 as a signed one."""
-
 EXTENDED = b"MITO"
 """The type of an extended header that is mitoseg's metadata."""
-
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-
 _DTYPES = {0: "i1", 1: "i2", 2: "f4", 3: "c8", 4: "c8", 6: "u2", 12: "f2"}
-
 _VOLUME_STACKS = range(401, 631)
 """Space groups by which a file says that it holds several volumes of mz sections each."""
-
 _LONGEST_NOTE = 2**20
-
 _UNSIGNED = np.dtype(np.uint8)
-
 _LOOKED_AT = (1024, 1024)
 """Rows and columns of a section that are looked at where the header does not say how bytes are meant."""
-
 _FEW_VALUES, _CLEARLY = 16, 2
 """More values than these tell a sign; so many times rougher has the wrong reading to be."""
 
@@ -291,11 +256,8 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 MODES = {"uint8": 6, "int8": 0, "uint16": 6, "int16": 1, "float32": 2}
-
 _STORED = {0: "i1", 1: "<i2", 2: "<f4", 6: "<u2"}
-
 _LABELS, _LABEL = 10, 80
-
 _RANGE_OFFSET = 76
 
 

@@ -56,7 +56,7 @@ def open_volume(
         if container is not None:
             open_format: Callable[[str, ReadOptions], Volume] = container.open
         elif Path(text).is_dir():
-            open_format = images.open_folder
+            open_format = images.open_slices
         elif not stored_in(text).exists():
             raise UserError("no such file or folder", text, "check the path")
         elif found is not None:

@@ -51,7 +51,6 @@ _SLAB = 2**22  # voxels that are read together where slices are small
 _STRIP = 256  # rows that are packed together
 _KEPT = 2**28  # bytes of packed masks that are kept
 _LOCK = threading.RLock()  # reading and writing are threads of their own; here and not in a volume, which is pickled
-
 Mask = npt.NDArray[np.bool_]
 _Read = Callable[[Box], Array]
 

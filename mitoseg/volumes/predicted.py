@@ -14,7 +14,6 @@ from mitoseg.geometry import slabs
 from mitoseg.volumes.base import Array, Volume
 
 log = logging.getLogger(__name__)
-
 KINDS = ("probability", "mask", "instances")
 """What a stored prediction can be."""
 

@@ -1,21 +1,14 @@
-"""Coarser levels of a volume: which axes are halved, how big the levels are, and what a coarser voxel is.
+"""OME-Zarr 0.5 images: a volume, and coarser levels of it, as viewers want them.
 
 voxel (z, y, x) of serial sections         halved
 level 0    50    5    5   nm
 level 1    50   10   10                    y x        z waits until the others have caught up
-level 2    50   20   20                    y x
 level 3    50   40   40                    y x
 level 4   100   80   80                    z y x
 
 A voxel of level 1 covers voxels 0 and 1 of level 0, so its centre lies half a voxel of level 0 further: every level
-has a scale and a translation, ``translation = (factor - 1) / 2 * voxel``.
-
-OME-Zarr 0.5 images (Zarr format 3) with all levels of a pyramid, as viewers want them.
-
-out.ome.zarr/
-    zarr.json     axes, voxel size and place of every level; mitoseg's metadata
-    0/            the volume, in chunks of about a MiB or two
-    1/ 2/ ...     each made of the level before, chunk by chunk, when the volume is whole
+has a scale and a translation, ``translation = (factor - 1) / 2 * voxel``. Each level is made of the one before, chunk
+by chunk, when the volume is whole.
 """
 
 from __future__ import annotations
@@ -41,11 +34,8 @@ from mitoseg.volumes.zarrs import is_zarr, open_zarr
 
 SMALLEST_SIDE = 256
 """A level whose sides are no longer than this needs no coarser one."""
-
 _LABEL_KINDS = ("mask", "instances")
-
 Sizes = tuple[int, int, int]
-
 Lengths = tuple[float, float, float]
 
 
@@ -155,9 +145,7 @@ def _majority(parts: list[Array]) -> Array:
 
 
 SUFFIX = ".ome.zarr"
-
 VERSION = "0.5"
-
 _BLOCK_BYTES = 2**27
 
 

@@ -104,6 +104,7 @@ class StagedVolume:
     Attributes:
         decisions: What the command decided when it first ran; empty in a new stage.
         done: Tiles that are on the disk.
+        tile: (z, y, x) voxels of a tile.
         found: What `add_metadata` was given.
         folder: The folder in which the output is made.
         array: The Zarr array of the tiles, one chunk for each; several processes may write whole tiles into it.
@@ -127,7 +128,7 @@ class StagedVolume:
         self.array = self.folder / "tiles.zarr"
         self._listing, self._plan = self.folder / "done.txt", self.folder / "plan.json"
         self._made: list[Path] = []
-        self._tile: Tile = (1, 1, 1)
+        self.tile: Tile = (1, 1, 1)
         self._info: VolumeInfo | None = None
         self._output: ZarrOutput | None = None
         self._taken_up: set[Box] = set()
@@ -149,11 +150,6 @@ class StagedVolume:
         return self._view is not None or self._format is not TILES
 
     @property
-    def tile(self) -> Tile:
-        """(z, y, x) voxels of a tile."""
-        return self._tile
-
-    @property
     def count(self) -> int:
         """Number of tiles."""
         return sum(1 for _ in self.tiles())
@@ -161,7 +157,7 @@ class StagedVolume:
     def tiles(self) -> Iterator[Box]:
         """All tiles, done or not."""
         assert self._info is not None
-        return tiles(Box.of_shape(self._info.shape), self._tile)
+        return tiles(Box.of_shape(self._info.shape), self.tile)
 
     def __enter__(self) -> Self:
         self._acquire()
@@ -190,7 +186,7 @@ class StagedVolume:
         """
         if self._view is None:
             check_voxel_type(self.path, info.dtype)
-        self._info, self._tile = info, (tile[0], tile[1], tile[2])
+        self._info, self.tile = info, (tile[0], tile[1], tile[2])
         with explained(self._file):
             if self.decisions and is_array(self.array):
                 remove_partial(self.array)
@@ -200,7 +196,7 @@ class StagedVolume:
                 self._taken_up = set(self.done)
             else:
                 self._discard()
-                self._output = ZarrOutput(self.array, info, chunks=self._tile)
+                self._output = ZarrOutput(self.array, info, chunks=self.tile)
                 self.decisions = dict(plain(decisions))
                 self._write_plan()
         self._started = True
@@ -275,7 +271,12 @@ class StagedVolume:
         if self.moved:
             return
         with explained(self._file):
-            self._check_complete()
+            there = {tile for tile in self.done if self._chunk(tile).is_file()}
+            missing = set(self.tiles()) - there
+            if missing:
+                self._list(there)
+                what = f"the output is not complete, {len(missing)} tiles are missing"
+                raise UserError(what, self.path, "run the same command again to compute them")
             whole = read_json(self._plan).get("whole")
             result = self.folder / whole["result"] if whole else make()
             if not result.exists():
@@ -293,7 +294,7 @@ class StagedVolume:
         assert self._info is not None
         result = self._new_result()
         info = replace(self._info if self._view is None else source.info, path=self._named(result))
-        convert(source, info, self._tile, read=self._read_back, on_box=on_tile)
+        convert(source, info, self.tile, read=self._read_back, on_box=on_tile)
         return result
 
     def _source(self) -> Volume:
@@ -317,20 +318,15 @@ class StagedVolume:
             return source.read(box)
         except UserError as error:
             stage = open_volume(str(self.array))
-            damaged = {tile for tile in self.done if not _is_readable(stage, tile)}
+            damaged = set(self.done)
+            for tile in self.done:
+                with suppress(UserError):
+                    stage.read(tile)
+                    damaged.remove(tile)
             self._list(self.done - damaged)
             what = f"{len(damaged)} finished tiles were damaged on the disk, among them"
             found = min(damaged, key=lambda tile: tile.start, default=box)
             raise UserError(what, str(found), "run the same command again to compute them anew") from error
-
-    def _check_complete(self) -> None:
-        """Every tile is listed, and its chunk is there."""
-        there = {tile for tile in self.done if self._chunk(tile).is_file()}
-        missing = set(self.tiles()) - there
-        if missing:
-            self._list(there)
-            what = f"the output is not complete, {len(missing)} tiles are missing"
-            raise UserError(what, self.path, "run the same command again to compute them")
 
     def _take_up(self, plan: Mapping[str, Any]) -> None:
         """Take up an existing stage, or its tiles, or refuse or discard that of another command."""
@@ -359,7 +355,7 @@ class StagedVolume:
 
     def _chunk(self, tile: Box) -> Path:
         """The file of a tile's chunk."""
-        return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, self._tile, strict=True)))
+        return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, self.tile, strict=True)))
 
     def _listed(self) -> set[str]:
         """The lines of the list of tiles that are done; a half line, left by a kill, does not count."""
@@ -437,15 +433,6 @@ def explained(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) or is_storage_error(error):
             raise explain_storage_error(error, path) from error
         raise
-
-
-def _is_readable(volume: Volume, box: Box) -> bool:
-    """Whether a box can be read."""
-    try:
-        volume.read(box)
-    except UserError:
-        return False
-    return True
 
 
 def wait_for(file: Path, patience: float = PATIENCE) -> None:

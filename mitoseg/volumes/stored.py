@@ -40,13 +40,10 @@ from mitoseg.volumes.units import check_voxel_size
 logger = logging.getLogger(__name__)
 Tile = tuple[int, int, int]
 Image.MAX_IMAGE_PIXELS = None  # montages are larger than Pillow allows; sizes are checked here, or count as memory
-
 _LARGE_PART = 64 * 2**20
 """Smaller parts are among what a reader takes anyhow."""
-
 REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
 """What to do about chunks that are missing."""
-
 MANY_FILES, SAMPLED_FILES = 200_000, 20_000
 """Of a volume of more files than the first, only so many are looked at to notice a change; see `state_of`."""
 
@@ -255,17 +252,12 @@ def state_of(places: Iterable[Path]) -> str:
         looked = [*folders, *metadata, *random.Random(0).sample(files, SAMPLED_FILES)]
     digest = hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape"))
     for file in looked:
-        digest.update(_look(file).encode())
+        try:
+            state = os.stat(file)
+            digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
+        except FileNotFoundError:  # is told as well
+            digest.update(b"missing\n")
     return digest.hexdigest()[:16]
-
-
-def _look(file: str) -> str:
-    """Size and time; that it is not there is told as well."""
-    try:
-        state = os.stat(file)
-    except FileNotFoundError:
-        return "missing\n"
-    return f"{state.st_size} {state.st_mtime_ns}\n"
 
 
 def lossless(head: bytes) -> bool:
@@ -416,23 +408,9 @@ class FlatOutput(Output):
 
 _UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
 """What zarr and tifffile say of compressions that they do not know."""
-
 _NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
-
 CACHE_BYTES = 128 * 2**20
 """Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
-
-
-class _Collector(logging.Filter):
-    """Keeps a library's log records from the user, for the caller to look at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        self.records.append(record)
-        return False
 
 
 def check_regular(path: str) -> None:
@@ -455,12 +433,17 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
     Yields:
         What the libraries logged so far.
     """
-    collector = _Collector()
+    records: list[logging.LogRecord] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
     loggers = [logging.getLogger(name) for name in _NOISY]
     for logger in loggers:
-        logger.addFilter(collector)
+        logger.addFilter(collect)
     try:
-        yield collector.records
+        yield records
     except UserError:
         raise
     except MemoryError as error:
@@ -480,7 +463,7 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
         ) from error
     finally:
         for logger in loggers:
-            logger.removeFilter(collector)
+            logger.removeFilter(collect)
 
 
 @contextmanager

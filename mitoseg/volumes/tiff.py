@@ -48,7 +48,6 @@ from mitoseg.volumes.stored import (
 from mitoseg.volumes.units import voxel_size_nm
 
 logger = logging.getLogger(__name__)
-
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
 
 
@@ -85,14 +84,10 @@ def _check_log(path: str, records: Sequence[logging.LogRecord]) -> None:
 
 
 _KNOWN = "TZCYXS"
-
 _BY_TIFFFILE = "1.11a"
 """The version of ImageJ that tifffile states in its files."""
-
 _GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
-
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-
 _LOSSY = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34927, 34934, 50001, 50002, 52546)
 """Compressions by JPEG, JPEG XR, JPEG 2000, LERC, WebP and JPEG XL."""
 _PICTURES = (*_LOSSY, tifffile.COMPRESSION.PNG)

@@ -1,13 +1,10 @@
-"""Chunked Zarr arrays, format 3.
+"""Chunked Zarr arrays, format 3: written with a checksum for every chunk, read without trust in what chunks say.
 
-Which chunks of a Zarr array are on the disk: one that is not there reads as the fill value, without a word.
-
-Nor does zarr look how much a chunk unpacks to; see `CheckedStore`. The folder is listed once, because zarr's own count
-looks each chunk up in a list of all.
+A chunk that is not on the disk reads as the fill value, without a word, and zarr does not look how much one unpacks
+to. The folder is listed once, because zarr's own count looks each chunk up in a list of all.
 
     array    6 x 4 chunks
     shards   3 x 2, a file each:  [chunk chunk | index]     the index says which chunks a shard lacks
-                                  [chunk       | index]
 """
 
 from __future__ import annotations
@@ -106,16 +103,13 @@ class ZarrOutput(Output):
 
 
 Coordinates = tuple[int, ...]
-
 _UNPACKERS: dict[str, Callable[[], Any]] = {
     "zlib": zlib.decompressobj,
     "bz2": bz2.BZ2Decompressor,
     "lzma": lzma.LZMADecompressor,
 }
 _EMPTY = 2**64 - 1
-
 _CRC_BYTES = 4
-
 _LONGEST, _SLACK = 8, 2**20
 """How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest."""
 
