@@ -26,7 +26,7 @@ from mitoseg.geometry import Box
 from mitoseg.metrics import Counts, scores
 from mitoseg.storage import write_json
 from mitoseg.volumes import ArrayVolume, create_volume, map_labels, open_volume
-from mitoseg.volumes.pyramid import coarser
+from mitoseg.volumes.ome_zarr import coarser
 from mitoseg.volumes.resampling import resampled
 
 HELP = {

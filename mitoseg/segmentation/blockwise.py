@@ -53,7 +53,7 @@ from mitoseg.geometry import Box, tiles
 from mitoseg.volumes.base import Array, ArrayVolume, ArrayWriter, Volume
 from mitoseg.volumes.opening import VolumeWriter, create_volume, open_volume
 from mitoseg.volumes.staging import explained
-from mitoseg.volumes.zarr_output import ZarrOutput, remove_partial
+from mitoseg.volumes.zarrs import ZarrOutput, remove_partial
 
 Labels = npt.NDArray[np.uint32]
 

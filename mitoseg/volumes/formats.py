@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.errors import UserError
-from mitoseg.volumes import hdf5, images, imaris, mrc, n5, nifti, nrrd, pyramid, tiff, zarrs
+from mitoseg.volumes import hdf5, images, imaris, mrc, n5, nifti, nrrd, tiff, zarrs
 from mitoseg.volumes.stored import Format, split_dataset
 
 FORMATS: list[Format] = [
     tiff.FORMAT,
     hdf5.FORMAT,
     zarrs.FORMAT,
-    pyramid.FORMAT,
+    zarrs.OME_FORMAT,
     n5.FORMAT,
     mrc.FORMAT,
     imaris.FORMAT,

@@ -22,10 +22,10 @@ from mitoseg.storage import atomic_output, check_output, plain
 from mitoseg.volumes import images
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.formats import check_voxel_type, container_format, format_of, how_to_give, place, stored_in
-from mitoseg.volumes.pyramid import is_one_image
+from mitoseg.volumes.ome_zarr import is_one_image
 from mitoseg.volumes.stored import Output, ReadOptions, check_dtype, check_regular, reading
 from mitoseg.volumes.units import check_voxel_size
-from mitoseg.volumes.zarr_output import is_array
+from mitoseg.volumes.zarrs import is_array
 
 log = logging.getLogger(__name__)
 

@@ -54,8 +54,8 @@ from mitoseg.volumes.opening import (
     create_volume,
     open_volume,
 )
-from mitoseg.volumes.zarr_output import ZarrOutput, is_array, remove_partial
 from mitoseg.volumes.zarrs import FORMAT as TILES
+from mitoseg.volumes.zarrs import ZarrOutput, is_array, remove_partial
 
 log = logging.getLogger(__name__)
 PATIENCE = 30.0

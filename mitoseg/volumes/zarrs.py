@@ -1,34 +1,277 @@
-"""Zarr arrays (formats 2 and 3) and OME-Zarr images: the finest level, or the one that is named."""
+"""Zarr arrays (formats 2 and 3) and OME-Zarr images: the finest level, or the one that is named; outputs in format 3.
+
+A chunk that is not on the disk reads as the fill value, without a word, and zarr does not look how much one unpacks
+to. The folder is listed once, because zarr's own count looks each chunk up in a list of all.
+
+    array    6 x 4 chunks
+    shards   3 x 2, a file each:  [chunk chunk | index]     the index says which chunks a shard lacks
+"""
 
 from __future__ import annotations
 
+import bz2
+import json
+import lzma
 import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest, RangeByteRequest
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.storage import remove
 from mitoseg.volumes.axes import stated_axes
-from mitoseg.volumes.base import Array
-from mitoseg.volumes.ome_image import MARKS, LevelHeader, find_image, header_from_above, level_header
+from mitoseg.volumes.base import Array, VolumeInfo
+from mitoseg.volumes.hdf5 import CHUNK
+from mitoseg.volumes.ome_zarr import (
+    CONFIG,
+    MARKS,
+    SUFFIX,
+    LevelHeader,
+    OmeZarrOutput,
+    block_shape,
+    find_image,
+    header_from_above,
+    level_header,
+)
 from mitoseg.volumes.stored import (
     REFILL,
     Format,
     Header,
+    Output,
     ReadOptions,
     StoredVolume,
     check_multiset,
+    check_regular,
     inside_folder,
     load_metadata,
     opening,
     reading,
 )
 from mitoseg.volumes.units import agreed_size, stated_sizes
-from mitoseg.volumes.zarr_output import CheckedStore, ZarrOutput, count_chunks
+
+
+def remove_partial(array: Path) -> None:
+    """Remove chunks of an array that were half written when their process was killed; nobody may write now."""
+    for partial in array.rglob("*.partial"):  # zarr writes a chunk under such a name first
+        remove(partial)
+
+
+def is_array(folder: Path) -> bool:
+    """Whether a folder is one Zarr array, not a group that may hold several."""
+    try:
+        return bool(json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["node_type"] == "array")
+    except (OSError, ValueError, KeyError, TypeError):
+        return (folder / ".zarray").is_file()
+
+
+class ZarrOutput(Output):
+    """A Zarr array whose metadata are its attributes.
+
+    Every chunk is written, also one of zeros, so that a missing one is known for missing; and each has a checksum.
+
+    Args:
+        path: A folder that does not exist.
+        info: What is written.
+        chunks: (z, y, x) voxels of a chunk.
+    """
+
+    def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
+        self.array = path.absolute()
+        attributes: dict[str, Any] = {"mitoseg": dict(info.metadata)}
+        if info.voxel_size:
+            attributes["voxel_size_nm"] = list(info.voxel_size)
+        self.chunks = tuple(min(c, n) for c, n in zip(chunks or CHUNK, info.shape, strict=True))
+        self._array = zarr.create_array(
+            store=path,
+            shape=info.shape,
+            dtype=info.dtype,
+            chunks=self.chunks,
+            compressors=ZstdCodec(level=1, checksum=True),
+            fill_value=0,
+            zarr_format=3,
+            dimension_names=("z", "y", "x"),
+            attributes=attributes,
+            config=CONFIG,
+        )
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Go on writing an array, perhaps as one of several processes."""
+        output = cls.__new__(cls)
+        output.array = path.absolute()
+        with opening(str(path)):
+            output._array = zarr.open_array(store=path, mode="r+").with_config(CONFIG)  # config= is ignored with r+
+        output.chunks = output._array.chunks
+        return output
+
+    def write(self, box: Box, image_zyx: Array) -> None:
+        """Write one box."""
+        self._array[box.slices] = image_zyx
+
+    def describe(self, metadata: Mapping[str, Any]) -> None:
+        """Say something else of the array."""
+        self._array.attrs["mitoseg"] = dict(metadata)
+
+
+Coordinates = tuple[int, ...]
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lzma.LZMADecompressor,
+}
+_EMPTY = 2**64 - 1
+_CRC_BYTES = 4
+_LONGEST, _SLACK = 8, 2**20
+"""How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest."""
+
+
+class CheckedStore(LocalStore):
+    """A folder that hands out no chunk that unpacks to more than its array's chunks hold, and reads no pipes.
+
+    What Blosc, Zstandard, gzip and LZ4 state in a chunk's own header or trailer is looked at before it is unpacked;
+    what zlib, bzip2 and LZMA pack is unpacked as far as it may go.
+    """
+
+    _stated: tuple[str, int] | None = None
+    _sharded: zarr.Array[Any] | None = None
+
+    def expect(self, array: zarr.Array[Any]) -> None:
+        """Remember how chunks of an array are compressed, and how large they are."""
+        codecs = getattr(array.metadata, "codecs", ()) or (getattr(array.metadata, "compressor", None),)
+        if array.shards is not None and isinstance(codecs[0], ShardingCodec):
+            self._sharded, codecs = array, codecs[0].codecs
+        codecs = [codec for codec in codecs if not isinstance(codec, Crc32cCodec)]
+        name = getattr(codecs[-1], "codec_id", type(codecs[-1]).__name__)
+        size = math.prod(array.chunks) * array.dtype.itemsize
+        self._stated = (name.lower().removesuffix("codec"), _LONGEST * size + _SLACK)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """See zarr's `Store.get`.
+
+        Raises:
+            UserError: A chunk is no file, or would unpack to more than a chunk.
+        """
+        path = os.path.join(self.root, key)
+        check_regular(path)
+        buffer = await super().get(key, prototype, byte_range)
+        if buffer is not None and self._stated is not None and not key.endswith(("zarr.json", ".zarray", ".zattrs")):
+            name, most = self._stated
+            chunks = self._chunks(buffer.as_numpy_array(), path, byte_range)
+            size = max((_unpacked_bytes(name, chunk, most) for chunk in chunks), default=0)
+            if size > most:
+                what = f"a chunk would unpack to {size / 2**20:.0f} MiB, more than belongs in it"
+                raise UserError(what, path, "it is damaged: copy it again")
+        return buffer
+
+    def _chunks(self, data: Array, path: str, byte_range: ByteRequest | None) -> list[Array]:
+        """The compressed chunks in what was read: all of it, or those of a shard, whose index is none."""
+        if self._sharded is None:
+            return [data]
+        if byte_range is not None:
+            return [data] if isinstance(byte_range, RangeByteRequest) and byte_range.start else []
+        per = _parts(self._sharded.shards or (), self._sharded.chunks)
+        index = _index(self._sharded, path, per)
+        places = [] if index is None else index.reshape(-1, 2).tolist()
+        return [data[start : start + length] for start, length in places if start != _EMPTY]
+
+
+def _unpacked_bytes(codec: str, data: Array, most: int) -> int:
+    """What a compressed chunk unpacks to, as it says or up to a byte above ``most``; 0 where that is not known."""
+    if codec in _UNPACKERS:
+        try:
+            return len(_UNPACKERS[codec]().decompress(data.tobytes(), most + 1))
+        except (OSError, ValueError, zlib.error, lzma.LZMAError):  # its decoder will say so
+            return 0
+    head, tail = bytes(data[:18]), bytes(data[-4:])
+    if codec == "blosc" and len(head) >= 16:
+        return int.from_bytes(head[4:8], "little")
+    if codec == "lz4" and len(head) >= 4:
+        return int.from_bytes(head[:4], "little")
+    if codec == "gzip" and head[:2] == b"\x1f\x8b":
+        return int.from_bytes(tail, "little")
+    if codec == "zstd" and head[:4] == b"(\xb5/\xfd" and len(head) >= 6:
+        flag, single = head[4] >> 6, bool(head[4] & 0x20)
+        start = 5 + (0 if single else 1) + (0, 1, 2, 4)[head[4] & 3]
+        length = (1 if single else 0, 2, 4, 8)[flag]
+        return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+    return 0
+
+
+def count_chunks(array: zarr.Array[Any]) -> tuple[int, int]:
+    """How many chunks of an array in a folder are on the disk, and how many there should be.
+
+    Of an array in shards, the chunks inside them are counted.
+    """
+    count = math.prod(_parts(array.shape, array.chunks))
+    files = _files(array, _parts(array.shape, array.shards or array.chunks))
+    if array.shards is None:
+        return sum(1 for _ in files), count
+    return sum(_in_shard(array, path, coordinates) for path, coordinates in files), count
+
+
+def _parts(shape: Coordinates, part: Coordinates) -> Coordinates:
+    """How many parts cover a shape, along each axis."""
+    return tuple(-(-n // p) for n, p in zip(shape, part, strict=True))
+
+
+def _files(array: zarr.Array[Any], grid: Coordinates) -> Iterator[tuple[str, Coordinates]]:
+    """The files of chunks or shards, with their places in the grid."""
+    assert isinstance(array.store, LocalStore)
+    root = Path(array.store.root, array.path)
+    for folder, _, names in os.walk(root, followlinks=True):
+        prefix = Path(folder).relative_to(root).as_posix()
+        for name in names:
+            key = name if prefix == "." else f"{prefix}/{name}"
+            coordinates = tuple(int(number) for number in re.findall(r"\d+", key))
+            inside = len(coordinates) == len(grid) and all(i < n for i, n in zip(coordinates, grid, strict=True))
+            if inside and array.metadata.encode_chunk_key(coordinates) == key:
+                yield os.path.join(folder, name), coordinates
+
+
+def _in_shard(array: zarr.Array[Any], path: str, coordinates: Coordinates) -> int:
+    """How many chunks of a shard are there, of those inside the array; all, where its index is of an unknown kind."""
+    assert array.shards is not None
+    per, grid = _parts(array.shards, array.chunks), _parts(array.shape, array.chunks)
+    inside = tuple(slice(min(p, n - i * p)) for i, p, n in zip(coordinates, per, grid, strict=True))
+    index = _index(array, path, per)
+    if index is None:
+        return math.prod(s.stop for s in inside)
+    return int(np.count_nonzero((index != _EMPTY).any(-1)[inside]))
+
+
+def _index(array: zarr.Array[Any], path: str, per: Coordinates) -> Any:  # noqa: ANN401 (an array or None)
+    """Offset and length of each chunk of a shard; no chunks where the file is too short for its index."""
+    codec = getattr(array.metadata, "codecs", (None,))[0]
+    if not isinstance(codec, ShardingCodec):
+        return None
+    first, *rest = codec.index_codecs
+    if not isinstance(first, BytesCodec) or any(not isinstance(c, Crc32cCodec) for c in rest):
+        return None
+    size = 16 * math.prod(per)
+    total = size + _CRC_BYTES * len(rest)
+    with open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        file.seek(0 if codec.index_location.value == "start" else max(length - total, 0))
+        data = file.read(size)
+    if length < total:
+        return np.full((*per, 2), _EMPTY, np.uint64)
+    big = first.endian is not None and first.endian.value == "big"
+    return np.frombuffer(data, ">u8" if big else "<u8").reshape(*per, 2)
+
 
 SUFFIXES = (".zarr",)
 _LARGEST_CHUNK = 2**31
@@ -158,4 +401,15 @@ FORMAT = Format(
     lambda path, info, _, chunks: ZarrOutput(path, info, chunks),
     recognize=is_zarr,
     datasets=True,
+)
+
+
+OME_FORMAT = Format(
+    "an OME-Zarr image",
+    (SUFFIX,),
+    open_zarr,
+    lambda path, info, _, chunks: OmeZarrOutput(path, info, chunks),
+    recognize=is_zarr,
+    datasets=True,
+    block=block_shape,
 )

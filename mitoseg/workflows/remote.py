@@ -35,7 +35,7 @@ from mitoseg.progress import progress
 from mitoseg.storage import remove
 from mitoseg.volumes import Volume
 from mitoseg.volumes.staging import PATIENCE, StagedVolume, explained, wait_for
-from mitoseg.volumes.zarr_output import ZarrOutput
+from mitoseg.volumes.zarrs import ZarrOutput
 
 Decisions = dict[str, Any]
 

@@ -112,7 +112,7 @@ def test_closing_that_fails(tmp_path, monkeypatch, name):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if name == "a.zarr":
-        from mitoseg.volumes.zarr_output import ZarrOutput
+        from mitoseg.volumes.zarrs import ZarrOutput
 
         monkeypatch.setattr(ZarrOutput, "close", fail)
     else:

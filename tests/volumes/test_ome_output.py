@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import check_volume_output, create_volume, open_volume
-from mitoseg.volumes.pyramid import coarser, halved, holds_labels, levels
+from mitoseg.volumes.ome_zarr import coarser, halved, holds_labels, levels
 
 STEPS = st.tuples(*[st.integers(1, 2)] * 3)
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
@@ -205,14 +205,14 @@ def test_nothing_is_left_where_a_level_fails(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mitoseg.volumes.pyramid.coarser", full)
+    monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", full)
     with pytest.raises(UserError, match=r"a\.ome\.zarr"):
         write(tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_while_writing_makes_no_levels(tmp_path, monkeypatch):
-    monkeypatch.setattr("mitoseg.volumes.pyramid.coarser", lambda *_, **__: pytest.fail("levels were made"))
+    monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", lambda *_, **__: pytest.fail("levels were made"))
     with pytest.raises(RuntimeError, match="mine"), create_volume(tmp_path / "a.ome.zarr", (2, 300, 4), "uint8"):
         raise RuntimeError("mine")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import VolumeInfo, create_volume, open_volume
 from mitoseg.volumes.staging import StagedVolume
-from mitoseg.volumes.zarr_output import ZarrOutput
+from mitoseg.volumes.zarrs import ZarrOutput
 
 NAMES = ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr", "out.ome.zarr", "out.mrc"]
 SHAPE, TILE = (5, 20, 24), (2, 16, 16)
@@ -337,7 +337,7 @@ def fail_full(*_, **__):
 
 @pytest.mark.parametrize(
     ("where", "kept"),
-    [("zarr_output.ZarrOutput.write", 2), ("staging.StagedVolume._add", 2), ("staging.write_text", 3)],
+    [("zarrs.ZarrOutput.write", 2), ("staging.StagedVolume._add", 2), ("staging.write_text", 3)],
 )
 def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, where, kept):
     """Also one that is still full when the list of tiles is written, the first thing that a second run writes."""
@@ -363,7 +363,7 @@ def test_a_stage_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, broken)
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "out.zarr"])
 def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
-    modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "pyramid.OmeZarrOutput"}
+    modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "ome_zarr.OmeZarrOutput"}
     module = modules.get(name[-4:], "hdf5.Hdf5Output")
     monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
     with pytest.raises(UserError, match=r"^the disk is full"):

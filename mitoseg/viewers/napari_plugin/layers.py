@@ -31,8 +31,7 @@ from mitoseg.viewers.napari_plugin.jobs import show_mistake
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.formats import container_format, stored_in, written_suffixes
 from mitoseg.volumes.normalize import sample_greys
-from mitoseg.volumes.ome_image import find_levels
-from mitoseg.volumes.pyramid import holds_labels
+from mitoseg.volumes.ome_zarr import find_levels, holds_labels
 from mitoseg.volumes.units import voxel_size_nm
 
 if TYPE_CHECKING:

@@ -46,8 +46,7 @@ from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, open_volume
 from mitoseg.volumes.base import CroppedVolume, mask_volume
 from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_labels
-from mitoseg.volumes.ome_image import find_levels
-from mitoseg.volumes.pyramid import Sizes, coarser
+from mitoseg.volumes.ome_zarr import Sizes, coarser, find_levels
 from mitoseg.volumes.stored import opening
 
 log = logging.getLogger(__name__)
