@@ -181,14 +181,7 @@ def _axes(attributes: Mapping[str, object], dataset: h5py.Dataset) -> str | None
 class Hdf5Volume(StoredVolume):
     """A dataset of an HDF5 file; every process opens the file for itself."""
 
-    def __init__(
-        self,
-        path: str,
-        file: str,
-        name: str,
-        header: Header,
-        options: ReadOptions,
-    ) -> None:
+    def __init__(self, path: str, file: str, name: str, header: Header, options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._file, self._name = os.path.abspath(file), name
 

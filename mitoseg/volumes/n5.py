@@ -181,14 +181,7 @@ def _factors(dataset: Path, letters: str) -> tuple[VoxelSize | None, bool]:
 class N5Volume(StoredVolume):
     """A dataset of an N5 container; every process opens it for itself."""
 
-    def __init__(
-        self,
-        path: str,
-        dataset: Path,
-        header: Header,
-        block: tuple[int, ...],
-        options: ReadOptions,
-    ) -> None:
+    def __init__(self, path: str, dataset: Path, header: Header, block: tuple[int, ...], options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._folder, self._block = dataset.absolute(), block
 

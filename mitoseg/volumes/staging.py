@@ -47,13 +47,7 @@ from mitoseg.storage import (
 )
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
 from mitoseg.volumes.formats import check_voxel_type, place
-from mitoseg.volumes.opening import (
-    VolumeWriter,
-    check_volume_output,
-    convert,
-    create_volume,
-    open_volume,
-)
+from mitoseg.volumes.opening import VolumeWriter, check_volume_output, convert, create_volume, open_volume
 from mitoseg.volumes.zarrs import FORMAT as TILES
 from mitoseg.volumes.zarrs import ZarrOutput, is_array, remove_partial
 

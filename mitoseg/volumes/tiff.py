@@ -252,13 +252,7 @@ class _Handle:
 class PagedTiff(StoredVolume):
     """A compressed or scattered TIFF; what was decoded last is kept, so that slabs do not decode a page twice."""
 
-    def __init__(
-        self,
-        path: str,
-        header: Header,
-        files: Sequence[str],
-        options: ReadOptions,
-    ) -> None:
+    def __init__(self, path: str, header: Header, files: Sequence[str], options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._file, self._files = os.path.abspath(path), [os.path.abspath(file) for file in files]
         self._cache = PageCache()

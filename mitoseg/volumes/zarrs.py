@@ -351,13 +351,7 @@ class ZarrVolume(StoredVolume):
         lacks_scale: Whether it is of an OME-Zarr image that states no scale, and its voxel size is not known.
     """
 
-    def __init__(
-        self,
-        path: str,
-        array: zarr.Array[Any],
-        header: Header,
-        options: ReadOptions,
-    ) -> None:
+    def __init__(self, path: str, array: zarr.Array[Any], header: Header, options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._array = array
         if isinstance(array.store, CheckedStore):

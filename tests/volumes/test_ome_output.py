@@ -55,10 +55,7 @@ def test_a_label_is_the_most_frequent_one_and_never_a_new_one(image_zyx, steps):
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    shape=st.tuples(*[st.integers(1, 3000)] * 3),
-    voxel=st.tuples(*[st.floats(1, 100)] * 3),
-)
+@given(shape=st.tuples(*[st.integers(1, 3000)] * 3), voxel=st.tuples(*[st.floats(1, 100)] * 3))
 def test_levels_shrink_and_their_voxels_get_cubic(shape, voxel):
     found = levels(shape, voxel)
     assert found[0].shape == shape

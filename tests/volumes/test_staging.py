@@ -336,8 +336,7 @@ def fail_full(*_, **__):
 
 
 @pytest.mark.parametrize(
-    ("where", "kept"),
-    [("zarrs.ZarrOutput.write", 2), ("staging.StagedVolume._add", 2), ("staging.write_text", 3)],
+    ("where", "kept"), [("zarrs.ZarrOutput.write", 2), ("staging.StagedVolume._add", 2), ("staging.write_text", 3)]
 )
 def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, where, kept):
     """Also one that is still full when the list of tiles is written, the first thing that a second run writes."""
