@@ -184,25 +184,8 @@ BUILDERS = {
     "plain.nrrd": nrrd("raw"),
     "packed.nrrd": nrrd("gzip"),
 }
-JUNK = [
-    None,
-    -1,
-    0,
-    3.7,
-    "",
-    "x",
-    [],
-    {},
-    [0],
-    [-5, 4, 4],
-    [10**12] * 3,
-    [10**6] * 3,
-    [1500] * 3,
-    10**30,
-    True,
-    "uint99",
-    [[]],
-]
+JUNK = [None, -1, 0, 3.7, "", "x", [], {}, [0], [-5, 4, 4], [10**12] * 3, [10**6] * 3, [1500] * 3, 10**30, True]
+JUNK += ["uint99", [[]]]
 
 
 def malform(folder, number):
@@ -251,14 +234,8 @@ def many_flipped(file, rng):
 
 def wrong_magic(file, rng):
     data = file.read_bytes()
-    magic = [
-        b"\x89PNG\r\n\x1a\n",
-        b"II*\0\x08\0\0\0",
-        b"MM\0+\0\x08\0\0",
-        b"\x89HDF\r\n\x1a\n",
-        b"PK\3\4xxxx",
-        bytes(8),
-    ]
+    magic = [b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"MM\0+\0\x08\0\0", b"\x89HDF\r\n\x1a\n"]
+    magic += [b"PK\3\4xxxx", bytes(8)]
     chosen = magic[rng.integers(len(magic))]
     file.write_bytes(chosen + data[8:])
     return f"starts with {chosen!r}"

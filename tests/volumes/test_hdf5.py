@@ -7,6 +7,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+import zarr
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -136,6 +137,7 @@ COSEM = {"transform": {"axes": ["z", "y", "x"], "scale": [50.0, 4.6, 4.6], "unit
         *((key, {key: value}, (50, 4.6, 4.6)) for key, value in NAMED.items()),
         *(("no size", {"element_size_um": value}, None) for value in ([0.05, 0.0046], [0, 0, 0], "unknown")),
         ("cremi", CREMI, (50, 4.6, 4.6)),
+        ("cosem", COSEM, (50, 4.6, 4.6)),
         ("funlib", FUNLIB, (50, 4, 6)),
         ("funlib, its names", FUNLIB | {"axis_names": ["x", "y", "z"]}, (6, 4, 50)),
         ("funlib, in um", {"voxel_size": [0.05, 0.004, 0.006], "units": ["um"] * 3}, (50, 4, 6)),
@@ -148,17 +150,24 @@ COSEM = {"transform": {"axes": ["z", "y", "x"], "scale": [50.0, 4.6, 4.6], "unit
         ("two that do not", CREMI | {"element_size_um": [0.05, 0.0023, 0.0023]}, "contradict"),
     ],
 )
-def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, text, attributes, nm):
-    with h5py.File(tmp_path / "a.h5", "w") as h5:
-        h5["a"] = image_zyx
-        h5["a"].attrs.update(attributes)
+@pytest.mark.parametrize("container", ["a.h5", "2.zarr", "3.zarr"])
+def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, text, attributes, nm, container):
+    path = tmp_path / container
+    if container == "a.h5":
+        with h5py.File(path, "w") as h5:
+            h5["a"] = image_zyx
+            h5["a"].attrs.update({k: json.dumps(v) if isinstance(v, dict) else v for k, v in attributes.items()})
+    elif "axistags" in attributes:
+        return  # of HDF5 alone
+    else:
+        zarr.create_array(path, data=image_zyx, zarr_format=int(container[0])).attrs.update(attributes)
     if nm == "contradict":
         with pytest.raises(UserError, match=r"contradict one another.*element_size_um 50 x 2.3 x 2.3, resolution 50"):
-            open_volume(str(tmp_path / "a.h5"))
+            open_volume(path)
         nm = (5, 5, 5)
-        assert open_volume(str(tmp_path / "a.h5"), voxel_size=nm).voxel_size == nm
+        assert open_volume(path, voxel_size=nm).voxel_size == nm
     else:
-        assert open_volume(str(tmp_path / "a.h5")).voxel_size == nm
+        assert open_volume(path).voxel_size == nm
 
 
 def test_what_bigdataviewer_writes(tmp_path, image_zyx):

@@ -74,13 +74,6 @@ def test_a_mask_that_is_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("dtype", ["float64", "uint32", "int64", "float16"])
-def test_dtypes_that_there_are_not(tmp_path, dtype):
-    with pytest.raises(UserError, match=rf"an MRC holds no {dtype}.*choose uint8, .*\.h5, \.zarr or \.ome\.zarr"):
-        write(tmp_path / "a.mrc", np.zeros(SHAPE, dtype))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_long_metadata_go_into_an_extended_header(tmp_path):
     image_zyx, metadata = noise("uint8"), {"note": "ü" * 2000}
     path = write(tmp_path / "a.mrc", image_zyx, metadata=metadata)

@@ -19,16 +19,9 @@ from mitoseg.volumes.stored import state_of
     "name", ["a.tif", "a.h5", "a.h5:/d", "a.zarr", "a.zarr/0", "a.mrc", "folder", "a.xyz", "a.tif/b", "a\0b", ""]
 )
 def test_what_is_missing(tmp_path, name):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"(no such file|cannot be read).*nowhere") as caught:
         open_volume(f"{tmp_path}/nowhere/{name}")
-    assert "nowhere" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_says_so(tmp_path):
-    for name in ("a.tif", "a.h5", "a.mrc", "a.mrc.gz", "a.png", "folder"):
-        with pytest.raises(UserError, match=rf"no such file.*{name}.*check the path"):
-            open_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.gz", "a"])

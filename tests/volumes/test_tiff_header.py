@@ -139,12 +139,6 @@ def test_white_is_zero_is_turned_round(tmp_path, image_zyx, dtype, options):
     assert np.array_equal(open_volume(tmp_path / "slices").read(), image)
 
 
-def test_what_imagej_shows_inverted_is_read_as_it_measures_it(tmp_path, image_zyx, caplog):
-    volume = open_volume(white(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "ZYX"}))
-    assert np.array_equal(volume.read(), image_zyx)
-    assert "ImageJ shows the TIFF inverted" in caplog.text
-
-
 def palette(path, image, colours, **options):
     table = np.asarray(colours, np.uint16)
     tifffile.imwrite(path, image, photometric="palette", colormap=table, **options)
@@ -189,16 +183,31 @@ def test_pixels_that_are_not_read(tmp_path, image_zyx, dtype, options, says):
             open_volume(path.parent if folder else path)
 
 
-def test_an_orientation_is_told(tmp_path, image_zyx, caplog):
-    volume = open_volume(write(tmp_path / "a.tif", image_zyx, extratags=[(274, 3, 1, 4, True)]))
-    assert np.array_equal(volume.read(), image_zyx)
-    assert "orientation 4" in caplog.text
-
-
 def test_images_larger_than_tiff_have_one_page(tmp_path, image_zyx):
     """How ImageJ writes stacks of more than 4 GB: one page, and the voxels of all behind it."""
     path = write(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "ZYX", "truncate": True})
     assert np.array_equal(open_volume(path).read(), image_zyx)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"photometric": "minisblack", "extratags": [(274, 3, 1, 4, True)]}, "orientation 4"),
+        (
+            {"photometric": "minisblack", "imagej": True, "metadata": {"axes": "ZYX", "cf": 21, "vunit": "OD"}},
+            "ImageJ measures the TIFF by a curve",
+        ),
+        ({"photometric": "miniswhite", "imagej": True, "metadata": {"axes": "ZYX"}}, "ImageJ shows the TIFF inverted"),
+        ({"photometric": "minisblack", "ome": True, "metadata": {"axes": "YX"}}, "6 images of one plane"),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_told(tmp_path, image_zyx, options, says, caplog):
+    kind = {key: True for key in ("ome", "imagej") if key in options}
+    with tifffile.TiffWriter(tmp_path / "a.tif", **kind) as tif:
+        for image in image_zyx if "ome" in kind else [image_zyx]:
+            tif.write(image, **{key: value for key, value in options.items() if key not in kind})
+    assert np.array_equal(open_volume(tmp_path / "a.tif").read(), image_zyx)
+    assert says in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -231,12 +240,6 @@ def test_calibration_of_imagej(tmp_path, image_zyx, slope, intercept):
     assert volume.state()
 
 
-def test_a_calibration_curve_of_imagej_is_told(tmp_path, image_zyx, caplog):
-    path = write(tmp_path / "a.tif", image_zyx, imagej=True, metadata={"axes": "ZYX", "cf": 21, "vunit": "OD"})
-    assert np.array_equal(open_volume(path).read(), image_zyx)
-    assert "ImageJ measures the TIFF by a curve" in caplog.text
-
-
 @pytest.mark.parametrize(
     "second", [{"predictor": 2}, {"photometric": "miniswhite"}, {"compression": "lzw"}, {"tile": (16, 16)}]
 )
@@ -247,14 +250,6 @@ def test_slices_that_are_stored_in_different_ways(tmp_path, image_zyx, second):
             tif.write(image_zyx[0], **{**common, **options})
     with pytest.raises(UserError, match="stored in different ways"):
         open_volume(tmp_path / "a.tif")
-
-
-def test_images_of_one_plane_may_be_positions(tmp_path, image_zyx, caplog):
-    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
-        for image_yx in image_zyx:
-            tif.write(image_yx, photometric="minisblack", metadata={"axes": "YX"})
-    assert np.array_equal(open_volume(tmp_path / "a.ome.tif").read(), image_zyx)
-    assert "6 images of one plane" in caplog.text
 
 
 @pytest.mark.parametrize(

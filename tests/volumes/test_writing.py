@@ -243,14 +243,17 @@ def test_what_is_no_shape_or_size(tmp_path, options, says):
         create_volume(f"{tmp_path}/a.zarr", **{"shape": (1, 2, 3), "dtype": "uint8", **options})
 
 
-def test_dtypes_that_fiji_cannot_open(tmp_path):
-    with (
-        pytest.raises(UserError, match=r"a TIFF stack holds no uint64.*\.h5, \.zarr or"),
-        create_volume(f"{tmp_path}/a.tif", (1, 2, 3), "uint64"),
-    ):
-        pytest.fail("must not get here")
-    with pytest.raises(UserError, match="complex"):
-        create_volume(f"{tmp_path}/a.h5", (1, 2, 3), "complex64")
+@pytest.mark.parametrize(
+    ("name", "dtype", "says"),
+    [
+        *(("a.mrc", d, rf"an MRC holds no {d}.*choose uint8, .*\.zarr or") for d in ("float64", "uint32", "float16")),
+        ("a.tif", "uint64", r"a TIFF stack holds no uint64.*\.h5, \.zarr or"),
+        ("a.h5", "complex64", "complex"),
+    ],
+)
+def test_dtypes_that_a_format_cannot_hold(tmp_path, name, dtype, says):
+    with pytest.raises(UserError, match=says):
+        create_volume(tmp_path / name, (1, 2, 3), dtype)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,3 +1,6 @@
+"""Zarr arrays and images, and chunks that are not there."""
+
+import itertools
 import json
 import logging
 import os
@@ -6,11 +9,13 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import open_volume
+from mitoseg.volumes import ArrayVolume, create_volume, map_labels, open_volume
 
 BOX = Box((1, 7, 20), (5, 33, 50))
 NAMES = {"z": "space", "y": "space", "x": "space", "c": "channel", "t": "time"}
@@ -65,15 +70,12 @@ def test_a_group_with_one_array(tmp_path, image_zyx, version):
     with pytest.raises(UserError, match=r"holds 2 arrays.*name one: .*a\.zarr/more, .*a\.zarr/raw"):
         open_volume(f"{tmp_path}/a.zarr")
     assert open_volume(f"{tmp_path}/a.zarr/more").shape == (5, 6, 7)
-
-
-def test_arrays_deeper_in_a_group(tmp_path, image_zyx):
-    group = zarr.create_group(store=tmp_path / "a.zarr")
-    group.create_array("deep/er/raw", shape=image_zyx.shape, dtype="uint8")[...] = image_zyx
-    assert np.array_equal(open_volume(f"{tmp_path}/a.zarr:/deep/er/raw").read(), image_zyx)
-    assert np.array_equal(open_volume(f"{tmp_path}/a.zarr/deep/er").read(), image_zyx)
-    with pytest.raises(UserError, match=r"holds 0 arrays.*name one: .*a\.zarr/deep"):
-        open_volume(f"{tmp_path}/a.zarr")
+    deep = zarr.create_group(store=tmp_path / "b.zarr", zarr_format=version)
+    deep.create_array("deep/er/raw", shape=image_zyx.shape, dtype="uint8")[...] = image_zyx
+    for path in ("b.zarr:/deep/er/raw", "b.zarr/deep/er"):
+        assert np.array_equal(open_volume(f"{tmp_path}/{path}").read(), image_zyx)
+    with pytest.raises(UserError, match=r"holds 0 arrays.*name one: .*b\.zarr/deep"):
+        open_volume(f"{tmp_path}/b.zarr")
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -85,21 +87,12 @@ def test_the_finest_level_of_an_ome_image(tmp_path, image_zyx, version, axes, un
     assert volume.shape == image_zyx.shape
     assert volume.voxel_size == (50, 4.6, 4.5)
     assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
-
-
-def test_scales_of_the_image_and_the_level_multiply(tmp_path, image_zyx):
-    path = write_ome(tmp_path / "a.zarr", image_zyx, "0.5", scales=[(10, 2, 2), (5, 2, 2)])
-    assert open_volume(path).voxel_size == (50, 4, 4)
-
-
-def test_an_ome_image_without_units_has_no_voxel_size(tmp_path, image_zyx):
-    open_volume(write_ome(tmp_path / "b.zarr", image_zyx, "0.5", unit=None)).check_scale()  # which may count voxels
-    assert open_volume(write_ome(tmp_path / "a.zarr", image_zyx, "0.4", unit=None)).voxel_size is None
-
-
-def test_an_ome_image_with_few_slices_states_its_axes(tmp_path, image_zyx):
-    path = write_ome(tmp_path / "a.zarr", image_zyx[:3], "0.4")
-    assert np.array_equal(open_volume(path).read(), image_zyx[:3])
+    path = write_ome(tmp_path / "b.zarr", image_zyx[:3], version, scales=[(10, 2, 2), (5, 2, 2)])
+    assert open_volume(path).voxel_size == (50, 4, 4)  # that of the level times that of the image
+    assert open_volume(path).shape == (3, 37, 50)  # no colours, as the image says
+    counted = open_volume(write_ome(tmp_path / "c.zarr", image_zyx, version, unit=None))
+    assert counted.voxel_size is None
+    counted.check_scale()  # which may count voxels
 
 
 def test_channels_ask(tmp_path, image_zyx):
@@ -124,43 +117,10 @@ def test_names_of_dimensions_are_taken(tmp_path, image_zyx):
         path = write_array(tmp_path / f"{n}.zarr", turned)
         zarr.open(path).attrs.update(attributes)
         assert np.array_equal(open_volume(path).read(), image_zyx)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "nm"),
-    [
-        ({"voxel_size_nm": [50, 4.6, 4.6]}, (50, 4.6, 4.6)),
-        ({"element_size_um": [0.05, 0.0046, 0.0046]}, (50, 4.6, 4.6)),
-        ({"voxel_size_nm": "5"}, None),
-        ({}, None),
-    ],
-)
-def test_voxel_size(tmp_path, image_zyx, attributes, nm):
-    assert open_volume(write_array(tmp_path / "a.zarr", image_zyx, attributes=attributes)).voxel_size == nm
-
-
-@pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize(
-    ("attributes", "nm"),
-    [
-        (
-            {"voxel_size": [50, 4, 5], "offset": [0, 0, 8], "axis_names": ["z", "y", "x"], "units": ["nm"] * 3},
-            (50, 4, 5),
-        ),
-        ({"resolution": [50, 4, 5]}, (50, 4, 5)),
-        ({"pixelResolution": {"dimensions": [5, 4, 50], "unit": "nm"}}, (50, 4, 5)),
-        ({"transform": {"axes": ["z", "y", "x"], "scale": [50, 4, 5], "units": ["nm"] * 3}}, (50, 4, 5)),
-        ({"resolution": [50, 4, 5], "voxel_size": [40, 4, 5]}, None),
-    ],
-)
-def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, version, attributes, nm):
-    array = zarr.create_array(tmp_path / "a.zarr", data=image_zyx, zarr_format=version)
-    array.attrs.update(attributes)
-    if nm is None:
-        with pytest.raises(UserError, match="contradict one another"):
-            open_volume(f"{tmp_path}/a.zarr")
-    else:
-        assert open_volume(f"{tmp_path}/a.zarr").voxel_size == nm
+    path = write_array(tmp_path / "funlib.zarr", image_zyx[None])
+    zarr.open(path).attrs.update({"voxel_size": [50, 4, 5], "axis_names": ["c^", "z", "y", "x"]})
+    assert open_volume(path).voxel_size == (50, 4, 5)
+    assert np.array_equal(open_volume(path).read(), image_zyx)
 
 
 def test_what_webknossos_writes(tmp_path, image_zyx):
@@ -185,37 +145,25 @@ def test_a_flat_image_is_as_thick_as_a_pixel_is_wide(tmp_path, image_zyx, caplog
     assert "one slice of unknown thickness" in caplog.text
 
 
-def test_channels_that_funlib_marks(tmp_path, image_zyx):
-    array = zarr.create_array(tmp_path / "a.zarr", data=image_zyx[None])
-    array.attrs.update({"voxel_size": [50, 4, 5], "axis_names": ["c^", "z", "y", "x"]})
-    volume = open_volume(f"{tmp_path}/a.zarr")
-    assert volume.voxel_size == (50, 4, 5)
-    assert np.array_equal(volume.read(), image_zyx)
+CHECKED = [(numcodecs.Blosc(), BloscCodec()), (numcodecs.Zstd(), ZstdCodec()), (numcodecs.GZip(), GzipCodec())]
+CODECS = [
+    *((make, codec, 16) for make, codec in CHECKED),
+    *((make, make, 16) for make, _ in CHECKED),
+    *((make, make, 1) for make in (numcodecs.Zlib(), numcodecs.BZ2(), numcodecs.LZMA())),  # they do not say how much
+]
 
 
-@pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("codec", ["blosc", "zstd", "gzip"])
-def test_a_chunk_that_unpacks_to_far_too_much(tmp_path, image_zyx, version, codec):
+@pytest.mark.parametrize(("make", "codec", "told"), CODECS)
+def test_a_chunk_that_unpacks_to_far_too_much(tmp_path, image_zyx, make, codec, told):
     """Shape and chunks stay as they are; only the file of one chunk is another one."""
-    make = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip()}[codec]
-    codecs = make if version == 2 else {"blosc": BloscCodec(), "zstd": ZstdCodec(), "gzip": GzipCodec()}[codec]
-    options = {"chunks": (3, 37, 50), "compressors": codecs, "zarr_format": version}
+    version = 2 if codec is make else 3
+    options = {"chunks": (3, 37, 50), "compressors": codec, "zarr_format": version}
     zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, **options)
     volume = open_volume(f"{tmp_path}/a.zarr")
     assert np.array_equal(volume.read(), image_zyx + 1)
     chunk = tmp_path / "a.zarr" / ("0.0.0" if version == 2 else "c/0/0/0")
     chunk.write_bytes(make.encode(np.zeros(2**24, np.uint8)))
-    with pytest.raises(UserError, match="would unpack to 16 MiB"):
-        volume.read()
-
-
-@pytest.mark.parametrize("make", [numcodecs.Zlib(), numcodecs.BZ2(), numcodecs.LZMA()])
-def test_a_chunk_that_does_not_say_what_it_unpacks_to(tmp_path, image_zyx, make):
-    zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, chunks=(3, 37, 50), compressors=make, zarr_format=2)
-    volume = open_volume(f"{tmp_path}/a.zarr")
-    assert np.array_equal(volume.read(), image_zyx + 1)
-    (tmp_path / "a.zarr" / "0.0.0").write_bytes(make.encode(np.zeros(2**24, np.uint8)))
-    with pytest.raises(UserError, match="would unpack to 1 MiB, more than belongs in it"):
+    with pytest.raises(UserError, match=f"would unpack to {told} MiB, more than belongs in it"):
         volume.read()
 
 
@@ -327,3 +275,141 @@ def test_an_image_in_shards(tmp_path, image_zyx, index):
         assert volume.voxel_size == (50, 4.6, 4.5)
         assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
         assert np.array_equal(volume.read(), image_zyx)
+
+
+SHAPE, CHUNK = (5, 9, 13), (2, 4, 5)  # 3 x 3 x 3 chunks, the last ones cut off
+LAYOUTS = {
+    "2 dots": {"zarr_format": 2},
+    "2 slashes": {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}},
+    "3 slashes": {"zarr_format": 3},
+    "3 dots": {"zarr_format": 3, "chunk_key_encoding": {"name": "default", "separator": "."}},
+    "3 as 2": {"zarr_format": 3, "chunk_key_encoding": {"name": "v2", "separator": "."}},
+}
+
+
+def make(path, boxes, layout="3 slashes", shards=None):
+    """An array of which only some boxes are written; -1 is the fill value."""
+    array = zarr.create_array(
+        store=path, shape=SHAPE, chunks=CHUNK, shards=shards, dtype="int16", fill_value=-1, **LAYOUTS[layout]
+    )
+    for box in boxes:
+        array[box.slices] = 7
+    return str(path)
+
+
+def chunk_box(place):
+    start = tuple(i * c for i, c in zip(place, CHUNK, strict=True))
+    return Box(start, tuple(min(a + c, n) for a, c, n in zip(start, CHUNK, SHAPE, strict=True)))
+
+
+ALL = [chunk_box(place) for place in itertools.product(range(3), repeat=3)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gone", [0, 1, 5, 27])
+def test_missing_chunks_are_counted(tmp_path, layout, gone):
+    volume = open_volume(make(tmp_path / "a.zarr", ALL[gone:], layout))
+    if gone == 0:
+        volume.check_complete()
+        assert (volume.read() == 7).all()
+        return
+    says = rf"{gone} of 27 chunks are missing and would read as -1: .*a\.zarr.*restore them.*missing_chunks=fill"
+    with pytest.raises(UserError, match=says) as caught:
+        volume.check_complete()
+    assert "\n" not in str(caught.value)
+    assert volume.read()[0, 0, 0] == -1  # reading itself fills
+
+
+@settings(max_examples=30, deadline=None)
+@given(written=st.sets(st.sampled_from(ALL)), shards=st.sampled_from([(2, 4, 5), (4, 4, 10), (6, 12, 15)]))
+def test_chunks_inside_shards_are_counted(tmp_path_factory, written, shards):
+    volume = open_volume(make(tmp_path_factory.mktemp("any") / "a.zarr", sorted(written, key=str), shards=shards))
+    assert (volume.read() == -1).any() == (len(written) < len(ALL))
+    if len(written) == len(ALL):
+        volume.check_complete()
+        return
+    with pytest.raises(UserError, match=f"^{27 - len(written)} of 27 chunks"):
+        volume.check_complete()
+
+
+@pytest.mark.parametrize(
+    "codec", [{"index_location": "start"}, {"index_codecs": [{"name": "bytes", "configuration": {"endian": "big"}}]}]
+)
+def test_indices_of_shards_of_another_make(tmp_path, codec):
+    path = tmp_path / "a.zarr"
+    serializer = zarr.codecs.ShardingCodec(chunk_shape=CHUNK, **codec)
+    array = zarr.create_array(
+        store=path,
+        shape=SHAPE,
+        chunks=(4, 8, 10),
+        dtype="int16",
+        serializer=serializer,
+        compressors=None,
+        filters=None,
+    )
+    array[...] = 7
+    open_volume(str(path)).check_complete()
+    array[ALL[0].slices] = 0  # the fill value: zarr leaves the chunk out
+    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
+        open_volume(str(path)).check_complete()
+
+
+def test_a_shard_that_is_empty(tmp_path):
+    path = make(tmp_path / "a.zarr", ALL, shards=(4, 4, 10))
+    open_volume(path).check_complete()
+    (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^4 of 27 chunks"):
+        open_volume(path).check_complete()
+
+
+def test_rubbish_is_no_chunk(tmp_path):
+    path = make(tmp_path / "a.zarr", ALL[1:])
+    for name in ("c/0/0/0.tmp", "c/0/0/00", "c/9/9/9", "0.0.0", "c/0.0.0", "notes.txt"):
+        (tmp_path / "a.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a.zarr" / name).write_text("x")
+    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
+        open_volume(path).check_complete()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_level_in_use_of_an_image(tmp_path, version):
+    group = zarr.create_group(store=tmp_path / "a.zarr", zarr_format=version)
+    group.create_array("s0", shape=SHAPE, chunks=CHUNK, dtype="uint8")[...] = 1
+    group.create_array("s1", shape=SHAPE, chunks=CHUNK, dtype="uint8")
+    image = {"axes": [{"name": a} for a in "zyx"], "datasets": [{"path": "s0"}, {"path": "s1"}]}
+    group.attrs.update({"multiscales": [image]} if version == 2 else {"ome": {"multiscales": [image]}})
+    open_volume(tmp_path / "a.zarr").check_complete()
+    with pytest.raises(UserError, match=r"^27 of 27 chunks.*a\.zarr/s1"):
+        open_volume(tmp_path / "a.zarr" / "s1").check_complete()
+    next(p for p in (tmp_path / "a.zarr" / "s0").rglob("*") if p.name in ("0.0.0", "0") and p.is_file()).unlink()
+    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
+        open_volume(tmp_path / "a.zarr").check_complete()
+
+
+def test_labels_ask_what_they_are_made_of(tmp_path):
+    path = make(tmp_path / "a.zarr", ALL)
+    labels = map_labels(open_volume(path))
+    labels.check_complete()
+    (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
+        labels.check_complete()
+
+
+def test_other_formats_are_complete(tmp_path):
+    ArrayVolume(np.zeros(SHAPE)).check_complete()
+    for name in ("a.tif", "a.h5", "a.mrc"):
+        with create_volume(tmp_path / name, SHAPE, "uint8") as writer:
+            writer.write(Box.of_shape(SHAPE), np.zeros(SHAPE, np.uint8))
+        open_volume(tmp_path / name).check_complete()
+
+
+def test_many_chunks_are_counted_at_once(tmp_path):
+    """Each of ten thousand files is looked at once, and places without a file cost nothing."""
+    zarr.create_array(store=tmp_path / "a.zarr", shape=(200, 200, 10**9), chunks=(10, 10, 10), dtype="uint8")
+    for z, y in itertools.product(range(20), repeat=2):
+        folder = tmp_path / "a.zarr" / "c" / str(z) / str(y)
+        folder.mkdir(parents=True)
+        for x in range(25):
+            (folder / str(x)).touch()
+    with pytest.raises(UserError, match=f"^{400 * 10**8 - 10_000} of {400 * 10**8} chunks"):
+        open_volume(tmp_path / "a.zarr").check_complete()

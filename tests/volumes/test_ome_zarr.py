@@ -1,7 +1,6 @@
-"""OME-Zarr out: what coarser levels hold, where they lie, and that other readers agree."""
+"""OME-Zarr: images in groups, and outputs: what coarser levels hold, where they lie, and that other readers agree."""
 
 import itertools
-import json
 import math
 import tempfile
 
@@ -11,6 +10,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from test_zarrs import write_ome
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
@@ -84,10 +84,6 @@ def test_levels_shrink_and_their_voxels_get_cubic(shape, voxel):
 )
 def test_which_axes_are_halved(voxel, steps):
     assert halved((100, 100, 100), voxel) == steps
-
-
-def test_a_single_slice_does_not_stop_the_others():
-    assert [level.shape for level in levels((1, 1000, 1000), (1, 50, 50))][-1] == (1, 250, 250)
 
 
 @pytest.mark.parametrize(
@@ -215,19 +211,81 @@ def test_an_error_while_writing_makes_no_levels(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("a.mrc", "uint32"), ("a.tif", "uint64")])
-def test_types_that_a_format_cannot_hold_are_refused_first(tmp_path, name, dtype):
-    with pytest.raises(UserError, match=r"choose .* or a name that ends in .*\.h5"):
-        check_volume_output(f"{tmp_path}/{name}", False, dtype)
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("axes", ["zyx", "czyx"])
+@pytest.mark.parametrize("sign", ["/", ":/", ":"])
+def test_a_level_has_the_axes_and_the_scale_of_its_image(tmp_path, image_zyx, version, axes, sign):
+    path = write_ome(tmp_path / "a.ome.zarr", image_zyx, version, axes, scales=((50, 4.6, 4.5), (2, 1, 1)))
+    assert open_volume(f"{path}{sign}s0").voxel_size == (100, 4.6, 4.5)
+    volume = open_volume(f"{path}{sign}s1")
+    assert volume.voxel_size == (4, 2, 2)
+    assert np.array_equal(volume.read(), image_zyx[::2, ::2, ::2])
+    group = zarr.open_group(path, mode="r+")
+    for name in ("deep/s2", "other"):  # the second is not of the image
+        group.create_array(name, shape=(1,) * (len(axes) - 3) + (5, 6, 7), dtype="uint8")
+    attributes = group.attrs.asdict()
+    scale = [{"type": "scale", "scale": [1.0] * (len(axes) - 3) + [7.0, 8.0, 9.0]}]
+    images = attributes.get("ome", attributes)["multiscales"]
+    images[0]["datasets"].append({"path": "deep/s2", "coordinateTransformations": scale})
+    group.attrs.update(attributes)
+    assert open_volume(f"{path}{sign}deep/s2").voxel_size == (14, 8, 9)
+    assert open_volume(f"{path}{sign}other", axes=axes).voxel_size is None
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.ome.zarr"])
-def test_instances_and_their_voxel_size_survive(tmp_path, name):
-    ids = np.array([0, 1, 70_000, 2**32 - 1], "uint32").reshape(1, 2, 2)
-    path = write(tmp_path / name, ids, voxel_size=(50, 4.6, 4.5), metadata={"kind": "instances"})
-    volume = open_volume(path)
-    assert volume.dtype == np.uint32
-    assert np.array_equal(volume.read(), ids)
-    assert volume.voxel_size == pytest.approx((50, 4.6, 4.5), rel=1e-6)
-    assert volume.info.metadata == {"kind": "instances"}
-    assert json.loads(json.dumps(volume.info.metadata)) == volume.info.metadata
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("place", ["0", "A/1/0"])
+def test_the_only_image_in_a_group(tmp_path, image_zyx, version, place):
+    zarr.create_group(
+        store=tmp_path / "a.zarr",
+        zarr_format=2 if version == "0.4" else 3,
+        attributes={"bioformats2raw.layout": 3} if place == "0" else {"plate": {}},
+    ).create_group("OME")
+    if place != "0":
+        zarr.open_group(tmp_path / "a.zarr", mode="r+").create_group("A/1")
+    write_ome(tmp_path / "a.zarr" / place, image_zyx, version)
+    volume = open_volume(f"{tmp_path}/a.zarr")
+    assert volume.voxel_size == (50, 4.6, 4.5)
+    assert np.array_equal(volume.read(), image_zyx)
+    assert open_volume(f"{tmp_path}/a.zarr/{place}").shape == volume.shape
+    assert open_volume(f"{tmp_path}/a.zarr:/{place}/s1").voxel_size == (2, 2, 2)
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_several_images_ask(tmp_path, image_zyx, count):
+    zarr.create_group(store=tmp_path / "a.zarr", attributes={"ome": {"bioformats2raw.layout": 3, "version": "0.5"}})
+    for i in range(count):
+        write_ome(tmp_path / "a.zarr" / str(i), image_zyx[:5, :4, :4], "0.5")
+    with pytest.raises(UserError, match=r"several images.*name one: \S*a\.zarr/0, \S*a\.zarr/1") as caught:
+        open_volume(f"{tmp_path}/a.zarr")
+    assert ("and more" in str(caught.value)) == (count == 12)
+    assert open_volume(f"{tmp_path}/a.zarr/1").voxel_size == (50, 4.6, 4.5)
+
+
+@pytest.mark.parametrize("transforms", [None, [], [{"type": "identity"}], [{"type": "scale", "path": "elsewhere"}]])
+def test_an_image_without_a_scale_opens(tmp_path, image_zyx, transforms):
+    path = write_ome(tmp_path / "a.zarr", image_zyx, "0.4")
+    group = zarr.open_group(path, mode="r+")
+    images = group.attrs.asdict()["multiscales"]
+    for level in images[0]["datasets"]:
+        level["coordinateTransformations"] = transforms or []
+        if transforms is None:
+            del level["coordinateTransformations"]
+    group.attrs["multiscales"] = images
+    for name in (path, f"{path}/s1"):
+        assert open_volume(name).voxel_size is None
+        with pytest.raises(UserError, match=r"the OME-Zarr image states no scale: .*give voxel_size=\[z,y,x\] in nm"):
+            open_volume(name).check_scale()
+        open_volume(name, voxel_size=(50, 4, 4)).check_scale()
+    assert np.array_equal(open_volume(path).read(), image_zyx)
+
+
+def test_an_image_whose_array_is_gone(tmp_path, image_zyx):
+    path = write_ome(tmp_path / "a.zarr", image_zyx, "0.5")
+    group = zarr.open_group(path, mode="r+")
+    del group["s0"]
+    with pytest.raises(UserError, match=r"a\.zarr") as caught:
+        open_volume(path)
+    assert "\n" not in str(caught.value)
+    group.create_group("s0")
+    with pytest.raises(UserError, match="no array of its finest level"):
+        open_volume(path)
