@@ -1,21 +1,18 @@
 """Volumes to training batches: positions, labels, balance, rotation, the LightningDataModules."""
 
 from mitoseg.sampling.bank import VolumeBank
-from mitoseg.sampling.choice import data_module
-from mitoseg.sampling.draws import BlockLoader, BlockSampler, Draws, EpochDraws, TileLoader
-from mitoseg.sampling.module import BlockDataModule
+from mitoseg.sampling.datamodule import BlockDataModule, TileDataModule, data_module
+from mitoseg.sampling.draws import BlockSampler, EpochDraws, EpochLoader
 from mitoseg.sampling.positions import BlockRule, PositionTable
 from mitoseg.sampling.regions import RegionDataModule, SlabLoader, SliceLoader
-from mitoseg.sampling.tile_bank import EpochTiles, TileBank, TileDraws
-from mitoseg.sampling.tile_module import TileDataModule
+from mitoseg.sampling.tile_bank import EpochTiles, TileBank
 
 __all__ = [
     "BlockDataModule",
-    "BlockLoader",
     "BlockRule",
     "BlockSampler",
-    "Draws",
     "EpochDraws",
+    "EpochLoader",
     "EpochTiles",
     "PositionTable",
     "RegionDataModule",
@@ -23,8 +20,6 @@ __all__ = [
     "SliceLoader",
     "TileBank",
     "TileDataModule",
-    "TileDraws",
-    "TileLoader",
     "VolumeBank",
     "data_module",
 ]

@@ -5,27 +5,16 @@ on slices. MONAI transforms do what is common to all images; what only sections 
 Each sample has a seed of its own: what is done to it depends neither on its batch nor on the number of devices. (Noise
 is drawn on the device: from one seed a CPU and a GPU draw different noise.)
 
-What happens to single sections: they go missing, shift, blur, or have a contrast of their own.
-
-Transforms of MONAI's dictionary kind on a stack ``image`` (S, Y, X), normalised; labels stay as they are, except those
-of shifted sections. Where only the middle section is labelled (the channels of a network on slices), it neither goes
-missing nor shifts.
-
-What augmentation needs beside MONAI's transforms: a view of a stack as a volume, and noise made on the device.
-
-Turns by any angle, scaling and elastic deformation of a stack of sections, in one resampling.
+The transforms here are of MONAI's dictionary kind, on a stack ``image`` (S, Y, X), normalised. Single sections go
+missing, shift, blur, or have a contrast of their own; labels stay as they are, except those of shifted sections. Where
+only the middle section is labelled (the channels of a network on slices), it neither goes missing nor shifts. A stack
+is turned by any angle, scaled and deformed in one resampling:
 
     voxel of the result  --turn, scale, tilt about the centre-->  --plus the deformation-->  where it is read
 
 The deformation is a free-form one: cubic B-splines on a coarse grid of random displacements (Rueckert et al., IEEE TMI
 18(8), 1999), smooth and cheap. MONAI's elastic transforms resize the whole field in 2D, which takes five times as
 long, or smooth noise at every voxel in 3D; and they cannot mark what lies outside of the tile.
-
-The ways to turn and mirror a tile that move voxels without changing them.
-
-dihedral     8   quarter turns and mirror images in the plane
-dihedral_z  16   those, and the same with z mirrored (the order of the channels, where these are neighbouring slices)
-cubic       48   all of a cube, for cubic voxels and tiles
 """
 
 from __future__ import annotations
@@ -224,37 +213,47 @@ IMAGE, LABEL = "image", "label"
 """Keys of a sample, for further transforms of MONAI's dictionary kind."""
 
 
-class _OneSectiond(RandomizableTransform, MapTransform):
-    """Does something to one section, chosen at random.
+class _Stackd(RandomizableTransform, MapTransform):
+    """Changes the image of a sample, and perhaps its labels, with a probability.
 
     Args:
         prob: Probability that it strikes a stack.
     """
-
-    spares_labelled = False
 
     def __init__(self, prob: float = 0.1) -> None:
         MapTransform.__init__(self, [IMAGE])
         RandomizableTransform.__init__(self, prob)
 
     @abstractmethod
+    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+        """What of image (S, Y, X) and label (1 or S, Y, X) is another one."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample, changed if chance will have it."""
+        self.randomize(None)
+        return {**data, **(self.strike(data[IMAGE], data[LABEL]) if self._do_transform else {})}
+
+
+class _OneSectiond(_Stackd):
+    """Does something to one section, chosen at random."""
+
+    spares_labelled = False
+
+    @abstractmethod
     def change(self, image_syx: Tensor, section: int) -> Tensor:
         """The section (Y, X) as it becomes."""
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the image of a sample."""
-        sample = dict(data)
-        self.randomize(None)
-        image_syx, count = sample[IMAGE], len(sample[IMAGE])
-        alone = len(sample[LABEL]) < count or count == 1  # the labelled section is the middle one
+    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+        """See `_Stackd`."""
+        count = len(image)
+        alone = len(label) < count or count == 1  # the labelled section is the middle one
         choices = [s for s in range(count) if not (self.spares_labelled and alone and s == count // 2)]
-        if not self._do_transform or not choices:
-            return sample
+        if not choices:
+            return {}
         section = choices[int(self.R.randint(len(choices)))]
-        changed = image_syx.clone()
-        changed[section] = self.change(image_syx, section)
-        sample[IMAGE] = changed
-        return sample
+        changed = image.clone()
+        changed[section] = self.change(image, section)
+        return {IMAGE: changed}
 
 
 class MissingSectiond(_OneSectiond):
@@ -274,7 +273,7 @@ class MissingSectiond(_OneSectiond):
         return noise + grey
 
 
-class ShiftedSectiond(RandomizableTransform, MapTransform):
+class ShiftedSectiond(_Stackd):
     """A section is shifted in y and x, or all from it outwards; the middle one stays.
 
     Where every section has a label, theirs move with them, to whole pixels. At the edge a section is reflected.
@@ -285,28 +284,23 @@ class ShiftedSectiond(RandomizableTransform, MapTransform):
     """
 
     def __init__(self, prob: float = 0.1, reach: float = 4.0) -> None:
-        MapTransform.__init__(self, [IMAGE, LABEL])
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(prob)
         self.reach = reach
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Shift sections of a sample."""
-        sample = dict(data)
-        self.randomize(None)
-        count = len(sample[IMAGE])
-        if not self._do_transform or count == 1:
-            return sample
+    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+        """Shift image and labels."""
+        count, found = len(image), dict[Hashable, Tensor]()
+        if count == 1:
+            return found
         first = last = int(self.R.choice([s for s in range(count) if s != count // 2]))
         if self.R.rand() < 0.5:
             first, last = (0, first) if first < count // 2 else (first, count - 1)
         y, x = self.R.uniform(-self.reach, self.reach, 2).tolist()
-        for key in self.keys:
-            if len(sample[key]) == count:
-                changed = sample[key].clone()
-                shift = (round(y), round(x)) if key == LABEL else (y, x)
-                changed[first : last + 1] = shifted(changed[first : last + 1], shift)
-                sample[key] = changed
-        return sample
+        for key, stack, shift in ((IMAGE, image, (y, x)), (LABEL, label, (round(y), round(x)))):
+            if len(stack) == count:
+                found[key] = stack.clone()
+                found[key][first : last + 1] = shifted(stack[first : last + 1], shift)
+        return found
 
 
 def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
@@ -335,7 +329,7 @@ class BlurredSectiond(_OneSectiond):
         return blurred
 
 
-class SectionContrastd(RandomizableTransform, MapTransform):
+class SectionContrastd(_Stackd):
     """Every section has a contrast and a brightness of its own.
 
     Args:
@@ -344,21 +338,13 @@ class SectionContrastd(RandomizableTransform, MapTransform):
     """
 
     def __init__(self, prob: float = 0.2, gain: float = 0.25) -> None:
-        MapTransform.__init__(self, [IMAGE])
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(prob)
         self.gain = gain
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the image of a sample."""
-        sample = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            image_syx = sample[IMAGE]
-            factor_s2 = torch.from_numpy(self.R.uniform(-self.gain, self.gain, (2, len(image_syx), 1, 1))).to(
-                image_syx
-            )
-            sample[IMAGE] = image_syx * (1 + factor_s2[0]) + factor_s2[1]
-        return sample
+    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+        """Change the image."""
+        factor_s2 = torch.from_numpy(self.R.uniform(-self.gain, self.gain, (2, len(image), 1, 1))).to(image)
+        return {IMAGE: image * (1 + factor_s2[0]) + factor_s2[1]}
 
 
 class AsVolumed(Randomizable):
@@ -392,7 +378,7 @@ class AsVolumed(Randomizable):
         return {**data, **{key: changed[key][0] for key in (IMAGE, LABEL)}}
 
 
-class GaussianNoised(RandomizableTransform, MapTransform):
+class GaussianNoised(_Stackd):
     """Gaussian noise, drawn where the tile lies; MONAI's is drawn on the host, which takes five times as long.
 
     Args:
@@ -401,20 +387,14 @@ class GaussianNoised(RandomizableTransform, MapTransform):
     """
 
     def __init__(self, prob: float = 0.1, std: float = 0.3) -> None:
-        MapTransform.__init__(self, [IMAGE])
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(prob)
         self.std = std
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change the image of a sample."""
-        sample = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            image_syx = sample[IMAGE]
-            generator = torch.Generator(image_syx.device).manual_seed(int(self.R.randint(2**31)))
-            noise = torch.randn(image_syx.shape, generator=generator, device=image_syx.device)
-            sample[IMAGE] = image_syx + float(self.R.uniform(0, self.std)) * noise
-        return sample
+    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+        """Change the image."""
+        generator = torch.Generator(image.device).manual_seed(int(self.R.randint(2**31)))
+        noise = torch.randn(image.shape, generator=generator, device=image.device)
+        return {IMAGE: image + float(self.R.uniform(0, self.std)) * noise}
 
 
 OUTSIDE = ("ignore", "reflect")
@@ -424,7 +404,7 @@ _SPACING = 32
 """Voxels between nodes of the deformation."""
 
 
-class Warpd(RandomizableTransform, MapTransform):
+class Warpd(_Stackd):
     """Turn, scale and deform a stack; the image linearly, the label by the nearest voxel.
 
     All sections are moved alike, unless ``tilt`` is given. The image goes on outside of the tile as its reflection.
@@ -450,29 +430,19 @@ class Warpd(RandomizableTransform, MapTransform):
         tilt: float = 0.0,
         outside: str = "ignore",
     ) -> None:
-        MapTransform.__init__(self, [IMAGE, LABEL])
-        RandomizableTransform.__init__(self, prob)
+        super().__init__(prob)
         self.magnitude, self.scale, self.stretch = magnitude, math.log1p(scale), math.log(stretch)
         self.rotation, self.tilt, self.outside = math.radians(rotation), math.radians(tilt), outside
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Warp a sample."""
-        sample = dict(data)
-        self.randomize(None)
-        if self._do_transform:
-            image, label = sample[IMAGE], sample[LABEL]
-            deep = self.tilt > 0 and len(label) == len(image) > 1
-            if deep:
-                image, label = image[None], label[None]
-            grid = self.grid(image.shape[1:], image.device)
-            sample[IMAGE] = _read(image, grid, "bilinear").reshape(sample[IMAGE].shape)
-            sample[LABEL] = self._labels(label, grid).reshape(sample[LABEL].shape)
-        return sample
-
-    def _labels(self, label: Tensor, grid: Tensor) -> Tensor:
-        """Labels (C, *size) at the nearest voxels."""
-        moved = _read(label.float(), grid, "nearest").to(label.dtype)
-        return moved if self.outside == "reflect" else moved.masked_fill((grid[0].abs() > 1).any(-1), IGNORE)
+    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+        """Warp image and labels."""
+        deep = self.tilt > 0 and len(label) == len(image) > 1
+        tile, truth = (image[None], label[None]) if deep else (image, label)
+        grid = self.grid(tile.shape[1:], image.device)
+        moved = _read(truth.float(), grid, "nearest").to(label.dtype)
+        if self.outside != "reflect":
+            moved = moved.masked_fill((grid[0].abs() > 1).any(-1), IGNORE)
+        return {IMAGE: _read(tile, grid, "bilinear").reshape(image.shape), LABEL: moved.reshape(label.shape)}
 
     def grid(self, size: Sequence[int], device: torch.device) -> Tensor:
         """Where each voxel is read: (1, *size, dimensions), x first, from -1 to 1 over the tile's extent."""
@@ -551,4 +521,8 @@ TILE_SYMMETRIES: dict[str, tuple[TileSymmetry, ...]] = {
     "dihedral_z": _all([(0, 1, 2), (0, 2, 1)], (0, 1, 2)),
     "cubic": _all(list(itertools.permutations(range(3))), (0, 1, 2)),
 }
-"""By name; the first of each is to leave the tile as it is."""
+"""Ways to turn and mirror a tile that move voxels without changing them; the first of each is to leave it as it is.
+
+``dihedral``: quarter turns and mirror images in the plane; ``dihedral_z``: those, and the same with z mirrored (the
+order of the channels, where these are neighbouring slices); ``cubic``: all of a cube, for cubic voxels and tiles.
+"""

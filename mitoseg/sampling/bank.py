@@ -16,14 +16,9 @@ overlap (`torch.as_strided`):
 
     voxels_n   0 1 2 3 4 5 ...        runs of 3   [0 1 2] [1 2 3] [2 3 4] [3 4 5] ...
 
-`mitoseg.sampling.bank` makes windows out of squares.
-
-How much around a region is kept, so that any block of it can be cut and turned without looking for the border.
-
-Squares of pixels about a pivot, turned counter-clockwise and mirrored in x into windows.
-
-A square is as large as any turn of the window about the pivot needs; the pivot is its centre, which lies on a pixel or
-between four of them:
+So much around a region is kept that any block of it can be cut and turned without looking for the border. The squares
+are turned counter-clockwise about their pivot and mirrored in x into windows. A square is as large as any turn of the
+window about the pivot needs; the pivot is its centre, which lies on a pixel or between four of them:
 
     window of 4, pivot 1.5        window of 4, pivot 2          any angle: the circle about
        [. . . .]                     [. . . .] .                the window's corners, and the
@@ -43,8 +38,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
@@ -113,19 +110,8 @@ class VolumeBank(nn.Module):
         self.register_buffer("voxels_n", torch.from_numpy(voxels_n))
         self.register_buffer("places_r5", torch.tensor([k.places(n) for k, n in zip(kept, starts, strict=True)]))
         self.register_buffer("_scale_2", torch.tensor([normalization.mean, normalization.std], dtype=torch.float32))
-        for k, start in zip(kept, starts, strict=True):
-            self._fill(k, start)
-
-    def _fill(self, kept: KeptRegion, start: int) -> None:
-        """Copy one region slab by slab, so that no second copy of it is held."""
-        voxels_n, image = self.voxels_n.numpy(), kept.region.image
-        for slab in slabs(kept.tissue, 16):
-            image_zyx = image.read(slab)
-            check_image_values(image_zyx, image.path)
-            image_zyx = image_zyx if self.raw else self.normalization.apply(image_zyx)
-            padded_zyx = np.pad(image_zyx, ((0, 0), *kept.reflected), mode="reflect")
-            voxels_n[start : start + padded_zyx.size] = padded_zyx.reshape(-1)
-            start += padded_zyx.size
+        for k, start, end in zip(kept, starts, ends, strict=True):
+            k.fill(voxels_n[start:end].reshape(k.shape), None if self.raw else normalization)
 
     @property
     def device(self) -> torch.device:
@@ -273,6 +259,16 @@ class KeptRegion:
     def shape(self) -> tuple[int, int, int]:
         """Of what is kept."""
         return self.tissue.shape[0], self.wanted.shape[1], self.wanted.shape[2]
+
+    def fill(self, voxels_zyx: npt.NDArray[Any], normalization: Normalization | None) -> None:
+        """Read it slab by slab into an array of its shape, normalised if asked to."""
+        image, z = self.region.image, 0
+        for slab in slabs(self.tissue, 16):
+            image_zyx = image.read(slab)
+            check_image_values(image_zyx, image.path)
+            image_zyx = image_zyx if normalization is None else normalization.apply(image_zyx)
+            voxels_zyx[z : z + len(image_zyx)] = np.pad(image_zyx, ((0, 0), *self.reflected), mode="reflect")
+            z += len(image_zyx)
 
     def places(self, start: int) -> list[int]:
         """What finds a voxel, if this lies from ``start`` on: see `VolumeBank.places_r5`."""

@@ -1,10 +1,6 @@
-"""The draws of an epoch: which block, how it is turned, and of which class it is.
+"""The draws of an epoch (which block, how turned, of which class), their order, and the batches that they make.
 
-The order of an epoch's draws, cut into batches and shared out to ranks and to parts of a step.
-
-What the Trainer iterates over: the batches of an epoch.
-
-They are plain iterables and not a `torch.utils.data.DataLoader`: there is nothing that worker processes could do, the
+The loader is a plain iterable and not a `torch.utils.data.DataLoader`: worker processes would have nothing to do, the
 voxels being gathered on the device, and a plain iterable can tell where it stands, so that a run goes on in the middle
 of an epoch with exactly the batches that it had not seen.
 """
@@ -13,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +19,9 @@ from torch.utils.data import Sampler
 
 from mitoseg.errors import UserError
 from mitoseg.sampling.positions import AUGMENTS, BALANCES, Index, PositionTable, check_choice, check_positive
-from mitoseg.sampling.tile_bank import TileDraws
 
-Angles = npt.NDArray[np.float32]
+Places = dict[str, Tensor | float | bool]
+"""A batch that an `EpochLoader` yields."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +37,21 @@ class Draws:
 
     position_n4: Index
     label_n: Index
-    angle_n: Angles
+    angle_n: npt.NDArray[np.float32]
     flip_n: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.label_n)
+
+    def batch(self, index_b: Index) -> Places:
+        """What a batch holds besides positions and weight; ``exact``: whether all angles are quarter turns."""
+        angle_b = self.angle_n[index_b]
+        return {
+            "angle_b": torch.from_numpy(angle_b),
+            "flip_b": torch.from_numpy(self.flip_n[index_b]),
+            "label": torch.from_numpy(self.label_n[index_b]),
+            "exact": not np.any(angle_b % 90),
+        }
 
     def distinct(self) -> int:
         """How many different pairs of block and angle there are."""
@@ -104,15 +110,9 @@ class EpochDraws:
             raise UserError("too few epoch_blocks", epoch_blocks, "draw 2 blocks or more per epoch")
         if seed < 0:
             raise UserError("a negative seed", seed, "give a seed of 0 or more")
-        self.size = self._size(epoch_blocks)
+        sizes = {"rotate": 2 * max(table.counts), "subsample": 2 * min(table.counts), "none": sum(table.counts)}
+        self.size = sizes[balance] if self.grid else epoch_blocks or table.grid_blocks
         self._rare = int(table.counts[1] <= table.counts[0])
-
-    def _size(self, epoch_blocks: int | None) -> int:
-        """Draws per epoch."""
-        counts = self.table.counts
-        if self.grid:
-            return {"rotate": 2 * max(counts), "subsample": 2 * min(counts), "none": sum(counts)}[self.balance]
-        return self.table.grid_blocks if epoch_blocks is None else epoch_blocks
 
     def __len__(self) -> int:
         return self.size
@@ -132,7 +132,7 @@ class EpochDraws:
         number_n, angle_n = (np.concatenate(column) for column in zip(*parts, strict=True))
         flip_n = np.zeros(self.size, bool)
         if self.augment == "any_angle":
-            angle_n = angle_n + _random_angles(self.size, rng)
+            angle_n = angle_n + 360 * rng.random(self.size)
         elif self.augment != "none":
             angle_n = angle_n + 90 * rng.integers(4, size=self.size)
         if self.augment in ("dihedral", "any_angle"):
@@ -149,12 +149,12 @@ class EpochDraws:
         """Position numbers of one class, and the angle of each before augmentation."""
         if not self.grid:
             number_n = self.table.sample(label, size, rng)
-            return number_n, _random_angles(size, rng) if self._turns(label) else np.zeros(size)
+            return number_n, 360 * rng.random(size) if self._turns(label) else np.zeros(size)
         number_n = np.resize(rng.permutation(self.table.members(label)), size)
         if not self._turns(label):
             return number_n, np.zeros(size)
         repeat_n = np.arange(size) // self.table.counts[self._rare]
-        angle_n = np.where(repeat_n < 4, 90.0 * repeat_n, _random_angles(size, rng))
+        angle_n = np.where(repeat_n < 4, 90.0 * repeat_n, 360 * rng.random(size))
         return number_n, angle_n if label == self._rare else rng.permutation(angle_n)
 
     def summary(self) -> dict[str, str | int | float]:
@@ -179,23 +179,18 @@ class EpochDraws:
             "batch_prior": self.share,
         }
 
-
-def describe(summary: Mapping[str, str | int | float]) -> str:
-    """The summary of `EpochDraws` for people, in a few lines."""
-    return (
-        "Training blocks: positions={positions} label_rule={label_rule} balance={balance} augment={augment}\n"
-        "  {blocks_foreground:d} mitochondria, {blocks_background:d} background, {blocks_dropped:d} dropped\n"
-        "  draws an epoch: {draws_foreground:d} mitochondria, {draws_background:d} background, "
-        "{draws_distinct:d} distinct (block, angle) pairs\n"
-        "  each mitochondria block is drawn {multiplicity_foreground:.3g} times, "
-        "each background block {multiplicity_background:.3g} times\n"
-        "  share of mitochondria: {prior:.4f} of the blocks, {batch_prior:.4f} of the draws"
-    ).format_map(summary)
-
-
-def _random_angles(size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Uniform in [0, 360) degrees."""
-    return 360 * rng.random(size)
+    @staticmethod
+    def describe(summary: Mapping[str, str | int | float]) -> str:
+        """The summary for people, in a few lines."""
+        return (
+            "Training blocks: positions={positions} label_rule={label_rule} balance={balance} augment={augment}\n"
+            "  {blocks_foreground:d} mitochondria, {blocks_background:d} background, {blocks_dropped:d} dropped\n"
+            "  draws an epoch: {draws_foreground:d} mitochondria, {draws_background:d} background, "
+            "{draws_distinct:d} distinct (block, angle) pairs\n"
+            "  each mitochondria block is drawn {multiplicity_foreground:.3g} times, "
+            "each background block {multiplicity_background:.3g} times\n"
+            "  share of mitochondria: {prior:.4f} of the blocks, {batch_prior:.4f} of the draws"
+        ).format_map(summary)
 
 
 class BlockSampler(Sampler[npt.NDArray[np.int64]]):
@@ -261,36 +256,30 @@ class BlockSampler(Sampler[npt.NDArray[np.int64]]):
                 yield batch[part * self.world + self.rank :: self.shares]
 
 
-Places = dict[str, Tensor | float | bool]
-"""A batch that an `EpochLoader` yields."""
-
-
 class Draw(Protocol):
     """The draws of an epoch as columns."""
 
     @property
     def position_n4(self) -> Index:
         """Region, z, y, x of each draw."""
-        ...
+
+    def batch(self, index_b: Index) -> Places:
+        """What a batch of some draws holds besides its positions and its weight."""
 
 
-Drawn = TypeVar("Drawn", bound=Draw, covariant=True)
-
-
-class EpochDrawing(Protocol[Drawn]):
+class EpochDrawing(Protocol):
     """Makes the draws of an epoch from its number."""
 
-    def draw(self, epoch: int) -> Drawn:
+    def draw(self, epoch: int) -> Draw:
         """All draws of an epoch."""
-        ...
 
     def __len__(self) -> int: ...
 
 
-class EpochLoader(Generic[Drawn]):
+class EpochLoader:
     """Iterates over the batches of one epoch on one rank, as places, not yet as voxels.
 
-    Yields dicts of ``position_b4`` int64, what `pick` adds, and ``weight``. The mean loss of the batch times its
+    Yields dicts of ``position_b4`` int64, what `Draw.batch` adds, and ``weight``. The mean loss of the batch times its
     weight, averaged over ranks and accumulated parts as the Trainer does, is the mean over all draws of the optimizer
     step, also where these do not divide evenly; on one device, without accumulation, it is 1.
 
@@ -299,14 +288,10 @@ class EpochLoader(Generic[Drawn]):
         sampler: Cuts them into batches; the Trainer sets its epoch.
     """
 
-    def __init__(self, draws: EpochDrawing[Drawn], sampler: BlockSampler) -> None:
+    def __init__(self, draws: EpochDrawing, sampler: BlockSampler) -> None:
         self.draws, self.sampler = draws, sampler
         self._state = {"epoch": 0, "batch": 0}
         self._resume = self._state
-
-    def pick(self, draws: Drawn, index_b: Index) -> Places:  # type: ignore[misc]  # read only
-        """What a batch holds besides its positions and its weight."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -322,7 +307,7 @@ class EpochLoader(Generic[Drawn]):
             total = self.sampler.draws_in_step(batch // self.sampler.parts)
             yield {
                 "position_b4": torch.from_numpy(draws.position_n4[index_b]),
-                **self.pick(draws, index_b),
+                **draws.batch(index_b),
                 "weight": len(index_b) * self.sampler.shares / total,
             }
         self._resume = {"epoch": -1, "batch": 0}  # not before: the Trainer may begin an epoch twice
@@ -334,31 +319,3 @@ class EpochLoader(Generic[Drawn]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Leave out, in the epoch of ``state`` until it is done, the batches that were seen."""
         self._state = self._resume = dict(state)
-
-
-class BlockLoader(EpochLoader[Draws]):
-    """Batches of blocks: also ``angle_b`` float32, ``flip_b`` bool, ``label`` int64 (B,), and ``exact``.
-
-    ``exact`` says whether all angles are quarter turns.
-    """
-
-    def pick(self, draws: Draws, index_b: Index) -> Places:
-        """How the blocks are turned, and their classes."""
-        angle_b = draws.angle_n[index_b]
-        return {
-            "angle_b": torch.from_numpy(angle_b),
-            "flip_b": torch.from_numpy(draws.flip_n[index_b]),
-            "label": torch.from_numpy(draws.label_n[index_b]),
-            "exact": not np.any(angle_b % 90),
-        }
-
-
-class TileLoader(EpochLoader[TileDraws]):
-    """Batches of tiles: also ``symmetry_b`` int64, the number of a `TileSymmetry`, and ``seed_b`` int64."""
-
-    def pick(self, draws: TileDraws, index_b: Index) -> Places:
-        """How the tiles are turned, and the seeds of their augmentation."""
-        return {
-            "symmetry_b": torch.from_numpy(draws.symmetry_n[index_b]),
-            "seed_b": torch.from_numpy(draws.seed_n[index_b]),
-        }

@@ -1,13 +1,13 @@
-"""What training on blocks and on whole tiles have in common: a data set, normalisation, and loaders that share out.
+"""What training on blocks and on whole tiles have in common: a data set, normalisation, and validation.
 
-What a network is validated on: whole slices, or whole slabs for networks on volumes.
+A network is validated on whole slices, or on whole slabs if it works on volumes.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any, cast
@@ -23,7 +23,7 @@ from mitoseg.datasets.download import checksums
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.progress import waiting
-from mitoseg.sampling.draws import BlockSampler, Draw, EpochDrawing, EpochLoader
+from mitoseg.sampling.draws import BlockSampler, EpochDrawing, EpochLoader
 from mitoseg.sampling.positions import PLACES, check_choice, check_positive
 from mitoseg.storage import changes
 from mitoseg.volumes import (
@@ -51,12 +51,13 @@ class RegionDataModule(pl.LightningDataModule):
     without repeats.
 
     Args:
-        recipe: Makes the data set.
+        recipe: Makes the data set from ``source``.
         batch_size: Draws per optimizer step, over all devices and accumulated parts together.
         channels: A key of `CHANNEL_OFFSETS`.
         validation_stride: Validate on every n-th slice.
         voxels_on: ``device`` or ``host``; ``auto``: the device, if they take at most half of its free memory.
         seed: Of draws and order.
+        source: Handed to ``recipe``.
 
     Attributes:
         splits: The regions, after ``setup`` like all below.
@@ -71,21 +72,29 @@ class RegionDataModule(pl.LightningDataModule):
     splits: Splits
     normalization: Normalization
     bank: nn.Module
-    draws: EpochDrawing[Draw]
+    draws: EpochDrawing
     summary: Mapping[str, str | int | float]
 
     def __init__(
-        self, recipe: Recipe, *, batch_size: int, channels: str, validation_stride: int, voxels_on: str, seed: int
+        self,
+        recipe: Callable[..., Recipe],
+        *,
+        batch_size: int,
+        channels: str = "adjacent",
+        validation_stride: int = 1,
+        voxels_on: str = "auto",
+        seed: int = 0,
+        **source: object,
     ) -> None:
         super().__init__()
         check_choice("channels", channels, CHANNEL_OFFSETS)
         check_choice("voxels_on", voxels_on, PLACES)
         check_positive("batch_size", batch_size)
         check_positive("validation_stride", validation_stride)
-        self.recipe = recipe
+        self.recipe = recipe(**source)
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
         self.validation_stride, self.voxels_on = validation_stride, voxels_on
-        self._loader: EpochLoader[Any] | None = None
+        self._loader: EpochLoader | None = None
         self._progress: dict[str, int] | None = None
         self._ready = False
 
@@ -108,10 +117,6 @@ class RegionDataModule(pl.LightningDataModule):
         """``summary`` for people."""
 
     @abstractmethod
-    def make_loader(self, sampler: BlockSampler) -> EpochLoader[Any]:
-        """The loader of places."""
-
-    @abstractmethod
     def gather(self, batch: Batch) -> Batch:
         """Places to voxels: ``image``, ``label``, ``position_b4`` and ``weight``."""
 
@@ -126,31 +131,27 @@ class RegionDataModule(pl.LightningDataModule):
         with waiting("opening the data"):
             self.splits = self.recipe.splits()
         with waiting("looking at the grey values of training"):
-            self._look_at_greys()
+            parts = [(region.image, region.box) for region in self.splits.train]
+            self.normalization = measure_normalization(parts)
+            self.grey_quantiles = [round(float(q), 6) for q in grey_quantiles(parts)]
+        padded = sum(image.padding.count(box) for image, box in parts if isinstance(image.padding, Padding))
+        if padded and rank_and_world()[0] == 0:
+            share = 100 * padded / sum(box.size for _, box in parts)
+            _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", share)
         with waiting("choosing where to train"):
             self.prepare_draws()
         if rank_and_world()[0] == 0:
             _LOG.info(self.describe())
         self._ready = True
 
-    def _look_at_greys(self) -> None:
-        """Set ``normalization`` and ``grey_quantiles``, and say how much of the volumes is padding."""
-        self.normalization = measure_normalization((region.image, region.box) for region in self.splits.train)
-        padded = sum(r.image.padding.count(r.box) for r in self.splits.train if isinstance(r.image.padding, Padding))
-        if padded and rank_and_world()[0] == 0:
-            share = padded / sum(region.box.size for region in self.splits.train)
-            _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", 100 * share)
-        quantiles = grey_quantiles((region.image, region.box) for region in self.splits.train)
-        self.grey_quantiles = [round(float(q), 6) for q in quantiles]
-
     @property
     def voxel_size(self) -> VoxelSize | None:
         """(z, y, x) in nm of the data set, or None where nobody said."""
         return self.splits.voxel_size
 
-    def train_dataloader(self) -> EpochLoader[Any]:
+    def train_dataloader(self) -> EpochLoader:
         """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
-        self._loader = self.make_loader(self._sampler())
+        self._loader = EpochLoader(self.draws, self._sampler())
         if self._progress is not None:
             self._loader.load_state_dict(self._progress)
         return self._loader
@@ -194,8 +195,7 @@ class RegionDataModule(pl.LightningDataModule):
         sampler = self._sampler()
         sampler.set_epoch(epoch)
         index_b = next(islice(sampler, batch, None))
-        draws: Draw = self.draws.draw(epoch)
-        return draws.position_n4[index_b]
+        return self.draws.draw(epoch).position_n4[index_b]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Gather the voxels of a training batch on the host, if that is where they are to stay."""

@@ -3,9 +3,8 @@ r"""The training voxels and their labels, and batches of turned tiles out of the
     image   |<- margin ->|<------ tile, every voxel labelled ------>|<- margin ->|
 
 The margin is what a block network sees beyond the tile, so that each of its answers there is that of a whole window; a
-network that answers a tile from the tile alone has none. It is real tissue, or the volume's reflection.
-
-The draws of an epoch of tiles: where each starts, how it is turned, and the seed of its augmentation.
+network that answers a tile from the tile alone has none. It is real tissue, or the volume's reflection. An epoch's
+draws say where each tile starts, how it is turned, and the seed of its augmentation.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import slabs
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.bank import KeptRegion
+from mitoseg.sampling.draws import Places
 from mitoseg.sampling.positions import Index, check_choice
-from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,20 +60,10 @@ class TileBank(nn.Module):
         for number, region in enumerate(regions):
             kept = KeptRegion(region, self.reach)
             self._firsts.append(region.box.start[0] - kept.tissue.start[0])
-            self.register_buffer(f"image_{number}", torch.from_numpy(self._image(kept)))
+            image_zyx = np.empty(kept.shape, np.uint8 if self.raw else np.float32)
+            kept.fill(image_zyx, None if self.raw else normalization)
+            self.register_buffer(f"image_{number}", torch.from_numpy(image_zyx))
             self.register_buffer(f"label_{number}", torch.from_numpy(region.read_label().copy()))
-
-    def _image(self, kept: KeptRegion) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """A region with its margins, read slab by slab."""
-        image_zyx = np.empty(kept.shape, np.uint8 if self.raw else np.float32)
-        volume, z = kept.region.image, 0
-        for slab in slabs(kept.tissue, 16):
-            grey_zyx = volume.read(slab)
-            check_image_values(grey_zyx, volume.path)
-            grey_zyx = grey_zyx if self.raw else self.normalization.apply(grey_zyx)
-            image_zyx[z : z + len(grey_zyx)] = np.pad(grey_zyx, ((0, 0), *kept.reflected), mode="reflect")
-            z += len(grey_zyx)
-        return image_zyx
 
     def gather(
         self, position_b4: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
@@ -141,6 +131,11 @@ class TileDraws:
     def __len__(self) -> int:
         return len(self.seed_n)
 
+    def batch(self, index_b: Index) -> Places:
+        """What a batch holds besides positions and weight: how the tiles are turned, and their seeds."""
+        columns = {"symmetry_b": self.symmetry_n, "seed_b": self.seed_n}
+        return {name: torch.from_numpy(column[index_b]) for name, column in columns.items()}
+
 
 class EpochTiles:
     """Makes an epoch's draws from (seed, epoch) alone, the same on every rank.
@@ -176,7 +171,18 @@ class EpochTiles:
         seed: int = 0,
     ) -> None:
         check_choice("augment", augment, TILE_SYMMETRIES)
-        _check(tile, augment, foreground_share, epoch_tiles, seed)
+        if augment != "none" and tile[1] != tile[2]:
+            raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
+        if augment == "cubic" and len(set(tile)) > 1:
+            remedy = "or give data.augment=dihedral_z"
+            raise UserError("data.augment=cubic needs a tile with three equal sides", tile, remedy)
+        if not 0 <= foreground_share <= 1:
+            remedy = "give a number from 0 to 1; data.foreground= names values of labels"
+            raise UserError("foreground_share is not a share of the tiles", foreground_share, remedy)
+        if epoch_tiles is not None and epoch_tiles < 1:
+            raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
+        if seed < 0:
+            raise UserError("a negative seed", seed, "give a seed of 0 or more")
         large = [all(n >= t for n, t in zip(region.box.shape, tile, strict=True)) for region in regions]
         for region, fits in zip(regions, large, strict=True):
             if not fits:
@@ -268,25 +274,6 @@ class EpochTiles:
 
 def _text(tile: Sequence[int]) -> str:
     return " x ".join(map(str, tile))
-
-
-def _check(
-    tile: tuple[int, int, int], augment: str, foreground_share: float, epoch_tiles: int | None, seed: int
-) -> None:
-    """Refuse numbers out of range."""
-    if augment != "none" and tile[1] != tile[2]:
-        raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
-    if augment == "cubic" and len(set(tile)) > 1:
-        raise UserError(
-            "data.augment=cubic needs a tile with three equal sides", tile, "or give data.augment=dihedral_z"
-        )
-    if not 0 <= foreground_share <= 1:
-        remedy = "give a number from 0 to 1; data.foreground= names values of labels"
-        raise UserError("foreground_share is not a share of the tiles", foreground_share, remedy)
-    if epoch_tiles is not None and epoch_tiles < 1:
-        raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
-    if seed < 0:
-        raise UserError("a negative seed", seed, "give a seed of 0 or more")
 
 
 def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int32] | None]:

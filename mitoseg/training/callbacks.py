@@ -1,15 +1,4 @@
-"""Pictures, curves and histograms in TensorBoard after each validation.
-
-Stop when the loss is no number any more, before a checkpoint holds what came of it.
-
-What a run shows while it goes on: blocks a second, the running score, and the time that is left.
-
-A guard against wrong gradients of shallow 3D convolutions in bfloat16 on a CPU.
-
-With torch 2.13 (oneDNN, AVX-512 bfloat16) the weights' gradient of a 3D convolution with a kernel of 3 and a stride
-of 1 along z is wrong, and often NaN, where its image is exactly two slices deep; in float32, and at any other depth,
-it is right. A U-Net comes to such an image at its coarsest level.
-"""
+"""Callbacks: pictures in TensorBoard, guards against losses and gradients that are wrong, and progress."""
 
 from __future__ import annotations
 
@@ -39,8 +28,6 @@ from mitoseg.training.module import SegmentationModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch.utils.tensorboard import SummaryWriter
-
 
 PROBABILITIES = np.linspace(0, 1, 51)
 """Bounds of the bars in the histograms of probabilities."""
@@ -90,8 +77,17 @@ class SlicePictures(Callback):
             figure = self.draw(image_yx, truth_yx, probability_yx >= pl_module.threshold, title=name, dpi=80)
             board.add_figure(f"validation/{name}", figure, step, close=False)
             board.add_image(f"validation probability/{name}", probability_yx, step, dataformats="HW")
-        add_precision_recall(board, pl_module, step)
-        add_histograms(board, pl_module, step)
+        c = pl_module.curve
+        picked = np.linspace(0, len(c.tp) - 1, 127).astype(int)
+        tp, fp, fn, tn = (column[picked].astype(float) for column in (c.tp, c.fp, c.fn, c.tn))
+        precision, recall = tp / np.maximum(tp + fp, 1), tp / np.maximum(tp + fn, 1)
+        board.add_pr_curve_raw("validation/precision_recall", tp, fp, tn, fn, precision, recall, step, len(picked))
+        probability = expit(pl_module.calibration.apply(CENTRES))
+        for name, count in zip(("background", "mitochondria"), pl_module.histogram, strict=True):
+            bars, _ = np.histogram(probability, PROBABILITIES, weights=count)
+            moments = 0.0, 1.0, int(count.sum()), float(count @ probability), float(count @ probability**2)
+            tag, bounds = f"validation/probability of {name}", PROBABILITIES[1:].tolist()
+            board.add_histogram_raw(tag, *moments, bounds, bars.tolist(), step)
 
 
 def middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,30 +97,6 @@ def middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Ten
         return channels[len(channels) // 2], batch["label_yx"], outputs
     z = len(outputs) // 2
     return batch["image_czyx"][0, int(batch["first"]) + z], batch["label_zyx"][z], outputs[z]
-
-
-def add_precision_recall(board: SummaryWriter, module: SegmentationModule, step: int) -> None:
-    """The precision-recall curve of the last validation."""
-    c = module.curve
-    picked = np.linspace(0, len(c.tp) - 1, 127).astype(int)
-    tp, fp, fn, tn = (column[picked].astype(float) for column in (c.tp, c.fp, c.fn, c.tn))
-    precision, recall = tp / np.maximum(tp + fp, 1), tp / np.maximum(tp + fn, 1)
-    board.add_pr_curve_raw("validation/precision_recall", tp, fp, tn, fn, precision, recall, step, len(picked))
-
-
-def add_histograms(board: SummaryWriter, module: SegmentationModule, step: int) -> None:
-    """How the calibrated probabilities of background and of mitochondria are spread."""
-    probability = expit(module.calibration.apply(CENTRES))
-    for name, count in zip(("background", "mitochondria"), module.histogram, strict=True):
-        bars, _ = np.histogram(probability, PROBABILITIES, weights=count)
-        total, square = float(count @ probability), float(count @ probability**2)
-        board.add_histogram_raw(
-            f"validation/probability of {name}",
-            *(0.0, 1.0, int(count.sum()), total, square),
-            PROBABILITIES[1:].tolist(),
-            bars.tolist(),
-            step,
-        )
 
 
 SHOWN = 3
@@ -356,7 +328,12 @@ DEPTH = 2
 
 
 class ShallowConvolutions(Callback):
-    """Ends a run on a CPU in bfloat16 at its first step, if a 3D convolution sees an image two slices deep."""
+    """Ends a run on a CPU in bfloat16 at its first step, if a 3D convolution sees an image two slices deep.
+
+    With torch 2.13 (oneDNN, AVX-512 bfloat16) the weights' gradient of a 3D convolution with a kernel of 3 and a
+    stride of 1 along z is then wrong, and often NaN; in float32, and at any other depth, it is right. A U-Net comes to
+    such an image at its coarsest level.
+    """
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
@@ -367,22 +344,16 @@ class ShallowConvolutions(Callback):
             return
         for layer in pl_module.modules():
             if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1 and layer.stride[0] == 1:
-                self._handles.append(layer.register_forward_pre_hook(_check))
+                self._handles.append(layer.register_forward_pre_hook(self._check))
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Lightning's signature)
         """All tiles have one size: one step tells."""
         while self._handles:
             self._handles.pop().remove()
 
-
-def _check(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """Refuse an image two slices deep.
-
-    Raises:
-        UserError: It is.
-    """
-    if layer.training and inputs[0].shape[2] == DEPTH:
-        what = "gradients in bfloat16 on a CPU are wrong where the network's coarsest level is two slices deep"
-        raise UserError(
-            what, tuple(inputs[0].shape[2:]), "give a deeper data.tile=[z,y,x], or trainer.precision=32-true"
-        )
+    @staticmethod
+    def _check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer.training and inputs[0].shape[2] == DEPTH:
+            what = "gradients in bfloat16 on a CPU are wrong where the network's coarsest level is two slices deep"
+            remedy = "give a deeper data.tile=[z,y,x], or trainer.precision=32-true"
+            raise UserError(what, tuple(inputs[0].shape[2:]), remedy)

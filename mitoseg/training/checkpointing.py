@@ -3,13 +3,10 @@
     best.ckpt   after a validation whose score is the highest so far
     last.ckpt   after every validation, every few minutes between them, and when the run is asked to stop
 
-Both are what Lightning writes, with two entries of ours, and load with ``weights_only=True``.
+Both are what Lightning writes, with two entries of ours that are plain data, and load with ``weights_only=True``.
 
-Ctrl-C and a cluster's notice, heeded between two steps instead of in the middle of one.
-
-A signal only raises a flag; `LastCheckpoint` looks at it where everything that a checkpoint holds is consistent.
-
-The state of all random generators as plain data, so that a checkpoint that holds it loads with ``weights_only``.
+Ctrl-C and a cluster's notice take effect between two steps instead of in the middle of one: a signal only raises a
+flag, and `LastCheckpoint` looks at it where everything that a checkpoint holds is consistent.
 """
 
 from __future__ import annotations
@@ -45,7 +42,11 @@ SCORE = "val/jaccard_foreground"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and renames it: a full disk or a kill leaves the old one as it was."""
+    """Writes a checkpoint beside the old one and renames it: a full disk or a kill leaves the old one as it was.
+
+    Lightning 2.6 writes into the system's folder of temporary files and moves from there, which is a copy, in the
+    middle of which a run can be killed, wherever that folder lies on another file system.
+    """
 
     def save_checkpoint(
         self,

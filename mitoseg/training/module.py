@@ -1,12 +1,8 @@
 """The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out.
 
-The last step of training: what a checkpoint must say about whole volumes, measured on the validation slabs.
-
 While it trains, a block network is watched by the fast method (one answer every few pixels). Volumes are predicted by
-another one, whose map differs a little; so calibration and threshold are chosen anew for it, and the cost of bfloat16
-is measured.
-
-Several trained checkpoints as one checkpoint of an ensemble.
+another one, whose map differs a little; so in the last step of training calibration and threshold are chosen anew for
+it on the validation slabs, and the cost of bfloat16 is measured. Several trained checkpoints become one ensemble's.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -211,13 +207,11 @@ class SegmentationModule(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
         """Count one whole slice, or one slab; returns its raw log-odds (Y, X) or (Z, Y, X)."""
-        if self.ndim == 3:
-            label, first = batch["label_zyx"], int(batch["first"])
-            image = batch["image_czyx"][None].contiguous(memory_format=self.layout)
-            log_odds = log_odds_in_memory(self.method, self.network, image)[first : first + len(label)]
-        else:
-            label, image = batch["label_yx"], batch["image_cyx"][None].contiguous(memory_format=self.layout)
-            log_odds = log_odds_in_memory(self.method, self.network, image)[0]
+        deep = self.ndim == 3
+        label, image = (batch["label_zyx"], batch["image_czyx"]) if deep else (batch["label_yx"], batch["image_cyx"])
+        image = image[None].contiguous(memory_format=self.layout)
+        log_odds, first = log_odds_in_memory(self.method, self.network, image), int(batch.get("first", 0))
+        log_odds = log_odds[first : first + len(label)] if deep else log_odds[0]
         self.slice_counts.update(log_odds, label)
         return log_odds
 
@@ -241,15 +235,11 @@ class SegmentationModule(LightningModule):
         optimizer = self.optimizer_factory(self.network)
         if self.scheduler_factory is None:
             return optimizer
-        schedule = self.scheduler_factory(optimizer, self._schedule_steps())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _schedule_steps(self) -> int:
-        """Optimizer steps that the schedule runs over: of the whole run, or of its last extension."""
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        if not self.extended or not epochs:
-            return int(steps)
-        return math.ceil(steps / epochs) * self.extended[-1]
+        if self.extended and epochs:  # the schedule runs over the last extension
+            steps = math.ceil(steps / epochs) * self.extended[-1]
+        schedule = self.scheduler_factory(optimizer, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that prediction needs and all that going on needs, as plain data; every rank takes part."""
@@ -287,39 +277,33 @@ class LabelledBox(Protocol):
     @property
     def image(self) -> Volume:
         """The grey values."""
-        ...
 
     @property
     def label(self) -> Volume:
         """Mapped labels: 0, 1, 255 for ignored."""
-        ...
 
     @property
     def box(self) -> Box:
         """The part."""
-        ...
 
 
+@dataclass
 class Counter:
-    """Counts the log-odds of a part's voxels by class; see `mitoseg.metrics.logit_histogram`."""
+    """Counts the log-odds of parts' voxels by class; see `mitoseg.metrics.logit_histogram`."""
 
-    def __init__(self, part: LabelledBox) -> None:
-        self.part = part
-        self.histogram = np.zeros((2, BINS), np.int64)
+    part: LabelledBox
+    histogram: npt.NDArray[np.int64]
 
     def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
         """Count one box, in coordinates of the part."""
-        truth_zyx = self.part.label.read(box.shift(self.part.box.start))
-        self.histogram += logit_histogram(log_odds_zyx, truth_zyx)
+        self.histogram += logit_histogram(log_odds_zyx, self.part.label.read(box.shift(self.part.box.start)))
 
 
 def count_log_odds(prediction: Prediction, parts: Sequence[LabelledBox]) -> npt.NDArray[np.int64]:
     """Raw log-odds of all parts, counted by class (2, bins)."""
     total = np.zeros((2, BINS), np.int64)
     for part in parts:
-        counter = Counter(part)
-        predict_volume(replace(prediction, save="log_odds"), part.image, counter, box=part.box)
-        total += counter.histogram
+        predict_volume(replace(prediction, save="log_odds"), part.image, Counter(part, total), box=part.box)
     return total
 
 
@@ -381,6 +365,9 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
     if len(set(channels.values())) > 1:
         raise UserError("the checkpoints differ in channels", channels, "combine networks of one kind")
     first = next(iter(models.values()))
+    sizes = [model.voxel_size for model in models.values() if model.voxel_size]
+    if len(set(sizes)) > 1:
+        log.warning("the members were trained on voxels of different sizes: %s nm", sorted(set(sizes)))
     members = [_member(model) for model in models.values()]
     network = Ensemble(members, first.normalization, trust=True)  # `load_model` has judged their classes
     dimensions(network), input_channels(network), choose_method("auto", network)  # or they do not fit together
@@ -394,12 +381,15 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
         "network": config,
         "normalization": dict(first.normalization),
         "channels": first.channels,
-        "voxel_size": _voxel_size(models),
+        "voxel_size": list(sizes[0]) if sizes else None,
         "calibration": asdict(Calibration()),
         "threshold": sum(model.threshold for model in models.values()) / len(models),
         "method": "auto",
         "precision": {},
-        "members": [_origin(name, model) for name, model in models.items()],
+        "members": [
+            {"file": Path(name).name, "version": model.record.get("version"), "threshold": model.threshold}
+            for name, model in models.items()
+        ],
     }
     return {"state_dict": weights, KEY: record}
 
@@ -414,16 +404,3 @@ def _member(model: Model) -> dict[str, Any]:
     }
     tile = getattr(model.network, "tile", None)
     return member if tile is None else member | {"tile": list(tile)}
-
-
-def _origin(name: str, model: Model) -> dict[str, Any]:
-    """What the checkpoint of an ensemble says of where a member came from."""
-    return {"file": Path(name).name, "version": model.record.get("version"), "threshold": model.threshold}
-
-
-def _voxel_size(models: Mapping[str, Model]) -> list[float] | None:
-    """The first voxel size that is known; where another one is known, with a warning."""
-    known = [model.voxel_size for model in models.values() if model.voxel_size]
-    if len(set(known)) > 1:
-        log.warning("the members were trained on voxels of different sizes: %s nm", sorted(set(known)))
-    return list(known[0]) if known else None

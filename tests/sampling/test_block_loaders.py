@@ -7,7 +7,7 @@ import torch
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.sampling import BlockLoader, BlockRule, BlockSampler, EpochDraws, PositionTable, SliceLoader
+from mitoseg.sampling import BlockRule, BlockSampler, EpochDraws, EpochLoader, PositionTable, SliceLoader
 from mitoseg.volumes import ArrayVolume, Normalization
 
 
@@ -30,7 +30,7 @@ def loader(regions, rank=0, world=1, parts=1):
     draws = EpochDraws(
         PositionTable(regions, BlockRule("center", "any")), epoch_blocks=53, balance="subsample", augment="dihedral"
     )
-    return BlockLoader(draws, BlockSampler(len(draws), 10, rank=rank, world=world, parts=parts))
+    return EpochLoader(draws, BlockSampler(len(draws), 10, rank=rank, world=world, parts=parts))
 
 
 def batches(blocks, epoch):

@@ -12,9 +12,9 @@ import yaml
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.sampling import BlockDataModule, TileDataModule
+from mitoseg.sampling import BlockDataModule, RegionDataModule, TileDataModule
 from mitoseg.sampling import regions as module_file
-from mitoseg.sampling.choice import BLOCK_OPTIONS, TILE_OPTIONS
+from mitoseg.sampling.datamodule import BLOCK_OPTIONS, TILE_OPTIONS
 from mitoseg.volumes import ArrayVolume
 
 
@@ -231,7 +231,8 @@ def test_the_config_names_every_option():
     config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "data" / "blocks.yaml").read_text(encoding="utf-8"))
     assert config.pop("_target_") == "mitoseg.sampling.data_module"
     assert config.pop("tile") is None
-    blocks, tiles = (dict(c.__init__.__kwdefaults__) for c in (BlockDataModule, TileDataModule))
+    both = RegionDataModule.__init__.__kwdefaults__
+    blocks, tiles = (both | c.__init__.__kwdefaults__ for c in (BlockDataModule, TileDataModule))
     for told_by_train in ("window", "seed", "spatial_dims", "margin", "augmentation"):
         blocks.pop(told_by_train, None), tiles.pop(told_by_train, None)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
