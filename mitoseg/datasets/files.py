@@ -23,7 +23,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
 from mitoseg.volumes.base import Volume
-from mitoseg.volumes.opening import warn_of_gaps
+from mitoseg.volumes.opening import warn_of_gaps, warn_of_sizes
 from mitoseg.volumes.padding import blanked, with_padding
 
 _log = logging.getLogger(__name__)
@@ -271,6 +271,8 @@ class Reader:
             warn_of_gaps(volume)
         for image, label in zip(images, labels, strict=True):
             check_same_shape(image, label)
+            if self.voxel_size is None:
+                warn_of_sizes(image, label)
         boxes = [
             image.box if box is None else Box.parse(box, image.shape)
             for image, box in zip(images, named.boxes(key), strict=True)

@@ -33,6 +33,7 @@ from mitoseg.networks.ensemble import Member
 from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels, per_axis
 from mitoseg.networks.scores import log_odds
 from mitoseg.volumes import CHANNEL_OFFSETS
+from mitoseg.volumes.normalize import HOT
 
 FORMS = ("auto", "block", "strided", "dense", "tile", "volume")
 
@@ -285,7 +286,7 @@ class Probability(nn.Module):
 
     def forward(self, grey: Tensor) -> Tensor:
         """Probability (B, 1, [Z,] Y, X) of grey values (B, C, [Z,] Y, X); of a block (B, 2): background first."""
-        image = (grey - self.mean) / self.std
+        image = ((grey - self.mean) / self.std).clamp(-HOT, HOT)
         answers = []
         for scores, member in zip(self.maps, self.members, strict=True):
             seen = image if member is None else member.normalize(image)

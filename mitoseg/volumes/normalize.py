@@ -28,13 +28,13 @@ from mitoseg.volumes.base import Array, DerivedVolume, Volume
 
 log = logging.getLogger(__name__)
 HOT = 10.0
-"""Standard deviations from the mean beyond which a voxel is a hot or dead pixel of the detector."""
+"""Standard deviations from the mean beyond which a voxel is a hot or dead pixel; networks see it as these."""
 _SLAB_VOXELS = 2**24
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """The grey values' mean and standard deviation: ``(image - mean) / std``."""
+    """The grey values' mean and standard deviation: ``(image - mean) / std``, from -`HOT` to `HOT`."""
 
     mean: float
     std: float
@@ -46,12 +46,12 @@ class Normalization:
     def apply(self, image: Array) -> npt.NDArray[np.float32]:
         """Normalise an image of any shape and real dtype; returns float32."""
         if not np.can_cast(image.dtype, np.float32):  # keep the digits that float64 and long integers have
-            precise = image.astype(np.float64) - self.mean
-            return (precise / self.std).astype(np.float32)
+            precise = (image.astype(np.float64) - self.mean) / self.std
+            return np.clip(precise, -HOT, HOT).astype(np.float32)
         result = image.astype(np.float32)
         result -= np.float32(self.mean)
         result /= np.float32(self.std)
-        return result
+        return np.clip(result, -HOT, HOT, out=result)
 
 
 def check_image_values(
@@ -69,8 +69,10 @@ def check_image_values(
         raise UserError(
             f"the image's voxels are {image.dtype}, no real numbers", path, "convert it to real grey values"
         )
-    if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
-        kind = "NaN" if np.isnan(image).any() else "infinite values"
+    with np.errstate(over="ignore"):
+        seen = image.astype(np.float32) if image.dtype == np.float64 else image
+    if image.dtype.kind == "f" and not (finite := np.isfinite(seen)).all():
+        kind = "NaN" if np.isnan(image).any() else "values that are infinite as float32"
         where = ""
         if start is not None:
             first = tuple(int(n + a) for n, a in zip(np.argwhere(~finite)[0], start, strict=True))

@@ -73,6 +73,13 @@ def warn_of_gaps(volume: Volume) -> None:
         log.warning("%s: %s", volume.path, gaps.what)
 
 
+def warn_of_sizes(*volumes: Volume) -> None:
+    """One warning where the files of volumes that lie voxel on voxel state voxel sizes that differ by over 1 %."""
+    stated = {volume.path: volume.voxel_size for volume in volumes if volume.voxel_size is not None}
+    if stated and not np.allclose(list(stated.values()), next(iter(stated.values())), rtol=0.01):
+        log.warning("the files state other voxel sizes (z, y, x) in nm, give voxel_size= if they do fit: %s", stated)
+
+
 def check_same_shape(image: Volume, label: Volume) -> None:
     """Refuse an image and labels that do not lie voxel on voxel.
 

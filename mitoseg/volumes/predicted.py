@@ -91,7 +91,7 @@ def decide(prediction: Volume, threshold: float | None = None, kind: str | None 
         raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
     if kind != "probability":
         if source == "given":
-            log.warning("threshold=%g is not used: %s holds a %s", threshold, prediction.path, kind)
+            log.warning("threshold=%g is not used: %s is of kind=%s", threshold, prediction.path, kind)
         return Decision(kind, threshold, f"not used: {kind}, nonzero is foreground")
     stored = 1.0 if prediction.dtype.kind in "fb" else float(np.iinfo(prediction.dtype).max)
     return Decision(kind, threshold, source, float(metadata.get("scale") or stored))

@@ -161,12 +161,12 @@ def check_voxel_size(voxel_size: Sequence[float] | str) -> VoxelSize:
     """The voxel size that a user gives, (z, y, x) in nm.
 
     Raises:
-        UserError: Not three positive numbers.
+        UserError: Not three numbers of the size of voxels, in nm.
     """
     try:
         z, y, x = (float(size) for size in ([] if isinstance(voxel_size, str) else voxel_size))
     except (TypeError, ValueError):
         z = y = x = math.nan
-    if not all(math.isfinite(size) and size > 0 for size in (z, y, x)):
+    if not all(_SMALLEST_NM < size < _LARGEST_NM for size in (z, y, x)) or max(z, y, x) > 1e3 * min(z, y, x):
         raise UserError("cannot read the voxel size", voxel_size, "give z, y, x in nm, for example voxel_size=[5,5,5]")
     return z, y, x

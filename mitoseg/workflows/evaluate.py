@@ -41,7 +41,7 @@ from mitoseg.segmentation import Labelling
 from mitoseg.storage import plain, read_json, write_json
 from mitoseg.volumes import LabelVolume, Volume, VoxelSize, map_labels, open_volume
 from mitoseg.volumes.labels import holds_classes, map_mask
-from mitoseg.volumes.opening import warn_of_gaps
+from mitoseg.volumes.opening import warn_of_gaps, warn_of_sizes
 from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.units import check_voxel_size
 from mitoseg.workflows.options import chosen_labelling, chosen_steps, cleaned, limit_memory, make_engine
@@ -77,6 +77,10 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
     voxel_size, threshold, reference = _check_options(cfg)
     volumes = open_volumes({"prediction": cfg.prediction, "truth": cfg.truth, "image": cfg.image}, cfg.axes)
     check_shapes(**volumes)
+    if voxel_size is None:
+        warn_of_sizes(*volumes.values())
+    if cfg.prediction == cfg.truth:
+        log.warning("the prediction is compared with itself: %s is the truth as well", cfg.truth)
     crop = None if cfg.crop is None else Box.parse(cfg.crop, volumes["prediction"].shape)
     named = plain(cfg.foreground), plain(cfg.prediction_foreground)
     predicted_values, true_values = chosen_values(*named, cfg.kind, volumes)

@@ -40,7 +40,7 @@ from mitoseg.volumes import Volume, VoxelSize, create_volume
 from mitoseg.volumes.base import integer_volume
 from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_mask
-from mitoseg.volumes.opening import check_volume_output
+from mitoseg.volumes.opening import check_volume_output, warn_of_sizes
 from mitoseg.volumes.padding import Padding, as_stored, with_padding
 from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.volumes.units import check_voxel_size
@@ -178,6 +178,7 @@ def find_voxel_size(cfg: DictConfig, volumes: dict[str, Volume]) -> VoxelSize:
     if cfg.voxel_size is not None:
         given = OmegaConf.to_container(cfg.voxel_size) if OmegaConf.is_config(cfg.voxel_size) else cfg.voxel_size
         return check_voxel_size(given)  # type: ignore[arg-type]
+    warn_of_sizes(*volumes.values())
     for volume in volumes.values():
         if volume.voxel_size is not None:
             return volume.voxel_size

@@ -9,8 +9,9 @@ import tifffile
 from made_checkpoints import OneConvolution, run_command, save_checkpoint
 
 from mitoseg.evaluation.instances import prediction_instances
+from mitoseg.geometry import Box
 from mitoseg.segmentation import Labelling, label_array
-from mitoseg.volumes import open_volume
+from mitoseg.volumes import create_volume, open_volume
 
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
 SIZE = (5.0, 5.0, 5.0)
@@ -124,3 +125,15 @@ def test_an_unknown_voxel_size_is_told_before_predicting(run, monkeypatch):
     code, told = run("predict", *words, "save=instances", "labelling=split")
     assert code == 1
     assert "the volume has no voxel size" in told
+
+
+def test_files_that_do_not_lie_on_each_other(run):
+    for name, size in (("five.tif", 5), ("eight.tif", 8)):
+        with create_volume(name, (4, 9, 9), np.uint8, voxel_size=[size] * 3, metadata={"kind": "mask"}) as writer:
+            writer.write(Box((1, 1, 1), (3, 5, 5)), np.ones((2, 4, 4), np.uint8))
+    for words in (["evaluate", "prediction=eight.tif", "truth=five.tif", "figures=false"],
+                  ["measure", "input=eight.tif", "image=five.tif", "output=a.csv", "overwrite=true"]):  # fmt: skip
+        code, told = run(*words)
+        assert (code, "the files state other voxel sizes" in told) == (0, True), told
+        assert "voxel sizes" not in run(*words, "voxel_size=[5,5,5]")[1]
+    assert "the prediction is compared with itself" in run("evaluate", "prediction=five.tif", "truth=five.tif")[1]

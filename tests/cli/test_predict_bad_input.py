@@ -280,7 +280,7 @@ def test_a_damaged_chunk_of_a_zarr(refused, data):
     assert "the file cannot be read" in refused("input=in.zarr")
 
 
-@pytest.mark.parametrize(("value", "told"), [(np.nan, "the image holds NaN"), (np.inf, "infinite values")])
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "the image holds NaN"), (np.inf, "values that are infinite")])
 def test_voxels_that_are_no_numbers(refused, value, told):
     image = GREY.astype(np.float32)
     image[5, 30, 30] = value

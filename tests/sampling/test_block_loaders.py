@@ -10,6 +10,8 @@ from mitoseg.geometry import Box
 from mitoseg.sampling import BlockRule, BlockSampler, EpochDraws, EpochLoader, PositionTable, SliceLoader
 from mitoseg.volumes import ArrayVolume, Normalization
 
+pytestmark = pytest.mark.usefixtures("hot_pixels_as_they_are")
+
 
 def region(shape, box, rng):
     label_zyx = (rng.random(shape) < 0.3).astype(np.uint8)

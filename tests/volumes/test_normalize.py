@@ -76,7 +76,7 @@ def test_apply(dtype):
     before = image.copy()
     result = Normalization(mean=2.5, std=2).apply(image)
     assert result.dtype == np.float32
-    assert np.allclose(result, (before.astype(float) - 2.5) / 2)
+    assert np.allclose(result, np.clip((before.astype(float) - 2.5) / 2, -10, 10))  # a hot pixel is no more than that
     assert np.array_equal(image, before)
     assert not np.shares_memory(result, image)
 
@@ -85,8 +85,8 @@ def test_apply(dtype):
     ("voxel", "dtype", "says"),
     [
         (np.nan, "float32", "holds NaN"),
-        (np.inf, "float64", "holds infinite values"),
-        (-np.inf, "float16", "holds infinite values"),
+        (1e300, "float64", "holds values that are infinite"),
+        (-np.inf, "float16", "holds values that are infinite"),
         (0, "complex64", "complex64, no real numbers"),
     ],
 )

@@ -116,7 +116,10 @@ def test_voxels_that_are_no_numbers_or_not_there(tmp_path):
             open_volume(tmp_path / name)
 
 
-@pytest.mark.parametrize("voxel_size", [(1, 2), (0, 1, 1), (1, 1, float("inf")), 5, "5,5,5", "555", ["a", 1, 2]])
+@pytest.mark.parametrize(
+    "voxel_size",
+    [(1, 2), (0, 1, 1), (1, 1, float("inf")), (5, 5, 1e9), (50, 5, 0.049), 5, "5,5,5", "555", ["a", 1, 2]],
+)
 def test_what_is_no_voxel_size(tmp_path, voxel_size):
     with create_volume(f"{tmp_path}/a.tif", (2, 3, 5), np.uint8):
         pass
