@@ -53,6 +53,7 @@ def resume_overrides(overrides: Sequence[str], config_dirs: Sequence[Path]) -> l
     saved = [word for word in read_saved(folder) if _key(word) not in given | _ONCE]
     if "trust=true" not in [word.lower() for word in overrides]:
         refuse_code(saved, folder, config_dirs)
+        refuse_links(folder)
     return [*map(requote_override, saved), *overrides, f"hydra.run.dir={literal(str(folder))}"]
 
 
@@ -88,6 +89,17 @@ def refuse_code(words: Sequence[str], folder: Path, config_dirs: Sequence[Path])
             raise UserError(what, word, f"{_REMEDY}, and --config-dir if it had one")
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise if something in a run's folder is a link out of it, where what the run writes would go.
+
+    Raises:
+        UserError: It is.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError("the run's folder holds a link to another place", str(path), _REMEDY)
+
+
 def refuse_targets(cfg: DictConfig, typed: Sequence[str], config_dirs: Sequence[Path]) -> None:
     """Raise if a resumed run would build anything that neither the yaml files nor the words of this call name.
 
@@ -119,7 +131,7 @@ def _is_harmless(word: str, config_dirs: Sequence[Path]) -> bool:
     except (HydraException, ValueError):
         return False
     group, package = parsed.key_or_group, parsed.package or ""
-    if parsed.is_sweep_override() or _CODE.search(word):
+    if parsed.is_sweep_override() or group in _ONCE or any(map(_CODE.search, (word, *_strings(value)))):
         return False
     if any(re.match(r"hydra\b", name, re.IGNORECASE) for name in (group, package)):
         return False
@@ -135,10 +147,10 @@ def _is_harmless(word: str, config_dirs: Sequence[Path]) -> bool:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every string in a value of Hydra's grammar."""
+    """Every string in a value of Hydra's grammar, keys too."""
     if isinstance(value, str):
         yield str(value)
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for item in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _strings(item)
 
 

@@ -112,11 +112,19 @@ def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
         *(f"network={notes}", f'loss="{notes}"', f"+experiment=[unet25d,{notes}]", f"optimizer@loss={notes}"),
         *(f"network={work}/stranger/notes", f"network=choice({notes},unet2d)", f"~network={notes}"),
         *("data@hydra.x=phantom", "logger.mlflow.tracking_uri=http://example.org"),
+        *(r"name=$\{oc.env:HOME\}", r"data={validation: {$\{oc.env:HOME\}: 3}}"),
     ):
         take_up(work, word)
         assert command(monkeypatch, "train", "resume=stranger") == 1, word
         assert "holds a word that can run code" in last_line(capsys), word
         assert not (work / "pwned").exists(), word
+    take_up(work)
+    (work / "kept.yaml").write_text("kept")
+    (saved.parent / "config.yaml").unlink(missing_ok=True)
+    (saved.parent / "config.yaml").symlink_to(work / "kept.yaml")
+    assert command(monkeypatch, "train", "resume=stranger") == 1
+    assert "holds a link to another place" in last_line(capsys)
+    assert (work / "kept.yaml").read_text() == "kept"
     saved.write_text("[unclosed")
     assert command(monkeypatch, "train", "resume=stranger") == 1
     assert "cannot be read" in last_line(capsys)
@@ -124,7 +132,7 @@ def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
 
 def test_the_trainings_of_a_stranger_s_benchmark_cannot_run_code(tmp_path):
     dirs = [default_config_dir()]
-    for words in ('"network=../../notes"', '"--config-dir=notes"', '"hydra.searchpath=[a]"', '"data=[phantom,../b]"'):
+    for words in ('"network=../../notes"', '"--config-dir=notes"', '"hydra.searchpath=[a]"', '"data=[phantom,../b]"', '"trust=true"', '"resume=b"'):
         for word in (f"methods.unet25d.train=[{words}]", f"+methods.mine={{title: a, train: [{words}]}}"):
             with pytest.raises(UserError, match="can run code"):
                 refuse_code([word], tmp_path, dirs)
