@@ -16,6 +16,7 @@ import hydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
+    ConfigAttributeError,
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -108,6 +109,8 @@ def user_message(error: BaseException) -> str | None:
     while link is not None:
         if isinstance(link, UserError):
             return str(link)
+        if isinstance(link, ConfigAttributeError):  # a group was given an empty list
+            return f"nothing is chosen for {link.full_key}; give {link.full_key}=NAME"
         if isinstance(link, MissingMandatoryValue):
             return f"{link.full_key} has no value; add {link.full_key}=... to the command"
         if type(link).__name__ == "MisconfigurationException":  # Lightning's

@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
     name = cfg.name or (checkpoint.parent.name if chosen == "bioimageio" else output.resolve().parent.name)
     provenance, metrics = _records(checkpoint)
     card = _card(checkpoint) or model_card(name, model, provenance, metrics)
-    console = Console()
+    console = Console(markup=False)
     if chosen == "safetensors":
         path = output.with_name("CARD.md")
         if path.exists() and not cfg.overwrite:

@@ -124,7 +124,9 @@ def _conclude(folder: Path, rows: Sequence[Row], skipped: int) -> None:
     failed = [row for row in rows if row.status == FAILED]
     done = sum(row.status == DONE for row in rows)
     again = f", {skipped} of them before" if skipped else ""
-    Console().print(f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}", soft_wrap=True)
+    Console(markup=False).print(
+        f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}", soft_wrap=True
+    )
     if failed:
         names = ", ".join(row.input for row in failed[:5]) + (", ..." if len(failed) > 5 else "")
         remedy = f"{folder / NAME} says why; the same command again does these alone"
@@ -233,8 +235,16 @@ def read_rows(folder: Path) -> dict[str, Row]:
     except csv.Error:
         return {}
     for row in rows:
-        row.command = row.command if row.command.startswith("{") else ""
+        row.command = row.command if _is_object(row.command) else ""
     return {Path(row.output).name: row for row in rows}
+
+
+def _is_object(text: str) -> bool:
+    """Whether this is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:

@@ -143,7 +143,7 @@ def predict_one(
         else:
             with progress("writing", source.box.size, unit="voxels", show=cfg.progress and stage.converts) as task:
                 stage.finish(lambda box: task.advance(box.size))
-        console = Console()
+        console = Console(markup=False)
         console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
         console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
         chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}

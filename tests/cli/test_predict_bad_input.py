@@ -99,6 +99,8 @@ OPTIONS = {
     "progress=1": "progress is neither true nor false: 1",
     "input=null": "input has no value",
     "output=": "output has no value",
+    "engine=[]": "nothing is chosen for engine; give engine=NAME",
+    "postprocess=[]": "nothing is chosen for postprocess",
     "output=.": "unknown kind of output: '.'",
 }
 

@@ -225,6 +225,15 @@ def test_a_table_that_is_no_table_is_written_anew(run):
     Path("out/summary.csv").write_text(f"{heads}\n{'x' * 200_000}\n")
     assert run("input=in/[a].tif", "output=out") == 0
     assert table()["in/a.tif"]["status"] == "done"
+    written = Path("out/summary.csv").read_text(encoding="utf-8")
+    Path("out/summary.csv").write_text(written.replace('}"', ']"'), encoding="utf-8")
+    assert run("input=in/[a].tif", "output=out", "overwrite=true") == 0
+
+
+def test_brackets_in_a_name_are_no_markup(run):
+    tif("in/a.tif")
+    assert run("input=in/[a].tif", "output=out[/b]") == 0
+    assert run("input=in/a.tif", "output=out[/c].tif") == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")

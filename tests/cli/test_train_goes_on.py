@@ -132,7 +132,10 @@ def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
 
 def test_the_trainings_of_a_stranger_s_benchmark_cannot_run_code(tmp_path):
     dirs = [default_config_dir()]
-    for words in ('"network=../../notes"', '"--config-dir=notes"', '"hydra.searchpath=[a]"', '"data=[phantom,../b]"', '"trust=true"', '"resume=b"'):
+    for words in (
+        *('"trust=true"', '"resume=b"'),
+        *('"network=../../notes"', '"--config-dir=notes"', '"hydra.searchpath=[a]"', '"data=[phantom,../b]"'),
+    ):
         for word in (f"methods.unet25d.train=[{words}]", f"+methods.mine={{title: a, train: [{words}]}}"):
             with pytest.raises(UserError, match="can run code"):
                 refuse_code([word], tmp_path, dirs)
