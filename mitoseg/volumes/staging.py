@@ -213,10 +213,6 @@ class StagedVolume:
         with explained(self._file):
             self._add(box)
 
-    def tidy(self) -> None:
-        """Remove what processes that were killed have half written, when no other one writes any more."""
-        remove_partial(self.array)
-
     def add_metadata(self, found: Mapping[str, Any]) -> None:
         """Have the output say more of itself, which is known once all tiles are there."""
         assert self._info is not None

@@ -15,7 +15,6 @@ import weakref
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -240,15 +239,6 @@ def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
 _THREADS = min(4, usable_cores())
 
 
-@dataclass
-class _Handle:
-    """An open file: of one process, one thread at a time."""
-
-    tif: tifffile.TiffFile
-    stack: Stack
-    lock: RLock = field(default_factory=RLock)
-
-
 class PagedTiff(StoredVolume):
     """A compressed or scattered TIFF; what was decoded last is kept, so that slabs do not decode a page twice."""
 
@@ -261,14 +251,13 @@ class PagedTiff(StoredVolume):
         """All files of a set, as OME-TIFF knows them."""
         return [Path(file) for file in self._files]
 
-    def _open(self) -> _Handle:
+    def _open(self) -> Stack:
         tif = tifffile.TiffFile(self._file)
         weakref.finalize(self, tif.close)
-        return _Handle(tif, Stack(tif))
+        return Stack(tif)
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        handle: _Handle = self._handle()
-        stack = handle.stack
+        stack: Stack = self._handle()
         k = stack.split
         counted = np.ix_(*(np.arange(s.start, s.stop) for s in index[:k]))
         numbers = np.ravel_multi_index(counted, stack.shape[:k]) if k else np.zeros((), int)
@@ -277,27 +266,27 @@ class PagedTiff(StoredVolume):
         if stack.grey:
             of = dict(zip(stack.axes[k:], index[k:], strict=True))
             part = Box((of["Y"].start, of["X"].start), (of["Y"].stop, of["X"].stop))
-            self._read_grey(handle, numbers.ravel().tolist(), part, result.reshape(numbers.size, *part.shape))
+            self._read_grey(stack, numbers.ravel().tolist(), part, result.reshape(numbers.size, *part.shape))
         else:
             for image, number in zip(result, numbers.ravel().tolist(), strict=True):
-                with handle.lock:
+                with stack.lock:
                     page = self._cache.get(number, partial(stack.read_page, number))
                 image[...] = page.reshape(stack.shape[k:])[index[k:]]
         return result.reshape(*numbers.shape, *inside)
 
-    def _read_grey(self, handle: _Handle, numbers: Sequence[int], part: Box, planes: Array) -> None:
+    def _read_grey(self, stack: Stack, numbers: Sequence[int], part: Box, planes: Array) -> None:
         """Fill ``planes`` with a part (y, x) of some grey pages."""
         segments: list[tuple[Array, int, int, int]] = []
-        sizes = handle.stack.keyframe.chunks[:2]
+        sizes = stack.keyframe.chunks[:2]
         for plane, number in zip(planes, numbers, strict=True):
-            with handle.lock:
-                found = handle.stack.read_rows(number, part)
+            with stack.lock:
+                found = stack.read_rows(number, part)
             if found is not None:
                 plane[...] = found
                 continue
             places = [range(a // n, -(-b // n)) for a, b, n in zip(part.start, part.stop, sizes, strict=True)]
             segments += [(plane, number, j, i) for j, i in itertools.product(*places)]
-        fill = partial(self._fill, handle, part)
+        fill = partial(self._fill, stack, part)
         if sum((number, j, i) not in self._cache for _, number, j, i in segments) < 4 or _THREADS == 1:
             for segment in segments:
                 fill(segment)
@@ -306,18 +295,18 @@ class PagedTiff(StoredVolume):
             for _ in threads.map(fill, segments):  # raises what a thread raised
                 pass
 
-    def _fill(self, handle: _Handle, part: Box, segment: tuple[Array, int, int, int]) -> None:
+    def _fill(self, stack: Stack, part: Box, segment: tuple[Array, int, int, int]) -> None:
         """Decode the strip or tile (j, i) of a page and put what the part needs of it into the page's plane."""
         plane, number, j, i = segment
 
         def decode() -> Array:
-            index = j * handle.stack.keyframe.chunked[1] + i
-            with handle.lock:
-                found = handle.stack.read_segment(number, index)
-            return handle.stack.decode_segment(found, index)
+            index = j * stack.keyframe.chunked[1] + i
+            with stack.lock:
+                found = stack.read_segment(number, index)
+            return stack.decode_segment(found, index)
 
         image_yx = self._cache.get((number, j, i), decode)
-        height, width = handle.stack.keyframe.chunks[:2]
+        height, width = stack.keyframe.chunks[:2]
         (y0, x0), (y1, x1) = part.start, part.stop
         y, x = max(y0, j * height), max(x0, i * width)
         found = image_yx[y - j * height : y1 - j * height, x - i * width : x1 - i * width]
@@ -349,10 +338,11 @@ class Stack:
         pages: The pages.
         files: That hold them; more than one in a set of files.
         split: How many leading axes count pages; the others lie within a page.
+        lock: For one thread at a time, since the position in the file is shared.
     """
 
     def __init__(self, tif: tifffile.TiffFile) -> None:
-        path = str(tif.filehandle.path)
+        path, self.lock = str(tif.filehandle.path), RLock()
         everything = list(tif.series)
         series = [s for s in everything if not s.keyframe.is_reduced] or everything[:1]
         if not series:
@@ -384,15 +374,12 @@ class Stack:
         if missing:
             what = f"{missing} of the {len(self.pages)} slices that the OME-TIFF lists are not there"
             raise UserError(what, path, "put its other files beside it, or copy it again")
-        self.split = 0 if self.offset is not None else self._split(path)
-
-    def _split(self, path: str) -> int:
-        inside = math.prod(self.keyframe.shape)
-        for k in range(len(self.shape) + 1):
-            if math.prod(self.shape[:k]) == len(self.pages) and math.prod(self.shape[k:]) == inside:
-                return k
-        what = f"the TIFF's {len(self.pages)} pages of {self.keyframe.shape} do not make a stack of {self.shape}"
-        raise UserError(what, path, "it is cut short, or of a kind that is not supported: save it again")
+        places, inside = range(len(self.shape) + 1), math.prod(self.keyframe.shape)
+        sizes = [(math.prod(self.shape[:k]), math.prod(self.shape[k:])) for k in places]
+        if self.offset is None and (len(self.pages), inside) not in sizes:
+            what = f"the TIFF's {len(self.pages)} pages of {self.keyframe.shape} do not make a stack of {self.shape}"
+            raise UserError(what, path, "it is cut short, or of a kind that is not supported: save it again")
+        self.split = 0 if self.offset is not None else sizes.index((len(self.pages), inside))
 
     @property
     def grey(self) -> bool:

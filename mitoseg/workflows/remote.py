@@ -35,7 +35,7 @@ from mitoseg.progress import progress
 from mitoseg.storage import remove
 from mitoseg.volumes import Volume
 from mitoseg.volumes.staging import PATIENCE, StagedVolume, explained, wait_for
-from mitoseg.volumes.zarrs import ZarrOutput
+from mitoseg.volumes.zarrs import ZarrOutput, remove_partial
 
 Decisions = dict[str, Any]
 
@@ -178,7 +178,7 @@ def predict_on_workers(
             task.advance(tile.size)
 
         engine.map(Prepared(maker), missing, take)
-    stage.tidy()
+    remove_partial(stage.array)
 
 
 SHARED = "put it on storage that all machines share, under the same path"
