@@ -242,16 +242,20 @@ class CroppedVolume(DerivedVolume):
 
     def __init__(self, volume: Volume, box: Box) -> None:
         super().__init__(volume, shape=volume.check_box(box).shape)
-        self._corner = box.start
+        self._box = box
         self.padding = volume.padding and CroppedMask(volume.padding, box.start)
+
+    def as_labels(self) -> Volume:
+        """See `Volume.as_labels`."""
+        return CroppedVolume(self.volume.as_labels(), self._box)
 
     def scratch_bytes(self, box: Box) -> int:
         """See `Volume.scratch_bytes`."""
-        return self.volume.scratch_bytes(box.shift(self._corner))
+        return self.volume.scratch_bytes(box.shift(self._box.start))
 
     def read(self, box: Box | None = None) -> Array:
         """Read one box; see `Volume.read`."""
-        return self.volume.read(self.check_box(box).shift(self._corner))
+        return self.volume.read(self.check_box(box).shift(self._box.start))
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ import mrcfile
 import numpy as np
 import tifffile
 import zarr
+from made_files import save
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import create_volume, open_volume
+from mitoseg.volumes import open_volume
 
 COUNT = 200
 SECONDS = 10
@@ -39,8 +40,7 @@ def image():
 
 
 def ours(path):
-    with create_volume(path, _SHAPE, "uint8", voxel_size=(50, 5, 5), metadata={"kind": "image"}) as writer:
-        writer.write(Box.of_shape(_SHAPE), image())
+    save(path, image(), voxel_size=(50, 5, 5), metadata={"kind": "image"})
 
 
 def tiff(**options):
@@ -328,8 +328,7 @@ def read(path, output):
         volume = open_volume(path)
         volume.check_complete()
         if volume.box.size * volume.dtype.itemsize <= _LARGEST:
-            with create_volume(output, volume.shape, volume.dtype) as writer:
-                writer.write(volume.box, volume.read())
+            save(output, volume.read())
             return "read", f"{volume.shape} {volume.dtype}"
         volume.read(Box((0, 0, 0), tuple(min(n, 64) for n in volume.shape)))
         volume.read(Box(tuple(max(0, n - 64) for n in volume.shape), volume.shape))

@@ -12,11 +12,10 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from tiff_files import WAYS
+from made_files import WAYS, save
 
 from mitoseg import storage
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
 from mitoseg.volumes import check_volume_output, create_volume, open_volume
 
 SHAPE = (4, 40, 50)
@@ -26,12 +25,6 @@ FORMATS = ["a.tif", "a.h5", "a.zarr", "a.mrc"]
 def smooth():
     steps = np.random.default_rng(0).integers(-2, 3, SHAPE)
     return (np.cumsum(steps, 2) + 120).astype(np.uint8)
-
-
-def write(path, image_zyx):
-    with create_volume(path, image_zyx.shape, image_zyx.dtype) as writer:
-        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
-    return str(path)
 
 
 def line_of(path):
@@ -89,7 +82,7 @@ def test_a_file_that_is_cut_short_is_one_line(tmp_path, name, options, share, ca
     elif name.endswith("tif"):
         tifffile.imwrite(file, noise if options is not None else noise[0], photometric="minisblack", **options or {})
     else:
-        write(file, noise)
+        save(file, noise)
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
     with caplog.at_level(logging.DEBUG):
@@ -102,7 +95,7 @@ def test_a_file_that_is_cut_short_is_one_line(tmp_path, name, options, share, ca
 @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
 @pytest.mark.parametrize("name", ["a.zarr", "a.h5"])
 def test_a_chunk_of_ours_that_is_cut_short(tmp_path, name, kept):
-    chunk, data = chunk_of(write(tmp_path / name, smooth()))
+    chunk, data = chunk_of(save(tmp_path / name, smooth()))
     keep = {0.5: len(data) // 2, -1: len(data) - 1}.get(kept, kept)
     chunk(data[:keep])
     assert "cannot be read" in line_of(tmp_path / name)
@@ -110,7 +103,7 @@ def test_a_chunk_of_ours_that_is_cut_short(tmp_path, name, kept):
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.h5"])
 def test_a_flipped_byte_in_a_chunk_of_ours(tmp_path, name):
-    chunk, data = chunk_of(write(tmp_path / name, smooth()))
+    chunk, data = chunk_of(save(tmp_path / name, smooth()))
     for i in {*range(0, len(data), 1 + len(data) // 50), len(data) - 1}:
         chunk(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
         assert "cannot be read" in line_of(tmp_path / name)
@@ -190,14 +183,14 @@ def test_a_write_that_the_system_denies(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(storage.os, "replace", deny)
     with pytest.raises(UserError, match=r"cannot be written: .*check the permissions"):
-        write(tmp_path / name, smooth())
+        save(tmp_path / name, smooth())
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.mrc"])
 def test_an_old_output_that_is_read_only(tmp_path, name):
     """Replacing it changes the folder, not the file."""
-    path = write(tmp_path / name, smooth())
+    path = save(tmp_path / name, smooth())
     (tmp_path / name).chmod(0o444)
     if sys.platform == "win32":
         with pytest.raises(UserError, match="cannot be written"), create_volume(path, SHAPE, "uint8", overwrite=True):

@@ -55,15 +55,6 @@ def file(tmp_path, image_zyx):
     return str(tmp_path / "a.h5")
 
 
-def test_boxes_of_a_dataset(file, image_zyx):
-    volume = open_volume(f"{file}:/volumes/raw")
-    assert volume.dtype == np.uint8
-    assert np.array_equal(volume.read(), image_zyx)
-    box = Box((1, 7, 20), (5, 33, 50))
-    assert np.array_equal(volume.read(box), image_zyx[box.slices])
-    assert open_volume(f"{file}:volumes/labels/mito").dtype == bool
-
-
 def test_a_dataset_must_be_named_where_there_are_several(file):
     with pytest.raises(UserError, match=r"several.*name one of its datasets: .*a\.h5:/"):
         open_volume(file)

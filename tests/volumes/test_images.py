@@ -14,6 +14,7 @@ from PIL import Image
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import images, map_labels, open_volume
+from mitoseg.volumes.base import CroppedVolume
 from mitoseg.volumes.images import find_gap, natural_key
 from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import warn_of_gaps
@@ -158,6 +159,8 @@ def test_colours_are_classes_of_labels(tmp_path, kind):
     volume = open_volume(str(path))
     with pytest.raises(UserError, match=r"4 colours: 0 \(.*#000080 \(.*#800000 \(.*foreground=#"):
         map_labels(volume)
+    part = CroppedVolume(volume, Box((0, 5, 0), (1, 20, 30)))
+    assert np.array_equal(part.as_labels().read()[0], volume.as_labels().read()[0, 5:])
     chosen = map_labels(volume, foreground=["#800000", "#808000"])
     assert np.array_equal(chosen.read()[0], np.isin(stored, (1, 3)))
     assert "#800000 (" in chosen.rule

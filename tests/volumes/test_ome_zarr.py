@@ -10,6 +10,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_files import save
 from test_zarrs import write_ome
 
 from mitoseg.errors import UserError
@@ -19,12 +20,6 @@ from mitoseg.volumes.ome_zarr import coarser, halved, holds_labels, levels
 
 STEPS = st.tuples(*[st.integers(1, 2)] * 3)
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
-
-
-def write(path, image_zyx, **options):
-    with create_volume(path, image_zyx.shape, image_zyx.dtype, **options) as writer:
-        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
-    return str(path)
 
 
 def cells(image_zyx, steps):
@@ -109,7 +104,7 @@ def test_every_level_opens_with_its_voxel_size_and_place(tmp_path, kind):
     if kind == "instances":
         image_zyx = np.kron(rng.integers(0, 2**31, (3, 10, 13)), np.ones((3, 30, 40))).astype("uint32")
     voxel = (30.0, 8.0, 8.0)
-    path = write(tmp_path / "a.ome.zarr", image_zyx, voxel_size=voxel, metadata={"kind": kind})
+    path = save(tmp_path / "a.ome.zarr", image_zyx, voxel_size=voxel, metadata={"kind": kind})
     (image,) = zarr.open_group(path, mode="r").attrs["ome"]["multiscales"]
     assert [axis["unit"] for axis in image["axes"]] == ["nanometer"] * 3
     assert image["type"] == ("mode" if kind == "instances" else "mean")
@@ -137,7 +132,7 @@ def test_a_blob_stays_where_it_is(tmp_path):
     """Its centre in nm is that of level 0 at every level."""
     z, y, x = np.ogrid[:40, :600, :600]
     blob = np.exp(-(((z - 13.2) * 2.5) ** 2 + (y - 411.3) ** 2 + (x - 120.6) ** 2) / 60**2).astype("float32")
-    path = write(tmp_path / "a.ome.zarr", blob, voxel_size=(20, 8, 8))
+    path = save(tmp_path / "a.ome.zarr", blob, voxel_size=(20, 8, 8))
     places = []
     for dataset in zarr.open_group(path, mode="r").attrs["ome"]["multiscales"][0]["datasets"]:
         scale, translation = dataset["coordinateTransformations"]
@@ -152,7 +147,7 @@ def test_a_blob_stays_where_it_is(tmp_path):
 @pytest.mark.parametrize("voxel_size", [None, (50, 4.6, 4.5)])
 def test_the_models_of_ome_zarr_accept_it(tmp_path, voxel_size):
     models = pytest.importorskip("ome_zarr_models.v05")
-    path = write(tmp_path / "a.ome.zarr", np.zeros((3, 260, 30), "uint8"), voxel_size=voxel_size)
+    path = save(tmp_path / "a.ome.zarr", np.zeros((3, 260, 30), "uint8"), voxel_size=voxel_size)
     image = models.Image.from_zarr(zarr.open_group(path, mode="r"))
     assert len(image.attributes.ome.multiscales[0].datasets) == 2
     assert open_volume(path).voxel_size == voxel_size
@@ -160,7 +155,7 @@ def test_the_models_of_ome_zarr_accept_it(tmp_path, voxel_size):
 
 
 def test_chunks_suit_viewers_and_none_is_missing(tmp_path):
-    path = write(tmp_path / "a.ome.zarr", np.zeros((200, 270, 140), "uint8"))
+    path = save(tmp_path / "a.ome.zarr", np.zeros((200, 270, 140), "uint8"))
     group = zarr.open_group(path, mode="r")
     assert [group[str(i)].chunks for i in range(2)] == [(128, 128, 128), (100, 128, 70)]
     for i in range(2):
@@ -181,7 +176,7 @@ def test_boxes_of_any_size_make_the_same_volume(image_zyx, tile):
 
 
 def test_an_image_of_ours_may_be_replaced_and_nothing_else(tmp_path):
-    path = write(tmp_path / "a.ome.zarr", np.zeros((2, 3, 4), "uint8"))
+    path = save(tmp_path / "a.ome.zarr", np.zeros((2, 3, 4), "uint8"))
     with pytest.raises(UserError, match="the output exists"):
         check_volume_output(path, False)
     check_volume_output(path, True)
@@ -200,7 +195,7 @@ def test_nothing_is_left_where_a_level_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", full)
     with pytest.raises(UserError, match=r"a\.ome\.zarr"):
-        write(tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
+        save(tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
     assert list(tmp_path.iterdir()) == []
 
 

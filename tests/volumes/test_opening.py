@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from made_files import save
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -66,8 +67,7 @@ def test_names_with_odd_characters(tmp_path, name):
     if sys.platform == "win32" and '"' in name:
         pytest.skip("no such names on Windows")
     image_zyx = np.arange(30, dtype=np.uint8).reshape(2, 3, 5)
-    with create_volume(f"{tmp_path}/{name}", image_zyx.shape, np.uint8) as writer:
-        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+    save(f"{tmp_path}/{name}", image_zyx)
     assert np.array_equal(open_volume(f"{tmp_path}/{name}").read(), image_zyx)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -86,8 +86,7 @@ def test_a_box_that_leaves(tmp_path, name, box):
 def test_opening_reads_no_voxels(tmp_path, image_zyx, monkeypatch):
     paths = [f"{tmp_path}/{name}" for name in ("a.tif", "a.h5", "a.mrc", "a.zarr", "b.tif")]
     for path in paths[:-1]:
-        with create_volume(path, image_zyx.shape, "uint8") as writer:
-            writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+        save(path, image_zyx)
     tifffile.imwrite(paths[-1], image_zyx, photometric="minisblack", compression="zlib")
 
     def refuse(*_, **__):
@@ -198,17 +197,9 @@ def write_virtual(folder, image_zyx):
     return f"{folder}/link.h5:/raw"
 
 
-def write_by(name):
-    def write(folder, image_zyx):
-        with create_volume(folder / name, image_zyx.shape, "uint8", chunks=(2, 16, 16)) as writer:
-            writer.write(Box.of_shape(image_zyx.shape), image_zyx)
-        return folder / name
-
-    return write
-
-
 STORED = {"slices": write_slices, "ome set": write_ome_set, "virtual": write_virtual}
-STORED |= {name: write_by(name) for name in ("a.tif", "a.h5", "a.mrc", "a.zarr", "a.ome.zarr")}
+OURS = ("a.tif", "a.h5", "a.mrc", "a.zarr", "a.ome.zarr")
+STORED |= {name: lambda folder, image, name=name: save(folder / name, image, chunks=(2, 16, 16)) for name in OURS}
 
 
 @pytest.mark.parametrize("many", [False, True])

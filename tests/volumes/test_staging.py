@@ -10,11 +10,12 @@ import textwrap
 import h5py
 import numpy as np
 import pytest
+from made_files import save
 
 from mitoseg import storage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import VolumeInfo, create_volume, open_volume
+from mitoseg.volumes import VolumeInfo, open_volume
 from mitoseg.volumes.staging import StagedVolume
 from mitoseg.volumes.zarrs import ZarrOutput
 
@@ -288,8 +289,7 @@ def test_a_damaged_stage_begins_anew(tmp_path, what, text):
 
 def old_output(folder, name):
     """Something else under the final name."""
-    with create_volume(f"{folder}/{name}", (1, 2, 3), "uint8") as writer:
-        writer.write(Box.of_shape((1, 2, 3)), np.full((1, 2, 3), 7, np.uint8))
+    save(f"{folder}/{name}", np.full((1, 2, 3), 7, np.uint8))
     return content(plain_path(folder, name))
 
 

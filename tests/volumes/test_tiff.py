@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiff_files import WAYS, write
+from made_files import WAYS, write
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tifffile
-from tiff_files import write
+from made_files import write
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box

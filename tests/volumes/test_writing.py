@@ -16,9 +16,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_files import save
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, slabs
+from mitoseg.geometry import Box
 from mitoseg.volumes import check_volume_output, create_volume, open_volume
 from mitoseg.volumes import tiff as tiff_module
 
@@ -105,8 +106,7 @@ def test_numpy_scalars_in_metadata_and_unwritten_voxels(tmp_path, name):
 
 def test_imagej_reads_the_tiff(tmp_path):
     image_zyx = np.arange(24, dtype="uint32").reshape(2, 3, 4)
-    with create_volume(f"{tmp_path}/a.tif", (2, 3, 4), "uint32", voxel_size=(50, 4.6, 4.5)) as writer:
-        writer.write(Box.of_shape((2, 3, 4)), image_zyx)
+    save(f"{tmp_path}/a.tif", image_zyx, voxel_size=(50, 4.6, 4.5))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.is_imagej
         assert not tif.is_bigtiff
@@ -159,10 +159,8 @@ def test_hdf5_is_chunked_and_compressed(tmp_path):
 
 
 def test_zarr_is_format_3_with_attributes(tmp_path):
-    with create_volume(
-        f"{tmp_path}/a.zarr", (40, 300, 300), "uint8", voxel_size=(50, 4, 4), metadata={"kind": "mask"}
-    ):
-        pass
+    options = {"voxel_size": (50, 4, 4), "metadata": {"kind": "mask"}}
+    save(tmp_path / "a.zarr", np.zeros((40, 300, 300), "uint8"), **options)
     array = zarr.open_array(store=tmp_path / "a.zarr", mode="r")
     assert array.metadata.zarr_format == 3
     assert array.chunks == (16, 256, 256)
@@ -173,15 +171,13 @@ def test_zarr_is_format_3_with_attributes(tmp_path):
 @pytest.mark.parametrize("chunks", [(1, 37, 20), (100, 10, 100)])
 def test_chunks_of_zarr_can_be_chosen(tmp_path, image_zyx, chunks):
     for name in ("a.zarr", "a.h5", "a.tif", "a.mrc"):
-        with create_volume(f"{tmp_path}/{name}", image_zyx.shape, "uint8", chunks=chunks) as writer:
-            writer.write(Box.of_shape(image_zyx.shape), image_zyx)
+        save(f"{tmp_path}/{name}", image_zyx, chunks=chunks)
         assert np.array_equal(open_volume(f"{tmp_path}/{name}").read(), image_zyx)
     array = zarr.open_array(store=tmp_path / "a.zarr", mode="r")
     assert array.chunks == tuple(min(c, n) for c, n in zip(chunks, image_zyx.shape, strict=True))
     assert np.array_equal(array[...], image_zyx)
-    with create_volume(f"{tmp_path}/b.zarr", (4, 6, 8), "uint8", chunks=(2, 3, 4)) as writer:
-        writer.write(Box.of_shape((4, 6, 8)), np.zeros((4, 6, 8), np.uint8))
-    open_volume(f"{tmp_path}/b.zarr").check_complete()  # with chunks of zeros
+    zeros = save(f"{tmp_path}/b.zarr", np.zeros((4, 6, 8), np.uint8), chunks=(2, 3, 4))
+    open_volume(zeros).check_complete()  # with chunks of zeros
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -201,8 +197,7 @@ def test_an_error_leaves_nothing(tmp_path, name):
 def test_what_exists_is_refused_or_replaced(tmp_path, name):
     path = f"{tmp_path}/{name}"
     for value in (1, 2):
-        with create_volume(path, (1, 2, 3), "uint8", overwrite=value == 2) as writer:
-            writer.write(Box.of_shape((1, 2, 3)), np.full((1, 2, 3), value, np.uint8))
+        save(path, np.full((1, 2, 3), value, np.uint8), overwrite=value == 2)
     with pytest.raises(UserError, match=r"exists.*overwrite=true"):
         create_volume(path, (1, 2, 3), "uint8")
     with pytest.raises(UserError, match=r"exists.*overwrite=true"):
@@ -273,10 +268,7 @@ def test_boxes_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_volumes_travel_to_other_processes(tmp_path, name):
     image_zyx = np.arange(60, dtype="uint8").reshape(3, 4, 5)
-    with create_volume(f"{tmp_path}/{name}", (3, 4, 5), "uint8") as writer:
-        for box in slabs(Box.of_shape((3, 4, 5)), 2):
-            writer.write(box, image_zyx[box.slices])
-    volume = open_volume(f"{tmp_path}/{name}")
+    volume = open_volume(save(f"{tmp_path}/{name}", image_zyx))
     volume.read()  # opens what is opened at the first reading
     sent = pickle.dumps(volume)
     assert len(sent) < 10_000

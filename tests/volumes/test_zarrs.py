@@ -11,11 +11,16 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_files import save
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import ArrayVolume, create_volume, map_labels, open_volume
+from mitoseg.volumes import ArrayVolume, map_labels, open_volume
+from mitoseg.volumes.base import CroppedVolume, encoded_volume, integer_volume, mask_volume
+from mitoseg.volumes.normalize import MatchedVolume
+from mitoseg.volumes.padding import PaddedVolume, blanked
+from mitoseg.volumes.resampling import resampled
 
 BOX = Box((1, 7, 20), (5, 33, 50))
 NAMES = {"z": "space", "y": "space", "x": "space", "c": "channel", "t": "time"}
@@ -386,21 +391,38 @@ def test_the_level_in_use_of_an_image(tmp_path, version):
         open_volume(tmp_path / "a.zarr").check_complete()
 
 
-def test_labels_ask_what_they_are_made_of(tmp_path):
-    path = make(tmp_path / "a.zarr", ALL)
-    labels = map_labels(open_volume(path))
-    labels.check_complete()
+MADE = {
+    "mask": lambda v: mask_volume(v, np.logical_not),
+    "integers": integer_volume,
+    "encoded": lambda v: encoded_volume(v, np.dtype(np.uint8), {}),
+    "crop": lambda v: CroppedVolume(v, Box((1, 0, 0), (5, 9, 13))),
+    "labels": lambda v: map_labels(v, foreground=7),
+    "matched": lambda v: MatchedVolume(v, [0.0, 1.0]),
+    "resampled": lambda v: resampled(v, (9, 9, 9)),
+    "padded": PaddedVolume,
+    "blanked": lambda v: blanked(v, PaddedVolume(v).known),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_volume_made_of_another_passes_on_what_that_one_knows(tmp_path, kind):
+    stored = open_volume(make(tmp_path / "a.zarr", ALL), voxel_size=(5, 5, 5))
+    stored.read = lambda box=None: np.arange(stored.check_box(box).size).reshape(stored.check_box(box).shape) % 9
+    stored.scratch_bytes = lambda box: 10**9
+    stored.lossy, stored.directions = kind != "labels", "+-+"
+    made = MADE[kind](mask_volume(stored, lambda values: values) if kind == "mask" else stored)
+    assert (made.lossy, made.directions, made.state()) == (stored.lossy, "+-+", stored.state())
+    assert made.scratch_bytes(made.box) >= 10**9
+    made.check_complete()
     (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").unlink()
     with pytest.raises(UserError, match=r"^1 of 27 chunks"):
-        labels.check_complete()
+        made.check_complete()
 
 
 def test_other_formats_are_complete(tmp_path):
     ArrayVolume(np.zeros(SHAPE)).check_complete()
     for name in ("a.tif", "a.h5", "a.mrc"):
-        with create_volume(tmp_path / name, SHAPE, "uint8") as writer:
-            writer.write(Box.of_shape(SHAPE), np.zeros(SHAPE, np.uint8))
-        open_volume(tmp_path / name).check_complete()
+        open_volume(save(tmp_path / name, np.zeros(SHAPE, np.uint8))).check_complete()
 
 
 def test_many_chunks_are_counted_at_once(tmp_path):

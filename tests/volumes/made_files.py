@@ -1,6 +1,10 @@
-"""TIFF files of many kinds, for the tests."""
+"""Volumes in files, for the tests: TIFF of many kinds, and what mitoseg writes."""
 
+import numpy as np
 import tifffile
+
+from mitoseg.geometry import Box
+from mitoseg.volumes import create_volume
 
 WAYS = {
     "plain": {},
@@ -24,4 +28,12 @@ WAYS = {
 
 def write(path, image, **options):
     tifffile.imwrite(path, image, photometric="minisblack", **options)
+    return str(path)
+
+
+def save(path, image_zyx, **options):
+    """Write a volume with mitoseg; its path."""
+    image_zyx = np.asarray(image_zyx)
+    with create_volume(path, image_zyx.shape, image_zyx.dtype, **options) as writer:
+        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
     return str(path)
