@@ -1,8 +1,7 @@
-"""Downloads that survive a cut connection: pooch checks and places the file, the downloader here resumes it.
+"""Published files: downloaded, unpacked without trusting them, and told apart by size and sha256.
 
-Unpack zip and tar archives from the net without trusting them.
-
-What exactly was used: size and sha256 of the files behind a volume.
+Pooch checks a file and places it; the downloader here, unlike pooch's, goes on after a cut connection. Pooch unpacks
+whatever an archive holds, links and terabytes of zeros included, so that is done here as well.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +28,6 @@ import requests
 from filelock import FileLock
 
 from mitoseg.errors import UserError
-from mitoseg.progress import progress
 from mitoseg.progress import progress as show_progress
 from mitoseg.storage import open_own, scratch_folder
 from mitoseg.volumes.formats import split_path
@@ -196,7 +194,7 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool = True, retries: int
     target = folder / file.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with FileLock(folder / ".download.lock"):
             if target.exists() and file.difference(target.stat().st_size, None):
                 target.unlink()
             _retrieve(file, folder, progress=progress, retries=retries, wait_s=wait_s)
@@ -222,10 +220,6 @@ def _retrieve(file: RemoteFile, folder: Path, *, progress: bool, retries: int, w
                 remedy = f"expected sha256 {file.sha256}: run again, or name a copy with data.root="
                 raise UserError("the download has a wrong checksum and was removed", file.url, remedy) from error
         _log.info("%s was continued from an older part that does not fit; starting again", file.name)
-
-
-def _lock(folder: Path) -> AbstractContextManager[object]:
-    return FileLock(folder / ".download.lock")
 
 
 def _range_start(response: requests.Response) -> int:
@@ -286,27 +280,29 @@ def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> No
         with scratch_folder(folder) as temporary:
             root, left = temporary / folder.name, limit_bytes
             root.mkdir()
-            with _members(archive) as members, progress(f"unpacking {archive.name}", unit="bytes") as task:
+            with _members(archive) as members, show_progress(f"unpacking {archive.name}", unit="bytes") as task:
                 for count, (name, stream) in enumerate(members):
                     if count >= LIMIT_FILES:
                         raise _refusal(archive, f"holds more than {LIMIT_FILES} files")
                     target = root / _safe_name(name, archive)
-                    left -= _copy(stream, target, left, archive, limit_bytes)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("xb") as out:
+                        while chunk := stream.read(_UNPACK_CHUNK):
+                            left -= len(chunk)  # of what comes out, whatever the archive claims
+                            if left < 0:
+                                raise _refusal(archive, f"unpacks to more than {limit_bytes} bytes")
+                            out.write(chunk)
                     task.reach(limit_bytes - left)
-            _appear(root, folder)
+            try:
+                root.replace(folder)
+            except OSError:
+                if not folder.is_dir():  # it is there when another process was faster
+                    raise
     except _DAMAGED as error:
         raise UserError(f"cannot unpack the archive ({error})", str(archive), "remove it and run again") from error
     except OSError as error:
         remedy = "free some space, or choose a folder that can be written with data.root="
         raise UserError(f"cannot unpack into the folder ({error.strerror or error})", str(folder), remedy) from error
-
-
-def _appear(complete: Path, folder: Path) -> None:
-    try:
-        complete.replace(folder)
-    except OSError:
-        if not folder.is_dir():  # it is there when another process was faster
-            raise
 
 
 @contextmanager
@@ -350,19 +346,6 @@ def _safe_name(name: str, archive: Path) -> Path:
     return Path(*[part for part in parts if part not in ("", ".")])
 
 
-def _copy(stream: IO[bytes], target: Path, left: int, archive: Path, limit: int) -> int:
-    """Copy one file and return its bytes; counts what comes out, not what the archive claims."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    done = 0
-    with target.open("xb") as out:
-        while chunk := stream.read(_UNPACK_CHUNK):
-            done += len(chunk)
-            if done > left:
-                raise _refusal(archive, f"unpacks to more than {limit} bytes")
-            out.write(chunk)
-    return done
-
-
 def _refusal(archive: Path, why: str) -> UserError:
     return UserError(f"refused to unpack the archive, which {why}", str(archive), "get it from its official source")
 
@@ -404,7 +387,13 @@ def fingerprint(path: str) -> Fingerprint:
     source = file_of(path)
     files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
     total = sum(p.stat().st_size for p in files)
-    return Fingerprint(path, total, _checksum(source, files) if total <= HASH_LIMIT_BYTES else None)
+    if total > HASH_LIMIT_BYTES:
+        return Fingerprint(path, total, None)
+    sums = [_sha256(os.fspath(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    if files == [source]:
+        return Fingerprint(path, total, sums[0])
+    lines = (f"{p.relative_to(source).as_posix()} {found}\n" for p, found in zip(files, sums, strict=True))
+    return Fingerprint(path, total, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
 def checksums(provenance: Mapping[str, Any], part: str = "") -> dict[str, str]:
@@ -431,22 +420,8 @@ def changed_files(provenance: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _checksum(source: Path, files: list[Path]) -> str:
-    if files == [source]:
-        return _sha256(source)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(source).as_posix()} {_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    state = path.stat()
-    return _sha256_of_state(os.fspath(path), state.st_size, state.st_mtime_ns)
-
-
 @lru_cache(maxsize=4096)
-def _sha256_of_state(path: str, size: int, mtime_ns: int) -> str:
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
     """Cached for as long as the file looks unchanged: training and testing ask for the same files."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,4 @@
-"""Your own annotated volumes: one or several, whole or in part, with a validation slab or in folds.
-
-Open an image and its labels, check that they belong together, and cut them into regions.
-
-The volumes that a user names for a split, and where they lie.
-"""
+"""Your own annotated volumes: one or several, whole or in part, with a validation slab or in folds."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path, PurePath
 from typing import ClassVar, TypedDict
@@ -105,6 +100,8 @@ class Files:
         self.padding = padding
         self.voxel_size = None if voxel_size is None else tuple(float(v) for v in voxel_size)
         self._splits: Splits | None = None
+        self._mapped: dict[str, Volume] = {}
+        self._rules: dict[str, str] = {}
 
     def prepare(self) -> None:
         """Nothing to do: the files are there or they are not."""
@@ -151,29 +148,23 @@ class Files:
         return {"name": self.name}
 
     def _resolved(self, names: Sequence[str]) -> tuple[str, ...]:
-        found = [resolve(name, self.root) for name in names]
-        for name, path in zip(names, found, strict=True):
+        found = []
+        for name in names:
+            path = resolve(name, self.root)
             if path is None:
                 where = f"{self.root} and the working directory" if self.root else "the working directory"
                 raise UserError("no such volume", name, f"relative names are looked for in {where}: check data.root=")
-        return tuple(path for path in found if path is not None)
+            found.append(path)
+        return tuple(found)
 
     def _open(self) -> Splits:
-        reader = Reader(
-            label_rule_of_values=self.label_rule_of_values,
-            foreground=self.foreground,
-            ignore_label=self.ignore_label,
-            ignore_empty_slices=self.ignore_empty_slices,
-            axes=self.axes,
-            voxel_size=self.voxel_size,
-            padding=self.padding,
-        )
         paths = {key: self.paths(key) for key in ("train", "test")}
-        pairs = {key: reader.pairs(paths[key], key) for key in paths}
+        pairs = {key: self._pairs(paths[key], key) for key in paths}
         regions = self._cut(pairs["train"], pairs["test"])
         warnings = self.warnings(paths, pairs)
-        for key in regions:
-            check_once(regions[key])
+        for a, b in (pair for key in regions for pair in combinations(regions[key], 2)):
+            if a.image.path == b.image.path and a.box.clip(b.box).size:
+                raise UserError("two parts of a split overlap", [a.name, b.name], "name each voxel once")
         for key in ("validation", "test"):
             warnings += check_apart(regions["train"], regions[key], self.validation.gap)
         if warnings:
@@ -182,8 +173,13 @@ class Files:
         voxel_size = sizes[0] if sizes else None
         provenance = {
             **self.facts_for_provenance(),
-            "files": _files(paths),
-            "label_rules": dict(reader.rules),
+            "files": [
+                {"role": f"{key}.{kind}", **asdict(fingerprint(path))}
+                for key in paths
+                for kind in ("image", "label")
+                for path in getattr(paths[key], kind)
+            ],
+            "label_rules": dict(self._rules),
             "regions": {key: [region.name for region in regions[key]] for key in regions},
             "voxel_size": None if voxel_size is None else list(voxel_size),
             "warnings": warnings,
@@ -191,80 +187,8 @@ class Files:
         train, validation, test = (tuple(regions[key]) for key in ("train", "validation", "test"))
         return Splits(train, validation, test, voxel_size, provenance)
 
-    def _cut(self, train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[Region]]:
-        regions: dict[str, list[Region]] = {"train": [], "validation": [], "test": []}
-        for pair in train:
-            z0, z1 = pair.box.start[0], pair.box.stop[0]
-            if self.folds is None:
-                kept, held = self.validation.ranges(z0, z1)
-                tested = []
-            else:
-                cut = fold_slabs(z1 - z0, self.folds, self.fold, self.validation.gap, with_test=not test)
-                kept, held, tested = ([(a + z0, b + z0) for a, b in r] for r in (cut.train, cut.validation, cut.test))
-            for key, ranges in zip(regions, (kept, held, tested), strict=True):
-                regions[key] += pair.regions(ranges)
-        for pair in test:
-            regions["test"] += pair.regions([(pair.box.start[0], pair.box.stop[0])])
-        return regions
-
-
-def _files(paths: Mapping[str, Named]) -> list[dict[str, object]]:
-    """Size and sha256 of every file that is used."""
-    roles = ((f"{key}.{kind}", getattr(paths[key], kind)) for key in paths for kind in ("image", "label"))
-    return [{"role": role, **asdict(fingerprint(path))} for role, names in roles for path in names]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image, its mapped labels (0, 1, 255 ignored), and the annotated part."""
-
-    image: Volume
-    label: Volume
-    box: Box
-
-    def regions(self, ranges: Iterable[Range]) -> list[Region]:
-        """The annotated part, cut to runs of slices."""
-        _, y0, x0 = self.box.start
-        _, y1, x1 = self.box.stop
-        boxes = [Box((a, y0, x0), (b, y1, x1)) for a, b in ranges]
-        return [Region(self.image, self.label, box, f"{PurePath(self.image.path).name} {box}") for box in boxes]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How volumes are opened.
-
-    Attributes:
-        label_rule_of_values: What counts as mitochondrion, see `mitoseg.volumes.map_labels`.
-        foreground: The label values that are mitochondria, for all volumes that name none, or None.
-        ignore_label: Label value of voxels that enter nothing, or None.
-        ignore_empty_slices: Whether slices without a label enter nothing either.
-        axes: Letters of the stored axes where the files do not say, or None.
-        voxel_size: (z, y, x) in nm, or None for what the files say.
-        padding: What is done about margins of one value, see `mitoseg.volumes.padding.with_padding`.
-        rules: How the values of each label volume were read, in words; filled while opening.
-    """
-
-    label_rule_of_values: str = "auto"
-    foreground: object = None
-    ignore_label: int | None = None
-    ignore_empty_slices: bool = False
-    axes: str | None = None
-    voxel_size: Sequence[float] | None = None
-    padding: str = "none"
-    rules: dict[str, str] = field(default_factory=dict)
-    _labels: dict[str, Volume] = field(default_factory=dict, repr=False)
-
-    def pairs(self, named: Named, key: str) -> list[Pair]:
-        """Open the volumes of one split.
-
-        Args:
-            named: Paths that exist, as many images as labels.
-            key: The split, for messages.
-
-        Raises:
-            UserError: A file cannot be read, shapes differ, a box does not fit, or labels hold no foreground.
-        """
+    def _pairs(self, named: Named, key: str) -> list[Pair]:
+        """Open the volumes of one split, whose paths exist, as many images as labels."""
         images = [open_volume(path, axes=self.axes, voxel_size=self.voxel_size) for path in named.image]
         labels = [self._open_label(path) for path in named.label]
         for volume in (*images, *labels):
@@ -296,7 +220,7 @@ class Reader:
 
     def _map(self, label: Volume, foreground: object) -> Volume:
         key = f"{label.path} {foreground}"
-        if key not in self._labels:
+        if key not in self._mapped:
             mapped = map_labels(
                 label,
                 rule=self.label_rule_of_values if foreground is None else "auto",
@@ -306,8 +230,40 @@ class Reader:
             )
             if mapped.ignored_slices:
                 _log.warning("%s: slices without a label are left out: %s", label.path, list(mapped.ignored_slices))
-            self._labels[key], self.rules[label.path] = mapped, mapped.rule
-        return self._labels[key]
+            self._mapped[key], self._rules[label.path] = mapped, mapped.rule
+        return self._mapped[key]
+
+    def _cut(self, train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[Region]]:
+        regions: dict[str, list[Region]] = {"train": [], "validation": [], "test": []}
+        for pair in train:
+            z0, z1 = pair.box.start[0], pair.box.stop[0]
+            if self.folds is None:
+                kept, held = self.validation.ranges(z0, z1)
+                tested = []
+            else:
+                cut = fold_slabs(z1 - z0, self.folds, self.fold, self.validation.gap, with_test=not test)
+                kept, held, tested = ([(a + z0, b + z0) for a, b in r] for r in (cut.train, cut.validation, cut.test))
+            for key, ranges in zip(regions, (kept, held, tested), strict=True):
+                regions[key] += pair.regions(ranges)
+        for pair in test:
+            regions["test"] += pair.regions([(pair.box.start[0], pair.box.stop[0])])
+        return regions
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its mapped labels (0, 1, 255 ignored), and the annotated part."""
+
+    image: Volume
+    label: Volume
+    box: Box
+
+    def regions(self, ranges: Iterable[Range]) -> list[Region]:
+        """The annotated part, cut to runs of slices."""
+        _, y0, x0 = self.box.start
+        _, y1, x1 = self.box.stop
+        boxes = [Box((a, y0, x0), (b, y1, x1)) for a, b in ranges]
+        return [Region(self.image, self.label, box, f"{PurePath(self.image.path).name} {box}") for box in boxes]
 
 
 def check_apart(train: Sequence[Region], held: Sequence[Region], gap: int) -> list[str]:
@@ -331,17 +287,6 @@ def check_apart(train: Sequence[Region], held: Sequence[Region], gap: int) -> li
         if a.box.grow((gap, 0, 0)).clip(b.box).size:
             close.append(f"{a.name} and {b.name} are fewer than {gap} slices apart")
     return close
-
-
-def check_once(regions: Sequence[Region]) -> None:
-    """Refuse regions of one split that share voxels: they would count twice.
-
-    Raises:
-        UserError: Two regions of one file overlap.
-    """
-    for a, b in combinations(regions, 2):
-        if a.image.path == b.image.path and a.box.clip(b.box).size:
-            raise UserError("two parts of a split overlap", [a.name, b.name], "name each voxel once")
 
 
 _SEARCH_DEPTH = 4
@@ -453,11 +398,9 @@ def _walk(root: Path, depth: int) -> Iterator[Path]:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(str(item) for item in value)
-    return (str(value),)
+    return () if value is None else (str(value),)
 
 
 def _boxes(value: object) -> tuple[object, ...]:

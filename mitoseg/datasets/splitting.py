@@ -39,7 +39,6 @@ def split_slabs(depth: int, slabs: Iterable[Sequence[int]], gap: int) -> tuple[l
     >>> split_slabs(165, [[0, 14], [151, 165]], gap=8)
     ([(22, 143)], [(0, 14), (151, 165)])
     """
-    _check_gap(gap)
     held_z = np.zeros(depth, bool)
     ranges = sorted(_as_range(slab) for slab in slabs)
     for start, stop in ranges:
@@ -101,7 +100,6 @@ def fold_slabs(depth: int, folds: int, fold: int, gap: int, *, with_test: bool =
     >>> fold_slabs(50, 5, 1, gap=2)
     FoldRanges(train=[(0, 8), (32, 50)], validation=[(22, 30)], test=[(10, 20)])
     """
-    _check_gap(gap)
     least = 3 if with_test else 2
     if folds < least or not 0 <= fold < folds:
         remedy = f"data.folds is {least} or more and data.fold goes from 0 to data.folds-1"
@@ -173,11 +171,6 @@ class Validation:
         return [(a + start, b + start) for a, b in train], [(a + start, b + start) for a, b in held]
 
 
-def _check_gap(gap: int) -> None:
-    if gap < 0:
-        raise UserError("the gap between splits is negative", gap, "give data.validation.gap=0 or more")
-
-
 def _as_range(slab: object) -> Range:
     if isinstance(slab, Sequence) and not isinstance(slab, str) and len(slab) == 2:
         start, stop = slab
@@ -194,6 +187,8 @@ def _as_slabs(slabs: object) -> tuple[Range, ...]:
 
 def _grown(chosen_z: BoolMask, gap: int) -> BoolMask:
     """The chosen slices and those at most ``gap`` slices away."""
+    if gap < 0:
+        raise UserError("the gap between splits is negative", gap, "give data.validation.gap=0 or more")
     grown_z = chosen_z.copy()
     for offset in range(1, min(gap, chosen_z.size - 1) + 1):
         grown_z[offset:] |= chosen_z[:-offset]
