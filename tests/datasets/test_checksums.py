@@ -12,14 +12,6 @@ def test_a_file_and_a_dataset_in_it(tmp_path):
         assert fingerprint(text) == Fingerprint(text, 3, hashlib.sha256(b"abc").hexdigest())
 
 
-def test_a_change_is_seen(tmp_path):
-    path = tmp_path / "a.tif"
-    path.write_bytes(b"abc")
-    before = fingerprint(str(path))
-    path.write_bytes(b"abcd")
-    assert fingerprint(str(path)).sha256 == hashlib.sha256(b"abcd").hexdigest() != before.sha256
-
-
 def test_a_folder_by_names_and_contents(tmp_path):
     folder = tmp_path / "slices"
     (folder / "deep").mkdir(parents=True)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from mitoseg.datasets.download import RemoteFile, ResumingDownloader, fetch
+from mitoseg.datasets.download import RemoteFile, fetch
 from mitoseg.errors import UserError
 
 STEP = 1 << 16  # what the downloader reads at once
@@ -133,21 +133,3 @@ def test_a_folder_that_cannot_be_written(remote, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot store the download"):
         get(remote, tmp_path / "file" / "cache")
-
-
-def test_a_log_gets_no_bar(server, remote, tmp_path, capsys):
-    ResumingDownloader(tmp_path / "a.tif.part", progress=True)(remote.url, tmp_path / "a.tif", None)
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("size", "sha256", "difference"),
-    [
-        (10, "ab", None),
-        (10, None, None),
-        (11, "ab", "11 bytes instead of 10"),
-        (10, "cd", "sha256 cd... instead of ab..."),
-    ],
-)
-def test_difference(size, sha256, difference):
-    assert RemoteFile("a", "u", sha256="ab", size=10).difference(size, sha256) == difference

@@ -57,11 +57,6 @@ def test_facts(recipe):
     assert inspect.getdoc(recipe)
 
 
-def test_official_addresses():
-    base = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
-    assert [(f.url, f.size) for f in Lucchi.facts.files] == [(base + name, 129_919_357) for name in NAMES]
-
-
 def test_the_cache_is_filled_once(small, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         recipe = lucchi()
@@ -135,12 +130,6 @@ def test_other_files_give_one_warning_that_provenance_keeps(small, tmp_path, cap
     assert "training" not in warning
     assert [(f["role"], len(f["sha256"])) for f in splits.provenance["files"]][2] == ("test.image", 64)
     assert splits.test[0].box.shape == (20, 16, 24)
-
-
-def test_folds_leave_the_test_volume_alone(small, tmp_path):
-    splits = Lucchi(root=str(write_set(tmp_path / "mine")), folds=4, fold=1).splits()
-    assert [r.box.start[0] for r in splits.validation] == [10]
-    assert [r.box.shape[0] for r in splits.test] == [40]
 
 
 def test_a_published_recipe_completes_what_is_named(small, tmp_path):

@@ -66,13 +66,6 @@ def test_slices_of_the_archive_become_volumes(published, prefix):
     assert "stands for" not in splits.provenance["warnings"][0]
 
 
-def test_a_wrong_sum_leaves_nothing_behind(published, tmp_path):
-    published(archive(), sha256="0" * 64)
-    with pytest.raises(UserError, match="wrong checksum and was removed"):
-        LucchiPP().prepare()
-    assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] in ([], [".download.lock"])
-
-
 def test_an_archive_laid_out_otherwise_is_told(published):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:

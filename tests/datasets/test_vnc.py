@@ -63,14 +63,6 @@ def test_a_copy_is_taken_however_deep_it_lies(published, folder):
     assert Vnc(root=str(root), padding="none").splits().train[0].read_image()[3, 0, 0] == 3
 
 
-def test_folds_give_test_slabs(published):
-    recipe = Vnc(padding="none", folds=5, fold=2, validation={"gap": 1})
-    recipe.prepare()
-    splits = recipe.splits()
-    assert [r.read_image()[:, 0, 0].tolist() for r in splits.test] == [[8, 9, 10, 11]]
-    assert [r.read_image()[:, 0, 0].tolist() for r in splits.validation] == [[13, 14, 15]]
-
-
 @pytest.mark.skipif(not REAL, reason="MITOSEG_DATA names no folder of real data")
 def test_real_data_with_other_names():
     train = {"image": "image_z00-14.tif", "label": "mitochondria_z00-14.tif"}

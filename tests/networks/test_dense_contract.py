@@ -147,15 +147,6 @@ def test_gradients_are_those_of_the_windows():
     torch.testing.assert_close(gradients[1], gradients[2])
 
 
-def test_the_given_layers_stay_as_they_are():
-    network = PatchCNN().eval()
-    description, image = repr(network), torch.randn(1, 3, 64, 64)
-    before = network(image)
-    DenseForm(network)(torch.randn(1, 3, 70, 70))
-    assert repr(network) == description
-    assert torch.equal(network(image), before)
-
-
 @pytest.mark.parametrize("layer", [nn.ReLU(inplace=True), nn.Sequential(nn.Dropout(), nn.ELU(inplace=True))])
 @torch.inference_mode()
 def test_an_image_is_not_changed_by_a_first_layer_in_place(layer):
