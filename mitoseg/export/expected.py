@@ -14,8 +14,8 @@ from mitoseg.export.forms import Form
 from mitoseg.geometry import anchor, reflect
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import Model
+from mitoseg.networks.ensemble import log_odds
 from mitoseg.networks.kinds import dimensions, per_axis
-from mitoseg.networks.scores import log_odds
 from mitoseg.volumes import Normalization, channel_slices
 
 Floats = npt.NDArray[np.float32]

@@ -29,9 +29,8 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import Model
-from mitoseg.networks.ensemble import Member
+from mitoseg.networks.ensemble import Member, log_odds
 from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels, per_axis
-from mitoseg.networks.scores import log_odds
 from mitoseg.volumes import CHANNEL_OFFSETS
 from mitoseg.volumes.normalize import HOT
 

@@ -68,8 +68,8 @@ from torch.nn import functional
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, anchor, reflect
 from mitoseg.networks import DenseForm, Ensemble
+from mitoseg.networks.ensemble import log_odds
 from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels, per_axis
-from mitoseg.networks.scores import log_odds
 
 METHODS = ("dense", "strided", "window", "blend")
 

@@ -38,10 +38,8 @@ The zeros at an image's border that the padded network would see never enter: wh
 first, by reflection say. A part of an image answers what the whole does: to rounding, and in float32 on a CPU to the
 last bit where every convolution is computed in one way (torch may take another for small images).
 
-A block network read layer by layer: how far each one reaches, and the runs of layers between strided ones.
-
-What a layer may be, and why others are refused, is written here once; `mitoseg.networks.dense` puts the runs together.
-A layer is run on the given module's own parameters, read at each call, with its padding left out.
+The network is read layer by layer: how far each one reaches, and the runs of layers between strided ones. A layer is
+run on the given module's own parameters, read at each call, with its padding left out.
 """
 
 from __future__ import annotations
@@ -59,12 +57,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mitoseg.errors import UserError
-
-
-def _cut(layers: list[Layer]) -> list[Segment]:
-    """Segments that start at the first layer and at every strided one."""
-    starts = [i for i, layer in enumerate(layers) if i == 0 or max(layer.stride) > 1]
-    return [Segment(layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
+from mitoseg.networks.kinds import per_axis
 
 
 class DenseForm(nn.Module):
@@ -120,7 +113,8 @@ class DenseForm(nn.Module):
                 padding[axis] += layer.padding[axis] * stride[axis]
                 stride[axis] *= layer.stride[axis]
         self.field, self.stride, self.padding = tuple(field), tuple(stride), tuple(padding)
-        self._segments = _cut(layers)
+        starts = [i for i, layer in enumerate(layers) if i == 0 or max(layer.stride) > 1]
+        self._segments = [Segment(layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
         """The original's answer at every position.
@@ -370,20 +364,16 @@ def _check(name: str, module: nn.Module) -> None:
         raise UserError("a pool that returns indices has no dense form", name, "use return_indices=False")
 
 
-def _axes(value: int | Sequence[int], ndim: int) -> Axes:
-    return (value,) * ndim if isinstance(value, int) else tuple(value)
-
-
 def _spatial(module: nn.Module, ndim: int) -> Layer:
     """A convolution or a pool."""
     m: Any = module
-    taps, dilation = _axes(m.kernel_size, ndim), _axes(getattr(m, "dilation", 1), ndim)
+    taps, dilation = per_axis(m.kernel_size, ndim), per_axis(getattr(m, "dilation", 1), ndim)
     kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True))
     padding = m.padding
     if isinstance(padding, str):  # torch pads an odd total by one more at the end
         padding = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
     kind = _Convolution if isinstance(m, _CONVOLUTION) else _Maximum if isinstance(m, _MAXIMUM) else _Average
-    return kind(m, kernel, _axes(m.stride, ndim), _axes(padding, ndim))
+    return kind(m, kernel, per_axis(m.stride, ndim), per_axis(padding, ndim))
 
 
 def read_layers(chain: nn.Sequential) -> list[Layer]:

@@ -20,10 +20,27 @@ from torch import Tensor, nn
 
 from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
-from mitoseg.networks.scores import log_odds
 
 _KEYS = {"name", "arguments", "normalization", "calibration", "tile"}
 _CALIBRATION = {"prior_shift": 0.0, "temperature": 1.0, "bias": 0.0}
+
+
+def log_odds(scores: Tensor) -> Tensor:
+    """Log-odds of "mitochondrion" from scores.
+
+    Args:
+        scores: (B, 2, ...), background and mitochondrion, or (B, 1, ...), which are log-odds already.
+
+    Returns:
+        float32 (B, ...).
+
+    Raises:
+        UserError: Another number of classes.
+    """
+    if scores.shape[1] not in (1, 2):
+        raise UserError("the network's scores are not those of two classes", scores.shape[1], "use one or two outputs")
+    wide = scores.float()
+    return wide[:, 1] - wide[:, 0] if scores.shape[1] == 2 else wide[:, 0]
 
 
 class Member(nn.Module):

@@ -199,11 +199,12 @@ class RegionDataModule(pl.LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Gather the voxels of a training batch on the host, if that is where they are to stay."""
-        return self.gather(batch) if is_places(batch) and not self._on_device else batch
+        placed = "position_b4" in batch and "image" not in batch  # one of training, still without voxels
+        return self.gather(batch) if placed and not self._on_device else batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Gather the voxels of a training batch on the device where its positions are."""
-        if not is_places(batch):
+        if "position_b4" not in batch or "image" in batch:
             return batch
         self.bank.to(cast(Tensor, batch["position_b4"]).device)
         return self.gather(batch)
@@ -219,11 +220,6 @@ class RegionDataModule(pl.LightningDataModule):
         if not fits:
             _LOG.info("the training voxels stay on the host: they take more than half of the device's free memory")
         return fits
-
-
-def is_places(batch: Mapping[str, object]) -> bool:
-    """Whether a batch is one of training, whose voxels are still to be gathered."""
-    return "position_b4" in batch and "image" not in batch
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -268,9 +264,8 @@ class SliceLoader:
         check_positive("validation_stride", stride)
         slices = [(r, z) for r, region in enumerate(regions) for z in range(0, region.box.shape[0], stride)]
         if slices and len(slices) < world:
-            raise UserError(
-                f"{world} devices cannot share the validation slices", len(slices), "lower validation_stride"
-            )
+            what = f"{world} devices cannot share the validation slices"
+            raise UserError(what, len(slices), "lower validation_stride")
         self.regions, self.normalization, self.channels = regions, normalization, channels
         self.slices = slices[rank::world]
 
@@ -278,23 +273,18 @@ class SliceLoader:
         return len(self.slices)
 
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
-        return map(self._read, *zip(*self.slices, strict=True)) if self.slices else iter(())
-
-    def _read(self, number: int, z: int) -> dict[str, Tensor | int]:
-        """One slice of a region."""
-        region = self.regions[number]
-        (z0, *start_yx), (_, *stop_yx) = region.box.start, region.box.stop
-        box_yx = Box(tuple(start_yx), tuple(stop_yx))
-        grey_cyx = read_channels(region.image, z0 + z, self.channels, box_yx)
-        check_image_values(grey_cyx, region.image.path)
-        image_cyx = self.normalization.apply(grey_cyx)
-        label_yx = region.label.read(Box((z0 + z, *start_yx), (z0 + z + 1, *stop_yx)))[0]
-        return {
-            "image_cyx": torch.from_numpy(image_cyx),
-            "label_yx": torch.from_numpy(label_yx.copy()),
-            "region": number,
-            "z": z,
-        }
+        for number, z in self.slices:
+            region = self.regions[number]
+            (z0, *start_yx), (_, *stop_yx) = region.box.start, region.box.stop
+            grey_cyx = read_channels(region.image, z0 + z, self.channels, Box(tuple(start_yx), tuple(stop_yx)))
+            check_image_values(grey_cyx, region.image.path)
+            label_yx = region.label.read(Box((z0 + z, *start_yx), (z0 + z + 1, *stop_yx)))[0]
+            yield {
+                "image_cyx": torch.from_numpy(self.normalization.apply(grey_cyx)),
+                "label_yx": torch.from_numpy(label_yx.copy()),
+                "region": number,
+                "z": z,
+            }
 
 
 class SlabLoader:
@@ -327,17 +317,15 @@ class SlabLoader:
         return len(self.slabs)
 
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
-        return (self._read(number, slab) for number, slab in self.slabs)
-
-    def _read(self, number: int, slab: Box) -> dict[str, Tensor | int]:
-        region = self.regions[number]
-        seen = slab.grow((CONTEXT, 0, 0)).clip(region.image.box)
-        grey_zyx = region.image.read(seen)
-        check_image_values(grey_zyx, region.image.path)
-        return {
-            "image_czyx": torch.from_numpy(self.normalization.apply(grey_zyx))[None],
-            "label_zyx": torch.from_numpy(region.label.read(slab).copy()),
-            "first": slab.start[0] - seen.start[0],
-            "region": number,
-            "z": slab.start[0] - region.box.start[0],
-        }
+        for number, slab in self.slabs:
+            region = self.regions[number]
+            seen = slab.grow((CONTEXT, 0, 0)).clip(region.image.box)
+            grey_zyx = region.image.read(seen)
+            check_image_values(grey_zyx, region.image.path)
+            yield {
+                "image_czyx": torch.from_numpy(self.normalization.apply(grey_zyx))[None],
+                "label_zyx": torch.from_numpy(region.label.read(slab).copy()),
+                "first": slab.start[0] - seen.start[0],
+                "region": number,
+                "z": slab.start[0] - region.box.start[0],
+            }
