@@ -269,14 +269,6 @@ class Pair:
 def check_apart(train: Sequence[Region], held: Sequence[Region], gap: int) -> list[str]:
     """Look for training and held-out regions of one file that share voxels or come close.
 
-    Args:
-        train: Training regions.
-        held: Regions of the validation or the test split.
-        gap: Slices that should lie between.
-
-    Returns:
-        A sentence for each pair of regions that are nearer than ``gap`` slices.
-
     Raises:
         UserError: They share voxels: the score would be of what was learnt by heart.
     """

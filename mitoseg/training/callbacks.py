@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
@@ -100,15 +99,7 @@ def middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Ten
 
 
 SHOWN = 3
-"""Blocks whose place the error line tells."""
-
-
-class Positions(Protocol):
-    """What the guard asks of the datamodule."""
-
-    def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
-        """Region, z, y, x of each block of a batch, (B, 4)."""
-        ...
+"""Blocks whose place the error names."""
 
 
 class FiniteLoss(Callback):
@@ -167,14 +158,13 @@ class FiniteLoss(Callback):
 
 def not_finite(trainer: Trainer, step: int, epoch: int, batch: int) -> UserError:
     """The line about a batch whose loss is no number: its place in the run, its blocks, and what to do."""
-    data: Positions = trainer.datamodule  # type: ignore[attr-defined]
-    position_b4 = data.batch_positions(epoch, batch)
-    shown = ", ".join(f"{r}:[{z},{y},{x}]" for r, z, y, x in position_b4[:SHOWN].tolist())
-    more = f" and {len(position_b4) - SHOWN} more" if len(position_b4) > SHOWN else ""
-    what = (
-        f"the loss is not finite at step {step}, epoch {epoch}, batch {batch}, "
-        f"whose blocks lie at region:[z,y,x] {shown}{more}"
-    )
+    what = f"the loss is not finite at step {step}, epoch {epoch}, batch {batch}"
+    data = getattr(trainer, "datamodule", None)
+    if data is not None and hasattr(data, "batch_positions"):  # region, z, y, x of each block
+        position_b4 = data.batch_positions(epoch, batch)
+        shown = ", ".join(f"{r}:[{z},{y},{x}]" for r, z, y, x in position_b4[:SHOWN].tolist())
+        more = f" and {len(position_b4) - SHOWN} more" if len(position_b4) > SHOWN else ""
+        what = f"{what}, whose blocks lie at region:[z,y,x] {shown}{more}"
     remedy = "lower optimizer.lr, set trainer.gradient_clip_val=1, use trainer.precision=32-true, or look there"
     return UserError(what, None, f"{remedy}; last.ckpt is from before it")
 
@@ -217,22 +207,38 @@ class Throughput(Callback):
         if self._marks and (batch_idx + 1) % every:
             return
         self._marks.append((time.perf_counter(), self._blocks))
-        told: dict[str, float] = {"epoch": trainer.current_epoch}
+        values: dict[str, float] = {"epoch": trainer.current_epoch}
         if isinstance(pl_module, SegmentationModule) and pl_module.last_loss is not None:
-            told["train/loss"] = float(pl_module.last_loss)
+            values["train/loss"] = float(pl_module.last_loss)
         if trainer.optimizers:
-            told["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+            values["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         if self.speed is not None:
-            told["train/blocks_per_second"] = self.speed
+            values["train/blocks_per_second"] = self.speed
         for logger in trainer.loggers:
-            logger.log_metrics(told, step=trainer.global_step - 1)  # counted as Lightning counts
+            logger.log_metrics(values, step=trainer.global_step - 1)  # counted as Lightning counts
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the time before."""
         self._marks.clear()
 
 
-class Progress(RichProgressBar):
+class _Clock(ProgressBar):
+    """Tells the time that is left, by the speed since training started."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._clock, self._first_step = time.monotonic(), trainer.global_step
+
+    def time_left(self, trainer: Trainer) -> str | None:
+        """Until the last step, such as ``0:12:30``; None before that can be told."""
+        done = trainer.global_step - self._first_step
+        if done < 1 or (total := trainer.estimated_stepping_batches) == float("inf"):
+            return None
+        return clock((time.monotonic() - self._clock) / done * (total - trainer.global_step))
+
+
+class Progress(_Clock, RichProgressBar):
     """Lightning's rich progress bar, refreshed by the clock, with the run's speed, running score and time left.
 
     Args:
@@ -243,11 +249,6 @@ class Progress(RichProgressBar):
         super().__init__(leave=False)
         self.throughput = throughput
         self._next = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        super().on_train_start(trainer, pl_module)
-        self._clock, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:  # noqa: ANN401
         """Show the batch, if it is time to."""
@@ -268,17 +269,17 @@ class Progress(RichProgressBar):
                 metrics["JAC"] = block_scores(counts)["block_jaccard"]
         if self.throughput.speed is not None:
             metrics["blocks/s"] = f"{self.throughput.speed:,.0f}"
-        if (left := time_left(trainer, self._clock, self._first_step)) is not None:
-            metrics["left"] = clock(left)
+        if (left := self.time_left(trainer)) is not None:
+            metrics["left"] = left
         return metrics
 
 
-class ProgressLines(ProgressBar):
+class ProgressLines(_Clock):
     """Step, loss, validation JAC and time left as a line every half minute, where there is no terminal."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._going_on = ExitStack()
+        self._lines = ExitStack()
         self._score: float | None = None
 
     def disable(self) -> None:
@@ -286,9 +287,9 @@ class ProgressLines(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the lines."""
-        self._clock, self._first_step = time.monotonic(), trainer.global_step
+        super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
-            self._going_on.enter_context(lines(partial(self.line, trainer, pl_module)))
+            self._lines.enter_context(lines(partial(self.line, trainer, pl_module)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the score: the thread of the lines must not ask a metric that is just being computed."""
@@ -297,30 +298,22 @@ class ProgressLines(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No more lines."""
-        self._going_on.close()
+        self._lines.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """No more lines."""
-        self._going_on.close()
+        self._lines.close()
 
     def line(self, trainer: Trainer, module: LightningModule) -> str:
         """Such as ``step 1200, epoch 3 of 12, loss 0.1234, validation JAC 0.812, 0:12:30 left``."""
-        told = [f"step {trainer.global_step}", f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"]
+        parts = [f"step {trainer.global_step}", f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"]
         if isinstance(module, SegmentationModule) and module.last_loss is not None:
-            told.append(f"loss {float(module.last_loss):.4f}")
+            parts.append(f"loss {float(module.last_loss):.4f}")
         if self._score is not None:
-            told.append(f"validation JAC {self._score:.3f}")
-        if (left := time_left(trainer, self._clock, self._first_step)) is not None:
-            told.append(f"{clock(left)} left")
-        return ", ".join([*told, *(["validating"] if trainer.validating else [])])
-
-
-def time_left(trainer: Trainer, start: float, first_step: int) -> float | None:
-    """Seconds until the last step, by the speed since the first; None before that can be told."""
-    done = trainer.global_step - first_step
-    if done < 1 or (total := trainer.estimated_stepping_batches) == float("inf"):
-        return None
-    return (time.monotonic() - start) / done * (total - trainer.global_step)
+            parts.append(f"validation JAC {self._score:.3f}")
+        if (left := self.time_left(trainer)) is not None:
+            parts.append(f"{left} left")
+        return ", ".join([*parts, *(["validating"] if trainer.validating else [])])
 
 
 DEPTH = 2

@@ -16,14 +16,7 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 def expose(grey_zyx: FloatArray, grid: Grid, microscope: Microscope, rng: np.random.Generator) -> ByteArray:
-    """Take the picture.
-
-    Args:
-        grey_zyx: Grey levels of the tissue; used as scratch space.
-        grid: Its voxels.
-        microscope: What the instrument adds.
-        rng: Where its noise comes from.
-    """
+    """Take the picture."""
     image = ndimage.gaussian_filter(grey_zyx, microscope.blur, mode="nearest", truncate=3.0)
     if microscope.charging:
         image += _charging(image, microscope.charging, rng)

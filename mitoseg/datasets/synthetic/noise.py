@@ -125,13 +125,7 @@ def _upsample_axis(field: FloatArray, axis: int, factor: int, size: int) -> Floa
 
 
 def smooth_noise(grid: Grid, wavelength_nm: float, rng: np.random.Generator) -> FloatArray:
-    """Smooth noise on the voxels: zero mean, unit variance, blobs about ``wavelength_nm`` apart.
-
-    Args:
-        grid: Gives shape and voxel size; its coarse grid is not used.
-        wavelength_nm: About twice the distance between the random samples.
-        rng: Where the samples come from.
-    """
+    """Smooth noise on the voxels: zero mean, unit variance, blobs about ``wavelength_nm`` apart."""
     own = Grid.spaced(grid.shape, grid.voxel_nm, wavelength_nm / 2)
     samples = rng.standard_normal(own.coarse_shape, dtype=np.float32)
     field = upsample(samples, own.factors, own.shape)

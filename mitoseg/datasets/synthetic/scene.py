@@ -1,10 +1,7 @@
-"""What stands where: bodies and neurites drawn at random until the tissue's shares are reached.
+"""The tissue: bodies and neurites at random until their shares are reached, cut into cells, and painted.
 
-The partition of the tissue into cells: which cell a voxel lies in, and how deep below its membrane.
-
-Bodies painted into the cells: mitochondria, and what has their grey without being one.
-
-Small things in the cells: synaptic vesicles, post-synaptic densities, endoplasmic reticulum.
+Painted are mitochondria, what has their grey without being one, and small things: synaptic vesicles, post-synaptic
+densities, endoplasmic reticulum.
 """
 
 from __future__ import annotations
@@ -57,22 +54,11 @@ class Scene:
 
 
 def plan_scene(grid: Grid, preset: Preset, rng: np.random.Generator) -> Scene:
-    """Draw the objects of a phantom.
-
-    Args:
-        grid: Voxels, and the coarse grid to plan on.
-        preset: Shares and sizes.
-        rng: Where every parameter of every object comes from.
-    """
-    tissue = preset.tissue
-    room = _Room(grid)
-    shares = {
-        "mitochondrion": tissue.mitochondria,
-        "lysosome": tissue.lysosomes,
-        "multivesicular": tissue.multivesicular,
-    }
-    for kind, share in shares.items():
-        room.fill(kind, share, preset.greys, rng)
+    """Draw the objects of a phantom."""
+    tissue, room = preset.tissue, _Room(grid)
+    room.fill("mitochondrion", tissue.mitochondria, preset.greys, rng)
+    room.fill("lysosome", tissue.lysosomes, preset.greys, rng)
+    room.fill("multivesicular", tissue.multivesicular, preset.greys, rng)
     owners = [_neurite_around(body, preset.greys, rng) for body in room.bodies]
     fillers = _fill_with_neurites(grid, owners, preset, rng)
     return Scene(grid, tuple(room.bodies), (*owners, *fillers))
@@ -95,8 +81,7 @@ class _Room:
         filled, best = 0.0, None
         for _ in range(TRIES if share else 0):
             body = _random_body(kind, self.grid, greys, rng)
-            part = self.grid.coarse_around(body.centre, (body.reach + 3 * CLEARANCE,) * 3)
-            distance = body.distance(part_of(self.positions, part))
+            part, distance = self._distance(body)
             gain = float(((distance < 0) & self.inner[part]).sum()) / self.size
             if gain == 0 or bool(((distance < 2.5 * CLEARANCE) & (self.nearest[part] < 2.5 * CLEARANCE)).any()):
                 continue
@@ -111,9 +96,14 @@ class _Room:
         if best is not None and filled < 0.5 * share:  # a small volume: one body is more than the share
             self._place(best[1])
 
-    def _place(self, body: Body) -> None:
+    def _distance(self, body: Body) -> tuple[tuple[slice, slice, slice], FloatArray]:
+        """The coarse samples around a body, and their distance to it."""
         part = self.grid.coarse_around(body.centre, (body.reach + 3 * CLEARANCE,) * 3)
-        np.minimum(self.nearest[part], body.distance(part_of(self.positions, part)), out=self.nearest[part])
+        return part, body.distance(part_of(self.positions, part))
+
+    def _place(self, body: Body) -> None:
+        part, distance = self._distance(body)
+        np.minimum(self.nearest[part], distance, out=self.nearest[part])
         self.bodies.append(body)
 
 
@@ -237,10 +227,6 @@ def partition(scene: Scene, positions: Positions) -> Cells:
     With ``F_i`` the distance to neurite i, ``g = F_i - min_(j != i) F_j`` is negative in cell i; divided by its slope
     it is a distance to the border. Bodies push the border away: to ``g = S - clearance`` at distance ``S`` in
     their own cell and to ``clearance - S`` in others.
-
-    Args:
-        scene: Neurites and bodies.
-        positions: The coarse positions, warped, in nm.
     """
     grid = scene.grid
     first, second, nearest = _two_nearest(scene, positions)
@@ -249,6 +235,7 @@ def partition(scene: Scene, positions: Positions) -> Cells:
     label = np.where(owned, owner, nearest)
     id_zyx = np.zeros(grid.shape, np.uint16)
     depth_zyx = np.zeros(grid.shape, np.float32)
+    steps = [f * v for f, v in zip(grid.factors, grid.voxel_nm, strict=True)]
     for index, found in enumerate(ndimage.find_objects(label + 1)):
         if found is None:
             continue
@@ -256,7 +243,9 @@ def partition(scene: Scene, positions: Positions) -> Cells:
         part = tuple(slice(a, b + SUPPORT) for a, b in zip(box.start, box.stop, strict=True))
         own = scene.neurites[index].distance(part_of(positions, (part[0], part[1], part[2])))
         border = own - np.where(nearest[part] == index, second[part], first[part])
-        border /= _slope(border, grid)
+        slopes = [np.gradient(border, step, axis=axis) for axis, step in enumerate(steps)]
+        slope: FloatArray = np.sqrt(sum(p * p for p in slopes)).astype(np.float32)
+        border /= np.maximum(slope, np.float32(0.5))  # per nm, kept away from zero where the field has a ridge
         pushed = body_distance[part] - np.float32(CLEARANCE)
         border = np.where(owner[part] == index, np.minimum(border, pushed), np.maximum(border, -pushed))
         _paint(index, border, box, grid, id_zyx, depth_zyx)
@@ -290,14 +279,6 @@ def _body_distance(scene: Scene) -> tuple[FloatArray, npt.NDArray[np.int32]]:
         owner[part][closer] = index
         nearest[part][closer] = distance[closer]
     return nearest, owner
-
-
-def _slope(border: FloatArray, grid: Grid) -> FloatArray:
-    """|gradient| per nm, kept away from zero where the field has a ridge."""
-    steps = [f * v for f, v in zip(grid.factors, grid.voxel_nm, strict=True)]
-    parts = [np.gradient(border, step, axis=axis) for axis, step in enumerate(steps)]
-    slope: FloatArray = np.sqrt(sum(p * p for p in parts)).astype(np.float32)
-    return np.maximum(slope, np.float32(0.5))
 
 
 def _aligned(found: tuple[slice, ...], grid: Grid) -> Box:
@@ -427,15 +408,7 @@ def _multivesicular(
 
 
 def paint_small(image_zyx: FloatArray, cells: Cells, scene: Scene, preset: Preset, rng: np.random.Generator) -> None:
-    """Paint cisterns, and synapses: a vesicle cluster on one side of a membrane, a density on the other.
-
-    Args:
-        image_zyx: Greys, changed in place.
-        cells: Where the membranes are.
-        scene: Gives the grid.
-        preset: How many of each.
-        rng: Where they stand.
-    """
+    """Paint cisterns, and synapses: a vesicle cluster on one side of a membrane, a density on the other."""
     grid = scene.grid
     cubic_um = float(np.prod(grid.extent_nm)) * 1e-9
     for _ in range(int(rng.poisson(preset.tissue.cisterns * cubic_um))):
