@@ -1,6 +1,6 @@
 """Published files: downloaded, unpacked without trusting them, and told apart by size and sha256.
 
-Pooch checks a file and places it; the downloader here, unlike pooch's, goes on after a cut connection. Pooch unpacks
+Pooch checks a file and places it; the downloader here, unlike pooch's, resumes after a cut connection. Pooch unpacks
 whatever an archive holds, links and terabytes of zeros included, so that is done here as well.
 """
 
@@ -73,12 +73,12 @@ class RemoteFile:
 
 
 class _CutError(Exception):
-    """The transfer stopped early; another try may go on from there."""
+    """The transfer stopped early; another try may resume from there."""
 
 
 @dataclass
 class ResumingDownloader:
-    """A downloader for pooch that keeps what arrived in ``part`` and goes on from there (HTTP Range).
+    """A downloader for pooch that keeps what arrived in ``part`` and resumes from there (HTTP Range).
 
     A server that ignores the range is read from the start again. Tries that bring the file no further are counted,
     so a connection cut often, but after some progress each time, gets there.

@@ -285,7 +285,7 @@ _SEARCH_DEPTH = 4
 """Levels of folders in which official names are looked for: an unpacked archive has up to so many."""
 
 _SEARCH_ENTRIES = 50_000
-"""Files that are looked at before giving up: data.root may be somebody's whole disk."""
+"""Files that are examined before giving up: data.root may be somebody's whole disk."""
 
 
 @dataclass(frozen=True)

@@ -359,8 +359,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        told = metadata.pop("sha256", None)  # files of earlier versions have none, but the bundled ones do
-        if (told or FOLDER.resolve() in Path(path).resolve().parents) and told != _digest(metadata, kept):
+        stored = metadata.pop("sha256", None)  # files of earlier versions have none, but the bundled ones do
+        if (stored or FOLDER.resolve() in Path(path).resolve().parents) and stored != _digest(metadata, kept):
             raise UserError(
                 "the weights are damaged, their checksum is wrong", str(path), "export or fetch them again"
             )
@@ -373,7 +373,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
 
 
 def _digest(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights with their names, kinds and shapes, and of what is told of them."""
+    """SHA-256 of weights with their names, kinds and shapes, and of their metadata."""
     found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, weight in sorted(weights.items()):
         found.update(json.dumps([name, str(weight.dtype), list(weight.shape)]).encode())

@@ -339,8 +339,8 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _dimensions(modules: Sequence[tuple[str, nn.Module]]) -> int:
     """2 or 3, on which all layers that have a say agree."""
-    told = (*_CONVOLUTION, *_MAXIMUM, *_AVERAGE, nn.BatchNorm2d, nn.BatchNorm3d, nn.Softmax2d)
-    kinds = {name: 3 if isinstance(m, _THREE_D) else 2 for name, m in modules if isinstance(m, told)}
+    telling = (*_CONVOLUTION, *_MAXIMUM, *_AVERAGE, nn.BatchNorm2d, nn.BatchNorm3d, nn.Softmax2d)
+    kinds = {name: 3 if isinstance(m, _THREE_D) else 2 for name, m in modules if isinstance(m, telling)}
     if len(set(kinds.values())) > 1:
         raise UserError("a network with both 2D and 3D layers has no dense form", list(kinds), "use one kind")
     if not any(isinstance(m, _CONVOLUTION) for _, m in modules):

@@ -1,7 +1,7 @@
 """The draws of an epoch (which block, how turned, of which class), their order, and the batches that they make.
 
 The loader is a plain iterable and not a `torch.utils.data.DataLoader`: worker processes would have nothing to do, the
-voxels being gathered on the device, and a plain iterable can tell where it stands, so that a run goes on in the middle
+voxels being gathered on the device, and a plain iterable can save where it stands, so that a run resumes in the middle
 of an epoch with exactly the batches that it had not seen.
 """
 

@@ -2,9 +2,7 @@ r"""Which positions of the labelled regions may become training blocks, and of w
 
 A position is the pixel p that a block answers; the labelled block of 32 is ``[p - 16, p + 15]`` in y and x, one slice
 in z. On the grid, blocks do not overlap and p = 32 i + 16; with ``any``, p is every pixel (under ``center``) or every
-pixel whose block lies inside the region (under the rules that look at the whole block).
-
-The words that choose how blocks are made, and the line that a wrong one gets.
+pixel whose block lies inside the region (under the rules about the whole block).
 """
 
 from __future__ import annotations
@@ -221,7 +219,7 @@ PLACES = ("auto", "device", "host")
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a word that is not one of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises:
         UserError: ``value`` is none of ``choices``; the line names them.

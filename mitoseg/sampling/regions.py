@@ -164,14 +164,14 @@ class RegionDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """How far the epoch is, and the checksums of the training data, for the checkpoint.
 
-        The Trainer asks the loader as well, but forgets what it was told where a schedule wants to know the number of
+        The Trainer asks the loader as well, but forgets the answer where a schedule wants to know the number of
         steps before training starts.
         """
         progress = {} if self._loader is None else self._loader.state_dict()
         return {**progress, "data": checksums(self.splits.provenance, "train")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the middle of the epoch where the checkpoint was written.
+        """Resume in the middle of the epoch, where the checkpoint was written.
 
         Raises:
             UserError: The training data have changed since.

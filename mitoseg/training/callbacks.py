@@ -105,7 +105,7 @@ SHOWN = 3
 class FiniteLoss(Callback):
     """Ends training at the first loss that is NaN or infinite.
 
-    On the CPU each loss is looked at before its gradients are computed. On a GPU that would make the host wait at
+    On the CPU each loss is checked before its gradients are computed. On a GPU that would make the host wait at
     every step, so there the first bad step is noted on the device, and looked up every ``log_every_n_steps`` steps and
     before anything is scored or saved.
     """
@@ -115,7 +115,7 @@ class FiniteLoss(Callback):
         self._bad: Tensor | None = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at a loss, or have the device do it."""
+        """Check a loss, or have the device do it."""
         place = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
         if loss.device.type == "cpu":
             if not torch.isfinite(loss):
@@ -231,7 +231,7 @@ class _Clock(ProgressBar):
         self._clock, self._first_step = time.monotonic(), trainer.global_step
 
     def time_left(self, trainer: Trainer) -> str | None:
-        """Until the last step, such as ``0:12:30``; None before that can be told."""
+        """Until the last step, such as ``0:12:30``; None before the first step."""
         done = trainer.global_step - self._first_step
         if done < 1 or (total := trainer.estimated_stepping_batches) == float("inf"):
             return None
@@ -332,7 +332,7 @@ class ShallowConvolutions(Callback):
         self._handles: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what goes into the convolutions."""
+        """Check what goes into the convolutions."""
         if trainer.strategy.root_device.type != "cpu" or "bf16" not in str(trainer.precision):
             return
         for layer in pl_module.modules():

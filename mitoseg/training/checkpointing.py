@@ -93,7 +93,7 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, and stops the run in order when it is asked to.
 
     SIGINT (Ctrl-C), SIGTERM (a preempted job) and SIGUSR1 (a SLURM job whose time is nearly up) take effect after the
-    step, or the validation, that is going on: the checkpoint is written, and training ends with `KeyboardInterrupt` or
+    current step or validation: the checkpoint is written, and training ends with `KeyboardInterrupt` or
     `SIGTERMException`. After SIGUSR1 a SLURM job is also put back into the queue. With several processes it is enough
     that one of them gets the signal.
 
@@ -166,7 +166,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def check_restored(trainer: Trainer) -> None:
-    """Look at the state that a training goes on from: an optimizer writes beyond a tensor that is too short.
+    """Check the restored state of a training: an optimizer writes beyond a tensor that is too short.
 
     Raises:
         ValueError: It is not that of such a training.
@@ -244,11 +244,11 @@ def capture() -> dict[str, Any]:
 
     And the number of threads: gradients are summed in another order on each number.
     """
-    version, words, gauss = random.getstate()
+    version, internal, gauss = random.getstate()
     state = np.random.get_state(legacy=False)
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {
-        "python": [version, list(words), gauss],
+        "python": [version, list(internal), gauss],
         "numpy": {**state, "state": {"key": state["state"]["key"].tolist(), "pos": int(state["state"]["pos"])}},
         "torch": torch.get_rng_state(),
         "cuda": cuda,
@@ -258,8 +258,8 @@ def capture() -> dict[str, Any]:
 
 def restore(state: dict[str, Any]) -> None:
     """Put back the generators of this process, and the number of threads unless ``OMP_NUM_THREADS`` is set."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
     kept = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {"key": np.array(kept["key"], np.uint32), "pos": kept["pos"]}})
     torch.set_rng_state(state["torch"])
@@ -267,7 +267,7 @@ def restore(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
     threads = state.get("threads", torch.get_num_threads())
     if threads != torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
-        log.info("going on with %d thread(s), as before", threads)
+        log.info("resuming with %d thread(s), as before", threads)
         torch.set_num_threads(threads)
 
 

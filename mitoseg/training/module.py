@@ -52,7 +52,7 @@ from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume
 log = logging.getLogger(__name__)
 
 STATE = "mitoseg_training"
-"""Entry of a checkpoint with what a run needs to go on and prediction does not."""
+"""Entry of a checkpoint with what a run needs to resume and prediction does not."""
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 
@@ -242,7 +242,7 @@ class SegmentationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that prediction needs and all that going on needs, as plain data; every rank takes part."""
+        """Add all that prediction and a resumed run need, as plain data; every rank takes part."""
         chosen = {"calibration": asdict(self.calibration), "threshold": self.threshold}
         total = self.block_counts.counts.clone()
         if distributed.is_available() and distributed.is_initialized():

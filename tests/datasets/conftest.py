@@ -1,9 +1,12 @@
+import hashlib
 import http.server
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
+
+from mitoseg.datasets.download import RemoteFile
 
 
 @dataclass
@@ -68,3 +71,17 @@ def server(running_server):
     running_server.behaviour = Behaviour()
     running_server.url = f"http://127.0.0.1:{running_server.server_port}"
     return running_server
+
+
+@pytest.fixture
+def publish(server, tmp_path, monkeypatch):
+    """Serves the files of a recipe, by name, in place of the official ones, with a cache of its own."""
+    monkeypatch.setattr("mitoseg.datasets.published.pooch.os_cache", lambda name: tmp_path / "cache" / name)
+
+    def published(recipe, files, **facts):
+        server.behaviour.files = {f"/{name}": data for name, data in files.items()}
+        remote = [RemoteFile(n, f"{server.url}/{n}", hashlib.sha256(d).hexdigest(), len(d)) for n, d in files.items()]
+        monkeypatch.setattr(recipe, "facts", replace(recipe.facts, files=tuple(remote), **facts))
+        return server
+
+    return published

@@ -1,7 +1,6 @@
 import inspect
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import tifffile
 
 from mitoseg.datasets import Lucchi, LucchiPP
-from mitoseg.datasets.download import RemoteFile
 from mitoseg.datasets.published import Published, Volumes
 from mitoseg.errors import UserError
 
@@ -27,15 +25,11 @@ def write_set(folder):
 
 
 @pytest.fixture
-def small(server, tmp_path, monkeypatch):
+def small(publish, tmp_path):
     """Lucchi, with small files on the loopback server and a cache of its own."""
     written = write_set(tmp_path / "published")
-    server.behaviour.files = {f"/{name}": (written / name).read_bytes() for name in NAMES}
-    remote = tuple(RemoteFile(n, f"{server.url}/{n}", size=len(server.behaviour.files[f"/{n}"])) for n in NAMES)
-    facts = replace(Lucchi.facts, files=remote, train=Volumes(*NAMES[:2], SHAPE), test=Volumes(*NAMES[2:], SHAPE))
-    monkeypatch.setattr(Lucchi, "facts", facts)
-    monkeypatch.setattr("mitoseg.datasets.published.pooch.os_cache", lambda name: tmp_path / "cache" / name)
-    return server
+    volumes = {"train": Volumes(*NAMES[:2], SHAPE), "test": Volumes(*NAMES[2:], SHAPE)}
+    return publish(Lucchi, {name: (written / name).read_bytes() for name in NAMES}, **volumes)
 
 
 def lucchi(**options):

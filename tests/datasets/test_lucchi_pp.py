@@ -1,14 +1,11 @@
-import hashlib
 import io
 import zipfile
-from dataclasses import replace
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 
 from mitoseg.datasets import LucchiPP
-from mitoseg.datasets.download import RemoteFile
 from mitoseg.errors import UserError
 
 DEPTH = 12  # two-digit numbers: 10.png comes after 9.png
@@ -37,22 +34,9 @@ def archive(prefix="Lucchi++/"):
     return data.getvalue()
 
 
-@pytest.fixture
-def published(server, tmp_path, monkeypatch):
-    def publish(data, sha256=None):
-        server.behaviour.files = {"/lucchi_pp.zip": data}
-        sha256 = sha256 or hashlib.sha256(data).hexdigest()
-        facts = replace(LucchiPP.facts, files=(RemoteFile("lucchi_pp.zip", f"{server.url}/lucchi_pp.zip", sha256),))
-        monkeypatch.setattr(LucchiPP, "facts", facts)
-        return server
-
-    monkeypatch.setattr("mitoseg.datasets.published.pooch.os_cache", lambda name: tmp_path / "cache" / name)
-    return publish
-
-
 @pytest.mark.parametrize("prefix", ["Lucchi++/", "", "lucchi_pp/Lucchi++/"])
-def test_slices_of_the_archive_become_volumes(published, prefix):
-    server = published(archive(prefix))
+def test_slices_of_the_archive_become_volumes(publish, prefix):
+    server = publish(LucchiPP, {"lucchi_pp.zip": archive(prefix)})
     recipe = LucchiPP(validation={"share": 0.2, "gap": 1})
     recipe.prepare()
     LucchiPP().prepare()
@@ -66,11 +50,11 @@ def test_slices_of_the_archive_become_volumes(published, prefix):
     assert "stands for" not in splits.provenance["warnings"][0]
 
 
-def test_an_archive_laid_out_otherwise_is_told(published):
+def test_an_archive_laid_out_otherwise_is_told(publish):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
         file.writestr("else/a.png", png(IMAGE[0], rgba=False))
-    published(data.getvalue())
+    publish(LucchiPP, {"lucchi_pp.zip": data.getvalue()})
     recipe = LucchiPP()
     recipe.prepare()
     with pytest.raises(UserError, match="Train_In, Train_Out, Test_In, Test_Out"):

@@ -1,8 +1,6 @@
-import hashlib
 import io
 import os
 import zipfile
-from dataclasses import replace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 import tifffile
 
 from mitoseg.datasets import Vnc
-from mitoseg.datasets.download import RemoteFile
 from mitoseg.datasets.published import Volumes
 
 REAL = os.environ.get("MITOSEG_DATA")
@@ -32,13 +29,8 @@ def archive():
 
 
 @pytest.fixture
-def published(server, tmp_path, monkeypatch):
-    data = archive()
-    server.behaviour.files = {"/vnc.zip": data}
-    remote = RemoteFile("vnc.zip", f"{server.url}/vnc.zip", hashlib.sha256(data).hexdigest())
-    facts = replace(Vnc.facts, files=(remote,), train=Volumes("stack1/raw", "stack1/mitochondria", SHAPE))
-    monkeypatch.setattr(Vnc, "facts", facts)
-    monkeypatch.setattr("mitoseg.datasets.published.pooch.os_cache", lambda name: tmp_path / "cache" / name)
+def published(publish, tmp_path):
+    publish(Vnc, {"vnc.zip": archive()}, train=Volumes("stack1/raw", "stack1/mitochondria", SHAPE))
     return tmp_path / "cache" / "mitoseg" / "vnc"
 
 
