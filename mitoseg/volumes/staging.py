@@ -156,7 +156,7 @@ class StagedVolume:
     def __enter__(self) -> Self:
         self._acquire()
         try:
-            self._take_up(read_json(self._plan))
+            self._take_up(self._sound_plan())
         except BaseException:
             self._release()
             raise
@@ -318,6 +318,16 @@ class StagedVolume:
             found = min(damaged, key=lambda tile: tile.start, default=box)
             raise UserError(what, str(found), "run the same command again to compute them anew") from error
 
+    def _sound_plan(self) -> dict[str, Any]:
+        """The plan, empty unless its values are of those that are written there."""
+        plan = read_json(self._plan)
+        decisions, whole = plan.get("decisions"), plan.get("whole")
+        tile = decisions.get("tile") if isinstance(decisions, dict) else None
+        results = [self.array.name, f"converted/{self._file.name}"]
+        if not (isinstance(tile, list) and [type(side) is int and side > 0 for side in tile] == [True] * 3):
+            return {}
+        return plan if whole is None or (isinstance(whole, dict) and whole.get("result") in results) else {}
+
     def _take_up(self, plan: Mapping[str, Any]) -> None:
         """Take up an existing stage, or its tiles, or refuse or discard that of another command."""
         stored, decisions = plan.get("identity"), plan.get("decisions")
@@ -350,7 +360,7 @@ class StagedVolume:
     def _listed(self) -> set[str]:
         """The lines of the list of tiles that are done; a half line, left by a kill, does not count."""
         try:
-            lines = self._listing.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = self._listing.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         except OSError:
             return set()
         return {line.strip() for line in lines if line.endswith("\n")}

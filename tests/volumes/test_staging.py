@@ -1,6 +1,7 @@
 """Volumes written tile by tile: taken up again, whole or not there at all, whatever happens on the way."""
 
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -278,12 +279,28 @@ def test_only_whole_lines_that_name_tiles_are_trusted(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["plan.json", "done.txt", "tiles.zarr/zarr.json"])
-@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"identity": {}, "decisions": null}'])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"identity": {}, "decisions": null}', b"\xff"])
 def test_a_damaged_stage_begins_anew(tmp_path, what, text):
     leave_unfinished(tmp_path / "out.tif")
     path = folder_of(tmp_path) / what
-    path.unlink() if text is None else path.write_text(text)
+    path.unlink() if text is None else path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert len(finish(tmp_path / "out.tif")) == COUNT
+    check_result(tmp_path, "out.tif")
+
+
+WRONG = [{"whole": whole} for whole in ("x", {"result": "../precious"}, {"stamp": [1, 2]})]
+WRONG += [{"decisions": {"tile": tile}} for tile in (None, "abc", [0, 0, 0], [1, 2])]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_plan_of_other_values_is_none(tmp_path, wrong):
+    leave_unfinished(tmp_path / "out.tif")
+    (tmp_path / "precious").write_text("precious")
+    plan = folder_of(tmp_path) / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), **wrong}))
+    assert len(finish(tmp_path / "out.tif")) == COUNT
+    assert (tmp_path / "precious").read_text() == "precious"
+    (tmp_path / "precious").unlink()
     check_result(tmp_path, "out.tif")
 
 
