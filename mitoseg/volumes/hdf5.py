@@ -194,7 +194,20 @@ class Hdf5Volume(StoredVolume):
     def find_gaps(self) -> UserError | None:
         """Chunks that were never written; see `Volume.find_gaps`."""
         with reading(self.path), _open_file(self._file) as h5:
-            missing, what, value = _missing_parts(h5[self._name])
+            dataset = h5[self._name]
+            value = dataset.fillvalue
+            if dataset.is_virtual:
+                files = {os.fsdecode(source.file_name) for source in dataset.virtual_sources()} - {"."}
+                folder = os.path.dirname(os.path.abspath(dataset.file.filename))
+                missing = sum("%b" not in file and not os.path.exists(os.path.join(folder, file)) for file in files)
+                what = f"{missing} of {len(files)} files of the virtual dataset are missing"
+            elif dataset.chunks is None:
+                missing = dataset.size > 0 and dataset.external is None and dataset.id.get_storage_size() == 0
+                what = "the voxels of the dataset were never written"
+            else:
+                count = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+                missing = count - dataset.id.get_num_chunks()
+                what = f"{missing} of {count} chunks were never written"
         return UserError(f"{what} and would read as {value}", self.path, REFILL) if missing else None
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
@@ -250,21 +263,6 @@ def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Pat
                 with _open_file(str(found)) as h5:
                     inner = h5.get(source.dset_name)
                     yield from _sources(inner, seen) if isinstance(inner, h5py.Dataset) else ()
-
-
-def _missing_parts(dataset: h5py.Dataset) -> tuple[int, str, object]:
-    """How many chunks, or files of a virtual dataset, are missing; the same as text; what they would read as."""
-    if dataset.is_virtual:
-        files = {os.fsdecode(source.file_name) for source in dataset.virtual_sources()} - {"."}
-        folder = os.path.dirname(os.path.abspath(dataset.file.filename))
-        missing = sum("%b" not in file and not os.path.exists(os.path.join(folder, file)) for file in files)
-        return missing, f"{missing} of {len(files)} files of the virtual dataset are missing", dataset.fillvalue
-    if dataset.chunks is None:
-        missing = int(dataset.size > 0 and dataset.external is None and dataset.id.get_storage_size() == 0)
-        return missing, "the voxels of the dataset were never written", dataset.fillvalue
-    count = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-    missing = count - dataset.id.get_num_chunks()
-    return missing, f"{missing} of {count} chunks were never written", dataset.fillvalue
 
 
 CHUNK = (16, 256, 256)

@@ -130,8 +130,8 @@ def test_every_level_opens_with_its_voxel_size_and_place(tmp_path, kind):
 
 def test_a_blob_stays_where_it_is(tmp_path):
     """Its centre in nm is that of level 0 at every level."""
-    z, y, x = np.ogrid[:40, :600, :600]
-    blob = np.exp(-(((z - 13.2) * 2.5) ** 2 + (y - 411.3) ** 2 + (x - 120.6) ** 2) / 60**2).astype("float32")
+    z, y, x = np.ogrid[:20, :520, :320]
+    blob = np.exp(-(((z - 8.2) * 2.5) ** 2 + (y - 331.3) ** 2 + (x - 120.6) ** 2) / 40**2).astype("float32")
     path = save(tmp_path / "a.ome.zarr", blob, voxel_size=(20, 8, 8))
     places = []
     for dataset in zarr.open_group(path, mode="r").attrs["ome"]["multiscales"][0]["datasets"]:

@@ -160,7 +160,8 @@ def test_hdf5_is_chunked_and_compressed(tmp_path):
 
 def test_zarr_is_format_3_with_attributes(tmp_path):
     options = {"voxel_size": (50, 4, 4), "metadata": {"kind": "mask"}}
-    save(tmp_path / "a.zarr", np.zeros((40, 300, 300), "uint8"), **options)
+    with create_volume(tmp_path / "a.zarr", (40, 300, 300), "uint8", **options):
+        pass
     array = zarr.open_array(store=tmp_path / "a.zarr", mode="r")
     assert array.metadata.zarr_format == 3
     assert array.chunks == (16, 256, 256)
