@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[object], None]
+"""Where a workflow says what it has made: a line of text, or a table of rich's."""
 SECONDS = 30.0
 """Between two lines where there is no terminal."""
 SOON = 1.5

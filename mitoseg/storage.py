@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 from mitoseg.errors import UserError
 
@@ -380,3 +381,64 @@ def explain_storage_error(error: BaseException, path: Path) -> UserError:
         )
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return UserError(f"the output cannot be written ({reason})", str(path), "check the path")
+
+
+@contextlib.contextmanager
+def held(lock: Path, busy: str, remedy: str = "wait for it") -> Iterator[None]:
+    """Hold a folder while the block runs, so that no second process writes into it; a killed process holds nothing.
+
+    Args:
+        lock: The file in the folder that is locked; made, with its folder, if missing.
+        busy: What to say if another process holds it, such as "another sweep is running in this folder".
+        remedy: What to do then.
+
+    Raises:
+        UserError: Another process holds it, or the folder cannot be written.
+    """
+    file = FileLock(lock, timeout=0)
+    try:
+        make_folders(lock.parent)
+        file.acquire()
+    except Timeout as error:
+        raise UserError(busy, str(lock.parent), remedy) from error
+    except NotImplementedError:  # a file system without locks, as Lustre is often mounted
+        pass
+    except OSError as error:
+        raise explain_storage_error(error, lock.parent) from error
+    try:
+        yield
+    finally:
+        file.release()
+
+
+def explain(error: BaseException) -> str | None:
+    """The line for an error that the user can mend; None if it is a bug.
+
+    A `UserError` counts wherever it is the cause of another one: ``hydra.utils.instantiate`` wraps what the
+    constructors raise.
+
+    >>> explain(UserError("no such file", "a.tif", "check the path"))
+    "no such file: 'a.tif'; check the path"
+    >>> explain(ValueError("a bug")) is None
+    True
+    """
+    if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "by peer" in str(error)):
+        return "another rank has stopped; its own message tells why"
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, UserError):
+            return str(link)
+        if type(link).__name__ == "ConfigAttributeError":  # OmegaConf's: a group was given an empty list
+            key = getattr(link, "full_key", None)
+            return f"nothing is chosen for {key}; give {key}=NAME"
+        if type(link).__name__ == "MissingMandatoryValue":  # OmegaConf's
+            key = getattr(link, "full_key", None)
+            return f"{key} has no value; add {key}=... to the command"
+        if type(link).__name__ == "MisconfigurationException":  # Lightning's
+            return " ".join(str(link).split())
+        if isinstance(link, OSError) and is_storage_error(link):
+            return str(explain_storage_error(link, Path(link.filename or ".")))
+        if isinstance(link, MemoryError):  # numpy's says how much of what
+            return f"there is not enough memory ({link}); give smaller volumes or batches".replace(" ()", "")
+        link = link.__cause__
+    return None

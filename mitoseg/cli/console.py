@@ -16,15 +16,13 @@ import hydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
-    ConfigAttributeError,
     InterpolationResolutionError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
 )
+from rich.console import Console
 
-from mitoseg.errors import UserError
-from mitoseg.storage import explain_storage_error, is_storage_error
+from mitoseg.storage import explain
 
 _TALKATIVE = {"lightning", "lightning_fabric", "pytorch_lightning", "distributed", "dask", "matplotlib", "tornado"}
 """Libraries whose warnings are about how they are called, which is our affair; what goes wrong they raise."""
@@ -82,6 +80,11 @@ def _log_warning(
     logging.getLogger("py.warnings").log(level, "%s (%s)", squeeze(str(message)), place)
 
 
+def tell(what: object) -> None:
+    """Print a line, whatever brackets are in it, or a table."""
+    Console().print(what, soft_wrap=isinstance(what, str), markup=False)
+
+
 def shown(folder: Path) -> str:
     """A folder as the user may type it: relative where it lies below the current one."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
@@ -93,35 +96,10 @@ def squeeze(text: str) -> str:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The line for an error that the user can mend; None if it is a bug.
-
-    A `UserError` counts wherever it is the cause of another one: ``hydra.utils.instantiate`` wraps what the
-    constructors raise.
-
-    >>> user_message(UserError("no such file", "a.tif", "check the path"))
-    "no such file: 'a.tif'; check the path"
-    >>> user_message(ValueError("a bug")) is None
-    True
-    """
-    if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "by peer" in str(error)):
-        return "another rank has stopped; its own message tells why"
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, UserError):
-            return str(link)
-        if isinstance(link, ConfigAttributeError):  # a group was given an empty list
-            return f"nothing is chosen for {link.full_key}; give {link.full_key}=NAME"
-        if isinstance(link, MissingMandatoryValue):
-            return f"{link.full_key} has no value; add {link.full_key}=... to the command"
-        if type(link).__name__ == "MisconfigurationException":  # Lightning's
-            return squeeze(str(link))
-        if isinstance(link, OSError) and is_storage_error(link):
-            return str(explain_storage_error(link, Path(link.filename or ".")))
-        if isinstance(link, MemoryError):  # numpy's says how much of what
-            return f"there is not enough memory ({link}); give smaller volumes or batches".replace(" ()", "")
-        link = link.__cause__
-    if isinstance(error, InstantiationException):
-        return None
+    """The line for an error that the user can mend, those of Hydra's among them; None if it is a bug."""
+    line = explain(error)
+    if line is not None or isinstance(error, InstantiationException):
+        return line
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return "a group of options was given nothing; give a name, or a list of names in brackets"
     if isinstance(error, HydraException | ValidationError | InterpolationResolutionError):

@@ -29,10 +29,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 import mitoseg
-from mitoseg.cli.console import shown, told_in_lines, unknown_choice, unknown_option, user_message
+from mitoseg.cli.console import shown, tell, told_in_lines, unknown_choice, unknown_option, user_message
 from mitoseg.cli.quoting import escape, quote_overrides
 from mitoseg.cli.ranks import (
-    held,
     is_main_process,
     job_arguments,
     job_environment,
@@ -47,6 +46,7 @@ from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin, register_sweeper
 from mitoseg.cli.sweeps.plan import Sweep, find_sweep, key_of, pin_sweep, plan_sweep
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
+from mitoseg.storage import held
 
 Run = Callable[[DictConfig], float | None]
 """A command: it takes its config; a number it returns is what a search maximises."""
@@ -433,5 +433,6 @@ class _Command:
         torch, cores = sys.modules.get("torch"), usable_cores()
         if torch is not None and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
             torch.set_num_threads(cores)
-        result: float | None = module.run(cfg)
+        more = () if ".viewers." in self.__module__ else (run_dir(), tell)
+        result: float | None = module.run(cfg, *more)
         return result

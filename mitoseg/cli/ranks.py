@@ -19,12 +19,9 @@ from pathlib import Path
 from subprocess import Popen
 
 import psutil
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
 from mitoseg.cli.quoting import literal, requote_override, unquote
-from mitoseg.errors import UserError
-from mitoseg.storage import explain_storage_error, make_folders
 
 RUN_DIR = "MITOSEG_RUN_DIR"
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -130,34 +127,6 @@ def job_environment(argv: Sequence[str], folder: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def held(lock: Path, busy: str, remedy: str = "wait for it") -> Iterator[None]:
-    """Hold a folder while the block runs, so that no second process writes into it; a killed process holds nothing.
-
-    Args:
-        lock: The file in the folder that is locked; made, with its folder, if missing.
-        busy: What to say if another process holds it, such as "another sweep is running in this folder".
-        remedy: What to do then.
-
-    Raises:
-        UserError: Another process holds it, or the folder cannot be written.
-    """
-    file = FileLock(lock, timeout=0)
-    try:
-        make_folders(lock.parent)
-        file.acquire()
-    except Timeout as error:
-        raise UserError(busy, str(lock.parent), remedy) from error
-    except NotImplementedError:  # a file system without locks, as Lustre is often mounted
-        pass
-    except OSError as error:
-        raise explain_storage_error(error, lock.parent) from error
-    try:
-        yield
-    finally:
-        file.release()
 
 
 def end_children() -> None:

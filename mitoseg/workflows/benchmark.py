@@ -22,7 +22,6 @@ from typing import Any
 import psutil
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 import mitoseg
 from mitoseg.benchmark import Method, Source, open_source, read_methods
@@ -50,9 +49,8 @@ from mitoseg.benchmark.methods import (
 )
 from mitoseg.benchmark.report import Report, common_options, picture_box, read_crop, score_part, terminal
 from mitoseg.cli.console import shown
-from mitoseg.cli.launch import run_dir, split_words
+from mitoseg.cli.launch import split_words
 from mitoseg.cli.quoting import literal
-from mitoseg.cli.ranks import held
 from mitoseg.cli.resume import words_kept
 from mitoseg.cli.sweeps.jobs import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
 from mitoseg.cli.sweeps.plan import key_of
@@ -60,8 +58,9 @@ from mitoseg.datasets import Splits
 from mitoseg.datasets.download import fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation import BANDS
+from mitoseg.progress import Tell
 from mitoseg.provenance import SOURCE, collect, git_state, peak_memory
-from mitoseg.storage import read_json, write_json, write_text
+from mitoseg.storage import held, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class Plan:
     figure: tuple[object, object] | None
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
     """Compare the methods; with ``job=NAME``, do one of them in this process.
 
     Raises:
@@ -97,25 +96,25 @@ def run(cfg: DictConfig) -> None:
     """
     with ended_by_sigterm():
         if cfg.job is not None:
-            run_one(cfg)
+            run_one(cfg, folder)
             return
-        with held(run_dir() / ".lock", "another benchmark is running in this folder"):
-            with words_kept(run_dir()):
-                plan = make_plan(cfg)
-            write_text(run_dir() / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        with held(folder / ".lock", "another benchmark is running in this folder"):
+            with words_kept(folder):
+                plan = make_plan(cfg, folder)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             provenance = collect(seed=cfg.seed, data=dict(plan.report.splits.provenance))
-            write_json(run_dir() / "provenance.json", provenance)
-            compare(plan)
+            write_json(folder / "provenance.json", provenance)
+            compare(plan, tell)
 
 
-def make_plan(cfg: DictConfig) -> Plan:
+def make_plan(cfg: DictConfig, folder: Path) -> Plan:
     """Look at all options and the data before anything is run.
 
     Raises:
         UserError: Something is no good, or a folder holds results of other options.
     """
     check_benchmark_options(cfg)
-    methods, source, folder = read_methods(_plain(cfg.get("methods")), cfg.size), find_source(cfg), run_dir()
+    methods, source = read_methods(_plain(cfg.get("methods")), cfg.size), find_source(cfg)
     splits = open_source(source)
     regions = scored_regions(splits, cfg.part)
     for method in methods:
@@ -130,14 +129,14 @@ def make_plan(cfg: DictConfig) -> Plan:
         picture_box(regions[0], *figure)
     crop = read_crop(_plain(cfg.crop), regions)
     common = common_options(source.record(), splits, cfg.part, cfg.seed)
-    jobs = make_jobs(cfg, methods, source, common)
+    jobs = make_jobs(cfg, folder, methods, source, common)
     report = Report(folder, source.name, splits, regions, cfg.part, cfg.band, crop, cfg.published)
     names = [method.name for method in methods]
     changes = find_changes(jobs, overwrite=cfg.overwrite)
     return Plan(jobs, changes, report, [*names, *report.others(names, common)], figure)
 
 
-def compare(plan: Plan) -> None:
+def compare(plan: Plan, tell: Tell) -> None:
     """Run all methods, write the table after each, and draw them.
 
     Raises:
@@ -148,7 +147,7 @@ def compare(plan: Plan) -> None:
         report.write(names)
     if plan.figure is not None:
         report.draw(names, *plan.figure)
-    Console().print(terminal(report.write(names)))
+    tell(terminal(report.write(names)))
     failed = [name for name in names if not is_finished(folder / name)]
     if failed:
         named = ", ".join(f"{name} ({read_json(folder / name / RECORD).get('error')})" for name in failed)
@@ -179,7 +178,9 @@ def find_source(cfg: DictConfig) -> Source:
     return read_source(str(name), _plain(cfg.data), less, given)
 
 
-def make_jobs(cfg: DictConfig, methods: Sequence[Method], source: Source, common: dict[str, Any]) -> list[Job]:
+def make_jobs(
+    cfg: DictConfig, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
+) -> list[Job]:
     """What is to be run for each method (call it inside a run)."""
     config, words = split_words(sys.argv[2:])  # of this very run, as `mitoseg.cli.ranks.job_environment` has set it
     words = [word for word in words if key_of(word) not in _NOT_PASSED_ON]
@@ -193,11 +194,11 @@ def make_jobs(cfg: DictConfig, methods: Sequence[Method], source: Source, common
             options["prediction"] = cfg.prediction
         if method.checkpoint is not None:
             options["checkpoint_sha256"] = fingerprint(method.checkpoint).sha256
-        jobs.append(Job(method, run_dir() / method.name, options, words, training, config))
+        jobs.append(Job(method, folder / method.name, options, words, training, config))
     return jobs
 
 
-def run_one(cfg: DictConfig) -> None:
+def run_one(cfg: DictConfig, folder: Path) -> None:
     """One method in this process: what its training has left undone, its predictions, and their scores.
 
     Raises:
@@ -209,7 +210,7 @@ def run_one(cfg: DictConfig) -> None:
         raise UserError("job= names none of methods=", cfg.job, f"give one of {', '.join(named)}")
     for told_before in ("mitoseg.datasets", "mitoseg.volumes"):  # by the process that started this one
         logging.getLogger(told_before).setLevel(logging.ERROR)
-    method, folder = named[cfg.job], run_dir()
+    method = named[cfg.job]
     splits = open_source(find_source(cfg))
     regions = scored_regions(splits, cfg.part)
     if method.estimator is not None:

@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 from scipy.special import expit
 
-from mitoseg.cli.launch import run_dir
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Decision, decide
 from mitoseg.geometry import Box, slabs
 from mitoseg.networks.checkpoint import KEY, load_model
-from mitoseg.progress import progress
+from mitoseg.progress import Tell, progress
 from mitoseg.provenance import collect
 from mitoseg.storage import atomic_output, check_output, write_json
 from mitoseg.training.module import combine
@@ -38,7 +36,7 @@ from mitoseg.workflows.scoring import score_checkpoint
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
     """Combine checkpoints; with a data set, choose calibration and threshold on its validation slabs, and score.
 
     Returns:
@@ -49,11 +47,11 @@ def run(cfg: DictConfig) -> float | None:
     """
     paths = check_options(cfg)
     if cfg.predictions is not None:
-        average_predictions(cfg)
+        average_predictions(cfg, folder)
+        tell(f"mean of {len(paths)} predictions in {cfg.output}")
         return None
     checkpoint = combine({path: load_model(path, trust=cfg.trust) for path in paths})
     threshold = checkpoint[KEY]["threshold"]
-    folder = run_dir()
     path = folder / "checkpoints" / "best.ckpt"
     with atomic_output(path, overwrite=True) as temporary:
         torch.save(checkpoint, temporary)
@@ -66,13 +64,15 @@ def run(cfg: DictConfig) -> float | None:
         splits = recipe.splits()
         about["data"] = dict(splits.provenance)
         options = {key: cfg[key] for key in ("method", "accelerator", "test", "figures", "save_overlays", "trust")}
-        validation = score_checkpoint(path, folder, splits, steps=chosen_steps(cfg), **options)["validation"]
+        validation = score_checkpoint(path, folder, splits, steps=chosen_steps(cfg), tell=tell, **options)[
+            "validation"
+        ]
     else:
         log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
     with atomic_output(cfg.output, overwrite=cfg.overwrite) as temporary:
         shutil.copyfile(path, temporary)
     write_json(folder / "provenance.json", collect(**about))
-    Console().print(f"{len(paths)} networks in {cfg.output}", soft_wrap=True, markup=False)
+    tell(f"{len(paths)} networks in {cfg.output}")
     return None if validation is None else float(validation["jaccard_foreground"])  # type: ignore[arg-type]
 
 
@@ -109,11 +109,12 @@ CERTAIN = 1e-7
 _SLAB = 2**24  # voxels at a time
 
 
-def average_predictions(cfg: DictConfig) -> None:
+def average_predictions(cfg: DictConfig, folder: Path) -> None:
     """Write the mean of the predictions' log-odds as probabilities; its threshold is the mean of theirs.
 
     Args:
         cfg: The composed config: ``predictions``, ``output``, ``overwrite``.
+        folder: Where ``provenance.json`` goes.
 
     Raises:
         UserError: A volume or an option is no good, or the volumes do not lie voxel on voxel.
@@ -134,8 +135,7 @@ def average_predictions(cfg: DictConfig) -> None:
         for slab in slabs(first.box, max(1, _SLAB // (first.shape[1] * first.shape[2]))):
             writer.write(slab, _mean(volumes, decisions, slab))
             task.advance(slab.size)
-    write_json(run_dir() / "provenance.json", collect(predictions=paths, output=str(cfg.output), threshold=threshold))
-    Console().print(f"mean of {len(paths)} predictions in {cfg.output}", soft_wrap=True, markup=False)
+    write_json(folder / "provenance.json", collect(predictions=paths, output=str(cfg.output), threshold=threshold))
 
 
 def check_predictions(volumes: Sequence[Volume]) -> list[Decision]:

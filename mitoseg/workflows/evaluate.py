@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from mitoseg.datasets.download import fingerprint
 from mitoseg.engines import Engine
@@ -35,7 +34,7 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.evaluation.table import score_table
 from mitoseg.geometry import Box
 from mitoseg.networks.checkpoint import DEFAULT
-from mitoseg.progress import waiting
+from mitoseg.progress import Tell, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling
 from mitoseg.storage import plain, read_json, write_json
@@ -49,24 +48,18 @@ from mitoseg.workflows.options import chosen_labelling, chosen_steps, cleaned, l
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> None:
-    """Score, print the table, and write numbers, provenance, figures and report into the run's folder.
-
-    Raises:
-        UserError: A volume or an option is no good.
-    """
-    from mitoseg.cli.launch import run_dir
-
-    score_files(cfg, run_dir(), console=Console())
+def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
+    """As `score_files`."""
+    score_files(cfg, folder, tell)
 
 
-def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None) -> dict[str, object]:
-    """Score the volumes that a config names.
+def score_files(cfg: DictConfig, folder: Path, tell: Tell = lambda _: None) -> dict[str, object]:
+    """Score the volumes that a config names; write numbers, provenance, figures and report.
 
     Args:
         cfg: The keys of ``conf/evaluate.yaml``.
         folder: Where ``metrics.json``, ``provenance.json``, ``figures/`` and ``report.html`` go.
-        console: Where to print the table; None for nowhere.
+        tell: Takes the tables, and where figures and report are.
 
     Returns:
         What ``metrics.json`` holds: the keys of `mitoseg.evaluation.evaluate`, and ``label_rule``.
@@ -102,20 +95,18 @@ def score_files(cfg: DictConfig, folder: Path, *, console: Console | None = None
         write_json(folder / "metrics.json", result)
         paths = {name: volume.path for name, volume in volumes.items()}
         write_json(folder / "provenance.json", collect(**paths, label_rule=truth.rule))
-        if console is not None:
-            console.print(score_table(result, title=Path(cfg.prediction).name))
-            if "instances" in result:
-                console.print(instance_table(result["instances"]))
+        tell(score_table(result, title=Path(cfg.prediction).name))
+        if "instances" in result:
+            tell(instance_table(result["instances"]))
         if cfg.figures:
             save_curves(folder / "figures", result, title=Path(cfg.prediction).name, reference=reference)
         if cfg.save_overlays:
             shown = [scored[name] for name in ("image", "truth", "prediction")]
             options = {"count": cfg.save_overlays, "crop": crop, **meant}
             overlays = save_overlays(folder / "figures", *shown, **options)
-            if console is not None:
-                console.print(f"{len(overlays)} slices in {folder / 'figures'}", soft_wrap=True, markup=False)
+            tell(f"{len(overlays)} slices in {folder / 'figures'}")
         if cfg.report:
-            report_scores(cfg, folder, result, scored, instances=numbered, crop=crop, **meant, console=console)
+            tell(f"report in {report_scores(cfg, folder, result, scored, instances=numbered, crop=crop, **meant)}")
     return result
 
 
@@ -356,7 +347,6 @@ def report_scores(
     kind: str | None,
     voxel_size: Sequence[float] | None,
     instances: Volume | None = None,
-    console: Console | None = None,
 ) -> Path:
     """Write ``report.html`` of an evaluation beside its ``provenance.json``.
 
@@ -370,13 +360,12 @@ def report_scores(
         kind: Of the prediction.
         voxel_size: (z, y, x) in nm.
         instances: The ids of the prediction, where they are numbered already.
-        console: Where to say where the report is; None for nowhere.
 
     Raises:
         UserError: The file cannot be written.
     """
     provenance = {**read_json(folder / "provenance.json"), "seed": cfg.seed, "files": checksums(volumes)}
-    path = report_evaluation(
+    return report_evaluation(
         folder,
         scores,
         title=f"Evaluation of {Path(cfg.prediction).name}",
@@ -392,9 +381,6 @@ def report_scores(
         small=cfg.small_objects,
         instances=instances,
     )
-    if console is not None:
-        console.print(f"report in {path}", soft_wrap=True, markup=False)
-    return path
 
 
 def report_prediction_of(
@@ -425,7 +411,6 @@ def report_prediction_of(
         provenance=origin,
         labelling=chosen_labelling(cfg),
     )
-    Console().print(f"report in {path}", soft_wrap=True, markup=False)
 
 
 def checksums(volumes: Mapping[str, Volume]) -> list[dict[str, object]]:

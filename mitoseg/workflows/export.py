@@ -17,6 +17,7 @@ from mitoseg.errors import UserError
 from mitoseg.export import Exported, export_onnx, export_package, export_weights, model_card, read_facts
 from mitoseg.export.forms import choose_form
 from mitoseg.networks.checkpoint import Model, find_weights, load_model
+from mitoseg.progress import Tell
 from mitoseg.storage import read_json, write_text
 from mitoseg.volumes import Array
 
@@ -25,7 +26,7 @@ PUBLISHED = (Lucchi, LucchiPP, Vnc)
 """Recipes whose paper a package can cite: it does so by DOI alone."""
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, _folder: Path, tell: Tell) -> None:
     """Write ``output`` in a format; beside safetensors also ``CARD.md``.
 
     Raises:
@@ -40,18 +41,17 @@ def run(cfg: DictConfig) -> None:
     name = cfg.name or (checkpoint.parent.name if chosen == "bioimageio" else output.resolve().parent.name)
     provenance, metrics = _records(checkpoint)
     card = _card(checkpoint) or model_card(name, model, provenance, metrics)
-    console = Console(markup=False)
     if chosen == "safetensors":
         path = output.with_name("CARD.md")
         if path.exists() and not cfg.overwrite:
             raise UserError("the card exists", str(path), "choose another folder, or give overwrite=true")
         export_weights(model, output, overwrite=cfg.overwrite)
         write_text(path, card)
-        console.print(f"{output} ({output.stat().st_size / 1e6:.1f} MB) and {path} written", soft_wrap=True)
+        tell(f"{output} ({output.stat().st_size / 1e6:.1f} MB) and {path} written")
         return
     with Console(stderr=True).status("reading the network") as status:
         exported = _export(cfg, model, output, chosen, name, card, status)
-    report(console, output, exported, package=chosen == "bioimageio")
+    report(tell, output, exported, package=chosen == "bioimageio")
 
 
 def _format(cfg: DictConfig) -> str:
@@ -82,7 +82,7 @@ def _export(
     return export_package(model, output, name=name, image=partial(_phantom, model), card=card, **more)
 
 
-def report(console: Console, output: Path, exported: Exported, *, package: bool) -> None:
+def report(tell: Tell, output: Path, exported: Exported, *, package: bool) -> None:
     """Tell what was written."""
     megabytes = output.stat().st_size / 1e6
     kind = "bioimage.io package" if package else f"ONNX, form {exported.form}"
@@ -96,7 +96,7 @@ def report(console: Console, output: Path, exported: Exported, *, package: bool)
     if package:
         lines.append("bioimageio.core's own test passed")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+        tell(line)
 
 
 def _phantom(model: Model, shape: tuple[int, int, int]) -> Array:

@@ -29,14 +29,12 @@ from typing import Any
 
 import tifffile
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from mitoseg.cli.console import user_message
-from mitoseg.cli.ranks import held
 from mitoseg.engines import Engine, EngineError, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.storage import changes, plain, remove, write_text
+from mitoseg.progress import Tell
+from mitoseg.storage import changes, explain, held, plain, remove, write_text
 from mitoseg.tables import as_written, to_csv
 from mitoseg.volumes import Volume, images, open_volume, tiff
 from mitoseg.volumes.formats import container_format, format_of, place, split_path, stored_in
@@ -57,7 +55,8 @@ def predict_many(
     *,
     open_input: Callable[[DictConfig], Volume],
     identity: Callable[[DictConfig, Session, Volume], Mapping[str, Any]],
-    predict: Callable[[DictConfig, Session, Volume, Callable[[], None]], object],
+    predict: Callable[[DictConfig, Volume, Callable[[], None]], object],
+    tell: Tell,
 ) -> None:
     """Predict each volume; one that fails does not stop the others, one that is done already is left alone.
 
@@ -68,6 +67,7 @@ def predict_many(
         open_input: Opens the input of a config.
         identity: What makes a prediction another one than the next.
         predict: Predicts one, and calls a function when it is written.
+        tell: Takes a line about what became of all.
 
     Raises:
         UserError: Some have failed, or another process works in the folder.
@@ -103,7 +103,7 @@ def predict_many(
                     row.status, row.command = DONE, json.dumps(command, sort_keys=True)
                     write_rows(folder, [*rows, *others])
 
-                predict(own, session, source, note)
+                predict(own, source, note)
             except EngineError:
                 raise
             except Exception as error:
@@ -112,10 +112,10 @@ def predict_many(
             finally:
                 write_rows(folder, [*rows, *others])
     remove(folder / ".lock")
-    _conclude(folder, rows, skipped)
+    _conclude(folder, rows, skipped, tell)
 
 
-def _conclude(folder: Path, rows: Sequence[Row], skipped: int) -> None:
+def _conclude(folder: Path, rows: Sequence[Row], skipped: int, tell: Tell) -> None:
     """Say what became of all.
 
     Raises:
@@ -124,9 +124,7 @@ def _conclude(folder: Path, rows: Sequence[Row], skipped: int) -> None:
     failed = [row for row in rows if row.status == FAILED]
     done = sum(row.status == DONE for row in rows)
     again = f", {skipped} of them before" if skipped else ""
-    Console(markup=False).print(
-        f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}", soft_wrap=True
-    )
+    tell(f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}")
     if failed:
         names = ", ".join(row.input for row in failed[:5]) + (", ..." if len(failed) > 5 else "")
         remedy = f"{folder / NAME} says why; the same command again does these alone"
@@ -135,7 +133,7 @@ def _conclude(folder: Path, rows: Sequence[Row], skipped: int) -> None:
 
 def _told(error: Exception) -> str:
     """The line for a failure; a bug also leaves its traceback in the log."""
-    line = user_message(error)
+    line = explain(error)
     if line is None:
         log.error("this is a bug in mitoseg; please report it with these lines", exc_info=error)
         line = f"a bug: {type(error).__name__}: {error}"

@@ -19,17 +19,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.evaluation.conditions import Comparison, ComparisonOptions, compare_conditions
+from mitoseg.evaluation.conditions import ComparisonOptions, compare_conditions
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.evaluation.report import report_measurement
 from mitoseg.evaluation.scene import save_scene
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.extras import import_extra
-from mitoseg.progress import progress, waiting
+from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Sources, export_meshes, export_skeletons, measure_instances, summarise
 from mitoseg.segmentation.blockwise import store, write_blocks
@@ -51,34 +50,20 @@ DIGITS = 9
 """Of floats in tables as text: more than anything here is exact to."""
 
 
-def run(cfg: DictConfig) -> None:
-    """Measure, write the table and its summary, and print how many there are; with ``compare=``, compare tables.
-
-    Raises:
-        UserError: A volume, a table, an option or the output is no good.
-    """
-    from mitoseg.cli.launch import run_dir
-
-    if cfg.compare is not None:
-        compare_tables(cfg, run_dir(), console=Console())
-        return
-    measure_files(cfg, run_dir(), console=Console())
-
-
-def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = None) -> pd.DataFrame:
-    """Measure the volume that a config names.
+def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
+    """Measure the volume that a config names; with ``compare=``, compare tables.
 
     Args:
         cfg: The keys of ``conf/measure.yaml``.
         folder: Where ``provenance.json`` and ``report.html`` go.
-        console: Where to say what was found; None for nowhere.
-
-    Returns:
-        The table that was written.
+        tell: Takes what was found, and what was written.
 
     Raises:
         UserError: A volume, an option or the output is no good.
     """
+    if cfg.compare is not None:
+        compare_tables(cfg, folder, tell)
+        return
     output = check_options(cfg)
     names = ("input", "image", "probability", "uncertainty")
     volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
@@ -105,11 +90,9 @@ def measure_files(cfg: DictConfig, folder: Path, *, console: Console | None = No
         given = OmegaConf.to_container(cfg)
         write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=given))
         written = write_shapes(cfg, folder, sources, table, engine)
-    if console is not None:
-        console.print(what_was_found(table, summary), soft_wrap=True, markup=False)
-        for path in (output, summary_path(output), *written):
-            console.print(f"{path} written", soft_wrap=True, markup=False)
-    return table
+    tell(what_was_found(table, summary))
+    for path in (output, summary_path(output), *written):
+        tell(f"{path} written")
 
 
 def count_padding(volumes: Mapping[str, Volume]) -> int:
@@ -320,13 +303,13 @@ def write_labels(
         write_blocks(labels, BLOCK, writer, engine=engine, dtype=stored)
 
 
-def compare_tables(cfg: DictConfig, folder: Path, *, console: Console | None = None) -> Comparison:
+def compare_tables(cfg: DictConfig, folder: Path, tell: Tell) -> None:
     """Compare the tables that a config names, and write ``output``, a folder of tables and a picture.
 
     Args:
         cfg: The keys of ``conf/measure.yaml``.
         folder: Where ``provenance.json`` goes.
-        console: Where to print the notes; None for nowhere.
+        tell: Takes the notes.
 
     Raises:
         UserError: Conditions, a table, an option or the output is no good.
@@ -342,11 +325,9 @@ def compare_tables(cfg: DictConfig, folder: Path, *, console: Console | None = N
     found.save(cfg.output, overwrite=cfg.overwrite)
     paths = {f"{name}_{i}": path for name, files in groups.items() for i, path in enumerate(files)}
     write_json(folder / "provenance.json", collect(seed=cfg.seed, output=str(cfg.output), **paths))
-    if console is not None:
-        for note in found.notes:
-            console.print(f"- {note}", soft_wrap=True, markup=False)
-        console.print(f"{Path(cfg.output) / 'comparison.md'} and .png written", soft_wrap=True, markup=False)
-    return found
+    for note in found.notes:
+        tell(f"- {note}")
+    tell(f"{Path(cfg.output) / 'comparison.md'} and .png written")
 
 
 def read_conditions(value: object) -> dict[str, list[str]]:

@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from mitoseg import __version__
-from mitoseg.cli.launch import run_dir
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import label_prediction
@@ -31,7 +29,7 @@ from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.sizing import budget_bytes, used_bytes
 from mitoseg.networks.checkpoint import DEFAULT
-from mitoseg.progress import progress, waiting
+from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
 from mitoseg.segmentation.blockwise import write_blocks
@@ -61,7 +59,7 @@ from mitoseg.workflows.session import (
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
     """Predict one volume or several; an unfinished prediction by the same command is taken up.
 
     Raises:
@@ -78,28 +76,24 @@ def run(cfg: DictConfig) -> None:
         source = open_input(cfg) if jobs is None else None  # starting an engine may take minutes: look first
     if source is not None and not engine.in_process and not holds_finished(cfg.output):
         check_volume_output(cfg.output, cfg.overwrite)
-    folder = run_dir()
     with ExitStack() as stack:
         with waiting("starting the workers"):
             stack.enter_context(engine)
         session = open_session(cfg, engine, model, checkpoint)
         if source is not None:
-            chosen = predict_one(cfg, session, source, folder / "report.html")
+            chosen = predict_one(cfg, session, source, folder / "report.html", tell)
         else:
             assert jobs is not None
             chosen = {"precision": session.precision, "device": session.device}
-            predict = partial(_predict_into, folder)
-            predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict)
+
+            def predict(own: DictConfig, volume: Volume, on_written: Callable[[], None]) -> None:
+                report = folder / f"report_{Path(own.output).name}.html"
+                predict_one(own, session, volume, report, tell, on_written)
+
+            predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict, tell=tell)
     write_json(
         folder / "provenance.json", collect(input=given, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen)
     )
-
-
-def _predict_into(
-    folder: Path, cfg: DictConfig, session: Session, source: Volume, on_written: Callable[[], None]
-) -> None:
-    """Predict one of several volumes, whose reports lie side by side."""
-    predict_one(cfg, session, source, folder / f"report_{Path(cfg.output).name}.html", on_written)
 
 
 def predict_one(
@@ -107,6 +101,7 @@ def predict_one(
     session: Session,
     source: Volume,
     report: Path,
+    tell: Tell,
     on_written: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
     """Predict one volume; what was decided for it. After a kill, no more is done again than what was left to be done.
@@ -116,6 +111,7 @@ def predict_one(
         session: What all volumes share.
         source: The input.
         report: Where a report goes, if there is to be one.
+        tell: Takes what was written.
         on_written: Called when the output and the report are there, before it is forgotten how they were made.
 
     Raises:
@@ -143,9 +139,8 @@ def predict_one(
         else:
             with progress("writing", source.box.size, unit="voxels", show=cfg.progress and stage.converts) as task:
                 stage.finish(lambda box: task.advance(box.size))
-        console = Console(markup=False)
-        console.print(f"{cfg.save} of {source.shape} voxels written to {cfg.output}", soft_wrap=True)
-        console.print(f"threshold {prediction.threshold:.3f}", soft_wrap=True)
+        tell(f"{cfg.save} of {source.shape} voxels written to {cfg.output}")
+        tell(f"threshold {prediction.threshold:.3f}")
         chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
         if prepared.restored is not None:
             chosen["resampled_to"] = predictor.volume.voxel_size
@@ -155,6 +150,7 @@ def predict_one(
             )
 
             report_prediction_of(cfg, report, as_stored(source), voxel_size=prepared.voxel_size, chosen=chosen)
+            tell(f"report in {report}")
         on_written()
     return chosen
 

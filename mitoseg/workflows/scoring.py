@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
@@ -18,7 +17,7 @@ from mitoseg.evaluation.table import score_table
 from mitoseg.inference import Prediction
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint
-from mitoseg.progress import waiting
+from mitoseg.progress import Tell, waiting
 from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.module import finish_checkpoint
@@ -28,13 +27,14 @@ from mitoseg.workflows.options import chosen_steps, cleaned
 from mitoseg.workflows.session import predict_with_progress
 
 
-def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evaluation]:
+def score_run(folder: Path, splits: Splits, cfg: DictConfig, tell: Tell) -> dict[str, Evaluation]:
     """`score_checkpoint` for the ``best.ckpt`` of a run; a class from outside mitoseg is trusted if the run named it.
 
     Args:
         folder: The run's folder.
         splits: Regions to score.
         cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``, ``postprocess``.
+        tell: Takes the tables.
 
     Raises:
         UserError: Training ended before anything was validated.
@@ -46,7 +46,14 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig) -> dict[str, Evalua
     options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
     ours = read_checkpoint(best)[KEY].get("network") == OmegaConf.to_container(cfg.network, resolve=True)
     return score_checkpoint(
-        best, folder, splits, accelerator=cfg.trainer.accelerator, steps=chosen_steps(cfg), trust=ours, **options
+        best,
+        folder,
+        splits,
+        accelerator=cfg.trainer.accelerator,
+        tell=tell,
+        steps=chosen_steps(cfg),
+        trust=ours,
+        **options,
     )
 
 
@@ -57,6 +64,7 @@ def score_checkpoint(
     *,
     method: str,
     accelerator: str,
+    tell: Tell,
     test: bool,
     figures: bool,
     save_overlays: int,
@@ -71,6 +79,7 @@ def score_checkpoint(
         splits: Regions to score.
         method: How volumes are predicted.
         accelerator: Where.
+        tell: Takes the tables.
         test: Score the test volume, if there is one.
         figures: Draw the curves of the last part.
         save_overlays: How many slices of the last part to draw.
@@ -102,10 +111,9 @@ def score_checkpoint(
         result = open_volume(str(_prediction_path(folder, f"{shown}_{i}")))
         image = ArrayVolume(as_stored(region.image).read(region.box), result.voxel_size)
         draw_overlays(folder / "figures" / f"{shown}_{i}", image, _truth(region, result), result, count=save_overlays)
-    console = Console()
     for name, scores in metrics.items():
-        console.print(score_table(scores, title=name))
-    console.print(f"JAC of mitochondria, {shown}: {metrics[shown]['jaccard_foreground']:.3f}")
+        tell(score_table(scores, title=name))
+    tell(f"JAC of mitochondria, {shown}: {metrics[shown]['jaccard_foreground']:.3f}")
     return metrics
 
 

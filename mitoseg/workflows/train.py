@@ -37,9 +37,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mitoseg.cli.console import shown, user_message
-from mitoseg.cli.launch import run_dir
-from mitoseg.cli.ranks import held, is_main_process
+from mitoseg.cli.console import shown
+from mitoseg.cli.ranks import is_main_process
 from mitoseg.cli.resume import replace_saved_words, words_kept
 from mitoseg.cli.sweeps.plan import key_of
 from mitoseg.errors import UserError
@@ -52,10 +51,10 @@ from mitoseg.networks import DenseForm
 from mitoseg.networks.bounds import Bounds, within
 from mitoseg.networks.checkpoint import read_checkpoint
 from mitoseg.networks.fine_tuning import freeze, init_from
-from mitoseg.progress import on_terminal
+from mitoseg.progress import Tell, on_terminal
 from mitoseg.provenance import collect, peak_memory
 from mitoseg.sampling import RegionDataModule
-from mitoseg.storage import move_into_place, write_json, write_text
+from mitoseg.storage import explain, held, move_into_place, write_json, write_text
 from mitoseg.training import SegmentationModule
 from mitoseg.training.callbacks import (
     FiniteLoss,
@@ -79,7 +78,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 """Of ``torch.compile``; the second and third replay CUDA graphs."""
 
 
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
     """Train one network and, on the first rank, score it.
 
     Returns:
@@ -90,14 +89,13 @@ def run(cfg: DictConfig) -> float | None:
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` is written first.
         SystemExit: The job was asked to end (143); ``last.ckpt`` is written first.
     """
-    folder = run_dir()
     with ExitStack() as stack:
         with words_kept(folder):
             if is_main_process():
                 lock = folder / "checkpoints" / ".lock"
                 stack.enter_context(held(lock, "another training is running in this folder"))
             before, module, trainer, data, origins = build(cfg, folder)
-        return train(cfg, folder, before, module, trainer, data, origins)
+        return train(cfg, folder, before, module, trainer, data, origins, tell)
 
 
 def build(
@@ -160,7 +158,7 @@ def built_from(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if user_message(error) is not None:
+        if explain(error) is not None:
             raise
         log.debug("%s cannot be built", key, exc_info=True)
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
@@ -210,6 +208,7 @@ def train(
     trainer: Trainer,
     data: RegionDataModule,
     origins: Mapping[str, Any],
+    tell: Tell,
 ) -> float | None:
     """Fit what `build` gives, and score it; see `run`."""
     if trainer.is_global_zero:
@@ -225,7 +224,7 @@ def train(
     costs = training_costs(trainer, module.network)
     provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
-    validation = score_run(folder, data.splits, cfg)["validation"]
+    validation = score_run(folder, data.splits, cfg, tell)["validation"]
     log_hparams(folder, cfg, validation)
     return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
 
@@ -273,7 +272,7 @@ def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, ch
             rank_zero_only(log.warning)("stopped; %s", how_to_go_on(trainer))
         raise
     except Exception as error:
-        if checkpoint is None or module.begun or user_message(error) is not None:
+        if checkpoint is None or module.begun or explain(error) is not None:
             raise
         log.debug("the training cannot be restored", exc_info=True)
         what = f"the training cannot go on from this checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"

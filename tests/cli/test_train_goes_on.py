@@ -16,9 +16,9 @@ from small_project import heed_interrupts
 from tiny_training import TINY, command
 
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.ranks import held
 from mitoseg.cli.resume import refuse_code
 from mitoseg.errors import UserError
+from mitoseg.storage import held
 
 
 def last_line(capsys):

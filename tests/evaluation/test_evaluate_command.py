@@ -45,7 +45,7 @@ def config(files, *overrides, image=False, **values):
 def test_numbers_provenance_and_table(files, tmp_path):
     out = io.StringIO()
     cfg = config(files, "crop=['0:6','0:','2:30']", "bands=[1,2]", "voxel_size=[5,5,5]", "figures=true")
-    result = score_files(cfg, tmp_path / "run", console=Console(file=out, width=100))
+    result = score_files(cfg, tmp_path / "run", Console(file=out, width=100).print)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     contract = "jaccard_foreground jaccard_background jaccard_mean dice precision recall voxels threshold"
     assert set(contract.split()) <= set(metrics)
@@ -71,7 +71,7 @@ def test_scores_without_a_denominator_are_null(files, tmp_path):
 
 def test_figures_are_written_where_the_image_is_given(files, tmp_path):
     out = io.StringIO()
-    score_files(config(files, image=True, save_overlays=2), tmp_path / "run", console=Console(file=out, width=200))
+    score_files(config(files, image=True, save_overlays=2), tmp_path / "run", Console(file=out, width=200).print)
     assert [p.name for p in sorted((tmp_path / "run" / "figures").glob("z*"))] == ["z0002.png", "z0004.png"]
     assert "2 slices in" in out.getvalue()
 
@@ -79,7 +79,7 @@ def test_figures_are_written_where_the_image_is_given(files, tmp_path):
 def test_the_report_is_written_beside_the_numbers(files, tmp_path):
     out = io.StringIO()
     cfg = config(files, "report=true", "small_objects=9", "crop=['1:6','0:','2:30']", "voxel_size=[5,5,5]", image=True)
-    score_files(cfg, tmp_path / "run", console=Console(file=out, width=200))
+    score_files(cfg, tmp_path / "run", Console(file=out, width=200).print)
     assert "report in" in out.getvalue()
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "5 \N{MULTIPLICATION SIGN} 24 \N{MULTIPLICATION SIGN} 28 voxels" in text

@@ -40,7 +40,7 @@ from rich.table import Table
 
 from mitoseg.cli.console import shown
 from mitoseg.cli.quoting import literal
-from mitoseg.cli.ranks import held, job_arguments
+from mitoseg.cli.ranks import job_arguments
 from mitoseg.cli.sweeps.plan import Slot, Sweep, free_slot, job_name, key_of, value_of
 from mitoseg.cli.sweeps.results import (
     Row,
@@ -54,7 +54,7 @@ from mitoseg.cli.sweeps.results import (
 )
 from mitoseg.datasets.download import changed_files
 from mitoseg.errors import UserError
-from mitoseg.storage import read_json, write_json
+from mitoseg.storage import held, read_json, write_json
 
 log = logging.getLogger(__name__)
 
