@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,10 +36,6 @@ from mitoseg.evaluation.effects import (
 )
 from mitoseg.storage import atomic_output, write_text
 from mitoseg.tables import SUFFIXES, read_csv, to_markdown, write_table
-
-if TYPE_CHECKING:
-    pass
-
 
 CUT_OBJECTS = ("leave_out", "keep")
 

@@ -1,6 +1,4 @@
-"""From paths to the volumes that are looked at: lazy, over the same voxels, with one voxel size.
-
-The volumes of a run, told from the records in its folder.
+"""From paths, or the records in a run's folder, to lazy volumes over the same voxels with one voxel size.
 
 command     what it looks at
 predict     input                  -> image;  output -> result
@@ -30,6 +28,7 @@ from mitoseg.volumes import Volume, VoxelSize, open_volume
 from mitoseg.volumes.base import CroppedVolume
 from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import one_slice
+from mitoseg.volumes.predicted import kind_of_type
 from mitoseg.volumes.units import check_voxel_size
 
 log = logging.getLogger(__name__)
@@ -100,10 +99,8 @@ def kind_of(volume: Volume) -> str:
     kind = volume.info.metadata.get("kind")
     if kind in KINDS:
         return str(kind)
-    if volume.dtype.kind in "fb":
-        return "probability" if volume.dtype.kind == "f" else "mask"
-    if volume.dtype != np.uint8:
-        return "instances"
+    if (by_type := kind_of_type(volume.dtype)) is not None:
+        return by_type
     depth = volume.shape[0]
     values = {v for z in {0, depth // 2, depth - 1} for v in np.unique(volume.read(one_slice(volume, z))).tolist()}
     if len(values - {0}) > 1:

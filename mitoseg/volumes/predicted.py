@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,14 +98,16 @@ def decide(prediction: Volume, threshold: float | None = None, kind: str | None 
     return Decision(kind, threshold, source, float(metadata.get("scale") or stored))
 
 
+def kind_of_type(dtype: np.dtype[Any]) -> str | None:
+    """What voxels of a type are where no metadata says it; None for bytes, whose values must tell."""
+    if dtype == np.uint8:
+        return None
+    return {"f": "probability", "b": "mask"}.get(dtype.kind, "instances")
+
+
 def _guess_kind(prediction: Volume, threshold: float | None) -> str:
-    dtype = prediction.dtype
-    if dtype.kind == "f":
-        return "probability"
-    if dtype.kind == "b":
-        return "mask"
-    if dtype != np.uint8:
-        return "instances"
+    if (kind := kind_of_type(prediction.dtype)) is not None:
+        return kind
     seen = np.zeros(256, bool)
     for slab in slabs(prediction.box, 16):
         seen |= np.bincount(prediction.read(slab).ravel(), minlength=256) > 0

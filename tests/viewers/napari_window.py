@@ -53,15 +53,15 @@ def main(output):
         viewer.layers.remove(one)
     layer = viewer.add_labels(true_zyx, name="phantom instances", opacity=0.5, scale=(5, 5, 5), units=("nm",) * 3)
     window.tabs.setCurrentWidget(window.instances)
-    window.editor.measure()
+    window.measure()
     finish(window)
     table = window.instances.table
     first = table.table["instance"].tolist()[:2]
     window.instances.ids.setText(", ".join(map(str, first)))
-    window.editor.merge()
+    window.merge()
     finish(window)
     merged = len(np.unique(layer.data)) - 1
-    window.editor.undo()
+    window.undo()
     finish(window)
     table.selectRow(int(table.table["voxels"].argmax()))
     viewer.dims.set_current_step(0, SHAPE[0] // 2)

@@ -1,15 +1,10 @@
-"""The dock widget: an image is predicted, its instances are measured and corrected.
-
-What the buttons of the instance panel do: measuring, correcting, saving.
-
-Which instances are chosen: by rows of the table, clicks in the viewer, or numbers that are typed.
-"""
+"""The dock widget: an image is predicted, its instances are chosen, measured, corrected and saved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,13 +36,11 @@ from mitoseg.viewers.napari_plugin.panels import InstancePanel, LayerChoice, Pre
 from mitoseg.viewers.napari_plugin.predicting import Outcome, number, predict
 from mitoseg.volumes import ArrayVolume, VoxelSize
 
-if TYPE_CHECKING:
-    pass
-    from mitoseg.viewers.napari_plugin.panels import InstancePanel
+SEEDS = "seed points"
 
 
 class Segmenter(QWidget):
-    """See the module; napari makes one for a viewer.
+    """The panels and what their buttons do; napari makes one for a viewer.
 
     Args:
         napari_viewer: The viewer, or its model.
@@ -61,11 +54,24 @@ class Segmenter(QWidget):
         self.tasks = TaskBar()
         self.predicting = PredictPanel(self.run_prediction, self.run_numbering)
         self.instances = InstancePanel(LayerChoice(napari_viewer, Labels))
-        self.editor = Editor(self)
+        self.chooser = Chooser(napari_viewer, self.instances)
         self.image.chosen.connect(self._take_voxel_size)
         self.tasks.running.connect(self._rest)
+        self._connect_buttons()
         self._lay_out()
         self._take_voxel_size()
+
+    def _connect_buttons(self) -> None:
+        panel = self.instances
+        actions = (
+            (panel.measure, self.measure), (panel.save_table, self.save_table), (panel.merge, self.merge),
+            (panel.delete, self.delete), (panel.undo, self.undo), (panel.split_necks, self.split_necks),
+            (panel.add_seeds, self.add_seeds), (panel.split_seeds, self.split_seeds),
+            (panel.save_labels, self.save_labels),
+        )  # fmt: skip
+        for button, action in actions:
+            button.clicked.connect(action)
+        panel.labels.chosen.connect(lambda: panel.table.replace(pd.DataFrame()))
 
     def _lay_out(self) -> None:
         form = QFormLayout()
@@ -135,61 +141,32 @@ class Segmenter(QWidget):
         for widget in (self.predicting.predict, self.predicting.number, *self.instances.editing):
             widget.setEnabled(not running)
 
-    def closeEvent(self, event: Any) -> None:  # noqa: N802, ANN401 (Qt's own)
-        """Qt's: what runs is stopped."""
-        self.tasks.stop()
-        super().closeEvent(event)
-
-
-SEEDS = "seed points"
-
-
-class Editor:
-    """See the module.
-
-    Args:
-        window: Whose panel it serves.
-    """
-
-    def __init__(self, window: Segmenter) -> None:
-        self.window, self.viewer, self.panel = window, window.viewer, window.instances
-        panel, self.chooser = self.panel, Chooser(window.viewer, window.instances)
-        actions = (
-            (panel.measure, self.measure), (panel.save_table, self.save_table), (panel.merge, self.merge),
-            (panel.delete, self.delete), (panel.undo, self.undo), (panel.split_necks, self.split_necks),
-            (panel.add_seeds, self.add_seeds), (panel.split_seeds, self.split_seeds),
-            (panel.save_labels, self.save_labels),
-        )  # fmt: skip
-        for button, action in actions:
-            button.clicked.connect(action)
-        panel.labels.chosen.connect(self._other_layer)
-
     @property
     def layer(self) -> Layer | None:
         """The labels layer that is corrected."""
-        return self.panel.labels.layer
+        return self.instances.labels.layer
 
     @property
-    def voxel_size(self) -> VoxelSize | None:
-        """The layer's, else what the user typed, else None."""
+    def labels_size(self) -> VoxelSize | None:
+        """The voxel size of the labels: the layer's, else what the user typed, else None."""
         own = None if self.layer is None else layer_voxel_size(self.layer)
-        return own or self.window.voxel_size.value
+        return own or self.voxel_size.value
 
     @told
     def measure(self) -> None:
         """Measure all instances in the background."""
-        self.window.tasks.start(partial(measure, self._sources()), self._show)
+        self.tasks.start(partial(measure, self._sources()), self._show)
 
     @told
     def save_table(self) -> None:
         """Save all columns."""
-        table = self.panel.table.table
+        table = self.instances.table.table
         if not len(table):
             raise UserError("there is no table", None, "measure first")
-        path = ask_path(self.window, "Save the table", "Tables (*.csv)", ".csv")
+        path = ask_path(self, "Save the table", "Tables (*.csv)", ".csv")
         if path is not None:
             save_table(path, table, overwrite=True)
-            self.window.tasks.status.setText(f"{len(table)} rows written to {path}")
+            self.tasks.status.setText(f"{len(table)} rows written to {path}")
 
     @told
     def save_labels(self) -> None:
@@ -199,10 +176,10 @@ class Editor:
         about = {"kind": "instances", **layer.metadata.get(KEY, {})}
         if labels_zyx.max(initial=0) > 1:
             about["kind"] = "instances"
-        path = ask_path(self.window, "Save the labels", label_formats(), ".tif")
+        path = ask_path(self, "Save the labels", label_formats(), ".tif")
         if path is not None:
-            volume = ArrayVolume(labels_zyx, self.voxel_size, layer.name)
-            self.window.tasks.start(
+            volume = ArrayVolume(labels_zyx, self.labels_size, layer.name)
+            self.tasks.start(
                 lambda tell: save_volume(path, volume, about, overwrite=True), lambda _: f"labels written to {path}"
             )
 
@@ -220,15 +197,15 @@ class Editor:
     @told
     def split_necks(self) -> None:
         """Cut the chosen instances at their necks."""
-        words = (labels_array(self.layer), self.chooser.ids, self._lengths(), self._labelling())
-        self._cut(partial(correcting.split_necks, *words))
+        arguments = (labels_array(self.layer), self.chooser.ids, self._lengths(), self._labelling())
+        self._cut(partial(correcting.split_necks, *arguments))
 
     @told
     def split_seeds(self) -> None:
         """Cut what holds seed points."""
         labels_zyx, points = labels_array(self.layer), self._seeds()
-        words = (labels_zyx, voxels_of_points(points, self.layer), self._lengths())
-        self._cut(partial(correcting.split_seeds, *words), points)
+        arguments = (labels_zyx, voxels_of_points(points, self.layer), self._lengths())
+        self._cut(partial(correcting.split_seeds, *arguments), points)
 
     @told
     def add_seeds(self) -> None:
@@ -254,7 +231,7 @@ class Editor:
         if not differs.any():
             raise UserError("nothing to undo", None, "the layer is as it was")
         changed = {*np.unique(before_zyx[differs]).tolist(), *np.unique(labels_zyx[differs]).tolist()} - {0}
-        self.window.tasks.status.setText("undone")
+        self.tasks.status.setText("undone")
         self._measure_again(changed)
 
     def _cut(self, find: Callable[[], correcting.Edit], points: Layer | None = None) -> None:
@@ -269,7 +246,7 @@ class Editor:
                 points.data = np.empty((0, 3))
             return self._apply(edit, sorted(edit.changed))
 
-        self.window.tasks.start(job, apply)
+        self.tasks.start(job, apply)
 
     def _apply(self, edit: correcting.Edit, chosen: list[int]) -> str:
         """Change the layer, so that its own undo takes it back, and bring the table up to date."""
@@ -279,16 +256,16 @@ class Editor:
         layer.metadata.setdefault(KEY, {})["corrected"] = True
         self.chooser.choose(chosen)
         said = f"corrected: {', '.join(map(str, sorted(edit.changed)))}"
-        self.window.tasks.status.setText(said)
+        self.tasks.status.setText(said)
         self._measure_again(edit.changed)
         return said
 
     def _measure_again(self, changed: frozenset[int] | set[int]) -> None:
         """Measure the rows of what was changed, if there is a table."""
-        table = self.panel.table.table
+        table = self.instances.table.table
         if len(table):
             job = partial(self._changed_table, table, self._sources(), changed)
-            self.window.tasks.start(job, self._show)
+            self.tasks.start(job, self._show)
 
     @staticmethod
     def _changed_table(
@@ -299,18 +276,18 @@ class Editor:
 
     def _sources(self) -> Sources:
         labels_zyx = labels_array(self.layer)
-        image = self.window.image.layer
-        probability = self.window.probability()
+        image = self.image.layer
+        probability = self.probability()
         each = (fitting_volume(one, labels_zyx.shape) for one in (image, probability))
-        return make_sources(labels_zyx, self.voxel_size, *each)
+        return make_sources(labels_zyx, self.labels_size, *each)
 
     def _show(self, table: pd.DataFrame) -> str:
-        self.panel.table.replace(table)
-        self.panel.table.select(self.chooser.ids)
+        self.instances.table.replace(table)
+        self.instances.table.select(self.chooser.ids)
         return f"{len(table)} instances measured"
 
     def _labelling(self) -> Labelling:
-        return Labelling(split=True, neck=self.panel.neck.value())
+        return Labelling(split=True, neck=self.instances.neck.value())
 
     def _lengths(self) -> VoxelSize:
         """The voxel size for cutting.
@@ -318,7 +295,7 @@ class Editor:
         Raises:
             UserError: It is not known.
         """
-        size = self.voxel_size
+        size = self.labels_size
         if size is None:
             raise UserError("cutting needs the voxel size", None, "fill in the field “Voxels (nm)”")
         return size
@@ -334,12 +311,14 @@ class Editor:
                 return one
         raise UserError("there are no seed points", None, "press “Seed points”, then click one into each part")
 
-    def _other_layer(self) -> None:
-        self.panel.table.replace(pd.DataFrame())
+    def closeEvent(self, event: Any) -> None:  # noqa: N802, ANN401 (Qt's own)
+        """Qt's: what runs is stopped."""
+        self.tasks.stop()
+        super().closeEvent(event)
 
 
 class Chooser:
-    """Keeps table, field and viewer alike.
+    """Which instances are chosen: by rows of the table, clicks in the viewer, or typed numbers; all show the same.
 
     Args:
         viewer: Of napari, or its model.

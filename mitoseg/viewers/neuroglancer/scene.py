@@ -1,19 +1,13 @@
-"""What is shown, and how: layers from the bottom up, colours, and where one begins to look.
-
-What the browser asks for, box by box: the library's local volume over a lazy volume of ours.
+"""Volumes in a browser: layers, colours and the first view, chunks and surfaces made when asked for, and the server.
 
 The library speaks of x, y, z; a volume of ours is z, y, x. The order is turned in this file and nowhere else.
 
-Boxes of a volume at any halving, read from the coarser levels that an OME-Zarr image has.
+A box at any halving is read from the coarser levels that an OME-Zarr image has:
 
 factors (z, y, x)     read from                        then
 (1, 1, 1)             the volume
 (2, 2, 2)             level 1, where it has these      nothing
 (4, 4, 4)             level 1                          halved once: the mean, of labels every second voxel
-
-The server: its port, its link, and its end.
-
-Surfaces of instances, made when they are asked for.
 """
 
 from __future__ import annotations
@@ -47,6 +41,7 @@ from mitoseg.volumes.base import CroppedVolume, mask_volume
 from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_labels
 from mitoseg.volumes.ome_zarr import Sizes, coarser, find_levels
+from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.stored import opening
 
 log = logging.getLogger(__name__)
@@ -148,7 +143,7 @@ def _picture(kind: str, levels: list[Level], size: VoxelSize) -> neuroglancer.Im
         return neuroglancer.ImageLayer(
             source=source, shader=GREY, shader_controls={"grey": {"range": [low, high]}}, opacity=1.0
         )
-    controls = {"value": {"range": [0.0, full_scale(volume)]}}
+    controls = {"value": {"range": [0.0, decide(volume, kind="probability").scale]}}
     return neuroglancer.ImageLayer(
         source=source, shader=TINTED % COLOURS[kind], shader_controls=controls, opacity=0.6, blend="default"
     )
@@ -175,17 +170,10 @@ def _source(volume: ServedVolume, *parts: str) -> neuroglancer.LayerDataSource:
     )
 
 
-def full_scale(volume: Volume) -> float:
-    """The stored value of probability 1."""
-    stored = 1.0 if volume.dtype.kind in "fb" else float(np.iinfo(volume.dtype).max)
-    return float(volume.info.metadata.get("scale") or stored)
-
-
 def _thresholded(levels: list[Level]) -> list[Level]:
     """The mask of a probability, by the threshold in its metadata."""
-    volume = levels[0].volume
-    threshold = volume.info.metadata.get("threshold")
-    least = (0.5 if threshold is None else float(threshold)) * full_scale(volume)
+    decision = decide(levels[0].volume, kind="probability")
+    least = decision.threshold * decision.scale
     return _each(levels, lambda one: mask_volume(one, lambda values: values >= least))
 
 
