@@ -1,6 +1,5 @@
 """What else the dense form promises: both orders, tiles, memory formats, precision, sharing, and compiling."""
 
-import copy
 import functools
 
 import pytest
@@ -122,14 +121,6 @@ def test_later_training_is_seen():
     dense.double()
     assert network[0].weight.dtype == torch.float64
     assert dense(image.double()).dtype == torch.float64
-
-
-def test_a_copy_has_its_own_parameters():
-    dense, image = DenseForm(network_2d()), torch.randn(1, 2, 20, 20)
-    other, before = copy.deepcopy(dense), dense(image)
-    with torch.no_grad():
-        dense.network[-1].bias.add_(1)
-    assert torch.equal(other(image), before)
 
 
 def test_gradients_are_those_of_the_windows():

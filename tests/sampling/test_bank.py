@@ -187,20 +187,6 @@ def test_quarter_turns_are_exact(window, pivot, turns, flip, device):
         np.testing.assert_allclose(block, oracle, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [32, 67])
-def test_a_turned_labelled_block_is_the_same_block(window):
-    """About the labelled block's centre, the 32x32 pixels that the label speaks of are only moved about."""
-    image_zyx = position_code((3, 150, 150))
-    bank = VolumeBank([region(image_zyx)], AS_IS, window)
-    first = anchor(window) - 16
-    labelled = slice(first, first + 32)
-    for angle in (0.0, 90.0, 180.0, 270.0):
-        block = bank.gather(
-            torch.tensor([[0, 1, 76, 80]]), torch.tensor([angle]), torch.tensor([True]), window=window
-        )[0, 1, labelled, labelled]
-        np.testing.assert_array_equal(np.sort(block.numpy(), axis=None), image_zyx[1, 60:92, 64:96].ravel())
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("window", "pivot"), WINDOWS)
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])

@@ -52,14 +52,6 @@ def test_batches_are_the_draws_in_the_sampler_s_order(regions):
         assert batch["flip_b"] == draws.flip_n[index_b].tolist()
 
 
-def test_two_ranks_share_each_batch(regions):
-    one = batches(loader(regions), 2)
-    halves = [batches(loader(regions, r, 2), 2) for r in range(2)]
-    for whole, a, b in zip(one, *halves, strict=True):
-        assert whole["position_b4"][::2] == a["position_b4"]
-        assert whole["position_b4"][1::2] == b["position_b4"]
-
-
 @pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 3)])
 def test_weights_make_the_average_over_shares_the_mean_over_the_step(regions, world, parts):
     """Batches of 10 out of 53 draws, in shares of unlike sizes: the average is what one device computes."""
