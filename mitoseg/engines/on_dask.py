@@ -334,6 +334,10 @@ class DaskEngine(Engine):
         return value
 
 
+async def _submitted(cluster: Any) -> None:  # noqa: ANN401
+    await cluster
+
+
 class _WorkerGoneError(Exception):
     """The worker that alone was asked has gone."""
 
@@ -418,8 +422,7 @@ class SlurmEngine(DaskEngine):
 
     def _make_cluster(self, jobs: int | None = None) -> Any:  # noqa: ANN401 (Dask has no types)
         jobqueue = import_extra("dask_jobqueue", "dask-jobqueue", "cluster")
-        return jobqueue.SLURMCluster(
-            n_workers=self.workers if jobs is None else jobs,
+        cluster = jobqueue.SLURMCluster(
             python=sys.executable,
             security=self._shared_security(),
             scheduler_options={
@@ -430,6 +433,18 @@ class SlurmEngine(DaskEngine):
             local_directory=None,
             **self.job,
         )
+        for _ in range(self.workers if jobs is None else jobs):
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        try:
+            cluster.sync(_submitted, cluster)  # `scale` would leave what SLURM says to a log
+        except (RuntimeError, OSError) as error:
+            for job in cluster.workers.values():
+                if job.job_id is None:  # else Dask waits for it to end
+                    job.status = import_extra("distributed", "distributed", "cluster").Status.failed
+            cluster.close()
+            said = " ".join((str(error).partition("stderr:\n")[2] or str(error)).split())
+            raise UserError("SLURM takes no job", said, "check the options of engine=slurm, and sbatch") from error
+        return cluster
 
     def _shared_security(self) -> Any:  # noqa: ANN401
         """A certificate for this run, in files that its jobs may read.

@@ -221,6 +221,22 @@ def test_the_job_that_slurm_gets(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="its sbatch is a shell script")
+@pytest.mark.parametrize(
+    ("script", "said"), [("echo Invalid account >&2; exit 1", "Invalid account"), (None, "sbatch")]
+)
+def test_what_slurm_says_against_a_job_is_said_at_once(tmp_path, monkeypatch, script, said):
+    pytest.importorskip("dask_jobqueue")
+    if script is not None:
+        (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    engine = SlurmEngine(2, timeout=20, interface="lo", shared_temp_directory=str(tmp_path))
+    with pytest.raises(UserError, match=f"SLURM takes no job: .*{said}"), engine:
+        pass
+    assert not list(tmp_path.glob(".mitoseg*"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="its sbatch is a shell script")
 def test_jobs_of_a_slurm_that_runs_them_at_once(tmp_path, monkeypatch):
