@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mitoseg.benchmark.report import COLUMNS, Page, write_tables
 from mitoseg.cli.sweeps.results import write_results
-from mitoseg.evaluation.report.tables import table_section
+from mitoseg.evaluation.report.markup import Content
+from mitoseg.evaluation.report.page import render
 from mitoseg.tables import as_written, frame_csv, read_csv, to_csv, to_markdown, write_table
 from mitoseg.viewers.napari_plugin.layers import save_table
 from mitoseg.workflows.many import Row, read_rows, write_rows
@@ -72,4 +73,4 @@ def test_markdown_and_html_escape(tmp_path):
     write_tables(tmp_path, Page([cells], "<script>"))
     assert "<script>" not in (tmp_path / "table.html").read_text()
     assert "<script>" not in (tmp_path / "table.md").read_text().partition("\n")[2]
-    assert "<script>" not in str(table_section(pd.DataFrame({name: [name]}), 1))
+    assert "<script>alert" not in render(Content("t", table=pd.DataFrame({name: [name]})))

@@ -32,7 +32,7 @@ class Page(HTMLParser):
         tag, attributes = self.open[-1] if self.open else ("", {})
         if attributes.get("type") == "application/json":
             self.blocks[attributes["id"]] = json.loads(data)
-        elif tag not in {"script", "style"}:
+        elif tag not in {"script", "style"} and data.strip():
             self.texts.append(data)
 
     @property

@@ -1,11 +1,12 @@
 """The report: one HTML file with slices, surfaces, measurements, scores and errors, to look at and to pass on.
 
-page.py      what goes where                 options.py   what a report is made of
-markup.py    escaped HTML, packed data       reducing.py  slices and volumes made small while they are read
-errors.py    where the result is wrong       objects.py    what is known of instances without measuring
-charts.py    small charts as SVG             static/      the page, its style and its scripts
-commands.py  the report of a command
-headline.py slices.py scene.py distributions.py table.py scoring.py curves.py gallery.py origin.py   one section each
+page.py      what goes where, and the report of each command
+markup.py    what a report is made of; packed data and small charts
+pictures.py  slices and surfaces, made small while they are read
+errors.py    where the result is wrong
+tables.py    the sections of numbers
+templates/   the page and its sections (Jinja2), where all text is escaped
+static/      its style and its scripts
 """
 
 from mitoseg.evaluation.report.markup import ReportOptions, foreground_of

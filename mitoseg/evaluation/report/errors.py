@@ -2,8 +2,7 @@
 
 An error that is nearly all of a result's component is a false object; one that is nearly all of a true component is
 a missed object. The others are parts: outlines that run too far or too short, or pieces that were joined or lost.
-
-Pictures of the worst errors, each at its largest slice, with the outlines of truth and result.
+Pictures show each at its largest slice, with the outlines of truth and result.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import numpy.typing as npt
 from scipy.ndimage import binary_erosion
 
 from mitoseg.evaluation.figures import FALSE, MISSED, TRUTH, stretch
-from mitoseg.evaluation.report.markup import Content, Html, data_uri, element, join, number, picture
-from mitoseg.evaluation.report.pictures import RESULT, read_where
+from mitoseg.evaluation.report.markup import Content, Section, data_uri, number, picture
+from mitoseg.evaluation.report.pictures import RESULT, css_colour, read_where
 from mitoseg.geometry import Box, slabs
 from mitoseg.metrics import IGNORE
 from mitoseg.volumes.base import Array, Volume
@@ -143,56 +142,27 @@ _SIDE = 288  # pixels of a picture's side, about
 _QUALITY = 80
 
 
-def gallery_section(content: Content) -> Html | None:
+def gallery_section(content: Content) -> Section | None:
     """The worst errors; None without truth and result."""
     box, volumes = content.box, content.volumes
     if box is None or "truth" not in volumes or "result" not in volumes:
         return None
     faults = worst_faults(volumes["result"], volumes["truth"], box, content.options.errors)
-    parts: list[Html] = []
+    parts = []
     for kind, title in (("false", "False: found where there is none"), ("missed", "Missed")):
         cards = [_card(fault, content, box) for fault in faults if fault.kind == kind]
         if cards:
-            parts += [element("h3", title), element("div", *cards, class_="gallery")]
-    if not parts:
-        return element("p", "There are no errors.")
-    key = element(
-        "p",
-        _key(TRUTH),
-        "outline of the truth ",
-        _key(RESULT),
-        "outline of the result. Connected runs of wrong voxels; whole objects first, then the largest. ",
-        "A picture is the slice on which the error, tinted, is largest; a click shows it among the slices.",
-        class_="soft",
-    )
-    return join(key, *parts)
+            parts.append((title, cards))
+    return {"parts": parts, "truth": css_colour(TRUTH), "result": css_colour(RESULT)}
 
 
-def _key(colour: tuple[float, float, float]) -> Html:
-    red, green, blue = (round(255 * c) for c in colour)
-    return element("i", class_="swatch", style=f"background:rgb({red},{green},{blue})")
-
-
-def _card(fault: Fault, content: Content, box: Box) -> Html:
-    z, y, x = fault.at
-    what = (
-        ("false object" if fault.whole else "false part")
-        if fault.kind == "false"
-        else ("missed object" if fault.whole else "missed part")
-    )
+def _card(fault: Fault, content: Content, box: Box) -> dict[str, object]:
     size = f"{fault.voxels:,} voxels"
     if content.spacing is not None:
         size += f", {number(fault.voxels * float(np.prod(content.spacing)) * 1e-9, 3)} µm³"
-    text = f"{what} at z {z}, y {y}, x {x}: {size}"
-    data = picture(crop_picture(fault, content, box), _QUALITY)
-    shown = element("img", src=data_uri("image/webp", data), alt=text)
-    button = element(
-        "button", shown, type="button", data_z=z, data_y=y, data_x=x, aria_label=f"show in the slices: {text}"
-    )
-    place = element("span", f"z {z}, y {y}, x {x}", class_="soft")
-    return element(
-        "figure", button, element("figcaption", element("b", what), element("br"), size, element("br"), place)
-    )
+    shown = data_uri("image/webp", picture(crop_picture(fault, content, box), _QUALITY))
+    what = f"{fault.kind} {'object' if fault.whole else 'part'}"
+    return {"what": what, "at": fault.at, "size": size, "picture": shown}
 
 
 def crop_picture(fault: Fault, content: Content, box: Box) -> npt.NDArray[np.uint8]:

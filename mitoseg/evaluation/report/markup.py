@@ -1,16 +1,13 @@
-"""HTML in small pieces: text that is always escaped, and arrays and pictures inlined as text.
+"""What a report is made of and how large it may be; arrays, pictures and small charts that a page holds.
 
-What a report is made of, and how large it may be.
-
-Small charts as inline SVG, in the page's own colours and letters.
+Charts are drawn here, not by matplotlib, because inline SVG of classes follows the page: its letters, its light and
+dark colours and print. One takes 2 to 5 kB.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,59 +22,11 @@ from PIL import Image
 
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
-from mitoseg.storage import plain
 from mitoseg.volumes.base import Volume, VoxelSize, mask_volume
 from mitoseg.volumes.predicted import decide
 
-Part = str
-"""What a tag may hold: text, which is escaped, or `Html`, which is not."""
-
-
-class Html(str):
-    """Markup that is taken as it is; any other text is escaped."""
-
-    __slots__ = ()
-
-
-def markup(part: Part) -> Html:
-    """Text as markup.
-
-    >>> str(markup("a < b")), str(markup(Html("<b>a</b>")))
-    ('a &lt; b', '<b>a</b>')
-    """
-    return part if isinstance(part, Html) else Html(html.escape(part, quote=True))
-
-
-def join(*parts: Part) -> Html:
-    """Parts one after the other."""
-    return Html("".join(markup(part) for part in parts))
-
-
-def element(tag: str, *parts: Part, **attributes: object) -> Html:
-    """An element; ``class_`` and ``for_`` lose their underscore, other underscores become hyphens.
-
-    Attributes that are None or False are left out, those that are True have no value.
-
-    >>> print(element("a", "1 < 2", class_="x", data_z=3, hidden=False))
-    <a class="x" data-z="3">1 &lt; 2</a>
-    """
-    words = [tag]
-    for name, value in attributes.items():
-        if value is None or value is False:
-            continue
-        key = name.rstrip("_").replace("_", "-")
-        words.append(key if value is True else f'{key}="{html.escape(str(value), quote=True)}"')
-    start = " ".join(words)
-    if tag in {"img", "input", "br"}:
-        return Html(f"<{start}>")
-    return Html(f"<{start}>{join(*parts)}</{tag}>")
-
-
-def data_block(name: str, data: object) -> Html:
-    """Data for the page's scripts, as JSON in an element of its own; nothing in it can end that element."""
-    text = json.dumps(plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return Html(f'<script type="application/json" id="{name}">{text}</script>')
+Section = dict[str, Any]
+"""What the template of a section is given."""
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -278,6 +227,10 @@ class Series:
     line: bool = True
 
 
+Shape = tuple[str, str, dict[str, object]]
+"""An element of SVG: its tag, its text and its attributes."""
+
+
 @dataclass
 class Chart:
     """A chart that is drawn piece by piece.
@@ -286,12 +239,16 @@ class Chart:
         x: Horizontal axis.
         y: Vertical axis.
         label: What it shows, for those who cannot see it.
+        parts: What was drawn, from the bottom up.
+        legend: Name and style of each entry.
     """
+
+    width, height = WIDTH, HEIGHT
 
     x: Axis
     y: Axis
     label: str
-    parts: list[Html] = field(default_factory=list)
+    parts: list[Shape] = field(default_factory=list)
     legend: list[tuple[str, str]] = field(default_factory=list)
 
     def at(self, x: Values, y: Values) -> npt.NDArray[np.float64]:
@@ -306,8 +263,9 @@ class Chart:
         tops = self.at(np.asarray(edges)[:-1], heights)
         ends = self.at(np.asarray(edges)[1:], heights)[:, 0]
         for (left, top), right in zip(tops, ends, strict=True):
+            place = {"x": f"{left + 0.4:.1f}", "y": f"{top:.1f}"}
             size = {"width": f"{max(right - left - 0.8, 0.4):.1f}", "height": f"{max(base - top, 0):.1f}"}
-            self.parts.append(element("rect", class_="fill1", x=f"{left + 0.4:.1f}", y=f"{top:.1f}", **size))
+            self.parts.append(("rect", "", {"class": "fill1", **place, **size}))
 
     def draw(self, series: Series) -> None:
         """A line or points; what is not finite is left out."""
@@ -315,55 +273,43 @@ class Chart:
         points = self.at(np.asarray(series.x, float)[keep], np.asarray(series.y, float)[keep])
         if series.line and len(points) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            self.parts.append(element("polyline", class_=f"line {series.style}", points=path))
+            self.parts.append(("polyline", "", {"class": f"line {series.style}", "points": path}))
         if series.points or not series.line:
-            kind = f"dot {series.style}"
-            self.parts += [element("circle", class_=kind, cx=f"{x:.1f}", cy=f"{y:.1f}", r=3) for x, y in points]
+            for x, y in points:
+                dot = {"class": f"dot {series.style}", "cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": 3}
+                self.parts.append(("circle", "", dot))
         if series.name:
             self.legend.append((series.name, series.style))
 
     def upright(self, x: float, name: str, style: str = "mark-line") -> None:
         """A line across the chart at one value, with its name."""
         ((at, _),) = self.at([x], [self.y.low])
-        end = at > WIDTH * 0.72
-        self.parts.append(element("line", class_=style, x1=f"{at:.1f}", x2=f"{at:.1f}", y1=TOP, y2=HEIGHT - BOTTOM))
-        anchor = "end" if end else "start"
-        shift = -4 if end else 4
-        self.parts.append(element("text", name, class_="tick", x=f"{at + shift:.1f}", y=TOP + 9, text_anchor=anchor))
+        self.parts.append(_line(style, (at, at), (TOP, HEIGHT - BOTTOM)))
+        self.parts.append(_text(name, at - 4, TOP + 9, "end") if at > WIDTH * 0.72 else _text(name, at + 4, TOP + 9))
 
-    def svg(self) -> Html:
-        """The finished chart with its legend."""
-        drawing = element(
-            "svg",
-            *self._frame(),
-            *self.parts,
-            viewBox=f"0 0 {WIDTH} {HEIGHT}",
-            role="img",
-            aria_label=self.label,
-            class_="chart",
-        )
-        entries = [element("li", element("i", class_=f"key {style}"), name) for name, style in self.legend]
-        return join(drawing, element("ul", *entries, class_="legend") if entries else "")
-
-    def _frame(self) -> list[Html]:
+    def frame(self) -> list[Shape]:
+        """Grid, axes and their names."""
         base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
         for tick in self.y.ticks():
             ((_, y),) = self.at([self.x.low], [tick])
-            parts.append(element("line", class_="grid", x1=LEFT, x2=end, y1=f"{y:.1f}", y2=f"{y:.1f}"))
-            parts.append(
-                element("text", _tick(tick), class_="tick", x=LEFT - 6, y=f"{y + 3.5:.1f}", text_anchor="end")
-            )
+            parts += [_line("grid", (LEFT, end), (y, y)), _text(_tick(tick), LEFT - 6, y + 3.5, "end")]
         for tick in self.x.ticks():
             ((x, _),) = self.at([tick], [self.y.low])
-            parts.append(element("line", class_="grid", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=base, y2=base + 4))
-            parts.append(element("text", _tick(tick), class_="tick", x=f"{x:.1f}", y=base + 16, text_anchor="middle"))
-        middle = (LEFT + end) / 2
-        parts.append(element("text", self.x.name, class_="name", x=middle, y=HEIGHT - 8, text_anchor="middle"))
+            parts += [_line("grid", (x, x), (base, base + 4)), _text(_tick(tick), x, base + 16, "middle")]
+        parts.append(_text(self.x.name, (LEFT + end) / 2, HEIGHT - 8, "middle", "name"))
         turned = f"translate(13 {(TOP + base) / 2}) rotate(-90)"
-        parts.append(element("text", self.y.name, class_="name", transform=turned, text_anchor="middle"))
-        parts.append(element("line", class_="axis", x1=LEFT, x2=end, y1=base, y2=base))
-        return parts
+        name: dict[str, object] = {"class": "name", "transform": turned, "text-anchor": "middle"}
+        return [*parts, ("text", self.y.name, name), _line("axis", (LEFT, end), (base, base))]
+
+
+def _line(style: str, x: tuple[float, float], y: tuple[float, float]) -> Shape:
+    ends = {"x1": f"{x[0]:.1f}", "x2": f"{x[1]:.1f}", "y1": f"{y[0]:.1f}", "y2": f"{y[1]:.1f}"}
+    return "line", "", {"class": style, **ends}
+
+
+def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "tick") -> Shape:
+    return "text", text, {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}
 
 
 def _steps(least: float) -> list[float]:

@@ -1,21 +1,23 @@
-"""The report: one HTML file that holds everything it shows and asks nothing of any other place.
+"""The report, one HTML file that holds everything it shows and asks nothing of any other place; one for each command.
 
-The reports of the commands: one function each, from what the command has at hand.
+Each section is a dictionary and the template of its name.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from pandas import DataFrame
 
 from mitoseg import __version__
 from mitoseg.evaluation.instances import SMALL, prediction_instances
 from mitoseg.evaluation.report.errors import gallery_section
-from mitoseg.evaluation.report.markup import Content, Html, ReportOptions, element, foreground_of, join, markup
+from mitoseg.evaluation.report.markup import Content, ReportOptions, foreground_of, number
 from mitoseg.evaluation.report.pictures import hold, plain_table, scene_section, slices_section
 from mitoseg.evaluation.report.tables import (
     curve_section,
@@ -28,7 +30,7 @@ from mitoseg.evaluation.report.tables import (
 )
 from mitoseg.geometry import Box
 from mitoseg.segmentation import Labelling
-from mitoseg.storage import check_output, write_text
+from mitoseg.storage import check_output, plain, write_text
 from mitoseg.volumes.base import Volume, VoxelSize
 
 _SCRIPTS = ("base.js", "slices.js", "scene.js", "table.js")
@@ -107,26 +109,36 @@ def render(content: Content) -> str:
         ("errors", "Worst errors", gallery_section(content)),
         ("origin", "Where this comes from", origin_section(content.provenance)),
     )
-    present = [(name, heading, body) for name, heading, body in sections if body is not None]
-    links = [element("a", heading, href=f"#{name}") for name, heading, _ in present if heading]
-    main = [
-        element("section", *([element("h2", heading)] if heading else []), body, id=name)
-        for name, heading, body in present
-    ]
-    parts = {
-        "title": markup(content.title),
-        "style": Html(_static("report.css")),
-        "volume": markup(volume_line(content)),
-        "links": join(*links),
-        "main": join(*main),
-        "script": Html("\n".join(_static(name) for name in _SCRIPTS)),
-        "version": markup(__version__),
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _static("page.html"))
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=content.title,
+            style=_static("report.css"),
+            volume=volume_line(content),
+            sections=[section for section in sections if section[2] is not None],
+            script=Markup("\n").join(_static(name) for name in _SCRIPTS),
+            version=__version__,
+        )
+    )
 
 
-def _static(name: str) -> str:
-    return files("mitoseg.evaluation.report").joinpath("static", name).read_text(encoding="utf-8")
+def _templates() -> Environment:
+    """Templates in which all text is escaped; ``tojson`` writes what no script element ends at."""
+
+    def dumps(values: object, **_: object) -> str:
+        return json.dumps(plain(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+    environment = Environment(
+        loader=PackageLoader("mitoseg.evaluation.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_function"] = dumps
+    environment.filters["number"] = number
+    return environment
+
+
+def _static(name: str) -> Markup:
+    return Markup(files("mitoseg.evaluation.report").joinpath("static", name).read_text(encoding="utf-8"))
 
 
 NAME = "report.html"

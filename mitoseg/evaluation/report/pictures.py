@@ -1,10 +1,7 @@
-"""Slices with what was found on them, one beside the other along z.
+"""What the viewers of the page show: slices with what was found on them, and surfaces as one small mesh.
 
-Large slices and volumes made small while they are read, strip by strip.
-
-The surfaces of the instances as one small mesh, for a scene that turns in the browser.
-
-Instances for the report where only a mask is given, and the little that can be told of them without measuring.
+Large slices and volumes are made small while they are read, strip by strip. Where only a mask is given, its instances
+are numbered and told by size and place.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from skimage.measure import marching_cubes
 
 from mitoseg.evaluation.figures import FALSE, HIT, LEFT_OUT, MISSED, TRUTH, Colour, nice_length, stretch
 from mitoseg.evaluation.instances import SMALL
-from mitoseg.evaluation.report.markup import Content, Html, data_block, element, join, number, pack, picture
+from mitoseg.evaluation.report.markup import Content, Section, pack, picture
 from mitoseg.geometry import Box, slabs, tiles
 from mitoseg.metrics import IGNORE
 from mitoseg.segmentation.blockwise import STARTS, STOPS, count_block, merge_counts
@@ -39,38 +36,14 @@ IN_TRUTH, IN_RESULT, NOT_COUNTED = 1, 2, 4
 """Bits of a pixel's code."""
 
 
-def slices_section(content: Content) -> Html | None:
+def slices_section(content: Content) -> Section | None:
     """The viewer of slices; None without an image, labels or a result."""
-    box, volumes = content.box, content.volumes
-    if box is None:
-        return None
-    data = slice_data(content, box)
-    tools = element("div", *_layer_boxes(volumes), *_sliders(len(data["z"])), class_="tools")  # type: ignore[arg-type]
-    stage = element(
-        "div",
-        element(
-            "canvas",
-            id="slice",
-            role="img",
-            tabindex="0",
-            aria_label="A slice of the volume with the chosen overlays; arrow keys change the slice",
-        ),
-        element("div", element("span", ""), id="bar", class_="bar"),
-        element("div", id="mark", class_="mark", hidden=True),
-        id="stage",
-        class_="stage",
-    )
-    hint = (
-        "Arrow keys or the slider move through z. Drag to move, + and \N{MINUS SIGN} or Ctrl and the wheel to zoom, "
-        "click to pick a mitochondrion."
-    )
-    return join(
-        tools,
-        stage,
-        element("p", element("output", id="where"), " ", element("span", id="under", class_="soft"), class_="where"),
-        element("p", hint, class_="soft noprint"),
-        data_block("slice-data", data),
-    )
+    return None if content.box is None else {"data": slice_data(content, content.box)}
+
+
+def css_colour(colour: Colour) -> list[int]:
+    """Red, green and blue from 0 to 255."""
+    return [round(255 * c) for c in colour]
 
 
 def slice_data(content: Content, box: Box) -> dict[str, object]:
@@ -106,7 +79,7 @@ def slice_data(content: Content, box: Box) -> dict[str, object]:
         "codes": codes,
         "ids": ids,
         "layers": layers(volumes),
-        "colours": {name: [round(255 * c) for c in colour] for name, colour in COLOURS.items()},
+        "colours": {name: css_colour(colour) for name, colour in COLOURS.items()},
         "bar": scale_bar(box.shape[2], None if content.spacing is None else content.spacing[2]),
     }
 
@@ -149,48 +122,6 @@ def _codes(volumes: dict[str, Volume], z: int, box: Box, shape_yx: tuple[int, in
     if "result" in volumes:
         code_yx |= np.where(small_labels(volumes["result"], z, box, shape_yx) != 0, np.uint8(IN_RESULT), np.uint8(0))
     return code_yx
-
-
-def _swatch(name: str) -> Html:
-    red, green, blue = (round(255 * c) for c in COLOURS[name])
-    return element("i", class_="swatch", style=f"background:rgb({red},{green},{blue})")
-
-
-_NAMES = {
-    "errors": join(_swatch("hit"), "found ", _swatch("false"), "false ", _swatch("missed"), "missed"),
-    "instances": join(element("i", class_="swatch many"), "instances"),
-    "truth": join(_swatch("truth"), "truth"),
-    "result": join(_swatch("result"), "result"),
-}
-
-
-def _layer_boxes(volumes: dict[str, Volume]) -> list[Html]:
-    names = layers(volumes)
-    boxes = [
-        element(
-            "label", element("input", type="checkbox", data_layer=name, checked=name == names[0]), " ", _NAMES[name]
-        )
-        for name in names
-    ]
-    legend = element("legend", "Overlays")
-    outline = element("label", element("input", type="checkbox", id="outline"), " outlines")
-    opacity = element(
-        "label", "opacity ", element("input", type="range", id="opacity", min=0, max=100, value=45, step=1)
-    )
-    return [element("fieldset", legend, *boxes, outline, opacity)] if boxes else []
-
-
-def _sliders(count: int) -> list[Html]:
-    slider = element("input", type="range", id="z", min=0, max=count - 1, value=count // 2, step=1)
-    zoom = [
-        element("button", sign, type="button", data_zoom=step, aria_label=name)
-        for sign, step, name in (
-            ("+", 1, "zoom in"),
-            ("\N{MINUS SIGN}", -1, "zoom out"),
-            ("1:1", 0, "show the whole slice"),
-        )
-    ]
-    return [element("label", "slice ", slider, class_="wide"), element("span", *zoom, class_="buttons")]
 
 
 STRIP_VOXELS = 2**24
@@ -352,39 +283,13 @@ class Surface:
     faces: npt.NDArray[np.int32]
 
 
-def scene_section(content: Content) -> Html | None:
+def scene_section(content: Content) -> Section | None:
     """The scene; None without instances."""
-    box, instances = content.box, content.volumes.get("instances")
-    if box is None or instances is None:
+    box = content.box
+    if box is None or "instances" not in content.volumes:
         return None
     found, cell = surfaces(content, box)
-    if not found:
-        return None
-    canvas = element(
-        "canvas",
-        id="scene",
-        role="img",
-        tabindex="0",
-        aria_label="The surfaces of the mitochondria; drag or use the arrow keys to turn them",
-    )
-    fallback = element("p", "This browser has no WebGL, so the 3D scene is not drawn.", id="no-webgl", hidden=True)
-    names = [element("span", id=f"axis-{axis}", class_="axis") for axis in "zyx"]
-    unit = "nm" if content.spacing else "voxels"
-    count = sum(len(surface.faces) for surface in found)
-    said = f"{len(found):,} surfaces, {count:,} triangles, drawn in cells of {number(cell, 3)} {unit}. "
-    hint = "Drag to turn, Shift and drag to move, + and \N{MINUS SIGN} or Ctrl and the wheel to zoom, click to pick. "
-    frame = "The blue frame is the slice shown above." if box else ""
-    tools = element(
-        "div",
-        element("label", "colour by ", element("select", id="colour-by")),
-        element("label", element("input", type="checkbox", id="spin"), " turn by itself"),
-        element("button", "reset view", type="button", id="reset"),
-        element("span", id="ramp", class_="ramp", hidden=True),
-        class_="tools",
-    )
-    stage = element("div", canvas, *names, element("output", id="picked", class_="picked"), fallback, class_="stage")
-    note = element("p", said, element("span", hint, frame, class_="noprint"), class_="soft")
-    return join(tools, stage, note, data_block("scene-data", scene_data(found, box, content)))
+    return {"data": scene_data(found, box, content), "cell": cell} if found else None
 
 
 def scene_data(found: list[Surface], box: Box, content: Content) -> dict[str, object]:

@@ -1,15 +1,4 @@
-"""What is to be seen first: how many mitochondria, how much of the tissue, and how good the result is.
-
-The table of measurements: to read, to sort, and to take along as a file.
-
-The scores as tables: of voxels, and of instances where they were scored.
-
-Curves of the scores: precision over recall, the boundary band, and what probabilities are worth.
-
-Where the result came from: command, commit, versions, data, licence.
-
-How large the mitochondria are and how they are shaped: a histogram and the share below, one chart a column.
-"""
+"""The sections of numbers: headline, measurements, scores, curves, distributions, and where the result comes from."""
 
 from __future__ import annotations
 
@@ -22,28 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from pandas import DataFrame
 
-from mitoseg.evaluation.report.markup import (
-    Axis,
-    Chart,
-    Content,
-    Html,
-    Series,
-    data_block,
-    data_uri,
-    element,
-    join,
-    number,
-)
-from mitoseg.geometry import Box
+from mitoseg.evaluation.report.markup import Axis, Chart, Content, Section, Series, data_uri, number
 from mitoseg.metrics.instances import ROWS
 from mitoseg.storage import plain
 from mitoseg.tables import frame_csv
 
 
-def headline_section(content: Content, table: DataFrame | None) -> Html | None:
+def headline_section(content: Content, table: DataFrame | None) -> Section | None:
     """Cards of facts; None where nothing is known."""
     cards = [*_facts(content, table), *_score_cards(content.scores), *_instance_cards(content.scores)]
-    return element("div", *cards, class_="cards") if cards else None
+    return {"cards": cards} if cards else None
 
 
 def volume_line(content: Content) -> str:
@@ -64,7 +41,7 @@ def volume_line(content: Content) -> str:
     return text
 
 
-def _facts(content: Content, table: DataFrame | None) -> list[Html]:
+def _facts(content: Content, table: DataFrame | None) -> list[dict[str, str]]:
     box = content.box
     if table is None or not len(table):
         return []
@@ -86,18 +63,14 @@ def _facts(content: Content, table: DataFrame | None) -> list[Html]:
         quarter, median, three = np.percentile(whole["volume_nm3"] * 1e-9, (25, 50, 75))
         said = f"middle half {number(quarter, 2)} to {number(three, 2)}"
         said += f", of the {len(whole):,} that are not cut" if cut else ""
-        value = join(number(float(median), 2), Html(" <small>µm³</small>"))
-        cards.append(_card(value, "median volume", said))
+        cards.append(_card(number(float(median), 2), "median volume", said, "µm³"))
     if box is not None and "voxels" in table:
-        cards.append(_card(f"{100 * _share(table, box):.2f} %", "of the volume", "is mitochondria"))
+        share = float(table["voxels"].sum()) / box.size
+        cards.append(_card(f"{100 * share:.2f} %", "of the volume", "is mitochondria"))
     return cards
 
 
-def _share(table: DataFrame, box: Box) -> float:
-    return float(table["voxels"].sum()) / box.size
-
-
-def _score_cards(scores: Mapping[str, Any]) -> list[Html]:
+def _score_cards(scores: Mapping[str, Any]) -> list[dict[str, str]]:
     intervals = scores.get("interval") or {}
     cards = []
     for key, name, said in SCORES[:4]:
@@ -106,7 +79,7 @@ def _score_cards(scores: Mapping[str, Any]) -> list[Html]:
     return cards
 
 
-def _instance_cards(scores: Mapping[str, Any]) -> list[Html]:
+def _instance_cards(scores: Mapping[str, Any]) -> list[dict[str, str]]:
     """F1 of all instances, where the scores have it."""
     found = scores.get("instances")
     row = found.get("all") if isinstance(found, Mapping) else None
@@ -118,9 +91,8 @@ def _instance_cards(scores: Mapping[str, Any]) -> list[Html]:
     return [_card(number(first.get("f1"), 3), "F1 of instances", said)]
 
 
-def _card(value: str, name: str, said: str) -> Html:
-    parts = [element("dd", value), element("dt", name)]
-    return element("dl", *parts, element("p", said, class_="soft") if said else "", class_="card")
+def _card(value: str, name: str, said: str, unit: str = "") -> dict[str, str]:
+    return {"value": value, "name": name, "said": said, "unit": unit}
 
 
 _UNITS = {"_nm3": ("nm³", "µm³", 1e-9), "_nm2": ("nm²", "µm²", 1e-6), "_nm": ("nm", "nm", 1.0)}
@@ -128,37 +100,21 @@ _UNITS = {"_nm3": ("nm³", "µm³", 1e-9), "_nm2": ("nm²", "µm²", 1e-6), "_nm
 _HIDDEN = {f"box_{axis}{end}" for axis in "zyx" for end in (0, 1)}
 
 
-def table_section(table: DataFrame | None, rows: int, name: str = "measurements") -> Html | None:
+def table_section(table: DataFrame | None, rows: int) -> Section | None:
     """The table with its first rows; None where there is none."""
     if table is None or not len(table):
         return None
     shown = [str(key) for key in table.columns if str(key) not in _HIDDEN]
-    heads = [
-        element("th", element("button", *_heading(key), type="button"), scope="col", aria_sort="none") for key in shown
-    ]
-    head = element("thead", element("tr", *heads))
-    body = element("tbody", *(_row(row, shown) for row in table.head(rows).to_dict("records")))
-    size = f"{len(table):,} mitochondria" + (f", of which the first {rows:,} are shown" if len(table) > rows else "")
-    csv = frame_csv(table).encode()
-    link = element(
-        "a",
-        "Download all as CSV",
-        href=data_uri("text/csv", csv),
-        download=f"{name}.csv",
-        id="csv",
-        class_="button",
-    )
-    hint = element("span", "Click a heading to sort, a row to pick it above.", class_="soft noprint")
-    caption = element("caption", f"{size}.")
-    frame = element(
-        "div",
-        element("table", caption, head, body, id="table"),
-        class_="scroll",
-        tabindex="0",
-        role="region",
-        aria_label="Table of measurements",
-    )
-    return join(element("p", link, " ", hint), frame, data_block("columns", numeric_columns(table)))
+    return {
+        "count": len(table),
+        "csv": data_uri("text/csv", frame_csv(table).encode()),
+        "heads": [_heading(key) for key in shown],
+        "rows": [
+            (row.get("instance"), [_cell(key, row.get(key)) for key in shown])
+            for row in table.head(rows).to_dict("records")
+        ],
+        "columns": numeric_columns(table),
+    }
 
 
 def numeric_columns(table: DataFrame) -> dict[str, list[object]]:
@@ -174,34 +130,29 @@ def numeric_columns(table: DataFrame) -> dict[str, list[object]]:
     return columns
 
 
-def _heading(key: str) -> tuple[str | Html, ...]:
+def _heading(key: str) -> tuple[str, str]:
     """Name and unit of a column.
 
-    >>> [str(part) for part in _heading("volume_nm3")]
-    ['volume', ' <small>µm³</small>']
+    >>> _heading("volume_nm3"), _heading("touches_border")
+    (('volume', 'µm³'), ('touches border', ''))
     """
     for end, (_, unit, _) in _UNITS.items():
         if key.endswith(end):
-            return key.removesuffix(end).replace("_", " "), Html(f" <small>{unit}</small>")
-    return (key.replace("_", " "),)
+            return key.removesuffix(end).replace("_", " "), unit
+    return key.replace("_", " "), ""
 
 
-def _row(row: dict[object, object], keys: list[str]) -> Html:
-    cells = [_cell(key, row.get(key)) for key in keys]
-    return element("tr", *cells, data_instance=row.get("instance"))
-
-
-def _cell(key: str, value: object) -> Html:
-    """A cell, with the exact value for sorting."""
+def _cell(key: str, value: object) -> tuple[str, dict[str, object]]:
+    """Text and attributes of a cell; among these the exact value, for sorting."""
     if isinstance(value, bool | np.bool_):
-        return element("td", "yes" if value else "no", data_value=int(value))
+        return "yes" if value else "no", {"data-value": int(value)}
     if not isinstance(value, int | float | np.number):
-        return element("td", "" if value is None else str(value), class_="text")
+        return "" if value is None else str(value), {"class": "text"}
     factor = next((factor for end, (_, _, factor) in _UNITS.items() if key.endswith(end)), 1.0)
     if not np.isfinite(value):
-        return element("td", "\N{EN DASH}")
+        return "\N{EN DASH}", {}
     shown = str(int(value)) if key == "instance" else number(value if factor == 1.0 else float(value) * factor)
-    return element("td", shown, data_value=repr(value.item() if isinstance(value, np.generic) else value))
+    return shown, {"data-value": repr(value.item() if isinstance(value, np.generic) else value)}
 
 
 SCORES = (
@@ -216,57 +167,34 @@ SCORES = (
 
 _OBJECTS = {"all": "all", "whole": "whole", "cut": "cut by the border"}
 
-_COLUMNS = ("objects", "IoU over", "true", "found", "F1", "95 % interval", "precision", "recall", "splits", "merges")
 
-
-def score_section(scores: Mapping[str, Any]) -> Html | None:
-    """All pooled scores with their intervals; None without."""
+def score_section(scores: Mapping[str, Any]) -> Section | None:
+    """All pooled scores with their intervals, and those of instances where they were scored; None without."""
     intervals = scores.get("interval") or {}
-    rows = []
-    for key, name, said in SCORES:
-        if key in scores:
-            cells = [element("th", name, scope="row"), element("td", number(scores[key]))]
-            cells += [element("td", interval(intervals.get(key))), element("td", said, class_="text soft")]
-            rows.append(element("tr", *cells))
+    rows = [
+        (name, number(scores[key]), interval(intervals.get(key)), said) for key, name, said in SCORES if key in scores
+    ]
     if not rows:
         return None
-    heads = [element("th", text, scope="col") for text in ("score", "value", "95 % interval", "")]
     note = f"threshold {shown(scores.get('threshold'))} ({shown(scores.get('threshold_source'))}); "
     note += f"{number(scores.get('voxels'))} voxels; box {shown(scores.get('crop'))}. "
     slabs = scores.get("slab_counts") or []
     note += f"Intervals: bootstrap over {len(slabs)} runs of slices." if len(slabs) > 1 else ""
-    table = element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="plain")
-    parts = [element("div", table, class_="scroll fit"), element("p", note, class_="soft")]
-    return join(*parts, *_instances(scores.get("instances")))
-
-
-def _instances(scores: object) -> list[Html]:
-    """A table of the scores of instances; nothing without."""
-    if not isinstance(scores, Mapping) or "all" not in scores:
-        return []
-    rows = [
-        _instance_row(name, {**scores[name], **matched})
+    found = scores.get("instances")
+    found = found if isinstance(found, Mapping) and "all" in found else {}
+    instances = [
+        (_OBJECTS.get(name, name), _instance_texts({**found[name], **matched}))
         for name in ROWS
-        if name in scores
-        for matched in scores[name]["matched"]
+        if name in found
+        for matched in found[name]["matched"]
     ]
-    heads = [element("th", text, scope="col") for text in _COLUMNS]
-    table = element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="plain")
-    small = scores.get("small") or {}
-    note = "A true and a found mitochondrion match where their intersection over union is above the threshold. "
-    if small:
-        note += f"Those below {number(small.get('voxels'))} voxels are left out: "
-        note += f"{number(small.get('truth'))} true, {number(small.get('result'))} found."
-    title = element("h3", "Instances")
-    return [title, element("div", table, class_="scroll fit"), element("p", note, class_="soft")]
+    return {"rows": rows, "note": note, "instances": instances, "small": found.get("small")}
 
 
-def _instance_row(name: str, row: Mapping[str, Any]) -> Html:
-    cells = [element("th", _OBJECTS.get(name, name), scope="row")]
-    texts = [f"{row['iou']:g}", number(row["truth"]), number(row["result"]), number(row["f1"], 3)]
-    texts += [interval(row["f1_interval"])]
-    texts += [number(row["precision"], 3), number(row["recall"], 3), number(row["splits"]), number(row["merges"])]
-    return element("tr", *cells, *(element("td", text) for text in texts))
+def _instance_texts(row: Mapping[str, Any]) -> list[str]:
+    first = [f"{row['iou']:g}", number(row["truth"]), number(row["result"]), number(row["f1"], 3)]
+    last = [number(row["precision"], 3), number(row["recall"], 3), number(row["splits"]), number(row["merges"])]
+    return [*first, interval(row["f1_interval"]), *last]
 
 
 def interval(ends: object) -> str:
@@ -293,17 +221,20 @@ def shown(value: object) -> str:
 
 Scores = Mapping[str, Any]
 
+Figure = tuple[Chart, str, str]
+"""A chart, its name, and what is said of it."""
+
 _LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def curve_section(scores: Scores) -> Html | None:
+def curve_section(scores: Scores) -> Section | None:
     """The curves that the scores hold; None without any."""
     figures = [_precision_recall(scores), _boundary(scores), _reliability(scores)]
     found = [figure for figure in figures if figure is not None]
-    return element("div", *found, class_="charts") if found else None
+    return {"figures": found} if found else None
 
 
-def _precision_recall(scores: Scores) -> Html | None:
+def _precision_recall(scores: Scores) -> Figure | None:
     points = scores.get("precision_recall") or {}
     if not points.get("recall"):
         return None
@@ -315,10 +246,10 @@ def _precision_recall(scores: Scores) -> Html | None:
     chart.draw(Series(f"area {area}", _floats(points["recall"]), _floats(points["precision"]), "c1"))
     at = (_floats([scores.get("recall")]), _floats([scores.get("precision")]))
     chart.draw(Series(f"the threshold used: JAC {used}", *at, "c2", line=False))
-    return _figure(chart, "Precision over recall", "Thin lines: equal JAC, 0.5 to 0.9.")
+    return chart, "Precision over recall", "Thin lines: equal JAC, 0.5 to 0.9."
 
 
-def _boundary(scores: Scores) -> Html | None:
+def _boundary(scores: Scores) -> Figure | None:
     rows: Sequence[Mapping[str, Any]] = scores.get("boundary") or []
     if not rows:
         return None
@@ -339,10 +270,10 @@ def _boundary(scores: Scores) -> Html | None:
     )
     for line in lines:
         chart.draw(line)
-    return _figure(chart, "Without a band at the border", "Annotators differ by a voxel or two at a membrane.")
+    return chart, "Without a band at the border", "Annotators differ by a voxel or two at a membrane."
 
 
-def _reliability(scores: Scores) -> Html | None:
+def _reliability(scores: Scores) -> Figure | None:
     bins = scores.get("reliability") or {}
     if not bins.get("voxels"):
         return None
@@ -353,11 +284,7 @@ def _reliability(scores: Scores) -> Html | None:
     chart.draw(Series("calibrated", [0, 1], [0, 1], "faint"))
     line = Series(f"error {error}", _floats(bins["confidence"]), _floats(bins["share"]), "c1", points=True)
     chart.draw(line)
-    return _figure(chart, "Reliability", "Below the line the map promises too much.")
-
-
-def _figure(chart: Chart, name: str, said: str) -> Html:
-    return element("figure", chart.svg(), element("figcaption", element("b", name), " ", said))
+    return chart, "Reliability", "Below the line the map promises too much."
 
 
 def _floats(values: Sequence[Any]) -> list[float]:
@@ -368,17 +295,13 @@ def _floats(values: Sequence[Any]) -> list[float]:
 _FIRST = ("command", "commit", "mitoseg", "time", "seed", "data.title", "data.licence", "data.citation")
 
 
-def origin_section(provenance: Mapping[str, object]) -> Html | None:
+def origin_section(provenance: Mapping[str, object]) -> Section | None:
     """Every entry of the provenance, the most important first; None without any."""
     rows = dict(flatten(plain(provenance)))
     if not rows:
         return None
-    first = [key for key in _FIRST if key in rows]
-    rest = [key for key in rows if key not in first]
-    parts = [_list({key: rows[key] for key in first})] if first else []
-    if rest:
-        parts.append(element("details", element("summary", "All of it"), _list({key: rows[key] for key in rest})))
-    return join(*parts)
+    first = {key: rows[key] for key in _FIRST if key in rows}
+    return {"first": first, "rest": {key: value for key, value in rows.items() if key not in first}}
 
 
 def flatten(data: object, name: str = "") -> Iterator[tuple[str, str]]:
@@ -400,14 +323,6 @@ def flatten(data: object, name: str = "") -> Iterator[tuple[str, str]]:
                 yield from flatten(value, f"{name}.{i}")
     elif data is not None:
         yield name, {True: "yes", False: "no"}.get(data, str(data)) if isinstance(data, bool) else str(data)
-
-
-def _list(rows: Mapping[str, str]) -> Html:
-    parts = []
-    for key, value in rows.items():
-        shown = element("code", value) if key in {"command", "arguments", "commit"} else value
-        parts.append(element("div", element("dt", key), element("dd", shown)))
-    return element("dl", *parts, class_="origin")
 
 
 _WHOLE = 20  # values of whole numbers that have a bin each
@@ -456,7 +371,7 @@ SIZES = (
 """Where there are no better ones."""
 
 
-def distribution_section(table: DataFrame | None) -> Html | None:
+def distribution_section(table: DataFrame | None) -> Section | None:
     """Charts of the columns that the table has; None without any."""
     if table is None:
         return None
@@ -467,14 +382,7 @@ def distribution_section(table: DataFrame | None) -> Html | None:
     charts = [chart for column in columns if (chart := distribution(whole, column)) is not None]
     if not charts:
         return None
-    cut = len(table) - len(whole)
-    said = f"{len(whole):,} mitochondria. "
-    if cut:
-        said += (
-            f"{cut:,} more are cut by the border of the volume; of these only a part is seen, so they are left out. "
-        )
-    said += "Bars: how many. Line: the share of those that are smaller, from 0 to 1. Dashed: the median."
-    return join(element("p", said, class_="soft"), element("div", *charts, class_="charts"))
+    return {"whole": len(whole), "cut": len(table) - len(whole), "charts": charts}
 
 
 def whole_instances(table: DataFrame) -> DataFrame:
@@ -484,7 +392,7 @@ def whole_instances(table: DataFrame) -> DataFrame:
     return table[~table["touches_border"].astype(bool)]
 
 
-def distribution(table: DataFrame, column: Column) -> Html | None:
+def distribution(table: DataFrame, column: Column) -> Figure | None:
     """A figure of one column; None where there is too little to draw."""
     values = table[column.key].to_numpy(float, na_value=np.nan) * column.factor
     values = np.sort(values[np.isfinite(values)])
@@ -505,7 +413,7 @@ def distribution(table: DataFrame, column: Column) -> Html | None:
     share = np.arange(1, len(values) + 1) / len(values) * top / 1.08
     chart.draw(Series("", np.repeat(values, 2)[1:], np.repeat(share, 2)[:-1], "c2"))
     chart.upright(median, number(median, 3))
-    return element("figure", chart.svg(), element("figcaption", element("b", column.name), " ", said))
+    return chart, column.name, said
 
 
 def bins(values: Sequence[float] | npt.NDArray[np.float64], log: bool) -> npt.NDArray[np.float64]:
