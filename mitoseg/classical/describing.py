@@ -6,7 +6,7 @@ r"""From an image to its supervoxels, what each looks like, and which touch: wha
 
 Memory: the features of one block, and 6 bytes for every voxel of the image (its supervoxel's number, both maps).
 
-Rays from a point to the first boundary around it, and a description of their lengths that turning leaves alone.
+Rays go from a point to the first boundary around it; what describes their lengths does not change by turning.
 
     *------->|          a ray ends where the boundary map reaches a level, where it leaves the volume,
     centre   boundary   or at its reach
@@ -20,18 +20,14 @@ on; here they are cast twice. The first 26 directions are fixed, and their end p
 whose eigenvectors are the body's own axes. The second 26 directions are the face, edge and corner directions of that
 frame; an eigenvector's sign is chance, so lengths of directions that differ in signs alone are pooled.
 
-Supervoxels: SLIC on the grey values and on what a voxel classifier says of them.
-
 SLIC (Achanta et al., IEEE TPAMI 34(11), 2012) is k-means on position and colour, each cluster within reach of its
 place on a grid. On grey values alone its supervoxels cross membranes that are faint; with what the learned maps say as
 a second colour they follow the boundaries that matter.
 
-Which supervoxels touch, over what area, and what lies between them.
+The graph says which supervoxels touch, over what area, and what lies between them.
 
 faces between voxels          [ 3 | 3 | 7 ]      a shifted array beside itself: (3, 7) is a pair, with the
 along z, y and x               ------+---        face's area and the map's values on both sides
-
-What the voxels of each supervoxel have in common: counts, sums and histograms by number, without a loop over them.
 
 Statistics are sums over blocks: a supervoxel lies in one block, whose numbers start at an offset.
 """

@@ -18,16 +18,10 @@ What is computed needs a halo, and says how large it is:
 
 Each answer is the same to the last bit however the volume is cut: no sum depends on where a piece begins.
 
-Eigenvalues of many symmetric 3x3 matrices at once, in closed form.
-
-Volumes piece by piece: what is read, what is computed of it, and what is kept.
+Volumes go piece by piece:
 
     z  |<- halo ->|<- slab ->|<- halo ->|     read; beyond the volume its border voxels are repeated
                   |<- slab ->|                computed
-
-A slab's answer does not depend on where the slabs begin, so neither does the volume's.
-
-How an image is cut into blocks, and what its grey values are worth.
 """
 
 from __future__ import annotations
@@ -48,9 +42,10 @@ from mitoseg.volumes import Array, ArrayVolume, Volume, check_image_values
 
 Image = npt.NDArray[np.generic]
 
+FloatArray = npt.NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
-
 Margin = tuple[int, int, int]
+ImageLike = Image | Volume
 
 TRUNCATE = 3.0
 """Radius of a Gaussian filter, in standard deviations."""
@@ -243,9 +238,6 @@ def second_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> l
     ]
 
 
-FloatArray = npt.NDArray[np.float32]
-
-
 def symmetric_eigenvalues(matrix: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
     r"""Eigenvalues of symmetric 3x3 matrices, one matrix a voxel.
 
@@ -286,8 +278,6 @@ def symmetric_eigenvalues(matrix: Sequence[FloatArray]) -> tuple[FloatArray, Flo
 
 BUDGET = 2**28
 """Numbers (float32) of features that are held at a time, which is 1 GiB."""
-
-ImageLike = npt.NDArray[np.generic] | Volume
 
 
 def as_volume(image_zyx: ImageLike) -> Volume:

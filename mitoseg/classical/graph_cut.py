@@ -15,9 +15,7 @@ inside only (Marquez Neila et al., Neuroinformatics 14, 2016):
 
 A voxel feels the border of its part only through a chain of unsure voxels as long as the overlap.
 
-Graph cuts on the graph of supervoxels.
-
-The energy of a labelling y, with costs c and pair weights w >= 0, is
+On the graph of supervoxels the energy of a labelling y, with costs c and pair weights w >= 0, is
 
     E(y) = sum_i c_i y_i + sum_(i,j) w_ij [y_i != y_j],
 

@@ -75,9 +75,7 @@ from mitoseg.classical.supervoxels import (
     learn_pairwise,
     learn_unary,
     pair_costs,
-    restored_machine,
 )
-from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 
 PIECE = 8_000
@@ -97,16 +95,12 @@ class StructuredSegmenter(RegionSegmenter):
     Attributes:
         regularization: Of the weights, in the primal objective.
         rounds: Of inference over all examples.
-        unary_: The kernel machine whose log-odds are a feature, once fitted.
-        pairwise_: The machine of p_ij, once fitted.
         weights_: Of the features of supervoxels and pairs, once fitted.
         objective_: The primal objective after each round.
     """
 
     regularization: float = 0.005
     rounds: int = 30
-    unary_: KernelMachine | None = field(default=None, init=False, repr=False)
-    pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
     weights_: Floats | None = field(default=None, init=False, repr=False)
     objective_: list[float] = field(default_factory=list, init=False, repr=False)
 
@@ -116,23 +110,16 @@ class StructuredSegmenter(RegionSegmenter):
         nodes = _node_features(self.unary_, description, held_out)
         edges = _edge_features(self.pairwise_, description)
         start = np.concatenate([[1.0], np.zeros(nodes.shape[1] - 1), START])
-        learned = learn_structured(
-            _examples(description, nodes, edges, fg, known),
-            start,
-            regularization=self.regularization,
-            rounds=self.rounds,
-        )
+        examples = _examples(description, nodes, edges, fg, known)
+        learned = learn_structured(examples, start, regularization=self.regularization, rounds=self.rounds)
         self.weights_, self.objective_ = learned.weights, learned.objective
         self.weights_ = learned.weights * _slope(self._weigh(nodes, edges)[0], fg, known)
         return self._weigh(nodes, edges)
 
     def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
-        if self.unary_ is None or self.pairwise_ is None:
-            raise UserError("the classical method is not fitted", None, "call fit first, or load one that is")
-        log_odds = self.unary_(description.features)
-        return self._weigh(
-            _node_features(self.unary_, description, log_odds), _edge_features(self.pairwise_, description)
-        )
+        unary, pairwise = self._machines
+        nodes = _node_features(unary, description, unary(description.features))
+        return self._weigh(nodes, _edge_features(pairwise, description))
 
     def _weigh(self, nodes: FloatArray, edges: FloatArray) -> tuple[FloatArray, FloatArray]:
         assert self.weights_ is not None
@@ -141,14 +128,12 @@ class StructuredSegmenter(RegionSegmenter):
         return (nodes @ unary).astype(np.float32), (edges @ pair).astype(np.float32)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        if self.unary_ is None or self.pairwise_ is None or self.weights_ is None:
-            raise UserError("the classical method is not fitted", None, "call fit before save")
-        machines = {"unary": self.unary_, "pairwise": self.pairwise_}
-        arrays = {f"{name}.{k}": v for name, machine in machines.items() for k, v in machine.arrays().items()}
+        arrays = super()._arrays()
+        assert self.weights_ is not None
         return {**arrays, "weights": self.weights_, "objective": np.array(self.objective_)}
 
     def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.unary_, self.pairwise_ = (restored_machine(arrays, name) for name in ("unary", "pairwise"))
+        super()._restore(arrays)
         self.weights_, self.objective_ = arrays["weights"], arrays["objective"].tolist()
 
 

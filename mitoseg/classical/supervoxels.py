@@ -18,10 +18,7 @@ Where ours differs:
 - The pairwise machine tells "different sides" from "same side"; theirs has a class for either order of the sides.
 - Lambda and t are tuned by the Jaccard index on supervoxels held out.
 
-What both supervoxel methods share: estimators that describe an image, cut its graph, and answer for every voxel.
-
-A support vector machine with a Gaussian kernel, made linear by a Nystroem map, with calibrated log-odds.
-
+The kernel machine's log-odds are calibrated.
 With M landmarks l_m and the kernel k(a, b) = exp(-gamma |a - b|^2) on standardised features, the map is
 
     phi(x) = K^(-1/2) (k(x, l_1), ..., k(x, l_M)),    K_mn = k(l_m, l_n)
@@ -53,6 +50,10 @@ from mitoseg.extras import import_extra
 from mitoseg.volumes import Array, Volume
 from mitoseg.volumes.labels import IGNORED
 
+FloatArray = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
 PAIR_LANDMARKS = 128
 
 PAIRS = 60_000
@@ -74,6 +75,8 @@ class RegionSegmenter(ABC):
         pairwise_weight_: Of the pairs against the unary terms, as tuned.
         threshold_: Probability at and above which a voxel is foreground, as tuned.
         unary_threshold_: The same without neighbours.
+        unary_: The machine of p_i, once fitted.
+        pairwise_: The machine of p_ij, once fitted.
     """
 
     voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
@@ -85,6 +88,8 @@ class RegionSegmenter(ABC):
     pairwise_weight_: float = 1.0
     threshold_: float = 0.5
     unary_threshold_: float = 0.5
+    unary_: KernelMachine | None = field(default=None, init=False, repr=False)
+    pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.voxel_size = tuple(float(v) for v in self.voxel_size)  # type: ignore[assignment]
@@ -169,13 +174,22 @@ class RegionSegmenter(ABC):
     def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
         """Log-odds (N,) and pair costs (E,), none below zero."""
 
-    @abstractmethod
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What `_learn` learned."""
+    @property
+    def _machines(self) -> tuple[KernelMachine, KernelMachine]:
+        if self.unary_ is None or self.pairwise_ is None:
+            raise UserError("the classical method is not fitted", None, "call fit first, or load one that is")
+        return self.unary_, self.pairwise_
 
-    @abstractmethod
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What `_learn` learned, by name."""
+        machines = zip(("unary", "pairwise"), self._machines, strict=True)
+        return {f"{name}.{k}": v for name, machine in machines for k, v in machine.arrays().items()}
+
     def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Put back what `_arrays` gave."""
+        self.unary_, self.pairwise_ = (
+            KernelMachine.restored(_named(arrays, f"{name}.")) for name in ("unary", "pairwise")
+        )
 
     def _tune(
         self, description: Description, log_odds: FloatArray, pair_cost: FloatArray, fg: Counts, known: Counts
@@ -207,26 +221,20 @@ class RegionSegmenter(ABC):
             UserError: The file is missing, damaged, or of another method.
         """
         facts, arrays = load_arrays(path, cls.__name__)
-        start = "describer."
-        describer = RegionDescriber.restored(
-            facts["describer"], {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-        )
+        describer = RegionDescriber.restored(facts["describer"], _named(arrays, "describer."))
         segmenter = cls(**facts["own"], describer=describer)
-        segmenter._restore({k: v for k, v in arrays.items() if not k.startswith(start)})
+        segmenter._restore(arrays)
         return segmenter
+
+
+def _named(arrays: Mapping[str, npt.NDArray[Any]], start: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays whose names begin so, without that beginning."""
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 @dataclass
 class SupervoxelSegmenter(RegionSegmenter):
-    """Lucchi et al. 2012; see `mitoseg.classical.supervoxels` for where it differs, the base class for options.
-
-    Attributes:
-        unary_: The machine of p_i, once fitted.
-        pairwise_: The machine of p_ij, once fitted.
-    """
-
-    unary_: KernelMachine | None = field(default=None, init=False, repr=False)
-    pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
+    """Lucchi et al. 2012; see `mitoseg.classical.supervoxels` for where it differs, the base class for options."""
 
     def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:
         self.unary_, held_out = learn_unary(description, fg, known, self.landmarks, self.seed)
@@ -234,24 +242,8 @@ class SupervoxelSegmenter(RegionSegmenter):
         return held_out, pair_costs(self.pairwise_, description)
 
     def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
-        if self.unary_ is None or self.pairwise_ is None:
-            raise UserError("the classical method is not fitted", None, "call fit first, or load one that is")
-        return self.unary_(description.features), pair_costs(self.pairwise_, description)
-
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        if self.unary_ is None or self.pairwise_ is None:
-            raise UserError("the classical method is not fitted", None, "call fit before save")
-        machines = {"unary": self.unary_, "pairwise": self.pairwise_}
-        return {f"{name}.{k}": v for name, machine in machines.items() for k, v in machine.arrays().items()}
-
-    def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.unary_, self.pairwise_ = (restored_machine(arrays, name) for name in ("unary", "pairwise"))
-
-
-def restored_machine(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> KernelMachine:
-    """The machine whose arrays have that name in front."""
-    start = f"{name}."
-    return KernelMachine.restored({k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)})
+        unary, pairwise = self._machines
+        return unary(description.features), pair_costs(pairwise, description)
 
 
 def learn_unary(
@@ -298,17 +290,13 @@ def pair_costs(machine: KernelMachine, description: Description) -> FloatArray:
     return cost
 
 
-FloatArray = npt.NDArray[np.float32]
-
-Counts = npt.NDArray[np.int64]
-
 LEVELS = np.linspace(-6.0, 4.0, 21)
 """Log-odds at which the graph is cut; a threshold is one of them."""
 
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pairwise weights that `tune` tries."""
 
-_SAVED = {f.name for f in fields(RegionSegmenter)} - {"describer"}
+_SAVED = {f.name for f in fields(RegionSegmenter) if f.init} - {"describer"}
 
 
 def region_labels(description: Description, label_zyx: Array | Volume) -> tuple[Counts, Counts]:
@@ -342,8 +330,6 @@ def _threshold(level: float) -> float:
     """A level as a probability, rounded as the map's values are."""
     return float(np.float32(expit(level)))
 
-
-Bools = npt.NDArray[np.bool_]
 
 LIMIT = 5.0
 """Standard deviations at which features are cut: an outlier would be far from every landmark."""

@@ -8,7 +8,7 @@ of the values of the leaves that it ends in.
     left        1    0    0  |  1    0    0
     right       2    0    0  |  2    0    0
 
-Trained methods as files: arrays and a line of JSON in an ``.npz``, which holds no code and runs none.
+Their file is an ``.npz`` of arrays and a line of JSON, which holds no code and runs none.
 """
 
 from __future__ import annotations
@@ -61,13 +61,7 @@ class TreeEnsemble:
     def join(cls, trees: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Self:
         """Put trees one behind the other, each given by its arrays but for ``start``."""
         parts = list(trees)
-        types = {
-            "feature": np.int32,
-            "threshold": np.float64,
-            "left": np.int32,
-            "right": np.int32,
-            "value": np.float64,
-        }
+        types = dict.fromkeys(("feature", "left", "right"), np.int32) | {"threshold": np.float64, "value": np.float64}
         joined = {name: np.concatenate([p[name] for p in parts]).astype(kind) for name, kind in types.items()}
         sizes = [len(p["left"]) for p in parts]
         return cls(start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), **joined)
@@ -192,18 +186,8 @@ def _compiled(tree: TreeEnsemble, record: Any, predictor: Any) -> Walk:  # noqa:
 FORMAT = "mitoseg classical 1"
 
 _DAMAGED = (
-    *(
-        OSError,
-        ValueError,
-        LookupError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        ArithmeticError,
-        MemoryError,
-    ),
-    *(zipfile.BadZipFile, zlib.error),
+    *(OSError, ValueError, LookupError, EOFError, AttributeError, TypeError, RuntimeError, ArithmeticError),
+    *(MemoryError, zipfile.BadZipFile, zlib.error),
 )
 """What reading an archive raises that is damaged, or that claims more than there is."""
 

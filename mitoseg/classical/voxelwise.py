@@ -4,9 +4,7 @@ fit            features of a balanced sample -> trees
 calibrate      labelled validation slices -> the threshold
 predict_proba  features, slab by slab -> trees -> log-odds less what the balance added -> probability
 
-Voxels to learn from: as many of mitochondria as of background, drawn evenly from the labelled part of a volume.
-
-The threshold that a probability map is cut at, chosen where the truth is known.
+As many voxels of mitochondria as of background are drawn, evenly from the labelled part of a volume.
 """
 
 from __future__ import annotations

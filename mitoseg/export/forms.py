@@ -8,7 +8,7 @@ volume    a volume, a piece of a stack                    -> every voxel        
 
 The channels of an image are slices; a volume has one channel, and its slices become channels inside.
 
-From stored grey values to calibrated probabilities, as modules that can be traced into one file.
+Each is a module that can be traced into one file:
 
     grey values -> (grey - mean) / std -> log-odds by the network -> calibration -> probability
 

@@ -8,12 +8,6 @@
     documentation.md   how to use it, and the model's card
 
 Nothing in it points to an address, so it can be checked without a network.
-
-The description of a bioimage.io package, ``rdf.yaml``, format 0.5.
-
-What a package says to its reader.
-
-The picture of a package: a slice, and the same slice with its mitochondria.
 """
 
 from __future__ import annotations

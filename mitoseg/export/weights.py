@@ -1,7 +1,4 @@
-"""A checkpoint as safetensors.
-
-What an exported file says of itself, as text by key, so that anybody can use it who has nothing else.
-"""
+"""A checkpoint as safetensors, and what every exported file says of itself, for those who have nothing else."""
 
 from __future__ import annotations
 

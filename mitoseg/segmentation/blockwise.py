@@ -13,17 +13,7 @@ those at edges and corners lie in several of them.
 The three steps are separate, so that the first and the last can be done anywhere: `summarize_block` and
 `relabel_block` need a block alone, `mitoseg.segmentation.blockwise` the summaries of all.
 
-The components of a volume from those of its blocks, as these come in.
-
-What is known of numbered objects without their voxels: size, bounding box, first voxel.
-
-Labels in little memory: most voxels are background, and labels come in runs.
-
-A lazy volume, computed once: in memory while it is small, else in a file that other processes can read.
-
-A lazy volume to a file, its blocks computed wherever there is somebody to do it.
-
-Which instances a volume holds, how large each is and where it lies: one pass, block by block.
+Labels are kept in runs, since most voxels are background. Which instances a volume holds is found the same way:
 
 count_block      block -> table      pure, so that blocks can be counted anywhere and in any order
 merge_counts     tables -> table     the parts of an instance that lie in several blocks become one row

@@ -12,8 +12,6 @@ gathered into cells, and paths run from cell to cell as in TEASAR (Sato et al., 
 
 A path would wander to one corner of a blunt end. So it stops at the last ball that contains the tip, and that ball's
 radius is added: a tube's length reaches from tip to tip, a ball's length is its diameter.
-
-Voxels of one object gathered into cells, and the graph of neighbouring cells.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Meshes and skeletons of a whole volume, object by object, into a folder that appears when all are there.
 
-Instances to draw or to write: where each lies, which are wanted, and their masks.
-
-Meshes as files: PLY and OBJ with one object each, GLB with all of them, named and coloured.
+Meshes are PLY and OBJ with one object each, or GLB with all of them, named and coloured.
 """
 
 from __future__ import annotations

@@ -9,11 +9,7 @@ it: an engine maps blocks, then components, then blocks again, and only tables c
 Objects that the volume's border cuts get ids like any other. `Objects.touches_border` says which they are: those
 whose bounding box reaches a face of the volume. Their size and shape are those of the part that is seen.
 
-What labelling can be told.
-
-Numbered mitochondria as a lazy volume: ids are computed block by block where they are read.
-
-One component cut into its parts, which are kept in little memory until they are written.
+The result is a lazy volume, whose ids are computed block by block where they are read.
 """
 
 from __future__ import annotations

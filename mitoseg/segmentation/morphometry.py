@@ -8,21 +8,13 @@
 Every step maps a pure function over parts and merges tables, so that parts may go to other processes or machines.
 Memory holds a block, a group or the largest object at a time.
 
-One mitochondrion's row of the table, from the crop round it.
-
-Centre and axes of an object, from the first and second moments of its voxels.
-
-How strongly cristae stand out in the grey values of one mitochondrion.
-
-How far it is from one mitochondrion to the nearest other, surface to surface, tile by tile.
+Neighbours are found surface to surface, tile by tile:
 
     surface_points         block -> points      voxels with another label behind one of their six faces
     nearest_neighbours     points -> table      for the instances with a point in the tile
     merge_distances        tables -> table      an instance that crosses tiles has the least distance of its parts
 
 Voxels are looked at once, and only points on surfaces are kept of them; a tile takes those within reach of it.
-
-One row for a whole volume, from the table of its mitochondria.
 """
 
 from __future__ import annotations
@@ -194,7 +186,10 @@ def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math
         if (needed := outer.size * _VOXEL_BYTES["object"]) > memory:
             what = f"object {instance} in {box} needs {needed / 1e9:.1f} GB to be measured"
             raise UserError(what, f"{memory / 1e9:.1f} GB are left for it", "give more memory=, or fewer workers")
-        crop = sources.read(outer) if arrays is None else _cut(arrays, outer.inside(whole))
+        if arrays is None:
+            crop = sources.read(outer)
+        else:
+            crop = {name: array[outer.inside(whole).slices] for name, array in arrays.items()}
         rows.append(object_row(instance, crop, box, outer, sources.labels.shape, sources.voxel_size))
     return rows
 
@@ -223,10 +218,6 @@ def measure_distances(
         function = partial(tile_distances, surfaces, voxel_size=sources.voxel_size, reach=reach)
         engine.map(function, tiles(whole, tile), take)
     return distances
-
-
-def _cut(arrays: dict[str, Array], box: Box) -> dict[str, Array]:
-    return {name: array[box.slices] for name, array in arrays.items()}
 
 
 def _check(sources: Sources, min_volume: float | None, reach: float) -> None:
@@ -314,7 +305,12 @@ def shape_columns(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Se
     surface = mesh_area(smooth, *mesh)
     solid = moments(mask_zyx, voxel_size)
     small = voxels < FEW_VOXELS or solid.axes[1] < THIN * blur(voxel_size)
-    line = small_line(solid) if small else shape_centreline(smooth, mesh[0])
+    if small:  # the longest side of the box of the same moments, and the mean of the other two
+        length, *others = (axis * math.sqrt(12 / 20) for axis in solid.axes)
+        across = sum(others) / 2
+        line = Centreline(length, length, across, across, 0)
+    else:
+        line = shape_centreline(smooth, mesh[0])
     cut_off = any(map(any, cut))
     centre = [m + a * v for m, a, v in zip(solid.centroid, box.start, voxel_size, strict=True)]
     return {
@@ -334,13 +330,6 @@ def shape_columns(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Se
         **dict(zip(STOPS, box.stop, strict=True)),
         "touches_border": cut_off,
     }
-
-
-def small_line(solid: Moments) -> Centreline:
-    """In place of a centreline: the longest side of the box of the same moments, and the mean of the other two."""
-    length, *others = solid.sides
-    across = sum(others) / 2
-    return Centreline(length, length, across, across, 0)
 
 
 def binary_entropy(p: npt.NDArray[np.float64]) -> float:
@@ -365,11 +354,6 @@ class Moments:
 
     centroid: tuple[float, ...]
     axes: tuple[float, ...]
-
-    @property
-    def sides(self) -> tuple[float, ...]:
-        """Sides of the box that has the same second moments, the longest first: ``sqrt(12 eigenvalue)``."""
-        return tuple(a * math.sqrt(12 / 20) for a in self.axes)
 
 
 def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> Moments:

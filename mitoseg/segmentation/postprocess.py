@@ -13,14 +13,6 @@
 
 Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN. Every
 step is an option, and what each gains is to be measured on validation: see ``benchmarks/postprocessing.py``.
-
-Smoothing of probabilities and masks, in nm, so that thick sections are treated as what they are.
-
-Boundaries that follow the edges of the image: a watershed between what is surely inside and surely outside.
-
-Components of a mask: those that are too small or too unsure go, and holes are filled.
-
-Slices between slices, for voxels that are much longer along z than across.
 """
 
 from __future__ import annotations

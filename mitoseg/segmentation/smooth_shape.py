@@ -12,11 +12,7 @@ times as deep as wide, however fine the voxels are. So the mask is
 
 All of it is one small banded matrix for each axis.
 
-Area of the surface of a binary object, by a mesh round its smooth shape.
-
-Smoothing of triangle meshes that neither shrinks nor tears them.
-
-The voxels on the surfaces of a volume's instances, found once and kept in files, one for each piece of the volume.
+The voxels on the surfaces of a volume's instances are found once and kept in files, one for each piece of it.
 
 piece 0   |########|                 voxels are read once, with one more on each side
 piece 1            |########|

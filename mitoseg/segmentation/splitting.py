@@ -9,8 +9,6 @@ criterion (dynamics of Grimaud, Proc. SPIE 1769, 1992; persistence).
                   /\                 /\
                  /  \_______________/  \        joined if saddle >= neck * 70 nm, or 70 nm - saddle < depth
                 /      saddle 40 nm     \
-
-Which basins of a watershed belong to one object: a small graph, no voxels.
 """
 
 from __future__ import annotations
