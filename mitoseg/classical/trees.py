@@ -61,7 +61,8 @@ class TreeEnsemble:
     def join(cls, trees: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Self:
         """Put trees one behind the other, each given by its arrays but for ``start``."""
         parts = list(trees)
-        types = dict.fromkeys(("feature", "left", "right"), np.int32) | {"threshold": np.float64, "value": np.float64}
+        whole, real = ("feature", "left", "right"), ("threshold", "value")
+        types: dict[str, Any] = {**dict.fromkeys(whole, np.int32), **dict.fromkeys(real, np.float64)}
         joined = {name: np.concatenate([p[name] for p in parts]).astype(kind) for name, kind in types.items()}
         sizes = [len(p["left"]) for p in parts]
         return cls(start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), **joined)

@@ -21,7 +21,7 @@ from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
 from mitoseg.segmentation.blockwise import STARTS, STOPS, take_census
 from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
-from mitoseg.segmentation.skeletons import CONST, SCALE, Skeleton, skeletonize, write_swc
+from mitoseg.segmentation.skeletons import CONST, SCALE, skeletonize, write_swc
 from mitoseg.storage import atomic_output, check_output, read_json, write_json
 from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
 from mitoseg.volumes.units import check_voxel_size
@@ -132,7 +132,8 @@ def export_meshes(
                 write_mesh(place / f"{one.id}.{name}", mesh, one.id)
             if "glb" in formats:
                 scene[one.id] = mesh
-            records.append(_mesh_record(one, mesh, instances))
+            cut, counts = one.touches_border(instances.shape), (len(mesh.vertices), len(mesh.faces))
+            records.append(MeshRecord(one.id, *counts, mesh.volume, mesh.area, cut, mesh.is_closed))
         if scene:
             write_scene(place / SCENE, scene)
         options = {"formats": formats, "reduction": reduction, "smoothing": smoothing, "min_volume_nm3": min_volume}
@@ -178,7 +179,9 @@ def export_skeletons(
             mask_zyx = read_mask(source, one)
             skeleton = skeletonize(mask_zyx, size, start=one.box.start, scale=scale, const=const)
             write_swc(place / f"{one.id}.swc", skeleton, one.id)
-            records.append(_skeleton_record(one, skeleton, instances))
+            degree, cut = skeleton.degree, one.touches_border(instances.shape)
+            counts = (len(skeleton.points), int((degree == 1).sum()), int((degree > 2).sum()))
+            records.append(SkeletonRecord(one.id, *counts, skeleton.length, cut))
         options = {"scale": scale, "const_nm": const, "min_volume_nm3": min_volume}
         _write_list(place / SKELETON_LIST, instances, size, options, records)
     return records
@@ -220,17 +223,6 @@ def _write_list(
 ) -> None:
     head = {"unit": "nm", "axes": "x, y, z", "voxel_size_zyx": size, "shape_zyx": instances.shape}
     write_json(path, {**head, "source": instances.path, **options, "objects": [asdict(r) for r in records]})
-
-
-def _mesh_record(one: FoundObject, mesh: Mesh, instances: Volume) -> MeshRecord:
-    cut = one.touches_border(instances.shape)
-    return MeshRecord(one.id, len(mesh.vertices), len(mesh.faces), mesh.volume, mesh.area, cut, mesh.is_closed)
-
-
-def _skeleton_record(one: FoundObject, skeleton: Skeleton, instances: Volume) -> SkeletonRecord:
-    degree, cut = skeleton.degree, one.touches_border(instances.shape)
-    ends, junctions = int((degree == 1).sum()), int((degree > 2).sum())
-    return SkeletonRecord(one.id, len(skeleton.points), ends, junctions, skeleton.length, cut)
 
 
 def _voxel_size(instances: Volume, voxel_size: Sequence[float] | None) -> VoxelSize:
@@ -325,7 +317,8 @@ def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, lea
     """
     wanted = list(found) if ids is None else list(dict.fromkeys(ids))
     if unknown := [i for i in wanted if i not in found]:
-        raise UserError("no instance has the number", unknown[0], f"the volume holds {_numbers(found)}")
+        held = f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
+        raise UserError("no instance has the number", unknown[0], f"the volume holds {held}")
     return [found[i] for i in wanted if found[i].voxels >= least_voxels]
 
 
@@ -333,10 +326,6 @@ def read_mask(instances: Volume, one: FoundObject) -> Mask:
     """The object within its box."""
     mask_zyx: Mask = instances.read(one.box) == one.id
     return mask_zyx
-
-
-def _numbers(found: dict[int, FoundObject]) -> str:
-    return f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
 
 
 Colour = tuple[float, float, float]

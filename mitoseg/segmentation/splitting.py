@@ -111,15 +111,12 @@ def _heights(mask_zyx: Mask, voxel_size: Sequence[float], smoothing: float) -> H
     """The distance to the background in nm, smoothed; 0 outside."""
     options: dict[str, Any] = {"anisotropy": tuple(voxel_size), "black_border": False, "parallel": 1}
     height_zyx: Heights = edt.edt(np.ascontiguousarray(mask_zyx), **options)
-    np.minimum(height_zyx, _longest(mask_zyx.shape, voxel_size), out=height_zyx)  # infinite where nothing is outside
+    longest = float(np.linalg.norm([n * v for n, v in zip(mask_zyx.shape, voxel_size, strict=True)]))
+    np.minimum(height_zyx, longest, out=height_zyx)  # infinite where nothing is outside
     if smoothing:
         height_zyx = gaussian_filter(height_zyx, [smoothing / v for v in voxel_size], mode="nearest", truncate=3)
     height_zyx[~mask_zyx] = 0
     return height_zyx
-
-
-def _longest(shape: Sequence[int], voxel_size: Sequence[float]) -> float:
-    return float(np.linalg.norm([n * v for n, v in zip(shape, voxel_size, strict=True)]))
 
 
 def _saddles(
@@ -224,19 +221,16 @@ def join_basins(basins: Basins, criterion: Criterion) -> npt.NDArray[np.int32]:
     contacts = [(int(basins.pairs[i, 0]), int(basins.pairs[i, 1]), float(basins.saddles[i])) for i in order]
     for first, second, saddle in contacts:
         a, b = parts.root(first), parts.root(second)
-        if a != b and _are_one(parts, a, b, saddle, criterion):
+        if a == b:
+            continue
+        peak = min(parts.peak(a), parts.peak(b))
+        wide = saddle >= criterion.neck * peak or peak - saddle < criterion.depth
+        if wide or float(np.linalg.norm(parts.place(a) - parts.place(b))) < criterion.seed_distance:
             parts.join(a, b)
     _join_fragments(parts, contacts, criterion.fragment / basins.volume)
     roots = [parts.root(i) for i in range(len(basins.peaks))]
     number = {root: i for i, root in enumerate(dict.fromkeys(roots), 1)}
     return np.array([0, *(number[root] for root in roots)], np.int32)
-
-
-def _are_one(parts: _Parts, a: int, b: int, saddle: float, criterion: Criterion) -> bool:
-    peak = min(parts.peak(a), parts.peak(b))
-    if saddle >= criterion.neck * peak or peak - saddle < criterion.depth:
-        return True
-    return float(np.linalg.norm(parts.place(a) - parts.place(b))) < criterion.seed_distance
 
 
 def _join_fragments(parts: _Parts, contacts: list[tuple[int, int, float]], least: float) -> None:

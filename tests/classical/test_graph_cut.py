@@ -4,7 +4,6 @@ from scipy.ndimage import gaussian_filter
 
 from mitoseg.classical.graph_cut import cut_in_parts, minimum_cut, pair_weights, unary_costs
 from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
 
 pytest.importorskip("maxflow")
 
@@ -69,8 +68,3 @@ def test_wrong_settings_are_refused():
         minimum_cut(clouds(), (1, float("nan"), 1))
     with pytest.raises(UserError, match="parts"):
         cut_in_parts(clouds(), (1, 1, 1), (0, 4, 4))
-
-
-def test_a_missing_library_is_one_line():
-    with pytest.raises(UserError, match=r"PyMaxflow.*pip install \"mitoseg\[classical\]\""):
-        import_extra("maxflow_is_not_there", "PyMaxflow", "classical")

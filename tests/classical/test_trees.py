@@ -64,9 +64,5 @@ def test_trees_that_lead_nowhere_are_refused(name, value):
     broken[0] = value
     with pytest.raises(UserError, match="damaged"):
         replace(trees, **{name: broken}).check(5)
-
-
-def test_trees_of_unequal_arrays_are_refused():
-    trees, _ = forest()
     with pytest.raises(UserError, match="damaged"):
         replace(trees, value=trees.value[:-1]).check(5)
