@@ -90,10 +90,3 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(Predictor, "compute", count)
     return boxes
-
-
-@pytest.fixture
-def hot_pixels_as_they_are(monkeypatch):
-    """Normalised values have no limit, so that stored ones can be told from them."""
-    for module in ("volumes.normalize", "sampling.bank", "sampling.tile_bank"):
-        monkeypatch.setattr(f"mitoseg.{module}.HOT", float("inf"))

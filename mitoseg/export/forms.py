@@ -31,8 +31,7 @@ from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import Model
 from mitoseg.networks.ensemble import Member, log_odds
 from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels, per_axis
-from mitoseg.volumes import CHANNEL_OFFSETS
-from mitoseg.volumes.normalize import HOT
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization
 
 FORMS = ("auto", "block", "strided", "dense", "tile", "volume")
 
@@ -278,6 +277,7 @@ class Probability(nn.Module):
     ) -> None:
         super().__init__()
         self.mean, self.std = normalization["mean"], normalization["std"]
+        self.limit = Normalization(self.mean, self.std).limit
         self.calibration, self.block = dict(calibration), form == "block"
         self.members: Sequence[Member | None] = network.parts if isinstance(network, Ensemble) else (None,)
         networks = [network if member is None else member.network for member in self.members]
@@ -285,7 +285,7 @@ class Probability(nn.Module):
 
     def forward(self, grey: Tensor) -> Tensor:
         """Probability (B, 1, [Z,] Y, X) of grey values (B, C, [Z,] Y, X); of a block (B, 2): background first."""
-        image = ((grey - self.mean) / self.std).clamp(-HOT, HOT)
+        image = ((grey - self.mean) / self.std).clamp(-self.limit, self.limit)
         answers = []
         for scores, member in zip(self.maps, self.members, strict=True):
             seen = image if member is None else member.normalize(image)

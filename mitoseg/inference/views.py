@@ -42,7 +42,6 @@ from mitoseg.inference.methods import Method, make_method
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import Normalization, Volume, VoxelSize, channel_slices, check_image_values
 from mitoseg.volumes.base import Array, DerivedVolume
-from mitoseg.volumes.normalize import HOT
 
 if TYPE_CHECKING:
     from mitoseg.inference.predictor import Prediction
@@ -284,7 +283,8 @@ def to_device(voxels: npt.NDArray[Any], normalization: Normalization, device: to
     if not np.can_cast(voxels.dtype, np.float32):
         return torch.from_numpy(normalization.apply(voxels)).to(device)
     raw = torch.tensor(voxels).to(device, non_blocking=True)
-    return raw.float().sub_(normalization.mean).div_(normalization.std).clamp_(-HOT, HOT)
+    limit = normalization.limit
+    return raw.float().sub_(normalization.mean).div_(normalization.std).clamp_(-limit, limit)
 
 
 def _select(image: Tensor, index: npt.NDArray[np.integer], axis: int) -> Tensor:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import math
 import os
 import pickle
 import struct
@@ -65,6 +64,9 @@ NOT_BUILT = (
 
 _DEEPEST, _MOST_ITEMS = 20, 10**5
 """Of an entry `KEY`."""
+
+_LEAST = 1e-30
+"""No number of a checkpoint is closer to zero where it divides, and none is further than its inverse."""
 
 _PLAUSIBLE = 2**14
 """No argument of a network is larger, unless one of its weights is as long."""
@@ -202,7 +204,10 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
     weights = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
         network = build_network(record["network"], trust=trust, weights=weights)
-        network.load_state_dict(weights)
+        own = network.state_dict()
+        sound = all(w.is_floating_point() == own[k].is_floating_point() for k, w in weights.items() if k in own)
+        if sound:
+            network.load_state_dict(weights)
         voxel_size = record["voxel_size"] and tuple(float(v) for v in record["voxel_size"])
         model = Model(
             network=network.eval(),
@@ -214,7 +219,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
             threshold=float(record["threshold"]),
             record=record,
         )
-        sound = _is_sound(model)
+        sound = sound and _is_sound(model)
     except NOT_BUILT as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(
@@ -226,13 +231,14 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
 
 
 def _is_sound(model: Model) -> bool:
-    """Whether the numbers that a network's scores go through are finite, and positive or rising where they must be."""
+    """Whether the numbers that scores go through are finite as float32, and positive or rising where they must be."""
     greys = model.record.get("grey_quantiles") or [0.0]
     voxel_size, scale = model.voxel_size or (1.0, 1.0, 1.0), model.calibration["temperature"]
     numbers = [*model.normalization.values(), *model.calibration.values(), *voxel_size, *greys]
-    positive = min(model.normalization["std"], scale, *voxel_size) > 0
+    positive = min(model.normalization["std"], scale, *voxel_size) > _LEAST
     fitting = len(voxel_size) == 3 and isinstance(model.channels, str) and greys == sorted(greys)
-    return all(map(math.isfinite, numbers)) and positive and fitting and 0 <= model.threshold <= 1
+    finite = all(abs(n) < 1 / _LEAST and not isinstance(n, bool) for n in numbers)
+    return finite and positive and fitting and 0 <= model.threshold <= 1
 
 
 def build_network(

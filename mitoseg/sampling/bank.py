@@ -50,7 +50,6 @@ from mitoseg.datasets.base import Region
 from mitoseg.geometry import Box, anchor, slabs
 from mitoseg.sampling.positions import INTERPOLATIONS, check_choice
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
-from mitoseg.volumes.normalize import HOT
 
 _CACHED = 2**19  # voxels that are gathered together on a CPU, whose caches hold them until they are normalised
 
@@ -216,8 +215,8 @@ class VolumeBank(nn.Module):
 
     def _normalize(self, image_bcyx: Tensor) -> Tensor:
         """In place, unless that was done when the voxels were read."""
-        mean, std = self._scale_2.unbind()
-        return image_bcyx.sub_(mean).div_(std).clamp_(-HOT, HOT) if self.raw else image_bcyx
+        (mean, std), limit = self._scale_2.unbind(), self.normalization.limit
+        return image_bcyx.sub_(mean).div_(std).clamp_(-limit, limit) if self.raw else image_bcyx
 
 
 NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)

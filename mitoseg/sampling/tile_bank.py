@@ -28,7 +28,6 @@ from mitoseg.sampling.bank import KeptRegion
 from mitoseg.sampling.draws import Places
 from mitoseg.sampling.positions import Index, check_choice
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization
-from mitoseg.volumes.normalize import HOT
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,7 +85,8 @@ class TileBank(nn.Module):
         image, label = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
         image = image.float()
         if self.raw:
-            image = image.sub_(self.normalization.mean).div_(self.normalization.std).clamp_(-HOT, HOT)
+            mean, std, limit = self.normalization.mean, self.normalization.std, self.normalization.limit
+            image = image.sub_(mean).div_(std).clamp_(-limit, limit)
         return (image[:, None], label.long()) if self.channels is None else (image, label[:, 0].long())
 
     def _tile(self, place: list[int], symmetry: TileSymmetry, tile: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

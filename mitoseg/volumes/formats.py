@@ -34,8 +34,10 @@ _TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
 _NOT_READ = {
     ".am": "Amira's own format: export it as NRRD or TIFF (Export Data As)",
     ".json": images.POLYGONS,
-    ".xml": images.POLYGONS,
+    ".xml": f"{images.POLYGONS}; of BigDataViewer's files, give the .h5 or .n5",
     ".wkw": "export the layer from webKnossos as OME-TIFF or Zarr",
+    ".ozx": "unpack it: it is the ZIP of an OME-Zarr",
+    ".mat": "save it as .tif or .nii",
     **dict.fromkeys((".mha", ".mhd"), "save it as .nrrd or .nii.gz"),
     **dict.fromkeys((".npy", ".npz"), "save it as .tif, .h5 or .zarr, with its voxel size"),
     **dict.fromkeys((".czi", ".dm3", ".dm4", ".lif", ".nd2", ".ser", ".emd", ".svs", ".vsi"), _TIFF),
@@ -46,7 +48,7 @@ _NOT_READ = {
 def how_to_give(path: str) -> str:
     """What to do about a path of no known format."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst") and format_of(path[: -len(suffixes[-1])]):
+    if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") and format_of(path[: -len(suffixes[-1])]):
         return "unpack it first"
     first, *others = (one.example for one in FORMATS)
     known = f"give {first}, a folder of slices, {_either(others)}"

@@ -41,7 +41,7 @@ from mitoseg.volumes.stored import (
     reading,
     split_dataset,
 )
-from mitoseg.volumes.units import agreed_size, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm
+from mitoseg.volumes.units import agreed_size, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm, warn_of_packing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -67,6 +67,7 @@ def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
         held_in = dataset.file.filename if dataset.file != h5 else file  # an external link leads to another file
         _check_dataset(held_in, dataset)
         attributes = {key: decoded(value) for key, value in dataset.attrs.items()}
+        warn_of_packing(path, attributes)
         shape, dtype, name = dataset.shape, dataset.dtype, dataset.name
         part = math.prod(dataset.chunks or ()) * dtype.itemsize
         stated = _axes(attributes, dataset)

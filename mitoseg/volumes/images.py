@@ -46,6 +46,16 @@ SUFFIXES = (".png", ".tif", ".tiff")
 PICTURES = (".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _LOSSY = (".jpg", ".jpeg")
 _PALETTE = 3
+_ORIENTATION = 274  # of TIFF and EXIF
+_SEVERAL = "the file holds several pictures"
+_OTHERS = {
+    "header.wkw": "export the layer from webKnossos as OME-TIFF or Zarr",
+    "datasource-properties.json": "name a layer of webKnossos and its resolution, such as FOLDER/segmentation/1",
+    "info": "write Neuroglancer's precomputed volume as Zarr or N5, for example with tensorstore",
+    "knossos.conf": "write KNOSSOS's cubes as TIFF or Zarr, for example with knossos_utils",
+}
+"""What to do with folders of other programs, by a file in them."""
+
 _COLOUR_TYPES = (2, 4, 6)
 """PNG's colour types with more than one channel: RGB, grey with alpha, RGBA."""
 
@@ -71,16 +81,15 @@ def list_slices(folder: Path) -> list[Path]:
     for file in found:
         check_regular(str(file))
     if not found:
-        remedy = "give a folder of slices, or a file"
-        if (folder / "datasource-properties.json").is_file():
-            remedy = "name a layer of this webKnossos data set and its resolution, such as FOLDER/segmentation/1"
-        elif (folder / "info").is_file() or (folder.parent / "info").is_file():
-            remedy = "write Neuroglancer's precomputed volume as Zarr or N5, for example with tensorstore"
-        elif {".json", ".xml"} & set(suffixes.values()):
-            remedy = POLYGONS
+        marks = [mark for mark in _OTHERS if (folder / mark).is_file() or (folder.parent / mark).is_file()]
+        others = POLYGONS if {".json", ".xml"} & set(suffixes.values()) else "give a folder of slices, or a file"
+        remedy = _OTHERS[marks[0]] if marks else others
         raise UserError("the folder holds no png or tif slices", str(folder), remedy)
     if len({p.suffix.lower()[:4] for p in found}) > 1:
         raise UserError("the folder holds both png and tif files", str(folder), "keep only the slices in it")
+    left = [p.name for p in files if suffixes[p] in PICTURES and p not in found]
+    if left:
+        logger.warning("%s: %d other pictures are no slices, such as %s", folder, len(left), left[0])
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
@@ -110,6 +119,11 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
     if colours:
         text = "%s: %d of %d slices are in colour and reduced to grey, the largest of red, green and blue"
         logger.info(text, path, colours, len(files))
+    if is_grid([file.name for file in files]):
+        text = (
+            "%s: the names count two things, such as %s; if these are tiles or channels, they are no stack of slices"
+        )
+        logger.warning(text, path, files[-1].name)
     if indexed:
         logger.info("%s: indexed colours; the number is the value, and not the grey of its colour", path)
     elif any(coloured):
@@ -191,9 +205,11 @@ def _header(file: Path, *, quiet: bool) -> _Slice:
     suffix = file.suffix.lower()
     if suffix == ".png":
         with file.open("rb") as stream:
-            head = stream.read(26)
+            head = stream.read(4096)
         if head[:8] != b"\x89PNG\r\n\x1a\n":
             raise ValueError("not a PNG")
+        if b"acTL" in head.split(b"IDAT")[0]:  # an animation
+            raise UserError(_SEVERAL, str(file), "save them as a TIFF stack")
         width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
         palette = _palette(PngImagePlugin.PngImageFile(file)) if colour == _PALETTE else None
         dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
@@ -201,7 +217,9 @@ def _header(file: Path, *, quiet: bool) -> _Slice:
     if suffix in PICTURES:
         with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise UserError("the file holds several pictures", str(file), "save them as a TIFF stack")
+                raise UserError(_SEVERAL, str(file), "save them as a TIFF stack")
+            if not quiet and image.getexif().get(_ORIENTATION, 1) != 1:
+                logger.warning("%s: turned for display; rows and columns are read as they are stored", file)
             shape, colour = (image.height, image.width), image.mode not in ("1", "L", "P")
             lossy = suffix in _LOSSY or (suffix == ".webp" and not lossless(file.read_bytes()[:64]))
             return _Slice(shape, np.dtype(np.uint8), colour, _palette(image), lossy)
@@ -310,6 +328,17 @@ def find_gap(names: Sequence[str]) -> str | None:
     missing = sum(one // step - 1 for one in steps)
     told = "1 slice is missing" if missing == 1 else f"{missing} slices are missing"
     return f"{told} by the numbers of the files, {'first ' if len(jumps) > 1 else ''}{where}"
+
+
+def is_grid(names: Sequence[str]) -> bool:
+    """Whether numbers in the names of files count two things at once, as of tiles or channels, in every combination.
+
+    >>> is_grid(["s0_c0.tif", "s0_c1.tif", "s1_c0.tif", "s1_c1.tif"]), is_grid(["s0_of_2.tif", "s1_of_2.tif"])
+    (True, False)
+    """
+    rows = [re.findall(r"\d+", PurePath(name).stem) for name in names]
+    counts = [len(set(column)) for column in zip(*rows, strict=False)]
+    return max(counts, default=0) < len(names) == math.prod(counts)
 
 
 def slice_numbers(names: Sequence[str]) -> list[int] | None:

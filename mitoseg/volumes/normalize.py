@@ -34,7 +34,7 @@ _SLAB_VOXELS = 2**24
 
 @dataclass(frozen=True)
 class Normalization:
-    """The grey values' mean and standard deviation: ``(image - mean) / std``, from -`HOT` to `HOT`."""
+    """The grey values' mean and standard deviation: ``(image - mean) / std``, from -``limit`` to ``limit``."""
 
     mean: float
     std: float
@@ -43,15 +43,20 @@ class Normalization:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise UserError("not a normalisation", (self.mean, self.std), "give a finite mean and a std above zero")
 
+    @property
+    def limit(self) -> float:
+        """`HOT`; none where 0 and 1 leave the values to a network that brings its own normalisation."""
+        return math.inf if (self.mean, self.std) == (0, 1) else HOT
+
     def apply(self, image: Array) -> npt.NDArray[np.float32]:
         """Normalise an image of any shape and real dtype; returns float32."""
         if not np.can_cast(image.dtype, np.float32):  # keep the digits that float64 and long integers have
             precise = (image.astype(np.float64) - self.mean) / self.std
-            return np.clip(precise, -HOT, HOT).astype(np.float32)
+            return np.clip(precise, -self.limit, self.limit).astype(np.float32)
         result = image.astype(np.float32)
         result -= np.float32(self.mean)
         result /= np.float32(self.std)
-        return np.clip(result, -HOT, HOT, out=result)
+        return np.clip(result, -self.limit, self.limit, out=result)
 
 
 def check_image_values(

@@ -109,6 +109,14 @@ def stated_sizes(
     return found
 
 
+def warn_of_packing(path: str, attributes: Mapping[str, object]) -> None:
+    """One warning where attributes say that stored values mean others (CF's, xarray's and HDF5's own convention)."""
+    plain = {"scale_factor": 1, "add_offset": 0, "IMAGE_WHITE_IS_ZERO": 0}
+    stated = {key: attributes[key] for key, value in plain.items() if np.any(attributes.get(key, value) != value)}
+    if stated:
+        logger.warning("%s: values are read as they are stored, although attributes say otherwise: %s", path, stated)
+
+
 def as_list(value: object) -> list[object]:
     """An attribute as a list; empty where it is missing or a mapping."""
     return [] if value is None or isinstance(value, Mapping) else [decoded(v) for v in np.ravel(np.asarray(value))]

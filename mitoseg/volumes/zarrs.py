@@ -59,7 +59,7 @@ from mitoseg.volumes.stored import (
     opening,
     reading,
 )
-from mitoseg.volumes.units import agreed_size, stated_sizes
+from mitoseg.volumes.units import agreed_size, stated_sizes, warn_of_packing
 
 
 def remove_partial(array: Path) -> None:
@@ -305,6 +305,7 @@ def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
 def _header(path: str, array: zarr.Array[Any], stated: LevelHeader | None, options: ReadOptions) -> Header:
     """What the image around an array says, and the array's own metadata where there is none."""
     attributes = array.attrs.asdict()
+    warn_of_packing(path, attributes)
     if stated is not None and (stated.axes is None or len(stated.axes) != array.ndim):
         stated = replace(stated, axes=None, voxel_size=None)
     names = getattr(array.metadata, "dimension_names", None)

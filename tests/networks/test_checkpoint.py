@@ -216,6 +216,10 @@ def doubled(levels):
         {"threshold": 3.0},
         {"normalization": {"mean": float("nan"), "std": 1.0}},
         {"normalization": {"mean": 0.0, "std": 0.0}},
+        {"normalization": {"mean": 1e300, "std": 1.0}},
+        {"normalization": {"mean": 0.0, "std": 1e-320}},
+        {"normalization": {"mean": True, "std": 1.0}},
+        {"calibration": {"prior_shift": 0.0, "temperature": 1.0, "bias": 1e308}},
         {"calibration": {"prior_shift": 0.0, "temperature": -1.0, "bias": 0.0}},
         {"voxel_size": [5.0, 5.0]},
         {"voxel_size": [5.0, 5.0, 0.0]},
@@ -232,6 +236,15 @@ def test_an_entry_that_cannot_be_is_refused(changes, tmp_path):
     with pytest.raises(UserError) as caught:
         load_model(save(tmp_path / "a.ckpt", record(**changes)))
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_refused(dtype, tmp_path):
+    checkpoint = torch.load(save(tmp_path / "a.ckpt", record()), weights_only=True)
+    checkpoint["state_dict"] = {name: weight.to(dtype) for name, weight in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="numbers that cannot be"):
+        load_model(tmp_path / "b.ckpt")
 
 
 ONE = torch.zeros(2**20)

@@ -13,8 +13,6 @@ from mitoseg.geometry import Box, anchor, reflect
 from mitoseg.sampling.bank import NEIGHBOURS, VolumeBank, half_side, reach
 from mitoseg.volumes import ArrayVolume, Normalization, read_channels
 
-pytestmark = pytest.mark.usefixtures("hot_pixels_as_they_are")
-
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 AS_IS = Normalization(0.0, 1.0)
 WINDOWS = [(32, 15.5), (32, 16.0), (67, 32.5), (67, 33.0)]

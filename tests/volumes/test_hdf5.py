@@ -324,3 +324,19 @@ def test_a_chunk_of_gzip_that_unpacks_to_far_too_much(tmp_path, image_zyx, optio
     assert np.array_equal(volume.read(Box((0, 0, 0), (3, 37, 50))), image_zyx[:3] + 1)
     with pytest.raises(UserError, match="unpacks to more than belongs in it"):
         volume.read(Box((2, 0, 0), (4, 37, 50)))
+
+
+def test_values_that_mean_others_are_told(tmp_path, image_zyx, caplog):
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5["a"] = image_zyx
+        h5["a"].attrs.update({"scale_factor": 1.0, "add_offset": [0.0]})
+    array = zarr.create_array(tmp_path / "a.zarr", data=image_zyx, attributes={"scale_factor": 0.5})
+    open_volume(tmp_path / "a.h5")
+    assert not caplog.messages
+    with h5py.File(tmp_path / "a.h5", "a") as h5:
+        h5["a"].attrs["IMAGE_WHITE_IS_ZERO"] = np.uint8(1)
+    open_volume(tmp_path / "a.h5")
+    open_volume(tmp_path / "a.zarr")
+    assert array.shape == image_zyx.shape
+    assert "attributes say otherwise: {'IMAGE_WHITE_IS_ZERO'" in caplog.text
+    assert "attributes say otherwise: {'scale_factor': 0.5}" in caplog.text

@@ -286,6 +286,39 @@ def test_folders_that_are_no_volume(tmp_path):
             open_volume(tmp_path / "a", axes=axes)
 
 
+@pytest.mark.parametrize(
+    ("mark", "remedy"), [("header.wkw", "as OME-TIFF"), ("knossos.conf", "cubes as TIFF"), ("info", "precomputed")]
+)
+def test_folders_of_other_programs(tmp_path, mark, remedy):
+    (tmp_path / mark).touch()
+    (tmp_path / "1").mkdir()
+    for folder in (tmp_path, tmp_path / "1"):
+        with pytest.raises(UserError, match=remedy):
+            open_volume(folder)
+
+
+def test_what_is_left_out_is_told(tmp_path, caplog):
+    image_zyx = np.arange(4 * 5 * 7, dtype=np.uint8).reshape(4, 5, 7)
+    folder = write_slices(tmp_path / "one kind", image_zyx)
+    open_volume(folder)
+    assert not caplog.messages
+    (tmp_path / "one kind" / "slice3.png").rename(tmp_path / "one kind" / "slice3.jpg")
+    open_volume(folder)
+    assert "1 other pictures are no slices, such as slice3.jpg" in caplog.text
+    for i, image_yx in enumerate(image_zyx):
+        write_slices(tmp_path / "channels", [image_yx], f"z{i // 2}_c{i % 2}.png")
+    open_volume(tmp_path / "channels")
+    assert "the names count two things, such as z1_c1.png" in caplog.text
+    frames, turned = [Image.fromarray(image_yx) for image_yx in image_zyx], Image.Exif()
+    turned[274] = 6
+    frames[0].save(tmp_path / "turned.jpg", exif=turned)
+    open_volume(tmp_path / "turned.jpg")
+    assert "turned for display" in caplog.text
+    frames[0].save(tmp_path / "animated.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="several pictures"):
+        open_volume(tmp_path / "animated.png")
+
+
 FINE = {
     "one after the other": ["slice_001.tif", "slice_002.tif", "slice_003.tif"],
     "every fifth": ["z0000.png", "z0005.png", "z0010.png"],

@@ -78,6 +78,7 @@ def test_apply(dtype):
     assert result.dtype == np.float32
     assert np.allclose(result, np.clip((before.astype(float) - 2.5) / 2, -10, 10))  # a hot pixel is no more than that
     assert np.array_equal(image, before)
+    assert np.array_equal(Normalization(0, 1).apply(image), before.astype(np.float32))  # a network's own affair
     assert not np.shares_memory(result, image)
 
 
