@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def imports(path):
             yield name
             if name == "mitoseg":
                 yield from (f"mitoseg.{alias.name}" for alias in node.names if alias.name in EVERYTHING)
+            folder = ROOT / name.replace(".", "/")
+            yield from (f"{name}.{alias.name}" for alias in node.names if (folder / f"{alias.name}.py").is_file())
 
 
 def forbidden(path):
@@ -93,6 +96,13 @@ def test_imports_run_one_way():
     assert {part_of(path) for path in MODULES} <= {*MAY_IMPORT, "__init__"}, "a new part: say above what it may import"
     found = {str(path.relative_to(ROOT)): names for path in MODULES if (names := list(forbidden(path) or []))}
     assert found == {}
+
+
+def test_no_modules_import_in_a_circle():
+    names = {".".join(["mitoseg", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
+    modules = {name: path for name, path in names.items() if not name.endswith(("__init__", "__main__"))}
+    graph = {name: {other for other in imports(path) if other in modules} for name, path in modules.items()}
+    tuple(TopologicalSorter(graph).static_order())  # type-only imports count as well; raises CycleError
 
 
 def long_functions(text):

@@ -18,27 +18,21 @@ import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import expit
-from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.inference.methods import Blend, Dense, Options, answers, input_channels, parts
+from mitoseg.inference.methods import Blend, Dense, answers, input_channels, parts
 from mitoseg.inference.precision import computing
+from mitoseg.inference.prediction import Prediction
 from mitoseg.inference.sizing import Sizing, Tile, budget_bytes
 from mitoseg.inference.views import Grey, assemble, check_answers, make_gather, make_views, read_grey
-from mitoseg.metrics import Calibration
-from mitoseg.volumes import Normalization, Volume, VoxelSize, channel_slices
+from mitoseg.volumes import Volume, channel_slices
 from mitoseg.volumes.padding import Padding
-
-if TYPE_CHECKING:
-    pass
 
 
 class Predictor:
@@ -185,72 +179,11 @@ def _halves(write: Box, *, along_z: bool) -> list[Box]:
     return list(tiles(write, sizes))
 
 
-KINDS: dict[str, np.dtype[Any]] = {
-    "probability": np.dtype(np.float32),
-    "mask": np.dtype(np.uint8),
-    "uncertainty": np.dtype(np.float32),
-}
-"""What can be saved, and the type of its voxels unless the user names another."""
-
-
 class BoxWriter(Protocol):
     """Whatever takes finished boxes: a volume writer, or an array in memory."""
 
     def write(self, box: Box, array_zyx: npt.NDArray[Any], /) -> None:
         """Take the voxels of one box."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """How a network's scores become what is saved.
-
-    Attributes:
-        network: In eval mode, on its device.
-        normalization: Of the training voxels.
-        channels: How slices become input channels.
-        calibration: Corrects the log-odds: prior shift, temperature, bias.
-        threshold: Probability at and above which a voxel is foreground.
-        method: ``auto`` or one of `mitoseg.inference.METHODS`.
-        options: What the method can be told.
-        tta: Test-time augmentation, a key of `mitoseg.inference.SYMMETRIES`.
-        consensus: What the answers of all views and members make together, one of `mitoseg.inference.CONSENSUS`.
-        precision: ``fp32`` or ``bf16``.
-        save: One of `KINDS`, or ``log_odds`` for what the network gave, not calibrated.
-        dtype: Of the saved voxels; uint8 probabilities and deviations are times 255, rounded.
-        voxel_size: (z, y, x) in nm that volumes have which do not say it, or None.
-    """
-
-    network: nn.Module
-    normalization: Normalization
-    channels: str
-    calibration: Calibration
-    threshold: float
-    method: str = "auto"
-    options: Options = field(default_factory=Options)
-    tta: str = "none"
-    consensus: str = "mean"
-    precision: str = "fp32"
-    save: str = "probability"
-    dtype: np.dtype[Any] = KINDS["probability"]
-    voxel_size: VoxelSize | None = None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What travels with the output: its kind, the threshold, and the factor from probability to voxel."""
-        scale = 255 if self.save != "mask" and self.dtype == np.uint8 else 1
-        return {"kind": self.save, "threshold": self.threshold, "scale": scale}
-
-    def encode(self, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """What is saved, in its type: from log-odds a calibrated probability or mask; a deviation as it is."""
-        if self.save == "log_odds":
-            return found
-        values = found if self.save == "uncertainty" else expit(self.calibration.apply(found))
-        if self.save == "mask":
-            values = values >= self.threshold
-        elif self.dtype == np.uint8:
-            values = np.rint(values * 255)
-        encoded: npt.NDArray[Any] = values.astype(self.dtype)
-        return encoded
 
 
 def predict_volume(

@@ -20,7 +20,7 @@ import torch
 from mitoseg.errors import UserError
 from mitoseg.inference.methods import Options, dimensions
 from mitoseg.inference.precision import choose_precision
-from mitoseg.inference.predictor import KINDS, Prediction
+from mitoseg.inference.prediction import KINDS, Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume, VoxelSize, measure_normalization

@@ -12,7 +12,7 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -24,13 +24,10 @@ from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference.methods import Blend, Method, Window, input_channels, on_meta, parts
+from mitoseg.inference.prediction import Prediction
 from mitoseg.inference.views import View, along_z, gather_bytes
 from mitoseg.volumes import CHANNEL_OFFSETS, Volume
 from mitoseg.volumes.stored import CACHE_BYTES
-
-if TYPE_CHECKING:
-    from mitoseg.inference.predictor import Prediction
-
 
 TILE_VOXELS = {"cpu": 2**20, "cuda": 2**23}
 """Thin slices are taken several at a time up to so many voxels; a GPU needs more to be busy."""

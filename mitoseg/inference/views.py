@@ -29,7 +29,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,13 +39,10 @@ from torch import Tensor
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, reflect
 from mitoseg.inference.methods import Method, make_method
+from mitoseg.inference.prediction import Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import Normalization, Volume, VoxelSize, channel_slices, check_image_values
 from mitoseg.volumes.base import Array, DerivedVolume
-
-if TYPE_CHECKING:
-    from mitoseg.inference.predictor import Prediction
-
 
 log = logging.getLogger(__name__)
 
