@@ -1,10 +1,7 @@
 """Two or more conditions compared: which measures of mitochondria differ, by how much, and how sure that is.
 
-Conditions side by side: every object as a dot, every volume as a mark, means with their intervals.
-
-A comparison of conditions in words: the warnings that belong to it, and its tables as Markdown.
-
-Tables of measurements, one row a mitochondrion and one file a volume, read by condition.
+Tables of measurements, one row a mitochondrion and one file a volume, are read by condition. The comparison comes as
+tables, as a figure and in words, with the warnings that belong to it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,6 @@
-"""The abstract's Figure 1: a slice, its truth, and the result with its errors in colour.
+"""Figures of slices with errors in colour, under one method or several, and of scores; offsets and visible tiles.
 
-Figures of scores: over the width of the boundary band, over recall, and over probability.
-
-One crop under several methods: image, truth, and each result with its errors in colour.
-
-Is the map where the tissue is? Offsets between a prediction and the truth, by phase correlation.
-
-Can the tiles be seen in the result? The jump of a map across the borders of its tiles.
+Offsets between prediction and truth come from phase correlation; tiles are seen in a map's jumps across their borders.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Score the instances of two stored volumes, block by block.
-
-Scores of instances as a table to read.
-"""
+"""Score the instances of two stored volumes, block by block, and show the scores as a table."""
 
 from __future__ import annotations
 

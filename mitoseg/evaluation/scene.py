@@ -1,6 +1,4 @@
-"""A picture of all instances of a volume in 3D: their surfaces, on a grid as fine as the picture needs.
-
-Meshes drawn in 3D: shaded, sorted by depth, in a box with lengths in micrometres; plain matplotlib, no window.
+"""A picture of all instances of a volume in 3D: shaded surfaces in a box with its lengths, without a window.
 
 up                    the eye looks down at a slice: x runs to the right, y away,
  |   eye (towards     z up, so that nothing is mirrored

@@ -1,10 +1,4 @@
-r"""Score a stored prediction against the truth, slab by slab, at any size.
-
-What is counted in one block of two volumes: a pure function, for any process that sees the files.
-
-What is counted while two volumes are scored, and the report made of it.
-
-Counts of the voxels near the border between foreground and background.
+r"""Score a stored prediction against the truth, block by block, at any size.
 
 Annotators differ by a voxel or two where a membrane belongs, so a score is also given without the voxels near the
 border of the truth. A band of width d leaves out, on both sides, the voxels whose Euclidean distance to the nearest
@@ -17,10 +11,9 @@ voxel of the other true class is at most d (centre to centre, in units of the sm
 In 3D a voxel is also left out when the other class lies above or below it; the in-plane variant asks its own slice
 alone. Ignored voxels (255) are no class: they are not counted, and nothing is near them.
 
-Scores of stored probabilities that need no threshold: ranking, calibration, and what the best threshold would give.
-
-All come from one log-odds histogram, so a map of any size costs one pass. Log-odds are known to 0.005, and those
-beyond ±20 count as ±20 (`mitoseg.metrics.histogram`).
+Scores of probabilities (ranking, calibration, the best threshold) all come from one log-odds histogram, so a map of
+any size costs one pass. Log-odds are known to 0.005, and those beyond ±20 count as ±20
+(`mitoseg.metrics.histogram`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.evaluation.conditions import ComparisonOptions, compare_conditions
 from mitoseg.evaluation.instances import label_prediction
-from mitoseg.evaluation.report import report_measurement
+from mitoseg.evaluation.report import write_report
 from mitoseg.evaluation.scene import save_scene
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.extras import import_extra
@@ -267,9 +267,9 @@ def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.Data
         written.append(Path(cfg.scene))
     if cfg.report:
         written.append(
-            report_measurement(
+            write_report(
                 folder / "report.html",
-                table,
+                table=table,
                 title=Path(cfg.input).name,
                 instances=labels,
                 image=None if sources.image is None else as_stored(sources.image),

@@ -12,7 +12,7 @@ from small_report import BALLS, MISSED, SHAPE, SIZE, small_scores, small_table, 
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps
-from mitoseg.evaluation.report import ReportOptions, foreground_of, report_evaluation, report_measurement, write_report
+from mitoseg.evaluation.report import ReportOptions, foreground_of, report_evaluation, write_report
 from mitoseg.geometry import Box
 from mitoseg.storage import plain
 from mitoseg.volumes import ArrayVolume
@@ -123,7 +123,7 @@ def test_the_table_and_its_file(full):
 def test_only_the_first_rows_are_shown(tmp_path, volumes):
     options = ReportOptions(rows=2, slices=1)
     table = small_table()
-    path = report_measurement(tmp_path / "r.html", table, title="t", instances=volumes["instances"], options=options)
+    path = write_report(tmp_path / "r.html", table=table, title="t", instances=volumes["instances"], options=options)
     page = read(path)
     assert len([row for row in page.all("tr") if "data-instance" in row]) == 2
     assert "4 mitochondria, of which the first 2 are shown" in page.text

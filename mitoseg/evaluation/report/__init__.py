@@ -10,13 +10,12 @@ static/      its style and its scripts
 """
 
 from mitoseg.evaluation.report.markup import ReportOptions, foreground_of
-from mitoseg.evaluation.report.page import report_evaluation, report_measurement, report_prediction, write_report
+from mitoseg.evaluation.report.page import report_evaluation, report_prediction, write_report
 
 __all__ = [
     "ReportOptions",
     "foreground_of",
     "report_evaluation",
-    "report_measurement",
     "report_prediction",
     "write_report",
 ]

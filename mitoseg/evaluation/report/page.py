@@ -240,50 +240,6 @@ def report_prediction(
     )
 
 
-def report_measurement(
-    path: Path | str,
-    table: DataFrame,
-    *,
-    title: str,
-    instances: Volume,
-    image: Volume | None = None,
-    voxel_size: VoxelSize | None = None,
-    provenance: Mapping[str, object] | None = None,
-    options: ReportOptions | None = None,
-    overwrite: bool = True,
-) -> Path:
-    """Write the report of measured instances.
-
-    Args:
-        path: The HTML file.
-        table: One row an instance, with its id in ``instance``.
-        title: Over the page.
-        instances: Ids, 0 for background.
-        image: Grey levels.
-        voxel_size: (z, y, x) in nm; None: as a volume says.
-        provenance: What ``provenance.json`` holds.
-        options: How much of everything.
-        overwrite: Whether a file that exists may be replaced.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: As `write_report`.
-    """
-    return write_report(
-        path,
-        title=title,
-        image=image,
-        instances=instances,
-        table=table,
-        provenance=provenance,
-        voxel_size=voxel_size,
-        options=options,
-        overwrite=overwrite,
-    )
-
-
 def found_in(
     prediction: Volume,
     *,

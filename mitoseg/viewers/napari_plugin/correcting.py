@@ -1,6 +1,6 @@
 """Corrections of instances: arrays in, a list of changed voxels out, so that a viewer can apply and undo them.
 
-The table of the instances of a layer, and its rows after a correction.
+After a correction only the changed rows of the table are measured again.
 """
 
 from __future__ import annotations

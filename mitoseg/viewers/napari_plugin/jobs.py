@@ -1,8 +1,6 @@
-"""What a long computation is told and tells, without a window.
+"""One long computation at a time, in a thread of its own, with a bar and a button that stops it.
 
-A user's mistake as one line in a corner of napari, without a traceback.
-
-One long computation at a time, in a thread of its own, with a bar and a button that stops it.
+A user's mistake becomes one line in a corner of napari, without a traceback.
 """
 
 from __future__ import annotations

@@ -1,16 +1,7 @@
-"""What a layer of napari is to mitoseg: a volume with a voxel size, or a reason why it is none.
+"""Between napari's layers and volumes: reading and writing what napari asks for, and where to save.
 
-A volume as what napari makes a layer of: data, how it is drawn, and of which type the layer is.
-
-Between volumes and the arrays of layers, without reading more than what is looked at.
-
-What napari calls to open a volume.
-
-What napari calls to save a layer; see `mitoseg.viewers.napari_plugin.layers`.
-
-Layers and tables as files: whole or not at all, and never over something else unless that is wanted.
-
-Questions to the user.
+Images are read no further than what is looked at. Files are written whole or not at all, and never over something
+else unless that is wanted.
 """
 
 from __future__ import annotations

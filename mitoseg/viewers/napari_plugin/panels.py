@@ -1,11 +1,4 @@
-"""Small fields of the panels: a choice of layers, a voxel size, a list of instance numbers.
-
-The table of measurements; selected rows are the chosen instances.
-
-The panel that predicts: model, options, and the layers that come out.
-
-The panel of one labels layer: its table, what is chosen, and the buttons that correct it. No logic.
-"""
+"""The panels, which hold no logic: fields, the table of measurements, predicting, and correcting one labels layer."""
 
 from __future__ import annotations
 
@@ -100,12 +93,6 @@ class LayerChoice(QComboBox):
                 self.choose(before)
         if self.layer is not before:
             self.chosen.emit()
-
-    def let_go(self) -> None:
-        """Listen to the viewer no longer."""
-        events = self._viewer.layers.events
-        for event in (events.inserted, events.removed, events.renamed):
-            event.disconnect(self.refill)
 
 
 class VoxelSizeField(QLineEdit):
