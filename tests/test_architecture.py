@@ -98,6 +98,13 @@ def test_imports_run_one_way():
     assert found == {}
 
 
+def test_workflows_do_without_the_command_line():
+    callers = {
+        p.stem for p in MODULES if part_of(p) == "workflows" if any(n.startswith("mitoseg.cli") for n in imports(p))
+    }
+    assert callers <= {"benchmark", "train"}  # which start processes and take up runs
+
+
 def test_no_modules_import_in_a_circle():
     names = {".".join(["mitoseg", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
     modules = {name: path for name, path in names.items() if not name.endswith(("__init__", "__main__"))}
