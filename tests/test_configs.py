@@ -13,7 +13,7 @@ from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
 from mitoseg.sampling import BlockDataModule, TileDataModule
 from mitoseg.segmentation import Labelling
-from mitoseg.workflows.train import make_data
+from mitoseg.workflows.train import make_data, network_config
 
 CONF = default_config_dir()
 OUTSIDE = {"engine", "hydra", "experiment", "labelling", "methods"}
@@ -30,10 +30,9 @@ def composed(*overrides, config="train"):
 
 
 def check(cfg, tmp_path):
-    network = instantiate(cfg.network)
+    network = instantiate(network_config(cfg))
     assert isinstance(network, nn.Module)
-    plain = OmegaConf.to_container(cfg.network, resolve=True)
-    assert type(build_network(plain)) is type(network)
+    assert type(build_network(network_config(cfg))) is type(network)
     optimizer = instantiate(cfg.optimizer)(network)
     schedule = instantiate(cfg.scheduler)(optimizer, 10)
     assert optimizer.param_groups[0]["lr"] > 0
@@ -51,6 +50,8 @@ def test_every_option(group, option, tmp_path):
     given = ["data.root=" + str(tmp_path)] if group == "data" else []
     named = ["data.train.image=a.tif", "data.train.label=b.tif"] if option == "files" else []
     named += ["network=unet25d"] if group == "augmentation" else []
+    named += ["network=unet2d"] if option.startswith("tiles") else []
+    named += ["network=unet3d"] if option.startswith("tiles3d") else []
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
 
 
@@ -74,6 +75,47 @@ def test_every_experiment(name, tmp_path):
     cfg = composed(*given)
     check(cfg, tmp_path)
     assert cfg.name == name
+
+
+NETWORKS = sorted(path.stem for path in (CONF / "network").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_network_of_the_command_line_beats_an_experiment(experiment, tmp_path):
+    """It comes with all that it is and all that it asks of sampling, but for what the experiment says of tiles."""
+    for name in NETWORKS:
+        alone, beside = (composed(*words, f"network={name}") for words in ([], [f"experiment={experiment}"]))
+        assert network_config(beside) == network_config(alone)
+        assert beside.data.channels == alone.data.channels
+        if experiment != "paper_tiles":
+            assert (beside.data.tile, beside.data.batch_size) == (alone.data.tile, alone.data.batch_size)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_channels_of_the_command_line_beat_an_experiment(experiment, tmp_path):
+    cfg = composed(f"experiment={experiment}", "data.channels=single", f"data.root={tmp_path}")
+    assert (cfg.data.channels, network_config(cfg)["in_channels"]) == ("single", 1)
+    check(cfg, tmp_path)
+
+
+def test_a_data_set_beats_what_a_network_asks_of_sampling(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults: [phantom, _self_]\ntile: [1, 64, 64]\nbatch_size: 3\n")
+    words = [f"hydra.searchpath=['{tmp_path.as_uri()}']", "data=mine"]
+    data = composed(*words, "network=unet25d").data
+    assert (list(data.tile), data.batch_size, data.channels) == ([1, 64, 64], 3, "adjacent5")
+    data = composed(*words, "network=unet25d", "data.batch_size=5", "experiment=unet25d", "data=mine").data
+    assert (list(data.tile), data.batch_size, data.epoch_tiles) == ([1, 64, 64], 5, 1600)
+
+
+def test_sampling_of_the_command_line_beats_a_network():
+    assert composed("network=unet25d", "sampling=tiles").data.channels == "single"
+    assert composed("network=unet3d", "experiment=unet25d", "sampling=tiles3d_small").data.tile == [32, 96, 96]
+
+
+def test_channels_that_do_not_fit_are_told():
+    with pytest.raises(UserError, match="network.in_channels=null"):
+        network_config(composed("network=unet2d", "network.in_channels=3"))
 
 
 def test_the_paper_is_faithful():
@@ -108,4 +150,4 @@ def test_yaml_files_are_small():
 def test_blocks_are_not_augmented_as_tiles_are(tmp_path):
     cfg = composed("augmentation=em", f"data.root={tmp_path}")
     with pytest.raises(UserError, match="augmentation= is for training on tiles"):
-        make_data(cfg, instantiate(cfg.network))
+        make_data(cfg, instantiate(network_config(cfg)))

@@ -58,7 +58,7 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
     sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
     about: dict[str, Any] = {"members": sums, "output": cfg.output}
     validation = None
-    if cfg.get("data"):
+    if cfg.data.get("recipe"):
         recipe = instantiate(cfg.data, window=32, tile=None).recipe
         recipe.prepare()
         splits = recipe.splits()

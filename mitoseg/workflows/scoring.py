@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mitoseg.datasets import Region, Splits
 from mitoseg.errors import UserError
@@ -27,13 +27,16 @@ from mitoseg.workflows.options import chosen_steps, cleaned
 from mitoseg.workflows.session import predict_with_progress
 
 
-def score_run(folder: Path, splits: Splits, cfg: DictConfig, tell: Tell) -> dict[str, Evaluation]:
+def score_run(
+    folder: Path, splits: Splits, cfg: DictConfig, network: Mapping[str, Any], tell: Tell
+) -> dict[str, Evaluation]:
     """`score_checkpoint` for the ``best.ckpt`` of a run; a class from outside mitoseg is trusted if the run named it.
 
     Args:
         folder: The run's folder.
         splits: Regions to score.
         cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``, ``postprocess``.
+        network: What the run has built its network from.
         tell: Takes the tables.
 
     Raises:
@@ -44,7 +47,7 @@ def score_run(folder: Path, splits: Splits, cfg: DictConfig, tell: Tell) -> dict
         remedy = "train longer, or validate sooner with trainer.val_check_interval=STEPS"
         raise UserError("training ended before its first validation", f"epochs={cfg.epochs}", remedy)
     options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
-    ours = read_checkpoint(best)[KEY].get("network") == OmegaConf.to_container(cfg.network, resolve=True)
+    ours = read_checkpoint(best)[KEY].get("network") == network
     return score_checkpoint(
         best,
         folder,

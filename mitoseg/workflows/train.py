@@ -28,7 +28,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -108,12 +108,11 @@ def build(
     """
     check_options(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    with built_from("data"):
-        match_channels(cfg)
+    config = network_config(cfg)
     before = Continuation.find(cfg, folder)
     with built_from("network"):
         with before.bounds:
-            network = instantiate(cfg.network)
+            network = instantiate(config)
         choose_method(cfg.method, network)
     origin = start_weights(cfg, network) if before.checkpoint is None else None
     with built_from("freeze"):
@@ -133,7 +132,7 @@ def build(
     make_module = partial(
         SegmentationModule,
         network,
-        OmegaConf.to_container(cfg.network, resolve=True),  # type: ignore[arg-type]
+        config,
         scheduler=scheduler,
         loss=loss,
         method=cfg.validation_method,
@@ -212,7 +211,8 @@ def train(
 ) -> float | None:
     """Fit what `build` gives, and score it; see `run`."""
     if trainer.is_global_zero:
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        known = OmegaConf.merge(cfg, {"network": module.network_config})
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(known, resolve=True))
         write_json(folder / "provenance.json", collect(**origins))
         before.put_scores_aside()
     rank_zero_only(log.info)("training on %s", describe_devices(trainer))
@@ -224,7 +224,7 @@ def train(
     costs = training_costs(trainer, module.network)
     provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
-    validation = score_run(folder, data.splits, cfg, tell)["validation"]
+    validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
     log_hparams(folder, cfg, validation)
     return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
 
@@ -331,20 +331,23 @@ def choose_compile(wish: bool | str, trainer: Trainer) -> bool | str:
     return wish
 
 
-def match_channels(cfg: DictConfig) -> None:
-    """Give the network as many input channels as ``data.channels`` makes."""
-    if cfg.data.channels not in CHANNEL_OFFSETS:
-        raise UserError(
-            "no such way to make channels", cfg.data.channels, f"choose one of {', '.join(CHANNEL_OFFSETS)}"
-        )
-    if cfg.network.get("spatial_dims") == 3 and cfg.data.channels != "single":
-        log.info("data.channels set to single, as a network on volumes takes")
-        cfg.data.channels = "single"
-    count = len(CHANNEL_OFFSETS[cfg.data.channels])
-    if "in_channels" in cfg.network and cfg.network.in_channels != count:
-        log.info("network.in_channels set to %d, as data.channels=%s makes", count, cfg.data.channels)
-        with open_dict(cfg):
-            cfg.network.in_channels = count
+def network_config(cfg: DictConfig) -> dict[str, Any]:
+    """What the network is built from: ``network``, with as many input channels as ``data.channels`` makes.
+
+    Raises:
+        UserError: There is no such way to make channels, or the network takes another number of them.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg.network, resolve=True)  # type: ignore[assignment]
+    channels = cfg.data.channels
+    if channels not in CHANNEL_OFFSETS:
+        raise UserError("no such way to make channels", channels, f"choose one of {', '.join(CHANNEL_OFFSETS)}")
+    if "in_channels" not in config:
+        return config
+    count = len(CHANNEL_OFFSETS[channels])
+    if config["in_channels"] not in {None, count}:
+        what = f"the network takes other channels than the {count} that data.channels={channels} makes"
+        raise UserError(what, f"network.in_channels={config['in_channels']}", "give network.in_channels=null")
+    return {**config, "in_channels": count}
 
 
 def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
@@ -455,6 +458,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
         callbacks.append(EMAWeightAveraging(decay=cfg.ema))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
+    callbacks.extend(map(instantiate, (cfg.callbacks or {}).values()))
     callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer would add its own only where there is a limit
     return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
 
