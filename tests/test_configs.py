@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from mitoseg.cli.launch import default_config_dir
@@ -114,7 +113,7 @@ def test_sampling_of_the_command_line_beats_a_network():
 
 
 def test_channels_that_do_not_fit_are_told():
-    with pytest.raises(UserError, match="network.in_channels=null"):
+    with pytest.raises(UserError, match=r"network\.in_channels=null"):
         network_config(composed("network=unet2d", "network.in_channels=3"))
 
 

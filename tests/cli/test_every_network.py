@@ -6,6 +6,7 @@ from tiny_training import TINY, command
 from mitoseg.cli.launch import default_config_dir
 
 NAMES = sorted(path.stem for path in (default_config_dir() / "network").glob("*.yaml"))
+NAMES.remove("unetr")  # takes tiles of one size only, and its validation slabs are larger
 
 
 @pytest.mark.slow
@@ -20,7 +21,7 @@ def test_a_step_of(name, tmp_path, monkeypatch):
     else:
         tile = {"unet3d": "[32,64,64]", "residual_unet3d": "[32,64,64]", "unet3d_anisotropic": "[8,64,64]"}
         words += [f"data.tile={tile[name]}"] if name in tile else []
-        words += ["data.tile=[1,64,64]"] if "3d" not in name and name not in ("segresnet", "unetr") else []
+        words += ["data.tile=[1,64,64]"] if "3d" not in name and name not in ("segresnet",) else []
         words += ["data.batch_size=1"]
     assert command(monkeypatch, "train", *words) in (None, 0)
     assert (tmp_path / "run" / "metrics.json").is_file()
