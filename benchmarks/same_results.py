@@ -276,7 +276,7 @@ def table(name: str, frame: pd.DataFrame) -> Iterator[tuple[str, object]]:
 def report(name: str, file: Path) -> Iterator[tuple[str, object]]:
     """The text of the tables of a page."""
     for number, found in enumerate(re.findall(r"<table.*?</table>", file.read_text(encoding="utf-8"), re.S)):
-        rows = [unescape(re.sub("<[^>]*>", " ", row)).strip() for row in found.split("</tr>")]
+        rows = [" ".join(unescape(re.sub("<[^>]*>", " ", row)).split()) for row in found.split("</tr>")]
         yield f"{name} table {number}", "\n".join(row for row in rows if not VOLATILE.search(row))
 
 
