@@ -119,7 +119,7 @@ def measure(options: Options, busy: int) -> dict[str, dict[str, float]]:
     finally:
         for started in (*sides.values(), *others):
             started.kill()
-            started.wait()
+            started.communicate()  # closes its pipes as well
     medians = {side: [statistics.median(column) for column in zip(*rows, strict=True)] for side, rows in found.items()}
     return {side: dict(zip(NETWORKS, row, strict=True)) for side, row in medians.items()}
 

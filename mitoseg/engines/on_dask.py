@@ -138,10 +138,14 @@ class DaskEngine(Engine):
         self._client = self._cluster = self._folder = None
         if client is not None:
             client.close()
-        if cluster is not None:
-            cluster.close()
-        if folder is not None:
-            folder.cleanup()
+        try:
+            if cluster is not None:
+                cluster.close()
+        except AssertionError as error:  # a worker that was just being started: distributed joins it before it has a pid
+            log.debug("closing the cluster: %s", error)
+        finally:
+            if folder is not None:
+                folder.cleanup()
 
     def ask(self, function: Callable[[], Result]) -> list[Result]:
         """See `Engine.ask`."""

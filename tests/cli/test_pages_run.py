@@ -32,6 +32,7 @@ ELSEWHERE = {
     "make test": (".ci/run", "exec make test"),
     "python -m venv": ("tests/test_wheel.py", "venv.create("),
     ".venv/bin/python -m pip install": ("tests/test_wheel.py", '"pip"'),
+    "python -m pip install": ("tests/test_wheel.py", '"pip"'),
     ".venv/bin/python train.py": ("tests/test_demo.py", "train.py"),
     ".venv/bin/python -m pytest": (".ci/run", "exec make test"),
     "python view.py": ("tests/viewers/test_view_command.py", "run_view("),
@@ -138,7 +139,7 @@ def test_the_command_runs(words, made, tmp_path, monkeypatch):
     name, rest = our_words(words)
     typed = [re.sub(r"^crop=.*", "progress=true", word) for word in rest]
     monkeypatch.chdir(place)
-    if words[1] == "-m":
+    if words[0] == "mitoseg" or words[1] == "-m":
         assert command(monkeypatch, name, *typed) == 0
     else:
         assert run_script(monkeypatch, words[1], *typed, *smaller(words)) in {0, None}
