@@ -348,6 +348,9 @@ By default it waits for some milliseconds: where other work shares the cores, th
 POSITIONAL = {"view": "run"}
 """Commands of which one word may come without its key, and that key."""
 
+SHORT = {"train": {"voxel_size": "data.voxel_size"}}
+"""Keys of the other commands that a command has elsewhere."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -401,12 +404,15 @@ def run_command(name: str, words: Sequence[str] | None = None) -> None:
 
 
 def with_keys(name: str, words: Sequence[str]) -> list[str]:
-    """The words of a command, the first that stands alone with its key.
+    """The words of a command with their keys in full: a first word that stands alone, and the short forms of `SHORT`.
 
-    >>> with_keys("view", ["my run", "port=8080", "--help"]), with_keys("train", ["a"])
-    (['run=my run', 'port=8080', '--help'], ['a'])
+    >>> with_keys("view", ["my run", "port=8080", "--help"]), with_keys("train", ["a", "voxel_size=40,6,6"])
+    (['run=my run', 'port=8080', '--help'], ['a', 'data.voxel_size=40,6,6'])
     """
-    key, given = POSITIONAL.get(name), list(words)
+    key, short, given = POSITIONAL.get(name), SHORT.get(name, {}), list(words)
+    for place, word in enumerate(given):
+        head, sign, value = word.partition("=")
+        given[place] = f"{short.get(head, head)}{sign}{value}"
     for place, word in enumerate(given if key else ()):
         if not word.startswith("-") and ("=" not in word or Path(word).exists()):
             given[place] = f"{key}={word}"

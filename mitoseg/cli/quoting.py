@@ -41,6 +41,8 @@ _BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
 _COLOUR_KEY = re.compile(r"(.*\.)?(prediction_)?foreground")
 _COLOUR = re.compile(r"""(?<!["'])#[0-9a-fA-F]{6}\b(?!["'])""")
+_SIZE_KEY = re.compile(r"(.*\.)?voxel_size")
+_NUMBERS = re.compile(r"\s*[\d.]+\s*(,\s*[\d.]+\s*)+")
 _HEAD = re.compile(r"(\+{0,2})([^=+~][^=]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _parser = OverridesParser.create()
@@ -62,7 +64,7 @@ def quote_overrides(overrides: Iterable[str]) -> list[str]:
 
 
 def quote_override(word: str) -> str:
-    """Quote one word of a command line if its key takes a path or a box, else hand it back.
+    """Quote one word of a command line if its key takes a path, a box, a voxel size or a colour, else hand it back.
 
     Raises:
         UserError: The path holds ``${``.
@@ -73,6 +75,8 @@ def quote_override(word: str) -> str:
     crop=["0:82","64:768"]
     >>> print(quote_override("data.train.foreground=[#800000,'#008000',3]"))
     data.train.foreground=["#800000",'#008000',3]
+    >>> print(quote_override("voxel_size=40,6,6"))
+    voxel_size=[40,6,6]
     >>> print(quote_override("seed=1,2,3"))
     seed=1,2,3
     """
@@ -83,6 +87,8 @@ def quote_override(word: str) -> str:
     may_list = _LIST_KEY.fullmatch(key) is not None
     if _BOX_KEY.fullmatch(key):
         value = _quote_box(value)
+    elif _SIZE_KEY.fullmatch(key) and _NUMBERS.fullmatch(value):
+        value = f"[{value}]"
     elif _COLOUR_KEY.fullmatch(key):
         value = _COLOUR.sub(lambda colour: quote(colour[0]), value)
     elif _WORDS_KEY.fullmatch(key):
