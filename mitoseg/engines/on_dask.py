@@ -141,7 +141,7 @@ class DaskEngine(Engine):
         try:
             if cluster is not None:
                 cluster.close()
-        except AssertionError as error:  # a worker that was just being started: distributed joins it before it has a pid
+        except AssertionError as error:  # distributed joins a worker that has no process id yet
             log.debug("closing the cluster: %s", error)
         finally:
             if folder is not None:
