@@ -29,8 +29,9 @@ def source_of(*words, name="phantom", less=None, given=()):
 
 
 def test_training_keys_are_those_of_the_blocks():
-    blocks = yaml.safe_load((CONF / "data" / "blocks.yaml").read_text(encoding="utf-8"))
-    assert set(blocks) - {"_target_"} == TRAINING_KEYS
+    files = (CONF / group / "blocks.yaml" for group in ("data", "sampling"))
+    keys = {key for file in files for key in yaml.safe_load(file.read_text(encoding="utf-8"))}
+    assert keys - {"_target_"} == TRAINING_KEYS
 
 
 def test_small_changes_what_the_user_has_not_given():
