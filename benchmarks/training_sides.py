@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mitoseg.sampling import BlockDataModule
 from mitoseg.training import SegmentationModule
-from mitoseg.workflows.train import build_trainer
+from mitoseg.workflows.train import build_trainer, network_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -39,7 +39,9 @@ Steps = Callable[[int], None]
 def read_config(words: list[str]) -> DictConfig:
     """The config that `train.py` would have with these words."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", overrides=["name=benchmark", *words])
+        cfg = compose("train", overrides=["name=benchmark", *words])
+    cfg.network = network_config(cfg)
+    return cfg
 
 
 def make_data(cfg: DictConfig) -> BlockDataModule:

@@ -222,7 +222,9 @@ def test_mistakes_are_told_before_training(options, line):
 
 
 def test_the_config_names_every_option():
-    config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "data" / "blocks.yaml").read_text(encoding="utf-8"))
+    files = (Path(__file__).parents[2] / "conf" / group / "blocks.yaml" for group in ("data", "sampling"))
+    config = {key: value for file in files for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+    config.pop("defaults", None)
     assert config.pop("_target_") == "mitoseg.sampling.data_module"
     assert config.pop("tile") is None
     both = RegionDataModule.__init__.__kwdefaults__
