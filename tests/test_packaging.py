@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -54,3 +55,18 @@ def test_both_containers_install_the_same_packages():
 def test_the_change_log_has_this_version():
     log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(mitoseg.__version__)}\b", log, re.MULTILINE)
+
+
+def test_every_command_starts_without_the_extras():
+    """With the packages of extras hidden, as after a plain install."""
+    hidden = (
+        "optuna napari npe2 qtpy onnx onnxruntime distributed dask_jobqueue nibabel nrrd neuroglancer submitit joblib"
+    )
+    code = f"""
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys({hidden.split()!r}))
+import mitoseg.cli.launch, mitoseg.viewers.view, mitoseg.workflows
+for found in pkgutil.iter_modules(mitoseg.workflows.__path__):
+    importlib.import_module("mitoseg.workflows." + found.name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

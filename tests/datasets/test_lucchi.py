@@ -153,3 +153,14 @@ def test_real_data_with_other_names(caplog):
     assert snapshot(root) == before
     with pytest.raises(UserError, match=r"data\.root lacks testing\.tif, testing_groundtruth\.tif of lucchi"):
         Lucchi(root=str(root)).splits()
+
+
+def test_official_addresses():
+    base = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
+    assert [(f.url, f.size) for f in Lucchi.facts.files] == [(base + name, 129_919_357) for name in NAMES]
+
+
+def test_folds_leave_the_test_volume_alone(small, tmp_path):
+    splits = Lucchi(root=str(write_set(tmp_path / "mine")), folds=4, fold=1).splits()
+    assert [r.box.start[0] for r in splits.validation] == [10]
+    assert [r.box.shape[0] for r in splits.test] == [40]

@@ -1,5 +1,6 @@
 import io
 import zipfile
+from dataclasses import replace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -59,3 +60,12 @@ def test_an_archive_laid_out_otherwise_is_told(publish):
     recipe.prepare()
     with pytest.raises(UserError, match="Train_In, Train_Out, Test_In, Test_Out"):
         recipe.splits()
+
+
+def test_a_wrong_sum_leaves_nothing_behind(publish, tmp_path, monkeypatch):
+    publish(LucchiPP, {"lucchi_pp.zip": archive()})
+    (file,) = LucchiPP.facts.files
+    monkeypatch.setattr(LucchiPP, "facts", replace(LucchiPP.facts, files=(replace(file, sha256="0" * 64),)))
+    with pytest.raises(UserError, match="wrong checksum and was removed"):
+        LucchiPP().prepare()
+    assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] in ([], [".download.lock"])

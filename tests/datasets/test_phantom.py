@@ -310,3 +310,24 @@ def test_what_a_volume_depends_on_is_in_its_folder(tmp_path):
 def test_no_two_volumes_of_any_two_phantoms_have_the_same_seed():
     seeds = [Phantom(seed=seed).volume_seed(split) for seed in range(20) for split in ("train", "test")]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_two_seeds_look_different(fibsem):
+    image, label, _ = fibsem
+    other_image, other_label, _ = generate_phantom(image.shape, 4, "fibsem")
+    assert abs(np.corrcoef(image.ravel(), other_image.ravel())[0, 1]) < 0.1
+    assert (label & other_label).sum() / (label | other_label).sum() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "tem"}, "preset"),
+        ({"seed": -1}, "seed"),
+        ({"train_shape": [3, 3, 3]}, "shape"),
+        ({"validation": {"slab": 1}}, "slab"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(UserError, match=message):
+        Phantom(**options)

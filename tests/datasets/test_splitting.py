@@ -12,6 +12,25 @@ def slices(ranges):
     return [z for start, stop in ranges for z in range(start, stop)]
 
 
+@pytest.mark.parametrize(
+    ("depth", "slabs", "gap", "train"),
+    [
+        (165, [[0, 14], [151, 165]], 8, [(22, 143)]),
+        (10, [[4, 6]], 0, [(0, 4), (6, 10)]),
+        (10, [[4, 6]], 2, [(0, 2), (8, 10)]),
+        (10, [[4, 6]], 4, None),
+        (10, [[0, 1]], 8, [(9, 10)]),
+        (10, [[8, 10], [0, 2]], 1, [(3, 7)]),
+    ],
+)
+def test_split_slabs_by_hand(depth, slabs, gap, train):
+    if train is None:
+        with pytest.raises(UserError, match="no slice of 10 is left to train on"):
+            split_slabs(depth, slabs, gap)
+    else:
+        assert split_slabs(depth, slabs, gap) == (train, sorted(tuple(s) for s in slabs))
+
+
 @given(st.integers(1, 60), st.integers(0, 59), st.integers(1, 20), st.integers(0, 10))
 def test_training_slices_are_exactly_those_farther_than_the_gap(depth, start, length, gap):
     stop = min(start + length, depth)
@@ -45,6 +64,11 @@ def test_training_slices_are_exactly_those_farther_than_the_gap(depth, start, le
 def test_split_slabs_refuses(slabs, gap, message):
     with pytest.raises(UserError, match=re.escape(message)):
         split_slabs(82, slabs, gap)
+
+
+@pytest.mark.parametrize(("depth", "share", "slab"), [(20, 0.15, (17, 20)), (3, 0.01, (2, 3)), (165, 0.2, (132, 165))])
+def test_end_slab_by_hand(depth, share, slab):
+    assert end_slab(depth, share) == slab
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 15, float("nan")])

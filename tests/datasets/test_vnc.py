@@ -62,3 +62,11 @@ def test_real_data_with_other_names():
     assert [(r.box.start[0], r.box.stop[0]) for r in (*splits.train, *splits.validation)] == [(0, 11), (13, 15)]
     assert "stands for stack1/raw" in splits.provenance["warnings"][0]
     assert set(np.unique(splits.validation[0].read_label())) == {0, 1}
+
+
+def test_folds_give_test_slabs(published):
+    recipe = Vnc(padding="none", folds=5, fold=2, validation={"gap": 1})
+    recipe.prepare()
+    splits = recipe.splits()
+    assert [r.read_image()[:, 0, 0].tolist() for r in splits.test] == [[8, 9, 10, 11]]
+    assert [r.read_image()[:, 0, 0].tolist() for r in splits.validation] == [[13, 14, 15]]

@@ -1,5 +1,6 @@
 """What else the dense form promises: both orders, tiles, memory formats, precision, sharing, and compiling."""
 
+import copy
 import functools
 
 import pytest
@@ -123,6 +124,14 @@ def test_later_training_is_seen():
     assert dense(image.double()).dtype == torch.float64
 
 
+def test_a_copy_has_its_own_parameters():
+    dense, image = DenseForm(network_2d()), torch.randn(1, 2, 20, 20)
+    other, before = copy.deepcopy(dense), dense(image)
+    with torch.no_grad():
+        dense.network[-1].bias.add_(1)
+    assert torch.equal(other(image), before)
+
+
 def test_gradients_are_those_of_the_windows():
     network, image = network_2d(), torch.randn(1, 2, 15, 12)
     alone = torch.stack([network(image[:, :, i : i + 12]) for i in range(4)])
@@ -136,6 +145,15 @@ def test_gradients_are_those_of_the_windows():
     ]
     torch.testing.assert_close(gradients[0], gradients[2])
     torch.testing.assert_close(gradients[1], gradients[2])
+
+
+def test_the_given_layers_stay_as_they_are():
+    network = PatchCNN().eval()
+    description, image = repr(network), torch.randn(1, 3, 64, 64)
+    before = network(image)
+    DenseForm(network)(torch.randn(1, 3, 70, 70))
+    assert repr(network) == description
+    assert torch.equal(network(image), before)
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU(inplace=True), nn.Sequential(nn.Dropout(), nn.ELU(inplace=True))])

@@ -265,3 +265,17 @@ def test_what_cannot_be_gathered_is_refused(window, pivot):
         bank.gather(*one, window=window, pivot=pivot)
     with pytest.raises(UserError, match="choose one of bilinear, nearest"):
         bank.gather(*one, window=32, interpolation="cubic")
+
+
+@pytest.mark.parametrize("window", [32, 67])
+def test_a_turned_labelled_block_is_the_same_block(window):
+    """About the labelled block's centre, the 32x32 pixels that the label speaks of are only moved about."""
+    image_zyx = position_code((3, 150, 150))
+    bank = VolumeBank([region(image_zyx)], AS_IS, window)
+    first = anchor(window) - 16
+    labelled = slice(first, first + 32)
+    for angle in (0.0, 90.0, 180.0, 270.0):
+        block = bank.gather(
+            torch.tensor([[0, 1, 76, 80]]), torch.tensor([angle]), torch.tensor([True]), window=window
+        )[0, 1, labelled, labelled]
+        np.testing.assert_array_equal(np.sort(block.numpy(), axis=None), image_zyx[1, 60:92, 64:96].ravel())

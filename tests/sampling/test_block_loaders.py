@@ -131,3 +131,11 @@ def test_mistakes_are_told_in_one_line(regions):
     with pytest.raises(UserError, match="cannot share the validation slices"):
         SliceLoader(regions, Normalization(0, 1), "single", stride=4, world=4)
     assert list(SliceLoader([], Normalization(0, 1), "single", world=2)) == []
+
+
+def test_two_ranks_share_each_batch(regions):
+    one = batches(loader(regions), 2)
+    halves = [batches(loader(regions, r, 2), 2) for r in range(2)]
+    for whole, a, b in zip(one, *halves, strict=True):
+        assert whole["position_b4"][::2] == a["position_b4"]
+        assert whole["position_b4"][1::2] == b["position_b4"]

@@ -235,3 +235,9 @@ def test_the_config_names_every_option():
     assert given == {**tiles, **blocks}
     assert set(BLOCK_OPTIONS) == (set(blocks) - set(tiles)) | {"window"}
     assert set(TILE_OPTIONS) == (set(tiles) - set(blocks)) | {"spatial_dims", "margin", "augmentation"}
+
+
+def test_the_same_seed_gives_the_same_voxels():
+    first, again, other = (gathered(ready(seed=s), 2) for s in (5, 5, 6))
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a["image"], b["image"]) for a, b in zip(first, other, strict=True))

@@ -172,6 +172,17 @@ def test_lovasz_is_its_definition(share, seed):
     assert float(found) == pytest.approx(naive_lovasz(log_odds, truth), rel=1e-6)
 
 
+def test_lovasz_of_plain_mistakes_is_the_jaccard_loss():
+    """Hinge errors of 1 and 0 make it 1 - JAC itself."""
+    _, label = batch((30, 30), ignored=0)
+    wrong = torch.rand(label.shape, generator=torch.Generator().manual_seed(1)) < 0.1
+    predicted = torch.where(wrong, 1 - label, label)
+    margin = torch.where(wrong, 0.0, 2 * label - 1.0)  # an error of exactly 1 where wrong
+    logits = torch.stack([torch.zeros_like(margin), margin], dim=1)
+    both, either = ((predicted + label) == 2).sum(), ((predicted + label) > 0).sum()
+    torch.testing.assert_close(Lovasz()(logits, label), 1 - both / either)
+
+
 @pytest.mark.parametrize(
     ("shape", "spacing"), [((20, 25), [1, 1]), ((6, 20, 25), [1, 1, 1]), ((6, 20, 25), [4, 1, 1.5])]
 )
@@ -198,6 +209,12 @@ def test_boundary_weights_by_hand():
     each = nn.functional.cross_entropy(logits, label, reduction="none").flatten()
     found = BoundaryCrossEntropy(weight=4, sigma=1)(logits, label)
     torch.testing.assert_close(found, (weight * each).sum() / weight.sum())
+
+
+def test_a_tile_without_border_gives_cross_entropy():
+    logits, label = batch((9, 11), ignored=0)
+    label[:] = 0
+    torch.testing.assert_close(BoundaryCrossEntropy()(logits, label), CrossEntropy()(logits, label))
 
 
 def test_sum_weights_its_terms():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from disc_training import datamodule, module, trainer
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from monai.networks.nets import DynUNet
 from torch.nn.functional import interpolate
 
 from mitoseg.cli.launch import default_config_dir
@@ -46,6 +48,18 @@ def test_coarser_heads_are_interpolated():
     torch.testing.assert_close(loss([fine, coarse], label), loss([fine, up], label))
 
 
+def test_the_heads_of_monai():
+    """DynUNet stacks its heads in training and gives plain logits afterwards."""
+    torch.manual_seed(0)
+    network = DynUNet(2, 1, 2, [3] * 4, [1, 2, 2, 2], [2] * 3, filters=[4] * 4, deep_supervision=True, deep_supr_num=2)
+    image, label = torch.randn(2, 1, 32, 32), torch.randint(2, (2, 32, 32))
+    loss = DeepSupervision(CrossEntropy())
+    loss(network(image), label).backward()
+    assert all(p.grad is not None for p in network.deep_supervision_heads.parameters())
+    with torch.no_grad():
+        assert loss(network.eval()(image), label) > 0
+
+
 BAD = {
     "no share": lambda: CrossEntropy(label_smoothing=1.0),
     "two positive numbers": lambda: CrossEntropy(class_weights=[1.0]),
@@ -74,3 +88,13 @@ def test_options_from_the_command_line():
     logits, label = heads(2)
     each = [0.25 * Lovasz()(head, label) + CrossEntropy()(head, label) for head in logits.unbind(1)]
     torch.testing.assert_close(loss(logits, label), (2 * each[0] + each[1]) / 3)
+
+
+@pytest.mark.parametrize("name", ["lovasz_cross_entropy", "dice_cross_entropy"])
+def test_training_with_another_loss(name, tmp_path):
+    """Blocks learn with it, and the checkpoint loads again."""
+    model = module(loss=DeepSupervision(instantiate(composed(f"loss={name}").loss)))
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=datamodule())
+    assert run.callback_metrics["val/jaccard_foreground"] > 0.6
+    assert (tmp_path / "last.ckpt").is_file()

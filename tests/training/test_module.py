@@ -7,11 +7,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from disc_training import CONFIG, checkpoints, datamodule, module, trainer
+from hypothesis import given
+from hypothesis import strategies as st
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.inference import Prediction, predict_volume
-from mitoseg.metrics import Calibration, count, scores
+from mitoseg.metrics import Calibration, Counts, count, scores
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.training.callbacks import SlicePictures
 from mitoseg.volumes import Normalization
@@ -134,3 +136,21 @@ def test_an_interrupt_leaves_last_ckpt(tmp_path):
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert load_model(tmp_path / "last.ckpt").channels == "adjacent"
+
+
+def test_same_seed_same_weights(tmp_path):
+    results = []
+    for name in "ab":
+        model = module()
+        trainer(tmp_path / name, max_epochs=1).fit(model, datamodule=datamodule(epoch_blocks=200))
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 4), min_size=2, max_size=5))
+def test_pooling_is_not_averaging(parts):
+    """The score of the sum is what is logged; it is what one count over all voxels gives."""
+    pooled = sum((Counts(*part) for part in parts), Counts(0, 0, 0, 0))
+    tp, fp, fn = (sum(column) for column in list(zip(*parts, strict=True))[:3])
+    expected = tp / (tp + fp + fn) if tp + fp + fn else float("nan")
+    assert scores(pooled)["jaccard_foreground"] == pytest.approx(expected, nan_ok=True)
