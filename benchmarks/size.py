@@ -67,7 +67,7 @@ def main(folders: list[str]) -> None:
         for name, counts in [*sorted(parts.items(), key=lambda item: -item[1]["lines"]), ("together", whole)]:
             share = 100 * counts["imports"] / max(counts["lines"], 1)
             table.add_row(name, *(f"{counts[column]:,}" for column in COLUMNS), f"{share:.1f}")
-        Console().print(table)
+        Console(width=100).print(table)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,10 @@ def test_names_in_the_wheel(wheel):
     assert f"{info}/licenses/LICENSE" in names
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mitoseg").rglob("*.py")}
     configs = {f"mitoseg/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    static = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mitoseg").rglob("static/*")}
-    assert len(static) >= 6
-    assert sources | configs | static <= names
+    report = ROOT / "mitoseg" / "evaluation" / "report"
+    pages = {p.relative_to(ROOT).as_posix() for kind in ("static", "templates") for p in report.glob(f"{kind}/*.*")}
+    assert {Path(name).suffix for name in pages} == {".css", ".html", ".js"}
+    assert sources | configs | pages <= names
     assert "mitoseg/viewers/napari_plugin/napari.yaml" in names
     points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
     assert "[napari.manifest]\nmitoseg = mitoseg.viewers.napari_plugin:napari.yaml" in points

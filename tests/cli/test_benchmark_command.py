@@ -204,7 +204,7 @@ def test_a_benchmark_that_is_killed_takes_its_process_along(place, benchmark, ca
     assert record(folder)["status"] == "running"
     assert not (folder / "train" / "metrics.json").exists()
     assert benchmark("resume=killed", "methods.unet25d.small=[epochs=1]") == 1  # there is something to lose
-    assert "other options (small " in told(capsys)
+    assert "other options (train was " in told(capsys)
     assert last.is_file()
     assert benchmark("resume=killed") == 0
     assert "unet25d (1 of 1): goes on" in told(capsys)

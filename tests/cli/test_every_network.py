@@ -6,7 +6,6 @@ from tiny_training import TINY, command
 from mitoseg.cli.launch import default_config_dir
 
 NAMES = sorted(path.stem for path in (default_config_dir() / "network").glob("*.yaml"))
-NAMES.remove("unetr")  # takes tiles of one size only, and its validation slabs are larger
 
 
 @pytest.mark.slow
