@@ -21,12 +21,10 @@ import psutil
 
 
 def memory_available(root: Path = Path("/")) -> int:
-    """Bytes that this process may take besides what it has: the least that the machine and each limit leave.
+    """Bytes that this process may still take: the least that the machine and each limit leave.
 
     Of a group's memory, the pages of files not used lately do not count: the kernel frees them on demand.
-
-    Args:
-        root: Where ``proc/self`` and the mounted control groups are looked for.
+    ``proc/self`` and the mounted control groups are looked for below ``root``.
     """
     left = [psutil.virtual_memory().available, *_left_by_resource_limits()]
     for folder, version in _groups("memory", root):
@@ -43,21 +41,13 @@ def memory_available(root: Path = Path("/")) -> int:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: those it is bound to, as many as the quota of its control groups pays for.
-
-    Args:
-        root: As `memory_available`.
-    """
+    """Cores that this process may use: those it is bound to, as many as the quota of its control groups pays for."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(bound, math.ceil(cpu_quota(root) or bound)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores whose time this process's control groups may use, such as 1.5; None where no group has a quota.
-
-    Args:
-        root: As `memory_available`.
-    """
+    """Cores whose time this process's control groups may use, such as 1.5; None where no group has a quota."""
     quotas = []
     for folder, version in _groups("cpu", root):
         if version == 2:
@@ -70,11 +60,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
-    """Folders of the groups that this process is in, from its own up to the outermost that is mounted.
-
-    Yields:
-        A folder, and the version (1 or 2) of the control groups that it belongs to.
-    """
+    """Folder and version (1 or 2) of each group that this process is in, from its own up to the outermost."""
     own: dict[str, PurePosixPath] = {}  # the path of our group, by controller; "" is version 2
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -94,7 +80,7 @@ def _groups(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _left_by_resource_limits() -> Iterator[int]:
-    """What ``ulimit -v`` and ``ulimit -d`` leave of address space and data, where the system has such limits."""
+    """What ``ulimit -v`` and ``ulimit -d`` leave of address space and data, where there are such limits."""
     with suppress(ImportError):  # Windows
         import resource
 
@@ -119,7 +105,6 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """What a file holds, without blanks at its ends; "" where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:

@@ -2,18 +2,12 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, told in one line: what, the value, and the remedy.
+    """A mistake that the user can mend, in one line: what is wrong, the value (unless None), and the remedy.
 
     The command line prints it as ``error: ...`` and exits with 1; from Python it is an ordinary exception.
 
-    Args:
-        what: What is wrong, in the user's words.
-        value: The offending value, shown with ``repr`` unless None.
-        remedy: What to do about it.
-
-    Example:
-        >>> print(UserError("no such file", "a.tif", "check the path"))
-        no such file: 'a.tif'; check the path
+    >>> print(UserError("no such file", "a.tif", "check the path"))
+    no such file: 'a.tif'; check the path
     """
 
     def __init__(self, what: str, value: object = None, remedy: str = "") -> None:

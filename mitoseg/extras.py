@@ -9,18 +9,10 @@ from mitoseg.errors import UserError
 
 
 def import_extra(module: str, library: str, extra: str) -> ModuleType:
-    """Import a module of an extra.
+    """Import a module of an extra, such as ``classical``; ``library`` is the name that it is installed by.
 
     Some of these libraries are GPL or LGPL (PyMaxflow, kimimaro, zmesh): mitoseg neither contains nor needs them, and
     imports them nowhere but here.
-
-    Args:
-        module: Such as ``sklearn.ensemble``.
-        library: The name that it is installed by.
-        extra: The extra of mitoseg that brings it, such as ``classical``.
-
-    Raises:
-        UserError: It is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -45,11 +45,7 @@ def reflect(index: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.integer
 
 @dataclass(frozen=True)
 class Box:
-    """A half-open box of voxels, ``start <= index < stop`` on each axis.
-
-    Raises:
-        UserError: ``start`` and ``stop`` differ in length, or a stop lies before its start.
-    """
+    """A half-open box of voxels, ``start <= index < stop`` on each axis."""
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
@@ -67,12 +63,7 @@ class Box:
     def parse(cls, text: object, shape: Sequence[int]) -> Box:
         """Read ``[0:82,64:768,0:1024]`` against the shape of a volume; an empty bound means its end.
 
-        Args:
-            text: The text, or a sequence of ``"a:b"`` strings (what Hydra makes of a bracketed list).
-            shape: Shape of the volume that the box lies in.
-
-        Raises:
-            UserError: The text is no such list, or the box is empty or not inside the volume.
+        What Hydra makes of a bracketed list, a sequence of ``"a:b"``, is read too.
 
         >>> Box.parse("[0:82,64:,:1024]", (82, 768, 1024)).start
         (0, 64, 0)
@@ -146,10 +137,6 @@ def slabs(box: Box, depth: int) -> Iterator[Box]:
 
 def tiles(box: Box, shape: Sequence[int]) -> Iterator[Box]:
     """Cut a box into a regular grid of tiles from its start, the last along an axis cut at the box's end.
-
-    Args:
-        box: What to cover, each voxel once.
-        shape: Of a whole tile, each axis at least 1.
 
     >>> [str(t) for t in tiles(Box((0, 0), (3, 5)), (2, 4))]
     ['[0:2,0:4]', '[0:2,4:5]', '[2:3,0:4]', '[2:3,4:5]']

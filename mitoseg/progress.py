@@ -29,15 +29,7 @@ _SIZES = {"voxels": (1e6, "megavoxels"), "bytes": (1e6, "MB")}
 
 @dataclass
 class Task:
-    """Something that goes on.
-
-    Attributes:
-        title: What is being done.
-        total: All of it; None if nobody knows.
-        done: What is done.
-        unit: ``voxels``, ``bytes``, ``blocks``, or nothing for a share.
-        pieces: How many pieces have been reported.
-    """
+    """Something in progress; its unit is ``voxels``, ``bytes``, ``blocks``, or nothing for a share."""
 
     title: str
     total: float | None
@@ -56,12 +48,12 @@ class Task:
         self.reach(self.done + amount)
 
     def reach(self, done: float) -> None:
-        """So much is done in all."""
+        """Set how much is done in all."""
         self.done, self.pieces = done, self.pieces + 1
         self.changed()
 
     def speed(self) -> str:
-        """Voxels or bytes a second, such as ``0.52 megavoxels/s``; empty where there is nothing to tell."""
+        """Such as ``0.52 megavoxels/s``; empty where there is no unit or nothing done yet."""
         seconds, new = time.monotonic() - self._start, self.done - self._before
         if self.unit not in _SIZES or not seconds or not new:
             return ""
@@ -69,7 +61,7 @@ class Task:
         return f"{new / seconds / size:.2f} {name}/s"
 
     def line(self) -> str:
-        """All of it in a line, such as ``predicting a.tif: 120 tiles, 25 %, 0.52 megavoxels/s, 0:03:20 left``."""
+        """Such as ``predicting a.tif: 120 tiles, 25 %, 0.52 megavoxels/s, 0:03:20 left``."""
         seconds, new = time.monotonic() - self._start, self.done - self._before
         told = [f"{self.pieces} tiles"] if self.unit == "voxels" else []
         if self.unit == "blocks":
@@ -107,18 +99,7 @@ def clock(seconds: float) -> str:
 def progress(
     title: str, total: float | None = None, *, done: float = 0.0, unit: str = "", show: bool = True
 ) -> Iterator[Task]:
-    """Show how far something is until the block ends.
-
-    Args:
-        title: What is being done.
-        total: All of it; None if nobody knows.
-        done: What was done before.
-        unit: Of both: ``voxels``, ``bytes``, ``blocks``, or nothing for a share.
-        show: False shows nothing.
-
-    Yields:
-        Where to say what is done.
-    """
+    """Show how far something is until the block ends; the task that it yields is told what is done."""
     task = Task(title, total, done, unit)
     if not show:
         yield task
@@ -142,11 +123,7 @@ def progress(
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Log what is going on, should it take longer than `SOON`, and then every `SECONDS`, until the block ends.
-
-    Args:
-        what: Such as ``opening the input``.
-    """
+    """Log what is going on, should it take longer than `SOON`, and then every `SECONDS`, until the block ends."""
     start = time.monotonic()
 
     def say() -> str:
@@ -159,13 +136,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def lines(say: Callable[[], str]) -> Iterator[None]:
-    """Log a line after `SOON`, and then every `SECONDS` until the block ends.
-
-    A thread of its own does: a single step may take longer.
-
-    Args:
-        say: The line.
-    """
+    """Log a line after `SOON`, then every `SECONDS`, from a thread: a single step may take long."""
     ended = threading.Event()
 
     def repeat() -> None:

@@ -22,17 +22,10 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 
 def collect(command: Sequence[str] | None = None, **more: object) -> dict[str, object]:
-    """A record that says how to make a result again; write it beside the result.
+    """Record what is needed to make a result again; write it beside the result.
 
-    Args:
-        command: The command line; default: that of this process, and as ``arguments`` what ``sys.argv`` holds now
-            (inside a command of mitoseg: the words that run this one job again, also from within a sweep).
-        **more: Further entries, such as the checksums of the data.
-
-    Returns:
-        Plain values that JSON can hold, if those of ``more`` are: ``mitoseg``, ``commit`` and ``dirty`` (None outside
-        a git clone), ``python``, ``libraries`` (versions by name), ``platform``, ``cpus``, ``devices``, ``time``
-        (UTC, ISO 8601), ``command``, ``arguments``, then ``more``.
+    ``command`` is by default that of this process, and ``arguments`` what ``sys.argv`` holds now: inside a command of
+    mitoseg the arguments that run this one job again, also from within a sweep.
     """
     commit, dirty = git_state(SOURCE)
     return {
@@ -52,13 +45,9 @@ def collect(command: Sequence[str] | None = None, **more: object) -> dict[str, o
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of a clone, and whether tracked files differ from it.
+    """``(commit, dirty)``: the commit of a clone, and whether tracked files differ from it.
 
-    Args:
-        folder: Root of the clone. A folder inside another project's clone has no commit of its own.
-
-    Returns:
-        ``(commit, dirty)``; ``(None, None)`` where there is no clone, no commit or no git.
+    ``(None, None)`` where there is no clone, no commit or no git, and for a folder inside another project's clone.
     """
     top = _git(folder, "rev-parse", "--show-toplevel")
     commit = _git(folder, "rev-parse", "HEAD")

@@ -46,13 +46,9 @@ _SHOWN = 3
 
 
 def check_output(path: Path | str, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done.
+    """Refuse an output that cannot be written, before any work is done; remove what killed processes have left of it.
 
-    Missing parent folders are fine: `atomic_output` makes them. What killed processes have left is swept.
-
-    Args:
-        path: Where the output shall go, a file or a folder.
-        overwrite: Whether an output that exists may be replaced.
+    Missing parent folders are fine: `atomic_output` makes them.
 
     Raises:
         UserError: The output exists and may not be replaced, or its folder cannot be written.
@@ -73,12 +69,7 @@ def check_output(path: Path | str, overwrite: bool) -> None:
 def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Write a file or a folder that appears under its name only when the block ends without an exception.
 
-    Args:
-        path: The final name; missing parent folders are made.
-        overwrite: Whether an output that exists may be replaced.
-
-    Yields:
-        A free temporary name beside the final one, with the same suffix: write a file or make a folder there.
+    Yields a free temporary name beside the final one, with the same suffix: write a file or make a folder there.
 
     Raises:
         UserError: As `check_output`; or the disk is full; or something may not be written.
@@ -111,11 +102,7 @@ def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """A folder beside an output for what is needed until the end of the block, whose leftovers are swept as well.
-
-    Args:
-        path: The output, which need not exist.
-    """
+    """A folder beside an output, which need not exist, for what is needed until the end of the block."""
     sweep(path)
     folder = _temporary(path)
     folder.mkdir(mode=0o700)
@@ -167,7 +154,6 @@ def sweep(path: Path) -> None:
 
 
 def _is_gone(file: Path, machine: str, process: int, start: int) -> bool:
-    """Whether nobody writes a temporary file any more."""
     try:
         if machine != _machine():
             files = [file, *file.rglob("*")]  # of a folder, else there are none
@@ -179,12 +165,7 @@ def _is_gone(file: Path, machine: str, process: int, start: int) -> bool:
 
 
 def check_own_folder(folder: Path) -> None:
-    """Refuse a folder under a name that others can guess, if it is a link or not made by this user.
-
-    Raises:
-        UserError: It is, so that what is written there could end anywhere.
-        OSError: It is not there.
-    """
+    """Refuse a folder under a name that others can guess, if it is a link or not made by this user."""
     state = folder.lstat()
     with tempfile.TemporaryFile(dir=folder.parent) as own:  # some network folders give all files one owner
         user = os.fstat(own.fileno()).st_uid
@@ -199,24 +180,15 @@ def open_own(path: str, flags: int) -> int:
 
 
 def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
-    """Write UTF-8 text atomically; the line ends, and bytes of names that are no UTF-8, are written as given.
-
-    Raises:
-        UserError: As `atomic_output`.
-    """
+    """Write UTF-8 text atomically; line ends, and bytes of names that are no UTF-8, are written as given."""
     with atomic_output(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def write_json(path: Path | str, data: object, *, overwrite: bool = True) -> None:
-    """Write plain data as indented JSON, atomically.
+    """Write plain data as indented JSON, atomically; NaN and infinities become ``null``.
 
-    Mappings, sequences, sets, paths and numpy scalars and arrays are taken; NaN and infinities become ``null``,
-    because JSON has no such numbers.
-
-    Raises:
-        UserError: As `atomic_output`.
-        TypeError: Something in ``data`` has no JSON form.
+    Mappings, sequences, sets, paths and numpy scalars and arrays are taken.
     """
     text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
     escaped = text.encode(errors="backslashreplace").decode()  # of names that are no UTF-8, as JSON writes such
@@ -234,9 +206,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def plain(data: object) -> Any:  # noqa: ANN401 (JSON's own type is recursive)
     """Data as JSON knows it: dict, list, str, int, float, bool, None; NaN and infinities become None.
-
-    Raises:
-        TypeError: Something has no JSON form.
 
     >>> plain({"shape": (1, 2), "score": float("nan")})
     {'shape': [1, 2], 'score': None}
@@ -319,17 +288,7 @@ def _flush(path: Path) -> None:
 
 
 def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Rename a finished file or folder onto its final name; an old folder steps aside and comes back if that fails.
-
-    Args:
-        temporary: What is finished, on the same file system.
-        path: Its final name.
-        overwrite: Whether something of that name may be replaced.
-
-    Raises:
-        UserError: Something of that name exists and may not be replaced.
-        OSError: The operating system refuses.
-    """
+    """Rename a finished file or folder onto its final name; an old folder steps aside and comes back if that fails."""
     _flush(temporary)
     if not overwrite and os.path.lexists(path):
         raise UserError("the output appeared while it was being written", str(path), "choose another name")
@@ -387,13 +346,7 @@ def explain_storage_error(error: BaseException, path: Path) -> UserError:
 def held(lock: Path, busy: str, remedy: str = "wait for it") -> Iterator[None]:
     """Hold a folder while the block runs, so that no second process writes into it; a killed process holds nothing.
 
-    Args:
-        lock: The file in the folder that is locked; made, with its folder, if missing.
-        busy: What to say if another process holds it, such as "another sweep is running in this folder".
-        remedy: What to do then.
-
-    Raises:
-        UserError: Another process holds it, or the folder cannot be written.
+    The file ``lock`` is made, with its folder, if missing; ``busy`` is what to say if another process holds it.
     """
     file = FileLock(lock, timeout=0)
     try:
@@ -414,8 +367,7 @@ def held(lock: Path, busy: str, remedy: str = "wait for it") -> Iterator[None]:
 def explain(error: BaseException) -> str | None:
     """The line for an error that the user can mend; None if it is a bug.
 
-    A `UserError` counts wherever it is the cause of another one: ``hydra.utils.instantiate`` wraps what the
-    constructors raise.
+    A `UserError` counts wherever it is the cause of another one: ``hydra.utils.instantiate`` wraps what is raised.
 
     >>> explain(UserError("no such file", "a.tif", "check the path"))
     "no such file: 'a.tif'; check the path"

@@ -27,27 +27,13 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a name that says no format.
-
-    Raises:
-        UserError: The suffix is not one of `SUFFIXES`.
-    """
+    """Refuse a name that says no format."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError("cannot write a table of that kind", path.name, f"end its name with {' or '.join(SUFFIXES)}")
 
 
 def write_table(path: Path, table: pd.DataFrame, *, overwrite: bool = False, digits: int | None = None) -> None:
-    """Write a table.
-
-    Args:
-        path: Its suffix chooses the format.
-        table: What is written, without its index.
-        overwrite: Whether a file that exists may be replaced.
-        digits: Of floats in CSV; None: all.
-
-    Raises:
-        UserError: As `mitoseg.storage.atomic_output` and `check_suffix`.
-    """
+    """Write a table without its index, as the suffix says; CSV with so many digits of floats (None: all)."""
     check_suffix(path)
     if path.suffix.lower() == ".csv":
         write_text(path, frame_csv(table, digits), overwrite=overwrite)
@@ -62,12 +48,7 @@ def frame_csv(table: pd.DataFrame, digits: int | None = None) -> str:
 
 
 def to_csv(columns: Iterable[str], rows: Iterable[Iterable[object]], digits: int | None = None) -> str:
-    r"""Rows as CSV; None and NaN are empty.
-
-    Args:
-        columns: The heads.
-        rows: Cells in their order.
-        digits: Of floats; None: all.
+    r"""Rows as CSV, floats with so many digits (None: all); None and NaN are empty.
 
     >>> to_csv(["name", "x"], [["=cmd", -1.5], ["-1.5", None]])
     "name,x\n'=cmd,-1.5\n-1.5,\n"
@@ -97,12 +78,7 @@ def as_written(cell: object) -> Any:  # noqa: ANN401 (what is no text stays as i
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A table that `write_table` has written as CSV, or any other.
-
-    Raises:
-        ValueError: It is none.
-        OSError: It cannot be read.
-    """
+    """A table that `write_table` has written as CSV, or any other."""
     import pandas as pd
 
     table = pd.read_csv(path)

@@ -7,7 +7,7 @@
 What is mapped must be picklable, and the result must not depend on where or in which order items are done.
 """
 
-from mitoseg.engines.base import LANES, Engine, EngineError, Place, Prepared, here, one_at_a_time
+from mitoseg.engines.base import LANES, Engine, EngineError, Prepared, one_at_a_time, worker_rank
 from mitoseg.engines.local import LocalEngine
 from mitoseg.engines.on_dask import DaskEngine, SlurmEngine
 
@@ -17,9 +17,8 @@ __all__ = [
     "Engine",
     "EngineError",
     "LocalEngine",
-    "Place",
     "Prepared",
     "SlurmEngine",
-    "here",
     "one_at_a_time",
+    "worker_rank",
 ]

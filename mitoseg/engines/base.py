@@ -1,9 +1,4 @@
-"""What every engine does.
-
-Where a function runs: which worker this process is, and how its two lanes keep out of each other's way.
-
-A function that takes long to make, such as one with a network in it: made once in each worker, on first use.
-"""
+"""What every engine does; worker ranks, and functions that are made once in each worker."""
 
 from __future__ import annotations
 
@@ -61,11 +56,7 @@ class Engine(ABC):
         self.close()
 
     def fit(self, block: tuple[int, int, int], voxel_bytes: int) -> tuple[int, int, int]:
-        """The largest part of a block that one item may hold, found by halving its longest axis.
-
-        Args:
-            block: Voxels (z, y, x).
-            voxel_bytes: Memory that each of them takes.
+        """The largest part of a block (z, y, x) that one item may hold, found by halving its longest axis.
 
         >>> from mitoseg.engines import LocalEngine
         >>> engine = LocalEngine()
@@ -81,11 +72,7 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start the workers, or find them.
-
-        Raises:
-            UserError: There are none.
-        """
+        """Start the workers, or find them."""
 
     @abstractmethod
     def close(self) -> None:
@@ -109,8 +96,8 @@ class Engine(ABC):
         """Call a function with each item.
 
         Args:
-            function: Picklable, unless `in_process`; its first exception ends the run, after what was begun has ended.
-                It may be called twice with an item whose worker has died.
+            function: Picklable, unless `in_process`; its first exception ends the run, after what was begun has ended. It
+                may be called twice with an item whose worker has died.
             items: Taken as workers get free.
             on_done: Called by the caller's thread with each item and its result, once, in the order of completion.
 
@@ -120,7 +107,7 @@ class Engine(ABC):
 
 
 def portable(error: BaseException) -> Exception:
-    """What a worker sends back instead of an exception that cannot be pickled, or must not end the other process."""
+    """What a worker sends back of an exception, which may not be picklable, and must not end the other process."""
     with suppress(Exception):
         if isinstance(pickle.loads(pickle.dumps(error)), Exception):
             return error  # type: ignore[return-value]
@@ -128,7 +115,7 @@ def portable(error: BaseException) -> Exception:
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Processes and threads started inside are spared Ctrl-C, which is for the process that the user has started."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -141,31 +128,20 @@ def deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A worker.
-
-    Attributes:
-        index: Its number among the workers that were started together; the n-th takes the n-th device.
-    """
-
-    index: int = 0
-
-
-_here = Place()
+_rank = 0
 
 _lock = Lock()
 
 
-def here() -> Place:
-    """The worker that this process is."""
-    return _here
+def worker_rank() -> int:
+    """The number of this process among the workers that were started together; the n-th takes the n-th device."""
+    return _rank
 
 
-def stand_at(place: Place) -> None:
+def set_worker_rank(rank: int) -> None:
     """Make this process a worker; for engines."""
-    global _here
-    _here = place
+    global _rank
+    _rank = rank
 
 
 @contextmanager
@@ -180,12 +156,7 @@ _made: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Prepared(Generic[Item, Result]):
-    """A function as `Engine.map` takes it; a worker keeps the last one that it made.
-
-    Attributes:
-        make: Picklable; makes the function that is called with the items.
-        key: Tells this one from all others.
-    """
+    """A function as `Engine.map` takes it, made by ``make`` on first use in each worker, which keeps the last one."""
 
     make: Callable[[], Callable[[Item], Result]]
     key: str = field(default_factory=lambda: secrets.token_hex(8))

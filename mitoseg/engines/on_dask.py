@@ -1,12 +1,9 @@
-"""Dask workers: processes of this machine, or whatever has joined a scheduler that runs already.
+"""Dask workers: processes of this machine, those of a scheduler that runs already, or SLURM jobs.
 
 Whoever may talk to a Dask worker may run code as its owner. The cluster that is started here therefore listens to this
 machine alone, and to nobody without the key to a certificate that is made for it and known to its processes only.
-
-Dask workers in SLURM jobs, which this process submits and ends.
-
-They and this process talk over the cluster's network, encrypted, with a certificate for this run alone: it lies in a
-folder that only its owner may read, and goes with the run.
+SLURM jobs and this process talk over the cluster's network, encrypted, with a certificate for this run alone: it lies
+in a folder that only its owner may read, and goes with the run.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,11 +30,10 @@ from mitoseg.engines.base import (
     Engine,
     EngineError,
     Item,
-    Place,
     Result,
-    deaf_to_interrupts,
+    interrupts_blocked,
     portable,
-    stand_at,
+    set_worker_rank,
 )
 from mitoseg.engines.local import check_workers
 from mitoseg.errors import UserError
@@ -53,19 +49,16 @@ _AHEAD = 2  # items on their way for each lane, so that no worker waits for the 
 
 
 class DaskEngine(Engine):
-    """See the module.
+    """Dask workers on this machine, or of a scheduler that runs already.
 
     Args:
         workers: Processes to start here; of no account where ``scheduler`` is given.
         scheduler: Address of a scheduler that runs already, such as ``tls://10.0.0.1:8786``.
         timeout: Seconds to wait for the scheduler, for the first worker, and for another one when all have gone.
-        dashboard: Port of this machine where Dask shows what it does, to all users of the machine; None: nowhere.
+        dashboard: Port of this machine where Dask shows what it does, to all users of the machine.
         tls_ca_file: Certificate, a ``.pem``, of who signed those of that scheduler and of its workers.
         tls_cert: Our own certificate, signed by the same.
         tls_key: The key to it; None: in the same file.
-
-    Raises:
-        UserError: A value is out of range, or there is no such file.
     """
 
     def __init__(
@@ -82,12 +75,9 @@ class DaskEngine(Engine):
             raise UserError("the engine's timeout is not a number of seconds", timeout, "give a number above 0")
         if dashboard is not None and (type(dashboard) is not int or not 0 <= dashboard < 2**16):
             raise UserError("engine.dashboard is not a port", dashboard, "give a number such as 8787, or null")
-        self.workers, self.scheduler, self.timeout, self.dashboard = (
-            check_workers(workers),
-            scheduler,
-            timeout,
-            dashboard,
-        )
+        self.workers, self.scheduler = check_workers(workers), scheduler
+        self.timeout, self.dashboard = timeout, dashboard
+        self._expected = self.workers if scheduler is None else 1  # workers to wait for before the work begins
         self.credentials = self._check_credentials(tls_ca_file, tls_cert, tls_key)
         self._cluster: Any = None
         self._client: Any = None
@@ -95,20 +85,12 @@ class DaskEngine(Engine):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
-        """See `Engine.start`.
-
-        Raises:
-            UserError: Dask is not installed, no scheduler answers, or no worker comes.
-        """
+        """See `Engine.start`."""
         distributed = import_extra("distributed", "distributed", "cluster")
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it we say ourselves, in one line
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        ):
-            signal.signal(
-                signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-            )  # so that jobs and files go as well
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # jobs and files shall go as well
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             self._ends_on_sigterm = True
         if self.scheduler is None:
             self._cluster = self._start_cluster()
@@ -181,7 +163,8 @@ class DaskEngine(Engine):
         pending: dict[Any, Item] = {}
         failure: Exception | None = None
         while True:
-            for item in self._next(coming, len(pending)) if failure is None else ():
+            room = _AHEAD * sum(self._alive().values()) - len(pending)  # workers may come and go
+            for item in islice(coming, max(room, 0 if pending else 1)) if failure is None else ():
                 future = self._submit(_call, function, item)
                 pending[future] = item
                 future.add_done_callback(done.put)
@@ -217,18 +200,14 @@ class DaskEngine(Engine):
             raise UserError("engine.dashboard needs a library", "bokeh", "run pip install bokeh, or leave it out")
         routes = ["distributed.scheduler.http.routes", "distributed.worker.http.routes"]  # of pages
         shown: dict[str, list[str]] = {key: [] for key in routes} if self.dashboard is None else {}
-        with deaf_to_interrupts(), dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1, **shown}):
+        with interrupts_blocked(), dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1, **shown}):
             cluster = self._make_cluster()
         if self.dashboard is not None:
             log.info("Dask shows what it does at %s", cluster.dashboard_link)
         return cluster
 
     def _make_cluster(self) -> Any:  # noqa: ANN401
-        """Worker processes on this machine.
-
-        Raises:
-            EngineError: They die while they start, again and again.
-        """
+        """Worker processes on this machine; some may die while they start."""
         distributed = import_extra("distributed", "distributed", "cluster")
         self._folder = tempfile.TemporaryDirectory(prefix="mitoseg-dask-", ignore_cleanup_errors=True)
         for _ in range(DEATHS):
@@ -238,7 +217,7 @@ class DaskEngine(Engine):
                     threads_per_worker=LANES,
                     processes=True,
                     host=HERE,
-                    security=self._temporary_security(),
+                    security=_temporary_security(),
                     memory_limit=0,  # tiles are chosen by the memory there is; Dask counts in another way
                     dashboard_address=f"{HERE}:{self.dashboard or 0}",
                     scheduler_kwargs={"dashboard": self.dashboard is not None},
@@ -249,22 +228,13 @@ class DaskEngine(Engine):
                 cause = error
         raise EngineError(f"the Dask workers do not start ({cause})", None, MEMORY) from cause
 
-    def _temporary_security(self) -> Any:  # noqa: ANN401
-        """A certificate for this cluster alone, and its key."""
-        import_extra("cryptography", "cryptography", "cluster")
-        return import_extra("distributed", "distributed", "cluster").Security.temporary()
-
-    def _expected(self) -> int:
-        """Workers to wait for before the work begins."""
-        return self.workers if self.scheduler is None else 1
-
     def _wait_for_workers(self) -> None:
         end = time.monotonic() + self.timeout
-        while (there := len(self._alive())) < self._expected():
+        while (there := len(self._alive())) < self._expected:
             if time.monotonic() > end:
-                here = "the scheduler" if self.scheduler is None else self.scheduler
-                what = f"{there} of {self._expected()} Dask workers have come within {self.timeout:g} s to"
-                raise UserError(what, here, "start workers there, or give a longer engine.timeout=")
+                what = f"{there} of {self._expected} Dask workers have come within {self.timeout:g} s to"
+                remedy = "start workers there, or give a longer engine.timeout="
+                raise UserError(what, self.scheduler or "the scheduler", remedy)
             time.sleep(0.1)
 
     def _check_installed(self) -> None:
@@ -279,11 +249,7 @@ class DaskEngine(Engine):
         self._ask_each(check, importlib.import_module, __name__)
 
     def _alive(self) -> dict[str, int]:
-        """The threads of each worker that there is, by its address.
-
-        Raises:
-            EngineError: The scheduler has gone.
-        """
+        """The threads of each worker that there is, by its address."""
         try:
             if self._client.status == "running":
                 return dict(self._client.nthreads())
@@ -291,18 +257,8 @@ class DaskEngine(Engine):
             pass
         raise EngineError("the Dask scheduler has gone", self.scheduler, "run the same command again")
 
-    def _next(self, coming: Iterator[Item], pending: int) -> Iterator[Item]:
-        """The items that are to be sent now; workers may come and go."""
-        room = _AHEAD * sum(self._alive().values()) - pending
-        return islice(coming, max(room, 0 if pending else 1))
-
     def _wait(self, get: Callable[[float], Any], address: str | None = None) -> Any:  # noqa: ANN401
-        """What a function returns that waits for some seconds; it is called again as long as there is hope.
-
-        Raises:
-            EngineError: There has been no worker for too long, or the scheduler has gone.
-            _WorkerGoneError: The worker at that address has gone.
-        """
+        """What a function returns that waits for some seconds; it is called again as long as there is hope."""
         empty_since: float | None = None
         while True:
             try:
@@ -321,11 +277,7 @@ class DaskEngine(Engine):
         return self._client.submit(call, *arguments, pure=False, workers=workers)
 
     def _result(self, future: Any, address: str | None = None) -> Any:  # noqa: ANN401
-        """What a worker answered; an exception of the function is raised.
-
-        Raises:
-            EngineError: Every worker that tried died, or the scheduler has gone.
-        """
+        """What a worker answered; an exception of the function is raised."""
         distributed = import_extra("distributed", "distributed", "cluster")
         try:
             fine, value = self._wait(lambda seconds: future.result(timeout=seconds), address)
@@ -336,6 +288,12 @@ class DaskEngine(Engine):
         if not fine:
             raise value
         return value
+
+
+def _temporary_security() -> Any:  # noqa: ANN401
+    """A certificate for one cluster alone, and its key."""
+    import_extra("cryptography", "cryptography", "cluster")
+    return import_extra("distributed", "distributed", "cluster").Security.temporary()
 
 
 async def _submitted(cluster: Any) -> None:  # noqa: ANN401
@@ -351,7 +309,7 @@ def _call(function: Callable[..., Result], *item: object) -> tuple[bool, Result 
     from distributed import get_worker
 
     number = re.search(r"\d+$", str(get_worker().name))  # 0, 1, ... in a cluster that Dask has started
-    stand_at(Place(int(number[0]) if number and len(number[0]) < 5 else 0))
+    set_worker_rank(int(number[0]) if number and len(number[0]) < 5 else 0)
     try:
         return True, function(*item)
     except BaseException as error:
@@ -367,20 +325,13 @@ class SlurmEngine(DaskEngine):
     Args:
         workers: Jobs.
         timeout: Seconds to wait for the first of them in the queue, and for another one when all have gone.
-        partition: As ``sinfo`` lists them; None: the cluster's default.
-        account: Who pays; None: the user's own.
-        cpus: Cores of a job.
-        memory: Of a job, such as ``32GB``.
-        walltime: Of a job; what it has not finished by then others do.
-        gpus: Of a job.
+        partition: As ``sinfo`` lists them.
+        cpus: Cores of a job; as ``memory`` (such as ``32GB``), ``walltime`` and ``gpus``.
         interface: Network interface that jobs reach this process by, such as ``ib0``.
         directives: Further lines for ``#SBATCH``.
         prologue: Lines of shell before the worker starts, such as ``module load cuda``.
         shared_temp_directory: Folder that this process and all jobs see under the same path, for the certificate.
         dashboard: As `DaskEngine`.
-
-    Raises:
-        UserError: A value is out of range.
     """
 
     def __init__(
@@ -400,6 +351,7 @@ class SlurmEngine(DaskEngine):
         dashboard: int | None = None,
     ) -> None:
         super().__init__(workers, None, timeout, dashboard)
+        self._expected = 1
         self.shared = Path(shared_temp_directory).expanduser()
         quiet = ["export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'"]  # no pages about the work on the machines
         gpu = [f"--gres=gpu:{gpus}"] if gpus else []
@@ -451,12 +403,8 @@ class SlurmEngine(DaskEngine):
         return cluster
 
     def _shared_security(self) -> Any:  # noqa: ANN401
-        """A certificate for this run, in files that its jobs may read.
-
-        Raises:
-            UserError: The folder for them cannot be written.
-        """
-        security = self._temporary_security()
+        """A certificate for this run, in files that its jobs may read."""
+        security = _temporary_security()
         try:
             self._folder = tempfile.TemporaryDirectory(prefix=".mitoseg-", dir=self.shared, ignore_cleanup_errors=True)
             files = {}
@@ -470,6 +418,3 @@ class SlurmEngine(DaskEngine):
             raise UserError(what, str(self.shared), "give a folder as engine.shared_temp_directory=") from error
         own = {f"tls_{role}_{name}": str(files[name]) for role in ROLES for name in ("cert", "key")}
         return type(security)(require_encryption=True, tls_ca_file=str(files["ca_file"]), **own)
-
-    def _expected(self) -> int:
-        return 1

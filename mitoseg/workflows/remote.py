@@ -23,7 +23,7 @@ import torch
 
 from mitoseg import __version__
 from mitoseg.control_groups import usable_cores
-from mitoseg.engines import Engine, Prepared, here, one_at_a_time
+from mitoseg.engines import Engine, Prepared, one_at_a_time, worker_rank
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, Predictor
@@ -85,7 +85,7 @@ def make_remote(
 
 def own_device(kind: str) -> torch.device:
     """This worker's device: of several, workers of one machine take one each."""
-    return torch.device(f"cuda:{here().index % torch.cuda.device_count()}" if kind == "cuda" else kind)
+    return torch.device(f"cuda:{worker_rank() % torch.cuda.device_count()}" if kind == "cuda" else kind)
 
 
 @lru_cache(1)

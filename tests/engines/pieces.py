@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from mitoseg.engines import here
+from mitoseg.engines import worker_rank
 from mitoseg.errors import UserError
 
 
@@ -14,7 +14,7 @@ def square(number):
 
 
 def where(_=None):
-    return os.getpid(), here().index
+    return os.getpid(), worker_rank()
 
 
 def slow_where(_):
