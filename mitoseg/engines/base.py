@@ -96,8 +96,8 @@ class Engine(ABC):
         """Call a function with each item.
 
         Args:
-            function: Picklable, unless `in_process`; its first exception ends the run, after what was begun has ended. It
-                may be called twice with an item whose worker has died.
+            function: Picklable, unless `in_process`; its first exception ends the run, after what was begun has ended.
+                It may be called twice with an item whose worker has died.
             items: Taken as workers get free.
             on_done: Called by the caller's thread with each item and its result, once, in the order of completion.
 
