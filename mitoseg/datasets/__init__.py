@@ -2,8 +2,7 @@
 
 from mitoseg.datasets.base import IGNORE, Recipe, Region, Splits
 from mitoseg.datasets.files import Files
-from mitoseg.datasets.lucchi import Lucchi
-from mitoseg.datasets.lucchi_pp import LucchiPP
+from mitoseg.datasets.lucchi import Lucchi, LucchiPP
 from mitoseg.datasets.phantom import Phantom
 from mitoseg.datasets.splitting import fold_slabs, split_slabs
 from mitoseg.datasets.vnc import Vnc

@@ -13,20 +13,14 @@ from mitoseg.geometry import Box
 from mitoseg.volumes.base import Array, Volume, VoxelSize
 
 IGNORE = 255
-"""Label of voxels that enter neither loss, balance nor score (after mapping: 0 bg, 1 fg, 255 ignored)."""
+"""Label of voxels that are excluded from loss, class balance and scores."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A labelled box of a volume.
+    """A labelled box of a volume; the image around it may be read as context, the labels may not.
 
-    The image outside the box may be read as context (it is real tissue), its labels may not.
-
-    Attributes:
-        image: The image volume.
-        label: The label volume, already mapped: uint8 0 background, 1 foreground, `IGNORE`.
-        box: The part that belongs to this split.
-        name: For messages.
+    Labels are mapped already: uint8 0 background, 1 mitochondrion, `IGNORE`.
     """
 
     image: Volume
@@ -45,11 +39,9 @@ class Region:
 
 @dataclass(frozen=True)
 class Splits:
-    """The regions of each split, and what is known of them.
+    """The regions of each split, the voxel size (z, y, x) in nm if known, and what a run records of the data.
 
-    Attributes:
-        voxel_size: (z, y, x) in nm, or None when nobody said.
-        provenance: Plain data: name, licence, citation, files with size and sha256, warnings, label rules.
+    ``provenance`` is plain data: name, licence, citation, files with size and sha256, warnings, label rules.
     """
 
     train: tuple[Region, ...]
@@ -60,10 +52,18 @@ class Splits:
 
 
 class Recipe(Protocol):
-    """A data set: facts, and how to get its splits."""
+    """A data set: where it comes from and how it is split."""
 
     def prepare(self) -> None:
-        """Download or generate what is missing; called once, on one process."""
+        """Download or generate what is missing; called once, on one process.
+
+        Raises:
+            UserError: It cannot be downloaded, generated or stored.
+        """
 
     def splits(self) -> Splits:
-        """Open the regions; reads no image voxels."""
+        """Open the regions; reads no image voxels.
+
+        Raises:
+            UserError: Files are missing or do not fit together.
+        """

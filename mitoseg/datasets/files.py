@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path, PurePath
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 from mitoseg.datasets.base import IGNORE, Region, Splits
 from mitoseg.datasets.download import file_of, fingerprint
@@ -23,48 +23,33 @@ from mitoseg.volumes.padding import blanked, with_padding
 
 _log = logging.getLogger(__name__)
 
+_SEARCH_DEPTH = 4
+"""Levels of folders in which official names are looked for: an unpacked archive has up to so many."""
 
-class Options(TypedDict, total=False):
-    """Constructor keywords that every recipe of volumes shares; see `Files`."""
-
-    train: Mapping[str, object] | None
-    test: Mapping[str, object] | None
-    validation: Mapping[str, object] | None
-    folds: int | None
-    fold: int
-    foreground: object
-    ignore_label: int | None
-    ignore_empty_slices: bool
-    label_rule_of_values: str
-    axes: str | None
-    voxel_size: Sequence[float] | None
-    padding: str
+_SEARCH_ENTRIES = 50_000
+"""Files that are examined before giving up: data.root may be somebody's whole disk."""
 
 
 class Files:
-    """A recipe of volumes that are on disk.
+    """A recipe of volumes that are on disk; the options are those of ``conf/data/files.yaml``.
 
     Args:
-        root: Folder in which relative names are looked for first, or None.
+        root: Folder in which relative names are looked for first.
         train: ``image``, ``label`` (a path or a list of paths), ``box`` (the annotated part of each volume, such as
             ``[0:20,:,:]``, None for all of it) and ``foreground`` (as below, an entry for each volume).
         test: The same for the test split; may be left out.
         validation: ``slabs`` ([[z0, z1], ...] or None), ``share`` (of the slices, from the end) and ``gap`` (slices
             left out between splits); applied to each training volume.
-        folds: Cut each training volume into so many z-slabs; ``fold`` is the test slab and the next one validates.
-            Where a test volume is named, ``fold`` is the validation slab.
-        fold: Which fold, from 0.
+        folds: Number of z-slabs that each training volume is cut into; see `fold_slabs`.
+        fold: The test slab, or the validation slab where a test volume is named.
         foreground: The label values that are mitochondria, one or a list; None: by ``label_rule_of_values``.
-        ignore_label: Label value of voxels that enter neither loss, balance nor score.
-        ignore_empty_slices: Whether the voxels of a slice without a single label do neither: nobody annotated it.
+        ignore_label: Label value of voxels excluded from loss, class balance and scores.
+        ignore_empty_slices: Exclude slices without a single label: nobody annotated them.
         label_rule_of_values: Which label values are mitochondria: auto, nonzero or half.
         axes: Letters of the stored axes where the files do not say.
         voxel_size: (z, y, x) in nm; None takes what the files say.
-        padding: ``auto``: margins of one value (see `mitoseg.volumes.padding`) enter no statistic of the grey values,
-            and neither loss, balance nor score; ``none``: they are tissue.
-
-    Raises:
-        UserError: An option is of the wrong kind.
+        padding: ``auto``: margins of one value (see `mitoseg.volumes.padding`) are excluded from normalisation, loss,
+            class balance and scores; ``none``: they are tissue.
     """
 
     name: ClassVar[str] = "files"
@@ -88,16 +73,14 @@ class Files:
         padding: str = "auto",
     ) -> None:
         self.root = None if root is None else Path(root).expanduser()
-        self.train, self.test = Named.of(train, "train"), Named.of(test, "test")
+        self._given = {"train": Named.of(train, "train"), "test": Named.of(test, "test")}
         self.validation = Validation.of(validation, self.default_validation)
         self.folds, self.fold = folds, fold
         self.label_rule_of_values, self.ignore_label, self.axes = label_rule_of_values, ignore_label, axes
-        self.foreground = foreground
         if ignore_empty_slices not in (True, False):
             remedy = "give data.ignore_empty_slices=true or data.ignore_empty_slices=false"
             raise UserError("data.ignore_empty_slices is neither true nor false", ignore_empty_slices, remedy)
-        self.ignore_empty_slices = ignore_empty_slices
-        self.padding = padding
+        self.foreground, self.ignore_empty_slices, self.padding = foreground, ignore_empty_slices, padding
         self.voxel_size = None if voxel_size is None else tuple(float(v) for v in voxel_size)
         self._splits: Splits | None = None
         self._mapped: dict[str, Volume] = {}
@@ -107,26 +90,17 @@ class Files:
         """Nothing to do: the files are there or they are not."""
 
     def splits(self) -> Splits:
-        """Open the volumes, check them, and cut them into splits; the second call gives the same object.
-
-        Raises:
-            UserError: Files are missing or unreadable, image and labels differ in shape, labels hold no foreground,
-                there are too few slices, or splits overlap.
-        """
+        """Open the volumes, check them, and cut them into splits; the second call gives the same object."""
         if self._splits is None:
             self._splits = self._open()
         return self._splits
 
     def named(self, key: str) -> Named:
-        """What the user names for a split."""
-        return self.train if key == "train" else self.test
+        """The volumes that are named for ``train`` or ``test``."""
+        return self._given[key]
 
     def paths(self, key: str) -> Named:
-        """The volumes of a split (``train`` or ``test``) as paths that exist; empty where none are named.
-
-        Raises:
-            UserError: A file is missing, or only one of image and label is named.
-        """
+        """The volumes of ``train`` or ``test`` as paths that exist; empty where none are named."""
         named = self.named(key)
         if key == "train" and not named.image:
             remedy = "give data.train.image=VOLUME data.train.label=VOLUME"
@@ -134,11 +108,12 @@ class Files:
         if len(named.image) != len(named.label):
             what = f"data.{key} names {len(named.image)} images but {len(named.label)} labels"
             raise UserError(what, None, f"give data.{key}.image= and data.{key}.label=, as many of each")
-        return replace(named, image=self._resolved(named.image), label=self._resolved(named.label))
+        image, label = (tuple(resolve(n, self.root) for n in names) for names in (named.image, named.label))
+        return replace(named, image=image, label=label)
 
-    def warnings(self, paths: Mapping[str, Named], pairs: Mapping[str, list[Pair]]) -> list[str]:
-        """What is odd about the files, a sentence each."""
-        sizes = {p.image.voxel_size for p in (*pairs["train"], *pairs["test"]) if p.image.voxel_size}
+    def warnings(self, paths: Mapping[str, Named], regions: Mapping[str, list[Region]]) -> list[str]:
+        """What is odd about the annotated parts of ``train`` and ``test``, a sentence each."""
+        sizes = {r.image.voxel_size for r in (*regions["train"], *regions["test"]) if r.image.voxel_size}
         if len(sizes) > 1:
             return [f"the volumes differ in voxel size ({', '.join(map(str, sorted(sizes)))} nm)"]
         return []
@@ -147,30 +122,14 @@ class Files:
         """What is known of the data set, as plain data."""
         return {"name": self.name}
 
-    def _resolved(self, names: Sequence[str]) -> tuple[str, ...]:
-        found = []
-        for name in names:
-            path = resolve(name, self.root)
-            if path is None:
-                where = f"{self.root} and the working directory" if self.root else "the working directory"
-                raise UserError("no such volume", name, f"relative names are looked for in {where}: check data.root=")
-            found.append(path)
-        return tuple(found)
-
     def _open(self) -> Splits:
         paths = {key: self.paths(key) for key in ("train", "test")}
-        pairs = {key: self._pairs(paths[key], key) for key in paths}
-        regions = self._cut(pairs["train"], pairs["test"])
-        warnings = self.warnings(paths, pairs)
-        for a, b in (pair for key in regions for pair in combinations(regions[key], 2)):
-            if a.image.path == b.image.path and a.box.clip(b.box).size:
-                raise UserError("two parts of a split overlap", [a.name, b.name], "name each voxel once")
-        for key in ("validation", "test"):
-            warnings += check_apart(regions["train"], regions[key], self.validation.gap)
+        annotated = {key: self._annotated(paths[key], key) for key in paths}
+        regions = self._cut(annotated["train"], annotated["test"])
+        warnings = self.warnings(paths, annotated) + _check_apart(regions, self.validation.gap)
         if warnings:
             _log.warning("%s: %s", self.name, "; ".join(warnings))
-        sizes = [p.image.voxel_size for p in pairs["train"] if p.image.voxel_size]
-        voxel_size = sizes[0] if sizes else None
+        voxel_size = next((r.image.voxel_size for r in annotated["train"] if r.image.voxel_size), None)
         provenance = {
             **self.facts_for_provenance(),
             "files": [
@@ -187,8 +146,8 @@ class Files:
         train, validation, test = (tuple(regions[key]) for key in ("train", "validation", "test"))
         return Splits(train, validation, test, voxel_size, provenance)
 
-    def _pairs(self, named: Named, key: str) -> list[Pair]:
-        """Open the volumes of one split, whose paths exist, as many images as labels."""
+    def _annotated(self, named: Named, key: str) -> list[Region]:
+        """The annotated parts of the volumes of ``train`` or ``test``, whose paths exist."""
         images = [open_volume(path, axes=self.axes, voxel_size=self.voxel_size) for path in named.image]
         labels = [self._open_label(path) for path in named.label]
         for volume in (*images, *labels):
@@ -197,17 +156,14 @@ class Files:
             check_same_shape(image, label)
             if self.voxel_size is None:
                 warn_of_sizes(image, label)
-        boxes = [
-            image.box if box is None else Box.parse(box, image.shape)
-            for image, box in zip(images, named.boxes(key), strict=True)
-        ]
-        chosen = [self.foreground if values is None else values for values in named.foreground_labels(key)]
-        images = [with_padding(image, self.padding) for image in images]
-        mapped = [self._map(label, values) for label, values in zip(labels, chosen, strict=True)]
-        return [
-            Pair(image, blanked(label, image.padding, IGNORE), box)
-            for image, label, box in zip(images, mapped, boxes, strict=True)
-        ]
+        found = []
+        parts = zip(images, labels, named.boxes(key), named.foreground_labels(key), strict=True)
+        for image, label, box, values in parts:
+            whole = image.box if box is None else Box.parse(box, image.shape)
+            tissue = with_padding(image, self.padding)
+            mapped = self._map(label, self.foreground if values is None else values)
+            found.append(Region(tissue, blanked(mapped, tissue.padding, IGNORE), whole))
+        return found
 
     def _open_label(self, path: str) -> Volume:
         try:
@@ -233,67 +189,45 @@ class Files:
             self._mapped[key], self._rules[label.path] = mapped, mapped.rule
         return self._mapped[key]
 
-    def _cut(self, train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[Region]]:
+    def _cut(self, train: Sequence[Region], test: Sequence[Region]) -> dict[str, list[Region]]:
         regions: dict[str, list[Region]] = {"train": [], "validation": [], "test": []}
-        for pair in train:
-            z0, z1 = pair.box.start[0], pair.box.stop[0]
+        for part in train:
+            z0, z1 = part.box.start[0], part.box.stop[0]
+            cut: Sequence[list[Range]]
             if self.folds is None:
-                kept, held = self.validation.ranges(z0, z1)
-                tested = []
+                cut = (*self.validation.ranges(z0, z1), [])
             else:
-                cut = fold_slabs(z1 - z0, self.folds, self.fold, self.validation.gap, with_test=not test)
-                kept, held, tested = ([(a + z0, b + z0) for a, b in r] for r in (cut.train, cut.validation, cut.test))
-            for key, ranges in zip(regions, (kept, held, tested), strict=True):
-                regions[key] += pair.regions(ranges)
-        for pair in test:
-            regions["test"] += pair.regions([(pair.box.start[0], pair.box.stop[0])])
+                slabs = fold_slabs(z1 - z0, self.folds, self.fold, self.validation.gap, with_test=not test)
+                cut = tuple([(a + z0, b + z0) for a, b in ranges] for ranges in slabs)
+            for key, ranges in zip(regions, cut, strict=True):
+                regions[key] += [_slab(part, start, stop) for start, stop in ranges]
+        regions["test"] += [_slab(part, part.box.start[0], part.box.stop[0]) for part in test]
         return regions
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An image, its mapped labels (0, 1, 255 ignored), and the annotated part."""
-
-    image: Volume
-    label: Volume
-    box: Box
-
-    def regions(self, ranges: Iterable[Range]) -> list[Region]:
-        """The annotated part, cut to runs of slices."""
-        _, y0, x0 = self.box.start
-        _, y1, x1 = self.box.stop
-        boxes = [Box((a, y0, x0), (b, y1, x1)) for a, b in ranges]
-        return [Region(self.image, self.label, box, f"{PurePath(self.image.path).name} {box}") for box in boxes]
+def _slab(region: Region, start: int, stop: int) -> Region:
+    """A run of slices of a region."""
+    box = Box((start, *region.box.start[1:]), (stop, *region.box.stop[1:]))
+    return replace(region, box=box, name=f"{PurePath(region.image.path).name} {box}")
 
 
-def check_apart(train: Sequence[Region], held: Sequence[Region], gap: int) -> list[str]:
-    """Look for training and held-out regions of one file that share voxels or come close.
+def _check_apart(regions: Mapping[str, Sequence[Region]], gap: int) -> list[str]:
+    """Refuse parts that share voxels, and warn of training and held-out parts that are closer than the gap."""
 
-    Raises:
-        UserError: They share voxels: the score would be of what was learnt by heart.
-    """
-    close = []
-    for a, b in ((a, b) for a in train for b in held if a.image.path == b.image.path):
-        if a.box.clip(b.box).size:
-            raise UserError("training and held-out parts overlap", [a.name, b.name], "name parts that do not")
-        if a.box.grow((gap, 0, 0)).clip(b.box).size:
-            close.append(f"{a.name} and {b.name} are fewer than {gap} slices apart")
-    return close
+    def meet(a: Region, b: Region, gap: int) -> bool:
+        return a.image.path == b.image.path and a.box.grow((gap, 0, 0)).clip(b.box).size > 0
 
-
-_SEARCH_DEPTH = 4
-"""Levels of folders in which official names are looked for: an unpacked archive has up to so many."""
-
-_SEARCH_ENTRIES = 50_000
-"""Files that are examined before giving up: data.root may be somebody's whole disk."""
+    same_split = [pair for key in regions for pair in combinations(regions[key], 2)]
+    held = [(a, b) for key in ("validation", "test") for a in regions["train"] for b in regions[key]]
+    for a, b in (*same_split, *held):
+        if meet(a, b, 0):
+            raise UserError("parts of the data overlap", [a.name, b.name], "name each voxel once, to train or to test")
+    return [f"{a.name} and {b.name} are fewer than {gap} slices apart" for a, b in held if meet(a, b, gap)]
 
 
 @dataclass(frozen=True)
 class Named:
-    """Images, their labels, and the part of each that is annotated (None: all of it); one entry a volume.
-
-    ``foreground`` holds the label values of mitochondria as the user gives them; see `foreground_labels`.
-    """
+    """Images, their labels, the annotated part of each (None: all of it) and the label values of mitochondria."""
 
     image: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
@@ -302,11 +236,7 @@ class Named:
 
     @classmethod
     def of(cls, options: Mapping[str, object] | None, key: str) -> Named:
-        """Read ``image``, ``label``, ``box`` and ``foreground`` of ``data.<key>``: a value, a list or None each.
-
-        Raises:
-            UserError: Another key, or lists whose lengths do not fit.
-        """
+        """Read ``image``, ``label``, ``box`` and ``foreground`` of ``data.<key>``: a value, a list or None each."""
         given = dict(options or {})
         image, label = _texts(given.pop("image", None)), _texts(given.pop("label", None))
         box, foreground = given.pop("box", None), given.pop("foreground", None)
@@ -319,11 +249,7 @@ class Named:
         return cls(image, label, _boxes(box), foreground)
 
     def boxes(self, key: str) -> tuple[object, ...]:
-        """One entry a volume: what `mitoseg.geometry.Box.parse` reads, or None for all of it.
-
-        Raises:
-            UserError: There are boxes, but not one for each volume.
-        """
+        """One entry a volume: what `mitoseg.geometry.Box.parse` reads, or None for all of it."""
         if self.box and len(self.box) != len(self.image):
             example = f'data.{key}.box=["[0:20,:,:]",null]'
             remedy = f"give one for each volume, null where all of it is annotated, such as {example}"
@@ -331,11 +257,7 @@ class Named:
         return self.box or (None,) * len(self.image)
 
     def foreground_labels(self, key: str) -> tuple[object, ...]:
-        """One entry a volume: the label values that are mitochondria, one or a list; None where none are named.
-
-        Raises:
-            UserError: There are entries, but not one for each volume.
-        """
+        """One entry a volume: the label values that are mitochondria, one or a list; None where none are named."""
         given, count = self.foreground, len(self.label)
         if given is None or isinstance(given, str) or not isinstance(given, Sequence):
             return (given,) * count
@@ -348,23 +270,19 @@ class Named:
         return tuple(given)
 
 
-def resolve(name: str, root: Path | None) -> str | None:
-    """The path of a named volume: absolute, or in ``root``, or in the working directory; None if there is none."""
-    for candidate in [os.path.join(root, name)] if root is not None else []:
-        if file_of(candidate).exists():
-            return candidate
-    return name if file_of(name).exists() else None
+def resolve(name: str, root: Path | None) -> str:
+    """The path of a named volume: absolute, or in ``root``, or in the working directory."""
+    for path in (name,) if root is None else (os.path.join(root, name), name):
+        if file_of(path).exists():
+            return path
+    where = f"{root} and the working directory" if root else "the working directory"
+    raise UserError("no such volume", name, f"relative names are looked for in {where}: check data.root=")
 
 
 def find(root: Path, name: str, *, deep: bool) -> str | None:
-    """Look for a file or folder by its official name, in any letter case.
+    """Look for a file or folder by its official name, in any letter case; ``deep``: in subfolders as well.
 
     A name of two parts, such as ``stack1/raw``, is found by both parts, or by the last alone right in ``root``.
-
-    Args:
-        root: Where to look.
-        name: Official name, its parts separated by ``/``.
-        deep: Look also a few folders further down, where archives keep their files.
     """
     parts = name.lower().split("/")
     for path in islice(_walk(root, _SEARCH_DEPTH if deep else 1), _SEARCH_ENTRIES):

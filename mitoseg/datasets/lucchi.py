@@ -1,4 +1,4 @@
-"""EPFL CA1 hippocampus, the benchmark of Lucchi et al., with its original annotation."""
+"""EPFL CA1 hippocampus, the benchmark of Lucchi et al., with its original and with a second annotation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _URL = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMic
 _BYTES = 129_919_357
 """Of each of the four files; no checksum is published."""
 
-VALIDATION = Validation(slabs=((0, 14), (151, 165)), gap=8)
+_SHAPE = (165, 768, 1024)
+_SPLIT = "the publishers' training and testing volumes; validation: both ends of training, behind a gap"
+_VALIDATION = Validation(slabs=((0, 14), (151, 165)), gap=8)
 """Both ends of the training volume: by thirds along z it is 8.2, 4.3 and 4.4 % mitochondria, so one slab is not it."""
 
 
@@ -20,7 +22,7 @@ class Lucchi(Published):
     """FIB-SEM of the CA1 hippocampus: 165 slices of 768 x 1024 for training and as many for testing, at 5 nm."""
 
     name = "lucchi"
-    default_validation = VALIDATION
+    default_validation = _VALIDATION
     facts: ClassVar[Facts] = Facts(
         title="EPFL CA1 hippocampus (Lucchi et al.)",
         homepage="https://www.epfl.ch/labs/cvlab/data/data-em/",
@@ -36,7 +38,39 @@ class Lucchi(Published):
             for name in ("training.tif", "training_groundtruth.tif", "testing.tif", "testing_groundtruth.tif")
         ),
         voxel_size=(5.0, 5.0, 5.0),
-        split="the publishers' training and testing volumes; validation: both ends of training, behind a gap",
-        train=Volumes("training.tif", "training_groundtruth.tif", (165, 768, 1024)),
-        test=Volumes("testing.tif", "testing_groundtruth.tif", (165, 768, 1024)),
+        split=_SPLIT,
+        train=Volumes("training.tif", "training_groundtruth.tif", _SHAPE),
+        test=Volumes("testing.tif", "testing_groundtruth.tif", _SHAPE),
+    )
+
+
+class LucchiPP(Published):
+    """Lucchi++: the volumes of `Lucchi`, re-annotated with consistent boundaries and no missed mitochondria.
+
+    Folders of PNG slices, some of them RGBA: images ``mask%04i.png`` (``Train_In``, ``Test_In``) and labels
+    ``%i.png`` (``Train_Out``, ``Test_Out``).
+    """
+
+    name = "lucchi_pp"
+    default_validation = _VALIDATION
+    facts: ClassVar[Facts] = Facts(
+        title="Lucchi++ (Casser et al.)",
+        homepage="https://sites.google.com/view/connectomics/",
+        licence="none found; the publishers ask to cite their paper",
+        citation=(
+            "V. Casser, K. Kang, H. Pfister and D. Haehn, Fast Mitochondria Detection for Connectomics, MIDL 2020, "
+            "arXiv:1812.06024; and the papers of the EPFL CA1 hippocampus"
+        ),
+        doi="10.1109/TMI.2011.2171705",
+        files=(
+            RemoteFile(
+                "lucchi_pp.zip",
+                "http://www.casser.io/files/lucchi_pp.zip",
+                sha256="770ce9e98fc6f29c1b1a250c637e6c5125f2b5f1260e5a7687b55a79e2e8844d",
+            ),
+        ),
+        voxel_size=(5.0, 5.0, 5.0),
+        split=_SPLIT,
+        train=Volumes("Train_In", "Train_Out", _SHAPE),
+        test=Volumes("Test_In", "Test_Out", _SHAPE),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,8 @@ from mitoseg.volumes import create_volume
 
 _log = logging.getLogger(__name__)
 _SPLITS = ("train", "test")
-_FILES = ("image.tif", "label.tif", "instances.tif")
+_FILES = {"image.tif": "image", "label.tif": "mask", "instances.tif": "instances"}
+"""What is stored of a volume, and the kind of each."""
 
 
 class Phantom(Files):
@@ -41,11 +42,7 @@ class Phantom(Files):
         seed: Not negative; another seed gives other tissue.
         train_shape: (z, y, x) in voxels, at least (3, 64, 64).
         test_shape: The same for the test volume.
-        validation: ``slabs`` ([[z0, z1], ...] or None), ``share`` (of the slices, from the end) and ``gap`` (slices
-            left out between); cut from the training volume.
-
-    Raises:
-        UserError: An unknown preset, a shape that is too small, or a negative seed.
+        validation: As in `Files`.
     """
 
     name: ClassVar[str] = "phantom"
@@ -66,14 +63,10 @@ class Phantom(Files):
         self.folder = self.root or Path(pooch.os_cache("mitoseg")) / self.name
         self.preset, self.seed = get_preset(preset), seed
         self.shapes = {"train": checked_shape(train_shape), "test": checked_shape(test_shape)}
-        seed_sequences(seed)
+        seed_sequences(seed)  # refuses a negative one
 
     def prepare(self) -> None:
-        """Make the volumes that are not there yet; each appears whole or not at all.
-
-        Raises:
-            UserError: The folder cannot be written, or the disk is full.
-        """
+        """Make the volumes that are not there yet; each appears whole or not at all."""
         for split in _SPLITS:
             folder = self.volume_folder(split)
             if folder.is_dir():
@@ -103,11 +96,7 @@ class Phantom(Files):
         return Named((str(folder / "image.tif"),), (str(folder / "label.tif"),))
 
     def paths(self, key: str) -> Named:
-        """Image and labels of a split, which must be there.
-
-        Raises:
-            UserError: `prepare` has not made them.
-        """
+        """Image and labels of a split, which `prepare` must have made."""
         missing = [name for name in _FILES if not (self.volume_folder(key) / name).is_file()]
         if missing:
             remedy = "remove that folder if it is there, then train once: the phantom is made anew"
@@ -131,14 +120,11 @@ class Phantom(Files):
         shape, seed = self.shapes[split], self.volume_seed(split)
         _log.info("making the %s phantom, %s voxels, seed %d, in %s", split, "x".join(map(str, shape)), seed, folder)
         with progress(f"making the {split} phantom ({self.preset.name}, {' x '.join(map(str, shape))} voxels)"):
-            image_zyx, label_zyx, instances_zyx = generate_phantom(shape, seed, self.preset)
+            arrays: Iterable[npt.NDArray[np.unsignedinteger]] = generate_phantom(shape, seed, self.preset)
             with atomic_output(folder) as temporary:
                 temporary.mkdir()
-                _write(temporary / "image.tif", "image", image_zyx, self.preset.voxel_nm)
-                _write(temporary / "label.tif", "mask", label_zyx, self.preset.voxel_nm)
-                _write(temporary / "instances.tif", "instances", instances_zyx, self.preset.voxel_nm)
-
-
-def _write(path: Path, kind: str, array_zyx: npt.NDArray[np.unsignedinteger], voxel_nm: Sequence[float]) -> None:
-    with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=voxel_nm, metadata={"kind": kind}) as writer:
-        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
+                for (name, kind), array_zyx in zip(_FILES.items(), arrays, strict=True):
+                    size, about = self.preset.voxel_nm, {"kind": kind}
+                    path, dtype = temporary / name, array_zyx.dtype
+                    with create_volume(path, shape, dtype, voxel_size=size, metadata=about) as writer:
+                        writer.write(Box.of_shape(shape), array_zyx)

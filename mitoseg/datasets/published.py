@@ -6,17 +6,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar
 
 import pooch
 
+from mitoseg.datasets.base import Region
 from mitoseg.datasets.download import RemoteFile, fetch, fingerprint, unpack
-from mitoseg.datasets.files import Files, Named, Options, Pair, find
+from mitoseg.datasets.files import Files, Named, find
 from mitoseg.errors import UserError
 from mitoseg.volumes.base import VoxelSize
 
 _log = logging.getLogger(__name__)
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,14 @@ class Volumes:
 
     image: str
     label: str
-    shape: Shape
+    shape: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a published data set.
+    """What is known of a published data set; archives among ``files`` are unpacked beside themselves.
 
-    Attributes:
-        title: Its name in full.
-        homepage: Where it is described.
-        licence: As found, or that none was found.
-        citation: What to cite.
-        files: What is downloaded; archives are unpacked beside themselves.
-        voxel_size: (z, y, x) in nm.
-        split: The split in words.
-        train: The training volume.
-        test: The test volume, or None where its labels are not published.
-        doi: Of the paper or the data themselves; empty where there is none.
+    ``split`` is the split in words; ``test`` is None where the labels of the test volume are not published.
     """
 
     title: str
@@ -55,10 +45,6 @@ class Facts:
     train: Volumes
     test: Volumes | None = None
     doi: str = ""
-
-    def official(self, name: str) -> RemoteFile | None:
-        """The published file of this name, None for what lies inside an archive."""
-        return next((file for file in self.files if file.name == name), None)
 
 
 class Published(Files):
@@ -73,20 +59,21 @@ class Published(Files):
 
     facts: ClassVar[Facts]
 
-    def __init__(self, *, root: str | None = None, download: bool | None = None, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        download: bool | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         if options.get("voxel_size") is None:
             options["voxel_size"] = self.facts.voxel_size
         super().__init__(root=root, **options)
-        self.cached = root is None
-        self.download = self.cached if download is None else download
+        self.download = root is None if download is None else download
         self.folder = self.root or Path(pooch.os_cache("mitoseg")) / self.name
 
     def prepare(self) -> None:
-        """Download and unpack what is missing, where that is wanted.
-
-        Raises:
-            UserError: A download fails or does not match its checksum.
-        """
+        """Download and unpack what is missing, where that is wanted."""
         missing = self._missing()
         if not self.download or not missing:
             return
@@ -95,46 +82,46 @@ class Published(Files):
         for file in facts.files:
             if file.name in missing:
                 fetch(file, self.folder)
-            elif file.is_archive and not (self.folder / Path(file.name).stem).exists():
-                unpack(fetch(file, self.folder), self.folder / Path(file.name).stem)
+            elif file.name.endswith((".zip", ".tar", ".tar.gz")):
+                unpacked = self.folder / Path(file.name).stem
+                if not unpacked.exists():
+                    unpack(fetch(file, self.folder), unpacked)
 
     def paths(self, key: str) -> Named:
         """The volumes of a split: those that are named, else the official ones; see `Files.paths`."""
-        missing = self._missing()
-        if missing and self.cached:
+        missing = ", ".join(self._missing())
+        if missing and self.root is None:
             remedy = "run once with data.download=true, or name the folder that holds the files with data.root="
-            raise UserError(
-                f"{self.name} is not downloaded, {', '.join(missing)} is missing", str(self.folder), remedy
-            )
+            raise UserError(f"{self.name} is not downloaded, {missing} is missing", str(self.folder), remedy)
         if missing:
             others = "data.train.image= data.train.label= data.test.image= data.test.label="
             remedy = f"name others with {others}, or download them there with data.download=true"
-            raise UserError(f"data.root lacks {', '.join(missing)} of {self.name}", str(self.folder), remedy)
+            raise UserError(f"data.root lacks {missing} of {self.name}", str(self.folder), remedy)
         return super().paths(key)
 
     def named(self, key: str) -> Named:
-        """What the user names for a split, completed by the official files."""
+        """The volumes that are named, completed by the official ones."""
         named, official = super().named(key), self._official(key)
         if official is None:
             return named
         image, label = (self._find(name) or name for name in (official.image, official.label))
         return replace(named, image=named.image or (image,), label=named.label or (label,))
 
-    def warnings(self, paths: Mapping[str, Named], pairs: Mapping[str, list[Pair]]) -> list[str]:
-        """How the files differ from the official ones."""
+    def warnings(self, paths: Mapping[str, Named], regions: Mapping[str, list[Region]]) -> list[str]:
+        """How the files differ from the official ones, and what is odd about them."""
         differences = []
         for key in ("train", "test"):
             official = self._official(key)
             if official is None or not paths[key].image:
                 continue
-            for name, wanted in ((official.image, paths[key].image), (official.label, paths[key].label)):
-                differences += [d for path in wanted if (d := self._difference(name, path))]
-            shapes = [pair.image.shape for pair in pairs[key]]
+            for name, used in ((official.image, paths[key].image), (official.label, paths[key].label)):
+                differences += [d for path in used if (d := self._difference(name, path))]
+            shapes = [region.image.shape for region in regions[key]]
             if shapes != [official.shape]:
                 differences.append(f"the {key} shape is {', '.join(map(str, shapes))} instead of {official.shape}")
         if differences:
             differences = [f"these are not the official files ({'; '.join(differences)}): scores may differ"]
-        return differences + super().warnings(paths, pairs)
+        return differences + super().warnings(paths, regions)
 
     def facts_for_provenance(self) -> dict[str, object]:
         """Title, homepage, licence, citation, split and the official files."""
@@ -145,9 +132,13 @@ class Published(Files):
     def _official(self, key: str) -> Volumes | None:
         return self.facts.train if key == "train" else self.facts.test
 
+    def _remote(self, name: str) -> RemoteFile | None:
+        """The published file of this name, None for what lies inside an archive."""
+        return next((file for file in self.facts.files if file.name == name), None)
+
     def _find(self, name: str) -> str | None:
         """Path of an official file; what an archive holds may lie deeper, depending on how it was unpacked."""
-        return find(self.folder, name, deep=self.facts.official(name) is None)
+        return find(self.folder, name, deep=self._remote(name) is None)
 
     def _missing(self) -> list[str]:
         """Official files that are needed, because no other is named, and are not there."""
@@ -161,7 +152,7 @@ class Published(Files):
 
     def _difference(self, name: str, path: str) -> str | None:
         """How the file that is used differs from the official one of this name, in words."""
-        remote, used = self.facts.official(name), Path(path).name
+        remote, used = self._remote(name), Path(path).name
         if remote is None:  # it comes out of an archive, so only its name can be compared
             return None if used.lower() == name.split("/")[-1].lower() else f"{used} stands for {name}"
         measured = fingerprint(path)

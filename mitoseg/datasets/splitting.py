@@ -1,7 +1,5 @@
 """Which slices train and which are held out: z-slabs with a gap between, because neighbouring slices look alike.
 
-Two slabs held out for validation, a gap of ``g`` slices on their inner sides, the rest for training:
-
     z  0        14   14+g                     151-g  151       165
        |validate| gap |         train           | gap |validate|
 
@@ -23,24 +21,13 @@ BoolMask = npt.NDArray[np.bool_]
 
 
 def split_slabs(depth: int, slabs: Iterable[Sequence[int]], gap: int) -> tuple[list[Range], list[Range]]:
-    """Hold slabs of slices out of a volume and keep the rest, less a gap, for training.
-
-    Args:
-        depth: Slices of the volume.
-        slabs: Half-open ranges ``[z0, z1]`` to hold out.
-        gap: Slices left out on each side of a slab, used by neither split.
-
-    Returns:
-        The training ranges and the validation ranges, each in order.
-
-    Raises:
-        UserError: A slab is empty, leaves the volume or meets another, or nothing is left to train on.
+    """The training and validation ranges of ``depth`` slices if some slabs are held out behind a gap on each side.
 
     >>> split_slabs(165, [[0, 14], [151, 165]], gap=8)
     ([(22, 143)], [(0, 14), (151, 165)])
     """
     held_z = np.zeros(depth, bool)
-    ranges = sorted(_as_range(slab) for slab in slabs)
+    ranges = sorted((start, stop) for start, stop in slabs)
     for start, stop in ranges:
         if not 0 <= start < stop <= depth:
             remedy = f"give data.validation.slabs=[[z0,z1]] within [0,{depth}], or null to use data.validation.share"
@@ -56,49 +43,18 @@ def split_slabs(depth: int, slabs: Iterable[Sequence[int]], gap: int) -> tuple[l
     return train, ranges
 
 
-def end_slab(depth: int, share: float) -> Range:
-    """The last ``share`` of the slices, at least one.
+def fold_slabs(
+    depth: int, folds: int, fold: int, gap: int, *, with_test: bool = True
+) -> tuple[list[Range], list[Range], list[Range]]:
+    """Training, validation and test ranges of one fold (from 0) of a cross-validation over z-slabs.
 
-    Raises:
-        UserError: ``share`` is not between 0 and 1.
-
-    >>> end_slab(20, 0.15), end_slab(3, 0.15)
-    ((17, 20), (2, 3))
-    """
-    if not 0 < share < 1:
-        raise UserError("not a share of the slices", share, "give data.validation.share between 0 and 1, such as 0.15")
-    return depth - max(1, round(depth * share)), depth
-
-
-@dataclass(frozen=True)
-class FoldRanges:
-    """The ranges of one fold of a cross-validation."""
-
-    train: list[Range]
-    validation: list[Range]
-    test: list[Range]
-
-
-def fold_slabs(depth: int, folds: int, fold: int, gap: int, *, with_test: bool = True) -> FoldRanges:
-    """Cut a volume into ``folds`` z-slabs and hold out one for testing and the next one for validation.
-
-    Over all folds the test slabs tile the volume. The gap is taken from training first, and from
-    validation where it touches the test slab:
+    Slab ``fold`` is tested on and the next one, cyclically, validates; without a test slab, ``fold`` validates. The
+    test slabs of all folds tile the volume. The gap is taken from training, or from validation beside the test slab:
 
         folds=5 fold=1:   | train |gap| test | gap validate |gap| train | train |
 
-    Args:
-        depth: Slices of the volume.
-        folds: Number of slabs, as equal as can be.
-        fold: The slab held out as test, from 0; validation is the next one, cyclic.
-        gap: Slices left out between slabs of different splits.
-        with_test: False when the test volume is another one: then slab ``fold`` is for validation.
-
-    Raises:
-        UserError: ``fold`` is not one of ``folds``, there are too few folds, or a split would be left without slices.
-
     >>> fold_slabs(50, 5, 1, gap=2)
-    FoldRanges(train=[(0, 8), (32, 50)], validation=[(22, 30)], test=[(10, 20)])
+    ([(0, 8), (32, 50)], [(22, 30)], [(10, 20)])
     """
     least = 3 if with_test else 2
     if folds < least or not 0 <= fold < folds:
@@ -111,18 +67,12 @@ def fold_slabs(depth: int, folds: int, fold: int, gap: int, *, with_test: bool =
     if depth < folds or not validation_z.any() or not train_z.any():
         remedy = "use fewer data.folds, a smaller data.validation.gap, or a deeper volume"
         raise UserError("too few slices for the folds", f"{depth} slices, folds={folds}, gap={gap}", remedy)
-    return FoldRanges(_ranges(train_z), _ranges(validation_z), _ranges(test_z))
+    return _ranges(train_z), _ranges(validation_z), _ranges(test_z)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How validation is cut from the training volume.
-
-    Attributes:
-        slabs: Half-open ranges of slices of the volume, or None for the last ``share``.
-        share: Share of the slices when no slabs are given.
-        gap: Slices left out between splits.
-    """
+    """How validation is cut from a training volume: slabs or the last share of the slices, behind a gap."""
 
     slabs: tuple[Range, ...] | None = None
     share: float = 0.15
@@ -130,59 +80,46 @@ class Validation:
 
     @classmethod
     def of(cls, options: Mapping[str, object] | None, default: Validation | None = None) -> Validation:
-        """Read the mapping ``{slabs, share, gap}``; what is absent comes from ``default`` (`Validation()` if None).
-
-        A share without slabs means the share, also where the default has slabs.
-
-        Raises:
-            UserError: Another key, or a value of the wrong kind.
-        """
+        """Read ``{slabs, share, gap}``, completed by the default; a share alone replaces the slabs of the default."""
         default, given = default or cls(), dict(options or {})
         slabs = given.pop("slabs", None if "share" in given else default.slabs)
         share, gap = given.pop("share", default.share), given.pop("gap", default.gap)
         if given:
             raise UserError("unknown keys in data.validation", sorted(given), "the keys are slabs, share and gap")
-        if not isinstance(gap, int) or isinstance(gap, bool):
+        if type(gap) is not int:
             raise UserError("data.validation.gap is no whole number", gap, "give a number of slices, such as 2")
         if not isinstance(share, int | float):
             raise UserError("data.validation.share is no number", share, "give a share such as 0.15")
         return cls(None if slabs is None else _as_slabs(slabs), float(share), gap)
 
     def ranges(self, start: int, stop: int) -> tuple[list[Range], list[Range]]:
-        """Training and validation ranges of a volume's slices ``start`` to ``stop`` (those that are annotated).
-
-        Raises:
-            UserError: Too few slices, or slabs that do not lie in them.
-        """
+        """Training and validation ranges of the annotated slices ``start`` to ``stop`` of a volume."""
         depth = stop - start
         if self.slabs is None:
-            slabs: tuple[Range, ...] = (end_slab(depth, self.share),)
+            if not 0 < self.share < 1:
+                remedy = "give data.validation.share between 0 and 1, such as 0.15"
+                raise UserError("not a share of the slices", self.share, remedy)
+            slabs: tuple[Range, ...] = ((depth - max(1, round(depth * self.share)), depth),)
             if slabs[0][0] <= self.gap:
                 what = f"too few slices to hold some out for validation behind a gap of {self.gap}"
                 raise UserError(what, depth, "lower data.validation.share or data.validation.gap, or annotate more")
         else:
             slabs = tuple((a - start, b - start) for a, b in self.slabs)
             if any(a < 0 or b > depth for a, b in slabs):
-                remedy = (
-                    f"the labelled slices are {start}:{stop}; data.validation.slabs=null uses data.validation.share"
-                )
+                remedy = f"the labelled slices are {start}:{stop}; or give data.validation.slabs=null and a share"
                 raise UserError("a validation slab leaves the labelled slices", [list(s) for s in self.slabs], remedy)
         train, held = split_slabs(depth, slabs, self.gap)
         return [(a + start, b + start) for a, b in train], [(a + start, b + start) for a, b in held]
 
 
-def _as_range(slab: object) -> Range:
-    if isinstance(slab, Sequence) and not isinstance(slab, str) and len(slab) == 2:
-        start, stop = slab
-        if isinstance(start, int) and isinstance(stop, int):
-            return start, stop
-    raise UserError("not a slab", slab, "write data.validation.slabs=[[z0,z1],...], first slice and the one after")
-
-
 def _as_slabs(slabs: object) -> tuple[Range, ...]:
-    if not isinstance(slabs, Sequence) or isinstance(slabs, str):
-        return (_as_range(slabs),)
-    return tuple(_as_range(slab) for slab in slabs)
+    found = []
+    for slab in slabs if isinstance(slabs, Sequence) and not isinstance(slabs, str) else [slabs]:
+        if not isinstance(slab, Sequence) or len(slab) != 2 or not all(isinstance(z, int) for z in slab):
+            remedy = "write data.validation.slabs=[[z0,z1],...], first slice and the one after"
+            raise UserError("not a slab", slab, remedy)
+        found.append((slab[0], slab[1]))
+    return tuple(found)
 
 
 def _grown(chosen_z: BoolMask, gap: int) -> BoolMask:

@@ -227,7 +227,7 @@ def test_parts_that_come_close_are_told(data):
         ({"folds": 5, "fold": 5}, "no such fold"),
         ({"validation": {"slabs": [[0, 40]]}}, "leaves the labelled slices"),
         ({"label_rule_of_values": "odd"}, "no such rule"),
-        ({"test": {"image": "a.tif", "label": "a_label.tif"}}, "training and held-out parts overlap"),
+        ({"test": {"image": "a.tif", "label": "a_label.tif"}}, "parts of the data overlap"),
         ({"test": {"image": "b.tif"}}, "names 1 images but 0 labels"),
         ({"train": {"images": "a.tif"}}, "unknown keys"),
     ],

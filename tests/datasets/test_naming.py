@@ -71,7 +71,9 @@ def test_named_volumes_lie_in_root_or_here(tmp_path, monkeypatch):
     assert resolve("here.tif", root) == "here.tif"
     assert resolve(str(here / "here.tif"), root) == str(here / "here.tif")
     assert resolve("both.h5", None) == "both.h5"
-    assert resolve("none.tif", root) is None
+    for where in (root, None):
+        with pytest.raises(UserError, match=r"no such volume: 'none\.tif'"):
+            resolve("none.tif", where)
 
 
 def test_official_names_are_found_where_archives_leave_them(tmp_path):

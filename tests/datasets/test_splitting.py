@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoseg.datasets.splitting import Validation, end_slab, fold_slabs, split_slabs
+from mitoseg.datasets.splitting import Validation, fold_slabs, split_slabs
 from mitoseg.errors import UserError
 
 
@@ -57,8 +57,6 @@ def test_training_slices_are_exactly_those_farther_than_the_gap(depth, start, le
         ([[0, 4], [3, 6]], 0, "overlap"),
         ([[0, 4]], -1, "negative"),
         ([], 1, "no slab to validate on"),
-        ([3], 1, "not a slab: 3"),
-        ([[1, 2, 3]], 1, "not a slab"),
     ],
 )
 def test_split_slabs_refuses(slabs, gap, message):
@@ -67,14 +65,14 @@ def test_split_slabs_refuses(slabs, gap, message):
 
 
 @pytest.mark.parametrize(("depth", "share", "slab"), [(20, 0.15, (17, 20)), (3, 0.01, (2, 3)), (165, 0.2, (132, 165))])
-def test_end_slab_by_hand(depth, share, slab):
-    assert end_slab(depth, share) == slab
+def test_the_last_share_by_hand(depth, share, slab):
+    assert Validation(share=share, gap=0).ranges(0, depth)[1] == [slab]
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 15, float("nan")])
-def test_end_slab_refuses(share):
+def test_no_share(share):
     with pytest.raises(UserError, match="share"):
-        end_slab(10, share)
+        Validation(share=share).ranges(0, 10)
 
 
 @given(st.integers(12, 80), st.integers(3, 6), st.integers(0, 3))
@@ -86,7 +84,7 @@ def test_folds_tile_the_volume_and_never_come_closer_than_the_gap(depth, folds, 
         except UserError:
             assert depth // folds <= 2 * gap  # a slab thin enough to drown in its gaps
             return
-        train, validation, test = (slices(r) for r in (cut.train, cut.validation, cut.test))
+        train, validation, test = (slices(r) for r in cut)
         tested += test
         for a, b in ((train, validation), (train, test), (validation, test)):
             assert min(abs(i - j) for i in a for j in b) > gap
@@ -94,10 +92,9 @@ def test_folds_tile_the_volume_and_never_come_closer_than_the_gap(depth, folds, 
 
 
 def test_folds_hold_out_the_next_slab_for_validation():
-    assert fold_slabs(20, 5, 4, gap=1).validation == [(0, 4)]  # cyclic, and far from the test slab
-    assert fold_slabs(20, 5, 0, gap=1).validation == [(5, 8)]  # gives the gap to the test slab
-    beside = fold_slabs(20, 5, 1, gap=1, with_test=False)
-    assert (beside.train, beside.validation, beside.test) == ([(0, 3), (9, 20)], [(4, 8)], [])
+    assert fold_slabs(20, 5, 4, gap=1)[1] == [(0, 4)]  # cyclic, and far from the test slab
+    assert fold_slabs(20, 5, 0, gap=1)[1] == [(5, 8)]  # gives the gap to the test slab
+    assert fold_slabs(20, 5, 1, gap=1, with_test=False) == ([(0, 3), (9, 20)], [(4, 8)], [])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +123,10 @@ def test_validation_options():
     assert Validation.of({"slabs": None, "share": 0.2}, slabs).slabs is None
 
 
-@pytest.mark.parametrize("options", [{"slab": 1}, {"gap": 1.5}, {"gap": True}, {"share": "a"}, {"slabs": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{"slab": 1}, {"gap": 1.5}, {"gap": True}, {"share": "a"}, {"slabs": 3}, {"slabs": [3]}, {"slabs": [[1, 2, 3]]}],
+)
 def test_validation_refuses(options):
     with pytest.raises(UserError):
         Validation.of(options)
