@@ -29,7 +29,7 @@ from filelock import FileLock
 from mitoseg.errors import UserError
 from mitoseg.progress import progress as show_progress
 from mitoseg.storage import open_own, scratch_folder
-from mitoseg.volumes.formats import split_path
+from mitoseg.volumes.opening import split_path
 from mitoseg.volumes.stored import state_of
 
 _log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from mitoseg.evaluation.figures import nice_length
 from mitoseg.segmentation.exporting import FoundObject, choose_objects, colour_of, find_objects, held, read_mask
 from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.storage import atomic_output
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Volume
-from mitoseg.volumes.units import check_voxel_size
 
 _DETAIL = 240
 """Grid steps along the longest side of the volume that the surfaces are drawn with."""

@@ -24,11 +24,11 @@ from mitoseg.inference.prediction import KINDS, Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume, VoxelSize, measure_normalization
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import encoded_volume
 from mitoseg.volumes.normalize import FAR_GREYS, MatchedVolume, grey_distance, sample_greys
 from mitoseg.volumes.padding import blanked, has_tissue
 from mitoseg.volumes.resampling import resampled
-from mitoseg.volumes.units import check_voxel_size
 
 log = logging.getLogger(__name__)
 

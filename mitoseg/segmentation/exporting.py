@@ -23,8 +23,8 @@ from mitoseg.segmentation.blockwise import STARTS, STOPS, take_census
 from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
 from mitoseg.segmentation.skeletons import CONST, SCALE, skeletonize, write_swc
 from mitoseg.storage import atomic_output, check_output, read_json, write_json
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
-from mitoseg.volumes.units import check_voxel_size
 
 Progress = Callable[[int, int], None]
 """Told after each object how many are done, and of how many."""

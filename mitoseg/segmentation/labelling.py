@@ -46,8 +46,8 @@ from mitoseg.segmentation.blockwise import (
     write_blocks,
 )
 from mitoseg.segmentation.splitting import Criterion, split_mask
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
-from mitoseg.volumes.units import check_voxel_size
 
 log = logging.getLogger(__name__)
 

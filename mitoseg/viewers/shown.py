@@ -25,11 +25,11 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.storage import read_json
 from mitoseg.volumes import Volume, VoxelSize, open_volume
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import CroppedVolume
-from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import one_slice
+from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.predicted import kind_of_type
-from mitoseg.volumes.units import check_voxel_size
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Which stored axis is z, y, x: taken from the file or from the user, never guessed.
+"""What files say of their axes and of the size of a voxel; an axis is taken from the file or the user, never guessed.
 
 stored (T, Z, C, Y, X) of a hyperstack, axes "tzcyx"      box [z0:z1, y0:y1, x0:x1]
 1  165  1  768 1024                                          |
@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes.base import Array
-from mitoseg.volumes.units import decoded
+from mitoseg.volumes.base import Array, VoxelSize
 
 logger = logging.getLogger(__name__)
 _SPACE = "zyx"
@@ -29,16 +31,24 @@ _WORDS = {
     "depth": "z", "plane": "z", "section": "z", "slice": "z", "height": "y", "row": "y", "rows": "y", "width": "x",
     "col": "x", "column": "x", "columns": "x", "channel": "c", "channels": "c", "time": "t",
 }  # fmt: skip
-_ASK = "say which axis is which, for example axes=zyx or axes=zyxc"
+_NM = {
+    "nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "nanometers": 1.0, "nanometres": 1.0,
+    "um": 1e3, "\u00b5m": 1e3, "\u03bcm": 1e3, "\\u00b5m": 1e3, "micron": 1e3, "microns": 1e3,
+    "micrometer": 1e3, "micrometre": 1e3, "micrometers": 1e3, "micrometres": 1e3,
+    "mm": 1e6, "millimeter": 1e6, "millimetre": 1e6, "cm": 1e7, "m": 1e9, "meter": 1e9, "metre": 1e9,
+    "pm": 1e-3, "picometer": 1e-3, "picometre": 1e-3, "angstrom": 0.1, "angstroms": 0.1, "\u00e5ngstr\u00f6m": 0.1,
+    "\u00e5": 0.1, "\u212b": 0.1, "\\u00e5": 0.1, "\\u00c5": 0.1, "\\u212b": 0.1, "\\u03bcm": 1e3,
+}  # fmt: skip
+# Other sizes are no electron micrograph's: 0.1 mm is a resolution for printing, 0.005 nm one in micrometres.
+_SMALLEST_NM, _LARGEST_NM = 0.045, 1e5
+_CLOSE = 1e-3  # how far two statements of one voxel size may differ, as a share of it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where z, y, x and colour lie among the stored axes.
+    """Where z, y, x and colour lie among the axes of an array of a stored ``shape``.
 
-    Attributes:
-        shape: As stored.
-        axes: One letter for each stored axis: ``z``, ``y``, ``x``, ``c`` for colour, ``-`` for a singleton to drop.
+    ``axes`` has one letter for each stored axis: ``z``, ``y``, ``x``, ``c`` for colour, ``-`` for a singleton to drop.
     """
 
     shape: tuple[int, ...]
@@ -62,9 +72,8 @@ class Layout:
 
     def arrange(self, stored: Array, reduce: Callable[[Array], Array] | None = None) -> Array:
         """What was read at `index`, as ``image_zyx``; ``reduce`` takes the colours away, None: `grey`."""
-        dropped = tuple(i for i, a in enumerate(self.axes) if a == "-")
         letters = self.axes.replace("-", "")
-        array = stored.squeeze(dropped)
+        array = stored.squeeze(tuple(i for i, a in enumerate(self.axes) if a == "-"))
         if "c" in letters:
             array = (reduce or grey)(np.moveaxis(array, letters.index("c"), -1))
             letters = letters.replace("c", "")
@@ -73,23 +82,17 @@ class Layout:
 
 
 def grey(image_yxc: Array) -> Array:
-    """Reduce colour to grey: the largest of red, green and blue; alpha is left out.
+    """Reduce 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels to the largest of red, green and blue.
 
     Equal channels keep their value, and whatever is not black stays above zero, which is what labels need.
-
-    Args:
-        image_yxc: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels last, any leading axes.
     """
     return np.asarray(image_yxc[..., 0] if image_yxc.shape[-1] < 3 else image_yxc[..., :3].max(-1))
 
 
 def colour_codes(image_yxc: Array) -> Array:
-    """Labels in colour as whole numbers, each colour another one: a grey is itself, any other 2**24 + 0xRRGGBB.
+    """Labels in colour as whole numbers: a grey is itself, any other colour 2**24 + 0xRRGGBB.
 
     What is wholly transparent is 0, unless all of the image is.
-
-    Args:
-        image_yxc: As of `grey`.
     """
     colours = image_yxc[..., :3] if image_yxc.shape[-1] > 2 else image_yxc[..., [0, 0, 0]]
     coloured = (colours != colours[..., :1]).any(-1)
@@ -106,16 +109,10 @@ def colour_codes(image_yxc: Array) -> Array:
 
 
 def stated_axes(attributes: Mapping[str, Any], count: int, *first: object) -> str | None:
-    """The letters of an array's axes, as the metadata of programs name them.
+    """A letter of ``tczyx`` for each of ``count`` axes, as the metadata of programs name them; None unless all are.
 
-    Args:
-        attributes: Of the array: ``_ARRAY_DIMENSIONS`` of xarray, ``axis_names`` of funlib, ``axes``, ``transform`` of
-            COSEM.
-        count: How many axes it has.
-        *first: Names that come before those.
-
-    Returns:
-        A letter of ``tczyx`` for each axis; None where nothing names all of them.
+    Names in ``first`` come before ``_ARRAY_DIMENSIONS`` (xarray), ``axis_names`` (funlib), ``axes`` and ``transform``
+    (COSEM) of the attributes.
 
     >>> stated_axes({"axes": ["width", "height", "depth"]}, 3), stated_axes({"axes": '["c^","y","x"]'}, 3)
     ('xyz', 'cyx')
@@ -144,14 +141,13 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
     """Decide which stored axis is which.
 
     A 3-D stack is z, y, x and a 2-D one y, x, unless the file says otherwise; anything with a first or last axis of 3
-    or 4, or with four axes longer than 1, needs either the file's own statement of z, y and x or the user's. The
-    samples of a pixel, which only TIFF tells from channels, are colour.
+    or 4, or with four axes longer than 1, needs either the file's own statement of z, y and x or the user's.
 
     Args:
         path: For the message.
         shape: As stored, all axes.
-        stated: What the file says, a letter for each axis, ``s`` for the samples of a pixel, ``?`` where it does not
-            say; None where it says nothing.
+        stated: What the file says, a letter for each axis, ``s`` for the samples of a pixel (which only TIFF tells
+            from channels, and which are colour), ``?`` where it does not say.
         asked: What the user says (``axes=``); singletons may be left out.
     """
     shape = tuple(int(n) for n in shape)
@@ -179,11 +175,11 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
         if "t" in letters:
             logger.warning("%s: the axis that the file calls time is taken for z; give axes=zyx to say so", path)
         return Layout(shape, _fill(axes, _SPACE))
-    raise UserError(f"the axes of a volume of shape {shape} are ambiguous", path, _ASK)
+    remedy = "say which axis is which, for example axes=zyx or axes=zyxc"
+    raise UserError(f"the axes of a volume of shape {shape} are ambiguous", path, remedy)
 
 
 def _fill(axes: str, letters: str) -> str:
-    """``axes`` with its kept places named in turn."""
     names = iter(letters)
     return "".join("-" if a == "-" else next(names) for a in axes)
 
@@ -209,3 +205,153 @@ def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layou
             what = f"axis {axes[i]} of shape {shape} holds {n} images"
             raise UserError(what, path, "give a volume of one channel and one time, or RGB(A) colour")
     return Layout(shape, "".join(axes))
+
+
+def in_nm(value: object, unit: object) -> float | None:
+    """A length in nm, or None where the unit is unknown or the number cannot be a voxel's size.
+
+    >>> in_nm(0.005, "micron"), in_nm(72, "inch"), in_nm(0, "nm")
+    (5.0, None, None)
+    """
+    factor = _NM.get(str(unit).strip().lower())
+    try:
+        length = float(value) * factor if factor else math.nan  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return float(f"{length:.12g}") if _SMALLEST_NM < length < _LARGEST_NM else None
+
+
+def voxel_size_nm(
+    sizes: Sequence[object], units: Sequence[object] | str = "nm", *, flat: bool = False
+) -> VoxelSize | None:
+    """A voxel size in nm from sizes along z, y, x and one unit or three; None unless all are known.
+
+    A single slice (``flat``) without a thickness is taken to be as thick as a pixel is wide.
+    """
+    each = [units] * 3 if isinstance(units, str) else list(units)
+    if len(sizes) != 3 or len(each) != 3:
+        return None
+    z, y, x = (in_nm(size, unit) for size, unit in zip(sizes, each, strict=True))
+    if flat and z is None and y is not None and x is not None:
+        logger.warning("one slice of unknown thickness is taken to be as thick as its pixels are wide, %g nm", x)
+        z = x
+    return None if z is None or y is None or x is None else (z, y, x)
+
+
+def stated_sizes(
+    attributes: Mapping[str, object], letters: str, pixel_axes: str | None = None
+) -> dict[str, VoxelSize]:
+    """The voxel sizes that the attributes of an array or group state, by the names of their conventions.
+
+    voxel_size_nm, element_size_um      z, y, x                           mitoseg; ImageJ's HDF5 plugin, ilastik
+    transform                           axes, scale, units                COSEM
+    pixelResolution                     x, y, z; with a unit or in um     n5-viewer, COSEM (in N5: as stored)
+    resolution, voxel_size              as stored; in units, or in nm     CREMI, funlib, Paintera
+    """
+    found: dict[str, VoxelSize] = {}
+
+    def add(name: str, values: object, units: object, axes: str) -> None:
+        sizes, each = _as_list(_parsed(values)), _as_list(_parsed(units))
+        if len(sizes) == len(letters) != len(axes):
+            axes = letters
+        elif len(sizes) < len(axes) and "z" not in letters:
+            axes = axes.replace("z", "")
+        each = each * len(sizes) if len(each) == 1 else each
+        if not set("yx") <= set(axes) or not len(sizes) == len(each) == len(axes):
+            return
+        of = dict(zip(axes, zip(sizes, each, strict=True), strict=True))
+        size, unit = zip(*(of.get(a, (None, "")) for a in "zyx"), strict=True)
+        nm = voxel_size_nm(size, unit, flat="z" not in letters)
+        if nm is not None:
+            found[name] = nm
+
+    space = "".join(a for a in letters if a in "zyx")
+    pixel_axes = pixel_axes or space[::-1]
+    transform, pixel = _parsed(attributes.get("transform")), _parsed(attributes.get("pixelResolution"))
+    units = attributes.get("units", attributes.get("unit", "nm"))
+    add("voxel_size_nm", attributes.get("voxel_size_nm"), "nm", "zyx")
+    add("element_size_um", attributes.get("element_size_um"), "um", "zyx")
+    if isinstance(transform, Mapping):
+        names = "".join(str(a)[:1].lower() for a in _as_list(transform.get("axes")))
+        add("transform", transform.get("scale"), transform.get("units", "nm"), names)
+    if isinstance(pixel, Mapping):
+        add("pixelResolution", pixel.get("dimensions"), pixel.get("unit", "um"), pixel_axes)
+    else:
+        add("pixelResolution", pixel, units, pixel_axes)
+    add("resolution", attributes.get("resolution"), units, space)
+    add("voxel_size", attributes.get("voxel_size"), units, space)
+    return found
+
+
+def warn_of_packing(path: str, attributes: Mapping[str, object]) -> None:
+    """One warning where attributes say that stored values mean others (CF's, xarray's and HDF5's own convention)."""
+    plain = {"scale_factor": 1, "add_offset": 0, "IMAGE_WHITE_IS_ZERO": 0}
+    stated = {key: attributes[key] for key, value in plain.items() if np.any(attributes.get(key, value) != value)}
+    if stated:
+        logger.warning("%s: values are read as they are stored, although attributes say otherwise: %s", path, stated)
+
+
+def _as_list(value: object) -> list[object]:
+    """An attribute as a list; empty where it is missing or a mapping."""
+    return [] if value is None or isinstance(value, Mapping) else [decoded(v) for v in np.ravel(np.asarray(value))]
+
+
+def _parsed(value: object) -> object:
+    """An attribute, which N5 in HDF5 and others write as a text of JSON, or as numbers with commas."""
+    value = decoded(value)
+    if isinstance(value, str) and "," in value:
+        with contextlib.suppress(ValueError):
+            return json.loads(value if value.strip()[:1] in ("[", "{") else f"[{value}]")
+    return value
+
+
+def decoded(value: object) -> object:
+    """An attribute, as a text where it is one in bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def same_size(a: VoxelSize, b: VoxelSize) -> bool:
+    """Whether two statements of a voxel size agree."""
+    return all(math.isclose(p, q, rel_tol=_CLOSE) for p, q in zip(a, b, strict=True))
+
+
+def agreed_size(path: str, found: Mapping[str, VoxelSize | None]) -> VoxelSize | None:
+    """The voxel size that all statements agree on; None without any."""
+    sizes = {name: size for name, size in found.items() if size}
+    first = next(iter(sizes.values()), None)
+    if first is None or all(same_size(first, size) for size in sizes.values()):
+        return first
+    stated = ", ".join(f"{name} {' x '.join(f'{n:g}' for n in size)}" for name, size in sizes.items())
+    what = f"the volume states voxel sizes that contradict one another, in nm (z, y, x): {stated}"
+    raise UserError(what, path, "give voxel_size=[z,y,x] in nm")
+
+
+def coarser_size(size: VoxelSize, factors: Sequence[float]) -> VoxelSize:
+    """The voxel size of a level, from that of the full resolution and the level's factors along z, y, x."""
+    z, y, x = (float(f"{a * factor:.12g}") for a, factor in zip(size, factors, strict=True))
+    return z, y, x
+
+
+def bdv_voxel_size(container: Path, setup: int) -> VoxelSize | None:
+    """What BigDataViewer's XML file beside its HDF5 or N5 file says of a setup's full resolution."""
+    file = container.with_suffix(".xml")
+    try:
+        root = ElementTree.parse(file).getroot() if file.is_file() else None
+    except ElementTree.ParseError:
+        return None
+    for view in root.iter("ViewSetup") if root is not None else ():
+        if (view.findtext("id") or "").strip() == str(setup):
+            sizes = (view.findtext("voxelSize/size") or "").split()
+            return voxel_size_nm(sizes[::-1], (view.findtext("voxelSize/unit") or "").strip())
+    return None
+
+
+def check_voxel_size(voxel_size: Sequence[float] | str) -> VoxelSize:
+    """The voxel size that a user gives, (z, y, x) in nm; refuses what is not three numbers of the size of voxels."""
+    try:
+        z, y, x = (float(size) for size in ([] if isinstance(voxel_size, str) else voxel_size))
+    except (TypeError, ValueError):
+        z = y = x = math.nan
+    if not all(_SMALLEST_NM < size < _LARGEST_NM for size in (z, y, x)) or max(z, y, x) > 1e3 * min(z, y, x):
+        raise UserError("cannot read the voxel size", voxel_size, "give z, y, x in nm, for example voxel_size=[5,5,5]")
+    return z, y, x

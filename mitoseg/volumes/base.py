@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,10 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 
 Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
 VoxelSize = tuple[float, float, float]
+SLAB_VOXELS = 2**24
+_LARGEST = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class VolumeInfo:
     """What is known of a volume before a voxel is read.
 
     Attributes:
-        path: Where it came from, as the user wrote it.
+        path: As the user wrote it.
         shape: (z, y, x).
         dtype: Of the stored voxels.
         voxel_size: (z, y, x) in nm, or None where the file does not say.
@@ -43,13 +45,13 @@ class VolumeInfo:
 class Mask(Protocol):
     """Which voxels of a volume are meant, found where they are asked for."""
 
-    def find(self, box: Box) -> npt.NDArray[np.bool_] | None:
+    def find(self, box: Box) -> Bools | None:
         """The mask (z, y, x) of a box; None where it holds none of them."""
         ...
 
 
-class Volume(ABC):
-    """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box.
+class Volume:
+    """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box. Subclasses define ``_read``.
 
     Attributes:
         padding: Voxels that are no tissue; None where nobody looked. See `mitoseg.volumes.padding`.
@@ -91,27 +93,30 @@ class Volume(ABC):
         return Box.of_shape(self.shape)
 
     def check_box(self, box: Box | None) -> Box:
-        """The box, all of the volume when None.
-
-        Raises:
-            UserError: The box leaves the volume.
-        """
+        """The box, all of the volume when None; refuses one that leaves the volume."""
         if box is None:
             return self.box
         if any(a < 0 or b > n for a, b, n in zip(box.start, box.stop, self.shape, strict=True)):
             raise UserError(f"the box {box} leaves the volume of shape {self.shape}", self.path, "choose one inside")
         return box
 
+    def read(self, box: Box | None = None) -> Array:
+        """Read one box (all of it when None) as ``image_zyx`` in the stored dtype.
+
+        Raises:
+            UserError: The file is damaged or the box leaves the volume.
+        """
+        return self._read(self.check_box(box))
+
+    def _read(self, box: Box) -> Array:
+        raise NotImplementedError
+
     def state(self) -> str:
-        """What tells the voxels of now from those that somebody may put in their place, for volumes in files."""
+        """A checksum that changes when the files of the volume do."""
         raise NotImplementedError
 
     def find_gaps(self) -> UserError | None:
-        """What is missing and would not be noticed: parts that read as a constant, slices that others close up.
-
-        Returns:
-            What to tell the user; None where all is there, as in most formats, which else do not open.
-        """
+        """What is missing and would go unnoticed: chunks that read as a constant, slices that others close up."""
         return None
 
     def check_complete(self) -> None:
@@ -121,7 +126,7 @@ class Volume(ABC):
             raise gaps
 
     def as_labels(self) -> Volume:
-        """The same volume, if its values are to be read as labels: colours are told apart and not reduced to grey."""
+        """The same volume with its values read as labels: colours are told apart instead of reduced to grey."""
         return self
 
     def scratch_bytes(self, box: Box) -> int:
@@ -132,23 +137,9 @@ class Volume(ABC):
         """What another process needs to read a box: the volume itself, unless it holds tables of all of it."""
         return self
 
-    @abstractmethod
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box (all of it when None) as ``image_zyx`` in the stored dtype.
-
-        Raises:
-            UserError: The file is damaged or the box leaves the volume.
-        """
-
 
 class ArrayVolume(Volume):
     """An array as a volume: of NumPy, or a lazy one (Zarr, Dask), of which boxes are read when they are asked for.
-
-    Args:
-        image_zyx: Anything with ``shape``, ``dtype`` and slices.
-        voxel_size: (z, y, x) in nm, or None.
-        path: What messages call it.
-        metadata: What is known of it.
 
     >>> ArrayVolume(np.zeros((2, 3, 4), np.uint8)).read(Box((0, 0, 0), (1, 3, 2))).shape
     (1, 3, 2)
@@ -156,7 +147,7 @@ class ArrayVolume(Volume):
 
     def __init__(
         self,
-        image_zyx: Any,  # noqa: ANN401 (any array)
+        image_zyx: Any,  # noqa: ANN401 (anything with shape, dtype and slices)
         voxel_size: VoxelSize | None = None,
         path: str = "array",
         metadata: Mapping[str, Any] | None = None,
@@ -165,17 +156,12 @@ class ArrayVolume(Volume):
         super().__init__(VolumeInfo(path, (z, y, x), np.dtype(image_zyx.dtype), voxel_size, metadata or {}))
         self._image_zyx = image_zyx
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        return np.asarray(self._image_zyx[self.check_box(box).slices])
+    def _read(self, box: Box) -> Array:
+        return np.asarray(self._image_zyx[box.slices])
 
 
 class ArrayWriter:
-    """An array in memory as a writer of boxes.
-
-    Attributes:
-        array_zyx: What was written, zeros elsewhere.
-    """
+    """A writer of boxes into an array in memory, ``array_zyx``, which is zero elsewhere."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: npt.DTypeLike = np.float32) -> None:
         self.array_zyx: Array = np.zeros(shape, dtype)
@@ -186,12 +172,7 @@ class ArrayWriter:
 
 
 class DerivedVolume(Volume):
-    """A volume computed of another, whose gaps, state, losses and directions are its own, too.
-
-    Args:
-        volume: What is read.
-        **changed: Fields of `VolumeInfo` that differ from those of ``volume``.
-    """
+    """A volume computed from another, with its gaps, state, losses and directions; ``changed`` fields of its info."""
 
     def __init__(self, volume: Volume, **changed: Any) -> None:  # noqa: ANN401 (of the fields' types)
         super().__init__(replace(volume.info, **changed))
@@ -212,7 +193,7 @@ class DerivedVolume(Volume):
 
 
 class ElementwiseVolume(DerivedVolume):
-    """Each voxel computed of the one at its place, such as a mask of a probability.
+    """Each voxel computed from the one at its place, such as a mask from a probability.
 
     >>> ElementwiseVolume(ArrayVolume(np.full((1, 1, 2), 0.7)), np.rint).read().tolist()
     [[[1.0, 1.0]]]
@@ -228,8 +209,7 @@ class ElementwiseVolume(DerivedVolume):
         part.volume = self.volume.part(box)
         return part
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
+    def _read(self, box: Box) -> Array:
         return self._function(self.volume.read(box))
 
 
@@ -253,9 +233,8 @@ class CroppedVolume(DerivedVolume):
         """See `Volume.scratch_bytes`."""
         return self.volume.scratch_bytes(box.shift(self._box.start))
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        return self.volume.read(self.check_box(box).shift(self._box.start))
+    def _read(self, box: Box) -> Array:
+        return self.volume.read(box.shift(self._box.start))
 
 
 @dataclass(frozen=True)
@@ -265,17 +244,18 @@ class CroppedMask:
     padding: Mask
     corner: tuple[int, ...]
 
-    def find(self, box: Box) -> npt.NDArray[np.bool_] | None:
+    def find(self, box: Box) -> Bools | None:
         """See `Mask.find`."""
         return self.padding.find(box.shift(self.corner))
 
 
-def mask_volume(volume: Volume, foreground: Callable[[Array], npt.NDArray[np.bool_]]) -> Volume:
-    """What a rule makes of another volume, as a lazy mask.
+def thin_slabs(box: Box) -> Iterator[Box]:
+    """Cut a box along z into slabs of at most `SLAB_VOXELS`, or of one slice."""
+    return slabs(box, max(1, SLAB_VOXELS // max(1, math.prod(box.shape[1:]))))
 
-    Args:
-        volume: Probabilities, labels, instances.
-        foreground: From stored values to booleans of the same shape.
+
+def mask_volume(volume: Volume, foreground: Callable[[Array], Bools]) -> Volume:
+    """A lazy mask by a rule from stored values to booleans.
 
     >>> mask_volume(ArrayVolume(np.full((1, 1, 2), 0.7)), lambda values: values >= 0.5).read().tolist()
     [[[True, True]]]
@@ -284,11 +264,7 @@ def mask_volume(volume: Volume, foreground: Callable[[Array], npt.NDArray[np.boo
 
 
 def integer_volume(volume: Volume, background: int | None = None) -> Volume:
-    """Instance numbers of a volume of floats or integers as uint64, checked while they are read.
-
-    Args:
-        volume: The numbers.
-        background: A value that is read as 0 besides 0, or None.
+    """Instance numbers of floats or integers as uint64, checked while they are read; ``background`` is read as 0.
 
     >>> integer_volume(ArrayVolume(np.array([[[0.0, 7.0]]]))).read().tolist()
     [[[0, 7]]]
@@ -305,24 +281,16 @@ def _whole_numbers(values: Array, path: str, background: int | None) -> Array:
     return values.astype(np.uint64)
 
 
-_SLAB_VOXELS = 2**24
-_LARGEST = 2**32 - 1
-
-
 def compact_ids(volume: Volume) -> Volume:
     """Instance numbers that fit 32 bits: the volume itself where they do, else 1, 2, ... in their order.
 
-    Floats and integers of 64 bits are read once, slab by slab; the memory taken is that of a slab and of the ids.
-
-    Raises:
-        UserError: Some are negative or no whole numbers, or the file is damaged.
+    Floats and integers of 64 bits are read once; the memory taken is that of a slab and of the ids.
     """
     if volume.dtype.itemsize < 8 and volume.dtype.kind != "f":
         return volume
     volume = integer_volume(volume) if volume.dtype.kind == "f" else volume
-    depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))
     ids = np.zeros(0, volume.dtype)
-    for slab in slabs(volume.box, depth):
+    for slab in thin_slabs(volume.box):
         ids = np.union1d(ids, pd.unique(volume.read(slab).ravel()))
     if ids.size and ids[0] < 0:
         raise UserError(f"instance numbers are negative, down to {ids[0]}", volume.path, "write 0 for background")
@@ -336,13 +304,9 @@ def _ranks(stored: Array, ids: npt.NDArray[np.integer]) -> Array:
 
 
 def encoded_volume(volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, Any], scale: float = 1.0) -> Volume:
-    """A lazy volume of float32 values with a factor, as the type it is saved in.
+    """A lazy volume of float32 values times ``scale`` in the type and with the metadata that it is saved with.
 
-    Args:
-        volume: Values times ``scale``.
-        dtype: Of what is read.
-        metadata: What it says of itself; ``kind`` "mask" asks for 0 and 1 by ``threshold``.
-        scale: Factor of the volume's values.
+    ``kind`` "mask" in the metadata asks for 0 and 1 by ``threshold``.
     """
     least = metadata["threshold"] * scale if metadata.get("kind") == "mask" else None
     return ElementwiseVolume(volume, partial(_encode, dtype=dtype, least=least), dtype=dtype, metadata=dict(metadata))
@@ -350,6 +314,5 @@ def encoded_volume(volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, 
 
 def _encode(values: Array, dtype: np.dtype[Any], least: float | None) -> Array:
     if least is not None:
-        mask: Array = values >= least
-        return mask.astype(dtype)
+        return np.asarray(values >= least).astype(dtype)
     return (np.rint(values) if dtype.kind in "iu" else values).astype(dtype, copy=False)

@@ -1,6 +1,7 @@
-"""HDF5 datasets, written ``file.h5:/dataset``.
+"""HDF5 datasets, written ``file.h5:/dataset``; Imaris files, whose chunks reach beyond the image.
 
-Chunked, compressed HDF5 datasets.
+Imaris: DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data    z, y, x; of it ImageSizeZ, Y and X are the image
+        DataSetInfo/Image                                       ExtMin0 to ExtMax2, corners along x, y, z, and Unit
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes.axes import stated_axes
+from mitoseg.volumes.axes import (
+    agreed_size,
+    bdv_voxel_size,
+    coarser_size,
+    decoded,
+    stated_axes,
+    stated_sizes,
+    voxel_size_nm,
+    warn_of_packing,
+)
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
@@ -35,28 +45,23 @@ from mitoseg.volumes.stored import (
     Output,
     ReadOptions,
     StoredVolume,
-    dump_metadata,
     load_metadata,
     opening,
     reading,
     split_dataset,
 )
-from mitoseg.volumes.units import agreed_size, bdv_voxel_size, decoded, stated_sizes, voxel_size_nm, warn_of_packing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
+CHUNK = (16, 256, 256)
+"""Voxels of a chunk (z, y, x): 1 MiB of uint8, 4 MiB of float32."""
+# Filters of package hdf5plugin, by their registered numbers; it has some more.
 _PLUGINS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32026: "Blosc2"}
-"""Filters of package hdf5plugin, by their registered numbers; it has some more."""
-_CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")
-"""BigDataViewer's datasets: time, setup and level."""
-_DEFLATE = 1032
-"""How many bytes one of gzip's can become at most."""
-_SLACK = 2**20
-_DEEPEST = 16
-"""Virtual datasets of virtual datasets; each is a recursion in HDF5's own code."""
+_CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")  # BigDataViewer's datasets: time, setup and level
+_DEFLATE, _SLACK = 1032, 2**20  # how many bytes one of gzip's can become at most; and a rest
+_DEEPEST = 16  # virtual datasets of virtual datasets; each is a recursion in HDF5's own code
 
 
 def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
@@ -77,11 +82,10 @@ def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
     if _CELLS.fullmatch(name) and dtype == np.int16:
         dtype = np.dtype(np.uint16)  # BigDataViewer stores unsigned numbers as signed ones
     header = Header(shape, dtype, stated, size, load_metadata(attributes.get("mitoseg")), part_bytes=part)
-    return Hdf5Volume(path, held_in, name, header, options)
+    return _Hdf5Volume(path, held_in, name, header, options)
 
 
 def _open_file(file: str, **options: int) -> h5py.File:
-    """Open a file to read."""
     try:
         return h5py.File(file, "r", **options)
     except BlockingIOError as error:
@@ -136,8 +140,7 @@ def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, objec
     whole = bdv_voxel_size(Path(file), int(cells[2])) if cells else None
     if cells and whole:
         levels = np.asarray(dataset.file[f"s{cells[2]}/resolutions"], float)  # factors along x, y, z
-        z, y, x = (float(f"{a * b:.12g}") for a, b in zip(whole, levels[int(cells[3])][::-1], strict=True))
-        found["BigDataViewer's XML"] = z, y, x
+        found["BigDataViewer's XML"] = coarser_size(whole, levels[int(cells[3])][::-1])
     with contextlib.suppress(ValueError, KeyError, TypeError):
         tags = {tag["key"]: tag.get("resolution") for tag in json.loads(str(attributes["axistags"]))["axes"]}
         units = json.loads(str(attributes.get("axis_units", "{}")))
@@ -179,21 +182,20 @@ def _axes(attributes: Mapping[str, object], dataset: h5py.Dataset) -> str | None
     return stated_axes(attributes, dataset.ndim, attributes.get("axes"), tags) or stated_axes({}, dataset.ndim, labels)
 
 
-class Hdf5Volume(StoredVolume):
+class _Hdf5Volume(StoredVolume):
     """A dataset of an HDF5 file; every process opens the file for itself."""
 
     def __init__(self, path: str, file: str, name: str, header: Header, options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._file, self._name = os.path.abspath(file), name
 
-    def files(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         """The file, which may hold no more than a link, and those that it refers to for the voxels."""
         with _open_file(self._file) as h5:
             named = Path((split_dataset(self.path, SUFFIXES) or (self.path,))[0])
             return sorted({named, *_sources(h5[self._name], set())})
 
     def find_gaps(self) -> UserError | None:
-        """Chunks that were never written; see `Volume.find_gaps`."""
         with reading(self.path), _open_file(self._file) as h5:
             dataset = h5[self._name]
             value = dataset.fillvalue
@@ -266,10 +268,6 @@ def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Pat
                     yield from _sources(inner, seen) if isinstance(inner, h5py.Dataset) else ()
 
 
-CHUNK = (16, 256, 256)
-"""Voxels of a chunk (z, y, x): 1 MiB of uint8, 4 MiB of float32."""
-
-
 def check_only_dataset(file: Path, dataset: str) -> None:
     """Refuse to replace a file that holds more than the dataset to write."""
     others: list[str] = []
@@ -287,7 +285,6 @@ class _Sink(io.FileIO):
     error: OSError | None = None
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write all of ``data``, or pretend to."""
         view = memoryview(data).cast("B")
         size = len(view)
         try:
@@ -298,7 +295,6 @@ class _Sink(io.FileIO):
         return size
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Set the length, or pretend to."""
         try:
             return super().truncate(size) if self.error is None else size or 0
         except OSError as error:
@@ -306,7 +302,6 @@ class _Sink(io.FileIO):
             return size or 0
 
     def check(self) -> None:
-        """Raise the first error."""
         if self.error is not None:
             raise self.error
 
@@ -323,7 +318,7 @@ class Hdf5Output(Output):
                 dataset, info.shape, info.dtype, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
             )
             attributes = self._dataset.attrs
-            attributes["axes"], attributes["mitoseg"] = "zyx", dump_metadata(info.metadata)
+            attributes["axes"], attributes["mitoseg"] = "zyx", json.dumps({"mitoseg": dict(info.metadata)})
             if info.voxel_size:
                 attributes["voxel_size_nm"] = np.asarray(info.voxel_size, float)
                 attributes["element_size_um"] = np.asarray(info.voxel_size, float) / 1000  # Fiji and ilastik read this
@@ -338,7 +333,7 @@ class Hdf5Output(Output):
         self._sink.check()
 
     def close(self) -> None:
-        """Write what is cached and close the file."""
+        """See `Output.close`."""
         self._h5.close()
         self._sink.close()
         self._sink.check()
@@ -352,3 +347,46 @@ FORMAT = Format(
     datasets=True,
     check_replaced=check_only_dataset,
 )
+_IMARIS_SUFFIXES = (".ims",)
+_FINEST = "DataSet/ResolutionLevel 0"
+
+
+def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
+    """Open the finest level of the only channel and time of an Imaris file, or the dataset that is named."""
+    file, name = split_dataset(path, _IMARIS_SUFFIXES) or (path, "")
+    with opening(file), h5py.File(file, "r") as h5:
+        known = [f"{_FINEST}/{t}/{c}/Data" for t in h5[_FINEST] for c in h5[f"{_FINEST}/{t}"]]
+        name = name or (known[0] if len(known) == 1 else "")
+        dataset = h5.get(name) if name else None
+        if not isinstance(dataset, h5py.Dataset):
+            named = ", ".join(f"{file}:/{one}" for one in known[:8])
+            what = f"no dataset {name!r} in the file" if name else f"the file holds {len(known)} channels or times"
+            raise UserError(what, file, f"name one of its datasets: {named}")
+        sizes = [_text(dataset.parent, f"ImageSize{a}") for a in "ZYX"]
+        shape = tuple(n if size is None else int(size) for n, size in zip(dataset.shape, sizes, strict=True))
+        if any(n > stored for n, stored in zip(shape, dataset.shape, strict=True)):
+            what = f"the image of {shape} is larger than its dataset of {dataset.shape}"
+            raise UserError(what, path, "the file is damaged: export it again")
+        header = Header(shape, dataset.dtype, "zyx", _imaris_voxel_size(h5, shape))
+    return _Hdf5Volume(path, file, name, header, options)
+
+
+def _text(group: h5py.Group, name: str) -> str | None:
+    """An attribute, which Imaris stores letter by letter."""
+    value = group.attrs.get(name)
+    return None if value is None else b"".join(np.ravel(np.asarray(value, "S"))).decode("utf-8", "replace").strip()
+
+
+def _imaris_voxel_size(h5: h5py.File, shape: tuple[int, ...]) -> VoxelSize | None:
+    """(z, y, x) in nm: the extent of the image, shared by the voxels of a level."""
+    about = h5.get("DataSetInfo/Image")
+    if about is None:
+        return None
+    ends = [[_text(about, f"Ext{end}{i}") for end in ("Min", "Max")] for i in (2, 1, 0)]
+    if any(value is None for pair in ends for value in pair):
+        return None
+    lengths = [(float(high or 0) - float(low or 0)) / n for (low, high), n in zip(ends, shape, strict=True)]
+    return voxel_size_nm(lengths, _text(about, "Unit") or "")
+
+
+IMARIS = Format("an Imaris file", _IMARIS_SUFFIXES, open_imaris, datasets=True)

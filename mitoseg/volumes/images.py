@@ -26,7 +26,7 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from mitoseg.errors import UserError
-from mitoseg.volumes.base import Array, Volume
+from mitoseg.volumes.base import Array
 from mitoseg.volumes.stored import (
     Format,
     Header,
@@ -45,19 +45,18 @@ POLYGONS = "polygons are no voxels: export masks, by labelme_json_to_dataset or 
 SUFFIXES = (".png", ".tif", ".tiff")
 PICTURES = (".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _LOSSY = (".jpg", ".jpeg")
-_PALETTE = 3
+_PALETTE, _COLOUR_TYPES = 3, (2, 4, 6)  # of PNG; those with more than one channel: RGB, grey with alpha, RGBA
 _ORIENTATION = 274  # of TIFF and EXIF
 _SEVERAL = "the file holds several pictures"
+# What to do with folders of other programs, by a file in them.
 _OTHERS = {
     "header.wkw": "export the layer from webKnossos as OME-TIFF or Zarr",
     "datasource-properties.json": "name a layer of webKnossos and its resolution, such as FOLDER/segmentation/1",
     "info": "write Neuroglancer's precomputed volume as Zarr or N5, for example with tensorstore",
     "knossos.conf": "write KNOSSOS's cubes as TIFF or Zarr, for example with knossos_utils",
 }
-"""What to do with folders of other programs, by a file in them."""
-
-_COLOUR_TYPES = (2, 4, 6)
-"""PNG's colour types with more than one channel: RGB, grey with alpha, RGBA."""
+_MOST = 0.5  # share of the steps that have to be equal before numbers count slices, where several may
+_STAMP = 10**5  # from here on uneven numbers are times, not slices
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -70,11 +69,8 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name
 
 
-def list_slices(folder: Path) -> list[Path]:
-    """The slices of a folder in natural order; hidden files and other suffixes are left out.
-
-    Other pictures than PNG and TIFF count where there are none of these.
-    """
+def _list_slices(folder: Path) -> list[Path]:
+    """The slices of a folder in natural order: PNG and TIFF, other pictures where there are none of these."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
     suffixes = {p: p.suffix.lower() for p in files}
     found = [p for p in files if suffixes[p] in SUFFIXES] or [p for p in files if suffixes[p] in PICTURES]
@@ -85,7 +81,7 @@ def list_slices(folder: Path) -> list[Path]:
         others = POLYGONS if {".json", ".xml"} & set(suffixes.values()) else "give a folder of slices, or a file"
         remedy = _OTHERS[marks[0]] if marks else others
         raise UserError("the folder holds no png or tif slices", str(folder), remedy)
-    if len({p.suffix.lower()[:4] for p in found}) > 1:
+    if len({suffixes[p][:4] for p in found}) > 1:
         raise UserError("the folder holds both png and tif files", str(folder), "keep only the slices in it")
     left = [p.name for p in files if suffixes[p] in PICTURES and p not in found]
     if left:
@@ -100,17 +96,15 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
         what = "a picture is always y, x" if single else "a folder of slices is always z, y, x"
         raise UserError(f"{what}, colour or not", options.axes, "leave axes= away")
     with opening(path):
-        files = [Path(path)] if single else list_slices(Path(path))
+        files = [Path(path)] if single else _list_slices(Path(path))
     found: list[_Slice] = []
     for file in files:
         with opening(str(file)):
             found.append(_header(file, quiet=bool(found)))
         if found[-1][:2] != found[0][:2]:
-            says = [
-                f"{n.name} is {s.shape[0]} x {s.shape[1]} {s.dtype}"
-                for n, s in ((files[0], found[0]), (file, found[-1]))
-            ]
-            raise UserError(f"slices differ: {', '.join(says)}", path, "give slices of one size and type")
+            pairs = ((files[0], found[0]), (file, found[-1]))
+            says = ", ".join(f"{n.name} is {s.shape[0]} x {s.shape[1]} {s.dtype}" for n, s in pairs)
+            raise UserError(f"slices differ: {says}", path, "give slices of one size and type")
     if len({s.scale for s in found}) > 1:
         raise UserError("the slices are calibrated in different ways", path, "save them as one stack")
     first, coloured = found[0], [s.palette is not None and not _is_grey(s.palette) for s in found]
@@ -130,8 +124,8 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
         logger.info("%s: the tables of indexed colours differ, or not 0 is black; the colours are read", path)
     part = math.prod(first.shape) * first.dtype.itemsize
     header = Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part, scale=first.scale)
-    volume = SliceFolder(path, files, header, options.voxel_size, colour=bool(colours), indexed=indexed)
-    volume.lossy = any(s.lossy for s in found)
+    volume = SliceFolder(path, files, header, options.voxel_size, indexed=indexed)
+    volume._colour, volume.lossy = bool(colours), any(s.lossy for s in found)
     return volume
 
 
@@ -139,45 +133,28 @@ class SliceFolder(StoredVolume):
     """A folder of slices, decoded one by one with a small cache."""
 
     def __init__(
-        self,
-        path: str,
-        files: Sequence[Path],
-        header: Header,
-        voxel_size: Sequence[float] | None,
-        *,
-        colour: bool = False,
-        indexed: bool = False,
+        self, path: str, files: Sequence[Path], header: Header, voxel_size: Sequence[float] | None, *, indexed: bool
     ) -> None:
         super().__init__(path, header, ReadOptions(voxel_size=voxel_size))
-        self._files = [os.path.abspath(file) for file in files]
+        self._slices, self._indexed = [os.path.abspath(file) for file in files], indexed
         self._cache = PageCache()
-        self._colour, self._indexed = colour, indexed
 
-    def as_labels(self) -> Volume:
-        """See `Volume.as_labels`."""
-        if not self._colour or self.dtype.kind != "u":
-            return self
-        labels = self._with_colours()
-        labels._cache = PageCache()
-        return labels
-
-    def files(self) -> list[Path]:
-        """The slices."""
-        return [Path(file) for file in self._files]
+    def _files(self) -> list[Path]:
+        return [Path(file) for file in self._slices]
 
     def find_gaps(self) -> UserError | None:
         """Slices that are missing, or there twice, by their numbers; see `Volume.find_gaps`."""
-        what = find_gap([os.path.basename(file) for file in self._files])
+        what = find_gap([os.path.basename(file) for file in self._slices])
         remedy = "mend the folder, or give missing_slices=ignore if the slices do follow one another"
         return None if what is None else UserError(what, self.path, remedy)
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         z, y, x = index
-        return np.stack([self._cache.get(i, partial(self._decode, i))[y, x] for i in range(z.start, z.stop)])
+        pages = ((i, partial(self._decode, self._slices[i])) for i in range(z.start, z.stop))
+        return np.stack([self._cache.get((i, self._reduce), decode)[y, x] for i, decode in pages])
 
-    def _decode(self, number: int) -> Array:
+    def _decode(self, file: str) -> Array:
         """One slice as ``image_yx``."""
-        file = self._files[number]
         with reading(file):
             image = _decode(Path(file), indexed=self._indexed)
             image = image if image.ndim == 2 else self._reduce(image)
@@ -187,10 +164,7 @@ class SliceFolder(StoredVolume):
 
 
 class _Slice(NamedTuple):
-    """What the head of a slice says: (y, x), type, whether in colour, (n, 3) the table of indexed colours, losses.
-
-    ``scale`` is as in `Header`.
-    """
+    """What the head of a slice says; ``palette`` is the (n, 3) table of indexed colours, ``scale`` as in `Header`."""
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
@@ -201,7 +175,6 @@ class _Slice(NamedTuple):
 
 
 def _header(file: Path, *, quiet: bool) -> _Slice:
-    """Read the head of a slice."""
     suffix = file.suffix.lower()
     if suffix == ".png":
         with file.open("rb") as stream:
@@ -238,7 +211,6 @@ def _header(file: Path, *, quiet: bool) -> _Slice:
 
 
 def _palette(image: Image.Image) -> Array | None:
-    """(n, 3) the table of indexed colours, or None."""
     with image:
         return np.reshape(image.getpalette() or [0, 0, 0], (-1, 3)) if image.mode == "P" else None
 
@@ -287,20 +259,8 @@ def _decode(file: Path, *, indexed: bool) -> Array:
     return np.moveaxis(image, 0, -2).reshape(image.shape[1], image.shape[2], -1)
 
 
-_MOST = 0.5
-"""Share of the steps that have to be equal before numbers are taken for those of slices, where several count."""
-_STAMP = 10**5
-"""From here on uneven numbers are times, not slices."""
-
-
 def find_gap(names: Sequence[str]) -> str | None:
-    """What the numbers of slices say of slices that are missing or there twice.
-
-    Args:
-        names: Of the files, in the order of the slices.
-
-    Returns:
-        What is wrong, as the beginning of a sentence; None where nothing is, or the names do not tell.
+    """What the numbers in the names of slices, in their order, say of slices that are missing or there twice.
 
     >>> find_gap(["s_001.tif", "s_002.tif", "s_004.tif"])
     '1 slice is missing by the numbers of the files, between s_002.tif and s_004.tif'
@@ -310,8 +270,7 @@ def find_gap(names: Sequence[str]) -> str | None:
     numbers = slice_numbers(names)
     if numbers is None:
         return None
-    order = sorted(range(len(names)), key=lambda i: numbers[i])
-    pairs = list(pairwise(order))
+    pairs = list(pairwise(sorted(range(len(names)), key=lambda i: numbers[i])))
     twice = [(a, b) for a, b in pairs if numbers[a] == numbers[b]]
     if twice:
         more = f", and {len(twice) - 1} more" if len(twice) > 1 else ""
@@ -326,8 +285,8 @@ def find_gap(names: Sequence[str]) -> str | None:
     if any(one % step for one in steps):
         return f"the numbers of the slices jump {len(jumps)} times, first {where}".replace(" 1 times, first", " once,")
     missing = sum(one // step - 1 for one in steps)
-    told = "1 slice is missing" if missing == 1 else f"{missing} slices are missing"
-    return f"{told} by the numbers of the files, {'first ' if len(jumps) > 1 else ''}{where}"
+    slices = "1 slice is missing" if missing == 1 else f"{missing} slices are missing"
+    return f"{slices} by the numbers of the files, {'first ' if len(jumps) > 1 else ''}{where}"
 
 
 def is_grid(names: Sequence[str]) -> bool:
@@ -348,10 +307,10 @@ def slice_numbers(names: Sequence[str]) -> list[int] | None:
     [1, 2]
     """
     stems = [PurePath(name).stem.lower() for name in names]
-    kinds = Counter(re.sub(r"\d+", "#", stem) for stem in stems)
+    kinds = [re.sub(r"\d+", "#", stem) for stem in stems]
     found = [tuple(int(number) for number in re.findall(r"\d+", stem)) for stem in stems]
-    kind, count = max(kinds.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
-    main = [row for row, stem in zip(found, stems, strict=True) if re.sub(r"\d+", "#", stem) == kind]
+    kind, count = max(Counter(kinds).items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+    main = [row for row, one in zip(found, kinds, strict=True) if one == kind]
     if 2 * count < len(names) or not main or not main[0]:
         return None
     column = _counting(list(zip(*main, strict=True)))
@@ -374,8 +333,7 @@ def _counting(columns: Sequence[tuple[int, ...]]) -> int | None:
 
 def _regular(column: Sequence[int]) -> float:
     """The share of the steps from number to number that are equal."""
-    ordered = sorted(column)
-    steps = Counter(b - a for a, b in pairwise(ordered))
+    steps = Counter(b - a for a, b in pairwise(sorted(column)))
     return max(steps.values()) / (len(column) - 1)
 
 

@@ -1,6 +1,6 @@
 """Labels of any make as 0 (background), 1 (mitochondrion) and 255 (ignored), by one rule for the whole volume.
 
-What values a label volume holds, counted slab by slab.
+The rule follows from the values that the volume holds, which are counted slab by slab.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -17,21 +17,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, slabs
+from mitoseg.geometry import Box
 from mitoseg.progress import waiting
-from mitoseg.volumes.base import Array, DerivedVolume, Volume, integer_volume
+from mitoseg.volumes.base import Array, Bools, DerivedVolume, Volume, integer_volume, thin_slabs
 
 logger = logging.getLogger(__name__)
 RULES = ("auto", "nonzero", "half")
 IGNORED = 255
 _SOLID_SHARE = 0.25
-_IMAGE_SHARE = 0.75
-"""Of voxels that differ from a neighbour, from which on labels are an image; soft masks have fewer."""
-_MANY_VALUES = 16
-_FEW_VALUES = 8
-_TRANSPARENT = 2**64 - 1
-"""What CREMI and Paintera write where there is no label."""
-_MARKERS = (255, 65535, 2**32 - 1)
+_IMAGE_SHARE = 0.75  # of voxels that differ from a neighbour, from which on labels are an image; soft masks have fewer
+_MANY_VALUES, _FEW_VALUES = 16, 8
+_KEPT = 64  # distinct values that are told apart
+_TRANSPARENT = 2**64 - 1  # what CREMI and Paintera write where there is no label
+_FULL_SCALES = (255, 65535)
+_MARKERS = (*_FULL_SCALES, 2**32 - 1)
 _COLOURED = 2**24
 _LOSSY = "the labels are compressed with loss, which changes values; only a mask of black and white survives it"
 _LOSSLESS = "save them as PNG, or as TIFF with deflate"
@@ -59,7 +58,7 @@ class LabelVolume(DerivedVolume):
         stored: The labels as they are stored.
         numbered: Whether these are instance numbers.
         ignore_label: The stored value whose voxels are ignored, or None.
-        ignored_slices: Slices that nobody annotated, see `ignore_slices`.
+        ignored_slices: Slices that nobody annotated, all of whose voxels are ignored.
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
@@ -71,27 +70,21 @@ class LabelVolume(DerivedVolume):
         self.rule = value_rule.sentence + ignored
         self.ignored_slices: tuple[int, ...] = ()
 
-    def ignore_slices(self, slices: Sequence[int]) -> None:
-        """Ignore all voxels of some slices."""
-        self.ignored_slices = tuple(slices)
-        self.rule += f"; slices without a label are ignored: {', '.join(map(str, slices)) or 'none'}"
-
     def alike(self, volume: Volume) -> LabelVolume:
         """Other voxels of these labels, such as a coarser level, by the same rule."""
         return LabelVolume(volume, self._value_rule, self.ignore_label)
 
-    def read(self, box: Box | None = None) -> npt.NDArray[np.uint8]:
-        """Read one box as ``label_zyx``: 0, 1 or 255; see `Volume.read`."""
+    def _read(self, box: Box) -> npt.NDArray[np.uint8]:
         stored = self.stored.read(box)
         threshold, values = self._value_rule.threshold, self._value_rule.values
         if values is not None:
-            foreground: npt.NDArray[np.bool_] = reduce(np.logical_or, (stored == value for value in values))
+            foreground: Bools = reduce(np.logical_or, (stored == value for value in values))
         else:
             foreground = stored != 0 if threshold is None else stored >= threshold
         label_zyx = foreground.astype(np.uint8)
         if self.ignore_label is not None:
             label_zyx[stored == self.ignore_label] = IGNORED
-        first = 0 if box is None else box.start[0]
+        first = box.start[0]
         label_zyx[[z - first for z in self.ignored_slices if 0 <= z - first < len(label_zyx)]] = IGNORED
         return label_zyx
 
@@ -126,26 +119,27 @@ def map_labels(
         ignore_label: A stored value whose voxels count nowhere, or None.
         ignore_empty_slices: Whether a slice without a foreground voxel counts nowhere, as one that nobody annotated.
         require_foreground: Whether labels without a single foreground voxel are refused.
-
-    Raises:
-        UserError: No such rule, values that are no labels or cannot be told apart from background, chosen values that
-            do not occur, or no foreground.
     """
     if rule not in RULES:
         raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
     chosen = label_values(foreground)
-    _check_options(chosen, rule, ignore_label)
+    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
+        raise UserError("ignore_label is no whole number", ignore_label, "give one value of the labels, such as 255")
+    if chosen is not None and rule != "auto":
+        raise UserError("foreground= leaves no choice to a rule", rule, "leave label_rule_of_values away")
+    if chosen is not None and ignore_label in chosen:
+        raise UserError("a label value is both foreground and ignored", ignore_label, "take it out of one of the two")
     volume = volume.as_labels()
     lossy = volume.lossy
-    survey = survey_labels(volume, ignore_label, chosen or ())
+    survey = _survey(volume, ignore_label, chosen or ())
     if survey.high == _TRANSPARENT and chosen is None and not survey.zeros:
         volume = integer_volume(volume, background=_TRANSPARENT)
-        survey = survey_labels(volume, ignore_label)
+        survey = _survey(volume, ignore_label)
         logger.info("%s: %d, which CREMI and Paintera write where there is no label, is 0", volume.path, _TRANSPARENT)
     if chosen is not None:
         value_rule = _chosen_rule(survey, chosen, volume.path)
     else:
-        value_rule = choose_rule(survey, rule, volume.path)
+        value_rule = _choose_rule(survey, rule, volume.path)
         if rule == "auto" and volume.info.metadata.get("kind") not in ("mask", "instances"):
             _check_meaning(survey, volume.path)
     if lossy and (value_rule.threshold is None or (rule == "auto" and survey.halves[32] > 1.5 * survey.halves[224])):
@@ -155,7 +149,9 @@ def map_labels(
         raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")
     labels = LabelVolume(volume, value_rule, ignore_label)
     if ignore_empty_slices:
-        labels.ignore_slices([z for z in range(volume.shape[0]) if not (labels.read(one_slice(volume, z)) == 1).any()])
+        empty = [z for z in range(volume.shape[0]) if not (labels.read(one_slice(volume, z)) == 1).any()]
+        labels.ignored_slices = tuple(empty)
+        labels.rule += f"; slices without a label are ignored: {', '.join(map(str, empty)) or 'none'}"
     logger.info("%s: %s", volume.path, labels.rule)
     if chosen is None:
         _warn(survey, value_rule, volume.path)
@@ -197,19 +193,10 @@ def value_name(value: float) -> str:
 
 
 def map_mask(volume: Volume, foreground: object = None, kind: str | None = None) -> Volume:
-    """A stored result that another program has made, as a mask where its values have to be chosen.
+    """A stored result of another program, as a lazy mask of 0 and 1 where its values are chosen, else as it is.
 
-    Args:
-        volume: Probabilities, a mask, instances or classes.
-        foreground: The values that are mitochondria, as of `map_labels`; None: the volume is left as it is.
-        kind: What the user says it is.
-
-    Returns:
-        The volume itself, or a lazy mask of 0 and 1.
-
-    Raises:
-        UserError: The values cannot be chosen so, several are colours, or of several values none is 0, so that any
-            may be the background.
+    Refuses several colours, and several values of which none is 0, any of which may be the background, unless ``kind``
+    (what the user says it is) tells.
     """
     if foreground is not None:
         if kind not in (None, "mask"):
@@ -219,15 +206,16 @@ def map_mask(volume: Volume, foreground: object = None, kind: str | None = None)
         return mask
     if volume.lossy and kind == "instances":
         raise UserError(_LOSSY, volume.path, _LOSSLESS)
-    told_apart = volume.as_labels()
-    if told_apart is not volume and kind != "probability" and volume.info.metadata.get("kind") is None:
-        survey = survey_labels(told_apart)
+    labels = volume.as_labels()
+    unknown = volume.info.metadata.get("kind") is None
+    if labels is not volume and kind != "probability" and unknown:
+        survey = _survey(labels)
         if kind == "instances" and survey.high >= _COLOURED:
-            return told_apart
+            return labels
         _check_colours(survey, volume.path, "kind=instances if each is an object")
     is_ids = kind is None and volume.dtype != np.uint8  # of bytes, whoever asks what they are looks at them
-    if volume.dtype.kind in "iu" and volume.info.metadata.get("kind") is None and (kind == "mask" or is_ids):
-        _check_background(survey_labels(volume), volume.path, "kind=instances if all are objects")
+    if volume.dtype.kind in "iu" and unknown and (kind == "mask" or is_ids):
+        _check_background(_survey(volume), volume.path, "kind=instances if all are objects")
     return volume
 
 
@@ -235,7 +223,7 @@ def holds_classes(volume: Volume) -> bool:
     """Whether stored whole numbers look like several classes or objects, not like a mask or a probability."""
     if volume.dtype.kind not in "iu" or volume.info.metadata.get("kind") is not None:
         return False
-    survey = survey_labels(volume)
+    survey = _survey(volume)
     return not survey.many and len(survey.values) > 2 - (not survey.zeros)
 
 
@@ -244,39 +232,28 @@ def one_slice(volume: Volume, z: int) -> Box:
     return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
 
 
-def _check_options(chosen: tuple[int, ...] | None, rule: str, ignore_label: object) -> None:
-    """Refuse values that cannot be meant, alone or together."""
-    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
-        raise UserError("ignore_label is no whole number", ignore_label, "give one value of the labels, such as 255")
-    if chosen is not None and rule != "auto":
-        raise UserError("foreground= leaves no choice to a rule", rule, "leave label_rule_of_values away")
-    if chosen is not None and ignore_label in chosen:
-        raise UserError("a label value is both foreground and ignored", ignore_label, "take it out of one of the two")
-
-
-def _chosen_rule(survey: Survey, chosen: tuple[int, ...], path: str) -> ValueRule:
+def _chosen_rule(survey: _Survey, chosen: tuple[int, ...], path: str) -> ValueRule:
     """The rule where the user names the values."""
     there = [value for value in chosen if survey.chosen[value]]
     if not there:
         what = f"none of the values of foreground={list(map(value_name, chosen))} is in the labels"
-        raise UserError(what.replace("'", ""), path, f"they hold {survey.listed(value_name)}")
+        raise UserError(what.replace("'", ""), path, f"they hold {survey.listed()}")
     if len(there) < len(chosen):
         missing = ", ".join(value_name(value) for value in chosen if value not in there)
-        logger.warning("%s: the labels hold no %s, only %s", path, missing, survey.listed(value_name))
+        logger.warning("%s: the labels hold no %s, only %s", path, missing, survey.listed())
     shares = ", ".join(f"{value_name(v)} ({100 * survey.chosen[v] / survey.voxels:.3g} %)" for v in there)
     return ValueRule(None, f"label values {shares} are foreground, as chosen", values=chosen)
 
 
-def _check_background(survey: Survey, path: str, otherwise: str) -> None:
+def _check_background(survey: _Survey, path: str, otherwise: str) -> None:
     """Refuse several values of which none is 0: any of them may be the background."""
-    if survey.zeros or len(survey.values) < 2:
-        return
-    what = f"no label is 0, so which is the background is not known; the values are {survey.listed(value_name)}"
-    remedy = f"name those of mitochondria, such as foreground={value_name(max(survey.values))}"
-    raise UserError(what, path, f"{remedy}, or give {otherwise}")
+    if not survey.zeros and len(survey.values) > 1:
+        what = f"no label is 0, so which is the background is not known; the values are {survey.listed()}"
+        remedy = f"name those of mitochondria, such as foreground={value_name(max(survey.values))}"
+        raise UserError(what, path, f"{remedy}, or give {otherwise}")
 
 
-def _check_meaning(survey: Survey, path: str) -> None:
+def _check_meaning(survey: _Survey, path: str) -> None:
     """Refuse values that may mean several things, and images."""
     rough = survey.between - survey.solid > _IMAGE_SHARE * survey.voxels
     if rough and len(survey.values) >= _MANY_VALUES and survey.solid < _SOLID_SHARE * survey.between:
@@ -291,16 +268,16 @@ def _check_meaning(survey: Survey, path: str) -> None:
     _check_colours(survey, path, "label_rule_of_values=nonzero if all but black are")
 
 
-def _check_colours(survey: Survey, path: str, otherwise: str) -> None:
+def _check_colours(survey: _Survey, path: str, otherwise: str) -> None:
     """Refuse several colours: which are mitochondria is not known."""
     colours = sorted(value for value in survey.values if _COLOURED <= value < 2 * _COLOURED)
     if len(colours) > 1 and all(value < 2 * _COLOURED for value in survey.values):
-        what = f"the labels are in {len(colours)}{'+' * survey.many} colours: {survey.listed(value_name)}"
+        what = f"the labels are in {len(colours)}{'+' * survey.many} colours: {survey.listed()}"
         remedy = f"name those of mitochondria, such as foreground={value_name(colours[0])}"
         raise UserError(what, path, f"{remedy}, or give {otherwise}")
 
 
-def _warn(survey: Survey, rule: ValueRule, path: str) -> None:
+def _warn(survey: _Survey, rule: ValueRule, path: str) -> None:
     """Say what may be meant otherwise."""
     marker = survey.high in _MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
     if marker and len(survey.values) > 2:
@@ -308,73 +285,46 @@ def _warn(survey: Survey, rule: ValueRule, path: str) -> None:
         logger.warning(text, path, survey.high, survey.high)
     elif rule.numbered and 2 < len(survey.values) <= _FEW_VALUES:
         text = "%s: values %s are taken for instances; of classes, name those of mitochondria: foreground=%s"
-        logger.warning(text, path, survey.listed(value_name), value_name(survey.high))
+        logger.warning(text, path, survey.listed(), value_name(survey.high))
     if survey.voxels and survey.above(rule.threshold) == survey.voxels:
-        logger.warning("%s: every voxel is foreground; the values are %s", path, survey.listed(value_name))
+        logger.warning("%s: every voxel is foreground; the values are %s", path, survey.listed())
 
 
-def choose_rule(survey: Survey, rule: str, path: str) -> ValueRule:
-    """The rule for the values of a whole volume; see `map_labels`."""
+def _choose_rule(survey: _Survey, rule: str, path: str) -> ValueRule:
     if survey.low < 0:
         remedy = "give ignore_label=-1 if that marks unlabelled voxels, or mend the labels"
         raise UserError(f"the labels hold negative values, down to {survey.low:g}", path, remedy)
     if rule == "nonzero":
         return ValueRule(None, "label values above 0 are foreground")
-    if rule == "half" or not survey.integral:
-        return _half(survey, path)
-    if survey.high <= 1:
+    if rule == "auto" and survey.integral and survey.high <= 1:
         return ValueRule(None, "label values are 0 and 1; 1 is foreground")
-    if _is_grey_mask(survey):
-        return _half(survey, path)
-    return ValueRule(None, "label values are instance numbers; all but 0 are foreground", numbered=True)
-
-
-def _half(survey: Survey, path: str) -> ValueRule:
-    """Foreground from half of full scale on."""
+    if rule == "auto" and survey.integral and not _is_grey_mask(survey):
+        return ValueRule(None, "label values are instance numbers; all but 0 are foreground", numbered=True)
     if survey.high <= 1:
         return ValueRule(0.5, "label values run from 0 to 1; 0.5 and above are foreground")
-    for scale in (255, 65535):
+    for scale in _FULL_SCALES:
         if survey.high <= scale and (survey.integral or scale == 255):
-            threshold = (scale + 1) // 2
-            return ValueRule(
-                threshold, f"label values are a mask of 0 to {scale}; {threshold} and above are foreground"
-            )
-    raise UserError(
-        f"the labels run from {survey.low:g} to {survey.high:g}, which is no mask",
-        path,
-        "choose label_rule_of_values=nonzero",
-    )
+            half = (scale + 1) // 2
+            return ValueRule(half, f"label values are a mask of 0 to {scale}; {half} and above are foreground")
+    what = f"the labels run from {survey.low:g} to {survey.high:g}, which is no mask"
+    raise UserError(what, path, "choose label_rule_of_values=nonzero")
 
 
-def _is_grey_mask(survey: Survey) -> bool:
+def _is_grey_mask(survey: _Survey) -> bool:
     """Whether integers are a mask of full scale, perhaps smoothed along the edges, and no instance numbers."""
-    if survey.high not in (255, 65535):
+    if survey.high not in _FULL_SCALES:
         return False
-    if survey.between == 0:
-        return True
     smooth = survey.solid < _SOLID_SHARE * survey.between
-    return smooth and (survey.full >= survey.between or len(survey.values) >= _MANY_VALUES)
-
-
-__all__ = ["IGNORED", "RULES", "LabelVolume", "ValueRule", "choose_rule", "label_values", "map_labels", "map_mask"]
-_SLAB_VOXELS = 2**24
-_KEPT = 64
-"""Distinct values that are told apart."""
-FULL_SCALES = (255, 65535)
+    return survey.between == 0 or (smooth and (survey.full >= survey.between or len(survey.values) >= _MANY_VALUES))
 
 
 @dataclass
-class Survey:
+class _Survey:
     """Counts over a whole label volume, without the ignored voxels.
 
     Attributes:
-        low: The smallest value.
-        high: The largest value.
-        integral: Whether all values are whole numbers.
-        voxels: How many were counted.
-        zeros: Voxels of value 0.
         full: Voxels of value 255 or 65535, the ends of 8 and 16 bit masks.
-        between: Voxels of any other value.
+        between: Voxels of any other value than these and 0.
         solid: Those of ``between`` that equal their four neighbours in the slice.
         halves: Voxels at or above 0.5, 128 and 32768; at or above 32 and 224, between which a sharp mask has few.
         values: Voxels of each distinct value; of more than 64, some of the values and no counts to rely on.
@@ -395,58 +345,53 @@ class Survey:
 
     @property
     def many(self) -> bool:
-        """Whether there are more than 64 distinct values."""
         return len(self.values) > _KEPT
 
-    def listed(self, name: Callable[[float], str] = "{:g}".format) -> str:
+    def listed(self) -> str:
         """The values and their shares of the voxels, the first ten in ascending order."""
         shares = {value: "" if self.many else f" ({100 * n / self.voxels:.3g} %)" for value, n in self.values.items()}
         more = ["and more"] if len(shares) > 10 else []
-        return ", ".join([name(value) + shares[value] for value in sorted(shares)[:10]] + more)
+        return ", ".join([value_name(value) + shares[value] for value in sorted(shares)[:10]] + more)
 
     def above(self, threshold: float | None) -> int:
         """Voxels that are foreground: not zero, or at least ``threshold`` (a key of ``halves``)."""
         return self.voxels - self.zeros if threshold is None else self.halves[threshold]
 
+    def count(self, label_zyx: Array, ignore_label: int | None) -> None:
+        """Add one slab to the counts."""
+        kept = label_zyx if ignore_label is None else label_zyx[label_zyx != ignore_label]
+        if not kept.size:
+            return
+        self.low, self.high = min(self.low, kept.min().item()), max(self.high, kept.max().item())
+        for value in self.chosen:
+            self.chosen[value] += int(np.count_nonzero(kept == value))
+        values, counts = _histogram(kept, exact=not self.many)
+        self.integral = self.integral and bool((values == np.floor(values)).all())
+        middle = ~np.isin(values, (0, *_FULL_SCALES))
+        self.voxels += int(counts.sum())
+        self.zeros += int(counts[values == 0].sum())
+        self.full += int(counts[np.isin(values, _FULL_SCALES)].sum())
+        self.between += int(counts[middle].sum())
+        for threshold in self.halves:
+            self.halves[threshold] += int(counts[values >= threshold].sum())
+        if not self.many:
+            for value, count in zip(values[: 2 * _KEPT].tolist(), counts.tolist(), strict=False):
+                self.values[value] = self.values.get(value, 0) + count
+        if middle.any() and self.high <= _FULL_SCALES[-1]:  # larger values are instance numbers in any case
+            self.solid += _solid(label_zyx, ignore_label)
 
-def survey_labels(volume: Volume, ignore_label: int | None = None, chosen: Sequence[int] = ()) -> Survey:
+
+def _survey(volume: Volume, ignore_label: int | None = None, chosen: Sequence[int] = ()) -> _Survey:
     """Count the values of a label volume, slab by slab."""
-    survey = Survey(chosen=dict.fromkeys(chosen, 0))
-    depth = max(1, _SLAB_VOXELS // max(1, math.prod(volume.shape[1:])))
+    survey = _Survey(chosen=dict.fromkeys(chosen, 0))
     with waiting(f"looking at the labels of {volume.path}"):
-        for slab in slabs(volume.box, depth):
+        for slab in thin_slabs(volume.box):
             label_zyx = volume.read(slab)
             if label_zyx.dtype.kind == "f" and not np.isfinite(label_zyx).all():
                 remedy = "write a number in their place, such as 255, and give it as ignore_label=255"
                 raise UserError("the labels hold NaN or infinite values", volume.path, remedy)
-            if label_zyx.dtype == bool:
-                label_zyx = label_zyx.view(np.uint8)
-            _count(survey, label_zyx, ignore_label)
+            survey.count(label_zyx.view(np.uint8) if label_zyx.dtype == bool else label_zyx, ignore_label)
     return survey
-
-
-def _count(survey: Survey, label_zyx: Array, ignore_label: int | None) -> None:
-    """Add one slab to the counts."""
-    kept = label_zyx if ignore_label is None else label_zyx[label_zyx != ignore_label]
-    if not kept.size:
-        return
-    survey.low, survey.high = min(survey.low, kept.min().item()), max(survey.high, kept.max().item())
-    for value in survey.chosen:
-        survey.chosen[value] += int(np.count_nonzero(kept == value))
-    values, counts = _histogram(kept, exact=not survey.many)
-    survey.integral = survey.integral and bool((values == np.floor(values)).all())
-    survey.voxels += int(counts.sum())
-    survey.zeros += int(counts[values == 0].sum())
-    survey.full += int(counts[np.isin(values, FULL_SCALES)].sum())
-    middle = ~np.isin(values, (0, *FULL_SCALES))
-    survey.between += int(counts[middle].sum())
-    for threshold in survey.halves:
-        survey.halves[threshold] += int(counts[values >= threshold].sum())
-    if not survey.many:
-        for value, count in zip(values[: 2 * _KEPT].tolist(), counts.tolist(), strict=False):
-            survey.values[value] = survey.values.get(value, 0) + count
-    if middle.any() and survey.high <= FULL_SCALES[-1]:  # larger values are instance numbers in any case
-        survey.solid += _solid(label_zyx, ignore_label)
 
 
 def _histogram(label: Array, *, exact: bool) -> tuple[Array, Array]:
@@ -456,7 +401,7 @@ def _histogram(label: Array, *, exact: bool) -> tuple[Array, Array]:
     if exact and label.dtype.itemsize > 2:
         found = pd.Series(np.ravel(label)).value_counts(sort=False).sort_index()
         return found.index.to_numpy(), found.to_numpy()
-    low, high = (0, np.iinfo(label.dtype).max) if label.dtype in (np.uint8, np.uint16) else (-1, FULL_SCALES[-1] + 1)
+    low, high = (0, np.iinfo(label.dtype).max) if label.dtype in (np.uint8, np.uint16) else (-1, _FULL_SCALES[-1] + 1)
     counts = np.zeros(high - low + 1, np.int64)
     for part in label if label.ndim > 1 else np.array_split(label, max(1, label.size // 2**20)):
         clipped = part if low == 0 else np.clip(part, low, high).astype(np.int32) - low
@@ -471,8 +416,6 @@ def _solid(label_zyx: Array, ignore_label: int | None) -> int:
     inner = label_zyx[:, 1:-1, 1:-1]
     same = (inner == label_zyx[:, :-2, 1:-1]) & (inner == label_zyx[:, 2:, 1:-1])
     same &= (inner == label_zyx[:, 1:-1, :-2]) & (inner == label_zyx[:, 1:-1, 2:])
-    for end in (0, *FULL_SCALES):
+    for end in (0, *_FULL_SCALES, *(() if ignore_label is None else (ignore_label,))):
         same &= inner != end
-    if ignore_label is not None:
-        same &= inner != ignore_label
     return int(np.count_nonzero(same))

@@ -31,6 +31,7 @@ from mrcfile.utils import machine_stamp_from_byte_order
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     FlatOutput,
@@ -43,25 +44,39 @@ from mitoseg.volumes.stored import (
     load_metadata,
     opening,
 )
-from mitoseg.volumes.units import voxel_size_nm
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali")
+# Where IMOD's stamp lies, with its flags behind it; the flags that say that bytes are signed, or hold two voxels.
+_IMOD_OFFSET, _IMOD_STAMP, _IMOD_SIGNED, _IMOD_HALF_BYTES = 152, 1146047817, 1, 16
+_SIGN_BIT = 0x80  # what differs between a byte from 0 to 255 and the same less 128 as a signed one
+_EXTENDED = b"MITO"  # the type of an extended header that is mitoseg's metadata
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_DTYPES = {0: "i1", 1: "i2", 2: "f4", 3: "c8", 4: "c8", 6: "u2", 12: "f2"}
+_VOLUME_STACKS = range(401, 631)  # space groups by which a file says that it holds several volumes of mz sections each
+_LONGEST_NOTE = 2**20
+_UNSIGNED = np.dtype(np.uint8)
+# Rows and columns that are looked at where the header does not say how bytes are meant; more values than so many tell
+# a sign, and so many times rougher has the wrong reading to be.
+_SEEN, _FEW_VALUES, _CLEARLY = 1024, 16, 2
+_MODES = {"uint8": 6, "int8": 0, "uint16": 6, "int16": 1, "float32": 2}
+_STORED = {0: "i1", 1: "<i2", 2: "<f4", 6: "<u2"}
+_LABELS, _LABEL = 10, 80
+_RANGE_OFFSET = 76
 
 
 def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
     """Open an MRC file; reads its header only."""
     with opening(path), open(path, "rb") as file:
-        found = MrcHeader(path, file)
+        found = _MrcHeader(path, file)
         size = found.voxel_size if options.voxel_size is None else None
         stored, meant, flipped, limit = found.voxels
         header = Header(found.shape, stored, found.axes(options.axes), size, load_metadata(found.note), flipped)
-    volume = LimitedMrc(path, header, options, found.offset, "MRC")
+    volume = _Mrc(path, header, options, found.offset, "MRC")
     volume.info, volume.limit = replace(volume.info, dtype=meant or volume.dtype), limit
     return volume
 
 
-class LimitedMrc(MappedVolume):
+class _Mrc(MappedVolume):
     """An MRC whose voxels may have to stay below a limit to be what the file says they are; checked as they are read.
 
     Bytes that mitoseg stored as 16 bits, and bytes from 0 to 127, to which a sign makes no difference.
@@ -77,33 +92,8 @@ class LimitedMrc(MappedVolume):
         return stored
 
 
-IMOD_OFFSET, IMOD_STAMP, IMOD_SIGNED, IMOD_HALF_BYTES = 152, 1146047817, 1, 16
-"""Where IMOD's stamp lies, with its flags behind it; the flags that say that bytes are signed, or hold two voxels."""
-SIGN_BIT = 0x80
-"""What differs between a byte from 0 to 255 and the same less 128 as a signed one."""
-EXTENDED = b"MITO"
-"""The type of an extended header that is mitoseg's metadata."""
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-_DTYPES = {0: "i1", 1: "i2", 2: "f4", 3: "c8", 4: "c8", 6: "u2", 12: "f2"}
-_VOLUME_STACKS = range(401, 631)
-"""Space groups by which a file says that it holds several volumes of mz sections each."""
-_LONGEST_NOTE = 2**20
-_UNSIGNED = np.dtype(np.uint8)
-_LOOKED_AT = (1024, 1024)
-"""Rows and columns of a section that are looked at where the header does not say how bytes are meant."""
-_FEW_VALUES, _CLEARLY = 16, 2
-"""More values than these tell a sign; so many times rougher has the wrong reading to be."""
-
-
-class Voxels(NamedTuple):
-    """How the voxels of a file are stored, and what they mean.
-
-    Attributes:
-        stored: Their type in the file.
-        meant: The type they are read as, where that is another one.
-        flipped: The bits that the file stores inverted.
-        limit: The largest stored value that agrees with what the file says of them; None where any does.
-    """
+class _Voxels(NamedTuple):
+    """How voxels are stored, the type they are read as if another, the bits stored inverted, the largest valid one."""
 
     stored: np.dtype[Any]
     meant: np.dtype[Any] | None = None
@@ -111,13 +101,10 @@ class Voxels(NamedTuple):
     limit: int | None = None
 
 
-class MrcHeader:
+class _MrcHeader:
     """The header of an open file.
 
-    Attributes:
-        offset: Where the voxels start, in bytes.
-        note: What mitoseg wrote into labels or extended header; other programs may have added to it.
-        voxels: How they are stored, and what they mean.
+    ``offset`` is where the voxels start, in bytes; ``note`` what mitoseg wrote into labels or extended header.
     """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
@@ -130,12 +117,12 @@ class MrcHeader:
         self._path = path
         self._order = _byte_order(path, data)
         self._fields = np.frombuffer(data, HEADER_DTYPE.newbyteorder(self._order))[0]
-        self._imod = struct.unpack_from(f"{self._order}ii", data, IMOD_OFFSET)
+        self._imod = struct.unpack_from(f"{self._order}ii", data, _IMOD_OFFSET)
         extended = self._int("nsymbt")
         if not 0 <= extended <= os.fstat(file.fileno()).st_size:
             raise UserError(f"the MRC states an extended header of {extended} bytes", path, "it is damaged")
         self.offset = len(data) + extended
-        ours = self._fields["exttyp"] == EXTENDED and extended <= _LONGEST_NOTE
+        ours = self._fields["exttyp"] == _EXTENDED and extended <= _LONGEST_NOTE
         self.note = _parse(file.read(extended) if ours else b"".join(self._fields["label"]))
         self.voxels = self._voxels(file)
 
@@ -144,7 +131,6 @@ class MrcHeader:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(sections, rows, columns)."""
         nz, ny, nx, mz = (self._int(name) for name in ("nz", "ny", "nx", "mz"))
         if min(nz, ny, nx) < 0:
             raise UserError(f"the MRC states a size of {nz} x {ny} x {nx}", self._path, "it is damaged")
@@ -153,11 +139,7 @@ class MrcHeader:
         return nz, ny, nx
 
     def axes(self, asked: str | None) -> str | None:
-        """The letters of sections, rows and columns; old files state nothing and mean z, y, x.
-
-        Args:
-            asked: What the user says they are.
-        """
+        """The letters of sections, rows and columns; old files state nothing and mean z, y, x."""
         stated = [self._int(name) for name in ("maps", "mapr", "mapc")]
         if stated == [0, 0, 0]:
             return "zyx"
@@ -174,62 +156,59 @@ class MrcHeader:
         angles = [float(self._fields["cellb"][a]) for a in ("alpha", "beta", "gamma")]
         if any(math.isfinite(angle) and abs(angle - 90) > 0.01 for angle in angles) and any(angles):
             what = f"the MRC's cell has angles of {', '.join(f'{a:g}' for a in angles)} degrees, not 90"
-            raise UserError(
-                what, self._path, "resample it to right angles, or give voxel_size=[z,y,x] if they are right"
-            )
+            remedy = "resample it to right angles, or give voxel_size=[z,y,x] if they are right"
+            raise UserError(what, self._path, remedy)
         cells = [(float(self._fields["cella"][a]), self._int(f"m{a}")) for a in "zyx"]
-        digits = 7  # of float32
-        sizes = [float(f"{cell / count:.{digits}g}") if count > 0 else 0.0 for cell, count in cells]
+        sizes = [float(f"{cell / count:.7g}") if count > 0 else 0.0 for cell, count in cells]  # digits of float32
         if sizes == [1.0, 1.0, 1.0]:
             text = "%s: the MRC states voxels of 1 Angstrom, as programs do that do not know; give voxel_size=[z,y,x]"
             logger.warning(text, self._path)
             return None
         return voxel_size_nm(sizes, "angstrom")
 
-    def _voxels(self, file: BinaryIO) -> Voxels:
-        """How the voxels are stored, and what they mean."""
+    def _voxels(self, file: BinaryIO) -> _Voxels:
         mode, (stamp, flags) = self._int("mode"), self._imod
         dtype = np.dtype(_DTYPES[mode]).newbyteorder("<" if self._order == "<" else ">")
         low, high = float(self._fields["dmin"]), float(self._fields["dmax"])
         ours = self.note.get("dtype")
-        if mode == 6 and ours == "uint8" and stamp != IMOD_STAMP and not high > 255:
-            return Voxels(dtype, _UNSIGNED, limit=255)
+        if mode == 6 and ours == "uint8" and stamp != _IMOD_STAMP and not high > 255:
+            return _Voxels(dtype, _UNSIGNED, limit=255)
         if (mode == 1 and 32767 < high <= 65535) or (mode == 6 and low < 0 and low < high):
             sign = "a" if mode == 1 else "no"
             what = f"the MRC's 16 bits have {sign} sign, but by its header values run from {low:g} to {high:g}"
             raise UserError(what, self._path, "the header is wrong: save it with IMOD's newstack, or with mode 2")
         if mode != 0:
-            return Voxels(dtype)
-        if stamp == IMOD_STAMP and flags & IMOD_HALF_BYTES:
+            return _Voxels(dtype)
+        if stamp == _IMOD_STAMP and flags & _IMOD_HALF_BYTES:
             raise UserError("a byte of the MRC holds two voxels", self._path, "save it with mode 0, 1, 2, 6 or 12")
-        if stamp == IMOD_STAMP:
-            signed = bool(flags & IMOD_SIGNED)
+        if stamp == _IMOD_STAMP:
+            signed = bool(flags & _IMOD_SIGNED)
             kept = signed and ours == "int8"
-            return Voxels(dtype if kept else _UNSIGNED, flipped=SIGN_BIT if signed and not kept else 0)
+            return _Voxels(dtype if kept else _UNSIGNED, flipped=_SIGN_BIT if signed and not kept else 0)
         if low < 0 and low < high <= 127:
-            return Voxels(dtype)
+            return _Voxels(dtype)
         if ours == "uint8" or (low >= 0 and high > 127):
-            return Voxels(_UNSIGNED)
+            return _Voxels(_UNSIGNED)
         if 0 <= low < high:
-            return Voxels(_UNSIGNED, dtype, limit=127)
+            return _Voxels(_UNSIGNED, dtype, limit=127)
         return self._by_content(file)
 
-    def _by_content(self, file: BinaryIO) -> Voxels:
+    def _by_content(self, file: BinaryIO) -> _Voxels:
         """Whether bytes have a sign, by the reading under which neighbours differ less."""
         nz, ny, nx = self.shape
         if self.offset + nz * ny * nx > os.fstat(file.fileno()).st_size or not nz * ny * nx:
-            return Voxels(_UNSIGNED)  # refused a moment later
+            return _Voxels(_UNSIGNED)  # refused a moment later
         image_zyx = np.memmap(file, _UNSIGNED, "r", self.offset, (nz, ny, nx))
-        part_zyx = np.asarray(image_zyx[sorted({0, nz // 2, nz - 1}), : _LOOKED_AT[0], : _LOOKED_AT[1]])
+        part_zyx = np.asarray(image_zyx[sorted({0, nz // 2, nz - 1}), :_SEEN, :_SEEN])
         if part_zyx.max() <= 127:
-            return Voxels(_UNSIGNED, np.dtype(np.int8), limit=127)
+            return _Voxels(_UNSIGNED, np.dtype(np.int8), limit=127)
         readings = [part_zyx.astype(np.int16), part_zyx.view(np.int8).astype(np.int16)]
         unsigned, signed = (sum(int(abs(np.diff(r, axis=a)).sum()) for a in (1, 2)) for r in readings)
         few = len(np.unique(part_zyx)) <= _FEW_VALUES
         if few or max(unsigned, signed) < _CLEARLY * min(unsigned, signed):
             what = "the MRC's header does not say whether its bytes run from 0 to 255 or from -128 to 127"
             raise UserError(what, self._path, "save it with IMOD's newstack, or with mode 1, 2 or 6")
-        found = Voxels(_UNSIGNED if unsigned < signed else np.dtype(np.int8))
+        found = _Voxels(_UNSIGNED if unsigned < signed else np.dtype(np.int8))
         text = "%s: the MRC's header does not say whether bytes have a sign; by their neighbours they are %s"
         logger.warning(text, self._path, "0 to 255" if unsigned < signed else "-128 to 127")
         return found
@@ -255,18 +234,12 @@ def _parse(text: bytes) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-MODES = {"uint8": 6, "int8": 0, "uint16": 6, "int16": 1, "float32": 2}
-_STORED = {0: "i1", 1: "<i2", 2: "<f4", 6: "<u2"}
-_LABELS, _LABEL = 10, 80
-_RANGE_OFFSET = 76
-
-
 class MrcOutput(FlatOutput):
     """An MRC written at the boxes' places; the smallest and largest value go into the header at the end."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
         mask = info.dtype == np.uint8 and info.metadata.get("kind") == "mask"
-        mode = 0 if mask else MODES[info.dtype.name]
+        mode = 0 if mask else _MODES[info.dtype.name]
         dtype = np.dtype(_STORED[mode])
         size = check_room(path, info, dtype)
         head = _head(info, mode)
@@ -278,11 +251,7 @@ class MrcOutput(FlatOutput):
         self._low, self._high, self._written = math.inf, -math.inf, 0
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box; see `FlatOutput.write`.
-
-        Raises:
-            ValueError: A mask holds more than a signed byte can.
-        """
+        """Write one box; refuses a mask that holds more than a signed byte can."""
         low, high = float(image_zyx.min()), float(image_zyx.max())
         if self._most is not None and high > self._most:
             raise ValueError(f"a mask of 0 and 1 cannot hold {high:g}")
@@ -300,7 +269,6 @@ class MrcOutput(FlatOutput):
 
 
 def _head(info: VolumeInfo, mode: int) -> bytes:
-    """Header and extended header."""
     header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
     for n, a, size in zip(info.shape, "zyx", info.voxel_size or (0, 0, 0), strict=True):
         header[f"n{a}"] = header[f"m{a}"] = n
@@ -317,11 +285,17 @@ def _head(info: VolumeInfo, mode: int) -> bytes:
         header["label"][: len(labels)], header["nlabl"] = labels, len(labels)
     else:
         extended = text.ljust(-(-len(text) // 16) * 16)
-        header["exttyp"], header["nsymbt"] = EXTENDED, len(extended)
+        header["exttyp"], header["nsymbt"] = _EXTENDED, len(extended)
     data = bytearray(header.tobytes())
     if info.dtype == np.int8:
-        struct.pack_into("<ii", data, IMOD_OFFSET, IMOD_STAMP, IMOD_SIGNED)
+        struct.pack_into("<ii", data, _IMOD_OFFSET, _IMOD_STAMP, _IMOD_SIGNED)
     return bytes(data) + extended
 
 
-FORMAT = Format("an MRC", SUFFIXES, open_mrc, lambda path, info, *_: MrcOutput(path, info), voxel_types=tuple(MODES))
+FORMAT = Format(
+    "an MRC",
+    (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali"),
+    open_mrc,
+    lambda path, info, *_: MrcOutput(path, info),
+    voxel_types=tuple(_MODES),
+)

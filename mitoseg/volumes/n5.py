@@ -26,7 +26,7 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.volumes.axes import stated_axes
+from mitoseg.volumes.axes import agreed_size, bdv_voxel_size, coarser_size, same_size, stated_axes, stated_sizes
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
@@ -41,10 +41,9 @@ from mitoseg.volumes.stored import (
     opening,
     reading,
 )
-from mitoseg.volumes.units import agreed_size, bdv_voxel_size, same_size, stated_sizes
 
 SUFFIXES = (".n5",)
-_NEEDED = ("dimensions", "blockSize", "dataType")
+_NEEDED = {"dimensions", "blockSize", "dataType"}
 _COMPRESSIONS = ("raw", "gzip", "bzip2", "xz", "blosc", "zstd")
 _LARGEST_BLOCK = 2**31
 _AXES = {2: "xy", 3: "xyz"}
@@ -77,7 +76,7 @@ def open_n5(path: str, options: ReadOptions) -> StoredVolume:
         size = _voxel_size(path, dataset, letters) if letters and options.voxel_size is None else None
         header = Header(shape, dtype, letters, size, part_bytes=math.prod(block) * dtype.itemsize)
         import_extra("tensorstore", "tensorstore", "n5")
-    return N5Volume(path, dataset, header, block, options)
+    return _N5Volume(path, dataset, header, block, options)
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
@@ -88,17 +87,13 @@ def _attributes(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _is_dataset(folder: Path) -> bool:
-    return all(key in _attributes(folder) for key in _NEEDED)
-
-
 def _dataset(folder: Path, path: str) -> Path:
     """The folder itself, its finest level ``s0``, or its only dataset."""
-    if _is_dataset(folder):
+    if {*_attributes(folder)} >= _NEEDED:
         return folder
-    if (folder / "s0").is_dir() and _is_dataset(folder / "s0"):
+    if (folder / "s0").is_dir() and {*_attributes(folder / "s0")} >= _NEEDED:
         return folder / "s0"
-    found = sorted(f.parent for f in folder.rglob("attributes.json") if _is_dataset(f.parent))
+    found = sorted(f.parent for f in folder.rglob("attributes.json") if {*_attributes(f.parent)} >= _NEEDED)
     if len(found) == 1:
         return found[0]
     known = ", ".join(f"{path}:/{f.relative_to(folder).as_posix()}" for f in found[:8])
@@ -113,27 +108,20 @@ def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
     here, whole = agreed_size(path, own), _full_resolution(path, dataset, letters)
     factors, own_factors = _factors(dataset, letters)
     if factors is None:
-        found = here or whole
-        return agreed_size(path, {k: v for k, v in (("transform", absolute), ("own", found)) if v})
-    reduced = _times(whole, factors)
-    stated = {"transform": absolute, "of its full resolution, times its factors": reduced}
-    expected = agreed_size(path, {name: size for name, size in stated.items() if size})
-    if here is None or expected is None:
-        return expected or _times(here, factors if own_factors else (1.0, 1.0, 1.0))
-    if not any(size and same_size(size, expected) for size in (here, _times(here, factors))):
+        return agreed_size(path, {"transform": absolute, "own": here or whole})
+    reduced = whole and coarser_size(whole, factors)
+    expected = agreed_size(path, {"transform": absolute, "of its full resolution, times its factors": reduced})
+    if here is None:
+        return expected
+    if expected is None:
+        return coarser_size(here, factors) if own_factors else here
+    if not any(same_size(size, expected) for size in (here, coarser_size(here, factors))):
         return agreed_size(path, {"of this level": here, "by its transform or its full resolution": expected})
     return expected
 
 
 def _stated(attributes: Mapping[str, Any], letters: str) -> dict[str, VoxelSize]:
     return stated_sizes(attributes, letters, "".join(a for a in letters if a in "zyx"))
-
-
-def _times(size: VoxelSize | None, factors: VoxelSize) -> VoxelSize | None:
-    if size is None:
-        return None
-    z, y, x = (float(f"{a * f:.12g}") for a, f in zip(size, factors, strict=True))
-    return z, y, x
 
 
 def _listed_transform(dataset: Path, letters: str) -> VoxelSize | None:
@@ -178,27 +166,25 @@ def _factors(dataset: Path, letters: str) -> tuple[VoxelSize | None, bool]:
     return (z, y, x), own is not None
 
 
-class N5Volume(StoredVolume):
+class _N5Volume(StoredVolume):
     """A dataset of an N5 container; every process opens it for itself."""
 
     def __init__(self, path: str, dataset: Path, header: Header, block: tuple[int, ...], options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._folder, self._block = dataset.absolute(), block
 
-    def files(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         """The dataset's folder, and what the groups above say of it."""
         above = [folder / "attributes.json" for folder in self._folder.parents]
         return [self._folder, *(file for file in above if file.is_file())]
 
     def find_gaps(self) -> UserError | None:
-        """Blocks that are not there; see `Volume.find_gaps`."""
         with reading(self.path):
             grid = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)]
-            there = sum(1 for name in self._blocks() if all(int(i) < n for i, n in zip(name, grid, strict=True)))
+            there = sum(all(int(i) < n for i, n in zip(name, grid, strict=True)) for name in self._blocks())
         missing = math.prod(grid) - there
-        if not missing:
-            return None
-        return UserError(f"{missing} of {math.prod(grid)} blocks are missing and would read as 0", self.path, REFILL)
+        what = f"{missing} of {math.prod(grid)} blocks are missing and would read as 0"
+        return UserError(what, self.path, REFILL) if missing else None
 
     def _blocks(self) -> list[tuple[str, ...]]:
         """The files of blocks, as their places in the grid."""

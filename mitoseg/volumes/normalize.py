@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,26 @@ import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes.base import Array, DerivedVolume, Volume
+from mitoseg.volumes.base import Array, DerivedVolume, Volume, thin_slabs
 
 log = logging.getLogger(__name__)
 HOT = 10.0
 """Standard deviations from the mean beyond which a voxel is a hot or dead pixel; networks see it as these."""
-_SLAB_VOXELS = 2**24
+CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
+    "adjacent": (-1, 0, 1),
+    "adjacent5": (-2, -1, 0, 1, 2),
+    "every_second9": (-8, -6, -4, -2, 0, 2, 4, 6, 8),
+    "repeat": (0, 0, 0),
+    "single": (0,),
+}
+"""Slices relative to the one in question, by name."""
+COUNT = 257
+"""Quantiles that are kept, from the smallest grey value to the largest."""
+_SLICES, _STEP = 64, 4  # that are looked at in each volume, and every n-th voxel of them in y and x
+FAR_GREYS = 0.35
+"""The distance from which on grey values are another's."""
+_PLACES, _SIDE, _DEPTH = 4, 96, 2  # boxes along each axis that are sampled, and their sides in y and x, and in z
+_CHECK_FILE = "check that it is the right file"
 
 
 @dataclass(frozen=True)
@@ -62,18 +76,10 @@ class Normalization:
 def check_image_values(
     image: Array, path: str, *, allow_constant: bool = True, start: tuple[int, ...] | None = None
 ) -> None:
-    """Refuse grey values that no network can take.
-
-    Args:
-        image: Any part of an image.
-        path: Its volume, for the message.
-        start: (z, y, x) of the part's first voxel, for the message.
-        allow_constant: Whether all voxels may be equal, as in a blank margin.
-    """
+    """Refuse grey values that no network can take, in a part of an image whose first voxel is ``start`` (z, y, x)."""
     if image.dtype.kind not in "buif":
-        raise UserError(
-            f"the image's voxels are {image.dtype}, no real numbers", path, "convert it to real grey values"
-        )
+        what = f"the image's voxels are {image.dtype}, no real numbers"
+        raise UserError(what, path, "convert it to real grey values")
     with np.errstate(over="ignore"):
         seen = image.astype(np.float32) if image.dtype == np.float64 else image
     if image.dtype.kind == "f" and not (finite := np.isfinite(seen)).all():
@@ -84,9 +90,7 @@ def check_image_values(
             where = f" at (z, y, x) = {first}"
         raise UserError(f"the image holds {kind}{where}", path, "replace them, for example by the mean grey value")
     if not allow_constant and image.size and image.min() == image.max():
-        raise UserError(
-            f"the image is constant, every voxel is {image.flat[0]}", path, "check that it is the right file"
-        )
+        raise UserError(f"the image is constant, every voxel is {image.flat[0]}", path, _CHECK_FILE)
 
 
 def read_tissue(volume: Volume, box: Box) -> Array:
@@ -105,24 +109,16 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
     Slabs are merged by the pairwise update of Chan, Golub and LeVeque (1983): with n voxels, mean m and sum of squared
     deviations S, ``S = S1 + S2 + (m2 - m1)^2 n1 n2 / n``. Where voxels lie beyond `HOT` deviations from the mean, as
     hot pixels do and no tissue, the others are measured again without them.
-
-    Args:
-        parts: Volumes, and the box of each that counts.
-
-    Raises:
-        UserError: All voxels have one value, or some are NaN, infinite or complex.
     """
     parts, limits = list(parts), (-math.inf, math.inf)
     n, mean, squares, low, high = _merged_moments(parts, limits)
     path = parts[-1][0].path if parts else None
     if n == 0 and any(box.size for _, box in parts):
-        raise UserError(
-            "the image is constant in every slice: it is all padding", path, "check that it is the right file"
-        )
+        raise UserError("the image is constant in every slice: it is all padding", path, _CHECK_FILE)
     if n == 0:
         raise UserError("there are no voxels to normalise by", path, "give a box that is not empty")
     if low == high:
-        raise UserError(f"the image is constant, every voxel is {low:g}", path, "check that it is the right file")
+        raise UserError(f"the image is constant, every voxel is {low:g}", path, _CHECK_FILE)
     voxels = n
     while True:
         reach = HOT * math.sqrt(squares / n)
@@ -145,8 +141,7 @@ def _merged_moments(
     """Number, mean, sum of squared deviations, least and largest of the voxels within limits that are not padding."""
     n, mean, squares, low, high = 0, 0.0, 0.0, math.inf, -math.inf
     for volume, box in parts:
-        depth = max(1, _SLAB_VOXELS // max(1, math.prod(box.shape[1:])))
-        for slab in slabs(box, depth):
+        for slab in thin_slabs(box):
             image_zyx = read_tissue(volume, slab)
             if math.isfinite(limits[0]):
                 image_zyx = image_zyx[(image_zyx >= limits[0]) & (image_zyx <= limits[1])][None, None]
@@ -175,16 +170,6 @@ def _moments(image_zyx: Array) -> tuple[float, float]:
     return mean, float(deviations @ deviations)
 
 
-CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
-    "adjacent": (-1, 0, 1),
-    "adjacent5": (-2, -1, 0, 1, 2),
-    "every_second9": (-8, -6, -4, -2, 0, 2, 4, 6, 8),
-    "repeat": (0, 0, 0),
-    "single": (0,),
-}
-"""Slices relative to the one in question, by name."""
-
-
 def channel_slices(z: int, depth: int, channels: str) -> list[int]:
     """The slices that make the channels of slice ``z``; a missing neighbour is the slice itself.
 
@@ -198,30 +183,12 @@ def channel_slices(z: int, depth: int, channels: str) -> list[int]:
 
 
 def read_channels(volume: Volume, z: int, channels: str, box_yx: Box | None = None) -> Array:
-    """Read the channels of one slice.
-
-    Args:
-        volume: Where from.
-        z: The slice.
-        channels: A key of `CHANNEL_OFFSETS`.
-        box_yx: The part of the slice, all of it when None.
-
-    Returns:
-        ``image_cyx`` in the stored dtype.
-
-    Raises:
-        UserError: No such channels, or the file is damaged.
-    """
+    """Read the channels (a key of `CHANNEL_OFFSETS`) of slice ``z``, or of a part of it, as ``image_cyx``."""
     numbers = channel_slices(z, volume.shape[0], channels)
     box_yx = Box.of_shape(volume.shape[1:]) if box_yx is None else box_yx
     first, last = min(numbers), max(numbers)
     image_zyx = volume.read(Box((first, *box_yx.start), (last + 1, *box_yx.stop)))
     return image_zyx[[n - first for n in numbers]]
-
-
-COUNT = 257
-"""Quantiles that are kept, from the smallest grey value to the largest."""
-_SLICES, _STEP = 64, 4  # that are looked at in each volume, and every n-th voxel of them in y and x
 
 
 def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float64]:
@@ -237,19 +204,11 @@ def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float6
     if not sum(map(len, found)):
         what = "there are no voxels to match grey values by"
         raise UserError(what, None, "give a box that is not empty or all padding")
-    quantiles: npt.NDArray[np.float64] = np.quantile(
-        np.concatenate(found).astype(np.float64), np.linspace(0, 1, COUNT)
-    )
-    return quantiles
+    return np.asarray(np.quantile(np.concatenate(found).astype(np.float64), np.linspace(0, 1, COUNT)))
 
 
 class MatchedVolume(DerivedVolume):
-    """A volume whose grey values are spread as those of another; float32.
-
-    Args:
-        volume: What is read.
-        quantiles: Of the other one, see `grey_quantiles`.
-    """
+    """A volume whose grey values are spread as those of another with these quantiles (`grey_quantiles`); float32."""
 
     def __init__(self, volume: Volume, quantiles: Sequence[float]) -> None:
         super().__init__(volume, dtype=np.dtype(np.float32))
@@ -262,12 +221,11 @@ class MatchedVolume(DerivedVolume):
         self._wanted = (wanted[first] + wanted[last]) / 2  # a value that fills several quantiles gets their middle
 
     def scratch_bytes(self, box: Box) -> int:
-        """What is read, and its values as float64; see `Volume.scratch_bytes`."""
+        """What is read, and its values as float64."""
         each = self.volume.dtype.itemsize + (0 if self.volume.dtype in (np.uint8, np.uint16) else 8)
         return box.size * each + self.volume.scratch_bytes(box)
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
+    def _read(self, box: Box) -> Array:
         grey_zyx = self.volume.read(box)
         if grey_zyx.dtype in (np.uint8, np.uint16):
             values = np.arange(np.iinfo(grey_zyx.dtype).max + 1)
@@ -275,40 +233,29 @@ class MatchedVolume(DerivedVolume):
         return np.interp(grey_zyx, self._own, self._wanted).astype(np.float32)
 
 
-FAR_GREYS = 0.35
-"""The distance from which on grey values are another's."""
-_PLACES, _SIDE, _DEPTH = 4, 96, 2
-"""Boxes along each axis, and their sides in y and x, and in z."""
-
-
 def sample_greys(volume: Volume) -> Array:
     """Grey values of small boxes spread evenly over a volume; padding, and what is one value alone, are left out."""
-    sides = (_DEPTH, _SIDE, _SIDE)
-    starts = [sample_starts(n, side) for n, side in zip(volume.shape, sides, strict=True)]
-    found: list[Array] = []
-    for start in itertools.product(*starts):
-        box = Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))).clip(volume.box)
-        image_zyx = read_tissue(volume, box)
-        if image_zyx.size and image_zyx.min() < image_zyx.max():
-            found.append(image_zyx.ravel())
+    found = [read_tissue(volume, box) for box in sample_boxes(volume, (_DEPTH, _SIDE, _SIDE))]
+    found = [image_zyx.ravel() for image_zyx in found if image_zyx.size and image_zyx.min() < image_zyx.max()]
     return np.concatenate(found) if found else np.empty(0, volume.dtype)
 
 
-def sample_starts(n: int, side: int) -> list[int]:
-    """Where boxes begin along an axis: in the middles of equal parts."""
-    return sorted({max(0, min(n - side, int((i + 0.5) * n / _PLACES) - side // 2)) for i in range(_PLACES)})
+def sample_boxes(volume: Volume, sides: tuple[int, int, int]) -> Iterator[Box]:
+    """Boxes of one size (z, y, x) in the middles of equal parts of a volume."""
+    axes = [
+        sorted({max(0, min(n - side, int((i + 0.5) * n / _PLACES) - side // 2)) for i in range(_PLACES)})
+        for n, side in zip(volume.shape, sides, strict=True)
+    ]
+    for start in itertools.product(*axes):
+        yield Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))).clip(volume.box)
 
 
 def grey_distance(greys: Array, quantiles: Sequence[float]) -> float:
-    """How far a volume's grey values are from those that a network was trained on.
+    """How far a volume's grey values are from those of training (quantiles from the smallest value to the largest).
 
     The mean over quantiles of the difference, in training's standard deviations (the Wasserstein-1 distance of the two
     distributions). Measured against the EPFL CA1 training volume: 0.10 for the test half, 0.65 for the ventral nerve
     cord in another microscope, 0.72 for the inverted test half, 1113 for the test half in 16 bits.
-
-    Args:
-        greys: Of the volume, any shape.
-        quantiles: Of training, evenly spaced from the smallest value to the largest.
     """
     wanted: npt.NDArray[np.float64] = np.asarray(quantiles, float)
     own = np.quantile(greys.astype(np.float64), np.linspace(0, 1, len(wanted)))

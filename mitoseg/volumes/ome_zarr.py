@@ -34,26 +34,28 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
+from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import Output, load_metadata
-from mitoseg.volumes.units import voxel_size_nm
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")
-_DEPTH = 3
-"""How deep images lie in a group at most: plate, row, column, field."""
+SUFFIX = ".ome.zarr"
+CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
+"""Every chunk is written, also one of zeros, so that a missing one is known for missing."""
+Sizes = tuple[int, int, int]
+_DEPTH = 3  # how deep images lie in a group at most: plate, row, column, field
 _MANY = 9
+_SMALLEST_SIDE = 256  # a level whose sides are no longer than this needs no coarser one
+_LABEL_KINDS = ("mask", "instances")
+_VERSION = "0.5"
+_BLOCK_BYTES = 2**27
 
 
 @dataclass(frozen=True)
 class LevelHeader:
-    """What an image says of one of its levels.
+    """What an image says of one of its levels: ``path`` from the image's group, axes, voxel size, mitoseg's metadata.
 
-    Attributes:
-        path: Of the array, from the image's group.
-        axes: A letter for each stored axis, or None.
-        voxel_size: (z, y, x) in nm, or None.
-        metadata: What mitoseg wrote.
-        scaled: Whether it states a scale, with a unit or without.
+    ``scaled`` is whether it states a scale, with a unit or without.
     """
 
     path: str
@@ -65,13 +67,9 @@ class LevelHeader:
 
 def find_image(group: zarr.Group, path: str) -> zarr.Group | None:
     """The group itself where it is an image, or the only image that lies in it; None without one."""
-    if is_image(group):
+    if _multiscales(group) is not None:
         return group
-    found: list[tuple[str, zarr.Group]] = []
-    for item in _images_below(group, "", _DEPTH):
-        found.append(item)
-        if len(found) == _MANY:
-            break
+    found = list(itertools.islice(_images_below(group, "", _DEPTH), _MANY))
     if len(found) > 1:
         names = ", ".join(f"{path}/{name}" for name, _ in found[: _MANY - 1])
         more = " and more" if len(found) == _MANY else ""
@@ -79,14 +77,9 @@ def find_image(group: zarr.Group, path: str) -> zarr.Group | None:
     return found[0][1] if found else None
 
 
-def is_image(group: zarr.Group) -> bool:
-    """Whether a group is an OME-Zarr image."""
-    return _multiscales(group) is not None
-
-
 def _images_below(group: zarr.Group, prefix: str, depth: int) -> Iterator[tuple[str, zarr.Group]]:
     for name, child in sorted(group.groups()):
-        if is_image(child):
+        if _multiscales(child) is not None:
             yield f"{prefix}{name}", child
         elif depth > 1:
             yield from _images_below(child, f"{prefix}{name}/", depth - 1)
@@ -114,24 +107,18 @@ def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | No
     return None
 
 
-def level_paths(group: zarr.Group) -> list[str]:
-    """Where the levels of an image lie, from its group, the finest first."""
-    image = _multiscales(group)
-    assert image is not None
-    return [str(level["path"]).strip("/") for level in image["datasets"]]
-
-
 def find_levels(path: str) -> list[str]:
     """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is no image."""
     folder = Path(path).absolute()
     if not any((folder / mark).is_file() for mark in MARKS):
         return []
     group = zarr.open(store=folder, mode="r")
-    image = find_image(group, path) if isinstance(group, zarr.Group) else None
-    if image is None:
+    found = find_image(group, path) if isinstance(group, zarr.Group) else None
+    image = None if found is None else _multiscales(found)
+    if found is None or image is None:
         return []
-    above = f"{image.path}/" if image.path else ""
-    return [above + level for level in level_paths(image)]
+    above = f"{found.path}/" if found.path else ""
+    return [above + str(level["path"]).strip("/") for level in image["datasets"]]
 
 
 def header_from_above(folder: Path) -> LevelHeader | None:
@@ -141,7 +128,7 @@ def header_from_above(folder: Path) -> LevelHeader | None:
         if not any((parent / mark).is_file() for mark in MARKS):
             return None
         group = zarr.open(store=parent, mode="r")
-        if isinstance(group, zarr.Group) and is_image(group):
+        if isinstance(group, zarr.Group) and _multiscales(group) is not None:
             return level_header(group, folder.relative_to(parent).as_posix())
     return None
 
@@ -165,46 +152,32 @@ def _scales(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[npt.NDAr
     return [np.asarray(t["scale"], float) for t in transforms if t.get("type") == "scale" and "scale" in t]
 
 
-CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
-"""Every chunk is written, also one of zeros, so that a missing one is known for missing."""
-SMALLEST_SIDE = 256
-"""A level whose sides are no longer than this needs no coarser one."""
-_LABEL_KINDS = ("mask", "instances")
-Sizes = tuple[int, int, int]
-Lengths = tuple[float, float, float]
-
-
 @dataclass(frozen=True)
 class Level:
-    """One level of a pyramid.
-
-    Attributes:
-        shape: (z, y, x).
-        factors: Voxels of level 0 along each axis of one of its voxels.
-    """
+    """One level of a pyramid: its shape (z, y, x), and the voxels of level 0 along each axis of one of its voxels."""
 
     shape: Sizes
     factors: Sizes = (1, 1, 1)
 
-    def scale(self, voxel: Lengths) -> Lengths:
+    def scale(self, voxel: VoxelSize) -> VoxelSize:
         """Size of its voxels from that of level 0."""
         z, y, x = (size * factor for size, factor in zip(voxel, self.factors, strict=True))
         return z, y, x
 
-    def translation(self, voxel: Lengths) -> Lengths:
+    def translation(self, voxel: VoxelSize) -> VoxelSize:
         """Centre of its first voxel, from that of level 0's."""
         z, y, x = (size * (factor - 1) / 2 for size, factor in zip(voxel, self.factors, strict=True))
         return z, y, x
 
 
-def levels(shape: Sizes, voxel: Lengths = (1.0, 1.0, 1.0), smallest: int = SMALLEST_SIDE) -> list[Level]:
-    """The levels of a volume, from the finest to the first whose sides are at most ``smallest``.
+def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
+    """The levels of a volume, from the finest to the first whose sides are at most 256 voxels.
 
     >>> [level.shape for level in levels((15, 1024, 1024), (50, 5, 5))]
     [(15, 1024, 1024), (15, 512, 512), (15, 256, 256)]
     """
     found = [Level(shape)]
-    while max(found[-1].shape) > smallest:
+    while max(found[-1].shape) > _SMALLEST_SIDE:
         last = found[-1]
         steps = halved(last.shape, last.scale(voxel))
         sizes = [-(-n // step) for n, step in zip(last.shape, steps, strict=True)]
@@ -213,7 +186,7 @@ def levels(shape: Sizes, voxel: Lengths = (1.0, 1.0, 1.0), smallest: int = SMALL
     return found
 
 
-def halved(shape: Sizes, voxel: Lengths) -> Sizes:
+def halved(shape: Sizes, voxel: VoxelSize) -> Sizes:
     """By how much the next level is coarser along each axis, 1 or 2.
 
     An axis waits while its voxel is longer than the shortest one by more than the square root of two: halving would
@@ -234,15 +207,11 @@ def holds_labels(dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> bool:
 
 
 def coarser(image_zyx: Array, steps: Sizes, *, labels: bool) -> Array:
-    """Make one voxel of up to eight.
+    """Make one voxel of up to eight (``steps`` of 1 or 2 along each axis), from a box that starts at a coarser voxel.
 
-    At an odd end the last voxel counts twice, which for both rules is the same as leaving the missing one out.
-
-    Args:
-        image_zyx: A box that starts at a voxel of the coarser level.
-        steps: 1 or 2 for each axis.
-        labels: Whether the most frequent value is taken, of equally frequent ones foreground before background, then
-            the first; otherwise the mean, rounded for integers.
+    Of ``labels`` the most frequent value is taken, of equally frequent ones foreground before background, then the
+    first; otherwise the mean, rounded for integers. At an odd end the last voxel counts twice, which for both rules is
+    the same as leaving the missing one out.
 
     >>> coarser(np.array([[[1, 2], [3, 6]]], np.uint8), (1, 2, 2), labels=False).tolist()
     [[[3]]]
@@ -279,11 +248,6 @@ def _majority(parts: list[Array]) -> Array:
     return best
 
 
-SUFFIX = ".ome.zarr"
-VERSION = "0.5"
-_BLOCK_BYTES = 2**27
-
-
 def is_one_image(folder: Path) -> bool:
     """Whether a folder is an OME-Zarr image and nothing else: no labels, nothing beside its levels."""
     try:
@@ -295,7 +259,7 @@ def is_one_image(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {*paths, "zarr.json"}
 
 
-def chunk_shape(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[int, int, int]:
+def chunk_shape(shape: Sizes, dtype: np.dtype[Any]) -> Sizes:
     """(z, y, x) voxels of a chunk: 128 cubed for one or two bytes a voxel, else 64 cubed; never above the shape."""
     side = 128 if dtype.itemsize <= 2 else 64
     z, y, x = (min(side, n) for n in shape)
@@ -305,7 +269,7 @@ def chunk_shape(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> tuple[int,
 class OmeZarrOutput(Output):
     """An image being written; `finish` makes its coarser levels."""
 
-    def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, path: Path, info: VolumeInfo, chunks: Sizes | None = None) -> None:
         self._info = info
         self._levels = levels(info.shape, info.voxel_size or (1.0, 1.0, 1.0))
         self._labels = holds_labels(info.dtype, info.metadata)
@@ -314,7 +278,7 @@ class OmeZarrOutput(Output):
         self._finest = self._create(0)
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box of the finest level; quick where it covers whole chunks."""
+        """Write one box of the finest level."""
         self._finest[box.slices] = image_zyx
 
     def finish(self) -> None:
@@ -354,7 +318,7 @@ class OmeZarrOutput(Output):
             "datasets": [self._dataset(i, level) for i, level in enumerate(self._levels)],
             "type": "mode" if self._labels else "mean",
         }
-        return {"ome": {"version": VERSION, "multiscales": [image]}, "mitoseg": dict(self._info.metadata)}
+        return {"ome": {"version": _VERSION, "multiscales": [image]}, "mitoseg": dict(self._info.metadata)}
 
     def _dataset(self, number: int, level: Level) -> dict[str, Any]:
         voxel = self._info.voxel_size or (1.0, 1.0, 1.0)
@@ -365,7 +329,7 @@ class OmeZarrOutput(Output):
         return {"path": str(number), "coordinateTransformations": transforms}
 
 
-def block_shape(info: VolumeInfo, tile: tuple[int, int, int]) -> tuple[int, int, int]:
+def block_shape(info: VolumeInfo, tile: Sizes) -> Sizes:
     """(z, y, x) voxels to hand over at once: whole chunks, and as much of a tile as 128 MiB hold."""
     chunks = chunk_shape(info.shape, info.dtype)
     block = list(chunks)

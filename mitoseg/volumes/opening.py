@@ -1,6 +1,8 @@
-"""Open a volume, or write one, whatever its format.
+"""Every format of volumes that mitoseg knows, by the ends of names; open a volume, or write one.
 
-Outputs take boxes in any order, and have their names when they are complete.
+A new format is a module that defines a `Format`, and its line in `FORMATS`. What commands open and write, what
+``input=`` finds in folders and what napari offers all follow from it. Outputs take boxes in any order, and have their
+names when they are complete.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +21,120 @@ import numpy.typing as npt
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.storage import atomic_output, check_output, plain
-from mitoseg.volumes import images
+from mitoseg.volumes import hdf5, images, medical, mrc, n5, tiff, zarrs
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
-from mitoseg.volumes.formats import check_voxel_type, container_format, format_of, how_to_give, place, stored_in
 from mitoseg.volumes.ome_zarr import is_one_image
-from mitoseg.volumes.stored import Output, ReadOptions, check_dtype, check_regular, reading
-from mitoseg.volumes.units import check_voxel_size
-from mitoseg.volumes.zarrs import is_array
+from mitoseg.volumes.stored import (
+    Format,
+    Output,
+    ReadOptions,
+    Tile,
+    check_dtype,
+    check_regular,
+    reading,
+    split_dataset,
+)
 
 log = logging.getLogger(__name__)
+FORMATS: list[Format] = [
+    *(tiff.FORMAT, hdf5.FORMAT, zarrs.FORMAT, zarrs.OME_FORMAT, n5.FORMAT, mrc.FORMAT, hdf5.IMARIS),
+    *(medical.NIFTI, medical.NRRD, images.FORMAT),
+]
+"""All that is told by a name; a folder of slices is told by what it holds."""
+_TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
+# What to do with files of other kinds.
+_NOT_READ = {
+    ".am": "Amira's own format: export it as NRRD or TIFF (Export Data As)",
+    ".json": images.POLYGONS,
+    ".xml": f"{images.POLYGONS}; of BigDataViewer's files, give the .h5 or .n5",
+    ".wkw": "export the layer from webKnossos as OME-TIFF or Zarr",
+    ".ozx": "unpack it: it is the ZIP of an OME-Zarr",
+    ".mat": "save it as .tif or .nii",
+    **dict.fromkeys((".mha", ".mhd"), "save it as .nrrd or .nii.gz"),
+    **dict.fromkeys((".npy", ".npz"), "save it as .tif, .h5 or .zarr, with its voxel size"),
+    **dict.fromkeys((".czi", ".dm3", ".dm4", ".lif", ".nd2", ".ser", ".emd", ".svs", ".vsi"), _TIFF),
+}
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """The file or folder that a path names, and the dataset inside it, if it names one that way.
+
+    >>> split_path("a.h5:/b"), split_path("a.tif")
+    (('a.h5', 'b'), ('a.tif', ''))
+    """
+    suffixes = [suffix for one in FORMATS if one.datasets for suffix in one.suffixes]
+    return (None if Path(path).exists() else split_dataset(path, suffixes)) or (path, "")
+
+
+def format_of(path: str) -> tuple[Format, str] | None:
+    """The format that a name tells, and the suffix that tells it; None where there is none.
+
+    >>> format_of("a/b.NII.GZ")[1], format_of("a.ims:/DataSet")[1], format_of("a.txt")
+    ('.nii.gz', '.ims', None)
+    """
+    name = split_path(path)[0].lower().rstrip("/" + os.sep)
+    found = [(one, suffix) for one in FORMATS for suffix in one.suffixes if name.endswith(suffix)]
+    return max(found, key=lambda pair: len(pair[1]), default=None)
+
+
+def container_format(path: str) -> Format | None:
+    """The format of a folder that is itself a volume, or holds some, as of Zarr or N5."""
+    return next((one for one in FORMATS if one.recognize is not None and one.recognize(path)), None)
+
+
+def stored_in(path: str | os.PathLike[str]) -> Path:
+    """The file or folder that holds a volume.
+
+    >>> stored_in("a.h5:/b").name, stored_in("a.zarr:/b").name, stored_in("a.tif").name
+    ('a.h5', 'b', 'a.tif')
+    """
+    file, dataset = split_path(os.fspath(path))
+    found = format_of(file) if dataset else None
+    return Path(file, dataset) if found and found[0].recognize else Path(file)
+
+
+class Place(NamedTuple):
+    """Where an output goes: the file or folder, the dataset inside it (of formats that have such), the format."""
+
+    file: Path
+    dataset: str
+    format: Format
+
+
+def place(path: str) -> Place:
+    """Where and as what an output is written; refuses an unknown suffix."""
+    written = [one for one in FORMATS if one.create is not None]
+    with_datasets = [suffix for one in written if one.check_replaced for suffix in one.suffixes]
+    file, dataset = split_dataset(path, with_datasets) or (path, "")
+    found = format_of(file) if Path(file).suffix else None
+    if found is None or found[0] not in written:
+        remedy = f"choose a name that ends in {_either([one.suffixes[0] for one in written])}"
+        raise UserError("unknown kind of output", path, remedy)
+    return Place(Path(file), dataset or "volume", found[0])
+
+
+def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
+    """Refuse voxels that an output's format cannot hold."""
+    target, name = place(path).format, np.dtype(dtype).name
+    types = target.voxel_types
+    if types is not None and name not in types:
+        others = [one.suffixes[0] for one in _written(name)]
+        remedy = f"choose {', '.join(types)}, or a name that ends in {_either(others)}"
+        raise UserError(f"{target.example} holds no {name}", path, remedy)
+
+
+def written_suffixes(dtype: str) -> list[str]:
+    """The suffixes of outputs that can hold such voxels, the usual one first."""
+    return [suffix for one in _written(dtype) for suffix in one.suffixes]
+
+
+def _written(dtype: str) -> list[Format]:
+    return [one for one in FORMATS if one.create and dtype in (one.voxel_types or [dtype])]
+
+
+def _either(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def open_volume(
@@ -41,9 +148,6 @@ def open_volume(
         axes: The order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of
             length 1, or RGB or RGBA, reduced to grey).
         voxel_size: (z, y, x) in nm; comes before the file's own.
-
-    Returns:
-        A lazy volume, z, y, x.
 
     Raises:
         UserError: The file is missing, damaged, empty, of an unknown kind, holds no real numbers, or its axes are
@@ -62,8 +166,18 @@ def open_volume(
         elif found is not None:
             open_format = found[0].open
         else:
-            raise UserError("unknown kind of volume", text, how_to_give(text))
+            raise UserError("unknown kind of volume", text, _how_to_give(text))
     return open_format(text, ReadOptions(axes, voxel_size))
+
+
+def _how_to_give(path: str) -> str:
+    """What to do about a path of no known format."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") and format_of(path[: -len(suffixes[-1])]):
+        return "unpack it first"
+    first, *others = (one.example for one in FORMATS)
+    known = f"give {first}, a folder of slices, {_either(others)}"
+    return _NOT_READ.get(suffixes[-1], known) if suffixes else known
 
 
 def warn_of_gaps(volume: Volume) -> None:
@@ -81,11 +195,7 @@ def warn_of_sizes(*volumes: Volume) -> None:
 
 
 def check_same_shape(image: Volume, label: Volume) -> None:
-    """Refuse an image and labels that do not lie voxel on voxel.
-
-    Raises:
-        UserError: Their shapes differ, they are one file, or their files say that their axes run in other directions.
-    """
+    """Refuse an image and labels that are one file, differ in shape, or whose files state other directions of axes."""
     if image.directions and label.directions and image.directions != label.directions:
         what = f"image and labels are turned: z, y, x run {image.directions} and {label.directions} along the world's"
         raise UserError(what, label.path, "save both with one orientation")
@@ -108,13 +218,9 @@ def swapped(*shapes: tuple[int, ...]) -> str:
 
 
 class VolumeWriter:
-    """A volume being written, a context manager; see `create_volume`.
+    """A volume being written, a context manager; see `create_volume`. ``info`` is what is being written."""
 
-    Attributes:
-        info: What is being written.
-    """
-
-    def __init__(self, info: VolumeInfo, *, overwrite: bool, chunks: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, info: VolumeInfo, *, overwrite: bool, chunks: Tile | None = None) -> None:
         self.info, self._chunks = info, chunks
         self._place = place(info.path)
         self._overwrite = overwrite
@@ -132,15 +238,10 @@ class VolumeWriter:
         return self
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box; boxes may come in any order, what is never written is zero.
+        """Write one box inside the volume; boxes may come in any order, what is never written is zero.
 
-        Args:
-            box: Where, inside the volume.
-            image_zyx: Of the box's shape, and of a dtype that fits the volume's.
-
-        Raises:
-            ValueError: Box, shape or dtype do not fit, or the volume is not open.
-            OSError: The disk is full; leaving the context makes a `UserError` of it.
+        The dtype may be any that fits the volume's. An `OSError` of a full disk becomes a `UserError` when the context
+        is left.
         """
         if self._output is None:
             raise ValueError("write inside `with create_volume(...) as writer`")
@@ -188,7 +289,7 @@ def create_volume(
     voxel_size: Sequence[float] | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    chunks: tuple[int, int, int] | None = None,
+    chunks: Tile | None = None,
 ) -> VolumeWriter:
     """Prepare a volume for writing; the file appears under its name when the context ends without an exception.
 
@@ -232,21 +333,14 @@ def create_volume(
 def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
     """Refuse a volume that cannot be written, before any work is done; `create_volume` asks this too.
 
-    Args:
-        path: The output.
-        overwrite: Whether an output that exists may be replaced.
-        dtype: Of the voxels, where it is known already; not every format holds each.
-
-    Raises:
-        UserError: An unknown suffix, an output that exists, a folder that may not be written, a type that the format
-            cannot hold; or overwriting would remove more than one volume: a folder that is neither a Zarr array nor
-            one OME-Zarr image alone, an HDF5 file with other datasets.
+    Overwriting may not remove more than one volume: a folder that is neither a Zarr array nor one OME-Zarr image, or
+    an HDF5 file with other datasets, stays. Not every format holds each ``dtype``.
     """
     file, dataset, written = place(path)
     if dtype is not None:
         check_voxel_type(path, dtype)
     check_output(file, overwrite)
-    if file.is_dir() and not is_array(file) and not is_one_image(file):
+    if file.is_dir() and not zarrs.is_array(file) and not is_one_image(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
     if file.is_file() and written.check_replaced is not None:
         written.check_replaced(file, dataset)
@@ -255,28 +349,16 @@ def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None 
 def convert(
     source: Volume,
     info: VolumeInfo,
-    tile: tuple[int, int, int],
+    tile: Tile,
     *,
     read: Callable[[Volume, Box], Array] = lambda volume, box: volume.read(box),
     on_box: Callable[[Box], None] | None = None,
 ) -> None:
-    """Write a volume under another name, whose suffix chooses the format.
-
-    Args:
-        source: Where the voxels come from.
-        info: What is written, and where (its path).
-        tile: (z, y, x) voxels to read at once; an OME-Zarr image takes whole chunks instead.
-        read: Reads a box of the source.
-        on_box: Called with each box that is written.
-
-    Raises:
-        UserError: The source is damaged, or the output cannot be written.
-    """
+    """Write a volume to ``info.path``, whose suffix chooses the format, tile by tile (OME-Zarr: by whole chunks)."""
     block = place(info.path).format.block
     part = tile if block is None else block(info, tile)
-    with create_volume(
-        info.path, info.shape, info.dtype, voxel_size=info.voxel_size, metadata=info.metadata
-    ) as writer:
+    options: dict[str, Any] = {"voxel_size": info.voxel_size, "metadata": info.metadata}
+    with create_volume(info.path, info.shape, info.dtype, **options) as writer:
         for box in tiles(source.box, part):
             writer.write(box, read(source, box))
             if on_box is not None:

@@ -20,7 +20,6 @@ Resin and stains that saturate are seldom of one value over so many pixels.
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import zlib
@@ -35,23 +34,21 @@ from scipy import ndimage
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
-from mitoseg.volumes.base import Array, DerivedVolume, Volume
-from mitoseg.volumes.normalize import sample_greys, sample_starts
+from mitoseg.volumes.base import Array, Bools, DerivedVolume, Volume
+from mitoseg.volumes.normalize import sample_boxes, sample_greys
 
 CHOICES = ("auto", "none")
+# Pixels of the border that padding fills in a row: a share of the slice's shorter side, and at least so many.
 SHARE, LEAST = 1 / 16, 16
-"""Pixels of the border that padding fills in a row: a share of the slice's shorter side, and at least so many."""
+# How far from padding's value its pixels are, and those of its edge, and how many pixels wide that is; see above.
 ONE, FRINGE, RING = 1 / 64, 1 / 4, 8
-"""How far from padding's value its pixels are, and those of its edge, and how many pixels wide that is; see above."""
-BAND = 2**24
-"""Voxels of a slice that are looked at together."""
-REACH = 64
-"""Pixels from the tissue up to which padding is seen as its mirror image."""
+BAND = 2**24  # voxels of a slice that are looked at together
+REACH = 64  # pixels from the tissue up to which padding is seen as its mirror image
 _SLAB = 2**22  # voxels that are read together where slices are small
 _STRIP = 256  # rows that are packed together
 _KEPT = 2**28  # bytes of packed masks that are kept
 _LOCK = threading.RLock()  # reading and writing are threads of their own; here and not in a volume, which is pickled
-Mask = npt.NDArray[np.bool_]
+_Packed = tuple[bytes, ...]
 _Read = Callable[[Box], Array]
 
 
@@ -64,7 +61,7 @@ class Padding(Volume):
     def __init__(self, volume: Volume) -> None:
         super().__init__(replace(volume.info, dtype=np.dtype(np.bool_), metadata={}))
         self.volume = volume
-        self._packed: dict[int, tuple[bytes, ...]] = {}
+        self._packed: dict[int, _Packed] = {}
         self._counts: dict[int, int] = {}
         self._bytes = 0
 
@@ -74,17 +71,13 @@ class Padding(Volume):
         volume, sides = self.volume, (1, 32, 32)
         if volume.dtype.kind not in "iuf":
             return math.nan
-        starts = [sample_starts(n, side) for n, side in zip(volume.shape, sides, strict=True)]
-        greys = [
-            volume.read(Box(a, tuple(n + s for n, s in zip(a, sides, strict=True))).clip(volume.box))
-            for a in itertools.product(*starts)
-        ]
+        greys = [volume.read(box) for box in sample_boxes(volume, sides)]
         greys = [box_zyx.astype(np.float64) for box_zyx in greys if np.isfinite(box_zyx).all()]
         spread_n = np.array([np.subtract(*np.quantile(grey, (0.9, 0.1))) for grey in greys])
         kept = [grey.ravel() for grey, spread in zip(greys, spread_n, strict=True) if spread > spread_n.max() / 8]
         return float(np.median(np.concatenate(kept))) if kept else math.nan
 
-    def find(self, box: Box) -> Mask | None:
+    def find(self, box: Box) -> Bools | None:
         """The mask (z, y, x) of a box; None where it holds no padding."""
         box = self.check_box(box)
         with _LOCK:
@@ -95,22 +88,18 @@ class Padding(Volume):
         (_, y0, x0), (_, y1, x1) = box.start, box.stop
         mask_zyx = np.zeros(box.shape, np.bool_)
         for mask_yx, strips in zip(mask_zyx, packed, strict=True):
-            for i in range(y0 // _STRIP, -(-y1 // _STRIP)) if strips else ():
-                a, b = max(y0, i * _STRIP), min(y1, (i + 1) * _STRIP)
-                rows = min(_STRIP, self.shape[1] - i * _STRIP)
-                mask_yx[a - y0 : b - y0] = _unpack(strips[i], (rows, self.shape[2]))[
-                    a - i * _STRIP : b - i * _STRIP, x0:x1
-                ]
+            for first in range(y0 // _STRIP * _STRIP, y1, _STRIP) if strips else ():
+                a, b = max(y0, first), min(y1, first + _STRIP)
+                strip_yx = _unpack(strips[first // _STRIP], (min(_STRIP, self.shape[1] - first), self.shape[2]))
+                mask_yx[a - y0 : b - y0] = strip_yx[a - first : b - first, x0:x1]
         return mask_zyx if mask_zyx.any() else None
 
-    def read(self, box: Box | None = None) -> Mask:
-        """Read one box; see `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Bools:
         mask_zyx = self.find(box)
         return np.zeros(box.shape, np.bool_) if mask_zyx is None else mask_zyx
 
     def part(self, box: Box) -> Padding:
-        """See `Volume.part`: what is known of other slices stays here."""
+        """See `Volume.part`; what is known of other slices stays here."""
         with _LOCK:
             part = copy(self)
             part._packed = {z: self._packed[z] for z in range(box.start[0], box.stop[0]) if z in self._packed}
@@ -150,44 +139,38 @@ class Padding(Volume):
             following = range(z, min(stop, z + self.depth))
             depth = next((n for n, k in enumerate(following) if k in self._packed), len(following))
             if Y * X > BAND:
-                slices: list[_Read] = [partial(self._read_part, z)]
+                found = [_pack_bands(partial(self._read_part, z), (Y, X), self._tissue)]
             else:
-                slices = [
-                    partial(_part_of, image_yx) for image_yx in self.volume.read(Box((z, 0, 0), (z + depth, Y, X)))
-                ]
-            for read in slices:
-                self._packed[z], self._counts[z] = pack_padding(read, (Y, X), self._tissue)
+                image_zyx = self.volume.read(Box((z, 0, 0), (z + depth, Y, X)))
+                found = [_pack_strips(_find_in(image_yx, self._tissue)) for image_yx in image_zyx]
+            for self._packed[z], self._counts[z] in found:
                 self._bytes += sum(map(len, self._packed[z]))
                 z += 1
 
     def _read_part(self, z: int, part: Box) -> Array:
         """A part (y, x) of a slice."""
-        image_yx: Array = self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0]
-        return image_yx
+        return np.asarray(self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0])
 
 
-def _part_of(image_yx: Array, part: Box) -> Array:
-    return image_yx[part.slices]
+def _pack_strips(mask_yx: Bools) -> tuple[_Packed, int]:
+    """The padding of a slice, packed strip by strip, and its pixels; no strips where there is none."""
+    packed = tuple(_pack(mask_yx[y : y + _STRIP]) for y in range(0, len(mask_yx), _STRIP)) if mask_yx.any() else ()
+    return packed, int(np.count_nonzero(mask_yx))
 
 
-def pack_padding(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[tuple[bytes, ...], int]:
-    """The padding of one slice, packed strip by strip, and how many pixels it has; no strips where there is none.
+def _pack_bands(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[_Packed, int]:
+    """The same of a slice of more than `BAND` pixels.
 
-    A slice of more than `BAND` pixels is looked at in bands of rows, again and again where padding reaches from one
-    into the next.
+    It is looked at in bands of rows, again and again where padding reaches from one into the next.
     """
     Y, X = shape
     whole = Box((0, 0), shape)
-    if Y * X <= BAND:
-        mask_yx = _find_in(read(whole), tissue)
-        packed = tuple(_pack(mask_yx[y : y + _STRIP]) for y in range(0, Y, _STRIP)) if mask_yx.any() else ()
-        return packed, int(np.count_nonzero(mask_yx))
     y_n, x_n, levels = _held_border(read, whole, tissue)
     if not len(y_n):
         return (), 0
     rows = max(1, BAND // (X * _STRIP)) * _STRIP
     bands = [Box((a, 0), (min(a + rows, Y), X)) for a in range(0, Y, rows)]
-    found: dict[int, tuple[Array, Mask]] = {}
+    found: dict[int, tuple[Array, Bools]] = {}
     masks: dict[int, bytes] = {}
     waiting = list(range(len(bands)))
     while waiting:
@@ -209,9 +192,7 @@ def pack_padding(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[tu
     return _with_edges(read, bands, masks, levels)
 
 
-def _with_edges(
-    read: _Read, bands: list[Box], masks: dict[int, bytes], levels: list[_Level]
-) -> tuple[tuple[bytes, ...], int]:
+def _with_edges(read: _Read, bands: list[Box], masks: dict[int, bytes], levels: list[_Level]) -> tuple[_Packed, int]:
     """The strips of a slice and their pixels, with the blurred edge of what was found band by band."""
     X = bands[0].shape[1]
     strips: list[bytes] = []
@@ -229,12 +210,12 @@ def _with_edges(
     return tuple(strips), count
 
 
-def _find_in(image_yx: Array, tissue: float) -> Mask:
+def _find_in(image_yx: Array, tissue: float) -> Bools:
     """The padding of a slice that is in memory."""
     mask_yx, left, held = np.zeros(image_yx.shape, np.bool_), Box((0, 0), image_yx.shape), True
     seeds_yx, levels = _flat_squares(image_yx, tissue)
     while held:
-        y_n, x_n, found = _held_border(partial(_part_of, image_yx), left, tissue)
+        y_n, x_n, found = _held_border(lambda part: image_yx[part.slices], left, tissue)
         held = not mask_yx[y_n, x_n].all()
         seeds_yx[y_n, x_n] = True
         levels += found
@@ -254,7 +235,7 @@ class _Level:
     value: float
     tissue: float
 
-    def holds(self, image: Array, share: float = ONE) -> Mask:
+    def holds(self, image: Array, share: float = ONE) -> Bools:
         """Which pixels are of it, up to a share of what lies between padding and tissue; NaN is equal to NaN."""
         value = self.value
         room = 0.0 if math.isnan(self.tissue) or math.isinf(value) else share * abs(value - self.tissue)
@@ -298,7 +279,7 @@ def _held_border(
     return y_n[held_n], x_n[held_n], list(dict.fromkeys(levels))
 
 
-def _flat_squares(image_yx: Array, tissue: float) -> tuple[Mask, list[_Level]]:
+def _flat_squares(image_yx: Array, tissue: float) -> tuple[Bools, list[_Level]]:
     """Pixels of squares of one value that are no less than a hole, and those values."""
     seeds_yx, levels = np.zeros(image_yx.shape, np.bool_), []
     step = int(max(4 * LEAST, 2 * SHARE * min(image_yx.shape))) // 4  # see `LEAST`
@@ -320,7 +301,7 @@ def _flat_squares(image_yx: Array, tissue: float) -> tuple[Mask, list[_Level]]:
     return seeds_yx, list(dict.fromkeys(levels))
 
 
-def _grow(image_yx: Array, seeds_yx: Mask, levels: Sequence[_Level]) -> Mask:
+def _grow(image_yx: Array, seeds_yx: Bools, levels: Sequence[_Level]) -> Bools:
     """All pixels that are connected to a seed along y and x by pixels of its value."""
     mask_yx = np.zeros(image_yx.shape, np.bool_)
     for level in levels:
@@ -332,7 +313,7 @@ def _grow(image_yx: Array, seeds_yx: Mask, levels: Sequence[_Level]) -> Mask:
     return mask_yx
 
 
-def _with_edge(image_yx: Array, mask_yx: Mask, levels: Sequence[_Level]) -> Mask:
+def _with_edge(image_yx: Array, mask_yx: Bools, levels: Sequence[_Level]) -> Bools:
     """Padding with the edge that a codec, a filter or interpolation has blurred."""
     for level in levels if mask_yx.any() else ():
         own_yx = mask_yx & level.holds(image_yx)
@@ -342,17 +323,15 @@ def _with_edge(image_yx: Array, mask_yx: Mask, levels: Sequence[_Level]) -> Mask
     return mask_yx
 
 
-def _pack(mask_yx: Mask) -> bytes:
+def _pack(mask_yx: Bools) -> bytes:
     return zlib.compress(np.packbits(mask_yx, axis=1).tobytes(), 1) if mask_yx.any() else b""
 
 
-def _unpack(packed: bytes, shape: tuple[int, ...]) -> Mask:
-    """A mask (y, x) as it was packed."""
+def _unpack(packed: bytes, shape: tuple[int, ...]) -> Bools:
     if not packed:
         return np.zeros(shape, np.bool_)
     bits = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape[0], -1)
-    mask_yx: Mask = np.unpackbits(bits, axis=1, count=shape[1]).view(np.bool_)
-    return mask_yx
+    return np.unpackbits(bits, axis=1, count=shape[1]).view(np.bool_)
 
 
 class PaddedVolume(DerivedVolume):
@@ -362,9 +341,6 @@ class PaddedVolume(DerivedVolume):
     `REACH` pixels away; what is left is mirrored along the columns, and beyond that is the mean of the tissue:
 
         o o o a b c d   ->   d c b a b c d
-
-    Args:
-        volume: What is read.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -372,13 +348,11 @@ class PaddedVolume(DerivedVolume):
         self.known = volume.padding = self.padding = Padding(volume)
 
     def scratch_bytes(self, box: Box) -> int:
-        """A slice that is looked at, and its labels; see `Volume.scratch_bytes`."""
+        """A slice that is looked at, and its labels."""
         looked_at = min(BAND, self.shape[1] * self.shape[2]) * (8 + self.dtype.itemsize)
         return looked_at + box.size * self.dtype.itemsize + self.volume.scratch_bytes(box)
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Array:
         if self.known.find(box) is None:
             return self.volume.read(box)
         seen = box.grow((0, 2 * REACH, 2 * REACH)).clip(self.box)
@@ -399,14 +373,13 @@ class PaddedVolume(DerivedVolume):
         return mean if self.dtype.kind == "f" else round(mean)
 
 
-def _mirror(image_yx: Array, tissue_yx: Mask) -> Mask:
+def _mirror(image_yx: Array, tissue_yx: Bools) -> Bools:
     """Fill in rows, in place, up to `REACH` pixels from their tissue; where there is tissue now."""
     strips = [slice(y, y + _STRIP) for y in range(0, len(image_yx), _STRIP)]
     return np.concatenate([_mirror_strip(image_yx[strip], tissue_yx[strip]) for strip in strips])
 
 
-def _mirror_strip(image_yx: Array, tissue_yx: Mask) -> Mask:
-    """The same of some rows."""
+def _mirror_strip(image_yx: Array, tissue_yx: Bools) -> Bools:
     if tissue_yx.all() or not tissue_yx.any():
         return tissue_yx
     X = image_yx.shape[1]
@@ -437,26 +410,16 @@ class BlankedVolume(DerivedVolume):
         assert isinstance(self.padding, Padding)
         return BlankedVolume(self.volume.part(box), self.padding.part(box), self._value)
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
+    def _read(self, box: Box) -> Array:
         assert self.padding is not None
-        box = self.check_box(box)
         found_zyx, padding_zyx = self.volume.read(box), self.padding.find(box)
-        return (
-            found_zyx if padding_zyx is None else np.where(padding_zyx, found_zyx.dtype.type(self._value), found_zyx)
-        )
+        if padding_zyx is None:
+            return found_zyx
+        return np.where(padding_zyx, found_zyx.dtype.type(self._value), found_zyx)
 
 
 def with_padding(volume: Volume, choice: object) -> Volume:
-    """An image with its padding known, or as it is.
-
-    Args:
-        volume: Grey values.
-        choice: One of `CHOICES`.
-
-    Raises:
-        UserError: It is none of them.
-    """
+    """An image with its padding known, or as it is, by one of `CHOICES`."""
     if choice not in CHOICES:
         raise UserError("no such way to treat padding", choice, f"choose one of {', '.join(CHOICES)}")
     return PaddedVolume(volume) if choice == "auto" else volume

@@ -21,13 +21,10 @@ KINDS = ("probability", "mask", "instances")
 
 @dataclass(frozen=True)
 class Decision:
-    """How the values of a prediction are turned into foreground.
+    """How the values of a prediction (one of `KINDS`) are turned into foreground.
 
-    Attributes:
-        kind: One of `KINDS`; a mask's and an instance map's foreground is whatever is not zero.
-        threshold: A probability is foreground at and above it.
-        source: Where the threshold came from, or why none was needed.
-        scale: The stored value of probability 1.
+    A probability is foreground at and above ``threshold``; of a mask and of instances, whatever is not zero is.
+    ``source`` tells where the threshold came from, or why none was needed; ``scale`` is the stored value of 1.
     """
 
     kind: str
@@ -40,12 +37,9 @@ class Decision:
         if self.kind != "probability":
             return np.not_equal(values, 0)
         if values.dtype.kind == "f" and values.size and not (values.min() >= 0 and values.max() <= self.scale):
-            extremes = (float(values.min()), float(values.max()))
-            raise UserError(
-                "the prediction holds no probabilities; its values span", extremes, "they must be in [0, 1]"
-            )
-        result: npt.NDArray[np.bool_] = values >= self.threshold * self.scale
-        return result
+            what, extremes = "the prediction holds no probabilities; its values span", (values.min(), values.max())
+            raise UserError(what, tuple(map(float, extremes)), "they must be in [0, 1]")
+        return np.asarray(values >= self.threshold * self.scale)
 
     def log_odds(self, values: Array) -> npt.NDArray[np.floating]:
         """Log-odds of a block of stored probabilities.
@@ -53,30 +47,18 @@ class Decision:
         Whole numbers are rounded probabilities. The first and the last of them, which would be 0 and 1, stand for
         half a step each, of which the middle is taken.
         """
-        probability: npt.NDArray[np.floating]
         if values.dtype.kind in "ui":
             step = 1 / self.scale
-            probability = np.clip(values * np.float32(step), step / 4, 1 - step / 4)
-        else:
-            probability = values / np.float32(self.scale)
-        result: npt.NDArray[np.floating] = logit(probability)
-        return result
+            return np.asarray(logit(np.clip(values * np.float32(step), step / 4, 1 - step / 4)))
+        return np.asarray(logit(values / np.float32(self.scale)))
 
 
 def decide(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Decision:
-    """Find out what a prediction's values mean.
+    """Find out what a prediction's values mean; ``threshold`` and ``kind`` come before its metadata.
 
-    Its metadata says so where mitoseg wrote it. Otherwise floats are probabilities, bool is a mask, and wide integers
-    are instance ids. Bytes with at most one value besides zero are a mask; other bytes are probabilities times 255 if
-    a threshold is given, and a question to the user if not.
-
-    Args:
-        prediction: The stored prediction.
-        threshold: Overrides the one in the metadata; without either it is 0.5.
-        kind: Overrides the metadata: one of `KINDS`.
-
-    Raises:
-        UserError: The kind cannot be told, or a name or number is out of range.
+    Without these, floats are probabilities, bool is a mask, and wide integers are instance ids. Bytes with at most one
+    value besides zero are a mask; other bytes are probabilities times 255 if a threshold is given, and a question to
+    the user if not. The threshold is 0.5 unless it is stated.
     """
     metadata = prediction.info.metadata
     kind = kind or metadata.get("kind") or _guess_kind(prediction, threshold)

@@ -23,34 +23,24 @@ from scipy import sparse
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.volumes.base import Array, DerivedVolume, Mask, Volume, VoxelSize
-from mitoseg.volumes.units import check_voxel_size
+from mitoseg.volumes.axes import check_voxel_size
+from mitoseg.volumes.base import Array, Bools, DerivedVolume, Mask, Volume, VoxelSize
 
-MOST = 10.0
-"""The largest factor between two voxel sizes along an axis; more is a wrong unit."""
-READ_BYTES = 2**27
-"""Stored voxels that are read at once: many, so that a chunk is not decoded again and again."""
-PIECE = 2**21
-"""Voxels that are read or made for what is computed at once."""
+MOST = 10.0  # the largest factor between two voxel sizes along an axis; more is a wrong unit
+READ_BYTES = 2**27  # stored voxels that are read at once: many, so that a chunk is not decoded again and again
+PIECE = 2**21  # voxels that are read or made for what is computed at once
+# Memory that this takes: float32 voxels before and after an axis, and a copy with that axis in front (8 measured).
 PIECE_BYTES = 12 * PIECE
-"""Memory that this takes: float32 voxels before and after an axis, and a copy with that axis in front (8 measured)."""
 _EQUAL = 1e-6
 _Weights = tuple[int, sparse.csr_array]
+_Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int, int] | None = None) -> Volume:
-    """A volume with voxels of another size; itself where they are equal.
+    """A lazy float32 volume with voxels of another size (z, y, x) in nm; the volume itself where they are equal.
 
-    Args:
-        volume: With a voxel size.
-        voxel_size: (z, y, x) in nm.
-        shape: (z, y, x) to make instead of what covers the volume to half a voxel, to come back to a known grid.
-
-    Returns:
-        A lazy float32 volume.
-
-    Raises:
-        UserError: The volume has no voxel size, or it differs from the other by more than `MOST` times.
+    ``shape`` is made instead of what covers the volume to half a voxel, to come back to a known grid. Refuses a volume
+    without a voxel size, or one that differs from the other by more than `MOST` times.
     """
     size = check_voxel_size(voxel_size)
     if volume.voxel_size is None:
@@ -62,7 +52,7 @@ def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int
     z, y, x = shape or (resampled_length(n, ratio) for n, ratio in zip(volume.shape, ratios, strict=True))
     if (z, y, x) == volume.shape and all(abs(ratio - 1) < _EQUAL for ratio in ratios):
         return volume
-    return ResampledVolume(volume, size, (z, y, x))
+    return _ResampledVolume(volume, size, (z, y, x))
 
 
 def resampled_length(n: int, ratio: float) -> int:
@@ -74,17 +64,17 @@ def resampled_length(n: int, ratio: float) -> int:
     return max(1, int(np.floor(n / ratio + 0.5 - _EQUAL)))
 
 
-class ResampledVolume(DerivedVolume):
+class _ResampledVolume(DerivedVolume):
     """See the module, and `resampled`."""
 
     def __init__(self, volume: Volume, voxel_size: VoxelSize, shape: tuple[int, int, int]) -> None:
         assert volume.voxel_size is not None
         super().__init__(volume, shape=shape, dtype=np.dtype(np.float32), voxel_size=voxel_size)
-        self.padding = volume.padding and ResampledPadding(volume.padding, self)
+        self.padding = volume.padding and _ResampledPadding(volume.padding, self)
         self._ratios = [new / old for new, old in zip(voxel_size, volume.voxel_size, strict=True)]
 
     def scratch_bytes(self, box: Box) -> int:
-        """The voxels that are read for a box, and what a piece of it takes; see `Volume.scratch_bytes`."""
+        """The voxels that are read for a box, and what a piece of it takes."""
         if not box.size:
             return 0
         whole = self.source(self.weights(box))
@@ -92,9 +82,7 @@ class ResampledVolume(DerivedVolume):
         pieces = PIECE_BYTES * min(1.0, max(part.size, box.size) / PIECE)
         return part.size * self.volume.dtype.itemsize + int(pieces) + self.volume.scratch_bytes(part)
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Array:
         found_zyx = np.empty(box.shape, np.float32)
         if not box.size:
             return found_zyx
@@ -119,12 +107,10 @@ class ResampledVolume(DerivedVolume):
             found_zyx[part.inside(box).slices] = image_zyx
 
     def weights(self, box: Box) -> list[_Weights]:
-        """How the voxels of a box are made, along each axis."""
         axes = zip(box.start, box.stop, self._ratios, self.volume.shape, strict=True)
         return [axis_weights(*axis) for axis in axes]
 
     def source(self, weights: Sequence[_Weights]) -> Box:
-        """The voxels that count."""
         start = tuple(first for first, _ in weights)
         return Box(start, tuple(first + matrix.shape[1] for first, matrix in weights))
 
@@ -137,19 +123,13 @@ class ResampledVolume(DerivedVolume):
 
 
 @dataclass(frozen=True)
-class ResampledPadding:
-    """New voxels that are made of a voxel of padding, be it in part: a `mitoseg.volumes.base.Mask`.
-
-    Attributes:
-        padding: Of the old voxels.
-        volume: The new ones.
-    """
+class _ResampledPadding:
+    """New voxels that are made of a voxel of the old ones' padding, be it in part: a `mitoseg.volumes.base.Mask`."""
 
     padding: Mask
-    volume: ResampledVolume
+    volume: _ResampledVolume
 
-    def find(self, box: Box) -> npt.NDArray[np.bool_] | None:
-        """The mask of a box; None where it holds no padding."""
+    def find(self, box: Box) -> Bools | None:
         weights = self.volume.weights(box)
         found = self.padding.find(self.volume.source(weights))
         if found is None:
@@ -161,16 +141,9 @@ class ResampledPadding:
 
 
 def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:
-    """How the voxels ``start`` to ``stop`` of a new axis are made of those of an old one.
+    """How the voxels ``start`` to ``stop`` of a new axis, ``ratio`` times as long, are made of ``n`` old ones.
 
-    Args:
-        start: The first new voxel.
-        stop: After the last.
-        ratio: Length of a new voxel in old ones.
-        n: Voxels of the old axis.
-
-    Returns:
-        The first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
+    Gives the first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
 
     >>> axis_weights(0, 2, 1.5, 3)[1].toarray().astype(float).round(3).tolist()
     [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]
@@ -185,9 +158,6 @@ def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, spar
     shape = (len(new), last - first + 1)
     matrix = sparse.coo_array((weights[kept], (rows[kept], columns[kept] - first)), shape=shape).tocsr()
     return first, matrix
-
-
-_Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 def _covered(new: npt.NDArray[np.int64], ratio: float) -> _Parts:
@@ -211,7 +181,6 @@ def _between(new: npt.NDArray[np.int64], ratio: float) -> _Parts:
 
 
 def _along(matrix: sparse.csr_array, image_zyx: Array, axis: int) -> Array:
-    """Multiply one axis with a matrix."""
     moved = np.moveaxis(image_zyx, axis, 0)
     flat: npt.NDArray[Any] = matrix @ np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
     return np.moveaxis(flat.reshape(matrix.shape[0], *moved.shape[1:]), 0, axis)

@@ -46,15 +46,22 @@ from mitoseg.storage import (
     write_text,
 )
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
-from mitoseg.volumes.formats import check_voxel_type, place
-from mitoseg.volumes.opening import VolumeWriter, check_volume_output, convert, create_volume, open_volume
+from mitoseg.volumes.opening import (
+    VolumeWriter,
+    check_volume_output,
+    check_voxel_type,
+    convert,
+    create_volume,
+    open_volume,
+    place,
+)
+from mitoseg.volumes.stored import Tile
 from mitoseg.volumes.zarrs import FORMAT as TILES
 from mitoseg.volumes.zarrs import ZarrOutput, is_array, remove_partial
 
 log = logging.getLogger(__name__)
 PATIENCE = 30.0
-"""Seconds in which what another machine has written must appear here: network folders are looked at now and then."""
-Tile = tuple[int, int, int]
+"""Seconds in which what another machine has written must appear here: network folders are refreshed now and then."""
 
 
 def stage_folder(path: str) -> Path:
@@ -90,10 +97,6 @@ class StagedVolume:
         finishing: Keys of what is done with all tiles, see `finish_as`: if only these differ, the tiles are kept.
         overwrite: Whether an output that exists, or the unfinished one of another command, may be replaced.
         view: Makes of the tiles, a lazy volume, another one that is the output.
-
-    Raises:
-        UserError: The output may not be written, another process writes it, an unfinished output of another command
-            lies there, or the stage is a link or another user's.
 
     Attributes:
         decisions: What the command decided when it first ran; empty in a new stage.
@@ -168,15 +171,9 @@ class StagedVolume:
         self._release()
 
     def start(self, info: VolumeInfo, tile: Tile, decisions: Mapping[str, Any]) -> None:
-        """Begin, or go on with what was begun.
+        """Begin, or go on with what was begun, which must have the same tiles ((z, y, x), from the origin).
 
-        Args:
-            info: What is written.
-            tile: (z, y, x) voxels of a tile, from the origin; a stage that exists must have the same.
-            decisions: What to remember for the next time.
-
-        Raises:
-            UserError: The output's format does not hold such voxels.
+        ``decisions`` are what to remember for the next time.
         """
         if self._view is None:
             check_voxel_type(self.path, info.dtype)
@@ -203,12 +200,7 @@ class StagedVolume:
             self._add(box)
 
     def take(self, box: Box, patience: float = PATIENCE) -> None:
-        """List a tile as done that another process has written into `array`.
-
-        Args:
-            box: The tile.
-            patience: Seconds in which it must appear here.
-        """
+        """List a tile as done that another process has written into `array`; it must appear here in time."""
         wait_for(self._chunk(box), patience)
         with explained(self._file):
             self._add(box)
@@ -223,28 +215,15 @@ class StagedVolume:
             self._output.describe(self._info.metadata)
 
     def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
-        """Check that every tile is there, convert them to the output's format, and give it its name.
-
-        Args:
-            on_tile: Called with each tile that is converted.
-
-        Raises:
-            UserError: Tiles are missing or damaged, or the disk is full.
-        """
+        """Check that every tile is there, convert them to the output's format, and give it its name."""
         self._finish(partial(self._convert, on_tile))
 
     def finish_as(
         self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
     ) -> None:
-        """Check that every tile is there, and write what is made of them all instead of the tiles themselves.
+        """As `finish`, but write what is made of all tiles instead of the tiles themselves, which are kept on errors.
 
-        Args:
-            write: Takes the tiles as a volume, seen through the view, and writes one of the same shape (z, y, x).
-            dtype: Of what is written.
-            metadata: What the output says of itself.
-
-        Raises:
-            UserError: As `finish`; the tiles are kept.
+        ``write`` takes the tiles as a volume, seen through the view, and writes one of the same shape (z, y, x).
         """
 
         def make() -> Path:
@@ -354,7 +333,6 @@ class StagedVolume:
         write_json(self._plan, {"identity": self._identity, "decisions": self.decisions, "whole": whole})
 
     def _chunk(self, tile: Box) -> Path:
-        """The file of a tile's chunk."""
         return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, self.tile, strict=True)))
 
     def _listed(self) -> set[str]:
@@ -366,12 +344,11 @@ class StagedVolume:
         return {line.strip() for line in lines if line.endswith("\n")}
 
     def _list(self, done: Iterable[Box]) -> None:
-        """Make these the tiles that are done."""
+        """Replace the list of tiles that are done."""
         self.done = set(done)
         write_text(self._listing, "".join(f"{tile}\n" for tile in self.tiles() if tile in self.done))
 
     def _add(self, tile: Box) -> None:
-        """Add a tile to the list."""
         with self._listing.open("a", encoding="utf-8") as file:
             file.write(f"{tile}\n")
         self.done.add(tile)

@@ -26,26 +26,28 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes.axes import Layout, colour_codes, grey, resolve_axes
+from mitoseg.volumes.axes import Layout, check_voxel_size, colour_codes, grey, resolve_axes
 from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
-from mitoseg.volumes.units import check_voxel_size
 
 logger = logging.getLogger(__name__)
 Tile = tuple[int, int, int]
 Image.MAX_IMAGE_PIXELS = None  # montages are larger than Pillow allows; sizes are checked here, or count as memory
-_LARGE_PART = 64 * 2**20
-"""Smaller parts are among what a reader takes anyhow."""
+_LARGE_PART = 64 * 2**20  # smaller parts are among what a reader takes anyhow
 REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
-"""What to do about chunks that are missing."""
-MANY_FILES, SAMPLED_FILES = 200_000, 20_000
-"""Of a volume of more files than the first, only so many are looked at to notice a change; see `state_of`."""
+MANY_FILES, SAMPLED_FILES = 200_000, 20_000  # see `state_of`
+CACHE_BYTES = 128 * 2**20
+"""Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
+_UNPACKED_AT_ONCE = 2**24
+# What zarr and tifffile say of compressions that they do not know, and the libraries that log beside their errors.
+_UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
+_NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Header:
         voxel_size: (z, y, x) in nm, or None.
         metadata: What mitoseg wrote.
         flipped: The bits of a voxel, an unsigned number or a boolean, that the file stores inverted.
-        scale: What a stored 1 is worth, and what a stored 0 stands for.
         part_bytes: What the smallest part takes that is decoded as a whole: a chunk, a block, a strip; 0 for none.
+        scale: What a stored 1 is worth, and what a stored 0 stands for.
     """
 
     shape: tuple[int, ...]
@@ -75,32 +77,21 @@ class Header:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user says of a file.
-
-    Attributes:
-        axes: The order of its axes, or None.
-        voxel_size: (z, y, x) in nm; comes before the file's.
-    """
+    """What a user says of a file: the order of its axes and its voxel size (z, y, x) in nm; come before the file's."""
 
     axes: str | None = None
     voxel_size: Sequence[float] | None = None
 
 
 class StoredVolume(Volume):
-    """A volume in a file; subclasses read a box of the stored array.
-
-    Args:
-        path: As the user wrote it.
-        header: What the file says.
-        options: What the user says.
-    """
+    """A volume in a file; subclasses read a box of the stored array."""
 
     _opened: tuple[int, Any] | None = None
 
     def __init__(self, path: str, header: Header, options: ReadOptions) -> None:
         check_dtype(path, header.dtype)
         self._layout: Layout = resolve_axes(path, header.shape, header.axes, options.axes)
-        self._reduce = grey
+        self._reduce, self._colour = grey, self._layout.colour
         size = header.voxel_size if options.voxel_size is None else check_voxel_size(options.voxel_size)
         dtype = header.dtype.newbyteorder("=")
         self._part_bytes, self._stored_shape = header.part_bytes, header.shape
@@ -109,7 +100,7 @@ class StoredVolume(Volume):
         if self._scale is not None:  # float32 where it holds all digits that are stored
             dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
         super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
-        if self._layout.colour:
+        if self._colour:
             logger.info("%s: colour reduced to grey, the largest of red, green and blue", path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,19 +122,14 @@ class StoredVolume(Volume):
 
     def as_labels(self) -> Volume:
         """See `Volume.as_labels`."""
-        if not self._layout.colour or self.dtype.kind != "u":
+        if not self._colour or self.dtype.kind != "u":
             return self
-        return self._with_colours()
-
-    def _with_colours(self) -> Self:
         labels = copy(self)
         labels._reduce = colour_codes
         labels.info = replace(self.info, dtype=np.dtype(np.uint32))
         return labels
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Array:
         if not box.size:
             return np.empty(box.shape, self.dtype)
         with reading(self.path):
@@ -153,14 +139,14 @@ class StoredVolume(Volume):
             image_zyx = image_zyx if self._scale is None else image_zyx * self._scale[0] + self._scale[1]
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)
 
-    def files(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         """Files, and folders with all that is in them, that hold the voxels or say what they mean."""
         return [Path(self.path)]
 
     def state(self) -> str:
-        """A checksum over names, sizes and times of all `files`; see `Volume.state`."""
+        """A checksum over names, sizes and times of all files of the volume; see `Volume.state`."""
         with reading(self.path):
-            return state_of(self.files())
+            return state_of(self._files())
 
     @abstractmethod
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
@@ -168,12 +154,15 @@ class StoredVolume(Volume):
 
 
 class Output:
-    """A file being written, with all voxels 0 at first."""
+    """A file being written, with all voxels 0 at first.
+
+    Attributes:
+        array: The Zarr array into which several processes may write at once, if it is one.
+        chunks: (z, y, x) voxels that lie in one piece.
+    """
 
     array: Path | None = None
-    """The Zarr array into which several processes may write at once, if it is one."""
     chunks: tuple[int, ...] = (1, 1, 1)
-    """(z, y, x) voxels that lie in one piece."""
 
     def write(self, box: Box, image_zyx: Array) -> None:
         """Write one box, in the file's dtype."""
@@ -245,17 +234,17 @@ def state_of(places: Iterable[Path]) -> str:
         files += [] if os.path.isdir(place) else [place]
         for folder, _, names in os.walk(place, followlinks=True):
             files += [os.path.join(folder, name) for name in names if name[0] != "." or name[:2] == ".z"]
-    files = looked = sorted(files)
+    files = counted = sorted(files)
     if len(files) > MANY_FILES:
         metadata = [file for file in files if file.endswith(("json", ".zarray", ".zattrs", ".zgroup"))]
         folders = sorted({os.path.dirname(file) for file in files})
-        looked = [*folders, *metadata, *random.Random(0).sample(files, SAMPLED_FILES)]
+        counted = [*folders, *metadata, *random.Random(0).sample(files, SAMPLED_FILES)]
     digest = hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape"))
-    for file in looked:
+    for file in counted:
         try:
             state = os.stat(file)
             digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
-        except FileNotFoundError:  # is told as well
+        except FileNotFoundError:
             digest.update(b"missing\n")
     return digest.hexdigest()[:16]
 
@@ -267,11 +256,7 @@ def lossless(head: bytes) -> bool:
 
 
 def check_picture(data: bytes, pixels: int) -> None:
-    """Refuse a strip or tile whose own header, of JPEG, JPEG 2000, PNG or WebP, states more pixels than belong in it.
-
-    Raises:
-        ValueError: It does.
-    """
+    """Refuse a strip or tile whose own header (JPEG, JPEG 2000, PNG, WebP) states more pixels than belong in it."""
     with contextlib.suppress(OSError), Image.open(io.BytesIO(data)) as picture:
         if math.prod(picture.size) > 4 * pixels:
             raise ValueError(f"a strip or tile unpacks to {picture.width} x {picture.height} pixels")
@@ -292,11 +277,6 @@ def check_multiset(path: str, attributes: Mapping[str, Any]) -> None:
         raise UserError("the labels are a multiset of Paintera", path, remedy)
 
 
-def dump_metadata(metadata: Mapping[str, Any]) -> str:
-    """Mitoseg's metadata as text for a file's header."""
-    return json.dumps({"mitoseg": dict(metadata)})
-
-
 def load_metadata(text: object) -> dict[str, Any]:
     """Mitoseg's metadata from a file's header; empty where the text is something else."""
     try:
@@ -307,14 +287,12 @@ def load_metadata(text: object) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-_PART = 2**24
-
-
 class MappedVolume(StoredVolume):
-    """A file of plain voxels, mapped into memory for each read.
+    """A file of plain voxels from ``offset`` on, mapped into memory for each read.
 
-    Voxels behind gzip or bzip2, whose middle cannot be reached, are unpacked by the first read, into a temporary file
-    (``TMPDIR`` says where), which is gone with the volume; every process has its own.
+    Voxels behind gzip or bzip2 (``packing``, from byte ``start`` of the file), whose middle cannot be reached, are
+    unpacked by the first read, into a temporary file (``TMPDIR`` says where), which is gone with the volume; every
+    process has its own.
     """
 
     def __init__(
@@ -337,8 +315,7 @@ class MappedVolume(StoredVolume):
             what = f"the {kind} is cut short, {size} of {needed} bytes are there"
             raise UserError(what, self._file if file else path, "copy it again")
 
-    def files(self) -> list[Path]:
-        """The header's file and the voxels'."""
+    def _files(self) -> list[Path]:
         return sorted({Path(self.path), Path(self._file)})
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
@@ -355,7 +332,7 @@ class MappedVolume(StoredVolume):
             packed = gzip.GzipFile(fileobj=raw) if self._packing == "gzip" else bz2.BZ2File(raw)
             packed.read(self._offset)
             while missing:
-                part = packed.read(min(missing, _PART))
+                part = packed.read(min(missing, _UNPACKED_AT_ONCE))
                 if not part:
                     raise UserError(f"the file is cut short, {missing} bytes are missing", self.path, "copy it again")
                 try:
@@ -370,11 +347,7 @@ class MappedVolume(StoredVolume):
 
 
 def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
-    """The bytes of a volume's voxels.
-
-    Raises:
-        OSError: The disk has no room for them.
-    """
+    """The bytes of a volume's voxels; raises the error of a full disk where there is no room for them."""
     size = math.prod(info.shape) * dtype.itemsize
     if shutil.disk_usage(path.parent).free < size:
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed", str(path))
@@ -406,13 +379,6 @@ class FlatOutput(Output):
         self._file.close()
 
 
-_UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
-"""What zarr and tifffile say of compressions that they do not know."""
-_NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
-CACHE_BYTES = 128 * 2**20
-"""Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
-
-
 def check_regular(path: str) -> None:
     """Refuse what is there and no file or folder: reading a pipe, a socket or a device may never end."""
     if os.path.isfile(path) or os.path.isdir(path):
@@ -425,14 +391,7 @@ def check_regular(path: str) -> None:
 
 @contextmanager
 def reading(path: str) -> Iterator[list[logging.LogRecord]]:
-    """Turn any failure of a library inside the block into a `UserError`, and keep its log to itself.
-
-    Args:
-        path: What is being read, for the message.
-
-    Yields:
-        What the libraries logged so far.
-    """
+    """Turn any failure of a library inside the block into a `UserError`; yields what the libraries have logged."""
     records: list[logging.LogRecord] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -455,12 +414,11 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
         raise UserError("the file may not be read", path, "check its permissions") from error
     except Exception as error:  # whatever a decoder throws at a damaged file
         reason = f"{type(error).__name__}: {error}"[:160]
+        what, remedy = f"the file cannot be read ({reason})", "it is damaged, incomplete or of another kind"
         if any(words in reason for words in _UNKNOWN):
             what = f"the voxels are compressed or stored in a way that is not read ({reason})"
-            raise UserError(what, path, "write the volume again with another compression, such as gzip") from error
-        raise UserError(
-            f"the file cannot be read ({reason})", path, "it is damaged, incomplete or of another kind"
-        ) from error
+            remedy = "write the volume again with another compression, such as gzip"
+        raise UserError(what, path, remedy) from error
     finally:
         for logger in loggers:
             logger.removeFilter(collect)
@@ -475,14 +433,13 @@ def opening(path: str) -> Iterator[list[logging.LogRecord]]:
 
 
 class PageCache:
-    """The last decoded pages of a volume, up to a number of bytes; it travels to other processes empty."""
+    """The last decoded pages of a volume, up to a number of bytes; other processes receive it empty."""
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
         self._pages: OrderedDict[Hashable, Array] = OrderedDict()
         self._bytes = 0
-        self._lock = Lock()
-        self._pid = os.getpid()
+        self._lock, self._pid = Lock(), os.getpid()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._pages
@@ -504,8 +461,5 @@ class PageCache:
                 self._bytes -= self._pages.popitem(last=False)[1].nbytes
         return page
 
-    def __getstate__(self) -> dict[str, int]:
-        return {"capacity": self.capacity}
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["capacity"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[PageCache], tuple[int]]:
+        return PageCache, (self.capacity,)

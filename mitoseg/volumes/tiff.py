@@ -6,7 +6,9 @@ BigTIFF with OME-XML, whose annotation they are.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -28,6 +30,7 @@ from tifffile import PHOTOMETRIC
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     FlatOutput,
@@ -39,70 +42,67 @@ from mitoseg.volumes.stored import (
     StoredVolume,
     check_picture,
     check_room,
-    dump_metadata,
     load_metadata,
     lossless,
     opening,
 )
-from mitoseg.volumes.units import voxel_size_nm
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
+CLASSIC_BYTES = 2**32 - 2**25
+"""The largest stack in a classic TIFF, with room for the headers of its pages."""
+_BY_TIFFFILE = "1.11a"  # the version of ImageJ that tifffile states in its files
+_GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+# Compressions by JPEG, JPEG XR, JPEG 2000, LERC, WebP and JPEG XL.
+_LOSSY = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34927, 34934, 50001, 50002, 52546)
+_PICTURES = (*_LOSSY, tifffile.COMPRESSION.PNG)
+_NO_CALIBRATION = 20
+_FULL = 65535  # full intensity in a table of colours
+_END_OF_JPEG = b"\xff\xd9"
+_THREADS = min(4, usable_cores())
+_CUT_SHORT = "the file ends within its voxels"
 
 
 def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
     """Open a TIFF stack; reads its header only."""
     with opening(path) as records, tifffile.TiffFile(path) as tif:
-        check_companion(path, tif)
+        if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
+            other = ElementTree.fromstring(tif.ome_metadata).find(".//{*}BinaryOnly")
+            if other is not None:
+                what = f"the OME-TIFF is described in another file ({other.get('MetadataFile')}), which is not read"
+                raise UserError(what, path, "save the image as one OME-TIFF or OME-Zarr, for example with bfconvert")
         stack = Stack(tif)
-        _check_log(path, records)
+        for record in records:  # tifffile logs an error and goes on with fewer slices
+            if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
+                reason = re.sub(r"<.*?> ", "", record.getMessage())[:120]
+                raise UserError(f"the TIFF is damaged or cut short ({reason})", path, "copy it again, or save it anew")
         if len(tif.series) > 1 and tif.series[0].kind == "ome" and stack.shape[0] == len(tif.series):
             text = "%s: the OME-TIFF lists %d images of one plane; they are taken for the slices of one stack"
             logger.warning(text, path, len(tif.series))
         dtype = stack.dtype.newbyteorder("<" if tif.byteorder == "<" else ">")
         flat = all(n == 1 for a, n in zip(stack.axes, stack.shape, strict=True) if a not in "YXS")
-        size = tiff_voxel_size(tif, flat=flat) if options.voxel_size is None else None
+        size = _voxel_size(tif, flat) if options.voxel_size is None else None
         flipped = flipped_bits(path, tif, stack.keyframe)
         part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
-        named, scale = tiff_axes(tif, stack.axes), tiff_scale(path, tif)
-        header = Header(stack.shape, dtype, named, size, tiff_metadata(tif), flipped, part, scale)
+        axes, scale = _axes(tif, stack.axes), tiff_scale(path, tif)
+        header = Header(stack.shape, dtype, axes, size, _metadata(tif), flipped, part, scale)
         lossy = is_lossy(stack.keyframe)
     if stack.offset is not None:
         return MappedVolume(path, header, options, stack.offset, "TIFF")
-    volume = PagedTiff(path, header, stack.files, options)
+    volume = _PagedTiff(path, header, stack.files, options)
     volume.lossy = lossy
     return volume
 
 
-def _check_log(path: str, records: Sequence[logging.LogRecord]) -> None:
-    """Refuse a file of which tifffile logged an error before it went on with fewer slices."""
-    for record in records:
-        if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
-            reason = re.sub(r"<.*?> ", "", record.getMessage())[:120]
-            raise UserError(f"the TIFF is damaged or cut short ({reason})", path, "copy it again, or save it anew")
-
-
-_KNOWN = "TZCYXS"
-_BY_TIFFFILE = "1.11a"
-"""The version of ImageJ that tifffile states in its files."""
-_GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
-_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-_LOSSY = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34927, 34934, 50001, 50002, 52546)
-"""Compressions by JPEG, JPEG XR, JPEG 2000, LERC, WebP and JPEG XL."""
-_PICTURES = (*_LOSSY, tifffile.COMPRESSION.PNG)
-_NO_CALIBRATION = 20
-_FULL = 65535
-"""Full intensity in a table of colours."""
-
-
-def tiff_axes(tif: tifffile.TiffFile, axes: str) -> str:
+def _axes(tif: tifffile.TiffFile, axes: str) -> str:
     """Tifffile's letters as `resolve_axes` takes them; I, Q and others say nothing.
 
     Nor do the channels of a file by tifffile, which counts slices as channels unless it is told otherwise.
     """
     version = (tif.imagej_metadata or {}).get("ImageJ")
     channels = version != _BY_TIFFFILE and 'Creator="tifffile' not in (tif.ome_metadata or "")
-    return "".join(a if a in _KNOWN and (a != "C" or channels) else "?" for a in axes)
+    return "".join(a if a in "TZCYXS" and (a != "C" or channels) else "?" for a in axes)
 
 
 def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, quiet: bool = False) -> int:
@@ -133,12 +133,10 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, 
 def _check_samples(path: str, page: tifffile.TiffPage) -> None:
     """Refuse pixels of several values that are neither grey nor colour, with or without alpha."""
     samples, extra = page.samplesperpixel, tuple(page.extrasamples or ())
-    colour = page.photometric == PHOTOMETRIC.RGB or (
-        page.photometric == PHOTOMETRIC.YCBCR and page.compression != tifffile.COMPRESSION.NONE
-    )
-    grey = page.photometric in (*_GREY, PHOTOMETRIC.PALETTE) and (
-        samples == 1 or (samples == 2 and extra[:1] in [(alpha,) for alpha in _ALPHA])
-    )
+    packed = page.compression != tifffile.COMPRESSION.NONE
+    colour = page.photometric == PHOTOMETRIC.RGB or (page.photometric == PHOTOMETRIC.YCBCR and packed)
+    alone = samples == 1 or (samples == 2 and extra[:1] in [(alpha,) for alpha in _ALPHA])
+    grey = alone and page.photometric in (*_GREY, PHOTOMETRIC.PALETTE)
     if not grey and not (colour and samples in (3, 4)) and "PhotometricInterpretation" in page.tags:
         kind = getattr(page.photometric, "name", page.photometric)
         raise UserError(f"a pixel of the TIFF holds {samples} values ({kind})", path, "save one grey channel")
@@ -164,23 +162,36 @@ def is_lossy(page: tifffile.TiffPage) -> bool:
     return not lossless(page.parent.filehandle.read(min(count, 4096)))
 
 
-def tiff_voxel_size(tif: tifffile.TiffFile, *, flat: bool) -> VoxelSize | None:
+def _voxel_size(tif: tifffile.TiffFile, flat: bool) -> VoxelSize | None:
     """(z, y, x) in nm from ImageJ's spacing, unit and resolution, or OME's PhysicalSize; None without all three.
 
     The resolution of other TIFFs is one for printing and is left alone.
     """
     if tif.ome_metadata:
-        return _ome_voxel_size(tif.ome_metadata, flat)
+        pixels = None
+        with contextlib.suppress(ElementTree.ParseError):
+            pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+        if pixels is None:
+            return None
+        names = [f"PhysicalSize{a}" for a in "ZYX"]
+        units = [pixels.get(f"{n}Unit", "\u00b5m") for n in names]
+        return voxel_size_nm([pixels.get(n) for n in names], units, flat=flat)
     imagej = tif.imagej_metadata
     if not imagej:
         return None
-    unit = imagej.get("unit", "")
-    units = [imagej.get(key, unit) for key in ("zunit", "yunit", "unit")]
-    tags = tif.pages.first.tags
-    spacing = imagej.get("spacing")
+    unit, spacing, tags = imagej.get("unit", ""), imagej.get("spacing"), tif.pages.first.tags
     spacing = abs(spacing) if isinstance(spacing, int | float) else spacing  # negative where z runs downwards
-    sizes = [spacing, _per_unit(tags.valueof("YResolution")), _per_unit(tags.valueof("XResolution"))]
-    return voxel_size_nm(sizes, units, flat=flat)
+    sizes = [spacing, *(_per_unit(tags.valueof(f"{a}Resolution")) for a in "YX")]
+    return voxel_size_nm(sizes, [imagej.get(key, unit) for key in ("zunit", "yunit", "unit")], flat=flat)
+
+
+def _per_unit(resolution: object) -> float | None:
+    """A pixel's length from a resolution in pixels per unit, a fraction."""
+    try:
+        pixels, units = resolution if isinstance(resolution, tuple) else (0, 0)
+        return float(units) / float(pixels)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def tiff_scale(path: str, tif: tifffile.TiffFile, *, quiet: bool = False) -> tuple[float, float]:
@@ -194,38 +205,7 @@ def tiff_scale(path: str, tif: tifffile.TiffFile, *, quiet: bool = False) -> tup
     return 1.0, 0.0
 
 
-def _per_unit(resolution: object) -> float | None:
-    """A pixel's length from a resolution in pixels per unit, a fraction."""
-    try:
-        pixels, units = resolution if isinstance(resolution, tuple) else (0, 0)
-        return float(units) / float(pixels)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _ome_voxel_size(text: str, flat: bool) -> VoxelSize | None:
-    """(z, y, x) in nm from the first image of an OME-XML text."""
-    try:
-        pixels = ElementTree.fromstring(text).find(".//{*}Pixels")
-    except ElementTree.ParseError:
-        return None
-    if pixels is None:
-        return None
-    names = [f"PhysicalSize{a}" for a in "ZYX"]
-    units = [pixels.get(f"{n}Unit", "\u00b5m") for n in names]
-    return voxel_size_nm([pixels.get(n) for n in names], units, flat=flat)
-
-
-def check_companion(path: str, tif: tifffile.TiffFile) -> None:
-    """Refuse an OME-TIFF that leaves what it holds, and in which order, to another file."""
-    if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
-        other = ElementTree.fromstring(tif.ome_metadata).find(".//{*}BinaryOnly")
-        if other is not None:
-            what = f"the OME-TIFF is described in another file ({other.get('MetadataFile')}), which is not read"
-            raise UserError(what, path, "save the image as one OME-TIFF or OME-Zarr, for example with bfconvert")
-
-
-def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
+def _metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Mitoseg's metadata: in ImageJ's Info, or an annotation of OME-XML."""
     imagej: Mapping[str, Any] = tif.imagej_metadata or {}
     if "Info" in imagej:
@@ -236,20 +216,17 @@ def tiff_metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     return {}
 
 
-_THREADS = min(4, usable_cores())
-
-
-class PagedTiff(StoredVolume):
+class _PagedTiff(StoredVolume):
     """A compressed or scattered TIFF; what was decoded last is kept, so that slabs do not decode a page twice."""
 
     def __init__(self, path: str, header: Header, files: Sequence[str], options: ReadOptions) -> None:
         super().__init__(path, header, options)
-        self._file, self._files = os.path.abspath(path), [os.path.abspath(file) for file in files]
+        self._file, self._set = os.path.abspath(path), [Path(file).absolute() for file in files]
         self._cache = PageCache()
 
-    def files(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         """All files of a set, as OME-TIFF knows them."""
-        return [Path(file) for file in self._files]
+        return self._set
 
     def _open(self) -> Stack:
         tif = tifffile.TiffFile(self._file)
@@ -313,18 +290,11 @@ class PagedTiff(StoredVolume):
         plane[y - y0 :, x - x0 :][: found.shape[0], : found.shape[1]] = found
 
 
-_END_OF_JPEG = b"\xff\xd9"
-
-
 def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
-    """Refuse a page whose strips or tiles do not lie in its file, before memory is set aside for them.
-
-    Raises:
-        EOFError: They do not.
-    """
+    """Refuse a page whose strips or tiles do not lie in its file, before memory is set aside for them."""
     size = page.parent.filehandle.size
     if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
-        raise EOFError("the file ends within its voxels")
+        raise EOFError(_CUT_SHORT)
 
 
 class Stack:
@@ -405,7 +375,7 @@ class Stack:
         size = (y1 - y0) * width
         data = file.read(size * dtype.itemsize)
         if len(data) < size * dtype.itemsize:
-            raise EOFError("the file ends within its voxels")
+            raise EOFError(_CUT_SHORT)
         return np.frombuffer(data, dtype).reshape(-1, width)[:, x0:x1]
 
     def read_segment(self, number: int, index: int) -> tuple[bytes, Any] | None:
@@ -414,11 +384,11 @@ class Stack:
         if not page.databytecounts[index]:
             return None
         if page.dataoffsets[index] + page.databytecounts[index] > page.parent.filehandle.size:
-            raise EOFError("the file ends within its voxels")
+            raise EOFError(_CUT_SHORT)
         page.parent.filehandle.seek(page.dataoffsets[index])
         data = page.parent.filehandle.read(page.databytecounts[index])
         if len(data) < page.databytecounts[index]:
-            raise EOFError("the file ends within its voxels")
+            raise EOFError(_CUT_SHORT)
         return data, page.jpegtables
 
     def decode_segment(self, found: tuple[bytes, Any] | None, index: int) -> Array:
@@ -457,10 +427,6 @@ class Stack:
         return page
 
 
-CLASSIC_BYTES = 2**32 - 2**25
-"""The largest stack in a classic TIFF, with room for the headers of its pages."""
-
-
 class TiffOutput(FlatOutput):
     """An uncompressed TIFF in one piece, written at the boxes' places."""
 
@@ -472,14 +438,13 @@ class TiffOutput(FlatOutput):
 
 def _write_empty(path: Path, info: VolumeInfo, *, big: bool) -> int:
     """Write the headers of a TIFF whose voxels are zero; returns where they start."""
-    shape, text = info.shape, dump_metadata(info.metadata)
+    shape, text = info.shape, json.dumps({"mitoseg": dict(info.metadata)})
     options: dict[str, Any] = {"shape": shape, "dtype": info.dtype, "photometric": "minisblack", "returnoffset": True}
     if big:
         names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
         units = {f"{name}Unit": "nm" for name in names}
-        said = f"{shape} {info.dtype} {info.voxel_size} {text}"
-        named = str(uuid5(NAMESPACE_URL, said))  # random, were it not given
-        options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": named, "MapAnnotation": {"mitoseg": text}}
+        uuid = str(uuid5(NAMESPACE_URL, f"{shape} {info.dtype} {info.voxel_size} {text}"))  # random, were it not given
+        options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": uuid, "MapAnnotation": {"mitoseg": text}}
     else:
         options |= {"metadata": None, "description": _imagej_description(info), "resolutionunit": "NONE"}
         options["extratags"] = tifffile.imagej_metadata_tag({"Info": text}, "<")

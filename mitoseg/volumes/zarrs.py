@@ -31,7 +31,7 @@ from zarr.storage import LocalStore
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.storage import remove
-from mitoseg.volumes.axes import stated_axes
+from mitoseg.volumes.axes import agreed_size, stated_axes, stated_sizes, warn_of_packing
 from mitoseg.volumes.base import Array, VolumeInfo
 from mitoseg.volumes.hdf5 import CHUNK
 from mitoseg.volumes.ome_zarr import (
@@ -59,7 +59,19 @@ from mitoseg.volumes.stored import (
     opening,
     reading,
 )
-from mitoseg.volumes.units import agreed_size, stated_sizes, warn_of_packing
+
+SUFFIXES = (".zarr",)
+_LARGEST_CHUNK = 2**31
+Coordinates = tuple[int, ...]
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lzma.LZMADecompressor,
+}
+_EMPTY = 2**64 - 1
+_CRC_BYTES = 4
+# How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest.
+_LONGEST, _SLACK = 8, 2**20
 
 
 def remove_partial(array: Path) -> None:
@@ -80,11 +92,6 @@ class ZarrOutput(Output):
     """A Zarr array whose metadata are its attributes.
 
     Every chunk is written, also one of zeros, so that a missing one is known for missing; and each has a checksum.
-
-    Args:
-        path: A folder that does not exist.
-        info: What is written.
-        chunks: (z, y, x) voxels of a chunk.
     """
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
@@ -121,23 +128,11 @@ class ZarrOutput(Output):
         self._array[box.slices] = image_zyx
 
     def describe(self, metadata: Mapping[str, Any]) -> None:
-        """Say something else of the array."""
+        """Replace the metadata of the array."""
         self._array.attrs["mitoseg"] = dict(metadata)
 
 
-Coordinates = tuple[int, ...]
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    "zlib": zlib.decompressobj,
-    "bz2": bz2.BZ2Decompressor,
-    "lzma": lzma.LZMADecompressor,
-}
-_EMPTY = 2**64 - 1
-_CRC_BYTES = 4
-_LONGEST, _SLACK = 8, 2**20
-"""How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest."""
-
-
-class CheckedStore(LocalStore):
+class _CheckedStore(LocalStore):
     """A folder that hands out no chunk that unpacks to more than its array's chunks hold, and reads no pipes.
 
     What Blosc, Zstandard, gzip and LZ4 state in a chunk's own header or trailer is looked at before it is unpacked;
@@ -160,11 +155,6 @@ class CheckedStore(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """See zarr's `Store.get`.
-
-        Raises:
-            UserError: A chunk is no file, or would unpack to more than a chunk.
-        """
         path = os.path.join(self.root, key)
         check_regular(path)
         buffer = await super().get(key, prototype, byte_range)
@@ -211,11 +201,8 @@ def _unpacked_bytes(codec: str, data: Array, most: int) -> int:
     return 0
 
 
-def count_chunks(array: zarr.Array[Any]) -> tuple[int, int]:
-    """How many chunks of an array in a folder are on the disk, and how many there should be.
-
-    Of an array in shards, the chunks inside them are counted.
-    """
+def _count_chunks(array: zarr.Array[Any]) -> tuple[int, int]:
+    """How many chunks of an array in a folder are on the disk, shards or not, and how many there should be."""
     count = math.prod(_parts(array.shape, array.chunks))
     files = _files(array, _parts(array.shape, array.shards or array.chunks))
     if array.shards is None:
@@ -224,7 +211,6 @@ def count_chunks(array: zarr.Array[Any]) -> tuple[int, int]:
 
 
 def _parts(shape: Coordinates, part: Coordinates) -> Coordinates:
-    """How many parts cover a shape, along each axis."""
     return tuple(-(-n // p) for n, p in zip(shape, part, strict=True))
 
 
@@ -273,10 +259,6 @@ def _index(array: zarr.Array[Any], path: str, per: Coordinates) -> Any:  # noqa:
     return np.frombuffer(data, ">u8" if big else "<u8").reshape(*per, 2)
 
 
-SUFFIXES = (".zarr",)
-_LARGEST_CHUNK = 2**31
-
-
 def is_zarr(path: str) -> bool:
     """Whether a path is a Zarr array or group, also inside one (``image.zarr/0``, ``image.zarr:/0``)."""
     folder = inside_folder(path, SUFFIXES)
@@ -290,13 +272,15 @@ def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
         raise UserError("the Zarr is a file, not a folder", path, "unpack it")
     with opening(path):
         try:
-            node = zarr.open(store=CheckedStore(folder.absolute(), read_only=True), mode="r")
+            node = zarr.open(store=_CheckedStore(folder.absolute(), read_only=True), mode="r")
         except FileNotFoundError as error:
             raise UserError("the folder is no Zarr array or group", path, "check the path") from error
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
         check_multiset(path, array.attrs.asdict())
         header = _header(path, array, stated, options)
-        _check_chunks(array, path)
+        if header.part_bytes > max(_LARGEST_CHUNK, 2 * array.nbytes):  # before memory is set aside for one
+            what = f"the Zarr array states chunks of {array.chunks} for a shape of {array.shape}"
+            raise UserError(what, path, "it is damaged")
     volume = ZarrVolume(path, array, header, options)
     volume.lacks_scale = stated is not None and not stated.scaled and volume.voxel_size is None
     return volume
@@ -316,14 +300,6 @@ def _header(path: str, array: zarr.Array[Any], stated: LevelHeader | None, optio
     metadata = (stated and stated.metadata) or load_metadata(attributes)
     part = math.prod(array.chunks) * array.dtype.itemsize
     return Header(tuple(array.shape), np.dtype(array.dtype), axes, size, metadata, part_bytes=part)
-
-
-def _check_chunks(array: zarr.Array[Any], path: str) -> None:
-    """Refuse chunks that only damaged metadata can state, before memory is set aside for one."""
-    size = math.prod(array.chunks) * array.dtype.itemsize
-    if size > max(_LARGEST_CHUNK, 2 * array.nbytes):
-        what = f"the Zarr array states chunks of {array.chunks} for a shape of {array.shape}"
-        raise UserError(what, path, "it is damaged")
 
 
 def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], LevelHeader | None]:
@@ -346,16 +322,12 @@ def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], LevelHeade
 
 
 class ZarrVolume(StoredVolume):
-    """A Zarr array.
-
-    Attributes:
-        lacks_scale: Whether it is of an OME-Zarr image that states no scale, and its voxel size is not known.
-    """
+    """A Zarr array; ``lacks_scale`` if its OME-Zarr image states no scale, and its voxel size is not known."""
 
     def __init__(self, path: str, array: zarr.Array[Any], header: Header, options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._array = array
-        if isinstance(array.store, CheckedStore):
+        if isinstance(array.store, _CheckedStore):
             array.store.expect(array)
         self.lacks_scale = False
 
@@ -364,7 +336,7 @@ class ZarrVolume(StoredVolume):
         if self.lacks_scale:
             raise UserError("the OME-Zarr image states no scale", self.path, "give voxel_size=[z,y,x] in nm")
 
-    def files(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         """The array's folder, and what the groups above say of it."""
         assert isinstance(self._array.store, LocalStore)
         folder = Path(self._array.store.root, self._array.path)
@@ -377,9 +349,9 @@ class ZarrVolume(StoredVolume):
         return found
 
     def find_gaps(self) -> UserError | None:
-        """Chunks that are not there; see `Volume.find_gaps`."""
+        """See `Volume.find_gaps`."""
         with reading(self.path):
-            there, count = count_chunks(self._array)
+            there, count = _count_chunks(self._array)
         if there >= count:
             return None
         what = f"{count - there} of {count} chunks are missing and would read as {self._array.fill_value}"

@@ -39,10 +39,10 @@ from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling
 from mitoseg.storage import plain, read_json, write_json
 from mitoseg.volumes import LabelVolume, Volume, VoxelSize, map_labels, open_volume
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.labels import holds_classes, map_mask
 from mitoseg.volumes.opening import warn_of_gaps, warn_of_sizes
 from mitoseg.volumes.predicted import decide
-from mitoseg.volumes.units import check_voxel_size
 from mitoseg.workflows.options import chosen_labelling, chosen_steps, cleaned, limit_memory, make_engine
 
 log = logging.getLogger(__name__)

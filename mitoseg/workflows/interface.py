@@ -42,12 +42,12 @@ from mitoseg.volumes import (
     map_labels,
     open_volume,
 )
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Array, ArrayWriter, integer_volume
 from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import convert
 from mitoseg.volumes.padding import blanked, with_padding
 from mitoseg.volumes.predicted import Decision, decide
-from mitoseg.volumes.units import check_voxel_size
 from mitoseg.workflows.evaluate import chosen_values, score_instances
 from mitoseg.workflows.options import cleaned
 from mitoseg.workflows.predict import decide_tiling

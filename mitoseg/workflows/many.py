@@ -37,7 +37,7 @@ from mitoseg.progress import Tell
 from mitoseg.storage import changes, explain, held, plain, remove, write_text
 from mitoseg.tables import as_written, to_csv
 from mitoseg.volumes import Volume, images, open_volume, tiff
-from mitoseg.volumes.formats import container_format, format_of, place, split_path, stored_in
+from mitoseg.volumes.opening import container_format, format_of, place, split_path, stored_in
 from mitoseg.volumes.predicted import KINDS, Decision, decide
 from mitoseg.volumes.staging import holds_finished, stage_folder
 from mitoseg.volumes.stored import opening

@@ -36,13 +36,12 @@ from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.storage import check_output, make_folders, plain, read_json, scratch_folder, write_json
 from mitoseg.tables import check_suffix, write_table
 from mitoseg.volumes import Volume, VoxelSize, create_volume
+from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import integer_volume
-from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_mask
-from mitoseg.volumes.opening import check_volume_output, warn_of_sizes
+from mitoseg.volumes.opening import check_volume_output, stored_in, warn_of_sizes
 from mitoseg.volumes.padding import Padding, as_stored, with_padding
 from mitoseg.volumes.predicted import Decision, decide
-from mitoseg.volumes.units import check_voxel_size
 from mitoseg.workflows.evaluate import open_volumes
 from mitoseg.workflows.options import chosen_labelling, limit_memory, make_engine
 

@@ -36,9 +36,8 @@ from mitoseg.segmentation.blockwise import write_blocks
 from mitoseg.segmentation.cleaning import BLOCK
 from mitoseg.storage import write_json
 from mitoseg.volumes import Volume, VolumeInfo, VolumeWriter, open_volume
-from mitoseg.volumes.formats import place, stored_in
 from mitoseg.volumes.images import SliceFolder
-from mitoseg.volumes.opening import check_volume_output, warn_of_gaps
+from mitoseg.volumes.opening import check_volume_output, place, stored_in, warn_of_gaps
 from mitoseg.volumes.padding import as_stored, blanked, with_padding
 from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.staging import StagedVolume, holds_finished

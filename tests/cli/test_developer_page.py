@@ -16,7 +16,7 @@ from tiny_training import TINY, command
 from mitoseg.cli.launch import import_from_config_dir
 from mitoseg.datasets.phantom import Phantom
 from mitoseg.viewers.napari_plugin import layers
-from mitoseg.volumes import formats, open_volume
+from mitoseg.volumes import open_volume, opening
 from mitoseg.workflows.many import plan_jobs
 
 PAGE = ROOT / "docs" / "DEVELOPER.md"
@@ -126,7 +126,7 @@ def test_a_new_format_is_known_everywhere_at_once(mine, monkeypatch):
     monkeypatch.syspath_prepend(str(mine))
     npy = importlib.import_module("npy")
     monkeypatch.delitem(sys.modules, "npy")
-    monkeypatch.setattr(formats, "FORMATS", [*formats.FORMATS, npy.FORMAT])
+    monkeypatch.setattr(opening, "FORMATS", [*opening.FORMATS, npy.FORMAT])
     image_zyx = np.random.default_rng(0).integers(0, 255, (5, 24, 32), np.uint8)
     (mine / "in").mkdir()
     for name in ("a", "b"):

@@ -17,7 +17,7 @@ from made_checkpoints import OneConvolution, save_checkpoint
 
 from mitoseg.errors import UserError
 from mitoseg.volumes import open_volume
-from mitoseg.volumes.formats import place
+from mitoseg.volumes.opening import place
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 

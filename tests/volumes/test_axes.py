@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes.axes import Layout, grey, resolve_axes
-from mitoseg.volumes.units import in_nm, voxel_size_nm
+from mitoseg.volumes.axes import Layout, grey, in_nm, resolve_axes, voxel_size_nm
 
 
 @pytest.mark.parametrize(

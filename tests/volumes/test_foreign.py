@@ -15,8 +15,8 @@ import yaml
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, open_volume
-from mitoseg.volumes.formats import FORMATS, written_suffixes
-from mitoseg.volumes.nifti import Grid
+from mitoseg.volumes.medical import Grid
+from mitoseg.volumes.opening import FORMATS, written_suffixes
 
 SHAPE = (4, 5, 7)
 BOX = Box((1, 0, 2), (3, 4, 7))

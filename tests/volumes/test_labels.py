@@ -8,8 +8,7 @@ from scipy import ndimage
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.volumes import ArrayVolume, Volume, map_labels, open_volume
-from mitoseg.volumes import labels as labels_module
+from mitoseg.volumes import ArrayVolume, Volume, base, map_labels, open_volume
 from mitoseg.volumes.labels import map_mask
 
 ID_RULE = "label values are instance numbers; all but 0 are foreground"
@@ -94,7 +93,7 @@ def test_few_voxels():
 
 def test_the_rule_is_one_for_the_whole_volume(monkeypatch):
     """The first slab alone looks like 0 and 1, or like a mask; the whole is instances."""
-    monkeypatch.setattr(labels_module, "_SLAB_VOXELS", 400)
+    monkeypatch.setattr(base, "SLAB_VOXELS", 400)
     ids = np.zeros((6, 20, 20), np.uint16)
     ids[0, 2:8, 2:8] = 1
     ids[1, 2:8, 2:8] = 255

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import open_volume
-from mitoseg.volumes.formats import stored_in
+from mitoseg.volumes.opening import stored_in
 
 ts = pytest.importorskip("tensorstore")
 SIZES = {"pixelResolution": {"dimensions": [4.5, 4.6, 50], "unit": "nm"}}

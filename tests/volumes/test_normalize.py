@@ -13,10 +13,10 @@ from mitoseg.volumes import (
     CHANNEL_OFFSETS,
     ArrayVolume,
     Normalization,
+    base,
     channel_slices,
     check_image_values,
     measure_normalization,
-    normalize,
     open_volume,
     read_channels,
 )
@@ -30,7 +30,7 @@ SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, max_side=7)
 def test_integers_are_measured_as_numpy_does(image_zyx, slab_voxels):
     volume = ArrayVolume(image_zyx)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(normalize, "_SLAB_VOXELS", slab_voxels)
+        patch.setattr(base, "SLAB_VOXELS", slab_voxels)
         if image_zyx.min() == image_zyx.max():
             with pytest.raises(UserError, match="constant"):
                 measure_normalization([(volume, volume.box)])
@@ -47,7 +47,7 @@ def test_floats_are_measured_as_numpy_does(image_zyx, slab_voxels):
     if image_zyx.min() == image_zyx.max():
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(normalize, "_SLAB_VOXELS", slab_voxels)
+        patch.setattr(base, "SLAB_VOXELS", slab_voxels)
         found = measure_normalization([(volume, volume.box)])
     assert found.mean == pytest.approx(image_zyx.mean(dtype=float), rel=1e-9, abs=1e-6)
     assert found.std == pytest.approx(image_zyx.std(dtype=float), rel=1e-6)

@@ -20,10 +20,10 @@ from mitoseg.geometry import Box, tiles
 from mitoseg.tables import write_table
 from mitoseg.viewers.napari_plugin.jobs import show_mistake
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, create_volume, open_volume
-from mitoseg.volumes.formats import container_format, stored_in, written_suffixes
+from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.normalize import sample_greys
 from mitoseg.volumes.ome_zarr import find_levels, holds_labels
-from mitoseg.volumes.units import voxel_size_nm
+from mitoseg.volumes.opening import container_format, stored_in, written_suffixes
 
 if TYPE_CHECKING:
     import dask.array

@@ -38,9 +38,9 @@ from mitoseg.viewers.samples import percentiles, sample
 from mitoseg.viewers.shown import Shown
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, open_volume
 from mitoseg.volumes.base import CroppedVolume, mask_volume
-from mitoseg.volumes.formats import stored_in
 from mitoseg.volumes.labels import map_labels
 from mitoseg.volumes.ome_zarr import Sizes, coarser, find_levels
+from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.stored import opening
 

@@ -1,7 +1,8 @@
-"""NRRD files, whose headers pynrrd reads, which the extra ``[formats]`` brings.
+"""NIfTI and NRRD files, whose headers nibabel and pynrrd read, which the extra ``[formats]`` brings.
 
-NRRD counts axes from the fastest one on. ``space directions``, or ``spacings`` with ``units``, are the voxel size. The
-voxels follow the header (.nrrd), or lie in a file that it names (.nhdr), plain or packed by gzip or bzip2.
+Both count axes from the fastest one on: x, y, z. An affine, or ``space directions``, tells along which axis of the
+world each of them runs; voxels stay in the order in which they are stored, whichever way their axes point. The voxels
+of NRRD follow the header (.nrrd), or lie in a file that it names (.nhdr), plain or packed by gzip or bzip2.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
+from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import VoxelSize
-from mitoseg.volumes.nifti import Grid
 from mitoseg.volumes.stored import Format, Header, MappedVolume, ReadOptions, StoredVolume, opening
-from mitoseg.volumes.units import voxel_size_nm
 
-SUFFIXES = (".nrrd", ".nhdr")
+_SKEW = 1e-3
 _TYPES = {
     "i1": "(signed char|int8|int8_t)",
     "u1": "(uchar|unsigned char|uint8|uint8_t)",
@@ -40,6 +41,57 @@ _ANATOMICAL = ("ras", "las", "lps")
 _SAVE = "save it as one .nrrd file with encoding raw or gzip"
 
 
+class Grid(NamedTuple):
+    """How the axes of a stored grid lie in the world.
+
+    Attributes:
+        letters: The world's axis that each stored axis runs along, of the fastest one first: ``x``, ``y`` or ``z``.
+        sizes: (z, y, x) of a voxel, in the file's unit.
+        directions: For z, y and x, whether the stored axis runs with the world's, to the right, front and top (``+``).
+    """
+
+    letters: str
+    sizes: tuple[float, ...]
+    directions: str
+
+    @classmethod
+    def of(cls, path: str, matrix: npt.NDArray[np.float64]) -> Grid:
+        """Read the (3, 3) matrix whose column n is the step, x, y, z, to the next voxel along stored axis n."""
+        lengths = np.linalg.norm(matrix, axis=0)
+        if not (np.isfinite(matrix).all() and lengths.all()):
+            raise UserError("the file states no grid of voxels", path, "it is damaged: write it again")
+        steps = matrix / lengths
+        if np.abs(steps.T @ steps - np.eye(3)).max() > _SKEW:
+            raise UserError("the axes of the volume do not stand at right angles", path, "resample it first")
+        along = [int(np.abs(row).argmax()) for row in steps]
+        if sorted(along) != [0, 1, 2]:
+            raise UserError("the volume lies askew, between the axes of the world", path, "give axes=, or resample it")
+        letters = "".join("xyz"[along.index(n)] for n in range(3))
+        signs = "".join("+" if steps[world, along[world]] > 0 else "-" for world in (2, 1, 0))
+        return cls(letters, tuple(float(lengths[along[world]]) for world in (2, 1, 0)), signs)
+
+
+def open_nifti(path: str, options: ReadOptions) -> StoredVolume:
+    """Open a NIfTI file; reads its header only."""
+    nibabel = import_extra("nibabel", "nibabel", "formats")
+    with opening(path):
+        image = nibabel.load(path)
+        stored = image.dataobj
+        dtype, shape, letters = stored.dtype, tuple(int(n) for n in image.shape), "xyztc"
+        if dtype.names:  # RGB
+            shape, dtype, letters = (len(dtype.names), *shape), np.dtype(np.uint8), "sxyzt"
+        offset, scale = int(stored.offset), (float(stored.slope), float(stored.inter))
+        direction, unit = image.affine[:3, :3], image.header.get_xyzt_units()[0]
+    grid = Grid.of(path, direction)
+    named = letters[: len(shape)].translate(str.maketrans("xyz", grid.letters))
+    size = voxel_size_nm([float(f"{length:.6g}") for length in grid.sizes], unit)  # the affine is float32
+    header = Header(shape[::-1], dtype, named[::-1], size, scale=scale)
+    packing = "gzip" if path.lower().endswith(".gz") else None
+    volume = MappedVolume(path, header, options, offset, "NIfTI", packing=packing)
+    volume.directions = grid.directions
+    return volume
+
+
 def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
     """Open an NRRD file; reads its header only."""
     nrrd = import_extra("nrrd", "pynrrd", "formats")
@@ -52,7 +104,7 @@ def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
         encoding = str(found["encoding"]).lower()
         if encoding not in _PACKINGS:
             raise UserError(f"the voxels of the NRRD are stored as {encoding}", path, _SAVE)
-        dtype, shape = _dtype(found), tuple(int(n) for n in found["sizes"])
+        dtype, shape = _nrrd_dtype(found), tuple(int(n) for n in found["sizes"])
         letters, size, directions = _space(path, found, len(shape))
         header = Header(shape[::-1], dtype, letters[::-1], size)
         file = str(found.get("data file") or found.get("datafile") or "")
@@ -77,13 +129,12 @@ def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _small_letters(line: bytes) -> str:
-    """A line of a header with its field, of whose letters pynrrd knows the small ones, in these."""
+    """A line of a header with its field in small letters, the only ones that pynrrd knows."""
     field, colon, value = line.decode("ascii", "surrogateescape").partition(": ")
     return f"{field.lower()}{colon}{value}" if colon and not field.startswith("#") else f"{field}{colon}{value}"
 
 
-def _dtype(found: Mapping[str, Any]) -> np.dtype[Any]:
-    """Of the voxels, with the byte order of the file."""
+def _nrrd_dtype(found: Mapping[str, Any]) -> np.dtype[Any]:
     kinds = [code for code, names in _TYPES.items() if re.fullmatch(names, str(found["type"]).strip().lower())]
     if not kinds:
         raise ValueError(f"voxels of type {found['type']}")
@@ -126,4 +177,5 @@ def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelS
     return "".join(letters), size, directions
 
 
-FORMAT = Format("an NRRD file", SUFFIXES, open_nrrd)
+NIFTI = Format("a NIfTI file", (".nii", ".nii.gz"), open_nifti)
+NRRD = Format("an NRRD file", (".nrrd", ".nhdr"), open_nrrd)
