@@ -9,7 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from pages import PAGES, ROOT, command_lines, commands, files, our_words, write_files
 
-from mitoseg.cli.launch import default_config_dir, prepare_words, split_words, with_keys
+from mitoseg.arguments import split_words
+from mitoseg.cli.launch import default_config_dir, prepare_words, with_keys
 
 PRINTED = [
     pytest.param(page, words, id=f"{page.name}: {' '.join(words)[:70]}") for page in PAGES for words in commands(page)

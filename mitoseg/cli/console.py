@@ -15,11 +15,7 @@ from typing import TextIO
 import hydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    InterpolationResolutionError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 from rich.console import Console
 
 from mitoseg.storage import explain
@@ -28,30 +24,28 @@ _TALKATIVE = {"lightning", "lightning_fabric", "pytorch_lightning", "distributed
 """Libraries whose warnings are about how they are called, which is our affair; what goes wrong they raise."""
 _TALKATIVE_FILES = re.compile(r"[/\\](lightning\w*|pytorch_lightning|tensorboard|distributed|dask|torchmetrics)[/\\]")
 
-log = logging.getLogger(__name__)
-
 
 class LineFormatter(logging.Formatter):
     """Information as it is; everything above it with its level in front (``warning: ...``)."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record as text."""
+        """Format one record."""
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
 class OwnInformation(logging.Filter):
-    """Let through what mitoseg and Hydra tell, and from other libraries only warnings and errors."""
+    """Let through what mitoseg and Hydra log, and from other libraries only warnings and errors."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown."""
+        """Decide on one record."""
         source = record.name.split(".")[0]
         least = logging.ERROR if source in _TALKATIVE else logging.WARNING
         return record.levelno >= least or source in {"mitoseg", "hydra", "HYDRA", "__main__"}
 
 
 @contextmanager
-def told_in_lines() -> Iterator[None]:
+def warnings_as_lines() -> Iterator[None]:
     """Send warnings to the log, one line each, and let no odd character stop a print."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -77,7 +71,7 @@ def _log_warning(
     quiet = for_programmers or _TALKATIVE_FILES.search(filename) or category.__module__.startswith("lightning")
     level = logging.DEBUG if quiet else logging.WARNING
     place = f"{category.__name__}, {Path(filename).name}:{lineno}"
-    logging.getLogger("py.warnings").log(level, "%s (%s)", squeeze(str(message)), place)
+    logging.getLogger("py.warnings").log(level, "%s (%s)", _squeeze(str(message)), place)
 
 
 def tell(what: object) -> None:
@@ -85,13 +79,7 @@ def tell(what: object) -> None:
     Console().print(what, soft_wrap=isinstance(what, str), markup=False)
 
 
-def shown(folder: Path) -> str:
-    """A folder as the user may type it: relative where it lies below the current one."""
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
-
-
-def squeeze(text: str) -> str:
-    """Text on one line, without repeated spaces."""
+def _squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -104,18 +92,14 @@ def user_message(error: BaseException) -> str | None:
         return "a group of options was given nothing; give a name, or a list of names in brackets"
     if isinstance(error, HydraException | ValidationError | InterpolationResolutionError):
         cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        return squeeze(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}"))
+        return _squeeze(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}"))
     return None
 
 
 def unknown_option(error: BaseException, config_dir: Path, config_name: str, overrides: Sequence[str]) -> str | None:
-    """A line with the nearest option, if the error is that a key does not exist; None otherwise.
+    """A line with the nearest option, if the error is that a key does not exist.
 
-    Args:
-        error: What Hydra raised.
-        config_dir: Folder of the primary config.
-        config_name: Its name.
-        overrides: Words of the command line; the choices among them (``data=lucchi``) decide which keys there are.
+    The choices among the overrides (``data=lucchi``) decide which keys there are.
     """
     match = re.match(r"Could not override '([^']*)'", str(error))
     if match is None:
@@ -134,7 +118,7 @@ def unknown_option(error: BaseException, config_dir: Path, config_name: str, ove
 
 
 def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
-    """A line with the nearest name, if a list of options names one that is not there; None otherwise."""
+    """A line with the nearest name, if a list of options names one that is not there."""
     missing = getattr(error, "missing_cfg_file", None)
     if not isinstance(missing, str) or "Could not load" not in str(error):
         return None

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial, wraps
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,47 +30,55 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 import mitoseg
-from mitoseg.cli.console import shown, tell, told_in_lines, unknown_choice, unknown_option, user_message
-from mitoseg.cli.quoting import escape, quote_overrides
-from mitoseg.cli.ranks import (
-    is_main_process,
-    job_arguments,
-    job_environment,
-    outside_job,
-    pin_common_folder,
-    pin_run_dir,
-    program,
-)
+from mitoseg.arguments import as_typed, escape, key_of, quote_override, split_words
+from mitoseg.cli.console import tell, unknown_choice, unknown_option, user_message, warnings_as_lines
+from mitoseg.cli.ranks import job_arguments, job_environment, outside_job, pin_common_folder, pin_run_dir, program
 from mitoseg.cli.resume import refuse_targets, resume_overrides
-from mitoseg.cli.sweeps.jobs import Outcome, conclude, jobs_end_first, run_job
+from mitoseg.cli.sweeps.jobs import conclude, jobs_end_first, run_job
 from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin, register_sweeper
-from mitoseg.cli.sweeps.plan import Sweep, find_sweep, key_of, pin_sweep, plan_sweep
+from mitoseg.cli.sweeps.plan import Sweep, find_sweep, pin_sweep, plan_sweep
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
+from mitoseg.processes import follow_parent, is_main_process
+from mitoseg.progress import waiting
 from mitoseg.storage import held
 
 Run = Callable[[DictConfig], float | None]
 """A command: it takes its config; a number it returns is what a search maximises."""
+COMMANDS = {
+    "train": "train a network and score it on the held-out volume",
+    "predict": "write the mitochondria of a volume, with a trained network",
+    "evaluate": "score a result against labels",
+    "measure": "a table of what each mitochondrion of a volume measures",
+    "benchmark": "compare methods on the same voxels: the abstract's table",
+    "ensemble": "make one checkpoint of several",
+    "view": "look at a run's volumes in a browser",
+    "export": "write a trained network as safetensors, ONNX or a bioimage.io package",
+}
+SPINS = "4000"
+"""Turns, 0.05 ms or so, that a thread waits for the others of OpenMP before it sleeps.
 
-OTHER_NAME = "wait for it, or give this sweep a name=..."
+By default it waits for some milliseconds: where other work shares the cores, those that it needs.
+"""
+POSITIONAL = {"view": "run"}
+"""Commands of which one argument may come without its key, and that key."""
+SHORT = {"train": {"voxel_size": "data.voxel_size"}}
+"""Keys of the other commands that a command has elsewhere."""
 
 
 def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> None:
-    """Run a command with the words of ``sys.argv``; return if it is done, else leave with an exit code.
+    """Run a command with the arguments of ``sys.argv``; return if it is done, else leave with an exit code.
 
     Args:
         config_name: Primary config, such as ``train``.
         run: The command. Inside it, `run_dir` is the folder to write to.
         config_dir: Folder of the config; default: mitoseg's own.
-
-    Raises:
-        SystemExit: With the exit codes of this module.
     """
     argv_before, path_before = sys.argv, list(sys.path)
     full_error_before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us instead of being printed by Hydra
     try:
-        with told_in_lines():
+        with warnings_as_lines():
             code = _launch(config_name, run, config_dir or default_config_dir())
     finally:
         sys.argv, sys.path[:] = argv_before, path_before
@@ -80,11 +89,7 @@ def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> Non
 
 
 def run_dir() -> Path:
-    """The absolute folder of the run that is going on; the same on every rank.
-
-    Raises:
-        ValueError: There is no run.
-    """
+    """The absolute folder of the run that is going on, the same on every rank; `ValueError` outside of one."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
@@ -107,11 +112,7 @@ class RunFolder(Callback):
 
 
 def claim(folder: Path) -> Path:
-    """Make a folder that was not there before, ``folder`` or else ``folder_2``, ``folder_3`` ...; which one it is.
-
-    Raises:
-        OSError: The operating system refuses.
-    """
+    """Make a folder that was not there before, ``folder`` or else ``folder_2``, ``folder_3`` ...; which one it is."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         free = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
@@ -119,18 +120,6 @@ def claim(folder: Path) -> Path:
             free.mkdir()
             break
     return free
-
-
-def check_current_folder() -> None:
-    """Refuse to run in a folder that somebody has removed.
-
-    Raises:
-        UserError: The current one is gone.
-    """
-    try:
-        os.getcwd()
-    except FileNotFoundError as error:
-        raise UserError("the current folder is gone", None, "change to one that exists") from error
 
 
 def default_config_dir() -> Path:
@@ -141,27 +130,31 @@ def default_config_dir() -> Path:
 
 
 def _launch(config_name: str, run: Run, config_dir: Path) -> int:
-    outcome = Outcome()
+    report = follow_parent()
     words: list[str] = []
     sweep: Sweep | None = None
     try:
-        check_current_folder()
+        try:
+            os.getcwd()
+        except FileNotFoundError as error:
+            raise UserError("the current folder is gone", None, "change to one that exists") from error
         options, words = split_words(sys.argv[1:])
         import_from_config_dir(options)
-        words, options, sweeps = find_sweep(quote_overrides(words), options)
-        config_dirs = _config_dirs(options, config_dir)
+        words, options, sweeps = find_sweep(list(map(quote_override, words)), options)
+        known = get_args_parser().parse_args(options)
+        config_dirs = [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
         judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
         words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]
+        command = [*program(run), *_config_options(options)]
         with ExitStack() as stack:
             if sweeps:
-                planned = plan_sweep(words, [*program(run), *_config_options(options)])
-                stack.enter_context(
-                    held(planned.folder / ".lock", "another sweep is running in this folder", OTHER_NAME)
-                )
+                planned = plan_sweep(words, command)
+                busy, remedy = "another sweep is running in this folder", "wait for it, or give this sweep a name=..."
+                stack.enter_context(held(planned.folder / ".lock", busy, remedy))
                 sweep = planned
-            told = _call_hydra(config_name, run, config_dir, options, sweep, judge)
-        outcome.tell(objective=told)
+            score = _call_hydra(config_name, run, config_dir, command, sweep, judge)
+        report(objective=score)
     except KeyboardInterrupt:
         return _say("interrupted", 130, sweep)
     except SystemExit as leaving:
@@ -176,7 +169,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         if line is None:
             traceback.print_exc()
             line = "this is a bug in mitoseg; please report it with the lines above and the command"
-        outcome.tell(error=line)
+        report(error=line)
         return _say(f"error: {line}", 1, sweep)
     failures = conclude(sweep) if sweep else None
     return _say(f"error: {failures}", 1) if failures else 0
@@ -186,17 +179,35 @@ def _call_hydra(
     config_name: str,
     run: Run,
     config_dir: Path,
-    options: Sequence[str],
+    command: Sequence[str],
     sweep: Sweep | None,
     judge: Callable[[DictConfig], None],
 ) -> float | None:
-    """Have Hydra read ``sys.argv`` and call the command; what it returned, None after a sweep."""
+    """Have Hydra read ``sys.argv`` and call the command; what it returned, None after a sweep.
+
+    A failure is kept and raised again afterwards, because Hydra would print a line of its own.
+    """
     failures: list[BaseException] = []
     results: list[float | None] = []
+
+    @wraps(run)
+    def task(cfg: DictConfig) -> None:
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.WARNING)
+        try:
+            judge(cfg)
+            with job_environment([*command, *job_arguments()], run_dir()):
+                results.append(run(cfg))
+        except Exception as error:
+            failures.append(error)
+            return
+        if is_main_process() and run_dir() != Path.cwd():  # a command that writes nothing has no folder of its own
+            print(as_typed(run_dir()), flush=True)
+
     main = hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)
     try:
         if sweep is None:
-            main(_task(run, options, judge, failures, results))()
+            main(task)()
         else:
             register_sweeper()
             with jobs_end_first(sweep):
@@ -211,6 +222,16 @@ def _call_hydra(
     return results[0] if results else None
 
 
+def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
+    """What Hydra and its launchers call once for each job of a sweep; workers get it pickled."""
+
+    @wraps(run)
+    def task(cfg: DictConfig) -> float:
+        return run_job(sweep, cfg)
+
+    return task
+
+
 def _say(line: str, code: int, sweep: Sweep | None = None) -> int:
     """Print the last line, after the results of a sweep that was cut short; the exit code."""
     if sweep is not None:
@@ -218,21 +239,6 @@ def _say(line: str, code: int, sweep: Sweep | None = None) -> int:
     rank = "" if is_main_process() else f"[rank {os.environ.get('LOCAL_RANK', '?')}] "
     print(rank + line, file=sys.stderr, flush=True)
     return code
-
-
-def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Sort a command line into options of Hydra's (``-m``, ``--cfg job``) and overrides, each in their order.
-
-    Hydra itself stops at ``train.py seed=1 -m epochs=2,3``, because argparse takes overrides in one run only.
-    """
-    overrides: list[str] = list(get_args_parser().parse_intermixed_args(list(argv)).overrides)
-    options, rest = [], list(overrides)
-    for word in argv:
-        if rest and word == rest[0]:
-            rest.pop(0)
-        else:
-            options.append(word)
-    return options, overrides
 
 
 def import_from_config_dir(options: Sequence[str]) -> None:
@@ -254,71 +260,20 @@ def prepare_words(
         words: Overrides as typed.
         sweep: Whether they are to run a sweep.
         command: Its name.
-        config_dirs: As `mitoseg.cli.resume.resume_overrides`; default: mitoseg's own.
-
-    Raises:
-        UserError: A path cannot be quoted, or ``resume`` names no run, or a sweep is to resume one.
+        config_dirs: As of `mitoseg.cli.resume.resume_overrides`; default: mitoseg's own.
     """
-    quoted, config_dirs = quote_overrides(words), config_dirs or [default_config_dir()]
+    quoted, config_dirs = list(map(quote_override, words)), config_dirs or [default_config_dir()]
     if sweep:
         if resume_overrides(quoted, config_dirs) != quoted:
             raise UserError("resume= takes up one run, not a sweep", None, "leave out -m")
         if outside_job() is not None and {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ):
-            raise UserError(
-                "a sweep starts the ranks of its jobs itself", None, "run it once, without srun or torchrun"
-            )
+            remedy = "run it once, without srun or torchrun"
+            raise UserError("a sweep starts the ranks of its jobs itself", None, remedy)
         return pin_sweep(quoted, context=[command])
     if outside_job() is not None:
         return pin_common_folder(quoted, command)
     quoted = pin_run_dir(quoted)
     return resume_overrides(quoted, config_dirs) if is_main_process() else quoted
-
-
-def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
-    """What Hydra and its launchers call once for each job of a sweep; workers get it pickled."""
-
-    @wraps(run)
-    def task(cfg: DictConfig) -> float:
-        return run_job(sweep, cfg)
-
-    return task
-
-
-def _task(
-    run: Run,
-    options: Sequence[str],
-    judge: Callable[[DictConfig], None],
-    failures: list[BaseException],
-    results: list[float | None],
-) -> Callable[[DictConfig], None]:
-    """The command as Hydra calls it.
-
-    A failure is put into ``failures``, because Hydra would print a line of its own, a result into ``results``.
-    """
-    start = program(run)
-    kept = _config_options(options)
-
-    @wraps(run)
-    def task(cfg: DictConfig) -> None:
-        if not is_main_process():
-            logging.getLogger().setLevel(logging.WARNING)
-        try:
-            judge(cfg)
-            with job_environment([*start, *kept, *job_arguments()], run_dir()):
-                results.append(run(cfg))
-        except Exception as error:
-            failures.append(error)
-            return
-        if is_main_process() and run_dir() != Path.cwd():  # a command that writes nothing has no folder of its own
-            print(shown(run_dir()), flush=True)
-
-    return task
-
-
-def _config_dirs(options: Sequence[str], config_dir: Path) -> list[Path]:
-    """Where Hydra looks for configs: mitoseg's folder or the one given for it, and the one beside it."""
-    known = get_args_parser().parse_args(list(options))
-    return [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
 
 
 def _config_options(options: Sequence[str]) -> list[str]:
@@ -328,35 +283,8 @@ def _config_options(options: Sequence[str]) -> list[str]:
     return [word for option, value in chosen.items() if value is not None for word in (option, value)]
 
 
-COMMANDS = {
-    "train": "train a network and score it on the held-out volume",
-    "predict": "write the mitochondria of a volume, with a trained network",
-    "evaluate": "score a result against labels",
-    "measure": "a table of what each mitochondrion of a volume measures",
-    "benchmark": "compare methods on the same voxels: the abstract's table",
-    "ensemble": "make one checkpoint of several",
-    "view": "look at a run's volumes in a browser",
-    "export": "write a trained network as safetensors, ONNX or a bioimage.io package",
-}
-
-SPINS = "4000"
-"""Turns, 0.05 ms or so, that a thread waits for the others of OpenMP before it sleeps.
-
-By default it waits for some milliseconds: where other work shares the cores, those that it needs.
-"""
-
-POSITIONAL = {"view": "run"}
-"""Commands of which one word may come without its key, and that key."""
-
-SHORT = {"train": {"voxel_size": "data.voxel_size"}}
-"""Keys of the other commands that a command has elsewhere."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: Words after the program's name; default: those of ``sys.argv``.
+    """Run one command; ``argv`` follows the program's name, and is that of ``sys`` by default.
 
     Returns:
         The exit code, unless the command leaves with one itself.
@@ -368,24 +296,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] == "--version":
         print(f"mitoseg {mitoseg.__version__}")
         return 0
-    if words and words[0] in {"--help", "-h"}:
-        print(usage())
-        return 0
-    if not words:
-        print(usage(), file=sys.stderr)
-        return 2
+    if not words or words[0] in {"--help", "-h"}:
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+        usage = ["usage: mitoseg COMMAND [key=value ...]", "", "commands:", *lines, ""]
+        last = "mitoseg COMMAND --help lists its options."
+        print("\n".join([*usage, last]), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
     near = difflib.get_close_matches(words[0], COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
     print(f"error: no such command: {words[0]!r}; {hint}", file=sys.stderr)
     return 2
-
-
-def usage() -> str:
-    """What ``mitoseg --help`` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    head = ["usage: mitoseg COMMAND [key=value ...]", "", "commands:"]
-    return "\n".join([*head, *lines, "", "mitoseg COMMAND --help lists its options."])
 
 
 def run_command(name: str, words: Sequence[str] | None = None) -> None:
@@ -393,10 +314,7 @@ def run_command(name: str, words: Sequence[str] | None = None) -> None:
 
     Args:
         name: A key of `COMMANDS`.
-        words: Its ``key=value`` words; default: those of ``sys.argv``.
-
-    Raises:
-        SystemExit: The command failed.
+        words: Its ``key=value`` arguments; default: those of ``sys.argv``.
     """
     words = sys.argv[1:] if words is None else words
     sys.argv = [sys.argv[0], *with_keys(name, words)]
@@ -404,7 +322,7 @@ def run_command(name: str, words: Sequence[str] | None = None) -> None:
 
 
 def with_keys(name: str, words: Sequence[str]) -> list[str]:
-    """The words of a command with their keys in full: a first word that stands alone, and the short forms of `SHORT`.
+    """The arguments of a command with their keys in full: a first one that stands alone, and the forms of `SHORT`.
 
     >>> with_keys("view", ["my run", "port=8080", "--help"]), with_keys("train", ["a", "voxel_size=40,6,6"])
     (['run=my run', 'port=8080', '--help'], ['a', 'data.voxel_size=40,6,6'])
@@ -428,10 +346,6 @@ class _Command:
         self.__name__ = self.__qualname__ = "run"
 
     def __call__(self, cfg: object) -> float | None:
-        from importlib import import_module
-
-        from mitoseg.progress import waiting
-
         if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read once, when torch is loaded
             os.environ["GOMP_SPINCOUNT"] = SPINS
         with waiting("loading torch and other libraries"):

@@ -21,10 +21,10 @@ from subprocess import Popen
 import psutil
 from hydra.core.hydra_config import HydraConfig
 
-from mitoseg.cli.quoting import literal, requote_override, unquote
+from mitoseg.arguments import key_of, literal, requote_override, value_of
+from mitoseg.processes import is_main_process
 
 RUN_DIR = "MITOSEG_RUN_DIR"
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _LEFT_BY_A_JOB = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS", RUN_DIR),
@@ -33,11 +33,6 @@ _OF_THE_SWEEP = (
     *("hydra.mode", "hydra.run.", "hydra.output_subdir"),
     *("hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher"),
 )
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0, the one that prints and writes."""
-    return all(os.environ.get(name) in {None, "", "0"} for name in _RANK_VARIABLES)
 
 
 def pin_run_dir(overrides: Sequence[str]) -> list[str]:
@@ -70,11 +65,11 @@ def outside_job() -> str | None:
 def pin_common_folder(overrides: Sequence[str], command: str) -> list[str]:
     """Give ranks that were started from outside one folder, and ``last.ckpt`` in it if their job was here before."""
     words = list(overrides)
-    given = [unquote(word.partition("=")[2]) for word in words if word.startswith("hydra.run.dir=")]
+    given = [value_of(word) for word in words if word.startswith("hydra.run.dir=")]
     folder = Path(given[-1] if given else f"outputs/{command}/job_{outside_job()}")
     if not given:
         words.append(f"hydra.run.dir={literal(folder.as_posix())}")
-    if (folder / "checkpoints" / "last.ckpt").is_file() and not any(word.startswith("resume=") for word in words):
+    if (folder / "checkpoints" / "last.ckpt").is_file() and "resume" not in map(key_of, words):
         words.append(f"resume={literal(folder.as_posix())}")
     return words if is_main_process() else [*words, "hydra.output_subdir=null"]
 
@@ -100,12 +95,7 @@ def program(run: Callable[..., object]) -> list[str]:
 
 @contextmanager
 def job_environment(argv: Sequence[str], folder: Path) -> Iterator[None]:
-    """Make a job safe to relaunch, and leave the process as it was.
-
-    Args:
-        argv: The command of this job, program first.
-        folder: The run's folder.
-    """
+    """Run one job, whose command is ``argv``, so that Lightning can relaunch it; leave the process as it was."""
     main = sys.modules["__main__"]
     argv_before, spec_before = sys.argv, main.__spec__
     environment_before = {name: os.environ.get(name) for name in _LEFT_BY_A_JOB}
@@ -117,10 +107,14 @@ def job_environment(argv: Sequence[str], folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        end_children()
+        _kill_ranks()
         raise
     finally:
-        leave_process_group()
+        if "torch" in sys.modules:
+            import torch.distributed as dist
+
+            if dist.is_available() and dist.is_initialized():  # so that the next job can form its own group
+                dist.destroy_process_group()
         sys.argv, main.__spec__ = argv_before, spec_before
         for name, value in environment_before.items():
             if value is None:
@@ -129,7 +123,7 @@ def job_environment(argv: Sequence[str], folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def end_children() -> None:
+def _kill_ranks() -> None:
     """Kill the further ranks of a job that failed: they wait in a collective for a partner that is gone.
 
     Lightning's observer thread knows them. It loses its list first, since it ends this process too when a child dies,
@@ -142,13 +136,3 @@ def end_children() -> None:
         for child in started:
             child.kill()
             child.wait()
-
-
-def leave_process_group() -> None:
-    """End torch's process group, if there is one, so that the next job can form its own."""
-    if "torch" not in sys.modules:
-        return
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

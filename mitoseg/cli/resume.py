@@ -1,115 +1,65 @@
 """``resume=RUN``: the command line of a run, taken up again in its folder.
 
-The saved words come from a folder that somebody else may have made, and a config is code: ``hydra.utils.instantiate``
-runs whatever ``_target_`` names. Unless ``trust=true`` is given now, a saved word may therefore choose only among the
-options that a group of ``conf/`` lists, and `refuse_targets` judges the config that all words compose to.
+The saved arguments come from a folder that somebody else may have made, and a config is code:
+``hydra.utils.instantiate`` runs whatever ``_target_`` names. Unless ``trust=true`` is given now, a saved argument may
+therefore choose only among the options that a group of ``conf/`` lists, and `refuse_targets` judges the config that
+all arguments compose to.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.cli.quoting import literal, requote_override, unquote
+from mitoseg.arguments import SAVED, key_of, literal, read_saved, requote_override, value_of
 from mitoseg.errors import UserError
-from mitoseg.storage import write_text
 
-SAVED = Path(".hydra", "overrides.yaml")
-ACCEPTED = Path(".hydra", "accepted.yaml")
-"""Of a command that may refuse to take up a run, the words of the last call that it did not refuse."""
 _ONCE = {"resume", "extend", "trust", "overwrite"}  # said for one call, not for the run
 _CODE = re.compile(r"_(target|args|partial|recursive|convert)_|\$\{|://")
-"""What a saved word may not hold: what `instantiate` heeds, an interpolation, a server that would be called."""
+"""What a saved argument may not hold: what `instantiate` heeds, an interpolation, a server that would be called."""
 _TARGET = re.compile(r"""_target_["']?\s*[:=]\s*["']?([\w.]+)""")
 _REMEDY = "give trust=true if you know who made this run"
 _parser = OverridesParser.create()
 
 
 def resume_overrides(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
-    """The saved words of the resumed run, then the given ones, all in the folder of that run.
+    """The saved arguments of the resumed run, then the given ones, which replace those of the same key.
 
     Args:
-        overrides: Quoted words of the command line. Without ``resume=`` among them they come back as they are.
+        overrides: Quoted. Without ``resume=`` among them they come back as they are.
         config_dirs: mitoseg's own folder of configs, then the one that the command line names.
-
-    Returns:
-        What Hydra is to parse. A word given now replaces the saved one of the same key.
-
-    Raises:
-        UserError: ``resume`` names neither a run's folder nor a file in one, or the saved words may run code.
     """
-    values = [unquote(word.partition("=")[2]) for word in overrides if _key(word) == "resume"]
+    values = [value_of(word) for word in overrides if key_of(word) == "resume"]
     if not values or values[-1] in {"", "null"}:
         return list(overrides)
-    folder = find_run(Path(values[-1]))
-    given = {_key(word) for word in overrides}
-    saved = [word for word in read_saved(folder) if _key(word) not in given | _ONCE]
+    folder = _find_run(Path(values[-1]))
+    given = {key_of(word) for word in overrides}
+    saved = [word for word in read_saved(folder) if key_of(word) not in given | _ONCE]
     if "trust=true" not in [word.lower() for word in overrides]:
         refuse_code(saved, folder, config_dirs)
-        refuse_links(folder)
+        for path in folder.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError("the run's folder holds a link to another place", str(path), _REMEDY)
     return [*map(requote_override, saved), *overrides, f"hydra.run.dir={literal(str(folder))}"]
 
 
-def read_saved(folder: Path) -> list[str]:
-    """The words that a run was started with.
-
-    Raises:
-        UserError: The file is no list of words.
-    """
-    try:
-        words = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UserError("the run's saved words cannot be read", str(folder / SAVED), "start a new run") from error
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError("the run's saved words are no list of words", str(folder / SAVED), "start a new run")
-    return words
-
-
 def refuse_code(words: Sequence[str], folder: Path, config_dirs: Sequence[Path]) -> None:
-    """Raise if a saved word could make Hydra run something of its writer's choice.
-
-    Args:
-        words: Saved in a run.
-        folder: Of the run.
-        config_dirs: As `resume_overrides`.
-
-    Raises:
-        UserError: One does.
-    """
+    """Raise if a saved argument could make Hydra run something of its writer's choice."""
     for word in words:
         if not _is_harmless(word, config_dirs):
             what = f"{folder / SAVED} holds a word that can run code"
             raise UserError(what, word, f"{_REMEDY}, and --config-dir if it had one")
 
 
-def refuse_links(folder: Path) -> None:
-    """Raise if something in a run's folder is a link out of it, where what the run writes would go.
-
-    Raises:
-        UserError: It is.
-    """
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError("the run's folder holds a link to another place", str(path), _REMEDY)
-
-
 def refuse_targets(cfg: DictConfig, typed: Sequence[str], config_dirs: Sequence[Path]) -> None:
-    """Raise if a resumed run would build anything that neither the yaml files nor the words of this call name.
+    """Raise if a resumed run would build anything that neither the yaml files nor the arguments of this call name.
 
-    Args:
-        cfg: As composed (call it inside a run).
-        typed: The words of this call alone.
-        config_dirs: As `resume_overrides`; files of the groups that the first one has.
-
-    Raises:
-        UserError: It would, and there is no ``trust=true``.
+    Only files of the groups that the first folder has count.
     """
     if cfg.get("resume") is None or cfg.get("trust") is True:
         return
@@ -119,12 +69,11 @@ def refuse_targets(cfg: DictConfig, typed: Sequence[str], config_dirs: Sequence[
     known = {found for text in texts for found in _TARGET.findall(text)}
     for target in _targets(OmegaConf.to_container(cfg, resolve=True)):
         if target not in known:
-            what = "the resumed run names code that is not in the configs"
-            raise UserError(what, target, _REMEDY)
+            raise UserError("the resumed run names code that is not in the configs", target, _REMEDY)
 
 
 def _is_harmless(word: str, config_dirs: Sequence[Path]) -> bool:
-    """Whether a saved word sets plain values, or chooses an option that is listed."""
+    """Whether a saved argument sets plain values, or chooses an option that is listed."""
     try:
         parsed = _parser.parse_override(word)
         value = parsed.value()
@@ -137,7 +86,7 @@ def _is_harmless(word: str, config_dirs: Sequence[Path]) -> bool:
         return False
     if group.partition(".")[0] == "methods" and not group.endswith((".checkpoint", ".title")):
         inner = [text for text in _strings(value) if "=" in text or text.startswith("-")]
-        if not all(_is_harmless(text, config_dirs) for text in inner):  # words of a training
+        if not all(_is_harmless(text, config_dirs) for text in inner):  # arguments of a training
             return False
     if "/" not in group and not any((root / group).is_dir() for root in config_dirs):
         return not package
@@ -163,49 +112,11 @@ def _targets(config: object) -> Iterator[object]:
         yield from _targets(item)
 
 
-def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:
-    """Put values that a run has found out itself among its words, so that it is resumed with them.
-
-    Args:
-        folder: The run's folder; without saved words (a further rank) nothing is done.
-        values: By key.
-        drop: Keys to take out.
-    """
-    if (folder / SAVED).is_file():
-        kept = [word for word in read_saved(folder) if _key(word) not in {*values, *drop}]
-        write_text(folder / SAVED, yaml.safe_dump([*kept, *(f"{key}={value}" for key, value in values.items())]))
-
-
-@contextmanager
-def words_kept(folder: Path) -> Iterator[None]:
-    """Keep the words of a run when a call that would take it up is refused inside the block.
-
-    Hydra has already put the words of this call in their place.
-    """
-    saved, accepted = folder / SAVED, folder / ACCEPTED
-    try:
-        yield
-    except BaseException:
-        if accepted.is_file():
-            write_text(saved, accepted.read_text(encoding="utf-8"))
-        raise
-    if saved.is_file():
-        write_text(accepted, saved.read_text(encoding="utf-8"))
-
-
-def find_run(path: Path) -> Path:
-    """The run's folder that ``path`` is or lies in.
-
-    Raises:
-        UserError: There is none.
-    """
+def _find_run(path: Path) -> Path:
+    """The run's folder that ``path`` is or lies in."""
     if not path.exists():
         raise UserError("no run to resume", str(path), "name a run's folder under outputs, or a checkpoint in one")
     for folder in (path, *path.parents, *path.resolve().parents):
         if (folder / SAVED).is_file():
             return folder
     raise UserError("not a run, it has no .hydra/overrides.yaml", str(path), "name a run's folder under outputs")
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].strip().lstrip("+")

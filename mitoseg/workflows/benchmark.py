@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import mitoseg
+from mitoseg.arguments import as_typed, key_of, literal, split_words, words_kept
 from mitoseg.benchmark import Method, Source, open_source, read_methods
 from mitoseg.benchmark.estimator import (
     Cost,
@@ -48,16 +49,11 @@ from mitoseg.benchmark.methods import (
     scored_regions,
 )
 from mitoseg.benchmark.report import Report, common_options, picture_box, read_crop, score_part, terminal
-from mitoseg.cli.console import shown
-from mitoseg.cli.launch import split_words
-from mitoseg.cli.quoting import literal
-from mitoseg.cli.resume import words_kept
-from mitoseg.cli.sweeps.jobs import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
-from mitoseg.cli.sweeps.plan import key_of
 from mitoseg.datasets import Splits
 from mitoseg.datasets.download import fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation import BANDS
+from mitoseg.processes import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
 from mitoseg.progress import Tell
 from mitoseg.provenance import SOURCE, collect, git_state, peak_memory
 from mitoseg.storage import held, read_json, write_json, write_text
@@ -151,7 +147,7 @@ def compare(plan: Plan, tell: Tell) -> None:
     failed = [name for name in names if not is_finished(folder / name)]
     if failed:
         named = ", ".join(f"{name} ({read_json(folder / name / RECORD).get('error')})" for name in failed)
-        remedy = f"go on with: python benchmark.py resume={shown(folder)}"
+        remedy = f"go on with: python benchmark.py resume={as_typed(folder)}"
         raise UserError(f"{len(failed)} of {len(names)} methods failed: {named}", None, remedy)
 
 

@@ -37,10 +37,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mitoseg.cli.console import shown
-from mitoseg.cli.ranks import is_main_process
-from mitoseg.cli.resume import replace_saved_words, words_kept
-from mitoseg.cli.sweeps.plan import key_of
+from mitoseg.arguments import as_typed, key_of, replace_saved_words, words_kept
 from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.geometry import anchor
@@ -51,6 +48,7 @@ from mitoseg.networks import DenseForm
 from mitoseg.networks.bounds import Bounds, within
 from mitoseg.networks.checkpoint import read_checkpoint
 from mitoseg.networks.fine_tuning import freeze, init_from
+from mitoseg.processes import is_main_process
 from mitoseg.progress import Tell, on_terminal
 from mitoseg.provenance import collect, peak_memory
 from mitoseg.sampling import RegionDataModule
@@ -282,7 +280,7 @@ def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, ch
 
 def how_to_go_on(trainer: Trainer) -> str:
     """What to type to take up a run that ended early."""
-    return f"go on with: python train.py resume={shown(Path(trainer.default_root_dir))}"
+    return f"go on with: python train.py resume={as_typed(Path(trainer.default_root_dir))}"
 
 
 def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object] | None:

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from mitoseg.cli.launch import claim, run_dir, split_words
+from mitoseg.arguments import split_words
+from mitoseg.cli.launch import claim, run_dir
 
 PATH = "ä b,c=[1] (2) {3} #~$x.tif"
 

@@ -55,7 +55,7 @@ def test_threads_wait_briefly_and_are_no_more_than_the_usable_cores(given, spins
     monkeypatch.setattr("mitoseg.cli.launch.usable_cores", lambda: 1)
     monkeypatch.setattr("mitoseg.progress.SOON", 0.01)
     monkeypatch.setitem(sys.modules, "mitoseg.workflows.fake", SimpleNamespace(run=lambda cfg, *_: cfg))
-    monkeypatch.setattr("importlib.import_module", lambda name: (time.sleep(0.1), sys.modules[name])[1])
+    monkeypatch.setattr("mitoseg.cli.launch.import_module", lambda name: (time.sleep(0.1), sys.modules[name])[1])
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     monkeypatch.setattr("mitoseg.cli.launch.run_dir", Path)

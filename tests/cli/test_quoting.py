@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mitoseg.cli.quoting import PATH_KEYS, literal, quote, quote_override, quote_overrides, requote_override, unquote
+from mitoseg.arguments import PATH_KEYS, literal, quote, quote_override, requote_override, unquote
 from mitoseg.errors import UserError
 
 PARSER = OverridesParser.create()
@@ -101,7 +101,7 @@ def test_choice_of_odd_paths_is_a_sweep():
     override = PARSER.parse_override(quote_override('input=choice(ä b.tif,[1].tif,"c,d.tif")'))
     jobs = [f"input={value}" for value in override.sweep_string_iterator()]
     assert [hydra_value(job) for job in jobs] == ["ä b.tif", "[1].tif", "c,d.tif"]
-    assert quote_overrides(jobs) == jobs
+    assert list(map(quote_override, jobs)) == jobs
 
 
 def test_choice_of_lists_is_hydras_own():
@@ -171,10 +171,6 @@ def test_home_is_expanded_where_the_shell_does_not(monkeypatch, tmp_path):
 @pytest.mark.parametrize("value", ["out/${now:%H}", "out/run1", "out/Größe, 2"])
 def test_run_folders_are_quoted_only_where_hydra_needs_it(value):
     assert hydra_value(quote_override(f"hydra.run.dir={value}")) == value
-
-
-def test_all_words_in_order():
-    assert quote_overrides(["seed=1", "input=a b", "x"]) == ["seed=1", 'input="a b"', "x"]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from mitoseg.cli.sweeps import plan as plan_module
-from mitoseg.cli.sweeps.jobs import job_variables
 from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin
 from mitoseg.cli.sweeps.plan import Sweep, expand_seeds, pin_sweep, plan_sweep
 from mitoseg.cli.sweeps.results import failure_line, summarise, write_results
 from mitoseg.errors import UserError
+from mitoseg.processes import job_variables
 
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
 

@@ -1,17 +1,7 @@
-"""A job's process: in a group of its own, clean of its parent's surroundings, gone when its parent is.
+"""One job of a sweep, as any launcher calls it (skipped, resumed or run), and the end of the sweep.
 
-    sweep ──stdin──> job ──> further ranks, loaders' workers          (one process group)
-
-The job holds the reading end of a pipe whose writing end is the sweep's. However the sweep dies, the pipe closes; the
-job then ends itself as if asked to (SIGTERM), so training writes ``last.ckpt``. The other way round, when the job's
-first process ends, the sweep kills what is left of its group, so no rank waits for a partner that is gone.
-
-One job of a sweep, as any launcher calls it: skip it, take it up again, or run it; and write down what came of it.
-
-``job.json`` in the job's folder holds its words, status (running, finished, failed or interrupted), exit code, error,
-seconds over all attempts and objective. A job that fails is no exception here: the launcher goes on with the others.
-
-The end of a sweep in the process that started it: wait for stragglers, print the table, say what failed.
+``job.json`` in the job's folder holds its arguments, status (running, finished, failed or interrupted), exit code,
+error, seconds over all attempts and objective. A job that fails is no exception here: the launcher goes on.
 """
 
 from __future__ import annotations
@@ -21,15 +11,14 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
@@ -38,10 +27,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mitoseg.cli.console import shown
-from mitoseg.cli.quoting import literal
+from mitoseg.arguments import SAVED, as_typed, key_of, literal, value_of
 from mitoseg.cli.ranks import job_arguments
-from mitoseg.cli.sweeps.plan import Slot, Sweep, free_slot, job_name, key_of, value_of
+from mitoseg.cli.sweeps.plan import Slot, Sweep, free_slot, job_name
 from mitoseg.cli.sweeps.results import (
     Row,
     collect_reports,
@@ -54,219 +42,24 @@ from mitoseg.cli.sweeps.results import (
 )
 from mitoseg.datasets.download import changed_files
 from mitoseg.errors import UserError
+from mitoseg.processes import GRACE_SECONDS, ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
 from mitoseg.storage import held, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 60.0
-"""How long a job that is asked to end may write its last checkpoint."""
-
-PARENT_PIPE = "MITOSEG_PARENT_PIPE"
-
-OUTCOME = "MITOSEG_JOB_OUTCOME"
-
-_POLL_SECONDS = 1.0
-
-_NOT_FOR_JOBS = (
-    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "MITOSEG_RUN_DIR", PARENT_PIPE, OUTCOME),
-)
-
-_FAMILIES_NOT_FOR_JOBS = ("MASTER_", "SLURM_", "SUBMITIT_", "TORCHELASTIC_")
-
-
-def job_variables(before: Mapping[str, str], outcome: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a job.
-
-    Without the variables of SLURM, except the job's number, Lightning starts the ranks of the job itself; with them it
-    would take the job for one of several tasks and wait for the others.
-
-    Args:
-        before: The environment of the sweep.
-        outcome: Where the job shall write how it ended.
-        more: Variables to set on top.
-    """
-    kept = {
-        name: value
-        for name, value in before.items()
-        if name not in _NOT_FOR_JOBS and (not name.startswith(_FAMILIES_NOT_FOR_JOBS) or name == "SLURM_JOB_ID")
-    }
-    return {**kept, **more, PARENT_PIPE: "1", OUTCOME: str(outcome)}
-
-
-def run_process(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    console: Path | None = None,
-    started: Callable[[psutil.Process], None] = lambda process: None,
-    wanted: Callable[[], bool] = lambda: True,
-) -> int:
-    """Run a job to its end.
-
-    Args:
-        command: Program and arguments.
-        environment: All of its variables.
-        console: File to append its output to; None leaves it the terminal.
-        started: Told of the process as soon as it runs.
-        wanted: Asked every second; False ends the job.
-
-    Returns:
-        Its exit code, negative for a signal.
-
-    Raises:
-        BaseException: Whatever interrupts the waiting, once the job has ended.
-    """
-    with contextlib.ExitStack() as stack:
-        output = stack.enter_context(console.open("ab")) if console else None
-        error = subprocess.STDOUT if output else None
-        options: dict[str, Any] = {"start_new_session": True}
-        if sys.platform == "win32":
-            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        process = stack.enter_context(
-            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=error, **options)
-        )
-        try:
-            _prefer_as_victim(process.pid)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                started(psutil.Process(process.pid))
-            while wanted():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return process.wait(_POLL_SECONDS)
-            return stop(process)
-        except BaseException:
-            stop(process)
-            raise
-        finally:
-            kill_group(process.pid)
-
-
-def stop(process: subprocess.Popen[bytes]) -> int:
-    """Ask a job to end, wait, and kill its group if it does not; another interrupt kills at once.
-
-    Only its first process is asked: it passes the signal on to its ranks, while loaders' workers that died of it would
-    make the last checkpoint fail.
-    """
-    process.terminate()
-    try:
-        return process.wait(GRACE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        return -int(getattr(signal, "SIGKILL", signal.SIGTERM))
-    finally:
-        kill_group(process.pid)
-
-
-def kill_group(pid: int) -> None:
-    """Kill a job's first process and all that it started, as far as they are still there."""
-    if sys.platform == "win32":
-        with contextlib.suppress(psutil.Error):
-            family = psutil.Process(pid).children(recursive=True)
-            for member in [*family, psutil.Process(pid)]:
-                with contextlib.suppress(psutil.Error):
-                    member.kill()
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
-            os.killpg(pid, signal.SIGKILL)
-
-
-def why(code: int | None) -> str:
-    """An exit code in words.
-
-    >>> why(-9)
-    'killed by SIGKILL, out of memory perhaps'
-    """
-    if code is None:
-        return "interrupted"
-    if code in {130, 143}:  # how a shell tells of a signal
-        code = 128 - code
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}, out of memory perhaps" if name == "SIGKILL" else f"killed by {name}"
-
-
-def wait_for_orphan(record: Mapping[str, Any]) -> None:
-    """Wait for a process that a killed sweep has left behind: it is writing its last checkpoint."""
-    left = record.get("process")
-    if not left:
-        return
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(left["pid"])
-        if process.create_time() == left["born"]:
-            process.wait(GRACE_SECONDS + 10)
-
-
-def _prefer_as_victim(pid: int) -> None:
-    """When memory runs out, let Linux kill the job rather than the sweep."""
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text("500", encoding="ascii")
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process through its ``finally`` blocks, with exit code 143, where nobody else heeds it."""
-    first = threading.current_thread() is threading.main_thread()
-    if not first or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-class Outcome:
-    """The job's side: where it tells how it ended; and it ends when its parent does.
-
-    In a process that is no job of a sweep nothing happens. Further ranks do not see the variables.
-    """
-
-    def __init__(self) -> None:
-        path = os.environ.pop(OUTCOME, None)
-        self._path = Path(path) if path else None
-        if os.environ.pop(PARENT_PIPE, None) is not None:
-            threading.Thread(target=_end_with_parent, daemon=True, name="parent-watch").start()
-
-    def tell(self, **facts: object) -> None:
-        """Write down facts such as ``objective=0.8`` or ``error="..."``."""
-        if self._path is not None:
-            write_json(self._path, facts)
-
-
-def _end_with_parent() -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 1):
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    kill_group(os.getpid())
-
-
 RECORD = "job.json"
-
 LAST = Path("checkpoints", "last.ckpt")
+_SHOWN = ("objective", "validation_jaccard_foreground", "test_jaccard_foreground")
+_SHORT = {"validation_jaccard_foreground": "validation JAC", "test_jaccard_foreground": "test JAC"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job: its folder, what follows the program's name, and the words that vary, by key."""
+    """A job: its folder, what follows the program's name, and the values that vary, by key."""
 
     folder: Path
     arguments: list[str]
     varied: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
 
     @property
     def words(self) -> list[str]:
@@ -275,67 +68,55 @@ class Job:
 
 
 def run_job(sweep: Sweep, cfg: DictConfig) -> float:
-    """Do one job of a sweep (call it where Hydra calls the task).
+    """Do one job of a sweep (call it where Hydra calls the task); its objective, NaN if it failed or has none.
 
-    Returns:
-        The job's objective, NaN if it failed or has none.
-
-    Raises:
-        BaseException: Only what interrupts the sweep.
+    Only what interrupts the sweep is raised.
     """
-    job = _describe(sweep)
+    hydra = HydraConfig.get()
+    keys = sweep.varied | {str(key) for key in hydra.sweeper.get("params") or {}}
+    varied = [word for word in hydra.overrides.task if key_of(word) in keys]
+    folder = Path(hydra.runtime.output_dir) if sweep.own_folders else sweep.folder / job_name(varied)
+    job = Job(folder, job_arguments(), {key_of(word): value_of(word) for word in varied})
     record: dict[str, Any] = {"status": "running", "varied": job.varied}
-    report(sweep, job.name, record)
+    report(sweep, folder.name, record)
     try:
-        with held(job.folder / ".lock", "another sweep is running this job"), ended_by_sigterm():
+        with held(folder / ".lock", "another sweep is running this job"), ended_by_sigterm():
             record = _done_before(job) or _attempt(sweep, job, cfg)
     except UserError as error:  # the folder is somebody else's: nothing is written there
         record |= {"status": "failed", "error": str(error)}
-        log.error("%s: %s", job.name, error)
+        log.error("%s: %s", folder.name, error)
     except BaseException:
         record["status"] = "interrupted"
         raise
     finally:
-        report(sweep, job.name, record)
+        report(sweep, folder.name, record)
         write_results(sweep.folder)
     objective = record.get("objective")
     return float(objective) if objective is not None and record["status"] == "finished" else math.nan
 
 
-def _describe(sweep: Sweep) -> Job:
-    hydra = HydraConfig.get()
-    keys = sweep.varied | {str(key) for key in hydra.sweeper.get("params") or {}}
-    varied = [word for word in hydra.overrides.task if key_of(word) in keys]
-    folder = Path(hydra.runtime.output_dir) if sweep.own_folders else sweep.folder / job_name(varied)
-    return Job(folder, job_arguments(), {key_of(word): value_of(word) for word in varied})
-
-
 def _done_before(job: Job) -> dict[str, Any] | None:
-    """The record of a job that has finished, None if it is to be run.
-
-    Raises:
-        UserError: The folder holds a job of other words.
-    """
+    """The record of a job that has finished; `UserError` if the folder holds a job of other arguments or data."""
     record = read_json(job.folder / RECORD)
     if record and record.get("words") != job.words:
         theirs, ours = set(record.get("words", [])), set(job.words)
         change = " ".join(
             [*(f"-{word}" for word in sorted(theirs - ours)), *(f"+{word}" for word in sorted(ours - theirs))]
         )
-        raise UserError(
-            f"the folder holds a job of other words ({change})", str(job.folder), "choose another name=..."
-        )
+        what = f"the folder holds a job of other words ({change})"
+        raise UserError(what, str(job.folder), "choose another name=...")
     if record.get("status") != "finished":
         return None
     data = read_json(job.folder / "provenance.json").get("data") or {}
     if changed := changed_files(data):
         what = f"the data have changed since the job finished, among them {changed[0]}"
         raise UserError(what, str(job.folder), "choose another name=..., or put them back")
-    log.info("%s: finished before", job.name)
+    log.info("%s: finished before", job.folder.name)
     return record
 
 
 def _attempt(sweep: Sweep, job: Job, cfg: DictConfig) -> dict[str, Any]:
+    """Run the job; its record, which is written however it ends, also when the sweep is interrupted."""
     before = read_json(job.folder / RECORD)
     wait_for_orphan(before)
     outcome = job.folder / ".outcome.json"
@@ -347,11 +128,16 @@ def _attempt(sweep: Sweep, job: Job, cfg: DictConfig) -> dict[str, Any]:
         with free_slot(sweep.folder, cfg, sweep.threads) as slot:
             start = time.time()
             code = _run(sweep, job, slot, record, outcome)
-    finally:  # also when the sweep is interrupted
-        told = read_json(outcome)
+    finally:
+        reported = read_json(outcome)
         outcome.unlink(missing_ok=True)
         record.pop("process", None)
-        record |= _ending(code, told)
+        if code == 0:
+            record |= {"status": "finished", "exit": 0, "error": None, "objective": reported.get("objective")}
+        else:
+            status = "interrupted" if code is None else "failed"
+            error = reported.get("error") or why(code)
+            record |= {"status": status, "exit": code, "error": error, "objective": None}
         record["seconds"] = round(record["seconds"] + time.time() - start, 1)
         write_json(job.folder / RECORD, record)
     return record
@@ -359,7 +145,7 @@ def _attempt(sweep: Sweep, job: Job, cfg: DictConfig) -> dict[str, Any]:
 
 def _run(sweep: Sweep, job: Job, slot: Slot, record: dict[str, Any], outcome: Path) -> int:
     """Start the job's process in its folder, from ``last.ckpt`` if there is one, and wait."""
-    resumes = (job.folder / LAST).is_file() and (job.folder / ".hydra" / "overrides.yaml").is_file()
+    resumes = (job.folder / LAST).is_file() and (job.folder / SAVED).is_file()
     where = f"{'resume' if resumes else 'hydra.run.dir'}={literal(str(job.folder))}"
     in_worker = sweep.pid != os.getpid()
 
@@ -368,38 +154,22 @@ def _run(sweep: Sweep, job: Job, slot: Slot, record: dict[str, Any], outcome: Pa
         record["process"] = {"pid": process.pid, "born": process.create_time()}
         write_json(job.folder / RECORD, record)
 
-    log.info("%s: %s%s", job.name, "goes on" if resumes else "starts", f" on {slot}" if slot.variables else "")
+    def wanted() -> bool:  # a worker of joblib does not notice its launcher's death; submitit's jobs may outlive it
+        alive = os.getppid() == sweep.pid and psutil.pid_exists(sweep.pid)
+        return not in_worker or "SUBMITIT_EXECUTOR" in os.environ or alive
+
+    name = job.folder.name
+    log.info("%s: %s%s", name, "goes on" if resumes else "starts", f" on {slot}" if slot.variables else "")
     code = run_process(
         [sys.executable, *sweep.command, *job.arguments, where],
         job_variables(os.environ, outcome, slot.variables),
         console=job.folder / "console.log" if in_worker else None,
         started=started,
-        wanted=lambda: not in_worker or _launcher_lives(sweep.pid),
+        wanted=wanted,
     )
     if in_worker or code:
-        log.info("%s: %s", job.name, "done" if code == 0 else f"ended, {why(code)}")
+        log.info("%s: %s", name, "done" if code == 0 else f"ended, {why(code)}")
     return code
-
-
-def _ending(code: int | None, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Status, exit code, error and objective of a job; ``code`` is None if it ended because the sweep does."""
-    if code == 0:
-        return {"status": "finished", "exit": 0, "error": None, "objective": told.get("objective")}
-    status = "interrupted" if code is None else "failed"
-    return {"status": status, "exit": code, "error": told.get("error") or why(code), "objective": None}
-
-
-def _launcher_lives(pid: int) -> bool:
-    """Whether the process that started the sweep is still there; a worker of joblib does not notice its death.
-
-    Jobs that submitit has submitted are meant to outlive it.
-    """
-    return "SUBMITIT_EXECUTOR" in os.environ or (os.getppid() == pid and psutil.pid_exists(pid))
-
-
-_SHOWN = ("objective", "validation_jaccard_foreground", "test_jaccard_foreground")
-
-_SHORT = {"validation_jaccard_foreground": "validation JAC", "test_jaccard_foreground": "test JAC"}
 
 
 def conclude(sweep: Sweep) -> str | None:
@@ -409,29 +179,28 @@ def conclude(sweep: Sweep) -> str | None:
     reports = collect_reports(sweep)
     rows = write_results(sweep.folder)
     if rows:
-        Console().print(result_table(rows))
-    print(shown(sweep.folder), flush=True)
+        Console().print(_result_table(rows))
+    print(as_typed(sweep.folder), flush=True)
     return failure_line(reports)
 
 
-def result_table(rows: Sequence[Row]) -> Table:
+def _result_table(rows: Sequence[Row]) -> Table:
     """Jobs and their scores; where seeds vary, settings with the mean and spread of their scores."""
     summary = summarise(rows)
-    shown = [s for s in _SHOWN if any(row.get(s) is not None for row in rows)]
-    if "validation_jaccard_foreground" in shown:
-        shown.remove("objective")
+    scores = [s for s in _SHOWN if any(row.get(s) is not None for row in rows)]
+    if "validation_jaccard_foreground" in scores:
+        scores.remove("objective")
     if not summary:
         varied = varied_keys(rows) or ["job"]
-        table = Table(*varied, "status", *(_SHORT.get(s, s) for s in shown))
+        table = Table(*varied, "status", *(_SHORT.get(s, s) for s in scores))
         for row in rows:
             values = (_short(row[key]) for key in varied)
-            table.add_row(*values, row["status"], *(_number(row.get(s)) for s in shown))
+            table.add_row(*values, row["status"], *(_number(row.get(s)) for s in scores))
         return table
-    measured = [key for key in summary[0] if key.endswith(("_mean", "_sd")) or key == "n"]
-    varied = [key for key in summary[0] if key not in measured]
-    table = Table(*varied, "seeds", *(f"{_SHORT.get(s, s)}, mean ± sd" for s in shown))
+    varied = [key for key in summary[0] if not key.endswith(("_mean", "_sd")) and key != "n"]
+    table = Table(*varied, "seeds", *(f"{_SHORT.get(s, s)}, mean ± sd" for s in scores))
     for group in summary:
-        spreads = (f"{_number(group.get(f'{s}_mean'))} ± {_number(group.get(f'{s}_sd'))}" for s in shown)
+        spreads = (f"{_number(group.get(f'{s}_mean'))} ± {_number(group.get(f'{s}_sd'))}" for s in scores)
         table.add_row(*(_short(group[key]) for key in varied), str(group["n"]), *spreads)
     return table
 
@@ -489,9 +258,5 @@ def _end_workers(sweep: Sweep) -> None:
             if any("loky" in word for word in worker.cmdline()):
                 worker.terminate()
     deadline = time.monotonic() + GRACE_SECONDS + 5
-    while time.monotonic() < deadline and _any_running(peek_reports(sweep)):
+    while time.monotonic() < deadline and any(found.get("status") == "running" for found in peek_reports(sweep)):
         time.sleep(0.2)
-
-
-def _any_running(reports: Sequence[Mapping[str, Any]]) -> bool:
-    return any(found.get("status") == "running" for found in reports)

@@ -27,9 +27,8 @@ INSTALL = 'pip install "mitoseg[sweep]"'
 class OptunaSweeper(Sweeper):
     """Searches with Optuna's TPE.
 
-    Args:
-        params: The search space, ``key: interval(...)`` and so on, as on the command line.
-        options: Fields of `mitoseg.cli.sweeps.search.SearchOptions`.
+    ``params`` is the search space, ``key: interval(...)`` and so on, as on the command line; the options are the
+    fields of `mitoseg.cli.sweeps.search.SearchOptions`.
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
@@ -48,11 +47,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run trials until the study has ``n_trials`` of them.
-
-        Raises:
-            UserError: Optuna is not installed, or there is nothing to search.
-        """
+        """Run trials until the study has ``n_trials`` of them."""
         assert self.config is not None
         assert self.hydra_context is not None
         try:

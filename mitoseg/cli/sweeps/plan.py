@@ -1,22 +1,19 @@
-"""What a command line with ``-m`` or ``seeds=N`` asks for: the sweep's folder and the keys that vary in it.
+"""What a command line with ``-m`` or ``seeds=N`` asks for: the sweep's folder, the keys that vary, a job's devices.
 
 python train.py -m network=patch_cnn,context_cnn seed=1,2,3
 
-outputs/sweeps/network=patch_cnn+context_cnn_seed=1+2+3_5d1c09f2/     the sweep, the same for the same words
+outputs/sweeps/network=patch_cnn+context_cnn_seed=1+2+3_5d1c09f2/     the sweep, the same for the same arguments
     network=patch_cnn,seed=1/                                         a job, a run's folder like any other
     ...
     results.csv, summary.csv
 
-Names of folders made from words such as ``network=patch_cnn``: the same on every machine and in every run.
+Names of folders are the same on every machine and in every run. Letters, digits and ``. _ + = , -`` stay, which every
+file system takes. Where something else is replaced, or a name is cut, or only capitals would tell two names apart,
+eight digits of a hash follow.
 
-Letters, digits and ``. _ + = , -`` stay, which every file system takes. Where something else is replaced, or a name is
-cut, or only capitals would tell two names apart, eight digits of a hash follow.
-
-Which device or cores a job gets, when a launcher runs several at once on this machine.
-
-With ``n_jobs=2`` on four GPUs and ``trainer.devices=2``: slot 0 has GPUs 0 and 1, slot 1 has 2 and 3. On a CPU each
-slot has its share of the cores. Where there are more slots than devices, slots share them. A slot is a lock file in
-the sweep's folder, so it is free again however its job ended.
+Where a launcher runs several jobs at once on this machine, a job gets a slot. With ``n_jobs=2`` on four GPUs and
+``trainer.devices=2``, slot 0 has GPUs 0 and 1, slot 1 has 2 and 3. On a CPU each slot has its share of the cores. More
+slots than devices share them. A slot is a lock file in the sweep's folder, so it is free again however its job ended.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from filelock import FileLock, Timeout
@@ -40,13 +38,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.cli.quoting import literal, unquote
+from mitoseg.arguments import key_of, literal, value_of
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 
 ROOT = Path("outputs", "sweeps")
-
+LONGEST_JOB = 100
+LONGEST_SWEEP = 60
+_ODD = re.compile(r"[^a-z0-9._+=,-]+")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_NAMED_FIRST = ("experiment", "hparams_search")
+_POLL_SECONDS = 0.5
 _parser = OverridesParser.create()
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,7 @@ class Sweep:
 
 
 def find_sweep(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """Words and options with ``seeds=N`` spelled out, and whether they are to run a sweep.
-
-    Raises:
-        UserError: ``seeds`` is no such number.
+    """Arguments and options with ``seeds=N`` spelled out, and whether they are to run a sweep.
 
     >>> find_sweep(["seeds=2"], [])
     (['seed=1,2'], ['-m'], True)
@@ -92,29 +93,23 @@ def find_sweep(words: Sequence[str], options: Sequence[str]) -> tuple[list[str],
 
 
 def expand_seeds(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Turn ``seeds=3`` into ``seed=1,2,3``, counted from the given seed if there is one.
-
-    Returns:
-        The words, and whether they are a sweep for that reason.
-
-    Raises:
-        UserError: ``seeds`` or ``seed`` is no such number, or both ask for several runs.
+    """Turn ``seeds=3`` into ``seed=1,2,3``, counted from the given seed, and say whether that makes a sweep.
 
     >>> expand_seeds(["epochs=2", "seeds=3", "seed=5"])
     (['epochs=2', 'seed=5,6,7'], True)
     """
-    given = [value_of(word) for word in words if key_of(word) == "seeds"]
-    if not given:
+    seeds = _given(words, "seeds")
+    if seeds is None:
         return list(words), False
-    if not re.fullmatch(r"[1-9]\d*", given[-1]):
-        raise UserError("seeds counts runs, it cannot be", given[-1], "give a whole number from 1, such as seeds=3")
+    if not re.fullmatch(r"[1-9]\d*", seeds):
+        raise UserError("seeds counts runs, it cannot be", seeds, "give a whole number from 1, such as seeds=3")
     rest = [word for word in words if key_of(word) != "seeds"]
-    if given[-1] == "1":
+    if seeds == "1":
         return rest, False
-    first = ([value_of(word) for word in rest if key_of(word) == "seed"] or ["1"])[-1]
+    first = _given(rest, "seed") or "1"
     if not re.fullmatch(r"\d+", first):
         raise UserError("seeds= counts up from one seed", f"seed={first}", "give one seed, or leave out seeds=")
-    counted = ",".join(str(int(first) + i) for i in range(int(given[-1])))
+    counted = ",".join(str(int(first) + i) for i in range(int(seeds)))
     return [*(word for word in rest if key_of(word) != "seed"), f"seed={counted}"], True
 
 
@@ -122,9 +117,6 @@ def pin_sweep(words: Sequence[str], context: Sequence[str] = ()) -> list[str]:
     """Add where the sweep and its jobs lie, unless the user has said so.
 
     Hydra would work out ``hydra.sweep.dir`` anew for each job, so it must not depend on the time or on what varies.
-
-    Raises:
-        UserError: The user's folder is an interpolation.
     """
     folder = _given(words, "hydra.sweep.dir")
     if folder is not None and "${" in folder:
@@ -133,7 +125,8 @@ def pin_sweep(words: Sequence[str], context: Sequence[str] = ()) -> list[str]:
     launcher = _given(words, "hydra/launcher")
     pinned |= {key: value for key, value in _launcher_defaults(launcher).items() if _given(words, key) is None}
     if folder is None:
-        pinned["hydra.sweep.dir"] = literal((ROOT / sweep_name(words, swept(words), context)).as_posix())
+        swept = [word for word in words if _is_sweep(word)]
+        pinned["hydra.sweep.dir"] = literal((ROOT / sweep_name(words, swept, context)).as_posix())
     if _given(words, "hydra.sweep.subdir") is None:
         pinned["hydra.sweep.subdir"] = "."
     kept = [word for word in words if key_of(word) != "hydra.output_subdir"]
@@ -153,28 +146,19 @@ def _launcher_defaults(launcher: str | None) -> dict[str, str]:
 
 
 def plan_sweep(pinned: Sequence[str], command: Sequence[str]) -> Sweep:
-    """The sweep that words of `pin_sweep` describe.
-
-    Args:
-        pinned: The words.
-        command: Program and options, as `Sweep.command`.
-    """
+    """The sweep that arguments of `pin_sweep` describe; ``command`` as of `Sweep`."""
     folder = _given(pinned, "hydra.sweep.dir") or str(ROOT)
-    varied = frozenset(key_of(word) for word in swept(pinned))
+    varied = frozenset(key_of(word) for word in pinned if _is_sweep(word))
     own_folders = _given(pinned, "hydra.sweep.subdir") != "."
     return Sweep(Path(folder).absolute(), tuple(command), varied, own_folders)
 
 
-def swept(words: Sequence[str]) -> list[str]:
-    """The words that hold several values.
-
-    >>> swept(["seed=1,2", "epochs=3", "network=choice(a,b)", "optimizer.lr=interval(0.1,1)"])
-    ['seed=1,2', 'network=choice(a,b)', 'optimizer.lr=interval(0.1,1)']
-    """
-    return [word for word in words if _is_sweep(word)]
-
-
 def _is_sweep(word: str) -> bool:
+    """Whether an argument holds several values.
+
+    >>> [_is_sweep(word) for word in ("seed=1,2", "epochs=3", "network=choice(a,b)", "optimizer.lr=interval(0.1,1)")]
+    [True, False, True, True]
+    """
     if key_of(word).startswith("hydra"):
         return False
     try:
@@ -184,41 +168,12 @@ def _is_sweep(word: str) -> bool:
 
 
 def _given(words: Sequence[str], key: str) -> str | None:
-    values = [unquote(word.partition("=")[2]).replace("\\${", "${") for word in words if key_of(word) == key]
+    values = [value_of(word).replace("\\${", "${") for word in words if key_of(word) == key]
     return values[-1] if values else None
 
 
-LONGEST_JOB = 100
-
-LONGEST_SWEEP = 60
-
-_ODD = re.compile(r"[^a-z0-9._+=,-]+")
-
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-
-_NAMED_FIRST = ("experiment", "hparams_search")
-
-
-def key_of(word: str) -> str:
-    """The key of a word.
-
-    >>> key_of("+a.b=1")
-    'a.b'
-    """
-    return word.partition("=")[0].lstrip("+~")
-
-
-def value_of(word: str) -> str:
-    """The value of a word, without quotes.
-
-    >>> value_of('input="a b.tif"')
-    'a b.tif'
-    """
-    return unquote(word.partition("=")[2])
-
-
 def job_name(words: Iterable[str]) -> str:
-    """The folder of a job, from the words that set it apart; the order of the words does not matter.
+    """The folder of a job, from the arguments that set it apart, in whatever order.
 
     >>> job_name(["seed=2", "network=patch_cnn"])
     'network=patch_cnn,seed=2'
@@ -235,7 +190,7 @@ def sweep_name(words: Sequence[str], swept: Sequence[str], context: Sequence[str
 
     Args:
         words: The command line, quoted.
-        swept: Those of its words that hold several values.
+        swept: Those of its arguments that hold several values.
         context: What else decides the jobs, such as the name of the config.
     """
     named = [word for word in words if key_of(word) == "name" and word not in swept]
@@ -251,10 +206,8 @@ def sweep_name(words: Sequence[str], swept: Sequence[str], context: Sequence[str
 def safe_name(text: str, identity: str, longest: int) -> str:
     """A file name for ``text``, with a hash of ``identity`` if the text does not survive as it is.
 
-    >>> safe_name("paper", "paper", 60)
-    'paper'
-    >>> safe_name("a/b", "a/b", 60)
-    'a-b_c14cddc0'
+    >>> safe_name("paper", "paper", 60), safe_name("a/b", "a/b", 60)
+    ('paper', 'a-b_c14cddc0')
     """
     plain = _ODD.sub("-", text.lower())
     if plain == text and len(plain) <= longest and plain.strip(".") == plain and not _RESERVED.fullmatch(plain):
@@ -264,15 +217,12 @@ def safe_name(text: str, identity: str, longest: int) -> str:
 
 
 def _is_about_running(word: str) -> bool:
-    """Whether a word says how jobs are started or how many, not what they do."""
+    """Whether an argument says how jobs are started or how many, not what they do."""
     return key_of(word).startswith("hydra") and not key_of(word).startswith("hydra.sweeper.params")
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -296,14 +246,18 @@ class Slot:
 
 @contextlib.contextmanager
 def free_slot(folder: Path, cfg: DictConfig, threads: str | None = None) -> Iterator[Slot]:
-    """Wait for a slot and hold it; a launcher that runs one job at a time, or elsewhere, has one that binds nothing.
+    """Wait for a slot of a sweep's folder and hold it; it binds nothing unless joblib runs several jobs at once.
 
     Args:
         folder: The sweep's folder.
         cfg: The job's config; its ``trainer.devices`` and ``trainer.accelerator`` count, if there are any.
         threads: ``OMP_NUM_THREADS`` of the job's processes; None divides the slot's cores among them.
     """
-    count = slot_count()
+    launcher = HydraConfig.get().launcher
+    count = 1
+    if str(launcher.get("_target_", "")).endswith("JoblibLauncher"):
+        jobs = int(launcher.get("n_jobs") or 1)
+        count = jobs if jobs > 0 else max(1, usable_cores() + 1 + jobs)
     if count < 2:
         yield Slot()
         return
@@ -322,18 +276,10 @@ def free_slot(folder: Path, cfg: DictConfig, threads: str | None = None) -> Iter
         time.sleep(_POLL_SECONDS)
 
 
-def slot_count() -> int:
-    """How many jobs joblib runs at once; 1 for the other launchers."""
-    launcher = HydraConfig.get().launcher
-    if not str(launcher.get("_target_", "")).endswith("JoblibLauncher"):
-        return 1
-    jobs = int(launcher.get("n_jobs") or 1)
-    return jobs if jobs > 0 else max(1, usable_cores() + 1 + jobs)
-
-
 def make_slot(index: int, count: int, cfg: DictConfig, threads: str | None = None) -> Slot:
     """The slot of an index: its share of the GPUs, or of the cores where there are none or none are asked for."""
-    cores = _own_cores()
+    process = psutil.Process()
+    cores = list(process.cpu_affinity() or []) if hasattr(process, "cpu_affinity") else list(range(usable_cores()))
     share = max(1, len(cores) // count)
     gpus = [] if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" else visible_gpus()
     devices = OmegaConf.select(cfg, "trainer.devices", default=1)
@@ -341,7 +287,7 @@ def make_slot(index: int, count: int, cfg: DictConfig, threads: str | None = Non
     variables = {"OMP_NUM_THREADS": threads or str(max(1, min(share, usable_cores() // count) // each))}
     if gpus:
         return Slot({**variables, "CUDA_VISIBLE_DEVICES": ",".join(_portion(gpus, index, each))})
-    return Slot(variables, tuple(sorted({int(core) for core in _portion(list(map(str, cores)), index, share)})))
+    return Slot(variables, tuple(sorted(set(_portion(cores, index, share)))))
 
 
 def visible_gpus() -> list[str]:
@@ -356,14 +302,7 @@ def visible_gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
-def _own_cores() -> list[int]:
-    process = psutil.Process()
-    if hasattr(process, "cpu_affinity"):
-        return list(process.cpu_affinity() or [])
-    return list(range(usable_cores()))
-
-
-def _portion(things: Sequence[str], index: int, each: int) -> list[str]:
+def _portion(things: Sequence[Thing], index: int, each: int) -> list[Thing]:
     """Things number ``index * each`` and so on, ``each`` of them, counted round in a circle.
 
     >>> _portion("abcd", 1, 2), _portion("ab", 2, 1)

@@ -1,4 +1,4 @@
-"""What a sweep tells: results.csv, summary.csv over seeds, a table, and the line for jobs that failed."""
+"""What a sweep writes: results.csv, summary.csv over seeds, and the line for jobs that failed."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ from mitoseg.cli.sweeps.plan import Sweep
 from mitoseg.storage import read_json, write_json, write_text
 from mitoseg.tables import to_csv
 
-SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
-PARTS = ("validation", "test")
-_MEASURED = ("objective", *(f"{part}_{score}" for part in PARTS for score in SCORES))
-_REPORTS = ".jobs"
+_SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
+_PARTS = ("validation", "test")
+_MEASURED = ("objective", *(f"{part}_{score}" for part in _PARTS for score in _SCORES))
 _LISTED = 5
 Row = dict[str, Any]
 
 
+def _reports(sweep: Sweep) -> Path:
+    return sweep.folder / ".jobs" / sweep.invocation
+
+
 def report(sweep: Sweep, job: str, record: Mapping[str, Any]) -> None:
     """File how a job stands, for the process that started the sweep."""
-    folder = sweep.folder / _REPORTS / sweep.invocation
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{job}.json", {"job": job, **record})
+    _reports(sweep).mkdir(parents=True, exist_ok=True)
+    write_json(_reports(sweep) / f"{job}.json", {"job": job, **record})
 
 
 def peek_reports(sweep: Sweep) -> list[dict[str, Any]]:
     """The reports of this call's jobs so far, in order of their names."""
-    return [read_json(path) for path in sorted((sweep.folder / _REPORTS / sweep.invocation).glob("*.json"))]
+    return [read_json(path) for path in sorted(_reports(sweep).glob("*.json"))]
 
 
 def collect_reports(sweep: Sweep) -> list[dict[str, Any]]:
     """The reports of this call's jobs, which are then removed."""
     reports = peek_reports(sweep)
-    shutil.rmtree(sweep.folder / _REPORTS / sweep.invocation, ignore_errors=True)
+    shutil.rmtree(_reports(sweep), ignore_errors=True)
     with contextlib.suppress(OSError):  # another call's reports lie there
-        (sweep.folder / _REPORTS).rmdir()
+        _reports(sweep).parent.rmdir()
     return reports
 
 
@@ -51,22 +53,18 @@ def write_results(folder: Path) -> list[Row]:
         The rows of ``results.csv``.
     """
     with FileLock(folder / ".results.lock"):
-        rows = _rows(folder)
+        jobs = [(path.parent, record) for path in sorted(folder.rglob("job.json")) if (record := read_json(path))]
+        keys = _union(record.get("varied", {}) for _, record in jobs)
+        rows = [_row(job.relative_to(folder).as_posix(), job, record, keys) for job, record in jobs]
         write_text(folder / "results.csv", _table(rows))
         if summary := summarise(rows):
             write_text(folder / "summary.csv", _table(summary))
     return rows
 
 
-def _rows(folder: Path) -> list[Row]:
-    jobs = [(path.parent, record) for path in sorted(folder.rglob("job.json")) if (record := read_json(path))]
-    keys = _union(record.get("varied", {}) for _, record in jobs)
-    return [_row(job.relative_to(folder).as_posix(), job, record, keys) for job, record in jobs]
-
-
 def _row(name: str, job: Path, record: Mapping[str, Any], keys: Sequence[str]) -> Row:
     metrics = read_json(job / "metrics.json")
-    scores = {f"{part}_{score}": metrics[part].get(score) for part in PARTS if part in metrics for score in SCORES}
+    scores = {f"{part}_{score}": metrics[part].get(score) for part in _PARTS if part in metrics for score in _SCORES}
     return {
         "job": name,
         "status": record.get("status"),
@@ -95,11 +93,6 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     return [{**dict(setting), "n": len(members), **_spreads(members)} for setting, members in groups.items()]
 
 
-def varied_keys(rows: Iterable[Row]) -> list[str]:
-    """The columns that say what sets the jobs apart."""
-    return [key for key in _union(rows) if key not in {"job", "status", "seconds", "error", *_MEASURED}]
-
-
 def _spreads(members: Sequence[Row]) -> Row:
     found: Row = {}
     for name in _MEASURED:
@@ -110,14 +103,18 @@ def _spreads(members: Sequence[Row]) -> Row:
     return found
 
 
+def varied_keys(rows: Iterable[Row]) -> list[str]:
+    """The columns that say what sets the jobs apart."""
+    return [key for key in _union(rows) if key not in {"job", "status", "seconds", "error", *_MEASURED}]
+
+
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
 def _table(rows: Sequence[Row]) -> str:
-    columns = _union(rows)
-    ordered = [*(c for c in columns if c != "error"), *(c for c in columns if c == "error")]
-    return to_csv(ordered, ([row.get(column) for column in ordered] for row in rows))
+    columns = sorted(_union(rows), key=lambda name: name == "error")
+    return to_csv(columns, ([row.get(column) for column in columns] for row in rows))
 
 
 def failure_line(reports: Sequence[Mapping[str, Any]]) -> str | None:

@@ -52,7 +52,7 @@ class SearchOptions:
 
 
 def open_study(folder: Path, options: SearchOptions) -> optuna.Study:
-    """The study of a sweep's folder, made if there is none, with what must be asked again in its queue.
+    """The study of a sweep's folder, made if there is none, with trials that failed or were left running in its queue.
 
     The sampler's seed differs from call to call: the same one would draw the first parameters again.
     """
@@ -66,7 +66,11 @@ def open_study(folder: Path, options: SearchOptions) -> optuna.Study:
     study.sampler = optuna.samplers.TPESampler(
         seed=options.seed + len(study.trials), n_startup_trials=options.n_startup_trials
     )
-    ask_again(study)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    for trial in _counted(study):
+        if trial.state == TrialState.FAIL:
+            study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number})
     return study
 
 
@@ -79,38 +83,25 @@ def run_trials(
 ) -> None:
     """Run trials until the study has ``n_trials`` of them, and write ``optimization_results.yaml``.
 
-    Args:
-        study: Of `open_study`.
-        space: What to draw, by key.
-        folder: The sweep's.
-        options: How to search.
-        launch: Runs jobs with such parameters; their scores, NaN for those that failed.
-
-    Raises:
-        UserError: Too many trials failed.
+    ``launch`` runs jobs with such parameters and returns their scores, NaN for those that failed.
     """
-    while (left := options.n_trials - len(counted(study))) > 0:
+    while (left := options.n_trials - len(_counted(study))) > 0:
         trials = [study.ask(space) for _ in range(min(left, options.n_jobs))]
         for trial, score in zip(trials, launch([trial.params for trial in trials]), strict=True):
             if math.isfinite(score):
                 study.tell(trial, score)
             else:
                 study.tell(trial, state=TrialState.FAIL)
-        write_best(study, folder)
-        failed = sum(trial.state == TrialState.FAIL for trial in counted(study))
+        _write_best(study, folder)
+        failed = sum(trial.state == TrialState.FAIL for trial in _counted(study))
         if failed > options.max_failure_rate * options.n_trials:
-            raise UserError(
-                f"{failed} of {options.n_trials} trials failed", None, "see results.csv, or raise max_failure_rate"
-            )
-    write_best(study, folder)
+            what = f"{failed} of {options.n_trials} trials failed"
+            raise UserError(what, None, "see results.csv, or raise max_failure_rate")
+    _write_best(study, folder)
 
 
 def distribution(word: Override) -> BaseDistribution:
-    """What Optuna draws from for a word such as ``lr=tag(log, interval(1e-4, 1e-1))`` or ``network=a,b``.
-
-    Raises:
-        UserError: A range without numbers.
-    """
+    """What Optuna draws from for ``lr=tag(log, interval(1e-4, 1e-1))`` or ``network=a,b``."""
     value = word.value()
     log_scale = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
@@ -125,23 +116,14 @@ def distribution(word: Override) -> BaseDistribution:
     return CategoricalDistribution([str(choice) for choice in word.sweep_string_iterator()])
 
 
-def counted(study: optuna.Study) -> list[FrozenTrial]:
+def _counted(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count: ended, and not asked for again."""
     trials = study.get_trials(deepcopy=False)
     replaced = {trial.user_attrs.get(_REPLACES) for trial in trials}
     return [t for t in trials if t.state in {TrialState.COMPLETE, TrialState.FAIL} and t.number not in replaced]
 
 
-def ask_again(study: optuna.Study) -> None:
-    """Enqueue the parameters of trials that a killed sweep left running, or that failed."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-    for trial in counted(study):
-        if trial.state == TrialState.FAIL:
-            study.enqueue_trial(trial.params, user_attrs={_REPLACES: trial.number})
-
-
-def write_best(study: optuna.Study, folder: Path) -> None:
+def _write_best(study: optuna.Study, folder: Path) -> None:
     """Write ``optimization_results.yaml``: the best parameters and their score."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if done:

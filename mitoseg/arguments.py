@@ -1,29 +1,30 @@
-r"""Paths, boxes and colours as people type them, put into quotes before Hydra's grammar sees them.
+r"""Command-line arguments: quoted for Hydra's grammar, and saved with a run.
 
-Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment, and cannot read ``#800000``. Most
-values of the keys below
-are paths, so each becomes one quoted string that Hydra takes as it is. Quoting twice changes nothing: further ranks
-and the jobs of a sweep see command lines that went through here before.
+Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment, and cannot read ``#800000``. The
+values of the keys below, most of them paths, become quoted strings, which Hydra takes as they are. Quoting twice
+changes nothing: further ranks and the jobs of a sweep get arguments that were quoted before.
 
-To sweep over paths write ``choice(a.tif,b.tif)``, since even with ``-m`` a comma in a path is part of the path. Keys
-that take several files read ``[a.tif,b.tif]`` as a list. In both, an element with a comma is quoted by its writer, and
-a file of that very name comes first. ``null``, an empty value and what is quoted already are left alone; a file that
-really is called ``null`` is written ``./null``.
-
-``${...}`` in a path is refused, since it cannot be told from an interpolation; inside quotes it is one.
+To sweep over paths write ``choice(a.tif,b.tif)``: even with ``-m`` a comma in a path is part of the path. Keys that
+take several files read ``[a.tif,b.tif]`` as a list. In both, the user quotes an element with a comma, and a file of
+that very name comes first. ``null``, an empty value and what is quoted already stay; a file called ``null`` is
+``./null``. ``${...}`` in a path is refused, since it cannot be told from an interpolation; inside quotes it is one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
 
 from mitoseg.errors import UserError
+from mitoseg.storage import write_text
 
 PATH_KEYS = (
     *("input", "output", "checkpoint", "prediction", "truth", "image", "probability", "uncertainty"),
@@ -31,12 +32,15 @@ PATH_KEYS = (
     *("save_instances", "meshes", "skeletons", "scene"),
     *("data.root", "resume", "init_from"),
 )
-FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+SAVED = Path(".hydra", "overrides.yaml")
+_ACCEPTED = Path(".hydra", "accepted.yaml")
+"""Of a command that may refuse to resume a run, the arguments of the last call that it did not refuse."""
+_FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _SWITCHES = {"instances": {"true", "false"}}
-"""Keys that take a path in one command and are switched on or off in another, and what switches them."""
+"""Keys that take a path in one command and are switched on or off in another."""
 _LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints|input")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
-_WORDS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
+_ARGUMENTS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
 _BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
 _COLOUR_KEY = re.compile(r"(.*\.)?(prediction_)?foreground")
@@ -48,26 +52,49 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _parser = OverridesParser.create()
 
 
-def quote_overrides(overrides: Iterable[str]) -> list[str]:
-    """Quote every word of a command line that needs it; see the module for the rules.
+def key_of(word: str) -> str:
+    """The key of an argument.
 
-    Args:
-        overrides: Words as typed, ``key=value`` or anything else.
-
-    Returns:
-        As many words, acceptable to Hydra; quoting them again changes nothing.
-
-    Raises:
-        UserError: A path holds ``${``.
+    >>> key_of("+a.b=1")
+    'a.b'
     """
-    return [quote_override(word) for word in overrides]
+    return word.partition("=")[0].strip().lstrip("+~")
+
+
+def value_of(word: str) -> str:
+    """The value of an argument, without quotes.
+
+    >>> value_of('input="a b.tif"')
+    'a b.tif'
+    """
+    return unquote(word.partition("=")[2])
+
+
+def as_typed(folder: Path) -> str:
+    """A folder as the user may type it: relative where it lies below the current one."""
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sort a command line into Hydra's options (``-m``, ``--cfg job``) and overrides, each in their order.
+
+    Hydra itself stops at ``train.py seed=1 -m epochs=2,3``, because argparse takes overrides in one run only.
+    """
+    overrides: list[str] = list(get_args_parser().parse_intermixed_args(list(argv)).overrides)
+    options, rest = [], list(overrides)
+    for word in argv:
+        if rest and word == rest[0]:
+            rest.pop(0)
+        else:
+            options.append(word)
+    return options, overrides
 
 
 def quote_override(word: str) -> str:
-    """Quote one word of a command line if its key takes a path, a box, a voxel size or a colour, else hand it back.
+    """Quote an argument if its key takes a path, a box, a voxel size or a colour, else hand it back.
 
     Raises:
-        UserError: The path holds ``${``.
+        UserError: A path holds ``${``.
 
     >>> print(quote_override("input=my scan, 2nd.tif"))
     input="my scan, 2nd.tif"
@@ -91,17 +118,17 @@ def quote_override(word: str) -> str:
         value = f"[{value}]"
     elif _COLOUR_KEY.fullmatch(key):
         value = _COLOUR.sub(lambda colour: quote(colour[0]), value)
-    elif _WORDS_KEY.fullmatch(key):
-        value = _quote_words(value)
+    elif _ARGUMENTS_KEY.fullmatch(key):
+        value = _quote_arguments(value)
     elif may_list or _is_path_key(key):
         value = _quote_path(key, value, may_list)
-    elif key in FOLDER_KEYS and value and _element(value) is None:
+    elif key in _FOLDER_KEYS and value and _element(value) is None:
         value = quote(value)
     return f"{prefix}{key}={value}"
 
 
 def requote_override(word: str) -> str:
-    r"""Quote a word that Hydra or a sweeper has written, in which odd characters carry backslashes.
+    r"""Quote an argument that Hydra or a sweeper has written, in which odd characters carry backslashes.
 
     >>> print(requote_override(r"input=a\ b.tif"))
     input="a b.tif"
@@ -113,10 +140,6 @@ def requote_override(word: str) -> str:
     if isinstance(element, list):
         return f"{match[1]}{match[2]}=[{','.join(quote(_text(part)) for part in element)}]"
     return f"{match[1]}{match[2]}={quote(element)}" if isinstance(element, str) else word
-
-
-def _is_path_key(key: str) -> bool:
-    return key in PATH_KEYS or _OTHER_PATH_KEY.fullmatch(key) is not None
 
 
 def quote(text: str) -> str:
@@ -150,6 +173,10 @@ def unquote(value: str) -> str:
     """
     element = _element(value)
     return _text(element) if isinstance(element, QuotedString) else value
+
+
+def _is_path_key(key: str) -> bool:
+    return key in PATH_KEYS or _OTHER_PATH_KEY.fullmatch(key) is not None
 
 
 def _text(element: object) -> str:
@@ -215,10 +242,10 @@ def _quote_box(value: str) -> str:
     return "[" + ",".join(quote(part.strip()) for part in inner.split(",")) + "]"
 
 
-def _quote_words(value: str) -> str:
-    """Quote the words in a list of words, which hold an equals sign and brackets of their own; see the example.
+def _quote_arguments(value: str) -> str:
+    """Quote the elements of a list of arguments, which hold an equals sign and brackets of their own.
 
-    >>> print(_quote_words("[epochs=1,data.tile=[1,32,32]]"))
+    >>> print(_quote_arguments("[epochs=1,data.tile=[1,32,32]]"))
     ["epochs=1","data.tile=[1,32,32]"]
     """
     bare = value.strip()
@@ -239,3 +266,42 @@ def _exists(path: str) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):  # too long, or characters that no file name may have
         return False
+
+
+def read_saved(folder: Path) -> list[str]:
+    """The arguments that a run was started with.
+
+    Raises:
+        UserError: The file is no list of arguments.
+    """
+    try:
+        words = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise UserError("the run's saved words cannot be read", str(folder / SAVED), "start a new run") from error
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError("the run's saved words are no list of words", str(folder / SAVED), "start a new run")
+    return words
+
+
+def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:
+    """Add values that a run has found itself to its saved arguments, and take the keys ``drop`` out.
+
+    A further rank has saved none.
+    """
+    if (folder / SAVED).is_file():
+        kept = [word for word in read_saved(folder) if key_of(word) not in {*values, *drop}]
+        write_text(folder / SAVED, yaml.safe_dump([*kept, *(f"{key}={value}" for key, value in values.items())]))
+
+
+@contextmanager
+def words_kept(folder: Path) -> Iterator[None]:
+    """Restore a run's saved arguments, which Hydra has replaced already, when the block refuses to resume it."""
+    saved, accepted = folder / SAVED, folder / _ACCEPTED
+    try:
+        yield
+    except BaseException:
+        if accepted.is_file():
+            write_text(saved, accepted.read_text(encoding="utf-8"))
+        raise
+    if saved.is_file():
+        write_text(accepted, saved.read_text(encoding="utf-8"))

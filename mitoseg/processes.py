@@ -1,0 +1,202 @@
+"""Jobs as processes: in a group of their own, clean of their parent's surroundings, gone when their parent is.
+
+    sweep ──stdin──> job ──> further ranks, loaders' workers          (one process group)
+
+The job holds the reading end of a pipe whose writing end is the sweep's. However the sweep dies, the pipe closes; the
+job then ends itself as if asked to (SIGTERM), so training writes ``last.ckpt``. The other way round, when the job's
+first process ends, the sweep kills what is left of its group, so no rank waits for a partner that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+
+from mitoseg.storage import write_json
+
+GRACE_SECONDS = 60.0
+"""How long a job that is asked to end may write its last checkpoint."""
+_POLL_SECONDS = 1.0
+_PARENT_PIPE = "MITOSEG_PARENT_PIPE"
+_OUTCOME = "MITOSEG_JOB_OUTCOME"
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_NOT_FOR_JOBS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "MITOSEG_RUN_DIR", _PARENT_PIPE, _OUTCOME),
+)
+_FAMILIES_NOT_FOR_JOBS = ("MASTER_", "SLURM_", "SUBMITIT_", "TORCHELASTIC_")
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, the one that prints and writes."""
+    return all(os.environ.get(name) in {None, "", "0"} for name in _RANK_VARIABLES)
+
+
+def job_variables(before: Mapping[str, str], outcome: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a job that reports to ``outcome``.
+
+    Without the variables of SLURM, except the job's number, Lightning starts the ranks of the job itself; with them it
+    would take the job for one of several tasks and wait for the others.
+    """
+    kept = {
+        name: value
+        for name, value in before.items()
+        if name not in _NOT_FOR_JOBS and (not name.startswith(_FAMILIES_NOT_FOR_JOBS) or name == "SLURM_JOB_ID")
+    }
+    return {**kept, **more, _PARENT_PIPE: "1", _OUTCOME: str(outcome)}
+
+
+def run_process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    console: Path | None = None,
+    started: Callable[[psutil.Process], None] = lambda process: None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> int:
+    """Run a job to its end, also when the waiting is interrupted.
+
+    Args:
+        command: Program and arguments.
+        environment: All of its variables.
+        console: File to append its output to; None leaves it the terminal.
+        started: Given the process as soon as it runs.
+        wanted: Asked every second; False ends the job.
+
+    Returns:
+        Its exit code, negative for a signal.
+    """
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(console.open("ab")) if console else None
+        error = subprocess.STDOUT if output else None
+        options: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        process = stack.enter_context(
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=error, **options)
+        )
+        try:
+            with contextlib.suppress(OSError):  # when memory runs out, Linux kills the job rather than the sweep
+                Path(f"/proc/{process.pid}/oom_score_adj").write_text("500", encoding="ascii")
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started(psutil.Process(process.pid))
+            while wanted():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(_POLL_SECONDS)
+            return _stop(process)
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            _kill_group(process.pid)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    """Ask a job to end, wait, and kill its group if it does not; another interrupt kills at once.
+
+    Only its first process is asked: it passes the signal on to its ranks, while loaders' workers that died of it would
+    make the last checkpoint fail.
+    """
+    process.terminate()
+    try:
+        return process.wait(GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        return -int(getattr(signal, "SIGKILL", signal.SIGTERM))
+    finally:
+        _kill_group(process.pid)
+
+
+def _kill_group(pid: int) -> None:
+    """Kill a job's first process and all that it started, as far as they are still there."""
+    if sys.platform == "win32":
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(pid).children(recursive=True)
+            for member in [*family, psutil.Process(pid)]:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
+            os.killpg(pid, signal.SIGKILL)
+
+
+def why(code: int | None) -> str:
+    """An exit code in words.
+
+    >>> why(-9)
+    'killed by SIGKILL, out of memory perhaps'
+    """
+    if code is None:
+        return "interrupted"
+    if code in {130, 143}:  # how a shell tells of a signal
+        code = 128 - code
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}, out of memory perhaps" if name == "SIGKILL" else f"killed by {name}"
+
+
+def wait_for_orphan(record: Mapping[str, Any]) -> None:
+    """Wait for a process that a killed sweep has left behind: it is writing its last checkpoint."""
+    left = record.get("process")
+    if left:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(left["pid"])
+            if process.create_time() == left["born"]:
+                process.wait(GRACE_SECONDS + 10)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process through its ``finally`` blocks, with exit code 143, where nobody else heeds it."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    first = threading.current_thread() is threading.main_thread()
+    if not first or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def follow_parent() -> Callable[..., None]:
+    """In a job, end when the sweep does, and return where to report ``objective=0.8`` or ``error="..."``.
+
+    Elsewhere nothing happens: further ranks do not see the variables.
+    """
+    path = os.environ.pop(_OUTCOME, None)
+    if os.environ.pop(_PARENT_PIPE, None) is not None:
+        threading.Thread(target=_end_with_parent, daemon=True, name="parent-watch").start()
+
+    def report(**facts: object) -> None:
+        if path:
+            write_json(Path(path), facts)
+
+    return report
+
+
+def _end_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    _kill_group(os.getpid())
