@@ -1,15 +1,9 @@
-"""What a method that is no network must offer, and how it is made and fed.
-
-Time and memory of a stage, and its line on the terminal.
-
-One estimator of a benchmark: fitted, tuned, and asked for the masks of the regions that are scored.
+"""The methods of a benchmark as they run: an estimator that is fitted, tuned and asked for masks, and a checkpoint.
 
 neila/model/                 there once the estimator is fitted and tuned
     estimator                what it has saved
     training.json            what that cost
 neila/predictions/test_0.tif
-
-A trained network of a benchmark: what its run says of it, and whether it has learnt from the same voxels.
 """
 
 from __future__ import annotations
@@ -41,11 +35,13 @@ log = logging.getLogger(__name__)
 
 Labels = npt.NDArray[np.uint8]
 """0 background, 1 mitochondrion, 255 ignored."""
-
 CONTEXT = 16
 """Voxels around the regions that an estimator sees as well."""
-
 INSTALL = 'pip install "mitoseg[classical]"'
+_SAVED, _TRAINING = "estimator", "training.json"
+_OWN_NOTE = "trained here; every choice on the validation slabs"
+_GIVEN_NOTE = "given, not trained here; whether it has seen these voxels is not known"
+_SAME_NOTE = "given, not trained here; its run learnt from the same regions of the same files"
 
 
 @runtime_checkable
@@ -83,16 +79,7 @@ class Estimator(Protocol):
 
 
 def make_estimator(name: str, config: Mapping[str, Any], voxel_size: VoxelSize | None) -> Estimator:
-    """The estimator that a config's ``_target_`` names.
-
-    Args:
-        name: Of the method, for messages.
-        config: ``_target_`` and keywords of its constructor.
-        voxel_size: Handed to it; cubic voxels where it is None.
-
-    Raises:
-        UserError: A library is missing, a keyword is not known, or the class is no estimator.
-    """
+    """The estimator that a config's ``_target_`` names, for cubic voxels where their size is not known."""
     try:
         made = instantiate(dict(config), voxel_size=voxel_size or (1.0, 1.0, 1.0))
     except InstantiationException as error:
@@ -119,19 +106,11 @@ def _explained(name: str, error: InstantiationException) -> Exception:
 
 
 def read_regions(regions: Sequence[Region], context: int = CONTEXT) -> tuple[Array, Labels]:
-    """Regions of one volume as `Estimator.fit` and `Estimator.tune` take them: the box around all of them.
+    """Image and labels of one volume's regions, as `Estimator.fit` and `Estimator.tune` take them.
+
+    They are those of the box around all regions; the labels are `IGNORE` outside them.
 
     z   |<-context->|<- slab ->|   (not labelled)   |<- slab ->|<-context->|
-
-    Args:
-        regions: At least one.
-        context: Voxels around them that are read as well, as far as there are any.
-
-    Returns:
-        Image and labels, the latter `IGNORE` outside the regions.
-
-    Raises:
-        UserError: They lie in several volumes.
     """
     volumes = sorted({region.image.path for region in regions})
     if len(volumes) > 1:
@@ -154,7 +133,6 @@ class Cost:
     cpu_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both stages."""
         return Cost(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
 
     def record(self, stage: str) -> dict[str, float]:
@@ -164,15 +142,7 @@ class Cost:
 
 @contextmanager
 def stage(title: str, *, show: bool = True) -> Iterator[Cost]:
-    """Measure what is done inside, and show how long it has been going on.
-
-    Args:
-        title: For the terminal.
-        show: Whether to.
-
-    Yields:
-        The cost, which is set when the block ends.
-    """
+    """Show how long the block has been going on, and yield its cost, which is set when it ends."""
     cost = Cost()
     with progress(title, show=show):
         clock, processor = time.perf_counter(), time.process_time()
@@ -180,17 +150,10 @@ def stage(title: str, *, show: bool = True) -> Iterator[Cost]:
         cost.seconds, cost.cpu_seconds = time.perf_counter() - clock, time.process_time() - processor
 
 
-SAVED, TRAINING = "estimator", "training.json"
-
-OWN_NOTE = "trained here; every choice on the validation slabs"
-
-GIVEN_NOTE = "given, not trained here; whether it has seen these voxels is not known"
-
-
 def run_estimator(
     method: Method, splits: Splits, regions: Sequence[Region], folder: Path, *, part: str, show: bool = True
 ) -> dict[str, Any]:
-    """Fit and tune, unless that is done, and write the masks.
+    """Fit and tune, unless that is done, and write the masks of the regions.
 
     Args:
         method: With an estimator.
@@ -203,35 +166,28 @@ def run_estimator(
     Returns:
         Costs and a note on the protocol.
     """
-    record: dict[str, Any] = {"protocol": GIVEN_NOTE}
+    record: dict[str, Any] = {"protocol": _GIVEN_NOTE}
     estimator = make_estimator(method.name, method.estimator or {}, splits.voxel_size)
     if method.checkpoint is not None:
-        estimator = load_estimator(estimator, Path(method.checkpoint))
+        estimator = type(estimator).load(check_saved(Path(method.checkpoint)))
     elif (folder / MODEL).is_dir():
         log.info("%s: fitted before", method.name)
-        estimator = load_estimator(estimator, folder / MODEL / SAVED)
-        record = read_json(folder / MODEL / TRAINING)
+        estimator = type(estimator).load(check_saved(folder / MODEL / _SAVED))
+        record = read_json(folder / MODEL / _TRAINING)
     else:
-        record = fit(estimator, splits, folder / MODEL, show=show)
+        record = _fit(estimator, splits, folder / MODEL, show=show)
     total = Cost()
     for i, region in enumerate(regions):
         with stage(f"predicting {part}_{i}", show=show) as cost:
-            write_mask(prediction_path(folder, part, i), estimator, region)
+            _write_mask(prediction_path(folder, part, i), estimator, region)
         total += cost
     before = record.get("peak_memory", {}).get("process", 0)
     memory = {"process": max(before, peak_memory()), "device": None}
     return {**record, **total.record("prediction"), "peak_memory": memory}
 
 
-def fit(estimator: Estimator, splits: Splits, folder: Path, *, show: bool = True) -> dict[str, Any]:
-    """Fit on the training regions, tune on the validation slabs, and save both with their cost.
-
-    Args:
-        estimator: Learns.
-        splits: What from.
-        folder: Appears when all is done.
-        show: Progress on the terminal.
-    """
+def _fit(estimator: Estimator, splits: Splits, folder: Path, *, show: bool) -> dict[str, Any]:
+    """Fit on the training regions, tune on the validation slabs; the folder with both and their cost appears last."""
     with stage("fitting", show=show) as fitting:
         estimator.fit(*read_regions(splits.train))
     with stage("tuning", show=show) as tuning:
@@ -240,41 +196,23 @@ def fit(estimator: Estimator, splits: Splits, folder: Path, *, show: bool = True
         **(fitting + tuning).record("training"),
         **tuning.record("tuning"),
         "peak_memory": {"process": peak_memory(), "device": None},
-        "protocol": OWN_NOTE,
+        "protocol": _OWN_NOTE,
     }
     with atomic_output(folder, overwrite=True) as temporary:
         temporary.mkdir()
-        estimator.save(temporary / SAVED)
-        write_json(temporary / TRAINING, record)
+        estimator.save(temporary / _SAVED)
+        write_json(temporary / _TRAINING, record)
     return record
 
 
-def check_saved(path: Path) -> None:
-    """Refuse a fitted estimator that is not there.
-
-    Raises:
-        UserError: It is not.
-    """
+def check_saved(path: Path) -> Path:
+    """Refuse a fitted estimator that is not there."""
     if not path.exists():
         raise UserError("no such fitted estimator", str(path), "name what save wrote, RUN/METHOD/model/estimator")
+    return path
 
 
-def load_estimator(estimator: Estimator, path: Path) -> Estimator:
-    """The estimator of the same class that was saved.
-
-    Raises:
-        UserError: There is none.
-    """
-    check_saved(path)
-    return type(estimator).load(path)
-
-
-def write_mask(path: Path, estimator: Estimator, region: Region) -> None:
-    """Predict one region, from its file to the file of its mask.
-
-    Raises:
-        UserError: The estimator gives no mask of this shape.
-    """
+def _write_mask(path: Path, estimator: Estimator, region: Region) -> None:
     mask_zyx = np.asarray(estimator.predict(region.read_image()))
     if mask_zyx.shape != region.box.shape or mask_zyx.dtype.kind not in "bu" or mask_zyx.max(initial=0) > 1:
         kind = type(estimator).__name__
@@ -285,15 +223,8 @@ def write_mask(path: Path, estimator: Estimator, region: Region) -> None:
         writer.write(region.box.shift([-start for start in region.box.start]), mask_zyx.astype(np.uint8))
 
 
-SAME_NOTE = "given, not trained here; its run learnt from the same regions of the same files"
-
-
 def checkpoint_of(method: Method, folder: Path) -> Path:
-    """The checkpoint that is scored: the given one, or that of the method's own training.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The checkpoint that is scored: the given one, or that of the method's own training."""
     path = Path(method.checkpoint) if method.checkpoint is not None else folder / TRAIN / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise UserError("no such checkpoint", str(path), "name a best.ckpt that train wrote")
@@ -301,32 +232,22 @@ def checkpoint_of(method: Method, folder: Path) -> Path:
 
 
 def describe_run(method: Method, checkpoint: Path, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``provenance.json`` beside a checkpoint tells of its training.
+    """What ``provenance.json`` of a checkpoint's run tells of its training, and a note on the protocol.
 
-    Args:
-        method: Whose checkpoint it is.
-        checkpoint: In ``checkpoints/`` of a run's folder, or anywhere.
-        data: Provenance of the benchmark's own data.
-
-    Returns:
-        ``training_seconds`` and ``peak_memory`` where they are known, ``parameters``, ``trained_by`` and a note on the
-        protocol.
-
-    Raises:
-        UserError: A method that was trained here has learnt from other regions.
+    ``data`` is the provenance of the benchmark's own data: a method that was trained here must have learnt from them.
     """
     found = read_json(checkpoint.resolve().parents[1] / "provenance.json")
     same = bool(found.get("data")) and training_data(found["data"]) == training_data(data)
     if method.checkpoint is None and not same:
         remedy = f"leave data.* out of methods.{method.name}.train; the benchmark sets them"
         raise UserError("the method was trained on another split than the benchmark's", method.name, remedy)
-    note = OWN_NOTE if method.checkpoint is None else SAME_NOTE if same else GIVEN_NOTE
+    given = _SAME_NOTE if same else _GIVEN_NOTE
     return {
         "training_seconds": found.get("training_seconds"),
         "peak_memory": found.get("peak_memory") or {},
         "parameters": found.get("parameters"),
         "trained_by": {"commit": found.get("commit"), "arguments": found.get("arguments")},
-        "protocol": note,
+        "protocol": _OWN_NOTE if method.checkpoint is None else given,
     }
 
 

@@ -1,8 +1,4 @@
-"""The methods of a benchmark, as their configs describe them, and the options that a result depends on.
-
-The data set of a benchmark: its split, without what only the training of networks needs.
-
-How a method stands in a benchmark's folder: ``record.json``, and whether it may be run with the options given now.
+"""What a benchmark compares: methods and data as their configs describe them, and what stands in its folder.
 
 outputs/benchmark/<date>_<time>/
     table.md, table.csv, table.html, methods.png, provenance.json
@@ -24,20 +20,28 @@ from mitoseg.errors import UserError
 from mitoseg.storage import changes, flatten, read_json, remove
 
 SIZES = ("full", "small")
-
 KEYS = ("title", "estimator", "train", "small", "checkpoint")
 """Of a file in ``conf/methods``."""
+RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
+LAST = Path(TRAIN, "checkpoints", "last.ckpt")
+FINISHED = "finished"
+TRAINING_KEYS = {
+    *("tile", "batch_size", "positions", "label_rule", "purity", "block", "channels", "balance", "augment"),
+    *("rotate_background", "interpolation", "epoch_blocks", "epoch_tiles", "foreground_share", "validation_stride"),
+    "voxels_on",
+}
+"""Keys of ``data`` that say how a network is trained (``conf/data/blocks.yaml``), not what the data are."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method; it has either an estimator or words of ``train.py``.
+    """One method; it has either an estimator or arguments of ``train.py``.
 
     Attributes:
         name: Of its file in ``conf/methods``.
         title: For the table.
         estimator: ``_target_`` and keywords of a `mitoseg.benchmark.Estimator`.
-        train: Words for ``train.py``.
+        train: Arguments for ``train.py``.
         checkpoint: What is scored instead of training; None to train.
     """
 
@@ -55,15 +59,7 @@ class Method:
 
 
 def read_methods(configs: Mapping[str, Any] | None, size: str) -> list[Method]:
-    """The methods of a config, in its order.
-
-    Args:
-        configs: ``methods`` of the composed config, as plain data.
-        size: One of `SIZES`.
-
-    Raises:
-        UserError: There are none, or one of them is not described as it should be.
-    """
+    """The methods of a config, in its order; `size` is one of `SIZES`."""
     if size not in SIZES:
         raise UserError("no such size", size, f"choose one of {', '.join(SIZES)}")
     if not configs:
@@ -72,62 +68,27 @@ def read_methods(configs: Mapping[str, Any] | None, size: str) -> list[Method]:
 
 
 def read_method(name: str, config: Mapping[str, Any], *, small: bool) -> Method:
-    """One method.
-
-    Args:
-        name: Of its file.
-        config: What the file holds.
-        small: Whether its smaller settings count.
-
-    Raises:
-        UserError: The file has other keys than `KEYS`, or not one of estimator and train.
-    """
+    """One method from what its file holds, with its smaller settings where `small`."""
     where = f"conf/methods/{name}.yaml"
     if not isinstance(config, Mapping) or set(config) - set(KEYS):
-        raise UserError(f"a method has the keys {', '.join(KEYS)}; this one", _keys(config), f"see {where}")
+        found = sorted(map(str, config)) if isinstance(config, Mapping) else config
+        raise UserError(f"a method has the keys {', '.join(KEYS)}; this one", found, f"see {where}")
     estimator, train, less = config.get("estimator"), config.get("train"), config.get("small")
     if (estimator is None) == (train is None):
         raise UserError("a method has either an estimator or words to train", name, f"see {where}")
+    title = str(config.get("title") or name)
     if estimator is not None:
         changed = {**estimator, **(_checked(less or {}, Mapping, f"{name}.small") if small else {})}
-        return Method(name, str(config.get("title") or name), changed, None, config.get("checkpoint"))
+        return Method(name, title, changed, None, config.get("checkpoint"))
     words = _checked(train, list, f"{name}.train") + (_checked(less or [], list, f"{name}.small") if small else [])
-    return Method(name, str(config.get("title") or name), None, tuple(map(str, words)), config.get("checkpoint"))
+    return Method(name, title, None, tuple(map(str, words)), config.get("checkpoint"))
 
 
 def _checked(value: Any, kind: type, key: str) -> Any:  # noqa: ANN401 (what a yaml holds)
-    """A value of the right kind.
-
-    Raises:
-        UserError: It is another.
-    """
     if not isinstance(value, kind):
         what = "a list of words" if kind is list else "a mapping of options"
         raise UserError(f"methods.{key} is not {what}", value, "see the files in conf/methods")
     return value
-
-
-def _keys(config: object) -> object:
-    return sorted(map(str, config)) if isinstance(config, Mapping) else config
-
-
-TRAINING_KEYS = frozenset(
-    {
-        *("tile", "batch_size", "positions", "label_rule", "purity", "block", "channels", "balance", "augment"),
-        *(
-            "rotate_background",
-            "interpolation",
-            "epoch_blocks",
-            "epoch_tiles",
-            "foreground_share",
-            "validation_stride",
-        ),
-        "voxels_on",
-    }
-)
-"""Keys of ``data`` that say how a network is trained (``conf/data/blocks.yaml``), not what the data are."""
-
-_NOT_OPTIONS = TRAINING_KEYS | {"_target_", "recipe"}
 
 
 @dataclass(frozen=True)
@@ -162,10 +123,14 @@ def read_source(name: str, config: Mapping[str, Any], less: Mapping[str, Any], g
         less: Changes that make it small, none to leave it as it is.
         given: Keys that the user has set, which stay.
     """
-    options = {key: value for key, value in config.items() if key not in _NOT_OPTIONS}
-    changes = {key: value for key, value in flatten(less).items() if f"data.{key}" not in given}
-    for key, value in changes.items():
-        _set(options, key.split("."), value)
+    options = {key: value for key, value in config.items() if key not in TRAINING_KEYS | {"_target_", "recipe"}}
+    for key, value in flatten(less).items():
+        if f"data.{key}" not in given:
+            tree, path = options, key.split(".")
+            for part in path[:-1]:
+                tree[part] = dict(tree.get(part) or {})
+                tree = tree[part]
+            tree[path[-1]] = value
     return Source(name, config["recipe"], options)
 
 
@@ -177,11 +142,7 @@ def open_source(source: Source) -> Splits:
 
 
 def scored_regions(splits: Splits, part: str) -> tuple[Region, ...]:
-    """The regions that are scored.
-
-    Raises:
-        UserError: No such part, or it has no regions.
-    """
+    """The regions that are scored; `part` is test or validation."""
     if part not in ("test", "validation"):
         raise UserError("no such part of the data to score", part, "give part=test or part=validation")
     regions: tuple[Region, ...] = getattr(splits, part)
@@ -189,20 +150,6 @@ def scored_regions(splits: Splits, part: str) -> tuple[Region, ...]:
         remedy = "name one with data.test.image= and data.test.label=, give data.folds=, or part=validation"
         raise UserError("there is no test volume to score", None, remedy)
     return regions
-
-
-def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
-    for key in path[:-1]:
-        tree[key] = dict(tree.get(key) or {})
-        tree = tree[key]
-    tree[path[-1]] = value
-
-
-RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
-
-LAST = Path(TRAIN, "checkpoints", "last.ckpt")
-
-FINISHED = "finished"
 
 
 def prediction_path(folder: Path, part: str, index: int) -> Path:
@@ -216,19 +163,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwrite: bool) -> str | None:
-    """Compare what a method's folder was made with to the options given now.
+    """How the options given now differ from those that a method's folder was made with, if it is to be made anew.
 
-    Args:
-        name: Of the method.
-        folder: Its folder, which need not be there.
-        options: Given now.
-        overwrite: Whether a result of other options may go.
-
-    Returns:
-        How they differ, in words, if the folder is to be made anew; None if it can stay.
-
-    Raises:
-        UserError: The folder holds something made with other options, and may not be overwritten.
+    A result of other options is refused, unless it may be overwritten.
     """
     if not (folder / RECORD).is_file():
         return None

@@ -1,13 +1,4 @@
-"""What a benchmark's folder tells: the table with its notes, and the picture.
-
-``table.md``, ``table.csv`` and ``table.html``, and the same table for the terminal.
-
-Rows of the table: what was measured here, and what the abstract gives.
-
-One picture: the same crop of a slice under every method.
-
-Scores of what a method has written, whole and of a part.
-"""
+"""What a benchmark's folder shows: scores as rows, the table with its notes in three files, and one picture."""
 
 from __future__ import annotations
 
@@ -34,17 +25,42 @@ from mitoseg.storage import atomic_output, changes, read_json, write_json, write
 from mitoseg.tables import to_csv, to_markdown
 from mitoseg.volumes import ArrayVolume, open_volume
 
-COSTS_NOTE = (
+Row = dict[str, Any]
+"""Cells by the names in `COLUMNS`, None where there is nothing."""
+COLUMNS = (
+    *("method", "title", "source", "status", "jaccard_foreground", "jaccard_foreground_low"),
+    *("jaccard_foreground_high", "jaccard_background", "jaccard_mean", "precision", "recall", "threshold"),
+    *("band", "band_jaccard_foreground", "band_jaccard_mean", "band_left_out_foreground", "band_left_out_background"),
+    *("crop", "crop_jaccard_foreground", "crop_jaccard_mean", "jaccard_published"),
+    *("training_seconds", "prediction_seconds", "peak_memory_bytes", "device_memory_bytes", "protocol", "commit"),
+)
+"""Of ``table.csv``; scores are shares of one."""
+PUBLISHED = (("Lucchi et al.", 0.948), ("Neila et al.", 0.762), ("Lucchi et al.", 0.867), ("proposed", 0.964))
+"""The table of the abstract, in its order and under its names."""
+_UNKNOWN = "EPFL CA1; class (fg, bg or mean), voxels and any boundary band are not stated"
+_WHICH = "which paper is meant is not stated"
+_COSTS_NOTE = (
     "Training: an estimator's fitting and choosing; a network's training loop with its validations. Prediction: from "
     "the image's file to the result's. Peak memory: of the process, in training or prediction, whichever is more."
 )
-
-PUBLISHED_NOTE = "The abstract's figures stand in rows of their own, under its labels: see their protocol."
+_PUBLISHED_NOTE = "The abstract's figures stand in rows of their own, under its labels: see their protocol."
+_EMPTY = "-"
+_PICTURE = "methods.png"
+_CROPS = "crops.json"
+_COLOURS = "green found, orange false, blue missed"
+_EVERY = 4
+"""Of how many slices one is looked at for a place to show."""
+_STYLE = """body {font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem}
+table {border-collapse: collapse; font-variant-numeric: tabular-nums}
+th, td {border-bottom: 1px solid #ccc; padding: .3rem .6rem; text-align: right; vertical-align: top}
+th:first-child, td:first-child, td:nth-child(2), td:last-child {text-align: left}
+tr.published td {color: #666; font-style: italic}
+img {max-width: 100%}"""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a benchmark is told of.
+    """A benchmark's table and picture.
 
     Attributes:
         folder: The benchmark's; each method has a folder in it.
@@ -67,37 +83,40 @@ class Report:
     published: bool
 
     def write(self, names: Sequence[str]) -> Page:
-        """Write the tables of the methods as they stand.
-
-        Raises:
-            UserError: A file cannot be written.
-        """
+        """Write the tables of the methods as they stand."""
         rows = [self._row(name) for name in names]
-        there = (self.folder / PICTURE).is_file()
-        page = Page(
-            [*rows, *(self._published() if self.published else ())],
-            f"Methods on the {self.part} part of {self.data}",
-            self._notes(rows),
-            picture=there,
-        )
+        published = published_rows() if self.published else []
+        if self.data != "lucchi":
+            for row in published:
+                row["protocol"] = f"other data: {row['protocol']}"
+        title = f"Methods on the {self.part} part of {self.data}"
+        page = Page([*rows, *published], title, self._notes(rows), (self.folder / _PICTURE).is_file())
         write_tables(self.folder, page)
         return page
 
     def draw(self, names: Sequence[str], size: object, box: object) -> None:
-        """Draw the finished methods; nothing where there is none.
-
-        Raises:
-            UserError: The crop is no good, or the file cannot be written.
-        """
-        region, shown = self.regions[0], {}
+        """Draw the same crop under every finished method; nothing where there is none."""
+        region, results = self.regions[0], {}
         place = picture_box(region, size, box)
         for name in names:
             if is_finished(self.folder / name):
                 score = read_json(self.folder / name / METRICS)[self.part].get("jaccard_foreground")
-                above = f"{name}, fg JAC {text(score, 'percent')}"
-                shown[above] = prediction_path(self.folder / name, self.part, 0)
-        if shown:
-            draw_methods(self.folder / PICTURE, region, shown, place)
+                prediction = open_volume(str(prediction_path(self.folder / name, self.part, 0)))
+                found = decide(prediction).foreground(prediction.read(place))[0]
+                results[f"{name}, fg JAC {text(score, 'percent')}"] = found
+        if not results:
+            return
+        z, y, x = place.start
+        there = place.shift(region.box.start)
+        figure = comparison_figure(
+            region.image.read(there)[0],
+            region.label.read(there)[0],
+            results,
+            title=f"image, z = {z}, y from {y}, x from {x}",
+            voxel_size=region.image.voxel_size,
+        )
+        with atomic_output(self.folder / _PICTURE, overwrite=True) as temporary:
+            figure.savefig(temporary, format="png")
 
     def others(self, names: Sequence[str], options: Mapping[str, Any]) -> list[str]:
         """Finished methods in the folder besides ``names`` that were run on the same data, see `common_options`."""
@@ -110,34 +129,36 @@ class Report:
         return found
 
     def _row(self, name: str) -> Row:
+        """The row of a method; scores of the crop are kept in ``crops.json``."""
         folder = self.folder / name
         row = method_row(name, folder, self.part, self.band)
-        if self.crop is not None and is_finished(folder):
-            row |= score_crop(folder, self.regions[0], self.part, self.crop)
-        return row
-
-    def _published(self) -> list[Row]:
-        rows = published_rows()
-        if self.data != "lucchi":
-            for row in rows:
-                row["protocol"] = f"other data: {row['protocol']}"
-        return rows
+        if self.crop is None or not is_finished(folder):
+            return row
+        known, crop = read_json(folder / _CROPS), str(self.crop)
+        if crop not in known:
+            result = open_volume(str(prediction_path(folder, self.part, 0)))
+            truth = ArrayVolume(self.regions[0].read_label(), result.voxel_size)
+            metrics = evaluate(result, truth, crop=self.crop, bands=())
+            cells = {f"crop_{key}": metrics.get(key) for key in ("jaccard_foreground", "jaccard_mean")}
+            known[crop] = {"crop": metrics.get("crop"), **cells}
+            write_json(folder / _CROPS, known)
+        return row | known[crop]
 
     def _notes(self, rows: Sequence[Row]) -> list[str]:
         voxels = sum(region.box.size for region in self.regions)
         names = {key: ", ".join(r.name for r in getattr(self.splits, key)) for key in ("train", "validation")}
+        banded = next((row for row in rows if row["band"] is not None), None)
         return [
             f"JAC in percent, pooled over {voxels:,} voxels: {', '.join(r.name for r in self.regions)}.",
             f"Trained on {names['train']}; every choice (thresholds, weights, epochs) on {names['validation']}.",
-            *(band_note(row) for row in [row for row in rows if row["band"] is not None][:1]),
-            COSTS_NOTE,
-            *([PUBLISHED_NOTE] if self.published else ()),
+            *([_band_note(banded)] if banded else ()),
+            _COSTS_NOTE,
+            *([_PUBLISHED_NOTE] if self.published else ()),
             *(str(warning) for warning in self.splits.provenance.get("warnings") or ()),
         ]
 
 
-def band_note(row: Row) -> str:
-    """What the boundary band leaves out."""
+def _band_note(row: Row) -> str:
     shares = [text(row[f"band_left_out_{side}"], "percent") for side in ("foreground", "background")]
     return (
         f"Without the border: voxels at most {row['band']:g} from the other true class (3D, Euclidean, in voxels of "
@@ -150,30 +171,9 @@ def common_options(data: Mapping[str, Any], splits: Splits, part: str, seed: int
     return {"data": data, "files": checksums(splits.provenance), "part": part, "seed": seed}
 
 
-EMPTY = "-"
-
-PICTURE = "methods.png"
-
-KEY = "green found, orange false, blue missed"
-
-_STYLE = """body {font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem}
-table {border-collapse: collapse; font-variant-numeric: tabular-nums}
-th, td {border-bottom: 1px solid #ccc; padding: .3rem .6rem; text-align: right; vertical-align: top}
-th:first-child, td:first-child, td:nth-child(2), td:last-child {text-align: left}
-tr.published td {color: #666; font-style: italic}
-img {max-width: 100%}"""
-
-
 @dataclass(frozen=True)
 class Page:
-    """A table with what is said around it.
-
-    Attributes:
-        rows: Of methods and of published figures.
-        title: Above.
-        notes: Sentences below.
-        picture: Whether there is one to show.
-    """
+    """A table of methods and published figures, its notes below, and whether there is a picture to show."""
 
     rows: Sequence[Row]
     title: str
@@ -181,7 +181,7 @@ class Page:
     picture: bool = False
 
     def columns(self) -> dict[str, tuple[str, str]]:
-        """Head and column of what is shown, by the kind of its cells: text, percent, seconds or bytes."""
+        """Head and kind (text, percent, seconds or bytes) of the columns that are shown."""
         bands = sorted({row["band"] for row in self.rows if row["band"] is not None})
         band = f"without {bands[0]:g} voxels at the border" if bands else "without the border"
         shown = {
@@ -200,17 +200,12 @@ class Page:
             shown["crop_jaccard_mean"] = (f"mean JAC in {where}", "percent")
         if any(row["jaccard_published"] is not None for row in self.rows):
             shown["jaccard_published"] = ("JAC as published", "percent")
-        return shown | {
-            "training_seconds": ("training", "seconds"),
-            "prediction_seconds": ("prediction", "seconds"),
-            "peak_memory_bytes": ("peak memory", "bytes"),
-            **(
-                {"device_memory_bytes": ("peak device memory", "bytes")}
-                if any(row["device_memory_bytes"] for row in self.rows)
-                else {}
-            ),
-            "protocol": ("protocol", "text"),
-        }
+        shown["training_seconds"] = ("training", "seconds")
+        shown["prediction_seconds"] = ("prediction", "seconds")
+        shown["peak_memory_bytes"] = ("peak memory", "bytes")
+        if any(row["device_memory_bytes"] for row in self.rows):
+            shown["device_memory_bytes"] = ("peak device memory", "bytes")
+        return shown | {"protocol": ("protocol", "text")}
 
     def cells(self) -> list[list[str]]:
         """What is shown, head first."""
@@ -226,7 +221,7 @@ def text(value: Any, kind: str) -> str:  # noqa: ANN401 (a cell)
     ('76.2', '95 s', '1.50 GB', '-')
     """
     if value is None or value == "":
-        return EMPTY
+        return _EMPTY
     if kind == "percent":
         return f"{100 * value:.1f}"
     if kind == "seconds":
@@ -235,27 +230,18 @@ def text(value: Any, kind: str) -> str:  # noqa: ANN401 (a cell)
 
 
 def write_tables(folder: Path, page: Page) -> None:
-    """Write the three files, each whole or not at all.
-
-    Raises:
-        UserError: One cannot be written.
-    """
+    """Write ``table.md``, ``table.html`` and ``table.csv``, which holds all that is known in plain numbers."""
     write_text(folder / "table.md", markdown(page))
-    write_text(folder / "table.csv", as_csv(page.rows))
+    write_text(folder / "table.csv", to_csv(COLUMNS, ([row[column] for column in COLUMNS] for row in page.rows)))
     write_text(folder / "table.html", as_html(page))
 
 
 def markdown(page: Page) -> str:
     """The page as Markdown."""
-    picture = [f"![The same crop under every method: {KEY}]({PICTURE})", ""] if page.picture else []
+    picture = [f"![The same crop under every method: {_COLOURS}]({_PICTURE})", ""] if page.picture else []
     return "\n".join(
         [f"# {page.title}", "", to_markdown(page.cells()), "", *picture, *(f"- {note}" for note in page.notes), ""]
     )
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """All that is known, in plain numbers."""
-    return to_csv(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
 
 
 def as_html(page: Page) -> str:
@@ -265,8 +251,8 @@ def as_html(page: Page) -> str:
         f'<tr class="{html.escape(str(row["source"]))}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         for row, cells in zip(page.rows, body, strict=True)
     ]
-    title, key = html.escape(page.title), html.escape(KEY)
-    figure = f'<figure><img src="{PICTURE}" alt="{key}"><figcaption>{key}</figcaption></figure>'
+    title = html.escape(page.title)
+    figure = f'<figure><img src="{_PICTURE}" alt="{_COLOURS}"><figcaption>{_COLOURS}</figcaption></figure>'
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>',
         f"<h1>{title}</h1><table><thead><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr></thead>",
@@ -290,8 +276,9 @@ def terminal(page: Page) -> Table:
         "predict": ("seconds", ("prediction_seconds",)),
         "memory": ("bytes", ("peak_memory_bytes",)),
     }
-    published = [f"{row['method']} {text(row['jaccard_published'], 'percent')}" for row in published_of(page.rows)]
-    caption = f"{', '.join(published)}: class and voxels not stated" if published else None
+    published = [row for row in page.rows if row["source"] == "published"]
+    figures = ", ".join(f"{row['method']} {text(row['jaccard_published'], 'percent')}" for row in published)
+    caption = f"{figures}: class and voxels not stated" if published else None
     table = Table(title=escape(page.title), title_justify="left", caption=caption, caption_justify="left")
     methods = [row for row in page.rows if row["source"] != "published"]
     heads = [head for head, (_, keys) in shown.items() if any(row[keys[0]] is not None for row in methods)]
@@ -299,33 +286,8 @@ def terminal(page: Page) -> Table:
         table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
     for row in methods:
         cells = [[text(row[key], kind) for key in keys] for kind, keys in (shown[head] for head in heads)]
-        table.add_row(*(escape(EMPTY if set(cell) == {EMPTY} else ", ".join(cell)) for cell in cells))
+        table.add_row(*(escape(_EMPTY if set(cell) == {_EMPTY} else ", ".join(cell)) for cell in cells))
     return table
-
-
-def published_of(rows: Sequence[Row]) -> list[Row]:
-    """The rows of published figures."""
-    return [row for row in rows if row["source"] == "published"]
-
-
-Row = dict[str, Any]
-"""Cells by the names in `COLUMNS`, None where there is nothing."""
-
-PUBLISHED = (("Lucchi et al.", 0.948), ("Neila et al.", 0.762), ("Lucchi et al.", 0.867), ("proposed", 0.964))
-"""The table of the abstract, in its order and under its names."""
-
-UNKNOWN = "EPFL CA1; class (fg, bg or mean), voxels and any boundary band are not stated"
-
-WHICH = "which paper is meant is not stated"
-
-COLUMNS = (
-    *("method", "title", "source", "status", "jaccard_foreground", "jaccard_foreground_low"),
-    *("jaccard_foreground_high", "jaccard_background", "jaccard_mean", "precision", "recall", "threshold"),
-    *("band", "band_jaccard_foreground", "band_jaccard_mean", "band_left_out_foreground", "band_left_out_background"),
-    *("crop", "crop_jaccard_foreground", "crop_jaccard_mean", "jaccard_published"),
-    *("training_seconds", "prediction_seconds", "peak_memory_bytes", "device_memory_bytes", "protocol", "commit"),
-)
-"""Of ``table.csv``; scores are shares of one."""
 
 
 def published_rows() -> list[Row]:
@@ -334,84 +296,46 @@ def published_rows() -> list[Row]:
     No figure is put beside a method of ours, since the abstract does not say which of their papers it means.
     """
     return [
-        _row(
-            method=f"{name} (abstract)",
-            title="as the abstract labels it",
-            source="published",
-            jaccard_published=value,
-            protocol=f"{UNKNOWN}; {WHICH}" if name.startswith("Lucchi") else UNKNOWN,
-        )
+        dict.fromkeys(COLUMNS)
+        | {
+            "method": f"{name} (abstract)",
+            "title": "as the abstract labels it",
+            "source": "published",
+            "jaccard_published": value,
+            "protocol": f"{_UNKNOWN}; {_WHICH}" if name.startswith("Lucchi") else _UNKNOWN,
+        }
         for name, value in PUBLISHED
     ]
 
 
 def method_row(name: str, folder: Path, part: str, band: float) -> Row:
-    """The row of a method, from what its folder holds.
-
-    Args:
-        name: Of the method.
-        folder: Its folder.
-        part: Of the data, whose scores are shown.
-        band: Width of the boundary band.
-    """
+    """The row of a method, from what its folder holds; ``band`` is the width of the boundary band."""
     record, costs = read_json(folder / RECORD), read_json(folder / COSTS)
     status = record.get("status") or "not run"
-    about = {"method": name, "title": record.get("title"), "source": "mitoseg", "commit": record.get("commit")}
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"method": name, "title": record.get("title"), "source": "mitoseg", "commit": record.get("commit")}
     metrics = read_json(folder / METRICS).get(part)
     if status != FINISHED or not metrics:
-        why = record.get("error")
-        return _row(**about, status=status, protocol=f"no result: {why or status}")
+        return row | {"status": status, "protocol": f"no result: {record.get('error') or status}"}
+    row |= {"status": status, "protocol": costs.get("protocol")}
+    row |= {key: costs.get(key) for key in ("training_seconds", "prediction_seconds")}
     memory = costs.get("peak_memory") or {}
-    return _row(
-        **about,
-        **scores(metrics, band),
-        status=status,
-        training_seconds=costs.get("training_seconds"),
-        prediction_seconds=costs.get("prediction_seconds"),
-        peak_memory_bytes=memory.get("process"),
-        device_memory_bytes=memory.get("device"),
-        protocol=costs.get("protocol"),
-    )
-
-
-def scores(metrics: Mapping[str, Any], band: float) -> Row:
-    """The cells of an evaluation, as `mitoseg.evaluation.evaluate` gave it or a file holds it."""
-    cells = {key: metrics.get(key) for key in ("jaccard_foreground", "jaccard_background", "jaccard_mean")}
-    cells |= {key: metrics.get(key) for key in ("precision", "recall")}
+    row |= {"peak_memory_bytes": memory.get("process"), "device_memory_bytes": memory.get("device")}
+    same = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall")
+    row |= {key: metrics.get(key) for key in same}
     if metrics.get("kind") == "probability":
-        cells["threshold"] = metrics.get("threshold")
+        row["threshold"] = metrics.get("threshold")
     low_high: Sequence[float | None] = (metrics.get("interval") or {}).get("jaccard_foreground") or (None, None)
-    cells["jaccard_foreground_low"], cells["jaccard_foreground_high"] = low_high
+    row["jaccard_foreground_low"], row["jaccard_foreground_high"] = low_high
     for found in metrics.get("boundary") or ():
         if found["dims"] == 3 and found["distance"] == band:
             keys = ("jaccard_foreground", "jaccard_mean", "left_out_foreground", "left_out_background")
-            cells |= {"band": band, **{f"band_{key}": found[key] for key in keys}}
-    return cells
-
-
-def crop_cells(metrics: Mapping[str, Any]) -> Row:
-    """The cells of an evaluation of a part."""
-    cells = {f"crop_{key}": metrics.get(key) for key in ("jaccard_foreground", "jaccard_mean")}
-    return {"crop": metrics.get("crop"), **cells}
-
-
-def _row(**cells: object) -> Row:
-    unknown = set(cells) - set(COLUMNS)
-    if unknown:
-        raise ValueError(f"no such columns: {sorted(unknown)}")
-    return {column: cells.get(column) for column in COLUMNS}
-
-
-_EVERY = 4
-"""Of how many slices one is looked at for a place to show."""
+            row |= {"band": band, **{f"band_{key}": found[key] for key in keys}}
+    return row
 
 
 def choose_box(label_zyx: npt.NDArray[np.uint8], size: Sequence[int]) -> Box:
-    """Where a crop of one slice holds most mitochondria in truth, so that no result has a say in what is shown.
-
-    Args:
-        label_zyx: 0, 1, 255.
-        size: (y, x) of the crop, cut to the slice.
+    """Where a crop (y, x) of one slice holds most mitochondria in truth, so that no result decides what is shown.
 
     >>> label_zyx = np.zeros((5, 8, 8), np.uint8)
     >>> label_zyx[4, 4:, 4:] = 1
@@ -433,11 +357,7 @@ def choose_box(label_zyx: npt.NDArray[np.uint8], size: Sequence[int]) -> Box:
 
 
 def picture_box(region: Region, size: object, box: object) -> Box:
-    """The crop that is asked for, in coordinates of the region.
-
-    Raises:
-        UserError: It is no size, leaves the region, or has more than one slice.
-    """
+    """The crop that is asked for, by its box in coordinates of the region or by its size (y, x)."""
     if box is not None:
         found = Box.parse(box, region.box.shape)
         if found.shape[0] != 1:
@@ -448,49 +368,8 @@ def picture_box(region: Region, size: object, box: object) -> Box:
     return choose_box(region.read_label(), size)
 
 
-def draw_methods(path: Path, region: Region, predictions: Mapping[str, Path], box: Box) -> None:
-    """Write the picture.
-
-    Args:
-        path: The PNG file.
-        region: Image and truth.
-        predictions: What each method has written for the region, by what stands above its panel.
-        box: One slice, in coordinates of the region.
-
-    Raises:
-        UserError: A prediction cannot be read, or the file not be written.
-    """
-    there = box.shift(region.box.start)
-    results = {}
-    for title, where in predictions.items():
-        prediction = open_volume(str(where))
-        results[title] = decide(prediction).foreground(prediction.read(box))[0]
-    z, y, x = box.start
-    figure = comparison_figure(
-        region.image.read(there)[0],
-        region.label.read(there)[0],
-        results,
-        title=f"image, z = {z}, y from {y}, x from {x}",
-        voxel_size=region.image.voxel_size,
-    )
-    with atomic_output(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-CROPS = "crops.json"
-
-
 def score_part(folder: Path, regions: Sequence[Region], part: str) -> Evaluation:
-    """Score the predictions in a method's folder and write ``metrics.json``.
-
-    Args:
-        folder: The method's.
-        regions: What they are of.
-        part: Of the data.
-
-    Returns:
-        The keys of `mitoseg.evaluation.evaluate`, pooled over the regions.
-    """
+    """Score the predictions of the regions in a method's folder, pooled, and write ``metrics.json``."""
     found = []
     for i, region in enumerate(regions):
         result = open_volume(str(prediction_path(folder, part, i)))
@@ -501,32 +380,9 @@ def score_part(folder: Path, regions: Sequence[Region], part: str) -> Evaluation
 
 
 def read_crop(text: object, regions: Sequence[Region]) -> Box | None:
-    """The part that is scored as well.
-
-    Raises:
-        UserError: It leaves the region, or there are several.
-    """
+    """The part of the one region that is scored as well."""
     if text is None:
         return None
     if len(regions) != 1:
         raise UserError("crop= is of one region, there are several", [r.name for r in regions], "leave out crop=")
     return Box.parse(text, regions[0].box.shape)
-
-
-def score_crop(folder: Path, region: Region, part: str, crop: Box) -> Row:
-    """Scores of a part of the one region, kept in ``crops.json``.
-
-    Args:
-        folder: The method's, which holds its prediction.
-        region: What that is of.
-        part: Of the data.
-        crop: In coordinates of the region.
-    """
-    known = read_json(folder / CROPS)
-    if str(crop) not in known:
-        result = open_volume(str(prediction_path(folder, part, 0)))
-        truth = ArrayVolume(region.read_label(), result.voxel_size)
-        known[str(crop)] = crop_cells(evaluate(result, truth, crop=crop, bands=()))
-        write_json(folder / CROPS, known)
-    cells: Row = known[str(crop)]
-    return cells

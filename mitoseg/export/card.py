@@ -9,7 +9,7 @@ from typing import Any
 from mitoseg.networks.checkpoint import Model
 from mitoseg.tables import to_markdown
 
-SCORES = {
+_SCORES = {
     "jaccard_foreground": "JAC of mitochondria",
     "jaccard_background": "JAC of background",
     "jaccard_mean": "JAC, mean of both",
@@ -21,29 +21,32 @@ SCORES = {
 def model_card(
     name: str, model: Model, provenance: Mapping[str, Any] | None, metrics: Mapping[str, Any] | None
 ) -> str:
-    """A card in Markdown.
+    """A card in Markdown, from the records ``provenance.json`` and ``metrics.json`` of a model's run.
 
-    Args:
-        name: Title.
-        model: The network and what it needs.
-        provenance: Of its run (``provenance.json``): data with licence and citation, command, commit.
-        metrics: Of its run (``metrics.json``).
-
-    Returns:
-        Text; what is not known is said to be so.
+    What is not known is said to be so.
     """
-    parts = [_network(name, model), _data(provenance or {}), _scores(metrics or {}), _limits(model)]
-    return "\n".join(parts)
+    size = "its training volume's" if model.voxel_size is None else f"{model.voxel_size[0]:g} nm"
+    limits = (
+        "## Limits\n\n"
+        f"Trained on one kind of tissue under one microscope. Volumes with other voxel sizes than {size}, other "
+        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
+        "with `mitoseg evaluate`. Not for diagnosis.\n"
+    )
+    return "\n".join([_network(name, model), _data(provenance or {}), _scores(metrics or {}), limits])
+
+
+def voxels_of(model: Model) -> str:
+    """The voxel size (z, y, x) that a model was trained on, as text."""
+    return "not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm"
 
 
 def _network(name: str, model: Model) -> str:
     weights = sum(p.numel() for p in model.network.parameters())
-    size = "not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm"
     mean, std = model.normalization["mean"], model.normalization["std"]
     lines = [
         f"# {name}\n\nMitochondria in electron-microscopy volumes: a probability for every voxel.\n",
         f"- network: `{model.config.get('_target_')}`, {weights:,} weights, input channels: {model.channels}",
-        f"- voxel size of its training volume (z, y, x): {size}",
+        f"- voxel size of its training volume (z, y, x): {voxels_of(model)}",
         f"- grey values of its training volume: mean {mean:.1f}, standard deviation {std:.1f}",
         f"- threshold chosen on validation: {model.threshold:.3f}; written by mitoseg {model.record.get('version')}\n",
         "## Use\n\n    mitoseg predict checkpoint=model.safetensors input=VOLUME output=OUT.zarr\n",
@@ -71,20 +74,10 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     if not splits:
         return "## Scores\n\nNot recorded.\n"
     rows = [["", *splits]]
-    for key, label in SCORES.items():
+    for key, label in _SCORES.items():
         found = [metrics[split].get(key) for split in splits]
         rows.append([label, *("" if f is None else f"{f:.4f}" for f in found)])
     return "\n".join([*lines, to_markdown(rows), ""])
-
-
-def _limits(model: Model) -> str:
-    size = "its training volume's" if model.voxel_size is None else f"{model.voxel_size[0]:g} nm"
-    return (
-        "## Limits\n\n"
-        f"Trained on one kind of tissue under one microscope. Volumes with other voxel sizes than {size}, other "
-        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
-        "with `mitoseg evaluate`. Not for diagnosis.\n"
-    )
 
 
 def read_facts(card: str) -> dict[str, str]:

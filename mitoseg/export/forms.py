@@ -103,11 +103,7 @@ def networks_of(network: nn.Module) -> list[nn.Module]:
 
 
 def choose_form(name: str, network: nn.Module) -> tuple[str, str]:
-    """The form that a name stands for, and the network's own form inside it.
-
-    Raises:
-        UserError: There is no such form, or the network has none.
-    """
+    """The form that a name stands for, and the network's own form inside it."""
     if name not in FORMS:
         raise UserError("no such form", name, f"choose one of {', '.join(FORMS)}")
     blocks = {isinstance(one, BlockNetwork) for one in networks_of(network)}
@@ -124,15 +120,9 @@ def choose_form(name: str, network: nn.Module) -> tuple[str, str]:
 
 
 def make_form(model: Model, name: str = "auto", tile: Sequence[int] | None = None) -> Form:
-    """A model in a form.
+    """A model in a form; auto is dense for block networks and tile for others.
 
-    Args:
-        model: The network and what it needs.
-        name: One of `FORMS`; auto is dense for block networks and tile for others.
-        tile: (z, y, x) of a network that does not say itself what sizes it takes.
-
-    Raises:
-        UserError: The network cannot be exported in that form.
+    ``tile`` (z, y, x) is for a network that does not say itself what sizes it takes.
     """
     network = model.network
     chosen, inner = choose_form(name, network)
@@ -151,7 +141,6 @@ def make_form(model: Model, name: str = "auto", tile: Sequence[int] | None = Non
 
 
 def _sizes(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | None) -> Sizes:
-    """Sizes that a form takes."""
     each = [_sizes_of(one, inner, ndim, tile) for one in networks_of(network)]
     if any(0 in one.step for one in each):
         if len({one.least for one in each}) > 1:
@@ -249,13 +238,6 @@ class Dense(nn.Module):
         return scores
 
 
-def scores_of(network: nn.Module, form: str, ndim: int) -> nn.Module:
-    """A module that gives the scores of one network in a form: block, strided, dense or tile."""
-    if form == "strided":
-        return Strided(network, ndim)
-    return Dense(network) if form == "dense" else network
-
-
 class Probability(nn.Module):
     """Calibrated probabilities of grey values as they are stored.
 
@@ -280,8 +262,12 @@ class Probability(nn.Module):
         self.limit = Normalization(self.mean, self.std).limit
         self.calibration, self.block = dict(calibration), form == "block"
         self.members: Sequence[Member | None] = network.parts if isinstance(network, Ensemble) else (None,)
-        networks = [network if member is None else member.network for member in self.members]
-        self.maps = nn.ModuleList(scores_of(one, form, ndim) for one in networks)
+        networks = networks_of(network)
+        if form == "strided":
+            networks = [Strided(one, ndim) for one in networks]
+        elif form == "dense":
+            networks = [Dense(one) for one in networks]
+        self.maps = nn.ModuleList(networks)
 
     def forward(self, grey: Tensor) -> Tensor:
         """Probability (B, 1, [Z,] Y, X) of grey values (B, C, [Z,] Y, X); of a block (B, 2): background first."""

@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.special import expit
+from torch import Tensor, nn
 
 from mitoseg.errors import UserError
-from mitoseg.export.expected import Floats, expected
 from mitoseg.export.forms import Form, make_form
 from mitoseg.export.weights import metadata
 from mitoseg.extras import import_extra
+from mitoseg.geometry import anchor, reflect
+from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import Model
+from mitoseg.networks.ensemble import log_odds
+from mitoseg.networks.kinds import dimensions, per_axis
 from mitoseg.storage import atomic_output, check_output
+from mitoseg.volumes import Normalization, channel_slices
 
+Floats = npt.NDArray[np.float32]
 SUFFIX = ".onnx"
 OPSET = 17
 """Of ONNX; runtimes know it since 2022 (onnxruntime 1.12)."""
@@ -61,19 +69,16 @@ def export_onnx(
     overwrite: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Exported:
-    """Write a model as ONNX and compare what the file answers with the network.
+    """Write a model as ONNX, if what the file answers is what the network does.
 
     Args:
         model: What to write.
         path: Ends in ``.onnx``.
         form: One of `mitoseg.export.forms.FORMS`.
         tile: (z, y, x) for a network that does not say what sizes it takes.
-        facts: Of the training: ``licence``, ``citation``, ``commit``, ... for the file's metadata.
+        facts: Of the training, see `mitoseg.export.weights.metadata`.
         overwrite: Whether a file that exists may be replaced.
         on_step: Called with what is done next.
-
-    Raises:
-        UserError: The suffix, the form or the output is no good, a library is missing, or the file answers otherwise.
     """
     if Path(path).suffix != SUFFIX:
         raise UserError("cannot export to that suffix", Path(path).suffix or str(path), f"give output=NAME{SUFFIX}")
@@ -92,14 +97,11 @@ def export_onnx(
 
 
 def write_onnx(form: Form, path: Path, about: Mapping[str, str]) -> None:
-    """Trace a form into a file.
-
-    Raises:
-        UserError: A library is missing, or the network cannot be traced.
-    """
+    """Trace a form into a file."""
     onnx = import_extra("onnx", "onnx", "exchange")
     example = torch.full(form.example(1), 1.0)
-    axes = {INPUT: free_axes(form), OUTPUT: {0: "b"}}
+    free = {0: "b", **{i: form.axes[i] for i, step in enumerate(form.sizes.step, 2) if step}}
+    axes = {INPUT: free, OUTPUT: {0: "b"}}
     if form.name != "block":
         axes[OUTPUT] |= {i: f"out_{name}" if form.inner == "strided" else name for i, name in axes[INPUT].items() if i}
     try:
@@ -129,17 +131,10 @@ def write_onnx(form: Form, path: Path, about: Mapping[str, str]) -> None:
     onnx.save(proto, os.fspath(path))
 
 
-def free_axes(form: Form) -> dict[int, str]:
-    """The axes of an input whose size is free, by their place."""
-    sides = {i: form.axes[i] for i, step in enumerate(form.sizes.step, 2) if step}
-    return {0: "b", **sides}
-
-
 def compare(model: Model, form: Form, path: Path) -> tuple[tuple[tuple[int, ...], ...], float]:
-    """The largest difference between a file and the network, over inputs of several sizes.
+    """The shapes of several inputs, and the largest difference between a file and the network over them.
 
-    Returns:
-        The shapes, and the difference; infinite where a shape of the answers differs.
+    It is infinite where a shape of the answers differs.
     """
     session = open_session(path)
     rng = np.random.default_rng(0)
@@ -156,12 +151,62 @@ def compare(model: Model, form: Form, path: Path) -> tuple[tuple[tuple[int, ...]
     return shapes, difference
 
 
-def open_session(path: Path) -> Any:  # noqa: ANN401 (the runtime has no types)
-    """The file in onnxruntime on the CPU.
+def expected(model: Model, form: Form, grey: Floats) -> Floats:
+    """What an exported file must answer, computed without it: by the network, slice by slice, and numpy.
 
-    Raises:
-        UserError: The library is missing.
+    The input ``grey`` is (B, C, [Z,] Y, X).
     """
+    if form.name == "volume" and dimensions(model.network) == 2:
+        depth = grey.shape[2]
+        rows = [channel_slices(z, depth, model.channels) for z in range(depth)]
+        volumes = [np.stack([_image(model, form.inner, one[0, row][None])[0] for row in rows], 1) for one in grey]
+        return np.stack(volumes)
+    return _image(model, form.inner, grey)
+
+
+def _image(model: Model, inner: str, grey: Floats) -> Floats:
+    """The probabilities of images in a network's own form."""
+    network, known = model.network.eval(), model.calibration
+    image = torch.from_numpy(Normalization(**model.normalization).apply(grey))
+    with torch.inference_mode():
+        if isinstance(network, Ensemble):
+            parts = [m.calibrate(log_odds(_scores(m.network, inner, m.normalize(image)))) for m in network.parts]
+        else:
+            parts = [log_odds(_scores(network, inner, image))]
+    raw = np.mean([part.numpy() for part in parts], 0)
+    found: Floats = expit((raw + known["prior_shift"]) / known["temperature"] + known["bias"]).astype(np.float32)
+    if inner == "block":
+        flat = found.reshape(len(found), -1)
+        return np.concatenate([1 - flat, flat], 1)
+    return found[:, None]
+
+
+def _scores(network: nn.Module, inner: str, image: Tensor) -> Tensor:
+    if inner in ("block", "tile"):
+        scores: Tensor = network(image)
+        return scores
+    ndim = image.ndim - 2
+    window = per_axis(network.window, ndim)  # type: ignore[arg-type]
+    dense = DenseForm(network)
+    spans: list[npt.NDArray[np.integer]] = []
+    places: list[slice] = []
+    for i, size in enumerate(image.shape[2:]):
+        before, after = anchor(window[i]) + dense.padding[i], dense.field[i]
+        if inner == "strided":  # windows start at a multiple of the stride, and zeros stay far away
+            before = anchor(window[i]) + -(-dense.padding[i] // dense.stride[i]) * dense.stride[i]
+            after = 2 * dense.field[i]
+        first = (before - anchor(window[i])) // dense.stride[i]
+        spans.append(reflect(np.arange(-before, size + after), size))
+        places.append(slice(first, first - (-size // dense.stride[i])) if inner == "strided" else slice(0, size))
+    for i, span in enumerate(spans):
+        image = image.index_select(i + 2, torch.from_numpy(span))
+    whole: Tensor = network(image) if inner == "strided" else dense(image)
+    index: Any = (..., *places)
+    return whole[index]
+
+
+def open_session(path: Path) -> Any:  # noqa: ANN401 (the runtime has no types)
+    """The file in onnxruntime on the CPU."""
     runtime = import_extra("onnxruntime", "onnxruntime", "exchange")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1  # several wait for each other actively, which is slow where other work runs
@@ -175,10 +220,7 @@ def run_onnx(path: Path, grey: Floats) -> Floats:
 
 
 def described(form: Form) -> tuple[str, str]:
-    """Axes and sizes of input and output in words.
-
-    Sizes that are free are told as the smallest one, and steps.
-    """
+    """Axes and sizes of input and output in words; free sizes as the smallest one, and steps."""
     sides = [
         f"{axis}={least}" if not step else f"{axis}" if step == 1 else f"{axis} (multiples of {step})"
         for axis, least, step in zip(form.axes[2:], form.sizes.least, form.sizes.step, strict=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import metadata as installed
 from pathlib import Path
@@ -28,9 +28,19 @@ from scipy.ndimage import binary_erosion
 
 import mitoseg
 from mitoseg.errors import UserError
-from mitoseg.export.expected import expected
+from mitoseg.export.card import voxels_of
 from mitoseg.export.forms import Form, make_form
-from mitoseg.export.onnx_file import INPUT, OPSET, OUTPUT, TOLERANCE, Exported, compare, described, write_onnx
+from mitoseg.export.onnx_file import (
+    INPUT,
+    OPSET,
+    OUTPUT,
+    TOLERANCE,
+    Exported,
+    compare,
+    described,
+    expected,
+    write_onnx,
+)
 from mitoseg.export.weights import metadata
 from mitoseg.extras import import_extra
 from mitoseg.networks.checkpoint import Model
@@ -38,9 +48,11 @@ from mitoseg.storage import atomic_output, check_output
 from mitoseg.volumes import CHANNEL_OFFSETS, Array
 
 PACKAGE_SUFFIX = ".zip"
-
 COVER = 256
 """Voxels along y and x of the image on the cover."""
+SIDE = 384
+"""Pixels of each half of the cover."""
+ORANGE = (255, 140, 0)
 
 
 def export_package(
@@ -62,40 +74,38 @@ def export_package(
         path: Ends in ``.zip``.
         name: Title.
         image: Makes the grey values of the test input, and of the cover, for a shape (z, y, x).
-        card: The model's card in Markdown.
+        card: The model's card in Markdown; its headings go one level down.
         facts: Of the training: ``name``, ``title``, ``licence``, ``citation``, ``doi``, ``commit``.
         tile: (z, y, x) for a network that does not say what sizes it takes.
         overwrite: Whether a file that exists may be replaced.
         on_step: Called with what is done next.
-
-    Raises:
-        UserError: The suffix or the output is no good, a library is missing, the network cannot be exported, or the
-            package does not pass the test.
     """
     if Path(path).suffix != PACKAGE_SUFFIX:
         remedy = f"give output=NAME{PACKAGE_SUFFIX}"
         raise UserError("cannot export to that suffix", Path(path).suffix or str(path), remedy)
     spec, core = (import_extra(f"bioimageio.{part}", "bioimageio.core", "exchange") for part in ("spec", "core"))
     check_output(path, overwrite)
-    form, told = make_form(model, "volume", tile), facts or {}
+    form, facts, title = make_form(model, "volume", tile), facts or {}, _title(name)
     with tempfile.TemporaryDirectory() as folder, atomic_output(path, overwrite=overwrite) as temporary:
         place = Path(folder)
         on_step("tracing the network")
-        write_onnx(form, place / "weights.onnx", metadata(model, form, told))
+        write_onnx(form, place / "weights.onnx", metadata(model, form, facts))
         on_step("comparing with the network")
         shapes, difference = compare(model, form, place / "weights.onnx")
         if not difference <= TOLERANCE:
             raise UserError(f"the weights differ from the network by up to {difference:.2g}", name, "nothing is kept")
         on_step("drawing test tensors")
         _write_tests(model, form, image, place)
-        text = document(_title(name), model, form, card)
-        (place / "documentation.md").write_text(text, encoding="utf-8")
+        (place / "documentation.md").write_text(_document(title, model, form, card), encoding="utf-8")
         on_step("packing")
         with _quiet(), spec.ValidationContext(root=place, perform_io_checks=True, log_warnings=False):
-            descr = describe(_title(name), model, form, told, authors(), mitoseg.__version__)
-            spec.save_bioimageio_package(descr, output_path=temporary)
+            spec.save_bioimageio_package(_describe(title, model, form, facts), output_path=temporary)
         on_step("testing the package with bioimageio.core")
-        _test(core, temporary)
+        with _quiet():
+            summary = core.test_description(temporary, expected_type="model")
+        if summary.status != "passed":
+            reasons = " ".join(error.msg for detail in summary.details for error in detail.errors)
+            raise UserError("the package does not pass bioimageio.core's test", reasons[:300], "nothing is kept")
     return Exported(form.name, *described(form), shapes, difference)
 
 
@@ -134,40 +144,11 @@ def _quiet() -> Iterator[None]:
         logger.enable("bioimageio")
 
 
-def _test(core: Any, path: Path) -> None:  # noqa: ANN401 (imported when it is needed)
-    """Have bioimageio.core test a package.
-
-    Raises:
-        UserError: It does not pass.
-    """
-    with _quiet():
-        summary = core.test_description(path, expected_type="model")
-    if summary.status != "passed":
-        reasons = [error.msg for detail in summary.details for error in detail.errors]
-        raise UserError("the package does not pass bioimageio.core's test", " ".join(reasons)[:300], "nothing is kept")
-
-
-TAGS = ["mitochondria", "electron-microscopy", "segmentation", "semantic-segmentation", "3d", "onnx"]
-
-
-def describe(
-    name: str, model: Model, form: Form, facts: Mapping[str, Any], authors: Sequence[str], version: str
-) -> Any:  # noqa: ANN401 (a ModelDescr; bioimageio.spec is imported when it is needed)
-    """A ``ModelDescr`` whose files lie in the validation context's root.
-
-    Args:
-        name: Title, in letters that bioimage.io allows.
-        model: The network and what it needs.
-        form: The form ``volume``.
-        facts: Of the training data, as far as they are known.
-        authors: Names.
-        version: Of mitoseg.
-
-    Raises:
-        UserError: bioimageio.spec is missing.
-    """
-    v = _spec()
+def _describe(name: str, model: Model, form: Form, facts: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """A ``ModelDescr`` whose files lie in the validation context's root."""
+    v = import_extra("bioimageio.spec.model.v0_5", "bioimageio.core", "exchange")
     parameters = sum(p.numel() for p in model.network.parameters())
+    size = "" if model.voxel_size is None else f" Trained on voxels of {voxels_of(model)}."
     about = v.BioimageioConfig(
         modality="electron microscopy",
         target_structure=["mitochondria"],
@@ -176,40 +157,29 @@ def describe(
         model_parameter_count=parameters,
         out_of_scope_use="Diagnosis; other tissue, staining or voxel sizes without a check against labels.",
     )
+    cite = []  # an entry needs a DOI: an address would be looked up
+    if facts.get("doi"):
+        cite = [v.CiteEntry(text=str(facts.get("citation") or facts.get("title")), doi=v.Doi(facts["doi"]))]
+    onnx = v.OnnxWeightsDescr(source=v.RelativeFilePath("weights.onnx"), opset_version=OPSET)
     return v.ModelDescr(
         name=name,
-        description=_summary(model),
-        authors=[v.Author(name=author) for author in authors],
-        cite=_cite(facts),
+        description=(
+            "The probability of being a mitochondrion for every voxel of an electron-microscopy volume, calibrated on "
+            f"validation slabs. Mitochondria are voxels at {model.threshold:.3f} and above.{size}"
+        ),
+        authors=[v.Author(name=author) for author in authors()],
+        cite=cite,
         license=v.LicenseId("BSD-3-Clause"),
-        tags=TAGS,
+        tags=["mitochondria", "electron-microscopy", "segmentation", "semantic-segmentation", "3d", "onnx"],
         documentation=v.FileDescr(source=v.RelativeFilePath("documentation.md")),
         covers=[v.FileDescr(source=v.RelativeFilePath("cover.png"))],
-        version=v.Version(version),
+        version=v.Version(mitoseg.__version__),
         timestamp=v.Datetime(datetime.now(UTC)),
-        inputs=[_input(form, model)],
-        outputs=[_output(form, model)],
-        weights=v.WeightsDescr(
-            onnx=v.OnnxWeightsDescr(source=v.RelativeFilePath("weights.onnx"), opset_version=OPSET)
-        ),
-        training_data=_training_data(facts, authors),
+        inputs=[_input(v, form, model)],
+        outputs=[_output(v, form, model)],
+        weights=v.WeightsDescr(onnx=onnx),
+        training_data=_training_data(v, facts, cite),
         config=v.Config(bioimageio=about, mitoseg=metadata(model, form, facts)),
-    )
-
-
-def _spec() -> Any:  # noqa: ANN401
-    return import_extra("bioimageio.spec.model.v0_5", "bioimageio.core", "exchange")
-
-
-def _summary(model: Model) -> str:
-    size = (
-        ""
-        if model.voxel_size is None
-        else f" Trained on voxels of {' x '.join(f'{n:g}' for n in model.voxel_size)} nm."
-    )
-    return (
-        "The probability of being a mitochondrion for every voxel of an electron-microscopy volume, calibrated on "
-        f"validation slabs. Mitochondria are voxels at {model.threshold:.3f} and above.{size}"
     )
 
 
@@ -217,14 +187,11 @@ def _space(form: Form, model: Model) -> list[dict[str, Any]]:
     """Name, unit and scale of the axes z, y, x."""
     if model.voxel_size is None:
         return [{"id": axis} for axis in form.axes[2:]]
-    return [
-        {"id": axis, "unit": "nanometer", "scale": size}
-        for axis, size in zip(form.axes[2:], model.voxel_size, strict=True)
-    ]
+    named = zip(form.axes[2:], model.voxel_size, strict=True)
+    return [{"id": axis, "unit": "nanometer", "scale": size} for axis, size in named]
 
 
-def _input(form: Form, model: Model) -> Any:  # noqa: ANN401
-    v = _spec()
+def _input(v: Any, form: Form, model: Model) -> Any:  # noqa: ANN401 (``v``: bioimageio.spec's model module)
     sides = []
     for axis, least, step in zip(_space(form, model), form.sizes.piece, form.sizes.step, strict=True):
         size = v.ParameterizedSize(min=least, step=step) if step else least
@@ -239,8 +206,7 @@ def _input(form: Form, model: Model) -> Any:  # noqa: ANN401
     )
 
 
-def _output(form: Form, model: Model) -> Any:  # noqa: ANN401
-    v = _spec()
+def _output(v: Any, form: Form, model: Model) -> Any:  # noqa: ANN401
     sides = []
     for axis, halo in zip(_space(form, model), form.sizes.halo, strict=True):
         size = v.SizeReference(tensor_id=v.TensorId(INPUT), axis_id=v.AxisId(axis["id"]))
@@ -255,15 +221,7 @@ def _output(form: Form, model: Model) -> Any:  # noqa: ANN401
     )
 
 
-def _cite(facts: Mapping[str, Any]) -> list[Any]:
-    """The papers of the training data; an entry needs a DOI (an address would be looked up)."""
-    v = _spec()
-    if not facts.get("doi"):
-        return []
-    return [v.CiteEntry(text=str(facts.get("citation") or facts.get("title")), doi=v.Doi(facts["doi"]))]
-
-
-def _training_data(facts: Mapping[str, Any], authors: Sequence[str]) -> Any:  # noqa: ANN401
+def _training_data(v: Any, facts: Mapping[str, Any], cite: list[Any]) -> Any:  # noqa: ANN401
     """The data set, if it is known."""
     title = facts.get("title") or facts.get("name")
     if not title:
@@ -273,8 +231,8 @@ def _training_data(facts: Mapping[str, Any], authors: Sequence[str]) -> Any:  # 
     return dataset.DatasetDescr(
         name=f"data {allowed}"[:64] if len(allowed) < 5 else allowed[:64],
         description=f"{title}. Licence: {facts.get('licence') or 'not recorded'}.",
-        authors=[_spec().Author(name=f"see the citation; described by {name}") for name in authors],
-        cite=_cite(facts),
+        authors=[v.Author(name=f"see the citation; described by {name}") for name in authors()],
+        cite=cite,
         tags=["electron-microscopy"],
     )
 
@@ -308,15 +266,8 @@ of mitochondria, of background and their mean. The scores below are those of the
 """
 
 
-def document(name: str, model: Model, form: Form, card: str) -> str:
-    """Markdown: what goes in and comes out, how it is used and judged, then the model's card.
-
-    Args:
-        name: Title.
-        model: The network and what it needs.
-        form: The form of the weights.
-        card: Of `mitoseg.export.model_card`; its headings go one level down.
-    """
+def _document(name: str, model: Model, form: Form, card: str) -> str:
+    """Markdown: what goes in and comes out, how it is used and judged, then the model's card."""
     taken, given = described(form)
     head = _TEXT.format(
         name=name,
@@ -325,7 +276,7 @@ def document(name: str, model: Model, form: Form, card: str) -> str:
         mean=model.normalization["mean"],
         std=model.normalization["std"],
         threshold=model.threshold,
-        voxels="not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm",
+        voxels=voxels_of(model),
         slices=", ".join(f"{n:+d}" if n else "0" for n in CHANNEL_OFFSETS[model.channels]),
         halo=" x ".join(map(str, form.sizes.halo)),
     )
@@ -333,20 +284,8 @@ def document(name: str, model: Model, form: Form, card: str) -> str:
     return head + "\n".join(lower) + "\n"
 
 
-SIDE = 384
-"""Pixels of each half."""
-
-ORANGE = (255, 140, 0)
-
-
 def draw_cover(grey_yx: npt.NDArray[np.floating], prob_yx: npt.NDArray[np.floating], threshold: float) -> Image.Image:
-    """Twice as wide as high; mitochondria are orange, the more so the surer.
-
-    Args:
-        grey_yx: Grey values.
-        prob_yx: Probabilities.
-        threshold: Where the outline runs.
-    """
+    """Grey values beside themselves with mitochondria in orange, the more so the surer, outlined at the threshold."""
     low, high = np.percentile(grey_yx, (0.5, 99.5))
     level = np.clip((grey_yx - low) / max(high - low, 1e-6), 0, 1)
     plain = np.repeat(level[..., None], 3, 2)

@@ -19,16 +19,7 @@ from mitoseg.volumes import CHANNEL_OFFSETS
 
 
 def export_weights(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a model's weights, kernels in half precision, and all that prediction needs to know.
-
-    Args:
-        model: What to write.
-        path: Ends in ``.safetensors``.
-        overwrite: Whether a file that exists may be replaced.
-
-    Raises:
-        UserError: Another suffix, or the file exists.
-    """
+    """Write a model's weights, kernels in half precision, and all that prediction needs to know, as safetensors."""
     if Path(path).suffix != SUFFIX:
         raise UserError("cannot export to that suffix", Path(path).suffix or str(path), f"give output=NAME{SUFFIX}")
     with atomic_output(Path(path), overwrite=overwrite) as temporary:
@@ -46,15 +37,9 @@ _VOLUME = "an answer for every voxel; pieces of a stack overlap by twice the hal
 
 
 def metadata(model: Model, form: Form, facts: Mapping[str, Any]) -> dict[str, str]:
-    """Text by key.
+    """What an exported file says of itself: text by key; lists are JSON.
 
-    Args:
-        model: The network and what it needs.
-        form: What is exported.
-        facts: Of the training: ``licence``, ``citation``, ``commit``, ``name``, ... as far as they are known.
-
-    Returns:
-        Lists are JSON; what is not known says so.
+    ``facts`` are of the training: ``licence``, ``citation``, ``commit``, ``name``, ... What is not known says so.
     """
     channels = list(CHANNEL_OFFSETS[model.channels])
     known = {

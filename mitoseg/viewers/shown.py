@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 KINDS = ("image", "probability", "uncertainty", "mask", "instances", "truth")
 """What can be looked at, from the bottom up."""
+RECORD = "provenance.json"
+RESULT = "result"
+_REGION = re.compile(r"(.+) (\[[\d:,]+\])")
+_MANY = "name one of them: image=VOLUME and probability=, mask= or instances=VOLUME"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Shown:
     Attributes:
         volumes: By kind, in the order of `KINDS`; all of one shape.
         voxel_size: (z, y, x) in nm.
-        axes: What opening them was told of their axes, by path.
+        axes: The axes that each was opened with, by path.
     """
 
     volumes: Mapping[str, Volume]
@@ -71,31 +75,30 @@ def open_shown(
         given: Paths by kind, of `KINDS`; they come before the run's.
         axes: The order of the stored axes, for the files that it fits.
         voxel_size: (z, y, x) in nm, before the files'.
-
-    Raises:
-        UserError: Nothing to look at, files that cannot be opened, shapes that differ, or no voxel size.
     """
     size = None if voxel_size is None else check_voxel_size(voxel_size)
     opener = _Opener(axes)
     found = {kind: opener.open(Source(path)) for kind, path in given.items() if path}
     for name, source in ({} if run is None else _sources(run)).items():
-        if name not in found and _is_there(source, name):
-            volume = opener.open(source)
-            found.setdefault(kind_of(volume) if name == RESULT else name, volume)
+        if name in found:
+            continue
+        if not stored_in(source.path).exists():
+            log.warning("the run's %s is not there any more: %s; it is left out", name, source.path)
+            continue
+        volume = opener.open(source)
+        found.setdefault(kind_of(volume) if name == RESULT else name, volume)
     if not found:
         raise UserError("there is nothing to look at", run, "give a run's folder, or image=, mask=, instances= VOLUME")
     opener.check_axes()
     volumes = {kind: found[kind] for kind in KINDS if kind in found}
-    _check_shapes(volumes)
+    shapes = {kind: volume.shape for kind, volume in volumes.items()}
+    if len(set(shapes.values())) > 1:
+        raise UserError("the volumes differ in shape (z, y, x)", shapes, "give volumes over the same voxels")
     return Shown(volumes, _voxel_size(volumes, size), opener.axes)
 
 
 def kind_of(volume: Volume) -> str:
-    """What a result is: as its metadata says, else by its type and, of bytes, by a few slices.
-
-    Raises:
-        UserError: Bytes that may be probabilities or numbers.
-    """
+    """What a result is: as its metadata says, else by its type and, of bytes, by a few slices."""
     kind = volume.info.metadata.get("kind")
     if kind in KINDS:
         return str(kind)
@@ -125,19 +128,8 @@ def _sources(run: str) -> dict[str, Source]:
     return {str(kind) if kind in KINDS else "image": Source(run)}
 
 
-def _is_there(source: Source, name: str) -> bool:
-    there = stored_in(source.path).exists()
-    if not there:
-        log.warning("the run's %s is not there any more: %s; it is left out", name, source.path)
-    return there
-
-
 class _Opener:
-    """Opens volumes; ``axes`` is for those that it fits, the others must be clear by themselves.
-
-    Attributes:
-        axes: What opening the files was told of their axes, by path.
-    """
+    """Opens volumes; ``axes`` is for those that it fits, the others must be clear by themselves."""
 
     def __init__(self, axes: str | None) -> None:
         self._given, self._fitted = axes, axes is None
@@ -161,19 +153,9 @@ class _Opener:
         return CroppedVolume(volume, Box.parse(source.box, volume.shape))
 
     def check_axes(self) -> None:
-        """Refuse axes that fit none of the volumes.
-
-        Raises:
-            UserError: Of the first of them.
-        """
+        """Refuse axes that fit none of the volumes."""
         if not self._fitted:
             raise self._misfits[0]
-
-
-def _check_shapes(volumes: Mapping[str, Volume]) -> None:
-    shapes = {kind: volume.shape for kind, volume in volumes.items()}
-    if len(set(shapes.values())) > 1:
-        raise UserError("the volumes differ in shape (z, y, x)", shapes, "give volumes over the same voxels")
 
 
 def _voxel_size(volumes: Mapping[str, Volume], given: VoxelSize | None) -> VoxelSize:
@@ -189,17 +171,6 @@ def _voxel_size(volumes: Mapping[str, Volume], given: VoxelSize | None) -> Voxel
     return size
 
 
-RECORD = "provenance.json"
-
-RESULT = "result"
-
-_REGION = re.compile(r"(.+) (\[[\d:,]+\])")
-
-_SPLITS = ("test", "validation")
-
-_MANY = "name one of them: image=VOLUME and probability=, mask= or instances=VOLUME"
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a volume is.
@@ -207,7 +178,7 @@ class Source:
     Attributes:
         path: As `mitoseg.volumes.open_volume` takes it.
         box: The part of it that is looked at, such as ``[0:82,0:768,0:1024]``; None for all.
-        axes: What the run was told of its axes.
+        axes: As the run was given them.
         voxel_size: What the run was told of it, (z, y, x) in nm.
     """
 
@@ -225,15 +196,8 @@ def is_run(folder: Path | str) -> bool:
 def volumes_of_run(folder: Path | str) -> dict[str, Source]:
     """What a run of predict, evaluate, measure or train read and wrote.
 
-    Args:
-        folder: With ``provenance.json``.
-
-    Returns:
-        By name, those that it names of ``image``, ``truth``, ``result``, ``probability``, ``uncertainty`` and
-        ``instances``. Relative paths are found from where the run was started, else from here. The files may be gone.
-
-    Raises:
-        UserError: The folder is no run, or one without volumes, or one of several volumes.
+    By name, those that its record names of ``image``, ``truth``, ``result``, ``probability``, ``uncertainty`` and
+    ``instances``. Relative paths are found from where the run was started, else from here. The files may be gone.
     """
     folder = Path(folder)
     record = read_json(folder / RECORD)
@@ -245,9 +209,12 @@ def volumes_of_run(folder: Path | str) -> dict[str, Source]:
     if not named:
         remedy = "give a run of predict, evaluate, measure or train, or the volumes themselves: image=VOLUME"
         raise UserError("the folder names no volumes", str(folder), remedy)
-    started, told = _started_in(folder), _told(folder, record)
+    config = _yaml(folder / ".hydra" / "config.yaml")
+    config = (config.get("data") or {}) if "data" in record else config
+    options = {key: config.get(key) for key in ("axes", "voxel_size")}
+    started = _started_in(folder)
     return {
-        name: replace(source, path=_found(source.path, started), **(told if name in read else {}))
+        name: replace(source, path=_found(source.path, started), **(options if name in read else {}))
         for name, source in named.items()
     }
 
@@ -271,7 +238,7 @@ def _named(record: Mapping[str, Any]) -> dict[str, str]:
 def _of_training(folder: Path, data: Mapping[str, Any]) -> dict[str, Source]:
     """The first prediction of a training run, with the voxels that it was made of."""
     regions = data.get("regions") or {}
-    for split in _SPLITS:
+    for split in ("test", "validation"):
         prediction = folder / "predictions" / f"{split}_0.tif"
         if not prediction.is_file():
             continue
@@ -302,13 +269,6 @@ def _started_in(folder: Path) -> Path:
         return Path(_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["runtime"]["cwd"])
     except (KeyError, TypeError):
         return Path.cwd()
-
-
-def _told(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was told of the files that it read: ``axes`` and ``voxel_size``."""
-    found = _yaml(folder / ".hydra" / "config.yaml")
-    found = (found.get("data") or {}) if "data" in record else found
-    return {key: found.get(key) for key in ("axes", "voxel_size")}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from made_volumes import places, save
 
 from mitoseg.geometry import Box
-from mitoseg.viewers.neuroglancer.scene import Level, Levels, open_levels
-from mitoseg.viewers.samples import sample
+from mitoseg.viewers.neuroglancer.scene import Level, Levels, open_levels, sample
 from mitoseg.volumes import ArrayVolume, open_volume
 from mitoseg.volumes.base import CroppedVolume
 

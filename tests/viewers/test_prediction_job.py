@@ -15,10 +15,10 @@ from mitoseg.errors import UserError
 from mitoseg.inference import Prediction, predict_volume
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
-from mitoseg.segmentation import Postprocess
+from mitoseg.segmentation import Postprocess, measure_instances
 from mitoseg.segmentation.postprocess import CLEAN
 from mitoseg.viewers.napari_plugin import predicting
-from mitoseg.viewers.napari_plugin.correcting import delete, make_sources, measure, measure_again, merge, shown
+from mitoseg.viewers.napari_plugin.correcting import delete, make_sources, measure_again, merge, shown
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
 from mitoseg.viewers.napari_plugin.layers import save_table, save_volume
 from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering, number, predict
@@ -156,12 +156,12 @@ def cubes():
 def test_rows_after_a_correction_are_those_of_measuring_again(correct):
     labels_zyx = cubes()
     grey = ArrayVolume(np.random.default_rng(0).integers(0, 255, labels_zyx.shape).astype(np.uint8))
-    table = measure(make_sources(labels_zyx, SIZE, grey))
+    table = measure_instances(make_sources(labels_zyx, SIZE, grey))
     assert len(table) == 6
     edit = correct(labels_zyx)
     edit.apply(labels_zyx)
     sources = make_sources(labels_zyx, SIZE, grey)
-    again, expected = measure_again(table, sources, edit.changed), measure(sources)
+    again, expected = measure_again(table, sources, edit.changed), measure_instances(sources)
     kept = [name for name in expected if name != "neighbour_distance_nm"]
     pd.testing.assert_frame_equal(again[kept], expected[kept])
     changed = again["instance"].isin(edit.changed)
@@ -169,7 +169,7 @@ def test_rows_after_a_correction_are_those_of_measuring_again(correct):
 
 
 def test_the_shown_columns_have_their_units():
-    table = shown(measure(make_sources(cubes(), SIZE)))
+    table = shown(measure_instances(make_sources(cubes(), SIZE)))
     assert table["volume (µm³)"][0] == pytest.approx(5 * 9 * 8 * 125e-9)
     assert table["number"].tolist() == [1, 2, 3, 4, 5, 6]
 
@@ -210,7 +210,7 @@ def test_numbers_that_do_not_fit_are_not_saved(tmp_path):
 
 
 def test_saved_tables_have_every_column(tmp_path):
-    table, path = measure(make_sources(cubes(), SIZE)), tmp_path / "a.csv"
+    table, path = measure_instances(make_sources(cubes(), SIZE)), tmp_path / "a.csv"
     save_table(str(path), table)
     assert list(pd.read_csv(path).columns) == list(table.columns)
     with pytest.raises(UserError, match="exists"):

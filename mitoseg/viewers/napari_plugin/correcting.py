@@ -1,7 +1,4 @@
-"""Corrections of instances: arrays in, a list of changed voxels out, so that a viewer can apply and undo them.
-
-After a correction only the changed rows of the table are measured again.
-"""
+"""Corrections of instances: arrays in, a list of changed voxels out, so that a viewer can apply and undo them."""
 
 from __future__ import annotations
 
@@ -15,11 +12,10 @@ from scipy.ndimage import find_objects
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.segmentation import Labelling, Sources, measure_instances
+from mitoseg.segmentation import Labelling, Sources
 from mitoseg.segmentation.blockwise import STARTS, STOPS, count_block, merge_counts
 from mitoseg.segmentation.morphometry import measure_group
 from mitoseg.segmentation.splitting import split_at_seeds, split_mask
-from mitoseg.viewers.napari_plugin.jobs import Tell, tell_nobody
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize
 
 Index = tuple[npt.NDArray[np.intp], ...]
@@ -27,13 +23,7 @@ Index = tuple[npt.NDArray[np.intp], ...]
 
 @dataclass(frozen=True)
 class Edit:
-    """Voxels and their new labels.
-
-    Attributes:
-        index: Arrays of z, y and x.
-        values: One for each voxel, in the labels' type.
-        changed: Numbers of the instances that were or are there.
-    """
+    """Voxels, by arrays of z, y and x, their new labels, and the numbers of the instances that were or are there."""
 
     index: Index
     values: Array
@@ -45,49 +35,27 @@ class Edit:
 
 
 def merge(labels_zyx: Array, ids: Sequence[int]) -> Edit:
-    """Give several instances the lowest of their numbers.
-
-    Raises:
-        UserError: There are not two, or one of them is not in the labels.
-    """
+    """Give several instances the lowest of their numbers."""
     wanted = sorted(set(ids))
     if len(wanted) < 2:
         raise UserError("merging takes two instances or more", list(wanted), "choose them in the table or the viewer")
-    index = np.nonzero(_where(labels_zyx, wanted)) if len(wanted) else ()
+    index = np.nonzero(_where(labels_zyx, wanted))
     moved = labels_zyx[index] != wanted[0]
     return _edit(labels_zyx, tuple(axis[moved] for axis in index), wanted[0], wanted)
 
 
 def delete(labels_zyx: Array, ids: Sequence[int]) -> Edit:
-    """Make instances background.
-
-    Raises:
-        UserError: There is none, or one of them is not in the labels.
-    """
-    wanted = sorted(set(ids))
-    if not wanted:
-        raise UserError("no instance is chosen", None, "choose one in the table or the viewer")
+    """Make instances background."""
+    wanted = _chosen(ids)
     return _edit(labels_zyx, np.nonzero(_where(labels_zyx, wanted)), 0, wanted)
 
 
 def split_necks(
     labels_zyx: Array, ids: Sequence[int], voxel_size: Sequence[float], labelling: Labelling | None = None
 ) -> Edit:
-    """Cut instances at their necks; the largest part of each keeps its number.
-
-    Args:
-        labels_zyx: Instance numbers.
-        ids: Of the instances.
-        voxel_size: (z, y, x) in nm.
-        labelling: Where to cut; see `mitoseg.segmentation.splitting`.
-
-    Raises:
-        UserError: There is none, one of them is not in the labels, or none of them has such a neck.
-    """
+    """Cut instances at their necks; the largest part of each keeps its number. Voxels are (z, y, x) in nm."""
     labelling = labelling or Labelling(split=True)
-    wanted = sorted(set(ids))
-    if not wanted:
-        raise UserError("no instance is chosen", None, "choose one in the table or the viewer")
+    wanted = _chosen(ids)
     edits: list[Edit] = []
     for i in wanted:
         box = _box(labels_zyx, i)
@@ -100,7 +68,7 @@ def split_necks(
             closed=[(a > 0, b < n) for a, b, n in zip(box.start, box.stop, labels_zyx.shape, strict=True)],
         )
         if part_zyx.max() > 1:
-            edits.append(_parted(labels_zyx, i, box, part_zyx, _added(edits)))
+            edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
     if not edits:
         raise UserError("no neck to cut at", wanted, "place two seed points in it, or raise the neck's share")
     return _joined(edits)
@@ -109,13 +77,7 @@ def split_necks(
 def split_seeds(labels_zyx: Array, seeds_zyx: npt.NDArray[np.floating], voxel_size: Sequence[float]) -> Edit:
     """Cut every instance that holds two seed points or more into as many parts.
 
-    Args:
-        labels_zyx: Instance numbers.
-        seeds_zyx: (n, 3), in voxels; points outside of all instances are left out.
-        voxel_size: (z, y, x) in nm.
-
-    Raises:
-        UserError: No instance holds two.
+    The seeds are (n, 3) in voxels, and may lie outside of all instances; voxels are (z, y, x) in nm.
     """
     at = np.unique(np.rint(np.reshape(seeds_zyx, (-1, 3))).astype(np.int64), axis=0)
     at = at[((at >= 0) & (at < labels_zyx.shape)).all(axis=1)]
@@ -126,7 +88,7 @@ def split_seeds(labels_zyx: Array, seeds_zyx: npt.NDArray[np.floating], voxel_si
         if len(mine) > 1:
             box = _box(labels_zyx, i)
             part_zyx = split_at_seeds(labels_zyx[box.slices] == i, mine - np.array(box.start), voxel_size)
-            edits.append(_parted(labels_zyx, i, box, part_zyx, _added(edits)))
+            edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
     if not edits:
         raise UserError("no instance holds two seed points", len(at), "place one in each part, inside the instance")
     return _joined(edits)
@@ -141,12 +103,14 @@ def middle(labels_zyx: Array, i: int) -> tuple[int, int, int] | None:
     return z, y, x
 
 
-def _where(labels_zyx: Array, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """The voxels of instances.
+def _chosen(ids: Sequence[int]) -> list[int]:
+    if not ids:
+        raise UserError("no instance is chosen", None, "choose one in the table or the viewer")
+    return sorted(set(ids))
 
-    Raises:
-        UserError: One of them has none.
-    """
+
+def _where(labels_zyx: Array, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """The voxels of instances, each of which must have some."""
     mask_zyx = np.zeros(labels_zyx.shape, bool)
     for i in ids:
         mine_zyx = labels_zyx == i
@@ -157,17 +121,16 @@ def _where(labels_zyx: Array, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 
 def _box(labels_zyx: Array, i: int) -> Box:
-    """Where an instance lies."""
     (slices,) = find_objects(_where(labels_zyx, [i]).view(np.uint8))
     return Box(tuple(s.start for s in slices), tuple(s.stop for s in slices))
 
 
-def _parted(labels_zyx: Array, i: int, box: Box, part_zyx: Array, added: int) -> Edit:
-    """New numbers for all parts but the largest; ``added`` numbers are taken already."""
+def _parted(labels_zyx: Array, i: int, box: Box, part_zyx: Array, before: Sequence[Edit]) -> Edit:
+    """New numbers for all parts but the largest, beyond those of the labels and of the edits before."""
     sizes = np.bincount(part_zyx.ravel())
     sizes[0] = 0
     largest = int(sizes.argmax())
-    first = int(labels_zyx.max()) + 1 + added
+    first = int(labels_zyx.max()) + 1 + sum(len(edit.changed) - 1 for edit in before)
     table = np.zeros(len(sizes), np.int64)
     others = [p for p in np.flatnonzero(sizes).tolist() if p != largest]
     table[others] = np.arange(first, first + len(others))
@@ -176,10 +139,6 @@ def _parted(labels_zyx: Array, i: int, box: Box, part_zyx: Array, added: int) ->
     inside = np.nonzero(table[part_zyx])
     index = tuple(axis + start for axis, start in zip(inside, box.start, strict=True))
     return _edit(labels_zyx, index, table[part_zyx[inside]], [i, *table[others].tolist()])
-
-
-def _added(edits: Sequence[Edit]) -> int:
-    return sum(len(edit.changed) - 1 for edit in edits)
 
 
 def _edit(labels_zyx: Array, index: Index, values: object, changed: Sequence[int]) -> Edit:
@@ -211,17 +170,7 @@ COLUMNS = {
 def make_sources(
     labels_zyx: Array, voxel_size: VoxelSize | None, image: Volume | None = None, probability: Volume | None = None
 ) -> Sources:
-    """What is measured; images of another shape are left out.
-
-    Args:
-        labels_zyx: Instance numbers.
-        voxel_size: (z, y, x) in nm.
-        image: Grey values.
-        probability: Of mitochondrion; its metadata say the stored value of 1.
-
-    Raises:
-        UserError: There is no voxel size.
-    """
+    """What is measured; images of another shape are left out. Probabilities say the stored value of 1."""
     if voxel_size is None:
         raise UserError("measuring needs the voxel size", None, "fill in the field “Voxels (nm)”")
     fitting = [v if v is not None and v.shape == labels_zyx.shape else None for v in (image, probability)]
@@ -229,20 +178,10 @@ def make_sources(
     return Sources(ArrayVolume(labels_zyx), voxel_size, image=fitting[0], probability=fitting[1], scale=scale)
 
 
-def measure(sources: Sources, tell: Tell = tell_nobody) -> pd.DataFrame:
-    """All instances; see `mitoseg.segmentation.measure_instances`."""
-    return measure_instances(sources, on_part=lambda share: tell(share, "measuring"))
-
-
 def measure_again(table: pd.DataFrame, sources: Sources, changed: Collection[int]) -> pd.DataFrame:
-    """The table after a correction: only the rows of what was changed are measured.
+    """The table after a correction: only the rows of what was changed, before or now, are measured.
 
     Distances to neighbours are left out of those rows: they depend on others.
-
-    Args:
-        table: As it was before.
-        sources: With the corrected labels.
-        changed: Numbers of the instances that were there before or are now.
     """
     ids = np.array(sorted(changed))
     labels_zyx = sources.labels.read()
@@ -261,8 +200,7 @@ def measure_again(table: pd.DataFrame, sources: Sources, changed: Collection[int
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that the panel shows, in its units."""
-    columns = {}
-    for name, (title, factor) in COLUMNS.items():
-        if name in table:
-            columns[title] = table[name] if factor == 1 else table[name] * factor
-    return pd.DataFrame(columns)
+    known = {name: column for name, column in COLUMNS.items() if name in table}
+    return pd.DataFrame(
+        {t: table[name] if factor == 1 else table[name] * factor for name, (t, factor) in known.items()}
+    )

@@ -16,24 +16,29 @@ from superqt.utils import WorkerBase
 
 from mitoseg.errors import UserError
 
+STEPS = 1000
+"""Of the progress bar."""
+LOOK_MS = 100
+"""How often progress is looked at."""
+
 
 class Cancelled(Exception):  # noqa: N818 (no mistake was made)
     """The user has changed her mind; nothing is kept."""
 
 
 class Tell(Protocol):
-    """Told how far a job is; raises `Cancelled` where it is to stop."""
+    """Progress of a job."""
 
     def __call__(self, share: float, text: str = "", /) -> None:
-        """Take the share of the work that is done, from 0 to 1, and what is being done."""
+        """Take the share that is done, from 0 to 1, and what is being done; raise `Cancelled` to stop."""
 
 
 def tell_nobody(share: float, text: str = "", /) -> None:
-    """For jobs that nobody watches."""
+    """Progress of a job that nobody watches."""
 
 
 def show_mistake(error: UserError | str) -> None:
-    """Show a mistake."""
+    """Show what the user can mend."""
     from napari.utils.notifications import show_error
 
     show_error(str(error))
@@ -59,22 +64,11 @@ def told(act: Callable[..., None]) -> Callable[..., None]:
     return shown
 
 
-STEPS = 1000
-"""Of the progress bar."""
-
-LOOK_MS = 100
-"""How often progress is looked at."""
-
-
 class Task(WorkerBase[Any]):
     """A job in a thread.
 
-    Args:
-        job: Given what to tell; what it returns is handed on.
-
-    Attributes:
-        told: The last share and text. They are looked at now and then, not sent with a signal: PySide6 6.12 loses a
-            reference to True with each, which Python 3.11 does not survive for long.
+    Its last share and text are looked at now and then, not sent with a signal: PySide6 6.12 loses a reference to True
+    with each, which Python 3.11 does not survive for long.
     """
 
     def __init__(self, job: Callable[[Tell], Any]) -> None:
@@ -87,22 +81,18 @@ class Task(WorkerBase[Any]):
         return self._job(self.tell)
 
     def tell(self, share: float, text: str = "", /) -> None:
-        """Take progress; see `mitoseg.viewers.napari_plugin.jobs.Tell`."""
+        """Take progress, or stop the job."""
         if self._stop.is_set():
             raise Cancelled
         self.told = (share, text)
 
     def quit(self) -> None:
-        """Stop as soon as the job tells something."""
+        """Stop as soon as the job reports progress."""
         self._stop.set()
 
 
 class TaskBar(QWidget):
-    """Status, bar and button; `start` runs a job.
-
-    Attributes:
-        running: Whether a job runs; emitted with every change.
-    """
+    """Status, bar and button; `start` runs one job, and ``running`` is emitted with every change."""
 
     running = Signal(bool)
 
@@ -133,14 +123,9 @@ class TaskBar(QWidget):
         return self._task is not None
 
     def start(self, job: Callable[[Tell], Any], then: Callable[[Any], str]) -> None:
-        """Run a job.
+        """Run a job in a thread; `Cancelled` out of its progress stops it.
 
-        Args:
-            job: Runs in a thread; told to stop by `Cancelled` out of what it tells.
-            then: Given the result, in the window's thread; returns what the status says.
-
-        Raises:
-            UserError: Another one runs.
+        ``then`` gets the result, in the window's thread, and returns what the status says.
         """
         if self.busy:
             raise UserError("something else is being computed", None, "wait, or cancel it")

@@ -31,18 +31,24 @@ if TYPE_CHECKING:
 
 Layer = Any
 """An image or labels layer; typed so that nothing here imports napari."""
+LayerData = tuple[Any, dict[str, Any], str]
+KEY = "mitoseg"
+"""The entry of a layer's metadata with those of the volume."""
+IN_MEMORY = 0.25
+"""Share of the free memory up to which labels are read at once: only then can they be corrected."""
+BRICK = (64, 256, 256)
+"""Voxels (z, y, x) that are read together from chunked formats; others give whole slices."""
+BLOCK = (64, 512, 512)
+"""Voxels (z, y, x) that are written at once."""
+NOTHING: list[Any] = [(None,)]
+"""napari's word for: this was a file of ours, and there is no layer."""
+LABELS = np.dtype(np.uint32)
+DIGITS = 9
+"""Of floats in tables, as of `mitoseg measure`."""
 
 
 def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> ArrayVolume:
-    """The volume of an image layer.
-
-    Args:
-        layer: Of napari; None where the user has chosen none.
-        voxel_size: (z, y, x) in nm; None: the layer's own.
-
-    Raises:
-        UserError: It is no volume of grey values.
-    """
+    """The volume of an image layer; `voxel_size` (z, y, x) in nm replaces the layer's own."""
     if layer is None:
         raise UserError("there is no image layer", None, "open an image first")
     if getattr(layer, "rgb", False):
@@ -56,11 +62,7 @@ def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> Ar
 
 
 def labels_array(layer: Layer | None) -> Array:
-    """The labels of a layer, which can be changed in place.
-
-    Raises:
-        UserError: There are none, or they are not in memory.
-    """
+    """The labels of a layer, which can be changed in place."""
     if layer is None:
         raise UserError("there is no labels layer", None, "predict first, or open instances")
     if layer.multiscale or not isinstance(layer.data, np.ndarray):
@@ -77,7 +79,7 @@ def layer_voxel_size(layer: Layer) -> VoxelSize | None:
 
 
 def size_of(scale: Sequence[float] | None, units: Sequence[object] | None) -> VoxelSize | None:
-    """The same, from scale and units; units are napari's or their names."""
+    """The same, from scale and units, napari's or their names."""
     if scale is None or units is None or len(scale) != 3:
         return None
     return voxel_size_nm([float(s) for s in scale], [str(unit) for unit in units])
@@ -109,11 +111,7 @@ def fitting_volume(layer: Layer | None, shape: Sequence[int]) -> ArrayVolume | N
 
 
 def voxels_of_points(points: Layer, layer: Layer | None) -> Array:
-    """Where the points of one layer lie in the voxels of another, (n, 3).
-
-    Raises:
-        UserError: They are no points in three dimensions.
-    """
+    """Where the points of one layer lie in the voxels of another, (n, 3)."""
     if points.ndim != 3:
         raise UserError("the seed points have not three axes", points.name, "press “Seed points” for a layer that has")
     assert layer is not None
@@ -121,34 +119,16 @@ def voxels_of_points(points: Layer, layer: Layer | None) -> Array:
     return np.reshape(np.asarray(found, float), (-1, 3))
 
 
-KEY = "mitoseg"
-"""The entry of a layer's metadata with those of the volume."""
-
-PROBABILITIES = ("probability", "uncertainty")
-
-IN_MEMORY = 0.25
-"""Share of the free memory up to which labels are read at once: only then can they be corrected."""
-
-UNIT = "nm"
-
-LayerData = tuple[Any, dict[str, Any], str]
-
-
 def read_layer(path: str) -> LayerData:
-    """The layer of a file or folder.
+    """The layer ``(data, options, type)`` of a file or folder, as `mitoseg.volumes.open_volume` takes it.
 
-    Args:
-        path: As `mitoseg.volumes.open_volume` takes it.
-
-    Returns:
-        ``(data, options, type)``: probabilities are an image from 0 to 1, masks and instances are labels. Images stay
-        on the disk; an OME-Zarr image comes with all its levels.
-
-    Raises:
-        UserError: The volume cannot be opened.
+    Probabilities are an image from 0 to 1, masks and instances are labels. Images stay on the disk; an OME-Zarr image
+    comes with all its levels.
     """
     volume = open_volume(path)
-    options = {"name": layer_name(path), **placing(volume.voxel_size), "metadata": {KEY: dict(volume.info.metadata)}}
+    size = volume.voxel_size
+    placing = {} if size is None else {"scale": size, "units": ("nm",) * 3}
+    options = {"name": layer_name(path), **placing, "metadata": {KEY: dict(volume.info.metadata)}}
     if holds_labels(volume.dtype, volume.info.metadata) or volume.dtype.kind == "b":
         return _label_array(volume), options, "labels"
     levels = [volume, *(open_volume(f"{path}/{name}") for name in find_levels(path)[1:])]
@@ -169,15 +149,10 @@ def layer_name(path: str) -> str:
     return f"{Path(file).name.split('.')[0]} {Path(dataset).name}"
 
 
-def placing(voxel_size: VoxelSize | None) -> dict[str, Any]:
-    """Scale and units of a layer; nothing where the voxel size is not known."""
-    return {} if voxel_size is None else {"scale": voxel_size, "units": (UNIT,) * 3}
-
-
 def drawing(volume: Volume) -> dict[str, Any]:
     """Colours and contrast of a volume that is no labels."""
     metadata = volume.info.metadata
-    if metadata.get("kind") in PROBABILITIES:
+    if metadata.get("kind") in ("probability", "uncertainty"):
         return probability_style(float(metadata.get("scale") or 1.0))
     try:
         greys = sample_greys(volume)
@@ -202,16 +177,8 @@ def _label_array(volume: Volume) -> Any:  # noqa: ANN401 (dask's or numpy's)
     return labels_zyx.astype(np.uint8) if labels_zyx.dtype.kind == "b" else labels_zyx
 
 
-BRICK = (64, 256, 256)
-"""Voxels (z, y, x) that are read together from chunked formats; others give whole slices."""
-
-
 class VolumeArray:
-    """A volume as what dask cuts: shape, type and slices.
-
-    Args:
-        volume: Opened.
-    """
+    """A volume as what dask cuts: shape, type and slices."""
 
     ndim = 3
 
@@ -244,10 +211,6 @@ def as_dask(volume: Volume) -> dask.array.Array:
         meta=np.empty((0, 0, 0), volume.dtype),
     )
     return array
-
-
-NOTHING: list[Any] = [(None,)]
-"""napari's word for: this was a file of ours, and there is no layer."""
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[Any]] | None:
@@ -290,26 +253,8 @@ def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> l
     return [path]
 
 
-LABELS = np.dtype(np.uint32)
-
-BLOCK = (64, 512, 512)
-
-DIGITS = 9
-"""Of floats in tables, as of `mitoseg measure`."""
-
-
 def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Write a volume; see `mitoseg.volumes.create_volume`.
-
-    Args:
-        path: The suffix chooses the format.
-        volume: With its voxel size.
-        metadata: What comes with it; instances and masks are written in their own types.
-        overwrite: Whether an output that exists may be replaced.
-
-    Raises:
-        UserError: It cannot be written, or the labels do not fit their type.
-    """
+    """Write a volume in the format of the path's suffix, with metadata; instances and masks in their own types."""
     kind = metadata.get("kind")
     types: dict[object, np.dtype[Any]] = {"instances": LABELS, "mask": np.dtype(np.uint8)}
     dtype, size = types.get(kind, volume.dtype), volume.voxel_size
@@ -327,11 +272,7 @@ def label_formats() -> str:
 
 
 def save_table(path: str, table: pd.DataFrame, *, overwrite: bool = False) -> None:
-    """Write a table as CSV.
-
-    Raises:
-        UserError: The name does not end with .csv, or the file cannot be written.
-    """
+    """Write a table as CSV."""
     if Path(path).suffix.lower() != ".csv":
         raise UserError("cannot write a table of that kind", Path(path).name, "end its name with .csv")
     write_table(Path(path), table, overwrite=overwrite, digits=DIGITS)
@@ -355,14 +296,7 @@ def may_replace(path: str) -> bool:
 
 
 def ask_path(parent: Any, title: str, kinds: str, suffix: str) -> str | None:  # noqa: ANN401 (any widget)
-    """Where to save; None where the user would rather not, or not replace what is there.
-
-    Args:
-        parent: Of the dialog.
-        title: Of the dialog.
-        kinds: Of files, as Qt writes them.
-        suffix: Put to a name without one.
-    """
+    """Where to save; None where the user would rather not. `suffix` is put to a name without one."""
     from qtpy.QtWidgets import QFileDialog
 
     options = QFileDialog.Option.DontConfirmOverwrite  # asked below, for folders as well

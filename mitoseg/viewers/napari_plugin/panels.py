@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from qtpy import QtWidgets
 from qtpy.QtCore import (
     QAbstractTableModel,
     QItemSelection,
@@ -17,23 +18,6 @@ from qtpy.QtCore import (
     QSignalBlocker,
     Qt,
     Signal,
-)
-from qtpy.QtWidgets import (
-    QAbstractItemView,
-    QCheckBox,
-    QComboBox,
-    QDoubleSpinBox,
-    QFileDialog,
-    QFormLayout,
-    QGridLayout,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QSizePolicy,
-    QTableView,
-    QVBoxLayout,
-    QWidget,
 )
 
 from mitoseg.errors import UserError
@@ -44,15 +28,15 @@ from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
 from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering
 from mitoseg.volumes import VoxelSize
 
+Index = Any
+"""``QModelIndex``, whose stubs differ between Qt's bindings."""
+FILE = "a checkpoint file …"
+GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
+_WIDE = (QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed)
 
-class LayerChoice(QComboBox):
-    """The layers of one kind that a viewer has.
 
-    Args:
-        viewer: Of napari, or its model.
-        kind: The class of the layers.
-        wanted: Which of them.
-    """
+class LayerChoice(QtWidgets.QComboBox):
+    """The layers of one class that a viewer, or its model, has, and that are wanted."""
 
     chosen = Signal()
 
@@ -65,8 +49,8 @@ class LayerChoice(QComboBox):
         super().__init__()
         self._viewer, self._kind, self._wanted = viewer, kind, wanted
         self.setMinimumContentsLength(12)
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setSizeAdjustPolicy(QtWidgets.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setSizePolicy(*_WIDE)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.renamed):
             event.connect(self.refill)
         self.currentIndexChanged.connect(lambda _: self.chosen.emit())
@@ -95,7 +79,7 @@ class LayerChoice(QComboBox):
             self.chosen.emit()
 
 
-class VoxelSizeField(QLineEdit):
+class VoxelSizeField(QtWidgets.QLineEdit):
     """Three numbers in nm; filled from a layer that knows its own, else to be filled in."""
 
     def __init__(self) -> None:
@@ -115,11 +99,7 @@ class VoxelSizeField(QLineEdit):
 
     @property
     def value(self) -> VoxelSize | None:
-        """(z, y, x) in nm; None where nothing is filled in.
-
-        Raises:
-            UserError: There are not three numbers above zero.
-        """
+        """(z, y, x) in nm; None where nothing is filled in."""
         words = _words(self.text())
         try:
             numbers = [float(word) for word in words]
@@ -130,7 +110,7 @@ class VoxelSizeField(QLineEdit):
         return (numbers[0], numbers[1], numbers[2]) if numbers else None
 
 
-class IdsField(QLineEdit):
+class IdsField(QtWidgets.QLineEdit):
     """Instance numbers, such as ``3, 7``."""
 
     def __init__(self) -> None:
@@ -140,11 +120,7 @@ class IdsField(QLineEdit):
 
     @property
     def ids(self) -> list[int]:
-        """The numbers.
-
-        Raises:
-            UserError: There is something else in it.
-        """
+        """The numbers."""
         words = _words(self.text())
         if not all(word.isdecimal() for word in words):
             raise UserError("these are no instance numbers", self.text(), "write them like 3, 7")
@@ -164,17 +140,8 @@ def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[,;\s]+", text) if word]
 
 
-Index = Any
-"""``QModelIndex``, whose stubs differ between Qt's bindings."""
-
-
 class TableModel(QAbstractTableModel):
-    """A data frame, sorted by a column.
-
-    Attributes:
-        table: All measurements, in the order that is shown.
-        view: What is shown of it.
-    """
+    """A data frame, sorted by a column: the whole ``table``, and the ``view`` that is shown of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,12 +203,8 @@ def as_text(value: object) -> str:
     return str(value)
 
 
-class InstanceTable(QTableView):
-    """The table as a widget.
-
-    Attributes:
-        chosen: Emitted with the numbers of the selected rows, when the user selects others.
-    """
+class InstanceTable(QtWidgets.QTableView):
+    """The table as a widget; ``chosen`` is emitted with the numbers of the rows that the user selects."""
 
     chosen = Signal(list)
 
@@ -249,8 +212,8 @@ class InstanceTable(QTableView):
         super().__init__()
         self.rows = TableModel()
         self.setModel(self.rows)
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setSelectionBehavior(QtWidgets.QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QtWidgets.QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setSortingEnabled(True)
         self.verticalHeader().hide()
         self.verticalHeader().setDefaultSectionSize(22)
@@ -289,46 +252,30 @@ class InstanceTable(QTableView):
         self.chosen.emit(self.table["instance"].iloc[rows].tolist())
 
 
-FILE = "a checkpoint file …"
-
-GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
-
-CLEANING = {"clean": True, "none": False}
-
-
-class PredictPanel(QWidget):
-    """Options and two buttons.
-
-    Args:
-        on_predict: Called when the user wants a prediction.
-        on_number: Called when she wants instances of probabilities that are there.
-    """
+class PredictPanel(QtWidgets.QWidget):
+    """Options and two buttons: for a prediction, and for instances of probabilities that are there."""
 
     def __init__(self, on_predict: Callable[[], None], on_number: Callable[[], None]) -> None:
         super().__init__()
-        self.model = QComboBox()
-        self.model.addItems([*bundled(), FILE])
+        self.model = _choice((*bundled(), FILE), "A bundled model, or a checkpoint of yours")
         self.model.setCurrentText(DEFAULT)
-        self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.file = QLineEdit()
+        self.file = QtWidgets.QLineEdit()
         self.file.setPlaceholderText("best.ckpt or .safetensors")
-        self.browse = QPushButton("Browse …")
+        self.browse = _button("Browse …", "Choose the file")
         self.browse.clicked.connect(self._browse)
         self.method = _choice(("auto", *METHODS), "How the network goes over the image; auto fits it to the network")
-        self.threshold = QDoubleSpinBox()
-        self.threshold.setRange(0.0, 1.0)
-        self.threshold.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.threshold.setSingleStep(0.05)
+        self.threshold = _share("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
+        self.threshold.setSizePolicy(*_WIDE)
         self.threshold.setSpecialValueText("the model's")
-        self.threshold.setToolTip("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
         self.greys = _choice(GREYS, "For images of another microscope: matched to training")
-        self.cleaning = _choice(CLEANING, "clean: smooth the probabilities, fill holes, drop specks")
-        self.split = QCheckBox("cut touching mitochondria at necks")
-        self.resample = QCheckBox("resample to the model's voxels")
+        self.cleaning = _choice(("clean", "none"), "clean: smooth the probabilities, fill holes, drop specks")
+        self.split = QtWidgets.QCheckBox("cut touching mitochondria at necks")
+        self.resample = QtWidgets.QCheckBox("resample to the model's voxels")
         self.resample.setChecked(True)
-        self.predict = QPushButton("Predict")
-        self.number = QPushButton("Only number again")
-        self.number.setToolTip("New instances of the last probabilities: other threshold, post-processing or cutting")
+        self.predict = _button("Predict", "Probabilities and instances of the image")
+        self.number = _button(
+            "Only number again", "New instances of the last probabilities: other threshold, post-processing or cutting"
+        )
         self.predict.clicked.connect(lambda _: on_predict())
         self.number.clicked.connect(lambda _: on_number())
         self._lay_out()
@@ -336,34 +283,29 @@ class PredictPanel(QWidget):
         self._show_file(self.model.currentText())
 
     def _lay_out(self) -> None:
-        form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        self.form = form = QtWidgets.QFormLayout()
+        form.setFieldGrowthPolicy(QtWidgets.QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow("Model", self.model)
-        self.file_row = QWidget()
-        row = QHBoxLayout(self.file_row)
+        self.file_row = QtWidgets.QWidget()
+        row = _row(self.file, self.browse)
         row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.file, 1)
-        row.addWidget(self.browse)
+        self.file_row.setLayout(row)
         form.addRow("File", self.file_row)
-        self.form = form
         form.addRow("Method", self.method)
         form.addRow("Grey values", self.greys)
         form.addRow(self.resample)
         form.addRow("Threshold", self.threshold)
         form.addRow("Clean-up", self.cleaning)
         form.addRow(self.split)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.predict)
-        buttons.addWidget(self.number)
-        layout = QVBoxLayout(self)
+        layout = QtWidgets.QVBoxLayout(self)
         layout.addLayout(form)
-        layout.addLayout(buttons)
+        layout.addLayout(_row(self.predict, self.number))
         layout.addStretch(1)
 
     @property
     def numbering(self) -> Numbering:
         """How instances are made."""
-        return Numbering(cleaned=CLEANING[self.cleaning.currentText()], split=self.split.isChecked())
+        return Numbering(cleaned=self.cleaning.currentText() == "clean", split=self.split.isChecked())
 
     @property
     def least(self) -> float | None:
@@ -372,11 +314,7 @@ class PredictPanel(QWidget):
 
     @property
     def choice(self) -> Choice:
-        """What is chosen.
-
-        Raises:
-            UserError: A checkpoint file is wanted, and none is named.
-        """
+        """What is chosen."""
         name = self.model.currentText()
         if name == FILE and not self.file.text().strip():
             raise UserError("no checkpoint file is named", None, "choose one, or a bundled model")
@@ -394,25 +332,30 @@ class PredictPanel(QWidget):
 
     def _browse(self, *_: object) -> None:
         kinds = "Checkpoints (*.ckpt *.safetensors);;All files (*)"
-        path, _kind = QFileDialog.getOpenFileName(self, "Open a checkpoint", "", kinds)
+        path, _kind = QtWidgets.QFileDialog.getOpenFileName(self, "Open a checkpoint", "", kinds)
         if path:
             self.file.setText(path)
 
 
-def _choice(names: Any, tip: str) -> QComboBox:  # noqa: ANN401 (anything that gives names)
-    box = QComboBox()
+def _choice(names: Any, tip: str) -> QtWidgets.QComboBox:  # noqa: ANN401 (anything that gives names)
+    box = QtWidgets.QComboBox()
     box.addItems(list(names))
     box.setToolTip(tip)
-    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    box.setSizePolicy(*_WIDE)
     return box
 
 
-class InstancePanel(QWidget):
-    """The widgets; the window connects them.
+def _share(tip: str) -> QtWidgets.QDoubleSpinBox:
+    """A number from 0 to 1."""
+    box = QtWidgets.QDoubleSpinBox()
+    box.setRange(0.0, 1.0)
+    box.setSingleStep(0.05)
+    box.setToolTip(tip)
+    return box
 
-    Args:
-        labels: The choice of the layer.
-    """
+
+class InstancePanel(QtWidgets.QWidget):
+    """The widgets to measure and correct a layer of labels; the window connects them."""
 
     def __init__(self, labels: LayerChoice) -> None:
         super().__init__()
@@ -421,17 +364,12 @@ class InstancePanel(QWidget):
         self.save_table = _button("Save table …", "All columns, in nm, as CSV")
         self.pick = _button("Pick", "While it is down, a click in the viewer chooses an instance or lets it go")
         self.pick.setCheckable(True)
-        self.alone = QCheckBox("show the chosen one alone")
+        self.alone = QtWidgets.QCheckBox("show the chosen one alone")
         self.merge = _button("Merge", "The chosen instances become one, with the lowest number")
         self.delete = _button("Delete", "The chosen instances become background")
         self.undo = _button("Undo", "Take back the last correction or brush stroke (Ctrl+Z in the viewer)")
-        self.neck = QDoubleSpinBox()
-        self.neck.setRange(0.0, 1.0)
-        self.neck.setSingleStep(0.05)
+        self.neck = _share("A neck is cut where it is thinner than this share of the thinner body; 1 cuts everywhere")
         self.neck.setValue(0.5)
-        self.neck.setToolTip(
-            "A neck is cut where it is thinner than this share of the thinner body; 1 cuts everywhere"
-        )
         self.split_necks = _button("Split at necks", "Cut the chosen instances where they are thin")
         self.add_seeds = _button("Seed points", "A layer of points: click one into each part of an instance")
         self.split_seeds = _button("Split at seeds", "Cut every instance that holds two seed points or more")
@@ -439,42 +377,37 @@ class InstancePanel(QWidget):
         self._lay_out()
 
     @property
-    def editing(self) -> tuple[QWidget, ...]:
+    def editing(self) -> tuple[QtWidgets.QWidget, ...]:
         """What must rest while something is computed."""
         return (self.measure, self.merge, self.delete, self.undo, self.split_necks, self.split_seeds, self.save_labels)
 
     def _lay_out(self) -> None:
-        layout = QVBoxLayout(self)
-        top = QHBoxLayout()
-        top.addWidget(QLabel("Instances"))
-        top.addWidget(self.labels, 1)
-        layout.addLayout(top)
-        row = QHBoxLayout()
-        row.addWidget(self.measure)
-        row.addWidget(self.save_table)
-        layout.addLayout(row)
+        layout = QtWidgets.QVBoxLayout(self)
+        layout.addLayout(_row(QtWidgets.QLabel("Instances"), self.labels))
+        layout.addLayout(_row(self.measure, self.save_table))
         layout.addWidget(self.table, 1)
-        chosen = QHBoxLayout()
-        chosen.addWidget(QLabel("Chosen"))
-        chosen.addWidget(self.ids, 1)
-        chosen.addWidget(self.pick)
-        layout.addLayout(chosen)
+        layout.addLayout(_row(QtWidgets.QLabel("Chosen"), self.ids, self.pick))
         layout.addWidget(self.alone)
-        grid = QGridLayout()
+        grid = QtWidgets.QGridLayout()
         rows = ((self.merge, self.delete, self.undo), (self.split_necks, self.add_seeds, self.split_seeds))
         for y, buttons in enumerate(rows):
             for x, button in enumerate(buttons):
                 grid.addWidget(button, y, x)
         layout.addLayout(grid)
-        last = QHBoxLayout()
-        last.addWidget(QLabel("Neck at most"))
-        last.addWidget(self.neck)
-        last.addStretch(1)
-        last.addWidget(self.save_labels)
+        last = _row(QtWidgets.QLabel("Neck at most"), self.neck, self.save_labels)
+        last.insertStretch(2, 1)
         layout.addLayout(last)
 
 
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
+def _row(*widgets: QtWidgets.QWidget) -> QtWidgets.QHBoxLayout:
+    """Widgets side by side; fields to fill in take what is left."""
+    row = QtWidgets.QHBoxLayout()
+    for widget in widgets:
+        row.addWidget(widget, int(isinstance(widget, QtWidgets.QLineEdit | QtWidgets.QComboBox)))
+    return row
+
+
+def _button(text: str, tip: str) -> QtWidgets.QPushButton:
+    button = QtWidgets.QPushButton(text)
     button.setToolTip(tip)
     return button

@@ -1,4 +1,4 @@
-"""From an image to probabilities and numbered mitochondria, in memory; progress is told, and may stop it."""
+"""From an image to probabilities and numbered mitochondria, in memory, with progress that may stop it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference import Predictor, predict_volume
+from mitoseg.inference import predict_volume
 from mitoseg.inference.prepare import greys_apart, has_other_voxels, make_prediction
-from mitoseg.inference.sizing import Tile, budget_bytes
+from mitoseg.inference.sizing import budget_bytes
 from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, label_array
 from mitoseg.segmentation.postprocess import BYTES, CLEAN
@@ -30,27 +30,20 @@ Probability = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
 PREDICTED = 0.9
 """Share of the progress bar that the network takes."""
-AS_TRAINED = "checkpoint"
-"""Grey values are taken as they are; see `mitoseg.inference.prepare.adapt_greys`."""
 STEPS = 20
 """Of the progress bar, at least, where they cost nothing."""
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """How probabilities become instances.
-
-    Attributes:
-        cleaned: Whether they are post-processed, as ``postprocess=clean`` does.
-        split: Whether touching mitochondria are cut at their necks.
-    """
+    """How probabilities become instances: cleaned as by ``postprocess=clean``, touching ones cut at their necks."""
 
     cleaned: bool = True
     split: bool = False
 
     @property
     def steps(self) -> Postprocess:
-        """The steps from probabilities to a mask."""
+        """From probabilities to a mask."""
         return CLEAN if self.cleaned else Postprocess()
 
 
@@ -62,7 +55,7 @@ class Choice:
         checkpoint: A file, or the name of a bundled model; None: the default one.
         method: As ``method=`` of the command.
         threshold: Of the mask; None: the model's.
-        greys: ``checkpoint``, ``match`` or ``volume``; see `mitoseg.inference.prepare.adapt_greys`.
+        greys: As ``normalize=`` of the command.
         resample: Whether the network sees voxels of the size that it was trained on.
         numbering: What follows.
     """
@@ -70,22 +63,14 @@ class Choice:
     checkpoint: str | None = None
     method: str = "auto"
     threshold: float | None = None
-    greys: str = AS_TRAINED
+    greys: str = "checkpoint"
     resample: bool = True
     numbering: Numbering = field(default_factory=Numbering)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out, on the image's grid.
-
-    Attributes:
-        probability_zyx: Calibrated.
-        instances_zyx: Numbers from 1 on.
-        probability: Metadata of the probabilities.
-        instances: Metadata of the instances.
-        notes: What the user should know.
-    """
+    """Probabilities and instance numbers on the image's grid (z, y, x), their metadata, and notes for the user."""
 
     probability_zyx: Probability
     instances_zyx: Ids
@@ -95,21 +80,14 @@ class Outcome:
 
 
 def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
-    """Predict a volume.
-
-    Args:
-        image: Grey values.
-        choice: How.
-        tell: Told of every tile.
-
-    Raises:
-        UserError: The checkpoint, an option or the image is no good, or the result does not fit into memory.
-        Cancelled: As `tell` wants it.
-    """
+    """Predict a volume of grey values in memory."""
     tell(0.0, "loading the model")
     path = find_weights(choice.checkpoint)
     model = load_model(path)
-    _check_memory(image)
+    needed, free = math.prod(image.shape) * (BYTES + 8), memory_available()  # with what post-processing takes
+    if needed > free:
+        what = f"the results need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open what it wrote")
     image = with_padding(image, "auto")
     resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
     prepared = prepare(
@@ -130,7 +108,10 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
         done += box.size
         tell(PREDICTED * done / total, "predicting")
 
-    predict_volume(predictor, volume, writer, tile=_steps(predictor, volume), on_tile=advance)
+    z, y, x = predictor.choose_tile(budget_bytes(None))
+    if predictor.ndim == 2:  # thinner tiles cost networks on slices nothing, and show progress
+        z = min(z, -(-volume.shape[0] // STEPS))
+    predict_volume(predictor, volume, writer, tile=(z, y, x), on_tile=advance)
     tiles = ArrayVolume(writer.array_zyx, volume.voxel_size, metadata=prediction.metadata)
     probability_zyx = prepared.restore(tiles).read()
     about = {**prediction.metadata, "checkpoint": path.parent.name if path.stem == "model" else path.name}
@@ -139,12 +120,6 @@ def predict(image: Volume, choice: Choice, tell: Tell = tell_nobody) -> Outcome:
     instances_zyx, made = number(probability_zyx, about, choice.numbering, prepared.voxel_size, tell=tell)
     instances_zyx = blanked(ArrayVolume(instances_zyx), image.padding).read()  # post-processing may have grown there
     return Outcome(probability_zyx, instances_zyx, about, made, _notes(image, model, choice))
-
-
-def _steps(predictor: Predictor, volume: Volume) -> Tile:
-    """The tile that memory allows; of networks on slices thinner, which costs them nothing and shows progress."""
-    z, y, x = predictor.choose_tile(budget_bytes(None))
-    return (min(z, -(-volume.shape[0] // STEPS)), y, x) if predictor.ndim == 2 else (z, y, x)
 
 
 def number(
@@ -156,19 +131,7 @@ def number(
     threshold: float | None = None,
     tell: Tell = tell_nobody,
 ) -> tuple[Ids, dict[str, Any]]:
-    """Instances of probabilities, and their metadata.
-
-    Args:
-        probability_zyx: From 0 to 1.
-        about: Metadata of the probabilities, with a threshold.
-        numbering: How.
-        voxel_size: (z, y, x) in nm.
-        threshold: Instead of that of the metadata.
-        tell: Told of the steps.
-
-    Raises:
-        UserError: The voxel size is needed and not known, or there is too little memory.
-    """
+    """Instances of probabilities from 0 to 1, and their metadata; `threshold` replaces that of ``about``."""
     used = about["threshold"] if threshold is None else threshold
     tell(PREDICTED, "post-processing")
     mask_zyx = numbering.steps(probability_zyx, used, voxel_size)
@@ -181,22 +144,10 @@ def number(
     return instances_zyx, {**made, "postprocess": asdict(numbering.steps), "labelling": asdict(labelling)}
 
 
-def _check_memory(image: Volume) -> None:
-    """Refuse what would not fit: probabilities, instances, and what post-processing takes.
-
-    Raises:
-        UserError: It does not.
-    """
-    needed = math.prod(image.shape) * (BYTES + 8)
-    if needed > memory_available():
-        what = f"the results need {needed / 1e9:.1f} GB of memory, {memory_available() / 1e9:.1f} GB are free"
-        raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open what it wrote")
-
-
 def _notes(image: Volume, model: Model, choice: Choice) -> tuple[str, ...]:
     """What may make the result worse than it could be."""
     notes = []
-    if choice.greys == AS_TRAINED and greys_apart(image, model) > FAR_GREYS:
+    if choice.greys == "checkpoint" and greys_apart(image, model) > FAR_GREYS:
         notes.append("the grey values are unlike those of training: try grey values “matched to training”")
     if image.voxel_size is None and model.voxel_size is not None:
         notes.append(f"the image has no voxel size: the model's is taken, {_size(model.voxel_size)} nm")

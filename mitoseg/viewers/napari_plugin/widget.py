@@ -12,9 +12,9 @@ from napari.layers import Image, Labels, Points
 from qtpy.QtWidgets import QFormLayout, QTabWidget, QVBoxLayout, QWidget
 
 from mitoseg.errors import UserError
-from mitoseg.segmentation import Labelling, Sources
+from mitoseg.segmentation import Labelling, Sources, measure_instances
 from mitoseg.viewers.napari_plugin import correcting
-from mitoseg.viewers.napari_plugin.correcting import make_sources, measure, measure_again, middle
+from mitoseg.viewers.napari_plugin.correcting import make_sources, measure_again, middle
 from mitoseg.viewers.napari_plugin.jobs import TaskBar, Tell, show_note, told
 from mitoseg.viewers.napari_plugin.layers import (
     KEY,
@@ -40,11 +40,7 @@ SEEDS = "seed points"
 
 
 class Segmenter(QWidget):
-    """The panels and what their buttons do; napari makes one for a viewer.
-
-    Args:
-        napari_viewer: The viewer, or its model.
-    """
+    """The panels and what their buttons do; napari makes one for a viewer."""
 
     def __init__(self, napari_viewer: Any) -> None:  # noqa: ANN401 (napari's viewer has no stubs here)
         super().__init__()
@@ -116,7 +112,6 @@ class Segmenter(QWidget):
         return next((one for one in layers if isinstance(one, Image) and is_probability(one)), None)
 
     def _add(self, image: Layer, outcome: Outcome) -> str:
-        """Show what came out."""
         options = {**same_place(image), **probability_style(), "metadata": {KEY: outcome.probability}}
         layer = self.viewer.add_image(outcome.probability_zyx, name=f"{image.name} probability", **options)
         for note in outcome.notes:
@@ -155,7 +150,10 @@ class Segmenter(QWidget):
     @told
     def measure(self) -> None:
         """Measure all instances in the background."""
-        self.tasks.start(partial(measure, self._sources()), self._show)
+        sources = self._sources()
+        self.tasks.start(
+            lambda tell: measure_instances(sources, on_part=lambda share: tell(share, "measuring")), self._show
+        )
 
     @told
     def save_table(self) -> None:
@@ -197,7 +195,8 @@ class Segmenter(QWidget):
     @told
     def split_necks(self) -> None:
         """Cut the chosen instances at their necks."""
-        arguments = (labels_array(self.layer), self.chooser.ids, self._lengths(), self._labelling())
+        labelling = Labelling(split=True, neck=self.instances.neck.value())
+        arguments = (labels_array(self.layer), self.chooser.ids, self._lengths(), labelling)
         self._cut(partial(correcting.split_necks, *arguments))
 
     @told
@@ -263,22 +262,19 @@ class Segmenter(QWidget):
     def _measure_again(self, changed: frozenset[int] | set[int]) -> None:
         """Measure the rows of what was changed, if there is a table."""
         table = self.instances.table.table
-        if len(table):
-            job = partial(self._changed_table, table, self._sources(), changed)
-            self.tasks.start(job, self._show)
+        if not len(table):
+            return
+        sources = self._sources()
 
-    @staticmethod
-    def _changed_table(
-        table: pd.DataFrame, sources: Sources, changed: frozenset[int] | set[int], tell: Callable[..., None]
-    ) -> pd.DataFrame:
-        tell(0.1, "measuring what was changed")
-        return measure_again(table, sources, changed)
+        def job(tell: Tell) -> pd.DataFrame:
+            tell(0.1, "measuring what was changed")
+            return measure_again(table, sources, changed)
+
+        self.tasks.start(job, self._show)
 
     def _sources(self) -> Sources:
         labels_zyx = labels_array(self.layer)
-        image = self.image.layer
-        probability = self.probability()
-        each = (fitting_volume(one, labels_zyx.shape) for one in (image, probability))
+        each = (fitting_volume(one, labels_zyx.shape) for one in (self.image.layer, self.probability()))
         return make_sources(labels_zyx, self.labels_size, *each)
 
     def _show(self, table: pd.DataFrame) -> str:
@@ -286,26 +282,15 @@ class Segmenter(QWidget):
         self.instances.table.select(self.chooser.ids)
         return f"{len(table)} instances measured"
 
-    def _labelling(self) -> Labelling:
-        return Labelling(split=True, neck=self.instances.neck.value())
-
     def _lengths(self) -> VoxelSize:
-        """The voxel size for cutting.
-
-        Raises:
-            UserError: It is not known.
-        """
+        """The voxel size for cutting, which needs it."""
         size = self.labels_size
         if size is None:
             raise UserError("cutting needs the voxel size", None, "fill in the field “Voxels (nm)”")
         return size
 
     def _seeds(self) -> Layer:
-        """The points layer that the user looks at, else the topmost.
-
-        Raises:
-            UserError: There is none.
-        """
+        """The points layer that the user looks at, else the topmost."""
         for one in (self.viewer.layers.selection.active, *reversed(self.viewer.layers)):
             if isinstance(one, Points):
                 return one
@@ -318,12 +303,7 @@ class Segmenter(QWidget):
 
 
 class Chooser:
-    """Which instances are chosen: by rows of the table, clicks in the viewer, or typed numbers; all show the same.
-
-    Args:
-        viewer: Of napari, or its model.
-        panel: Of the instances.
-    """
+    """Which instances are chosen: by rows of the table, clicks in the viewer, or typed numbers; all show the same."""
 
     def __init__(self, viewer: Any, panel: InstancePanel) -> None:  # noqa: ANN401 (napari's viewer has no stubs here)
         self.viewer, self.panel = viewer, panel
@@ -334,11 +314,7 @@ class Chooser:
 
     @property
     def ids(self) -> list[int]:
-        """The chosen ones.
-
-        Raises:
-            UserError: Something else was typed.
-        """
+        """The chosen ones."""
         return self.panel.ids.ids
 
     def choose(self, ids: list[int]) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
+from types import SimpleNamespace
 
 import neuroglancer
 import numpy as np
@@ -34,8 +35,7 @@ from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
 from mitoseg.segmentation.exporting import FoundObject, find_objects
 from mitoseg.segmentation.meshes import Mesh, mesh_object
-from mitoseg.viewers.samples import percentiles, sample
-from mitoseg.viewers.shown import Shown
+from mitoseg.viewers.shown import KINDS, Shown
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, open_volume
 from mitoseg.volumes.base import CroppedVolume, mask_volume
 from mitoseg.volumes.labels import map_labels
@@ -48,26 +48,27 @@ log = logging.getLogger(__name__)
 
 DARKEST, BRIGHTEST = 0.5, 99.5
 """Percentiles of a sample of the image that are shown as black and as white."""
-
 _SURVEYED = 2**28
 """Voxels of labels up to which all are looked at to tell what their values mean."""
-
 MOST_SEGMENTS = 1000
 """Instances whose surfaces are shown from the beginning: the largest."""
-
 PANEL = (500, 320)
 """Pixels of a panel, across and down, that the volume fills at first."""
-
 COARSEST_VIEW = 4.0
 """Voxels to a pixel at first, at most: more would read much of a large volume at once."""
-
 TILTED = (0.46, 0.3, 0.13, 0.82)
 """Quaternion (x, y, z, w) of the view in 3D: from above and aside."""
-
+FLAT_HALVINGS = 64
+"""How many stored voxels at most become one while a chunk is read: 4 x 4 x 4."""
+MOST_VOXELS = 2**22
+"""Voxels of an object's box at which its surface is made of every second voxel, and so on."""
+LARGEST_BOX = 2**28
+"""An object in a larger box has no surface here: the box would be read at once."""
+REDUCTION = 4.0
+_GREYS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
+"""Types of voxels that the browser takes for grey values."""
 COLOURS = {"probability": "#ff3b30", "uncertainty": "#ffb000", "mask": "#ff7a1a", "truth": "#2fbf71"}
-
 OVERLAY = 0.35
-
 GREY = """#uicontrol invlerp grey
 void main() { emitGrayscale(grey()); }
 """
@@ -83,17 +84,10 @@ void main() {
 
 
 def make_scene(shown: Shown, *, surfaces: bool = True) -> neuroglancer.ViewerState:
-    """What a browser shows at first.
+    """What a browser shows at first; `surfaces` says whether instances get surfaces in 3D.
 
     A probability brings the mask of its threshold, which is made while it is read. Of several results only the last
     in the order probability, mask, instances is switched on; truth is switched off.
-
-    Args:
-        shown: The volumes.
-        surfaces: Whether instances get surfaces in 3D.
-
-    Raises:
-        UserError: A file is damaged, or instances are no such.
     """
     levels = {kind: open_levels(volume, shown.axes.get(volume.path)) for kind, volume in shown.volumes.items()}
     if "probability" in levels and "mask" not in levels:
@@ -101,9 +95,7 @@ def make_scene(shown: Shown, *, surfaces: bool = True) -> neuroglancer.ViewerSta
     on_top = next((kind for kind in ("instances", "mask", "probability") if kind in shown.volumes), None)
     state = neuroglancer.ViewerState()
     state.title = " ".join(dict.fromkeys(Path(volume.path).name for volume in shown.volumes.values()))
-    for kind in ("image", "probability", "uncertainty", "mask", "instances", "truth"):
-        if kind not in levels:
-            continue
+    for kind in filter(levels.__contains__, KINDS):
         layer = _layer(kind, levels[kind], shown.voxel_size, surfaces=surfaces)
         state.layers.append(name=kind, layer=layer, visible=kind in {"image", on_top} or len(levels) == 1)
     _look(state, shown)
@@ -157,10 +149,30 @@ def _segments(kind: str, levels: Levels, size: VoxelSize, *, surfaces: bool) -> 
     )
     if kind in COLOURS and source.data_type == "uint8":
         layer.segment_colors = {1: COLOURS[kind]}
-    if made is not None and fits_memory(levels.finest.shape):
+    if made is not None and math.prod(levels.finest.shape) <= LARGEST_BOX:  # else they are not looked for yet
         layer.segments = made.largest(MOST_SEGMENTS)
         layer.not_selected_alpha = OVERLAY / 2
     return layer
+
+
+def sample(volume: Volume, *, slices: int = 5, side: int = 512) -> Array:
+    """The middles of some evenly spaced slices (z, y, x), ``side`` voxels wide, of a volume too large to be read."""
+    places = np.unique(np.linspace(0, volume.shape[0] - 1, slices + 2).round().astype(int)[1:-1])
+    (y0, y1), (x0, x1) = ((max(0, (n - side) // 2), min(n, (n + side) // 2)) for n in volume.shape[1:])
+    return np.concatenate([volume.read(Box((z, y0, x0), (z + 1, y1, x1))) for z in places.tolist()])
+
+
+def percentiles(values: Array, low: float, high: float) -> tuple[float, float]:
+    """Two percentiles of the finite values, the second above the first also where all are equal.
+
+    >>> percentiles(np.arange(101), 1, 99), percentiles(np.full(3, 7), 1, 99), percentiles(np.array([np.nan]), 1, 99)
+    ((1.0, 99.0), (7.0, 8.0), (0.0, 1.0))
+    """
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
+        return 0.0, 1.0
+    a, b = (float(value) for value in np.percentile(finite, (low, high)))
+    return (a, b) if b > a else (a, a + 1.0)
 
 
 def _source(volume: ServedVolume, *parts: str) -> neuroglancer.LayerDataSource:
@@ -195,13 +207,6 @@ def _each(levels: list[Level], change: Callable[[Volume], Volume]) -> list[Level
     return [replace(level, volume=change(level.volume)) for level in levels]
 
 
-FLAT_HALVINGS = 64
-"""How many stored voxels at most become one while a chunk is read: 4 x 4 x 4."""
-
-_GREYS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
-"""Types of voxels that the browser takes for grey values."""
-
-
 def space(voxel_size: VoxelSize) -> neuroglancer.CoordinateSpace:
     """x, y and z in nm."""
     return neuroglancer.CoordinateSpace(names=["x", "y", "z"], units="nm", scales=list(voxel_size[::-1]))
@@ -229,22 +234,8 @@ def label_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     return np.dtype(f"uint{8 * dtype.itemsize}")
 
 
-class _Shape:
-    """Shape and type of a volume, x, y, z: all that the library reads of it by itself."""
-
-    def __init__(self, volume: Volume, dtype: np.dtype[np.generic]) -> None:
-        self.shape, self.dtype = volume.shape[::-1], dtype
-
-
 class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
-    """A volume that is read where the browser looks.
-
-    Args:
-        levels: Its voxels.
-        voxel_size: (z, y, x) in nm.
-        labels: Whether they are numbers of segments.
-        surfaces: Of these, or None.
-    """
+    """A volume that is read where the browser looks; ``labels`` are numbers of segments, not grey values."""
 
     def __init__(
         self, levels: Levels, voxel_size: VoxelSize, *, labels: bool, surfaces: Surfaces | None = None
@@ -253,7 +244,7 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
         self._levels, self._labels, self.surfaces = levels, labels, surfaces
         self._dtype = label_type(volume.dtype) if labels else grey_type(volume.dtype)
         super().__init__(
-            _Shape(volume, self._dtype),
+            SimpleNamespace(shape=volume.shape[::-1], dtype=self._dtype),  # all that the library reads by itself
             dimensions=space(voxel_size),
             volume_type="segmentation" if labels else "image",
             max_downsampling=FLAT_HALVINGS * int(np.prod(levels.coarsest)),
@@ -262,39 +253,25 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
     def get_encoded_subvolume(
         self, data_format: str, start: Sequence[int], end: Sequence[int], scale_key: str
     ) -> tuple[bytes, str]:
-        """One chunk, as the library's server asks for it.
+        """One chunk and its type, as the library's server asks for it; `ValueError` where that cannot be answered.
 
-        Args:
-            data_format: ``npz``.
-            start: (x, y, z) in voxels of this halving.
-            end: The same.
-            scale_key: The factors, such as ``2,2,1``, x first.
-
-        Returns:
-            The chunk and the type of its content.
-
-        Raises:
-            ValueError: What cannot be answered; the browser is told so.
+        Start and end are (x, y, z) in voxels of this halving; the key is its factors, such as ``2,2,1``, x first.
         """
         try:
             x, y, z = (int(factor) for factor in scale_key.split(","))
             if data_format != "npz" or x * y * z > self.max_downsampling:
                 raise ValueError("no such format or halving")
             box = Box(tuple(map(int, start[::-1])), tuple(map(int, end[::-1])))
-            chunk_zyx = self._sent(self._levels.read(box, (z, y, x)))
+            chunk_zyx = self._levels.read(box, (z, y, x))
         except UserError as error:
             log.warning("%s", error)
             raise ValueError("the voxels cannot be read") from error
-        return encode_npz(chunk_zyx.T), "application/octet-stream"
+        if self._labels and chunk_zyx.dtype.kind in "if":  # negative numbers mark what nobody labelled
+            chunk_zyx = np.maximum(chunk_zyx, 0)
+        return encode_npz(chunk_zyx.astype(self._dtype, copy=False).T), "application/octet-stream"
 
     def get_object_mesh(self, object_id: int) -> bytes:
-        """The surface of one segment; see `encode_mesh`.
-
-        Raises:
-            MeshesNotSupportedForVolume: There are no surfaces of this volume.
-            InvalidObjectIdForMesh: There is no such segment.
-            ValueError: It cannot be read.
-        """
+        """The surface of one segment, see `encode_mesh`; the library's own errors where there is none."""
         if self.surfaces is None:
             raise MeshesNotSupportedForVolume
         try:
@@ -306,32 +283,17 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
             raise InvalidObjectIdForMesh
         return encode_mesh(mesh)
 
-    def _sent(self, values_zyx: Array) -> Array:
-        if self._labels and values_zyx.dtype.kind in "if":  # negative numbers mark what nobody labelled
-            values_zyx = np.maximum(values_zyx, 0)
-        return values_zyx.astype(self._dtype, copy=False)
-
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a volume.
-
-    Attributes:
-        factors: Voxels of the finest level along each axis (z, y, x) of one of its voxels.
-        volume: Its voxels.
-    """
+    """One level of a volume; ``factors`` are the voxels of the finest level (z, y, x) of one of its voxels."""
 
     factors: Sizes
     volume: Volume
 
 
 class Levels:
-    """A volume at any halving.
-
-    Args:
-        levels: The finest first.
-        labels: Whether voxels are names, which have no mean.
-    """
+    """A volume at any halving, from its levels, the finest first; ``labels`` are names, which have no mean."""
 
     def __init__(self, levels: Sequence[Level], *, labels: bool) -> None:
         self._levels, self._labels = list(levels), labels
@@ -352,17 +314,14 @@ class Levels:
         Args:
             box: In the coarser voxels (z, y, x); coarse voxel i covers fine voxels [i f, (i + 1) f).
             factors: Powers of two.
-
-        Raises:
-            ValueError: The box leaves the volume or a factor is no power of two.
-            UserError: The file is damaged.
         """
         whole = Box.of_shape([-(-n // f) for n, f in zip(self.finest.shape, factors, strict=True)])
         if any(f < 1 or f & (f - 1) for f in factors) or box.clip(whole) != box:
             raise ValueError(f"no box {box} of a volume of {whole} at {factors}")
-        level = max(
-            (one for one in self._levels if _divides(one.factors, factors)), key=lambda one: math.prod(one.factors)
-        )
+        fitting = [
+            one for one in self._levels if not any(f % own for f, own in zip(factors, one.factors, strict=True))
+        ]
+        level = max(fitting, key=lambda one: math.prod(one.factors))
         rest = [f // own for f, own in zip(factors, level.factors, strict=True)]
         start = tuple(a * step for a, step in zip(box.start, rest, strict=True))
         stop = tuple(b * step for b, step in zip(box.stop, rest, strict=True))
@@ -379,21 +338,10 @@ class Levels:
         return values_zyx
 
 
-def _divides(small: Sizes, large: Sizes) -> bool:
-    return all(b % a == 0 for a, b in zip(small, large, strict=True))
-
-
 def open_levels(volume: Volume, axes: str | None = None) -> list[Level]:
     """A volume that was opened by its path, and the coarser levels of the OME-Zarr image that it is of.
 
-    Levels that are no halvings of the finest one are left out.
-
-    Args:
-        volume: As `open_volume` opened it.
-        axes: What that was told of the axes.
-
-    Raises:
-        UserError: A level is damaged.
+    Levels that are no halvings of the finest one are left out. ``axes`` are those that it was opened with.
     """
     found = [Level((1, 1, 1), volume)]
     if isinstance(volume, CroppedVolume):  # whose levels begin elsewhere
@@ -410,26 +358,20 @@ def open_levels(volume: Volume, axes: str | None = None) -> list[Level]:
     return found
 
 
-LOCAL = "127.0.0.1"
-
-
 @contextmanager
-def serving(state: neuroglancer.ViewerState, *, bind: str = LOCAL, port: int = 0) -> Iterator[neuroglancer.Viewer]:
-    """Serve a scene to browsers until the block is left.
+def serving(
+    state: neuroglancer.ViewerState, *, bind: str = "127.0.0.1", port: int = 0
+) -> Iterator[neuroglancer.Viewer]:
+    """Serve a scene to browsers until the block is left; ``get_viewer_url()`` of the viewer is its link.
 
     Args:
         state: What is shown.
         bind: The address that is listened on; ``0.0.0.0`` is every one of this machine, for whoever has the link.
         port: 0 chooses a free one.
-
-    Yields:
-        The viewer; ``get_viewer_url()`` is its link.
-
-    Raises:
-        UserError: The port is taken or not allowed, or there is no such address.
     """
     try:
-        _listen(bind, port)
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        socket.create_server((bind, port), family=family).close()  # where that fails the library leaves sockets open
         neuroglancer.set_server_bind_address(bind, port)
         viewer = neuroglancer.Viewer()
     except OSError as error:
@@ -439,12 +381,6 @@ def serving(state: neuroglancer.ViewerState, *, bind: str = LOCAL, port: int = 0
         yield viewer
     finally:
         neuroglancer.stop()
-
-
-def _listen(bind: str, port: int) -> None:
-    """Listen for a moment: where that fails the library would leave sockets open."""
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    socket.create_server((bind, port), family=family).close()
 
 
 def _refused(error: OSError, bind: str, port: int) -> UserError:
@@ -465,27 +401,8 @@ def wait_for_interrupt() -> None:
         return
 
 
-MOST_VOXELS = 2**22
-"""Voxels of an object's box at which its surface is made of every second voxel, and so on."""
-
-LARGEST_BOX = 2**28
-"""An object in a larger box has no surface here: the box would be read at once."""
-
-REDUCTION = 4.0
-
-_METRE = 1e9
-
-
 class Surfaces:
-    """The surfaces of a volume's instances.
-
-    Args:
-        levels: Instance numbers.
-        voxel_size: (z, y, x) in nm.
-
-    Attributes:
-        objects: All instances by their number; found in one pass over the volume when first needed.
-    """
+    """The surfaces of a volume's instances."""
 
     def __init__(self, levels: Levels, voxel_size: VoxelSize) -> None:
         self._levels, self._size = levels, voxel_size
@@ -493,7 +410,7 @@ class Surfaces:
 
     @cached_property
     def objects(self) -> dict[int, FoundObject]:
-        """See the class."""
+        """All instances by their number; found in one pass over the volume when first needed."""
         return find_objects(self._levels.finest)
 
     def largest(self, count: int) -> list[int]:
@@ -502,11 +419,7 @@ class Surfaces:
         return sorted(one.id for one in by_size[:count])
 
     def surface(self, number: int) -> Mesh | None:
-        """The surface of one instance; None where there is no such instance, or its box is too large.
-
-        Raises:
-            UserError: The file is damaged.
-        """
+        """The surface of one instance; None where there is no such instance, or its box is too large."""
         with self._lock:
             one = self.objects.get(number)
         if one is None or one.box.size > LARGEST_BOX:
@@ -520,16 +433,12 @@ class Surfaces:
         if not mask_zyx.any():  # a thread between the voxels that were looked at
             return None
         z, y, x = (step * size for size in self._size)
-        return mesh_object(mask_zyx, (z, y, x), start=start, reduction=_reduction())
-
-
-def _reduction() -> float:
-    """Fewer faces, where the library that takes them away is there."""
-    try:
-        import_extra("zmesh", "zmesh", "mesh")
-    except UserError:
-        return 1.0
-    return REDUCTION
+        try:
+            import_extra("zmesh", "zmesh", "mesh")
+            reduction = REDUCTION
+        except UserError:  # the library that takes faces away is not there
+            reduction = 1.0
+        return mesh_object(mask_zyx, (z, y, x), start=start, reduction=reduction)
 
 
 def encode_mesh(mesh: Mesh) -> bytes:
@@ -538,10 +447,5 @@ def encode_mesh(mesh: Mesh) -> bytes:
     Little-endian uint32, float32 and uint32. The library's own client divides by the scales of the coordinate space,
     which it keeps in m.
     """
-    vertices = (mesh.vertices / _METRE).astype("<f4")
+    vertices = (mesh.vertices / 1e9).astype("<f4")
     return struct.pack("<I", len(vertices)) + vertices.tobytes() + mesh.faces.astype("<u4").tobytes()
-
-
-def fits_memory(shape: tuple[int, ...]) -> bool:
-    """Whether a volume is small enough to look for its instances before it is shown."""
-    return math.prod(shape) <= LARGEST_BOX
