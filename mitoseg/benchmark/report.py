@@ -142,7 +142,8 @@ class Report:
             cells = {f"crop_{key}": metrics.get(key) for key in ("jaccard_foreground", "jaccard_mean")}
             known[crop] = {"crop": metrics.get("crop"), **cells}
             write_json(folder / _CROPS, known)
-        return row | known[crop]
+        row |= known[crop]
+        return row
 
     def _notes(self, rows: Sequence[Row]) -> list[str]:
         voxels = sum(region.box.size for region in self.regions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from contextlib import suppress
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -25,7 +26,8 @@ def run(cfg: DictConfig) -> None:
     import_extra("neuroglancer", "neuroglancer", "viewers")
     from mitoseg.viewers.neuroglancer.scene import make_scene, serving, wait_for_interrupt
 
-    size = OmegaConf.to_container(cfg.voxel_size) if OmegaConf.is_config(cfg.voxel_size) else cfg.voxel_size
+    size: Any = cfg.voxel_size
+    size = OmegaConf.to_container(size) if OmegaConf.is_config(size) else size
     shown = open_shown(cfg.run, {kind: cfg[kind] for kind in KINDS}, axes=cfg.axes, voxel_size=size)
     console = Console()
     width = max(map(len, shown.volumes))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mitoseg.cli.launch import default_config_dir
+from mitoseg.cli.launch import default_config_dir, launch
 
 HERE = Path(__file__).parent
 CONFIG = """
@@ -55,6 +55,22 @@ class Project:
         with self.start(*words, **variables) as process:
             out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def call_here(self, monkeypatch, capsys, *words):
+        """The same in this process."""
+        import fake_command
+
+        monkeypatch.chdir(self.folder)
+        monkeypatch.setattr(sys, "argv", [str(self.folder / "fake_command.py"), *words])
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MITOSEG_RUN_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        code = 0
+        try:
+            launch("fake", fake_command.run, config_dir=self.folder / "conf")
+        except SystemExit as leaving:
+            code = leaving.code
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     def start(self, *words, **variables):
         """Start the script, its output in pipes."""
