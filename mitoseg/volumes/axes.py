@@ -46,10 +46,7 @@ _CLOSE = 1e-3  # how far two statements of one voxel size may differ, as a share
 
 @dataclass(frozen=True)
 class Layout:
-    """Where z, y, x and colour lie among the axes of an array of a stored ``shape``.
-
-    ``axes`` has one letter for each stored axis: ``z``, ``y``, ``x``, ``c`` for colour, ``-`` for a singleton to drop.
-    """
+    """Where z, y, x and colour lie in a stored array: ``z``, ``y``, ``x``, ``c``, or ``-`` for a singleton to drop."""
 
     shape: tuple[int, ...]
     axes: str
@@ -82,7 +79,7 @@ class Layout:
 
 
 def grey(image_yxc: Array) -> Array:
-    """Reduce 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels to the largest of red, green and blue.
+    """Reduce 1 (grey), 2 (with alpha), 3 (RGB) or 4 (RGBA) channels to the largest of red, green and blue.
 
     Equal channels keep their value, and whatever is not black stays above zero, which is what labels need.
     """
@@ -90,10 +87,7 @@ def grey(image_yxc: Array) -> Array:
 
 
 def colour_codes(image_yxc: Array) -> Array:
-    """Labels in colour as whole numbers: a grey is itself, any other colour 2**24 + 0xRRGGBB.
-
-    What is wholly transparent is 0, unless all of the image is.
-    """
+    """Labels in colour as numbers: a grey is itself, others 2**24 + 0xRRGGBB; transparent is 0, unless all of it."""
     colours = image_yxc[..., :3] if image_yxc.shape[-1] > 2 else image_yxc[..., [0, 0, 0]]
     coloured = (colours != colours[..., :1]).any(-1)
     codes = colours[..., 0].astype(np.uint32)
@@ -109,16 +103,7 @@ def colour_codes(image_yxc: Array) -> Array:
 
 
 def stated_axes(attributes: Mapping[str, Any], count: int, *first: object) -> str | None:
-    """A letter of ``tczyx`` for each of ``count`` axes, as the metadata of programs name them; None unless all are.
-
-    Names in ``first`` come before ``_ARRAY_DIMENSIONS`` (xarray), ``axis_names`` (funlib), ``axes`` and ``transform``
-    (COSEM) of the attributes.
-
-    >>> stated_axes({"axes": ["width", "height", "depth"]}, 3), stated_axes({"axes": '["c^","y","x"]'}, 3)
-    ('xyz', 'cyx')
-    >>> stated_axes({"axes": "x, y, z"}, 3), stated_axes({"axes": [{"name": "z"}, {"name": "y"}]}, 3)
-    ('xyz', None)
-    """
+    """A letter of ``tczyx`` for each axis, as ``first`` or the metadata of xarray, funlib or COSEM say it, or None."""
     transform = attributes.get("transform")
     cosem = transform.get("axes") if isinstance(transform, Mapping) else None
     for named in (*first, *(attributes.get(key) for key in ("_ARRAY_DIMENSIONS", "axis_names", "axes")), cosem):
@@ -138,17 +123,10 @@ def stated_axes(attributes: Mapping[str, Any], count: int, *first: object) -> st
 
 
 def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, asked: str | None = None) -> Layout:
-    """Decide which stored axis is which.
+    """Decide which stored axis is which, by what the user says (``asked``) or the file states, a letter for each axis.
 
-    A 3-D stack is z, y, x and a 2-D one y, x, unless the file says otherwise; anything with a first or last axis of 3
-    or 4, or with four axes longer than 1, needs either the file's own statement of z, y and x or the user's.
-
-    Args:
-        path: For the message.
-        shape: As stored, all axes.
-        stated: What the file says, a letter for each axis, ``s`` for the samples of a pixel (which only TIFF tells
-            from channels, and which are colour), ``?`` where it does not say.
-        asked: What the user says (``axes=``); singletons may be left out.
+    ``s`` are the samples of a pixel (which only TIFF tells from channels, and which are colour), ``?`` is not known.
+    Without either a 3-D stack is z, y, x and a 2-D one y, x, unless its first or last axis may be colour.
     """
     shape = tuple(int(n) for n in shape)
     if 0 in shape:
@@ -185,7 +163,7 @@ def _fill(axes: str, letters: str) -> str:
 
 
 def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layout:
-    """The layout that the user names, dropping singletons that she left out."""
+    """The layout that the user names; singletons may be left out."""
     letters = str(asked).lower().replace("s", "c")
     if not {"y", "x"} <= set(letters) or set(letters) - set("zyxct") or len(set(letters)) < len(letters):
         raise UserError("cannot read the axes", asked, "give each of z, y, x once, for example axes=zyx or axes=zyxc")
@@ -208,11 +186,7 @@ def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layou
 
 
 def in_nm(value: object, unit: object) -> float | None:
-    """A length in nm, or None where the unit is unknown or the number cannot be a voxel's size.
-
-    >>> in_nm(0.005, "micron"), in_nm(72, "inch"), in_nm(0, "nm")
-    (5.0, None, None)
-    """
+    """A length in nm, or None where the unit is unknown or the number cannot be a voxel's size."""
     factor = _NM.get(str(unit).strip().lower())
     try:
         length = float(value) * factor if factor else math.nan  # type: ignore[arg-type]
@@ -274,10 +248,8 @@ def stated_sizes(
     if isinstance(transform, Mapping):
         names = "".join(str(a)[:1].lower() for a in _as_list(transform.get("axes")))
         add("transform", transform.get("scale"), transform.get("units", "nm"), names)
-    if isinstance(pixel, Mapping):
-        add("pixelResolution", pixel.get("dimensions"), pixel.get("unit", "um"), pixel_axes)
-    else:
-        add("pixelResolution", pixel, units, pixel_axes)
+    pixels = (pixel.get("dimensions"), pixel.get("unit", "um")) if isinstance(pixel, Mapping) else (pixel, units)
+    add("pixelResolution", *pixels, pixel_axes)
     add("resolution", attributes.get("resolution"), units, space)
     add("voxel_size", attributes.get("voxel_size"), units, space)
     return found

@@ -25,14 +25,9 @@ _LARGEST = 2**32 - 1
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """What is known of a volume before a voxel is read.
+    """What is known of a volume before a voxel is read: ``shape`` and ``voxel_size`` are z, y, x, in nm or None.
 
-    Attributes:
-        path: As the user wrote it.
-        shape: (z, y, x).
-        dtype: Of the stored voxels.
-        voxel_size: (z, y, x) in nm, or None where the file does not say.
-        metadata: What mitoseg wrote with it: ``kind`` ("probability", "mask", "instances"), ``threshold``, ``scale``.
+    ``metadata`` is what mitoseg wrote: ``kind`` ("probability", "mask", "instances"), ``threshold``, ``scale``.
     """
 
     path: str
@@ -53,11 +48,9 @@ class Mask(Protocol):
 class Volume:
     """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box. Subclasses define ``_read``.
 
-    Attributes:
-        padding: Voxels that are no tissue; None where nobody looked. See `mitoseg.volumes.padding`.
-        lossy: Whether the file's compression has changed values, as JPEG does.
-        directions: For z, y and x, whether the stored axis runs with (``+``) the world's, to the top, front and right;
-            empty where the file does not say.
+    ``padding`` tells voxels that are no tissue (`mitoseg.volumes.padding`), where somebody looked; ``lossy`` whether
+    compression has changed values, as JPEG does. ``directions`` are, for z, y and x, whether the stored axis runs with
+    (``+``) the world's, to the top, front and right; empty where the file does not say.
     """
 
     padding: Mask | None = None
@@ -139,11 +132,7 @@ class Volume:
 
 
 class ArrayVolume(Volume):
-    """An array as a volume: of NumPy, or a lazy one (Zarr, Dask), of which boxes are read when they are asked for.
-
-    >>> ArrayVolume(np.zeros((2, 3, 4), np.uint8)).read(Box((0, 0, 0), (1, 3, 2))).shape
-    (1, 3, 2)
-    """
+    """An array as a volume: of NumPy, or a lazy one (Zarr, Dask), of which boxes are read when they are asked for."""
 
     def __init__(
         self,
@@ -193,11 +182,7 @@ class DerivedVolume(Volume):
 
 
 class ElementwiseVolume(DerivedVolume):
-    """Each voxel computed from the one at its place, such as a mask from a probability.
-
-    >>> ElementwiseVolume(ArrayVolume(np.full((1, 1, 2), 0.7)), np.rint).read().tolist()
-    [[[1.0, 1.0]]]
-    """
+    """Each voxel computed from the one at its place, such as a mask from a probability."""
 
     def __init__(self, volume: Volume, function: Callable[[Array], Array], **changed: Any) -> None:  # noqa: ANN401
         super().__init__(volume, **changed)
@@ -214,11 +199,7 @@ class ElementwiseVolume(DerivedVolume):
 
 
 class CroppedVolume(DerivedVolume):
-    """The part of a lazy volume that lies in a box; its first voxel is the box's.
-
-    >>> CroppedVolume(ArrayVolume(np.arange(8).reshape(2, 2, 2)), Box((1, 0, 0), (2, 2, 1))).read().tolist()
-    [[[4], [6]]]
-    """
+    """The part of a lazy volume that lies in a box; its first voxel is the box's."""
 
     def __init__(self, volume: Volume, box: Box) -> None:
         super().__init__(volume, shape=volume.check_box(box).shape)
@@ -255,20 +236,12 @@ def thin_slabs(box: Box) -> Iterator[Box]:
 
 
 def mask_volume(volume: Volume, foreground: Callable[[Array], Bools]) -> Volume:
-    """A lazy mask by a rule from stored values to booleans.
-
-    >>> mask_volume(ArrayVolume(np.full((1, 1, 2), 0.7)), lambda values: values >= 0.5).read().tolist()
-    [[[True, True]]]
-    """
+    """A lazy mask by a rule from stored values to booleans."""
     return ElementwiseVolume(volume, foreground, dtype=np.dtype(np.bool_), metadata={"kind": "mask"})
 
 
 def integer_volume(volume: Volume, background: int | None = None) -> Volume:
-    """Instance numbers of floats or integers as uint64, checked while they are read; ``background`` is read as 0.
-
-    >>> integer_volume(ArrayVolume(np.array([[[0.0, 7.0]]]))).read().tolist()
-    [[[0, 7]]]
-    """
+    """Instance numbers of floats or integers as uint64, checked while they are read; ``background`` is read as 0."""
     whole = partial(_whole_numbers, path=volume.path, background=background)
     return ElementwiseVolume(volume, whole, dtype=np.dtype(np.uint64))
 
@@ -282,10 +255,7 @@ def _whole_numbers(values: Array, path: str, background: int | None) -> Array:
 
 
 def compact_ids(volume: Volume) -> Volume:
-    """Instance numbers that fit 32 bits: the volume itself where they do, else 1, 2, ... in their order.
-
-    Floats and integers of 64 bits are read once; the memory taken is that of a slab and of the ids.
-    """
+    """Instance numbers that fit 32 bits: the volume itself where they do, else 1, 2, ... in their order, read once."""
     if volume.dtype.itemsize < 8 and volume.dtype.kind != "f":
         return volume
     volume = integer_volume(volume) if volume.dtype.kind == "f" else volume
@@ -304,10 +274,7 @@ def _ranks(stored: Array, ids: npt.NDArray[np.integer]) -> Array:
 
 
 def encoded_volume(volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, Any], scale: float = 1.0) -> Volume:
-    """A lazy volume of float32 values times ``scale`` in the type and with the metadata that it is saved with.
-
-    ``kind`` "mask" in the metadata asks for 0 and 1 by ``threshold``.
-    """
+    """Float32 values times ``scale`` as the type that they are saved in: a mask by ``threshold``, or rounded."""
     least = metadata["threshold"] * scale if metadata.get("kind") == "mask" else None
     return ElementwiseVolume(volume, partial(_encode, dtype=dtype, least=least), dtype=dtype, metadata=dict(metadata))
 

@@ -75,7 +75,11 @@ def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
         warn_of_packing(path, attributes)
         shape, dtype, name = dataset.shape, dataset.dtype, dataset.name
         part = math.prod(dataset.chunks or ()) * dtype.itemsize
-        stated = _axes(attributes, dataset)
+        tags = None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            tags = [axis["key"] for axis in json.loads(str(attributes["axistags"]))["axes"]]
+        stated = stated_axes(attributes, dataset.ndim, attributes.get("axes"), tags)
+        stated = stated or stated_axes({}, dataset.ndim, [dim.label for dim in dataset.dims])
         size = None
         if options.voxel_size is None and len(shape) >= 2:
             size = _voxel_size(held_in, dataset, attributes, stated or options.axes or "zyx"[-len(shape) :])
@@ -173,18 +177,7 @@ def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
     raise UserError(what, file, f"name one of its datasets: {known}")
 
 
-def _axes(attributes: Mapping[str, object], dataset: h5py.Dataset) -> str | None:
-    """The axes that mitoseg and others, ilastik (axistags) or the labels of dimensions state."""
-    tags = None
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        tags = [axis["key"] for axis in json.loads(str(attributes["axistags"]))["axes"]]
-    labels = [dim.label for dim in dataset.dims]
-    return stated_axes(attributes, dataset.ndim, attributes.get("axes"), tags) or stated_axes({}, dataset.ndim, labels)
-
-
 class _Hdf5Volume(StoredVolume):
-    """A dataset of an HDF5 file; every process opens the file for itself."""
-
     def __init__(self, path: str, file: str, name: str, header: Header, options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._file, self._name = os.path.abspath(file), name

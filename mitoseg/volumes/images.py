@@ -1,9 +1,8 @@
 """Folders of slices, one file a slice, in natural order of their names: PNG or single-page TIFF, else other pictures.
 
-A file of indexed colours holds numbers and a table of colours. Where all colours of the table are greys, the grey is
-the value; else the number is: that is how labels are stored, and images under a lookup table. Programs that choose
-colours picture by picture number them as they occur: where tables differ between slices, or another number than 0 is
-black, the colours count. Which slices a folder lacks is told by the numbers in the names of its files.
+Of indexed colours the number is the value (as labels are stored), unless all colours of the table are greys; where
+tables differ between slices, or another number than 0 is black, programs have numbered colours as they occur, and the
+colours count. Which slices a folder lacks is told by the numbers in the names of its files.
 """
 
 from __future__ import annotations
@@ -164,8 +163,6 @@ class SliceFolder(StoredVolume):
 
 
 class _Slice(NamedTuple):
-    """What the head of a slice says; ``palette`` is the (n, 3) table of indexed colours, ``scale`` as in `Header`."""
-
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     colour: bool
@@ -264,8 +261,6 @@ def find_gap(names: Sequence[str]) -> str | None:
 
     >>> find_gap(["s_001.tif", "s_002.tif", "s_004.tif"])
     '1 slice is missing by the numbers of the files, between s_002.tif and s_004.tif'
-    >>> find_gap(["0.png", "5.png", "10.png"]), find_gap(["a.png", "c.png"])
-    (None, None)
     """
     numbers = slice_numbers(names)
     if numbers is None:
@@ -290,22 +285,14 @@ def find_gap(names: Sequence[str]) -> str | None:
 
 
 def is_grid(names: Sequence[str]) -> bool:
-    """Whether numbers in the names of files count two things at once, as of tiles or channels, in every combination.
-
-    >>> is_grid(["s0_c0.tif", "s0_c1.tif", "s1_c0.tif", "s1_c1.tif"]), is_grid(["s0_of_2.tif", "s1_of_2.tif"])
-    (True, False)
-    """
+    """Whether numbers in the names of files count two things, as of tiles or channels, in every combination."""
     rows = [re.findall(r"\d+", PurePath(name).stem) for name in names]
     counts = [len(set(column)) for column in zip(*rows, strict=False)]
     return max(counts, default=0) < len(names) == math.prod(counts)
 
 
 def slice_numbers(names: Sequence[str]) -> list[int] | None:
-    """The number of each slice among the numbers in the names of files; None where that is not plain.
-
-    >>> slice_numbers(["s3_z1_of_9.tif", "s3_z2_of_9.tif"])
-    [1, 2]
-    """
+    """The number of each slice among the numbers in the names of files; None where that is not plain."""
     stems = [PurePath(name).stem.lower() for name in names]
     kinds = [re.sub(r"\d+", "#", stem) for stem in stems]
     found = [tuple(int(number) for number in re.findall(r"\d+", stem)) for stem in stems]

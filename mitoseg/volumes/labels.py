@@ -1,7 +1,4 @@
-"""Labels of any make as 0 (background), 1 (mitochondrion) and 255 (ignored), by one rule for the whole volume.
-
-The rule follows from the values that the volume holds, which are counted slab by slab.
-"""
+"""Labels of any make as 0 (background), 1 (mitochondrion) and 255 (ignored), by one rule for the whole volume."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ _EXAMPLE = "give a value or a list, such as foreground=[3,4]"
 
 @dataclass(frozen=True)
 class ValueRule:
-    """What makes a label a mitochondrion: one of ``values``, above 0 (``threshold`` None), or at least ``threshold``.
+    """A label is a mitochondrion if among ``values``, else above 0 (no ``threshold``), else at least ``threshold``.
 
     ``numbered`` says whether the values tell one mitochondrion from another.
     """
@@ -51,14 +48,10 @@ class ValueRule:
 
 
 class LabelVolume(DerivedVolume):
-    """Labels as uint8 0, 1 and 255 (ignored), mapped while they are read.
+    """Labels as uint8 0, 1 and 255 (ignored), mapped while they are read from ``stored``.
 
-    Attributes:
-        rule: The rule, in words.
-        stored: The labels as they are stored.
-        numbered: Whether these are instance numbers.
-        ignore_label: The stored value whose voxels are ignored, or None.
-        ignored_slices: Slices that nobody annotated, all of whose voxels are ignored.
+    ``rule`` says the rule in words; ``numbered`` whether stored values are instance numbers. ``ignore_label`` and the
+    ``ignored_slices``, which nobody annotated, are ignored.
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
@@ -100,16 +93,10 @@ def map_labels(
 ) -> LabelVolume:
     """Map labels to 0, 1 and 255 (ignored) by one rule for the whole volume, which is logged.
 
-    The stored values are surveyed once, slab by slab. ``auto`` then takes
-
-    - values 0 and 1 as they are;
-    - a grey mask, 0 and 255 (or 65535) with or without values between them along the edges, at half of full scale;
-    - any other integers as instance numbers: all that are not zero are foreground;
-    - fractions from 0 to 1 at 0.5;
-    - 2**64 - 1, which CREMI and Paintera write where there is no label, for background where there is no 0.
-
-    It refuses several values of which none is 0, since any may be the background, and what looks like an image.
-    A colour that is no grey is 2**24 + 0xRRGGBB.
+    The stored values are surveyed once. The rule ``auto`` takes 0 and 1 as they are; a grey mask (0 and 255, or 65535,
+    with or without values between them along the edges) at half of full scale; other integers as instance numbers; and
+    fractions from 0 to 1 at 0.5. 2**64 - 1, which CREMI and Paintera write where there is no label, is background if
+    there is no 0. Several values of which none is 0, and what looks like an image, are refused.
 
     Args:
         volume: The labels.
@@ -159,11 +146,7 @@ def map_labels(
 
 
 def label_values(given: object) -> tuple[int, ...] | None:
-    """The label values that a user names: one or a list, integers or colours; None where none are named.
-
-    >>> label_values(2), label_values(["3", "#0000ff"]), label_values(None)
-    ((2,), (3, 16777471), None)
-    """
+    """The label values that a user names: one or a list, integers or colours; None where none are named."""
     if given is None:
         return None
     found = []
@@ -182,21 +165,16 @@ def label_values(given: object) -> tuple[int, ...] | None:
 
 
 def value_name(value: float) -> str:
-    """A label value as the user writes it: colours as ``#rrggbb``.
-
-    >>> value_name(2), value_name(16777471)
-    ('2', '#0000ff')
-    """
+    """A label value as the user writes it: colours as ``#rrggbb``."""
     if _COLOURED <= value < 2 * _COLOURED and value == int(value):
         return f"#{int(value) - _COLOURED:06x}"
     return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def map_mask(volume: Volume, foreground: object = None, kind: str | None = None) -> Volume:
-    """A stored result of another program, as a lazy mask of 0 and 1 where its values are chosen, else as it is.
+    """A stored result of another program, as a mask of the values in ``foreground``, or as it is.
 
-    Refuses several colours, and several values of which none is 0, any of which may be the background, unless ``kind``
-    (what the user says it is) tells.
+    Refuses several colours, or values without a 0, whose meaning ``kind``, what the user says it is, does not tell.
     """
     if foreground is not None:
         if kind not in (None, "mask"):
@@ -233,7 +211,6 @@ def one_slice(volume: Volume, z: int) -> Box:
 
 
 def _chosen_rule(survey: _Survey, chosen: tuple[int, ...], path: str) -> ValueRule:
-    """The rule where the user names the values."""
     there = [value for value in chosen if survey.chosen[value]]
     if not there:
         what = f"none of the values of foreground={list(map(value_name, chosen))} is in the labels"
@@ -320,15 +297,10 @@ def _is_grey_mask(survey: _Survey) -> bool:
 
 @dataclass
 class _Survey:
-    """Counts over a whole label volume, without the ignored voxels.
+    """Counts over a label volume without ignored voxels; of more than 64 ``values`` some, and no counts to rely on.
 
-    Attributes:
-        full: Voxels of value 255 or 65535, the ends of 8 and 16 bit masks.
-        between: Voxels of any other value than these and 0.
-        solid: Those of ``between`` that equal their four neighbours in the slice.
-        halves: Voxels at or above 0.5, 128 and 32768; at or above 32 and 224, between which a sharp mask has few.
-        values: Voxels of each distinct value; of more than 64, some of the values and no counts to rely on.
-        chosen: Voxels of the values that the user names.
+    ``full`` are voxels of 255 or 65535, ``between`` those of neither these nor 0, ``solid`` the ones of these that are
+    equal to their four neighbours in the slice; ``halves`` those at or above each key.
     """
 
     low: float = math.inf
@@ -348,7 +320,6 @@ class _Survey:
         return len(self.values) > _KEPT
 
     def listed(self) -> str:
-        """The values and their shares of the voxels, the first ten in ascending order."""
         shares = {value: "" if self.many else f" ({100 * n / self.voxels:.3g} %)" for value, n in self.values.items()}
         more = ["and more"] if len(shares) > 10 else []
         return ", ".join([value_name(value) + shares[value] for value in sorted(shares)[:10]] + more)

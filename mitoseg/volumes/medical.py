@@ -1,8 +1,7 @@
 """NIfTI and NRRD files, whose headers nibabel and pynrrd read, which the extra ``[formats]`` brings.
 
-Both count axes from the fastest one on: x, y, z. An affine, or ``space directions``, tells along which axis of the
-world each of them runs; voxels stay in the order in which they are stored, whichever way their axes point. The voxels
-of NRRD follow the header (.nrrd), or lie in a file that it names (.nhdr), plain or packed by gzip or bzip2.
+Both count axes from the fastest one on. Voxels stay in their stored order, whichever way their axes point; those of
+NRRD follow the header (.nrrd), or lie in a file that it names (.nhdr), plain or packed by gzip or bzip2.
 """
 
 from __future__ import annotations
@@ -44,10 +43,8 @@ _SAVE = "save it as one .nrrd file with encoding raw or gzip"
 class Grid(NamedTuple):
     """How the axes of a stored grid lie in the world.
 
-    Attributes:
-        letters: The world's axis that each stored axis runs along, of the fastest one first: ``x``, ``y`` or ``z``.
-        sizes: (z, y, x) of a voxel, in the file's unit.
-        directions: For z, y and x, whether the stored axis runs with the world's, to the right, front and top (``+``).
+    ``letters`` are the world's axes that the stored ones run along, the fastest first; ``sizes`` z, y, x in the file's
+    unit; ``directions`` as those of `Volume`.
     """
 
     letters: str

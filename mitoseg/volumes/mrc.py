@@ -1,16 +1,11 @@
 """MRC files, as IMOD and electron microscopes write them, and as IMOD, Fiji and mrcfile open them.
 
-    0 .. 1024                 sizes, mode, cell (the voxel size, in Angstrom), axes, labels
-    1024 .. 1024 + nsymbt     extended header
-    from there                sections, rows, columns: z, y, x, unless maps, mapr and mapc say otherwise
-
 Rows keep the order in which they are stored; IMOD and Fiji show the first one at the bottom. Mode 0 is a signed byte
 since MRC2014, and was an unsigned one in many programs. IMOD's flags say which it is, else the header's smallest and
-largest value, else the voxels themselves. IMOD's own bytes run from 0 to 255: signed ones are stored less 128, which
-all of its programs add again.
+largest value, else the voxels themselves. IMOD's own bytes run from 0 to 255: signed ones are stored less 128.
 
 Written are modes 2 (float32), 1 (int16), 6 (uint16, and uint8 with a label that says so) and 0 (int8 with IMOD's flag,
-and masks of 0 and 1). mitoseg's metadata are JSON in the labels, or, beyond 800 letters, in an extended header.
+and masks). mitoseg's metadata are JSON in the labels, or, beyond 800 letters, in an extended header.
 """
 
 from __future__ import annotations
@@ -77,10 +72,7 @@ def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
 
 
 class _Mrc(MappedVolume):
-    """An MRC whose voxels may have to stay below a limit to be what the file says they are; checked as they are read.
-
-    Bytes that mitoseg stored as 16 bits, and bytes from 0 to 127, to which a sign makes no difference.
-    """
+    """An MRC whose voxels may have to stay below a limit (else the header is wrong); checked as they are read."""
 
     limit: int | None = None
 
@@ -93,7 +85,7 @@ class _Mrc(MappedVolume):
 
 
 class _Voxels(NamedTuple):
-    """How voxels are stored, the type they are read as if another, the bits stored inverted, the largest valid one."""
+    """The type in the file, the one meant if another, the bits stored inverted, the largest value that may occur."""
 
     stored: np.dtype[Any]
     meant: np.dtype[Any] | None = None
@@ -102,10 +94,7 @@ class _Voxels(NamedTuple):
 
 
 class _MrcHeader:
-    """The header of an open file.
-
-    ``offset`` is where the voxels start, in bytes; ``note`` what mitoseg wrote into labels or extended header.
-    """
+    """The header of an open file: ``offset`` is where the voxels start, ``note`` what mitoseg wrote into it."""
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         data = file.read(HEADER_DTYPE.itemsize)

@@ -1,15 +1,13 @@
 """N5 datasets, written ``file.n5:/dataset`` or ``file.n5/dataset``, by tensorstore, which the extra ``[n5]`` brings.
 
-N5 counts axes from the fastest one on: x, y, z. Its attributes lie in ``attributes.json`` of the dataset and of the
-groups around it, and programs differ in whether a level states its own voxel size or the full resolution's:
+N5 counts axes from the fastest one on. Programs differ in whether a level states its own voxel size or the full
+resolution's:
 
     transform           absolute                                            COSEM
     pixelResolution     times the dataset's own ``downsamplingFactors``     n5-viewer
     the same            absolute, below a group with ``scales``             COSEM
     resolution          of a group or s0, times the level's factors         Paintera
     name.xml            beside name.n5, times the level's factors           BigDataViewer
-
-`_voxel_size` takes the reading that all statements agree on, and asks where there is none.
 """
 
 from __future__ import annotations
@@ -102,7 +100,7 @@ def _dataset(folder: Path, path: str) -> Path:
 
 
 def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
-    """(z, y, x) in nm of a dataset; None where nothing states it."""
+    """(z, y, x) in nm of a dataset, by the reading that all statements agree on; None where nothing states it."""
     own = _stated(_attributes(dataset), letters)
     absolute = own.pop("transform", None) or _listed_transform(dataset, letters)
     here, whole = agreed_size(path, own), _full_resolution(path, dataset, letters)
@@ -167,14 +165,11 @@ def _factors(dataset: Path, letters: str) -> tuple[VoxelSize | None, bool]:
 
 
 class _N5Volume(StoredVolume):
-    """A dataset of an N5 container; every process opens it for itself."""
-
     def __init__(self, path: str, dataset: Path, header: Header, block: tuple[int, ...], options: ReadOptions) -> None:
         super().__init__(path, header, options)
         self._folder, self._block = dataset.absolute(), block
 
     def _files(self) -> list[Path]:
-        """The dataset's folder, and what the groups above say of it."""
         above = [folder / "attributes.json" for folder in self._folder.parents]
         return [self._folder, *(file for file in above if file.is_file())]
 
@@ -187,7 +182,6 @@ class _N5Volume(StoredVolume):
         return UserError(what, self.path, REFILL) if missing else None
 
     def _blocks(self) -> list[tuple[str, ...]]:
-        """The files of blocks, as their places in the grid."""
         found = []
         for folder, _, names in os.walk(self._folder):
             above = Path(folder).relative_to(self._folder).parts

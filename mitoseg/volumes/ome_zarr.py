@@ -5,15 +5,8 @@ image.ome.zarr/1        an array                level 1, with the axes and the s
 slide.zarr              bioformats2raw.layout   its only image, slide.zarr/0
 plate.zarr              plate                   its only image, plate.zarr/A/1/0
 
-voxel (z, y, x) of serial sections         halved
-level 0    50    5    5   nm
-level 1    50   10   10                    y x        z waits until the others have caught up
-level 3    50   40   40                    y x
-level 4   100   80   80                    z y x
-
 A voxel of level 1 covers voxels 0 and 1 of level 0, so its centre lies half a voxel of level 0 further: every level
-has a scale and a translation, ``translation = (factor - 1) / 2 * voxel``. Each level is made of the one before, chunk
-by chunk, when the volume is whole.
+has a scale and a translation, ``translation = (factor - 1) / 2 * voxel``.
 """
 
 from __future__ import annotations
@@ -42,6 +35,13 @@ MARKS = ("zarr.json", ".zarray", ".zgroup")
 SUFFIX = ".ome.zarr"
 CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
 """Every chunk is written, also one of zeros, so that a missing one is known for missing."""
+STORED: dict[str, Any] = {
+    "compressors": ZstdCodec(level=1, checksum=True),
+    "fill_value": 0,
+    "dimension_names": ("z", "y", "x"),
+    "config": CONFIG,
+}
+"""How arrays are written."""
 Sizes = tuple[int, int, int]
 _DEPTH = 3  # how deep images lie in a group at most: plate, row, column, field
 _MANY = 9
@@ -53,10 +53,7 @@ _BLOCK_BYTES = 2**27
 
 @dataclass(frozen=True)
 class LevelHeader:
-    """What an image says of one of its levels: ``path`` from the image's group, axes, voxel size, mitoseg's metadata.
-
-    ``scaled`` is whether it states a scale, with a unit or without.
-    """
+    """What an image says of the level at ``path``; ``scaled`` whether it states a scale, with a unit or without."""
 
     path: str
     axes: str | None
@@ -86,7 +83,6 @@ def _images_below(group: zarr.Group, prefix: str, depth: int) -> Iterator[tuple[
 
 
 def _multiscales(group: zarr.Group) -> Mapping[str, Any] | None:
-    """The first image of a group's metadata, of version 0.4 or 0.5."""
     attributes = group.attrs.asdict()
     ome = attributes.get("ome", attributes)
     images = ome.get("multiscales") if isinstance(ome, Mapping) else None
@@ -171,11 +167,7 @@ class Level:
 
 
 def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
-    """The levels of a volume, from the finest to the first whose sides are at most 256 voxels.
-
-    >>> [level.shape for level in levels((15, 1024, 1024), (50, 5, 5))]
-    [(15, 1024, 1024), (15, 512, 512), (15, 256, 256)]
-    """
+    """The levels of a volume, from the finest to the first whose sides are at most 256 voxels."""
     found = [Level(shape)]
     while max(found[-1].shape) > _SMALLEST_SIDE:
         last = found[-1]
@@ -187,10 +179,9 @@ def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
 
 
 def halved(shape: Sizes, voxel: VoxelSize) -> Sizes:
-    """By how much the next level is coarser along each axis, 1 or 2.
+    """By how much the next level is coarser along each axis, 1 or 2; axes of one voxel do not count.
 
-    An axis waits while its voxel is longer than the shortest one by more than the square root of two: halving would
-    make it the odd one out. Axes of one voxel do not count.
+    An axis waits while its voxel is longer than the shortest one by more than the square root of two.
 
     >>> halved((100, 100, 100), (50, 5, 5)), halved((100, 100, 100), (50, 40, 40))
     ((1, 2, 2), (2, 2, 2))
@@ -209,14 +200,8 @@ def holds_labels(dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> bool:
 def coarser(image_zyx: Array, steps: Sizes, *, labels: bool) -> Array:
     """Make one voxel of up to eight (``steps`` of 1 or 2 along each axis), from a box that starts at a coarser voxel.
 
-    Of ``labels`` the most frequent value is taken, of equally frequent ones foreground before background, then the
-    first; otherwise the mean, rounded for integers. At an odd end the last voxel counts twice, which for both rules is
-    the same as leaving the missing one out.
-
-    >>> coarser(np.array([[[1, 2], [3, 6]]], np.uint8), (1, 2, 2), labels=False).tolist()
-    [[[3]]]
-    >>> coarser(np.array([[[0, 7], [7, 9]]], np.uint8), (1, 2, 2), labels=True).tolist()
-    [[[7]]]
+    Of ``labels`` the most frequent value is taken, foreground before background, then the first; otherwise the mean,
+    rounded for integers. At an odd end the last voxel counts twice, which is the same as leaving the missing one out.
     """
     margin = [(0, n % step) for n, step in zip(image_zyx.shape, steps, strict=True)]
     filled = np.pad(image_zyx, margin, mode="edge") if any(b for _, b in margin) else image_zyx
@@ -296,18 +281,10 @@ class OmeZarrOutput(Output):
             finer = array
 
     def _create(self, number: int) -> zarr.Array[Any]:
-        shape = self._levels[number].shape
-        chunks = self._chunks or chunk_shape(shape, self._info.dtype)
-        return self._group.create_array(
-            str(number),
-            shape=shape,
-            dtype=self._info.dtype,
-            chunks=tuple(min(c, n) for c, n in zip(chunks, shape, strict=True)),
-            compressors=ZstdCodec(level=1, checksum=True),
-            fill_value=0,
-            dimension_names=("z", "y", "x"),
-            config=CONFIG,
-        )
+        shape, dtype = self._levels[number].shape, self._info.dtype
+        sides = zip(self._chunks or chunk_shape(shape, dtype), shape, strict=True)
+        chunks = tuple(min(c, n) for c, n in sides)
+        return self._group.create_array(str(number), shape=shape, dtype=dtype, chunks=chunks, **STORED)
 
     def _attributes(self, path: Path) -> dict[str, Any]:
         """The group's attributes; without a voxel size the scales count voxels and have no unit."""

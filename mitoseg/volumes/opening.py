@@ -1,8 +1,7 @@
 """Every format of volumes that mitoseg knows, by the ends of names; open a volume, or write one.
 
 A new format is a module that defines a `Format`, and its line in `FORMATS`. What commands open and write, what
-``input=`` finds in folders and what napari offers all follow from it. Outputs take boxes in any order, and have their
-names when they are complete.
+``input=`` finds in folders and what napari offers all follow from it.
 """
 
 from __future__ import annotations
@@ -58,21 +57,13 @@ _NOT_READ = {
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """The file or folder that a path names, and the dataset inside it, if it names one that way.
-
-    >>> split_path("a.h5:/b"), split_path("a.tif")
-    (('a.h5', 'b'), ('a.tif', ''))
-    """
+    """The file or folder that a path names, and the dataset inside it, if it names one that way."""
     suffixes = [suffix for one in FORMATS if one.datasets for suffix in one.suffixes]
     return (None if Path(path).exists() else split_dataset(path, suffixes)) or (path, "")
 
 
 def format_of(path: str) -> tuple[Format, str] | None:
-    """The format that a name tells, and the suffix that tells it; None where there is none.
-
-    >>> format_of("a/b.NII.GZ")[1], format_of("a.ims:/DataSet")[1], format_of("a.txt")
-    ('.nii.gz', '.ims', None)
-    """
+    """The format that a name tells, and the suffix that tells it; None where there is none."""
     name = split_path(path)[0].lower().rstrip("/" + os.sep)
     found = [(one, suffix) for one in FORMATS for suffix in one.suffixes if name.endswith(suffix)]
     return max(found, key=lambda pair: len(pair[1]), default=None)
@@ -84,11 +75,7 @@ def container_format(path: str) -> Format | None:
 
 
 def stored_in(path: str | os.PathLike[str]) -> Path:
-    """The file or folder that holds a volume.
-
-    >>> stored_in("a.h5:/b").name, stored_in("a.zarr:/b").name, stored_in("a.tif").name
-    ('a.h5', 'b', 'a.tif')
-    """
+    """The file or folder that holds a volume."""
     file, dataset = split_path(os.fspath(path))
     found = format_of(file) if dataset else None
     return Path(file, dataset) if found and found[0].recognize else Path(file)
@@ -150,8 +137,7 @@ def open_volume(
         voxel_size: (z, y, x) in nm; comes before the file's own.
 
     Raises:
-        UserError: The file is missing, damaged, empty, of an unknown kind, holds no real numbers, or its axes are
-            ambiguous.
+        UserError: The file is missing, damaged, empty, of an unknown kind, or its axes are ambiguous.
     """
     text = os.fspath(path)
     with reading(text):
@@ -171,7 +157,6 @@ def open_volume(
 
 
 def _how_to_give(path: str) -> str:
-    """What to do about a path of no known format."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") and format_of(path[: -len(suffixes[-1])]):
         return "unpack it first"
@@ -207,11 +192,7 @@ def check_same_shape(image: Volume, label: Volume) -> None:
 
 
 def swapped(*shapes: tuple[int, ...]) -> str:
-    """What to try where shapes differ in nothing but the order of their axes; empty where they do not.
-
-    >>> swapped((10, 20, 30), (30, 20, 10)), swapped((10, 20, 30), (10, 20, 31))
-    (', or store the axes of both in the same order: z, y, x', '')
-    """
+    """What to try where shapes differ in nothing but the order of their axes; empty where they do not."""
     if len({tuple(sorted(shape)) for shape in shapes}) > 1:
         return ""
     return ", or store the axes of both in the same order: z, y, x"
@@ -238,11 +219,7 @@ class VolumeWriter:
         return self
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box inside the volume; boxes may come in any order, what is never written is zero.
-
-        The dtype may be any that fits the volume's. An `OSError` of a full disk becomes a `UserError` when the context
-        is left.
-        """
+        """Write one box inside the volume, of a dtype that fits, in any order; what is never written is zero."""
         if self._output is None:
             raise ValueError("write inside `with create_volume(...) as writer`")
         inside = all(a >= 0 and b <= n for a, b, n in zip(box.start, box.stop, self.info.shape, strict=True))
@@ -254,7 +231,7 @@ class VolumeWriter:
             self._output.write(box, image_zyx.astype(self.info.dtype, copy=False))
 
     def shared(self, block: Sequence[int]) -> Path | None:
-        """The Zarr array being written, if several processes may write whole blocks of this size, from the origin on.
+        """The Zarr array into which several processes may write whole blocks of this size, from the origin on.
 
         None where the output is of another format, or blocks share chunks: then `write` is the only way.
         """
@@ -306,15 +283,6 @@ def create_volume(
 
     Raises:
         UserError: An unknown suffix, an output that exists, a folder that may not be written, an empty shape.
-        ValueError: Chunks without voxels.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with create_volume(f"{folder}/a.tif", (2, 3, 4), "uint8", voxel_size=(50, 5, 5)) as writer:
-        ...         writer.write(Box((0, 0, 0), (1, 3, 4)), np.ones((1, 3, 4), np.uint8))
-        ...     [p.name for p in Path(folder).iterdir()]
-        ['a.tif']
     """
     text = os.fspath(path)
     sizes = tuple(int(n) for n in shape)
@@ -331,11 +299,7 @@ def create_volume(
 
 
 def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
-    """Refuse a volume that cannot be written, before any work is done; `create_volume` asks this too.
-
-    Overwriting may not remove more than one volume: a folder that is neither a Zarr array nor one OME-Zarr image, or
-    an HDF5 file with other datasets, stays. Not every format holds each ``dtype``.
-    """
+    """Refuse a volume that cannot be written, or would replace more than one volume, before any work is done."""
     file, dataset, written = place(path)
     if dtype is not None:
         check_voxel_type(path, dtype)

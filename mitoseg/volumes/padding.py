@@ -1,9 +1,7 @@
 r"""Padding: margins and holes of one value, which aligned stacks and mosaics have and which hold no tissue.
 
-A section that was shifted, turned or sheared into its place leaves margins of one value, a missing one is one value
-altogether, a missing tile of a mosaic a hole. In each slice, padding is every region of one value (or of NaN),
-connected along y and x, of which a stretch of the slice's border consists that is a `SHARE` of the slice's shorter
-side or more, and `LEAST` pixels:
+In each slice, padding is every region of one value (or of NaN), connected along y and x, of which a stretch of the
+slice's border consists that is a `SHARE` of the slice's shorter side or more, and `LEAST` pixels:
 
     0 0 0 0 0 0 0        o o o o o o o
     0 0 0 7 4 6 3        o o o . . . .
@@ -13,9 +11,7 @@ side or more, and `LEAST` pixels:
 or, in slices of up to `BAND` pixels, a square of twice that side (and 64). Inside a frame of another value the border
 is what the frame leaves. One value is, for a margin's value v and the tissue's median m, all within `ONE` of
 abs(v - m), since lossy codecs add noise; and up to `RING` pixels further all within `FRINGE` of it, since codecs,
-filters and interpolation blur its edge.
-
-Resin and stains that saturate are seldom of one value over so many pixels.
+filters and interpolation blur its edge. Resin and stains that saturate are seldom of one value over so many pixels.
 """
 
 from __future__ import annotations
@@ -53,10 +49,7 @@ _Read = Callable[[Box], Array]
 
 
 class Padding(Volume):
-    """Where a volume is padding, as a mask, found slice by slice when it is asked for, and kept packed.
-
-    What a voxel is depends on its whole slice and not on the box that is read.
-    """
+    """Where a volume is padding, found by whole slices when it is asked for, and kept packed."""
 
     def __init__(self, volume: Volume) -> None:
         super().__init__(replace(volume.info, dtype=np.dtype(np.bool_), metadata={}))
@@ -148,7 +141,6 @@ class Padding(Volume):
                 z += 1
 
     def _read_part(self, z: int, part: Box) -> Array:
-        """A part (y, x) of a slice."""
         return np.asarray(self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0])
 
 
@@ -159,10 +151,7 @@ def _pack_strips(mask_yx: Bools) -> tuple[_Packed, int]:
 
 
 def _pack_bands(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[_Packed, int]:
-    """The same of a slice of more than `BAND` pixels.
-
-    It is looked at in bands of rows, again and again where padding reaches from one into the next.
-    """
+    """The same of a slice of more than `BAND` pixels, in bands, again where padding reaches into the next."""
     Y, X = shape
     whole = Box((0, 0), shape)
     y_n, x_n, levels = _held_border(read, whole, tissue)
@@ -335,12 +324,10 @@ def _unpack(packed: bytes, shape: tuple[int, ...]) -> Bools:
 
 
 class PaddedVolume(DerivedVolume):
-    """A volume that knows its padding, and reads there as the tissue beside it, mirrored.
+    """A volume that knows its padding, and reads there as the tissue beside it, mirrored: o o a b c -> b a b c.
 
     That is what a network sees beyond the border of a volume, too. Each row is mirrored at the nearest tissue, up to
-    `REACH` pixels away; what is left is mirrored along the columns, and beyond that is the mean of the tissue:
-
-        o o o a b c d   ->   d c b a b c d
+    `REACH` pixels away; what is left is mirrored along the columns, and beyond that is the mean of the tissue.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -428,10 +415,10 @@ def with_padding(volume: Volume, choice: object) -> Volume:
 def has_tissue(image: Volume) -> bool:
     """Whether any voxel of an image, be it resampled, is no padding; reads up to the first slices with some."""
     known: object = image.padding
-    while not isinstance(known, Padding):
-        if known is None:
-            return True
+    while known is not None and not isinstance(known, Padding):
         known = getattr(known, "padding", None)
+    if known is None:
+        return True
     if any(known.count(slab) < slab.size for slab in slabs(known.box, known.depth)):
         return True
     first = known.volume.read(Box((0, 0, 0), (1, 1, 1)))

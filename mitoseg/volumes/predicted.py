@@ -23,8 +23,8 @@ KINDS = ("probability", "mask", "instances")
 class Decision:
     """How the values of a prediction (one of `KINDS`) are turned into foreground.
 
-    A probability is foreground at and above ``threshold``; of a mask and of instances, whatever is not zero is.
-    ``source`` tells where the threshold came from, or why none was needed; ``scale`` is the stored value of 1.
+    A probability is foreground from ``threshold`` on, of which ``source`` tells the origin; others if not zero.
+    ``scale`` is the stored value of probability 1.
     """
 
     kind: str
@@ -44,8 +44,7 @@ class Decision:
     def log_odds(self, values: Array) -> npt.NDArray[np.floating]:
         """Log-odds of a block of stored probabilities.
 
-        Whole numbers are rounded probabilities. The first and the last of them, which would be 0 and 1, stand for
-        half a step each, of which the middle is taken.
+        The first and the last whole number, which would be 0 and 1, stand for half a step each: its middle counts.
         """
         if values.dtype.kind in "ui":
             step = 1 / self.scale
@@ -54,11 +53,10 @@ class Decision:
 
 
 def decide(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Decision:
-    """Find out what a prediction's values mean; ``threshold`` and ``kind`` come before its metadata.
+    """Find out what a prediction's values mean; ``threshold`` (else 0.5) and ``kind`` come before its metadata.
 
     Without these, floats are probabilities, bool is a mask, and wide integers are instance ids. Bytes with at most one
-    value besides zero are a mask; other bytes are probabilities times 255 if a threshold is given, and a question to
-    the user if not. The threshold is 0.5 unless it is stated.
+    value besides zero are a mask; others are probabilities times 255 if a threshold is given, and an error if not.
     """
     metadata = prediction.info.metadata
     kind = kind or metadata.get("kind") or _guess_kind(prediction, threshold)

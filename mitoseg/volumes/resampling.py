@@ -1,14 +1,9 @@
 r"""A volume seen with voxels of another size, lazily: only what a box needs is read.
 
-Both grids begin at the same outer edge, so that a voxel's centre and not its index keeps its place:
-
-    10 nm   |       0       |       1       |       2       |
-     5 nm   |   0   |   1   |   2   |   3   |   4   |   5   |
-
-Along an axis that gets coarser a new voxel is the mean of what it covers, parts of voxels by their share, which is the
-filter that binning in the microscope applies: nothing finer than the new voxels is left to alias. Along one that gets
-finer it lies on the line between the two centres around it. A weight depends on where a voxel lies in the volume
-alone, so what is read does not depend on the box. The rim repeats the outermost voxel.
+Both grids begin at the same outer edge. Along an axis that gets coarser a new voxel is the mean of what it covers, as
+binning in the microscope does, so that nothing aliases; along one that gets finer it lies on the line between the two
+centres around it. A weight depends on where a voxel lies in the volume alone, so what is read does not depend on the
+box. The rim repeats the outermost voxel.
 """
 
 from __future__ import annotations
@@ -39,8 +34,7 @@ _Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.floa
 def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int, int] | None = None) -> Volume:
     """A lazy float32 volume with voxels of another size (z, y, x) in nm; the volume itself where they are equal.
 
-    ``shape`` is made instead of what covers the volume to half a voxel, to come back to a known grid. Refuses a volume
-    without a voxel size, or one that differs from the other by more than `MOST` times.
+    ``shape`` is made instead of what covers the volume to half a voxel, to come back to a known grid.
     """
     size = check_voxel_size(voxel_size)
     if volume.voxel_size is None:
@@ -56,11 +50,7 @@ def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int
 
 
 def resampled_length(n: int, ratio: float) -> int:
-    """Voxels along an axis of ``n`` when they are ``ratio`` times as long, to the nearest whole number, at least 1.
-
-    >>> resampled_length(165, 2), resampled_length(165, 0.5), resampled_length(1, 4)
-    (82, 330, 1)
-    """
+    """Voxels along an axis of ``n`` when they are ``ratio`` times as long, to the nearest whole number, at least 1."""
     return max(1, int(np.floor(n / ratio + 0.5 - _EQUAL)))
 
 
@@ -141,14 +131,10 @@ class _ResampledPadding:
 
 
 def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:
-    """How the voxels ``start`` to ``stop`` of a new axis, ``ratio`` times as long, are made of ``n`` old ones.
-
-    Gives the first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
+    """The first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
 
     >>> axis_weights(0, 2, 1.5, 3)[1].toarray().astype(float).round(3).tolist()
     [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]
-    >>> axis_weights(1, 3, 0.5, 3)[1].toarray().tolist()
-    [[0.75, 0.25], [0.25, 0.75]]
     """
     new = np.arange(start, stop)
     rows, columns, weights = _covered(new, ratio) if ratio > 1 else _between(new, ratio)

@@ -1,18 +1,14 @@
 r"""A volume that is written tile by tile, and taken up again where it was left, even after the process was killed.
 
-A tile is listed as done after it is written, so whatever happens, at most the tiles in flight are computed again. A
-chunk belongs to one tile alone and carries a checksum. All of it lies in a folder beside the output:
+A tile is listed as done after it is written, so at most the tiles in flight are computed again. The plan goes last: a
+kill before that is noticed, and the output, which has its name already, is not computed again.
 
-out.tif                         appears at the very end, complete
 .out.tif.unfinished/            of this user, readable by nobody else
     plan.json                   which command this is, what it decided, and what the result is once that is whole
-    tiles.zarr/                 one chunk for each tile
+    tiles.zarr/                 one chunk with a checksum for each tile
     done.txt                    one line for each tile that is on the disk
     converted/                  the output in its own format
     lock                        held while a process works here
-
-The plan goes last, when the command has done all that it does with the output: a kill before that is noticed, and the
-output, which has its name already, is not computed again.
 """
 
 from __future__ import annotations
@@ -100,10 +96,7 @@ class StagedVolume:
 
     Attributes:
         decisions: What the command decided when it first ran; empty in a new stage.
-        done: Tiles that are on the disk.
-        tile: (z, y, x) voxels of a tile.
-        found: What `add_metadata` was given.
-        folder: The folder in which the output is made.
+        done: Tiles (z, y, x voxels: ``tile``) that are on the disk.
         array: The Zarr array of the tiles, one chunk for each; several processes may write whole tiles into it.
     """
 
@@ -122,15 +115,14 @@ class StagedVolume:
         self._identity = {**plain(identity), "dataset": self._dataset}
         self._volatile, self._finishing = set(volatile), set(finishing)
         self.folder = stage_folder(path)
-        self.array = self.folder / "tiles.zarr"
-        self._listing, self._plan = self.folder / "done.txt", self.folder / "plan.json"
+        self.array, self._listing, self._plan = (self.folder / n for n in ("tiles.zarr", "done.txt", "plan.json"))
         self._made: list[Path] = []
         self.tile: Tile = (1, 1, 1)
         self._info: VolumeInfo | None = None
         self._output: ZarrOutput | None = None
-        self._taken_up: set[Box] = set()
         self._started = False
         self.done: set[Box] = set()
+        self._taken_up: set[Box] = set()
         self.decisions: dict[str, Any] = {}
         self.found: dict[str, Any] = {}
         if not self.moved:
@@ -171,13 +163,10 @@ class StagedVolume:
         self._release()
 
     def start(self, info: VolumeInfo, tile: Tile, decisions: Mapping[str, Any]) -> None:
-        """Begin, or go on with what was begun, which must have the same tiles ((z, y, x), from the origin).
-
-        ``decisions`` are what to remember for the next time.
-        """
+        """Begin, or go on with what was begun, which must have the same tiles; ``decisions`` are remembered."""
         if self._view is None:
             check_voxel_type(self.path, info.dtype)
-        self._info, self.tile = info, (tile[0], tile[1], tile[2])
+        self._info, self.tile, self._started = info, (tile[0], tile[1], tile[2]), True
         with explained(self._file):
             if self.decisions and is_array(self.array):
                 remove_partial(self.array)
@@ -190,7 +179,6 @@ class StagedVolume:
                 self._output = ZarrOutput(self.array, info, chunks=self.tile)
                 self.decisions = dict(plain(decisions))
                 self._write_plan()
-        self._started = True
 
     def write(self, box: Box, image_zyx: Array) -> None:
         """Write one whole tile and list it as done."""
@@ -221,10 +209,7 @@ class StagedVolume:
     def finish_as(
         self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
     ) -> None:
-        """As `finish`, but write what is made of all tiles instead of the tiles themselves, which are kept on errors.
-
-        ``write`` takes the tiles as a volume, seen through the view, and writes one of the same shape (z, y, x).
-        """
+        """As `finish`, but the output is what ``write`` makes of the tiles, seen through the view, in one shape."""
 
         def make() -> Path:
             source, result = self._source(), self._new_result()
@@ -267,18 +252,15 @@ class StagedVolume:
         return result
 
     def _source(self) -> Volume:
-        """What the output is made of."""
         tiles_zyx = open_volume(str(self.array))
         return tiles_zyx if self._view is None else self._view(tiles_zyx)
 
     def _new_result(self) -> Path:
-        """Where the output is written before it gets its name."""
         result = self.folder / "converted" / self._file.name
         remove(result.parent)
         return result
 
     def _named(self, result: Path) -> str:
-        """The same with the dataset that the output's path names."""
         return f"{result}:{self._dataset}" if self._format.check_replaced else str(result)
 
     def _read_back(self, source: Volume, box: Box) -> Array:
@@ -300,19 +282,19 @@ class StagedVolume:
     def _sound_plan(self) -> dict[str, Any]:
         """The plan, empty unless its values are of those that are written there."""
         plan = read_json(self._plan)
-        decisions, whole = plan.get("decisions"), plan.get("whole")
+        stored, decisions, whole = (plan.get(key) for key in ("identity", "decisions", "whole"))
         tile = decisions.get("tile") if isinstance(decisions, dict) else None
+        sound = isinstance(tile, list) and [type(side) is int and side > 0 for side in tile] == [True] * 3
         results = [self.array.name, f"converted/{self._file.name}"]
-        if not (isinstance(tile, list) and [type(side) is int and side > 0 for side in tile] == [True] * 3):
-            return {}
-        return plan if whole is None or (isinstance(whole, dict) and whole.get("result") in results) else {}
+        known = whole is None or (isinstance(whole, dict) and whole.get("result") in results)
+        return plan if sound and known and isinstance(stored, dict) else {}
 
     def _take_up(self, plan: Mapping[str, Any]) -> None:
         """Take up an existing stage, or its tiles, or refuse or discard that of another command."""
-        stored, decisions = plan.get("identity"), plan.get("decisions")
-        if not isinstance(stored, dict) or not isinstance(decisions, dict):
+        if not plan:
             self._discard()
             return
+        stored, decisions = plan["identity"], plan["decisions"]
         changed = {key for key in {*stored, *self._identity} if stored.get(key) != self._identity.get(key)}
         how = changes(stored, self._identity)
         if changed <= self._finishing:
@@ -344,7 +326,6 @@ class StagedVolume:
         return {line.strip() for line in lines if line.endswith("\n")}
 
     def _list(self, done: Iterable[Box]) -> None:
-        """Replace the list of tiles that are done."""
         self.done = set(done)
         write_text(self._listing, "".join(f"{tile}\n" for tile in self.tiles() if tile in self.done))
 
@@ -354,7 +335,6 @@ class StagedVolume:
         self.done.add(tile)
 
     def _acquire(self) -> None:
-        """Make the folder, and hold it against other processes."""
         with explained(self._file):
             self._made = make_folders(self.folder.parent)
             try:
@@ -371,13 +351,13 @@ class StagedVolume:
 
     def _release(self) -> None:
         """Let others in; a folder without a plan goes away, with the folders that were made for it and stay empty."""
-        if self._plan.is_file():
-            self._lock.release()
-            return
-        self._clear()
+        kept = self._plan.is_file()
+        if not kept:
+            self._clear()
         self._lock.release()
-        remove(self.folder / "lock")
-        self._remove_folders()
+        if not kept:
+            remove(self.folder / "lock")
+            self._remove_folders()
 
     def _remove_folders(self) -> None:
         for folder in (self.folder, *reversed(self._made)):
@@ -394,9 +374,8 @@ class StagedVolume:
 
     def _clear(self) -> None:
         """Remove everything but the lock and the plan."""
-        for path in self.folder.iterdir():
-            if path.name not in ("lock", self._plan.name):
-                remove(path)
+        for path in {*self.folder.iterdir()} - {self.folder / "lock", self._plan}:
+            remove(path)
 
 
 @contextmanager

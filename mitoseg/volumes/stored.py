@@ -54,15 +54,8 @@ _NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
 class Header:
     """What a file says of its volume, in the file's own order of axes.
 
-    Attributes:
-        shape: As stored, all axes.
-        dtype: As stored.
-        axes: What the file says its axes are (`resolve_axes`), or None.
-        voxel_size: (z, y, x) in nm, or None.
-        metadata: What mitoseg wrote.
-        flipped: The bits of a voxel, an unsigned number or a boolean, that the file stores inverted.
-        part_bytes: What the smallest part takes that is decoded as a whole: a chunk, a block, a strip; 0 for none.
-        scale: What a stored 1 is worth, and what a stored 0 stands for.
+    ``flipped`` are the bits of a voxel that are stored inverted; ``scale`` what a stored 1 is worth, and what a stored
+    0 stands for; ``part_bytes`` what the smallest part takes that is decoded as a whole, 0 for none.
     """
 
     shape: tuple[int, ...]
@@ -156,9 +149,7 @@ class StoredVolume(Volume):
 class Output:
     """A file being written, with all voxels 0 at first.
 
-    Attributes:
-        array: The Zarr array into which several processes may write at once, if it is one.
-        chunks: (z, y, x) voxels that lie in one piece.
+    ``array`` is the Zarr array into which several processes may write at once, if it is one; ``chunks`` its chunks.
     """
 
     array: Path | None = None
@@ -225,9 +216,8 @@ def inside_folder(path: str, suffixes: Iterable[str]) -> Path:
 def state_of(places: Iterable[Path]) -> str:
     """A checksum over names, sizes and times of files, and of all files below folders; hidden ones are left out.
 
-    Of more than `MANY_FILES`, which take minutes to ask for on a network, these count: the names of all, the times of
-    all folders (in which a file appears, goes or is replaced), files of metadata, and `SAMPLED_FILES` of the others,
-    always the same ones.
+    Of more than `MANY_FILES`, which take minutes to ask for on a network, these count: all names, the times of folders
+    (in which a file appears, goes or is replaced), files of metadata, and the same `SAMPLED_FILES` of the others.
     """
     files: list[str] = []
     for place in {os.path.abspath(place) for place in places}:
@@ -290,9 +280,8 @@ def load_metadata(text: object) -> dict[str, Any]:
 class MappedVolume(StoredVolume):
     """A file of plain voxels from ``offset`` on, mapped into memory for each read.
 
-    Voxels behind gzip or bzip2 (``packing``, from byte ``start`` of the file), whose middle cannot be reached, are
-    unpacked by the first read, into a temporary file (``TMPDIR`` says where), which is gone with the volume; every
-    process has its own.
+    Voxels behind gzip or bzip2 (``packing``, from ``start`` on), whose middle cannot be reached, are unpacked by the
+    first read of a process, into a temporary file (``TMPDIR`` says where), which is gone with the volume.
     """
 
     def __init__(

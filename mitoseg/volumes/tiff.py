@@ -1,7 +1,6 @@
 """TIFF stacks: mapped into memory where they lie in one piece, otherwise decoded strip by strip (or tile by tile).
 
-Outputs are what Fiji opens with the voxel size: up to 4 GB ImageJ's TIFF, with mitoseg's metadata in Info; above that
-BigTIFF with OME-XML, whose annotation they are.
+Outputs are ImageJ's TIFF, with mitoseg's metadata in Info; from 4 GB on BigTIFF with OME-XML, as an annotation.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 import re
 import weakref
 import xml.etree.ElementTree as ElementTree
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -96,20 +96,14 @@ def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _axes(tif: tifffile.TiffFile, axes: str) -> str:
-    """Tifffile's letters as `resolve_axes` takes them; I, Q and others say nothing.
-
-    Nor do the channels of a file by tifffile, which counts slices as channels unless it is told otherwise.
-    """
+    """Tifffile's letters as `resolve_axes` takes them; its own files count slices as channels, which says nothing."""
     version = (tif.imagej_metadata or {}).get("ImageJ")
     channels = version != _BY_TIFFFILE and 'Creator="tifffile' not in (tif.ome_metadata or "")
     return "".join(a if a in "TZCYXS" and (a != "C" or channels) else "?" for a in axes)
 
 
 def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, quiet: bool = False) -> int:
-    """The bits that a TIFF stores inverted: all, where 0 is white; none of what ImageJ wrote.
-
-    ImageJ's inverted table of colours says how an image looks; it counts and measures the values as they are stored.
-    """
+    """The bits that a TIFF stores inverted: all, where 0 is white; none of ImageJ's, which measures them as stored."""
     _check_samples(path, page)
     orientation = page.tags.valueof("Orientation")
     if isinstance(orientation, int) and 1 < orientation <= 8 and not quiet:
@@ -163,10 +157,7 @@ def is_lossy(page: tifffile.TiffPage) -> bool:
 
 
 def _voxel_size(tif: tifffile.TiffFile, flat: bool) -> VoxelSize | None:
-    """(z, y, x) in nm from ImageJ's spacing, unit and resolution, or OME's PhysicalSize; None without all three.
-
-    The resolution of other TIFFs is one for printing and is left alone.
-    """
+    """(z, y, x) in nm by ImageJ or OME; the resolution of other TIFFs is one for printing and is left alone."""
     if tif.ome_metadata:
         pixels = None
         with contextlib.suppress(ElementTree.ParseError):
@@ -265,12 +256,10 @@ class _PagedTiff(StoredVolume):
             segments += [(plane, number, j, i) for j, i in itertools.product(*places)]
         fill = partial(self._fill, stack, part)
         if sum((number, j, i) not in self._cache for _, number, j, i in segments) < 4 or _THREADS == 1:
-            for segment in segments:
-                fill(segment)
+            deque(map(fill, segments), 0)
             return
         with ThreadPoolExecutor(_THREADS) as threads:
-            for _ in threads.map(fill, segments):  # raises what a thread raised
-                pass
+            deque(threads.map(fill, segments), 0)  # raises what a thread raised
 
     def _fill(self, stack: Stack, part: Box, segment: tuple[Array, int, int, int]) -> None:
         """Decode the strip or tile (j, i) of a page and put what the part needs of it into the page's plane."""
@@ -298,17 +287,10 @@ def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
 
 
 class Stack:
-    """The one stack of images in an open TIFF, as tifffile's series show it.
+    """The one stack of images in an open TIFF, as tifffile's series show it; ``axes`` are tifffile's letters.
 
-    Attributes:
-        shape: All axes, those of length 1 too.
-        axes: tifffile's letter for each.
-        dtype: Of the stored voxels.
-        offset: Where the voxels start if they lie in one piece and are not compressed, else None.
-        pages: The pages.
-        files: That hold them; more than one in a set of files.
-        split: How many leading axes count pages; the others lie within a page.
-        lock: For one thread at a time, since the position in the file is shared.
+    ``offset`` is where the voxels start if they lie in one piece, not compressed, else None; the first ``split`` axes
+    count pages, the others lie within one; ``lock`` lets one thread at a time move the position in a file.
     """
 
     def __init__(self, tif: tifffile.TiffFile) -> None:
@@ -367,14 +349,11 @@ class Stack:
         offsets, counts = page.dataoffsets, page.databytecounts
         if any(a + n != b for a, n, b in zip(offsets[:-1], counts[:-1], offsets[1:], strict=True)):
             return None
-        width = self.keyframe.shape[1]
-        dtype = self.dtype.newbyteorder(page.parent.byteorder)
-        file = page.parent.filehandle
+        width, dtype = self.keyframe.shape[1], self.dtype.newbyteorder(page.parent.byteorder)
         (y0, x0), (y1, x1) = part.start, part.stop
-        file.seek(offsets[0] + y0 * width * dtype.itemsize)
-        size = (y1 - y0) * width
-        data = file.read(size * dtype.itemsize)
-        if len(data) < size * dtype.itemsize:
+        page.parent.filehandle.seek(offsets[0] + y0 * width * dtype.itemsize)
+        data = page.parent.filehandle.read((y1 - y0) * width * dtype.itemsize)
+        if len(data) < (y1 - y0) * width * dtype.itemsize:
             raise EOFError(_CUT_SHORT)
         return np.frombuffer(data, dtype).reshape(-1, width)[:, x0:x1]
 
@@ -386,10 +365,7 @@ class Stack:
         if page.dataoffsets[index] + page.databytecounts[index] > page.parent.filehandle.size:
             raise EOFError(_CUT_SHORT)
         page.parent.filehandle.seek(page.dataoffsets[index])
-        data = page.parent.filehandle.read(page.databytecounts[index])
-        if len(data) < page.databytecounts[index]:
-            raise EOFError(_CUT_SHORT)
-        return data, page.jpegtables
+        return page.parent.filehandle.read(page.databytecounts[index]), page.jpegtables
 
     def decode_segment(self, found: tuple[bytes, Any] | None, index: int) -> Array:
         """What `read_segment` found, decoded: ``image_yx``."""

@@ -2,9 +2,6 @@
 
 A chunk that is not on the disk reads as the fill value, without a word, and zarr does not look how much one unpacks
 to. The folder is listed once, because zarr's own count looks each chunk up in a list of all.
-
-    array    6 x 4 chunks
-    shards   3 x 2, a file each:  [chunk chunk | index]     the index says which chunks a shard lacks
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
@@ -37,6 +34,7 @@ from mitoseg.volumes.hdf5 import CHUNK
 from mitoseg.volumes.ome_zarr import (
     CONFIG,
     MARKS,
+    STORED,
     SUFFIX,
     LevelHeader,
     OmeZarrOutput,
@@ -63,11 +61,7 @@ from mitoseg.volumes.stored import (
 SUFFIXES = (".zarr",)
 _LARGEST_CHUNK = 2**31
 Coordinates = tuple[int, ...]
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    "zlib": zlib.decompressobj,
-    "bz2": bz2.BZ2Decompressor,
-    "lzma": lzma.LZMADecompressor,
-}
+_UNPACKERS: Mapping[str, Any] = {"zlib": zlib.decompressobj, "bz2": bz2.BZ2Decompressor, "lzma": lzma.LZMADecompressor}
 _EMPTY = 2**64 - 1
 _CRC_BYTES = 4
 # How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest.
@@ -89,10 +83,7 @@ def is_array(folder: Path) -> bool:
 
 
 class ZarrOutput(Output):
-    """A Zarr array whose metadata are its attributes.
-
-    Every chunk is written, also one of zeros, so that a missing one is known for missing; and each has a checksum.
-    """
+    """A Zarr array whose metadata are its attributes; every chunk is written, also one of zeros, with a checksum."""
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
         self.array = path.absolute()
@@ -100,18 +91,8 @@ class ZarrOutput(Output):
         if info.voxel_size:
             attributes["voxel_size_nm"] = list(info.voxel_size)
         self.chunks = tuple(min(c, n) for c, n in zip(chunks or CHUNK, info.shape, strict=True))
-        self._array = zarr.create_array(
-            store=path,
-            shape=info.shape,
-            dtype=info.dtype,
-            chunks=self.chunks,
-            compressors=ZstdCodec(level=1, checksum=True),
-            fill_value=0,
-            zarr_format=3,
-            dimension_names=("z", "y", "x"),
-            attributes=attributes,
-            config=CONFIG,
-        )
+        options: dict[str, Any] = {"chunks": self.chunks, "zarr_format": 3, "attributes": attributes, **STORED}
+        self._array = zarr.create_array(store=path, shape=info.shape, dtype=info.dtype, **options)
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
@@ -135,8 +116,7 @@ class ZarrOutput(Output):
 class _CheckedStore(LocalStore):
     """A folder that hands out no chunk that unpacks to more than its array's chunks hold, and reads no pipes.
 
-    What Blosc, Zstandard, gzip and LZ4 state in a chunk's own header or trailer is looked at before it is unpacked;
-    what zlib, bzip2 and LZMA pack is unpacked as far as it may go.
+    What compressors state in a chunk is looked at before it is unpacked; others are unpacked as far as it may go.
     """
 
     _stated: tuple[str, int] | None = None
@@ -199,15 +179,6 @@ def _unpacked_bytes(codec: str, data: Array, most: int) -> int:
         length = (1 if single else 0, 2, 4, 8)[flag]
         return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
     return 0
-
-
-def _count_chunks(array: zarr.Array[Any]) -> tuple[int, int]:
-    """How many chunks of an array in a folder are on the disk, shards or not, and how many there should be."""
-    count = math.prod(_parts(array.shape, array.chunks))
-    files = _files(array, _parts(array.shape, array.shards or array.chunks))
-    if array.shards is None:
-        return sum(1 for _ in files), count
-    return sum(_in_shard(array, path, coordinates) for path, coordinates in files), count
 
 
 def _parts(shape: Coordinates, part: Coordinates) -> Coordinates:
@@ -350,12 +321,13 @@ class ZarrVolume(StoredVolume):
 
     def find_gaps(self) -> UserError | None:
         """See `Volume.find_gaps`."""
+        array = self._array
         with reading(self.path):
-            there, count = _count_chunks(self._array)
-        if there >= count:
-            return None
-        what = f"{count - there} of {count} chunks are missing and would read as {self._array.fill_value}"
-        return UserError(what, self.path, REFILL)
+            count = math.prod(_parts(array.shape, array.chunks))
+            files = _files(array, _parts(array.shape, array.shards or array.chunks))
+            there = sum(1 if array.shards is None else _in_shard(array, *file) for file in files)
+        what = f"{count - there} of {count} chunks are missing and would read as {array.fill_value}"
+        return UserError(what, self.path, REFILL) if there < count else None
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         return np.asarray(self._array[index])
@@ -369,14 +341,10 @@ FORMAT = Format(
     recognize=is_zarr,
     datasets=True,
 )
-
-
-OME_FORMAT = Format(
-    "an OME-Zarr image",
-    (SUFFIX,),
-    open_zarr,
-    lambda path, info, _, chunks: OmeZarrOutput(path, info, chunks),
-    recognize=is_zarr,
-    datasets=True,
+OME_FORMAT = replace(
+    FORMAT,
+    example="an OME-Zarr image",
+    suffixes=(SUFFIX,),
+    create=lambda path, info, _, chunks: OmeZarrOutput(path, info, chunks),
     block=block_shape,
 )

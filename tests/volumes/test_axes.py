@@ -6,66 +6,38 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_files import refused
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes.axes import Layout, grey, in_nm, resolve_axes, voxel_size_nm
 
+PLAIN = [
+    ((5, 6, 7), None, (5, 6, 7)), ((6, 7), None, (1, 6, 7)), ((3, 4), None, (1, 3, 4)), ((5, 6, 7), "?yx", (5, 6, 7)),
+    ((5, 6, 7), "tyx", (5, 6, 7)), ((3, 6, 4), "zyx", (3, 6, 4)), ((7, 6, 5), "xyz", (5, 6, 7)),
+    ((1, 5, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)), ((5, 1, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
+    ((1, 1, 5, 6, 7, 1), "tz?yxs", (5, 6, 7)),  # how tifffile states a stack by default
+    ((1, 1, 1, 6, 7, 1), "tzcyxs", (1, 6, 7)), ((6, 7, 3), "yxs", (1, 6, 7)), ((5, 6, 7, 3), "?yxs", (5, 6, 7)),
+    ((5, 6, 7, 4), "zyxs", (5, 6, 7)), ((3, 3, 6, 4), "zsyx", (3, 6, 4)),
+    ((5, 6, 7, 2), "zyxs", (5, 6, 7)),  # grey and alpha
+    ((1, 5, 1, 6, 7, 3), "tzcyxs", (5, 6, 7)), ((1, 6, 7), "?yx", (1, 6, 7)), ((1, 6, 7), None, (1, 6, 7)),
+    ((5, 1, 1), "zyx", (5, 1, 1)), ((1, 1, 1), None, (1, 1, 1)),
+]  # fmt: skip
+AMBIGUOUS = [
+    ((3, 6, 7), None), ((6, 7, 4), None), ((3, 6, 7), "?yx"), ((3, 6, 7), "cyx"), ((5, 6, 7), "cyx"),
+    ((1, 1, 5, 6, 7, 1), "tzcyxs"), ((6, 7, 2), "yx?"), ((5, 6, 7), "yx?"), ((6, 7, 3), "yxc"), ((3, 6, 7, 3), "?yxs"),
+    ((5, 6, 7, 8), None), ((1, 5, 6, 7), None), ((2, 5, 6, 7), "czyx"), ((2, 5, 1, 6, 7, 1), "tzcyxs"), ((7,), None),
+    ((), None),
+]  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("shape", "stated", "shape_zyx"),
-    [
-        ((5, 6, 7), None, (5, 6, 7)),
-        ((6, 7), None, (1, 6, 7)),
-        ((3, 4), None, (1, 3, 4)),
-        ((5, 6, 7), "?yx", (5, 6, 7)),
-        ((5, 6, 7), "tyx", (5, 6, 7)),
-        ((3, 6, 4), "zyx", (3, 6, 4)),
-        ((7, 6, 5), "xyz", (5, 6, 7)),
-        ((1, 5, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
-        ((1, 1, 5, 6, 7, 1), "tz?yxs", (5, 6, 7)),  # how tifffile states a stack by default
-        ((5, 1, 1, 6, 7, 1), "tzcyxs", (5, 6, 7)),
-        ((1, 1, 1, 6, 7, 1), "tzcyxs", (1, 6, 7)),
-        ((6, 7, 3), "yxs", (1, 6, 7)),
-        ((5, 6, 7, 3), "?yxs", (5, 6, 7)),
-        ((5, 6, 7, 4), "zyxs", (5, 6, 7)),
-        ((3, 3, 6, 4), "zsyx", (3, 6, 4)),
-        ((5, 6, 7, 2), "zyxs", (5, 6, 7)),  # grey and alpha
-        ((1, 5, 1, 6, 7, 3), "tzcyxs", (5, 6, 7)),
-        ((1, 6, 7), "?yx", (1, 6, 7)),
-        ((1, 6, 7), None, (1, 6, 7)),
-        ((5, 1, 1), "zyx", (5, 1, 1)),
-        ((1, 1, 1), None, (1, 1, 1)),
-    ],
-)
+
+@pytest.mark.parametrize(("shape", "stated", "shape_zyx"), PLAIN)
 def test_what_needs_no_question(shape, stated, shape_zyx):
     assert resolve_axes("a", shape, stated).shape_zyx == shape_zyx
 
 
-@pytest.mark.parametrize(
-    ("shape", "stated"),
-    [
-        ((3, 6, 7), None),
-        ((6, 7, 4), None),
-        ((3, 6, 7), "?yx"),
-        ((3, 6, 7), "cyx"),
-        ((5, 6, 7), "cyx"),
-        ((1, 1, 5, 6, 7, 1), "tzcyxs"),
-        ((6, 7, 2), "yx?"),
-        ((5, 6, 7), "yx?"),
-        ((6, 7, 3), "yxc"),
-        ((3, 6, 7, 3), "?yxs"),
-        ((5, 6, 7, 8), None),
-        ((1, 5, 6, 7), None),
-        ((2, 5, 6, 7), "czyx"),
-        ((2, 5, 1, 6, 7, 1), "tzcyxs"),
-        ((7,), None),
-        ((), None),
-    ],
-)
+@pytest.mark.parametrize(("shape", "stated"), AMBIGUOUS)
 def test_what_is_asked(shape, stated):
-    with pytest.raises(UserError, match=r"ambiguous: 'a'; say which axis is which, for example axes=zyx"):
-        resolve_axes("a", shape, stated)
+    refused(r"ambiguous: 'a'; say which axis is which, for example axes=zyx", resolve_axes, "a", shape, stated)
 
 
 @pytest.mark.parametrize("axes", ["".join(p) for p in itertools.permutations("zyx")])
@@ -98,21 +70,20 @@ def test_singletons_may_be_left_out():
     assert resolve_axes("a", (1, 5, 6, 7), None, "tzyx").shape_zyx == (5, 6, 7)
 
 
-@pytest.mark.parametrize(
-    ("shape", "asked", "says"),
-    [
-        *(((5, 6, 7), axes, "cannot read the axes") for axes in ("", "zy", "zzyx", "abc", "zyxx", "zyxq", "zyx ", 7)),
-        ((5, 6, 7), "czyx", r"axes=czyx does not fit a volume of shape \(5, 6, 7\)"),
-        ((5, 6, 7, 8), "zyx", "does not fit"),
-        ((2, 5, 6, 7), "czyx", r"axis c of shape .* holds 2 images"),
-        ((3, 5, 6, 7), "tzyx", r"axis t of shape .* holds 3 images"),
-        ((5, 6, 7), "cyx", r"axis c of shape .* holds 5 images"),
-        *((shape, None, r"the volume is empty, its shape is \(") for shape in ((0, 6, 7), (5, 0, 7), (5, 6, 0), (0,))),
-    ],
-)
+MISFITS = [
+    *(((5, 6, 7), axes, "cannot read the axes") for axes in ("", "zy", "zzyx", "abc", "zyxx", "zyxq", "zyx ", 7)),
+    ((5, 6, 7), "czyx", r"axes=czyx does not fit a volume of shape \(5, 6, 7\)"),
+    ((5, 6, 7, 8), "zyx", "does not fit"),
+    ((2, 5, 6, 7), "czyx", r"axis c of shape .* holds 2 images"),
+    ((5, 6, 7), "cyx", r"axis c of shape .* holds 5 images"),
+    ((3, 5, 6, 7), "tzyx", r"axis t of shape .* holds 3 images"),
+    *((shape, None, r"the volume is empty, its shape is \(") for shape in ((0, 6, 7), (5, 0, 7), (5, 6, 0), (0,))),
+]
+
+
+@pytest.mark.parametrize(("shape", "asked", "says"), MISFITS)
 def test_axes_that_do_not_fit(shape, asked, says):
-    with pytest.raises(UserError, match=says):
-        resolve_axes("a", shape, None, asked)
+    refused(says, resolve_axes, "a", shape, None, asked)
 
 
 def test_grey_is_the_largest_of_red_green_and_blue():
@@ -124,39 +95,21 @@ def test_grey_is_the_largest_of_red_green_and_blue():
     assert grey(pixels).dtype == np.uint16
 
 
-@pytest.mark.parametrize(
-    ("value", "unit", "nm"),
-    [
-        (5, "nm", 5),
-        ("5", "nanometer", 5),
-        (0.005, "um", 5),
-        (0.005, "µm", 5),  # micro sign
-        (0.005, "μm", 5),  # Greek mu
-        (0.005, "\\u00B5m", 5),  # as ImageJ writes it
-        (0.005, "micron", 5),
-        (0.0046, " Micrometer ", 4.6),
-        (5e-6, "mm", 5),
-        (5e-7, "cm", 5),
-        (50, "angstrom", 5),
-        (50, "Å", 5),
-        (5e-9, "m", 5),
-        *((50, unit, 5) for unit in ("angstroms", "Ångström", "\\u00C5", "\\u212B")),
-    ],
-)
-def test_lengths_in_nm(value, unit, nm):
-    assert in_nm(value, unit) == pytest.approx(nm)
+LENGTHS = [
+    *((5, "nm"), ("5", "nanometer"), (5e-6, "mm"), (5e-7, "cm"), (5e-9, "m")),
+    *((0.005, unit) for unit in ("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", " Micrometer ")),
+    *((50, unit) for unit in ("angstrom", "\u00c5", "angstroms", "\u00c5ngstr\u00f6m", "\\u00C5", "\\u212B")),
+]
+NO_LENGTHS = [
+    *((1, unit) for unit in ("", "pixel", "inch", None, "cm")),
+    *((value, "nm") for value in (0.005, 0, -1, None, "x", float("nan"), float("inf"), [1])),  # 0.005 is in um
+]
 
 
-@pytest.mark.parametrize(
-    ("value", "unit"),
-    [
-        *((1, unit) for unit in ("", "pixel", "inch", None, "cm")),
-        (0.005, "nm"),  # in um by what it is
-        *((value, "nm") for value in (0, -1, None, "x", float("nan"), float("inf"), [1])),
-    ],
-)
-def test_what_is_no_length(value, unit):
-    assert in_nm(value, unit) is None
+def test_lengths_in_nm():
+    assert [in_nm(*length) for length in LENGTHS] == [pytest.approx(5)] * len(LENGTHS)
+    assert in_nm(0.0046, "um") == pytest.approx(4.6)
+    assert [in_nm(*length) for length in NO_LENGTHS] == [None] * len(NO_LENGTHS)
 
 
 def test_all_three_must_be_known():

@@ -10,8 +10,8 @@ import textwrap
 
 import numpy as np
 import pytest
+from made_files import refused
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import create_volume
 from mitoseg.volumes.stored import FlatOutput
@@ -79,13 +79,11 @@ def test_writes_that_fail(tmp_path, monkeypatch, name):
         self._file = FullFile(path, "r+")
 
     monkeypatch.setattr(FlatOutput, "__init__", open_full)
-    with pytest.raises(UserError, match=rf"the disk is full.*{name}"):
-        write_noise(f"{tmp_path}/{name}")
+    refused(rf"the disk is full.*{name}", write_noise, f"{tmp_path}/{name}")
     monkeypatch.undo()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))  # at the start
-    with pytest.raises(UserError, match=rf"the disk is full.*{name}"):
-        write_noise(f"{tmp_path}/{name}")
+    refused(rf"the disk is full.*{name}", write_noise, f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,8 +97,7 @@ def test_a_write_that_fails_keeps_the_old_output(tmp_path, monkeypatch, name):
             writer.write(Box((0, 0, 0), (1, 256, 256)), np.ones((1, 256, 256), np.uint8))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(UserError, match="the disk is full"):
-        fail()
+    refused("the disk is full", fail)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
@@ -117,6 +114,5 @@ def test_closing_that_fails(tmp_path, monkeypatch, name):
         monkeypatch.setattr(ZarrOutput, "close", fail)
     else:
         monkeypatch.setattr("mitoseg.storage.os.fsync", fail)
-    with pytest.raises(UserError, match="the disk is full"):
-        write_noise(f"{tmp_path}/{name}")
+    refused("the disk is full", write_noise, f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from made_files import check, refused
 from PIL import Image
 
 from mitoseg.errors import UserError
@@ -45,14 +46,7 @@ def test_slices_come_in_natural_order(tmp_path, name, dtype):
     for other in ("Thumbs.db", "._slice0.png"):  # macOS leaves these on foreign disks
         (tmp_path / "a" / other).write_text("")
     (tmp_path / "a" / "folder.png").mkdir()
-    volume = open_volume(folder)
-    assert volume.shape == (12, 5, 7)
-    assert volume.dtype == dtype
-    assert volume.voxel_size is None
-    assert np.array_equal(volume.read(), image_zyx)
-    box = Box((2, 1, 3), (11, 5, 6))
-    assert np.array_equal(volume.read(box), image_zyx[box.slices])
-    assert np.array_equal(pickle.loads(pickle.dumps(volume)).read(box), image_zyx[box.slices])
+    check(folder, image_zyx)
 
 
 @given(st.lists(st.integers(0, 2000), unique=True), st.sampled_from(["z{}", "{}", "s_{}_t1", "a1b{}"]))
@@ -85,25 +79,20 @@ def test_colour_modes_mixed_in_one_folder_of_labels(tmp_path, caplog):
         kinds = [mask, np.stack([mask] * 3 + [opaque], -1), np.stack([mask] * 3, -1), np.stack([mask, opaque], -1)]
         write_png(folder / f"{z}.png", kinds[z % 4])
     with caplog.at_level(logging.INFO, logger="mitoseg"):
-        volume = open_volume(str(folder))
+        volume = check(str(folder), mask_zyx)
         labels = map_labels(volume)
-    assert volume.shape == (12, 20, 30)
-    assert np.array_equal(volume.read(), mask_zyx)
     assert np.array_equal(labels.read(), mask_zyx >= 128)
     assert "9 of 12 slices are in colour" in caplog.text
     assert "128 and above are foreground" in caplog.text
 
 
 def test_palettes_and_single_bits(tmp_path):
-    pytest.importorskip("PIL")
     mask = np.zeros((20, 30), np.uint8)
     mask[4:9, 4:9] = 255
     as_palette(mask).save(tmp_path / "0.png")
     Image.fromarray(mask, "L").convert("1").save(tmp_path / "1.png")
     Image.fromarray(mask, "L").save(tmp_path / "2.png")
-    volume = open_volume(str(tmp_path))
-    assert volume.dtype == np.uint8
-    assert (volume.read() == mask).all()
+    check(str(tmp_path), np.stack([mask] * 3))
 
 
 VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128]
@@ -157,8 +146,7 @@ def test_colours_are_classes_of_labels(tmp_path, kind):
     path = tmp_path / f"a.{kind[-3:]}"
     write_png(path, colours) if "png" in kind else tifffile.imwrite(path, colours, photometric="rgb")
     volume = open_volume(str(path))
-    with pytest.raises(UserError, match=r"4 colours: 0 \(.*#000080 \(.*#800000 \(.*foreground=#"):
-        map_labels(volume)
+    refused(r"4 colours: 0 \(.*#000080 \(.*#800000 \(.*foreground=#", map_labels, volume)
     part = CroppedVolume(volume, Box((0, 5, 0), (1, 20, 30)))
     assert np.array_equal(part.as_labels().read()[0], volume.as_labels().read()[0, 5:])
     chosen = map_labels(volume, foreground=["#800000", "#808000"])
@@ -174,8 +162,7 @@ def test_slices_that_imagej_calibrated(tmp_path, caplog):
     for z, image_yx in enumerate(stored):
         metadata = {"axes": "YX", "cf": 0, "c0": -32768.0, "c1": 1.0 + z // 2}
         tifffile.imwrite(tmp_path / f"{z}.tif", image_yx, imagej=True, metadata=metadata)
-    with pytest.raises(UserError, match="calibrated in different ways"):
-        open_volume(str(tmp_path))
+    refused("calibrated in different ways", open_volume, str(tmp_path))
     (tmp_path / "2.tif").unlink()
     assert np.array_equal(open_volume(str(tmp_path)).read(), stored[:2].astype(int) - 32768)
 
@@ -214,8 +201,7 @@ def test_one_colour_on_black_is_a_mask(tmp_path):
         assert np.array_equal(map_labels(open_volume(str(tmp_path / f"{name}.png"))).read()[0], mask)
     on_white = np.where(mask[..., None], np.array((255, 0, 0), np.uint8), np.uint8(255))
     write_png(tmp_path / "white.png", on_white)
-    with pytest.raises(UserError, match="no label is 0"):
-        map_labels(open_volume(str(tmp_path / "white.png")))
+    refused("no label is 0", map_labels, open_volume(str(tmp_path / "white.png")))
 
 
 def test_jpeg_keeps_masks_alone(tmp_path):
@@ -225,10 +211,8 @@ def test_jpeg_keeps_masks_alone(tmp_path):
         (tmp_path / f"{name}.jpg").write_bytes(imagecodecs.jpeg_encode(large, level=90))
         Image.fromarray(large).save(tmp_path / f"{name}.webp", quality=60)
     for name in ("ids.jpg", "ids.webp"):
-        with pytest.raises(UserError, match="compressed with loss"):
-            map_labels(open_volume(str(tmp_path / name)))
-        with pytest.raises(UserError, match="compressed with loss"):
-            map_mask(open_volume(str(tmp_path / name)), kind="instances")
+        refused("compressed with loss", map_labels, open_volume(str(tmp_path / name)))
+        refused("compressed with loss", map_mask, open_volume(str(tmp_path / name)), kind="instances")
     Image.fromarray(large).save(tmp_path / "lossless.webp", lossless=True)
     assert np.array_equal(map_labels(open_volume(str(tmp_path / "lossless.webp"))).read()[0], large > 0)
     found = map_labels(open_volume(str(tmp_path / "mask.jpg"))).read()[0, ::9, ::9]
@@ -262,8 +246,7 @@ def test_slices_that_differ(tmp_path, other):
     volume = open_volume(folder)
     write_png(tmp_path / "a" / "slice3.png", other)
     says = rf"slices differ: slice0\.png is 5 x 7 uint8, slice3\.png is 5 x {other.shape[1]} {other.dtype}"
-    with pytest.raises(UserError, match=says):
-        open_volume(folder)
+    refused(says, open_volume, folder)
     write_png(tmp_path / "a" / "slice1.png", np.zeros((5, 8), np.uint8))
     with pytest.raises(UserError, match="changed its size"):  # after it was opened
         volume.read()
@@ -278,23 +261,22 @@ def test_folders_that_are_no_volume(tmp_path):
     (tmp_path / "stack").mkdir()
     tifffile.imwrite(tmp_path / "stack" / "0.tif", image_zyx, photometric="minisblack")
     for name, says in (("none", "no png or tif slices"), ("both", "both png and tif"), ("stack", "several images")):
-        with pytest.raises(UserError, match=says):
-            open_volume(tmp_path / name)
+        refused(says, open_volume, tmp_path / name)
     assert open_volume(write_slices(tmp_path / "a", image_zyx), axes="zyx").shape == (3, 5, 7)
     for axes in ("xyz", "zyxc"):
-        with pytest.raises(UserError, match="always z, y, x"):
-            open_volume(tmp_path / "a", axes=axes)
+        refused("always z, y, x", open_volume, tmp_path / "a", axes=axes)
 
 
-@pytest.mark.parametrize(
-    ("mark", "remedy"), [("header.wkw", "as OME-TIFF"), ("knossos.conf", "cubes as TIFF"), ("info", "precomputed")]
-)
-def test_folders_of_other_programs(tmp_path, mark, remedy):
+OTHERS = {"header.wkw": "as OME-TIFF", "knossos.conf": "cubes as TIFF", "info": "precomputed"}
+OTHERS |= {"a.json": "polygons are no voxels", "datasource-properties.json": "FOLDER/segmentation/1"}
+
+
+@pytest.mark.parametrize("mark", OTHERS)
+def test_folders_of_other_programs(tmp_path, mark):
     (tmp_path / mark).touch()
     (tmp_path / "1").mkdir()
-    for folder in (tmp_path, tmp_path / "1"):
-        with pytest.raises(UserError, match=remedy):
-            open_volume(folder)
+    for folder in (tmp_path, tmp_path / "1")[: 1 + (mark != "a.json")]:
+        refused(OTHERS[mark], open_volume, folder)
 
 
 def test_what_is_left_out_is_told(tmp_path, caplog):
@@ -315,8 +297,7 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     open_volume(tmp_path / "turned.jpg")
     assert "turned for display" in caplog.text
     frames[0].save(tmp_path / "animated.png", save_all=True, append_images=frames[1:])
-    with pytest.raises(UserError, match="several pictures"):
-        open_volume(tmp_path / "animated.png")
+    refused("several pictures", open_volume, tmp_path / "animated.png")
 
 
 FINE = {
@@ -392,8 +373,7 @@ def test_a_folder_says_so(tmp_path, caplog):
         tifffile.imwrite(tmp_path / f"slice_{i:03d}.tif", np.zeros((4, 5), np.uint8))
     volume = open_volume(tmp_path)
     assert volume.shape == (3, 4, 5)
-    with pytest.raises(UserError, match=r"1 slice is missing .*'.*'; mend the folder, or give missing_slices=ignore"):
-        volume.check_complete()
+    refused(r"1 slice is missing .*'.*'; mend the folder, or give missing_slices=ignore", volume.check_complete)
     with caplog.at_level(logging.WARNING):
         warn_of_gaps(volume)
     assert caplog.messages == [f"{tmp_path}: {volume.find_gaps().what}"]

@@ -4,9 +4,9 @@ import re
 import numpy as np
 import pytest
 import tifffile
+from made_files import refused
 from scipy import ndimage
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, Volume, base, map_labels, open_volume
 from mitoseg.volumes.labels import map_mask
@@ -170,8 +170,7 @@ def test_rules_that_the_user_chooses(rule, high, foreground):
 )
 def test_no_foreground(stored, options):
     volume = ArrayVolume(stored, path="truth.tif")
-    with pytest.raises(UserError, match=r"no foreground.*truth\.tif"):
-        map_labels(volume, **options)
+    refused(r"no foreground.*truth\.tif", map_labels, volume, **options)
     assert set(np.unique(map_labels(volume, require_foreground=False, **options).read())) <= {0, 255}
 
 
@@ -187,8 +186,7 @@ def test_no_foreground(stored, options):
 def test_values_that_are_no_labels(voxel, says):
     stored = np.ones((2, 3, 4))
     stored[1, 2, 3] = voxel
-    with pytest.raises(UserError, match=says):
-        map_labels(ArrayVolume(stored))
+    refused(says, map_labels, ArrayVolume(stored))
 
 
 @pytest.mark.parametrize(
@@ -222,8 +220,7 @@ def classes(*values, shape=(6, 20, 30)):
 def test_several_values_without_0_are_asked_for(dtype, values):
     stored = classes(*values).astype(dtype)
     says = rf"no label is 0.* {values[1]} \(\d.*foreground=.*label_rule_of_values=nonzero"
-    with pytest.raises(UserError, match=says):
-        map_labels(ArrayVolume(stored))
+    refused(says, map_labels, ArrayVolume(stored))
     assert map_labels(ArrayVolume(stored), rule="nonzero").read().all()
     assert np.array_equal(map_labels(ArrayVolume(stored), foreground=values[1]).read(), stored == values[1])
     marked = map_labels(ArrayVolume(stored, metadata={"kind": "instances"}))
@@ -261,8 +258,7 @@ def test_the_values_of_one_organelle(foreground, wanted, caplog):
     ],
 )
 def test_values_that_cannot_be_meant(options, says):
-    with pytest.raises(UserError, match=says):
-        map_labels(ArrayVolume(classes(0, 1, 4)), **options)
+    refused(says, map_labels, ArrayVolume(classes(0, 1, 4)), **options)
 
 
 @pytest.mark.parametrize(
@@ -291,8 +287,7 @@ def test_no_label_of_cremi_and_paintera():
     assert np.array_equal(labels.read(), stored != top)
     assert set(np.unique(labels.stored.read()).tolist()) == {0, 1, 2**40}
     stored[0] = 0
-    with pytest.raises(UserError, match=f"ignore_label={top}"):
-        map_labels(ArrayVolume(stored))
+    refused(f"ignore_label={top}", map_labels, ArrayVolume(stored))
     assert (map_labels(ArrayVolume(stored), ignore_label=top).read() == 255).sum() == (stored == top).sum()
 
 
@@ -300,8 +295,7 @@ def test_no_label_of_cremi_and_paintera():
 def test_an_image_in_place_of_labels(kind):
     grey = np.random.default_rng(0).normal(120, 30, (6, 40, 50)).clip(1, 255)
     stored = {"bytes": np.uint8(grey), "words": np.uint16(200 * grey), "floats": grey, "shares": grey / 255}[kind]
-    with pytest.raises(UserError, match="an image in place of labels"):
-        map_labels(ArrayVolume(stored))
+    refused("an image in place of labels", map_labels, ArrayVolume(stored))
     assert map_labels(ArrayVolume(stored), rule="half").read().any()
 
 
@@ -309,14 +303,12 @@ def test_results_of_other_programs_as_masks():
     stored = classes(1, 2)
     for dtype in (np.uint8, np.uint32):
         volume = ArrayVolume(stored.astype(dtype))
-        with pytest.raises(UserError, match="no label is 0"):
-            map_mask(volume, kind="mask")
+        refused("no label is 0", map_mask, volume, kind="mask")
         chosen = map_mask(volume, 2)
         assert chosen.info.metadata == {"kind": "mask"}
         assert np.array_equal(chosen.read(), stored == 2)
         assert map_mask(volume, kind="instances") is volume
-        with pytest.raises(UserError, match="kind=probability"):
-            map_mask(volume, 2, "probability")
+        refused("kind=probability", map_mask, volume, 2, "probability")
     half = np.zeros((3, 6, 8), np.float16)
     half[1, 2:5, 2:5] = 3
     assert np.array_equal(map_labels(ArrayVolume(half)).read(), half > 0)
@@ -330,8 +322,7 @@ def test_coloured_results_of_other_programs(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb")
     volume = open_volume(tmp_path / "a.tif")
     for kind in (None, "mask"):
-        with pytest.raises(UserError, match=r"2 colours: .*#00005a .*#c80000 .*foreground="):
-            map_mask(volume, kind=kind)
+        refused(r"2 colours: .*#00005a .*#c80000 .*foreground=", map_mask, volume, kind=kind)
     assert np.array_equal(map_mask(volume, "#c80000").read(), rgb[..., 0] > 0)
     assert len(np.unique(map_mask(volume, kind="instances").read())) == 3
     tifffile.imwrite(tmp_path / "b.tif", rgb * (rgb[..., :1] > 0), photometric="rgb")

@@ -1,17 +1,19 @@
-"""MRC files of other programs, sound and damaged."""
+"""MRC files of other programs, sound and damaged, and what mitoseg writes, as others and itself read it."""
 
+import io
 import logging
+import math
 import struct
 
 import mrcfile
 import numpy as np
 import pytest
+from made_files import check, refused
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
-from mitoseg.volumes import open_volume
+from mitoseg.geometry import Box, slabs
+from mitoseg.volumes import create_volume, open_volume
 
-BOX = Box((1, 7, 20), (5, 33, 50))
 MODE, NX, NZ, MAPC, RANGE, SPACE_GROUP, EXTENDED, IMOD, MAP = 12, 0, 8, 64, 76, 88, 92, 152, 208
 
 
@@ -38,15 +40,9 @@ def patch(path, offset, layout, *values):
 def test_files_of_mrcfile(tmp_path, image_zyx, dtype, order):
     stored = (image_zyx.astype(np.int16) - 60 * (dtype[0] == "i")).astype(np.dtype(dtype).newbyteorder(order))
     path = write(tmp_path / "a.mrc", stored, (46, 45, 500))
-    volume = open_volume(path)
-    assert volume.shape == image_zyx.shape
-    assert volume.dtype == np.dtype(dtype)
+    volume = check(path, stored, (50, 4.5, 4.6))
     assert volume.dtype.isnative
-    assert volume.voxel_size == (50, 4.5, 4.6)
     assert volume.info.metadata == {}
-    assert np.array_equal(volume.read(), stored)
-    assert np.array_equal(volume.read(BOX), stored[BOX.slices])
-    assert volume.read(BOX).dtype.isnative
 
 
 @pytest.mark.parametrize("name", ["a.mrc", "a.rec", "a.map", "a.st", "a.ali", "a.mrcs", "A.MRC"])
@@ -112,8 +108,7 @@ def test_bytes_that_could_be_either_are_refused(tmp_path, stored, imod, low_high
 
 def test_a_cell_with_slanted_angles_asks(tmp_path, image_zyx):
     path = write(tmp_path / "a.mrc", image_zyx.astype("i2"), 50, cellb=(90, 90, 120))
-    with pytest.raises(UserError, match="angles of 90, 90, 120 degrees"):
-        open_volume(path)
+    refused("angles of 90, 90, 120 degrees", open_volume, path)
     assert open_volume(path, voxel_size=(5, 4, 4)).voxel_size == (5, 4, 4)
     for angles in ((0, 0, 0), (90, 90, 90)):
         assert open_volume(write(tmp_path / "a.mrc", image_zyx.astype("i2"), 50, cellb=angles)).voxel_size == (5, 5, 5)
@@ -132,19 +127,15 @@ def test_axes_in_another_order(tmp_path, image_zyx, stated):
     counts = dict(zip(("mx", "my", "mz"), image_zyx.shape[::-1], strict=True))
     axes = dict(zip(("mapc", "mapr", "maps"), stated, strict=True))
     path = write(tmp_path / "a.mrc", stored, **axes, **counts, cella=(50 * 46, 37 * 45, 6 * 500))
-    volume = open_volume(path)
-    assert volume.voxel_size == (50, 4.5, 4.6)
-    assert np.array_equal(volume.read(), image_zyx)
-    assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
-    assert np.array_equal(open_volume(path, axes=letters).read(), image_zyx)
+    for options in ({}, {"axes": letters}):
+        check(path, image_zyx.astype("i2"), (50, 4.5, 4.6), **options)
 
 
 def test_axes_that_say_nothing(tmp_path, image_zyx):
     path = write(tmp_path / "a.mrc", image_zyx.astype("i2"), mapc=0, mapr=0, maps=0)
     assert np.array_equal(open_volume(path).read(), image_zyx)
     write(tmp_path / "a.mrc", image_zyx.astype("i2"), mapc=1, mapr=1, maps=3)
-    with pytest.raises(UserError, match=r"axes \(maps, mapr, mapc\) are \[3, 1, 1\].*axes=zyx"):
-        open_volume(path)
+    refused(r"axes \(maps, mapr, mapc\) are \[3, 1, 1\].*axes=zyx", open_volume, path)
     assert np.array_equal(open_volume(path, axes="zyx").read(), image_zyx)
 
 
@@ -167,7 +158,7 @@ def test_an_extended_header_of_others(tmp_path, image_zyx):
     with mrcfile.new(tmp_path / "a.mrc", image_zyx.astype("i2")) as mrc:
         mrc.set_extended_header(np.frombuffer(bytes(range(256)) * 3, "V1"))
         mrc.header.exttyp = b"SERI"
-    assert np.array_equal(open_volume(f"{tmp_path}/a.mrc").read(BOX), image_zyx[BOX.slices])
+    check(tmp_path / "a.mrc", image_zyx.astype("i2"))
 
 
 @pytest.mark.parametrize("stamp", [b"\x44\x41\0\0", b"\0\0\0\0", b"\x11\x11\0\0"])
@@ -210,8 +201,7 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path, image_zyx):
     path = write(tmp_path / "a.mrc", image_zyx.astype("i2"))
     volume = open_volume(path)
     (tmp_path / "a.mrc").write_bytes((tmp_path / "a.mrc").read_bytes()[:5000])
-    with pytest.raises(UserError, match="cannot be read"):
-        volume.read()
+    refused("cannot be read", volume.read)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +211,114 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path, image_zyx):
 def test_compressed_files_are_refused(tmp_path, image_zyx, name, compression, says):
     with mrcfile.new(tmp_path / name, image_zyx.astype("i2"), compression=compression):
         pass
-    with pytest.raises(UserError, match=rf"{says}.*unpack it first"):
-        open_volume(f"{tmp_path}/{name}")
+    refused(rf"{says}.*unpack it first", open_volume, f"{tmp_path}/{name}")
 
 
 @pytest.mark.parametrize(("dtype", "low_high"), [("i2", (0, 60000)), ("u2", (-90, 90))])
 def test_a_header_that_contradicts_the_sign_of_its_voxels(tmp_path, image_zyx, dtype, low_high):
     path = patch(write(tmp_path / "a.mrc", image_zyx.astype(dtype)), RANGE, "<2f", *low_high)
-    with pytest.raises(UserError, match="sign"):
-        open_volume(path)
+    refused("sign", open_volume, path)
+
+
+SHAPE = (5, 6, 7)
+MASK = {"kind": "mask", "threshold": 0.4}
+
+
+def save_slabs(path, image_zyx, **options):
+    with create_volume(path, image_zyx.shape, image_zyx.dtype, **options) as writer:
+        for box in slabs(Box.of_shape(image_zyx.shape), 2):
+            writer.write(box, image_zyx[box.slices])
+    return str(path)
+
+
+def noise(dtype):
+    rng = np.random.default_rng(0)
+    if dtype.startswith("float"):
+        return rng.normal(size=SHAPE).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max, SHAPE, dtype, endpoint=True)
+
+
+def problems(path):
+    """What mrcfile finds wrong."""
+    text = io.StringIO()
+    return "" if mrcfile.validate(path, print_file=text) else text.getvalue()
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("uint8", 6), ("int8", 0), ("uint16", 6), ("int16", 1), ("float32", 2)])
+@pytest.mark.parametrize("metadata", [{}, MASK | {"kind": "probability"}])
+def test_mrcfile_reads_the_same_voxels(tmp_path, dtype, mode, metadata):
+    image_zyx = noise(dtype)
+    path = save_slabs(tmp_path / "a.mrc", image_zyx, voxel_size=(50, 4.6, 4.5), metadata=metadata)
+    assert problems(path) == ""
+    with mrcfile.open(path) as mrc:
+        assert mrc.is_volume()
+        assert mrc.header.mode == mode
+        assert np.array_equal(mrc.data, image_zyx)
+        assert [float(mrc.voxel_size[a]) for a in "zyx"] == pytest.approx([500, 46, 45])
+        assert (mrc.header.dmin, mrc.header.dmax) == (image_zyx.min(), image_zyx.max())
+    assert check(path, image_zyx, (50, 4.6, 4.5)).info.metadata == metadata
+
+
+@pytest.mark.parametrize("top", [0, 1])
+def test_a_mask_takes_one_byte(tmp_path, top):
+    mask_zyx = (noise("uint8") % 2 * top).astype(np.uint8)
+    path = save_slabs(tmp_path / "a.mrc", mask_zyx, metadata=MASK)
+    assert problems(path) == ""
+    assert (tmp_path / "a.mrc").stat().st_size == 1024 + math.prod(SHAPE)
+    with mrcfile.open(path) as mrc:
+        assert mrc.data.dtype == np.int8
+        assert np.array_equal(mrc.data, mask_zyx)
+    check(path, mask_zyx)
+
+
+def test_a_mask_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match="a mask of 0 and 1 cannot hold 255"):
+        save_slabs(tmp_path / "a.mrc", np.full(SHAPE, 255, np.uint8), metadata=MASK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_metadata_go_into_an_extended_header(tmp_path):
+    image_zyx, metadata = noise("uint8"), {"note": "ü" * 2000}
+    path = save_slabs(tmp_path / "a.mrc", image_zyx, metadata=metadata)
+    assert check(path, image_zyx).info.metadata == metadata
+    with mrcfile.open(path) as mrc:
+        assert np.array_equal(mrc.data, image_zyx)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_bytes_that_another_program_made_larger(tmp_path, honest):
+    """The label still says that they are bytes: neither values nor the sum of an error may be cut off."""
+    path = save_slabs(tmp_path / "a.mrc", noise("uint8"))
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.data[0, 0, 0] = 1000
+        if honest:
+            mrc.update_header_stats()
+    volume = open_volume(path)
+    if honest:
+        assert volume.dtype == np.uint16
+        assert volume.read()[0, 0, 0] == 1000
+    else:
+        refused("at most 255, but some are 1000", volume.read)
+
+
+@pytest.mark.parametrize(
+    ("values", "known"), [((1.0, 2.0), True), ((-3.5, math.nan), False), ((1.0, math.inf), False), ((7.0, 7.0), True)]
+)
+def test_the_range_of_values(tmp_path, values, known):
+    image_zyx = np.full(SHAPE, values[0], np.float32)
+    image_zyx[-1, -1, -1] = values[1]
+    path = save_slabs(tmp_path / "a.mrc", image_zyx, metadata=MASK)
+    with mrcfile.open(path) as mrc:
+        low, high, mean = (float(mrc.header[name]) for name in ("dmin", "dmax", "dmean"))
+    assert (low, high) == (values if known else (0, -1))
+    assert mean < min(low, high)
+    assert np.array_equal(open_volume(path).read(), image_zyx, equal_nan=True)
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.add_label("and then there was another program")
+    assert open_volume(path).info.metadata == MASK
+    with create_volume(path, SHAPE, "float32", overwrite=True) as writer:  # with boxes left out
+        writer.write(Box((0, 0, 0), (1, 6, 7)), np.ones((1, 6, 7), np.float32))
+    assert problems(path) == ""
+    with mrcfile.open(path) as mrc:
+        assert mrc.header.dmax < mrc.header.dmin

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_files import refused
 from skimage.exposure import match_histograms
 
 from mitoseg.errors import UserError
@@ -32,8 +33,7 @@ def test_integers_are_measured_as_numpy_does(image_zyx, slab_voxels):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "SLAB_VOXELS", slab_voxels)
         if image_zyx.min() == image_zyx.max():
-            with pytest.raises(UserError, match="constant"):
-                measure_normalization([(volume, volume.box)])
+            refused("constant", measure_normalization, [(volume, volume.box)])
             return
         found = measure_normalization([(volume, volume.box)])
     assert found.mean == pytest.approx(image_zyx.mean(dtype=float), rel=1e-12, abs=1e-9)
@@ -95,34 +95,26 @@ def test_images_that_no_network_can_take(voxel, dtype, says):
     image_zyx = np.ones((4, 5, 6), dtype)
     image_zyx[3, 4, 5] = voxel
     volume = ArrayVolume(image_zyx, path="em.tif")
-    with pytest.raises(UserError, match=rf"{says}.*em\.tif"):
-        measure_normalization([(volume, volume.box)])
-    with pytest.raises(UserError, match=rf"{says}.*em\.tif"):
-        check_image_values(image_zyx, "em.tif")
+    refused(rf"{says}.*em\.tif", measure_normalization, [(volume, volume.box)])
+    refused(rf"{says}.*em\.tif", check_image_values, image_zyx, "em.tif")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
 def test_constant_images(dtype):
     image_zyx = np.full((4, 50, 60), 0.1).astype(dtype)  # 0.1 has rounding, so the variance alone would not tell
     volume = ArrayVolume(image_zyx, path="em.tif")
-    with pytest.raises(UserError, match=r"constant, every voxel is 0.*em\.tif"):
-        measure_normalization([(volume, volume.box)])
-    with pytest.raises(UserError, match="constant"):
-        check_image_values(image_zyx, "em.tif", allow_constant=False)
+    refused(r"constant, every voxel is 0.*em\.tif", measure_normalization, [(volume, volume.box)])
+    refused("constant", check_image_values, image_zyx, "em.tif", allow_constant=False)
     check_image_values(image_zyx, "em.tif")
 
 
 def test_no_voxels_at_all():
     volume = ArrayVolume(np.ones((4, 5, 6)))
-    with pytest.raises(UserError, match="no voxels"):
-        measure_normalization([])
-    with pytest.raises(UserError, match="no voxels"):
-        measure_normalization([(volume, Box((1, 1, 1), (1, 5, 6)))])
-    with pytest.raises(UserError, match="no voxels"):
-        grey_quantiles([])
+    refused("no voxels", measure_normalization, [])
+    refused("no voxels", measure_normalization, [(volume, Box((1, 1, 1), (1, 5, 6)))])
+    refused("no voxels", grey_quantiles, [])
     for mean, std in ((0, 0), (0, -1), (float("nan"), 1), (0, float("inf"))):
-        with pytest.raises(UserError, match="not a normalisation"):
-            Normalization(mean, std)
+        refused("not a normalisation", Normalization, mean, std)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])

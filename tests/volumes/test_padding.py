@@ -5,10 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
+from made_files import refused
 from PIL import Image
 from scipy import ndimage
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import ArrayVolume, check_image_values, measure_normalization, padding
 from mitoseg.volumes.normalize import MatchedVolume, grey_quantiles, sample_greys
@@ -131,8 +131,7 @@ def test_padding_enters_no_statistic():
     assert measure_normalization([(half, half.box)]).mean == pytest.approx(expected.mean, abs=0.1)
     empty = PaddedVolume(ArrayVolume(np.zeros((2, 40, 40), np.uint8)))
     for measure, told in ((measure_normalization, "constant"), (grey_quantiles, "no voxels")):
-        with pytest.raises(UserError, match=told):
-            measure([(empty, empty.box)])
+        refused(told, measure, [(empty, empty.box)])
 
 
 @pytest.mark.parametrize("value", [0, np.nan])
@@ -148,18 +147,15 @@ def test_padding_is_seen_as_mirrored_tissue(value):
     for box in tiles(volume.box, (2, 31, 40)):
         np.testing.assert_array_equal(again.read(box), whole[box.slices])
     assert with_padding(ArrayVolume(image), "none").padding is None
-    with pytest.raises(UserError, match="padding"):
-        with_padding(volume, True)
+    refused("padding", with_padding, volume, True)
 
 
 def test_nan_inside_tissue_is_refused_with_its_place():
     image = stack(np.nan, np.float32)
     image[3, 40, 50] = np.nan
     volume = PaddedVolume(ArrayVolume(image))
-    with pytest.raises(UserError, match=r"NaN at \(z, y, x\) = \(3, 40, 50\)"):
-        measure_normalization([(volume, volume.box)])
-    with pytest.raises(UserError, match=r"= \(13, 50, 50\)"):
-        check_image_values(image[3:4, 10:], "em", start=(13, 20, 0))
+    refused(r"NaN at \(z, y, x\) = \(3, 40, 50\)", measure_normalization, [(volume, volume.box)])
+    refused(r"= \(13, 50, 50\)", check_image_values, image[3:4, 10:], "em", start=(13, 20, 0))
 
 
 def test_a_result_is_blank_in_padding():

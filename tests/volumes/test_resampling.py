@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_files import refused
 from scipy import ndimage
 from skimage.measure import block_reduce
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, resampling
 from mitoseg.volumes.base import encoded_volume
@@ -119,12 +119,9 @@ def test_a_constant_stays_one_up_to_the_rim():
 
 
 def test_what_cannot_be_resampled():
-    with pytest.raises(UserError, match="no voxel size to resample by"):
-        resampled(ArrayVolume(np.zeros((1, 1, 1))), (5, 5, 5))
-    with pytest.raises(UserError, match=f"more than {MOST:g} times"):
-        resampled(ArrayVolume(np.zeros((1, 1, 1)), (5, 5, 5)), (5, 5, 5000))
-    with pytest.raises(UserError, match="cannot read the voxel size"):
-        resampled(ArrayVolume(np.zeros((1, 1, 1)), (5, 5, 5)), (5, 5))
+    refused("no voxel size to resample by", resampled, ArrayVolume(np.zeros((1, 1, 1))), (5, 5, 5))
+    refused(f"more than {MOST:g} times", resampled, ArrayVolume(np.zeros((1, 1, 1)), (5, 5, 5)), (5, 5, 5000))
+    refused("cannot read the voxel size", resampled, ArrayVolume(np.zeros((1, 1, 1)), (5, 5, 5)), (5, 5))
 
 
 def test_it_travels_and_reads_only_what_it_needs(monkeypatch):

@@ -11,7 +11,7 @@ import textwrap
 import h5py
 import numpy as np
 import pytest
-from made_files import save
+from made_files import refused, save
 
 from mitoseg import storage
 from mitoseg.errors import UserError
@@ -161,8 +161,7 @@ def test_another_command_is_told_what_differs(tmp_path):
     leave_unfinished(tmp_path / "out.tif")
     other = IDENTITY | {"method": "strided", "seen": 2, "tta": "flips"}
     says = r"\(method was dense, is now strided; seen .*; tta was null.*unfinished'.*overwrite=true"
-    with pytest.raises(UserError, match=says):
-        finish(tmp_path / "out.tif", identity=other)
+    refused(says, finish, tmp_path / "out.tif", identity=other)
     assert len(finish(tmp_path / "out.tif", overwrite=True)) == COUNT - 3  # the same command goes on
     (tmp_path / "out.tif").unlink()
     leave_unfinished(tmp_path / "out.tif")
@@ -182,8 +181,7 @@ def test_a_changed_input_throws_it_away_with_a_warning(tmp_path, caplog):
 
 def test_another_dataset_of_the_same_file_is_another_output(tmp_path):
     leave_unfinished(f"{tmp_path}/out.h5:/a")
-    with pytest.raises(UserError, match=r"dataset was a, is now b"):
-        finish(f"{tmp_path}/out.h5:/b")
+    refused(r"dataset was a, is now b", finish, f"{tmp_path}/out.h5:/b")
     finish(f"{tmp_path}/out.h5:/a")
     check_result(tmp_path, "out.h5:/a")
 
@@ -207,8 +205,7 @@ def test_missing_tiles_are_told_and_computed_the_next_time(tmp_path, name, when)
             missing = {tiles[4]}
             chunk_of(tmp_path, tiles[4], name).unlink()
         if when != "removed between":
-            with pytest.raises(UserError, match=r"not complete, 1 tiles are missing: .*run the same command again"):
-                stage.finish()
+            refused(r"not complete, 1 tiles are missing: .*run the same command again", stage.finish)
     assert not plain_path(tmp_path, name).exists()
     assert {*finish(f"{tmp_path}/{name}")} == missing
     check_result(tmp_path, name)
@@ -302,8 +299,7 @@ def old_output(folder, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_output_stays_until_the_end(tmp_path, name):
     before = old_output(tmp_path, name)
-    with pytest.raises(UserError, match=r"the output exists: .*overwrite=true"):
-        stage_of(f"{tmp_path}/{name}")
+    refused(r"the output exists: .*overwrite=true", stage_of, f"{tmp_path}/{name}")
     assert len(list(tmp_path.iterdir())) == 1
     leave_unfinished(f"{tmp_path}/{name}", overwrite=True)
     assert content(plain_path(tmp_path, name)) == before
@@ -321,8 +317,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path, name):
         begin(stage)
         write(stage)
         before = old_output(tmp_path, name)
-        with pytest.raises(UserError, match="appeared while it was being written"):
-            stage.finish()
+        refused("appeared while it was being written", stage.finish)
     assert content(plain_path(tmp_path, name)) == before
     assert finish(f"{tmp_path}/{name}", overwrite=True) == []
     check_result(tmp_path, name)
@@ -331,8 +326,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path, name):
 def test_datasets_beside_the_output_are_not_removed(tmp_path):
     with h5py.File(tmp_path / "out.h5", "w") as h5:
         h5["precious"] = np.zeros((2, 3, 4))
-    with pytest.raises(UserError, match="precious"):
-        stage_of(f"{tmp_path}/out.h5:/mine", overwrite=True)
+    refused("precious", stage_of, f"{tmp_path}/out.h5:/mine", overwrite=True)
     with h5py.File(tmp_path / "out.h5") as h5:
         assert list(h5) == ["precious"]
 
@@ -348,8 +342,7 @@ def test_a_full_disk_keeps_the_tiles(tmp_path, monkeypatch, where, kept):
     """Also one that is still full when the list of tiles is written, the first thing that a second run writes."""
     leave_unfinished(tmp_path / "out.tif", kept)
     monkeypatch.setattr(f"mitoseg.volumes.{where}", fail_full)
-    with pytest.raises(UserError, match=r"^the disk is full.*out\.tif'; free some space"):
-        finish(tmp_path / "out.tif")
+    refused(r"^the disk is full.*out\.tif'; free some space", finish, tmp_path / "out.tif")
     monkeypatch.undo()
     assert len(finish(tmp_path / "out.tif")) == COUNT - kept
 
@@ -371,8 +364,7 @@ def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
     modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "ome_zarr.OmeZarrOutput"}
     module = modules.get(name[-4:], "hdf5.Hdf5Output")
     monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
-    with pytest.raises(UserError, match=r"^the disk is full"):
-        finish(f"{tmp_path}/{name}")
+    refused(r"^the disk is full", finish, f"{tmp_path}/{name}")
     monkeypatch.undo()
     assert not plain_path(tmp_path, name).exists()
     assert finish(f"{tmp_path}/{name}") == []
@@ -410,8 +402,7 @@ def test_a_chunk_that_may_not_grow(tmp_path):
 
 @pytest.mark.parametrize("length", [240, 248, 300])
 def test_a_name_that_is_too_long(tmp_path, length):
-    with pytest.raises(UserError, match=r"cannot be written \(.*too long\)"):
-        finish(tmp_path / "new" / ("a" * length + ".tif"))
+    refused(r"cannot be written \(.*too long\)", finish, tmp_path / "new" / ("a" * length + ".tif"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from made_files import save
+from made_files import refused, save
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -199,10 +199,8 @@ def test_what_exists_is_refused_or_replaced(tmp_path, name):
     path = f"{tmp_path}/{name}"
     for value in (1, 2):
         save(path, np.full((1, 2, 3), value, np.uint8), overwrite=value == 2)
-    with pytest.raises(UserError, match=r"exists.*overwrite=true"):
-        create_volume(path, (1, 2, 3), "uint8")
-    with pytest.raises(UserError, match=r"exists.*overwrite=true"):
-        check_volume_output(path, overwrite=False)
+    refused(r"exists.*overwrite=true", create_volume, path, (1, 2, 3), "uint8")
+    refused(r"exists.*overwrite=true", check_volume_output, path, overwrite=False)
     assert (open_volume(path).read() == 2).all()
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -215,8 +213,7 @@ def test_overwriting_never_removes_other_data(tmp_path):
     zarr.create_group(store=tmp_path / "c.zarr")
     (tmp_path / "d.tif").mkdir()
     for name in ("a.h5:/prediction", "b.zarr", "c.zarr", "d.tif"):
-        with pytest.raises(UserError, match="overwriting would remove"):
-            create_volume(f"{tmp_path}/{name}", (1, 2, 3), "uint8", overwrite=True)
+        refused("overwriting would remove", create_volume, f"{tmp_path}/{name}", (1, 2, 3), "uint8", overwrite=True)
     create_volume(f"{tmp_path}/a.h5:/raw", (1, 2, 3), "uint8", overwrite=True)
 
 
@@ -248,8 +245,7 @@ def test_what_is_no_shape_or_size(tmp_path, options, says):
     ],
 )
 def test_dtypes_that_a_format_cannot_hold(tmp_path, name, dtype, says):
-    with pytest.raises(UserError, match=says):
-        create_volume(tmp_path / name, (1, 2, 3), dtype)
+    refused(says, create_volume, tmp_path / name, (1, 2, 3), dtype)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_files import save
+from made_files import check, refused, save
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from mitoseg.errors import UserError
@@ -59,10 +59,8 @@ def write_ome(path, image_zyx, version, axes="zyx", scales=((50, 4.6, 4.5),), un
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "bool", "uint64"])
 def test_arrays_of_both_formats(tmp_path, image_zyx, version, dtype):
-    volume = open_volume(write_array(tmp_path / "a.zarr", image_zyx.astype(dtype), version, chunks=(4, 16, 16)))
-    assert volume.dtype == dtype
-    assert np.array_equal(volume.read(), image_zyx.astype(dtype))
-    assert np.array_equal(volume.read(BOX), image_zyx.astype(dtype)[BOX.slices])
+    path = write_array(tmp_path / "a.zarr", image_zyx.astype(dtype), version, chunks=(4, 16, 16))
+    check(path, image_zyx.astype(dtype))
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -70,17 +68,15 @@ def test_a_group_with_one_array(tmp_path, image_zyx, version):
     group = zarr.create_group(store=tmp_path / "a.zarr", zarr_format=version)
     group.create_array("raw", shape=image_zyx.shape, dtype="uint8")[...] = image_zyx
     for path in ("a.zarr", "a.zarr/raw", "a.zarr:/raw", "a.zarr:raw"):
-        assert np.array_equal(open_volume(f"{tmp_path}/{path}").read(BOX), image_zyx[BOX.slices])
+        check(f"{tmp_path}/{path}", image_zyx)
     group.create_array("more", shape=(5, 6, 7), dtype="uint8")
-    with pytest.raises(UserError, match=r"holds 2 arrays.*name one: .*a\.zarr/more, .*a\.zarr/raw"):
-        open_volume(f"{tmp_path}/a.zarr")
+    refused(r"holds 2 arrays.*name one: .*a\.zarr/more, .*a\.zarr/raw", open_volume, f"{tmp_path}/a.zarr")
     assert open_volume(f"{tmp_path}/a.zarr/more").shape == (5, 6, 7)
     deep = zarr.create_group(store=tmp_path / "b.zarr", zarr_format=version)
     deep.create_array("deep/er/raw", shape=image_zyx.shape, dtype="uint8")[...] = image_zyx
     for path in ("b.zarr:/deep/er/raw", "b.zarr/deep/er"):
         assert np.array_equal(open_volume(f"{tmp_path}/{path}").read(), image_zyx)
-    with pytest.raises(UserError, match=r"holds 0 arrays.*name one: .*b\.zarr/deep"):
-        open_volume(f"{tmp_path}/b.zarr")
+    refused(r"holds 0 arrays.*name one: .*b\.zarr/deep", open_volume, f"{tmp_path}/b.zarr")
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -88,10 +84,7 @@ def test_a_group_with_one_array(tmp_path, image_zyx, version):
 @pytest.mark.parametrize(("unit", "factor"), [("nanometer", 1), ("micrometer", 1000)])
 def test_the_finest_level_of_an_ome_image(tmp_path, image_zyx, version, axes, unit, factor):
     scales = [(50 / factor, 4.6 / factor, 4.5 / factor)]
-    volume = open_volume(write_ome(tmp_path / "a.ome.zarr", image_zyx, version, axes, scales, unit))
-    assert volume.shape == image_zyx.shape
-    assert volume.voxel_size == (50, 4.6, 4.5)
-    assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
+    check(write_ome(tmp_path / "a.ome.zarr", image_zyx, version, axes, scales, unit), image_zyx, (50, 4.6, 4.5))
     path = write_ome(tmp_path / "b.zarr", image_zyx[:3], version, scales=[(10, 2, 2), (5, 2, 2)])
     assert open_volume(path).voxel_size == (50, 4, 4)  # that of the level times that of the image
     assert open_volume(path).shape == (3, 37, 50)  # no colours, as the image says
@@ -103,29 +96,25 @@ def test_the_finest_level_of_an_ome_image(tmp_path, image_zyx, version, axes, un
 def test_channels_ask(tmp_path, image_zyx):
     few = np.stack([image_zyx] * 2)
     path = write_array(tmp_path / "a.zarr", few)
-    with pytest.raises(UserError, match="ambiguous"):
-        open_volume(path)
-    with pytest.raises(UserError, match=r"axis c of shape .* holds 2 images"):
-        open_volume(path, axes="czyx")
-    with pytest.raises(UserError, match="ambiguous"):
-        open_volume(write_array(tmp_path / "b.zarr", image_zyx[:4]))
+    refused("ambiguous", open_volume, path)
+    refused(r"axis c of shape .* holds 2 images", open_volume, path, axes="czyx")
+    refused("ambiguous", open_volume, write_array(tmp_path / "b.zarr", image_zyx[:4]))
 
 
 def test_names_of_dimensions_are_taken(tmp_path, image_zyx):
     turned = image_zyx.transpose().copy()
     for names in (("x", "y", "z"), ("width", "height", "depth")):
         path = write_array(tmp_path / f"{names[0]}.zarr", turned, dimension_names=names)
-        assert np.array_equal(open_volume(path).read(), image_zyx)
+        check(path, image_zyx)
     for n, attributes in enumerate(
         ({"axes": [{"name": "x"}, {"name": "y"}, {"name": "z"}]}, {"transform": {"axes": ["x", "y", "z"]}})
     ):
         path = write_array(tmp_path / f"{n}.zarr", turned)
         zarr.open(path).attrs.update(attributes)
-        assert np.array_equal(open_volume(path).read(), image_zyx)
+        check(path, image_zyx)
     path = write_array(tmp_path / "funlib.zarr", image_zyx[None])
     zarr.open(path).attrs.update({"voxel_size": [50, 4, 5], "axis_names": ["c^", "z", "y", "x"]})
-    assert open_volume(path).voxel_size == (50, 4, 5)
-    assert np.array_equal(open_volume(path).read(), image_zyx)
+    check(path, image_zyx, (50, 4, 5))
 
 
 def test_what_webknossos_writes(tmp_path, image_zyx):
@@ -135,9 +124,7 @@ def test_what_webknossos_writes(tmp_path, image_zyx):
     group = zarr.create_group(tmp_path / "a.zarr")
     group.create_array("1", data=np.ascontiguousarray(image_zyx.transpose()[None]), chunks=(1, 32, 32, 32))
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
-    volume = open_volume(f"{tmp_path}/a.zarr")
-    assert volume.voxel_size == (50, 5, 4)
-    assert np.array_equal(volume.read(), image_zyx)
+    check(f"{tmp_path}/a.zarr", image_zyx, (50, 5, 4))
 
 
 def test_a_flat_image_is_as_thick_as_a_pixel_is_wide(tmp_path, image_zyx, caplog):
@@ -168,8 +155,7 @@ def test_a_chunk_that_unpacks_to_far_too_much(tmp_path, image_zyx, make, codec, 
     assert np.array_equal(volume.read(), image_zyx + 1)
     chunk = tmp_path / "a.zarr" / ("0.0.0" if version == 2 else "c/0/0/0")
     chunk.write_bytes(make.encode(np.zeros(2**24, np.uint8)))
-    with pytest.raises(UserError, match=f"would unpack to {told} MiB, more than belongs in it"):
-        volume.read()
+    refused(f"would unpack to {told} MiB, more than belongs in it", volume.read)
 
 
 @pytest.mark.parametrize("index", ["start", "end"])
@@ -189,8 +175,7 @@ def test_a_chunk_in_a_shard_that_unpacks_to_far_too_much(tmp_path, index, box):
     ]:  # the length at a gzip's end
         data[place : place + 4] = (2**30).to_bytes(4, "little")
     file.write_bytes(data)
-    with pytest.raises(UserError, match="would unpack to 1024 MiB"):
-        volume.read(box)
+    refused("would unpack to 1024 MiB", volume.read, box)
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -211,8 +196,7 @@ def test_a_chunk_that_is_a_pipe(tmp_path, image_zyx):
     zarr.create_array(tmp_path / "a.zarr", data=image_zyx + 1, chunks=(3, 37, 50))
     (tmp_path / "a.zarr" / "c/0/0/0").unlink()
     os.mkfifo(tmp_path / "a.zarr" / "c/0/0/0")
-    with pytest.raises(UserError, match="a pipe, a socket or a device"):
-        open_volume(f"{tmp_path}/a.zarr").read()
+    refused("a pipe, a socket or a device", lambda: open_volume(f"{tmp_path}/a.zarr").read())
 
 
 def test_large_chunks_count_as_memory(tmp_path):
@@ -225,10 +209,8 @@ def test_large_chunks_count_as_memory(tmp_path):
 
 def test_what_is_no_zarr(tmp_path):
     (tmp_path / "a.zarr").mkdir()
-    with pytest.raises(UserError, match="no Zarr array or group"):
-        open_volume(f"{tmp_path}/a.zarr")
-    with pytest.raises(UserError, match="no such file or folder"):
-        open_volume(f"{tmp_path}/b.zarr")
+    refused("no Zarr array or group", open_volume, f"{tmp_path}/a.zarr")
+    refused("no such file or folder", open_volume, f"{tmp_path}/b.zarr")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"zarr_format": 3, "node_type": "array"}'])
@@ -249,8 +231,7 @@ def test_a_damaged_chunk_is_one_line(tmp_path, image_zyx, version):
     )
     chunk.write_bytes(chunk.read_bytes()[:50])
     volume = open_volume(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        volume.read()
+    refused("cannot be read", volume.read)
 
 
 def test_metadata_that_is_not_ours(tmp_path, image_zyx):
@@ -275,11 +256,7 @@ def test_an_image_in_shards(tmp_path, image_zyx, index):
     )[...] = image_zyx
     assert len([p for p in (tmp_path / "a.zarr" / "s0" / "c").rglob("*") if p.is_file()]) == 2 * 2 * 2
     for name in (path, f"{path}/s0"):
-        volume = open_volume(name)
-        volume.check_complete()
-        assert volume.voxel_size == (50, 4.6, 4.5)
-        assert np.array_equal(volume.read(BOX), image_zyx[BOX.slices])
-        assert np.array_equal(volume.read(), image_zyx)
+        check(name, image_zyx, (50, 4.6, 4.5)).check_complete()
 
 
 SHAPE, CHUNK = (5, 9, 13), (2, 4, 5)  # 3 x 3 x 3 chunks, the last ones cut off
@@ -319,9 +296,7 @@ def test_missing_chunks_are_counted(tmp_path, layout, gone):
         assert (volume.read() == 7).all()
         return
     says = rf"{gone} of 27 chunks are missing and would read as -1: .*a\.zarr.*restore them.*missing_chunks=fill"
-    with pytest.raises(UserError, match=says) as caught:
-        volume.check_complete()
-    assert "\n" not in str(caught.value)
+    refused(says, volume.check_complete)
     assert volume.read()[0, 0, 0] == -1  # reading itself fills
 
 
@@ -333,8 +308,7 @@ def test_chunks_inside_shards_are_counted(tmp_path_factory, written, shards):
     if len(written) == len(ALL):
         volume.check_complete()
         return
-    with pytest.raises(UserError, match=f"^{27 - len(written)} of 27 chunks"):
-        volume.check_complete()
+    refused(f"^{27 - len(written)} of 27 chunks", volume.check_complete)
 
 
 @pytest.mark.parametrize(
@@ -355,16 +329,14 @@ def test_indices_of_shards_of_another_make(tmp_path, codec):
     array[...] = 7
     open_volume(str(path)).check_complete()
     array[ALL[0].slices] = 0  # the fill value: zarr leaves the chunk out
-    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
-        open_volume(str(path)).check_complete()
+    refused(r"^1 of 27 chunks", lambda: open_volume(str(path)).check_complete())
 
 
 def test_a_shard_that_is_empty(tmp_path):
     path = make(tmp_path / "a.zarr", ALL, shards=(4, 4, 10))
     open_volume(path).check_complete()
     (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").write_bytes(b"")
-    with pytest.raises(UserError, match=r"^4 of 27 chunks"):
-        open_volume(path).check_complete()
+    refused(r"^4 of 27 chunks", lambda: open_volume(path).check_complete())
 
 
 def test_rubbish_is_no_chunk(tmp_path):
@@ -372,8 +344,7 @@ def test_rubbish_is_no_chunk(tmp_path):
     for name in ("c/0/0/0.tmp", "c/0/0/00", "c/9/9/9", "0.0.0", "c/0.0.0", "notes.txt"):
         (tmp_path / "a.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a.zarr" / name).write_text("x")
-    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
-        open_volume(path).check_complete()
+    refused(r"^1 of 27 chunks", lambda: open_volume(path).check_complete())
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -384,11 +355,9 @@ def test_the_level_in_use_of_an_image(tmp_path, version):
     image = {"axes": [{"name": a} for a in "zyx"], "datasets": [{"path": "s0"}, {"path": "s1"}]}
     group.attrs.update({"multiscales": [image]} if version == 2 else {"ome": {"multiscales": [image]}})
     open_volume(tmp_path / "a.zarr").check_complete()
-    with pytest.raises(UserError, match=r"^27 of 27 chunks.*a\.zarr/s1"):
-        open_volume(tmp_path / "a.zarr" / "s1").check_complete()
+    refused(r"^27 of 27 chunks.*a\.zarr/s1", lambda: open_volume(tmp_path / "a.zarr" / "s1").check_complete())
     next(p for p in (tmp_path / "a.zarr" / "s0").rglob("*") if p.name in ("0.0.0", "0") and p.is_file()).unlink()
-    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
-        open_volume(tmp_path / "a.zarr").check_complete()
+    refused(r"^1 of 27 chunks", lambda: open_volume(tmp_path / "a.zarr").check_complete())
 
 
 MADE = {
@@ -415,8 +384,7 @@ def test_a_volume_made_of_another_passes_on_what_that_one_knows(tmp_path, kind):
     assert made.scratch_bytes(made.box) >= 10**9
     made.check_complete()
     (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").unlink()
-    with pytest.raises(UserError, match=r"^1 of 27 chunks"):
-        made.check_complete()
+    refused(r"^1 of 27 chunks", made.check_complete)
 
 
 def test_other_formats_are_complete(tmp_path):
@@ -426,12 +394,12 @@ def test_other_formats_are_complete(tmp_path):
 
 
 def test_many_chunks_are_counted_at_once(tmp_path):
-    """Each of ten thousand files is looked at once, and places without a file cost nothing."""
+    """Each of a thousand files is looked at once, and places without a file cost nothing."""
     zarr.create_array(store=tmp_path / "a.zarr", shape=(200, 200, 10**9), chunks=(10, 10, 10), dtype="uint8")
     for z, y in itertools.product(range(20), repeat=2):
         folder = tmp_path / "a.zarr" / "c" / str(z) / str(y)
         folder.mkdir(parents=True)
-        for x in range(25):
+        for x in range(3):
             (folder / str(x)).touch()
-    with pytest.raises(UserError, match=f"^{400 * 10**8 - 10_000} of {400 * 10**8} chunks"):
+    with pytest.raises(UserError, match=f"^{400 * 10**8 - 1200} of {400 * 10**8} chunks"):
         open_volume(tmp_path / "a.zarr").check_complete()
