@@ -248,8 +248,8 @@ def stated_sizes(
     if isinstance(transform, Mapping):
         names = "".join(str(a)[:1].lower() for a in _as_list(transform.get("axes")))
         add("transform", transform.get("scale"), transform.get("units", "nm"), names)
-    pixels = (pixel.get("dimensions"), pixel.get("unit", "um")) if isinstance(pixel, Mapping) else (pixel, units)
-    add("pixelResolution", *pixels, pixel_axes)
+    stated = (pixel.get("dimensions"), pixel.get("unit", "um")) if isinstance(pixel, Mapping) else (pixel, units)
+    add("pixelResolution", stated[0], stated[1], pixel_axes)
     add("resolution", attributes.get("resolution"), units, space)
     add("voxel_size", attributes.get("voxel_size"), units, space)
     return found

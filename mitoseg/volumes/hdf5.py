@@ -19,7 +19,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -39,7 +39,6 @@ from mitoseg.volumes.axes import (
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
-    REFILL,
     Format,
     Header,
     Output,
@@ -157,15 +156,11 @@ def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, objec
 
 def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
     """The dataset of that name, or the file's only volume."""
-    found: dict[str, h5py.Dataset] = {}
-
-    def visit(path: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim >= 2:
-            found[path] = item
-
     if name and isinstance(h5.get(name), h5py.Dataset):
         return h5[name]
-    h5.visititems(visit)
+    items: dict[str, Any] = {}
+    h5.visititems(items.__setitem__)
+    found = {path: item for path, item in items.items() if isinstance(item, h5py.Dataset) and item.ndim >= 2}
     three = {path: item for path, item in found.items() if item.ndim == 3} or found
     views = {match and match.groups()[:2] for match in (_CELLS.fullmatch(item.name) for item in three.values())}
     if len(views) == 1 and None not in views:  # levels of one view, the finest first
@@ -204,7 +199,7 @@ class _Hdf5Volume(StoredVolume):
                 count = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
                 missing = count - dataset.id.get_num_chunks()
                 what = f"{missing} of {count} chunks were never written"
-        return UserError(f"{what} and would read as {value}", self.path, REFILL) if missing else None
+        return self._missing(missing, f"{what} and would read as {value}")
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         dataset, checked = self._handle()
@@ -263,10 +258,10 @@ def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Pat
 
 def check_only_dataset(file: Path, dataset: str) -> None:
     """Refuse to replace a file that holds more than the dataset to write."""
-    others: list[str] = []
+    items: dict[str, Any] = {}
     with opening(str(file)), h5py.File(file, "r") as h5:
-        h5.visititems(lambda name, item: others.append(name) if isinstance(item, h5py.Dataset) else None)
-    others = [name for name in others if name != dataset]
+        h5.visititems(items.__setitem__)
+        others = [name for name, item in items.items() if isinstance(item, h5py.Dataset) and name != dataset]
     if others:
         what = f"the output holds other datasets ({', '.join(others[:4])}) that overwriting would remove"
         raise UserError(what, str(file), "choose another file")

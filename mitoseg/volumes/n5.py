@@ -28,7 +28,6 @@ from mitoseg.volumes.axes import agreed_size, bdv_voxel_size, coarser_size, same
 from mitoseg.volumes.base import Array, VoxelSize
 from mitoseg.volumes.stored import (
     CACHE_BYTES,
-    REFILL,
     Format,
     Header,
     ReadOptions,
@@ -178,8 +177,7 @@ class _N5Volume(StoredVolume):
             grid = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)]
             there = sum(all(int(i) < n for i, n in zip(name, grid, strict=True)) for name in self._blocks())
         missing = math.prod(grid) - there
-        what = f"{missing} of {math.prod(grid)} blocks are missing and would read as 0"
-        return UserError(what, self.path, REFILL) if missing else None
+        return self._missing(missing, f"{missing} of {math.prod(grid)} blocks are missing and would read as 0")
 
     def _blocks(self) -> list[tuple[str, ...]]:
         found = []

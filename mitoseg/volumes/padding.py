@@ -74,7 +74,7 @@ class Padding(Volume):
         """The mask (z, y, x) of a box; None where it holds no padding."""
         box = self.check_box(box)
         with _LOCK:
-            self._look_at(box)
+            self._find_missing(box)
             if not any(self._counts[z] for z in range(box.start[0], box.stop[0])):
                 return None
             packed = [self._packed[z] for z in range(box.start[0], box.stop[0])]
@@ -119,7 +119,7 @@ class Padding(Volume):
         """Slices that are read together."""
         return max(1, _SLAB // max(1, self.shape[1] * self.shape[2]))
 
-    def _look_at(self, box: Box) -> None:
+    def _find_missing(self, box: Box) -> None:
         """Find the padding of the slices of a box that are not known."""
         while self._bytes > _KEPT:
             self._bytes -= sum(map(len, self._packed.pop(next(iter(self._packed)))))

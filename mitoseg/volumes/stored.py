@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 Tile = tuple[int, int, int]
 Image.MAX_IMAGE_PIXELS = None  # montages are larger than Pillow allows; sizes are checked here, or count as memory
 _LARGE_PART = 64 * 2**20  # smaller parts are among what a reader takes anyhow
-REFILL = "restore them, or give missing_chunks=fill if they are meant to be empty"
 MANY_FILES, SAMPLED_FILES = 200_000, 20_000  # see `state_of`
 CACHE_BYTES = 128 * 2**20
 """Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
@@ -144,6 +143,10 @@ class StoredVolume(Volume):
     @abstractmethod
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         """Read part of the stored array: slices with bounds, in the stored order of axes."""
+
+    def _missing(self, missing: float, what: str) -> UserError | None:
+        remedy = "restore them, or give missing_chunks=fill if they are meant to be empty"
+        return UserError(what, self.path, remedy) if missing else None
 
 
 class Output:
@@ -331,7 +334,7 @@ class MappedVolume(StoredVolume):
                     remedy = "free some room, set TMPDIR to a folder with more, or unpack the file first"
                     raise UserError("there is no room to unpack the file", tempfile.gettempdir(), remedy) from error
                 missing -= len(part)
-            packed.read(1)  # the checksum is looked at where the stream ends
+            packed.read(1)  # the checksum is checked where the stream ends
         return unpacked
 
 

@@ -44,7 +44,6 @@ from mitoseg.volumes.ome_zarr import (
     level_header,
 )
 from mitoseg.volumes.stored import (
-    REFILL,
     Format,
     Header,
     Output,
@@ -327,7 +326,7 @@ class ZarrVolume(StoredVolume):
             files = _files(array, _parts(array.shape, array.shards or array.chunks))
             there = sum(1 if array.shards is None else _in_shard(array, *file) for file in files)
         what = f"{count - there} of {count} chunks are missing and would read as {array.fill_value}"
-        return UserError(what, self.path, REFILL) if there < count else None
+        return self._missing(max(0, count - there), what)
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         return np.asarray(self._array[index])

@@ -63,3 +63,23 @@ def check(path, image_zyx, size=None, **options):
             assert found_zyx.dtype == volume.dtype
             np.testing.assert_array_equal(found_zyx, image_zyx[box.slices])
     return volume
+
+
+def write_ome_set(folder, image_zyx, **options):
+    """An OME image whose slices lie in two files."""
+    uuid = "urn:uuid:0000000{}-0000-0000-0000-000000000000"
+    planes = "".join(
+        f'<TiffData IFD="{z % 3}" FirstZ="{z}" PlaneCount="1">'
+        f'<UUID FileName="{z // 3}.ome.tif">{uuid.format(z // 3)}</UUID></TiffData>'
+        for z in range(6)
+    )
+    for part in (0, 1):
+        text = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid.format(part)}">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="50" SizeY="37" '
+            'SizeZ="6" SizeC="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+            f"{planes}</Pixels></Image></OME>"
+        )
+        slices = image_zyx[part * 3 : part * 3 + 3]
+        write(folder / f"{part}.ome.tif", slices, description=text.encode(), metadata=None, **options)
+    return str(folder / "0.ome.tif")

@@ -27,8 +27,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import open_volume
 
-COUNT = 200
-SECONDS = 10
+COUNT, SECONDS = 200, 10
 _ROOM = 2**31
 _LARGEST = 2**26
 _SHAPE = (5, 40, 48)
@@ -67,8 +66,7 @@ def mrc(path):
 
 def imod(path):
     """Bytes that IMOD stores less 128, as its flag says."""
-    with mrcfile.new(path, (image() ^ 0x80).view("int8")):
-        pass
+    mrcfile.new(path, (image() ^ 0x80).view("int8")).close()
     with path.open("r+b") as file:
         file.seek(152)
         file.write(struct.pack("<ii", 1146047817, 1))
@@ -88,8 +86,8 @@ def plain_hdf5(path):
         h5["raw"] = image()
 
 
-def zarr2(path):
-    zarr.create_array(store=path, shape=_SHAPE, dtype="uint8", chunks=(5, 20, 48), zarr_format=2)[...] = image()
+def zarr_array(**options):
+    return lambda path: zarr.create_array(store=path, data=image(), **options)
 
 
 def ome4(path):
@@ -101,23 +99,14 @@ def ome4(path):
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
 
 
-def sharded(path):
-    options = {"chunks": (1, 20, 24), "shards": (5, 40, 48)}
-    zarr.create_array(store=path, shape=_SHAPE, dtype="uint8", **options)[...] = image()
-
-
 def n5(path):
-    path.mkdir()
-    (path / "attributes.json").write_text(json.dumps({"scales": [[1, 1, 1]], "pixelResolution": [5, 5, 50]}))
-    n5_array(path / "s0")
-
-
-def n5_array(path):
     import tensorstore
 
+    path.mkdir()
+    (path / "attributes.json").write_text(json.dumps({"scales": [[1, 1, 1]], "pixelResolution": [5, 5, 50]}))
     metadata = {"dimensions": [48, 40, 5], "dataType": "uint8", "blockSize": [32, 32, 4]}
     metadata["compression"] = {"type": "gzip"}
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/s0/"}, "metadata": metadata}
     tensorstore.open(spec, create=True).result()[...].write(image().transpose()).result()
 
 
@@ -168,9 +157,9 @@ BUILDERS = {
     "plain.h5": plain_hdf5,
     "ours.zarr": ours,
     "ours.ome.zarr": ours,
-    "two.zarr": zarr2,
+    "two.zarr": zarr_array(chunks=(5, 20, 48), zarr_format=2),
     "four.ome.zarr": ome4,
-    "sharded.zarr": sharded,
+    "sharded.zarr": zarr_array(chunks=(1, 20, 24), shards=(5, 40, 48)),
     "ours.mrc": ours,
     "imod.mrc": imod,
     "white.tif": tiff(photometric="miniswhite", compression="zlib"),
@@ -259,8 +248,8 @@ def removed(file, rng):
 def absurd_shape(file, rng):
     value = [0, 1, 65_535, 2**31 - 1, 2**32 - 1, 10**6][rng.integers(6)]
     if file.suffix == ".png":
-        head = b"IHDR" + struct.pack(">II", value, 65_535) + file.read_bytes()[24:29]
         data = file.read_bytes()
+        head = b"IHDR" + struct.pack(">II", value, 65_535) + data[24:29]
         file.write_bytes(data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:])
         return f"states a width of {value}"
     if file.suffix == ".mrc":
@@ -271,9 +260,8 @@ def absurd_shape(file, rng):
         return f"states {value} at {place}"
     with tifffile.TiffFile(file) as tif:
         page = tif.pages[int(rng.integers(len(tif.pages)))]
-        tags = [
-            page.tags[n] for n in ("ImageWidth", "ImageLength", "StripByteCounts", "BitsPerSample") if n in page.tags
-        ]
+        known = ("ImageWidth", "ImageLength", "StripByteCounts", "BitsPerSample")
+        tags = [page.tags[n] for n in known if n in page.tags]
         tag = tags[rng.integers(len(tags))]
         place, kind = tag.valueoffset, {1: "B", 3: "H", 4: "I", 16: "Q"}[tag.dtype]
     limit = 2 ** (8 * struct.calcsize(kind)) - 1

@@ -132,18 +132,14 @@ def test_what_pynrrd_writes(tmp_path):
     assert check(tmp_path / "b.nrrd", numbered(), (50.0, 6.0, 5.0)).directions == "+++"
 
 
-@pytest.mark.parametrize(
-    ("header", "says"),
-    [
-        (["data file: LIST", "a.raw"], "several files"),
-        (["data file: slice%03d.raw 1 4 1"], "several files"),
-        (["data file: gone.raw"], "is not there"),
-        (["byte skip: 900"], "cut short"),
-    ],
-)
-def test_nrrd_that_is_not_read(tmp_path, header, says):
+UNREAD = {"data file: LIST\na.raw": "several files", "data file: slice%03d.raw 1 4 1": "several files"}
+UNREAD |= {"data file: gone.raw": "is not there", "byte skip: 900": "cut short"}
+
+
+def test_nrrd_that_is_not_read(tmp_path):
     pytest.importorskip("nrrd")
-    refused(says, open_volume, str(write_nrrd(tmp_path / "a.nhdr", numbered(), header)))
+    for header, says in UNREAD.items():
+        refused(says, open_volume, str(write_nrrd(tmp_path / "a.nhdr", numbered(), [header])))
 
 
 def test_packed_files_that_are_cut_short(tmp_path):
@@ -192,18 +188,14 @@ def test_imaris(tmp_path):
     image_zyx = numbered()
     path = write_imaris(tmp_path / "a.ims", image_zyx)
     check(path, image_zyx, (50.0, 6.0, 5.0))
-    coarse = image_zyx[:, ::2, ::2]
     volume = open_volume(f"{path}:/DataSet/ResolutionLevel 1/TimePoint 0/Channel 0/Data")
-    np.testing.assert_array_equal(volume.read(), coarse)
+    np.testing.assert_array_equal(volume.read(), image_zyx[:, ::2, ::2])
     assert volume.voxel_size == pytest.approx((50, 10, 8.75))
     refused(r"no dataset 'x'.*Channel 0/Data", open_volume, f"{path}:/x")
     assert open_volume(str(write_imaris(tmp_path / "b.ims", image_zyx, unit=""))).voxel_size is None
-
-
-def test_channels_of_imaris(tmp_path):
-    path = write_imaris(tmp_path / "a.ims", numbered(), channels=2)
-    refused(r"2 channels or times.*a\.ims:/DataSet/.*Channel 1/Data", open_volume, str(path))
-    check(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 0/Channel 1/Data", numbered(), (50.0, 6.0, 5.0))
+    path = write_imaris(tmp_path / "c.ims", image_zyx, channels=2)
+    refused(r"2 channels or times.*c\.ims:/DataSet/.*Channel 1/Data", open_volume, str(path))
+    check(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 0/Channel 1/Data", image_zyx, (50.0, 6.0, 5.0))
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp", "jpg"])
@@ -228,20 +220,14 @@ def test_pictures_that_are_no_slice(tmp_path):
     refused("cannot be read", open_volume, str(tmp_path / "b.png"))
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("a.am", "export it as NRRD or TIFF"),
-        ("a.json", "labelme.*CVAT"),
-        ("a.wkw", "webKnossos"),
-        ("a.mhd", "nrrd"),
-        ("a.czi", "TIFF"),
-        ("a.txt", "an Imaris file, a NIfTI file, an NRRD file or a picture"),
-    ],
-)
-def test_files_of_other_kinds(tmp_path, name, says):
-    (tmp_path / name).write_text("x")
-    refused(says, open_volume, str(tmp_path / name))
+OTHER_KINDS = {"a.am": "export it as NRRD or TIFF", "a.json": "labelme.*CVAT", "a.wkw": "webKnossos", "a.mhd": "nrrd"}
+OTHER_KINDS |= {"a.czi": "TIFF", "a.txt": "an Imaris file, a NIfTI file, an NRRD file or a picture"}
+
+
+def test_files_of_other_kinds(tmp_path):
+    for name, says in OTHER_KINDS.items():
+        (tmp_path / name).write_text("x")
+        refused(says, open_volume, str(tmp_path / name))
 
 
 def test_multisets_of_paintera(tmp_path):

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from made_files import refused
+from made_files import check, refused
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -16,29 +16,17 @@ from mitoseg.volumes import open_volume
 from mitoseg.volumes.hdf5 import SUFFIXES
 from mitoseg.volumes.stored import split_dataset
 
+PARTS = {
+    "a.h5": ("a.h5", ""), "a.h5:": ("a.h5", ""), "a.h5:/": ("a.h5", ""), "a.h5:/d": ("a.h5", "d"),
+    "a.h5:d": ("a.h5", "d"), "x y/[ü].HDF5:/volumes/raw": ("x y/[ü].HDF5", "volumes/raw"),
+    r"C:\x.h5": (r"C:\x.h5", ""), r"C:\x.h5:/d": (r"C:\x.h5", "d"), "C:/x.h5:/d/e": ("C:/x.h5", "d/e"),
+    "a.h5:/b.h5": ("a.h5", "b.h5"), "a.hdf:/t:0": ("a.hdf", "t:0"),
+    **dict.fromkeys((r"C:\x.tif", "a.h5.tif", "a.h5x", "folder.h5/a.tif")),
+}  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("path", "parts"),
-    [
-        ("a.h5", ("a.h5", "")),
-        ("a.h5:", ("a.h5", "")),
-        ("a.h5:/", ("a.h5", "")),
-        ("a.h5:/d", ("a.h5", "d")),
-        ("a.h5:d", ("a.h5", "d")),
-        ("x y/[ü].HDF5:/volumes/raw", ("x y/[ü].HDF5", "volumes/raw")),
-        (r"C:\x.h5", (r"C:\x.h5", "")),
-        (r"C:\x.h5:/d", (r"C:\x.h5", "d")),
-        ("C:/x.h5:/d/e", ("C:/x.h5", "d/e")),
-        ("a.h5:/b.h5", ("a.h5", "b.h5")),
-        ("a.hdf:/t:0", ("a.hdf", "t:0")),
-        (r"C:\x.tif", None),
-        ("a.h5.tif", None),
-        ("a.h5x", None),
-        ("folder.h5/a.tif", None),
-    ],
-)
-def test_paths_are_split_where_the_file_ends(path, parts):
-    assert split_dataset(path, SUFFIXES) == parts
+
+def test_paths_are_split_where_the_file_ends():
+    assert {path: split_dataset(path, SUFFIXES) for path in PARTS} == PARTS
 
 
 @pytest.fixture
@@ -167,13 +155,8 @@ def test_what_bigdataviewer_writes(tmp_path, image_zyx):
     assert open_volume(f"{tmp_path}/a.h5").voxel_size is None
     setup = "<id>0</id><voxelSize><unit>um</unit><size>0.004 0.005 0.05</size></voxelSize>"
     (tmp_path / "a.xml").write_text(f"<SpimData><ViewSetups><ViewSetup>{setup}</ViewSetup></ViewSetups></SpimData>")
-    volume = open_volume(f"{tmp_path}/a.h5")
-    assert volume.voxel_size == (50, 5, 4)
-    assert volume.dtype == np.uint16
-    assert np.array_equal(volume.read(), image)
-    coarse = open_volume(f"{tmp_path}/a.h5:/t00000/s00/1/cells")
-    assert coarse.voxel_size == (50, 10, 8)
-    assert np.array_equal(coarse.read(), image[:, ::2, ::2])
+    check(f"{tmp_path}/a.h5", image, (50, 5, 4))
+    check(f"{tmp_path}/a.h5:/t00000/s00/1/cells", image[:, ::2, ::2], (50, 10, 8))
 
 
 def test_a_link_to_another_file(tmp_path, image_zyx):

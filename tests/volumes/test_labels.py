@@ -86,11 +86,6 @@ def test_instances_of_which_one_is_number_255(blobs_zyx, top, largest):
     assert np.array_equal(labels.read(), blobs_zyx > 0)
 
 
-def test_few_voxels():
-    ids = np.array([[[0, 1], [2, 255]]], np.uint8)
-    assert map_labels(ArrayVolume(ids)).read().tolist() == [[[0, 1], [1, 1]]]
-
-
 def test_the_rule_is_one_for_the_whole_volume(monkeypatch):
     """The first slab alone looks like 0 and 1, or like a mask; the whole is instances."""
     monkeypatch.setattr(base, "SLAB_VOXELS", 400)
@@ -144,67 +139,42 @@ def test_slices_that_nobody_annotated(blobs_zyx):
     assert map_labels(ArrayVolume(stored)).read().max() == 1
 
 
-@pytest.mark.parametrize(
-    ("rule", "high", "foreground"),
-    [
-        ("nonzero", 255, [0, 1, 1, 1]),
-        ("half", 255, [0, 0, 1, 1]),
-        ("half", 1, [0, 0, 0, 1]),
-        ("nonzero", 1, [0, 0, 0, 1]),
-    ],
-)
-def test_rules_that_the_user_chooses(rule, high, foreground):
-    stored = np.array([0, 100, 128, 255]) if high == 255 else np.array([0, 0, 0, 1])
-    labels = map_labels(ArrayVolume(stored.astype(np.uint8).reshape(1, 1, 4)), rule=rule)
-    assert labels.read().ravel().tolist() == foreground
+def test_rules_that_the_user_chooses():
+    for rule, stored, foreground in (
+        ("nonzero", [0, 100, 128, 255], [0, 1, 1, 1]),
+        ("half", [0, 100, 128, 255], [0, 0, 1, 1]),
+        ("half", [0, 0, 0, 1], [0, 0, 0, 1]),
+        ("nonzero", [0, 0, 0, 1], [0, 0, 0, 1]),
+    ):
+        labels = map_labels(ArrayVolume(np.array(stored, np.uint8).reshape(1, 1, 4)), rule=rule)
+        assert labels.read().ravel().tolist() == foreground
+    ids = np.array([[[0, 1], [2, 255]]], np.uint8)  # few voxels
+    assert map_labels(ArrayVolume(ids)).read().tolist() == [[[0, 1], [1, 1]]]
 
 
-@pytest.mark.parametrize(
-    ("stored", "options"),
-    [
-        (np.zeros((2, 3, 4), np.uint8), {}),
-        (np.full((2, 3, 4), 100, np.uint8), {"rule": "half"}),
-        (np.full((2, 3, 4), 7, np.uint8), {"ignore_label": 7}),
-        (np.full((2, 3, 4), 0.4), {}),
-    ],
-)
-def test_no_foreground(stored, options):
-    volume = ArrayVolume(stored, path="truth.tif")
+@pytest.mark.parametrize(("value", "options"), [(0, {}), (100, {"rule": "half"}), (7, {"ignore_label": 7}), (0.4, {})])
+def test_no_foreground(value, options):
+    volume = ArrayVolume(np.full((2, 3, 4), value, None if value == 0.4 else np.uint8), path="truth.tif")
     refused(r"no foreground.*truth\.tif", map_labels, volume, **options)
     assert set(np.unique(map_labels(volume, require_foreground=False, **options).read())) <= {0, 255}
 
 
-@pytest.mark.parametrize(
-    ("voxel", "says"),
-    [
-        (np.nan, "NaN or infinite"),
-        (np.inf, "NaN or infinite"),
-        (-1, "negative values, down to -1.*ignore_label=-1"),
-        (300.5, "no mask.*nonzero"),
-    ],
-)
-def test_values_that_are_no_labels(voxel, says):
-    stored = np.ones((2, 3, 4))
-    stored[1, 2, 3] = voxel
-    refused(says, map_labels, ArrayVolume(stored))
+def test_values_that_are_no_labels():
+    says = {np.nan: "NaN or infinite", np.inf: "NaN or infinite", 300.5: "no mask.*nonzero"}
+    for voxel, line in {**says, -1: "negative values, down to -1.*ignore_label=-1"}.items():
+        stored = np.ones((2, 3, 4))
+        stored[1, 2, 3] = voxel
+        refused(line, map_labels, ArrayVolume(stored))
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "share"),
-    [
-        ("training_groundtruth.tif", (165, 768, 1024), 0.0563),
-        ("testing_z000-081_groundtruth.tif", (82, 768, 1024), 0.0619),
-    ],
-)
-def test_labels_of_epfl(real_data, name, shape, share):
-    from mitoseg.volumes import open_volume
-
-    labels = map_labels(open_volume(str(real_data / "epfl_ca1" / name)))
+@pytest.mark.parametrize(("name", "depth", "share"), [("training", 165, 0.0563), ("testing_z000-081", 82, 0.0619)])
+def test_labels_of_epfl(real_data, name, depth, share):
+    labels = map_labels(open_volume(str(real_data / "epfl_ca1" / f"{name}_groundtruth.tif")))
     assert labels.rule == MASK_RULE
-    assert labels.shape == shape
-    slab = labels.read(Box((40, 0, 0), (41, 768, 1024)))
-    assert set(np.unique(slab)) == {0, 1}
-    assert labels.read().mean() == pytest.approx(share, abs=1e-4)
+    assert labels.shape == (depth, 768, 1024)
+    label_zyx = labels.read()
+    assert set(np.unique(label_zyx[40])) == {0, 1}
+    assert label_zyx.mean() == pytest.approx(share, abs=1e-4)
 
 
 def classes(*values, shape=(6, 20, 30)):
@@ -243,37 +213,33 @@ def test_the_values_of_one_organelle(foreground, wanted, caplog):
     assert "hold no 9, only 0 (" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
-        ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
-        ({"foreground": 1, "rule": "nonzero"}, "leave label_rule_of_values away"),
-        ({"foreground": "mito"}, r"no label value.*foreground=\[3,4\]"),
-        ({"foreground": True}, "no label value"),
-        ({"foreground": 1.5}, "no label value"),
-        ({"foreground": []}, "names no value"),
-        ({"ignore_label": "x"}, "ignore_label is no whole number"),
-        ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
-    ],
-)
+MEANINGLESS = [
+    ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
+    ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
+    ({"foreground": 1, "rule": "nonzero"}, "leave label_rule_of_values away"),
+    ({"foreground": "mito"}, r"no label value.*foreground=\[3,4\]"),
+    *(({"foreground": value}, "no label value") for value in (True, 1.5)),
+    ({"foreground": []}, "names no value"),
+    ({"ignore_label": "x"}, "ignore_label is no whole number"),
+    ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), MEANINGLESS)
 def test_values_that_cannot_be_meant(options, says):
     refused(says, map_labels, ArrayVolume(classes(0, 1, 4)), **options)
 
 
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [
-        ((0, 1, 2), r"1 \(.*taken for instances.*foreground=2"),
-        ((0, 1, 2, 255), "255, counts as foreground; give ignore_label=255"),
-        ((0, 1, 255), "ignore_label=255"),
-        ((0, 1, 65535), "ignore_label=65535"),
-        ((0, 1, 2**32 - 1), "ignore_label=4294967295"),
-        ((7,), r"every voxel is foreground; the values are 7 \(100 %\)"),
-        ((1,), "every voxel is foreground"),
-        ((255,), "every voxel is foreground"),
-    ],
-)
+OTHERWISE = [
+    ((0, 1, 2), r"1 \(.*taken for instances.*foreground=2"),
+    ((0, 1, 2, 255), "255, counts as foreground; give ignore_label=255"),
+    *(((0, 1, top), f"ignore_label={top}") for top in (255, 65535, 2**32 - 1)),
+    ((7,), r"every voxel is foreground; the values are 7 \(100 %\)"),
+    *(((value,), "every voxel is foreground") for value in (1, 255)),
+]
+
+
+@pytest.mark.parametrize(("values", "says"), OTHERWISE)
 def test_what_may_be_meant_otherwise_is_told(values, says, caplog):
     map_labels(ArrayVolume(classes(*values)))
     assert re.search(says, caplog.text)

@@ -130,18 +130,14 @@ def test_hot_pixels_change_no_normalisation(dtype, caplog):
     assert alone.mean == pytest.approx(grey.mean(dtype=float), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("z", "depth", "channels", "slices"),
-    [
-        (0, 5, "adjacent", [0, 0, 1]),
-        (2, 5, "adjacent", [1, 2, 3]),
-        (4, 5, "adjacent", [3, 4, 4]),
-        (0, 1, "adjacent", [0, 0, 0]),
-        (0, 2, "adjacent", [0, 0, 1]),
-        (3, 5, "repeat", [3, 3, 3]),
-        (3, 5, "single", [3]),
-    ],
-)
+NEIGHBOURS = [
+    *((0, 5, "adjacent", [0, 0, 1]), (2, 5, "adjacent", [1, 2, 3]), (4, 5, "adjacent", [3, 4, 4])),
+    *((0, 1, "adjacent", [0, 0, 0]), (0, 2, "adjacent", [0, 0, 1])),
+    *((3, 5, "repeat", [3, 3, 3]), (3, 5, "single", [3])),
+]
+
+
+@pytest.mark.parametrize(("z", "depth", "channels", "slices"), NEIGHBOURS)
 def test_a_missing_neighbour_is_the_slice_itself(z, depth, channels, slices):
     assert channel_slices(z, depth, channels) == slices
     with pytest.raises(UserError, match="no such channels: 'rgb'; choose one of adjacent, adjacent5, every_second9, "):

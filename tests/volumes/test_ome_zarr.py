@@ -10,7 +10,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from made_files import refused, save
+from made_files import check, refused, save
 from test_zarrs import write_ome
 
 from mitoseg.errors import UserError
@@ -67,34 +67,14 @@ def test_levels_shrink_and_their_voxels_get_cubic(shape, voxel):
         assert ratio[1] <= max(ratio[0], 2)
 
 
-@pytest.mark.parametrize(
-    ("voxel", "steps"),
-    [
-        ((5, 5, 5), (2, 2, 2)),
-        ((50, 5, 5), (1, 2, 2)),
-        ((50, 40, 40), (2, 2, 2)),
-        ((10, 5, 5), (1, 2, 2)),
-        ((4, 8, 8), (2, 1, 1)),
-    ],
-)
-def test_which_axes_are_halved(voxel, steps):
-    assert halved((100, 100, 100), voxel) == steps
-
-
-@pytest.mark.parametrize(
-    ("dtype", "metadata", "labels"),
-    [
-        ("uint8", {"kind": "mask"}, True),
-        ("uint32", {"kind": "instances"}, True),
-        ("uint8", {"kind": "probability"}, False),
-        ("uint8", {}, False),
-        ("uint16", {}, False),
-        ("uint32", {}, True),
-        ("float32", {}, False),
-    ],
-)
-def test_what_is_averaged(dtype, metadata, labels):
-    assert holds_labels(np.dtype(dtype), metadata) is labels
+def test_which_axes_are_halved_and_what_is_averaged():
+    steps = {(5, 5, 5): (2, 2, 2), (50, 5, 5): (1, 2, 2), (50, 40, 40): (2, 2, 2), (10, 5, 5): (1, 2, 2)}
+    for voxel, expected in {**steps, (4, 8, 8): (2, 1, 1)}.items():
+        assert halved((100, 100, 100), voxel) == expected
+    kinds = [("uint8", "mask", True), ("uint32", "instances", True), ("uint8", "probability", False)]
+    kinds += [("uint8", None, False), ("uint16", None, False), ("uint32", None, True), ("float32", None, False)]
+    for dtype, kind, labels in kinds:
+        assert holds_labels(np.dtype(dtype), {"kind": kind} if kind else {}) is labels
 
 
 @pytest.mark.parametrize("kind", ["probability", "instances"])
@@ -119,11 +99,7 @@ def test_every_level_opens_with_its_voxel_size_and_place(tmp_path, kind):
             steps = tuple(b // a for a, b in zip(before, level.factors, strict=True))
             expected = coarser(expected, steps, labels=kind == "instances")
         for name in (f"{path}/{i}", f"{path}:/{i}"):
-            volume = open_volume(name)
-            assert volume.voxel_size == size
-            assert volume.info.metadata == {"kind": kind}
-            assert volume.dtype == image_zyx.dtype
-            assert np.array_equal(volume.read(), expected)
+            assert check(name, expected, size).info.metadata == {"kind": kind}
     assert i == 2
     assert np.isin(expected, image_zyx).all() == (kind == "instances")
 
@@ -186,16 +162,13 @@ def test_an_image_of_ours_may_be_replaced_and_nothing_else(tmp_path):
     refused("overwriting would remove", check_volume_output, f"{tmp_path}/b.ome.zarr", True)
 
 
-def test_nothing_is_left_where_a_level_fails(tmp_path, monkeypatch):
+def test_nothing_is_left_where_a_level_or_the_writing_fails(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", full)
     refused(r"a\.ome\.zarr", save, tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_error_while_writing_makes_no_levels(tmp_path, monkeypatch):
     monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", lambda *_, **__: pytest.fail("levels were made"))
     with pytest.raises(RuntimeError, match="mine"), create_volume(tmp_path / "a.ome.zarr", (2, 300, 4), "uint8"):
         raise RuntimeError("mine")
@@ -208,9 +181,7 @@ def test_an_error_while_writing_makes_no_levels(tmp_path, monkeypatch):
 def test_a_level_has_the_axes_and_the_scale_of_its_image(tmp_path, image_zyx, version, axes, sign):
     path = write_ome(tmp_path / "a.ome.zarr", image_zyx, version, axes, scales=((50, 4.6, 4.5), (2, 1, 1)))
     assert open_volume(f"{path}{sign}s0").voxel_size == (100, 4.6, 4.5)
-    volume = open_volume(f"{path}{sign}s1")
-    assert volume.voxel_size == (4, 2, 2)
-    assert np.array_equal(volume.read(), image_zyx[::2, ::2, ::2])
+    check(f"{path}{sign}s1", image_zyx[::2, ::2, ::2], (4, 2, 2))
     group = zarr.open_group(path, mode="r+")
     for name in ("deep/s2", "other"):  # the second is not of the image
         group.create_array(name, shape=(1,) * (len(axes) - 3) + (5, 6, 7), dtype="uint8")
@@ -234,10 +205,8 @@ def test_the_only_image_in_a_group(tmp_path, image_zyx, version, place):
     if place != "0":
         zarr.open_group(tmp_path / "a.zarr", mode="r+").create_group("A/1")
     write_ome(tmp_path / "a.zarr" / place, image_zyx, version)
-    volume = open_volume(f"{tmp_path}/a.zarr")
-    assert volume.voxel_size == (50, 4.6, 4.5)
-    assert np.array_equal(volume.read(), image_zyx)
-    assert open_volume(f"{tmp_path}/a.zarr/{place}").shape == volume.shape
+    for name in ("a.zarr", f"a.zarr/{place}"):
+        check(f"{tmp_path}/{name}", image_zyx, (50, 4.6, 4.5))
     assert open_volume(f"{tmp_path}/a.zarr:/{place}/s1").voxel_size == (2, 2, 2)
 
 

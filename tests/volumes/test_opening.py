@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from made_files import refused, save
+from made_files import refused, save, write_ome_set
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -23,16 +23,13 @@ def test_what_is_missing(tmp_path, name):
     refused(r"(no such file|cannot be read).*nowhere", open_volume, f"{tmp_path}/nowhere/{name}")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.gz", "a"])
-def test_unknown_suffixes(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x" * 1000)
-    refused(rf"unknown kind of volume: .*{name}.*TIFF stack, a folder", open_volume, str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.mrc"])
-def test_a_folder_with_the_name_of_a_file(tmp_path, name):
-    (tmp_path / name).mkdir()
-    refused("holds no png or tif slices", open_volume, str(tmp_path / name))
+def test_unknown_kinds_and_folders_with_the_name_of_a_file(tmp_path):
+    for name in ("a.txt", "a.gz", "a"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+        refused(rf"unknown kind of volume: .*{name}.*TIFF stack, a folder", open_volume, str(tmp_path / name))
+    for name in ("a.tif", "a.h5", "a.mrc"):
+        (tmp_path / name).mkdir()
+        refused("holds no png or tif slices", open_volume, str(tmp_path / name))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
@@ -150,28 +147,6 @@ def write_slices(folder, image_zyx):
     return folder
 
 
-def write_ome_set(folder, image_zyx):
-    """An OME-TIFF of a file for each half of the slices."""
-    half = len(image_zyx) // 2
-    planes = "".join(
-        f'<TiffData FirstZ="{half * i}" PlaneCount="{half}"><UUID FileName="{n}">urn:uuid:{n}</UUID></TiffData>'
-        for i, n in enumerate(("a.ome.tif", "b.ome.tif"))
-    )
-    z, y, x = image_zyx.shape
-    sizes = f'SizeX="{x}" SizeY="{y}" SizeZ="{z}" SizeC="1" SizeT="1"'
-    for i, name in enumerate(("a.ome.tif", "b.ome.tif")):
-        xml = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{name}">'
-            '<Image ID="Image:0">'
-            f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" {sizes}><Channel ID="Channel:0:0"/>{planes}'
-            "</Pixels></Image></OME>"
-        )
-        with tifffile.TiffWriter(folder / name) as tif:
-            for image_yx in image_zyx[half * i : half * (i + 1)]:
-                tif.write(image_yx, description=xml, metadata=None, photometric="minisblack", compression="zlib")
-    return folder / "a.ome.tif"
-
-
 def write_virtual(folder, image_zyx):
     """An HDF5 file whose voxels lie in others: of the second a part lies in a third, raw."""
     shape = image_zyx.shape
@@ -187,7 +162,8 @@ def write_virtual(folder, image_zyx):
     return f"{folder}/link.h5:/raw"
 
 
-STORED = {"slices": write_slices, "ome set": write_ome_set, "virtual": write_virtual}
+STORED = {"slices": write_slices, "virtual": write_virtual}
+STORED["ome set"] = lambda folder, image: write_ome_set(folder, image, compression="zlib")
 OURS = ("a.tif", "a.h5", "a.mrc", "a.zarr", "a.ome.zarr")
 STORED |= {name: lambda folder, image, name=name: save(folder / name, image, chunks=(2, 16, 16)) for name in OURS}
 

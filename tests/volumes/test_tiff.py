@@ -3,7 +3,7 @@
 import logging
 import os
 import struct
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_files import WAYS, refused, write
+from made_files import WAYS, check, refused, write, write_ome_set
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
@@ -34,11 +34,8 @@ def test_every_kind_of_file_reads_the_same(tmp_path, image_zyx, way, dtype):
     image_zyx = image_zyx.astype(dtype) if dtype != "bool" else image_zyx % 3 == 0
     if options.get("predictor") and image_zyx.dtype.kind == "f":
         options["predictor"] = 3
-    volume = open_volume(write(tmp_path / "a.tif", image_zyx, **options))
-    assert volume.shape == image_zyx.shape
-    assert volume.dtype == image_zyx.dtype
-    assert np.array_equal(volume.read(), image_zyx)
-    assert volume.read().dtype.isnative
+    volume = check(write(tmp_path / "a.tif", image_zyx, **options), image_zyx)
+    assert volume.dtype.isnative
     for box in (Box((2, 3, 30), (5, 36, 50)), Box((5, 36, 49), (6, 37, 50)), Box((0, 0, 0), (6, 1, 1))):
         assert np.array_equal(volume.read(box), image_zyx[box.slices])
 
@@ -92,11 +89,8 @@ def test_threads_share_a_volume(tmp_path, image_zyx):
             if not np.array_equal(volume.read(box), image_zyx[box.slices]):
                 wrong.append(box)
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(4)))
     assert wrong == []
 
 
@@ -114,8 +108,7 @@ def test_a_forked_process_opens_the_file_for_itself(tmp_path, image_zyx, monkeyp
 def test_a_real_volume_reads_as_tifffile_reads_it(real_data):
     path = real_data / "epfl_ca1" / "training.tif"
     volume = open_volume(str(path))
-    assert volume.shape == (165, 768, 1024)
-    assert volume.dtype == np.uint8
+    assert (volume.shape, volume.dtype) == ((165, 768, 1024), np.uint8)
     expected = tifffile.imread(path, key=range(40, 45))
     assert np.array_equal(volume.read(Box((40, 0, 0), (45, 768, 1024))), expected)
     box = Box((41, 250, 1000), (44, 262, 1024))  # crosses two strips
@@ -151,33 +144,10 @@ def test_what_is_no_tiff(tmp_path, content, caplog):
     assert caplog.records == []
 
 
-def write_ome_set(folder, image_zyx, **options):
-    """An OME image whose slices lie in two files."""
-    uuid = "urn:uuid:0000000{}-0000-0000-0000-000000000000"
-    planes = "".join(
-        f'<TiffData IFD="{z % 3}" FirstZ="{z}" PlaneCount="1">'
-        f'<UUID FileName="{z // 3}.ome.tif">{uuid.format(z // 3)}</UUID></TiffData>'
-        for z in range(6)
-    )
-    for part in (0, 1):
-        text = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid.format(part)}">'
-            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="50" SizeY="37" '
-            'SizeZ="6" SizeC="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
-            f"{planes}</Pixels></Image></OME>"
-        )
-        slices = image_zyx[part * 3 : part * 3 + 3]
-        write(folder / f"{part}.ome.tif", slices, description=text.encode(), metadata=None, **options)
-    return str(folder / "0.ome.tif")
-
-
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
 def test_an_ome_image_in_several_files(tmp_path, image_zyx, options):
     path = write_ome_set(tmp_path, image_zyx, **options)
-    volume = open_volume(path)
-    assert np.array_equal(volume.read(), image_zyx)
-    box = Box((1, 2, 3), (5, 36, 49))
-    assert np.array_equal(volume.read(box), image_zyx[box.slices])
+    check(path, image_zyx)
     (tmp_path / "1.ome.tif").unlink()
     refused("3 of the 6 slices that the OME-TIFF lists are not there", open_volume, path)
 

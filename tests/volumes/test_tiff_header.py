@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 import tifffile
-from made_files import refused, write
+from made_files import check, refused, write
 
-from mitoseg.geometry import Box
 from mitoseg.volumes import map_labels, open_volume
 
 
@@ -16,18 +15,18 @@ def test_voxel_size_of_imagej(tmp_path, image_zyx, unit, spacing, pixels, compre
     assert open_volume(path, voxel_size=[45, 4.6, 4.6]).voxel_size == (45, 4.6, 4.6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"imagej": True, "metadata": {"axes": "ZYX", "unit": "um"}, "resolution": (200, 200)},  # no spacing
-        {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 1}, "resolution": (200, 200)},  # no unit
-        {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 1, "unit": "pixel"}, "resolution": (1, 1)},
-        {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 1, "unit": "inch"}, "resolution": (72, 72)},
-        {"resolution": (72, 72), "resolutionunit": "inch"},  # for printing
-        {"resolution": (300, 300), "resolutionunit": "centimeter"},
-        {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.005, "PhysicalSizeY": 0.005}},
-    ],
-)
+def imagej(resolution=200, **metadata):
+    return {"imagej": True, "metadata": {"axes": "ZYX", **metadata}, "resolution": (resolution, resolution)}
+
+
+HALF_KNOWN = [
+    *(imagej(unit="um"), imagej(spacing=1), imagej(1, spacing=1, unit="pixel"), imagej(72, spacing=1, unit="inch")),
+    *({"resolution": (n, n), "resolutionunit": unit} for n, unit in ((72, "inch"), (300, "centimeter"))),
+    {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.005, "PhysicalSizeY": 0.005}},
+]
+
+
+@pytest.mark.parametrize("options", HALF_KNOWN)
 def test_half_known_voxel_sizes_are_none(tmp_path, image_zyx, options):
     assert open_volume(write(tmp_path / "a.tif", image_zyx, **options)).voxel_size is None
 
@@ -74,33 +73,20 @@ def test_channels_of_other_programs_are_no_slices(tmp_path, image_zyx, caplog):
     assert "calls time is taken for z" in caplog.text
 
 
+COLOUR = [{}, {"compression": "zlib"}, {"planarconfig": "separate"}, {"imagej": True}, {"metadata": None}]
+COLOUR += [{"ome": True, "metadata": {"axes": "ZYXS"}}, {"metadata": {"axes": "ZYXS"}}]
+
+
 @pytest.mark.parametrize("planes", [3, 4])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"compression": "zlib"},
-        {"planarconfig": "separate"},
-        {"imagej": True},
-        {"ome": True, "metadata": {"axes": "ZYXS"}},
-        {"metadata": {"axes": "ZYXS"}},
-        {"metadata": None},
-    ],
-)
+@pytest.mark.parametrize("options", COLOUR)
 def test_colour_is_reduced_to_grey(tmp_path, planes, options):
     image_zyxc = np.random.default_rng(0).integers(0, 255, (5, 20, 30, planes), np.uint8)
-    stored = image_zyxc
-    if "planarconfig" in options:
-        stored = np.ascontiguousarray(np.moveaxis(image_zyxc, -1, 1))
+    planar = "planarconfig" in options
+    stored = np.ascontiguousarray(np.moveaxis(image_zyxc, -1, 1)) if planar else image_zyxc
     extra = {"extrasamples": ["unassalpha"]} if planes == 4 else {}
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", **options, **extra)
-    volume = open_volume(str(tmp_path / "a.tif"))
-    assert np.array_equal(volume.read(), image_zyxc[..., :3].max(-1))
-    box = Box((1, 2, 3), (4, 5, 6))
-    assert np.array_equal(volume.read(box), volume.read()[box.slices])
-    assert np.array_equal(
-        open_volume(volume.path, axes="zcyx" if "planarconfig" in options else "zyxc").read(), volume.read()
-    )
+    for axes in (None, "zcyx" if planar else "zyxc"):
+        check(str(tmp_path / "a.tif"), image_zyxc[..., :3].max(-1), axes=axes)
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -108,13 +94,13 @@ def test_colour_is_reduced_to_grey(tmp_path, planes, options):
 def test_alpha_is_left_out(tmp_path, image_zyx, flat, folder):
     stored = np.stack([image_zyx, 255 - image_zyx], -1)
     options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
-    for z, stored_yxs in enumerate(stored[: 1 if flat else None]):
-        tifffile.imwrite(tmp_path / f"{z}.tif", stored_yxs, **options)
-    tifffile.imwrite(tmp_path / "a.tiff", stored[0] if flat else stored, **options)
-    path = tmp_path / "a.tiff"
+    stored = stored[: 1 if flat else None]
     if folder:
-        path.unlink()
-    assert np.array_equal(open_volume(tmp_path if folder else path).read(), image_zyx[: 1 if flat else None])
+        for z, stored_yxs in enumerate(stored):
+            tifffile.imwrite(tmp_path / f"{z}.tif", stored_yxs, **options)
+    else:
+        tifffile.imwrite(tmp_path / "a.tiff", stored[0] if flat else stored, **options)
+    check(tmp_path if folder else tmp_path / "a.tiff", stored[..., 0])
 
 
 def white(path, image, **options):
@@ -154,27 +140,22 @@ def test_tables_of_colours(tmp_path, image_zyx, caplog):
         refused("other greys in a table", open_volume, palette(tmp_path / "a.tif", image_zyx, [table] * 3))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "options", "says"),
-    [
-        ("float32", {"photometric": "miniswhite"}, "smallest value is white"),
-        ("int16", {"photometric": "miniswhite"}, "smallest value is white"),
-        ("uint8", {"photometric": "separated", "samples": 4}, r"holds 4 values \(SEPARATED\)"),
-        ("uint8", {"photometric": "cielab", "samples": 3}, "holds 3 values"),
-        ("uint8", {"photometric": "minisblack", "planarconfig": "contig", "samples": 2}, "holds 2 values"),
-        ("uint8", {"photometric": "minisblack", "planarconfig": "contig", "samples": 3}, "holds 3 values"),
-    ],
-)
-def test_pixels_that_are_not_read(tmp_path, image_zyx, dtype, options, says):
-    options = dict(options)
-    samples = options.pop("samples", 0)
+CONTIGUOUS = {"photometric": "minisblack", "planarconfig": "contig"}
+NOT_READ = [
+    *((dtype, 0, {"photometric": "miniswhite"}, "smallest value is white") for dtype in ("float32", "int16")),
+    ("uint8", 4, {"photometric": "separated"}, r"holds 4 values \(SEPARATED\)"),
+    ("uint8", 3, {"photometric": "cielab"}, "holds 3 values"),
+    *(("uint8", samples, CONTIGUOUS, f"holds {samples} values") for samples in (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "samples", "options", "says"), NOT_READ)
+def test_pixels_that_are_not_read(tmp_path, image_zyx, dtype, samples, options, says):
     image = image_zyx.astype(dtype)
-    for folder in (False, True):
-        shown = image[0] if folder else image
-        path = tmp_path / "slices" / "0.tif" if folder else tmp_path / "a.tif"
-        path.parent.mkdir(exist_ok=True)
+    (tmp_path / "slices").mkdir()
+    for path, shown in ((tmp_path / "a.tif", image), (tmp_path / "slices" / "0.tif", image[0])):
         tifffile.imwrite(path, np.stack([shown] * samples, -1) if samples else shown, **options)
-        refused(says, open_volume, path.parent if folder else path)
+        refused(says, open_volume, path if shown.ndim == 3 else path.parent)
 
 
 def test_images_larger_than_tiff_have_one_page(tmp_path, image_zyx):
@@ -204,15 +185,14 @@ def test_what_may_be_meant_otherwise_is_told(tmp_path, image_zyx, options, says,
     assert says in caplog.text
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"imagej": True, "metadata": {"axes": "YX", "unit": "um"}, "resolution": (200, 250)},
-        {"imagej": True, "metadata": {"axes": "YX", "unit": "\\u00C5"}, "resolution": (0.02, 0.025)},
-        {"imagej": True, "metadata": {"axes": "YX", "unit": "angstroms"}, "resolution": (0.02, 0.025)},
-        {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.005, "PhysicalSizeY": 0.004}},
-    ],
-)
+FLAT = [
+    {"imagej": True, "metadata": {"axes": "YX", "unit": unit}, "resolution": (n, 1.25 * n)}
+    for unit, n in (("um", 200), ("\\u00C5", 0.02), ("angstroms", 0.02))
+]
+FLAT += [{"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.005, "PhysicalSizeY": 0.004}}]
+
+
+@pytest.mark.parametrize("options", FLAT)
 def test_a_flat_image_is_as_thick_as_a_pixel_is_wide(tmp_path, image_zyx, options, caplog):
     path = write(tmp_path / "a.tif", image_zyx[0], **options)
     assert open_volume(path).voxel_size == (5, 4, 5)
@@ -228,10 +208,7 @@ def test_calibration_of_imagej(tmp_path, image_zyx, slope, intercept):
     stored = ((image_zyx.astype(float) - intercept) / slope).astype(np.uint16)
     metadata = {"axes": "ZYX", "spacing": -50, "unit": "nm", "cf": 0, "c0": intercept, "c1": slope}
     path = write(tmp_path / "a.tif", stored, imagej=True, metadata=metadata, resolution=(0.2, 0.2))
-    volume = open_volume(path)
-    assert np.array_equal(volume.read(), image_zyx)
-    assert volume.voxel_size == (50, 5, 5)
-    assert volume.state()
+    assert check(path, image_zyx.astype(np.float32), (50, 5, 5)).state()
 
 
 @pytest.mark.parametrize(

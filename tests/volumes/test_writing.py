@@ -6,6 +6,7 @@ import math
 import pickle
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from made_files import refused, save
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
+from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import check_volume_output, create_volume, open_volume
 from mitoseg.volumes import tiff as tiff_module
 
@@ -59,6 +60,14 @@ def round_trip(image_zyx, name, boxes, **options):
         return volume.info, volume.read(), volume.read(boxes[0])
 
 
+def compare(info, back, image_zyx, voxel_size, metadata):
+    assert info.shape == image_zyx.shape
+    assert info.dtype == image_zyx.dtype == back.dtype
+    assert np.array_equal(back, image_zyx)
+    assert info.metadata == metadata
+    assert info.voxel_size == (None if voxel_size is None else pytest.approx(voxel_size, rel=1e-6))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), voxel_size=st.none() | st.tuples(SIZES, SIZES, SIZES), metadata=PLAIN)
@@ -66,15 +75,8 @@ def test_what_is_written_comes_back(name, data, voxel_size, metadata):
     image_zyx = data.draw(volumes(name))
     boxes = data.draw(covers(image_zyx.shape))
     info, back, part = round_trip(image_zyx, name, boxes, voxel_size=voxel_size, metadata=metadata)
-    assert info.shape == image_zyx.shape
-    assert info.dtype == image_zyx.dtype == back.dtype
-    assert np.array_equal(back, image_zyx)
+    compare(info, back, image_zyx, voxel_size, metadata)
     assert np.array_equal(part, image_zyx[boxes[0].slices])
-    assert info.metadata == metadata
-    if voxel_size is None:
-        assert info.voxel_size is None
-    else:
-        assert info.voxel_size == pytest.approx(voxel_size, rel=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -87,10 +89,7 @@ def test_bigtiff_comes_back(data, image_zyx, voxel_size):
         info, back, _ = round_trip(image_zyx, "a.tif", boxes, voxel_size=voxel_size, metadata=metadata)
     finally:
         tiff_module.CLASSIC_BYTES = limit
-    assert info.dtype == image_zyx.dtype
-    assert np.array_equal(back, image_zyx)
-    assert info.metadata == metadata
-    assert info.voxel_size == (None if voxel_size is None else pytest.approx(voxel_size, rel=1e-6))
+    compare(info, back, image_zyx, voxel_size, metadata)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -108,12 +107,8 @@ def test_imagej_reads_the_tiff(tmp_path):
     image_zyx = np.arange(24, dtype="uint32").reshape(2, 3, 4)
     save(f"{tmp_path}/a.tif", image_zyx, voxel_size=(50, 4.6, 4.5))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
-        assert tif.is_imagej
-        assert not tif.is_bigtiff
-        assert len(tif.pages) == 2
-        assert tif.imagej_metadata["unit"] == "nm"
-        assert tif.imagej_metadata["spacing"] == 50
-        assert tif.imagej_metadata["slices"] == 2
+        assert (tif.is_imagej, tif.is_bigtiff, len(tif.pages)) == (True, False, 2)
+        assert [tif.imagej_metadata[key] for key in ("unit", "spacing", "slices")] == ["nm", 50, 2]
         x, y = (tif.pages[0].tags[name].value for name in ("XResolution", "YResolution"))
         assert x[0] / x[1] == pytest.approx(1 / 4.5)
         assert y[0] / y[1] == pytest.approx(1 / 4.6)
@@ -140,31 +135,22 @@ def test_bigtiff_from_4_gb_on(tmp_path):
     except UserError as error:
         pytest.skip(str(error))  # not 5 GB free, or no sparse files
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
-        assert tif.is_bigtiff
-        assert tif.is_ome
-        assert len(tif.pages) == 5
+        assert (tif.is_bigtiff, tif.is_ome, len(tif.pages)) == (True, True, 5)
     volume = open_volume(f"{tmp_path}/a.tif")
-    assert volume.shape == shape
-    assert volume.voxel_size == (50, 4.5, 4)
+    assert (volume.shape, volume.voxel_size) == (shape, (50, 4.5, 4))
     assert volume.read(Box((4, 32767, 32765), (5, 32768, 32768))).tolist() == [[[0, 7, 9]]]
 
 
-def test_hdf5_is_chunked_and_compressed(tmp_path):
-    with create_volume(f"{tmp_path}/a.h5", (40, 300, 300), "uint8", voxel_size=(50, 4, 4)):
-        pass
-    with h5py.File(tmp_path / "a.h5") as h5:
-        assert h5["volume"].chunks == (16, 256, 256)
-        assert h5["volume"].compression == "gzip"
-        assert h5["volume"].attrs["element_size_um"].tolist() == [0.05, 0.004, 0.004]
-
-
-def test_zarr_is_format_3_with_attributes(tmp_path):
+def test_how_hdf5_and_zarr_are_stored(tmp_path):
     options = {"voxel_size": (50, 4, 4), "metadata": {"kind": "mask"}}
-    with create_volume(tmp_path / "a.zarr", (40, 300, 300), "uint8", **options):
-        pass
+    for name in ("a.h5", "a.zarr"):
+        with create_volume(tmp_path / name, (40, 300, 300), "uint8", **options):
+            pass
+    with h5py.File(tmp_path / "a.h5") as h5:
+        assert (h5["volume"].chunks, h5["volume"].compression) == ((16, 256, 256), "gzip")
+        assert h5["volume"].attrs["element_size_um"].tolist() == [0.05, 0.004, 0.004]
     array = zarr.open_array(store=tmp_path / "a.zarr", mode="r")
-    assert array.metadata.zarr_format == 3
-    assert array.chunks == (16, 256, 256)
+    assert (array.metadata.zarr_format, array.chunks) == (3, (16, 256, 256))
     assert array.attrs.asdict() == {"mitoseg": {"kind": "mask"}, "voxel_size_nm": [50, 4, 4]}
     assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())["dimension_names"] == ["z", "y", "x"]
 
@@ -283,3 +269,48 @@ def test_relative_paths_survive_a_change_of_folder(tmp_path, monkeypatch, name):
     assert volume.read().shape == (3, 4, 5)
     assert volume.path == name
     assert Path(name).exists() is False
+
+
+SAME = ["a.tif", "big.tif", "a.h5", "b.h5:/deep/er", "a.zarr", "a.mrc"]
+WRITTEN = {"kind": "probability", "threshold": 0.375}
+
+
+def write_all(folder, monkeypatch):
+    image_zyx = np.random.default_rng(0).integers(0, 255, (20, 90, 270), np.uint8)
+    for name in SAME:
+        with monkeypatch.context() as patch:
+            if name == "big.tif":
+                patch.setattr(tiff_module, "CLASSIC_BYTES", 0)
+            with create_volume(
+                f"{folder}/{name}", image_zyx.shape, "uint8", voxel_size=(50, 4.6, 4.6), metadata=WRITTEN
+            ) as writer:
+                for box in slabs(Box.of_shape(image_zyx.shape), 7):
+                    writer.write(box, image_zyx[box.slices])
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        first = write_all(tmp_path_factory.mktemp("first"), monkeypatch)
+        time.sleep(1.1)  # formats that write the time write seconds
+        return first, write_all(tmp_path_factory.mktemp("second"), monkeypatch)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_equal_volumes_are_equal_files(twice, name):
+    first, second = ({k: v for k, v in files.items() if k.startswith(name.split(":")[0])} for files in twice)
+    assert first
+    assert first == second
+
+
+def test_big_tiffs_of_different_volumes_have_different_names(tmp_path, monkeypatch):
+    """OME tells files of a set apart by a UUID, which must not be random here, and not one for all either."""
+    monkeypatch.setattr(tiff_module, "CLASSIC_BYTES", 0)
+    found = set()
+    for number, shape in enumerate([(2, 3, 4), (2, 3, 5)]):
+        with create_volume(tmp_path / f"{number}.tif", shape, "uint8"):
+            pass
+        text = (tmp_path / f"{number}.tif").read_bytes()
+        found.add(text[text.index(b"urn:uuid:") :][:45])
+    assert len(found) == 2

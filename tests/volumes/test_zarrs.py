@@ -50,9 +50,8 @@ def write_ome(path, image_zyx, version, axes="zyx", scales=((50, 4.6, 4.5),), un
         ],
         **({"coordinateTransformations": transforms[1:]} if transforms[1:] else {}),
     }
-    group.attrs.update(
-        {"multiscales": [image]} if version == "0.4" else {"ome": {"version": version, "multiscales": [image]}}
-    )
+    about = {"multiscales": [image]}
+    group.attrs.update(about if version == "0.4" else {"ome": {"version": version, **about}})
     return str(path)
 
 
@@ -93,7 +92,10 @@ def test_the_finest_level_of_an_ome_image(tmp_path, image_zyx, version, axes, un
     counted.check_scale()  # which may count voxels
 
 
-def test_channels_ask(tmp_path, image_zyx):
+def test_what_is_no_zarr_and_channels_ask(tmp_path, image_zyx):
+    (tmp_path / "empty.zarr").mkdir()
+    refused("no Zarr array or group", open_volume, f"{tmp_path}/empty.zarr")
+    refused("no such file or folder", open_volume, f"{tmp_path}/none.zarr")
     few = np.stack([image_zyx] * 2)
     path = write_array(tmp_path / "a.zarr", few)
     refused("ambiguous", open_volume, path)
@@ -207,12 +209,6 @@ def test_large_chunks_count_as_memory(tmp_path):
     assert open_volume(f"{tmp_path}/b.zarr").scratch_bytes(volume.box) == 0
 
 
-def test_what_is_no_zarr(tmp_path):
-    (tmp_path / "a.zarr").mkdir()
-    refused("no Zarr array or group", open_volume, f"{tmp_path}/a.zarr")
-    refused("no such file or folder", open_volume, f"{tmp_path}/b.zarr")
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"zarr_format": 3, "node_type": "array"}'])
 def test_damaged_metadata_are_one_line(tmp_path, image_zyx, text, caplog):
     path = write_array(tmp_path / "a.zarr", image_zyx)
@@ -244,16 +240,9 @@ def test_metadata_that_is_not_ours(tmp_path, image_zyx):
 def test_an_image_in_shards(tmp_path, image_zyx, index):
     """Few files, each with many chunks, as others write a terabyte."""
     path = write_ome(tmp_path / "a.zarr", image_zyx, "0.5")
-    group = zarr.open_group(path, mode="r+")
-    group.create_array(
-        "s0",
-        shape=image_zyx.shape,
-        chunks=(2, 8, 8),
-        shards={"shape": (4, 24, 32), "index_location": index},
-        dtype="u1",
-        compressors=zarr.codecs.ZstdCodec(),
-        overwrite=True,
-    )[...] = image_zyx
+    shards = {"shape": (4, 24, 32), "index_location": index}
+    options = {"chunks": (2, 8, 8), "shards": shards, "compressors": ZstdCodec(), "overwrite": True}
+    zarr.open_group(path, mode="r+").create_array("s0", data=image_zyx, **options)
     assert len([p for p in (tmp_path / "a.zarr" / "s0" / "c").rglob("*") if p.is_file()]) == 2 * 2 * 2
     for name in (path, f"{path}/s0"):
         check(name, image_zyx, (50, 4.6, 4.5)).check_complete()
@@ -317,33 +306,22 @@ def test_chunks_inside_shards_are_counted(tmp_path_factory, written, shards):
 def test_indices_of_shards_of_another_make(tmp_path, codec):
     path = tmp_path / "a.zarr"
     serializer = zarr.codecs.ShardingCodec(chunk_shape=CHUNK, **codec)
-    array = zarr.create_array(
-        store=path,
-        shape=SHAPE,
-        chunks=(4, 8, 10),
-        dtype="int16",
-        serializer=serializer,
-        compressors=None,
-        filters=None,
-    )
-    array[...] = 7
+    options = {"chunks": (4, 8, 10), "serializer": serializer, "compressors": None, "filters": None}
+    array = zarr.create_array(store=path, data=np.full(SHAPE, 7, np.int16), **options)
     open_volume(str(path)).check_complete()
     array[ALL[0].slices] = 0  # the fill value: zarr leaves the chunk out
     refused(r"^1 of 27 chunks", lambda: open_volume(str(path)).check_complete())
 
 
-def test_a_shard_that_is_empty(tmp_path):
+def test_an_empty_shard_lacks_its_chunks_and_rubbish_is_no_chunk(tmp_path):
     path = make(tmp_path / "a.zarr", ALL, shards=(4, 4, 10))
     open_volume(path).check_complete()
     (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").write_bytes(b"")
     refused(r"^4 of 27 chunks", lambda: open_volume(path).check_complete())
-
-
-def test_rubbish_is_no_chunk(tmp_path):
-    path = make(tmp_path / "a.zarr", ALL[1:])
+    path = make(tmp_path / "b.zarr", ALL[1:])
     for name in ("c/0/0/0.tmp", "c/0/0/00", "c/9/9/9", "0.0.0", "c/0.0.0", "notes.txt"):
-        (tmp_path / "a.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "a.zarr" / name).write_text("x")
+        (tmp_path / "b.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "b.zarr" / name).write_text("x")
     refused(r"^1 of 27 chunks", lambda: open_volume(path).check_complete())
 
 
