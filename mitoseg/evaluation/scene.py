@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import nice_length
-from mitoseg.segmentation.exporting import FoundObject, choose_objects, colour_of, find_objects, held, read_mask
+from mitoseg.segmentation.exporting import FoundObject, choose_objects, colour_of, find_objects, held
 from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.storage import atomic_output
 from mitoseg.volumes.axes import check_voxel_size
@@ -90,7 +90,7 @@ def save_scene(
 
 def _coarse_mesh(source: Volume, one: FoundObject, size: Sequence[float], step: float) -> Mesh:
     """The surface on a grid of about ``step`` nm, half or more of whose voxels are the object's."""
-    mask_zyx = read_mask(source, one)
+    mask_zyx = source.read(one.box) == one.id
     longest = max(n * v for n, v in zip(mask_zyx.shape, size, strict=True))
     step = min(step, longest / _SMALL)
     factors = [max(1, round(step / v)) for v in size]

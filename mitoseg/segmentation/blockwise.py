@@ -1,22 +1,14 @@
-r"""Connected components of a volume that is too large for memory: block by block, then across the blocks.
+r"""Connected components of a volume that is too large for memory: block by block, then joined across the blocks.
 
-A block is read with one voxel more at its far sides, which is the first layer of the next block:
+A block is read with one voxel more at its far sides, the first layer of the next block:
 
     block A    0 1 2 3|4
     block B           |4 5 6 7|8
 
-Two voxels that touch, be it by a corner, have a corner of smallest coordinates in common, and the block that holds
-this corner reads both. So components of what is read know of every contact, whatever the connectivity, and blocks are
-joined by saying that a voxel of a shared layer is one voxel. Layers between blocks that meet in a face are enough:
-those at edges and corners lie in several of them.
-
-The three steps are separate, so that the first and the last can be done anywhere: `summarize_block` and
-`relabel_block` need a block alone, `mitoseg.segmentation.blockwise` the summaries of all.
-
-Labels are kept in runs, since most voxels are background. Which instances a volume holds is found the same way:
-
-count_block      block -> table      pure, so that blocks can be counted anywhere and in any order
-merge_counts     tables -> table     the parts of an instance that lie in several blocks become one row
+Two voxels that touch, even at a corner, share a corner of smallest coordinates, and the block that holds this corner
+reads both. So every contact lies within what one block reads, whatever the connectivity, and blocks are joined where
+they share a voxel of a layer. Layers between blocks that meet in a face are enough: those at edges and corners lie in
+several of them. `summarize_block` and `relabel_block` need one block alone and run anywhere; `Joiner` needs them all.
 """
 
 from __future__ import annotations
@@ -24,7 +16,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -45,6 +37,7 @@ from mitoseg.volumes.opening import VolumeWriter, create_volume, open_volume
 from mitoseg.volumes.staging import explained
 from mitoseg.volumes.zarrs import ZarrOutput, remove_partial
 
+Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint32]
 
 Value = TypeVar("Value", bound=np.generic)
@@ -68,13 +61,7 @@ class BlockSummary:
 
 
 def summarize_block(mask: Volume, block: Box, connectivity: int) -> BlockSummary:
-    """Components of one block.
-
-    Args:
-        mask: Not zero is foreground.
-        block: Part of a regular grid of blocks.
-        connectivity: 6, 18 or 26.
-    """
+    """Components of one block of a regular grid; what is not zero is foreground."""
     mask_zyx = _read(mask, block)
     with one_at_a_time():
         label_zyx, count = label_components(mask_zyx, connectivity)
@@ -89,13 +76,9 @@ def summarize_block(mask: Volume, block: Box, connectivity: int) -> BlockSummary
 
 
 def relabel_block(mask: Volume, block: Box, table: npt.NDArray[Value], connectivity: int) -> npt.NDArray[Value]:
-    """The voxels of one block with what their components are in the whole volume.
+    """The voxels of a block with what ``table`` says of its labels, as `summarize_block` numbers them.
 
-    Args:
-        mask: As given to `summarize_block`; its components are computed again, which costs less than storing them.
-        block: The same.
-        table: From the block's labels to those of the volume, or to anything else.
-        connectivity: The same.
+    The components are computed again, which costs less than storing them.
     """
     mask_zyx = _read(mask, block)
     with one_at_a_time():
@@ -116,20 +99,18 @@ def label_components(mask_zyx: npt.NDArray[np.generic], connectivity: int) -> tu
     return label_zyx, int(count)
 
 
-Pairs = npt.NDArray[np.int64]
-
-
 class Joiner:
-    """Takes summaries of the blocks of a grid, in any order; a layer is kept until the other block has shown its own.
+    """Joins the components of all blocks of a grid, whose summaries come in any order.
 
-    What grows with the volume is the table of pieces, the pairs of them that touch, and one run of blocks' layers.
+    A layer is kept until the block on its other side has come. What grows with the volume is the table of pieces, the
+    pairs of them that touch, and one run of blocks' layers.
     """
 
     def __init__(self) -> None:
         self._blocks: list[tuple[Box, int]] = []
-        self._pieces: list[Objects] = []
+        self._pieces: list[Objects] = [NO_OBJECTS]
         self._total = 0
-        self._pairs: list[Pairs] = [np.zeros((0, 2), np.int64)]
+        self._pairs: list[Ints] = [np.zeros((0, 2), np.int64)]
         self._waiting: dict[tuple[int, tuple[int, ...]], tuple[int, Packed]] = {}
 
     def add(self, summary: BlockSummary) -> None:
@@ -140,12 +121,12 @@ class Joiner:
         self._total += len(summary.pieces)
         for axis, (near, far) in enumerate(zip(summary.near, summary.far, strict=True)):
             if near is not None:
-                self._meet(axis, block.start, offset, near)
+                self._match(axis, block.start, offset, near)
             if far is not None:
                 next_start = (*block.start[:axis], block.stop[axis], *block.start[axis + 1 :])
-                self._meet(axis, next_start, offset, far)
+                self._match(axis, next_start, offset, far)
 
-    def _meet(self, axis: int, start: tuple[int, ...], offset: int, face: Packed) -> None:
+    def _match(self, axis: int, start: tuple[int, ...], offset: int, face: Packed) -> None:
         """One of the two views of the first layer of the block at ``start``; the second that comes finds the first."""
         other = self._waiting.pop((axis, start), None)
         if other is None:
@@ -157,7 +138,7 @@ class Joiner:
             self._pairs.append(np.unique(both, axis=0) - 1 + np.array([offset, other[0]]))
 
     def finish(self) -> tuple[Objects, dict[Box, Labels]]:
-        """The components when all blocks are there; see `merge_blocks`."""
+        """The components by their first voxels; for each block the table from its labels (0 included) to theirs."""
         total = self._total
         first, second = np.concatenate(self._pairs).T
         contacts = coo_array((np.ones(len(first), bool), (first, second)), (total, total))
@@ -173,24 +154,6 @@ class Joiner:
         }
         return joined.take(order), tables
 
-
-def merge_blocks(summaries: Iterable[BlockSummary]) -> tuple[Objects, dict[Box, Labels]]:
-    """Join the components of all blocks.
-
-    Args:
-        summaries: Of every block of a grid, in any order.
-
-    Returns:
-        The components, ordered by their first voxel, and for each block the table from its labels (0 included) to
-        theirs.
-    """
-    joiner = Joiner()
-    for summary in summaries:
-        joiner.add(summary)
-    return joiner.finish()
-
-
-Ints = npt.NDArray[np.int64]
 
 NOWHERE = np.iinfo(np.int64).max
 """First voxel of an object that has none."""
@@ -217,7 +180,7 @@ class Objects:
 
     def take(self, rows: npt.NDArray[np.integer]) -> Objects:
         """Some rows, in their order."""
-        return Objects(self.voxels[rows], self.start[rows], self.stop[rows], self.first[rows])
+        return Objects(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def touches_border(self, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Which objects the border of a volume of this shape cuts: the bounding box reaches a face."""
@@ -225,16 +188,13 @@ class Objects:
         return at_border
 
 
+NO_OBJECTS = Objects(*(np.zeros(shape, np.int64) for shape in ((0,), (0, 3), (0, 3), (0,))))
+
+
 def measure_objects(
     label_zyx: npt.NDArray[np.integer], count: int, origin: Sequence[int], shape: Sequence[int]
 ) -> Objects:
-    """Measure labels 1 to ``count`` of a part of a volume.
-
-    Args:
-        label_zyx: 0 is background; a label may be absent.
-        count: The largest label.
-        origin: Of the part in the volume (z, y, x).
-        shape: Of the volume.
+    """Measure labels 1 to ``count``, which may be absent, of a part of a volume of this shape that begins at origin.
 
     >>> found = measure_objects(np.array([[[0, 2, 2]]]), 2, (0, 0, 0), (1, 1, 3))
     >>> found.voxels.tolist(), found.stop.tolist()
@@ -256,13 +216,7 @@ def measure_objects(
 
 def join_objects(objects: Sequence[Objects]) -> Objects:
     """The rows of several tables, one after the other."""
-    none = (np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
-    return Objects(
-        np.concatenate([none[0], *(o.voxels for o in objects)]),
-        np.concatenate([none[1], *(o.start for o in objects)]),
-        np.concatenate([none[1], *(o.stop for o in objects)]),
-        np.concatenate([none[0], *(o.first for o in objects)]),
-    )
+    return Objects(*(np.concatenate([getattr(o, field.name) for o in objects]) for field in fields(Objects)))
 
 
 def unite_objects(objects: Objects, group: npt.NDArray[np.integer], count: int) -> Objects:
@@ -282,6 +236,7 @@ def least_voxels(volume: float, voxel_size: Sequence[float]) -> int:
 
 
 Packed = tuple[bytes, str, tuple[int, ...]]
+"""A compressed array, its type and its shape."""
 
 
 def pack(array: Array) -> Packed:
@@ -299,24 +254,6 @@ def unpack(packed: Packed) -> Array:
     return np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
 
 
-class Travelling:
-    """An array that is compressed on its way to another process, and costs nothing where it stays.
-
-    Attributes:
-        array: The voxels.
-    """
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def __reduce__(self) -> tuple[Callable[[Packed], Travelling], tuple[Any, ...]]:
-        return _arrive, (pack(self.array),)
-
-
-def _arrive(packed: Packed) -> Travelling:
-    return Travelling(unpack(packed))
-
-
 CHUNK = (64, 128, 128)
 """Voxels (z, y, x) of a chunk at most, so that one layer of the next block costs little."""
 
@@ -330,18 +267,15 @@ def store(
     in_memory: int = 0,
     on_block: Callable[[Box], None] | None = None,
 ) -> Volume:
-    """Compute a volume block by block, so that reading it again computes nothing.
+    """Compute a lazy volume block by block, so that reading it again computes nothing.
 
     Args:
-        volume: Lazy; see `Volume.part`.
+        volume: See `Volume.part`.
         block: (z, y, x) voxels that are computed at once.
         path: Of a Zarr array that does not exist yet, where all workers see it.
         engine: Started; None: this process.
         in_memory: Voxels up to which the result is an array, where the engine is this process.
         on_block: Called with each block that is done.
-
-    Returns:
-        The same voxels, with the same voxel size and metadata.
     """
     engine, about = engine or LocalEngine(), volume.info
     if engine.in_process and math.prod(about.shape) <= in_memory:
@@ -373,35 +307,6 @@ class BoxWriter(Protocol):
         """Take the voxels of one box."""
 
 
-@dataclass(frozen=True)
-class BlockMaker:
-    """Computes one block, and writes it where that is possible.
-
-    Attributes:
-        array: A Zarr array into which whole blocks may be written by several processes; None: the block is returned.
-        dtype: Of the output, if the volume has another.
-    """
-
-    array: Path | None
-    dtype: np.dtype[Any] | None = None
-
-    def __call__(self, item: tuple[Box, Volume]) -> Travelling | None:
-        """Read a block of a volume.
-
-        Args:
-            item: The block, and what is enough of the volume to read it.
-        """
-        block, volume = item
-        array_zyx = volume.read(block)
-        if self.dtype is not None:
-            array_zyx = array_zyx.astype(self.dtype, copy=False)
-        if self.array is None:
-            return Travelling(array_zyx)
-        with explained(self.array):
-            ZarrOutput.reopen(self.array).write(block, array_zyx)
-        return None
-
-
 def write_blocks(
     volume: Volume,
     block: Sequence[int],
@@ -427,15 +332,31 @@ def write_blocks(
     engine = engine or LocalEngine()
     array = writer.shared(block) if isinstance(writer, VolumeWriter) and not engine.in_process else None
 
-    def take(item: tuple[Box, Volume], found: Travelling | None) -> None:
+    def take(item: tuple[Box, Volume], found: Array | Packed | None) -> None:
         if found is not None:
-            writer.write(item[0], found.array)
+            writer.write(item[0], unpack(found) if isinstance(found, tuple) else found)
         if on_block is not None:
             on_block(item[0])
 
-    engine.map(BlockMaker(array, dtype), ((part, volume.part(part)) for part in tiles(volume.box, block)), take)
+    function = partial(_make_block, array=array, dtype=dtype, compress=not engine.in_process)
+    engine.map(function, ((part, volume.part(part)) for part in tiles(volume.box, block)), take)
     if array is not None:
         remove_partial(array)  # of workers that were killed
+
+
+def _make_block(
+    item: tuple[Box, Volume], *, array: Path | None, dtype: np.dtype[Any] | None, compress: bool
+) -> Array | Packed | None:
+    """Compute one block, and write it into a Zarr array or, if there is none, return it."""
+    block, volume = item
+    array_zyx = volume.read(block)
+    if dtype is not None:
+        array_zyx = array_zyx.astype(dtype, copy=False)
+    if array is None:
+        return pack(array_zyx) if compress else array_zyx
+    with explained(array):
+        ZarrOutput.reopen(array).write(block, array_zyx)
+    return None
 
 
 BLOCK = (32, 512, 512)
@@ -452,17 +373,9 @@ COLUMNS = ["instance", "voxels", *STARTS, *STOPS]
 
 
 def count_block(labels_zyx: Array, start: Sequence[int] = (0, 0, 0)) -> pd.DataFrame:
-    """The instances of one block.
+    """The instances of a block of whole numbers, whatever their type: one row each, with `COLUMNS`.
 
-    Args:
-        labels_zyx: Whole numbers, 0 for background; any type, any ids.
-        start: Where the block lies in the volume (z, y, x).
-
-    Returns:
-        One row an instance, with `COLUMNS`: id, voxels, and the half-open box in the volume's voxels.
-
-    Raises:
-        UserError: A label is negative.
+    ``start`` is where the block lies in the volume (z, y, x), in whose voxels the half-open boxes are given.
     """
     flat = labels_zyx.ravel()
     inside = flat != 0
@@ -492,31 +405,14 @@ def merge_counts(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return joined.agg(how).reset_index()[COLUMNS]
 
 
-def count_box(labels: Volume, box: Box) -> pd.DataFrame:
-    """`count_block` of a part of a volume."""
-    labels_zyx = labels.read(box)
-    with one_at_a_time():
-        return count_block(labels_zyx, box.start)
-
-
-def take_census(
+def count_instances(
     labels: Volume,
     *,
     block: tuple[int, int, int] = BLOCK,
     on_block: Callable[[Box], None] | None = None,
     engine: Engine | None = None,
 ) -> pd.DataFrame:
-    """The instances of a volume; see `count_block`.
-
-    Args:
-        labels: Instance numbers.
-        block: Voxels that are read at once (z, y, x); it does not change the result.
-        on_block: Called with each block that is done.
-        engine: Started; others than this process read the labels for themselves. None: this process.
-
-    Raises:
-        UserError: The labels are no whole numbers, or negative.
-    """
+    """`count_block` of a whole volume, in order of the ids, read ``block`` by block; see `write_blocks`."""
     if labels.dtype.kind not in "uib":
         raise UserError("instances are whole numbers", str(labels.dtype), "give instances, or say kind=probability")
     total, waiting = merge_counts([]), list[pd.DataFrame]()
@@ -531,5 +427,11 @@ def take_census(
             on_block(box)
 
     engine = engine or LocalEngine()
-    engine.map(partial(count_box, labels), tiles(labels.box, engine.fit(block, VOXEL_BYTES)), take)
+    engine.map(partial(_count_box, labels), tiles(labels.box, engine.fit(block, VOXEL_BYTES)), take)
     return merge_counts([total, *waiting])
+
+
+def _count_box(labels: Volume, box: Box) -> pd.DataFrame:
+    labels_zyx = labels.read(box)
+    with one_at_a_time():
+        return count_block(labels_zyx, box.start)

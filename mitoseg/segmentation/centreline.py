@@ -28,7 +28,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
-from mitoseg.segmentation.smooth_shape import WHOLE, Cut, Floats, Mask, SmoothShape, shape_mesh, smooth_shape
+from mitoseg.segmentation.smooth_shape import Floats, Mask, SmoothShape, shape_mesh
 
 _TO_SURFACE = 0.3
 """Steps that the surface lies before the nearest voxel of the background, on the mean of all directions."""
@@ -67,20 +67,11 @@ class Centreline:
         return self.length / self.straight
 
 
-def centreline(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) -> Centreline:
-    """The centreline of one object; see `shape_centreline` and the arguments of `smooth_shape`."""
-    return shape_centreline(smooth_shape(mask_zyx, voxel_size, cut))
-
-
 def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Centreline:
     """The centreline of a smooth shape; of its largest piece where there are several.
 
     Where the volume's border cuts the object, the length ends there. What is cut off on all sides has no middle: its
-    crop's longest and shortest side are given.
-
-    Args:
-        shape: The object.
-        vertices: Of its mesh, as `mitoseg.segmentation.smooth_shape.shape_mesh` gives them; None: they are made here.
+    crop's longest and shortest side are given. ``vertices`` are those of `shape_mesh`, if it was called before.
     """
     vertices = shape_mesh(shape)[0] if vertices is None else vertices
     if not len(vertices):
@@ -114,7 +105,7 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
 
 def _nodes(shape: SmoothShape, inside_zyx: Mask) -> Nodes:
     """Cells of what is inside, less what lies beyond the volume's border; positions from the field's first sample."""
-    uncut, inside_zyx = shape.uncut(), np.ascontiguousarray(inside_zyx)
+    uncut, inside_zyx = shape.uncut, np.ascontiguousarray(inside_zyx)
     depth_zyx = edt.edt(inside_zyx, anisotropy=shape.step, black_border=False, parallel=1)[uncut]
     near_zyx = np.maximum(depth_zyx - np.float32(_TO_SURFACE * min(shape.step)), 0)
     nodes = gather_cells(np.where(inside_zyx[uncut], near_zyx, -1), shape.step)
@@ -205,7 +196,7 @@ def _without_tips(nodes: Nodes, path: list[int], ends: int = 2) -> list[int]:
 
 def _measure(nodes: Nodes, path: list[int], shape: SmoothShape) -> tuple[float, float]:
     """Length of a path and distance of its ends in nm, with the radius at each end, less what lies beyond a cut."""
-    line, ends = _smooth(nodes.position[path]), 0.0
+    line, ends = smooth_line(nodes.position[path], _SMOOTH), 0.0
     for node in (path[0], path[-1]):
         room = float(nodes.radius[node])
         for at, low, high, (at_low, at_high) in zip(
@@ -217,14 +208,13 @@ def _measure(nodes: Nodes, path: list[int], shape: SmoothShape) -> tuple[float, 
     return length + ends, float(np.linalg.norm(line[-1] - line[0])) + ends
 
 
-def _smooth(line: Floats) -> Floats:
-    """Positions along a path without the zigzag of the grid; its ends stay."""
-    n = min(len(line) - 1, int(4 * _SMOOTH))
-    low = 2 * line[0] - line[1 : n + 1][::-1]
-    high = 2 * line[-1] - line[-n - 1 : -1][::-1]
+def smooth_line(line: Floats, sigma: float, truncate: float = 4.0) -> Floats:
+    """The points (n, 3) of a line, filtered by a Gaussian of ``sigma`` points without its two ends moving."""
+    n = min(len(line) - 1, int(truncate * sigma + 0.5))
+    low, high = 2 * line[0] - line[n:0:-1], 2 * line[-1] - line[-2 : -n - 2 : -1]
     padded = np.concatenate([low, line, high])
-    result: Floats = gaussian_filter1d(padded, _SMOOTH, axis=0, mode="nearest")[n : n + len(line)]
-    return result
+    smooth: Floats = gaussian_filter1d(padded, sigma, axis=0, mode="nearest", truncate=truncate)
+    return smooth[n : n + len(line)]
 
 
 MOST_CELLS = 1500
@@ -262,22 +252,16 @@ def gather_cells(radius_zyx: npt.NDArray[np.float32], step: Sequence[float]) -> 
     if not len(voxel):
         voxel = np.array([np.unravel_index(radius_zyx.argmax(), radius_zyx.shape)])
     radius = np.maximum(radius_zyx[tuple(voxel.T)], 0).astype(np.float64)
-    width = _cell_width(len(voxel), step)
+    size = np.asarray(step, float)
+    edge = (max(len(voxel) / MOST_CELLS, 1) * size.prod()) ** (1 / 3)
+    width = np.maximum(np.round(edge / size), 1).astype(int)  # voxels of a cell along each axis, about equal in nm
     shape = tuple(-(-n // w) + 2 for n, w in zip(radius_zyx.shape, width, strict=True))
     cell = np.ravel_multi_index(tuple((voxel // width + 1).T), shape)
     order = np.lexsort((-radius, cell))
     keys, first = np.unique(cell[order], return_index=True)
     chosen = order[first]
-    position = voxel[chosen] * np.asarray(step, float)
-    return Nodes(position, radius[chosen], _link(keys, position, shape), float(np.mean(width * np.asarray(step))))
-
-
-def _cell_width(voxels: int, step: Sequence[float]) -> npt.NDArray[np.integer]:
-    """Voxels of a cell along each axis, about equal in nm."""
-    nm = np.asarray(step, float)
-    edge = (max(voxels / MOST_CELLS, 1) * nm.prod()) ** (1 / 3)
-    width: npt.NDArray[np.integer] = np.maximum(np.round(edge / nm), 1).astype(int)
-    return width
+    position = voxel[chosen] * size
+    return Nodes(position, radius[chosen], _link(keys, position, shape), float(np.mean(width * size)))
 
 
 def _link(keys: npt.NDArray[np.integer], position: Floats, shape: Sequence[int]) -> sparse.csr_array:

@@ -74,7 +74,7 @@ class Cleaner:
         image: Volume | None = None,
         on_box: Callable[[Box], None] | None = None,
     ) -> Volume:
-        """The mask.
+        """The mask, a volume of uint8, 0 and 1, in memory or in ``folder``.
 
         Args:
             probability: Calibrated, stored times ``scale``.
@@ -83,12 +83,6 @@ class Cleaner:
             voxel_size: (z, y, x) in nm; lengths and volumes need it.
             image: The EM image, whose edges the watershed follows; without it those of the probability.
             on_box: Called with each block that the first pass is done with.
-
-        Returns:
-            A volume of uint8, 0 and 1, in memory or in ``folder``.
-
-        Raises:
-            UserError: A step needs the voxel size, or there is too little memory for a block.
         """
         spacing = self.steps.spacing(voxel_size)
         halo = self.steps.halo(spacing)
@@ -98,9 +92,16 @@ class Cleaner:
         local = _Local(self.steps, probability, threshold, scale, spacing, image)
         mask = self._store("local", local, block, on_box)
         if self.steps.fill_holes:
-            mask = self._fill_holes(mask)
+            outside = mask_volume(mask, np.logical_not)
+            objects, tables = self._components(outside, 6)
+            hole = ~objects.touches_border(mask.shape)
+            if hole.any():
+                mask = self._store("filled", _Chosen(outside, _of_labels(hole, tables), 6, mask))
         if self.steps.min_volume is not None:
-            mask = self._remove_small(mask, least_voxels(self.steps.min_volume, spacing))
+            objects, tables = self._components(mask, 26)
+            large = objects.voxels >= least_voxels(self.steps.min_volume, spacing)
+            if not large.all():
+                mask = self._store("large", _Chosen(mask, _of_labels(large, tables), 26))
         return mask
 
     def _local_block(self, shape: tuple[int, int, int], depth: int) -> tuple[int, int, int]:
@@ -109,23 +110,6 @@ class Cleaner:
             return self.block
         slices = max(math.prod(self.block) // (shape[1] * shape[2]), 2 * depth, 1)
         return (slices - slices % CHUNK[0] or slices, shape[1], shape[2])
-
-    def _fill_holes(self, mask: Volume) -> Volume:
-        outside = mask_volume(mask, np.logical_not)
-        objects, tables = self._components(outside, 6)
-        hole = np.concatenate([[False], ~objects.touches_border(mask.shape)])
-        if not hole.any():
-            return mask
-        return self._store(
-            "filled", _Chosen(outside, {block: hole[table] for block, table in tables.items()}, 6, mask)
-        )
-
-    def _remove_small(self, mask: Volume, least: int) -> Volume:
-        objects, tables = self._components(mask, 26)
-        large = np.concatenate([[False], objects.voxels >= least])
-        if large[1:].all():
-            return mask
-        return self._store("large", _Chosen(mask, {block: large[table] for block, table in tables.items()}, 26))
 
     def _components(self, mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
         joiner = Joiner()
@@ -147,7 +131,22 @@ class Cleaner:
         return store(mask, block or self.block, path, engine=self.engine, in_memory=most, on_block=on_box)
 
 
-class _Local(Volume):
+def _of_labels(chosen: Chosen, tables: Mapping[Box, Labels]) -> dict[Box, Chosen]:
+    """For each block, which of its labels are among the chosen objects; 0 is not."""
+    of_objects = np.concatenate([[False], chosen])
+    return {block: of_objects[table] for block, table in tables.items()}
+
+
+class _MaskOf(Volume):
+    """A mask that is made of another volume."""
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__(
+            VolumeInfo(volume.path, volume.shape, np.dtype(np.uint8), volume.voxel_size, {"kind": "mask"})
+        )
+
+
+class _Local(_MaskOf):
     """What the steps that need no more than a halo make of a probability."""
 
     def __init__(
@@ -159,7 +158,7 @@ class _Local(Volume):
         spacing: Sequence[float],
         image: Volume | None,
     ) -> None:
-        super().__init__(_like(probability))
+        super().__init__(probability)
         self._steps, self._probability, self._image = steps, probability, image
         self._threshold, self._scale, self._spacing = threshold, scale, spacing
 
@@ -175,20 +174,16 @@ class _Local(Volume):
             return stages[-1][1][box.inside(read).slices].astype(np.uint8)
 
 
-class _Chosen(Volume):
-    """Some of the components of a mask; read along the grid of blocks that they were found in.
+class _Chosen(_MaskOf):
+    """The components of a mask whose labels are chosen in each block, with what is set in ``onto``.
 
-    Args:
-        mask: Whose components.
-        chosen: For each block, which of its labels are meant.
-        connectivity: Of the components.
-        onto: A mask that they are added to.
+    It is read along the grid of blocks that the components were found in.
     """
 
     def __init__(
         self, mask: Volume, chosen: Mapping[Box, Chosen], connectivity: int, onto: Volume | None = None
     ) -> None:
-        super().__init__(_like(mask))
+        super().__init__(mask)
         self._mask, self._chosen, self._connectivity, self._onto = mask, chosen, connectivity, onto
 
     def part(self, box: Box) -> Volume:
@@ -202,7 +197,3 @@ class _Chosen(Volume):
         if self._onto is not None:
             chosen_zyx |= self._onto.read(box).astype(bool)
         return chosen_zyx.astype(np.uint8)
-
-
-def _like(volume: Volume) -> VolumeInfo:
-    return VolumeInfo(volume.path, volume.shape, np.dtype(np.uint8), volume.voxel_size, {"kind": "mask"})

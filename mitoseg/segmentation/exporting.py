@@ -11,23 +11,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
-from mitoseg.segmentation.blockwise import STARTS, STOPS, take_census
+from mitoseg.segmentation.blockwise import STARTS, STOPS, count_instances
 from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
-from mitoseg.segmentation.skeletons import CONST, SCALE, skeletonize, write_swc
+from mitoseg.segmentation.skeletons import CONST, SCALE, skeletonize, swc
 from mitoseg.storage import atomic_output, check_output, read_json, write_json
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
 
 Progress = Callable[[int, int], None]
-"""Told after each object how many are done, and of how many."""
+"""Takes how many objects are done, and of how many."""
 
 MESH_LIST, SKELETON_LIST = "meshes.json", "skeletons.json"
 """What a folder holds, in itself; a folder without one is never replaced."""
@@ -108,12 +106,10 @@ def export_meshes(
         min_volume: In nm^3; smaller objects are left out.
         overwrite: Whether an earlier folder of meshes may be replaced.
         progress: Called after each object.
-
-    Raises:
-        UserError: A bad option, no voxel size, an unknown instance, a missing library, or the folder exists, holds
-            other things, or cannot be written.
     """
-    formats = _check_formats(formats)
+    formats = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
+    if not formats or any(name not in FORMATS for name in formats):
+        raise UserError("unknown formats of meshes", formats, f"choose of {', '.join(FORMATS)}")
     _check_number("reduction", reduction, 1)
     _check_number("min_volume", min_volume, 0)
     if type(smoothing) is not int or smoothing < 0:
@@ -121,12 +117,12 @@ def export_meshes(
     import_extra("trimesh", "trimesh", "mesh")
     if reduction > 1:
         import_extra("zmesh", "zmesh", "mesh")
-    size = _voxel_size(instances, voxel_size)
+    size = known_voxel_size(instances, voxel_size)
     records: list[MeshRecord] = []
     scene: dict[int, Mesh] = {}
     with _new_folder(Path(folder), MESH_LIST, overwrite) as place:
         for one, source in _objects(instances, size, ids, min_volume, progress):
-            mask_zyx = read_mask(source, one)
+            mask_zyx = source.read(one.box) == one.id
             mesh = mesh_object(mask_zyx, size, start=one.box.start, smoothing=smoothing, reduction=reduction)
             for name in (f for f in formats if f in ONE_EACH):
                 write_mesh(place / f"{one.id}.{name}", mesh, one.id)
@@ -155,30 +151,19 @@ def export_skeletons(
 ) -> list[SkeletonRecord]:
     """Write the centre line of every instance: ``<id>.swc`` in nm, and ``skeletons.json`` with a record of each.
 
-    Args:
-        instances: See `export_meshes`, as for the options that are not here.
-        folder: Made by this call.
-        voxel_size: (z, y, x) in nm; None: the volume's.
-        ids: Only these instances; None for all.
-        min_volume: In nm^3; smaller objects are left out.
-        scale: See `mitoseg.segmentation.skeletons.skeletonize`.
-        const: The same, in nm.
-        overwrite: Whether an earlier folder of skeletons may be replaced.
-        progress: Called after each object.
-
-    Raises:
-        UserError: As `export_meshes`.
+    For ``scale`` and ``const`` (nm) see `mitoseg.segmentation.skeletonize`, for all else `export_meshes`.
     """
     for name, value in (("min_volume", min_volume), ("scale", scale), ("const", const)):
         _check_number(name, value, 0)
     import_extra("kimimaro", "kimimaro", "mesh")
-    size = _voxel_size(instances, voxel_size)
+    size = known_voxel_size(instances, voxel_size)
     records: list[SkeletonRecord] = []
     with _new_folder(Path(folder), SKELETON_LIST, overwrite) as place:
         for one, source in _objects(instances, size, ids, min_volume, progress):
-            mask_zyx = read_mask(source, one)
+            mask_zyx = source.read(one.box) == one.id
             skeleton = skeletonize(mask_zyx, size, start=one.box.start, scale=scale, const=const)
-            write_swc(place / f"{one.id}.swc", skeleton, one.id)
+            text = swc(skeleton, one.id)
+            (place / f"{one.id}.swc").write_text(text, encoding="ascii", newline="\n")
             degree, cut = skeleton.degree, one.touches_border(instances.shape)
             counts = (len(skeleton.points), int((degree == 1).sum()), int((degree > 2).sum()))
             records.append(SkeletonRecord(one.id, *counts, skeleton.length, cut))
@@ -225,17 +210,11 @@ def _write_list(
     write_json(path, {**head, "source": instances.path, **options, "objects": [asdict(r) for r in records]})
 
 
-def _voxel_size(instances: Volume, voxel_size: Sequence[float] | None) -> VoxelSize:
+def known_voxel_size(instances: Volume, voxel_size: Sequence[float] | None) -> VoxelSize:
+    """The voxel size (z, y, x) in nm that is given, or else the volume's."""
     if voxel_size is None and instances.voxel_size is None:
         raise UserError("the voxel size is unknown", instances.path, "give voxel_size=[z,y,x] in nm")
     return check_voxel_size(instances.voxel_size if voxel_size is None else voxel_size)  # type: ignore[arg-type]
-
-
-def _check_formats(formats: Sequence[str]) -> list[str]:
-    wanted = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
-    if not wanted or any(name not in FORMATS for name in wanted):
-        raise UserError("unknown formats of meshes", list(formats), f"choose of {', '.join(FORMATS)}")
-    return wanted
 
 
 def _check_number(name: str, value: object, least: float) -> None:
@@ -243,28 +222,20 @@ def _check_number(name: str, value: object, least: float) -> None:
         raise UserError(f"{name} is out of range", value, f"give a number from {least:g} up")
 
 
-Mask = npt.NDArray[np.bool_]
-
 _IN_MEMORY = 2**30
 """Bytes up to which a volume is read once and kept; a larger one is read object by object."""
 
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One instance in its volume.
-
-    Attributes:
-        id: Its number.
-        box: The smallest box that holds it.
-        voxels: How many it has.
-    """
+    """The number of an instance, the smallest box that holds it, and its voxels."""
 
     id: int
     box: Box
     voxels: int
 
     def touches_border(self, shape: tuple[int, ...]) -> bool:
-        """Whether it reaches a face of a volume of that shape, and so may go on beyond it."""
+        """Whether it reaches a face of a volume of that shape."""
         return any(a == 0 or b == n for a, b, n in zip(self.box.start, self.box.stop, shape, strict=True))
 
 
@@ -277,55 +248,24 @@ def held(instances: Volume) -> Volume:
 
 
 def find_objects(instances: Volume) -> dict[int, FoundObject]:
-    """All instances by their number, in ascending order.
-
-    Args:
-        instances: Integers, 0 for background. Numbers may be sparse and as large as their type allows.
-
-    Raises:
-        UserError: The volume holds a mask, probabilities or negative numbers.
-    """
-    check_instances(instances)
-    table = take_census(instances)
+    """All instances, found by their numbers (sparse, as large as their type allows), in ascending order."""
+    kind = instances.info.metadata.get("kind", "instances")
+    if kind != "instances" or not np.issubdtype(instances.dtype, np.integer):
+        kind = kind if kind != "instances" else str(instances.dtype)
+        raise UserError(f"instances are needed, not {kind}", instances.path, "give what save=instances wrote")
+    table = count_instances(instances)
     corners = zip(table[STARTS].to_numpy().tolist(), table[STOPS].to_numpy().tolist(), strict=True)
     rows = zip(table["instance"].tolist(), corners, table["voxels"].tolist(), strict=True)
     return {i: FoundObject(i, Box(tuple(start), tuple(stop)), voxels) for i, (start, stop), voxels in rows}
 
 
-def check_instances(instances: Volume) -> None:
-    """Refuse what is no volume of instances.
-
-    Raises:
-        UserError: Its metadata say that it is something else, or its voxels are no integers.
-    """
-    kind = instances.info.metadata.get("kind", "instances")
-    if kind != "instances" or not np.issubdtype(instances.dtype, np.integer):
-        kind = kind if kind != "instances" else str(instances.dtype)
-        raise UserError(f"instances are needed, not {kind}", instances.path, "give what save=instances wrote")
-
-
 def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, least_voxels: float) -> list[FoundObject]:
-    """The objects that are asked for, without those that are too small.
-
-    Args:
-        found: All of them.
-        ids: Numbers; None for all.
-        least_voxels: Objects with fewer voxels are left out.
-
-    Raises:
-        UserError: There is no instance of such a number.
-    """
+    """The objects that are asked for (None: all), without those of fewer voxels."""
     wanted = list(found) if ids is None else list(dict.fromkeys(ids))
     if unknown := [i for i in wanted if i not in found]:
         held = f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
         raise UserError("no instance has the number", unknown[0], f"the volume holds {held}")
     return [found[i] for i in wanted if found[i].voxels >= least_voxels]
-
-
-def read_mask(instances: Volume, one: FoundObject) -> Mask:
-    """The object within its box."""
-    mask_zyx: Mask = instances.read(one.box) == one.id
-    return mask_zyx
 
 
 Colour = tuple[float, float, float]
@@ -353,22 +293,13 @@ def colour_of(number: int) -> Colour:
 
 
 def write_mesh(path: Path, mesh: Mesh, number: int) -> None:
-    """Write one object, PLY (binary, little-endian, float32) or OBJ (text), by the suffix.
-
-    Args:
-        path: The file; it is not written atomically, see `mitoseg.segmentation.exporting`.
-        mesh: In nm.
-        number: Of the instance, for its colour (PLY).
-
-    Raises:
-        UserError: The library that writes is not installed.
-    """
+    """Write one object, PLY (binary, float32, with the number's colour) or OBJ (text), by the suffix."""
     trimesh = import_extra("trimesh", "trimesh", "mesh")
-    body = _body(trimesh, mesh)
+    body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     if path.suffix == ".obj":
         body.export(path, file_type="obj", include_color=False, include_normals=False, header=f"instance {number}, nm")
         return
-    body.visual.vertex_colors = _bytes(colour_of(number))
+    body.visual.vertex_colors = _rgba(number)
     body.export(path, file_type="ply", encoding="binary", vertex_normal=False)
 
 
@@ -376,25 +307,18 @@ def write_scene(path: Path, meshes: Mapping[int, Mesh]) -> None:
     """Write all objects as one binary glTF 2.0 file: a node and a mesh for each, named by its number, with its colour.
 
     Vertices are float32, in nm: glTF itself speaks of metres, so a viewer may want a scale of 0.001 or less.
-
-    Raises:
-        UserError: The library that writes is not installed.
     """
     trimesh = import_extra("trimesh", "trimesh", "mesh")
     scene = trimesh.Scene(metadata={"unit": "nm"})
     for number, mesh in meshes.items():
-        body, name = _body(trimesh, mesh), str(number)
+        body, name = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False), str(number)
         material = trimesh.visual.material.PBRMaterial(
-            name=name, baseColorFactor=_bytes(colour_of(number)), metallicFactor=0.0, roughnessFactor=0.6
+            name=name, baseColorFactor=_rgba(number), metallicFactor=0.0, roughnessFactor=0.6
         )
         body.visual = trimesh.visual.TextureVisuals(material=material)
         scene.add_geometry(body, node_name=name, geom_name=name)
     scene.export(path, file_type="glb", include_normals=True)
 
 
-def _body(trimesh: Any, mesh: Mesh) -> Any:  # noqa: ANN401 (an optional library without types)
-    return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-
-
-def _bytes(colour: Colour) -> list[int]:
-    return [*(int(np.round(255 * part)) for part in colour), 255]
+def _rgba(number: int) -> list[int]:
+    return [*(int(np.round(255 * part)) for part in colour_of(number)), 255]

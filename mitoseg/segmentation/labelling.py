@@ -8,8 +8,6 @@ it: an engine maps blocks, then components, then blocks again, and only tables c
 
 Objects that the volume's border cuts get ids like any other. `Objects.touches_border` says which they are: those
 whose bounding box reaches a face of the volume. Their size and shape are those of the part that is seen.
-
-The result is a lazy volume, whose ids are computed block by block where they are read.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, meeting, tiles
 from mitoseg.segmentation.blockwise import (
+    NO_OBJECTS,
     BlockSummary,
     BoxWriter,
     Joiner,
@@ -47,7 +46,7 @@ from mitoseg.segmentation.blockwise import (
 )
 from mitoseg.segmentation.splitting import Criterion, split_mask
 from mitoseg.volumes.axes import check_voxel_size
-from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
+from mitoseg.volumes.base import ArrayVolume, Volume, VolumeInfo
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +55,8 @@ BLOCK = (64, 512, 512)
 
 VOXEL_BYTES = 24
 """Of each of them."""
+
+Ids = npt.NDArray[np.uint32]
 
 
 def label_volume(
@@ -81,9 +82,6 @@ def label_volume(
 
     Returns:
         A lazy volume of uint32 ids, 0 for background, with a table of the objects. `write_instances` writes it.
-
-    Raises:
-        UserError: A length is given in nm and the voxel size is not known, or there are too many objects.
     """
     labelling = labelling or Labelling()
     size = voxel_size or mask.voxel_size
@@ -98,18 +96,25 @@ def label_volume(
 
     engine.map(partial(summarize_block, mask, connectivity=labelling.connectivity), tiles(mask.box, block), take)
     components, tables = joiner.finish()
-    found: dict[int, Parts] = {}
+    cut: dict[int, Parts] = {}
 
-    def keep(item: tuple[int, object], parts: Parts | None) -> None:
+    def keep(item: tuple[int, Objects], parts: Parts | None) -> None:
         if parts is not None:
-            found[item[0]] = parts
+            cut[item[0]] = parts
 
     if labelling.split:
-        splitter = Splitter(mask, labelling, spacing)
-        engine.map(splitter, splitter.choose(components), keep)
-    numbers = number_objects(components, found, labelling.min_volume, spacing)
+        function = partial(_split, mask=mask, labelling=labelling, voxel_size=spacing)
+        engine.map(function, _large_enough(components, labelling, spacing), keep)
     made = {"labelling": asdict(labelling), **(metadata or {})}
-    return InstanceVolume(mask, numbers, tables, block, labelling.connectivity, size, made)
+    info = VolumeInfo(
+        mask.path,
+        mask.shape,
+        np.dtype(np.uint32),
+        None if size is None else check_voxel_size(size),
+        {"kind": "instances", **made},
+    )
+    least = least_voxels(labelling.min_volume, spacing) if labelling.min_volume else 1
+    return InstanceVolume(info, mask, labelling.connectivity, block, components, tables, cut, least)
 
 
 def label_array(
@@ -130,14 +135,7 @@ def write_instances(
     on_block: Callable[[Box], None] | None = None,
     engine: Engine | None = None,
 ) -> None:
-    """Hand the ids to a writer, block by block; see `mitoseg.segmentation.blockwise.write_blocks`.
-
-    Args:
-        instances: What `label_volume` gave.
-        writer: Such as `mitoseg.volumes.create_volume` gives, of uint32.
-        on_block: Called with each block that is written.
-        engine: Started; None: this process.
-    """
+    """Write the ids, in the blocks that `label_volume` used; see `mitoseg.segmentation.blockwise.write_blocks`."""
     write_blocks(instances, instances.block, writer, on_block=on_block, engine=engine)
 
 
@@ -185,101 +183,64 @@ class Labelling:
             raise UserError("labelling.neck is no share", self.neck, "give a number from 0 to 1")
 
     def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
-        """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed.
-
-        Raises:
-            UserError: It is not known, and an option is in nm.
-        """
+        """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed."""
         if voxel_size is None and (self.split or self.min_volume):
             what = "labelling.split and labelling.min_volume are in nm, and the volume has no voxel size"
             raise UserError(what, None, "give voxel_size=[z,y,x], or leave them out")
         return voxel_size or (1.0, 1.0, 1.0)
 
-    @property
-    def criterion(self) -> Criterion:
-        """Which basins of the watershed are joined."""
-        return Criterion(self.neck, self.depth, self.seed_distance, self.fragment)
-
-
-Ids = npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The ids of all objects.
-
-    Attributes:
-        objects: Row ``i`` is the object of id ``i + 1``.
-        whole: (components + 1,) the id of each component; 0 for background, what is left out, and what was cut.
-        parts: What was cut, with the id of each part (value 0 included).
-    """
-
-    objects: Objects
-    whole: Ids
-    parts: tuple[tuple[Parts, Ids], ...]
-
-
-def number_objects(
-    components: Objects, cut: Mapping[int, Parts], min_volume: float | None, voxel_size: Sequence[float]
-) -> Numbers:
-    """Number components and parts by their first voxels, without those that are too small.
-
-    Args:
-        components: As `mitoseg.segmentation.blockwise.merge_blocks` gives them.
-        cut: The parts of some of them, by row.
-        min_volume: In nm3; None keeps all.
-        voxel_size: (z, y, x) in nm.
-
-    Raises:
-        UserError: There are more objects than 32 bits can number.
-    """
-    rows = sorted(cut)
-    everything = join_objects([components, *(cut[row].objects for row in rows)])
-    kept = everything.voxels >= (least_voxels(min_volume, voxel_size) if min_volume else 1)
-    kept[rows] = False
-    order = np.flatnonzero(kept)
-    order = order[np.argsort(everything.first[order])]
-    if len(order) > np.iinfo(np.uint32).max:
-        raise UserError("too many objects for 32 bits", len(order), "leave out small ones with labelling.min_volume=")
-    ids = np.zeros(len(everything), np.uint32)
-    ids[order] = np.arange(1, len(order) + 1)
-    ends = np.cumsum([len(components), *(len(cut[row].objects) for row in rows)])
-    parts = tuple(
-        (cut[row], np.concatenate([[0], ids[a:b]]).astype(np.uint32))
-        for row, a, b in zip(rows, ends[:-1], ends[1:], strict=True)
-    )
-    whole = np.concatenate([[0], ids[: len(components)]]).astype(np.uint32)
-    return Numbers(everything.take(order), whole, parts)
-
 
 class InstanceVolume(Volume):
-    """Ids from 1 to N, uint32, 0 for background; `mitoseg.segmentation.labelling.label_volume` makes it.
+    """Ids from 1 to N, uint32, 0 for background, computed block by block where they are read; see `label_volume`.
 
     Attributes:
         objects: Row ``i`` is the object of id ``i + 1``: voxels, bounding box, first voxel.
         block: (z, y, x) voxels that are computed at once; reading along this grid computes each once.
+
+    Args:
+        info: Of the result.
+        mask: Whose components.
+        connectivity: Of the components.
+        block: See above.
+        components: As `mitoseg.segmentation.blockwise.Joiner.finish` gives them.
+        tables: The same.
+        cut: The parts of some components, by row.
+        least: Objects of fewer voxels are left out.
     """
 
     def __init__(
         self,
+        info: VolumeInfo,
         mask: Volume,
-        numbers: Numbers,
-        tables: Mapping[Box, Ids],
-        block: tuple[int, int, int],
         connectivity: int,
-        voxel_size: Sequence[float] | None,
-        metadata: Mapping[str, Any],
+        block: tuple[int, int, int],
+        components: Objects,
+        tables: Mapping[Box, Ids],
+        cut: Mapping[int, Parts],
+        least: int,
     ) -> None:
-        size = None if voxel_size is None else check_voxel_size(voxel_size)
-        about = {"kind": "instances", **metadata}
-        super().__init__(VolumeInfo(mask.path, mask.shape, np.dtype(np.uint32), size, about))
-        self.objects = numbers.objects
+        super().__init__(info)
         self._mask, self.block, self._connectivity = mask, block, connectivity
-        self._tables = {part: numbers.whole[table] for part, table in tables.items()}
+        rows = sorted(cut)
+        everything = join_objects([components, *(cut[row].objects for row in rows)])
+        kept = everything.voxels >= least
+        kept[rows] = False
+        order = np.flatnonzero(kept)
+        order = order[np.argsort(everything.first[order])]
+        if len(order) > np.iinfo(np.uint32).max:
+            remedy = "leave out small ones with labelling.min_volume="
+            raise UserError("too many objects for 32 bits", len(order), remedy)
+        self.objects = everything.take(order)
+        ids = np.zeros(len(everything), np.uint32)
+        ids[order] = np.arange(1, len(order) + 1)
+        ends = np.cumsum([len(components), *(len(cut[row].objects) for row in rows)])
+        whole = np.concatenate([[0], ids[: ends[0]]]).astype(np.uint32)
+        self._tables = {part: whole[table] for part, table in tables.items()}
         self._parts: dict[Box, list[tuple[Parts, Ids]]] = {}
-        for parts, ids in numbers.parts:
-            for there in self._meeting(parts.box):
-                self._parts.setdefault(there, []).append((parts, ids))
+        for row, a, b in zip(rows, ends[:-1], ends[1:], strict=True):
+            of_parts = np.concatenate([[0], ids[a:b]]).astype(np.uint32)
+            for there in meeting(self.box, block, cut[row].box):
+                self._parts.setdefault(there, []).append((cut[row], of_parts))
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -289,14 +250,10 @@ class InstanceVolume(Volume):
         """(N,) which objects the volume's border cuts."""
         return self.objects.touches_border(self.shape)
 
-    def blocks(self) -> Iterator[Box]:
-        """The grid of blocks; reading along it computes each block once."""
-        return tiles(self.box, self.block)
-
     def part(self, box: Box) -> InstanceVolume:
         """The same volume as far as a box needs it, without the table of objects; see `Volume.part`."""
-        blocks, small = list(self._meeting(box)), copy(self)
-        small.objects = self.objects.take(np.zeros(0, np.int64))
+        blocks, small = list(meeting(self.box, self.block, box)), copy(self)
+        small.objects = NO_OBJECTS
         small._tables = {block: self._tables[block] for block in blocks}
         small._parts = {block: self._parts[block] for block in blocks if block in self._parts}
         return small
@@ -305,21 +262,17 @@ class InstanceVolume(Volume):
         """Read one box as ``id_zyx``; see `Volume.read`."""
         box = self.check_box(box)
         id_zyx = np.zeros(box.shape, np.uint32)
-        for block in self._meeting(box):
+        for block in meeting(self.box, self.block, box):
             common = block.clip(box)
             id_zyx[common.inside(box).slices] = self._compute(block)[common.inside(block).slices]
         return id_zyx
-
-    def _meeting(self, box: Box) -> Iterator[Box]:
-        """Blocks that hold a part of the box."""
-        return meeting(self.box, self.block, box)
 
     def _compute(self, block: Box) -> Ids:
         """All ids of a block."""
         id_zyx = relabel_block(self._mask, block, self._tables[block], self._connectivity)
         for parts, ids in self._parts.get(block, ()):
             common = parts.box.clip(block)
-            part_zyx = parts.unpack()[common.inside(parts.box).slices]
+            part_zyx = unpack(parts.packed)[common.inside(parts.box).slices]
             there = part_zyx > 0
             id_zyx[common.inside(block).slices][there] = ids[part_zyx[there]]
         return id_zyx
@@ -336,72 +289,59 @@ class Parts:
     Attributes:
         box: The component's bounding box.
         objects: The parts; row ``i`` belongs to value ``i + 1``.
-        packed: ``part_zyx`` of the box, int32.
+        packed: ``part_zyx`` of the box, int32, 0 outside the component.
     """
 
     box: Box
     objects: Objects
     packed: Packed
 
-    def unpack(self) -> npt.NDArray[np.int32]:
-        """``part_zyx``: 0 outside the component."""
-        return unpack(self.packed)
+
+def _large_enough(
+    components: Objects, labelling: Labelling, voxel_size: Sequence[float]
+) -> Iterator[tuple[int, Objects]]:
+    """Row and table of each component that has room for two parts that are no fragments, the largest box first."""
+    volume = components.voxels * float(np.prod(voxel_size))
+    rows = np.flatnonzero((volume >= 2 * labelling.fragment) & (components.voxels > 1))
+    size = np.prod(components.stop[rows] - components.start[rows], axis=1)
+    for row in rows[np.argsort(-size, kind="stable")]:
+        yield int(row), components.take(np.array([row]))
 
 
-@dataclass(frozen=True)
-class Splitter:
-    """Cuts components at their necks, one at a time; picklable, for any process that can read the mask.
-
-    Attributes:
-        mask: The volume.
-        labelling: How.
-        voxel_size: (z, y, x) in nm.
-    """
-
-    mask: Volume
-    labelling: Labelling
-    voxel_size: Sequence[float]
-
-    def choose(self, components: Objects) -> Iterator[tuple[int, Objects]]:
-        """Rows and tables of those large enough for two parts that are no fragments, the largest box first."""
-        volume = components.voxels * float(np.prod(self.voxel_size))
-        rows = np.flatnonzero((volume >= 2 * self.labelling.fragment) & (components.voxels > 1))
-        size = np.prod(components.stop[rows] - components.start[rows], axis=1)
-        for row in rows[np.argsort(-size, kind="stable")]:
-            yield int(row), components.take(np.array([row]))
-
-    def __call__(self, item: tuple[int, Objects]) -> Parts | None:
-        """Cut one component.
-
-        Args:
-            item: Its row, and a table of it alone, as `mitoseg.segmentation.blockwise.merge_blocks` gives it.
-
-        Returns:
-            The parts, or None where it stays whole: it has no neck, or (with a warning) does not fit into memory.
-        """
-        _, component = item
-        box = Box(tuple(map(int, component.start[0])), tuple(map(int, component.stop[0])))
-        if box.size * BYTES > memory_available():
-            log.warning("the component in %s is too large for memory and is not cut", box)
-            return None
-        mask_zyx = self.mask.read(box)
-        with one_at_a_time():
-            return self._cut(mask_zyx, box, component)
-
-    def _cut(self, mask_zyx: Array, box: Box, component: Objects) -> Parts | None:
-        label_zyx, _ = label_components(mask_zyx, self.labelling.connectivity)
-        first = np.unravel_index(int(component.first[0]), self.mask.shape)
+def _split(
+    item: tuple[int, Objects], *, mask: Volume, labelling: Labelling, voxel_size: Sequence[float]
+) -> Parts | None:
+    """Cut one component; None where it has no neck or (with a warning) does not fit into memory."""
+    _, component = item
+    box = Box(tuple(map(int, component.start[0])), tuple(map(int, component.stop[0])))
+    if box.size * BYTES > memory_available():
+        log.warning("the component in %s is too large for memory and is not cut", box)
+        return None
+    mask_zyx = mask.read(box)
+    with one_at_a_time():
+        label_zyx, _ = label_components(mask_zyx, labelling.connectivity)
+        first = np.unravel_index(int(component.first[0]), mask.shape)
         own = label_zyx[tuple(int(f) - a for f, a in zip(first, box.start, strict=True))]
-        part_zyx = split_mask(
-            label_zyx == own,
-            self.voxel_size,
-            self.labelling.criterion,
-            smoothing=self.labelling.smoothing,
-            connectivity=self.labelling.connectivity,
-            closed=[(a > 0, b < n) for a, b, n in zip(box.start, box.stop, self.mask.shape, strict=True)],
-        )
+        part_zyx = split_object(label_zyx == own, box, mask.shape, labelling, voxel_size)
         count = int(part_zyx.max())
         if count < 2:
             return None
-        objects = measure_objects(part_zyx, count, box.start, self.mask.shape)
-        return Parts(box, objects, pack(part_zyx))
+        return Parts(box, measure_objects(part_zyx, count, box.start, mask.shape), pack(part_zyx))
+
+
+def split_object(
+    mask_zyx: npt.NDArray[np.bool_],
+    box: Box,
+    shape: Sequence[int],
+    labelling: Labelling,
+    voxel_size: Sequence[float],
+) -> npt.NDArray[np.int32]:
+    """`split_mask` of the object in a box of a volume of this shape, beyond whose border it goes on."""
+    return split_mask(
+        mask_zyx,
+        voxel_size,
+        Criterion(labelling.neck, labelling.depth, labelling.seed_distance, labelling.fragment),
+        smoothing=labelling.smoothing,
+        connectivity=labelling.connectivity,
+        closed=[(a > 0, b < n) for a, b, n in zip(box.start, box.stop, shape, strict=True)],
+    )

@@ -16,14 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import edt
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from skimage.measure import marching_cubes
 
 from mitoseg.extras import import_extra
-from mitoseg.segmentation.postprocess import even_spacing
-from mitoseg.segmentation.smooth_shape import hold_volume, taubin
 
+Points = npt.NDArray[np.float64]
+Faces = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 SMOOTHING = 10
@@ -41,8 +43,8 @@ class Mesh:
         faces: (m, 3) int64, vertices of a triangle, counter-clockwise seen from outside.
     """
 
-    vertices: npt.NDArray[np.float64]
-    faces: npt.NDArray[np.int64]
+    vertices: Points
+    faces: Faces
 
     @cached_property
     def volume(self) -> float:
@@ -68,7 +70,7 @@ class Mesh:
         return len(distinct) == len(code) and bool((distinct == np.unique(back)).all())
 
     @property
-    def _corners(self) -> tuple[npt.NDArray[np.float64], ...]:
+    def _corners(self) -> tuple[Points, ...]:
         origin = self.vertices[:1]  # far from the origin the terms of the volume would cancel
         return tuple(self.vertices[self.faces[:, i]] - origin for i in range(3))
 
@@ -85,19 +87,14 @@ def mesh_object(
 
     Marching cubes on the padded mask (Lewiner et al., J. Graphics Tools 8(2), 2003), smoothed by Taubin's filter,
     simplified, and moved along its normals by one small distance so that it holds the volume of the voxels: within
-    1 % for objects of 500 voxels and more. Where voxels are twice as long along one axis as along another or longer,
-    shapes are interpolated between the slices first.
+    1 % for objects of 500 voxels and more. Thick slices are interpolated first, see `even_spacing`.
 
     Args:
-        mask_zyx: The object within any box around it.
+        mask_zyx: The object within any box around it, not empty.
         voxel_size: (z, y, x) in nm.
         start: The voxel of the volume that the mask begins with.
         smoothing: Rounds of Taubin's filter; 0 keeps the steps of the voxels.
         reduction: How many times fewer faces; 1 keeps all. Above 1 it needs the extra ``[mesh]``.
-
-    Raises:
-        ValueError: The mask is empty.
-        UserError: The library that simplifies is not installed.
     """
     if not mask_zyx.any():
         raise ValueError("an empty mask has no surface")
@@ -107,8 +104,9 @@ def mesh_object(
     raw_zyx, faces, _, _ = marching_cubes(padded_zyx, 0.5, spacing=tuple(fine_size))  # type: ignore[no-untyped-call]
     # A padded voxel's centre is at its index; without the padding at its index less 1, and half a voxel from its face.
     vertices = (raw_zyx.astype(np.float64) - 0.5 * np.asarray(fine_size))[:, ::-1]
-    mesh = Mesh(vertices, _outward(vertices, faces.astype(np.int64)))
-    mesh = Mesh(taubin(mesh.vertices, mesh.faces, smoothing), mesh.faces)
+    mesh = Mesh(vertices, faces.astype(np.int64))
+    outward = mesh.faces if mesh.volume > 0 else mesh.faces[:, ::-1]
+    mesh = Mesh(taubin(vertices, outward, smoothing), outward)
     if reduction > 1:
         mesh = simplify(mesh, reduction)
     if smoothing or reduction > 1:
@@ -122,14 +120,6 @@ def simplify(mesh: Mesh, reduction: float, least_faces: int = _LEAST_FACES) -> M
     """Fewer triangles, by collapsing edges (Garland and Heckbert, SIGGRAPH 1997, as fast-quadric-simplification does).
 
     The library does not promise to keep a mesh closed; where it does not, the reduction is halved until it does.
-
-    Args:
-        mesh: A closed mesh.
-        reduction: How many times fewer faces.
-        least_faces: No mesh gets fewer.
-
-    Raises:
-        UserError: The library is not installed.
     """
     zmesh = import_extra("zmesh", "zmesh", "mesh")
     origin = mesh.vertices.mean(axis=0)  # near zero, float32 is exact enough
@@ -143,6 +133,96 @@ def simplify(mesh: Mesh, reduction: float, least_faces: int = _LEAST_FACES) -> M
     return mesh
 
 
-def _outward(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Faces that are counter-clockwise seen from outside, all or none turned."""
-    return faces if Mesh(vertices, faces).volume > 0 else faces[:, ::-1]
+_SHRINK, _GROW = 0.5, -0.53
+"""Taubin's lambda and mu: features longer than about 1 / sqrt(1 / lambda + 1 / mu) edges stay."""
+
+
+def taubin(vertices: Points, faces: Faces, rounds: int) -> Points:
+    """Low-pass filter of a surface (Taubin, SIGGRAPH 1995): each round moves every vertex twice.
+
+    v <- v + lambda (mean of the neighbours - v), and the same with mu < -lambda, which undoes the shrinking.
+
+    Faces stay as they are, so a closed mesh (n, 3), (m, 3) stays closed.
+    """
+    tail, head = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    count = len(vertices)
+    # In a closed surface every edge runs once in each direction.
+    edges = sparse.csr_array((np.ones(len(tail)), (tail, head)), shape=(count, count))
+    degree = np.maximum(np.bincount(tail, minlength=count), 1)[:, None]
+    for _ in range(rounds):
+        for step in (_SHRINK, _GROW):
+            vertices = vertices + step * (edges @ vertices / degree - vertices)
+    return vertices
+
+
+def hold_volume(vertices: Points, faces: Faces, volume: float, at_most: float) -> Points:
+    """Move a closed surface along its normals by the one distance that gives it a volume.
+
+    To first order the volume grows by area times distance; three steps of Newton's method are enough. It moves by no
+    more than ``at_most`` in all, so that a thin object does not turn inside out.
+    """
+    moved, left = vertices, at_most
+    for _ in range(3):
+        a, b, c = (moved[faces[:, i]] - moved[:1] for i in range(3))
+        normal = np.cross(b - a, c - a) / 2
+        area = float(np.linalg.norm(normal, axis=1).sum())
+        missing = volume - float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+        step = float(np.clip(missing / max(area, 1e-12), -left, left))
+        moved, left = moved + step * _vertex_normals(normal, faces, len(moved)), left - abs(step)
+    return moved
+
+
+def _vertex_normals(normal: Points, faces: Faces, count: int) -> Points:
+    """Unit normals of vertices: those of the faces around them, weighted by area."""
+    total = np.stack([np.bincount(faces.ravel(), np.repeat(part, 3), count) for part in normal.T], axis=1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    unit: Points = total / np.maximum(length, 1e-12)
+    return unit
+
+
+_EVEN = 2.0
+"""Up to this ratio of voxel sizes nothing is interpolated."""
+
+_MOST = 16
+"""Slices that one slice becomes at most."""
+
+
+def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tuple[float, float, float]]:
+    """A mask on a grid that is about as fine along z as across, by shape-based interpolation.
+
+    Slices that are more than twice as thick as pixels are wide are cut into several. Between two slices the signed
+    distances to their outlines are interpolated, and what is positive is inside (Raya and Udupa, IEEE TMI 9(1), 1990).
+    The first and the last slice keep their thickness, so the box stays the same:
+
+        slice     |---- 0 ----|---- 1 ----|           4 from 1
+        becomes   |-a-|-a-|ab-|ab-|ba-|ba-|-b-|-b-|   a of slice 0, ab a mixture nearer to a
+
+    Returns:
+        The mask and its voxel size (z, y, x) in nm.
+    """
+    z, y, x = (float(v) for v in voxel_size)
+    factor = min(round(z / min(y, x)), _MOST) if z / min(y, x) > _EVEN else 1
+    if factor == 1:
+        return mask_zyx, (z, y, x)
+    distance_zyx = [_signed_distance(mask_yx, (y, x)) for mask_yx in mask_zyx]
+    fine_zyx = np.empty((len(mask_zyx) * factor, *mask_zyx.shape[1:]), bool)
+    for index in range(len(fine_zyx)):
+        where = min(max((index + 0.5) / factor - 0.5, 0), len(mask_zyx) - 1)  # in slices, at their middles
+        low = int(where)
+        lower, upper = distance_zyx[low], distance_zyx[min(low + 1, len(mask_zyx) - 1)]
+        if lower is None or upper is None:  # where the object pauses, the nearer slice decides
+            fine_zyx[index] = mask_zyx[round(where)]
+        else:
+            fine_zyx[index] = (1 - (where - low)) * lower + (where - low) * upper > 0
+    return fine_zyx, (z / factor, y, x)
+
+
+def _signed_distance(mask_yx: Mask, size_yx: tuple[float, float]) -> npt.NDArray[np.float32] | None:
+    """Distance to the outline in nm, positive inside; None of an empty slice."""
+    if not mask_yx.any():
+        return None
+    padded_yx = np.pad(mask_yx, 1)
+    inside = edt.edt(padded_yx, anisotropy=size_yx)
+    outside = edt.edt(~padded_yx, anisotropy=size_yx)
+    signed: npt.NDArray[np.float32] = (inside - outside)[1:-1, 1:-1]
+    return signed

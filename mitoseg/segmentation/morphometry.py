@@ -1,20 +1,12 @@
 """What each mitochondrion of a volume measures: instances in, one row an instance out.
 
-    census        blocks -> ids, voxels, boxes
-    objects       groups of neighbouring boxes, each read once -> shape, grey values, probability of every object
-    surfaces      blocks -> points on surfaces, in files
-    neighbours    tiles, from the points within reach -> distances
+counting      blocks -> ids, voxels, boxes
+objects       groups of neighbouring boxes, each read once -> shape, grey values, probability of every object
+surfaces      blocks -> points on surfaces, in files
+neighbours    tiles, from the points within reach -> distances from surface to surface
 
 Every step maps a pure function over parts and merges tables, so that parts may go to other processes or machines.
-Memory holds a block, a group or the largest object at a time.
-
-Neighbours are found surface to surface, tile by tile:
-
-    surface_points         block -> points      voxels with another label behind one of their six faces
-    nearest_neighbours     points -> table      for the instances with a point in the tile
-    merge_distances        tables -> table      an instance that crosses tiles has the least distance of its parts
-
-Voxels are looked at once, and only points on surfaces are kept of them; a tile takes those within reach of it.
+Memory holds a block, a group or the largest object at a time; of surfaces, the points within reach of a tile.
 """
 
 from __future__ import annotations
@@ -37,7 +29,7 @@ from scipy.spatial import cKDTree
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.blockwise import BLOCK, STARTS, STOPS, VOXEL_BYTES, take_census
+from mitoseg.segmentation.blockwise import BLOCK, STARTS, STOPS, VOXEL_BYTES, count_instances
 from mitoseg.segmentation.centreline import Centreline, shape_centreline
 from mitoseg.segmentation.smooth_shape import (
     PIECE,
@@ -45,6 +37,7 @@ from mitoseg.segmentation.smooth_shape import (
     Mask,
     SurfacePoints,
     VoxelPoints,
+    ball_area,
     blur,
     mesh_area,
     shape_mesh,
@@ -120,12 +113,7 @@ def measure_instances(
         on_part: Called with the share of the work that is done, from 0 to 1.
 
     Returns:
-        One row an instance, in order of the ids; the columns are those of docs/MEASURING.md. Without instances an
-        empty table with the same columns.
-
-    Raises:
-        UserError: Shapes differ, labels are no whole numbers, a number is out of range, or an object does not fit into
-            the memory that there is for it.
+        One row an instance, in order of the ids, with the columns of docs/MEASURING.md, also if there are none.
     """
     _check(sources, min_volume, reach)
     size, engine = sources.voxel_size, engine or LocalEngine()
@@ -133,12 +121,13 @@ def measure_instances(
     block = engine.fit(block, VOXEL_BYTES)
     boxes = list(tiles(sources.labels.box, block))
     count = iter(range(1, len(boxes) + 1))
-    found = take_census(
+    found = count_instances(
         sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)), engine=engine
     )
     if min_volume is not None:
         found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
-    groups = group_objects(found)
+    keys = [found[name] // n for name, n in zip(STARTS, GROUP, strict=True)]
+    groups = [group for _, group in found.groupby(keys, sort=True)] if len(found) else []
     rows: list[list[dict[str, object]]] = []
 
     def take_rows(_: pd.DataFrame, part: list[dict[str, object]]) -> None:
@@ -151,26 +140,18 @@ def measure_instances(
         distances = measure_distances(sources, reach, engine, tile, scratch, lambda share: tell(0.8 + 0.2 * share))
     names = column_names(image=sources.image is not None, probability=sources.probability is not None,
                          uncertainty=sources.uncertainty is not None)  # fmt: skip
-    whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
-    types = dict.fromkeys(names, float) | whole | {"instance": np.uint64, "touches_border": bool}
-    table = pd.DataFrame([row for part in rows for row in part], columns=names).astype(types)
+    table = pd.DataFrame([row for part in rows for row in part], columns=names)
+    table = table.astype({**dict.fromkeys(names, float), **TYPES})
     if reach > 0:
         table = table.merge(merge_distances(distances), on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
     return table.sort_values("instance", ignore_index=True)
 
 
-def group_objects(found: pd.DataFrame) -> list[pd.DataFrame]:
-    """Cut a census into groups of objects that are read together: those that start in the same part of the volume."""
-    keys = [found[name] // n for name, n in zip(STARTS, GROUP, strict=True)]
-    return [group for _, group in found.groupby(keys, sort=True)] if len(found) else []
-
-
 def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math.inf) -> list[dict[str, object]]:
-    """Rows of some objects; they are read at once if their common box is small, else one by one.
+    """Rows of some objects, read at once if their common box is small, else one by one.
 
-    Raises:
-        UserError: One does not fit into so many bytes of memory.
+    Objects that need more than so many bytes of memory are refused.
     """
     around = margin(sources.voxel_size) if sources.image is not None else (0, 0, 0)
     whole = Box(tuple(map(int, group[STARTS].min())), tuple(map(int, group[STOPS].max())))
@@ -247,6 +228,13 @@ SHAPE = [
     *("centroid_z_nm", "centroid_y_nm", "centroid_x_nm"),
     *(*STARTS, *STOPS, "touches_border"),
 ]
+"""Columns that need the labels alone."""
+
+TYPES: dict[str, type] = {
+    **dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64),
+    **{"instance": np.uint64, "touches_border": bool},
+}
+"""Of the columns that are not floats."""
 
 IMAGE = ["grey_mean", "grey_sd", "cristae_sd", "cristae_share"]
 
@@ -265,7 +253,7 @@ def object_row(
     shape: Sequence[int],
     voxel_size: Sequence[float],
 ) -> dict[str, object]:
-    """All of one object's measures.
+    """All of one object's measures, the columns of `column_names`.
 
     Args:
         instance: Its number.
@@ -274,19 +262,15 @@ def object_row(
         outer: The same or larger: what the texture's filter reaches to.
         shape: Of the volume (z, y, x); an object that touches its faces is cut off there.
         voxel_size: (z, y, x) in nm.
-
-    Returns:
-        The columns of `column_names`.
     """
     around_zyx = crop["labels"] == instance
     inner = box.inside(outer).slices
     mask_zyx = np.ascontiguousarray(around_zyx[inner])
-    row = {"instance": instance} | shape_columns(mask_zyx, box, shape, voxel_size)
+    row = dict(zip(SHAPE, (instance, *shape_measures(mask_zyx, box, shape, voxel_size)), strict=True))
     if "image" in crop:
         grey = crop["image"][inner][mask_zyx].astype(np.float64)
         texture = cristae_texture(crop["image"], around_zyx, voxel_size)
-        values = (float(grey.mean()), float(grey.std()), texture.grey, texture.share)
-        row |= dict(zip(IMAGE, values, strict=True))
+        row |= dict(zip(IMAGE, (float(grey.mean()), float(grey.std()), *texture), strict=True))
     if "probability" in crop:
         p = crop["probability"][inner][mask_zyx].astype(np.float64)
         row |= {"probability_mean": float(p.mean()), "uncertainty": binary_entropy(p)}
@@ -295,41 +279,39 @@ def object_row(
     return row
 
 
-def shape_columns(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Sequence[float]) -> dict[str, object]:
-    """The measures that need no more than the object's mask in its bounding box."""
+def shape_measures(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Sequence[float]) -> tuple[object, ...]:
+    """The columns of `SHAPE` but the first, of an object's mask in its bounding box."""
     cut = [(a == 0, b == n) for a, b, n in zip(box.start, box.stop, shape, strict=True)]
+    cut_off = any(map(any, cut))
     voxels = int(np.count_nonzero(mask_zyx))
     volume = voxels * math.prod(voxel_size)
     smooth = smooth_shape(mask_zyx, voxel_size, cut)
     mesh = shape_mesh(smooth)
     surface = mesh_area(smooth, *mesh)
-    solid = moments(mask_zyx, voxel_size)
-    small = voxels < FEW_VOXELS or solid.axes[1] < THIN * blur(voxel_size)
-    if small:  # the longest side of the box of the same moments, and the mean of the other two
-        length, *others = (axis * math.sqrt(12 / 20) for axis in solid.axes)
+    centroid, axes = moments(mask_zyx, voxel_size)
+    if voxels < FEW_VOXELS or axes[1] < THIN * blur(voxel_size):
+        # the longest side of the box of the same moments, and the mean of the other two
+        length, *others = (axis * math.sqrt(12 / 20) for axis in axes)
         across = sum(others) / 2
         line = Centreline(length, length, across, across, 0)
     else:
         line = shape_centreline(smooth, mesh[0])
-    cut_off = any(map(any, cut))
-    centre = [m + a * v for m, a, v in zip(solid.centroid, box.start, voxel_size, strict=True)]
-    return {
-        "voxels": voxels,
-        "volume_nm3": volume,
-        "surface_nm2": surface,
-        "sphericity": math.nan if cut_off else math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / surface,
-        **dict(zip(("axis_long_nm", "axis_middle_nm", "axis_short_nm"), solid.axes, strict=True)),
-        "length_nm": line.length,
-        "diameter_mean_nm": line.diameter_mean,
-        "diameter_max_nm": line.diameter_max,
-        "tortuosity": line.tortuosity,
-        "branches": line.branches,
-        "complexity": math.nan if cut_off else surface**3 / (16 * math.pi**2 * volume**2),
-        **dict(zip(("centroid_z_nm", "centroid_y_nm", "centroid_x_nm"), centre, strict=True)),
-        **dict(zip(STARTS, box.start, strict=True)),
-        **dict(zip(STOPS, box.stop, strict=True)),
-        "touches_border": cut_off,
-    }
+    return (
+        voxels,
+        volume,
+        surface,
+        math.nan if cut_off else ball_area(volume) / surface,
+        *axes,
+        line.length,
+        line.diameter_mean,
+        line.diameter_max,
+        line.tortuosity,
+        line.branches,
+        math.nan if cut_off else surface**3 / (16 * math.pi**2 * volume**2),
+        *(m + a * v for m, a, v in zip(centroid, box.start, voxel_size, strict=True)),
+        *(*box.start, *box.stop),
+        cut_off,
+    )
 
 
 def binary_entropy(p: npt.NDArray[np.float64]) -> float:
@@ -343,28 +325,15 @@ def binary_entropy(p: npt.NDArray[np.float64]) -> float:
     return float(terms.sum(axis=0).mean())
 
 
-@dataclass(frozen=True)
-class Moments:
-    """In nm.
-
-    Attributes:
-        centroid: (z, y, x) of the voxels' centres, from the first sample of the crop.
-        axes: Full lengths, the longest first, of the ellipsoid that has the same second moments.
-    """
-
-    centroid: tuple[float, ...]
-    axes: tuple[float, ...]
-
-
-def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> Moments:
-    """Centre and axes of one object.
+def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Centre (z, y, x) of an object's voxels from the crop's first one, and its full axes, longest first; both in nm.
 
     A solid ellipsoid with half axes a, b, c has variances a^2/5, b^2/5, c^2/5 along them, so a full axis is
     ``2 sqrt(5 eigenvalue)`` of the covariance. Each voxel is a box, not a point: its own variance, the square of the
     voxel size over 12, is added on each axis. (2 sqrt(5 l) is `skimage.measure.regionprops`'s length in 3D, which has
     no such term.)
 
-    >>> [round(a, 2) for a in moments(np.ones((1, 1, 1), bool), (5, 5, 5)).axes]
+    >>> [round(a, 2) for a in moments(np.ones((1, 1, 1), bool), (5, 5, 5))[1]]
     [6.45, 6.45, 6.45]
     """
     size = np.asarray(voxel_size, float)
@@ -373,7 +342,7 @@ def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> Moments:
     away = at - mean
     covariance = away.T @ away / len(at) + np.diag(size**2 / 12)
     axes = 2 * np.sqrt(5 * np.linalg.eigvalsh(covariance))[::-1]
-    return Moments(tuple(map(float, mean)), tuple(map(float, axes)))
+    return tuple(map(float, mean)), tuple(map(float, axes))
 
 
 FINE, COARSE = 6.0, 18.0
@@ -383,21 +352,10 @@ MEMBRANE = 20.0
 """Depth in nm of what is left out at the surface: the two outer membranes."""
 
 
-@dataclass(frozen=True)
-class Texture:
-    """Of the inside of one object, without its outer membranes; NaN where nothing is left of it.
-
-    Attributes:
-        grey: Standard deviation of the difference of Gaussians, in grey values.
-        share: Its variance over the variance of the grey values themselves: does not change with contrast.
-    """
-
-    grey: float
-    share: float
-
-
-def cristae_texture(image_zyx: npt.NDArray[np.generic], mask_zyx: Mask, voxel_size: Sequence[float]) -> Texture:
-    """Standard deviation of a difference of Gaussians within the eroded object.
+def cristae_texture(
+    image_zyx: npt.NDArray[np.generic], mask_zyx: Mask, voxel_size: Sequence[float]
+) -> tuple[float, float]:
+    """Standard deviation of a difference of Gaussians within the eroded object, and its share of the variance there.
 
     The filter looks the same from all sides, so turning an object changes nothing. Along an axis whose voxels are
     coarser than the Gaussian there is next to no smoothing, and what remains is texture within the section.
@@ -406,15 +364,18 @@ def cristae_texture(image_zyx: npt.NDArray[np.generic], mask_zyx: Mask, voxel_si
         image_zyx: Grey values of the object's crop, best with `margin` voxels round it.
         mask_zyx: The object in it.
         voxel_size: (z, y, x) in nm.
+
+    Returns:
+        In grey values, and as a share, which does not change with contrast; NaN where erosion leaves nothing.
     """
     depth = edt.edt(np.ascontiguousarray(mask_zyx), anisotropy=tuple(voxel_size), black_border=False, parallel=1)
     inner = depth > MEMBRANE
     if not inner.any():
-        return Texture(np.nan, np.nan)
+        return np.nan, np.nan
     image = image_zyx.astype(np.float32)
     fine, coarse = (gaussian_filter(image, [s / v for v in voxel_size], truncate=3) for s in (FINE, COARSE))
     band, plain = float((fine - coarse)[inner].std()), float(image[inner].std())
-    return Texture(band, (band / plain) ** 2 if plain > 0 else np.nan)
+    return band, (band / plain) ** 2 if plain > 0 else np.nan
 
 
 def margin(voxel_size: Sequence[float]) -> tuple[int, ...]:
@@ -514,7 +475,7 @@ def summarise(
     """Counts, densities and distributions of size.
 
     Args:
-        table: What `mitoseg.segmentation.morphometry.measure_instances` gave.
+        table: What `measure_instances` gave.
         shape: Of the volume (z, y, x).
         voxel_size: (z, y, x) in nm.
         padding: Voxels of the volume that are no tissue, see `mitoseg.volumes.padding`.

@@ -37,6 +37,7 @@ from skimage.segmentation import watershed
 from mitoseg.control_groups import memory_available
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
+from mitoseg.segmentation.blockwise import least_voxels
 
 BYTES = 24
 """Memory that a voxel takes at most, with all steps on."""
@@ -100,24 +101,15 @@ class Postprocess:
         voxel_size: Sequence[float] | None = None,
         image_zyx: npt.NDArray[np.generic] | None = None,
     ) -> npt.NDArray[np.uint8]:
-        """The mask.
+        """The mask, ``mask_zyx`` uint8 of 0 and 1.
 
         Args:
             probability_zyx: float32, calibrated.
             threshold: Probability at and above which a voxel is foreground.
             voxel_size: (z, y, x) in nm; lengths and volumes need it.
             image_zyx: The EM image, whose edges the watershed follows; without it those of the probability.
-
-        Returns:
-            ``mask_zyx`` uint8 of 0 and 1.
-
-        Raises:
-            UserError: A step needs the voxel size, or there is too little memory.
         """
-        mask_zyx: Mask | None = None
-        for _, mask_zyx in self.stages(probability_zyx, threshold, voxel_size, image_zyx):  # noqa: B007 (the last one)
-            pass
-        assert mask_zyx is not None
+        *_, (_, mask_zyx) = self.stages(probability_zyx, threshold, voxel_size, image_zyx)
         return mask_zyx.astype(np.uint8)
 
     def stages(
@@ -132,12 +124,13 @@ class Postprocess:
         self.check_memory(probability_zyx.size)
         for name, mask in self.local_stages(probability_zyx, threshold, spacing, image_zyx):
             yield name, mask
-        if self.fill_holes:
-            mask = fill_holes(mask)
+        if self.fill_holes:  # what is enclosed on all sides; what is open to the volume's border is no hole
+            mask = fill_voids.fill(np.ascontiguousarray(mask)).astype(bool)
             yield "fill_holes", mask
         if self.min_volume is not None:
-            mask = remove_small(mask, self.min_volume, math.prod(spacing))
-            yield "min_volume", mask
+            least = least_voxels(self.min_volume, spacing)
+            dusted = cc3d.dust(np.ascontiguousarray(mask), threshold=least, connectivity=26, in_place=False)
+            yield "min_volume", dusted.astype(bool)
 
     def local_stages(
         self,
@@ -162,14 +155,15 @@ class Postprocess:
             mask = refine_boundaries(mask, relief, radius=self.watershed, is_image=image_zyx is not None)
             yield "watershed", mask
         if self.z_median is not None:
-            mask = z_median(mask, self.z_median)
+            votes = uniform_filter1d(mask.astype(np.float32), self.z_median, axis=0, mode="nearest")
+            mask = votes > 0.5
             yield "z_median", mask
         if self.opening is not None:
             mask = opening(mask, self.opening, spacing)
             yield "opening", mask
         if self.fill_slices:
-            mask = fill_slices(mask)
-            yield "fill_slices", mask
+            filled = [fill_voids.fill(np.ascontiguousarray(mask_yx)).astype(bool) for mask_yx in mask]
+            yield "fill_slices", np.stack(filled)
 
     @property
     def by_slice(self) -> bool:
@@ -177,11 +171,7 @@ class Postprocess:
         return self.min_mean is not None or self.watershed is not None or self.fill_slices
 
     def halo(self, spacing: Sequence[float]) -> tuple[int, int, int]:
-        """Voxels (z, y, x) around a box that `local_stages` depend on; along y and x, unless `by_slice`.
-
-        Args:
-            spacing: (z, y, x) voxel size in nm.
-        """
+        """Voxels (z, y, x) around a box that `local_stages` depend on; along y and x, unless `by_slice`."""
         reach = [0, 0, 0]
         for axis, size in enumerate(spacing):
             if self.smooth is not None:
@@ -194,11 +184,7 @@ class Postprocess:
         return (reach[0], reach[1], reach[2])
 
     def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
-        """The voxel size, if a step needs one.
-
-        Raises:
-            UserError: A step needs it, and there is none.
-        """
+        """The voxel size (z, y, x) in nm, or ones where no step needs it."""
         in_nm = [n for n in ("smooth", "smoothness", "opening", "min_volume") if getattr(self, n) is not None]
         if in_nm and voxel_size is None:
             what = f"postprocess.{in_nm[0]} is in nm, and the volume has no voxel size"
@@ -206,11 +192,7 @@ class Postprocess:
         return voxel_size or (1.0, 1.0, 1.0)
 
     def check_memory(self, voxels: int, engine: Engine | None = None) -> None:
-        """Refuse to work on more voxels at once than there is memory for, or than an engine may use.
-
-        Raises:
-            UserError: There is too little.
-        """
+        """Refuse to work on more voxels at once than there is memory for, or than an engine may use."""
         if voxels * BYTES > min(memory_available(), engine.item_bytes if engine else math.inf):
             what = f"post-processing holds {voxels} voxels at once: too little memory"
             raise UserError(
@@ -232,11 +214,7 @@ _SURE = 1e-4  # probabilities closer to 0 and 1 have the log-odds of this one
 
 
 def filter_radius(sigma: float, voxel_size: float) -> int:
-    """Voxels on each side that the Gaussian filters of this module weigh.
-
-    >>> filter_radius(20, 5)
-    12
-    """
+    """Voxels on each side that the Gaussian filters of this module weigh."""
     return int(TRUNCATE * sigma / voxel_size + 0.5)
 
 
@@ -267,20 +245,13 @@ def mean_field(
         weight: Of the pairs; 0 changes nothing.
         sigma: Of the kernel, in nm.
         voxel_size: (z, y, x) in nm.
-        iterations: As many as it takes; 5 are enough.
+        iterations: As many as it takes.
     """
     unary = logit(np.clip(probability_zyx, _SURE, 1 - _SURE))
     q = probability_zyx
     for _ in range(iterations):
         q = expit(unary + 2 * weight * (smooth_probability(q, sigma, voxel_size) - np.float32(0.5)))
     return q
-
-
-def z_median(mask_zyx: Mask, depth: int) -> Mask:
-    """Median along z over ``depth`` slices, the middle one in question; beyond the ends the last slice is repeated."""
-    votes = uniform_filter1d(mask_zyx.astype(np.float32), depth, axis=0, mode="nearest")
-    result: Mask = votes > 0.5
-    return result
 
 
 def opening(mask_zyx: Mask, radius: float, voxel_size: Sequence[float]) -> Mask:
@@ -306,13 +277,8 @@ def refine_boundaries(
     """Move the boundary of each slice to the nearest ridge, by at most ``radius`` pixels.
 
     Surely inside is the opened mask, eroded (all of a component that is thinner); surely outside is the background of
-    the opened mask, dilated. Between them a watershed is flooded from both.
-
-    Args:
-        mask_zyx: What is refined.
-        relief_zyx: The EM image, whose Canny edges are the ridges; or the probability, whose gradient is.
-        radius: Of opening, erosion and dilation, in pixels.
-        is_image: Which of the two it is.
+    the opened mask, dilated. Between them a watershed is flooded from both. Ridges are the Canny edges of an image, or
+    the gradient of a probability.
     """
     pairs, ball = zip(mask_zyx, relief_zyx, strict=True), disk(radius)  # type: ignore[no-untyped-call]
     return np.stack([_refine(m, r.astype(np.float32), ball, is_image) if m.any() else m for m, r in pairs])
@@ -350,72 +316,3 @@ def remove_unsure(mask_zyx: Mask, probability_zyx: npt.NDArray[np.float32], leas
         sure[0] = False
         kept_yx[:] = sure[label_yx]
     return kept_zyx
-
-
-def remove_small(mask_zyx: Mask, volume: float, voxel_volume: float) -> Mask:
-    """Take away the 3D components (26 neighbours) below ``volume``, in the unit of ``voxel_volume``."""
-    least = math.ceil(volume / voxel_volume - 1e-9)
-    dusted = cc3d.dust(np.ascontiguousarray(mask_zyx), threshold=least, connectivity=26, in_place=False)
-    return dusted.astype(bool)
-
-
-def fill_holes(mask_zyx: Mask) -> Mask:
-    """Fill what is enclosed on all sides in 3D; what is open to the volume's border is no hole."""
-    filled: Mask = fill_voids.fill(np.ascontiguousarray(mask_zyx)).astype(bool)
-    return filled
-
-
-def fill_slices(mask_zyx: Mask) -> Mask:
-    """Fill what is enclosed within its slice."""
-    return np.stack([fill_voids.fill(np.ascontiguousarray(mask_yx)).astype(bool) for mask_yx in mask_zyx])
-
-
-_EVEN = 2.0
-"""Up to this ratio of voxel sizes nothing is interpolated."""
-
-_MOST = 16
-"""Slices that one slice becomes at most."""
-
-
-def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tuple[float, float, float]]:
-    """A mask on a grid that is about as fine along z as across, by shape-based interpolation.
-
-    Between two slices the signed distances to their outlines are interpolated, and what is positive is inside (Raya
-    and Udupa, IEEE TMI 9(1), 1990). The first and the last slice keep their thickness, so the box stays the same:
-
-        slice     |---- 0 ----|---- 1 ----|           4 from 1
-        becomes   |-a-|-a-|ab-|ab-|ba-|ba-|-b-|-b-|   a of slice 0, ab a mixture nearer to a
-
-    Args:
-        mask_zyx: One object.
-        voxel_size: (z, y, x) in nm.
-
-    Returns:
-        The mask and its voxel size; both as they were unless slices are more than twice as thick as pixels are wide.
-    """
-    z, y, x = (float(v) for v in voxel_size)
-    factor = min(round(z / min(y, x)), _MOST) if z / min(y, x) > _EVEN else 1
-    if factor == 1:
-        return mask_zyx, (z, y, x)
-    distance_zyx = [_signed_distance(mask_yx, (y, x)) for mask_yx in mask_zyx]
-    fine_zyx = np.empty((len(mask_zyx) * factor, *mask_zyx.shape[1:]), bool)
-    for index in range(len(fine_zyx)):
-        where = min(max((index + 0.5) / factor - 0.5, 0), len(mask_zyx) - 1)  # in slices, at their middles
-        low = int(where)
-        lower, upper = distance_zyx[low], distance_zyx[min(low + 1, len(mask_zyx) - 1)]
-        if lower is None or upper is None:  # where the object pauses, the nearer slice decides
-            fine_zyx[index] = mask_zyx[round(where)]
-        else:
-            fine_zyx[index] = (1 - (where - low)) * lower + (where - low) * upper > 0
-    return fine_zyx, (z / factor, y, x)
-
-
-def _signed_distance(mask_yx: Mask, size_yx: tuple[float, float]) -> npt.NDArray[np.float32] | None:
-    """Distance to the outline in nm, positive inside; None of an empty slice."""
-    if not mask_yx.any():
-        return None
-    padded_yx = np.pad(mask_yx, 1)
-    inside = edt.edt(padded_yx, anisotropy=size_yx)
-    outside = edt.edt(~padded_yx, anisotropy=size_yx)
-    signed: npt.NDArray[np.float32] = (inside - outside)[1:-1, 1:-1]
-    return signed

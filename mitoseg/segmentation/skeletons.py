@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
+import edt
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from mitoseg.extras import import_extra
+from mitoseg.segmentation.centreline import smooth_line
 
 Mask = npt.NDArray[np.bool_]
 
@@ -57,24 +57,17 @@ def skeletonize(
     scale: float = SCALE,
     const: float = CONST,
 ) -> Skeleton:
-    """The centre line of one object, from end to end.
+    """The centre line of one object, from end to end; a single point where the object is smaller than its own ball.
 
     kimimaro's line runs through voxels; it is smoothed between its ends and junctions, which stay, because a zigzag
     is up to 8 % longer than the line it stands for.
 
     Args:
-        mask_zyx: The object within any box around it.
+        mask_zyx: The object within any box around it, not empty.
         voxel_size: (z, y, x) in nm.
         start: The voxel of the volume that the mask begins with.
-        scale: Short branches go: those within ``scale`` times the radius plus ``const`` of a line.
-        const: See ``scale``; in nm.
-
-    Returns:
-        The trees. An object that is smaller than its own ball has one point, its innermost.
-
-    Raises:
-        ValueError: The mask is empty.
-        UserError: kimimaro is not installed.
+        scale: Short branches go: those within ``scale`` times the radius plus ``const`` nm of a line.
+        const: See ``scale``.
     """
     if not mask_zyx.any():
         raise ValueError("an empty mask has no skeleton")
@@ -98,14 +91,13 @@ def skeletonize(
 def smooth_lines(skeleton: Skeleton, sigma: float = _SMOOTH) -> Skeleton:
     """Each line between ends and junctions, filtered by a Gaussian of ``sigma`` points; its two ends stay in place."""
     points = skeleton.points.copy()
-    for line in lines(skeleton):
+    for line in _lines(skeleton):
         if len(line) > 2:
-            # Mirrored in its end points, so that they do not move.
-            points[line] = _mirrored_filter(skeleton.points[line], min(sigma, len(line) / 4))
+            points[line] = smooth_line(skeleton.points[line], min(sigma, len(line) / 4), truncate=3)
     return Skeleton(points, skeleton.radii, skeleton.edges)
 
 
-def lines(skeleton: Skeleton) -> list[list[int]]:
+def _lines(skeleton: Skeleton) -> list[list[int]]:
     """Points of each line from an end or junction to the next, both included."""
     neighbours: list[list[int]] = [[] for _ in skeleton.points]
     for a, b in skeleton.edges.tolist():
@@ -144,23 +136,7 @@ def swc(skeleton: Skeleton, number: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-def write_swc(path: Path, skeleton: Skeleton, number: int) -> None:
-    """Write `swc`; not atomically, see `mitoseg.segmentation.exporting`."""
-    path.write_text(swc(skeleton, number), encoding="ascii", newline="\n")
-
-
-def _mirrored_filter(points: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
-    reach = min(len(points) - 1, int(4 * sigma + 1))
-    before = 2 * points[0] - points[reach:0:-1]
-    after = 2 * points[-1] - points[-2 : -reach - 2 : -1]
-    smooth = gaussian_filter1d(np.concatenate([before, points, after]), sigma, axis=0, truncate=3)
-    kept: npt.NDArray[np.float64] = smooth[reach : reach + len(points)]
-    return kept
-
-
 def _one_point(padded_zyx: npt.NDArray[np.uint8], size: npt.NDArray[np.float64], start: Sequence[int]) -> Skeleton:
-    import edt
-
     depth_zyx = edt.edt(padded_zyx, anisotropy=tuple(size.tolist()))
     deepest = np.array(np.unravel_index(int(depth_zyx.argmax()), depth_zyx.shape))
     zyx = size * (deepest - 0.5 + np.asarray(start))

@@ -12,7 +12,7 @@ times as deep as wide, however fine the voxels are. So the mask is
 
 All of it is one small banded matrix for each axis.
 
-The voxels on the surfaces of a volume's instances are found once and kept in files, one for each piece of it.
+The voxels on the surfaces of a volume's instances (`SurfacePoints`) are found once and kept in files:
 
 piece 0   |########|                 voxels are read once, with one more on each side
 piece 1            |########|
@@ -68,6 +68,7 @@ class SmoothShape:
         cut: Where the volume's border cuts the object off; the field goes on there unchanged, beyond the corner.
         volume: Of the mask, in nm3.
         mask_zyx: The mask itself on the field's grid: what is too thin for the field is still there.
+        uncut: The part of the field's grid that does not lie beyond the volume's border.
     """
 
     field_zyx: npt.NDArray[np.float32]
@@ -78,16 +79,13 @@ class SmoothShape:
     cut: Cut
     volume: float
     mask_zyx: Mask
+    uncut: tuple[slice, ...]
 
     @property
     def inside_zyx(self) -> Mask:
         """Samples inside the object, on the field's grid."""
         result: Mask = self.field_zyx >= self.level
         return result
-
-    def uncut(self) -> tuple[slice, ...]:
-        """The part of the field's grid that does not lie beyond the volume's border."""
-        return _uncut(self.field_zyx.shape, self.step, self.low, self.high, self.cut)
 
 
 def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) -> SmoothShape:
@@ -113,8 +111,13 @@ def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
     step, low = tuple(steps), tuple(lows)
     high = tuple(a + n * s for a, n, s in zip(low, mask_zyx.shape, voxel_size, strict=True))
     volume = float(np.count_nonzero(mask_zyx) * math.prod(voxel_size))
-    level = _level_of_volume(field[_uncut(field.shape, step, low, high, cut)], volume / math.prod(step))
-    return SmoothShape(field, level, step, low, high, cut, volume, mask)
+    uncut = []
+    for n, interval, a, b, ends in zip(field.shape, step, low, high, cut, strict=True):
+        first = math.ceil(a / interval - 1e-6) if ends[0] else 0
+        last = math.floor(b / interval + 1e-6) + 1 if ends[1] else n
+        uncut.append(slice(first, max(last, first + 1)))
+    level = _level_of_volume(field[tuple(uncut)], volume / math.prod(step))
+    return SmoothShape(field, level, step, low, high, cut, volume, mask, tuple(uncut))
 
 
 def blur(voxel_size: Sequence[float]) -> float:
@@ -124,17 +127,6 @@ def blur(voxel_size: Sequence[float]) -> float:
     (6.0, 13.5)
     """
     return max(BLUR_FINE * min(voxel_size), BLUR_COARSE * max(voxel_size))
-
-
-def _uncut(
-    shape: Sequence[int], step: Sequence[float], low: Sequence[float], high: Sequence[float], cut: Cut
-) -> tuple[slice, ...]:
-    slices = []
-    for n, s, a, b, ends in zip(shape, step, low, high, cut, strict=True):
-        first = math.ceil(a / s - 1e-6) if ends[0] else 0
-        last = math.floor(b / s + 1e-6) + 1 if ends[1] else n
-        slices.append(slice(first, max(last, first + 1)))
-    return tuple(slices)
 
 
 def _blur_and_resample(n: int, sigma: float, pad: int, step: float, ends: tuple[bool, bool]) -> sparse.csr_array:
@@ -196,31 +188,6 @@ def _level_of_volume(field: npt.NDArray[np.float32], samples: float) -> float:
     return float(ordered[flat.size - k - 1] + ordered[flat.size - k]) / 2
 
 
-def surface_area(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) -> float:
-    """Surface of one object in nm2.
-
-    Args:
-        mask_zyx: The object's crop, with at least one voxel.
-        voxel_size: (z, y, x) in nm.
-        cut: See `mitoseg.segmentation.smooth_shape.smooth_shape`. The faces in which the volume's border cuts the
-            object are no membrane and are not counted.
-
-    Example:
-        A ball of radius 10 voxels of 5 nm, 4 pi 50^2 = 31,416 nm2:
-
-        >>> z, y, x = np.indices((21, 21, 21)) - 10
-        >>> area = surface_area(z**2 + y**2 + x**2 <= 100, (5, 5, 5))
-        >>> bool(abs(area / 31416 - 1) < 0.01)
-        True
-    """
-    return shape_surface(smooth_shape(mask_zyx, voxel_size, cut))
-
-
-def shape_surface(shape: SmoothShape) -> float:
-    """Surface of a smooth shape in nm2: that of its mesh; see `mesh_area`."""
-    return mesh_area(shape, *shape_mesh(shape))
-
-
 def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.integer]) -> float:
     """Area of a shape's mesh in nm2, less what lies beyond the volume's border.
 
@@ -236,7 +203,7 @@ def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.intege
         if at_high:
             area = area * _share_above_zero(shape.high[axis] - corners[:, :, axis])
     total = float(area.sum())
-    return total if any(map(any, shape.cut)) else max(total, _least_area(shape.volume))
+    return total if any(map(any, shape.cut)) else max(total, ball_area(shape.volume))
 
 
 def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
@@ -254,8 +221,8 @@ def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
     return vertices, faces
 
 
-def _least_area(volume: float) -> float:
-    """Surface of a ball."""
+def ball_area(volume: float) -> float:
+    """Surface of a ball of a volume."""
     return float(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3))
 
 
@@ -273,68 +240,6 @@ def _divide(a: Floats, b: Floats) -> Floats:
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
 
 
-Points = npt.NDArray[np.float64]
-
-Faces = npt.NDArray[np.int64]
-
-_SHRINK, _GROW = 0.5, -0.53
-"""Taubin's lambda and mu: features longer than about 1 / sqrt(1 / lambda + 1 / mu) edges stay."""
-
-
-def taubin(vertices: Points, faces: Faces, rounds: int) -> Points:
-    """Low-pass filter of a surface (Taubin, SIGGRAPH 1995): each round moves every vertex twice.
-
-    v <- v + lambda (mean of the neighbours - v), and the same with mu < -lambda, which undoes the shrinking.
-
-    Args:
-        vertices: (n, 3).
-        faces: (m, 3), of a closed surface.
-        rounds: 0 changes nothing.
-
-    Returns:
-        The moved vertices; faces stay as they are, so a closed mesh stays closed.
-    """
-    tail, head = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
-    count = len(vertices)
-    # In a closed surface every edge runs once in each direction.
-    edges = sparse.csr_array((np.ones(len(tail)), (tail, head)), shape=(count, count))
-    degree = np.maximum(np.bincount(tail, minlength=count), 1)[:, None]
-    for _ in range(rounds):
-        for step in (_SHRINK, _GROW):
-            vertices = vertices + step * (edges @ vertices / degree - vertices)
-    return vertices
-
-
-def hold_volume(vertices: Points, faces: Faces, volume: float, at_most: float) -> Points:
-    """Move a surface along its normals by the one distance that gives it a volume.
-
-    To first order the volume grows by area times distance; three steps of Newton's method are enough.
-
-    Args:
-        vertices: (n, 3).
-        faces: (m, 3), counter-clockwise seen from outside.
-        volume: Wanted.
-        at_most: The surface moves no farther in all, so that a thin object does not turn inside out.
-    """
-    moved, left = vertices, at_most
-    for _ in range(3):
-        a, b, c = (moved[faces[:, i]] - moved[:1] for i in range(3))
-        normal = np.cross(b - a, c - a) / 2
-        area = float(np.linalg.norm(normal, axis=1).sum())
-        missing = volume - float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
-        step = float(np.clip(missing / max(area, 1e-12), -left, left))
-        moved, left = moved + step * _vertex_normals(normal, faces, len(moved)), left - abs(step)
-    return moved
-
-
-def _vertex_normals(normal: Points, faces: Faces, count: int) -> Points:
-    """Unit normals of vertices: those of the faces around them, weighted by area."""
-    total = np.stack([np.bincount(faces.ravel(), np.repeat(part, 3), count) for part in normal.T], axis=1)
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    unit: Points = total / np.maximum(length, 1e-12)
-    return unit
-
-
 PIECE = (32, 512, 512)
 
 VoxelPoints = npt.NDArray[np.integer]
@@ -342,13 +247,7 @@ VoxelPoints = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class SurfacePoints:
-    """See the module; picklable.
-
-    Attributes:
-        labels: Instance numbers.
-        folder: Of the files; all processes must see it.
-        piece: Voxels (z, y, x) of each file.
-    """
+    """Voxels on the surfaces of instances, in a folder that all processes see, a file for each piece (z, y, x)."""
 
     labels: Volume
     folder: Path
@@ -393,7 +292,7 @@ def surface_voxels(labels_zyx: Array, inner: Box, start: Sequence[int]) -> tuple
         start: Of the block in the volume.
 
     Returns:
-        ``(points, ids)``: (n, 3) in voxels of the volume, and the (n,) labels.
+        (n, 3) voxels of the volume, and the (n,) labels.
     """
     surface = np.zeros(labels_zyx.shape, bool)
     for axis in range(3):

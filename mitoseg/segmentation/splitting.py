@@ -25,14 +25,29 @@ from scipy.cluster.hierarchy import DisjointSet
 from scipy.ndimage import gaussian_filter, maximum_position
 from skimage.segmentation import watershed
 
-Mask = npt.NDArray[np.bool_]
-
-Labels = npt.NDArray[np.integer]
-
+Floats = npt.NDArray[np.float64]
 Heights = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 RINGS = {6: 1, 18: 2, 26: 3}
 """Axes along which neighbours differ at most, by connectivity."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When two basins are one object.
+
+    Attributes:
+        neck: Joined if the saddle is at least this share of the lower peak.
+        depth: Joined if the lower peak rises above the saddle by less, in nm.
+        seed_distance: Joined if their peaks lie closer together, in nm.
+        fragment: A part below so many nm3 is joined to the neighbour with the highest saddle.
+    """
+
+    neck: float = 0.5
+    depth: float = 0.0
+    seed_distance: float = 0.0
+    fragment: float = 0.0
 
 
 def split_mask(
@@ -44,24 +59,20 @@ def split_mask(
     connectivity: int = 6,
     closed: Sequence[tuple[bool, bool]] = ((True, True),) * 3,
 ) -> npt.NDArray[np.int32]:
-    """Cut one component.
+    """Cut one component, given in its bounding box, into parts from 1 on, in no stated order.
 
     Args:
-        mask_zyx: The component, in its bounding box.
+        mask_zyx: The component.
         voxel_size: (z, y, x) in nm.
         criterion: Which basins are joined.
         smoothing: Of the distance, standard deviation in nm.
         connectivity: 6, 18 or 26.
         closed: For both sides of each axis, whether background follows; where not, the mask is taken to go on.
-
-    Returns:
-        ``part_zyx``, 0 outside and parts from 1 on, in no stated order.
     """
     edges = tuple((int(a), int(b)) for a, b in closed)
     inner = tuple(slice(a, n + a) for (a, _), n in zip(edges, mask_zyx.shape, strict=True))
     basins_zyx, basins = find_basins(np.pad(mask_zyx, edges), voxel_size, smoothing, connectivity)
-    table = join_basins(basins, criterion)
-    return table[basins_zyx[inner]]
+    return join_basins(basins, criterion)[basins_zyx[inner]]
 
 
 def split_at_seeds(
@@ -76,14 +87,34 @@ def split_at_seeds(
         smoothing: Of the distance, standard deviation in nm.
 
     Returns:
-        ``part_zyx``, 0 outside, part ``i + 1`` from seed ``i``. Pieces that no seed reaches, of an object that is not
-        in one piece, are 0.
+        ``part_zyx``: part ``i + 1`` grows from seed ``i``; 0 outside, and where pieces of the object have no seed.
     """
     height_zyx = _heights(np.pad(mask_zyx, 1), voxel_size, smoothing)[1:-1, 1:-1, 1:-1]
     markers_zyx = np.zeros(mask_zyx.shape, np.int32)
     markers_zyx[tuple(np.asarray(seeds_zyx).T)] = np.arange(1, len(seeds_zyx) + 1)
     part_zyx: npt.NDArray[np.int32] = watershed(-height_zyx, markers_zyx, mask=mask_zyx)  # type: ignore[no-untyped-call]
     return part_zyx
+
+
+@dataclass(frozen=True)
+class Basins:
+    """Basins from 0 to n - 1 and their contacts.
+
+    Attributes:
+        voxels: (n,) size of each.
+        volume: Of a voxel, in nm3.
+        peaks: (n,) height of each in nm: the distance from its middle to the border.
+        places: (n, 3) of the peaks, in nm.
+        pairs: (m, 2) basins that touch.
+        saddles: (m,) height of the highest contact of each pair, in nm.
+    """
+
+    voxels: npt.NDArray[np.integer]
+    volume: float
+    peaks: Floats
+    places: Floats
+    pairs: npt.NDArray[np.int64]
+    saddles: Floats
 
 
 def find_basins(
@@ -121,7 +152,7 @@ def _heights(mask_zyx: Mask, voxel_size: Sequence[float], smoothing: float) -> H
 
 def _saddles(
     basins_zyx: npt.NDArray[np.int32], height_zyx: Heights, connectivity: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[np.int64], Floats]:
     """Pairs of basins that touch (from 0), and the height of the highest contact of each."""
     count = int(basins_zyx.max()) + 1
     codes, heights = [], []
@@ -141,47 +172,6 @@ def _saddles(
     return np.stack([code // count - 1, code % count - 1], -1), saddles
 
 
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Basins:
-    """Basins from 0 to n - 1 and their contacts.
-
-    Attributes:
-        voxels: (n,) size of each.
-        volume: Of a voxel, in nm3.
-        peaks: (n,) height of each in nm: the distance from its middle to the border.
-        places: (n, 3) of the peaks, in nm.
-        pairs: (m, 2) basins that touch.
-        saddles: (m,) height of the highest contact of each pair, in nm.
-    """
-
-    voxels: npt.NDArray[np.integer]
-    volume: float
-    peaks: Floats
-    places: Floats
-    pairs: npt.NDArray[np.int64]
-    saddles: Floats
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """When two basins are one object.
-
-    Attributes:
-        neck: Joined if the saddle is at least this share of the lower peak.
-        depth: Joined if the lower peak rises above the saddle by less, in nm.
-        seed_distance: Joined if their peaks lie closer together, in nm.
-        fragment: A part below so many nm3 is joined to the neighbour with the highest saddle.
-    """
-
-    neck: float = 0.5
-    depth: float = 0.0
-    seed_distance: float = 0.0
-    fragment: float = 0.0
-
-
 class _Parts:
     """Basins as they are joined; the peak of a part is the highest of its basins."""
 
@@ -197,9 +187,10 @@ class _Parts:
     def peak(self, root: int) -> float:
         return float(self._basins.peaks[self._highest[root]])
 
-    def place(self, root: int) -> Floats:
-        place: Floats = self._basins.places[self._highest[root]]
-        return place
+    def distance(self, a: int, b: int) -> float:
+        """Between the peaks of two parts, in nm."""
+        places = self._basins.places
+        return float(np.linalg.norm(places[self._highest[a]] - places[self._highest[b]]))
 
     def join(self, a: int, b: int) -> None:
         """Join two roots."""
@@ -211,11 +202,7 @@ class _Parts:
 
 
 def join_basins(basins: Basins, criterion: Criterion) -> npt.NDArray[np.int32]:
-    """Join basins from the highest saddle on.
-
-    Returns:
-        (n + 1,) the part of each basin: row 0 is 0, row i + 1 the part of basin i, from 1 on.
-    """
+    """Join basins from the highest saddle on: (n + 1,), 0 and then the part of each basin, from 1 on."""
     parts = _Parts(basins)
     order = np.lexsort((basins.pairs[:, 1], basins.pairs[:, 0], -basins.saddles))
     contacts = [(int(basins.pairs[i, 0]), int(basins.pairs[i, 1]), float(basins.saddles[i])) for i in order]
@@ -225,7 +212,7 @@ def join_basins(basins: Basins, criterion: Criterion) -> npt.NDArray[np.int32]:
             continue
         peak = min(parts.peak(a), parts.peak(b))
         wide = saddle >= criterion.neck * peak or peak - saddle < criterion.depth
-        if wide or float(np.linalg.norm(parts.place(a) - parts.place(b))) < criterion.seed_distance:
+        if wide or parts.distance(a, b) < criterion.seed_distance:
             parts.join(a, b)
     _join_fragments(parts, contacts, criterion.fragment / basins.volume)
     roots = [parts.root(i) for i in range(len(basins.peaks))]

@@ -1,9 +1,12 @@
-"""Binary solids with known surface, volume and length, at any voxel size, place and turn; lengths in nm."""
+"""Binary solids of known surface, volume and length, at any voxel size, place and turn (nm), and their measures."""
 
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from scipy.special import ellipeinc, ellipkinc
+
+from mitoseg.segmentation.centreline import shape_centreline
+from mitoseg.segmentation.smooth_shape import WHOLE, mesh_area, shape_mesh, smooth_shape
 
 
 def ellipsoid_area(*axes):
@@ -75,3 +78,12 @@ def helix(radius, pitch, turns, count=2000):
 
 def arc_length(line):
     return np.linalg.norm(np.diff(line, axis=0), axis=1).sum()
+
+
+def centreline(mask, spacing, cut=WHOLE):
+    return shape_centreline(smooth_shape(mask, spacing, cut))
+
+
+def surface_area(mask, spacing, cut=WHOLE):
+    shape = smooth_shape(mask, spacing, cut)
+    return mesh_area(shape, *shape_mesh(shape))

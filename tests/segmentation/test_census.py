@@ -9,7 +9,7 @@ from scipy.ndimage import find_objects
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation.blockwise import COLUMNS, STARTS, STOPS, count_block, merge_counts, take_census
+from mitoseg.segmentation.blockwise import COLUMNS, STARTS, STOPS, count_block, count_instances, merge_counts
 from mitoseg.volumes import ArrayVolume
 
 labels_of = st.tuples(st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 2**32), st.sampled_from([2, 5, 40]))
@@ -37,7 +37,7 @@ def test_merging_blocks_in_any_order_is_counting_the_whole(drawn, block, random)
 @given(labels_of)
 def test_boxes_are_those_of_scipy(drawn):
     labels = random_labels(*drawn)
-    found = take_census(ArrayVolume(labels), block=(2, 3, 4)).set_index("instance")
+    found = count_instances(ArrayVolume(labels), block=(2, 3, 4)).set_index("instance")
     boxes = {n: box for n, box in enumerate(find_objects(labels), 1) if box is not None}
     assert set(found.index) == set(boxes)
     for n, box in boxes.items():
@@ -51,13 +51,13 @@ def test_any_type_and_any_id(dtype):
     labels = np.zeros((3, 4, 5), dtype)
     top = True if dtype is bool else np.iinfo(dtype).max
     labels[1, 1:3, 2:5] = top
-    (row,) = take_census(ArrayVolume(labels)).to_dict("records")
+    (row,) = count_instances(ArrayVolume(labels)).to_dict("records")
     assert row == dict(zip(COLUMNS, [int(top), 6, 1, 1, 2, 2, 3, 5], strict=True))
 
 
 def test_nothing_is_an_empty_table_of_the_same_kind():
-    empty = take_census(ArrayVolume(np.zeros((3, 3, 3), np.uint16)))
-    full = take_census(ArrayVolume(np.ones((3, 3, 3), np.uint16)))
+    empty = count_instances(ArrayVolume(np.zeros((3, 3, 3), np.uint16)))
+    full = count_instances(ArrayVolume(np.ones((3, 3, 3), np.uint16)))
     assert len(empty) == 0
     assert empty.dtypes.to_dict() == full.dtypes.to_dict()
 
@@ -65,4 +65,4 @@ def test_nothing_is_an_empty_table_of_the_same_kind():
 @pytest.mark.parametrize(("labels", "told"), [(np.full((2, 2, 2), -3), "negative"), (np.ones((2, 2, 2)), "whole")])
 def test_what_are_no_labels(labels, told):
     with pytest.raises(UserError, match=told):
-        take_census(ArrayVolume(labels))
+        count_instances(ArrayVolume(labels))

@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from solids import arc, arc_length, ellipsoid, helix, straight, tube
-
-from mitoseg.segmentation.centreline import centreline
+from solids import arc, arc_length, centreline, ellipsoid, helix, straight, tube
 
 CUBIC, THICK = (5.0, 5.0, 5.0), (30.0, 5.0, 5.0)
 R = 45.0  # nm

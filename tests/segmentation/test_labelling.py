@@ -13,7 +13,7 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
-from mitoseg.segmentation.blockwise import merge_blocks, relabel_block, summarize_block
+from mitoseg.segmentation.blockwise import Joiner, relabel_block, summarize_block
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 
 SIZE = (10.0, 10.0, 10.0)
@@ -94,12 +94,18 @@ def test_any_box_is_a_part_of_the_whole(mask_zyx, data):
     np.testing.assert_array_equal(found.read(box), found.read()[box.slices])
 
 
+def joined(summaries):
+    joiner = Joiner()
+    for summary in summaries:
+        joiner.add(summary)
+    return joiner.finish()
+
+
 def test_blocks_may_be_merged_in_any_order():
     mask = ArrayVolume(np.random.default_rng(0).random((6, 7, 8)) < 0.3)
     parts = list(tiles(mask.box, (3, 2, 5)))
     summaries = [summarize_block(mask, part, 18) for part in parts]
-    objects, tables = merge_blocks(summaries)
-    _, other = merge_blocks(summaries[::-1])
+    (objects, tables), (_, other) = joined(summaries), joined(summaries[::-1])
     expected = scipy_labels(mask.read(), 18)
     for part in reversed(parts):
         np.testing.assert_array_equal(tables[part], other[part])

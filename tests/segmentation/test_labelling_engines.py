@@ -16,7 +16,7 @@ from test_labelling import CUTS, in_raster_order
 from mitoseg.engines import DaskEngine, LocalEngine
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
-from mitoseg.segmentation.blockwise import pack, take_census, unpack, write_blocks
+from mitoseg.segmentation.blockwise import count_instances, pack, unpack, write_blocks
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 
 SIZE = (10.0, 10.0, 10.0)
@@ -59,8 +59,8 @@ def test_whoever_does_which_block(mask_zyx, block, connectivity, split, seed):
     if not split:
         whole = cc3d.connected_components(mask_zyx, connectivity=connectivity)
         np.testing.assert_array_equal(kept.array, in_raster_order(whole))
-    census = take_census(ArrayVolume(kept.array), block=block, engine=engine)
-    assert census.to_dict("list") == take_census(ArrayVolume(kept.array)).to_dict("list")
+    counted = count_instances(ArrayVolume(kept.array), block=block, engine=engine)
+    assert counted.to_dict("list") == count_instances(ArrayVolume(kept.array)).to_dict("list")
 
 
 @given(arrays(st.sampled_from([np.uint32, np.int32, np.uint64]), st.tuples(*[st.integers(0, 4)] * 2)))

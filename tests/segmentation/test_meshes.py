@@ -9,9 +9,7 @@ from shapes import ball
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import meshes as module
-from mitoseg.segmentation.meshes import Mesh, mesh_object, simplify
-from mitoseg.segmentation.postprocess import even_spacing
-from mitoseg.segmentation.smooth_shape import hold_volume, taubin
+from mitoseg.segmentation.meshes import Mesh, even_spacing, hold_volume, mesh_object, simplify, taubin
 
 CUBE = Mesh(
     np.array([[x, y, z] for x in (0.0, 2.0) for y in (0.0, 3.0) for z in (0.0, 4.0)]),

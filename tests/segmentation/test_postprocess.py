@@ -7,7 +7,7 @@ from scipy.special import expit, logit
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.postprocess import mean_field, opening, refine_boundaries, z_median
+from mitoseg.segmentation.postprocess import mean_field, opening, refine_boundaries
 
 RNG = np.random.default_rng(0)
 SIZE = (20.0, 5.0, 5.0)
@@ -34,7 +34,7 @@ def test_without_steps_there_is_the_threshold():
 def test_z_median_is_scipy_s(depth):
     mask = RNG.random((20, 8, 8)) < 0.5
     expected = ndimage.median_filter(mask.astype(np.uint8), (depth, 1, 1), mode="nearest")
-    np.testing.assert_array_equal(z_median(mask, depth), expected)
+    np.testing.assert_array_equal(Postprocess(z_median=depth)(mask.astype(np.float32), 0.5), expected)
 
 
 def test_unsure_components_of_a_slice_go():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from skimage.measure import marching_cubes, mesh_surface_area
-from solids import crop, ellipsoid, grid, straight, torus, tube
+from solids import crop, ellipsoid, grid, straight, surface_area, torus, tube
 
-from mitoseg.segmentation.smooth_shape import shape_mesh, smooth_shape, surface_area
+from mitoseg.segmentation.smooth_shape import shape_mesh, smooth_shape
 
 CUBIC, THICK = (5.0, 5.0, 5.0), (30.0, 5.0, 5.0)
 

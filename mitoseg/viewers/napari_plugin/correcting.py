@@ -13,9 +13,10 @@ from scipy.ndimage import find_objects
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.segmentation import Labelling, Sources
-from mitoseg.segmentation.blockwise import STARTS, STOPS, count_block, merge_counts
-from mitoseg.segmentation.morphometry import measure_group
-from mitoseg.segmentation.splitting import split_at_seeds, split_mask
+from mitoseg.segmentation.blockwise import count_block, merge_counts
+from mitoseg.segmentation.labelling import split_object
+from mitoseg.segmentation.morphometry import TYPES, measure_group
+from mitoseg.segmentation.splitting import split_at_seeds
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize
 
 Index = tuple[npt.NDArray[np.intp], ...]
@@ -59,14 +60,8 @@ def split_necks(
     edits: list[Edit] = []
     for i in wanted:
         box = _box(labels_zyx, i)
-        part_zyx = split_mask(
-            labels_zyx[box.slices] == i,
-            voxel_size,
-            labelling.criterion,
-            smoothing=labelling.smoothing,
-            connectivity=labelling.connectivity,
-            closed=[(a > 0, b < n) for a, b, n in zip(box.start, box.stop, labels_zyx.shape, strict=True)],
-        )
+        mask_zyx = labels_zyx[box.slices] == i
+        part_zyx = split_object(mask_zyx, box, labels_zyx.shape, labelling, voxel_size)
         if part_zyx.max() > 1:
             edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
     if not edits:
@@ -193,9 +188,7 @@ def measure_again(table: pd.DataFrame, sources: Sources, changed: Collection[int
     rows = pd.DataFrame(measure_group(sources, merge_counts(found))) if found else table.iloc[:0]
     kept = table[~table["instance"].isin(ids)]
     joined = pd.concat([part for part in (kept, rows.reindex(columns=table.columns)) if len(part)] or [kept])
-    whole = dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64)
-    types = {"instance": np.uint64, "touches_border": bool, **whole}
-    return joined.astype(types).sort_values("instance", ignore_index=True)
+    return joined.astype(TYPES).sort_values("instance", ignore_index=True)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
