@@ -24,12 +24,7 @@ SLIC (Achanta et al., IEEE TPAMI 34(11), 2012) is k-means on position and colour
 place on a grid. On grey values alone its supervoxels cross membranes that are faint; with what the learned maps say as
 a second colour they follow the boundaries that matter.
 
-The graph says which supervoxels touch, over what area, and what lies between them.
-
-faces between voxels          [ 3 | 3 | 7 ]      a shifted array beside itself: (3, 7) is a pair, with the
-along z, y and x               ------+---        face's area and the map's values on both sides
-
-Statistics are sums over blocks: a supervoxel lies in one block, whose numbers start at an offset.
+The graph says which supervoxels touch, over what area, and what lies between them. A supervoxel lies in one block.
 """
 
 from __future__ import annotations
@@ -52,8 +47,7 @@ from mitoseg.geometry import Box
 from mitoseg.volumes import Array, Volume, check_same_shape
 
 FloatArray = npt.NDArray[np.float32]
-
-Block = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], FloatArray, FloatArray]
+Regions = npt.NDArray[np.int32]
 
 GREY, BOUNDARY, INSIDE = 0, 1, 2
 """The first columns of a supervoxel's features: the means of these."""
@@ -71,7 +65,7 @@ class Description:
         pair_features: (E, Q) float32, of each pair in the graph.
     """
 
-    region_zyx: npt.NDArray[np.int32]
+    region_zyx: Regions
     size: npt.NDArray[np.int64]
     features: FloatArray
     graph: RegionGraph
@@ -86,7 +80,7 @@ class RegionDescriber:
         voxel_size: (z, y, x) in nm.
         region_size: Edge in nm of a cube as large as a supervoxel is on average.
         sigmas: Scales of the voxels' features in nm.
-        compactness: Of supervoxels; see `mitoseg.classical.describing.supervoxels`.
+        compactness: Of supervoxels, the weight of position against colour.
         guidance: Weight in SLIC of the learned maps against the grey value; 0 is plain SLIC.
         band: Half the width in nm of what counts as a boundary when the maps are learned.
         reach: Of rays, in nm.
@@ -117,11 +111,7 @@ class RegionDescriber:
                 raise UserError(f"{name} is not above zero", getattr(self, name), "give a larger number")
 
     def fit(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> RegionDescriber:
-        """Learn the grey range and the maps.
-
-        Raises:
-            UserError: Image and labels do not match, or the labels lack one of the classes.
-        """
+        """Learn the grey range and the maps."""
         image, label = as_volume(image_zyx), as_volume(label_zyx)
         check_same_shape(image, label)
         grey = grey_range(image, self.seed)
@@ -131,11 +121,7 @@ class RegionDescriber:
         return self
 
     def describe(self, image_zyx: Array | Volume) -> Description:
-        """Supervoxels of an image with their features and neighbours.
-
-        Raises:
-            UserError: Nothing was fitted.
-        """
+        """Supervoxels of an image with their features and neighbours."""
         image = as_volume(image_zyx)
         region_zyx = np.empty(image.shape, np.int32)
         boundary_zyx = np.empty(image.shape, np.uint8)
@@ -156,7 +142,7 @@ class RegionDescriber:
         everything = np.concatenate([own, near, further, rays], axis=1)
         return Description(region_zyx, size, everything, graph, pair_features(own, graph))
 
-    def _block(self, image: Volume, box: Box) -> Block:
+    def _block(self, image: Volume, box: Box) -> tuple[Regions, npt.NDArray[np.uint8], FloatArray, FloatArray]:
         """Supervoxels, boundary map, own features and centres of one block."""
         if self.maps_ is None or self.grey_ is None:
             raise UserError("the classical method is not fitted", None, "call fit first, or load one that is")
@@ -202,11 +188,10 @@ class RegionDescriber:
 
 
 def pair_features(own: FloatArray, graph: RegionGraph) -> FloatArray:
-    """What tells whether two neighbours lie on two sides of a mitochondrion's boundary, whichever comes first.
+    """(E, 9) what tells whether neighbours lie on two sides of a mitochondrion's boundary, whichever comes first.
 
-    Returns:
-        (E, 9): the boundary map between them (mean, largest), and of grey value, boundary and inside the sum and the
-        absolute difference; and the largest inside.
+    The boundary map between them (mean, largest), of grey value, boundary and inside the sum and the absolute
+    difference, and the largest inside.
     """
     one, two = (own[graph.pairs[:, k], : INSIDE + 1] for k in (0, 1))
     columns = [graph.boundary[:, None] / 255, graph.crest[:, None] / 255, one + two, np.abs(one - two)]
@@ -222,8 +207,7 @@ CHUNK = 40_000
 def directions() -> tuple[FloatArray, npt.NDArray[np.intp]]:
     """Unit vectors to the 26 neighbours of a voxel, and the group of each: axes that differ in signs alone.
 
-    Returns:
-        ``(26, 3)`` float32 of which row 25 - r is opposite to row r, and ``(26,)`` numbers 0 ... 6.
+    Of the (26, 3), row 25 - r is opposite to row r; the (26,) groups are 0 ... 6.
     """
     grid = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
     grid = grid[np.abs(grid).any(1)]
@@ -284,11 +268,7 @@ def ray_features(
     reach: float,
     level: int = 128,
 ) -> FloatArray:
-    """Rotation-invariant descriptors of the surroundings of many centres.
-
-    Returns:
-        (N, `RAY_FEATURES`) float32; lengths are shares of the reach.
-    """
+    """Rotation-invariant descriptors (N, `RAY_FEATURES`) of what surrounds the centres, lengths as shares of reach."""
     parts = [
         _describe(boundary_zyx, centre[a : a + CHUNK], voxel_size, reach, level) for a in range(0, len(centre), CHUNK)
     ]
@@ -336,8 +316,8 @@ def supervoxels(
     *,
     compactness: float = 0.05,
     blur: float = 5.0,
-) -> npt.NDArray[np.int32]:
-    """Cut a block into connected supervoxels.
+) -> Regions:
+    """Cut a block into connected supervoxels, numbered from 0 without a gap.
 
     Args:
         colour_zyxc: Channels of values 0 ... 1, weighted as they shall count.
@@ -345,9 +325,6 @@ def supervoxels(
         voxel_size: (z, y, x) in nm.
         compactness: Weight of position against colour.
         blur: Standard deviation in nm of a Gaussian filter that comes first.
-
-    Returns:
-        (Z, Y, X) numbers from 0 without a gap.
     """
     smooth = gaussian_filter(colour_zyxc, [*(blur / v for v in voxel_size), 0], mode="nearest", truncate=2)
     shape = colour_zyxc.shape[:3]
@@ -387,14 +364,7 @@ class RegionGraph:
     crest: FloatArray
 
     def neighbour_means(self, values: FloatArray) -> FloatArray:
-        """Mean of each column of values over a supervoxel's neighbours, weighted by the area they share.
-
-        Args:
-            values: (N, F).
-
-        Returns:
-            (N, F); a supervoxel without neighbours keeps its own values.
-        """
+        """Mean (N, F) of the values of a supervoxel's neighbours, weighted by shared area; without any, its own."""
         i, j = self.pairs.T
         ends = (np.concatenate([i, j]), np.concatenate([j, i]))
         weights = csr_array((np.concatenate([self.area, self.area]), ends), shape=(len(values),) * 2)
@@ -404,19 +374,9 @@ class RegionGraph:
 
 
 def region_graph(
-    region_zyx: npt.NDArray[np.int32],
-    boundary_zyx: npt.NDArray[np.uint8],
-    voxel_size: Sequence[float],
-    depth: int = 16,
+    region_zyx: Regions, boundary_zyx: npt.NDArray[np.uint8], voxel_size: Sequence[float], depth: int = 16
 ) -> RegionGraph:
-    """The graph of a volume, gathered by slabs of ``depth`` slices.
-
-    Args:
-        region_zyx: Numbers of supervoxels from 0.
-        boundary_zyx: A map that says where boundaries are, 0 ... 255.
-        voxel_size: (z, y, x) in nm.
-        depth: What bounds the memory.
-    """
+    """The graph of supervoxels numbered from 0, gathered by slabs of ``depth`` slices, which bounds the memory."""
     count = np.int64(region_zyx.max()) + 1
     faces = [float(np.prod(voxel_size) / v) for v in voxel_size]
     tables = []
@@ -433,7 +393,7 @@ Columns = list[npt.NDArray[Any]]
 
 
 def _faces(
-    region_zyx: npt.NDArray[np.int32], boundary_zyx: npt.NDArray[np.uint8], axis: int, count: np.int64, area: float
+    region_zyx: Regions, boundary_zyx: npt.NDArray[np.uint8], axis: int, count: np.int64, area: float
 ) -> Columns:
     """Keys, areas, area times boundary, and crests of the pairs of one slab along one axis."""
     low = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
@@ -460,34 +420,19 @@ def _merged(columns: Columns) -> Columns:
     ]
 
 
-Regions = npt.NDArray[np.int32]
-
 BINS = 12
 """Of a histogram of grey values, from the first to the last percentile of the training image."""
 
 
 def means(region: Regions, values: FloatArray, count: int) -> FloatArray:
-    """Mean of each row of values in each region.
-
-    Args:
-        region: (V,) numbers 0 ... count - 1.
-        values: (F, V).
-        count: Of regions, none of them empty.
-
-    Returns:
-        (count, F) float32.
-    """
+    """Mean (count, F) of each row of values (F, V) in each region (V,), none of them empty."""
     size = np.bincount(region, minlength=count)
     sums = [np.bincount(region, weights=row, minlength=count) for row in values]
     return (np.stack(sums, 1) / size[:, None]).astype(np.float32)
 
 
 def histograms(region: Regions, unit: FloatArray, count: int, bins: int = BINS) -> FloatArray:
-    """Share of each region's voxels in each bin of 0 ... 1.
-
-    Returns:
-        (count, bins) float32; rows sum to 1.
-    """
+    """Share (count, bins) of each region's voxels in each bin of 0 ... 1."""
     code = np.minimum((unit * bins).astype(np.int64), bins - 1)
     table = np.bincount(region.astype(np.int64) * bins + code, minlength=count * bins).reshape(count, bins)
     shares: FloatArray = (table / table.sum(1, keepdims=True)).astype(np.float32)
@@ -511,19 +456,3 @@ def spreads(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> Flo
     covariance = means(flat, products, count)[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(count, 3, 3)
     deviations: FloatArray = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).astype(np.float32)
     return deviations
-
-
-def label_counts(
-    region: Regions, label: npt.NDArray[np.generic], count: int, ignored: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Foreground voxels and labelled voxels of each region.
-
-    Args:
-        region: (V,).
-        label: (V,) 0 background, ``ignored`` neither, all else foreground.
-        count: Of regions.
-        ignored: The label that counts neither way.
-    """
-    known = label != ignored
-    fg = np.bincount(region[known & (label != 0)], minlength=count)
-    return fg, np.bincount(region[known], minlength=count)

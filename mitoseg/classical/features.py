@@ -11,14 +11,7 @@ At each scale sigma (nm) the image f is smoothed to f_s, and of that come
 The powers of sigma make scales comparable (Lindeberg, IJCV 30, 1998). All but the value do not change when the tissue
 is turned. Derivatives are central differences of f_s, per nm, so that thick sections count as what they are.
 
-What is computed needs a halo, and says how large it is:
-
-    |<- halo ->|<------ inner ------>|<- halo ->|     `inside` takes all of it and answers for the inner part;
-                                                      a call takes the inner part and repeats its border voxels
-
-Each answer is the same to the last bit however the volume is cut: no sum depends on where a piece begins.
-
-Volumes go piece by piece:
+A volume is read slab by slab, and each answer is the same to the last bit however it is cut:
 
     z  |<- halo ->|<- slab ->|<- halo ->|     read; beyond the volume its border voxels are repeated
                   |<- slab ->|                computed
@@ -37,14 +30,14 @@ import numpy.typing as npt
 from scipy.ndimage import correlate1d
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, slabs, tiles
+from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import Array, ArrayVolume, Volume, check_image_values
 
 Image = npt.NDArray[np.generic]
 
 FloatArray = npt.NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
-Margin = tuple[int, int, int]
+Margin = tuple[int, ...]
 ImageLike = Image | Volume
 
 TRUNCATE = 3.0
@@ -63,15 +56,11 @@ class VoxelFeatures:
         voxel_size: (z, y, x) in nm.
         tensor: Whether the eigenvalues of the structure tensor are among them (six more filters a scale).
 
-    Raises:
-        UserError: There is no scale, or a length is not above zero.
-
-    Example:
-        >>> features = VoxelFeatures((10.0,), (30.0, 5.0, 5.0))
-        >>> features.halo, features.names[:2]
-        ((1, 7, 7), ('value 10 nm', 'gradient 10 nm'))
-        >>> features(np.zeros((3, 8, 9), np.uint8)).shape
-        (6, 3, 8, 9)
+    >>> features = VoxelFeatures((10.0,), (30.0, 5.0, 5.0))
+    >>> features.halo, features.names[:2]
+    ((1, 7, 7), ('value 10 nm', 'gradient 10 nm'))
+    >>> features(np.zeros((3, 8, 9), np.uint8)).shape
+    (6, 3, 8, 9)
     """
 
     sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)
@@ -100,33 +89,14 @@ class VoxelFeatures:
     @property
     def halo(self) -> Margin:
         """Voxels (z, y, x) beyond a voxel on each side that its features depend on."""
-        z, y, x = (max(axis) for axis in zip(*map(self._reach, self.sigmas), strict=True))
-        return z, y, x
+        return tuple(max(axis) for axis in zip(*map(self._reach, self.sigmas), strict=True))
 
     def __call__(self, image_zyx: Image) -> FloatArray:
-        """Features of a whole image, whose border voxels are repeated beyond it.
-
-        Args:
-            image_zyx: Any real dtype.
-
-        Returns:
-            float32 (F, Z, Y, X).
-        """
+        """Features (F, Z, Y, X) of a whole image, whose border voxels are repeated beyond it."""
         return self.inside(np.pad(image_zyx, [(h, h) for h in self.halo], mode="edge"))
 
     def inside(self, image_zyx: Image, threads: int = 1) -> FloatArray:
-        """Features of the inner part of an image, that is without `halo` voxels on each side.
-
-        Args:
-            image_zyx: Any real dtype; (Z, Y, X) of the inner part and twice the halo.
-            threads: That share the scales.
-
-        Returns:
-            float32 (F, Z, Y, X).
-
-        Raises:
-            UserError: The image is no larger than its halo.
-        """
+        """Features (F, Z, Y, X) of an image without `halo` voxels on each side; the threads share the scales."""
         shape = [n - 2 * h for n, h in zip(image_zyx.shape, self.halo, strict=True)]
         if min(shape) < 1:
             raise UserError("the image is no larger than the halo of its features", image_zyx.shape, "give more of it")
@@ -147,18 +117,16 @@ class VoxelFeatures:
 
     def _reach(self, sigma: float) -> Margin:
         """Halo of one scale: its filter and one voxel for the differences, and the tensor's filter."""
-        outer = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
-        z, y, x = (a + b + 1 for a, b in zip(self._radius(sigma), outer, strict=True))
-        return z, y, x
+        outer: Margin = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
+        return tuple(a + b + 1 for a, b in zip(self._radius(sigma), outer, strict=True))
 
     def _radius(self, sigma: float) -> Margin:
-        z, y, x = (radius_of(sigma / v) for v in self.voxel_size)
-        return z, y, x
+        return tuple(radius_of(sigma / v) for v in self.voxel_size)
 
     def _scale(self, image_zyx: FloatArray, sigma: float, out: FloatArray) -> None:
         """Fill the rows of one scale from the image with that scale's halo."""
         smooth = gaussian(image_zyx, [sigma / v for v in self.voxel_size])
-        margin = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
+        margin: Margin = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
         step = [sigma / v for v in self.voxel_size]
         for z, slices in enumerate(_triples(crop(smooth, margin))):
             hessian = second_differences(slices, step)
@@ -179,11 +147,7 @@ class VoxelFeatures:
 
 
 def radius_of(sigma: float) -> int:
-    """Voxels to each side that a Gaussian filter of ``sigma`` voxels looks at.
-
-    >>> radius_of(0.4), radius_of(2.0)
-    (0, 6)
-    """
+    """Voxels to each side that a Gaussian filter of ``sigma`` voxels looks at."""
     return math.ceil(TRUNCATE * sigma - 1e-9) if sigma >= LEAST else 0
 
 
@@ -252,11 +216,6 @@ def symmetric_eigenvalues(matrix: Sequence[FloatArray]) -> tuple[FloatArray, Flo
 
     Returns:
         Three arrays of that shape, the largest first.
-
-    Example:
-        >>> one = np.ones(1, np.float32)
-        >>> [round(float(e[0]), 3) for e in symmetric_eigenvalues([2 * one, 3 * one, one, one, 0 * one, 0 * one])]
-        [3.618, 1.382, 1.0]
     """
     aa, bb, cc, ab, ac, bc = matrix
     q = (aa + bb + cc) * np.float32(1 / 3)
@@ -281,11 +240,7 @@ BUDGET = 2**28
 
 
 def as_volume(image_zyx: ImageLike) -> Volume:
-    """An array or a volume as a volume.
-
-    Raises:
-        UserError: The array is not three-dimensional, or empty.
-    """
+    """An array or a volume as a volume."""
     if isinstance(image_zyx, Volume):
         return image_zyx
     image_zyx = np.asarray(image_zyx)
@@ -295,11 +250,7 @@ def as_volume(image_zyx: ImageLike) -> Volume:
 
 
 def read_with_halo(volume: Volume, box: Box, halo: Sequence[int]) -> Array:
-    """Read a box and ``halo`` voxels around it, the volume's border voxels repeated beyond it.
-
-    Raises:
-        UserError: Some values are NaN, infinite or complex.
-    """
+    """Read a box and ``halo`` voxels around it, the volume's border voxels repeated beyond it."""
     wanted = box.grow(halo)
     read = wanted.clip(volume.box)
     image_zyx = volume.read(read)
@@ -313,35 +264,12 @@ def slab_depth(volume: Volume, features: VoxelFeatures) -> int:
     return max(1, BUDGET // (len(features.names) * volume.shape[1] * volume.shape[2]))
 
 
-def slab_features(
-    volume: Volume, box: Box, features: VoxelFeatures, depth: int, threads: int = 1
-) -> Iterator[tuple[Box, FloatArray]]:
-    """The features of a box, slab by slab.
-
-    Args:
-        volume: The image.
-        box: What is wanted.
-        features: Of each voxel.
-        depth: Slices of a slab.
-        threads: That share the scales.
-
-    Yields:
-        The slab, and float32 (F, Z, Y, X) of its voxels.
-    """
-    for slab in slabs(box, depth):
-        yield slab, features.inside(read_with_halo(volume, slab, features.halo), threads)
-
-
 BLOCK = 6_000_000
 """Voxels of a block: what bounds the memory of its features."""
 
 
 def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:
-    """Cut a volume into blocks of about equal shape, as near to cubes as the volume allows.
-
-    Args:
-        shape: (z, y, x).
-        voxels: The most that a block may have, give or take the rounding.
+    """Cut a volume into blocks of about equal shape, of at most ``voxels`` (but for rounding), as cubic as can be.
 
     >>> [str(b) for b in even_blocks((4, 10, 4), 64)]
     ['[0:4,0:4,0:4]', '[0:4,4:8,0:4]', '[0:4,8:10,0:4]']
@@ -356,11 +284,7 @@ def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:
 
 
 def grey_range(volume: Volume, seed: int, voxels: int = 2_000_000) -> tuple[float, float]:
-    """Grey values below and above which lies one percent of the voxels, from a sample of slices.
-
-    Returns:
-        (low, high), high above low.
-    """
+    """Grey values below and above which lies one percent of the voxels, from a sample of slices; high above low."""
     z, y, x = volume.shape
     count = min(z, max(1, voxels // (y * x)))
     chosen = np.sort(np.random.default_rng(seed).permutation(z)[:count]).tolist()

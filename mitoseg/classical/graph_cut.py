@@ -27,7 +27,6 @@ every supervoxel the log-odds at which it changes sides: `cut_ladder`, a probabi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +36,9 @@ from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.geometry import Box, tiles
 
-Mask = npt.NDArray[np.bool_]
-
 Cost = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+Pairs = npt.NDArray[np.integer]
 
 SURE = 1e-4
 """Probabilities nearer to 0 and 1 have the log-odds of this one."""
@@ -61,7 +60,7 @@ def unary_costs(probability_zyx: npt.NDArray[np.float32], threshold: float) -> n
     return costs
 
 
-def pair_weights(smoothness: float, voxel_size: Sequence[float]) -> tuple[float, float, float]:
+def pair_weights(smoothness: float, voxel_size: Sequence[float]) -> tuple[float, ...]:
     """Weights w_a of neighbours along z, y, x: ``smoothness`` along the smallest spacing, less the farther apart.
 
     The face between two voxels that are v_a apart has the area V / v_a, V the volume of a voxel: so the pairs measure
@@ -70,8 +69,7 @@ def pair_weights(smoothness: float, voxel_size: Sequence[float]) -> tuple[float,
     >>> pair_weights(2.0, (30.0, 5.0, 5.0))[1:]
     (2.0, 2.0)
     """
-    z, y, x = (smoothness * min(voxel_size) / v for v in voxel_size)
-    return z, y, x
+    return tuple(smoothness * min(voxel_size) / v for v in voxel_size)
 
 
 def minimum_cut(cost_zyx: Cost, weights: Sequence[float]) -> Mask:
@@ -80,9 +78,6 @@ def minimum_cut(cost_zyx: Cost, weights: Sequence[float]) -> Mask:
     Args:
         cost_zyx: u, what a voxel pays for being foreground; below zero it gains.
         weights: w along z, y, x, not negative.
-
-    Raises:
-        UserError: A weight is negative or no number, or PyMaxflow is missing.
     """
     if not all(w >= 0 for w in weights):
         raise UserError("a graph cut cannot favour neighbours that differ", tuple(weights), "give weights from 0 up")
@@ -100,31 +95,15 @@ def minimum_cut(cost_zyx: Cost, weights: Sequence[float]) -> Mask:
     # a node on the sink's side is True, and pays the price of its edge from the source
     graph.add_grid_tedges(nodes_zyx, np.maximum(cost_zyx, 0), np.maximum(-cost_zyx, 0))
     graph.maxflow()
-    mask: Mask = graph.get_grid_segments(nodes_zyx)
-    return mask
+    mask_zyx: Mask = graph.get_grid_segments(nodes_zyx)
+    return mask_zyx
 
 
-def cut_in_parts(
-    cost_zyx: Cost,
-    weights: Sequence[float],
-    part: Sequence[int] = PART,
-    overlap: int = OVERLAP,
-) -> Mask:
-    """The mask of least energy, part by part.
-
-    Args:
-        cost_zyx: As `minimum_cut`.
-        weights: As `minimum_cut`.
-        part: Voxels (z, y, x) that a part answers for.
-        overlap: Voxels that it sees beyond them, on each side.
-
-    Raises:
-        UserError: As `minimum_cut`, or a part is empty.
-    """
+def cut_in_parts(cost_zyx: Cost, weights: Sequence[float], part: Sequence[int] = PART, overlap: int = OVERLAP) -> Mask:
+    """`minimum_cut` part by part: each answers for ``part`` voxels and sees ``overlap`` beyond them on each side."""
     if min(part) < 1 or overlap < 0:
-        raise UserError(
-            "no parts to cut in", (tuple(part), overlap), "give a part of 1 or more, an overlap of 0 or more"
-        )
+        remedy = "give a part of 1 or more, an overlap of 0 or more"
+        raise UserError("no parts to cut in", (tuple(part), overlap), remedy)
     whole = Box.of_shape(cost_zyx.shape)
     mask_zyx = np.empty(cost_zyx.shape, bool)
     for box in tiles(whole, part):
@@ -133,27 +112,17 @@ def cut_in_parts(
     return mask_zyx
 
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
 MARGIN = 1e-3
 """Log-odds that stay between a node and the level that it does not reach, enough to survive float32."""
 
 
-def minimum_graph_cut(
-    cost: FloatArray, pairs: npt.NDArray[np.integer[Any]], weight: FloatArray
-) -> npt.NDArray[np.bool_]:
-    """The labelling of least energy.
+def minimum_graph_cut(cost: Cost, pairs: Pairs, weight: Cost) -> Mask:
+    """The labelling (N,) of least energy.
 
     Args:
         cost: (N,) of foreground, against 0 of background.
         pairs: (E, 2) numbers of nodes.
         weight: (E,) of a pair that differs, none below zero.
-
-    Returns:
-        (N,) whether a node is foreground.
-
-    Raises:
-        UserError: PyMaxflow is not installed.
     """
     graph = import_extra("maxflow", "PyMaxflow", "classical").Graph[float](len(cost), len(pairs))
     nodes = graph.add_nodes(len(cost))
@@ -168,32 +137,23 @@ def minimum_graph_cut(
     return foreground
 
 
-def energy(
-    labels: npt.NDArray[np.bool_], cost: FloatArray, pairs: npt.NDArray[np.integer[Any]], weight: FloatArray
-) -> float:
-    """E(y), the sum that `minimum_cut` makes least."""
+def energy(labels: Mask, cost: Cost, pairs: Pairs, weight: Cost) -> float:
+    """E(y), the sum that `minimum_graph_cut` makes least."""
     differ = labels[pairs[:, 0]] != labels[pairs[:, 1]]
     return float(cost[labels].sum() + weight[differ].sum())
 
 
 def cut_ladder(
-    log_odds: FloatArray,
-    size: FloatArray,
-    pairs: npt.NDArray[np.integer[Any]],
-    weight: FloatArray,
-    levels: FloatArray,
+    log_odds: Cost,
+    size: Cost,
+    pairs: Pairs,
+    weight: Cost,
+    levels: Cost,
 ) -> npt.NDArray[np.float64]:
     """Log-odds after the graph cut: a node's is at or above a level if the cut at that level makes it foreground.
 
-    Args:
-        log_odds: (N,) before.
-        size: (N,) what a node weighs.
-        pairs: (E, 2).
-        weight: (E,).
-        levels: (L,) ascending; the cut at level t has the costs ``size * (t - log_odds)``.
-
-    Returns:
-        (N,) float64. Between two levels a node keeps its own log-odds, cut to that interval.
+    The cut at level t (they ascend) has the costs ``size * (t - log_odds)``. Between two levels a node keeps its own
+    log-odds, cut to that interval.
     """
     steps = np.zeros(len(log_odds), np.intp)
     for level in levels:

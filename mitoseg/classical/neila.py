@@ -59,9 +59,6 @@ class NeilaSegmenter(VoxelClassifier):
         surface: Standard deviation in nm of the smoothing of the surface, None: none.
         part: Voxels (z, y, x) of a partition.
         overlap: Voxels that partitions see of each other.
-
-    Raises:
-        UserError: A parameter is out of range.
     """
 
     trees: int = 200
@@ -100,18 +97,12 @@ class NeilaSegmenter(VoxelClassifier):
     def predict(
         self, image_zyx: ImageLike, threshold: float | None = None, *, regularize: bool = True
     ) -> npt.NDArray[np.uint8]:
-        """The mask.
+        """The mask, uint8 of 0 and 1.
 
         Args:
             image_zyx: An array or a volume, (Z, Y, X).
             threshold: Instead of `cut_threshold`, or of `threshold` without regularisation.
             regularize: Whether neighbours have a say; without, each voxel is decided alone (the unary-only ablation).
-
-        Returns:
-            ``mask_zyx`` uint8 of 0 and 1.
-
-        Raises:
-            UserError: As `predict_proba`, or PyMaxflow is missing.
         """
         return self.segment(self.predict_proba(image_zyx), threshold, regularize=regularize)
 
@@ -122,7 +113,7 @@ class NeilaSegmenter(VoxelClassifier):
         if not regularize:
             return (prob_zyx >= (self.threshold if threshold is None else threshold)).astype(np.uint8)
         start = self.cut_threshold if threshold is None else threshold
-        mask = self._cut(prob_zyx, Trial(self.smoothness, start, 0.0))
+        mask = self._cut(prob_zyx, self.smoothness, start)
         if self.surface is not None:
             mask = smooth_probability(mask.astype(np.float32), self.surface, self.voxel_size) >= np.float32(0.5)
         return mask.astype(np.uint8)
@@ -142,9 +133,6 @@ class NeilaSegmenter(VoxelClassifier):
 
         Returns:
             All that was tried, the voxels alone first.
-
-        Raises:
-            UserError: As `calibrate`, or PyMaxflow is missing.
         """
         pairs = list(self._validation(image_zyx, label_zyx))
         alone = best_threshold(pairs)
@@ -175,9 +163,9 @@ class NeilaSegmenter(VoxelClassifier):
         return trials
 
     def _try(self, pairs: Sequence[Pair], smoothness: float, threshold: float) -> Trial:
-        trial = Trial(smoothness, threshold, 0.0)
-        return Trial(smoothness, threshold, jaccard((self._cut(prob, trial), label) for prob, label in pairs))
+        masks = ((self._cut(prob_zyx, smoothness, threshold), label_zyx) for prob_zyx, label_zyx in pairs)
+        return Trial(smoothness, threshold, jaccard(masks))
 
-    def _cut(self, prob_zyx: FloatArray, setting: Trial) -> Mask:
-        weights = pair_weights(setting.smoothness, self.voxel_size)
-        return cut_in_parts(unary_costs(prob_zyx, setting.threshold), weights, self.part, self.overlap)
+    def _cut(self, prob_zyx: FloatArray, smoothness: float, threshold: float) -> Mask:
+        weights = pair_weights(smoothness, self.voxel_size)
+        return cut_in_parts(unary_costs(prob_zyx, threshold), weights, self.part, self.overlap)

@@ -4,8 +4,7 @@ After A. Lucchi, Y. Li, P. Fua, "Learning for structured prediction using approx
 sets", CVPR 2013; and A. Lucchi, P. Marquez-Neila, C. Becker, Y. Li, K. Smith, G. Knott, P. Fua, "Learning structured
 models for segmentation of 2-D and 3-D imagery", IEEE Transactions on Medical Imaging 34(5), 1096-1110, 2015. The
 graph, its features and its cuts are those of `mitoseg.classical.supervoxels`; the weights of unary and pairwise terms
-are learned together, with a margin that grows with the volume-overlap loss of a labelling: `structured_learning` is
-the descent, `volume_loss` the loss-augmented inference.
+are learned together, with a margin that grows with the volume-overlap loss of a labelling.
 
 Features of a supervoxel: the log-odds of the kernel SVM (made out of fold, as at prediction they are), a constant, and
 the Nystroem map of the same kernel, so that the machine is a kernel machine. Of a pair: the area it shares, that times
@@ -17,8 +16,6 @@ Where ours differs:
   back.
 - The examples are pieces of one volume: runs of supervoxels that lie near each other.
 - Features as in `supervoxels`; the context features of the MICCAI 2014 follow-up are left out.
-
-A structured support vector machine on graphs: subgradients with working sets, margins of the volume loss.
 
 The score of a labelling y of a graph is linear in weights w = (u, q), q >= 0:
 
@@ -35,9 +32,8 @@ working set; then subgradient steps follow in which the maximum runs over the wo
 measures L itself. A round that made it worse is taken back, its labellings stay, and the steps become shorter: the
 working sets then know more of L (a null step of bundle methods), and the history of L never rises.
 
-The volume-overlap (VOC) loss, and the labelling that violates a margin of that loss most.
-
-With P the volume of the foreground in truth, FN what of it a labelling misses and FP what it adds,
+The loss is that of the volumes' overlap (VOC). With P the volume of the foreground in truth, FN what of it a labelling
+misses and FP what it adds,
 
     Delta(y) = 1 - TP / (TP + FN + FP) = (FN + FP) / (P + FP),
 
@@ -71,12 +67,15 @@ from mitoseg.classical.supervoxels import (
     Counts,
     FloatArray,
     KernelMachine,
-    RegionSegmenter,
+    SupervoxelSegmenter,
     learn_pairwise,
     learn_unary,
     pair_costs,
 )
 from mitoseg.extras import import_extra
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 PIECE = 8_000
 """Supervoxels of an example."""
@@ -89,14 +88,14 @@ START = (0.1, 0.1, 0.2)
 
 
 @dataclass
-class StructuredSegmenter(RegionSegmenter):
-    """Lucchi et al. 2013 and 2015; see `mitoseg.classical.structured`, and the base class for options.
+class StructuredSegmenter(SupervoxelSegmenter):
+    """Lucchi et al. 2013 and 2015; see `mitoseg.classical.structured`, and the base class for other options.
 
     Attributes:
         regularization: Of the weights, in the primal objective.
         rounds: Of inference over all examples.
         weights_: Of the features of supervoxels and pairs, once fitted.
-        objective_: The primal objective after each round.
+        objective_: The least primal objective up to each round.
     """
 
     regularization: float = 0.005
@@ -111,9 +110,11 @@ class StructuredSegmenter(RegionSegmenter):
         edges = _edge_features(self.pairwise_, description)
         start = np.concatenate([[1.0], np.zeros(nodes.shape[1] - 1), START])
         examples = _examples(description, nodes, edges, fg, known)
-        learned = learn_structured(examples, start, regularization=self.regularization, rounds=self.rounds)
-        self.weights_, self.objective_ = learned.weights, learned.objective
-        self.weights_ = learned.weights * _slope(self._weigh(nodes, edges)[0], fg, known)
+        self.weights_, tried = learn_structured(
+            examples, start, regularization=self.regularization, rounds=self.rounds
+        )
+        self.objective_ = np.minimum.accumulate(tried).tolist()
+        self.weights_ = self.weights_ * _slope(self._weigh(nodes, edges)[0], fg, known)
         return self._weigh(nodes, edges)
 
     def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
@@ -236,36 +237,24 @@ class Example:
         return float(slack[worst]), self.constraints[worst]
 
 
-@dataclass(frozen=True)
-class Learned:
-    """The outcome.
-
-    Attributes:
-        weights: (A + B,), those of the least objective seen.
-        objective: L after each round, that of the weights kept.
-        tried: L of each round's own weights, those taken back included.
-    """
-
-    weights: Floats
-    objective: list[float]
-    tried: list[float]
-
-
 def learn_structured(
     examples: list[Example], start: Floats, *, regularization: float = 1e-3, rounds: int = 15, rate: float = 0.1
-) -> Learned:
-    """Lower the primal objective from where the weights start.
+) -> tuple[Floats, list[float]]:
+    """Lower the primal objective L from where the weights (A + B,) start, the last B of them not below zero.
 
     Args:
         examples: Graphs; their working sets grow.
-        start: (A + B,), the last B not below zero.
+        start: Weights.
         regularization: reg.
         rounds: Of inference on every graph, after those that find the scale of the start.
         rate: Length of the first steps, as a share of the weights'.
+
+    Returns:
+        The weights of the least L seen, and L of each round's own weights, those taken back included.
     """
     split = examples[0].nodes.shape[1]
     best, least = start, np.inf
-    weights, objective, tried = start, [], []
+    weights, tried = start, list[float]()
     for turn in range(len(SCALES) + rounds):
         if turn < len(SCALES):
             weights = SCALES[turn] * start
@@ -275,10 +264,9 @@ def learn_structured(
             best, least = weights, tried[-1]
         elif turn >= len(SCALES):
             rate /= 2
-        objective.append(least)
         length = rate * max(1.0, float(np.linalg.norm(best)))
         weights = _descend(examples, best, regularization, length, split)
-    return Learned(best, objective, tried)
+    return best, tried
 
 
 def _descend(examples: list[Example], weights: Floats, regularization: float, rate: float, split: int) -> Floats:
@@ -297,10 +285,6 @@ def _descend(examples: list[Example], weights: Floats, regularization: float, ra
         weights[split:] = np.maximum(weights[split:], 0)
     return best
 
-
-Bools = npt.NDArray[np.bool_]
-
-Floats = npt.NDArray[np.float64]
 
 STARTS = ((1.0, 1.0), (2.0, 1.0), (1.0, 0.0))
 """U and TP of the tangents to start from, in units of P: the truth, twice its volume, and all of it missed."""
@@ -356,16 +340,9 @@ class VolumeLoss:
 def augmented_labelling(
     loss: VolumeLoss, cost: Floats, pairs: npt.NDArray[np.int64], weight: Floats
 ) -> tuple[Bools, float]:
-    """The labelling with the largest Delta(y) - E(y) of those that the tangents lead to.
+    """The labelling with the largest Delta(y) - E(y) of those that the tangents lead to, and that value.
 
-    Args:
-        loss: Delta.
-        cost: (N,) of E, see `mitoseg.classical.graph_cut`.
-        pairs: (E, 2).
-        weight: (E,), none below zero.
-
-    Returns:
-        The labelling, and Delta(y) - E(y) for it; never less than the truth's own.
+    It is never less than the truth's own. For cost, pairs and weight of E see `minimum_graph_cut`.
     """
     best, highest = loss.truth, -energy(loss.truth, cost, pairs, weight)
     tried = set()

@@ -30,9 +30,8 @@ were made by machines which had not seen the sample (Platt, 1999).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +40,7 @@ import numpy.typing as npt
 from scipy.linalg import eigh
 from scipy.special import expit
 
-from mitoseg.classical.describing import Description, RegionDescriber, label_counts
+from mitoseg.classical.describing import Description, RegionDescriber
 from mitoseg.classical.features import as_volume
 from mitoseg.classical.graph_cut import cut_ladder
 from mitoseg.classical.trees import load_arrays, save_arrays
@@ -61,8 +60,8 @@ PAIRS = 60_000
 
 
 @dataclass
-class RegionSegmenter(ABC):
-    """A segmentation of supervoxels; see `mitoseg.classical.supervoxels` and `mitoseg.classical.structured`.
+class SupervoxelSegmenter:
+    """Lucchi et al. 2012; see `mitoseg.classical.supervoxels` for where it differs.
 
     Attributes:
         voxel_size: (z, y, x) in nm.
@@ -104,15 +103,7 @@ class RegionSegmenter(ABC):
         return self.threshold_ if self.regularize else self.unary_threshold_
 
     def fit(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> Self:
-        """Learn everything, and tune on supervoxels that were held out.
-
-        Args:
-            image_zyx: (Z, Y, X) grey values.
-            label_zyx: 0 background, 1 mitochondrion, 255 ignored.
-
-        Raises:
-            UserError: The shapes differ, a class is missing, or a library is.
-        """
+        """Learn everything from labels 0, 1 and 255 (ignored), and tune on supervoxels that were held out."""
         assert self.describer is not None
         if self.describer.maps_ is None:
             self.describer.fit(image_zyx, label_zyx)
@@ -132,17 +123,13 @@ class RegionSegmenter(ABC):
 
         Rays and neighbours look beyond a slab: give the image with some tissue around it, labelled 255.
         """
-        return self.tune_description(self.describe(image_zyx), label_zyx)
+        assert self.describer is not None
+        return self.tune_description(self.describer.describe(image_zyx), label_zyx)
 
     def tune_description(self, description: Description, label_zyx: Array | Volume) -> Self:
-        """The same of an image that is described already."""
+        """The same of an image that is described already; see `tune`."""
         self._tune(description, *self._potentials(description), *region_labels(description, label_zyx))
         return self
-
-    def describe(self, image_zyx: Array | Volume) -> Description:
-        """Supervoxels of an image."""
-        assert self.describer is not None
-        return self.describer.describe(image_zyx)
 
     def predict_proba(self, image_zyx: Array | Volume) -> FloatArray:
         """Probability of mitochondrion, (Z, Y, X) float32: the same all over a supervoxel.
@@ -150,7 +137,8 @@ class RegionSegmenter(ABC):
         With ``regularize`` it is the probability at which the graph cut changes its mind, so that at every threshold
         of `LEVELS` the mask is exactly the cut there.
         """
-        description = self.describe(image_zyx)
+        assert self.describer is not None
+        description = self.describer.describe(image_zyx)
         probability: FloatArray = self.region_probabilities(description)[description.region_zyx]
         return probability
 
@@ -166,13 +154,16 @@ class RegionSegmenter(ABC):
         probability: FloatArray = expit(log_odds.astype(np.float64)).astype(np.float32)
         return probability
 
-    @abstractmethod
     def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:
         """Learn from supervoxels; log-odds (N,) of machines that had not seen them, and pair costs (E,)."""
+        self.unary_, held_out = learn_unary(description, fg, known, self.landmarks, self.seed)
+        self.pairwise_ = learn_pairwise(description, fg, known, self.seed)
+        return held_out, pair_costs(self.pairwise_, description)
 
-    @abstractmethod
     def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
         """Log-odds (N,) and pair costs (E,), none below zero."""
+        unary, pairwise = self._machines
+        return unary(description.features), pair_costs(pairwise, description)
 
     @property
     def _machines(self) -> tuple[KernelMachine, KernelMachine]:
@@ -183,13 +174,11 @@ class RegionSegmenter(ABC):
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What `_learn` learned, by name."""
         machines = zip(("unary", "pairwise"), self._machines, strict=True)
-        return {f"{name}.{k}": v for name, machine in machines for k, v in machine.arrays().items()}
+        return {f"{name}.{k}": v for name, machine in machines for k, v in vars(machine).items()}
 
     def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Put back what `_arrays` gave."""
-        self.unary_, self.pairwise_ = (
-            KernelMachine.restored(_named(arrays, f"{name}.")) for name in ("unary", "pairwise")
-        )
+        self.unary_, self.pairwise_ = (KernelMachine(**_named(arrays, f"{name}.")) for name in ("unary", "pairwise"))
 
     def _tune(
         self, description: Description, log_odds: FloatArray, pair_cost: FloatArray, fg: Counts, known: Counts
@@ -202,11 +191,7 @@ class RegionSegmenter(ABC):
                 self.pairwise_weight_, self.threshold_, best = weight, _threshold(level), score
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write it to an .npz file of plain arrays, atomically.
-
-        Raises:
-            UserError: Nothing was fitted, or the file exists and may not be replaced.
-        """
+        """Write it to an .npz file of plain arrays, atomically."""
         assert self.describer is not None
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SAVED}
         facts = {"own": own, "describer": self.describer.settings()}
@@ -215,11 +200,7 @@ class RegionSegmenter(ABC):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """The estimator that was saved there.
-
-        Raises:
-            UserError: The file is missing, damaged, or of another method.
-        """
+        """The estimator that was saved there."""
         facts, arrays = load_arrays(path, cls.__name__)
         describer = RegionDescriber.restored(facts["describer"], _named(arrays, "describer."))
         segmenter = cls(**facts["own"], describer=describer)
@@ -230,20 +211,6 @@ class RegionSegmenter(ABC):
 def _named(arrays: Mapping[str, npt.NDArray[Any]], start: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays whose names begin so, without that beginning."""
     return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-
-
-@dataclass
-class SupervoxelSegmenter(RegionSegmenter):
-    """Lucchi et al. 2012; see `mitoseg.classical.supervoxels` for where it differs, the base class for options."""
-
-    def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:
-        self.unary_, held_out = learn_unary(description, fg, known, self.landmarks, self.seed)
-        self.pairwise_ = learn_pairwise(description, fg, known, self.seed)
-        return held_out, pair_costs(self.pairwise_, description)
-
-    def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
-        unary, pairwise = self._machines
-        return unary(description.features), pair_costs(pairwise, description)
 
 
 def learn_unary(
@@ -296,20 +263,19 @@ LEVELS = np.linspace(-6.0, 4.0, 21)
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pairwise weights that `tune` tries."""
 
-_SAVED = {f.name for f in fields(RegionSegmenter) if f.init} - {"describer"}
+_SAVED = {f.name for f in fields(SupervoxelSegmenter) if f.init} - {"describer"}
 
 
 def region_labels(description: Description, label_zyx: Array | Volume) -> tuple[Counts, Counts]:
-    """Foreground and labelled voxels of each supervoxel.
-
-    Raises:
-        UserError: The labels have another shape.
-    """
-    label, count = as_volume(label_zyx), len(description.size)
+    """Foreground and labelled voxels of each supervoxel."""
+    label = as_volume(label_zyx)
     if label.shape != description.region_zyx.shape:
         remedy = f"give labels of shape {description.region_zyx.shape}"
         raise UserError("image and labels differ in shape", label.shape, remedy)
-    return label_counts(description.region_zyx.ravel(), label.read().ravel(), count, IGNORED)
+    region, label_n, count = description.region_zyx.ravel(), label.read().ravel(), len(description.size)
+    known = label_n != IGNORED
+    fg = np.bincount(region[known & (label_n != 0)], minlength=count)
+    return fg, np.bincount(region[known], minlength=count)
 
 
 def best_level(log_odds: FloatArray, fg: Counts, known: Counts) -> tuple[float, float]:
@@ -341,8 +307,8 @@ MOST = 40_000
 
 
 @dataclass(frozen=True)
-class KernelMap:
-    """phi, as arrays.
+class KernelMachine:
+    """The map phi, and a plane in it.
 
     Attributes:
         mean: (F,) of the features.
@@ -350,6 +316,8 @@ class KernelMap:
         landmarks: (M, F) standardised.
         projection: (M, M), K^(-1/2).
         gamma: Of the kernel, shape ().
+        coefficients: (M,), of log-odds.
+        offset: Shape ().
     """
 
     mean: FloatArray
@@ -357,73 +325,42 @@ class KernelMap:
     landmarks: FloatArray
     projection: FloatArray
     gamma: FloatArray
+    coefficients: FloatArray
+    offset: FloatArray
 
-    @classmethod
-    def learn(
-        cls, features: FloatArray, label: Bools, count: int, gamma: float, rng: np.random.Generator
-    ) -> KernelMap:
-        """Choose landmarks, half of them foreground.
-
-        Args:
-            features: (N, F).
-            label: (N,).
-            count: Of landmarks, at most.
-            gamma: In units of 1 / F.
-            rng: Chooses.
-        """
-        halves = [np.flatnonzero(label == side) for side in (False, True)]
-        chosen = np.concatenate([rng.permutation(half)[: count // 2] for half in halves])
-        mean, scale = features.mean(0), features.std(0) + np.float32(1e-6)
-        unit = np.clip((features[chosen] - mean) / scale, -LIMIT, LIMIT)
-        factor = np.float32(gamma / features.shape[1])
-        value, vector = eigh(_gaussian(unit, unit, factor).astype(np.float64))
-        root = (vector / np.sqrt(np.maximum(value, 1e-6))) @ vector.T
-        return cls(mean, scale, unit, root.astype(np.float32), np.array(factor))
-
-    def __call__(self, features: FloatArray, chunk: int = 50_000) -> FloatArray:
-        """Phi of many samples, (N, M) float32."""
-        parts = []
+    def map(self, features: FloatArray, chunk: int = 50_000) -> FloatArray:
+        """Phi (N, M) of many samples."""
+        parts = [np.zeros((0, len(self.landmarks)), np.float32)]
         for start in range(0, len(features), chunk):
             unit = np.clip((features[start : start + chunk] - self.mean) / self.scale, -LIMIT, LIMIT)
             parts.append(_gaussian(unit, self.landmarks, self.gamma) @ self.projection)
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.landmarks)), np.float32)
-
-
-def _gaussian(a: FloatArray, b: FloatArray, gamma: npt.NDArray[np.float32] | np.float32) -> FloatArray:
-    square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
-    result: FloatArray = np.exp(-gamma * np.maximum(square, 0)).astype(np.float32)
-    return result
-
-
-@dataclass(frozen=True)
-class KernelMachine:
-    """The map, and a plane in it.
-
-    Attributes:
-        map: phi.
-        coefficients: (M,), of log-odds.
-        offset: Shape ().
-    """
-
-    map: KernelMap
-    coefficients: FloatArray
-    offset: FloatArray
+        return np.concatenate(parts)
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Log-odds (N,) of foreground."""
         result: FloatArray = self.map(features) @ self.coefficients + self.offset
         return result
 
-    def arrays(self) -> dict[str, FloatArray]:
-        """All of it, by name."""
-        return {**vars(self.map), "coefficients": self.coefficients, "offset": self.offset}
 
-    @classmethod
-    def restored(cls, arrays: Mapping[str, FloatArray]) -> KernelMachine:
-        """The machine that had these arrays."""
-        own = dict(arrays)
-        coefficients, offset = own.pop("coefficients"), own.pop("offset")
-        return cls(KernelMap(**own), coefficients, offset)
+def choose_landmarks(
+    features: FloatArray, label: Bools, count: int, gamma: float, rng: np.random.Generator
+) -> KernelMachine:
+    """A machine without a plane, whose landmarks are samples (N, F), half of them foreground; see `train_machine`."""
+    halves = [np.flatnonzero(label == side) for side in (False, True)]
+    chosen = np.concatenate([rng.permutation(half)[: count // 2] for half in halves])
+    mean, scale = features.mean(0), features.std(0) + np.float32(1e-6)
+    unit = np.clip((features[chosen] - mean) / scale, -LIMIT, LIMIT)
+    factor = np.float32(gamma / features.shape[1])
+    value, vector = eigh(_gaussian(unit, unit, factor).astype(np.float64))
+    root = (vector / np.sqrt(np.maximum(value, 1e-6))) @ vector.T
+    no_plane = (np.zeros(len(chosen), np.float32), np.zeros((), np.float32))
+    return KernelMachine(mean, scale, unit, root.astype(np.float32), np.array(factor), *no_plane)
+
+
+def _gaussian(a: FloatArray, b: FloatArray, gamma: npt.NDArray[np.float32] | np.float32) -> FloatArray:
+    square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
+    result: FloatArray = np.exp(-gamma * np.maximum(square, 0)).astype(np.float32)
+    return result
 
 
 def train_machine(
@@ -436,7 +373,7 @@ def train_machine(
     gamma: float = 0.5,
     seed: int = 0,
 ) -> tuple[KernelMachine, FloatArray]:
-    """Train, and give the log-odds that machines say of samples they have not seen.
+    """The machine, and the log-odds (N,) that machines say of samples they have not seen.
 
     Args:
         features: (N, F), in an order in which neighbours resemble each other: folds are runs of it.
@@ -446,13 +383,11 @@ def train_machine(
         penalty: C of the SVM.
         gamma: Of the kernel, in units of 1 / F.
         seed: Of the landmarks.
-
-    Returns:
-        The machine, and (N,) log-odds out of fold.
     """
-    kernel = KernelMap.learn(features, label, landmarks, gamma, np.random.default_rng(seed))
-    mapped = kernel(features)
-    fold = _folds(label)
+    kernel = choose_landmarks(features, label, landmarks, gamma, np.random.default_rng(seed))
+    mapped = kernel.map(features)
+    rank = np.cumsum(label) - 0.5  # so that each fold has its share of the foreground
+    fold = np.clip(rank * FOLDS / max(label.sum(), 1), 0, FOLDS - 1).astype(np.intp)
     held_out = np.empty(len(label))
     for k in range(FOLDS):
         plane, offset = _plane(mapped[fold != k], label[fold != k], weight[fold != k], penalty)
@@ -461,15 +396,12 @@ def train_machine(
     platt.fit(held_out[:, None], label, sample_weight=weight)
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     plane, offset = _plane(mapped, label, weight, penalty)
-    machine = KernelMachine(kernel, (slope * plane).astype(np.float32), np.array(slope * offset + shift, np.float32))
+    machine = replace(
+        kernel,
+        coefficients=(slope * plane).astype(np.float32),
+        offset=np.array(slope * offset + shift, np.float32),
+    )
     return machine, (slope * held_out + shift).astype(np.float32)
-
-
-def _folds(label: Bools) -> npt.NDArray[np.intp]:
-    """Runs of samples, each with its share of the foreground."""
-    rank = np.cumsum(label) - 0.5
-    fold: npt.NDArray[np.intp] = np.clip(rank * FOLDS / max(label.sum(), 1), 0, FOLDS - 1).astype(np.intp)
-    return fold
 
 
 def _plane(

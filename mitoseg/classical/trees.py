@@ -17,9 +17,9 @@ import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -53,9 +53,6 @@ class TreeEnsemble:
     left: npt.NDArray[np.int32]
     right: npt.NDArray[np.int32]
     value: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.start) - 1
 
     @classmethod
     def join(cls, trees: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Self:
@@ -93,34 +90,21 @@ class TreeEnsemble:
         trees[0]["value"] += float(model._baseline_prediction.item())
         return cls.join(trees)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays by name, to be saved."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
     def check(self, features: int) -> Self:
-        """The same trees, if every walk through them ends.
-
-        Raises:
-            UserError: A node leads back or out of its tree, or asks for a feature that there is not.
-        """
+        """The same trees, if no node leads back or out of its tree or asks for a feature that there is not."""
         last = np.repeat(self.start[1:] - self.start[:-1], np.diff(self.start))
         own = np.arange(self.start[-1]) - np.repeat(self.start[:-1], np.diff(self.start))
         inner = self.left != 0
         forward = all(((child > own) & (child < last))[inner].all() for child in (self.left, self.right))
         known = ((self.feature >= 0) & (self.feature < features)).all()
-        if not forward or not known or any(len(a) != self.start[-1] for a in list(self.arrays().values())[1:]):
+        if not forward or not known or any(len(a) != self.start[-1] for a in list(vars(self).values())[1:]):
             raise UserError("the saved trees are damaged", None, "train and save the method again")
         return self
 
     def __call__(self, features_fn: FloatArray, threads: int = 1) -> npt.NDArray[np.float64]:
-        """Sum of the leaves of each voxel.
-
-        Args:
-            features_fn: float32 (F, N), as `VoxelFeatures` gives them.
-            threads: That share the voxels.
-        """
+        """Sum (N,) of the leaves of each voxel, from its features (F, N); the threads share the voxels."""
         out = np.empty(features_fn.shape[1])
-        walks = walkers(self)
+        walks = _walks(self)
 
         def fill(begin: int) -> None:
             x_nf = np.ascontiguousarray(features_fn[:, begin : begin + _BLOCK].T, np.float64)
@@ -135,29 +119,27 @@ class TreeEnsemble:
 Walk = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
-def walkers(trees: TreeEnsemble) -> list[Walk]:
+def _walks(trees: TreeEnsemble) -> list[Walk]:
     """For each tree a function from features (N, F) to the value of the leaf.
 
     Scikit-learn's compiled walk is some five times faster than numpy's, but no part of its public interface: where it
     is missing or has changed, numpy's is taken. Both give the same numbers.
     """
+    arrays = {name: array for name, array in vars(trees).items() if name != "start"}
+    each = [
+        TreeEnsemble(start=np.array([0, b - a]), **{name: array[a:b] for name, array in arrays.items()})
+        for a, b in itertools.pairwise(trees.start.tolist())
+    ]
     try:
         from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
         from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 
-        return [_compiled(nodes, PREDICTOR_RECORD_DTYPE, TreePredictor) for nodes in _each(trees)]
+        return [_compiled(tree, PREDICTOR_RECORD_DTYPE, TreePredictor) for tree in each]
     except (ImportError, TypeError, ValueError):
-        return [partial(walk_numpy, nodes) for nodes in _each(trees)]
+        return [partial(_walk, tree) for tree in each]
 
 
-def _each(trees: TreeEnsemble) -> Iterator[TreeEnsemble]:
-    """The trees, one by one."""
-    for a, b in itertools.pairwise(trees.start.tolist()):
-        rest = {name: array[a:b] for name, array in trees.arrays().items() if name != "start"}
-        yield TreeEnsemble(start=np.array([0, b - a]), **rest)
-
-
-def walk_numpy(tree: TreeEnsemble, x_nf: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _walk(tree: TreeEnsemble, x_nf: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Values of the leaves that the rows end in, all rows taking a step at a time."""
     node, going = np.zeros(len(x_nf), np.intp), np.arange(len(x_nf))
     while len(going := going[tree.left[node[going]] != 0]):
@@ -198,17 +180,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 def save_arrays(
     path: Path | str, kind: str, facts: Mapping[str, object], arrays: Arrays, *, overwrite: bool = False
 ) -> None:
-    """Write a method's file, which appears only when it is whole.
+    """Write the file of a method of this class; it appears only when it is whole.
 
-    Args:
-        path: Of the file, ``.npz`` by habit.
-        kind: Name of the method's class.
-        facts: Whatever JSON can hold.
-        arrays: By name, none of objects.
-        overwrite: Whether a file of that name may be replaced.
-
-    Raises:
-        UserError: As `mitoseg.storage.atomic_output`.
+    ``facts`` are whatever JSON can hold, ``arrays`` none of objects.
     """
     text = json.dumps({"format": FORMAT, "kind": kind, **plain(facts)})
     with atomic_output(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
@@ -216,18 +190,7 @@ def save_arrays(
 
 
 def load_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], Arrays]:
-    """Read a method's file.
-
-    Args:
-        path: Of the file.
-        kind: Name of the class that it must be of.
-
-    Returns:
-        Its facts and its arrays.
-
-    Raises:
-        UserError: There is no such file, it is damaged, or it is of another method.
-    """
+    """Facts and arrays of the file of a method, which must be of this class."""
     remedy = "give a file that was saved by this method"
     try:
         # opened here, because np.load leaves a damaged file open

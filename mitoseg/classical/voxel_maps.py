@@ -11,7 +11,6 @@ nothing and tells the two sides of a boundary apart.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +52,7 @@ class VoxelMaps:
     output_bias: FloatArray
 
     def __call__(self, features_fzyx: FloatArray) -> npt.NDArray[np.uint8]:
-        """Probabilities of boundary and of inside.
-
-        Args:
-            features_fzyx: (F, Z, Y, X).
-
-        Returns:
-            (2, Z, Y, X) uint8, 255 for certain.
-        """
+        """Probabilities (2, Z, Y, X) of boundary and of inside, uint8, 255 for certain."""
         shape = features_fzyx.shape[1:]
         flat = features_fzyx.reshape(len(features_fzyx), -1)
         out = np.empty((2, flat.shape[1]), np.uint8)
@@ -105,18 +97,24 @@ def train_maps(
         band: Half the width of a boundary in nm.
         samples: The most voxels that are drawn.
         seed: Of the draws and the perceptron.
-
-    Raises:
-        UserError: There is no foreground or no background.
     """
     rng = np.random.default_rng(seed)
     boxes = _choose_boxes(label, rng)
-    drawn = [_draw(image, label, box, features, grey, band, samples // len(boxes), rng) for box in boxes]
-    values, classes = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    drawn, classes_of = [], []
+    for box in boxes:
+        classes_n = voxel_classes(label.read(box), band, features.voxel_size).ravel()
+        index = []
+        for kind, share in enumerate(SHARES):
+            there = np.flatnonzero(classes_n == kind)
+            index.append(rng.choice(there, min(len(there), int(samples // len(boxes) * share)), replace=False))
+        chosen = np.concatenate(index)
+        found = features.inside(scaled(read_with_halo(image, box, features.halo), grey))
+        drawn.append(np.ascontiguousarray(found.reshape(len(found), -1)[:, chosen].T))
+        classes_of.append(classes_n[chosen])
+    values, classes = np.concatenate(drawn), np.concatenate(classes_of)
     if len(np.unique(classes)) < 3:
-        raise UserError(
-            "the labels show no mitochondrion with tissue around it", label.path, "give more of the volume"
-        )
+        what = "the labels show no mitochondrion with tissue around it"
+        raise UserError(what, label.path, "give more of the volume")
     mean, deviation = values.mean(0), values.std(0) + 1e-6
     perceptron = import_extra("sklearn.neural_network", "scikit-learn", "classical").MLPClassifier(
         (HIDDEN,), batch_size=512, early_stopping=True, n_iter_no_change=4, max_iter=30, random_state=seed
@@ -141,26 +139,3 @@ def _choose_boxes(label: Volume, rng: np.random.Generator, most: int = 24) -> li
         share.append(float(np.mean((part != 0) & (part != IGNORED))) + 0.01 * float(np.mean(part != IGNORED)) + 1e-9)
     chosen = rng.choice(len(boxes), most, replace=False, p=np.array(share) / sum(share))
     return [boxes[i] for i in sorted(chosen)]
-
-
-def _draw(
-    image: Volume,
-    label: Volume,
-    box: Box,
-    features: VoxelFeatures,
-    grey: tuple[float, float],
-    band: float,
-    count: int,
-    rng: np.random.Generator,
-) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
-    """Features and classes of random voxels of a box."""
-    classes = voxel_classes(label.read(box), band, features.voxel_size).ravel()
-    index = np.concatenate(list(_indices(classes, count, rng)))
-    values = features.inside(scaled(read_with_halo(image, box, features.halo), grey))
-    return np.ascontiguousarray(values.reshape(len(values), -1)[:, index].T), classes[index]
-
-
-def _indices(classes: npt.NDArray[np.uint8], count: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:
-    for kind, share in enumerate(SHARES):
-        there = np.flatnonzero(classes == kind)
-        yield rng.choice(there, min(len(there), int(count * share)), replace=False)

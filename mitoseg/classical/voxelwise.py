@@ -27,24 +27,14 @@ from mitoseg.classical.features import (
     as_volume,
     read_with_halo,
     slab_depth,
-    slab_features,
 )
 from mitoseg.classical.trees import TreeEnsemble, load_arrays, save_arrays
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import Array, Volume, check_same_shape
 from mitoseg.volumes.labels import IGNORED
-
-_OF_THE_MACHINE = ("depth", "threads")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training found: the trees, and what their log-odds are too high by (`Samples.shift`)."""
-
-    trees: TreeEnsemble
-    shift: float
 
 
 @dataclass
@@ -58,9 +48,7 @@ class VoxelClassifier(ABC):
         samples: Voxels to learn from, half of each class.
         seed: Of the sample and of the trees.
         threshold: Probability at and above which a voxel is foreground; `calibrate` sets it.
-        depth: Slices of a slab, None: as memory allows. No result depends on it.
-        threads: None: as many as ``OMP_NUM_THREADS`` says, or as there are usable cores. No result depends on it.
-        fitted: What `fit` found.
+        fitted: What `fit` found: the trees, and what their log-odds are too high by (`Samples.shift`).
     """
 
     voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
@@ -69,64 +57,32 @@ class VoxelClassifier(ABC):
     samples: int = 400_000
     seed: int = 0
     threshold: float = 0.5
-    depth: int | None = None
-    threads: int | None = None
-    fitted: Fitted | None = field(default=None, init=False, repr=False)
+    fitted: tuple[TreeEnsemble, float] | None = field(default=None, init=False, repr=False)
 
     gives_logits: ClassVar[bool]
     """Whether the trees sum up to log-odds, or to probabilities."""
 
     def __post_init__(self) -> None:
-        self._features = VoxelFeatures(self.sigmas, self.voxel_size, self.tensor)
-        self.sigmas, self.voxel_size = self._features.sigmas, self._features.voxel_size
+        self.features = VoxelFeatures(self.sigmas, self.voxel_size, self.tensor)
+        self.sigmas, self.voxel_size = self.features.sigmas, self.features.voxel_size
         check_whole("samples", self.samples, 2)
         check_whole("seed", self.seed, 0)
-        for name in _OF_THE_MACHINE:
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
         check_share("threshold", self.threshold)
-
-    @property
-    def features(self) -> VoxelFeatures:
-        """What a voxel is judged by."""
-        return self._features
 
     @abstractmethod
     def _grow(self, samples: Samples) -> TreeEnsemble:
         """Learn from a balanced sample."""
 
     def fit(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Self:
-        """Learn.
-
-        Args:
-            image_zyx: An array or a volume.
-            label_zyx: 0, 1 (mitochondrion) and 255 (ignored), of the same shape; slices without labels cost nothing.
-
-        Returns:
-            Itself.
-
-        Raises:
-            UserError: As `draw_samples`, or scikit-learn is missing.
-        """
+        """Learn from labels 0, 1 (mitochondrion) and 255 (ignored); slices without labels cost nothing."""
         image, label = as_volume(image_zyx), as_volume(label_zyx)
         rng = np.random.default_rng(self.seed)
-        depth = self.depth or slab_depth(image, self.features)
-        samples = draw_samples(image, label, self.features, self.samples, depth, rng, self._threads)
-        self.fitted = Fitted(self._grow(samples), samples.shift)
+        samples = draw_samples(image, label, self.features, self.samples, rng, self._threads)
+        self.fitted = self._grow(samples), samples.shift
         return self
 
     def predict_proba(self, image_zyx: ImageLike) -> FloatArray:
-        """Probability of mitochondrion.
-
-        Args:
-            image_zyx: An array or a volume, (Z, Y, X).
-
-        Returns:
-            ``prob_zyx`` float32 (Z, Y, X).
-
-        Raises:
-            UserError: It is not trained, or the image holds values that are no numbers.
-        """
+        """Probability of mitochondrion, float32 (Z, Y, X)."""
         volume = as_volume(image_zyx)
         return self._probability(volume, volume.box)
 
@@ -137,68 +93,51 @@ class VoxelClassifier(ABC):
     def calibrate(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Trial:
         """Set the threshold by the foreground Jaccard index of labelled slices, which no training has seen.
 
-        Args:
-            image_zyx: An array or a volume, with the tissue around the slices: it gives their voxels a context.
-            label_zyx: 0, 1 and 255; slices that are all 255 are not predicted.
-
-        Returns:
-            The threshold and its score.
-
-        Raises:
-            UserError: As `predict_proba`, or there are no labels or no mitochondria.
+        The image comes with the tissue around the slices, whose labels are 255: it gives their voxels a context.
         """
         trial = best_threshold(self._validation(image_zyx, label_zyx))
         self.threshold = trial.threshold
         return trial
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write parameters and trees to an ``.npz``.
-
-        Raises:
-            UserError: It is not trained, or as `mitoseg.storage.atomic_output`.
-        """
-        fitted = self._fitted
-        parameters = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in _OF_THE_MACHINE}
-        facts = {"parameters": parameters, "shift": fitted.shift}
-        save_arrays(path, type(self).__name__, facts, fitted.trees.arrays(), overwrite=overwrite)
+        """Write parameters and trees to an ``.npz``."""
+        trees, shift = self._fitted
+        facts = {"parameters": {f.name: getattr(self, f.name) for f in fields(self) if f.init}, "shift": shift}
+        save_arrays(path, type(self).__name__, facts, vars(trees), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: There is no such file, or it is damaged or of another method.
-        """
+        """Read what `save` wrote."""
         facts, arrays = load_arrays(path, cls.__name__)
         try:
             parameters: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
             }
             loaded = cls(**parameters)
-            loaded.fitted = Fitted(TreeEnsemble(**arrays), float(facts["shift"]))
-            loaded.fitted.trees.check(len(loaded.features.names))
+            trees = TreeEnsemble(**arrays).check(len(loaded.features.names))
+            loaded.fitted = trees, float(facts["shift"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError("the file holds no trained method", str(path), "save it again") from error
         return loaded
 
     @property
     def _threads(self) -> int:
-        return self.threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or usable_cores()
+        return int(os.environ.get("OMP_NUM_THREADS") or 0) or usable_cores()
 
     @property
-    def _fitted(self) -> Fitted:
+    def _fitted(self) -> tuple[TreeEnsemble, float]:
         if self.fitted is None:
             raise UserError(f"{type(self).__name__} is not trained", None, "call fit or load before")
         return self.fitted
 
     def _probability(self, volume: Volume, box: Box) -> FloatArray:
         """Probability of the voxels of a box."""
-        fitted, depth = self._fitted, self.depth or slab_depth(volume, self.features)
+        trees, shift = self._fitted
         prob_zyx = np.empty(box.shape, np.float32)
-        for slab, found in slab_features(volume, box, self.features, depth, self._threads):
-            raw = fitted.trees(found.reshape(len(found), -1), self._threads)
-            own = slab.inside(box).slices
-            prob_zyx[own] = corrected(raw, fitted.shift, self.gives_logits).reshape(slab.shape)
+        for slab in slabs(box, slab_depth(volume, self.features)):
+            found = self.features.inside(read_with_halo(volume, slab, self.features.halo), self._threads)
+            raw = trees(found.reshape(len(found), -1), self._threads)
+            prob_zyx[slab.inside(box).slices] = corrected(raw, shift, self.gives_logits).reshape(slab.shape)
         return prob_zyx
 
     def _validation(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Iterator[Pair]:
@@ -207,6 +146,42 @@ class VoxelClassifier(ABC):
         check_same_shape(image, label)
         for run in labelled_runs(label):
             yield self._probability(image, run), label.read(run).astype(np.uint8)
+
+
+@dataclass
+class ForestClassifier(VoxelClassifier):
+    """Pixel classification the ilastik way (Berg et al., Nature Methods 16, 2019; Breiman, Machine Learning 45, 2001).
+
+    Filters of the image at several scales, a random forest of 100 trees, the mean vote as the probability. Where ours
+    differs: ilastik learns from a few strokes of a brush, ours from a sample of a labelled volume, half of each class,
+    whose balance is taken out of the probabilities again; its scales are pixels, ours nm, up to context of 80 nm; its
+    trees grow to the end, ours stop at leaves of ``leaf`` voxels, which is no worse and ten times smaller. Each voxel
+    is decided alone: there is no regularisation, so this is its own unary-only ablation.
+
+    Attributes:
+        trees: Number of trees.
+        leaf: Least number of voxels of a leaf.
+    """
+
+    trees: int = 100
+    leaf: int = 5
+
+    gives_logits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("trees", self.trees, 1)
+        check_whole("leaf", self.leaf, 1)
+
+    def tune(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Trial:
+        """`calibrate`: the threshold is all that there is to choose."""
+        return self.calibrate(image_zyx, label_zyx)
+
+    def _grow(self, samples: Samples) -> TreeEnsemble:
+        ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
+        options = {"max_features": "sqrt", "n_jobs": self._threads, "random_state": self.seed}
+        forest = ensemble.RandomForestClassifier(self.trees, min_samples_leaf=self.leaf, **options)
+        return TreeEnsemble.from_forest(forest.fit(samples.features_nf, samples.label_n).estimators_)
 
 
 def corrected(raw: npt.NDArray[np.float64], shift: float, logits: bool) -> npt.NDArray[np.float64]:
@@ -222,21 +197,13 @@ def corrected(raw: npt.NDArray[np.float64], shift: float, logits: bool) -> npt.N
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``.
-
-    Raises:
-        UserError: It is not.
-    """
+    """Refuse what is no whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} is no whole number from {least} up", value, f"give {least} or more")
 
 
 def check_share(name: str, value: Any) -> None:  # noqa: ANN401 (whatever the user gave)
-    """Refuse what does not lie between 0 and 1.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Refuse what does not lie between 0 and 1."""
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise UserError(f"{name} is no probability between 0 and 1", value, "give a number such as 0.5")
 
@@ -267,11 +234,7 @@ class Samples:
 
 
 def labelled_runs(label: Volume) -> list[Box]:
-    """Runs of slices that hold labels at all, first to last.
-
-    Raises:
-        UserError: There are none, or some values are neither 0, 1 nor 255.
-    """
+    """Runs of slices that hold labels at all, first to last."""
     known = []
     for slab in slabs(label.box, 1):
         values = np.flatnonzero(np.bincount(_as_labels(label.read(slab), label.path).ravel(), minlength=256))
@@ -288,34 +251,24 @@ def draw_samples(
     label: Volume,
     features: VoxelFeatures,
     count: int,
-    depth: int,
     rng: np.random.Generator,
     threads: int = 1,
 ) -> Samples:
     """Draw ``count`` voxels, half of them of mitochondria, all of those if there are fewer.
 
-    Args:
-        image: The image.
-        label: 0, 1 (mitochondrion) and 255 (ignored).
-        features: Of each voxel.
-        count: How many.
-        depth: Slices that are looked at together; the samples do not depend on it.
-        rng: Where chance comes from.
-        threads: That share the scales.
-
-    Raises:
-        UserError: The shapes differ, the labels are no labels, or one class is missing.
+    They do not depend on how many slices fit into memory together.
     """
     check_same_shape(image, label)
     runs = labelled_runs(label)
-    totals = np.sum([_counts(label, slab) for run in runs for slab in slabs(run, 1)], axis=0).tolist()
+    read = (label.read(slab).ravel().astype(np.uint8) for run in runs for slab in slabs(run, 1))
+    totals = np.sum([np.bincount(label_n, minlength=2)[:2] for label_n in read], axis=0).tolist()
     if min(totals) == 0:
         what = f"the labels hold {totals[1]} voxels of mitochondria and {totals[0]} of background"
         raise UserError(what, label.path, "give both; 0 is background, 1 mitochondrion, 255 is ignored")
     ranks = [_choose(total, count // 2, rng) for total in totals]
     rows: list[FloatArray] = []
     truth: list[npt.NDArray[np.bool_]] = []
-    for slab, chosen, label_n in _chosen(label, runs, ranks, depth):
+    for slab, chosen, label_n in _chosen(label, runs, ranks, slab_depth(image, features)):
         found = features.inside(read_with_halo(image, slab, features.halo), threads)
         rows.append(np.ascontiguousarray(found.reshape(len(found), -1)[:, chosen].T))
         truth.append(label_n)
@@ -329,11 +282,6 @@ def _as_labels(label_zyx: Array, path: str) -> npt.NDArray[np.uint8]:
     if not np.array_equal(found, label_zyx) or ((found > 1) & (found != IGNORED)).any():
         raise UserError("labels other than 0, 1 and 255", path, "map them with mitoseg.volumes.map_labels")
     return found
-
-
-def _counts(label: Volume, slab: Box) -> npt.NDArray[np.int64]:
-    counts: npt.NDArray[np.int64] = np.bincount(label.read(slab).ravel().astype(np.uint8), minlength=2)[:2]
-    return counts
 
 
 def _choose(total: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -364,6 +312,7 @@ def _chosen(
 BINS = 2000
 
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+"""``prob_zyx``, and ``label_zyx`` of 0, 1 and 255 (ignored)."""
 
 
 @dataclass(frozen=True)
@@ -382,13 +331,7 @@ class Trial:
 
 
 def best_threshold(pairs: Iterable[Pair]) -> Trial:
-    """The threshold of the largest foreground Jaccard index, to 1 / `BINS`.
-
-    Args:
-        pairs: ``prob_zyx`` float32 and ``label_zyx`` of 0, 1 and 255 (ignored); the voxels of all count together.
-
-    Raises:
-        UserError: No voxel is foreground.
+    """The threshold of the largest foreground Jaccard index, to 1 / `BINS`, over the voxels of all pairs together.
 
     >>> prob_zyx, label_zyx = np.array([[[0.1, 0.3, 0.6]]], np.float32), np.array([[[0, 1, 1]]], np.uint8)
     >>> best_threshold([(prob_zyx, label_zyx)]).jaccard

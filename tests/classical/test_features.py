@@ -2,8 +2,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mitoseg.classical.features import VoxelFeatures, gaussian, symmetric_eigenvalues
+from mitoseg.classical.features import (
+    VoxelFeatures,
+    as_volume,
+    even_blocks,
+    gaussian,
+    grey_range,
+    read_with_halo,
+    scaled,
+    symmetric_eigenvalues,
+)
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box, slabs
+from mitoseg.volumes import ArrayVolume
 
 PLACES = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
 
@@ -97,20 +108,50 @@ def test_the_halo_is_as_large_as_it_must_be():
         assert np.any(features.inside(touched) != features.inside(image))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (((),), "scales"),
-        (((5.0, -1.0),), "scales"),
-        (((5.0,), (5.0, 5.0)), "voxel size"),
-        (((5.0,), (0, 5, 5)), "size"),
-    ],
-)
-def test_wrong_lengths_are_refused(arguments, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize("arguments", [((),), ((5.0, -1.0),), ((5.0,), (5.0, 5.0)), ((5.0,), (0, 5, 5))])
+def test_wrong_lengths_are_refused(arguments):
+    with pytest.raises(UserError, match=r"scales|voxel size"):
         VoxelFeatures(*arguments)
-
-
-def test_an_image_no_larger_than_the_halo_is_refused():
     with pytest.raises(UserError, match="halo"):
         VoxelFeatures((10.0,)).inside(np.zeros((7, 30, 30)))
+
+
+def test_beyond_the_volume_its_border_is_repeated():
+    image = random_image((7, 12, 11))
+    found = read_with_halo(as_volume(image), Box((0, 3, 0), (2, 5, 11)), (9, 4, 2))
+    padded = np.pad(image, ((9, 9), (4, 4), (2, 2)), mode="edge")
+    np.testing.assert_array_equal(found, padded[0:20, 3:13, :])
+
+
+def test_slabs_are_the_whole():
+    image, features = random_image((7, 12, 11)), VoxelFeatures((4.0,), (20.0, 5.0, 5.0))
+    whole = features(image)
+    for slab in slabs(Box.of_shape(image.shape), 3):
+        found = features.inside(read_with_halo(as_volume(image), slab, features.halo), threads=2)
+        np.testing.assert_array_equal(found, whole[(slice(None), *slab.slices)])
+
+
+def test_what_is_no_volume_is_refused():
+    with pytest.raises(UserError, match="no volume"):
+        as_volume(np.zeros((3, 4)))
+    with pytest.raises(UserError, match="NaN"):
+        read_with_halo(as_volume(np.full((3, 4, 5), np.nan)), Box((0, 0, 0), (1, 1, 1)), (1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 9), (20, 30, 40), (1, 100, 3)])
+def test_blocks_cover_each_voxel_once(shape):
+    seen = np.zeros(shape, int)
+    blocks = even_blocks(shape, 200)
+    for block in blocks:
+        seen[block.slices] += 1
+    assert (seen == 1).all()
+    assert max(b.size for b in blocks) <= 300
+
+
+def test_greys_are_cut_to_their_range():
+    image = random_image((5, 60, 70))
+    low, high = grey_range(ArrayVolume(image), 0)
+    assert (low, high) == tuple(np.percentile(image, (1, 99)))
+    unit = scaled(image, (low, high))
+    assert (unit.min(), unit.max()) == (0, 1)
+    assert grey_range(ArrayVolume(np.full((2, 3, 4), 7)), 0) == (7, 8)

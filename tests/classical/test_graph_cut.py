@@ -1,8 +1,19 @@
+import itertools
+import sys
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from mitoseg.classical.graph_cut import cut_in_parts, minimum_cut, pair_weights, unary_costs
+from mitoseg.classical.graph_cut import (
+    cut_in_parts,
+    cut_ladder,
+    minimum_cut,
+    minimum_graph_cut,
+    pair_weights,
+    unary_costs,
+)
+from mitoseg.classical.graph_cut import energy as graph_energy
 from mitoseg.errors import UserError
 
 pytest.importorskip("maxflow")
@@ -62,9 +73,37 @@ def test_parts_with_enough_overlap_are_the_whole():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(UserError, match="favour"):
-        minimum_cut(clouds(), (1, -1, 1))
-    with pytest.raises(UserError, match="favour"):
-        minimum_cut(clouds(), (1, float("nan"), 1))
+    for weight in (-1, float("nan")):
+        with pytest.raises(UserError, match="favour"):
+            minimum_cut(clouds(), (1, weight, 1))
     with pytest.raises(UserError, match="parts"):
         cut_in_parts(clouds(), (1, 1, 1), (0, 4, 4))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cut_is_the_least_of_all_labellings(seed):
+    rng = np.random.default_rng(seed)
+    pairs = np.array(list(itertools.combinations(range(9), 2)))[rng.permutation(36)[:14]]
+    cost, weight = rng.normal(size=9), rng.random(14)
+    found = minimum_graph_cut(cost, pairs, weight)
+    every = [np.array(y) for y in itertools.product([False, True], repeat=9)]
+    least = min(graph_energy(y, cost, pairs, weight) for y in every)
+    assert graph_energy(found, cost, pairs, weight) == pytest.approx(least)
+
+
+def test_the_ladder_agrees_with_each_of_its_cuts():
+    rng = np.random.default_rng(3)
+    pairs = np.array(list(itertools.combinations(range(12), 2)))[rng.permutation(66)[:25]]
+    log_odds, size, weight = rng.normal(size=12) * 2, 0.5 + rng.random(12), rng.random(25)
+    levels = np.linspace(-3, 3, 7)
+    found = cut_ladder(log_odds, size, pairs, weight, levels)
+    for level in levels:
+        np.testing.assert_array_equal(found >= level, minimum_graph_cut(size * (level - log_odds), pairs, weight))
+    none = cut_ladder(log_odds, size, pairs, 0 * weight, levels)
+    np.testing.assert_array_equal(none, log_odds)
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "maxflow", None)
+    with pytest.raises(UserError, match=r"PyMaxflow.*pip install \"mitoseg\[classical\]\""):
+        minimum_graph_cut(np.zeros(1), np.zeros((0, 2), int), np.zeros(0))

@@ -43,15 +43,9 @@ def test_the_answers_are_those_of_scikit_learn(grown, monkeypatch):
 
 
 def test_a_tree_by_hand():
-    arrays = {
-        "feature": [1, 0, 0],
-        "threshold": [0.5, 0, 0],
-        "left": [1, 0, 0],
-        "right": [2, 0, 0],
-        "value": [9, 1, 2],
-    }
-    trees = TreeEnsemble.join([{k: np.array(v) for k, v in arrays.items()}] * 2)
-    assert len(trees) == 2
+    names = ("feature", "threshold", "left", "right", "value")
+    columns = np.array([[1, 0, 0], [0.5, 0, 0], [1, 0, 0], [2, 0, 0], [9, 1, 2]])
+    trees = TreeEnsemble.join([dict(zip(names, columns, strict=True))] * 2)
     assert trees(np.array([[0, 0, 0], [0.4, 0.5, 0.6]], np.float32)).tolist() == [2, 2, 4]
 
 

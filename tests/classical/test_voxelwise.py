@@ -1,3 +1,5 @@
+"""Samples, thresholds, and both classifiers of voxels on a noisy phantom: learned, tuned, saved, and bad input."""
+
 import json
 import random
 
@@ -5,87 +7,228 @@ import numpy as np
 import pytest
 from noisy_phantom import VOXEL_SIZE, noisy_phantom
 
-from mitoseg.classical.forest import ForestClassifier
+from mitoseg.classical.features import VoxelFeatures, as_volume
 from mitoseg.classical.neila import NeilaSegmenter
 from mitoseg.classical.trees import load_arrays, save_arrays
-from mitoseg.classical.voxelwise import corrected, jaccard
+from mitoseg.classical.voxelwise import (
+    ForestClassifier,
+    best_threshold,
+    corrected,
+    draw_samples,
+    jaccard,
+    labelled_runs,
+)
 from mitoseg.errors import UserError
 from mitoseg.volumes import ArrayVolume
 
 pytest.importorskip("sklearn")
+pytest.importorskip("maxflow")
+
+FEATURES = VoxelFeatures((4.0,), (20.0, 5.0, 5.0))
+
+
+def image_and_label():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (7, 12, 11)).astype(np.uint8)
+    label = (rng.random(image.shape) < 0.2).astype(np.uint8)
+    label[2:4] = 255
+    label[5, :6] = 255
+    return image, label
+
+
+def draw(count=60, seed=0, label=None):
+    image, known = image_and_label()
+    label = known if label is None else label
+    return draw_samples(as_volume(image), as_volume(label), FEATURES, count, np.random.default_rng(seed))
+
+
+def test_the_classes_are_even_and_the_prior_is_that_of_the_labels():
+    samples = draw()
+    _, label = image_and_label()
+    assert samples.label_n.sum() * 2 == len(samples.label_n) == 60
+    assert samples.prior == (label == 1).sum() / (label != 255).sum()
+    # a classifier that answers 0.5 to everything must end at the prior
+    assert 1 / (1 + np.exp(samples.shift)) == pytest.approx(samples.prior)
+    assert len(draw(label=label == 1).label_n) == 60  # truth values are labels
+
+
+def test_a_rare_class_is_taken_whole():
+    label = np.zeros((7, 12, 11), np.uint8)
+    label[3, 4, 5:8] = 1
+    samples = draw(count=100, label=label)
+    assert samples.label_n.sum() == 3
+    assert len(samples.label_n) == 53
+    assert 1 / (1 + np.exp(samples.shift - np.log(3 / 50))) == pytest.approx(samples.prior)
+
+
+def test_samples_are_of_their_voxels_and_ignored_ones_are_never_drawn():
+    image, label = image_and_label()
+    known = {tuple(f): int(v) for f, v in zip(FEATURES(image).reshape(6, -1).T, label.ravel(), strict=True)}
+    samples = draw()
+    assert [known[tuple(f)] for f in samples.features_nf] == samples.label_n.astype(int).tolist()
+
+
+def test_the_sample_does_not_depend_on_the_slabs_but_on_the_seed(monkeypatch):
+    first = draw()
+    assert not np.array_equal(draw(seed=1).features_nf, first.features_nf)
+    for depth in (1, 3, 7):
+        monkeypatch.setattr("mitoseg.classical.features.BUDGET", depth * 6 * 12 * 11)
+        np.testing.assert_array_equal(draw().features_nf, first.features_nf)
+
+
+def test_runs_of_labelled_slices():
+    runs = labelled_runs(as_volume(image_and_label()[1]))
+    assert [str(run) for run in runs] == ["[0:2,0:12,0:11]", "[4:7,0:12,0:11]"]
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (np.full((7, 12, 11), 255, np.uint8), "nothing is labelled"),
+        (np.zeros((7, 12, 11), np.uint8), "0 voxels of mitochondria"),
+        (np.full((7, 12, 11), 3, np.uint8), "other than 0, 1 and 255"),
+        (np.full((7, 12, 11), 0.5), "other than 0, 1 and 255"),
+        (np.zeros((7, 12, 10), np.uint8), "shape"),
+    ],
+)
+def test_labels_that_are_none_are_refused(label, words):
+    with pytest.raises(UserError, match=words):
+        draw(label=label)
+
+
+def pairs(seed=0):
+    rng = np.random.default_rng(seed)
+    for share in (0.1, 0.3):
+        label = (rng.random((3, 10, 10)) < share).astype(np.uint8)
+        prob = np.clip(0.3 * label + rng.random(label.shape) * 0.6, 0, 1).astype(np.float32)
+        label[0, :4] = 255
+        yield prob, label
+
+
+def test_no_threshold_is_better():
+    best = best_threshold(pairs())
+    scores = [jaccard([(p >= t, lab) for p, lab in pairs()]) for t in np.linspace(0.0005, 1, 2000)]
+    assert best.jaccard == pytest.approx(max(scores))
+    assert jaccard([(p >= best.threshold, lab) for p, lab in pairs()]) == pytest.approx(best.jaccard, abs=2e-3)
+    with pytest.raises(UserError, match="no mitochondria"):
+        best_threshold([(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 2), np.uint8))])
+
+
+def test_jaccard_by_hand():
+    mask, label = np.array([[[1, 1, 0, 1]]], bool), np.array([[[1, 0, 1, 255]]], np.uint8)
+    assert jaccard([(mask, label)]) == 1 / 3
+    assert jaccard([(mask[..., 3:], label[..., 3:])]) == 0
+
 
 SMALL = {"voxel_size": VOXEL_SIZE, "sigmas": (10.0, 20.0), "samples": 10_000}
 METHODS = {
-    "forest": lambda **kw: ForestClassifier(**SMALL, trees=10, **kw),
-    "neila": lambda **kw: NeilaSegmenter(**SMALL, trees=30, leaves=15, **kw),
+    "forest": lambda: ForestClassifier(**SMALL, trees=10),
+    "neila": lambda: NeilaSegmenter(**SMALL, trees=30, leaves=15),
 }
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def method(request):
-    """The name of a method and the trained method."""
-    image, labels = noisy_phantom()
-    return request.param, METHODS[request.param]().fit(image, labels["fit"])
-
-
 @pytest.fixture(scope="module")
-def prob(method):
-    """Its probability of the phantom."""
-    return method[1].predict_proba(noisy_phantom()[0])
-
-
-def test_it_has_learned_mitochondria(method, prob):
+def fitted():
+    """Both methods, trained, with their probabilities of the phantom."""
     image, labels = noisy_phantom()
-    trial = method[1].calibrate(image, labels["validation"])
-    assert trial.threshold == method[1].threshold
-    assert prob.dtype == np.float32
-    assert prob.shape == image.shape
-    assert 0 <= prob.min() <= prob.max() <= 1
-    chance = (labels["test"] == 1).sum() / (labels["test"] != 255).sum()
-    assert jaccard([(prob >= trial.threshold, labels["test"])]) > 0.55 > 3 * chance
+    methods = {name: make().fit(image, labels["fit"]) for name, make in METHODS.items()}
+    return {name: (method, method.predict_proba(image)) for name, method in methods.items()}
 
 
-def test_the_prior_is_that_of_the_volume_not_of_the_sample(prob):
-    label = noisy_phantom()[1]["fit"]
-    assert prob[label != 255].mean() == pytest.approx((label == 1).sum() / (label != 255).sum(), rel=0.25)
+@pytest.fixture(params=METHODS)
+def method(request, fitted):
+    return fitted[request.param][0]
 
 
-def test_slabs_threads_and_laziness_change_nothing(method):
+def test_both_have_learned_mitochondria(fitted):
+    image, labels = noisy_phantom()
+    learned, test = labels["fit"], labels["test"]
+    for method, prob in fitted.values():
+        trial = method.calibrate(image, labels["validation"])
+        assert trial.threshold == method.threshold
+        assert (prob.dtype, prob.shape) == (np.float32, image.shape)
+        assert 0 <= prob.min() <= prob.max() <= 1
+        assert jaccard([(prob >= trial.threshold, test)]) > 0.55 > 3 * (test == 1).sum() / (test != 255).sum()
+        prior = (learned == 1).sum() / (learned != 255).sum()  # of the volume, not of the sample
+        assert prob[learned != 255].mean() == pytest.approx(prior, rel=0.25)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_slabs_threads_and_laziness_change_nothing(name, fitted, monkeypatch):
     image, labels = (a[:7, :80, :64] for a in (noisy_phantom()[0], noisy_phantom()[1]["fit"]))
-    name, whole = method
+    whole = fitted[name][0]
     expected = whole.predict_proba(image)
+    first = METHODS[name]().fit(image, labels).predict_proba(image)
     for depth, threads in ((1, 1), (5, 2)):
-        other = METHODS[name](depth=depth, threads=threads)
-        other.fitted = whole.fitted
-        np.testing.assert_array_equal(other.predict_proba(ArrayVolume(image, VOXEL_SIZE)), expected)
-    first = METHODS[name](depth=7).fit(image, labels).predict_proba(image)
-    again = METHODS[name](depth=3, threads=1).fit(ArrayVolume(image), ArrayVolume(labels))
+        monkeypatch.setattr("mitoseg.classical.features.BUDGET", depth * len(whole.features.names) * 80 * 64)
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        np.testing.assert_array_equal(whole.predict_proba(ArrayVolume(image, VOXEL_SIZE)), expected)
+    again = METHODS[name]().fit(ArrayVolume(image), ArrayVolume(labels))
     np.testing.assert_array_equal(again.predict_proba(image), first)
 
 
-def test_a_saved_method_answers_alike(method, prob, tmp_path):
-    method[1].threshold = 0.31
-    method[1].save(tmp_path / "method.npz")
-    loaded = type(method[1]).load(tmp_path / "method.npz")
-    assert loaded.threshold == 0.31
-    assert loaded.voxel_size == VOXEL_SIZE
-    np.testing.assert_array_equal(loaded.predict_proba(noisy_phantom()[0]), prob)
-    with pytest.raises(UserError, match="exists"):
-        method[1].save(tmp_path / "method.npz")
-    method[1].save(tmp_path / "method.npz", overwrite=True)
+@pytest.fixture(scope="module")
+def tuned(fitted):
+    """The segmenter with a graph cut, what it tried, and its probability of the phantom."""
+    method, prob = fitted["neila"]
+    image, labels = noisy_phantom()
+    return method, method.tune(image, labels["validation"]), prob
 
 
-def test_a_file_of_another_method_is_refused(method, tmp_path):
-    method[1].save(tmp_path / "method.npz")
-    other = ForestClassifier if method[0] == "neila" else NeilaSegmenter
-    with pytest.raises(UserError, match="not"):
-        other.load(tmp_path / "method.npz")
+def test_regularised_it_beats_its_voxels_alone(tuned):
+    method, _, prob = tuned
+    truth = noisy_phantom()[1]["test"]
+    alone = jaccard([(method.segment(prob, regularize=False) == 1, truth)])
+    assert jaccard([(method.segment(prob) == 1, truth)]) > alone + 0.05
+
+
+def test_tuning_takes_the_best_of_what_it_tried(tuned):
+    method, trials, prob = tuned
+    best = max(trials, key=lambda t: t.jaccard)
+    assert (method.smoothness, method.cut_threshold) == (best.smoothness, best.threshold)
+    assert (trials[0].smoothness, trials[0].threshold) == (0, method.threshold)
+    truth = noisy_phantom()[1]["validation"]
+    assert jaccard([(method.segment(prob) == 1, truth)]) == pytest.approx(best.jaccard, abs=0.02)
+
+
+def test_a_smoother_mask_has_less_surface(tuned):
+    def surface(mask):
+        assert mask.dtype == np.uint8
+        return sum(np.abs(np.diff(mask.astype(int), axis=a)).sum() for a in range(3))
+
+    method, _, prob = tuned
+    alone, cut = method.segment(prob, 0.3, regularize=False), method.segment(prob, 0.3)
+    method.surface = 20.0
+    smoothed = method.segment(prob, 0.3)
+    method.surface = None
+    assert surface(smoothed) < surface(cut) < surface(alone) / 2
+
+
+def test_a_saved_method_answers_alike(fitted, tuned, tmp_path):
+    image = noisy_phantom()[0][:5]
+    fitted["forest"][0].threshold = 0.31
+    for method in (fitted["forest"][0], tuned[0]):
+        path = tmp_path / "method.npz"
+        method.save(path)
+        with pytest.raises(UserError, match="exists"):
+            method.save(path)
+        method.save(path, overwrite=True)
+        loaded = type(method).load(path)
+        assert {k: v for k, v in vars(loaded).items() if k != "fitted"} == {
+            k: v for k, v in vars(method).items() if k != "fitted"
+        }
+        np.testing.assert_array_equal(loaded.predict_proba(image), method.predict_proba(image))
+        np.testing.assert_array_equal(loaded.predict(image), method.predict(image))
+        other = ForestClassifier if isinstance(method, NeilaSegmenter) else NeilaSegmenter
+        with pytest.raises(UserError, match="not"):
+            other.load(path)
+        path.unlink()
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "no shift", "feature", "no json"])
 def test_a_damaged_file_is_one_line(method, tmp_path, change):
     path = tmp_path / "method.npz"
-    method[1].save(path)
+    method.save(path)
     with np.load(path) as file:
         arrays = dict(file)
     facts = json.loads(str(arrays["facts"]))
@@ -100,7 +243,7 @@ def test_a_damaged_file_is_one_line(method, tmp_path, change):
     arrays["facts"] = np.array("{" if change == "no json" else json.dumps(facts))
     np.savez(path, **arrays)
     with pytest.raises(UserError):
-        type(method[1]).load(path)
+        type(method).load(path)
 
 
 def test_files_that_are_none_are_one_line(tmp_path):
@@ -108,49 +251,10 @@ def test_files_that_are_none_are_one_line(tmp_path):
         ForestClassifier.load(tmp_path / "none.npz")
     for name, data in {"empty": b"", "text": b"text", "zip": b"PK\x03\x04 cut short"}.items():
         (tmp_path / name).write_bytes(data)
+    np.savez(tmp_path / "objects.npz", facts=np.array([{}], object), allow_pickle=True)
+    for name in ("empty", "text", "zip", "objects.npz"):
         with pytest.raises(UserError, match="no trained method"):
             ForestClassifier.load(tmp_path / name)
-    np.savez(tmp_path / "objects.npz", facts=np.array([{}], object), allow_pickle=True)
-    with pytest.raises(UserError, match="no trained method"):
-        ForestClassifier.load(tmp_path / "objects.npz")
-
-
-def test_untrained_it_says_so(tmp_path):
-    image, _ = noisy_phantom()
-    for untrained in (ForestClassifier(), NeilaSegmenter()):
-        with pytest.raises(UserError, match="not trained"):
-            untrained.predict_proba(image)
-        with pytest.raises(UserError, match="not trained"):
-            untrained.save(tmp_path / "method.npz")
-
-
-@pytest.mark.parametrize(
-    ("kind", "parameters", "word"),
-    [
-        (ForestClassifier, {"samples": 1}, "samples"),
-        (ForestClassifier, {"samples": 1e5}, "samples"),
-        (ForestClassifier, {"trees": 0}, "trees"),
-        (ForestClassifier, {"leaf": 0}, "leaf"),
-        (ForestClassifier, {"threshold": 1.5}, "threshold"),
-        (ForestClassifier, {"depth": 0}, "depth"),
-        (ForestClassifier, {"threads": -1}, "threads"),
-        (NeilaSegmenter, {"seed": -1}, "seed"),
-        (NeilaSegmenter, {"rate": 0}, "rate"),
-        (NeilaSegmenter, {"leaves": 1}, "leaves"),
-        (NeilaSegmenter, {"smoothness": -1.0}, "smoothness"),
-        (NeilaSegmenter, {"surface": 0}, "surface"),
-        (NeilaSegmenter, {"sigmas": ()}, "scales"),
-    ],
-)
-def test_wrong_parameters_are_refused(kind, parameters, word):
-    with pytest.raises(UserError, match=word):
-        kind(**parameters)
-
-
-@pytest.mark.parametrize("raw", [-800.0, 0.0, 800.0])
-def test_sure_answers_do_not_overflow(raw):
-    assert 0 <= corrected(np.array([raw]), 2.0, logits=True)[0] <= 1
-    assert 0 <= corrected(np.clip([raw], 0, 1), 2.0, logits=False)[0] <= 1
 
 
 def test_a_flipped_bit_in_a_method_s_file_is_refused_or_changes_nothing(tmp_path):
@@ -169,3 +273,37 @@ def test_a_flipped_bit_in_a_method_s_file_is_refused_or_changes_nothing(tmp_path
             assert facts["shift"] == 1.5
             assert all(np.array_equal(arrays[name], found[name]) for name in arrays if name in found)
     assert refused > 100
+
+
+@pytest.mark.parametrize("kind", [ForestClassifier, NeilaSegmenter])
+def test_untrained_it_says_so(kind, tmp_path):
+    with pytest.raises(UserError, match="not trained"):
+        kind().predict_proba(noisy_phantom()[0])
+    with pytest.raises(UserError, match="not trained"):
+        kind().save(tmp_path / "method.npz")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        (ForestClassifier, {"samples": 1}),
+        (ForestClassifier, {"samples": 1e5}),
+        (ForestClassifier, {"trees": 0}),
+        (ForestClassifier, {"leaf": 0}),
+        (ForestClassifier, {"threshold": 1.5}),
+        (NeilaSegmenter, {"seed": -1}),
+        (NeilaSegmenter, {"rate": 0}),
+        (NeilaSegmenter, {"leaves": 1}),
+        (NeilaSegmenter, {"smoothness": -1.0}),
+        (NeilaSegmenter, {"surface": 0}),
+    ],
+)
+def test_wrong_parameters_are_refused(kind, parameters):
+    with pytest.raises(UserError, match=next(iter(parameters))):
+        kind(**parameters)
+
+
+@pytest.mark.parametrize("raw", [-800.0, 0.0, 800.0])
+def test_sure_answers_do_not_overflow(raw):
+    assert 0 <= corrected(np.array([raw]), 2.0, logits=True)[0] <= 1
+    assert 0 <= corrected(np.clip([raw], 0, 1), 2.0, logits=False)[0] <= 1
