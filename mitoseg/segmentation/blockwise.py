@@ -45,19 +45,12 @@ Value = TypeVar("Value", bound=np.generic)
 
 @dataclass(frozen=True)
 class BlockSummary:
-    """What other blocks need to know of a block.
-
-    Attributes:
-        block: Where it lies.
-        pieces: Its components, measured without the layer that belongs to the next block.
-        near: For each axis, the labels of its first layer; None at the volume's start.
-        far: For each axis, the labels of the layer shared with the next block; None at the volume's end.
-    """
+    """What other blocks need to know of a block."""
 
     block: Box
-    pieces: Objects
-    near: tuple[Packed | None, ...]
-    far: tuple[Packed | None, ...]
+    pieces: Objects  # its components, without the layer that belongs to the next block
+    near: tuple[Packed | None, ...]  # for each axis, the labels of its first layer; None at the volume's start
+    far: tuple[Packed | None, ...]  # and of the layer shared with the next block; None at the volume's end
 
 
 def summarize_block(mask: Volume, block: Box, connectivity: int) -> BlockSummary:
@@ -161,19 +154,12 @@ NOWHERE = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Objects:
-    """A table of objects; row ``i`` belongs to label ``i + 1``.
+    """A table of objects; row ``i`` belongs to label ``i + 1``."""
 
-    Attributes:
-        voxels: (n,) how many.
-        start: (n, 3) first corner of the bounding box, (z, y, x) of the volume.
-        stop: (n, 3) its end, exclusive.
-        first: (n,) the first voxel in raster order, ``(z * Y + y) * X + x`` in a volume of shape (Z, Y, X).
-    """
-
-    voxels: Ints
-    start: Ints
-    stop: Ints
-    first: Ints
+    voxels: Ints  # (n,)
+    start: Ints  # (n, 3), first corner of the bounding box, (z, y, x) of the volume
+    stop: Ints  # (n, 3), its end, exclusive
+    first: Ints  # (n,), the first voxel in raster order: (z * Y + y) * X + x in a volume of shape (Z, Y, X)
 
     def __len__(self) -> int:
         return len(self.voxels)
@@ -194,12 +180,7 @@ NO_OBJECTS = Objects(*(np.zeros(shape, np.int64) for shape in ((0,), (0, 3), (0,
 def measure_objects(
     label_zyx: npt.NDArray[np.integer], count: int, origin: Sequence[int], shape: Sequence[int]
 ) -> Objects:
-    """Measure labels 1 to ``count``, which may be absent, of a part of a volume of this shape that begins at origin.
-
-    >>> found = measure_objects(np.array([[[0, 2, 2]]]), 2, (0, 0, 0), (1, 1, 3))
-    >>> found.voxels.tolist(), found.stop.tolist()
-    ([0, 2], [[0, 0, 0], [1, 1, 3]])
-    """
+    """Measure labels 1 to ``count``, which may be absent, of a part that begins at ``origin`` of a volume."""
     voxels = np.bincount(label_zyx.ravel(), minlength=count + 1)[1:].astype(np.int64)
     start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
     for i, part in enumerate(find_objects(label_zyx, count)):
@@ -245,11 +226,7 @@ def pack(array: Array) -> Packed:
 
 
 def unpack(packed: Packed) -> Array:
-    """What `pack` was given; not to be written to.
-
-    >>> unpack(pack(np.array([[0, 3]], np.uint32))).tolist()
-    [[0, 3]]
-    """
+    """What `pack` was given; not to be written to."""
     data, dtype, shape = packed
     return np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
 
@@ -269,13 +246,8 @@ def store(
 ) -> Volume:
     """Compute a lazy volume block by block, so that reading it again computes nothing.
 
-    Args:
-        volume: See `Volume.part`.
-        block: (z, y, x) voxels that are computed at once.
-        path: Of a Zarr array that does not exist yet, where all workers see it.
-        engine: Started; None: this process.
-        in_memory: Voxels up to which the result is an array, where the engine is this process.
-        on_block: Called with each block that is done.
+    It becomes a new Zarr array at ``path``, where all workers see it; or an array of up to ``in_memory`` voxels, where
+    the engine is this process. For the rest see `write_blocks`.
     """
     engine, about = engine or LocalEngine(), volume.info
     if engine.in_process and math.prod(about.shape) <= in_memory:
@@ -322,12 +294,12 @@ def write_blocks(
     they send compressed blocks, and this process writes.
 
     Args:
-        volume: What is written, all of it.
+        volume: What is written, all of it; see `Volume.part`.
         block: (z, y, x) voxels at once.
         writer: Such as `mitoseg.volumes.create_volume` gives.
         on_block: Called with each block that is written.
-        engine: Started; others than this process read what the volume is made of for themselves. None: this process.
-        dtype: What voxels are cast to; None: they stay as they are.
+        engine: Started; None: this process.
+        dtype: What voxels are cast to.
     """
     engine = engine or LocalEngine()
     array = writer.shared(block) if isinstance(writer, VolumeWriter) and not engine.in_process else None

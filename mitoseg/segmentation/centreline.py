@@ -45,21 +45,13 @@ MOST_BRANCHES = 100
 
 @dataclass(frozen=True)
 class Centreline:
-    """What the line along the middle says.
+    """What the line along the middle says, in nm."""
 
-    Attributes:
-        length: Of the main path, from tip to tip, in nm. A closed ring's is about half of its circumference.
-        straight: Between its tips, as the crow flies, in nm.
-        diameter_mean: Mean diameter of the balls that fit along all paths, in nm.
-        diameter_max: Of the largest ball that fits, in nm.
-        branches: Side paths: 0 for a simple tube, 1 for a Y or a T.
-    """
-
-    length: float
-    straight: float
-    diameter_mean: float
-    diameter_max: float
-    branches: int
+    length: float  # of the main path, from tip to tip; a closed ring's is about half of its circumference
+    straight: float  # between its tips
+    diameter_mean: float  # of the balls that fit along all paths
+    diameter_max: float  # of the largest ball that fits
+    branches: int  # side paths: 0 for a simple tube, 1 for a Y or a T
 
     @property
     def tortuosity(self) -> float:
@@ -225,28 +217,19 @@ _FORWARD = [o for o in itertools.product((-1, 0, 1), repeat=3) if o > (0, 0, 0)]
 
 @dataclass(frozen=True)
 class Nodes:
-    """One node for each cell.
+    """One node for each cell: its voxel that is deepest inside the object."""
 
-    Attributes:
-        position: (n, 3), z, y, x in nm from the first voxel: of the cell's voxel that is deepest inside the object.
-        radius: (n,), of the ball that fits there, in nm.
-        graph: (n, n), symmetric: distances in nm between nodes of neighbouring cells.
-        cell: Width of a cell in nm, the mean over the axes.
-    """
-
-    position: Floats
-    radius: Floats
-    graph: sparse.csr_array
-    cell: float
+    position: Floats  # (n, 3), z, y, x in nm from the first voxel
+    radius: Floats  # (n,), of the ball that fits there, in nm
+    graph: sparse.csr_array  # (n, n), symmetric: distances in nm between nodes of neighbouring cells
+    cell: float  # width of a cell in nm, the mean over the axes
 
 
 def gather_cells(radius_zyx: npt.NDArray[np.float32], step: Sequence[float]) -> Nodes:
-    """Gather the voxels of an object into cells of as many voxels as it takes; a cell has at least one voxel.
+    """Gather the voxels of an object into cells of as many voxels as it takes, at least one.
 
-    Args:
-        radius_zyx: About that of the ball that fits at each voxel, in nm; negative outside the object. Without a
-            voxel inside, one of the largest value is taken.
-        step: (z, y, x) between voxels, in nm.
+    The radius is about that of the ball that fits at each voxel, in nm, and negative outside the object. Without a
+    voxel inside, one of the largest value is taken.
     """
     voxel = np.argwhere(radius_zyx >= 0)
     if not len(voxel):

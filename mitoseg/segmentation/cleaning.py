@@ -74,19 +74,17 @@ class Cleaner:
         image: Volume | None = None,
         on_box: Callable[[Box], None] | None = None,
     ) -> Volume:
-        """The mask, a volume of uint8, 0 and 1, in memory or in ``folder``.
+        """The mask, a volume of uint8, 0 and 1, in memory or in ``folder``; see `Postprocess`.
 
-        Args:
-            probability: Calibrated, stored times ``scale``.
-            threshold: Probability at and above which a voxel is foreground.
-            scale: The stored value of probability 1.
-            voxel_size: (z, y, x) in nm; lengths and volumes need it.
-            image: The EM image, whose edges the watershed follows; without it those of the probability.
-            on_box: Called with each block that the first pass is done with.
+        The probability is stored times ``scale``; ``on_box`` takes each block that the first pass is done with.
         """
         spacing = self.steps.spacing(voxel_size)
         halo = self.steps.halo(spacing)
-        block = self._local_block(probability.shape, halo[0])
+        block = self.block
+        if self.steps.by_slice:  # as many voxels in whole slices, not much thinner than the halo
+            _, y, x = probability.shape
+            slices = max(math.prod(block) // (y * x), 2 * halo[0], 1)
+            block = (slices - slices % CHUNK[0] or slices, y, x)
         whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, block)), default=0)
         self.steps.check_memory(whole, self.engine)
         local = _Local(self.steps, probability, threshold, scale, spacing, image)
@@ -103,13 +101,6 @@ class Cleaner:
             if not large.all():
                 mask = self._store("large", _Chosen(mask, _of_labels(large, tables), 26))
         return mask
-
-    def _local_block(self, shape: tuple[int, int, int], depth: int) -> tuple[int, int, int]:
-        """Blocks of as many voxels, in whole slices if a step needs them, and then not much thinner than the halo."""
-        if not self.steps.by_slice:
-            return self.block
-        slices = max(math.prod(self.block) // (shape[1] * shape[2]), 2 * depth, 1)
-        return (slices - slices % CHUNK[0] or slices, shape[1], shape[2])
 
     def _components(self, mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
         joiner = Joiner()
@@ -141,9 +132,8 @@ class _MaskOf(Volume):
     """A mask that is made of another volume."""
 
     def __init__(self, volume: Volume) -> None:
-        super().__init__(
-            VolumeInfo(volume.path, volume.shape, np.dtype(np.uint8), volume.voxel_size, {"kind": "mask"})
-        )
+        mask8 = np.dtype(np.uint8)
+        super().__init__(VolumeInfo(volume.path, volume.shape, mask8, volume.voxel_size, {"kind": "mask"}))
 
 
 class _Local(_MaskOf):

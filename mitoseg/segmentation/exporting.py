@@ -35,45 +35,26 @@ SCENE = "instances.glb"
 
 @dataclass(frozen=True)
 class MeshRecord:
-    """What is known of one mesh.
-
-    Attributes:
-        id: The instance's number.
-        vertices: How many.
-        faces: How many.
-        volume_nm3: Within the mesh.
-        surface_nm2: Of the mesh, cut faces included.
-        touches_border: The border of the volume cuts it, and the mesh is closed there.
-        is_closed: Whether the mesh is watertight.
-    """
+    """What ``meshes.json`` says of a mesh; one that the volume's border cuts (``touches_border``) is closed there."""
 
     id: int
     vertices: int
     faces: int
     volume_nm3: float
-    surface_nm2: float
+    surface_nm2: float  # cut faces included
     touches_border: bool
-    is_closed: bool
+    is_closed: bool  # watertight
 
 
 @dataclass(frozen=True)
 class SkeletonRecord:
-    """What is known of one skeleton.
-
-    Attributes:
-        id: The instance's number.
-        points: How many.
-        ends: Points with one neighbour.
-        junctions: Points with more than two.
-        length_nm: Of all its lines.
-        touches_border: The border of the volume cuts the object.
-    """
+    """What ``skeletons.json`` says of a skeleton."""
 
     id: int
     points: int
-    ends: int
-    junctions: int
-    length_nm: float
+    ends: int  # points with one neighbour
+    junctions: int  # points with more than two
+    length_nm: float  # of all lines
     touches_border: bool
 
 

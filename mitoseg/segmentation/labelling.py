@@ -1,4 +1,4 @@
-r"""From a mask to numbered mitochondria, at any size.
+"""From a mask to numbered mitochondria, at any size.
 
     mask --> components of each block --> joined across blocks --> touching ones cut --> small ones left out --> ids
 
@@ -202,8 +202,8 @@ class InstanceVolume(Volume):
         mask: Whose components.
         connectivity: Of the components.
         block: See above.
-        components: As `mitoseg.segmentation.blockwise.Joiner.finish` gives them.
-        tables: The same.
+        components: As `Joiner.finish` gives them, like ``tables``.
+        tables: For each block.
         cut: The parts of some components, by row.
         least: Objects of fewer voxels are left out.
     """
@@ -284,17 +284,11 @@ BYTES = 40
 
 @dataclass(frozen=True)
 class Parts:
-    """Two or more parts of one component.
+    """Two or more parts of one component."""
 
-    Attributes:
-        box: The component's bounding box.
-        objects: The parts; row ``i`` belongs to value ``i + 1``.
-        packed: ``part_zyx`` of the box, int32, 0 outside the component.
-    """
-
-    box: Box
-    objects: Objects
-    packed: Packed
+    box: Box  # the component's
+    objects: Objects  # row ``i`` is the part of value ``i + 1``
+    packed: Packed  # ``part_zyx`` of the box, int32, 0 outside the component
 
 
 def _large_enough(

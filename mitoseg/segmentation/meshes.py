@@ -36,15 +36,10 @@ _LEAST_FACES = 400
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh.
+    """A triangle mesh."""
 
-    Attributes:
-        vertices: (n, 3) float64, (x, y, z) in nm.
-        faces: (m, 3) int64, vertices of a triangle, counter-clockwise seen from outside.
-    """
-
-    vertices: Points
-    faces: Faces
+    vertices: Points  # (n, 3), (x, y, z) in nm
+    faces: Faces  # (m, 3), counter-clockwise seen from outside
 
     @cached_property
     def volume(self) -> float:
@@ -168,16 +163,11 @@ def hold_volume(vertices: Points, faces: Faces, volume: float, at_most: float) -
         area = float(np.linalg.norm(normal, axis=1).sum())
         missing = volume - float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
         step = float(np.clip(missing / max(area, 1e-12), -left, left))
-        moved, left = moved + step * _vertex_normals(normal, faces, len(moved)), left - abs(step)
+        # a vertex moves along the mean of the normals of its faces, weighted by area
+        total = np.stack([np.bincount(faces.ravel(), np.repeat(n, 3), len(moved)) for n in normal.T], axis=1)
+        unit = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        moved, left = moved + step * unit, left - abs(step)
     return moved
-
-
-def _vertex_normals(normal: Points, faces: Faces, count: int) -> Points:
-    """Unit normals of vertices: those of the faces around them, weighted by area."""
-    total = np.stack([np.bincount(faces.ravel(), np.repeat(part, 3), count) for part in normal.T], axis=1)
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    unit: Points = total / np.maximum(length, 1e-12)
-    return unit
 
 
 _EVEN = 2.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,7 +143,9 @@ def measure_instances(
     table = pd.DataFrame([row for part in rows for row in part], columns=names)
     table = table.astype({**dict.fromkeys(names, float), **TYPES})
     if reach > 0:
-        table = table.merge(merge_distances(distances), on="instance", how="left").astype({DISTANCE: float})
+        empty = pd.DataFrame({"instance": np.array([], np.uint64), DISTANCE: np.array([])})
+        least = pd.concat([empty, *distances]).groupby("instance", sort=True)[[DISTANCE]].min().reset_index()
+        table = table.merge(least, on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
     return table.sort_values("instance", ignore_index=True)
 
@@ -257,7 +259,7 @@ def object_row(
 
     Args:
         instance: Its number.
-        crop: ``labels`` and, as given, ``image``, ``probability``, ``uncertainty``, all of ``outer``.
+        crop: What `Sources.read` gives of ``outer``.
         box: Of the object in the volume.
         outer: The same or larger: what the texture's filter reaches to.
         shape: Of the volume (z, y, x); an object that touches its faces is cut off there.
@@ -315,11 +317,7 @@ def shape_measures(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: S
 
 
 def binary_entropy(p: npt.NDArray[np.float64]) -> float:
-    """Mean of -p log2 p - (1 - p) log2(1 - p) in bits: 0 where the network is sure, 1 where it says 0.5.
-
-    >>> binary_entropy(np.array([0.0, 0.5, 1.0, 0.5]))
-    0.5
-    """
+    """Mean of -p log2 p - (1 - p) log2(1 - p) in bits: 0 where the network is sure, 1 where it says 0.5."""
     q = np.stack([p, 1 - p]).clip(0, 1)
     terms = -q * np.log2(q, where=q > 0, out=np.zeros_like(q))
     return float(terms.sum(axis=0).mean())
@@ -360,13 +358,8 @@ def cristae_texture(
     The filter looks the same from all sides, so turning an object changes nothing. Along an axis whose voxels are
     coarser than the Gaussian there is next to no smoothing, and what remains is texture within the section.
 
-    Args:
-        image_zyx: Grey values of the object's crop, best with `margin` voxels round it.
-        mask_zyx: The object in it.
-        voxel_size: (z, y, x) in nm.
-
-    Returns:
-        In grey values, and as a share, which does not change with contrast; NaN where erosion leaves nothing.
+    In grey values, of a crop with `margin` voxels round the object, and as a share, which does not change with
+    contrast; NaN where erosion leaves nothing.
     """
     depth = edt.edt(np.ascontiguousarray(mask_zyx), anisotropy=tuple(voxel_size), black_border=False, parallel=1)
     inner = depth > MEMBRANE
@@ -405,8 +398,8 @@ def nearest_neighbours(
         reach: In nm; what is farther away is not looked for.
 
     Returns:
-        Columns ``instance`` and `DISTANCE`: the gap between the nearest two voxels (their centres' distance less a
-        voxel on each axis), 0 where they touch, NaN where there is nothing within reach.
+        In `DISTANCE` the gap between the nearest two voxels (their centres' distance less a voxel on each axis), 0
+        where they touch, NaN where there is nothing within reach.
     """
     size = np.asarray(voxel_size, float)
     order = np.argsort(ids, kind="stable")
@@ -456,12 +449,6 @@ def tile_distances(surfaces: SurfacePoints, tile: Box, *, voxel_size: Sequence[f
     inside = np.asarray(((points >= tile.start) & (points < tile.stop)).all(axis=1))
     with one_at_a_time():
         return nearest_neighbours(points, ids, inside, voxel_size, reach)
-
-
-def merge_distances(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """One row for each instance: the least distance of its parts."""
-    joined = pd.concat([pd.DataFrame({"instance": np.array([], np.uint64), DISTANCE: np.array([])}), *tables])
-    return joined.groupby("instance", sort=True)[[DISTANCE]].min().reset_index()
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

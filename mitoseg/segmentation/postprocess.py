@@ -240,12 +240,7 @@ def mean_field(
     which costs one Gaussian filter an iteration, however large the kernel. A graph cut would find the minimum of the
     same energy between nearest neighbours; it needs a GPL library, and memory for an edge of every pair.
 
-    Args:
-        probability_zyx: Of mitochondrion.
-        weight: Of the pairs; 0 changes nothing.
-        sigma: Of the kernel, in nm.
-        voxel_size: (z, y, x) in nm.
-        iterations: As many as it takes.
+    ``sigma`` is that of the kernel, in nm.
     """
     unary = logit(np.clip(probability_zyx, _SURE, 1 - _SURE))
     q = probability_zyx
@@ -267,13 +262,7 @@ def opening(mask_zyx: Mask, radius: float, voxel_size: Sequence[float]) -> Mask:
     return near & mask_zyx
 
 
-def refine_boundaries(
-    mask_zyx: Mask,
-    relief_zyx: npt.NDArray[np.generic],
-    *,
-    radius: int,
-    is_image: bool,
-) -> Mask:
+def refine_boundaries(mask_zyx: Mask, relief_zyx: npt.NDArray[np.generic], *, radius: int, is_image: bool) -> Mask:
     """Move the boundary of each slice to the nearest ridge, by at most ``radius`` pixels.
 
     Surely inside is the opened mask, eroded (all of a component that is thinner); surely outside is the background of
@@ -292,17 +281,14 @@ def _refine(mask_yx: Mask, relief_yx: npt.NDArray[np.float32], ball: npt.NDArray
     survives[np.unique(component_yx[inside_yx])] = True
     inside_yx |= opened_yx & ~survives[component_yx]
     marker_yx = np.where(inside_yx, 2, np.where(binary_dilation(opened_yx, ball), 0, 1))
-    ridges_yx = _edges(relief_yx) if is_image else sobel(relief_yx)  # type: ignore[no-untyped-call]
+    if is_image:  # Canny's thresholds are shares of the range of grey values
+        low, high = float(relief_yx.min()), float(relief_yx.max())
+        unit_yx = (relief_yx - low) / (high - low) if high > low else np.zeros_like(relief_yx)
+        ridges_yx = canny(unit_yx, sigma=2).astype(np.float32)  # type: ignore[no-untyped-call]
+    else:
+        ridges_yx = sobel(relief_yx)  # type: ignore[no-untyped-call]
     flooded: Mask = watershed(ridges_yx, marker_yx) == 2  # type: ignore[no-untyped-call]
     return flooded
-
-
-def _edges(image_yx: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Canny's edges, 0 or 1; its thresholds are shares of the range of grey values."""
-    low, high = float(image_yx.min()), float(image_yx.max())
-    unit_yx = (image_yx - low) / (high - low) if high > low else np.zeros_like(image_yx)
-    edges: Mask = canny(unit_yx, sigma=2)  # type: ignore[no-untyped-call]
-    return edges.astype(np.float32)
 
 
 def remove_unsure(mask_zyx: Mask, probability_zyx: npt.NDArray[np.float32], least: float) -> Mask:

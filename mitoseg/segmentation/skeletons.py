@@ -25,17 +25,11 @@ _SMOOTH = 4.0
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The centre line of one object: one tree for each of its parts.
+    """The centre line of one object: one tree for each of its parts."""
 
-    Attributes:
-        points: (n, 3) float64, (x, y, z) in nm, in the coordinates of `mitoseg.segmentation.meshes`.
-        radii: (n,) float64, distance to the surface in nm.
-        edges: (m, 2) int64, pairs of points.
-    """
-
-    points: npt.NDArray[np.float64]
-    radii: npt.NDArray[np.float64]
-    edges: npt.NDArray[np.int64]
+    points: npt.NDArray[np.float64]  # (n, 3), (x, y, z) in nm, in the coordinates of `mitoseg.segmentation.meshes`
+    radii: npt.NDArray[np.float64]  # (n,), distance to the surface in nm
+    edges: npt.NDArray[np.int64]  # (m, 2), pairs of points
 
     @cached_property
     def length(self) -> float:
@@ -62,12 +56,8 @@ def skeletonize(
     kimimaro's line runs through voxels; it is smoothed between its ends and junctions, which stay, because a zigzag
     is up to 8 % longer than the line it stands for.
 
-    Args:
-        mask_zyx: The object within any box around it, not empty.
-        voxel_size: (z, y, x) in nm.
-        start: The voxel of the volume that the mask begins with.
-        scale: Short branches go: those within ``scale`` times the radius plus ``const`` nm of a line.
-        const: See ``scale``.
+    Short branches go: those within ``scale`` times the radius plus ``const`` nm of a line. For the other arguments see
+    `mitoseg.segmentation.mesh_object`.
     """
     if not mask_zyx.any():
         raise ValueError("an empty mask has no skeleton")
@@ -81,7 +71,10 @@ def skeletonize(
         anisotropy=tuple(size.tolist()), dust_threshold=0, progress=False, fix_borders=False, parallel=1,
     ).get(1)  # fmt: skip
     if found is None or not len(found.vertices):
-        return _one_point(padded_zyx, size, start)
+        depth_zyx = edt.edt(padded_zyx, anisotropy=tuple(size.tolist()))
+        deepest = np.array(np.unravel_index(int(depth_zyx.argmax()), depth_zyx.shape))
+        zyx = size * (deepest - 0.5 + np.asarray(start))
+        return Skeleton(zyx[None, ::-1], np.array([float(depth_zyx.max())]), np.zeros((0, 2), np.int64))
     # kimimaro puts a voxel at its index; ours has its centre half a voxel farther, and is padded by one.
     zyx = np.asarray(found.vertices, np.float64) + size * (np.asarray(start) - 0.5)
     skeleton = Skeleton(zyx[:, ::-1], np.asarray(found.radii, np.float64), np.asarray(found.edges, np.int64))
@@ -134,10 +127,3 @@ def swc(skeleton: Skeleton, number: int) -> str:
             above = -1 if node == root else place[int(parent[node])]
             rows.append(f"{place[node]} 0 {x:.3f} {y:.3f} {z:.3f} {skeleton.radii[node]:.3f} {above}")
     return "\n".join(rows) + "\n"
-
-
-def _one_point(padded_zyx: npt.NDArray[np.uint8], size: npt.NDArray[np.float64], start: Sequence[int]) -> Skeleton:
-    depth_zyx = edt.edt(padded_zyx, anisotropy=tuple(size.tolist()))
-    deepest = np.array(np.unravel_index(int(depth_zyx.argmax()), depth_zyx.shape))
-    zyx = size * (deepest - 0.5 + np.asarray(start))
-    return Skeleton(zyx[None, ::-1], np.array([float(depth_zyx.max())]), np.zeros((0, 2), np.int64))

@@ -57,29 +57,17 @@ _TRUNCATE = 3.5  # standard deviations
 
 @dataclass(frozen=True)
 class SmoothShape:
-    """A field that is large inside an object, and the level of its surface.
+    """A field that is large inside an object, and the level of its surface."""
 
-    Attributes:
-        field_zyx: float32, from 0 to 1.
-        level: The surface is where the field equals it.
-        step: (z, y, x) between samples, in nm.
-        low: (z, y, x) of the low corner of the object's crop, in nm from the first sample.
-        high: The same of the high corner.
-        cut: Where the volume's border cuts the object off; the field goes on there unchanged, beyond the corner.
-        volume: Of the mask, in nm3.
-        mask_zyx: The mask itself on the field's grid: what is too thin for the field is still there.
-        uncut: The part of the field's grid that does not lie beyond the volume's border.
-    """
-
-    field_zyx: npt.NDArray[np.float32]
+    field_zyx: npt.NDArray[np.float32]  # from 0 to 1
     level: float
-    step: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    cut: Cut
-    volume: float
-    mask_zyx: Mask
-    uncut: tuple[slice, ...]
+    step: tuple[float, ...]  # (z, y, x) between samples, in nm
+    low: tuple[float, ...]  # (z, y, x) of the low corner of the object's crop, in nm from the first sample
+    high: tuple[float, ...]  # of the high corner
+    cut: Cut  # where the volume's border cuts the object off; the field goes on there unchanged
+    volume: float  # of the mask, in nm3
+    mask_zyx: Mask  # the mask itself on the field's grid: what is too thin for the field is still there
+    uncut: tuple[slice, ...]  # the part of the grid that does not lie beyond the volume's border
 
     @property
     def inside_zyx(self) -> Mask:
@@ -89,13 +77,9 @@ class SmoothShape:
 
 
 def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) -> SmoothShape:
-    """Blur and resample the mask of one object; see the module.
+    """Blur and resample the mask of one object, cropped to its bounding box or larger; see the module.
 
-    Args:
-        mask_zyx: The object, cropped to its bounding box or larger, with at least one voxel.
-        voxel_size: (z, y, x) in nm.
-        cut: Sides of the crop that lie on the volume's border and are touched by the object: there it is taken to go
-            on as it is at the border.
+    At sides of the crop where the volume's border cuts the object it is taken to go on as it is there.
     """
     sigma = blur(voxel_size)
     field, mask, steps, lows = mask_zyx.astype(np.float32), mask_zyx, [], []
@@ -121,11 +105,7 @@ def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
 
 
 def blur(voxel_size: Sequence[float]) -> float:
-    """Standard deviation of the Gaussian, in nm.
-
-    >>> blur((5, 5, 5)), blur((30, 5, 5))
-    (6.0, 13.5)
-    """
+    """Standard deviation of the Gaussian, in nm."""
     return max(BLUR_FINE * min(voxel_size), BLUR_COARSE * max(voxel_size))
 
 
@@ -284,15 +264,10 @@ class SurfacePoints:
 
 
 def surface_voxels(labels_zyx: Array, inner: Box, start: Sequence[int]) -> tuple[VoxelPoints, Array]:
-    """Voxels of instances that have another label, or background, behind a face.
+    """Voxels (n, 3) of the volume with another label, or background, behind a face, and their labels (n,).
 
-    Args:
-        labels_zyx: A block, with one voxel round ``inner`` where the volume has one.
-        inner: The part whose voxels are given, in the block's own voxels.
-        start: Of the block in the volume.
-
-    Returns:
-        (n, 3) voxels of the volume, and the (n,) labels.
+    The block of labels begins at ``start`` in the volume. It has one voxel round ``inner``, the part whose voxels are
+    given, in its own voxels, where the volume has one.
     """
     surface = np.zeros(labels_zyx.shape, bool)
     for axis in range(3):

@@ -35,19 +35,12 @@ RINGS = {6: 1, 18: 2, 26: 3}
 
 @dataclass(frozen=True)
 class Criterion:
-    """When two basins are one object.
+    """When two basins are one object: if one of these holds."""
 
-    Attributes:
-        neck: Joined if the saddle is at least this share of the lower peak.
-        depth: Joined if the lower peak rises above the saddle by less, in nm.
-        seed_distance: Joined if their peaks lie closer together, in nm.
-        fragment: A part below so many nm3 is joined to the neighbour with the highest saddle.
-    """
-
-    neck: float = 0.5
-    depth: float = 0.0
-    seed_distance: float = 0.0
-    fragment: float = 0.0
+    neck: float = 0.5  # the saddle is at least this share of the lower peak
+    depth: float = 0.0  # the lower peak rises above the saddle by less, in nm
+    seed_distance: float = 0.0  # their peaks lie closer together, in nm
+    fragment: float = 0.0  # one is a part below so many nm3: it joins the neighbour with the highest saddle
 
 
 def split_mask(
@@ -61,13 +54,8 @@ def split_mask(
 ) -> npt.NDArray[np.int32]:
     """Cut one component, given in its bounding box, into parts from 1 on, in no stated order.
 
-    Args:
-        mask_zyx: The component.
-        voxel_size: (z, y, x) in nm.
-        criterion: Which basins are joined.
-        smoothing: Of the distance, standard deviation in nm.
-        connectivity: 6, 18 or 26.
-        closed: For both sides of each axis, whether background follows; where not, the mask is taken to go on.
+    ``smoothing`` is the standard deviation of the distance's filter in nm. ``closed`` says for both sides of each axis
+    whether background follows; where not, the mask is taken to go on.
     """
     edges = tuple((int(a), int(b)) for a, b in closed)
     inner = tuple(slice(a, n + a) for (a, _), n in zip(edges, mask_zyx.shape, strict=True))
@@ -80,14 +68,8 @@ def split_at_seeds(
 ) -> npt.NDArray[np.int32]:
     """Cut one object into as many parts as it has seeds: a watershed of the distance to its border, from the seeds.
 
-    Args:
-        mask_zyx: The object, in its bounding box.
-        seeds_zyx: (n, 3), different voxels of it.
-        voxel_size: (z, y, x) in nm.
-        smoothing: Of the distance, standard deviation in nm.
-
-    Returns:
-        ``part_zyx``: part ``i + 1`` grows from seed ``i``; 0 outside, and where pieces of the object have no seed.
+    Part ``i + 1`` grows from ``seeds_zyx[i]``, voxels (n, 3) of the mask; pieces of the object without a seed are 0.
+    ``smoothing`` is the standard deviation of the distance's filter in nm.
     """
     height_zyx = _heights(np.pad(mask_zyx, 1), voxel_size, smoothing)[1:-1, 1:-1, 1:-1]
     markers_zyx = np.zeros(mask_zyx.shape, np.int32)
@@ -98,23 +80,14 @@ def split_at_seeds(
 
 @dataclass(frozen=True)
 class Basins:
-    """Basins from 0 to n - 1 and their contacts.
+    """Basins from 0 to n - 1 and their m contacts."""
 
-    Attributes:
-        voxels: (n,) size of each.
-        volume: Of a voxel, in nm3.
-        peaks: (n,) height of each in nm: the distance from its middle to the border.
-        places: (n, 3) of the peaks, in nm.
-        pairs: (m, 2) basins that touch.
-        saddles: (m,) height of the highest contact of each pair, in nm.
-    """
-
-    voxels: npt.NDArray[np.integer]
-    volume: float
-    peaks: Floats
-    places: Floats
-    pairs: npt.NDArray[np.int64]
-    saddles: Floats
+    voxels: npt.NDArray[np.integer]  # (n,)
+    volume: float  # of a voxel, in nm3
+    peaks: Floats  # (n,), height in nm: the distance from the basin's middle to the border
+    places: Floats  # (n, 3), of the peaks, in nm
+    pairs: npt.NDArray[np.int64]  # (m, 2), basins that touch
+    saddles: Floats  # (m,), height of the highest contact of each pair, in nm
 
 
 def find_basins(
@@ -188,12 +161,10 @@ class _Parts:
         return float(self._basins.peaks[self._highest[root]])
 
     def distance(self, a: int, b: int) -> float:
-        """Between the peaks of two parts, in nm."""
         places = self._basins.places
         return float(np.linalg.norm(places[self._highest[a]] - places[self._highest[b]]))
 
     def join(self, a: int, b: int) -> None:
-        """Join two roots."""
         highest = min((self._highest[a], self._highest[b]), key=lambda i: (-self._basins.peaks[i], i))
         voxels = self.voxels[a] + self.voxels[b]
         self._sets.merge(a, b)
