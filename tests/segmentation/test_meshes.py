@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from shapes import ball
@@ -71,7 +71,14 @@ def test_an_object_at_the_border_is_closed_by_a_flat_face():
     assert np.abs(bottom[:, 2]).max() < 1
 
 
+def voxels(*places):
+    mask = np.zeros((5, 6, 4), bool)
+    mask[tuple(np.transpose(places))] = True
+    return mask
+
+
 @settings(max_examples=40, deadline=None)
+@example(voxels((0, 0, 0), (0, 0, 2), (0, 1, 1), (1, 0, 1)), (5.0, 5.0, 5.0), 0)
 @given(arrays(bool, (5, 6, 4)), st.sampled_from([(5.0, 5.0, 5.0), (30.0, 5.0, 6.0)]), st.sampled_from([0, 6]))
 def test_any_mask_gives_a_closed_mesh_inside_its_box(mask, size, smoothing):
     if not mask.any():
