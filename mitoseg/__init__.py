@@ -21,12 +21,13 @@ __all__ = [
     "label",
     "load",
     "measure",
+    "train",
 ]
 
 if TYPE_CHECKING:
     from mitoseg.errors import UserError
     from mitoseg.segmentation import Labelling, Postprocess
-    from mitoseg.workflows.interface import SegmentationModel, evaluate, label, load, measure
+    from mitoseg.workflows.interface import SegmentationModel, evaluate, label, load, measure, train
 
 _PLACES = {"UserError": "errors", "Labelling": "segmentation", "Postprocess": "segmentation"}
 """Modules of the names that are not of the interface's own."""

@@ -56,8 +56,10 @@ def check_output(path: Path | str, overwrite: bool) -> None:
     path = Path(path)
     try:
         sweep(path)
-        if _exists(path) and not overwrite:
-            raise UserError("the output exists", str(path), "choose another name or give overwrite=true")
+        with contextlib.suppress(FileNotFoundError):  # other errors, as of a name too long, pass on
+            path.lstat()
+            if not overwrite:
+                raise UserError("the output exists", str(path), "choose another name or give overwrite=true")
         folder = _nearest_folder(path)
         with tempfile.TemporaryFile(dir=folder):  # asking os.access is not reliable for root and on Windows
             pass
@@ -254,15 +256,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:26]} ... {text[-29:]}"
 
 
-def _exists(path: Path) -> bool:
-    """Whether something has that name, a dangling link too; other errors (a name too long) pass on."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _nearest_folder(path: Path) -> Path:
     """The deepest ancestor of ``path`` that exists; it must be a folder."""
     for folder in path.absolute().parents:
@@ -280,16 +273,11 @@ def make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _flush(path: Path) -> None:
-    """Have a file on the disk: some file systems report a full disk only then."""
-    if path.is_file():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-
-
 def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """Rename a finished file or folder onto its final name; an old folder steps aside and comes back if that fails."""
-    _flush(temporary)
+    if temporary.is_file():
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # some file systems report a full disk only then
     if not overwrite and os.path.lexists(path):
         raise UserError("the output appeared while it was being written", str(path), "choose another name")
     if not (path.is_dir() or temporary.is_dir()) or not os.path.lexists(path):

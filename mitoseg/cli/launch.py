@@ -42,6 +42,7 @@ from mitoseg.errors import UserError
 from mitoseg.processes import follow_parent, is_main_process
 from mitoseg.progress import waiting
 from mitoseg.storage import held
+from mitoseg.workflows.options import default_config_dir, typed
 
 Run = Callable[[DictConfig], float | None]
 """A command: it takes its config; a number it returns is what a search maximises."""
@@ -120,13 +121,6 @@ def claim(folder: Path) -> Path:
             free.mkdir()
             break
     return free
-
-
-def default_config_dir() -> Path:
-    """The folder of the Hydra configs: inside the package in a wheel, beside it in a clone."""
-    package = Path(mitoseg.__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def _launch(config_name: str, run: Run, config_dir: Path) -> int:
@@ -345,7 +339,7 @@ class _Command:
         self.__module__ = f"mitoseg.{'viewers' if name == 'view' else 'workflows'}.{name}"
         self.__name__ = self.__qualname__ = "run"
 
-    def __call__(self, cfg: object) -> float | None:
+    def __call__(self, cfg: DictConfig) -> float | None:
         if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read once, when torch is loaded
             os.environ["GOMP_SPINCOUNT"] = SPINS
         with waiting("loading torch and other libraries"):
@@ -354,5 +348,5 @@ class _Command:
         if torch is not None and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
             torch.set_num_threads(cores)
         more = () if ".viewers." in self.__module__ else (run_dir(), tell)
-        result: float | None = module.run(cfg, *more)
+        result: float | None = module.run(typed(cfg), *more)
         return result

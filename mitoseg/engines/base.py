@@ -17,15 +17,11 @@ from typing import Any, Generic, Self, TypeVar
 from mitoseg.errors import UserError
 
 Item = TypeVar("Item")
-
 Result = TypeVar("Result")
-
 LANES = 2
 """Items that a worker has at the same time, so that one is read or written while another one is computed."""
-
 DEATHS = 3
 """Workers that may die over one item before it is given up."""
-
 MEMORY = "perhaps memory is short: give less of it, or use fewer workers"
 
 
@@ -88,10 +84,7 @@ class Engine(ABC):
 
     @abstractmethod
     def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Iterable[Item],
-        on_done: Callable[[Item, Result], None],
+        self, function: Callable[[Item], Result], items: Iterable[Item], on_done: Callable[[Item, Result], None]
     ) -> None:
         """Call a function with each item.
 
@@ -129,8 +122,8 @@ def interrupts_blocked() -> Iterator[None]:
 
 
 _rank = 0
-
 _lock = Lock()
+_made: dict[str, Any] = {}
 
 
 def worker_rank() -> int:
@@ -149,9 +142,6 @@ def one_at_a_time() -> Iterator[None]:
     """Computing happens inside this: reading and writing of another item goes on meanwhile."""
     with _lock:
         yield
-
-
-_made: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

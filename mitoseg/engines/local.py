@@ -38,9 +38,7 @@ from mitoseg.engines.base import (
 from mitoseg.errors import UserError
 
 log = logging.getLogger(__name__)
-
 _GONE = (EOFError, ConnectionError, BrokenPipeError, OSError)
-
 _SPAWN = multiprocessing.get_context("spawn")  # a forked process may not use the threads that torch has started
 
 
@@ -83,10 +81,7 @@ class LocalEngine(Engine):
         return [value for _, value in answers]
 
     def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Iterable[Item],
-        on_done: Callable[[Item, Result], None],
+        self, function: Callable[[Item], Result], items: Iterable[Item], on_done: Callable[[Item, Result], None]
     ) -> None:
         """See `Engine.map`."""
         if not self._processes:

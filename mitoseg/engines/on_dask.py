@@ -40,11 +40,9 @@ from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 
 log = logging.getLogger(__name__)
-
 HERE = "127.0.0.1"
-
+ROLES = ("client", "scheduler", "worker")
 _LOOK = 1.0  # seconds after which it is looked whether there are workers
-
 _AHEAD = 2  # items on their way for each lane, so that no worker waits for the scheduler
 
 
@@ -152,10 +150,7 @@ class DaskEngine(Engine):
                     log.warning("a Dask worker died; another one takes its place")
 
     def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Iterable[Item],
-        on_done: Callable[[Item, Result], None],
+        self, function: Callable[[Item], Result], items: Iterable[Item], on_done: Callable[[Item, Result], None]
     ) -> None:
         """See `Engine.map`."""
         coming = iter(items)
@@ -314,9 +309,6 @@ def _call(function: Callable[..., Result], *item: object) -> tuple[bool, Result 
         return True, function(*item)
     except BaseException as error:
         return False, portable(error)
-
-
-ROLES = ("client", "scheduler", "worker")
 
 
 class SlurmEngine(DaskEngine):

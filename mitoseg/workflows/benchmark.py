@@ -1,11 +1,9 @@
 """``benchmark``: every method trained, predicted and scored on the same voxels; the table and one picture of them.
 
-The methods of a benchmark as processes, one after the other, and what is written down about each.
+The methods run as processes, one after the other; a record is written of each.
 
 benchmark ──> train resume=RUN/unet25d/train      a network is trained first, unless that is done
           ──> benchmark job=unet25d               then each method predicts and is scored in a process of its own
-
-A network of a benchmark: its checkpoint predicts the regions that are scored.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
 import mitoseg
 from mitoseg.arguments import as_typed, key_of, literal, split_words, words_kept
@@ -57,93 +55,38 @@ from mitoseg.processes import ended_by_sigterm, job_variables, run_process, wait
 from mitoseg.progress import Tell
 from mitoseg.provenance import SOURCE, collect, git_state, peak_memory
 from mitoseg.storage import held, read_json, write_json, write_text
+from mitoseg.workflows.options import BenchmarkOptions
 
 log = logging.getLogger(__name__)
 
-_SWITCHES = ("overwrite", "published", "figure", "trust", "progress")
-
 _NOT_PASSED_ON = {"resume", "overwrite", "job", "hydra.run.dir"}
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A benchmark whose options are all sound.
-
-    Attributes:
-        jobs: The methods, in their order.
-        changes: By method, why what is there is to be made anew.
-        report: Tells of them.
-        names: Of these methods and of others that lie there finished.
-        figure: Size and place of the picture; None for none.
-    """
-
-    jobs: list[Job]
-    changes: dict[str, str]
-    report: Report
-    names: list[str]
-    figure: tuple[object, object] | None
+PROGRAM = (sys.executable, str(Path(mitoseg.__file__).with_name("__main__.py")))
 
 
-def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
+def run(options: BenchmarkOptions, folder: Path, tell: Tell) -> None:
     """Compare the methods; with ``job=NAME``, do one of them in this process.
 
     Raises:
         UserError: An option or the data are no good, or a method failed.
     """
+    if options.band not in BANDS:
+        raise UserError("no such boundary band", options.band, f"give band={BANDS[0]} to band={BANDS[-1]}")
     with ended_by_sigterm():
-        if cfg.job is not None:
-            run_one(cfg, folder)
+        if options.job is not None:
+            run_one(options, folder)
             return
         with held(folder / ".lock", "another benchmark is running in this folder"):
             with words_kept(folder):
-                plan = make_plan(cfg, folder)
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            provenance = collect(seed=cfg.seed, data=dict(plan.report.splits.provenance))
+                jobs, changes, report, names, figure = make_plan(options, folder)
+            write_text(folder / "config.yaml", yaml.safe_dump(vars(options), sort_keys=False, allow_unicode=True))
+            provenance = collect(seed=options.seed, data=dict(report.splits.provenance))
             write_json(folder / "provenance.json", provenance)
-            compare(plan, tell)
-
-
-def make_plan(cfg: DictConfig, folder: Path) -> Plan:
-    """Look at all options and the data before anything is run.
-
-    Raises:
-        UserError: Something is no good, or a folder holds results of other options.
-    """
-    check_benchmark_options(cfg)
-    methods, source = read_methods(_plain(cfg.get("methods")), cfg.size), find_source(cfg)
-    splits = open_source(source)
-    regions = scored_regions(splits, cfg.part)
-    for method in methods:
-        if method.estimator is not None:
-            make_estimator(method.name, method.estimator, splits.voxel_size)
-            if method.checkpoint is not None:
-                check_saved(Path(method.checkpoint))
-        elif method.checkpoint is not None:
-            checkpoint_of(method, folder / method.name)
-    figure = (_plain(cfg.figure_size), _plain(cfg.figure_box)) if cfg.figure else None
-    if figure is not None:
-        picture_box(regions[0], *figure)
-    crop = read_crop(_plain(cfg.crop), regions)
-    common = common_options(source.record(), splits, cfg.part, cfg.seed)
-    jobs = make_jobs(cfg, folder, methods, source, common)
-    report = Report(folder, source.name, splits, regions, cfg.part, cfg.band, crop, cfg.published)
-    names = [method.name for method in methods]
-    changes = find_changes(jobs, overwrite=cfg.overwrite)
-    return Plan(jobs, changes, report, [*names, *report.others(names, common)], figure)
-
-
-def compare(plan: Plan, tell: Tell) -> None:
-    """Run all methods, write the table after each, and draw them.
-
-    Raises:
-        UserError: A method failed.
-    """
-    folder, names, report = plan.report.folder, plan.names, plan.report
-    for _ in run_jobs(plan.jobs, plan.changes):
-        report.write(names)
-    if plan.figure is not None:
-        report.draw(names, *plan.figure)
-    tell(terminal(report.write(names)))
+            for _ in run_jobs(jobs, changes):
+                report.write(names)
+            if figure is not None:
+                report.draw(names, *figure)
+            tell(terminal(report.write(names)))
     failed = [name for name in names if not is_finished(folder / name)]
     if failed:
         named = ", ".join(f"{name} ({read_json(folder / name / RECORD).get('error')})" for name in failed)
@@ -151,91 +94,98 @@ def compare(plan: Plan, tell: Tell) -> None:
         raise UserError(f"{len(failed)} of {len(names)} methods failed: {named}", None, remedy)
 
 
-def check_benchmark_options(cfg: DictConfig) -> None:
-    """Refuse what cannot be, before anything is opened.
+def make_plan(
+    options: BenchmarkOptions, folder: Path
+) -> tuple[list[Job], dict[str, str], Report, list[str], tuple[object, object] | None]:
+    """Look at all options and the data before anything is run.
 
-    Raises:
-        UserError: A switch, the band or the seed is no good.
+    Returns:
+        The methods, in their order; by method, why what is there is to be made anew; the report; the names of these
+        methods and of others that lie there finished; size and place of the picture, None for none.
     """
-    for key in _SWITCHES:
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    if cfg.band not in BANDS:
-        raise UserError("no such boundary band", cfg.band, f"give band={BANDS[0]} to band={BANDS[-1]}")
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise UserError("the seed is no whole number", cfg.seed, "give 0 or more, such as seed=1")
+    methods, source = read_methods(options.methods, options.size), find_source(options)
+    splits = open_source(source)
+    regions = scored_regions(splits, options.part)
+    for method in methods:
+        if method.estimator is not None:
+            make_estimator(method.name, method.estimator, splits.voxel_size)
+            if method.checkpoint is not None:
+                check_saved(Path(method.checkpoint))
+        elif method.checkpoint is not None:
+            checkpoint_of(method, folder / method.name)
+    figure = (options.figure_size, options.figure_box) if options.figure else None
+    if figure is not None:
+        picture_box(regions[0], *figure)
+    crop = read_crop(options.crop, regions)
+    common = common_options(source.record(), splits, options.part, options.seed)
+    jobs = make_jobs(options, folder, methods, source, common)
+    report = Report(folder, source.name, splits, regions, options.part, options.band, crop, options.published)
+    names = [method.name for method in methods]
+    checked = {
+        job.method.name: check_options(job.method.name, job.folder, job.options, overwrite=options.overwrite)
+        for job in jobs
+    }
+    changes = {name: change for name, change in checked.items() if change is not None}
+    return jobs, changes, report, [*names, *report.others(names, common)], figure
 
 
-def find_source(cfg: DictConfig) -> Source:
+def find_source(options: BenchmarkOptions) -> Source:
     """The data set, made small where that is asked for."""
     name = HydraConfig.get().runtime.choices["data"]
-    less = (_plain(cfg.small) or {}).get(name, {}) if cfg.size == "small" else {}
+    less = options.small.get(name, {}) if options.size == "small" else {}
     given = {key_of(word) for word in HydraConfig.get().overrides.task}
-    return read_source(str(name), _plain(cfg.data), less, given)
+    return read_source(str(name), options.data, less, given)
 
 
 def make_jobs(
-    cfg: DictConfig, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
+    given: BenchmarkOptions, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
 ) -> list[Job]:
     """What is to be run for each method (call it inside a run)."""
     config, words = split_words(sys.argv[2:])  # of this very run, as `mitoseg.cli.ranks.job_environment` has set it
     words = [word for word in words if key_of(word) not in _NOT_PASSED_ON]
     training = training_words(
-        source, seed=cfg.seed, accelerator=cfg.accelerator, prediction=cfg.prediction, progress=cfg.progress
+        source,
+        seed=given.seed,
+        accelerator=given.accelerator,
+        prediction=given.prediction,
+        progress=given.progress,
     )
     jobs = []
     for method in methods:
         options = {**method.record(), **common}
         if method.estimator is None:
-            options["prediction"] = cfg.prediction
+            options["prediction"] = given.prediction
         if method.checkpoint is not None:
             options["checkpoint_sha256"] = fingerprint(method.checkpoint).sha256
         jobs.append(Job(method, folder / method.name, options, words, training, config))
     return jobs
 
 
-def run_one(cfg: DictConfig, folder: Path) -> None:
-    """One method in this process: what its training has left undone, its predictions, and their scores.
-
-    Raises:
-        UserError: There is no such method, or something in it is no good.
-    """
-    check_benchmark_options(cfg)
-    named = {method.name: method for method in read_methods(_plain(cfg.get("methods")), cfg.size)}
-    if cfg.job not in named:
-        raise UserError("job= names none of methods=", cfg.job, f"give one of {', '.join(named)}")
+def run_one(options: BenchmarkOptions, folder: Path) -> None:
+    """One method in this process: what its training has left undone, its predictions, and their scores."""
+    named = {method.name: method for method in read_methods(options.methods, options.size)}
+    if options.job not in named:
+        raise UserError("job= names none of methods=", options.job, f"give one of {', '.join(named)}")
     for told_before in ("mitoseg.datasets", "mitoseg.volumes"):  # by the process that started this one
         logging.getLogger(told_before).setLevel(logging.ERROR)
-    method = named[cfg.job]
-    splits = open_source(find_source(cfg))
-    regions = scored_regions(splits, cfg.part)
+    method, part, show = named[options.job], options.part, options.progress
+    splits = open_source(find_source(options))
+    regions = scored_regions(splits, part)
     if method.estimator is not None:
-        costs = run_estimator(method, splits, regions, folder, part=cfg.part, show=cfg.progress)
+        costs = run_estimator(method, splits, regions, folder, part=part, show=show)
     else:
-        costs = run_network(cfg, method, splits, folder)
+        costs = predict_regions(
+            method,
+            splits,
+            folder,
+            part=part,
+            prediction_method=options.prediction,
+            accelerator=options.accelerator,
+            trust=options.trust,
+            show=show,
+        )
     write_json(folder / COSTS, costs)
-    score_part(folder, regions, cfg.part)
-
-
-def run_network(cfg: DictConfig, method: Method, splits: Splits, folder: Path) -> dict[str, Any]:
-    """Predict with a checkpoint; costs and a note on the protocol."""
-    return predict_regions(
-        method,
-        splits,
-        folder,
-        part=cfg.part,
-        prediction_method=cfg.prediction,
-        accelerator=cfg.accelerator,
-        trust=cfg.trust,
-        show=cfg.progress,
-    )
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (what a config holds)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-PROGRAM = (sys.executable, str(Path(mitoseg.__file__).with_name("__main__.py")))
+    score_part(folder, regions, part)
 
 
 @dataclass(frozen=True)
@@ -243,11 +193,10 @@ class Job:
     """A method that is to be run.
 
     Attributes:
-        method: Which.
         folder: Its own.
         options: What its result depends on.
         words: Of the benchmark, without those that say where.
-        training: Words that every training gets: data, seed, device, looks.
+        training: Arguments that every training gets: data, seed, device.
         config: Options of Hydra's that choose the config.
     """
 
@@ -270,26 +219,8 @@ class Job:
         return [[*PROGRAM, "train", *self.config, *words], scoring]
 
 
-def find_changes(jobs: Sequence[Job], *, overwrite: bool) -> dict[str, str]:
-    """By method, how its options differ from those that its folder was made with, where it is to be made anew.
-
-    Raises:
-        UserError: A folder holds something that was made with other options, and may not be overwritten.
-    """
-    found = {j.method.name: check_options(j.method.name, j.folder, j.options, overwrite=overwrite) for j in jobs}
-    return {name: change for name, change in found.items() if change is not None}
-
-
 def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
-    """Run the methods one after the other; give each back when it has ended, however that was.
-
-    Args:
-        jobs: To run, those that have finished before as well.
-        changes: Of `find_changes`; these start again.
-
-    Raises:
-        BaseException: What interrupts the benchmark.
-    """
+    """Run the methods one after the other, those in ``changes`` anew; yields each when it has ended, or failed."""
     for i, job in enumerate(jobs, 1):
         name = f"{job.method.name} ({i} of {len(jobs)})"
         if change := changes.get(job.method.name):
@@ -306,11 +237,7 @@ def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
 
 
 def attempt(job: Job) -> None:
-    """Run the processes of a method, and write down how they ended.
-
-    Raises:
-        BaseException: What interrupts the waiting, once the process has ended and that is written down.
-    """
+    """Run the processes of a method, and write down how they ended, also if the waiting is interrupted."""
     commit, dirty = git_state(SOURCE)
     job.folder.mkdir(parents=True, exist_ok=True)
     seconds = read_json(job.folder / RECORD).get("seconds", 0.0)
@@ -371,25 +298,10 @@ def predict_regions(
     trust: bool,
     show: bool,
 ) -> dict[str, Any]:
-    """Write the probabilities of the scored regions.
-
-    Args:
-        method: With a checkpoint, or trained in its folder.
-        splits: Of the benchmark.
-        folder: The method's.
-        part: Of the data that is scored.
-        prediction_method: How volumes are predicted.
-        accelerator: Where.
-        trust: As `load_model`.
-        show: Progress on the terminal.
-
-    Returns:
-        Costs, of training as its run tells them, and a note on the protocol.
-
-    Raises:
-        UserError: There is no checkpoint, or it cannot be used.
-    """
+    """Write the probabilities of the scored regions; returns costs, also of training, and a note on the protocol."""
     # Imported here: torch's memory would count as an estimator's.
+    import torch
+
     from mitoseg.inference.prepare import make_prediction
     from mitoseg.networks.checkpoint import load_model
     from mitoseg.workflows.scoring import predict_region
@@ -403,14 +315,8 @@ def predict_regions(
         with stage(f"predicting {part}_{i}", show=False) as cost:
             predict_region(where, region, prediction, f"{part}_{i}", show=show)
         total += cost
-    here = {"process": peak_memory(), "device": _device_memory()}
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    here = {"process": peak_memory(), "device": on_gpu}
     before = record["peak_memory"]
     memory = {key: max(before.get(key) or 0, value or 0) or None for key, value in here.items()}
     return {**record, **total.record("prediction"), "peak_memory": memory}
-
-
-def _device_memory() -> int | None:
-    """The most that torch has allocated on a GPU; None without one."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

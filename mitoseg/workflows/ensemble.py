@@ -1,6 +1,6 @@
 """``ensemble``: several checkpoints in, one that predicts with the mean of them out; or the same for predictions.
 
-Stored predictions of one volume, averaged: of networks that no checkpoint can join, as one on slices and one in 3D.
+Stored predictions of one volume are averaged of networks that no checkpoint can join, as one on slices and one in 3D.
 
 a.tif   0.9 0.2        log-odds   2.2 -1.4
 b.tif   0.7 0.1                   0.8 -2.2      mean   1.5 -1.8   ->   0.82 0.14
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from scipy.special import expit
 
 from mitoseg.errors import UserError
@@ -30,13 +29,19 @@ from mitoseg.provenance import collect
 from mitoseg.storage import atomic_output, check_output, write_json
 from mitoseg.training.module import combine
 from mitoseg.volumes import Volume, check_volume_output, create_volume, open_volume
-from mitoseg.workflows.options import chosen_steps
+from mitoseg.workflows.options import EnsembleOptions
 from mitoseg.workflows.scoring import score_checkpoint
+from mitoseg.workflows.session import chosen_steps
 
 log = logging.getLogger(__name__)
 
+CERTAIN = 1e-7
+"""How far from 0 and 1 a probability is kept: its log-odds would be infinite."""
 
-def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
+_SLAB = 2**24  # voxels at a time
+
+
+def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
     """Combine checkpoints; with a data set, choose calibration and threshold on its validation slabs, and score.
 
     Returns:
@@ -45,105 +50,75 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
     Raises:
         UserError: A checkpoint or an option is no good, or the checkpoints do not fit together.
     """
-    paths = check_options(cfg)
-    if cfg.predictions is not None:
-        average_predictions(cfg, folder)
-        tell(f"mean of {len(paths)} predictions in {cfg.output}")
+    paths, output = options.checkpoints or options.predictions or [], Path(options.output)
+    places = [Path(path).resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise UserError("a file is given twice", paths, "give each one once")
+    if output.resolve() in places:
+        raise UserError("the output is one of the inputs", options.output, "choose another name")
+    check_output(output, options.overwrite)
+    if options.predictions is not None:
+        average_predictions(paths, str(output), folder, overwrite=options.overwrite)
+        tell(f"mean of {len(paths)} predictions in {output}")
         return None
-    checkpoint = combine({path: load_model(path, trust=cfg.trust) for path in paths})
+    checkpoint = combine({path: load_model(path, trust=options.trust) for path in paths})
     threshold = checkpoint[KEY]["threshold"]
     path = folder / "checkpoints" / "best.ckpt"
     with atomic_output(path, overwrite=True) as temporary:
         torch.save(checkpoint, temporary)
     sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
-    about: dict[str, Any] = {"members": sums, "output": cfg.output}
-    validation = None
-    if cfg.data.get("recipe"):
-        recipe = instantiate(cfg.data, window=32, tile=None).recipe
+    about: dict[str, Any] = {"members": sums, "output": options.output}
+    score = None
+    if options.data.get("recipe"):
+        recipe = instantiate(options.data, window=32, tile=None).recipe
         recipe.prepare()
         splits = recipe.splits()
         about["data"] = dict(splits.provenance)
-        options = {key: cfg[key] for key in ("method", "accelerator", "test", "figures", "save_overlays", "trust")}
-        validation = score_checkpoint(path, folder, splits, steps=chosen_steps(cfg), tell=tell, **options)[
-            "validation"
-        ]
+        scores = score_checkpoint(
+            path,
+            folder,
+            splits,
+            method=options.method,
+            accelerator=options.accelerator,
+            tell=tell,
+            test=options.test,
+            figures=options.figures,
+            save_overlays=options.save_overlays,
+            steps=chosen_steps(options.postprocess),
+            trust=options.trust,
+        )
+        score = float(scores["validation"]["jaccard_foreground"])  # type: ignore[arg-type]
     else:
         log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
-    with atomic_output(cfg.output, overwrite=cfg.overwrite) as temporary:
+    with atomic_output(output, overwrite=options.overwrite) as temporary:
         shutil.copyfile(path, temporary)
     write_json(folder / "provenance.json", collect(**about))
-    tell(f"{len(paths)} networks in {cfg.output}")
-    return None if validation is None else float(validation["jaccard_foreground"])  # type: ignore[arg-type]
+    tell(f"{len(paths)} networks in {output}")
+    return score
 
 
-def check_options(cfg: DictConfig) -> list[str]:
-    """The paths of the checkpoints or predictions; refuse what cannot be, before anything is read.
-
-    Raises:
-        UserError: A path or a switch is no good, or the output exists or is one of the checkpoints.
-    """
-    given = cfg.checkpoints if cfg.predictions is None else cfg.predictions
-    if cfg.checkpoints is not None and cfg.predictions is not None:
-        raise UserError("both checkpoints= and predictions= are given", list(given), "give one of the two")
-    if not given or isinstance(given, str):
-        what = "checkpoints" if cfg.predictions is None else "predictions"
-        raise UserError(f"an ensemble needs two {what} or more", given, f"give {what}=[A,B,C]")
-    if not cfg.output:
-        raise UserError("output has no value", None, "add output=... to the command")
-    for key in ("overwrite", "trust", "test"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    paths = [str(path) for path in given]
-    places = [Path(path).resolve() for path in paths]
-    if len(set(places)) < len(places):
-        raise UserError("a file is given twice", paths, "give each one once")
-    if Path(cfg.output).resolve() in places:
-        raise UserError("the output is one of the inputs", cfg.output, "choose another name")
-    check_output(cfg.output, cfg.overwrite)
-    return paths
-
-
-CERTAIN = 1e-7
-"""How far from 0 and 1 a probability is kept: its log-odds would be infinite."""
-
-_SLAB = 2**24  # voxels at a time
-
-
-def average_predictions(cfg: DictConfig, folder: Path) -> None:
-    """Write the mean of the predictions' log-odds as probabilities; its threshold is the mean of theirs.
-
-    Args:
-        cfg: The composed config: ``predictions``, ``output``, ``overwrite``.
-        folder: Where ``provenance.json`` goes.
-
-    Raises:
-        UserError: A volume or an option is no good, or the volumes do not lie voxel on voxel.
-    """
-    paths = [str(path) for path in cfg.predictions]
-    check_volume_output(str(cfg.output), cfg.overwrite)
+def average_predictions(paths: Sequence[str], output: str, folder: Path, *, overwrite: bool) -> None:
+    """Write the mean of the predictions' log-odds as probabilities; its threshold is the mean of theirs."""
+    check_volume_output(output, overwrite)
     volumes = [open_volume(path) for path in paths]
     decisions = check_predictions(volumes)
     first = volumes[0]
     threshold = float(np.mean([decision.threshold for decision in decisions]))
     metadata = {"kind": "probability", "threshold": threshold, "scale": 1}
     metadata |= {key: first.info.metadata[key] for key in ("padding",) if key in first.info.metadata}
-    options = {"voxel_size": first.voxel_size, "metadata": metadata, "overwrite": cfg.overwrite}
+    about: dict[str, Any] = {"voxel_size": first.voxel_size, "metadata": metadata}
     with (
-        create_volume(str(cfg.output), first.shape, np.float32, **options) as writer,
+        create_volume(output, first.shape, np.float32, overwrite=overwrite, **about) as writer,
         progress("averaging", first.box.size, unit="voxels") as task,
     ):
         for slab in slabs(first.box, max(1, _SLAB // (first.shape[1] * first.shape[2]))):
             writer.write(slab, _mean(volumes, decisions, slab))
             task.advance(slab.size)
-    write_json(folder / "provenance.json", collect(predictions=paths, output=str(cfg.output), threshold=threshold))
+    write_json(folder / "provenance.json", collect(predictions=paths, output=output, threshold=threshold))
 
 
 def check_predictions(volumes: Sequence[Volume]) -> list[Decision]:
-    """What the values of each prediction mean.
-
-    Raises:
-        UserError: There are fewer than two, shapes differ, or one holds no probabilities.
-    """
+    """What the values of each prediction mean; two or more probabilities of one shape are needed."""
     places = [Path(volume.path).resolve() for volume in volumes]
     if len(set(places)) < max(2, len(places)):
         remedy = "give two or more, each once: predictions=[A,B]"

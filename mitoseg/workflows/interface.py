@@ -13,10 +13,9 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from mitoseg.control_groups import memory_available
@@ -26,15 +25,14 @@ from mitoseg.evaluation import evaluate as score
 from mitoseg.evaluation.instances import label_prediction, prediction_instances
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
-from mitoseg.inference import Prediction, predict_volume
+from mitoseg.inference import predict_volume
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, Sources, measure_instances, write_instances
 from mitoseg.segmentation.postprocess import CLEAN
-from mitoseg.storage import scratch_folder
+from mitoseg.storage import check_output, scratch_folder
 from mitoseg.volumes import (
     ArrayVolume,
-    Normalization,
     Volume,
     VoxelSize,
     check_volume_output,
@@ -43,15 +41,14 @@ from mitoseg.volumes import (
     open_volume,
 )
 from mitoseg.volumes.axes import check_voxel_size
-from mitoseg.volumes.base import Array, ArrayWriter, integer_volume
+from mitoseg.volumes.base import ArrayWriter, integer_volume
 from mitoseg.volumes.labels import map_mask
 from mitoseg.volumes.opening import convert
 from mitoseg.volumes.padding import blanked, with_padding
 from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.workflows.evaluate import chosen_values, score_instances
-from mitoseg.workflows.options import cleaned
 from mitoseg.workflows.predict import decide_tiling
-from mitoseg.workflows.session import Prepared, prepare
+from mitoseg.workflows.session import Prepared, cleaned, prepare
 
 Source = Any
 """A path, or an array of three axes, z, y, x: of NumPy, Zarr, Dask, anything with ``shape``, ``dtype`` and slices; or
@@ -63,12 +60,12 @@ POSTPROCESS = {"none": Postprocess(), "clean": CLEAN}
 
 
 def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bool = False) -> SegmentationModel:
-    """Load a model.
+    """Load a model; ``accelerator`` is ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
 
     Args:
         checkpoint: A ``best.ckpt`` that training wrote, weights as safetensors, an exported folder, or the name of a
             bundled model; None: the default bundled model.
-        accelerator: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        accelerator: Where it computes.
         trust: Whether the network's class may lie outside mitoseg and MONAI: only for files of people you trust.
 
     Raises:
@@ -83,15 +80,50 @@ def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bo
     return SegmentationModel(model, Path(DEFAULT if checkpoint is None else checkpoint).name, accelerator)
 
 
+def train(
+    image: Source | Sequence[Source],
+    truth: Source | Sequence[Source],
+    voxel_size: Sequence[float] | None = None,
+    *,
+    folder: File | None = None,
+    **options: object,
+) -> SegmentationModel:
+    """Train a network, as ``mitoseg train data=files`` does, and choose its threshold on slices that are held out.
+
+    Args:
+        image: Grey values (z, y, x), or a list of several volumes.
+        truth: Labels of the same shape: 0/1, 0/255, instance numbers or classes.
+        voxel_size: (z, y, x) in nm; None: the files'.
+        folder: A new one for checkpoints, scores and logs, as the command writes them; None: nothing is kept.
+        **options: Keys of the command, such as ``experiment="unet25d"``, ``epochs=4``, ``**{"data.batch_size": 8}``.
+
+    Raises:
+        UserError: The volumes or an option are no good, or the folder exists.
+    """
+    from mitoseg.workflows.train import train_files  # takes seconds to load
+
+    images, truths = (list(given) if isinstance(given, list | tuple) else [given] for given in (image, truth))
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch) / "run" if folder is None else Path(folder)
+        check_output(where, overwrite=False)
+        if voxel_size is not None:
+            options["data.voxel_size"] = list(check_voxel_size(voxel_size))
+        paths: dict[str, list[str]] = {"image": [], "truth": []}
+        for name, sources in (("image", images), ("truth", truths)):
+            for number, source in enumerate(sources):
+                path = source
+                if not isinstance(source, str | os.PathLike):
+                    volume = as_volume(source, voxel_size, name=name)
+                    path = os.path.join(scratch, f"{name}_{number}.zarr")
+                    convert(volume, replace(volume.info, path=path), TILE)
+                paths[name].append(os.fspath(path))
+        checkpoint = train_files(paths["image"], paths["truth"], where, options)
+        return load(checkpoint, accelerator=str(options.get("trainer.accelerator", "auto")))
+
+
 @dataclass(frozen=True)
 class SegmentationModel:
-    """A trained network, with all that prediction needs to know of it; `load` makes one.
-
-    Attributes:
-        model: The network and its record.
-        name: Of the file, or of the bundled model.
-        accelerator: Where it computes.
-    """
+    """A trained network, with all that prediction needs to know of it; `load` and `train` make one."""
 
     model: Model
     name: str
@@ -107,29 +139,21 @@ class SegmentationModel:
         """(z, y, x) in nm that it was trained on, or None."""
         return self.model.voxel_size
 
-    @overload
-    def predict(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: None = None,
-                **options: Unpack[PredictOptions]) -> npt.NDArray[np.float32]: ...  # fmt: skip
-
-    @overload
-    def predict(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: File,
-                **options: Unpack[PredictOptions]) -> Volume: ...  # fmt: skip
-
     def predict(
         self,
         image: Source,
         voxel_size: Sequence[float] | None = None,
         *,
         output: File | None = None,
-        **options: Unpack[PredictOptions],
-    ) -> Array | Volume:
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
         """Predict the calibrated probability of mitochondrion of every voxel.
 
         Args:
             image: Grey values (z, y, x): a path, an array, or a lazy array, which is read tile by tile.
             voxel_size: (z, y, x) in nm; None: the file's, else the checkpoint's.
             output: A file to write instead, with its metadata, as ``mitoseg predict`` does; what is there is refused.
-            **options: The fields of `PredictOptions`: ``method``, ``tta``, ``normalize``, ``resample``, ...
+            **options: Those in `DEFAULTS`, which docs/PREDICTION.md explains: ``method``, ``tta``, ...
 
         Returns:
             Probabilities (z, y, x) of float32, on the image's grid; with ``output`` the written file as a lazy volume.
@@ -139,15 +163,6 @@ class SegmentationModel:
         """
         return self._run(image, voxel_size, _completed(options), None, "probability", output)
 
-    @overload
-    def segment(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: None = None,
-                postprocess: str | Postprocess = "none",
-                **options: Unpack[PredictOptions]) -> npt.NDArray[np.uint8]: ...  # fmt: skip
-
-    @overload
-    def segment(self, image: Source, voxel_size: Sequence[float] | None = None, *, output: File,
-                postprocess: str | Postprocess = "none", **options: Unpack[PredictOptions]) -> Volume: ...  # fmt: skip
-
     def segment(
         self,
         image: Source,
@@ -155,23 +170,12 @@ class SegmentationModel:
         *,
         output: File | None = None,
         postprocess: str | Postprocess = "none",
-        **options: Unpack[PredictOptions],
-    ) -> Array | Volume:
-        """Predict which voxels are mitochondria.
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
+        """Predict which voxels are mitochondria: a mask (z, y, x) of uint8, 0 and 1; otherwise as `predict`.
 
-        Args:
-            image: Grey values (z, y, x), as of `predict`.
-            voxel_size: (z, y, x) in nm; None: the file's, else the checkpoint's.
-            output: A file to write instead, as of `predict`.
-            postprocess: ``none``; ``clean``: smooth the probability, remove small objects, fill holes; or your own
-                `mitoseg.segmentation.Postprocess`.
-            **options: The fields of `PredictOptions`, such as ``threshold``.
-
-        Returns:
-            A mask (z, y, x) of uint8, 0 and 1, on the image's grid; with ``output`` the written file as a lazy volume.
-
-        Raises:
-            UserError: As `predict`.
+        ``postprocess`` is ``none``; ``clean``: smooth the probability, remove small objects, fill holes; or a
+        `mitoseg.Postprocess` of your own.
         """
         steps = POSTPROCESS.get(postprocess) if isinstance(postprocess, str) else postprocess
         if not isinstance(steps, Postprocess):
@@ -184,32 +188,32 @@ class SegmentationModel:
         self,
         image: Source,
         voxel_size: Sequence[float] | None,
-        options: PredictOptions,
+        options: dict[str, Any],
         steps: Postprocess | None,
         save: str,
         output: File | None,
-    ) -> Array | Volume:
+    ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
         """Predict, and bring the result to the image's grid: in memory, or by way of files beside the output."""
         if output is not None:
             check_volume_output(os.fspath(output), overwrite=False)
         source = with_padding(as_volume(image, voxel_size, complete=True), options["padding"])
-        names = ("method", "tile", "overlap", "window_stride", "tta", "consensus", "precision", "threshold")
-        chosen = {key: value for key, value in options.items() if key in names}
-
-        def make(normalization: Normalization | None, kind: str) -> Prediction:
-            about: dict[str, Any] = {"accelerator": self.accelerator, "save": kind, **chosen}
-            return make_prediction(self.model, normalization=normalization, **about)
-
+        others = ("padding", "normalize", "resample", "compile", "memory", "progress")
+        chosen: dict[str, Any] = {key: value for key, value in options.items() if key not in others}
+        chosen["accelerator"] = self.accelerator
         prepared = prepare(
             self.model,
             source,
-            make,
+            lambda own, kind: make_prediction(self.model, normalization=own, save=kind, **chosen),
             normalize=options["normalize"],
             resample=options["resample"],
             kind=save if steps is None else "probability",
         )
-        if output is None:
-            _check_memory(prepared)
+        if output is None:  # the tiles, what is restored of them, and what cleaning takes must fit into memory
+            seen = {id(volume): volume for volume in (prepared.predictor.volume, prepared.image)}.values()
+            needed = sum(volume.box.size for volume in seen) * prepared.predictor.prediction.dtype.itemsize
+            if needed > (free := memory_available()):
+                what = f"the result needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+                raise UserError(what, source.path, "give output=FILE, to which it is written tile by tile")
         with ExitStack() as stack:
             scratch = None if output is None else stack.enter_context(scratch_folder(Path(output)))
             tiles = self._predict_tiles(prepared, options, scratch)
@@ -228,23 +232,17 @@ class SegmentationModel:
             convert(result, replace(result.info, path=where, metadata=metadata), TILE)
         return open_volume(where)
 
-    def _predict_tiles(self, prepared: Prepared, options: PredictOptions, scratch: Path | None) -> Volume:
+    def _predict_tiles(self, prepared: Prepared, options: dict[str, Any], scratch: Path | None) -> Volume:
         """What the network gives, in memory or in a folder."""
         predictor, prediction = prepared.predictor, prepared.predictor.prediction
-        volume, done = predictor.volume, 0
+        volume = predictor.volume
         decided = decide_tiling(
             predictor, memory=options["memory"], compiled=options["compile"], method=options["method"]
         )
         tile = tuple(decided["tile"])
         if decided["compile"]:
             predictor.compile(tile)
-
-        def advance(box: Box) -> None:
-            nonlocal done
-            done += box.size
-            if options["progress"] is not None:
-                options["progress"](done / volume.box.size)
-
+        advance = _shares(volume.box.size, options["progress"])
         size, about = volume.voxel_size or prediction.voxel_size, prediction.metadata
         if scratch is None:
             memory = ArrayWriter(volume.shape, prediction.dtype)
@@ -260,44 +258,7 @@ TILE = (64, 512, 512)
 """Voxels (z, y, x) that are written at once."""
 
 
-class PredictOptions(TypedDict, total=False):
-    """How `SegmentationModel` predicts; each as the option of ``mitoseg predict`` of its name.
-
-    Attributes:
-        method: ``auto``, ``dense``, ``strided``, ``window`` or ``blend``.
-        tta: Test-time augmentation: ``none``, ``flips``, ``turns``, ``all``, ``axes`` or ``cube``.
-        consensus: Of all views and members, ``mean`` or ``median``.
-        normalize: Grey values by those of training (``checkpoint``), by the volume's own (``volume``), or matched to
-            training's (``match``).
-        resample: ``auto``: to the checkpoint's voxel size and back; ``none``; or (z, y, x) in nm.
-        padding: ``auto``: margins of one value are no tissue; ``none``: they are.
-        threshold: Of masks, from 0 to 1; None: the checkpoint's.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        compile: ``auto``, True or False.
-        memory: The most that the process may take, such as ``"4GB"``; None: half of what is free.
-        tile: (z, y, x) voxels at once; None: by memory.
-        overlap: Of the tiles of ``blend``, a share of the tile; None: the method's own.
-        window_stride: Of ``window``: one in every n pixels is answered.
-        progress: Called with the share of the voxels that the network is done with, from 0 to 1.
-    """
-
-    method: str
-    tta: str
-    consensus: str
-    normalize: str
-    resample: str | Sequence[float]
-    padding: str
-    threshold: float | None
-    precision: str
-    compile: str | bool
-    memory: str | int | None
-    tile: Sequence[int] | None
-    overlap: float | None
-    window_stride: int
-    progress: Progress | None
-
-
-DEFAULTS: PredictOptions = {
+DEFAULTS: dict[str, Any] = {
     "method": "auto",
     "tta": "none",
     "consensus": "mean",
@@ -313,45 +274,28 @@ DEFAULTS: PredictOptions = {
     "window_stride": 1,
     "progress": None,
 }
+"""Of the options of `SegmentationModel`; ``progress`` is called with the share of the voxels that are done, 0 to 1."""
 
 
-def _completed(options: PredictOptions) -> PredictOptions:
-    """The options with the defaults of those that are left out.
+def _shares(total: int, progress: Progress | None) -> Callable[[Box], None]:
+    """A function that is called with each box that is done, and tells the share of all voxels."""
+    done = 0
 
-    Raises:
-        UserError: There is no such option.
-    """
+    def advance(box: Box) -> None:
+        nonlocal done
+        done += box.size
+        if progress is not None:
+            progress(done / total)
+
+    return advance
+
+
+def _completed(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the defaults of those that are left out."""
     for name in options:
         if name not in DEFAULTS:
             raise UserError("no such option", name, f"choose from {', '.join(DEFAULTS)}")
     return {**DEFAULTS, **options}
-
-
-def _check_memory(prepared: Prepared) -> None:
-    """Refuse a result that does not fit into memory: the tiles, what is restored of them, and what cleaning takes.
-
-    Raises:
-        UserError: It does not.
-    """
-    volumes = {id(volume): volume for volume in (prepared.predictor.volume, prepared.image)}.values()
-    needed = sum(volume.box.size for volume in volumes) * prepared.predictor.prediction.dtype.itemsize
-    if needed > (free := memory_available()):
-        what = f"the result needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
-        raise UserError(what, prepared.source.path, "give output=FILE, to which it is written tile by tile")
-
-
-@overload
-def label(
-    mask: Source, voxel_size: Sequence[float] | None = None, *, output: None = None, threshold: float | None = None,
-    labelling: Labelling | None = None, progress: Progress | None = None,
-) -> npt.NDArray[np.uint32]: ...  # fmt: skip
-
-
-@overload
-def label(
-    mask: Source, voxel_size: Sequence[float] | None = None, *, output: File, threshold: float | None = None,
-    labelling: Labelling | None = None, progress: Progress | None = None,
-) -> Volume: ...  # fmt: skip
 
 
 def label(
@@ -362,7 +306,7 @@ def label(
     threshold: float | None = None,
     labelling: Labelling | None = None,
     progress: Progress | None = None,
-) -> Array | Volume:
+) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
     """Number the mitochondria of a mask, 1, 2, ...
 
     Args:
@@ -386,14 +330,7 @@ def label(
     if output is not None:
         check_volume_output(os.fspath(output), overwrite=False, dtype=np.uint32)
     volume = as_volume(mask, voxel_size)
-    done = 0
-
-    def advance(box: Box) -> None:
-        nonlocal done
-        done += box.size
-        if progress is not None:
-            progress(done / volume.box.size)
-
+    advance = _shares(volume.box.size, progress)
     found = label_prediction(volume, _decided(volume, threshold), labelling, on_block=advance)
     if output is None:
         return found.read()
@@ -481,8 +418,8 @@ def evaluate(
         instances: Score mitochondria one by one; True: a mask is numbered first; None: if the prediction is numbered.
         labelling: How it is numbered; None: connected components.
         bands: Widths of the bands along the border that are left out, in voxels of the smallest spacing.
-        bootstrap: Draws for the 95 % intervals; 0 for none.
-        seed: Of the draws.
+        bootstrap: Draws for the 95 % intervals, with ``seed``; 0 for none.
+        seed: See there.
 
     Returns:
         What ``metrics.json`` of the command holds, docs/EVALUATION.md explains it: ``jaccard_foreground``,
@@ -517,11 +454,7 @@ def evaluate(
 
 
 def _decided(volume: Volume, threshold: float | None, kind: str | None = None) -> Decision:
-    """What the values mean; an array of probabilities does not say its threshold, so it is to be given.
-
-    Raises:
-        UserError: It cannot be told.
-    """
+    """What the values mean; an array of probabilities does not say its threshold, so it is to be given."""
     decision = decide(volume, threshold, kind)
     if decision.source == "default" and decision.kind == "probability" and isinstance(volume, ArrayVolume):
         remedy = "give threshold=, such as model.threshold, or a mask"
@@ -532,17 +465,7 @@ def _decided(volume: Volume, threshold: float | None, kind: str | None = None) -
 def as_volume(
     source: Source, voxel_size: Sequence[float] | None = None, *, name: str = "array", complete: bool = False
 ) -> Volume:
-    """What a user gives as a lazy volume.
-
-    Args:
-        source: A path, an array or a volume.
-        voxel_size: (z, y, x) in nm; None: what the source says of it.
-        name: What messages call an array.
-        complete: Whether a file of which parts are missing is refused.
-
-    Raises:
-        UserError: The file cannot be read, or the array does not have three axes of numbers.
-    """
+    """What a user gives as a lazy volume; ``complete`` refuses a file of which parts are missing."""
     size = None if voxel_size is None else check_voxel_size(voxel_size)
     if isinstance(source, str | os.PathLike):
         volume = open_volume(source, voxel_size=size)

@@ -1,24 +1,17 @@
-"""``measure``: a volume in, a table of its mitochondria out; or tables of several conditions, and what differs.
-
-What ``measure`` measures: the volumes that a config names, and instances of what has none yet.
-
-What ``measure`` writes besides tables: instances, meshes, skeletons, a picture, a report.
-
-``measure compare=``: tables of several conditions against each other.
-"""
+"""``measure``: a volume in, a table of its mitochondria out; or tables of several conditions, and what differs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
 
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
@@ -30,10 +23,10 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.extras import import_extra
 from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
-from mitoseg.segmentation import Labelling, Sources, export_meshes, export_skeletons, measure_instances, summarise
+from mitoseg.segmentation import Sources, export_meshes, export_skeletons, measure_instances, summarise
 from mitoseg.segmentation.blockwise import store, write_blocks
 from mitoseg.segmentation.labelling import BLOCK
-from mitoseg.storage import check_output, make_folders, plain, read_json, scratch_folder, write_json
+from mitoseg.storage import check_output, make_folders, read_json, scratch_folder, write_json
 from mitoseg.tables import check_suffix, write_table
 from mitoseg.volumes import Volume, VoxelSize, create_volume
 from mitoseg.volumes.axes import check_voxel_size
@@ -43,52 +36,54 @@ from mitoseg.volumes.opening import check_volume_output, stored_in, warn_of_size
 from mitoseg.volumes.padding import Padding, as_stored, with_padding
 from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.workflows.evaluate import open_volumes
-from mitoseg.workflows.options import chosen_labelling, limit_memory, make_engine
+from mitoseg.workflows.options import MeasureOptions
+from mitoseg.workflows.session import limit_memory, make_engine
 
 DIGITS = 9
 """Of floats in tables as text: more than anything here is exact to."""
 
 
-def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
-    """Measure the volume that a config names; with ``compare=``, compare tables.
-
-    Args:
-        cfg: The keys of ``conf/measure.yaml``.
-        folder: Where ``provenance.json`` and ``report.html`` go.
-        tell: Takes what was found, and what was written.
+def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
+    """Measure a volume; with ``compare=``, compare tables. ``provenance.json`` and ``report.html`` go to ``folder``.
 
     Raises:
         UserError: A volume, an option or the output is no good.
     """
-    if cfg.compare is not None:
-        compare_tables(cfg, folder, tell)
+    if options.compare is not None:
+        compare_tables(options, folder, tell)
         return
-    output = check_options(cfg)
+    output = check_outputs(options)
     names = ("input", "image", "probability", "uncertainty")
-    volumes = open_volumes({name: cfg[name] for name in names}, cfg.axes)
-    volumes["input"] = map_mask(volumes["input"], plain(cfg.foreground), cfg.kind)
+    volumes = open_volumes({name: getattr(options, name) for name in names}, options.axes)
+    volumes["input"] = map_mask(volumes["input"], options.foreground, options.kind)
     check_shapes(**volumes)
     if "image" in volumes:
-        volumes["image"] = with_padding(volumes["image"], cfg.padding)
-    size = find_voxel_size(cfg, volumes)
+        volumes["image"] = with_padding(volumes["image"], options.padding)
+    size = find_voxel_size(options, volumes)
     make_folders(output.parent)
-    engine, title = make_engine(cfg), f"measuring {Path(cfg.input).name}"
-    decision = decide(volumes["input"], cfg.threshold, cfg.kind)
-    with engine, ExitStack() as stack:
-        limit_memory(engine, cfg.memory)
-        sources, scratch = stack.enter_context(find_sources(cfg, volumes, size, decision, engine))
-        with progress(title, 1.0, show=cfg.progress) as task:
-            options = {"min_volume": cfg.min_volume, "reach": cfg.reach, "on_part": task.reach, "scratch": scratch}
-            table = measure_instances(sources, engine=engine, **options)
-        padding = count_padding(volumes) if cfg.padding == "auto" else 0
-        summary = {"volume": cfg.input, **summarise(table, sources.labels.shape, size, padding)}
-        write_table(output, table, overwrite=cfg.overwrite, digits=DIGITS)
-        write_table(summary_path(output), pd.DataFrame([summary]), overwrite=cfg.overwrite, digits=DIGITS)
+    engine = make_engine(options)
+    decision = decide(volumes["input"], options.threshold, options.kind)
+    with engine, scratch_folder(output) as scratch:
+        limit_memory(engine, options.memory)
+        sources = find_sources(options, volumes, size, decision, engine, scratch)
+        with progress(f"measuring {Path(options.input).name}", 1.0, show=options.progress) as task:
+            table = measure_instances(
+                sources,
+                engine=engine,
+                min_volume=options.min_volume,
+                reach=options.reach,
+                on_part=task.reach,
+                scratch=scratch,
+            )
+        padding = count_padding(volumes) if options.padding == "auto" else 0
+        summary = {"volume": options.input, **summarise(table, sources.labels.shape, size, padding)}
+        write_table(output, table, overwrite=options.overwrite, digits=DIGITS)
+        write_table(summary_path(output), pd.DataFrame([summary]), overwrite=options.overwrite, digits=DIGITS)
         chosen = {"kind": decision.kind, "threshold": decision.threshold, "voxel_size": size, "padding": padding}
         paths = {name: volume.path for name, volume in volumes.items()}
-        given = OmegaConf.to_container(cfg)
-        write_json(folder / "provenance.json", collect(**paths, output=str(output), chosen=chosen, options=given))
-        written = write_shapes(cfg, folder, sources, table, engine)
+        about = collect(**paths, output=str(output), chosen=chosen, options=vars(options))
+        write_json(folder / "provenance.json", about)
+        written = write_shapes(options, folder, sources, table, engine)
     tell(what_was_found(table, summary))
     for path in (output, summary_path(output), *written):
         tell(f"{path} written")
@@ -113,7 +108,7 @@ def summary_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}_summary.csv")
 
 
-def what_was_found(table: pd.DataFrame, summary: dict[str, float]) -> str:
+def what_was_found(table: pd.DataFrame, summary: Mapping[str, Any]) -> str:
     """One line for the console."""
     if not len(table):
         return "no mitochondria to measure: the table is empty"
@@ -125,67 +120,52 @@ def what_was_found(table: pd.DataFrame, summary: dict[str, float]) -> str:
     )
 
 
-def check_options(cfg: DictConfig) -> Path:
-    """The output, if it can be written and no switch or number is of the wrong kind.
-
-    Raises:
-        UserError: It cannot, or one is.
-    """
-    for key in ("input", "output"):
-        if not cfg[key]:
-            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
-    for key in ("overwrite", "progress", "report"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    for key in ("threshold", "min_volume", "reach"):
-        if cfg[key] is not None and (isinstance(cfg[key], bool) or not isinstance(cfg[key], int | float)):
-            raise UserError(f"{key} is not a number", cfg[key], f"write {key}=NUMBER")
-    chosen_labelling(cfg)
-    output = Path(cfg.output)
+def check_outputs(options: MeasureOptions) -> Path:
+    """The table's path; refuse outputs that cannot be written before anything is measured."""
+    instantiate(options.labelling)
+    output = Path(options.output)
     check_suffix(output)
     for path in (output, summary_path(output)):
-        if os.path.realpath(path) == os.path.realpath(stored_in(cfg.input)):
-            raise UserError("the output is the input itself", cfg.output, "choose another name")
-        check_output(path, cfg.overwrite)
-    check_shape_options(cfg)
+        if os.path.realpath(path) == os.path.realpath(stored_in(options.input)):
+            raise UserError("the output is the input itself", options.output, "choose another name")
+        check_output(path, options.overwrite)
+    if options.save_instances is not None:
+        check_volume_output(options.save_instances, options.overwrite)
+    for given in (options.meshes, options.skeletons, options.scene):
+        if given is not None:
+            check_output(given, options.overwrite)
+    if options.scene is not None and Path(options.scene).suffix.lower() != ".png":
+        raise UserError("the scene is drawn as .png", options.scene, "write scene=NAME.png")
+    if options.meshes is not None:
+        import_extra("trimesh", "trimesh", "mesh")
+    if options.skeletons is not None:
+        import_extra("kimimaro", "kimimaro", "mesh")
     return output
 
 
-def find_voxel_size(cfg: DictConfig, volumes: dict[str, Volume]) -> VoxelSize:
-    """The voxel size that is given, else the first that a file knows.
-
-    Raises:
-        UserError: There is none.
-    """
-    if cfg.voxel_size is not None:
-        given = OmegaConf.to_container(cfg.voxel_size) if OmegaConf.is_config(cfg.voxel_size) else cfg.voxel_size
-        return check_voxel_size(given)  # type: ignore[arg-type]
+def find_voxel_size(options: MeasureOptions, volumes: dict[str, Volume]) -> VoxelSize:
+    """The voxel size that is given, else the first that a file knows."""
+    if options.voxel_size is not None:
+        return check_voxel_size(options.voxel_size)
     warn_of_sizes(*volumes.values())
     for volume in volumes.values():
         if volume.voxel_size is not None:
             return volume.voxel_size
-    raise UserError("measuring needs the voxel size, and no file has one", cfg.input, "give voxel_size=[z,y,x] in nm")
+    what = "measuring needs the voxel size, and no file has one"
+    raise UserError(what, options.input, "give voxel_size=[z,y,x] in nm")
 
 
-@contextmanager
 def find_sources(
-    cfg: DictConfig,
+    options: MeasureOptions,
     volumes: dict[str, Volume],
     size: VoxelSize,
     decision: Decision,
     engine: Engine,
-) -> Iterator[tuple[Sources, Path]]:
-    """The volumes to measure, and a folder beside the output; a mask and probabilities are numbered first, into it.
+    scratch: Path,
+) -> Sources:
+    """The volumes to measure; a mask and probabilities are numbered first, into ``scratch``.
 
-    Args:
-        cfg: The keys of ``conf/measure.yaml``.
-        volumes: ``input``, and those of ``image``, ``probability`` and ``uncertainty`` that are given.
-        size: (z, y, x) in nm.
-        decision: What the input is.
-        engine: Started; numbers.
-
-    Raises:
-        UserError: Kinds or options are no good, or instances are no whole numbers.
+    Objects that ``min_volume`` would leave out are not numbered: they are no neighbours.
     """
     given = volumes["input"]
     probability, scale = volumes.get("probability"), 1.0
@@ -193,153 +173,86 @@ def find_sources(
         probability, scale = given, decision.scale
     elif probability is not None:
         scale = decide(probability, None, "probability").scale
-    with scratch_folder(Path(cfg.output)) as scratch:
-        if decision.kind != "instances":
-            with waiting("numbering mitochondria"):
-                found = label_prediction(given, decision, sized_labelling(cfg), voxel_size=size, engine=engine)
-                labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
-        else:
-            labels = integer_volume(given) if given.dtype.kind == "f" else given
-        sources = Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
-        yield sources, scratch
+    if decision.kind == "instances":
+        labels = integer_volume(given) if given.dtype.kind == "f" else given
+    else:
+        labelling = instantiate(options.labelling)
+        least = max(labelling.min_volume or 0.0, options.min_volume or 0.0)
+        labelling = replace(labelling, min_volume=least or None)
+        with waiting("numbering mitochondria"):
+            found = label_prediction(given, decision, labelling, voxel_size=size, engine=engine)
+            labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
+    return Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
 
 
-def sized_labelling(cfg: DictConfig) -> Labelling:
-    """What ``labelling=`` asks for, without objects that ``min_volume`` would leave out: they are no neighbours."""
-    labelling = chosen_labelling(cfg)
-    least = max(labelling.min_volume or 0.0, cfg.min_volume or 0.0)
-    return replace(labelling, min_volume=least or None)
+def write_shapes(
+    options: MeasureOptions, folder: Path, sources: Sources, table: pd.DataFrame, engine: Engine
+) -> list[Path]:
+    """Write instances, meshes, skeletons, picture and report, as asked for; instances without a row are left out.
 
-
-def check_shape_options(cfg: DictConfig) -> None:
-    """Refuse outputs that cannot be written before anything is measured.
-
-    Raises:
-        UserError: One exists, has a wrong suffix, or needs a library that is missing.
+    The engine writes the instances, and is closed then.
     """
-    if cfg.save_instances is not None:
-        check_volume_output(cfg.save_instances, cfg.overwrite)
-    for key in ("meshes", "skeletons", "scene"):
-        if cfg[key] is not None:
-            check_output(cfg[key], cfg.overwrite)
-    if cfg.scene is not None and Path(cfg.scene).suffix.lower() != ".png":
-        raise UserError("the scene is drawn as .png", cfg.scene, "write scene=NAME.png")
-    if cfg.meshes is not None:
-        import_extra("trimesh", "trimesh", "mesh")
-    if cfg.skeletons is not None:
-        import_extra("kimimaro", "kimimaro", "mesh")
-
-
-def write_shapes(cfg: DictConfig, folder: Path, sources: Sources, table: pd.DataFrame, engine: Engine) -> list[Path]:
-    """Write what the config asks for.
-
-    Args:
-        cfg: The keys of ``conf/measure.yaml``.
-        folder: Of the run, for ``report.html``.
-        sources: What was measured.
-        table: What that gave; instances without a row are left out.
-        engine: Started; writes the instances, and is closed then.
-
-    Returns:
-        What was written.
-
-    Raises:
-        UserError: Something cannot be written.
-    """
-    labels, size = as_instances(sources.labels), sources.voxel_size
+    labels, size, overwrite = sources.labels, sources.voxel_size, options.overwrite
+    if labels.info.metadata.get("kind", "instances") != "instances":  # the kind was given, against the file
+        labels = copy(labels)
+        labels.info = replace(labels.info, metadata={"kind": "instances"})
     ids = [int(i) for i in table["instance"]]
-    common = {"voxel_size": size, "ids": ids, "overwrite": cfg.overwrite}
+    common = {"voxel_size": size, "ids": ids, "overwrite": overwrite}
     written = []
-    if cfg.save_instances is not None:
-        write_labels(labels, cfg.save_instances, size, overwrite=cfg.overwrite, engine=engine)
-        written.append(Path(cfg.save_instances))
+    if options.save_instances is not None:
+        metadata = {**labels.info.metadata, "kind": "instances"}
+        dtype = labels.dtype if labels.dtype.kind == "u" else np.dtype(np.uint32)
+        path = options.save_instances
+        with create_volume(
+            path, labels.shape, dtype, voxel_size=size, metadata=metadata, overwrite=overwrite
+        ) as writer:
+            write_blocks(labels, BLOCK, writer, engine=engine, dtype=dtype)
+        written.append(Path(path))
     engine.close()  # what follows is made here
-    if cfg.meshes is not None and ids:
-        formats = list(cfg.mesh_formats) if OmegaConf.is_list(cfg.mesh_formats) else cfg.mesh_formats
-        export_meshes(labels, cfg.meshes, formats=formats, reduction=cfg.mesh_reduction, **common)
-        written.append(Path(cfg.meshes))
-    if cfg.skeletons is not None and ids:
-        export_skeletons(labels, cfg.skeletons, **common)
-        written.append(Path(cfg.skeletons))
-    if cfg.scene is not None and ids:
-        save_scene(cfg.scene, labels, **common)
-        written.append(Path(cfg.scene))
-    if cfg.report:
-        written.append(
-            write_report(
-                folder / "report.html",
-                table=table,
-                title=Path(cfg.input).name,
-                instances=labels,
-                image=None if sources.image is None else as_stored(sources.image),
-                voxel_size=size,
-                provenance=read_json(folder / "provenance.json"),
-            )
+    if options.meshes is not None and ids:
+        formats, reduction = options.mesh_formats, options.mesh_reduction
+        export_meshes(labels, options.meshes, formats=formats, reduction=reduction, **common)  # type: ignore[arg-type]
+        written.append(Path(options.meshes))
+    if options.skeletons is not None and ids:
+        export_skeletons(labels, options.skeletons, **common)  # type: ignore[arg-type]
+        written.append(Path(options.skeletons))
+    if options.scene is not None and ids:
+        save_scene(options.scene, labels, **common)  # type: ignore[arg-type]
+        written.append(Path(options.scene))
+    if options.report:
+        report = write_report(
+            folder / "report.html",
+            table=table,
+            title=Path(options.input).name,
+            instances=labels,
+            image=None if sources.image is None else as_stored(sources.image),
+            voxel_size=size,
+            provenance=read_json(folder / "provenance.json"),
         )
+        written.append(report)
     return written
 
 
-def as_instances(labels: Volume) -> Volume:
-    """The same voxels, said to be instances: a file whose kind was given may say that it is something else."""
-    if labels.info.metadata.get("kind", "instances") == "instances":
-        return labels
-    said = copy(labels)
-    said.info = replace(labels.info, metadata={"kind": "instances"})
-    return said
-
-
-def write_labels(
-    labels: Volume, path: str, voxel_size: tuple[float, float, float], *, overwrite: bool, engine: Engine
-) -> None:
-    """Write instances as a volume, block by block.
-
-    Raises:
-        UserError: The output cannot be written.
-    """
-    options = {"voxel_size": voxel_size, "metadata": {**labels.info.metadata, "kind": "instances"}}
-    stored = labels.dtype if labels.dtype.kind == "u" else np.dtype(np.uint32)
-    with create_volume(path, labels.shape, stored, overwrite=overwrite, **options) as writer:  # type: ignore[arg-type]
-        write_blocks(labels, BLOCK, writer, engine=engine, dtype=stored)
-
-
-def compare_tables(cfg: DictConfig, folder: Path, tell: Tell) -> None:
-    """Compare the tables that a config names, and write ``output``, a folder of tables and a picture.
-
-    Args:
-        cfg: The keys of ``conf/measure.yaml``.
-        folder: Where ``provenance.json`` goes.
-        tell: Takes the notes.
-
-    Raises:
-        UserError: Conditions, a table, an option or the output is no good.
-    """
-    if not cfg.output:
-        raise UserError("output has no value", None, "add output=FOLDER to the command")
-    groups = read_conditions(cfg.compare)
-    columns = OmegaConf.to_container(cfg.columns) if OmegaConf.is_config(cfg.columns) else cfg.columns
-    if columns is not None and not isinstance(columns, list):
-        raise UserError("columns is no list", columns, "write columns=[volume_nm3,length_nm]")
-    options = ComparisonOptions(columns, cut_objects=cfg.cut_objects, correction=cfg.correction, seed=cfg.seed)
-    found = compare_conditions(groups, options)
-    found.save(cfg.output, overwrite=cfg.overwrite)
+def compare_tables(options: MeasureOptions, folder: Path, tell: Tell) -> None:
+    """Compare the tables of ``compare=``, and write ``output``, a folder of tables and a picture."""
+    groups = read_conditions(options.compare)
+    cut, output = options.cut_objects, options.output
+    chosen = ComparisonOptions(options.columns, cut_objects=cut, correction=options.correction, seed=options.seed)
+    found = compare_conditions(groups, chosen)
+    found.save(output, overwrite=options.overwrite)
     paths = {f"{name}_{i}": path for name, files in groups.items() for i, path in enumerate(files)}
-    write_json(folder / "provenance.json", collect(seed=cfg.seed, output=str(cfg.output), **paths))
+    write_json(folder / "provenance.json", collect(seed=options.seed, output=output, **paths))
     for note in found.notes:
         tell(f"- {note}")
-    tell(f"{Path(cfg.output) / 'comparison.md'} and .png written")
+    tell(f"{Path(output) / 'comparison.md'} and .png written")
 
 
-def read_conditions(value: object) -> dict[str, list[str]]:
-    """Files by condition.
-
-    Raises:
-        UserError: ``compare`` is no mapping from names to files, or has fewer than two of them.
-    """
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def read_conditions(compare: object) -> dict[str, list[str]]:
+    """Files by condition."""
     remedy = "write compare={control:[a.csv,b.csv],disease:[c.csv]}"
-    if not isinstance(plain, dict) or len(plain) < 2:
-        raise UserError("compare does not name two conditions", plain, remedy)
-    groups = {str(name): [files] if isinstance(files, str) else files for name, files in plain.items()}
+    if not isinstance(compare, dict) or len(compare) < 2:
+        raise UserError("compare does not name two conditions", compare, remedy)
+    groups = {str(name): [files] if isinstance(files, str) else files for name, files in compare.items()}
     for name, files in groups.items():
         if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
             raise UserError(f"compare names no files for {name}", files, remedy)

@@ -1,138 +1,302 @@
-"""From ``engine=`` to an engine, and from ``memory=`` to what it may hold at once.
+"""The options of each command: Hydra checks their types while it composes them, and ranges are checked here.
 
-``labelling=``: how the commands that offer it number mitochondria.
-
-Post-processing of stored probabilities, for the commands that offer ``postprocess=``.
+What they mean, and their defaults, stands in ``conf/COMMAND.yaml``, whose list of defaults begins with the schema.
 """
 
 from __future__ import annotations
 
-import logging
-import socket
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import psutil
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
-from mitoseg.control_groups import memory_available
-from mitoseg.engines import LANES, Engine
+import mitoseg
 from mitoseg.errors import UserError
-from mitoseg.inference.sizing import HEAPS, budget_bytes, parse_bytes, used_bytes
-from mitoseg.progress import progress
-from mitoseg.segmentation import Labelling, Postprocess
-from mitoseg.segmentation.cleaning import BLOCK, Cleaner
-from mitoseg.segmentation.postprocess import BYTES
-from mitoseg.storage import scratch_folder
-from mitoseg.volumes import Volume
-from mitoseg.volumes.predicted import decide
 
-log = logging.getLogger(__name__)
-
-SHARE = 0.75
-"""Of that memory, for items; the rest for what comes of them, and for what allocators keep."""
-
-LEAST = 100 * 10**6
-"""Bytes for the blocks of one process, below which they would be too small to be worth it."""
+Group = dict[str, Any]
+"""What a group of options has composed; `hydra.utils.instantiate` makes an object of it."""
 
 
-def make_engine(cfg: DictConfig) -> Engine:
-    """The engine that ``engine=`` names, not started.
+@dataclass
+class Options:
+    """Options of a command; making one checks their ranges."""
 
-    Raises:
-        UserError: An option of it is no good, or ``memory`` is no amount of memory.
-    """
-    if cfg.memory is not None and parse_bytes(cfg.memory) > (there := psutil.virtual_memory().total):
-        log.warning("memory=%s is more than this machine has, %.1f GB", cfg.memory, there / 1e9)
-    engine: Engine = instantiate(cfg.engine, _convert_="all")
-    return engine
+    def need(self, *keys: str) -> None:
+        """Refuse keys without a value."""
+        for key in keys:
+            if not getattr(self, key):
+                raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
 
+    def at_least(self, least: float, *keys: str) -> None:
+        """Refuse smaller values."""
+        for key in keys:
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise UserError(f"{key} is too small", value, f"give {key}=NUMBER, {least:g} or more")
 
-def limit_memory(engine: Engine, memory: object) -> None:
-    """Tell a started engine what its items may take, so that all workers of a machine together stay within ``memory``.
-
-    Args:
-        engine: Whose workers.
-        memory: What all processes of the command may take on a machine; None: all that is free.
-
-    Raises:
-        UserError: That is too little.
-    """
-    workers = 1 if engine.in_process else max(Counter(engine.ask(socket.gethostname)).values())
-    besides = 0 if engine.in_process else used_bytes()  # by this process, which imports what its workers import
-    budget = memory_available() // workers
-    if memory is not None:
-        budget = budget_bytes(memory, workers=workers, besides=besides)
-    if budget < LEAST:
-        needed = (used_bytes() + HEAPS + LEAST) * workers + besides
-        what = f"too little memory for {workers} process{'es' if workers > 1 else ''}"
-        raise UserError(what, memory or "what is free", f"give memory={needed / 1e9 + 0.05:.1f}GB or more")
-    engine.item_bytes = SHARE * budget / (1 if engine.in_process else LANES)
+    def one_of(self, key: str, *choices: str) -> None:
+        """Refuse any other value."""
+        if getattr(self, key) not in choices:
+            what = f"no such choice of {key.replace('_', ' ')}"
+            raise UserError(what, getattr(self, key), f"choose {key}={' or '.join(choices)}")
 
 
-def chosen_labelling(cfg: DictConfig) -> Labelling:
-    """What ``labelling=`` asks for.
+@dataclass
+class VolumeOptions(Options):
+    """Those that predict, evaluate and measure share."""
 
-    Raises:
-        UserError: A value is out of range.
-    """
-    labelling: Labelling = instantiate(cfg.labelling)
-    return labelling
+    engine: Group
+    labelling: Group
+    workers: int
+    memory: Any
+    axes: str | None
+    voxel_size: list[float] | None
+    threshold: float | None
+    report: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UserError("the threshold is not a probability", self.threshold, "give a number from 0 to 1")
 
 
-def chosen_steps(cfg: DictConfig) -> Postprocess | None:
-    """What ``postprocess=`` asks for; None where it is no more than the threshold."""
-    steps: Postprocess = instantiate(cfg.postprocess)
-    return None if steps == Postprocess() else steps
+@dataclass
+class PredictOptions(VolumeOptions):
+    """Of ``predict``."""
+
+    checkpoint: str | None
+    input: Any
+    output: str
+    suffix: str
+    save: str
+    dtype: str | None
+    method: str
+    tta: str
+    consensus: str
+    tile: list[int] | None
+    overlap: float | None
+    window_stride: int
+    devices: int
+    accelerator: str
+    precision: str
+    compile: bool | str
+    normalize: str
+    padding: str
+    resample: Any
+    missing_chunks: str
+    missing_slices: str
+    overwrite: bool
+    trust: bool
+    postprocess: Group
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need("input", "output")
+        self.one_of("missing_chunks", "error", "fill")
+        self.one_of("missing_slices", "error", "ignore")
+        if self.report and self.save == "uncertainty":
+            raise UserError("the report shows mitochondria", "save=uncertainty", "leave report= or save= away")
 
 
-@contextmanager
-def cleaned(
-    steps: Postprocess,
-    prediction: Volume,
-    folder: Path,
-    *,
-    image: Volume | None = None,
-    threshold: float | None = None,
-    kind: str | None = None,
-    voxel_size: Sequence[float] | None = None,
-    engine: Engine | None = None,
-    show: bool = False,
-) -> Iterator[Volume]:
-    """A stored probability as a clean mask, block by block.
+@dataclass
+class EvaluateOptions(VolumeOptions):
+    """Of ``evaluate``."""
 
-    Args:
-        steps: What is done.
-        prediction: Probabilities.
-        folder: In which a large mask lies until the end of the block.
-        image: The EM image, whose edges the watershed follows.
-        threshold: Overrides that of the prediction.
-        kind: Overrides what the prediction's metadata says it is.
-        voxel_size: (z, y, x) in nm; None: the prediction's.
-        engine: Started; None: this process. The workers of another one see ``folder``.
-        show: Whether a progress bar is drawn.
+    prediction: str
+    truth: str
+    image: str | None
+    crop: Any
+    kind: str | None
+    bands: list[int | float] | None
+    slabs: int
+    bootstrap: int
+    seed: int
+    instances: bool | None
+    small_objects: int
+    figures: bool
+    reference: float | None
+    save_overlays: int
+    label_rule_of_values: str
+    foreground: Any
+    prediction_foreground: Any
+    ignore_label: int | None
+    ignore_empty_slices: bool
+    postprocess: Group
 
-    Raises:
-        UserError: The prediction holds no probabilities, or a step cannot be taken.
-    """
-    decision = decide(prediction, threshold, kind)
-    if decision.kind != "probability":
-        raise UserError(
-            "postprocess needs probabilities", decision.kind, "give postprocess=none, or the probabilities"
-        )
-    size = voxel_size or prediction.voxel_size
-    with scratch_folder(folder / "cleaning") as scratch:
-        cleaner = Cleaner(steps, scratch.absolute(), engine)
-        if engine is not None:
-            most = int(min(cleaner.in_memory, engine.item_bytes / BYTES))
-            cleaner = replace(cleaner, block=engine.fit(BLOCK, 2 * BYTES), in_memory=most)  # twice: with the halo
-        options = {"scale": decision.scale, "voxel_size": size, "image": image}
-        with progress("post-processing", prediction.box.size, unit="voxels", show=show) as task:
-            mask = cleaner(prediction, decision.threshold, **options, on_box=lambda box: task.advance(box.size))  # type: ignore[arg-type]
-        metadata = {"kind": "mask", "threshold": decision.threshold, "postprocess": asdict(steps)}
-        mask.info = replace(mask.info, path=prediction.path, voxel_size=prediction.voxel_size, metadata=metadata)
-        yield mask
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "save_overlays", "small_objects")
+        if self.save_overlays and self.image is None:
+            raise UserError("figures need the image", f"save_overlays={self.save_overlays}", "add image=VOLUME")
+        if self.reference is not None and not 0 <= self.reference <= 1:
+            remedy = "give a number from 0 to 1, such as 0.964"
+            raise UserError("the reference is no Jaccard index", self.reference, remedy)
+
+
+@dataclass
+class MeasureOptions(VolumeOptions):
+    """Of ``measure``."""
+
+    input: Any
+    output: str
+    padding: str
+    image: str | None
+    probability: str | None
+    uncertainty: str | None
+    kind: str | None
+    foreground: Any
+    min_volume: float | None
+    reach: float
+    save_instances: str | None
+    meshes: str | None
+    mesh_formats: Any
+    mesh_reduction: float
+    skeletons: str | None
+    scene: str | None
+    compare: Any  # a group that is None takes no override
+    columns: list[str] | None
+    cut_objects: str
+    correction: str
+    seed: int
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need("output", *(["input"] if self.compare is None else []))
+
+
+@dataclass
+class EnsembleOptions(Options):
+    """Of ``ensemble``."""
+
+    checkpoints: list[str] | None
+    predictions: list[str] | None
+    output: str
+    method: str
+    accelerator: str
+    test: bool
+    figures: bool
+    save_overlays: int
+    overwrite: bool
+    trust: bool
+    data: Group
+    postprocess: Group
+
+    def __post_init__(self) -> None:
+        if self.checkpoints is not None and self.predictions is not None:
+            what = "both checkpoints= and predictions= are given"
+            raise UserError(what, self.checkpoints, "give one of the two")
+        if not self.checkpoints and not self.predictions:
+            raise UserError("an ensemble needs two checkpoints or more", None, "give checkpoints=[A,B,C]")
+        self.need("output")
+        self.at_least(0, "save_overlays")
+
+
+@dataclass
+class BenchmarkOptions(Options):
+    """Of ``benchmark``."""
+
+    size: str
+    part: str
+    seed: int
+    resume: str | None
+    overwrite: bool
+    accelerator: str
+    prediction: str
+    band: int
+    crop: Any
+    published: bool
+    figure: bool
+    figure_size: Any
+    figure_box: Any
+    trust: bool
+    progress: bool
+    job: str | None
+    small: Group
+    data: Group
+    methods: Any = None
+
+    def __post_init__(self) -> None:
+        self.at_least(0, "seed")
+
+
+@dataclass
+class ExportOptions(Options):
+    """Of ``export``."""
+
+    checkpoint: str
+    output: str
+    format: str
+    form: str
+    tile: list[int] | None
+    name: str | None
+    overwrite: bool
+    trust: bool
+
+    def __post_init__(self) -> None:
+        self.need("checkpoint", "output")
+
+
+@dataclass
+class TrainOptions:
+    """Of ``train``, which takes the composed config itself, since groups refer to each other."""
+
+    name: str
+    seed: int
+    seeds: int
+    epochs: int
+    head_weights: list[float] | None
+    method: str
+    validation_method: str
+    resume: str | None
+    extend: int | None
+    init_from: str | None
+    freeze: Any
+    ema: float | None
+    patience: int | None
+    checkpoint_minutes: float
+    compile: bool | str
+    channels_last: bool
+    tune_lr: bool
+    tune_batch_size: bool
+    trust: bool
+    test: bool
+    figures: bool
+    save_overlays: int
+    data: Any
+    network: Any
+    augmentation: Any
+    optimizer: Any
+    scheduler: Any
+    loss: Any
+    postprocess: Any
+    trainer: Any
+    logger: Any = None
+    callbacks: Any = None
+
+
+def default_config_dir() -> Path:
+    """The folder of the Hydra configs: inside the package in a wheel, beside it in a clone."""
+    package = Path(mitoseg.__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+SCHEMAS = {
+    "predict": PredictOptions,
+    "evaluate": EvaluateOptions,
+    "measure": MeasureOptions,
+    "ensemble": EnsembleOptions,
+    "benchmark": BenchmarkOptions,
+    "export": ExportOptions,
+    "train": TrainOptions,
+}
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(f"{_name}_schema", _schema)
+
+
+def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)
+    """The options of a composed config; a config of another kind as it is."""
+    return OmegaConf.to_object(cfg) if issubclass(OmegaConf.get_type(cfg) or dict, Options) else cfg

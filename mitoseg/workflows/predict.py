@@ -1,29 +1,30 @@
 """``predict``: volumes and a checkpoint in, for each a probability, a mask or instances of the same size out.
 
-The options of ``predict``: what is refused, the volume that is meant, and what tells one command from the next.
-
-The last step of ``predict``: from the tiles of a network to what was asked for.
+A killed prediction is continued by the same command; of several volumes, one that fails does not stop the others.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
 
 from mitoseg import __version__
-from mitoseg.engines import Engine
+from mitoseg.engines import Engine, EngineError, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import label_prediction
+from mitoseg.geometry import Box, tiles
 from mitoseg.inference import Predictor, choose_method
 from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
@@ -34,225 +35,32 @@ from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
 from mitoseg.segmentation.blockwise import write_blocks
 from mitoseg.segmentation.cleaning import BLOCK
-from mitoseg.storage import write_json
+from mitoseg.storage import changes, explain, held, plain, remove, write_json
 from mitoseg.volumes import Volume, VolumeInfo, VolumeWriter, open_volume
 from mitoseg.volumes.images import SliceFolder
 from mitoseg.volumes.opening import check_volume_output, place, stored_in, warn_of_gaps
 from mitoseg.volumes.padding import as_stored, blanked, with_padding
-from mitoseg.volumes.predicted import decide
-from mitoseg.volumes.staging import StagedVolume, holds_finished
+from mitoseg.volumes.predicted import KINDS, Decision, decide
+from mitoseg.volumes.staging import StagedVolume, holds_finished, stage_folder
 from mitoseg.volumes.zarrs import ZarrVolume
-from mitoseg.workflows.many import plan_jobs, predict_many
-from mitoseg.workflows.options import chosen_labelling, chosen_steps, cleaned, make_engine
-from mitoseg.workflows.remote import Remote, check_sight, decide_together, predict_on_workers
+from mitoseg.workflows.many import DONE, FAILED, NAME, Row, plan_rows, read_rows, write_rows
+from mitoseg.workflows.options import PredictOptions
+from mitoseg.workflows.remote import Remote, check_shared_storage, decide_together, predict_on_workers
 from mitoseg.workflows.session import (
     Prepared,
     Session,
+    chosen_steps,
+    cleaned,
     load,
-    open_session,
+    make_engine,
     predict_with_progress,
     prepare,
-    staged_kind,
 )
 
 log = logging.getLogger(__name__)
 
-
-def run(cfg: DictConfig, folder: Path, tell: Tell) -> None:
-    """Predict one volume or several; an unfinished prediction by the same command is taken up.
-
-    Raises:
-        UserError: The checkpoint, a volume, an option or an output is no good.
-    """
-    check_options(cfg)
-    given = OmegaConf.to_container(cfg.input) if OmegaConf.is_config(cfg.input) else cfg.input
-    jobs = plan_jobs(given, cfg.output, cfg.suffix)  # type: ignore[arg-type]
-    for source, output in [(cfg.input, cfg.output)] if jobs is None else [(job.input, job.output) for job in jobs]:
-        check_places(source, output)
-    engine = make_engine(cfg)
-    model, checkpoint = load(cfg)
-    with waiting("opening the input"):
-        source = open_input(cfg) if jobs is None else None  # starting an engine may take minutes: look first
-    if source is not None and not engine.in_process and not holds_finished(cfg.output):
-        check_volume_output(cfg.output, cfg.overwrite)
-    with ExitStack() as stack:
-        with waiting("starting the workers"):
-            stack.enter_context(engine)
-        session = open_session(cfg, engine, model, checkpoint)
-        if source is not None:
-            chosen = predict_one(cfg, session, source, folder / "report.html", tell)
-        else:
-            assert jobs is not None
-            chosen = {"precision": session.precision, "device": session.device}
-
-            def predict(own: DictConfig, volume: Volume, on_written: Callable[[], None]) -> None:
-                report = folder / f"report_{Path(own.output).name}.html"
-                predict_one(own, session, volume, report, tell, on_written)
-
-            predict_many(cfg, session, jobs, open_input=open_input, identity=identity, predict=predict, tell=tell)
-    write_json(
-        folder / "provenance.json", collect(input=given, checkpoint=cfg.checkpoint, output=cfg.output, chosen=chosen)
-    )
-
-
-def predict_one(
-    cfg: DictConfig,
-    session: Session,
-    source: Volume,
-    report: Path,
-    tell: Tell,
-    on_written: Callable[[], None] = lambda: None,
-) -> Mapping[str, Any]:
-    """Predict one volume; what was decided for it. After a kill, no more is done again than what was left to be done.
-
-    Args:
-        cfg: Of this volume.
-        session: What all volumes share.
-        source: The input.
-        report: Where a report goes, if there is to be one.
-        tell: Takes what was written.
-        on_written: Called when the output and the report are there, before it is forgotten how they were made.
-
-    Raises:
-        UserError: The volume, an option or the output is no good.
-    """
-    steps, labelling = chosen_steps(cfg), chosen_labelling(cfg)
-    kind = staged_kind(cfg.save, cfg.dtype, cleaned=steps is not None)
-    make, options = partial(session.prediction, cfg), {"normalize": cfg.normalize, "resample": cfg.resample}
-    prepared = prepare(session.model, source, make, kind=kind, **options)
-    predictor, prediction = prepared.predictor, prepared.predictor.prediction
-    if cfg.save == INSTANCES:
-        labelling.spacing(prepared.voxel_size)
-    about = {**identity(cfg, session, source), "tiles": prepared.kind}
-    kept: dict[str, Any] = {"volatile": VOLATILE, "finishing": FINISHING}
-    stage = StagedVolume(cfg.output, about, overwrite=cfg.overwrite, view=prepared.restored, **kept)
-    with stage:
-        if not stage.moved:
-            predict_staged(cfg, session, predictor, stage)
-            note_padding(prepared, stage)
-        finisher = Finisher(predictor, stage, prepared.image, session.engine, cfg.progress)
-        if cfg.save == INSTANCES and not stage.moved:
-            finisher.write_instances(steps, labelling)
-        elif steps is not None and not stage.moved:
-            finisher.write_mask(steps)
-        else:
-            with progress("writing", source.box.size, unit="voxels", show=cfg.progress and stage.converts) as task:
-                stage.finish(lambda box: task.advance(box.size))
-        tell(f"{cfg.save} of {source.shape} voxels written to {cfg.output}")
-        tell(f"threshold {prediction.threshold:.3f}")
-        chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
-        if prepared.restored is not None:
-            chosen["resampled_to"] = predictor.volume.voxel_size
-        if cfg.report:
-            from mitoseg.workflows.evaluate import (
-                report_prediction_of,  # draws, with libraries that take a second to load
-            )
-
-            report_prediction_of(cfg, report, as_stored(source), voxel_size=prepared.voxel_size, chosen=chosen)
-            tell(f"report in {report}")
-        on_written()
-    return chosen
-
-
-def note_padding(prepared: Prepared, stage: StagedVolume) -> None:
-    """Say how much of the input was left out as padding, on the terminal and in the output."""
-    source, voxels = prepared.source, prepared.padding
-    if not voxels:
-        return
-    if voxels == source.box.size:
-        log.warning("%s: every slice is one value throughout: there is no tissue to predict", source.path)
-    else:
-        share = 100 * voxels / source.box.size
-        log.info("%s: %.1f %% is padding of one value, which was left out; see padding=", source.path, share)
-    stage.add_metadata({"padding": voxels})
-
-
-def predict_staged(cfg: DictConfig, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
-    """Predict every tile that the stage does not hold yet."""
-    volume, remote = predictor.volume, None
-    decider = partial(decide_tiling, memory=cfg.memory, compiled=cfg.compile, method=cfg.method)
-    if session.team is not None:
-        remote = session.remote(predictor.prediction, volume)
-        files = {"checkpoint": session.checkpoint, "input": stored_in(cfg.input)}
-        check_sight(session.engine, files, stage.folder)
-        decider = partial(decider, workers=session.team.neighbours, besides=used_bytes())
-    decisions = stage.decisions
-    if not decisions:
-        with waiting("choosing the tiles"):
-            decisions = decider(predictor) if remote is None else decide_together(session.engine, remote, decider)
-    tile = tuple(decisions["tile"])
-    log.info(
-        "%s on %s, %s%s, tiles of %s voxels",
-        decisions["method"],
-        session.device,
-        predictor.prediction.precision,
-        ", compiled" if decisions["compile"] else "",
-        " x ".join(map(str, tile)),
-    )
-    stage.start(output_info(cfg, predictor), tile, decisions)
-    if stage.done:
-        log.info("going on: %d of %d tiles are done", len(stage.done), stage.count)
-    try:
-        predict_tiles(cfg, session, predictor, remote, stage)
-    except BaseException:
-        if stage.done:
-            log.warning("%d of %d tiles are kept: the same command goes on from there", len(stage.done), stage.count)
-        raise
-
-
-def predict_tiles(
-    cfg: DictConfig, session: Session, predictor: Predictor, remote: Remote | None, stage: StagedVolume
-) -> None:
-    """Predict the tiles that are missing, in this process or by the workers."""
-    title, compiled = Path(cfg.input).name, stage.decisions["compile"]
-    if remote is not None:
-        predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=cfg.progress)
-        return
-    if compiled:
-        log.info("compiling: the first tile takes ten seconds or more")
-        predictor.compile(stage.tile)
-    predict_with_progress(
-        predictor,
-        predictor.volume,
-        stage,
-        tile=stage.tile,
-        done=frozenset(stage.done),
-        done_voxels=sum(part.size for part in stage.done),
-        title=title,
-        show=cfg.progress,
-    )
-
-
-def output_info(cfg: DictConfig, predictor: Predictor) -> VolumeInfo:
-    """What is written."""
-    volume = predictor.volume
-    voxel_size = volume.voxel_size or predictor.prediction.voxel_size
-    if volume.voxel_size is None and voxel_size is not None and cfg.resample != "auto":  # which has told it already
-        log.warning("%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", cfg.input, voxel_size)
-    metadata = {**predictor.prediction.metadata, "checkpoint": Path(cfg.checkpoint or DEFAULT).name}
-    return VolumeInfo(cfg.output, volume.shape, predictor.prediction.dtype, voxel_size, metadata)
-
-
-def decide_tiling(
-    predictor: Predictor, *, memory: object, compiled: str | bool, method: str, workers: int = 1, besides: int = 0
-) -> dict[str, Any]:
-    """Tile and compilation, chosen once for a volume and kept for when the command is run again.
-
-    Raises:
-        UserError: Not even the smallest tile fits into the memory that there is for each worker of a machine.
-    """
-    predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
-    try:
-        tile = predictor.choose_tile(budget_bytes(memory, workers=workers, besides=besides))
-    except UserError as error:
-        remedy = (
-            error.remedy if workers == 1 else f"{error.remedy} for each of {workers} workers, or use fewer of them"
-        )
-        raise UserError(error.what, error.value, remedy) from None
-    chosen = choose_method(method, predictor.prediction.network)
-    compiles = choose_compile(compiled, predictor.device, predictor.operations(tile))
-    return {"tile": list(tile), "compile": compiles, "method": chosen}
-
+COUNTED = (64, 512, 512)
+"""Voxels (z, y, x) whose foreground is counted at once."""
 
 NEUTRAL = (
     *("checkpoint", "trust", "accelerator", "precision"),  # the file's checksum counts, and what was chosen
@@ -270,63 +78,254 @@ FINISHING = ("save", "postprocess", "labelling")
 """Options of what is made of the network's tiles, which are kept when nothing else changes."""
 
 
-def check_options(cfg: DictConfig) -> None:
-    """Refuse what would be taken for something else.
+def run(options: PredictOptions, folder: Path, tell: Tell) -> None:
+    """Predict one volume or several; an unfinished prediction by the same command is continued.
 
     Raises:
-        UserError: A path has no value, a switch is neither true nor false, or post-processing is to make no mask.
+        UserError: The checkpoint, a volume, an option or an output is no good.
     """
-    for key in ("input", "output"):
-        if not cfg[key]:
-            raise UserError(f"{key} has no value", None, f"add {key}=... to the command")
-    for key in ("overwrite", "trust", "progress", "report"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    chosen_labelling(cfg)
-    if chosen_steps(cfg) is not None and cfg.save not in ("mask", INSTANCES):
+    if chosen_steps(options.postprocess) is not None and options.save not in ("mask", INSTANCES):
         remedy = "give save=mask or save=instances, or postprocess=none"
-        raise UserError("postprocess makes masks", f"save={cfg.save}", remedy)
-    if cfg.report and cfg.save == "uncertainty":
-        raise UserError("the report shows mitochondria", "save=uncertainty", "leave report= or save= away")
+        raise UserError("postprocess makes masks", f"save={options.save}", remedy)
+    instantiate(options.labelling)
+    rows = plan_rows(options.input, options.output, options.suffix)
+    for row in [Row(options.input, options.output)] if rows is None else rows:
+        check_places(row.input, row.output)
+    engine = make_engine(options)
+    model, checkpoint = load(options.checkpoint, trust=options.trust)
+    with waiting("opening the input"):
+        source = open_input(options) if rows is None else None  # starting an engine may take minutes: look first
+    if source is not None and not engine.in_process and not holds_finished(options.output):
+        check_volume_output(options.output, options.overwrite)
+    with ExitStack() as stack:
+        with waiting("starting the workers"):
+            stack.enter_context(engine)
+        session = Session.open(options, engine, model, checkpoint)
+        if source is not None:
+            chosen = predict_one(options, session, source, folder / "report.html", tell)
+        else:
+            chosen = {"precision": session.precision, "device": session.device}
+            predict_many(options, session, rows or [], folder, tell)
+    about = {"input": options.input, "checkpoint": options.checkpoint, "output": options.output}
+    write_json(folder / "provenance.json", collect(**about, chosen=chosen))
+
+
+def predict_one(
+    options: PredictOptions,
+    session: Session,
+    source: Volume,
+    report: Path,
+    tell: Tell,
+    on_written: Callable[[], None] = lambda: None,
+) -> Mapping[str, Any]:
+    """Predict one volume; after a kill, no more is done again than what was left to be done.
+
+    Args:
+        options: Of this volume.
+        session: What all volumes share.
+        source: The input.
+        report: Where a report goes, if there is to be one.
+        tell: Takes what was written.
+        on_written: Called when the output and the report are there, before it is forgotten how they were made.
+
+    Returns:
+        What was decided for it.
+    """
+    steps, labelling = chosen_steps(options.postprocess), instantiate(options.labelling)
+    instances = options.save == INSTANCES
+    if instances and options.dtype is not None:
+        remedy = "leave dtype out: instances are uint32"
+        raise UserError("cannot save instances as that type", options.dtype, remedy)
+    kind = "mask" if instances else options.save
+    prepared = prepare(
+        session.model,
+        source,
+        partial(session.prediction, options),
+        normalize=options.normalize,
+        resample=options.resample,
+        kind=kind if steps is None else "probability",
+    )
+    prediction = prepared.predictor.prediction
+    if instances:
+        labelling.spacing(prepared.voxel_size)
+    about = {**identity(options, session, source), "tiles": prepared.kind}
+    kept: dict[str, Any] = {"volatile": VOLATILE, "finishing": FINISHING}
+    with StagedVolume(options.output, about, overwrite=options.overwrite, view=prepared.restored, **kept) as stage:
+        if not stage.moved:
+            predict_staged(options, session, prepared.predictor, stage)
+            note_padding(prepared, stage)
+        if (instances or steps is not None) and not stage.moved:
+            finish(prepared, stage, session.engine, steps, labelling if instances else None, show=options.progress)
+        else:
+            show = options.progress and stage.converts
+            with progress("writing", source.box.size, unit="voxels", show=show) as task:
+                stage.finish(lambda box: task.advance(box.size))
+        tell(f"{options.save} of {source.shape} voxels written to {options.output}")
+        tell(f"threshold {prediction.threshold:.3f}")
+        chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
+        if prepared.restored is not None:
+            chosen["resampled_to"] = prepared.predictor.volume.voxel_size
+        if options.report:
+            from mitoseg.workflows import evaluate  # draws, with libraries that take a second to load
+
+            evaluate.report_predicted(options, report, as_stored(source), prepared.voxel_size, chosen)
+            tell(f"report in {report}")
+        on_written()
+    return chosen
+
+
+def note_padding(prepared: Prepared, stage: StagedVolume) -> None:
+    """Say how much of the input was left out as padding, in the log and in the output."""
+    source, voxels = prepared.source, prepared.padding
+    if not voxels:
+        return
+    if voxels == source.box.size:
+        log.warning("%s: every slice is one value throughout: there is no tissue to predict", source.path)
+    else:
+        share = 100 * voxels / source.box.size
+        log.info("%s: %.1f %% is padding of one value, which was left out; see padding=", source.path, share)
+    stage.add_metadata({"padding": voxels})
+
+
+def predict_staged(options: PredictOptions, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
+    """Predict every tile that the stage does not hold yet, in this process or by the workers."""
+    volume, remote = predictor.volume, None
+    decider = partial(decide_tiling, memory=options.memory, compiled=options.compile, method=options.method)
+    if session.workers is not None:
+        remote = session.remote(predictor.prediction, volume)
+        files = {"checkpoint": session.checkpoint, "input": stored_in(options.input)}
+        check_shared_storage(session.engine, files, stage.folder)
+        decider = partial(decider, workers=session.workers.neighbours, besides=used_bytes())
+    decisions = stage.decisions
+    if not decisions:
+        with waiting("choosing the tiles"):
+            decisions = decider(predictor) if remote is None else decide_together(session.engine, remote, decider)
+    tile = tuple(decisions["tile"])
+    log.info(
+        "%s on %s, %s%s, tiles of %s voxels",
+        decisions["method"],
+        session.device,
+        predictor.prediction.precision,
+        ", compiled" if decisions["compile"] else "",
+        " x ".join(map(str, tile)),
+    )
+    voxel_size = volume.voxel_size or predictor.prediction.voxel_size
+    if volume.voxel_size is None and voxel_size is not None and options.resample != "auto":  # which has told it
+        log.warning(
+            "%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", options.input, voxel_size
+        )
+    metadata = {**predictor.prediction.metadata, "checkpoint": Path(options.checkpoint or DEFAULT).name}
+    dtype = predictor.prediction.dtype
+    stage.start(VolumeInfo(options.output, volume.shape, dtype, voxel_size, metadata), tile, decisions)
+    if stage.done:
+        log.info("going on: %d of %d tiles are done", len(stage.done), stage.count)
+    try:
+        predict_tiles(options, session, predictor, remote, stage)
+    except BaseException:
+        if stage.done:
+            log.warning("%d of %d tiles are kept: the same command goes on from there", len(stage.done), stage.count)
+        raise
+
+
+def predict_tiles(
+    options: PredictOptions, session: Session, predictor: Predictor, remote: Remote | None, stage: StagedVolume
+) -> None:
+    """Predict the tiles that are missing."""
+    title, compiled = Path(options.input).name, stage.decisions["compile"]
+    if remote is not None:
+        predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=options.progress)
+        return
+    if compiled:
+        log.info("compiling: the first tile takes ten seconds or more")
+        predictor.compile(stage.tile)
+    predict_with_progress(
+        predictor,
+        predictor.volume,
+        stage,
+        tile=stage.tile,
+        done=frozenset(stage.done),
+        done_voxels=sum(part.size for part in stage.done),
+        title=title,
+        show=options.progress,
+    )
+
+
+def finish(
+    prepared: Prepared,
+    stage: StagedVolume,
+    engine: Engine,
+    steps: Postprocess | None,
+    labelling: Labelling | None,
+    *,
+    show: bool,
+) -> None:
+    """Make of the tiles the mask of post-processing, in tissue alone, or, with ``labelling``, its instances."""
+    dtype, kind = (np.uint8, "mask") if labelling is None else (np.uint32, "instances")
+    about = {"threshold": prepared.predictor.prediction.threshold, "scale": 1, **stage.found, "kind": kind}
+    if labelling is not None:
+        about["labelling"] = asdict(labelling)
+    if steps is not None:
+        about["postprocess"] = asdict(steps)
+
+    def write(mask: Volume, writer: VolumeWriter) -> None:
+        with ExitStack() as stack:
+            if steps is not None:
+                image = prepared.image
+                cleaning = cleaned(steps, mask, stage.folder, image=image, engine=engine, show=show)
+                mask = blanked(stack.enter_context(cleaning), image.padding)
+            if labelling is None:
+                write_blocks(mask, BLOCK, writer, engine=engine)
+                return
+            with waiting("numbering mitochondria"):
+                instances = label_prediction(mask, decide(mask), labelling, engine=engine)
+            with waiting("writing instances"):
+                write_instances(instances, writer, engine=engine)
+        log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
+
+    stage.finish_as(write, np.dtype(dtype), about)
+
+
+def decide_tiling(
+    predictor: Predictor, *, memory: object, compiled: str | bool, method: str, workers: int = 1, besides: int = 0
+) -> dict[str, Any]:
+    """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
+    predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
+    try:
+        tile = predictor.choose_tile(budget_bytes(memory, workers=workers, besides=besides))
+    except UserError as error:
+        among = "" if workers == 1 else f" for each of {workers} workers, or use fewer of them"
+        raise UserError(error.what, error.value, error.remedy + among) from None
+    chosen = choose_method(method, predictor.prediction.network)
+    compiles = choose_compile(compiled, predictor.device, predictor.operations(tile))
+    return {"tile": list(tile), "compile": compiles, "method": chosen}
 
 
 def check_places(source: str, output: str) -> None:
-    """Refuse an output that would change its input.
-
-    Raises:
-        UserError: It lies at or in the input.
-    """
+    """Refuse an output that would change its input."""
     ours, theirs = (Path(os.path.realpath(path)) for path in (place(output)[0], stored_in(source)))
     if ours == theirs or theirs in ours.parents or ours in theirs.parents:
         where = "is the input itself" if ours == theirs else "lies inside the input or around it"
         raise UserError(f"the output {where}", output, "choose another name")
 
 
-def open_input(cfg: DictConfig) -> Volume:
-    """The volume to predict.
-
-    Raises:
-        UserError: It cannot be read, chunks or slices of it are missing, or it does not state what it must.
-    """
-    if cfg.missing_chunks not in ("error", "fill"):
-        raise UserError("no such way to treat missing chunks", cfg.missing_chunks, "choose error or fill")
-    if cfg.missing_slices not in ("error", "ignore"):
-        raise UserError("no such way to treat missing slices", cfg.missing_slices, "choose error or ignore")
-    volume = open_volume(cfg.input, axes=cfg.axes, voxel_size=cfg.voxel_size)
+def open_input(options: PredictOptions) -> Volume:
+    """The volume to predict; missing chunks or slices are refused or told."""
+    volume = open_volume(options.input, axes=options.axes, voxel_size=options.voxel_size)
     if isinstance(volume, ZarrVolume):
         volume.check_scale()
-    if (cfg.missing_slices if isinstance(volume, SliceFolder) else cfg.missing_chunks) == "error":
+    missing = options.missing_slices if isinstance(volume, SliceFolder) else options.missing_chunks
+    if missing == "error":
         volume.check_complete()
     else:
         warn_of_gaps(volume)
-    return with_padding(volume, cfg.padding)
+    return with_padding(volume, options.padding)
 
 
-def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, Any]:
+def identity(options: PredictOptions, session: Session, volume: Volume) -> Mapping[str, Any]:
     """What makes this prediction another one than the next; not who computes it."""
     return {
-        **{str(key): _plain(cfg[key]) for key in cfg if key not in NEUTRAL},
-        "input": os.path.abspath(cfg.input),
+        **{key: value for key, value in vars(options).items() if key not in NEUTRAL},
+        "input": os.path.abspath(options.input),
         "input_files": [volume.shape, str(volume.dtype), volume.voxel_size, volume.state()],
         "precision": session.precision,
         "device": session.device,
@@ -336,64 +335,93 @@ def identity(cfg: DictConfig, session: Session, volume: Volume) -> Mapping[str, 
     }
 
 
-def _plain(value: object) -> object:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def predict_many(options: PredictOptions, session: Session, given: Sequence[Row], reports: Path, tell: Tell) -> None:
+    """Predict each volume; one that fails does not stop the others, one that is done already is left alone."""
+    folder = Path(options.output)
+    with held(folder / ".lock", "another process is writing into this folder"):
+        before = read_rows(folder)
+        known = {Path(row.output).name: row for row in given}
+        rows = [  # the folder may have been copied, or be seen from elsewhere, since its table was written
+            replace(before.get(name, row), input=row.input, output=row.output) for name, row in known.items()
+        ]
+        others = [row for name, row in before.items() if name not in known and (row.command or row.status == DONE)]
+        skipped = 0
+        for number, row in enumerate(rows, 1):
+            own = replace(options, input=row.input, output=row.output)
+            log.info("volume %d of %d: %s", number, len(rows), row.input)
+            try:
+                source = open_input(own)
+                command = plain(identity(own, session, source))
+                if _is_done(row, command, overwrite=options.overwrite):
+                    row.status, row.error = DONE, ""
+                    skipped += 1
+                    continue
+                rows[number - 1] = row = Row(row.input, row.output, voxels=str(source.box.size))
+                write_rows(folder, [*rows, *others])  # an output that is replaced is no longer that of its row
+                start = time.monotonic()
+
+                def note(row: Row = row, start: float = start, command: object = command) -> None:
+                    row.seconds = f"{time.monotonic() - start:.1f}"
+                    row.foreground = _foreground(row.output, session.engine)
+                    row.status, row.command = DONE, json.dumps(command, sort_keys=True)
+                    write_rows(folder, [*rows, *others])
+
+                report = reports / f"report_{Path(row.output).name}.html"
+                predict_one(own, session, source, report, tell, note)
+            except EngineError:  # with it all that was to come is gone
+                raise
+            except Exception as error:
+                row.status, row.error = FAILED, _line(error)
+                log.error("%s", row.error)
+            finally:
+                write_rows(folder, [*rows, *others])
+    remove(folder / ".lock")
+    failed = [row.input for row in rows if row.status == FAILED]
+    done = sum(row.status == DONE for row in rows)
+    again = f", {skipped} of them before" if skipped else ""
+    tell(f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}")
+    if failed:
+        names = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
+        remedy = f"{folder / NAME} says why; the same command again does these alone"
+        raise UserError(f"{len(failed)} of {len(rows)} volumes have failed", names, remedy)
 
 
-@dataclass(frozen=True)
-class Finisher:
-    """Makes of all tiles what was asked for.
+def _line(error: Exception) -> str:
+    """The line for a failure; a bug also leaves its traceback in the log."""
+    line = explain(error)
+    if line is None:
+        log.error("this is a bug in mitoseg; please report it with these lines", exc_info=error)
+        line = f"a bug: {type(error).__name__}: {error}"
+    return " ".join(line.split())
 
-    Attributes:
-        predictor: That made the tiles.
-        stage: That holds them.
-        image: The EM image on the output's grid.
-        engine: Started.
-        show: Whether progress bars are drawn.
-    """
 
-    predictor: Predictor
-    stage: StagedVolume
-    image: Volume
-    engine: Engine
-    show: bool
+def _is_done(row: Row, command: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether a volume's output is there, made by the same command from the same input."""
+    if not row.command or not os.path.lexists(row.output):
+        return False
+    before = json.loads(row.command)
+    if before == command:
+        if holds_finished(row.output):
+            remove(stage_folder(row.output))  # a kill came between the row and the end
+        return True
+    if not overwrite:
+        remedy = "give overwrite=true, or another output folder"
+        raise UserError(f"the output is that of another command ({changes(before, command)})", row.output, remedy)
+    return False
 
-    def write_mask(self, steps: Postprocess) -> None:
-        """Write the mask that post-processing makes of the probabilities."""
 
-        def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
-            with self._mask(steps, tiles_zyx) as mask:
-                write_blocks(mask, BLOCK, writer, engine=self.engine)
+def _foreground(output: str, engine: Engine) -> str:
+    """Share of a result's voxels that are foreground; nothing where it says nothing of it."""
+    volume = open_volume(output)
+    if volume.info.metadata.get("kind") not in KINDS:
+        return ""
+    counts: list[int] = []
+    count = partial(_count_foreground, volume, decide(volume))
+    engine.map(count, tiles(volume.box, COUNTED), lambda _, found: counts.append(found))
+    return f"{sum(counts) / volume.box.size:.6f}"
 
-        about = {**self._about, "kind": "mask", "postprocess": asdict(steps)}
-        self.stage.finish_as(write, np.dtype(np.uint8), about)
 
-    def write_instances(self, steps: Postprocess | None, labelling: Labelling) -> None:
-        """Write the instances of the mask."""
-
-        def write(tiles_zyx: Volume, writer: VolumeWriter) -> None:
-            with self._mask(steps, tiles_zyx) as mask:
-                with waiting("numbering mitochondria"):
-                    instances = label_prediction(mask, decide(mask), labelling, engine=self.engine)
-                with waiting("writing instances"):
-                    write_instances(instances, writer, engine=self.engine)
-            log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
-
-        about = {**self._about, "kind": "instances", "labelling": asdict(labelling)}
-        if steps is not None:
-            about["postprocess"] = asdict(steps)
-        self.stage.finish_as(write, np.dtype(np.uint32), about)
-
-    @contextmanager
-    def _mask(self, steps: Postprocess | None, tiles_zyx: Volume) -> Iterator[Volume]:
-        """What the network gave, or the mask that post-processing makes of it, in tissue alone."""
-        if steps is None:
-            yield tiles_zyx
-            return
-        options = {"image": self.image, "engine": self.engine, "show": self.show}
-        with cleaned(steps, tiles_zyx, self.stage.folder, **options) as mask:  # type: ignore[arg-type]
-            yield blanked(mask, self.image.padding)
-
-    @property
-    def _about(self) -> dict[str, Any]:
-        return {"threshold": self.predictor.prediction.threshold, "scale": 1, **self.stage.found}
+def _count_foreground(volume: Volume, decision: Decision, box: Box) -> int:
+    values = volume.read(box)
+    with one_at_a_time():
+        return int(decision.foreground(values).sum())

@@ -3,7 +3,7 @@
 coordinator    decides method, precision, tile, compilation    deals out tiles    lists those that are done
 worker             network, volume     read -> compute -> write one chunk
 
-What the workers of an engine can do and see; asked before anything is computed, since later it costs hours.
+What workers can do and see is asked before anything is computed, since later it costs hours.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Remote:
         trust: As `load_model`.
         settings: All fields of `Prediction` but the network.
         volume: Opened; it holds where the voxels lie, not the voxels.
-        device: ``cpu``, ``cuda`` or ``mps``.
+        device: ``cpu``, ``cuda`` or ``mps``; of several of a machine, workers take one each.
         threads: For computing on a CPU.
     """
 
@@ -63,29 +63,14 @@ class Remote:
     threads: int
 
     def predictor(self) -> Predictor:
-        """A predictor on this worker's device.
-
-        Raises:
-            UserError: Another checkpoint lies here than where the run was started.
-        """
+        """A predictor on this worker's device."""
         torch.set_num_threads(self.threads)
         network = _load(self.checkpoint, self.sha256, self.trust).network
         layout = torch.channels_last if dimensions(network) == 2 else torch.channels_last_3d
-        network.to(own_device(self.device), memory_format=layout)  # type: ignore[call-overload]
+        cuda = self.device == "cuda"
+        device = f"cuda:{worker_rank() % torch.cuda.device_count()}" if cuda else self.device
+        network.to(torch.device(device), memory_format=layout)  # type: ignore[call-overload]
         return Predictor(Prediction(network=network, **self.settings), self.volume)
-
-
-def make_remote(
-    prediction: Prediction, volume: Volume, *, checkpoint: Path, sha256: str, trust: bool, device: str, threads: int
-) -> Remote:
-    """What is sent to the workers instead of a prediction."""
-    settings = {f.name: getattr(prediction, f.name) for f in fields(prediction) if f.name != "network"}
-    return Remote(str(checkpoint.absolute()), sha256, trust, settings, volume, device, threads)
-
-
-def own_device(kind: str) -> torch.device:
-    """This worker's device: of several, workers of one machine take one each."""
-    return torch.device(f"cuda:{worker_rank() % torch.cuda.device_count()}" if kind == "cuda" else kind)
 
 
 @lru_cache(1)
@@ -96,79 +81,23 @@ def _load(checkpoint: str, sha256: str, trust: bool) -> Model:
     return load_model(checkpoint, trust=trust)
 
 
-@dataclass(frozen=True)
-class Deciding:
-    """Decides on a worker, whose memory counts.
-
-    Attributes:
-        remote: What is predicted.
-        decide: From a predictor to what it decides.
-    """
-
-    remote: Remote
-    decide: Callable[[Predictor], Decisions]
-
-    def __call__(self) -> Decisions:
-        """What this worker would decide."""
-        with one_at_a_time():
-            return self.decide(self.remote.predictor())
-
-
 def decide_together(engine: Engine, remote: Remote, decide: Callable[[Predictor], Decisions]) -> Decisions:
-    """What suits all workers: the smallest tile that one of them has memory for, compiled where all can.
-
-    Raises:
-        UserError: One of them has no memory for the smallest tile, or refuses what the user wants.
-    """
-    answers = engine.ask(Deciding(remote, decide))
+    """What suits all workers: the smallest tile that one of them has memory for, compiled where all can."""
+    answers = engine.ask(partial(_decide, remote, decide))
     smallest = min(answers, key=lambda one: tuple(one["tile"]))
     return {**smallest, "compile": all(one["compile"] for one in answers)}
 
 
-@dataclass(frozen=True)
-class TileMaker:
-    """Makes what predicts and writes one tile.
-
-    Attributes:
-        remote: What is predicted.
-        array: Of the stage; see `StagedVolume.array`.
-        tile: (z, y, x) voxels.
-        compiled: Whether the network is compiled for that tile.
-    """
-
-    remote: Remote
-    array: Path
-    tile: tuple[int, int, int]
-    compiled: bool
-
-    def __call__(self) -> Callable[[Box], None]:
-        """Load, open, compile."""
-        predictor = self.remote.predictor()
-        if self.compiled:
-            predictor.compile(self.tile)
-        with explained(self.array):
-            output = ZarrOutput.reopen(self.array)
-
-        def predict(tile: Box) -> None:
-            greys = predictor.read(tile)
-            with one_at_a_time():
-                torch.set_num_threads(self.remote.threads)  # each thread has a number of its own
-                found = predictor.compute(greys, tile)
-            with explained(self.array):
-                output.write(tile, predictor.encode(tile, found))
-
-        return predict
+def _decide(remote: Remote, decide: Callable[[Predictor], Decisions]) -> Decisions:
+    with one_at_a_time():
+        return decide(remote.predictor())
 
 
 def predict_on_workers(
     engine: Engine, remote: Remote, stage: StagedVolume, *, compiled: bool, title: str, show: bool
 ) -> None:
-    """Predict every tile that a stage does not hold yet.
-
-    Raises:
-        UserError: A worker cannot read or write, or the workers are gone; finished tiles are kept.
-    """
-    maker = TileMaker(remote, stage.array.absolute(), stage.tile, compiled)
+    """Predict every tile that a stage does not hold yet; when workers fail, finished tiles are kept."""
+    make = partial(_tile_writer, remote, stage.array.absolute(), stage.tile, compiled)
     missing = (tile for tile in stage.tiles() if tile not in stage.done)
     done, total = sum(tile.size for tile in stage.done), remote.volume.box.size
     with progress(f"predicting {title}", total, done=done, unit="voxels", show=show) as task:
@@ -177,24 +106,35 @@ def predict_on_workers(
             stage.take(tile)
             task.advance(tile.size)
 
-        engine.map(Prepared(maker), missing, take)
+        engine.map(Prepared(make), missing, take)
     remove_partial(stage.array)
+
+
+def _tile_writer(remote: Remote, array: Path, tile: tuple[int, int, int], compiled: bool) -> Callable[[Box], None]:
+    """Load, open, compile: what then predicts and writes one tile."""
+    predictor = remote.predictor()
+    if compiled:
+        predictor.compile(tile)
+    with explained(array):
+        output = ZarrOutput.reopen(array)
+
+    def predict(tile: Box) -> None:
+        greys = predictor.read(tile)
+        with one_at_a_time():
+            torch.set_num_threads(remote.threads)  # each thread has a number of its own
+            found = predictor.compute(greys, tile)
+        with explained(array):
+            output.write(tile, predictor.encode(tile, found))
+
+    return predict
 
 
 SHARED = "put it on storage that all machines share, under the same path"
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One worker.
-
-    Attributes:
-        machine: Its name.
-        cores: That it may use.
-        devices: ``cpu``, and ``cuda`` or ``mps`` where there is one.
-        bf16: Those that compute with bfloat16 natively.
-        versions: Of mitoseg and torch.
-    """
+class WorkerInfo:
+    """One worker: its machine, the cores it may use, its devices, those with native bfloat16, mitoseg and torch."""
 
     machine: str
     cores: int
@@ -203,16 +143,16 @@ class Facts:
     versions: tuple[str, str]
 
 
-def look_around() -> Facts:
-    """The facts of this process."""
+def worker_info() -> WorkerInfo:
+    """What this process can do."""
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     devices = tuple(name for name, there in here.items() if there)
     bf16 = tuple(name for name in devices if has_bf16(torch.device(name)))
-    return Facts(socket.gethostname(), usable_cores(), devices, bf16, (__version__, torch.__version__))
+    return WorkerInfo(socket.gethostname(), usable_cores(), devices, bf16, (__version__, torch.__version__))
 
 
 @dataclass(frozen=True)
-class Team:
+class Workers:
     """All workers of an engine, which compute alike.
 
     Attributes:
@@ -228,16 +168,8 @@ class Team:
     neighbours: int
 
 
-def gather_team(workers: Sequence[Facts], accelerator: str) -> Team:
-    """What all workers have in common.
-
-    Args:
-        workers: All of them.
-        accelerator: ``auto``, or what the user wants.
-
-    Raises:
-        UserError: Their versions differ from ours, or some lack the accelerator.
-    """
+def compare_workers(workers: Sequence[WorkerInfo], accelerator: str) -> Workers:
+    """What all workers have in common; ``accelerator`` is ``auto``, or what the user wants."""
     ours = (__version__, torch.__version__)
     for worker in workers:
         if worker.versions != ours:
@@ -253,51 +185,45 @@ def gather_team(workers: Sequence[Facts], accelerator: str) -> Team:
         raise UserError(what, lacking[0], "use accelerator=auto")
     crowd = Counter(worker.machine for worker in workers)
     threads = min(max(1, worker.cores // crowd[worker.machine]) for worker in workers)
-    return Team(wanted, all(wanted in worker.bf16 for worker in workers), threads, max(crowd.values()))
+    return Workers(wanted, all(wanted in worker.bf16 for worker in workers), threads, max(crowd.values()))
 
 
-@dataclass(frozen=True)
-class Looking:
-    """Looks for files where a worker is, and leaves a token beside another one.
+def find_files(sizes: Mapping[str, tuple[str, int | None]], token: Path, text: str) -> tuple[str, str | UserError]:
+    """Look on a worker for files and for a token that the coordinator has written, and leave one beside it.
 
-    Attributes:
+    Args:
         sizes: For what each file is, its path and its bytes (None: a folder).
-        token: A file that the coordinator has written.
+        token: The coordinator's.
         text: What it wrote there.
+
+    Returns:
+        The machine's name, and the name of the worker's own token or what is wrong.
     """
-
-    sizes: Mapping[str, tuple[str, int | None]]
-    token: Path
-    text: str
-
-    def __call__(self) -> tuple[str, str | UserError]:
-        """The machine's name, and the name of the worker's own token or what is wrong."""
-        machine = socket.gethostname()
-        for what, (path, size) in self.sizes.items():
-            if not os.path.exists(path):
-                return machine, UserError(f"a worker on {machine} does not see the {what}", path, SHARED)
-            if size is not None and os.path.getsize(path) != size:
-                return machine, UserError(f"a worker on {machine} sees another {what}", path, SHARED)
-        folder = str(self.token.parent)
-        try:
-            wait_for(self.token, 5)
-            same = self.token.read_text(encoding="utf-8") == self.text
-        except (UserError, OSError):
-            same = False
-        if not same:
-            return machine, UserError(f"a worker on {machine} does not see where the output is made", folder, SHARED)
-        own = self.token.with_name(f"{self.token.name}.{secrets.token_hex(8)}")
-        try:
-            own.write_text(self.text, encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            return machine, UserError(
-                f"a worker on {machine} cannot write ({reason})", folder, "check its permissions"
-            )
-        return machine, own.name
+    machine, folder = socket.gethostname(), str(token.parent)
+    for what, (path, size) in sizes.items():
+        if not os.path.exists(path):
+            return machine, UserError(f"a worker on {machine} does not see the {what}", path, SHARED)
+        if size is not None and os.path.getsize(path) != size:
+            return machine, UserError(f"a worker on {machine} sees another {what}", path, SHARED)
+    try:
+        wait_for(token, 5)
+        same = token.read_text(encoding="utf-8") == text
+    except (UserError, OSError):
+        same = False
+    if not same:
+        return machine, UserError(f"a worker on {machine} does not see where the output is made", folder, SHARED)
+    own = token.with_name(f"{token.name}.{secrets.token_hex(8)}")
+    try:
+        own.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"a worker on {machine} cannot write ({error.strerror or error})"
+        return machine, UserError(what, folder, "check its permissions")
+    return machine, own.name
 
 
-def check_sight(engine: Engine, files: Mapping[str, str | Path], folder: Path, patience: float = PATIENCE) -> None:
+def check_shared_storage(
+    engine: Engine, files: Mapping[str, str | Path], folder: Path, patience: float = PATIENCE
+) -> None:
     """Check that every worker sees some files, and that it and we see what the other writes in a folder.
 
     Args:
@@ -305,9 +231,6 @@ def check_sight(engine: Engine, files: Mapping[str, str | Path], folder: Path, p
         files: By what they are, such as "checkpoint".
         folder: Where all of them will write.
         patience: Seconds in which what a worker writes must appear here.
-
-    Raises:
-        UserError: One does not.
     """
     sizes = {
         what: (os.path.abspath(path), None if os.path.isdir(path) else os.path.getsize(path))
@@ -317,7 +240,7 @@ def check_sight(engine: Engine, files: Mapping[str, str | Path], folder: Path, p
     token = folder.absolute() / f"token.{text}"
     try:
         token.write_text(text, encoding="utf-8")
-        for machine, answer in engine.ask(Looking(sizes, token, text)):
+        for machine, answer in engine.ask(partial(find_files, sizes, token, text)):
             if isinstance(answer, UserError):
                 raise answer
             try:

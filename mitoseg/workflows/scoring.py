@@ -23,40 +23,29 @@ from mitoseg.storage import write_json
 from mitoseg.training.module import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 from mitoseg.volumes.padding import as_stored
-from mitoseg.workflows.options import chosen_steps, cleaned
-from mitoseg.workflows.session import predict_with_progress
+from mitoseg.workflows.session import chosen_steps, cleaned, predict_with_progress
 
 
 def score_run(
     folder: Path, splits: Splits, cfg: DictConfig, network: Mapping[str, Any], tell: Tell
 ) -> dict[str, Evaluation]:
-    """`score_checkpoint` for the ``best.ckpt`` of a run; a class from outside mitoseg is trusted if the run named it.
+    """`score_checkpoint` for the ``best.ckpt`` of a run with the config of train.
 
-    Args:
-        folder: The run's folder.
-        splits: Regions to score.
-        cfg: The composed training config: ``test``, ``figures``, ``save_overlays``, ``method``, ``postprocess``.
-        network: What the run has built its network from.
-        tell: Takes the tables.
-
-    Raises:
-        UserError: Training ended before anything was validated.
+    A class from outside mitoseg is trusted if the run has built its network, as ``network`` says, from it.
     """
     best = folder / "checkpoints" / "best.ckpt"
     if not best.is_file():
         remedy = "train longer, or validate sooner with trainer.val_check_interval=STEPS"
         raise UserError("training ended before its first validation", f"epochs={cfg.epochs}", remedy)
-    options = {key: cfg[key] for key in ("method", "test", "figures", "save_overlays")}
-    ours = read_checkpoint(best)[KEY].get("network") == network
     return score_checkpoint(
         best,
         folder,
         splits,
         accelerator=cfg.trainer.accelerator,
         tell=tell,
-        steps=chosen_steps(cfg),
-        trust=ours,
-        **options,
+        steps=chosen_steps(cfg.postprocess),
+        trust=read_checkpoint(best)[KEY].get("network") == network,
+        **{key: cfg[key] for key in ("method", "test", "figures", "save_overlays")},
     )
 
 
@@ -76,18 +65,7 @@ def score_checkpoint(
 ) -> dict[str, Evaluation]:
     """Finish a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
 
-    Args:
-        path: The checkpoint, which gets its calibration and threshold.
-        folder: Where predictions, scores and figures go.
-        splits: Regions to score.
-        method: How volumes are predicted.
-        accelerator: Where.
-        tell: Takes the tables.
-        test: Score the test volume, if there is one.
-        figures: Draw the curves of the last part.
-        save_overlays: How many slices of the last part to draw.
-        steps: Post-processing, scored as well.
-        trust: As `load_model`.
+    The checkpoint gets its calibration and threshold. Figures, and ``save_overlays`` slices, show the last part.
 
     Returns:
         What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``, and, with

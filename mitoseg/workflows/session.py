@@ -1,21 +1,23 @@
-"""What all volumes of one run share: the model, who computes, and with how many digits.
-
-The progress bar of a prediction, and what a network has to give for it.
-"""
+"""What the steps of a command share: the engine, the model and its device, an adapted volume, and post-processing."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, replace
+import socket
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
 
-from mitoseg.engines import Engine, LocalEngine
+from mitoseg.control_groups import memory_available
+from mitoseg.engines import LANES, Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, Predictor, predict_volume
@@ -23,7 +25,6 @@ from mitoseg.inference.precision import choose_precision
 from mitoseg.inference.predictor import BoxWriter
 from mitoseg.inference.prepare import (
     CUDA_SLICES,
-    INSTANCES,
     Restored,
     adapt_greys,
     choose_device,
@@ -31,32 +32,112 @@ from mitoseg.inference.prepare import (
     resample_input,
     restoring,
 )
+from mitoseg.inference.sizing import HEAPS, budget_bytes, parse_bytes, used_bytes
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
 from mitoseg.progress import progress, waiting
+from mitoseg.segmentation import Postprocess
+from mitoseg.segmentation.cleaning import BLOCK, Cleaner
+from mitoseg.segmentation.postprocess import BYTES
+from mitoseg.storage import scratch_folder
 from mitoseg.volumes import Normalization, Volume, VoxelSize
 from mitoseg.volumes.padding import Padding
-from mitoseg.workflows.remote import Remote, Team, gather_team, look_around, make_remote
+from mitoseg.volumes.predicted import decide
+from mitoseg.workflows.options import PredictOptions, VolumeOptions
+from mitoseg.workflows.remote import Remote, Workers, compare_workers, worker_info
 
 log = logging.getLogger(__name__)
+
+SHARE = 0.75
+"""Of the memory, for items; the rest for what comes of them, and for what allocators keep."""
+
+LEAST = 100 * 10**6
+"""Bytes for the blocks of one process, below which they would be too small to be worth it."""
+
+
+def make_engine(options: VolumeOptions) -> Engine:
+    """The engine that ``engine=`` names, not started."""
+    if options.memory is not None and parse_bytes(options.memory) > (there := psutil.virtual_memory().total):
+        log.warning("memory=%s is more than this machine has, %.1f GB", options.memory, there / 1e9)
+    engine: Engine = instantiate(options.engine, _convert_="all")
+    return engine
+
+
+def limit_memory(engine: Engine, memory: object) -> None:
+    """Tell a started engine what its items may take, so that all its workers of a machine stay within ``memory``."""
+    workers = 1 if engine.in_process else max(Counter(engine.ask(socket.gethostname)).values())
+    besides = 0 if engine.in_process else used_bytes()  # by this process, which imports what its workers import
+    budget = memory_available() // workers
+    if memory is not None:
+        budget = budget_bytes(memory, workers=workers, besides=besides)
+    if budget < LEAST:
+        needed = (used_bytes() + HEAPS + LEAST) * workers + besides
+        what = f"too little memory for {workers} process{'es' if workers > 1 else ''}"
+        raise UserError(what, memory or "what is free", f"give memory={needed / 1e9 + 0.05:.1f}GB or more")
+    engine.item_bytes = SHARE * budget / (1 if engine.in_process else LANES)
+
+
+def chosen_steps(postprocess: Mapping[str, Any]) -> Postprocess | None:
+    """What ``postprocess=`` asks for; None where it is no more than the threshold."""
+    steps: Postprocess = instantiate(postprocess)
+    return None if steps == Postprocess() else steps
+
+
+@contextmanager
+def cleaned(
+    steps: Postprocess,
+    prediction: Volume,
+    folder: Path,
+    *,
+    image: Volume | None = None,
+    threshold: float | None = None,
+    kind: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+    engine: Engine | None = None,
+    show: bool = False,
+) -> Iterator[Volume]:
+    """Post-process stored probabilities block by block; yields a mask.
+
+    A large mask lies in ``folder`` until the end of the block; the workers of an engine see it. The watershed follows
+    the edges in ``image``; ``threshold``, ``kind`` and ``voxel_size`` overrule the prediction's metadata.
+    """
+    decision = decide(prediction, threshold, kind)
+    if decision.kind != "probability":
+        remedy = "give postprocess=none, or the probabilities"
+        raise UserError("postprocess needs probabilities", decision.kind, remedy)
+    with scratch_folder(folder / "cleaning") as scratch:
+        cleaner = Cleaner(steps, scratch.absolute(), engine)
+        if engine is not None:
+            most = int(min(cleaner.in_memory, engine.item_bytes / BYTES))
+            cleaner = replace(cleaner, block=engine.fit(BLOCK, 2 * BYTES), in_memory=most)  # twice: with the halo
+        with progress("post-processing", prediction.box.size, unit="voxels", show=show) as task:
+            mask = cleaner(
+                prediction,
+                decision.threshold,
+                scale=decision.scale,
+                voxel_size=voxel_size or prediction.voxel_size,
+                image=image,
+                on_box=lambda box: task.advance(box.size),
+            )
+        metadata = {"kind": "mask", "threshold": decision.threshold, "postprocess": asdict(steps)}
+        mask.info = replace(mask.info, path=prediction.path, voxel_size=prediction.voxel_size, metadata=metadata)
+        yield mask
 
 
 @dataclass(frozen=True)
 class Session:
-    """See the module.
+    """What all volumes of one run share.
 
     Attributes:
         engine: Started.
-        team: Its workers; None where the process itself computes.
-        model: Loaded once.
-        checkpoint: Its file.
-        sha256: Of that file.
+        workers: Its workers; None where this process computes.
+        model: Loaded once, from ``checkpoint``.
         device: ``cpu``, ``cuda`` or ``mps``.
         precision: ``fp32`` or ``bf16``.
         trust: Whether the checkpoint's network may come from anywhere.
     """
 
     engine: Engine
-    team: Team | None
+    workers: Workers | None
     model: Model
     checkpoint: Path
     sha256: str
@@ -64,22 +145,30 @@ class Session:
     precision: str
     trust: bool
 
-    def prediction(self, cfg: DictConfig, normalization: Normalization | None, save: str) -> Prediction:
-        """How one volume is predicted; with workers, the network stays on this process's CPU.
+    @classmethod
+    def open(cls, options: PredictOptions, engine: Engine, model: Model, checkpoint: Path) -> Session:
+        """Ask the workers of a started engine, and decide what is decided once."""
+        with waiting("asking the workers"):
+            workers = None if engine.in_process else compare_workers(engine.ask(worker_info), options.accelerator)
+        device = choose_device(options.accelerator).type if workers is None else workers.device
+        if isinstance(engine, LocalEngine) and workers is not None and device == "cuda":
+            count = torch.cuda.device_count()
+            if engine.workers > count:
+                raise UserError(f"there are {count} devices here, not", engine.workers, f"give devices={count}")
+        able = None if workers is None else workers.bf16
+        precision = choose_precision(options.precision, torch.device(device), model.record, able=able)
+        sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        return cls(engine, workers, model, checkpoint, sha256, device, precision, options.trust)
 
-        Raises:
-            UserError: An option is no good, or does not fit the checkpoint.
-        """
+    def prediction(self, options: PredictOptions, normalization: Normalization | None, save: str) -> Prediction:
+        """How one volume is predicted; with workers, the network stays on this process's CPU."""
+        keys = ("method", "overlap", "window_stride", "tta", "consensus", "dtype", "threshold", "tile")
         prediction = make_prediction(
             self.model,
-            **{
-                key: cfg[key]
-                for key in ("method", "overlap", "window_stride", "tta", "consensus", "dtype", "threshold")
-            },
-            accelerator="cpu" if self.team else cfg.accelerator,
+            **{key: getattr(options, key) for key in keys},
+            accelerator="cpu" if self.workers else options.accelerator,
             precision=self.precision,
             save=save,
-            tile=OmegaConf.to_container(cfg.tile) if OmegaConf.is_config(cfg.tile) else cfg.tile,
             normalization=normalization,
         )
         slices = CUDA_SLICES if self.device == "cuda" else 1
@@ -87,40 +176,18 @@ class Session:
 
     def remote(self, prediction: Prediction, volume: Volume) -> Remote:
         """The same for the workers."""
-        assert self.team is not None
-        about: Mapping[str, Any] = {"checkpoint": self.checkpoint, "sha256": self.sha256, "trust": self.trust}
-        return make_remote(prediction, volume, device=self.device, threads=self.team.threads, **about)
+        assert self.workers is not None
+        settings = {f.name: getattr(prediction, f.name) for f in fields(prediction) if f.name != "network"}
+        path, threads = str(self.checkpoint.absolute()), self.workers.threads
+        return Remote(path, self.sha256, self.trust, settings, volume, self.device, threads)
 
 
-def load(cfg: DictConfig) -> tuple[Model, Path]:
-    """The model that ``checkpoint=`` means, and its file.
-
-    Raises:
-        UserError: It cannot be loaded.
-    """
-    checkpoint = find_weights(cfg.checkpoint)
-    if cfg.checkpoint is None:
-        log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, checkpoint.with_name("CARD.md"))
-    return load_model(checkpoint, trust=cfg.trust), checkpoint
-
-
-def open_session(cfg: DictConfig, engine: Engine, model: Model, checkpoint: Path) -> Session:
-    """Ask the workers of a started engine, and decide what is decided once.
-
-    Raises:
-        UserError: The workers do not fit together, or to what is asked of them.
-    """
-    with waiting("asking the workers"):
-        team = None if engine.in_process else gather_team(engine.ask(look_around), cfg.accelerator)
-    device = choose_device(cfg.accelerator).type if team is None else team.device
-    if isinstance(engine, LocalEngine) and team is not None and device == "cuda":
-        count = torch.cuda.device_count()
-        if engine.workers > count:
-            raise UserError(f"there are {count} devices here, not", engine.workers, f"give devices={count}")
-    able = None if team is None else team.bf16
-    precision = choose_precision(cfg.precision, torch.device(device), model.record, able=able)
-    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return Session(engine, team, model, checkpoint, sha256, device, precision, cfg.trust)
+def load(checkpoint: str | None, *, trust: bool) -> tuple[Model, Path]:
+    """The model that ``checkpoint=`` means, and its file."""
+    path = find_weights(checkpoint)
+    if checkpoint is None:
+        log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, path.with_name("CARD.md"))
+    return load_model(path, trust=trust), path
 
 
 @dataclass(frozen=True)
@@ -178,9 +245,6 @@ def prepare(
         normalize: See `adapt_greys`.
         resample: See `resample_input`.
         kind: What the tiles are to hold; a mask of a resampled volume is made of whole probabilities.
-
-    Raises:
-        UserError: An option is no good, or does not fit volume and model.
     """
     seen = resample_input(resample, source, model)
     with waiting("looking at the grey values"):
@@ -189,19 +253,6 @@ def prepare(
     if restored is not None and restored.mask:
         kind = "probability"
     return Prepared(source, Predictor(make(normalization, kind), volume), kind, restored)
-
-
-def staged_kind(save: str, dtype: str | None, *, cleaned: bool) -> str:
-    """What the network has to give: `save` itself, or what the last step makes it of.
-
-    Raises:
-        UserError: Instances are wanted in another type than theirs.
-    """
-    if save == INSTANCES and dtype is not None:
-        raise UserError("cannot save instances as that type", dtype, "leave dtype out: instances are uint32")
-    if cleaned:
-        return "probability"
-    return "mask" if save == INSTANCES else save
 
 
 def predict_with_progress(

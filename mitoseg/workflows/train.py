@@ -1,7 +1,5 @@
 """``train``: compose, build, fit, score.
 
-What a run starts from: nothing, a checkpoint of its own, or its own end, extended.
-
 ``extend=N`` takes a finished run N epochs further. The schedule, which has run down over the epochs so far, runs once
 more from its start over the N new ones: a warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score
 and the numbering of epochs and steps go on.
@@ -17,7 +15,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -67,13 +67,16 @@ from mitoseg.training.losses import DeepSupervision
 from mitoseg.training.module import STATE
 from mitoseg.training.tuning import find_batch_size, find_learning_rate
 from mitoseg.volumes import CHANNEL_OFFSETS
-from mitoseg.workflows.options import chosen_steps
+from mitoseg.workflows.options import default_config_dir
 from mitoseg.workflows.scoring import score_run
+from mitoseg.workflows.session import chosen_steps
 
 log = logging.getLogger(__name__)
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of ``torch.compile``; the second and third replay CUDA graphs."""
+
+LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 
 
 def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
@@ -96,14 +99,37 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
         return train(cfg, folder, before, module, trainer, data, origins, tell)
 
 
+def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, options: Mapping[str, object]) -> Path:
+    """Train on volumes as ``data=files`` does, with further keys of ``conf/train.yaml``; returns the checkpoint."""
+    conf, levels = default_config_dir(), {name: logging.getLogger(name).level for name in LIGHTNING}
+    files = {"data.train.image": list(images), "data.train.label": list(labels)}
+    quiet = {"trainer.enable_progress_bar": False, "test": False, "figures": False, "save_overlays": 0}
+    groups = {key: value for key, value in options.items() if (conf / key).is_dir()}
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            cfg = compose("train", ["data=files", "name=python", *(f"{key}={value}" for key, value in groups.items())])
+        for key, value in {**files, **quiet, **options}.items():
+            if key not in {*groups, *cfg} and OmegaConf.select(cfg, key, default=key) == key:
+                raise UserError("no such option", key, "docs/TRAINING.md lists them")
+            if key not in groups:
+                OmegaConf.update(cfg, key, value)
+        for name in LIGHTNING:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning")
+            run(cfg, folder, lambda _: None)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).partition("\n    full_key")[0]) from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    return folder / "checkpoints" / "best.ckpt"
+
+
 def build(
     cfg: DictConfig, folder: Path
 ) -> tuple[Continuation, SegmentationModule, Trainer, RegionDataModule, dict[str, Any]]:
-    """Everything that a training needs: what it starts from, the module, Trainer and data, and facts for provenance.
-
-    Raises:
-        UserError: Something in the config is wrong.
-    """
+    """What a training needs: what it starts from, the module, Trainer and data, and facts for provenance."""
     check_options(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     config = network_config(cfg)
@@ -112,7 +138,11 @@ def build(
         with before.bounds:
             network = instantiate(config)
         choose_method(cfg.method, network)
-    origin = start_weights(cfg, network) if before.checkpoint is None else None
+    origin = None
+    if before.checkpoint is None and cfg.init_from is not None:
+        record = init_from(network, cfg.init_from)
+        log.info("weights from %s", cfg.init_from)
+        origin = {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record.get("voxel_size")}
     with built_from("freeze"):
         frozen = freeze(network, cfg.freeze)
     with built_from("data"):
@@ -140,18 +170,18 @@ def build(
     )
     if before.checkpoint is None and (cfg.tune_batch_size or cfg.tune_lr):
         tune(cfg, make_module, data, folder)
-    compiled = choose_compile(cfg.compile, trainer)
-    module = make_module(optimizer=instantiate(cfg.optimizer), compile=compiled)
+    device = trainer.strategy.root_device
+    if not isinstance(cfg.compile, bool) and cfg.compile not in COMPILE_MODES:
+        raise UserError("compile is none of its choices", cfg.compile, f"true, false, {', '.join(COMPILE_MODES)}")
+    if cfg.compile and not can_compile(device):
+        raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
+    module = make_module(optimizer=instantiate(cfg.optimizer), compile=cfg.compile)
     return before, module, trainer, data, {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
 
 
 @contextmanager
 def built_from(key: str) -> Iterator[None]:
-    """What a part cannot be built from is told with its key; the traceback shows with ``hydra.verbose=true``.
-
-    Raises:
-        UserError: The options of ``key`` build nothing.
-    """
+    """What a part cannot be built from is told with its key; the traceback shows with ``hydra.verbose=true``."""
     try:
         yield
     except Exception as error:
@@ -164,37 +194,20 @@ def built_from(key: str) -> Iterator[None]:
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Refuse numbers and switches of the wrong kind before anything is made: some are used hours later.
-
-    Raises:
-        UserError: With the option and a remedy.
-    """
-    for key in ("seed", "save_overlays"):
-        if not _whole(cfg[key], 0):
-            raise UserError(f"{key} is no whole number from 0", cfg[key], f"write {key}=NUMBER")
-    for key in ("epochs", "seeds"):
-        if not _whole(cfg[key], 1):
-            raise UserError(f"{key} is no whole number from 1", cfg[key], f"write {key}=NUMBER")
-    for key in ("extend", "patience", "data.epoch_blocks", "data.epoch_tiles"):
-        if (value := OmegaConf.select(cfg, key)) is not None and not _whole(value, 1):
-            raise UserError(f"{key} is no whole number from 1", value, f"write {key}=NUMBER, or {key}=null")
-    for key in ("test", "figures", "channels_last", "tune_lr", "tune_batch_size", "trust"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
-    minutes = cfg.checkpoint_minutes
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-        raise UserError("checkpoint_minutes is no time", minutes, "give minutes, more than 0")
+    """Refuse numbers out of range before anything is made: some are used hours later."""
+    least = {"seed": 0, "save_overlays": 0, "epochs": 1, "seeds": 1, "extend": 1, "patience": 1}
+    for key, lowest in {**least, "data.epoch_blocks": 1, "data.epoch_tiles": 1}.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not (type(value) is int and lowest <= value < 2**31):
+            raise UserError(f"{key} is no whole number from {lowest}", value, f"write {key}=NUMBER")
+    if not cfg.checkpoint_minutes > 0:
+        raise UserError("checkpoint_minutes is no time", cfg.checkpoint_minutes, "give minutes, more than 0")
+    if cfg.ema is not None and not 0 < cfg.ema < 1:
+        raise UserError("ema is no decay", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
     if not isinstance(cfg.trainer.enable_progress_bar, bool):
         raise UserError("trainer.enable_progress_bar is neither true nor false", cfg.trainer.enable_progress_bar)
-    for key in ("init_from", "resume"):
-        if cfg[key] is not None and not isinstance(cfg[key], str):
-            raise UserError(f"{key} is no path", cfg[key], f"write {key}=PATH")
     with built_from("postprocess"):
-        chosen_steps(cfg)
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and least <= value < 2**31
+        chosen_steps(cfg.postprocess)
 
 
 def train(
@@ -213,7 +226,9 @@ def train(
         write_text(folder / "config.yaml", OmegaConf.to_yaml(known, resolve=True))
         write_json(folder / "provenance.json", collect(**origins))
         before.put_scores_aside()
-    rank_zero_only(log.info)("training on %s", describe_devices(trainer))
+    kind = trainer.strategy.root_device.type
+    threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
+    rank_zero_only(log.info)("training on %d %s device(s)%s", trainer.world_size, kind, threads)
     if cfg.compile:
         rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
     fit(trainer, module, data, before.checkpoint)
@@ -223,16 +238,16 @@ def train(
     provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
     validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
-    log_hparams(folder, cfg, validation)
+    if HydraConfig.initialized():
+        runtime = HydraConfig.get()
+        given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
+        scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}  # type: ignore[arg-type]
+        write_hparams(folder / "tensorboard", given, scores)
     return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
 
 
 def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
-    """The datamodule, told what the network sees.
-
-    Raises:
-        UserError: Blocks are to be augmented as tiles are.
-    """
+    """The datamodule, told what the network sees."""
     augmentation = instantiate(cfg.augmentation) or None
     if augmentation is not None and cfg.data.tile is None:
         what = "augmentation= is for training on tiles; blocks are augmented by data.augment="
@@ -259,15 +274,16 @@ def tile_margin(network: torch.nn.Module) -> tuple[int, int]:
 
 def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, checkpoint: Path | None) -> None:
     """Train; an interrupt or the end of a job's time leaves ``last.ckpt``, and says how to go on."""
+    go_on = f"go on with: python train.py resume={as_typed(Path(trainer.default_root_dir))}"
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:
-        rank_zero_only(log.warning)("terminated; %s", how_to_go_on(trainer))
+        rank_zero_only(log.warning)("terminated; %s", go_on)
         sys.exit(128 + signal.SIGTERM)
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
-            rank_zero_only(log.warning)("stopped; %s", how_to_go_on(trainer))
+            rank_zero_only(log.warning)("stopped; %s", go_on)
         raise
     except Exception as error:
         if checkpoint is None or module.begun or explain(error) is not None:
@@ -278,28 +294,10 @@ def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, ch
         raise UserError(what, str(checkpoint), remedy) from error
 
 
-def how_to_go_on(trainer: Trainer) -> str:
-    """What to type to take up a run that ended early."""
-    return f"go on with: python train.py resume={as_typed(Path(trainer.default_root_dir))}"
-
-
-def start_weights(cfg: DictConfig, network: torch.nn.Module) -> dict[str, object] | None:
-    """Take the weights that ``init_from`` names; for provenance, where they come from."""
-    if cfg.init_from is None:
-        return None
-    record = init_from(network, cfg.init_from)
-    log.info("weights from %s", cfg.init_from)
-    return {"checkpoint": cfg.init_from, "version": record["version"], "voxel_size": record.get("voxel_size")}
-
-
 def tune(
     cfg: DictConfig, make_module: Callable[..., SegmentationModule], data: RegionDataModule, folder: Path
 ) -> None:
-    """Find a batch size and a learning rate first, where asked; they enter the config and the words of the run.
-
-    Raises:
-        UserError: The run has several devices, or nothing was found.
-    """
+    """Find a batch size and a learning rate first, where asked; they enter the config and the saved overrides."""
     if cfg.trainer.devices != 1:
         raise UserError("tune_lr and tune_batch_size need one device", cfg.trainer.devices, "set trainer.devices=1")
     make_trainer = partial(instantiate, cfg.trainer)
@@ -315,26 +313,8 @@ def tune(
     replace_saved_words(folder, found, drop=("tune_lr", "tune_batch_size"))
 
 
-def choose_compile(wish: bool | str, trainer: Trainer) -> bool | str:
-    """What `SegmentationModule` takes as ``compile``.
-
-    Raises:
-        UserError: An unknown mode, or nothing here that could compile.
-    """
-    if not isinstance(wish, bool) and wish not in COMPILE_MODES:
-        raise UserError("compile is none of its choices", wish, f"true, false, {', '.join(COMPILE_MODES)}")
-    device = trainer.strategy.root_device
-    if wish and not can_compile(device):
-        raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
-    return wish
-
-
 def network_config(cfg: DictConfig) -> dict[str, Any]:
-    """What the network is built from: ``network``, with as many input channels as ``data.channels`` makes.
-
-    Raises:
-        UserError: There is no such way to make channels, or the network takes another number of them.
-    """
+    """What the network is built from: ``network``, with as many input channels as ``data.channels`` makes."""
     config: dict[str, Any] = OmegaConf.to_container(cfg.network, resolve=True)  # type: ignore[assignment]
     channels = cfg.data.channels
     if channels not in CHANNEL_OFFSETS:
@@ -349,13 +329,7 @@ def network_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
-    """The Trainer with its loggers and callbacks; everything it writes lies in the run's folder.
-
-    Args:
-        cfg: The composed training config.
-        folder: The run's folder.
-        **replaced: Arguments of the Trainer instead of those of ``cfg.trainer``.
-    """
+    """The Trainer with its loggers and callbacks, which write into ``folder``; ``replaced`` overrules its config."""
     trainer: Trainer = instantiate(
         cfg.trainer,
         logger=make_loggers(cfg, folder),
@@ -367,19 +341,12 @@ def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  #
     return trainer
 
 
-def describe_devices(trainer: Trainer) -> str:
-    """For the log: how many devices of which kind, and threads where it is the CPU."""
-    kind = trainer.strategy.root_device.type
-    threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
-    return f"{trainer.world_size} {kind} device(s){threads}"
-
-
 @dataclass(frozen=True)
 class Continuation:
-    """Where a run goes on from.
+    """Where a run starts: from nothing, from a checkpoint of its own, or from its own end, extended.
 
     Attributes:
-        folder: The run's folder.
+        folder: The run's.
         checkpoint: To restore; None for a new run.
         extended: Epochs of each extension, the one that now begins included.
         epochs: Of the whole run, extensions included.
@@ -396,22 +363,20 @@ class Continuation:
 
     @classmethod
     def find(cls, cfg: DictConfig, folder: Path) -> Continuation:
-        """What ``resume`` and ``extend`` ask for.
-
-        Raises:
-            UserError: There is no checkpoint, it cannot be read, or the run to extend has not finished.
-        """
-        checkpoint = resume_checkpoint(cfg.resume)
-        if checkpoint is None:
+        """What ``resume``, a run's folder or a file in it, and ``extend`` ask for."""
+        if cfg.resume is None:
             if cfg.extend is not None:
                 raise UserError("extend= without a run", cfg.extend, "add resume=RUN, the run to extend")
             return cls(folder, None, (), cfg.trainer.max_epochs, False)
+        given = Path(cfg.resume)
+        checkpoint = given if given.is_file() else given / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file():
+            raise UserError("nothing to resume from", cfg.resume, "name a run folder that has checkpoints/last.ckpt")
         found = read_checkpoint(checkpoint)
         extended = list(found.get(STATE, {}).get("extended", []))
         if not all(isinstance(epochs, int) for epochs in extended):
-            raise UserError(
-                "the checkpoint does not say how far the run was extended", str(checkpoint), "start a new run"
-            )
+            what = "the checkpoint does not say how far the run was extended"
+            raise UserError(what, str(checkpoint), "start a new run")
         if cfg.extend is not None:
             if not (folder / "metrics.json").is_file():
                 raise UserError("the run has not finished", str(folder), "go on with resume= alone, without extend=")
@@ -427,32 +392,13 @@ class Continuation:
             move_into_place(self.folder / "metrics.json", self.folder / name, overwrite=True)
 
 
-def resume_checkpoint(resume: str | None) -> Path | None:
-    """The checkpoint that ``resume=`` names: a file, or the last one of a run folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    if resume is None:
-        return None
-    path = Path(resume)
-    path = path if path.is_file() else path / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise UserError("nothing to resume from", str(resume), "name a run folder that has checkpoints/last.ckpt")
-    return path
-
-
 def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     """Checkpoints, guards, pictures, speed and progress, as the config says."""
     kept, throughput = folder / "checkpoints", Throughput()
     callbacks = [FiniteLoss(), ShallowConvolutions(), SlicePictures(overlay_figure), throughput]
     if cfg.patience is not None:
-        if cfg.patience < 1:
-            raise UserError("patience is not positive", cfg.patience, "give validations without gain, or null")
         callbacks.append(EarlyStopping(SCORE, mode="max", patience=cfg.patience, check_on_train_epoch_end=False))
     if cfg.ema is not None:
-        if not isinstance(cfg.ema, float) or not 0 < cfg.ema < 1:
-            raise UserError("ema is no decay", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
         callbacks.append(EMAWeightAveraging(decay=cfg.ema))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
@@ -462,11 +408,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
 
 
 def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """TensorBoard and CSV always, and those of the config group ``logger``.
-
-    Raises:
-        UserError: The package of a chosen logger is not installed.
-    """
+    """TensorBoard and CSV always, and those of the config group ``logger``."""
     loggers: list[Logger] = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
     for name, config in (cfg.get("logger") or {}).items():
         try:
@@ -481,14 +423,8 @@ def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 def training_costs(trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]:
     """Costs of a training that has just ended.
 
-    Args:
-        trainer: Has a `Timer` among its callbacks, whose state goes along when a run is resumed.
-        network: What was trained.
-
-    Returns:
-        ``training_seconds``, with validation and without the parts of a run that were lost when it was killed;
-        ``parameters``, how many numbers the network has learnt or been given; ``peak_memory`` in bytes, of this
-        ``process`` and, as far as torch allocated it, of its ``device`` (None on a CPU).
+    ``training_seconds`` are with validation, without the parts of a run that were lost when it was killed;
+    ``peak_memory`` is in bytes, of this process and, as far as torch allocated it, of its device.
     """
     (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
     device = trainer.strategy.root_device
@@ -511,28 +447,8 @@ _NOT_SHOWN = ("hydra", "resume", "name")
 Value = bool | int | float | str
 
 
-def log_hparams(folder: Path, cfg: DictConfig, validation: Mapping[str, object]) -> None:
-    """Write a run's line of the HParams table (call it inside a run).
-
-    Args:
-        folder: The run's.
-        cfg: Its config.
-        validation: Scores on the validation slabs, `SCORES` among them; others are left out.
-    """
-    runtime = HydraConfig.get()
-    given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
-    scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}  # type: ignore[arg-type]
-    write_hparams(folder / "tensorboard", given, scores)
-
-
 def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: Iterable[str]) -> dict[str, Value]:
-    """What set a run apart: the options of its groups, common numbers, the optimizer's, and each word that was given.
-
-    Args:
-        cfg: The run's config.
-        choices: Option by group, as Hydra knows them.
-        words: Overrides; paths' and folders' are among them as they were typed.
-    """
+    """What set a run apart: the options of its groups, common numbers, the optimizer's, and each override given."""
     found: dict[str, Value] = {
         group: option for group in CHOICES if (option := choices.get(group)) not in {None, "null"}
     }
@@ -548,13 +464,7 @@ def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: 
 
 
 def write_hparams(folder: Path, given: Mapping[str, Value], scores: Mapping[str, float]) -> None:
-    """Write hyper-parameters and scores as TensorBoard events into a folder.
-
-    Args:
-        folder: Of events; made if missing.
-        given: Value by name.
-        scores: Score by tag.
-    """
+    """Write hyper-parameters and scores as TensorBoard events into a folder."""
     with SummaryWriter(str(folder)) as writer:
         file_writer = writer._get_file_writer()
         for summary in hparams(dict(given), dict(scores)):  # type: ignore[no-untyped-call]

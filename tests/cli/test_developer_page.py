@@ -17,7 +17,7 @@ from mitoseg.cli.launch import import_from_config_dir
 from mitoseg.datasets.phantom import Phantom
 from mitoseg.viewers.napari_plugin import layers
 from mitoseg.volumes import open_volume, opening
-from mitoseg.workflows.many import plan_jobs
+from mitoseg.workflows.many import plan_rows
 
 PAGE = ROOT / "docs" / "DEVELOPER.md"
 TILES = ["data.tile=[1,64,64]", "data.epoch_tiles=8", *(word for word in TINY if "epoch_blocks" not in word)]
@@ -132,7 +132,7 @@ def test_a_new_format_is_known_everywhere_at_once(mine, monkeypatch):
     for name in ("a", "b"):
         np.save(mine / "in" / f"{name}.npy", image_zyx)
     for given in (str(mine / "in"), str(mine / "in" / "*.npy")):
-        jobs = plan_jobs(given, str(mine / "out"), ".npy")
+        jobs = plan_rows(given, str(mine / "out"), ".npy")
         assert [Path(job.output).name for job in jobs] == ["a.npy", "b.npy"]
     save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
     words = ["checkpoint=a.ckpt", "trust=true", "input=in/a.npy", "output=m.npy", "save=mask", "voxel_size=[20,10,10]"]

@@ -102,8 +102,8 @@ def test_evaluate_scores_them(run, tmp_path):
         ("predict", ["dtype=uint8"], "cannot save instances as that type"),
         ("predict", ["labelling.connectivity=8"], "no neighbourhood"),
         ("predict", ["save=nonsense"], "uncertainty, instances"),
-        ("evaluate", ["instances=perhaps"], "instances is neither true nor false"),
-        ("evaluate", ["small_objects=-1"], "small_objects is not a number of voxels"),
+        ("evaluate", ["instances=perhaps"], "'perhaps' is not a valid bool"),
+        ("evaluate", ["small_objects=-1"], "small_objects is too small: -1"),
         ("evaluate", ["instances=true", "labelling=split"], "the volume has no voxel size"),
     ],
 )

@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch):
     """Run a command in a folder with a checkpoint, a volume and its labels, blocks being small; it must succeed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mitoseg.segmentation.labelling.BLOCK", (2, 16, 20))
-    monkeypatch.setattr("mitoseg.workflows.options.BLOCK", (2, 16, 20))
+    monkeypatch.setattr("mitoseg.workflows.session.BLOCK", (2, 16, 20))
     monkeypatch.setattr("mitoseg.workflows.predict.BLOCK", (2, 16, 20))
     save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
     tifffile.imwrite("in.tif", GREY, photometric="minisblack")

@@ -126,7 +126,7 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "error: input has no value"),
+        (["output=a.csv"], "error: input has no value"),
         (["input=mask.tif"], "error: output has no value"),
         (["input=mask.tif", "output=a.txt"], "error: cannot write a table of that kind: 'a.txt'"),
         (["input=none.tif", "output=a.csv"], "error: no such file"),
@@ -134,8 +134,11 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
         (["input=mask.tif", "output=a.csv", "voxel_size=[1,2]"], "error: "),
         (["input=mask.tif", "output=a.csv", "scene=a.jpg"], "error: the scene is drawn as .png: 'a.jpg'"),
         (["input=mask.tif", "output=a.csv", "meshes=."], "error: the output exists"),
-        (["input=mask.tif", "output=a.csv", "report=perhaps"], "error: report is neither true nor false"),
-        (["input=mask.tif", "output=a.csv", "reach=far"], "error: reach is not a number: 'far'"),
+        (["input=mask.tif", "output=a.csv", "report=perhaps"], "report=perhaps Value 'perhaps' is not a valid bool"),
+        (
+            ["input=mask.tif", "output=a.csv", "reach=far"],
+            "Value 'far' of type 'str' could not be converted to Float",
+        ),
         (["input=mask.tif", "output=a.csv", "labelling.connectivity=7"], "error: labelling.connectivity is no"),
         (
             ["input=mask.tif", "output=a.csv", "memory=lots"],

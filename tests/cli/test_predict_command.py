@@ -2,6 +2,7 @@
 
 import json
 import os
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,6 @@ import torch
 import zarr
 from hydra import compose, initialize_config_dir
 from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
-from omegaconf import OmegaConf
 from scipy.special import expit
 
 from mitoseg.cli.launch import default_config_dir
@@ -20,6 +20,7 @@ from mitoseg.inference.predictor import Predictor
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.storage import move_into_place
 from mitoseg.volumes import open_volume
+from mitoseg.workflows.options import typed
 from mitoseg.workflows.predict import NEUTRAL, identity
 
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
@@ -210,18 +211,20 @@ BELONGS = {
 
 def test_every_option_that_changes_a_voxel_makes_another_command(work):
     with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
-        cfg = compose("predict", ["input=in.tif", "output=out.tif", "+next_option=1"])
-    assert set(cfg) == {*BELONGS, *NEUTRAL, "next_option"}
+        options = typed(compose("predict", ["input=in.tif", "output=out.tif", "+next_option=1"]))
+    assert set(vars(options)) == {*BELONGS, *NEUTRAL, "next_option"}
     assert not BELONGS & set(NEUTRAL)
     session, volume = SimpleNamespace(precision="fp32", device="cpu", sha256=""), open_volume("in.tif")
-    before = identity(cfg, session, volume)
-    for key in cfg:
-        other = OmegaConf.merge(cfg, {key: "in.tif" if key == "input" else "another"})
+    before = identity(options, session, volume)
+    for key in vars(options):
+        other = copy(options)
+        setattr(other, key, "in.tif" if key == "input" else "another")
         changed = identity(other, session, volume)
         differ = {name for name in before if before[name] != changed[name]}
         assert differ == (set() if key in {*NEUTRAL, "input"} else {key}), key
-    OmegaConf.update(cfg, "postprocess.next_step", 1, force_add=True)
-    assert identity(cfg, session, volume) != before
+    other = copy(options)
+    other.postprocess = {**options.postprocess, "next_step": 1}
+    assert identity(other, session, volume) != before
 
 
 FINISHED = {
@@ -290,9 +293,7 @@ def interrupt(*_, **__):
 @pytest.mark.parametrize("words", [["save=instances"], ["save=mask", "postprocess=clean"], ["report=true"]])
 def test_an_output_that_has_its_name_is_not_computed_again(run, computed, monkeypatch, words):
     """A kill comes when nothing is left but to draw the report and to tidy up."""
-    broken = (
-        "mitoseg.workflows.evaluate.report_prediction_of" if "report=true" in words else "rich.console.Console.print"
-    )
+    broken = "mitoseg.workflows.evaluate.report_predicted" if "report=true" in words else "rich.console.Console.print"
     with monkeypatch.context() as patch:
         patch.setattr(broken, interrupt)
         assert run(*words) == 130

@@ -146,8 +146,8 @@ def test_no_scheduler(run, capsys):
     ("word", "told"),
     [
         ("devices=0", "not a number of workers: 0"),
-        ("workers=many", "not a number of workers: 'many'"),
-        ("devices=null", "not a number of workers"),
+        ("workers=many", "workers=many Value 'many' of type 'str' could not be converted to Integer"),
+        ("devices=null", "field 'devices' is not Optional"),
         ("engine=cloud", "Could not find 'engine/cloud'"),
     ],
 )

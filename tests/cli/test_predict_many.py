@@ -19,7 +19,7 @@ from mitoseg.inference.predictor import Predictor
 from mitoseg.networks import checkpoint
 from mitoseg.volumes import create_volume, open_volume
 from mitoseg.workflows import many
-from mitoseg.workflows.many import plan_jobs, volumes_in
+from mitoseg.workflows.many import plan_rows, volumes_in
 
 GREY = np.random.default_rng(0).integers(0, 255, (5, 24, 32), np.uint8)
 
@@ -312,7 +312,7 @@ class TestFolders:
         (tmp_path / "thumbs").mkdir()
         tif(tmp_path / "thumbs" / "0.tif", GREY[0])
         assert volumes_in(tmp_path) is None
-        assert plan_jobs(str(tmp_path), "out.tif", ".zarr") is None
+        assert plan_rows(str(tmp_path), "out.tif", ".zarr") is None
 
     def test_whatever_else_is_in_it_is_a_volume(self, tmp_path):
         tif(tmp_path / "a10.tif")
@@ -330,7 +330,7 @@ class TestFolders:
 
     def test_a_zarr_is_one(self, tmp_path):
         zarr.create_array(store=tmp_path / "d.zarr", shape=GREY.shape, dtype="u1")
-        assert plan_jobs(str(tmp_path / "d.zarr"), "out.tif", ".zarr") is None
+        assert plan_rows(str(tmp_path / "d.zarr"), "out.tif", ".zarr") is None
 
     def test_an_imagej_stack_of_one_page_is_a_stack(self, tmp_path):
         with create_volume(tmp_path / "a.tif", GREY.shape, "uint8") as writer:
@@ -338,12 +338,12 @@ class TestFolders:
         assert volumes_in(tmp_path) == [str(tmp_path / "a.tif")]
 
     def test_a_file_whose_name_looks_like_a_pattern(self, tmp_path):
-        assert plan_jobs(tif(tmp_path / "a[1]*.tif"), "out.tif", ".zarr") is None
+        assert plan_rows(tif(tmp_path / "a[1]*.tif"), "out.tif", ".zarr") is None
 
     def test_a_pattern_that_is_a_name_with_brackets(self, tmp_path):
-        assert plan_jobs(str(tmp_path / "a[1].tif"), "out.tif", ".zarr") is None  # and no such file, later
+        assert plan_rows(str(tmp_path / "a[1].tif"), "out.tif", ".zarr") is None  # and no such file, later
         tif(tmp_path / "a1.tif")
-        assert [job.input for job in plan_jobs(str(tmp_path / "a[1].tif"), "out", ".tif")] == [
+        assert [job.input for job in plan_rows(str(tmp_path / "a[1].tif"), "out", ".tif")] == [
             str(tmp_path / "a1.tif")
         ]
 
@@ -351,4 +351,4 @@ class TestFolders:
 def test_a_path_that_omegaconf_would_resolve(tmp_path):
     tif(tmp_path / "in" / "${x}.tif")
     with pytest.raises(UserError, match=r"cannot be told from an interpolation"):
-        plan_jobs(str(tmp_path / "in"), "out", ".zarr")
+        plan_rows(str(tmp_path / "in"), "out", ".zarr")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mitoseg.errors import UserError
-from mitoseg.workflows.remote import Looking, check_sight, gather_team, look_around
+from mitoseg.workflows.remote import check_shared_storage, compare_workers, find_files, worker_info
 
 
 class Elsewhere:
@@ -31,7 +31,7 @@ def place(tmp_path):
 
 
 def check(place, engine, patience=0.05):
-    check_sight(engine, {"input": place / "in.tif"}, place / "stage", patience)
+    check_shared_storage(engine, {"input": place / "in.tif"}, place / "stage", patience)
 
 
 def test_all_is_seen_and_nothing_is_left(place):
@@ -92,11 +92,11 @@ def test_a_worker_may_not_write(place, monkeypatch):
     text = "abc"
     (place / "stage" / "token").write_text(text)
     monkeypatch.setattr(Path, "write_text", refuse)
-    _, answer = Looking({}, place / "stage" / "token", text)()
+    _, answer = find_files({}, place / "stage" / "token", text)
     assert "cannot write (Permission denied)" in str(answer)
 
 
-FACTS = replace(look_around(), machine="a", cores=8, devices=("cpu", "cuda"), bf16=("cuda",))
+FACTS = replace(worker_info(), machine="a", cores=8, devices=("cpu", "cuda"), bf16=("cuda",))
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ FACTS = replace(look_around(), machine="a", cores=8, devices=("cpu", "cuda"), bf
     ],
 )
 def test_what_all_have_in_common(workers, accelerator, team):
-    found = gather_team(workers, accelerator)
+    found = compare_workers(workers, accelerator)
     assert (found.device, found.bf16, found.threads, found.neighbours) == team
 
 
 def test_workers_that_do_not_fit():
     with pytest.raises(UserError, match=r"a worker on b has other versions .*'0\.0'.*install the same everywhere"):
-        gather_team([FACTS, replace(FACTS, machine="b", versions=("0.0", "1.0"))], "auto")
+        compare_workers([FACTS, replace(FACTS, machine="b", versions=("0.0", "1.0"))], "auto")
     lacks = "1 of 2 workers lack the accelerator cuda, among them one on: 'b'; use accelerator=auto"
     with pytest.raises(UserError, match=lacks):
-        gather_team([FACTS, replace(FACTS, machine="b", devices=("cpu",))], "cuda")
+        compare_workers([FACTS, replace(FACTS, machine="b", devices=("cpu",))], "cuda")
     with pytest.raises(UserError, match="no such accelerator here: 'tpu'"):
-        gather_team([FACTS], "tpu")
+        compare_workers([FACTS], "tpu")
