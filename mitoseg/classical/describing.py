@@ -55,52 +55,30 @@ GREY, BOUNDARY, INSIDE = 0, 1, 2
 
 @dataclass(frozen=True)
 class Description:
-    """An image as supervoxels.
+    """An image as supervoxels."""
 
-    Attributes:
-        region_zyx: (Z, Y, X) int32, the supervoxel of each voxel, from 0.
-        size: (N,) voxels of each.
-        features: (N, F) float32.
-        graph: Which touch.
-        pair_features: (E, Q) float32, of each pair in the graph.
-    """
-
-    region_zyx: Regions
-    size: npt.NDArray[np.int64]
-    features: FloatArray
-    graph: RegionGraph
-    pair_features: FloatArray
+    region_zyx: Regions  # (Z, Y, X), the supervoxel of each voxel, from 0
+    size: npt.NDArray[np.int64]  # (N,) voxels
+    features: FloatArray  # (N, F)
+    graph: RegionGraph  # which touch
+    pair_features: FloatArray  # (E, Q), of each pair in the graph
 
 
 @dataclass
 class RegionDescriber:
-    """Cuts images into supervoxels and describes them; one that is fitted can serve several methods.
+    """Cuts images into supervoxels and describes them; one that is fitted can serve several methods."""
 
-    Attributes:
-        voxel_size: (z, y, x) in nm.
-        region_size: Edge in nm of a cube as large as a supervoxel is on average.
-        sigmas: Scales of the voxels' features in nm.
-        compactness: Of supervoxels, the weight of position against colour.
-        guidance: Weight in SLIC of the learned maps against the grey value; 0 is plain SLIC.
-        band: Half the width in nm of what counts as a boundary when the maps are learned.
-        reach: Of rays, in nm.
-        samples: Voxels that the maps are learned from.
-        seed: Of all chance.
-        grey_: Grey values that are 0 and 1, once fitted.
-        maps_: The learned maps, once fitted.
-    """
-
-    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
-    region_size: float = 35.0
-    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0)
-    compactness: float = 0.05
-    guidance: float = 1.0
-    band: float = 12.0
-    reach: float = 400.0
-    samples: int = 240_000
+    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)  # (z, y, x) in nm
+    region_size: float = 35.0  # edge in nm of a cube as large as a supervoxel is on average
+    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0)  # scales of the voxels' features in nm
+    compactness: float = 0.05  # of supervoxels: the weight of position against colour
+    guidance: float = 1.0  # weight in SLIC of the learned maps against the grey value; 0 is plain SLIC
+    band: float = 12.0  # half the width in nm of what counts as a boundary when the maps are learned
+    reach: float = 400.0  # of rays, in nm
+    samples: int = 240_000  # voxels that the maps are learned from
     seed: int = 0
-    grey_: tuple[float, float] | None = field(default=None, repr=False)
-    maps_: VoxelMaps | None = field(default=None, repr=False)
+    grey_: tuple[float, float] | None = field(default=None, repr=False)  # grey values that are 0 and 1, once fitted
+    maps_: VoxelMaps | None = field(default=None, repr=False)  # once fitted
 
     def __post_init__(self) -> None:
         self.voxel_size = tuple(float(v) for v in self.voxel_size)  # type: ignore[assignment]
@@ -161,13 +139,14 @@ class RegionDescriber:
         bytes_ = maps.reshape(2, -1).astype(np.float32) / 255
         first = means(flat, np.stack([grey, *bytes_, grey * grey, *(bytes_ * bytes_)]), count)
         first[:, 3:] = np.sqrt(np.maximum(first[:, 3:] - first[:, :3] ** 2, 0))
+        centre, spread = places(region_zyx, count, self.voxel_size)
         table = [
             first,
             means(flat, features_fzyx.reshape(len(features_fzyx), -1), count),
             histograms(flat, grey, count),
-            spreads(region_zyx, count, self.voxel_size) / np.float32(self.region_size),
+            spread / np.float32(self.region_size),
         ]
-        return region_zyx, maps[0], np.concatenate(table, axis=1), centres(region_zyx, count)
+        return region_zyx, maps[0], np.concatenate(table, axis=1), centre
 
     def settings(self) -> dict[str, Any]:
         """What the constructor was given, as plain data."""
@@ -317,14 +296,9 @@ def supervoxels(
     compactness: float = 0.05,
     blur: float = 5.0,
 ) -> Regions:
-    """Cut a block into connected supervoxels, numbered from 0 without a gap.
+    """Cut a block into connected supervoxels, numbered from 0 without a gap; see `RegionDescriber`.
 
-    Args:
-        colour_zyxc: Channels of values 0 ... 1, weighted as they shall count.
-        size: Edge in nm of a cube as large as a supervoxel is on average.
-        voxel_size: (z, y, x) in nm.
-        compactness: Weight of position against colour.
-        blur: Standard deviation in nm of a Gaussian filter that comes first.
+    The colour's channels are 0 ... 1, weighted as they shall count. A Gaussian filter of ``blur`` nm comes first.
     """
     smooth = gaussian_filter(colour_zyxc, [*(blur / v for v in voxel_size), 0], mode="nearest", truncate=2)
     shape = colour_zyxc.shape[:3]
@@ -349,19 +323,12 @@ def supervoxels(
 
 @dataclass(frozen=True)
 class RegionGraph:
-    """Pairs of supervoxels that share a face.
+    """Pairs of supervoxels that share a face."""
 
-    Attributes:
-        pairs: (E, 2) int64, the smaller number first, in order, each pair once.
-        area: (E,) float32, nm2.
-        boundary: (E,) mean of the boundary map over the faces, 0 ... 255.
-        crest: (E,) its largest value there.
-    """
-
-    pairs: npt.NDArray[np.int64]
-    area: FloatArray
-    boundary: FloatArray
-    crest: FloatArray
+    pairs: npt.NDArray[np.int64]  # (E, 2), the smaller number first, in order, each pair once
+    area: FloatArray  # (E,) nm2
+    boundary: FloatArray  # (E,) mean of the boundary map over the faces, 0 ... 255
+    crest: FloatArray  # (E,) its largest value there
 
     def neighbour_means(self, values: FloatArray) -> FloatArray:
         """Mean (N, F) of the values of a supervoxel's neighbours, weighted by shared area; without any, its own."""
@@ -439,20 +406,12 @@ def histograms(region: Regions, unit: FloatArray, count: int, bins: int = BINS) 
     return shares
 
 
-def centres(region_zyx: Regions, count: int) -> FloatArray:
-    """Centre of gravity (count, 3) of each region, in voxels of the block."""
+def places(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> tuple[FloatArray, FloatArray]:
+    """Centres of gravity (count, 3) in voxels, and ascending standard deviations along the regions' axes in nm."""
     flat = region_zyx.ravel()
     grid = np.indices(region_zyx.shape, np.float32).reshape(3, -1)
-    return means(flat, grid, count)
-
-
-def spreads(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> FloatArray:
-    """Standard deviations (count, 3) of the voxels' places along the region's own axes in nm, the smallest first."""
-    flat = region_zyx.ravel()
-    centre = centres(region_zyx, count)
-    grid = np.indices(region_zyx.shape, np.float32).reshape(3, -1)
+    centre = means(flat, grid, count)
     away = [(g - c[flat]) * np.float32(v) for g, c, v in zip(grid, centre.T, voxel_size, strict=True)]
     products = np.stack([away[i] * away[j] for i in range(3) for j in range(i, 3)])
     covariance = means(flat, products, count)[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(count, 3, 3)
-    deviations: FloatArray = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).astype(np.float32)
-    return deviations
+    return centre, np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0)).astype(np.float32)

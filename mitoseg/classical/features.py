@@ -6,7 +6,6 @@ At each scale sigma (nm) the image f is smoothed to f_s, and of that come
     gradient     sigma |grad f_s|
     laplacian    sigma^2 (f_zz + f_yy + f_xx)
     hessian0..2  sigma^2 times the eigenvalues of the matrix of second derivatives, the largest first
-    tensor0..2   eigenvalues of the structure tensor, sigma^2 grad f_s (x) grad f_s smoothed by sigma / 2
 
 The powers of sigma make scales comparable (Lindeberg, IJCV 30, 1998). All but the value do not change when the tissue
 is turned. Derivatives are central differences of f_s, per nm, so that thick sections count as what they are.
@@ -20,7 +19,7 @@ A volume is read slab by slab, and each answer is the same to the last bit howev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,6 +42,8 @@ ImageLike = Image | Volume
 TRUNCATE = 3.0
 """Radius of a Gaussian filter, in standard deviations."""
 
+KINDS = ("value", "gradient", "laplacian", "hessian0", "hessian1", "hessian2")
+
 LEAST = 0.5
 """Along an axis where sigma is below this many voxels the image is blurred enough already."""
 
@@ -51,11 +52,6 @@ LEAST = 0.5
 class VoxelFeatures:
     """Multi-scale Gaussian derivatives.
 
-    Attributes:
-        sigmas: Scales in nm.
-        voxel_size: (z, y, x) in nm.
-        tensor: Whether the eigenvalues of the structure tensor are among them (six more filters a scale).
-
     >>> features = VoxelFeatures((10.0,), (30.0, 5.0, 5.0))
     >>> features.halo, features.names[:2]
     ((1, 7, 7), ('value 10 nm', 'gradient 10 nm'))
@@ -63,9 +59,8 @@ class VoxelFeatures:
     (6, 3, 8, 9)
     """
 
-    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)
-    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
-    tensor: bool = False
+    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)  # nm
+    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)  # (z, y, x) in nm
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigmas", tuple(float(s) for s in self.sigmas))
@@ -76,20 +71,14 @@ class VoxelFeatures:
             raise UserError("no voxel size", self.voxel_size, "give (z, y, x) in nm")
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """What there is at each scale."""
-        kinds = ("value", "gradient", "laplacian", "hessian0", "hessian1", "hessian2")
-        return (*kinds, "tensor0", "tensor1", "tensor2") if self.tensor else kinds
-
-    @property
     def names(self) -> tuple[str, ...]:
         """Of the features, in their order: all of the first scale, then of the next."""
-        return tuple(f"{kind} {sigma:g} nm" for sigma in self.sigmas for kind in self.kinds)
+        return tuple(f"{kind} {sigma:g} nm" for sigma in self.sigmas for kind in KINDS)
 
     @property
     def halo(self) -> Margin:
         """Voxels (z, y, x) beyond a voxel on each side that its features depend on."""
-        return tuple(max(axis) for axis in zip(*map(self._reach, self.sigmas), strict=True))
+        return self._reach(max(self.sigmas))
 
     def __call__(self, image_zyx: Image) -> FloatArray:
         """Features (F, Z, Y, X) of a whole image, whose border voxels are repeated beyond it."""
@@ -101,12 +90,12 @@ class VoxelFeatures:
         if min(shape) < 1:
             raise UserError("the image is no larger than the halo of its features", image_zyx.shape, "give more of it")
         out = np.empty((len(self.names), *shape), np.float32)
-        rows = len(self.kinds)
 
         def fill(scale: int) -> None:
             sigma = self.sigmas[scale]
             margin = [h - r for h, r in zip(self.halo, self._reach(sigma), strict=True)]
-            self._scale(crop(image_zyx, margin).astype(np.float32), sigma, out[scale * rows : (scale + 1) * rows])
+            rows = out[scale * len(KINDS) : (scale + 1) * len(KINDS)]
+            self._scale(crop(image_zyx, margin).astype(np.float32), sigma, rows)
 
         # the largest first: it takes the longest
         order = sorted(range(len(self.sigmas)), key=lambda scale: -self.sigmas[scale])
@@ -116,34 +105,20 @@ class VoxelFeatures:
         return out
 
     def _reach(self, sigma: float) -> Margin:
-        """Halo of one scale: its filter and one voxel for the differences, and the tensor's filter."""
-        outer: Margin = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
-        return tuple(a + b + 1 for a, b in zip(self._radius(sigma), outer, strict=True))
-
-    def _radius(self, sigma: float) -> Margin:
-        return tuple(radius_of(sigma / v) for v in self.voxel_size)
+        """Halo of one scale: its filter, and one voxel for the differences."""
+        return tuple(radius_of(sigma / v) + 1 for v in self.voxel_size)
 
     def _scale(self, image_zyx: FloatArray, sigma: float, out: FloatArray) -> None:
         """Fill the rows of one scale from the image with that scale's halo."""
-        smooth = gaussian(image_zyx, [sigma / v for v in self.voxel_size])
-        margin: Margin = self._radius(sigma / 2) if self.tensor else (0, 0, 0)
         step = [sigma / v for v in self.voxel_size]
-        for z, slices in enumerate(_triples(crop(smooth, margin))):
+        smooth = gaussian(image_zyx, step)
+        for z in range(len(smooth) - 2):  # slice by slice the temporaries stay in the cache
+            slices = smooth[z : z + 3]
             hessian = second_differences(slices, step)
             out[0, z] = slices[1][1:-1, 1:-1]
             out[1, z] = np.sqrt(sum(g * g for g in first_differences(slices, step)))
             out[2, z] = hessian[0] + hessian[1] + hessian[2]
             out[3, z], out[4, z], out[5, z] = symmetric_eigenvalues(hessian)
-        if self.tensor:
-            out[6:9] = self._tensor(smooth, sigma, step)
-
-    def _tensor(self, smooth_zyx: FloatArray, sigma: float, step: Sequence[float]) -> FloatArray:
-        """Eigenvalues (3, Z, Y, X) of the structure tensor."""
-        slices = (first_differences(s, step) for s in _triples(smooth_zyx))
-        gz, gy, gx = (np.stack(axis) for axis in zip(*slices, strict=True))
-        outer = [(sigma / 2) / v for v in self.voxel_size]
-        products = ((gz, gz), (gy, gy), (gx, gx), (gz, gy), (gz, gx), (gy, gx))
-        return np.stack(symmetric_eigenvalues([gaussian(a * b, outer) for a, b in products]))
 
 
 def radius_of(sigma: float) -> int:
@@ -167,13 +142,7 @@ def gaussian(image_zyx: FloatArray, sigma: Sequence[float]) -> FloatArray:
     return image_zyx
 
 
-def _triples(array_zyx: FloatArray) -> Iterator[list[FloatArray]]:
-    """Each slice but the first and last, between its neighbours; slice by slice the temporaries stay in the cache."""
-    for z in range(1, len(array_zyx) - 1):
-        yield [array_zyx[z - 1], array_zyx[z], array_zyx[z + 1]]
-
-
-def first_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> list[FloatArray]:
+def first_differences(slices: FloatArray, step: Sequence[float]) -> list[FloatArray]:
     """Derivatives along z, y, x of the middle one of three slices, without its border, times ``step``."""
     before, here, after = slices
     inner = (slice(1, -1), slice(1, -1))
@@ -185,7 +154,7 @@ def first_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> li
     ]
 
 
-def second_differences(slices: Sequence[FloatArray], step: Sequence[float]) -> list[FloatArray]:
+def second_differences(slices: FloatArray, step: Sequence[float]) -> list[FloatArray]:
     """Second derivatives zz, yy, xx, zy, zx, yx, as `first_differences`, times both steps."""
     before, here, after = slices
     inner = (slice(1, -1), slice(1, -1))
@@ -209,13 +178,8 @@ def symmetric_eigenvalues(matrix: Sequence[FloatArray]) -> tuple[FloatArray, Flo
 
         q + 2 p cos(phi),  q + 2 p cos(phi + 2 pi / 3),  and 3 q less both,   phi = arccos(r) / 3
 
-    (Smith, Communications of the ACM 4, 1961). In float32 the error is about 1e-3 p where two of them meet.
-
-    Args:
-        matrix: The six arrays aa, bb, cc, ab, ac, bc, of one shape.
-
-    Returns:
-        Three arrays of that shape, the largest first.
+    (Smith, Communications of the ACM 4, 1961). In float32 the error is about 1e-3 p where two of them meet. The matrix
+    is six arrays aa, bb, cc, ab, ac, bc; of the three that come back the first holds the largest.
     """
     aa, bb, cc, ab, ac, bc = matrix
     q = (aa + bb + cc) * np.float32(1 / 3)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from mitoseg.classical.features import FloatArray, ImageLike
-from mitoseg.classical.graph_cut import OVERLAP, PART, Mask, cut_in_parts, pair_weights, unary_costs
+from mitoseg.classical.graph_cut import Mask, cut_in_parts, pair_weights, unary_costs
 from mitoseg.classical.trees import TreeEnsemble
 from mitoseg.classical.voxelwise import (
     Pair,
@@ -25,7 +25,6 @@ from mitoseg.classical.voxelwise import (
 )
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.segmentation.postprocess import smooth_probability
 
 SMOOTHNESS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _STEP = 0.5  # of the threshold's log-odds while it is tuned
@@ -46,29 +45,15 @@ class NeilaSegmenter(VoxelClassifier):
        balance is taken out of the log-odds again. It is not the classifier of the paper.
     3. A conditional random field that is aware of anisotropy, minimised by graph cuts in overlapping partitions. Ours
        has two classes, so that the cut of each part is exact, and pairs weighted as the surface in nm2.
-    4. Smoothing of the surface. Ours is a step of curvature motion: the mask is blurred and cut at one half
-       (Merriman, Bence and Osher, 1992).
+    4. Smoothing of the surface, which ours leaves out.
 
-    Attributes:
-        trees: Number of trees.
-        leaves: Leaves of a tree.
-        rate: Share of each tree that counts.
-        smoothness: Weight of two neighbours that differ, in units of log-odds; `tune` sets it.
-        cut_threshold: Threshold that the regularisation starts from; `tune` sets it. `threshold` is that of the
-            voxels alone, for ``regularize=False``.
-        surface: Standard deviation in nm of the smoothing of the surface, None: none.
-        part: Voxels (z, y, x) of a partition.
-        overlap: Voxels that partitions see of each other.
     """
 
     trees: int = 200
-    leaves: int = 63
-    rate: float = 0.1
-    smoothness: float = 1.0
-    cut_threshold: float = 0.5
-    surface: float | None = None
-    part: tuple[int, int, int] = PART
-    overlap: int = OVERLAP
+    leaves: int = 63  # of a tree
+    rate: float = 0.1  # share of each tree that counts
+    smoothness: float = 1.0  # weight of two neighbours that differ, in units of log-odds; `tune` sets it
+    cut_threshold: float = 0.5  # that the regularisation starts from; `tune` sets it
 
     gives_logits: ClassVar[bool] = True
 
@@ -80,8 +65,6 @@ class NeilaSegmenter(VoxelClassifier):
         check_share("cut_threshold", self.cut_threshold)
         if not self.smoothness >= 0:
             raise UserError("smoothness is negative or no number", self.smoothness, "give 0 or more")
-        if self.surface is not None and not self.surface > 0:
-            raise UserError("surface is no length", self.surface, "give nm above zero, or None")
 
     def _grow(self, samples: Samples) -> TreeEnsemble:
         ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
@@ -97,26 +80,20 @@ class NeilaSegmenter(VoxelClassifier):
     def predict(
         self, image_zyx: ImageLike, threshold: float | None = None, *, regularize: bool = True
     ) -> npt.NDArray[np.uint8]:
-        """The mask, uint8 of 0 and 1.
-
-        Args:
-            image_zyx: An array or a volume, (Z, Y, X).
-            threshold: Instead of `cut_threshold`, or of `threshold` without regularisation.
-            regularize: Whether neighbours have a say; without, each voxel is decided alone (the unary-only ablation).
-        """
+        """The mask, uint8 of 0 and 1; see `segment`."""
         return self.segment(self.predict_proba(image_zyx), threshold, regularize=regularize)
 
     def segment(
         self, prob_zyx: FloatArray, threshold: float | None = None, *, regularize: bool = True
     ) -> npt.NDArray[np.uint8]:
-        """The mask of a probability map; see `predict`."""
+        """The mask of a probability map.
+
+        Without ``regularize`` each voxel is decided alone, by `threshold` (the unary-only ablation).
+        """
         if not regularize:
             return (prob_zyx >= (self.threshold if threshold is None else threshold)).astype(np.uint8)
         start = self.cut_threshold if threshold is None else threshold
-        mask = self._cut(prob_zyx, self.smoothness, start)
-        if self.surface is not None:
-            mask = smooth_probability(mask.astype(np.float32), self.surface, self.voxel_size) >= np.float32(0.5)
-        return mask.astype(np.uint8)
+        return self._cut(prob_zyx, self.smoothness, start).astype(np.uint8)
 
     def tune(
         self, image_zyx: ImageLike, label_zyx: ImageLike, smoothness: Sequence[float] = SMOOTHNESS
@@ -125,11 +102,6 @@ class NeilaSegmenter(VoxelClassifier):
 
         For each smoothness the threshold climbs from the best one of the smoothness before, until it gets no better;
         that ends when a smoothness is worse than the one before.
-
-        Args:
-            image_zyx: As `calibrate`.
-            label_zyx: As `calibrate`.
-            smoothness: What is tried, rising.
 
         Returns:
             All that was tried, the voxels alone first.
@@ -168,4 +140,4 @@ class NeilaSegmenter(VoxelClassifier):
 
     def _cut(self, prob_zyx: FloatArray, smoothness: float, threshold: float) -> Mask:
         weights = pair_weights(smoothness, self.voxel_size)
-        return cut_in_parts(unary_costs(prob_zyx, threshold), weights, self.part, self.overlap)
+        return cut_in_parts(unary_costs(prob_zyx, threshold), weights)

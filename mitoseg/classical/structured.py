@@ -89,19 +89,12 @@ START = (0.1, 0.1, 0.2)
 
 @dataclass
 class StructuredSegmenter(SupervoxelSegmenter):
-    """Lucchi et al. 2013 and 2015; see `mitoseg.classical.structured`, and the base class for other options.
+    """Lucchi et al. 2013 and 2015; see `mitoseg.classical.structured`, and the base class for other options."""
 
-    Attributes:
-        regularization: Of the weights, in the primal objective.
-        rounds: Of inference over all examples.
-        weights_: Of the features of supervoxels and pairs, once fitted.
-        objective_: The least primal objective up to each round.
-    """
-
-    regularization: float = 0.005
-    rounds: int = 30
-    weights_: Floats | None = field(default=None, init=False, repr=False)
-    objective_: list[float] = field(default_factory=list, init=False, repr=False)
+    regularization: float = 0.005  # of the weights, in the primal objective
+    rounds: int = 30  # of inference over all examples
+    weights_: Floats | None = field(default=None, init=False, repr=False)  # of supervoxels' and pairs' features
+    objective_: list[float] = field(default_factory=list, init=False, repr=False)  # least primal one up to each round
 
     def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:
         self.unary_, held_out = learn_unary(description, fg, known, self.landmarks, self.seed)
@@ -192,23 +185,14 @@ SCALES = (1.0, 0.3, 0.1, 0.03)
 
 @dataclass
 class Example:
-    """One graph with its truth, and the labellings that have violated its margin.
+    """One graph with its truth, and the labellings that have violated its margin."""
 
-    Attributes:
-        nodes: (N, A) features a, times the volume.
-        pairs: (E, 2).
-        edges: (E, B) features b, none below zero.
-        loss: Delta.
-        constraints: Rows Psi(y) - Psi(truth) of the working set.
-        losses: Delta of each.
-    """
-
-    nodes: npt.NDArray[np.floating]
-    pairs: npt.NDArray[np.int64]
-    edges: npt.NDArray[np.floating]
-    loss: VolumeLoss
-    constraints: list[Floats] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    nodes: npt.NDArray[np.floating]  # (N, A) features a, times the volume
+    pairs: npt.NDArray[np.int64]  # (E, 2)
+    edges: npt.NDArray[np.floating]  # (E, B) features b, none below zero
+    loss: VolumeLoss  # Delta
+    constraints: list[Floats] = field(default_factory=list)  # rows Psi(y) - Psi(truth) of the working set
+    losses: list[float] = field(default_factory=list)  # Delta of each
 
     def joint(self, labels: Bools) -> Floats:
         """Psi(y), (A + B,)."""
@@ -242,12 +226,8 @@ def learn_structured(
 ) -> tuple[Floats, list[float]]:
     """Lower the primal objective L from where the weights (A + B,) start, the last B of them not below zero.
 
-    Args:
-        examples: Graphs; their working sets grow.
-        start: Weights.
-        regularization: reg.
-        rounds: Of inference on every graph, after those that find the scale of the start.
-        rate: Length of the first steps, as a share of the weights'.
+    The working sets of the examples grow. ``rounds`` of inference come after those that find the scale of the start;
+    ``rate`` is the length of the first steps, as a share of the weights'.
 
     Returns:
         The weights of the least L seen, and L of each round's own weights, those taken back included.
@@ -295,17 +275,11 @@ MOVES = 3
 
 @dataclass(frozen=True)
 class VolumeLoss:
-    """Delta for one truth.
+    """Delta for one truth."""
 
-    Attributes:
-        truth: (N,) whether a supervoxel is foreground.
-        volume: (N,) what it counts, 0 where nothing is labelled.
-        floor: The least P: without it a single voxel would be a loss of 1 where the truth has no foreground.
-    """
-
-    truth: Bools
-    volume: Floats
-    floor: float = 1.0
+    truth: Bools  # (N,) whether a supervoxel is foreground
+    volume: Floats  # (N,) what it counts, 0 where nothing is labelled
+    floor: float = 1.0  # the least P: without it a single voxel would be a loss of 1 where the truth has no foreground
 
     @property
     def foreground(self) -> float:

@@ -61,39 +61,25 @@ PAIRS = 60_000
 
 @dataclass
 class SupervoxelSegmenter:
-    """Lucchi et al. 2012; see `mitoseg.classical.supervoxels` for where it differs.
+    """Lucchi et al. 2012; see `mitoseg.classical.supervoxels` for where it differs."""
 
-    Attributes:
-        voxel_size: (z, y, x) in nm.
-        region_size: Edge in nm of a cube as large as a supervoxel is on average.
-        landmarks: Of the kernel map.
-        regularize: Whether neighbours count; without them this is the unary-only ablation.
-        seed: Of all chance.
-        describer: Makes and describes supervoxels; one that is fitted is used as it is, so that two methods can share
-            it. By default a new one.
-        pairwise_weight_: Of the pairs against the unary terms, as tuned.
-        threshold_: Probability at and above which a voxel is foreground, as tuned.
-        unary_threshold_: The same without neighbours.
-        unary_: The machine of p_i, once fitted.
-        pairwise_: The machine of p_ij, once fitted.
-    """
-
-    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
-    region_size: float = 35.0
-    landmarks: int = 400
-    regularize: bool = True
+    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)  # (z, y, x) in nm
+    region_size: float = 35.0  # edge in nm of a cube as large as a supervoxel is on average
+    landmarks: int = 400  # of the kernel map
+    regularize: bool = True  # whether neighbours count; without them this is the unary-only ablation
     seed: int = 0
     describer: RegionDescriber | None = field(default=None, repr=False)
-    pairwise_weight_: float = 1.0
-    threshold_: float = 0.5
-    unary_threshold_: float = 0.5
-    unary_: KernelMachine | None = field(default=None, init=False, repr=False)
-    pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)
+    """Makes and describes supervoxels; one that is fitted is used as it is, so that two methods can share it."""
+    pairwise_weight_: float = 1.0  # of the pairs against the unary terms, as tuned
+    threshold_: float = 0.5  # probability at and above which a voxel is foreground, as tuned
+    unary_threshold_: float = 0.5  # the same without neighbours
+    unary_: KernelMachine | None = field(default=None, init=False, repr=False)  # of p_i, once fitted
+    pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)  # of p_ij
 
     def __post_init__(self) -> None:
         self.voxel_size = tuple(float(v) for v in self.voxel_size)  # type: ignore[assignment]
-        if self.describer is None:
-            self.describer = RegionDescriber(self.voxel_size, self.region_size, seed=self.seed)
+        made = RegionDescriber(self.voxel_size, self.region_size, seed=self.seed)
+        self._describer = made if self.describer is None else self.describer
         if self.landmarks < 2:
             raise UserError("too few landmarks", self.landmarks, "give 2 or more")
 
@@ -104,10 +90,9 @@ class SupervoxelSegmenter:
 
     def fit(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> Self:
         """Learn everything from labels 0, 1 and 255 (ignored), and tune on supervoxels that were held out."""
-        assert self.describer is not None
-        if self.describer.maps_ is None:
-            self.describer.fit(image_zyx, label_zyx)
-        return self.fit_description(self.describer.describe(image_zyx), label_zyx)
+        if self._describer.maps_ is None:
+            self._describer.fit(image_zyx, label_zyx)
+        return self.fit_description(self._describer.describe(image_zyx), label_zyx)
 
     def fit_description(self, description: Description, label_zyx: Array | Volume) -> Self:
         """The same of an image that is described already; see `fit`."""
@@ -123,8 +108,7 @@ class SupervoxelSegmenter:
 
         Rays and neighbours look beyond a slab: give the image with some tissue around it, labelled 255.
         """
-        assert self.describer is not None
-        return self.tune_description(self.describer.describe(image_zyx), label_zyx)
+        return self.tune_description(self._describer.describe(image_zyx), label_zyx)
 
     def tune_description(self, description: Description, label_zyx: Array | Volume) -> Self:
         """The same of an image that is described already; see `tune`."""
@@ -137,8 +121,7 @@ class SupervoxelSegmenter:
         With ``regularize`` it is the probability at which the graph cut changes its mind, so that at every threshold
         of `LEVELS` the mask is exactly the cut there.
         """
-        assert self.describer is not None
-        description = self.describer.describe(image_zyx)
+        description = self._describer.describe(image_zyx)
         probability: FloatArray = self.region_probabilities(description)[description.region_zyx]
         return probability
 
@@ -192,10 +175,9 @@ class SupervoxelSegmenter:
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write it to an .npz file of plain arrays, atomically."""
-        assert self.describer is not None
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SAVED}
-        facts = {"own": own, "describer": self.describer.settings()}
-        arrays = {**self._arrays(), **{f"describer.{k}": v for k, v in self.describer.arrays().items()}}
+        facts = {"own": own, "describer": self._describer.settings()}
+        arrays = {**self._arrays(), **{f"describer.{k}": v for k, v in self._describer.arrays().items()}}
         save_arrays(path, type(self).__name__, facts, arrays, overwrite=overwrite)
 
     @classmethod
@@ -308,25 +290,15 @@ MOST = 40_000
 
 @dataclass(frozen=True)
 class KernelMachine:
-    """The map phi, and a plane in it.
+    """The map phi, and a plane in it."""
 
-    Attributes:
-        mean: (F,) of the features.
-        scale: (F,) their standard deviations.
-        landmarks: (M, F) standardised.
-        projection: (M, M), K^(-1/2).
-        gamma: Of the kernel, shape ().
-        coefficients: (M,), of log-odds.
-        offset: Shape ().
-    """
-
-    mean: FloatArray
-    scale: FloatArray
-    landmarks: FloatArray
-    projection: FloatArray
-    gamma: FloatArray
-    coefficients: FloatArray
-    offset: FloatArray
+    mean: FloatArray  # (F,) of the features
+    scale: FloatArray  # (F,) their standard deviations
+    landmarks: FloatArray  # (M, F) standardised
+    projection: FloatArray  # (M, M), K^(-1/2)
+    gamma: FloatArray  # of the kernel, shape ()
+    coefficients: FloatArray  # (M,), of log-odds
+    offset: FloatArray  # shape ()
 
     def map(self, features: FloatArray, chunk: int = 50_000) -> FloatArray:
         """Phi (N, M) of many samples."""
@@ -375,14 +347,8 @@ def train_machine(
 ) -> tuple[KernelMachine, FloatArray]:
     """The machine, and the log-odds (N,) that machines say of samples they have not seen.
 
-    Args:
-        features: (N, F), in an order in which neighbours resemble each other: folds are runs of it.
-        label: (N,).
-        weight: (N,) of the samples.
-        landmarks: How many.
-        penalty: C of the SVM.
-        gamma: Of the kernel, in units of 1 / F.
-        seed: Of the landmarks.
+    Samples (N, F) are in an order in which neighbours resemble each other: folds are runs of it. ``penalty`` is C of
+    the SVM, ``gamma`` that of the kernel in units of 1 / F.
     """
     kernel = choose_landmarks(features, label, landmarks, gamma, np.random.default_rng(seed))
     mapped = kernel.map(features)

@@ -36,23 +36,14 @@ _BLOCK = 2**15  # voxels at a time: their features stay in the cache from tree t
 
 @dataclass(frozen=True)
 class TreeEnsemble:
-    """Trees whose leaves are summed.
+    """Trees whose leaves are summed."""
 
-    Attributes:
-        start: int64 (T + 1), first node of each tree, and the number of nodes.
-        feature: int32 (N), which is asked about.
-        threshold: float64 (N), at and below which a voxel goes left.
-        left: int32 (N), 0 at a leaf.
-        right: int32 (N).
-        value: float64 (N), of the leaves.
-    """
-
-    start: npt.NDArray[np.int64]
-    feature: npt.NDArray[np.int32]
-    threshold: npt.NDArray[np.float64]
-    left: npt.NDArray[np.int32]
-    right: npt.NDArray[np.int32]
-    value: npt.NDArray[np.float64]
+    start: npt.NDArray[np.int64]  # (T + 1), first node of each tree, and the number of nodes
+    feature: npt.NDArray[np.int32]  # (N), which is asked about
+    threshold: npt.NDArray[np.float64]  # (N), at and below which a voxel goes left
+    left: npt.NDArray[np.int32]  # (N), 0 at a leaf
+    right: npt.NDArray[np.int32]  # (N)
+    value: npt.NDArray[np.float64]  # (N), of the leaves
 
     @classmethod
     def join(cls, trees: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Self:

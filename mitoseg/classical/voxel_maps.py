@@ -37,19 +37,12 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class VoxelMaps:
-    """The weights of the perceptron.
+    """The weights of the perceptron."""
 
-    Attributes:
-        hidden: (HIDDEN, F) weights on features.
-        hidden_bias: (HIDDEN,).
-        output: (3, HIDDEN).
-        output_bias: (3,).
-    """
-
-    hidden: FloatArray
-    hidden_bias: FloatArray
-    output: FloatArray
-    output_bias: FloatArray
+    hidden: FloatArray  # (HIDDEN, F), on features
+    hidden_bias: FloatArray  # (HIDDEN,)
+    output: FloatArray  # (3, HIDDEN)
+    output_bias: FloatArray  # (3,)
 
     def __call__(self, features_fzyx: FloatArray) -> npt.NDArray[np.uint8]:
         """Probabilities (2, Z, Y, X) of boundary and of inside, uint8, 255 for certain."""
@@ -89,14 +82,7 @@ def train_maps(
 ) -> VoxelMaps:
     """Train the perceptron on voxels drawn from a few blocks, most of which hold mitochondria.
 
-    Args:
-        image: What is segmented.
-        label: 0, foreground, or ignored.
-        features: Of a voxel.
-        grey: Grey values that are 0 and 1.
-        band: Half the width of a boundary in nm.
-        samples: The most voxels that are drawn.
-        seed: Of the draws and the perceptron.
+    ``grey`` holds the grey values that are 0 and 1; for the other arguments see `RegionDescriber`.
     """
     rng = np.random.default_rng(seed)
     boxes = _choose_boxes(label, rng)

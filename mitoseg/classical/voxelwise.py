@@ -28,6 +28,7 @@ from mitoseg.classical.features import (
     read_with_halo,
     slab_depth,
 )
+from mitoseg.classical.graph_cut import OVERLAP, PART
 from mitoseg.classical.trees import TreeEnsemble, load_arrays, save_arrays
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
@@ -36,34 +37,30 @@ from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import Array, Volume, check_same_shape
 from mitoseg.volumes.labels import IGNORED
 
+RETIRED: dict[str, Any] = {"tensor": False, "surface": None, "part": PART, "overlap": OVERLAP}
+"""Parameters that old files hold, with the only values that can still be loaded."""
+
 
 @dataclass
 class VoxelClassifier(ABC):
     """A classifier of voxels by their features, in the manner of scikit-learn's estimators.
 
-    Attributes:
-        voxel_size: (z, y, x) in nm, of all volumes that it is given.
-        sigmas: Scales of the features, in nm.
-        tensor: Whether the structure tensor is among the features.
-        samples: Voxels to learn from, half of each class.
-        seed: Of the sample and of the trees.
-        threshold: Probability at and above which a voxel is foreground; `calibrate` sets it.
-        fitted: What `fit` found: the trees, and what their log-odds are too high by (`Samples.shift`).
+    Its answers do not depend on ``OMP_NUM_THREADS``, the threads that it uses.
     """
 
-    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)
-    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)
-    tensor: bool = False
-    samples: int = 400_000
-    seed: int = 0
-    threshold: float = 0.5
+    voxel_size: tuple[float, float, float] = (5.0, 5.0, 5.0)  # (z, y, x) in nm, of all volumes that it is given
+    sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)  # scales of the features, in nm
+    samples: int = 400_000  # voxels to learn from, half of each class
+    seed: int = 0  # of the sample and of the trees
+    threshold: float = 0.5  # probability at and above which a voxel is foreground; `calibrate` sets it
     fitted: tuple[TreeEnsemble, float] | None = field(default=None, init=False, repr=False)
+    """The trees, and what their log-odds are too high by (`Samples.shift`)."""
 
     gives_logits: ClassVar[bool]
     """Whether the trees sum up to log-odds, or to probabilities."""
 
     def __post_init__(self) -> None:
-        self.features = VoxelFeatures(self.sigmas, self.voxel_size, self.tensor)
+        self.features = VoxelFeatures(self.sigmas, self.voxel_size)
         self.sigmas, self.voxel_size = self.features.sigmas, self.features.voxel_size
         check_whole("samples", self.samples, 2)
         check_whole("seed", self.seed, 0)
@@ -113,6 +110,8 @@ class VoxelClassifier(ABC):
             parameters: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
             }
+            if any(parameters.pop(name, value) != value for name, value in RETIRED.items()):
+                raise ValueError("the file uses an option that is no longer there")
             loaded = cls(**parameters)
             trees = TreeEnsemble(**arrays).check(len(loaded.features.names))
             loaded.fitted = trees, float(facts["shift"])
@@ -158,13 +157,10 @@ class ForestClassifier(VoxelClassifier):
     trees grow to the end, ours stop at leaves of ``leaf`` voxels, which is no worse and ten times smaller. Each voxel
     is decided alone: there is no regularisation, so this is its own unary-only ablation.
 
-    Attributes:
-        trees: Number of trees.
-        leaf: Least number of voxels of a leaf.
     """
 
     trees: int = 100
-    leaf: int = 5
+    leaf: int = 5  # least number of voxels of a leaf
 
     gives_logits: ClassVar[bool] = False
 
@@ -210,17 +206,11 @@ def check_share(name: str, value: Any) -> None:  # noqa: ANN401 (whatever the us
 
 @dataclass(frozen=True)
 class Samples:
-    """Voxels to learn from.
-
-    Attributes:
-        features_nf: float32 (N, F).
-        label_n: bool (N,), mitochondrion or not.
-        prior: Share of mitochondria among the labelled voxels of the volume.
-    """
+    """Voxels to learn from."""
 
     features_nf: FloatArray
-    label_n: npt.NDArray[np.bool_]
-    prior: float
+    label_n: npt.NDArray[np.bool_]  # mitochondrion or not
+    prior: float  # share of mitochondria among the labelled voxels of the volume
 
     @property
     def shift(self) -> float:
@@ -265,7 +255,11 @@ def draw_samples(
     if min(totals) == 0:
         what = f"the labels hold {totals[1]} voxels of mitochondria and {totals[0]} of background"
         raise UserError(what, label.path, "give both; 0 is background, 1 mitochondrion, 255 is ignored")
-    ranks = [_choose(total, count // 2, rng) for total in totals]
+    taken = [min(total, count // 2) for total in totals]  # of a class that is rarer all, and no number is drawn
+    ranks = [
+        np.arange(n) if n == total else np.sort(rng.choice(total, n, replace=False, shuffle=False)).astype(np.int64)
+        for n, total in zip(taken, totals, strict=True)
+    ]
     rows: list[FloatArray] = []
     truth: list[npt.NDArray[np.bool_]] = []
     for slab, chosen, label_n in _chosen(label, runs, ranks, slab_depth(image, features)):
@@ -282,13 +276,6 @@ def _as_labels(label_zyx: Array, path: str) -> npt.NDArray[np.uint8]:
     if not np.array_equal(found, label_zyx) or ((found > 1) & (found != IGNORED)).any():
         raise UserError("labels other than 0, 1 and 255", path, "map them with mitoseg.volumes.map_labels")
     return found
-
-
-def _choose(total: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Which of ``total`` voxels of a class are taken, in order, none twice."""
-    if total <= count:
-        return np.arange(total)
-    return np.sort(rng.choice(total, count, replace=False, shuffle=False)).astype(np.int64)
 
 
 def _chosen(
@@ -317,17 +304,11 @@ Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Trial:
-    """What a setting gave on validation.
+    """What a setting gave on validation."""
 
-    Attributes:
-        smoothness: Of the graph cut, 0 without one.
-        threshold: Probability at and above which a voxel alone is foreground.
-        jaccard: Of the foreground, TP / (TP + FP + FN), pooled over all voxels.
-    """
-
-    smoothness: float
-    threshold: float
-    jaccard: float
+    smoothness: float  # of the graph cut, 0 without one
+    threshold: float  # probability at and above which a voxel alone is foreground
+    jaccard: float  # of the foreground, TP / (TP + FP + FN), pooled over all voxels
 
 
 def best_threshold(pairs: Iterable[Pair]) -> Trial:

@@ -13,13 +13,12 @@ from mitoseg.classical.describing import (
     RAY_FEATURES,
     RegionDescriber,
     cast_rays,
-    centres,
     directions,
     histograms,
     means,
+    places,
     ray_features,
     region_graph,
-    spreads,
     supervoxels,
 )
 from mitoseg.classical.structured import StructuredSegmenter
@@ -49,16 +48,13 @@ def test_statistics_are_scipy_s(region_zyx, rng):
     index, flat = np.arange(60), region_zyx.ravel()
     found = means(flat, values.reshape(2, -1), 60)
     np.testing.assert_allclose(found, np.stack([ndimage.mean(v, region_zyx, index) for v in values], 1), rtol=1e-5)
-    np.testing.assert_allclose(
-        centres(region_zyx, 60), ndimage.center_of_mass(np.ones(region_zyx.shape), region_zyx, index), rtol=1e-5
-    )
+    centre, spread = places(region_zyx, 60, SIZE)
+    expected = ndimage.center_of_mass(np.ones(region_zyx.shape), region_zyx, index)
+    np.testing.assert_allclose(centre, expected, rtol=1e-5)
+    along = [0, 5 * np.sqrt(2 / 3), 5 * np.sqrt(1.25)]  # one slice, three rows, four columns
+    np.testing.assert_allclose(spread, np.tile(along, (60, 1)), atol=1e-2)
     counts = np.stack(ndimage.histogram(values[0], 0, 1, 8, region_zyx, index))
     np.testing.assert_allclose(histograms(flat, values[0].ravel(), 60, 8), counts / 12, rtol=1e-5)
-
-
-def test_spreads_are_in_nm_along_the_own_axes(region_zyx):
-    expected = [0, 5 * np.sqrt(2 / 3), 5 * np.sqrt(1.25)]  # one slice, three rows, four columns
-    np.testing.assert_allclose(spreads(region_zyx, 60, SIZE), np.tile(expected, (60, 1)), atol=1e-2)
 
 
 def test_ignored_voxels_are_not_counted():
