@@ -1,37 +1,26 @@
 r"""From an image to its supervoxels, what each looks like, and which touch: what both supervoxel methods start from.
 
-    image --features--> maps (boundary, inside) --SLIC--> supervoxels --+-- histograms, means, spreads
-      |                  |                                              +-- rays on the boundary map
-      by blocks          one byte a voxel each                          +-- graph, neighbours' means
+Learned maps of boundary and inside guide SLIC (Achanta et al., IEEE TPAMI 34(11), 2012), which is k-means on position
+and colour: on grey values alone its supervoxels cross membranes that are faint. Memory: the features of one block, and
+6 bytes for every voxel of the image (its supervoxel's number, both maps). A supervoxel lies in one block.
 
-Memory: the features of one block, and 6 bytes for every voxel of the image (its supervoxel's number, both maps).
-
-Rays go from a point to the first boundary around it; what describes their lengths does not change by turning.
-
-    *------->|          a ray ends where the boundary map reaches a level, where it leaves the volume,
-    centre   boundary   or at its reach
-
-Rays are features of shape (Smith, Carleton, Lepetit, "Fast ray features for learning irregular shapes", ICCV 2009; in
-3D for supervoxels Lucchi et al., IEEE TMI 31(2), 2012). There a supervoxel's rays are ordered from its longest axis
-on; here they are cast twice. The first 26 directions are fixed, and their end points have moments
+Rays go from a supervoxel's centre to the first boundary around it, where the boundary map reaches a level, or to where
+the volume or their reach ends. They are features of shape (Smith, Carleton, Lepetit, "Fast ray features for learning
+irregular shapes", ICCV 2009; in 3D for supervoxels Lucchi et al., IEEE TMI 31(2), 2012). There a supervoxel's rays are
+ordered from its longest axis on; here they are cast twice. The first 26 directions are fixed, and their end points
+have moments
 
     M = sum_r d_r^2 u_r u_r^T / R
 
 whose eigenvectors are the body's own axes. The second 26 directions are the face, edge and corner directions of that
 frame; an eigenvector's sign is chance, so lengths of directions that differ in signs alone are pooled.
-
-SLIC (Achanta et al., IEEE TPAMI 34(11), 2012) is k-means on position and colour, each cluster within reach of its
-place on a grid. On grey values alone its supervoxels cross membranes that are faint; with what the learned maps say as
-a second colour they follow the boundaries that matter.
-
-The graph says which supervoxels touch, over what area, and what lies between them. A supervoxel lies in one block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,9 +37,7 @@ from mitoseg.volumes import Array, Volume, check_same_shape
 
 FloatArray = npt.NDArray[np.float32]
 Regions = npt.NDArray[np.int32]
-
-GREY, BOUNDARY, INSIDE = 0, 1, 2
-"""The first columns of a supervoxel's features: the means of these."""
+GREY, BOUNDARY, INSIDE = 0, 1, 2  # the first columns of a supervoxel's features: the means of these
 
 
 @dataclass(frozen=True)
@@ -139,7 +126,7 @@ class RegionDescriber:
         bytes_ = maps.reshape(2, -1).astype(np.float32) / 255
         first = means(flat, np.stack([grey, *bytes_, grey * grey, *(bytes_ * bytes_)]), count)
         first[:, 3:] = np.sqrt(np.maximum(first[:, 3:] - first[:, :3] ** 2, 0))
-        centre, spread = places(region_zyx, count, self.voxel_size)
+        centre, spread = centres(region_zyx, count, self.voxel_size)
         table = [
             first,
             means(flat, features_fzyx.reshape(len(features_fzyx), -1), count),
@@ -147,23 +134,6 @@ class RegionDescriber:
             spread / np.float32(self.region_size),
         ]
         return region_zyx, maps[0], np.concatenate(table, axis=1), centre
-
-    def settings(self) -> dict[str, Any]:
-        """What the constructor was given, as plain data."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_")}
-        return {**plain, "grey": self.grey_}
-
-    def arrays(self) -> dict[str, FloatArray]:
-        """What was learned, as arrays."""
-        return {} if self.maps_ is None else asdict(self.maps_)
-
-    @classmethod
-    def restored(cls, settings: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> RegionDescriber:
-        """The describer that had these settings and arrays."""
-        own = dict(settings)
-        low, high = own.pop("grey")
-        maps = VoxelMaps(**{f.name: arrays[f.name] for f in fields(VoxelMaps)})
-        return cls(**own, grey_=(float(low), float(high)), maps_=maps)
 
 
 def pair_features(own: FloatArray, graph: RegionGraph) -> FloatArray:
@@ -178,9 +148,7 @@ def pair_features(own: FloatArray, graph: RegionGraph) -> FloatArray:
 
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-
-CHUNK = 40_000
-"""Centres whose rays are cast together."""
+CHUNK = 40_000  # centres whose rays are cast together
 
 
 def directions() -> tuple[FloatArray, npt.NDArray[np.intp]]:
@@ -203,15 +171,9 @@ def cast_rays(
     reach: float,
     level: int = 128,
 ) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
-    """Walk along every ray from every centre, a step of the smallest voxel spacing at a time.
+    """Walk along every ray from every centre, a step of the smallest voxel spacing at a time, until the map ends it.
 
-    Args:
-        boundary_zyx: Boundary map, 0 ... 255.
-        centre: (N, 3) in voxels.
-        unit: (1 or N, R, 3), unit vectors in nm.
-        voxel_size: (z, y, x) in nm.
-        reach: Length in nm at which a ray gives up.
-        level: What counts as a boundary.
+    Centres (N, 3) are in voxels, unit vectors (1 or N, R, 3) and ``reach`` in nm.
 
     Returns:
         Lengths (N, R) in nm, and what the map says where the ray ended (N, R): 0 beyond the volume.
@@ -282,9 +244,7 @@ def _describe(
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-RAY_FEATURES = len(QUANTILES) + 3 + 3 + 2 + 14 + 3
-"""Numbers that `ray_features` gives for a centre."""
-
+RAY_FEATURES = len(QUANTILES) + 3 + 3 + 2 + 14 + 3  # numbers that `ray_features` gives for a centre
 ITERATIONS = 5
 
 
@@ -387,8 +347,7 @@ def _merged(columns: Columns) -> Columns:
     ]
 
 
-BINS = 12
-"""Of a histogram of grey values, from the first to the last percentile of the training image."""
+BINS = 12  # of a histogram of grey values, from the first to the last percentile of the training image
 
 
 def means(region: Regions, values: FloatArray, count: int) -> FloatArray:
@@ -406,7 +365,7 @@ def histograms(region: Regions, unit: FloatArray, count: int, bins: int = BINS) 
     return shares
 
 
-def places(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> tuple[FloatArray, FloatArray]:
+def centres(region_zyx: Regions, count: int, voxel_size: Sequence[float]) -> tuple[FloatArray, FloatArray]:
     """Centres of gravity (count, 3) in voxels, and ascending standard deviations along the regions' axes in nm."""
     flat = region_zyx.ravel()
     grid = np.indices(region_zyx.shape, np.float32).reshape(3, -1)

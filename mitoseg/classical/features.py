@@ -10,10 +10,8 @@ At each scale sigma (nm) the image f is smoothed to f_s, and of that come
 The powers of sigma make scales comparable (Lindeberg, IJCV 30, 1998). All but the value do not change when the tissue
 is turned. Derivatives are central differences of f_s, per nm, so that thick sections count as what they are.
 
-A volume is read slab by slab, and each answer is the same to the last bit however it is cut:
-
-    z  |<- halo ->|<- slab ->|<- halo ->|     read; beyond the volume its border voxels are repeated
-                  |<- slab ->|                computed
+A volume is read slab by slab with a halo, beyond its faces its border voxels are repeated, and each answer is the same
+to the last bit however it is cut.
 """
 
 from __future__ import annotations
@@ -38,14 +36,9 @@ FloatArray = npt.NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
 Margin = tuple[int, ...]
 ImageLike = Image | Volume
-
-TRUNCATE = 3.0
-"""Radius of a Gaussian filter, in standard deviations."""
-
+TRUNCATE = 3.0  # radius of a Gaussian filter, in standard deviations
 KINDS = ("value", "gradient", "laplacian", "hessian0", "hessian1", "hessian2")
-
-LEAST = 0.5
-"""Along an axis where sigma is below this many voxels the image is blurred enough already."""
+LEAST = 0.5  # along an axis where sigma is below this many voxels the image is blurred enough already
 
 
 @dataclass(frozen=True)
@@ -199,8 +192,7 @@ def symmetric_eigenvalues(matrix: Sequence[FloatArray]) -> tuple[FloatArray, Flo
     return largest, middle, smallest
 
 
-BUDGET = 2**28
-"""Numbers (float32) of features that are held at a time, which is 1 GiB."""
+BUDGET = 2**28  # numbers (float32) of features that are held at a time, which is 1 GiB
 
 
 def as_volume(image_zyx: ImageLike) -> Volume:
@@ -228,8 +220,7 @@ def slab_depth(volume: Volume, features: VoxelFeatures) -> int:
     return max(1, BUDGET // (len(features.names) * volume.shape[1] * volume.shape[2]))
 
 
-BLOCK = 6_000_000
-"""Voxels of a block: what bounds the memory of its features."""
+BLOCK = 6_000_000  # voxels of a block: what bounds the memory of its features
 
 
 def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:

@@ -1,27 +1,19 @@
-r"""The smoothest mask that a probability map allows: a minimum cut of the grid of voxels.
+r"""The smoothest mask that a probability map allows: a minimum cut of the grid of voxels, or of supervoxels.
 
-A mask y costs
+A mask y of voxels costs
 
     E(y) = sum_i u_i y_i + sum_(i, j neighbours along axis a) w_a [y_i != y_j],    u_i = logit t - logit p_i,
 
-where p is the probability of mitochondrion and t the threshold that alone would decide. For w >= 0 a minimum cut finds
-the least of all masks exactly (Greig, Porteous and Seheult, JRSS B 51, 1989; Boykov and Kolmogorov, PAMI 26, 2004).
+where p is the probability of mitochondrion and t the threshold that alone would decide; a labelling of supervoxels has
+costs c_i and pair weights w_ij in their places. For w >= 0 a minimum cut finds the least of all masks exactly (Greig,
+Porteous and Seheult, JRSS B 51, 1989; Boykov and Kolmogorov, PAMI 26, 2004; Kolmogorov and Zabih, PAMI 26(2), 2004).
 
-A grid of a whole volume does not fit in memory, so the cut is made in overlapping parts, and each part answers for its
-inside only (Marquez Neila et al., Neuroinformatics 14, 2016):
+The grid of a whole volume does not fit in memory, so it is cut in parts that overlap, and each part answers for its
+inside only (Marquez Neila et al., Neuroinformatics 14, 2016). A voxel feels the border of its part only through a
+chain of unsure voxels as long as the overlap.
 
-    |<-overlap->|<----- part ----->|<-overlap->|
-                      ^ kept            ^ the tissue that it leans on
-
-A voxel feels the border of its part only through a chain of unsure voxels as long as the overlap.
-
-On the graph of supervoxels the energy of a labelling y, with costs c and pair weights w >= 0, is
-
-    E(y) = sum_i c_i y_i + sum_(i,j) w_ij [y_i != y_j],
-
-which is submodular: a minimum cut finds its minimum (Kolmogorov and Zabih, IEEE TPAMI 26(2), 2004). Lowering all
-costs only adds foreground (Gallo, Grigoriadis, Tarjan, SIAM J. Comput. 18(1), 1989), so that a ladder of cuts gives
-every supervoxel the log-odds at which it changes sides: `cut_ladder`, a probability that a threshold can be set on.
+Lowering all costs only adds foreground (Gallo, Grigoriadis, Tarjan, SIAM J. Comput. 18(1), 1989), so that a ladder of
+cuts gives every supervoxel the log-odds at which it changes sides: `cut_ladder`, which a threshold can be set on.
 """
 
 from __future__ import annotations
@@ -39,22 +31,13 @@ from mitoseg.geometry import Box, tiles
 Cost = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 Pairs = npt.NDArray[np.integer]
-
-SURE = 1e-4
-"""Probabilities nearer to 0 and 1 have the log-odds of this one."""
-
-PART = (48, 224, 224)
-"""Voxels of a part; with its overlap it takes about 1.5 GB."""
-
+SURE = 1e-4  # probabilities nearer to 0 and 1 have the log-odds of this one
+PART = (48, 224, 224)  # voxels of a part; with its overlap it takes about 1.5 GB
 OVERLAP = 16
 
 
 def unary_costs(probability_zyx: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:
-    """What each voxel pays for being foreground, logit t - logit p.
-
-    >>> [round(float(u), 3) for u in unary_costs(np.array([0.25, 0.5], np.float32), 0.25)]
-    [0.0, -1.099]
-    """
+    """What each voxel pays for being foreground, logit t - logit p."""
     costs: npt.NDArray[np.float32] = -logit(np.clip(probability_zyx, SURE, 1 - SURE))
     costs += np.float32(logit(threshold))
     return costs
@@ -65,20 +48,12 @@ def pair_weights(smoothness: float, voxel_size: Sequence[float]) -> tuple[float,
 
     The face between two voxels that are v_a apart has the area V / v_a, V the volume of a voxel: so the pairs measure
     the surface of the mask in nm2, whatever the shape of the voxels.
-
-    >>> pair_weights(2.0, (30.0, 5.0, 5.0))[1:]
-    (2.0, 2.0)
     """
     return tuple(smoothness * min(voxel_size) / v for v in voxel_size)
 
 
 def minimum_cut(cost_zyx: Cost, weights: Sequence[float]) -> Mask:
-    """The mask of least energy, exactly.
-
-    Args:
-        cost_zyx: u, what a voxel pays for being foreground; below zero it gains.
-        weights: w along z, y, x, not negative.
-    """
+    """The mask of least energy, exactly, for the costs u and the weights w along z, y, x."""
     if not all(w >= 0 for w in weights):
         raise UserError("a graph cut cannot favour neighbours that differ", tuple(weights), "give weights from 0 up")
     wish = cost_zyx < 0
@@ -112,18 +87,11 @@ def cut_in_parts(cost_zyx: Cost, weights: Sequence[float], part: Sequence[int] =
     return mask_zyx
 
 
-MARGIN = 1e-3
-"""Log-odds that stay between a node and the level that it does not reach, enough to survive float32."""
+MARGIN = 1e-3  # log-odds that stay between a node and the level that it does not reach, enough to survive float32
 
 
 def minimum_graph_cut(cost: Cost, pairs: Pairs, weight: Cost) -> Mask:
-    """The labelling (N,) of least energy.
-
-    Args:
-        cost: (N,) of foreground, against 0 of background.
-        pairs: (E, 2) numbers of nodes.
-        weight: (E,) of a pair that differs, none below zero.
-    """
+    """The labelling (N,) of least energy, for costs (N,), pairs (E, 2) of nodes and weights (E,)."""
     graph = import_extra("maxflow", "PyMaxflow", "classical").Graph[float](len(cost), len(pairs))
     nodes = graph.add_nodes(len(cost))
     if len(pairs):
@@ -143,13 +111,7 @@ def energy(labels: Mask, cost: Cost, pairs: Pairs, weight: Cost) -> float:
     return float(cost[labels].sum() + weight[differ].sum())
 
 
-def cut_ladder(
-    log_odds: Cost,
-    size: Cost,
-    pairs: Pairs,
-    weight: Cost,
-    levels: Cost,
-) -> npt.NDArray[np.float64]:
+def cut_ladder(log_odds: Cost, size: Cost, pairs: Pairs, weight: Cost, levels: Cost) -> npt.NDArray[np.float64]:
     """Log-odds after the graph cut: a node's is at or above a level if the cut at that level makes it foreground.
 
     The cut at level t (they ascend) has the costs ``size * (t - log_odds)``. Between two levels a node keeps its own

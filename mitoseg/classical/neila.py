@@ -102,9 +102,7 @@ class NeilaSegmenter(VoxelClassifier):
 
         For each smoothness the threshold climbs from the best one of the smoothness before, until it gets no better;
         that ends when a smoothness is worse than the one before.
-
-        Returns:
-            All that was tried, the voxels alone first.
+        What is returned is all that was tried, the voxels alone first.
         """
         pairs = list(self._validation(image_zyx, label_zyx))
         alone = best_threshold(pairs)

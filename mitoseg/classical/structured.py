@@ -3,52 +3,29 @@ r"""Supervoxels, and a structured support vector machine that is trained for the
 After A. Lucchi, Y. Li, P. Fua, "Learning for structured prediction using approximate subgradient descent with working
 sets", CVPR 2013; and A. Lucchi, P. Marquez-Neila, C. Becker, Y. Li, K. Smith, G. Knott, P. Fua, "Learning structured
 models for segmentation of 2-D and 3-D imagery", IEEE Transactions on Medical Imaging 34(5), 1096-1110, 2015. The
-graph, its features and its cuts are those of `mitoseg.classical.supervoxels`; the weights of unary and pairwise terms
-are learned together, with a margin that grows with the volume-overlap loss of a labelling.
-
-Features of a supervoxel: the log-odds of the kernel SVM (made out of fold, as at prediction they are), a constant, and
-the Nystroem map of the same kernel, so that the machine is a kernel machine. Of a pair: the area it shares, that times
-how little of a boundary lies between, and that times the learned -log p_ij.
-
-Where ours differs:
-- The loss is the Jaccard loss itself, by moving tangents; theirs is decomposed once.
-- Steps are taken on the most violating labelling of each working set, and rounds that raise the objective are taken
-  back.
-- The examples are pieces of one volume: runs of supervoxels that lie near each other.
-- Features as in `supervoxels`; the context features of the MICCAI 2014 follow-up are left out.
-
-The score of a labelling y of a graph is linear in weights w = (u, q), q >= 0:
+graph, its features and its cuts are those of `mitoseg.classical.supervoxels`; the weights w = (u, q), q >= 0, of unary
+and pairwise terms are learned together. The score of a labelling y is
 
     S(y) = 1/P [ sum_i v_i y_i u . a_i - sum_(i,j) [y_i != y_j] q . b_ij ] = w . Psi(y)
 
-with volumes v, features a of supervoxels and b >= 0 of pairs; q >= 0 keeps it within reach of a cut. Dividing by P,
-the volume of the foreground, puts the score into the unit of the loss. With margin rescaling the primal objective is
+with volumes v, features a of supervoxels (the log-odds of the kernel SVM made out of fold, a constant, the kernel map)
+and b >= 0 of pairs (the area, that times how little of a boundary lies between, and that times the learned -log p_ij).
+P is the volume of the foreground in truth. With margin rescaling by the volume-overlap (VOC) loss Delta the primal is
 
     L(w) = reg / 2 |w|^2 + 1/N sum_n max_y [ Delta_n(y) + w . Psi_n(y) - w . Psi_n(y_n) ].
 
 Each round finds the most violating labelling of every graph (`augmented_labelling`) and puts it into that graph's
-working set; then subgradient steps follow in which the maximum runs over the working sets only, which costs no cuts
-(Lucchi, Li, Fua, CVPR 2013: subgradients taken over working sets rather than the last labelling alone). The next round
-measures L itself. A round that made it worse is taken back, its labellings stay, and the steps become shorter: the
-working sets then know more of L (a null step of bundle methods), and the history of L never rises.
+working set; then subgradient steps follow in which the maximum runs over the working sets only, which costs no cuts.
+A round that made L worse is taken back, its labellings stay, and the steps become shorter (a null step of bundle
+methods), so that the least L never rises.
 
-The loss is that of the volumes' overlap (VOC). With P the volume of the foreground in truth, FN what of it a labelling
-misses and FP what it adds,
-
-    Delta(y) = 1 - TP / (TP + FN + FP) = (FN + FP) / (P + FP),
-
-which is no sum over supervoxels: the loss of one depends on all others. Loss-augmented inference, the maximum of
-Delta(y) + S(y) with S the score of the graph (minus its energy), is therefore no single cut. But for a given union
-U = P + FP the loss is linear in TP, and its tangent in (FN, FP) at any labelling is
-
-    Delta ~ const + FN / U + FP TP / U^2,
-
-a sum of supervoxels' volumes with one weight for a miss and one for an addition. Under such a sum one minimum cut
-finds the maximum exactly. At the truth (U = TP = P) both weights are 1 / P: volumes normalised by the foreground's,
-the usual decomposable stand-in. From there and two other starts the tangent is moved to the labelling found until it
-stays, each labelling is scored with the true loss, and the best one wins. High-order losses by linear pieces:
-Ranjbar, Vahdat and Mori, CVPR 2012; Tarlow and Zemel, AISTATS 2012. What comes out is a lower bound of the maximum,
-so that subgradients are approximate, which the learning allows for.
+With FN what a labelling misses of the foreground and FP what it adds, Delta(y) = (FN + FP) / (P + FP), which is no sum
+over supervoxels. But for a given union U = P + FP its tangent at any labelling is const + FN / U + FP TP / U^2, a sum,
+under which one minimum cut finds the maximum of Delta(y) + S(y) exactly. From the truth and two other starts the
+tangent is moved to the labelling found until it stays, and the labelling of the largest true value wins. High-order
+losses by linear pieces: Ranjbar, Vahdat and Mori, CVPR 2012; Tarlow and Zemel, AISTATS 2012. It is a lower bound of
+the maximum, so that subgradients are approximate, which the learning allows for. Theirs decomposes the loss once; the
+examples here are runs of neighbouring supervoxels of one volume; the context features of MICCAI 2014 are left out.
 """
 
 from __future__ import annotations
@@ -76,15 +53,9 @@ from mitoseg.extras import import_extra
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-
-PIECE = 8_000
-"""Supervoxels of an example."""
-
-FEWEST = 8
-"""Examples, at least."""
-
-START = (0.1, 0.1, 0.2)
-"""Weights of the pair features before anything is learned."""
+PIECE = 8_000  # supervoxels of an example
+FEWEST = 8  # examples, at least
+START = (0.1, 0.1, 0.2)  # weights of the pair features before anything is learned
 
 
 @dataclass
@@ -107,7 +78,12 @@ class StructuredSegmenter(SupervoxelSegmenter):
             examples, start, regularization=self.regularization, rounds=self.rounds
         )
         self.objective_ = np.minimum.accumulate(tried).tolist()
-        self.weights_ = self.weights_ * _slope(self._weigh(nodes, edges)[0], fg, known)
+        # Platt's slope makes log-odds of the scores: scaling all weights leaves every cut, and thresholds are readable
+        platt = import_extra("sklearn.linear_model", "scikit-learn", "classical").LogisticRegression(C=1e3)
+        score, use = self._weigh(nodes, edges)[0], known > 0
+        weight = np.abs(2 * fg - known)[use] / known.mean()
+        platt.fit(score[use, None], (2 * fg > known)[use], sample_weight=weight)
+        self.weights_ = self.weights_ * max(float(platt.coef_[0, 0]), 1e-3)
         return self._weigh(nodes, edges)
 
     def _potentials(self, description: Description) -> tuple[FloatArray, FloatArray]:
@@ -129,14 +105,6 @@ class StructuredSegmenter(SupervoxelSegmenter):
     def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         super()._restore(arrays)
         self.weights_, self.objective_ = arrays["weights"], arrays["objective"].tolist()
-
-
-def _slope(score: FloatArray, fg: Counts, known: Counts) -> float:
-    """What turns a score into log-odds: scaling all weights leaves every cut where it is, and thresholds readable."""
-    platt = import_extra("sklearn.linear_model", "scikit-learn", "classical").LogisticRegression(C=1e3)
-    use = known > 0
-    platt.fit(score[use, None], (2 * fg > known)[use], sample_weight=np.abs(2 * fg - known)[use] / known.mean())
-    return max(float(platt.coef_[0, 0]), 1e-3)
 
 
 def _node_features(machine: KernelMachine, description: Description, log_odds: FloatArray) -> FloatArray:
@@ -176,8 +144,7 @@ def _examples(
     return examples
 
 
-STEPS = 60
-"""Subgradient steps of a round."""
+STEPS = 60  # subgradient steps of a round
 
 SCALES = (1.0, 0.3, 0.1, 0.03)
 """What the weights may be multiplied by before the descent: where cuts stay as they are, margins do not."""
@@ -269,8 +236,7 @@ def _descend(examples: list[Example], weights: Floats, regularization: float, ra
 STARTS = ((1.0, 1.0), (2.0, 1.0), (1.0, 0.0))
 """U and TP of the tangents to start from, in units of P: the truth, twice its volume, and all of it missed."""
 
-MOVES = 3
-"""Tangents tried from each start, at most."""
+MOVES = 3  # tangents tried from each start, at most
 
 
 @dataclass(frozen=True)
@@ -287,12 +253,7 @@ class VolumeLoss:
         return max(float(self.volume[self.truth].sum()), self.floor)
 
     def __call__(self, labels: Bools) -> float:
-        """Delta of a labelling, 0 for the truth, up to 1.
-
-        >>> loss = VolumeLoss(np.array([True, True, False]), np.array([2.0, 2.0, 4.0]))
-        >>> loss(np.array([True, False, True]))
-        0.75
-        """
+        """Delta of a labelling, 0 for the truth, up to 1."""
         missed, added = self._errors(labels)
         return (missed + added) / (self.foreground + added)
 

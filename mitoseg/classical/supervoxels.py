@@ -7,25 +7,18 @@ labelling y of the supervoxels is
     E(y) = sum_i v_i (t - logit p_i) y_i + lambda sum_(i,j) a_ij (-log p_ij) [y_i != y_j],
 
 v_i the volume of a supervoxel and a_ij the area that two share (both in units of their mean), p_i the probability that
-it is mitochondrion, p_ij that the two lie on different sides of a mitochondrion's boundary, t the threshold. As there:
-SLIC supervoxels; histograms of the supervoxel and of its neighbours; rays and other shape cues that turning leaves
-alone, on a learned boundary map; a kernel SVM; a learned pairwise term; a minimum cut.
-
-Where ours differs:
-- SLIC sees the learned maps beside the grey value (`RegionDescriber.guidance`, 0 for theirs).
-- Features of Gaussian derivatives stand for theirs of steerable filters, and their means are features too.
-- The kernel is approximated by a Nystroem map, which makes the SVM linear.
-- The pairwise machine tells "different sides" from "same side"; theirs has a class for either order of the sides.
-- Lambda and t are tuned by the Jaccard index on supervoxels held out.
-
-The kernel machine's log-odds are calibrated.
-With M landmarks l_m and the kernel k(a, b) = exp(-gamma |a - b|^2) on standardised features, the map is
+it is mitochondrion, p_ij that the two lie on different sides of a mitochondrion's boundary, t the threshold. Ours
+differs: SLIC sees the learned maps beside the grey value (`RegionDescriber.guidance`, 0 for theirs); Gaussian
+derivatives stand for steerable filters, and their means are features too; the pairwise machine tells "different sides"
+from "same side", theirs has a class for either order of the sides; lambda and t are tuned by the Jaccard index on
+supervoxels held out; and the kernel of the SVM is approximated. With M landmarks l_m and the kernel k(a, b) =
+exp(-gamma |a - b|^2) on standardised features, the map is
 
     phi(x) = K^(-1/2) (k(x, l_1), ..., k(x, l_M)),    K_mn = k(l_m, l_n)
 
 (Williams and Seeger, NIPS 2000), so that phi(a) . phi(b) is k(a, b) where the landmarks reach. A linear SVM on phi is
-then trained on everything in seconds, and its decision becomes log-odds by Platt's scaling, fitted on decisions that
-were made by machines which had not seen the sample (Platt, 1999).
+trained on everything in seconds, and its decision becomes log-odds by Platt's scaling, fitted on decisions that were
+made by machines which had not seen the sample (Platt, 1999).
 """
 
 from __future__ import annotations
@@ -44,6 +37,7 @@ from mitoseg.classical.describing import Description, RegionDescriber
 from mitoseg.classical.features import as_volume
 from mitoseg.classical.graph_cut import cut_ladder
 from mitoseg.classical.trees import load_arrays, save_arrays
+from mitoseg.classical.voxel_maps import VoxelMaps
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.volumes import Array, Volume
@@ -54,9 +48,7 @@ Counts = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 PAIR_LANDMARKS = 128
-
-PAIRS = 60_000
-"""Pairs of background that the pairwise machine learns from, at most."""
+PAIRS = 60_000  # pairs of background that the pairwise machine learns from, at most
 
 
 @dataclass
@@ -176,15 +168,19 @@ class SupervoxelSegmenter:
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write it to an .npz file of plain arrays, atomically."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SAVED}
-        facts = {"own": own, "describer": self._describer.settings()}
-        arrays = {**self._arrays(), **{f"describer.{k}": v for k, v in self._describer.arrays().items()}}
+        arrays, described = self._arrays(), {k: v for k, v in vars(self._describer).items() if not k.endswith("_")}
+        facts = {"own": own, "describer": {**described, "grey": self._describer.grey_}}
+        arrays |= {f"describer.{k}": v for k, v in vars(self._describer.maps_).items()}
         save_arrays(path, type(self).__name__, facts, arrays, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """The estimator that was saved there."""
         facts, arrays = load_arrays(path, cls.__name__)
-        describer = RegionDescriber.restored(facts["describer"], _named(arrays, "describer."))
+        described = dict(facts["describer"])
+        low, high = described.pop("grey")
+        maps = VoxelMaps(**_named(arrays, "describer."))
+        describer = RegionDescriber(**described, grey_=(float(low), float(high)), maps_=maps)
         segmenter = cls(**facts["own"], describer=describer)
         segmenter._restore(arrays)
         return segmenter
@@ -239,12 +235,8 @@ def pair_costs(machine: KernelMachine, description: Description) -> FloatArray:
     return cost
 
 
-LEVELS = np.linspace(-6.0, 4.0, 21)
-"""Log-odds at which the graph is cut; a threshold is one of them."""
-
-WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Pairwise weights that `tune` tries."""
-
+LEVELS = np.linspace(-6.0, 4.0, 21)  # log-odds at which the graph is cut; a threshold is one of them
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)  # pairwise weights that `tune` tries
 _SAVED = {f.name for f in fields(SupervoxelSegmenter) if f.init} - {"describer"}
 
 
@@ -279,13 +271,9 @@ def _threshold(level: float) -> float:
     return float(np.float32(expit(level)))
 
 
-LIMIT = 5.0
-"""Standard deviations at which features are cut: an outlier would be far from every landmark."""
-
+LIMIT = 5.0  # standard deviations at which features are cut: an outlier would be far from every landmark
 FOLDS = 3
-
-MOST = 40_000
-"""Background samples that a plane is fitted to; they stand for the others."""
+MOST = 40_000  # background samples that a plane is fitted to; they stand for the others
 
 
 @dataclass(frozen=True)
@@ -363,9 +351,7 @@ def train_machine(
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     plane, offset = _plane(mapped, label, weight, penalty)
     machine = replace(
-        kernel,
-        coefficients=(slope * plane).astype(np.float32),
-        offset=np.array(slope * offset + shift, np.float32),
+        kernel, coefficients=(slope * plane).astype(np.float32), offset=np.array(slope * offset + shift, np.float32)
     )
     return machine, (slope * held_out + shift).astype(np.float32)
 

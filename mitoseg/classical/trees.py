@@ -2,13 +2,7 @@
 
 All trees lie one behind the other; children are counted from the root of their tree, and a leaf has no left child (0,
 because no child is a root). A voxel goes left where its feature is at most the threshold, and the answer is the sum
-of the values of the leaves that it ends in.
-
-    node        0    1    2  |  3    4    5         trees start at 0 and 3
-    left        1    0    0  |  1    0    0
-    right       2    0    0  |  2    0    0
-
-Their file is an ``.npz`` of arrays and a line of JSON, which holds no code and runs none.
+of the values of the leaves that it ends in. Their file is an ``.npz`` of arrays and a line of JSON, without code.
 """
 
 from __future__ import annotations
@@ -148,14 +142,11 @@ def _compiled(tree: TreeEnsemble, record: Any, predictor: Any) -> Walk:  # noqa:
         nodes[name] = values
     no_sets, none_mapped = np.zeros((0, 8), np.uint32), np.zeros(0, np.uint32)
     whole = predictor(nodes, no_sets, no_sets)
-
     # one thread here, because those of the blocks never wait for each other
-    def walk(x_nf: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = whole.predict(x_nf, no_sets, none_mapped, 1)
-        return found
+    return partial(whole.predict, known_cat_bitsets=no_sets, f_idx_map=none_mapped, n_threads=1)
 
-    return walk
 
+Arrays = dict[str, npt.NDArray[Any]]
 
 FORMAT = "mitoseg classical 1"
 
@@ -164,8 +155,6 @@ _DAMAGED = (
     *(MemoryError, zipfile.BadZipFile, zlib.error),
 )
 """What reading an archive raises that is damaged, or that claims more than there is."""
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 def save_arrays(

@@ -1,11 +1,7 @@
-"""A fast classifier that says of every voxel: outside, boundary or inside of a mitochondrion.
+"""A perceptron on Gaussian derivatives that says of every voxel: outside (0), boundary (1) or inside (2).
 
-    label    0 0 0 0 0 0 1 1 1 1 1 1
-    class    0 0 0 0 1 1 1 1 2 2 2 2       boundary: within `band` nm of where the label changes
-
-It is a perceptron with one hidden layer on Gaussian derivatives, a matrix product of two for a voxel. Lucchi et al.
-(IEEE TMI 31(2), 2012) learn a boundary map too, with steerable features; the third class is ours, since it costs
-nothing and tells the two sides of a boundary apart.
+The boundary lies within `band` nm of where the label changes. Lucchi et al. (IEEE TMI 31(2), 2012) learn a boundary
+map too, with steerable features; the third class costs nothing and tells the two sides of a boundary apart.
 """
 
 from __future__ import annotations
@@ -28,11 +24,9 @@ from mitoseg.volumes.labels import IGNORED
 FloatArray = npt.NDArray[np.float32]
 
 HIDDEN = 32
-SHARES = (0.5, 0.25, 0.25)
-"""Of the classes among the samples: outside is the most varied."""
+SHARES = (0.5, 0.25, 0.25)  # of the classes among the samples: outside is the most varied
 SAMPLE_BLOCK = 1_200_000
-CHUNK = 1 << 18
-"""Voxels that go through the perceptron together: its activations stay in the cache's reach."""
+CHUNK = 1 << 18  # voxels that go through the perceptron together: its activations stay in the cache's reach
 
 
 @dataclass(frozen=True)

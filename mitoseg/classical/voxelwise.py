@@ -1,10 +1,7 @@
-"""Classifiers of single voxels: what they share, whatever grows their trees.
+"""Classifiers of single voxels: what they share, whatever grows their trees, and the random forest.
 
-fit            features of a balanced sample -> trees
-calibrate      labelled validation slices -> the threshold
-predict_proba  features, slab by slab -> trees -> log-odds less what the balance added -> probability
-
-As many voxels of mitochondria as of background are drawn, evenly from the labelled part of a volume.
+Trees are grown from features of as many voxels of mitochondria as of background, drawn evenly from the labelled part
+of a volume; what that balance adds to their log-odds is taken out of the probabilities again.
 """
 
 from __future__ import annotations
@@ -20,14 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from mitoseg.classical.features import (
-    FloatArray,
-    ImageLike,
-    VoxelFeatures,
-    as_volume,
-    read_with_halo,
-    slab_depth,
-)
+from mitoseg.classical.features import FloatArray, ImageLike, VoxelFeatures, as_volume, read_with_halo, slab_depth
 from mitoseg.classical.graph_cut import OVERLAP, PART
 from mitoseg.classical.trees import TreeEnsemble, load_arrays, save_arrays
 from mitoseg.control_groups import usable_cores
@@ -52,7 +42,7 @@ class VoxelClassifier(ABC):
     sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)  # scales of the features, in nm
     samples: int = 400_000  # voxels to learn from, half of each class
     seed: int = 0  # of the sample and of the trees
-    threshold: float = 0.5  # probability at and above which a voxel is foreground; `calibrate` sets it
+    threshold: float = 0.5  # probability at and above which a voxel is foreground; `tune` sets it
     fitted: tuple[TreeEnsemble, float] | None = field(default=None, init=False, repr=False)
     """The trees, and what their log-odds are too high by (`Samples.shift`)."""
 
@@ -87,14 +77,13 @@ class VoxelClassifier(ABC):
         """The mask, 0 and 1, at a threshold (None: its own); see `predict_proba`."""
         return (self.predict_proba(image_zyx) >= (self.threshold if threshold is None else threshold)).astype(np.uint8)
 
-    def calibrate(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Trial:
+    def tune(self, image_zyx: ImageLike, label_zyx: ImageLike) -> object:
         """Set the threshold by the foreground Jaccard index of labelled slices, which no training has seen.
 
         The image comes with the tissue around the slices, whose labels are 255: it gives their voxels a context.
         """
-        trial = best_threshold(self._validation(image_zyx, label_zyx))
-        self.threshold = trial.threshold
-        return trial
+        self.threshold = best_threshold(self._validation(image_zyx, label_zyx)).threshold
+        return self
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write parameters and trees to an ``.npz``."""
@@ -156,7 +145,6 @@ class ForestClassifier(VoxelClassifier):
     whose balance is taken out of the probabilities again; its scales are pixels, ours nm, up to context of 80 nm; its
     trees grow to the end, ours stop at leaves of ``leaf`` voxels, which is no worse and ten times smaller. Each voxel
     is decided alone: there is no regularisation, so this is its own unary-only ablation.
-
     """
 
     trees: int = 100
@@ -169,10 +157,6 @@ class ForestClassifier(VoxelClassifier):
         check_whole("trees", self.trees, 1)
         check_whole("leaf", self.leaf, 1)
 
-    def tune(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Trial:
-        """`calibrate`: the threshold is all that there is to choose."""
-        return self.calibrate(image_zyx, label_zyx)
-
     def _grow(self, samples: Samples) -> TreeEnsemble:
         ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
         options = {"max_features": "sqrt", "n_jobs": self._threads, "random_state": self.seed}
@@ -181,11 +165,7 @@ class ForestClassifier(VoxelClassifier):
 
 
 def corrected(raw: npt.NDArray[np.float64], shift: float, logits: bool) -> npt.NDArray[np.float64]:
-    """Probability under the volume's prior, of log-odds or a probability under the sample's.
-
-    >>> corrected(np.array([0.5]), float(np.log(19)), logits=False).round(3).tolist()
-    [0.05]
-    """
+    """Probability under the volume's prior, of log-odds or a probability under the sample's."""
     if logits:
         share: npt.NDArray[np.float64] = expit(raw - shift)
         return share
@@ -237,12 +217,7 @@ def labelled_runs(label: Volume) -> list[Box]:
 
 
 def draw_samples(
-    image: Volume,
-    label: Volume,
-    features: VoxelFeatures,
-    count: int,
-    rng: np.random.Generator,
-    threads: int = 1,
+    image: Volume, label: Volume, features: VoxelFeatures, count: int, rng: np.random.Generator, threads: int = 1
 ) -> Samples:
     """Draw ``count`` voxels, half of them of mitochondria, all of those if there are fewer.
 
@@ -312,12 +287,7 @@ class Trial:
 
 
 def best_threshold(pairs: Iterable[Pair]) -> Trial:
-    """The threshold of the largest foreground Jaccard index, to 1 / `BINS`, over the voxels of all pairs together.
-
-    >>> prob_zyx, label_zyx = np.array([[[0.1, 0.3, 0.6]]], np.float32), np.array([[[0, 1, 1]]], np.uint8)
-    >>> best_threshold([(prob_zyx, label_zyx)]).jaccard
-    1.0
-    """
+    """The threshold of the largest foreground Jaccard index, to 1 / `BINS`, over the voxels of all pairs together."""
     counts = np.zeros((2, BINS))
     for prob_zyx, label_zyx in pairs:
         bins = np.minimum(prob_zyx * np.float32(BINS), BINS - 1).astype(np.int32)

@@ -1,6 +1,5 @@
 """From probabilities to masks, instances, shapes and measurements: arrays and volumes in, the same and tables out."""
 
-from mitoseg.segmentation.blockwise import Objects
 from mitoseg.segmentation.exporting import export_meshes, export_skeletons
 from mitoseg.segmentation.labelling import InstanceVolume, Labelling, label_array, label_volume, write_instances
 from mitoseg.segmentation.meshes import Mesh, mesh_object
@@ -12,7 +11,6 @@ __all__ = [
     "InstanceVolume",
     "Labelling",
     "Mesh",
-    "Objects",
     "Postprocess",
     "Skeleton",
     "Sources",

@@ -148,8 +148,7 @@ class Joiner:
         return joined.take(order), tables
 
 
-NOWHERE = np.iinfo(np.int64).max
-"""First voxel of an object that has none."""
+NOWHERE = np.iinfo(np.int64).max  # first voxel of an object that has none
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,7 @@ def least_voxels(volume: float, voxel_size: Sequence[float]) -> int:
     return math.ceil(volume / math.prod(voxel_size) - 1e-9)
 
 
-Packed = tuple[bytes, str, tuple[int, ...]]
-"""A compressed array, its type and its shape."""
+Packed = tuple[bytes, str, tuple[int, ...]]  # a compressed array, its type and its shape
 
 
 def pack(array: Array) -> Packed:
@@ -231,8 +229,7 @@ def unpack(packed: Packed) -> Array:
     return np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
 
 
-CHUNK = (64, 128, 128)
-"""Voxels (z, y, x) of a chunk at most, so that one layer of the next block costs little."""
+CHUNK = (64, 128, 128)  # voxels (z, y, x) of a chunk at most, so that one layer of the next block costs little
 
 
 def store(
@@ -331,12 +328,8 @@ def _make_block(
     return None
 
 
-BLOCK = (32, 512, 512)
-"""Voxels that are read at once, unless memory is short."""
-
-VOXEL_BYTES = 32
-"""Of each of them, at most."""
-
+BLOCK = (32, 512, 512)  # voxels that are read at once, unless memory is short
+VOXEL_BYTES = 32  # of each of them, at most
 STARTS = ["box_z0", "box_y0", "box_x0"]
 
 STOPS = ["box_z1", "box_y1", "box_x1"]

@@ -1,14 +1,10 @@
 """The line along the middle of a mitochondrion: its length, and how thick the object is along it.
 
 No voxels are thinned, which makes spurs and, with Lee's method, lets some round objects vanish. Instead the voxels are
-gathered into cells, and paths run from cell to cell as in TEASAR (Sato et al., Pacific Graphics 2000):
-
-    distance      of every voxel to the background, in nm: the radius of the ball that fits there
-    cells         cubes of voxels, 1,500 or so an object; a cell's node is its voxel of largest radius
-    graph         nodes of the 26 neighbours, at their distance; thin necks stay connected
-    ends          A is farthest from any node, B farthest from A
-    main path     from A to B, where each step costs more the farther it is from the middle
-    side paths    from the node farthest from all paths, while it lies at least a radius beyond the parent's surface
+gathered into cells, 1,500 or so an object, each with its voxel of largest radius as node, and paths run along a graph
+of neighbouring cells as in TEASAR (Sato et al., Pacific Graphics 2000): the main path between the nodes that lie
+farthest apart, where steps cost more the farther they are from the middle; then side paths from the node farthest from
+all paths, while it lies at least a radius beyond the parent's surface.
 
 A path would wander to one corner of a blunt end. So it stops at the last ball that contains the tip, and that ball's
 radius is added: a tube's length reaches from tip to tip, a ball's length is its diameter.
@@ -33,14 +29,12 @@ from mitoseg.segmentation.smooth_shape import Floats, Mask, SmoothShape, shape_m
 _TO_SURFACE = 0.3
 """Steps that the surface lies before the nearest voxel of the background, on the mean of all directions."""
 
-_COST = 50.0
-"""How much dearer a step along the surface is than one in the middle."""
+_COST = 50.0  # how much dearer a step along the surface is than one in the middle
 
 _SMOOTH = 2.0
 """Standard deviation, in steps between nodes, by which a path's positions are smoothed before it is measured."""
 
-MOST_BRANCHES = 100
-"""Side paths that are looked for; no mitochondrion has so many."""
+MOST_BRANCHES = 100  # side paths that are looked for; no mitochondrion has so many
 
 
 @dataclass(frozen=True)
@@ -77,13 +71,25 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     largest = piece == np.bincount(piece).argmax()
     first = _farthest(nodes.graph, int(np.where(largest, nodes.radius, -1).argmax()))
     last = _farthest(nodes.graph, first)
-    cost = _middle_costs(nodes)
+    away = 1 - nodes.radius / max(float(nodes.radius.max()), 1e-9)  # from the object's middle
+    indices, indptr = nodes.graph.indices, nodes.graph.indptr
+    rows = np.repeat(np.arange(len(away)), np.diff(indptr))
+    factor = 1 + _COST * (0.5 * (away[rows] + away[indices])) ** 2
+    cost = sparse.csr_array((nodes.graph.data * factor, indices, indptr), nodes.graph.shape)
     _, before = dijkstra(cost, indices=first, return_predecessors=True)
     main = _without_tips(nodes, _trace(before, last))
     paths = [main, *_side_paths(nodes, cost, main)]
-    along = np.concatenate(paths)
-    middle = _deepest_neighbours(nodes, along)
-    nodes = _exact(nodes, [*along, *middle], vertices, max(shape.step))
+    along, graph, middle = np.concatenate(paths), nodes.graph, []
+    for node in along:  # a path may pass beside the middle, in which a neighbour lies
+        around = np.append(graph.indices[graph.indptr[node] : graph.indptr[node + 1]], node)
+        middle.append(int(around[nodes.radius[around].argmax()]))
+    # The radius there is the distance to the mesh. Where the mesh has no neck since it is too thin, the distance to
+    # the background is known to a step or so.
+    chosen = [*along, *middle, int(nodes.radius.argmax())]
+    to_mesh = cKDTree(vertices).query(nodes.position[chosen])[0]
+    radius = nodes.radius.copy()
+    radius[chosen] = np.minimum(to_mesh, radius[chosen] + max(shape.step))
+    nodes = replace(nodes, radius=radius)
     length, straight = _measure(nodes, main, shape)
     thickness = np.maximum(nodes.radius[along], nodes.radius[middle])
     return Centreline(
@@ -105,38 +111,9 @@ def _nodes(shape: SmoothShape, inside_zyx: Mask) -> Nodes:
     return replace(nodes, position=nodes.position + offset)
 
 
-def _deepest_neighbours(nodes: Nodes, along: npt.NDArray[np.integer]) -> list[int]:
-    """For each node, the one of largest radius among it and its neighbours: a path may pass beside the middle."""
-    graph, found = nodes.graph, []
-    for node in along:
-        around = np.append(graph.indices[graph.indptr[node] : graph.indptr[node + 1]], node)
-        found.append(int(around[nodes.radius[around].argmax()]))
-    return found
-
-
-def _exact(nodes: Nodes, chosen: list[int], vertices: Floats, step: float) -> Nodes:
-    """Nodes whose radius, for those chosen and the widest, is the distance to the mesh.
-
-    Where the mesh has no neck since it is too thin, the distance to the background is known to a step or so.
-    """
-    radius = nodes.radius.copy()
-    chosen = [*chosen, int(radius.argmax())]
-    to_mesh = cKDTree(vertices).query(nodes.position[chosen])[0]
-    radius[chosen] = np.minimum(to_mesh, radius[chosen] + step)
-    return replace(nodes, radius=radius)
-
-
 def _farthest(graph: sparse.csr_array, start: int) -> int:
     distance = dijkstra(graph, indices=start)
     return int(np.where(np.isfinite(distance), distance, -1).argmax())
-
-
-def _middle_costs(nodes: Nodes) -> sparse.csr_array:
-    """The graph with steps that cost more where the object's middle is far."""
-    away = 1 - nodes.radius / max(float(nodes.radius.max()), 1e-9)
-    rows = np.repeat(np.arange(len(away)), np.diff(nodes.graph.indptr))
-    factor = 1 + _COST * (0.5 * (away[rows] + away[nodes.graph.indices])) ** 2
-    return sparse.csr_array((nodes.graph.data * factor, nodes.graph.indices, nodes.graph.indptr), nodes.graph.shape)
 
 
 def _trace(before: npt.NDArray[np.integer], node: int) -> list[int]:
@@ -149,9 +126,17 @@ def _trace(before: npt.NDArray[np.integer], node: int) -> list[int]:
 
 def _side_paths(nodes: Nodes, cost: sparse.csr_array, main: list[int]) -> list[list[int]]:
     """Paths to what lies at least a radius beyond the surface of a ball on the known paths, the longest first."""
+    n, widest = len(nodes.radius), float(nodes.radius.max())
     known, found = list(main), []
     for _ in range(MOST_BRANCHES):
-        beyond = _beyond(nodes, known)
+        # Distance of every node from the surface of the nearest ball twice as large as those that fit on known paths:
+        # one more node stands before all known ones, at a distance that is the shorter the larger the ball is.
+        lead = sparse.csr_array(
+            (2 * (widest - nodes.radius[known]) + 1e-6 * widest, (np.zeros(len(known), int), known)), shape=(1, n)
+        )
+        graph = sparse.block_array([[nodes.graph, None], [lead, sparse.csr_array((1, 1))]], format="csr")
+        reach = dijkstra(graph, indices=n)[:n]
+        beyond = np.where(np.isfinite(reach), reach - 2 * widest, -1)
         tip = int(beyond.argmax())
         if beyond[tip] <= 2 * nodes.cell:
             break
@@ -160,20 +145,6 @@ def _side_paths(nodes: Nodes, cost: sparse.csr_array, main: list[int]) -> list[l
         found.append(path)
         known += path
     return found
-
-
-def _beyond(nodes: Nodes, known: list[int]) -> Floats:
-    """Distance of every node from the surface of the nearest ball twice as large as those that fit on known paths.
-
-    One more node stands before all known ones, at a distance that is the shorter the larger the ball is.
-    """
-    n, widest = len(nodes.radius), float(nodes.radius.max())
-    lead = sparse.csr_array(
-        (2 * (widest - nodes.radius[known]) + 1e-6 * widest, (np.zeros(len(known), int), known)), shape=(1, n)
-    )
-    graph = sparse.block_array([[nodes.graph, None], [lead, sparse.csr_array((1, 1))]], format="csr")
-    reach = dijkstra(graph, indices=n)[:n]
-    return np.where(np.isfinite(reach), reach - 2 * widest, -1)
 
 
 def _without_tips(nodes: Nodes, path: list[int], ends: int = 2) -> list[int]:

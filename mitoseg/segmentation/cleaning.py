@@ -1,17 +1,8 @@
 r"""Post-processing of volumes that are too large for memory; the result is that of `Postprocess` on the whole array.
 
-    local steps     smooth ... fill_slices: a block with what its voxels can see around it, the halo
-    fill_holes      components of the background, joined across blocks: those that no face of the volume cuts are holes
-    min_volume      components of the mask, joined across blocks: their sizes decide
-
-        +-----------+
-        |   halo    |     Steps that need whole slices (min_mean, watershed, fill_slices) get blocks of whole slices,
-        | +-------+ |     with a halo along z alone. At a face of the volume there is none: there the steps see the
-        | | block | |     border as they would in the whole array.
-        | +-------+ |
-        +-----------+
-
-A mask between two of these lies in memory while it is small, else as Zarr in a folder that every worker sees.
+Local steps see a block and the halo around it, but nothing beyond the faces of the volume. Steps that need whole
+slices (min_mean, watershed, fill_slices) get blocks of whole slices, with a halo along z alone. For fill_holes and
+min_volume components are joined across blocks. A mask in between lies in memory while it is small, else as Zarr.
 """
 
 from __future__ import annotations
@@ -42,27 +33,18 @@ from mitoseg.volumes.base import Volume, VolumeInfo, mask_volume
 
 Mask8 = npt.NDArray[np.uint8]
 Chosen = npt.NDArray[np.bool_]
-BLOCK = (64, 512, 512)
-"""Voxels (z, y, x) cleaned at once."""
+BLOCK = (64, 512, 512)  # voxels (z, y, x) cleaned at once
 
 
 @dataclass(frozen=True)
 class Cleaner:
-    """Cleans volumes.
-
-    Attributes:
-        steps: What is done.
-        folder: Where masks between two steps are kept if they are large; every worker of the engine must see it.
-        engine: Started; None: this process. Others read the volumes themselves.
-        block: (z, y, x) voxels at once; it does not change the result.
-        in_memory: Voxels up to which masks stay in memory, where the engine is this process.
-    """
+    """Cleans volumes."""
 
     steps: Postprocess
-    folder: Path
-    engine: Engine | None = None
-    block: tuple[int, int, int] = BLOCK
-    in_memory: int = 2**28
+    folder: Path  # of masks between two steps, if they are large; every worker of the engine must see it
+    engine: Engine | None = None  # started; None: this process; others read the volumes themselves
+    block: tuple[int, int, int] = BLOCK  # (z, y, x) voxels at once; it does not change the result
+    in_memory: int = 2**28  # voxels up to which masks stay in memory, where the engine is this process
 
     def __call__(
         self,

@@ -24,8 +24,7 @@ from mitoseg.storage import atomic_output, check_output, read_json, write_json
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
 
-Progress = Callable[[int, int], None]
-"""Takes how many objects are done, and of how many."""
+Progress = Callable[[int, int], None]  # takes how many objects are done, and of how many
 
 MESH_LIST, SKELETON_LIST = "meshes.json", "skeletons.json"
 """What a folder holds, in itself; a folder without one is never replaced."""
@@ -58,6 +57,9 @@ class SkeletonRecord:
     touches_border: bool
 
 
+Record = MeshRecord | SkeletonRecord
+
+
 def export_meshes(
     instances: Volume,
     folder: Path | str,
@@ -78,7 +80,7 @@ def export_meshes(
 
     Args:
         instances: Numbers from 1, 0 for background.
-        folder: Made by this call; it appears when all files are written.
+        folder: It appears when all files are written.
         formats: Of ``ply``, ``obj``, ``glb``.
         voxel_size: (z, y, x) in nm; None: the volume's.
         ids: Only these instances; None for all.
@@ -172,20 +174,15 @@ def _new_folder(folder: Path, its_list: str, overwrite: bool) -> Iterator[Path]:
     """An empty folder that takes its name at the end; with ``overwrite`` it replaces only one of its own kind."""
     check_output(folder, overwrite)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / its_list))):
-        raise UserError(
-            "the folder holds other things", str(folder), "give a new name: it would be replaced as a whole"
-        )
+        remedy = "give a new name: it would be replaced as a whole"
+        raise UserError("the folder holds other things", str(folder), remedy)
     with atomic_output(folder, overwrite=overwrite) as place:
         place.mkdir()
         yield place
 
 
 def _write_list(
-    path: Path,
-    instances: Volume,
-    size: VoxelSize,
-    options: Mapping[str, object],
-    records: Sequence[MeshRecord] | Sequence[SkeletonRecord],
+    path: Path, instances: Volume, size: VoxelSize, options: Mapping[str, object], records: Sequence[Record]
 ) -> None:
     head = {"unit": "nm", "axes": "x, y, z", "voxel_size_zyx": size, "shape_zyx": instances.shape}
     write_json(path, {**head, "source": instances.path, **options, "objects": [asdict(r) for r in records]})
@@ -203,8 +200,7 @@ def _check_number(name: str, value: object, least: float) -> None:
         raise UserError(f"{name} is out of range", value, f"give a number from {least:g} up")
 
 
-_IN_MEMORY = 2**30
-"""Bytes up to which a volume is read once and kept; a larger one is read object by object."""
+_IN_MEMORY = 2**30  # bytes up to which a volume is read once and kept; a larger one is read object by object
 
 
 @dataclass(frozen=True)
@@ -249,26 +245,16 @@ def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, lea
     return [found[i] for i in wanted if found[i].voxels >= least_voxels]
 
 
-Colour = tuple[float, float, float]
-
-ONE_EACH = ("ply", "obj")
-"""Formats that hold one object in a file."""
-
-FORMATS = (*ONE_EACH, "glb")
-"""All that can be written."""
-
-_GOLDEN = 0.618033988749895
+ONE_EACH = ("ply", "obj")  # formats that hold one object in a file
+FORMATS = (*ONE_EACH, "glb")  # all that can be written
 
 
-def colour_of(number: int) -> Colour:
+def colour_of(number: int) -> tuple[float, float, float]:
     """The colour of an instance, the same in every file and picture; neighbouring numbers look different.
 
     Hues step by the golden ratio, which fills the circle evenly for any count of them.
-
-    >>> colour_of(1) == colour_of(1), colour_of(1) == colour_of(2)
-    (True, False)
     """
-    hue = number * _GOLDEN % 1
+    hue = number * 0.618033988749895 % 1
     saturation, value = (0.55, 0.75, 0.65)[number % 3], (0.95, 0.85, 0.9)[number % 3]
     return colorsys.hsv_to_rgb(hue, saturation, value)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -49,13 +49,8 @@ from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayVolume, Volume, VolumeInfo
 
 log = logging.getLogger(__name__)
-
-BLOCK = (64, 512, 512)
-"""Voxels (z, y, x) labelled at once, unless memory is short."""
-
-VOXEL_BYTES = 24
-"""Of each of them."""
-
+BLOCK = (64, 512, 512)  # voxels (z, y, x) labelled at once, unless memory is short
+VOXEL_BYTES = 24  # of each of them
 Ids = npt.NDArray[np.uint32]
 
 
@@ -69,7 +64,7 @@ def label_volume(
     metadata: Mapping[str, Any] | None = None,
     engine: Engine | None = None,
 ) -> InstanceVolume:
-    """Number the mitochondria of a mask.
+    """Number the mitochondria of a mask: a lazy volume of ids with a table of objects, for `write_instances`.
 
     Args:
         mask: Not zero is foreground. It is read twice, block by block, and must not change in between.
@@ -79,9 +74,6 @@ def label_volume(
         on_block: Called with each block that the first pass is done with.
         metadata: Of the result, besides its kind and how it was made.
         engine: Started; others than this process read the mask for themselves. None: this process.
-
-    Returns:
-        A lazy volume of uint32 ids, 0 for background, with a table of the objects. `write_instances` writes it.
     """
     labelling = labelling or Labelling()
     size = voxel_size or mask.voxel_size
@@ -103,16 +95,16 @@ def label_volume(
             cut[item[0]] = parts
 
     if labelling.split:
+        # those that have room for two parts which are no fragments, the largest box first
+        volume = components.voxels * float(np.prod(spacing))
+        rows = np.flatnonzero((volume >= 2 * labelling.fragment) & (components.voxels > 1))
+        size_of = np.prod(components.stop[rows] - components.start[rows], axis=1)
+        rows = rows[np.argsort(-size_of, kind="stable")]
         function = partial(_split, mask=mask, labelling=labelling, voxel_size=spacing)
-        engine.map(function, _large_enough(components, labelling, spacing), keep)
-    made = {"labelling": asdict(labelling), **(metadata or {})}
-    info = VolumeInfo(
-        mask.path,
-        mask.shape,
-        np.dtype(np.uint32),
-        None if size is None else check_voxel_size(size),
-        {"kind": "instances", **made},
-    )
+        engine.map(function, ((int(row), components.take(np.array([row]))) for row in rows), keep)
+    about = {"kind": "instances", "labelling": asdict(labelling), **(metadata or {})}
+    voxel_size = None if size is None else check_voxel_size(size)
+    info = VolumeInfo(mask.path, mask.shape, np.dtype(np.uint32), voxel_size, about)
     least = least_voxels(labelling.min_volume, spacing) if labelling.min_volume else 1
     return InstanceVolume(info, mask, labelling.connectivity, block, components, tables, cut, least)
 
@@ -141,31 +133,18 @@ def write_instances(
 
 @dataclass(frozen=True)
 class Labelling:
-    """How a mask becomes instances. Lengths are in nm, volumes in nm3.
+    """How a mask becomes instances. Lengths are in nm, volumes in nm3."""
 
-    Attributes:
-        connectivity: Voxels are neighbours over faces (6), edges as well (18), or corners as well (26).
-        split: Whether touching mitochondria are cut at their necks; see `mitoseg.segmentation.splitting`.
-        smoothing: Standard deviation of a Gaussian filter of the distance to the border.
-        neck: Two bodies stay one if the neck between them is at least this share of the thinner body, from 0 (nothing
-            is cut) to 1 (every maximum of the distance is an object).
-        depth: They stay one if the thinner body's radius is not larger than the neck's by this much.
-        seed_distance: They stay one if their middles lie closer together.
-        fragment: What is cut off and smaller is joined to its neighbour again.
-        min_volume: Objects below it are left out; None keeps all.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    connectivity: int = 6
-    split: bool = False
-    smoothing: float = 20.0
+    connectivity: int = 6  # voxels are neighbours over faces (6), edges as well (18), or corners as well (26)
+    split: bool = False  # whether touching mitochondria are cut at their necks; see `mitoseg.segmentation.splitting`
+    smoothing: float = 20.0  # standard deviation of a Gaussian filter of the distance to the border
     neck: float = 0.5
-    depth: float = 0.0
-    seed_distance: float = 0.0
-    fragment: float = 4.0e6
-    min_volume: float | None = None
+    """Two bodies stay one if the neck between them is at least this share of the thinner body, from 0 (nothing is cut)
+    to 1 (every maximum of the distance is an object)."""
+    depth: float = 0.0  # they stay one if the thinner body's radius is not larger than the neck's by this much
+    seed_distance: float = 0.0  # they stay one if their middles lie closer together
+    fragment: float = 4.0e6  # what is cut off and smaller is joined to its neighbour again
+    min_volume: float | None = None  # objects below it are left out; None keeps all
 
     def __post_init__(self) -> None:
         if self.connectivity not in (6, 18, 26):
@@ -196,16 +175,6 @@ class InstanceVolume(Volume):
     Attributes:
         objects: Row ``i`` is the object of id ``i + 1``: voxels, bounding box, first voxel.
         block: (z, y, x) voxels that are computed at once; reading along this grid computes each once.
-
-    Args:
-        info: Of the result.
-        mask: Whose components.
-        connectivity: Of the components.
-        block: See above.
-        components: As `Joiner.finish` gives them, like ``tables``.
-        tables: For each block.
-        cut: The parts of some components, by row.
-        least: Objects of fewer voxels are left out.
     """
 
     def __init__(
@@ -278,8 +247,7 @@ class InstanceVolume(Volume):
         return id_zyx
 
 
-BYTES = 40
-"""Memory that a voxel of a bounding box takes while its component is cut."""
+BYTES = 40  # memory that a voxel of a bounding box takes while its component is cut
 
 
 @dataclass(frozen=True)
@@ -289,17 +257,6 @@ class Parts:
     box: Box  # the component's
     objects: Objects  # row ``i`` is the part of value ``i + 1``
     packed: Packed  # ``part_zyx`` of the box, int32, 0 outside the component
-
-
-def _large_enough(
-    components: Objects, labelling: Labelling, voxel_size: Sequence[float]
-) -> Iterator[tuple[int, Objects]]:
-    """Row and table of each component that has room for two parts that are no fragments, the largest box first."""
-    volume = components.voxels * float(np.prod(voxel_size))
-    rows = np.flatnonzero((volume >= 2 * labelling.fragment) & (components.voxels > 1))
-    size = np.prod(components.stop[rows] - components.start[rows], axis=1)
-    for row in rows[np.argsort(-size, kind="stable")]:
-        yield int(row), components.take(np.array([row]))
 
 
 def _split(
@@ -324,11 +281,7 @@ def _split(
 
 
 def split_object(
-    mask_zyx: npt.NDArray[np.bool_],
-    box: Box,
-    shape: Sequence[int],
-    labelling: Labelling,
-    voxel_size: Sequence[float],
+    mask_zyx: npt.NDArray[np.bool_], box: Box, shape: Sequence[int], labelling: Labelling, voxel_size: Sequence[float]
 ) -> npt.NDArray[np.int32]:
     """`split_mask` of the object in a box of a volume of this shape, beyond whose border it goes on."""
     return split_mask(

@@ -27,11 +27,8 @@ from mitoseg.extras import import_extra
 Points = npt.NDArray[np.float64]
 Faces = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-
-SMOOTHING = 10
-"""Rounds of smoothing that take the steps of voxels away and leave what is larger."""
-_LEAST_FACES = 400
-"""A mesh is not simplified below so many faces: small objects would lose their shape."""
+SMOOTHING = 10  # rounds of smoothing that take the steps of voxels away and leave what is larger
+_LEAST_FACES = 400  # a mesh is not simplified below so many faces: small objects would lose their shape
 
 
 @dataclass(frozen=True)
@@ -173,11 +170,8 @@ def hold_volume(vertices: Points, faces: Faces, volume: float, at_most: float) -
     return moved
 
 
-_EVEN = 2.0
-"""Up to this ratio of voxel sizes nothing is interpolated."""
-
-_MOST = 16
-"""Slices that one slice becomes at most."""
+_EVEN = 2.0  # up to this ratio of voxel sizes nothing is interpolated
+_MOST = 16  # slices that one slice becomes at most
 
 
 def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tuple[float, float, float]]:

@@ -45,12 +45,9 @@ from mitoseg.segmentation.smooth_shape import (
 )
 from mitoseg.volumes import Array, Volume, VoxelSize
 
-REACH = 1000.0
-"""In nm, how far a neighbour is looked for."""
-
-GROUP = (64, 256, 256)
-"""Objects whose boxes start in the same part of this size are read together."""
-
+REACH = 1000.0  # in nm, how far a neighbour is looked for
+TILE = (128, 512, 512)  # neighbours are looked for at once
+GROUP = (64, 256, 256)  # objects whose boxes start in the same part of this size are read together
 _GROUP_VOXELS = 2**25
 
 _VOXEL_BYTES = {"group": 24, "object": 64, "piece": 24, "tile": 8}
@@ -59,23 +56,14 @@ _VOXEL_BYTES = {"group": 24, "object": 64, "piece": 24, "tile": 8}
 
 @dataclass(frozen=True)
 class Sources:
-    """The volumes of one measurement, of one shape.
+    """The volumes of one measurement, of one shape."""
 
-    Attributes:
-        labels: Instance numbers, 0 is background.
-        voxel_size: (z, y, x) in nm.
-        image: Grey values.
-        probability: Of mitochondrion, stored times ``scale``.
-        uncertainty: One of its own, in place of the binary entropy of the probability.
-        scale: The stored value of probability 1.
-    """
-
-    labels: Volume
-    voxel_size: VoxelSize
-    image: Volume | None = None
-    probability: Volume | None = None
-    uncertainty: Volume | None = None
-    scale: float = 1.0
+    labels: Volume  # instance numbers, 0 is background
+    voxel_size: VoxelSize  # (z, y, x) in nm
+    image: Volume | None = None  # grey values
+    probability: Volume | None = None  # of mitochondrion, stored times ``scale``
+    uncertainty: Volume | None = None  # one of its own, in place of the binary entropy of the probability
+    scale: float = 1.0  # the stored value of probability 1
 
     def read(self, box: Box) -> dict[str, Array]:
         """All volumes in a box, by their names."""
@@ -84,9 +72,6 @@ class Sources:
         if "probability" in arrays:
             arrays["probability"] = arrays["probability"].astype(np.float32) / np.float32(self.scale)
         return arrays
-
-
-TILE = (128, 512, 512)
 
 
 def measure_instances(
@@ -106,7 +91,7 @@ def measure_instances(
         sources: The volumes.
         min_volume: In nm3; smaller instances get no row (they still count as neighbours).
         reach: In nm: `neighbour_distance_nm` is NaN where no other instance is nearer; 0 leaves it out.
-        engine: Started, does all passes; None: this process. Others read the volumes for themselves.
+        engine: Started; None: this process. Others read the volumes for themselves.
         block: Voxels (z, y, x) of the first pass, read at once.
         tile: Voxels (z, y, x) of which neighbours are looked for at once.
         scratch: A folder for points on surfaces, which the engine's processes must see; None: the system's own.
@@ -115,7 +100,16 @@ def measure_instances(
     Returns:
         One row an instance, in order of the ids, with the columns of docs/MEASURING.md, also if there are none.
     """
-    _check(sources, min_volume, reach)
+    for name in ("image", "probability", "uncertainty"):
+        volume = getattr(sources, name)
+        if volume is not None and volume.shape != sources.labels.shape:
+            shapes = {"labels": sources.labels.shape, name: volume.shape}
+            what = f"labels and {name} differ in shape (z, y, x)"
+            raise UserError(what, shapes, "give volumes over the same voxels")
+    if isinstance(min_volume, bool) or (min_volume is not None and not min_volume > 0):
+        raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
+    if isinstance(reach, bool) or not 0 <= reach < math.inf:
+        raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
     size, engine = sources.voxel_size, engine or LocalEngine()
     tell = on_part or (lambda share: None)
     block = engine.fit(block, VOXEL_BYTES)
@@ -198,30 +192,13 @@ def measure_distances(
     with TemporaryDirectory(dir=scratch, prefix="surfaces.", ignore_cleanup_errors=True) as folder:
         surfaces = SurfacePoints(sources.labels, Path(folder), piece)
         engine.map(surfaces.store, tiles(whole, piece), lambda *_: tell(0.5 * next(count) / pieces))
-        function = partial(tile_distances, surfaces, voxel_size=sources.voxel_size, reach=reach)
+        function = partial(nearest_neighbours, surfaces, voxel_size=sources.voxel_size, reach=reach)
         engine.map(function, tiles(whole, tile), take)
     return distances
 
 
-def _check(sources: Sources, min_volume: float | None, reach: float) -> None:
-    for name in ("image", "probability", "uncertainty"):
-        volume = getattr(sources, name)
-        if volume is not None and volume.shape != sources.labels.shape:
-            shapes = {"labels": sources.labels.shape, name: volume.shape}
-            raise UserError(
-                f"labels and {name} differ in shape (z, y, x)", shapes, "give volumes over the same voxels"
-            )
-    if isinstance(min_volume, bool) or (min_volume is not None and not min_volume > 0):
-        raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
-    if isinstance(reach, bool) or not 0 <= reach < math.inf:
-        raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
-
-
-FEW_VOXELS = 30
-"""Objects of fewer have no centreline: their length and diameter are those of a box."""
-
-THIN = 2.0
-"""So have those whose middle axis is shorter than this many standard deviations of the surface's blur."""
+FEW_VOXELS = 30  # objects of fewer have no centreline: their length and diameter are those of a box
+THIN = 2.0  # so have those whose middle axis is shorter than this many standard deviations of the surface's blur
 
 SHAPE = [
     *("instance", "voxels", "volume_nm3", "surface_nm2", "sphericity"),
@@ -248,22 +225,12 @@ def column_names(*, image: bool, probability: bool, uncertainty: bool = False) -
 
 
 def object_row(
-    instance: int,
-    crop: Mapping[str, Array],
-    box: Box,
-    outer: Box,
-    shape: Sequence[int],
-    voxel_size: Sequence[float],
+    instance: int, crop: Mapping[str, Array], box: Box, outer: Box, shape: Sequence[int], voxel_size: Sequence[float]
 ) -> dict[str, object]:
     """All of one object's measures, the columns of `column_names`.
 
-    Args:
-        instance: Its number.
-        crop: What `Sources.read` gives of ``outer``.
-        box: Of the object in the volume.
-        outer: The same or larger: what the texture's filter reaches to.
-        shape: Of the volume (z, y, x); an object that touches its faces is cut off there.
-        voxel_size: (z, y, x) in nm.
+    ``crop`` is what `Sources.read` gives of ``outer``, the object's box or what the texture's filter reaches to. An
+    object that touches the faces of the volume is cut off there.
     """
     around_zyx = crop["labels"] == instance
     inner = box.inside(outer).slices
@@ -275,7 +242,10 @@ def object_row(
         row |= dict(zip(IMAGE, (float(grey.mean()), float(grey.std()), *texture), strict=True))
     if "probability" in crop:
         p = crop["probability"][inner][mask_zyx].astype(np.float64)
-        row |= {"probability_mean": float(p.mean()), "uncertainty": binary_entropy(p)}
+        q = np.stack([p, 1 - p]).clip(0, 1)
+        terms = -q * np.log2(q, where=q > 0, out=np.zeros_like(q))
+        # in bits: 0 where the network is sure, 1 where it says 0.5
+        row |= {"probability_mean": float(p.mean()), "uncertainty": float(terms.sum(axis=0).mean())}
     if "uncertainty" in crop:
         row["uncertainty"] = float(crop["uncertainty"][inner][mask_zyx].mean(dtype=np.float64))
     return row
@@ -316,20 +286,12 @@ def shape_measures(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: S
     )
 
 
-def binary_entropy(p: npt.NDArray[np.float64]) -> float:
-    """Mean of -p log2 p - (1 - p) log2(1 - p) in bits: 0 where the network is sure, 1 where it says 0.5."""
-    q = np.stack([p, 1 - p]).clip(0, 1)
-    terms = -q * np.log2(q, where=q > 0, out=np.zeros_like(q))
-    return float(terms.sum(axis=0).mean())
-
-
 def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Centre (z, y, x) of an object's voxels from the crop's first one, and its full axes, longest first; both in nm.
 
     A solid ellipsoid with half axes a, b, c has variances a^2/5, b^2/5, c^2/5 along them, so a full axis is
-    ``2 sqrt(5 eigenvalue)`` of the covariance. Each voxel is a box, not a point: its own variance, the square of the
-    voxel size over 12, is added on each axis. (2 sqrt(5 l) is `skimage.measure.regionprops`'s length in 3D, which has
-    no such term.)
+    ``2 sqrt(5 eigenvalue)`` of the covariance. To this each voxel, which is a box and no point, adds its own variance,
+    the square of the voxel size over 12 (which `skimage.measure.regionprops` leaves out).
 
     >>> [round(a, 2) for a in moments(np.ones((1, 1, 1), bool), (5, 5, 5))[1]]
     [6.45, 6.45, 6.45]
@@ -346,8 +308,7 @@ def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[tuple[float, .
 FINE, COARSE = 6.0, 18.0
 """Standard deviations in nm of the two Gaussians: structures of about 15 to 40 nm remain, as cristae are."""
 
-MEMBRANE = 20.0
-"""Depth in nm of what is left out at the surface: the two outer membranes."""
+MEMBRANE = 20.0  # depth in nm of what is left out at the surface: the two outer membranes
 
 
 def cristae_texture(
@@ -382,26 +343,23 @@ _FEW = 8  # one in so many points is looked at first, for a bound
 
 
 def nearest_neighbours(
-    points: npt.NDArray[np.integer],
-    ids: Array,
-    inside: npt.NDArray[np.bool_],
-    voxel_size: Sequence[float],
-    reach: float,
+    surfaces: SurfacePoints, tile: Box, *, voxel_size: Sequence[float], reach: float
 ) -> pd.DataFrame:
-    """Distance to the nearest other instance, for each instance with a point in the tile.
+    """Distance to the nearest other instance within ``reach`` nm, for each instance with a surface in the tile.
 
-    Args:
-        points: (n, 3), voxels on surfaces in the tile and its halo.
-        ids: (n,), their instances.
-        inside: (n,), whether a point lies in the tile itself.
-        voxel_size: (z, y, x) in nm.
-        reach: In nm; what is farther away is not looked for.
-
-    Returns:
-        In `DISTANCE` the gap between the nearest two voxels (their centres' distance less a voxel on each axis), 0
-        where they touch, NaN where there is nothing within reach.
+    In `DISTANCE` it is the gap between the nearest two voxels (their centres' distance less a voxel on each axis), 0
+    where they touch, NaN where there is nothing within reach.
     """
-    size = np.asarray(voxel_size, float)
+    halo = tile.grow([math.ceil(reach / v) + 2 for v in voxel_size]).clip(surfaces.labels.box)
+    points, ids = surfaces.read(halo)
+    inside = np.asarray(((points >= tile.start) & (points < tile.stop)).all(axis=1))
+    with one_at_a_time():
+        return _nearest(points, ids, inside, np.asarray(voxel_size, float), reach)
+
+
+def _nearest(
+    points: npt.NDArray[np.integer], ids: Array, inside: npt.NDArray[np.bool_], size: Floats, reach: float
+) -> pd.DataFrame:
     order = np.argsort(ids, kind="stable")
     keys, starts = np.unique(ids[order], return_index=True)
     places = np.split(points[order], starts)[1:]  # in nm only where they are looked at, which takes less memory
@@ -442,15 +400,6 @@ def _gap(own: Floats, others: Sequence[tuple[float, VoxelPoints]], size: Floats,
     return gap if gap <= reach else math.nan
 
 
-def tile_distances(surfaces: SurfacePoints, tile: Box, *, voxel_size: Sequence[float], reach: float) -> pd.DataFrame:
-    """`nearest_neighbours` of one tile of a volume, from the points in it and its halo."""
-    halo = tile.grow([math.ceil(reach / v) + 2 for v in voxel_size]).clip(surfaces.labels.box)
-    points, ids = surfaces.read(halo)
-    inside = np.asarray(((points >= tile.start) & (points < tile.stop)).all(axis=1))
-    with one_at_a_time():
-        return nearest_neighbours(points, ids, inside, voxel_size, reach)
-
-
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 DISTRIBUTIONS = ("volume_nm3", "length_nm", "diameter_mean_nm")
@@ -459,30 +408,19 @@ DISTRIBUTIONS = ("volume_nm3", "length_nm", "diameter_mean_nm")
 def summarise(
     table: pd.DataFrame, shape: Sequence[int], voxel_size: Sequence[float], padding: int = 0
 ) -> dict[str, float]:
-    """Counts, densities and distributions of size.
+    """Counts, densities, and of whole objects the distributions of size; NaN where there is too little for a number.
 
-    Args:
-        table: What `measure_instances` gave.
-        shape: Of the volume (z, y, x).
-        voxel_size: (z, y, x) in nm.
-        padding: Voxels of the volume that are no tissue, see `mitoseg.volumes.padding`.
-
-    Returns:
-        ``count``; ``count_whole``, of those that touch no face of the volume; ``tissue_um3``, the volume's without
-        its padding; ``padding_fraction``, the share of all voxels that is left out so; ``density_per_um3``,
-        ``count_whole`` plus half of the others over ``tissue_um3`` (an object at a face lies in two volumes that share
-        that face); ``volume_fraction``, the share of the tissue's voxels, like the density NaN where there is no
-        tissue; and for each of `DISTRIBUTIONS`, over whole ones alone, ``_mean``, ``_sd`` (of a sample) and ``_q05``
-        to ``_q95``, NaN where there are too few.
+    ``padding`` voxels of the volume are no tissue, see `mitoseg.volumes.padding`.
     """
     voxels = math.prod(shape) - padding
     tissue = voxels * math.prod(voxel_size) / 1e9
     whole = table[~table["touches_border"].astype(bool)]
     result: dict[str, float] = {
         "count": len(table),
-        "count_whole": len(whole),
+        "count_whole": len(whole),  # those that touch no face of the volume
         "tissue_um3": tissue,
         "padding_fraction": padding / math.prod(shape),
+        # an object at a face lies in two volumes that share that face
         "density_per_um3": (len(whole) + 0.5 * (len(table) - len(whole))) / tissue if voxels else math.nan,
         "volume_fraction": float(table["voxels"].sum()) / voxels if voxels else math.nan,
     }

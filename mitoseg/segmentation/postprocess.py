@@ -1,15 +1,4 @@
-"""What is done to a probability map until it is a mask, step by step.
-
-    smooth           Gaussian filter of the probability
-    smoothness       conditional random field: neighbours agree
-    threshold
-    min_mean         2D components whose mean probability is too low go
-    watershed        boundaries move to the nearest edge
-    z_median         median along z
-    opening          thin bridges and specks go
-    fill_slices      holes within a slice
-    fill_holes       holes in 3D
-    min_volume       small 3D components go
+"""What is done to a probability map until it is a mask: the steps of `Postprocess`.
 
 Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN. Every
 step is an option, and what each gains is to be measured on validation: see ``benchmarks/postprocessing.py``.
@@ -39,45 +28,25 @@ from mitoseg.engines import Engine
 from mitoseg.errors import UserError
 from mitoseg.segmentation.blockwise import least_voxels
 
-BYTES = 24
-"""Memory that a voxel takes at most, with all steps on."""
-
-ITERATIONS = 5
-"""Of the mean field; more change nothing that is seen."""
+BYTES = 24  # memory that a voxel takes at most, with all steps on
+ITERATIONS = 5  # of the mean field; more change nothing that is seen
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """The steps that are on; None or False leaves one out.
+    """The steps that are on, in their order; None or False leaves one out."""
 
-    Attributes:
-        smooth: Standard deviation in nm.
-        smoothness: Weight of pairs of voxels, see `mitoseg.segmentation.postprocess.mean_field`.
-        smoothness_sigma: Range of the pairs, in nm.
-        threshold: Instead of the one that comes with the map.
-        min_mean: Least mean probability of a 2D component.
-        watershed: Pixels by which a boundary may move.
-        z_median: Slices, an odd number.
-        opening: Radius in nm.
-        fill_slices: Whether holes within a slice are filled.
-        fill_holes: Whether holes in 3D are filled.
-        min_volume: In nm3.
-
-    Raises:
-        UserError: A number is out of range.
-    """
-
-    smooth: float | None = None
-    smoothness: float | None = None
-    smoothness_sigma: float = 20.0
-    threshold: float | None = None
-    min_mean: float | None = None
-    watershed: int | None = None
-    z_median: int | None = None
-    opening: float | None = None
-    fill_slices: bool = False
-    fill_holes: bool = False
-    min_volume: float | None = None
+    smooth: float | None = None  # Gaussian filter of the probability: standard deviation in nm
+    smoothness: float | None = None  # weight of pairs of voxels that differ, see `mean_field`
+    smoothness_sigma: float = 20.0  # range of the pairs, in nm
+    threshold: float | None = None  # instead of the one that comes with the map
+    min_mean: float | None = None  # least mean probability of a 2D component
+    watershed: int | None = None  # pixels by which a boundary may move to the nearest edge
+    z_median: int | None = None  # slices of a median along z, an odd number
+    opening: float | None = None  # radius in nm: thin bridges and specks go
+    fill_slices: bool = False  # holes within a slice
+    fill_holes: bool = False  # holes in 3D
+    min_volume: float | None = None  # in nm3: smaller 3D components go
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -101,13 +70,10 @@ class Postprocess:
         voxel_size: Sequence[float] | None = None,
         image_zyx: npt.NDArray[np.generic] | None = None,
     ) -> npt.NDArray[np.uint8]:
-        """The mask, ``mask_zyx`` uint8 of 0 and 1.
+        """The mask, uint8 of 0 and 1, of a calibrated probability, at and above a threshold.
 
-        Args:
-            probability_zyx: float32, calibrated.
-            threshold: Probability at and above which a voxel is foreground.
-            voxel_size: (z, y, x) in nm; lengths and volumes need it.
-            image_zyx: The EM image, whose edges the watershed follows; without it those of the probability.
+        Lengths and volumes need the voxel size (z, y, x) in nm. The watershed follows the edges of the EM image;
+        without it those of the probability.
         """
         *_, (_, mask_zyx) = self.stages(probability_zyx, threshold, voxel_size, image_zyx)
         return mask_zyx.astype(np.uint8)
@@ -204,12 +170,8 @@ CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)
 """What ``postprocess=clean`` does; `conf/postprocess/clean.yaml` holds the same."""
 
 Probability = npt.NDArray[np.float32]
-
 Mask = npt.NDArray[np.bool_]
-
-TRUNCATE = 3.0
-"""Standard deviations at which a Gaussian filter ends."""
-
+TRUNCATE = 3.0  # standard deviations at which a Gaussian filter ends
 _SURE = 1e-4  # probabilities closer to 0 and 1 have the log-odds of this one
 
 
@@ -239,8 +201,6 @@ def mean_field(
 
     which costs one Gaussian filter an iteration, however large the kernel. A graph cut would find the minimum of the
     same energy between nearest neighbours; it needs a GPL library, and memory for an edge of every pair.
-
-    ``sigma`` is that of the kernel, in nm.
     """
     unary = logit(np.clip(probability_zyx, _SURE, 1 - _SURE))
     q = probability_zyx
@@ -250,10 +210,7 @@ def mean_field(
 
 
 def opening(mask_zyx: Mask, radius: float, voxel_size: Sequence[float]) -> Mask:
-    """Opening with a ball of ``radius`` nm: what no such ball inside the mask covers is taken away.
-
-    Both steps are thresholds of an exact Euclidean distance. Beyond the volume's border the mask is taken to go on.
-    """
+    """Opening with a ball of ``radius`` nm, by exact Euclidean distances; beyond the border the mask goes on."""
     spacing: dict[str, Any] = {"anisotropy": tuple(voxel_size), "black_border": False, "parallel": 0}
     core_zyx = edt.edt(np.ascontiguousarray(mask_zyx), **spacing) > radius
     if not core_zyx.any():

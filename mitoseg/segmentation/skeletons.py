@@ -19,8 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 SCALE, CONST = 1.5, 100.0
 """A branch is kept if it leaves the ball of ``SCALE`` radii and ``CONST`` nm around the line that is there."""
-_SMOOTH = 4.0
-"""Standard deviation along the line, in points, of what takes the zigzag of voxels away."""
+_SMOOTH = 4.0  # standard deviation along the line, in points, of what takes the zigzag of voxels away
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,13 @@
-r"""A binary object as a smooth field on a nearly isotropic grid, from which its surface and skeleton are taken.
+"""A binary object as a smooth field on a nearly isotropic grid, from which its surface and skeleton are taken.
 
 A mask's own surface is a staircase, whose area is 8 to 9 % too large on cubic voxels and 20 to 26 % on voxels six
-times as deep as wide, however fine the voxels are. So the mask is
+times as deep as wide, however fine the voxels are. So the mask is blurred by a Gaussian of the same width in nm on all
+axes; resampled to a step of about that width, by cubic interpolation (Keys 1981) where the voxels are coarser, and
+every n-th sample where they are finer; and cut at the level that leaves as much volume inside as the mask has, which
+takes back most of the shrinking of what is convex. Blurring and resampling are one banded matrix for each axis.
 
-    blurred      by a Gaussian of the same width in nm on all axes, 1.2 voxels of the smallest spacing or 0.45 of the
-                 largest, whichever is more;
-    resampled    to a step of about that width: cubic interpolation (Keys 1981) where the voxels are coarser, every
-                 n-th sample where they are finer;
-    cut          at the level that leaves as much volume inside as the mask has, which takes back most of the
-                 shrinking that blurring does to what is convex.
-
-All of it is one small banded matrix for each axis.
-
-The voxels on the surfaces of a volume's instances (`SurfacePoints`) are found once and kept in files:
-
-piece 0   |########|                 voxels are read once, with one more on each side
-piece 1            |########|
-tile 1         |--------|            points of all pieces that a tile's halo meets, however far it reaches
+The voxels on the surfaces of a volume's instances (`SurfacePoints`) are found once and kept in files, one for each
+piece of the volume, of which a tile reads those that its halo meets.
 """
 
 from __future__ import annotations
@@ -45,13 +36,8 @@ Cut = Sequence[tuple[bool, bool]]
 """For each axis, whether the object is cut off by the volume's border at its low and high end."""
 
 WHOLE: Cut = ((False, False),) * 3
-
-BLUR_FINE = 1.2
-"""Standard deviation of the blur, in voxels of the smallest spacing, at least."""
-
-BLUR_COARSE = 0.45
-"""The same in voxels of the largest spacing."""
-
+BLUR_FINE = 1.2  # standard deviation of the blur, in voxels of the smallest spacing, at least
+BLUR_COARSE = 0.45  # the same in voxels of the largest spacing
 _TRUNCATE = 3.5  # standard deviations
 
 
@@ -121,7 +107,10 @@ def _blur_and_resample(n: int, sigma: float, pad: int, step: float, ends: tuple[
     blur = sparse.diags_array(kernel / kernel.sum(), offsets=np.arange(-taps, taps + 1), shape=(padded, padded))
     position = np.arange(count) * step
     source = np.floor(position + 1e-9).astype(int)[:, None] + np.arange(-1, 3)
-    weight = _keys(position[:, None] - source)
+    # cubic convolution with a = -1/2, which has third-order accuracy (Keys, IEEE TASSP 29(6), 1981)
+    d = np.abs(position[:, None] - source)
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+    weight = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
     row = np.repeat(np.arange(count), 4)
     cubic = sparse.csr_array((weight.ravel(), (row, source.clip(0, padded - 1).ravel())), shape=(count, padded))
     voxel = np.arange(padded) - pad
@@ -130,14 +119,6 @@ def _blur_and_resample(n: int, sigma: float, pad: int, step: float, ends: tuple[
         (np.ones(known.sum()), (np.flatnonzero(known), voxel[known].clip(0, n - 1))), shape=(padded, n)
     )
     return sparse.csr_array((cubic @ blur @ pick).astype(np.float32))
-
-
-def _keys(distance: Floats) -> Floats:
-    """Cubic convolution with a = -1/2, which has third-order accuracy (Keys, IEEE TASSP 29(6), 1981)."""
-    d = np.abs(distance)
-    near = (1.5 * d - 2.5) * d * d + 1
-    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
 def _apply(matrix: sparse.csr_array, field: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:

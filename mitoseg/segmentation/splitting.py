@@ -28,9 +28,7 @@ from skimage.segmentation import watershed
 Floats = npt.NDArray[np.float64]
 Heights = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-
-RINGS = {6: 1, 18: 2, 26: 3}
-"""Axes along which neighbours differ at most, by connectivity."""
+RINGS = {6: 1, 18: 2, 26: 3}  # axes along which neighbours differ at most, by connectivity
 
 
 @dataclass(frozen=True)
@@ -185,19 +183,15 @@ def join_basins(basins: Basins, criterion: Criterion) -> npt.NDArray[np.int32]:
         wide = saddle >= criterion.neck * peak or peak - saddle < criterion.depth
         if wide or parts.distance(a, b) < criterion.seed_distance:
             parts.join(a, b)
-    _join_fragments(parts, contacts, criterion.fragment / basins.volume)
-    roots = [parts.root(i) for i in range(len(basins.peaks))]
-    number = {root: i for i, root in enumerate(dict.fromkeys(roots), 1)}
-    return np.array([0, *(number[root] for root in roots)], np.int32)
-
-
-def _join_fragments(parts: _Parts, contacts: list[tuple[int, int, float]], least: float) -> None:
-    """Join each part that is too small to the neighbour with the highest saddle, the smallest part first."""
-    while True:
+    least = criterion.fragment / basins.volume
+    while True:  # each part that is too small joins the neighbour with the highest saddle, the smallest part first
         between = [(parts.root(a), parts.root(b)) for a, b, _ in contacts]  # from the highest saddle on
         between = [(a, b) for a, b in between if a != b]
         small = {root for pair in between for root in pair if parts.voxels[root] < least - 1e-9}
         if not small:
-            return
+            break
         smallest = min(small, key=lambda root: (parts.voxels[root], root))
         parts.join(*next(pair for pair in between if smallest in pair))
+    roots = [parts.root(i) for i in range(len(basins.peaks))]
+    number = {root: i for i, root in enumerate(dict.fromkeys(roots), 1)}
+    return np.array([0, *(number[root] for root in roots)], np.int32)

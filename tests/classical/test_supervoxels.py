@@ -13,10 +13,10 @@ from mitoseg.classical.describing import (
     RAY_FEATURES,
     RegionDescriber,
     cast_rays,
+    centres,
     directions,
     histograms,
     means,
-    places,
     ray_features,
     region_graph,
     supervoxels,
@@ -48,7 +48,7 @@ def test_statistics_are_scipy_s(region_zyx, rng):
     index, flat = np.arange(60), region_zyx.ravel()
     found = means(flat, values.reshape(2, -1), 60)
     np.testing.assert_allclose(found, np.stack([ndimage.mean(v, region_zyx, index) for v in values], 1), rtol=1e-5)
-    centre, spread = places(region_zyx, 60, SIZE)
+    centre, spread = centres(region_zyx, 60, SIZE)
     expected = ndimage.center_of_mass(np.ones(region_zyx.shape), region_zyx, index)
     np.testing.assert_allclose(centre, expected, rtol=1e-5)
     along = [0, 5 * np.sqrt(2 / 3), 5 * np.sqrt(1.25)]  # one slice, three rows, four columns
