@@ -224,11 +224,7 @@ BLOCK = 6_000_000  # voxels of a block: what bounds the memory of its features
 
 
 def even_blocks(shape: Sequence[int], voxels: int = BLOCK) -> list[Box]:
-    """Cut a volume into blocks of about equal shape, of at most ``voxels`` (but for rounding), as cubic as can be.
-
-    >>> [str(b) for b in even_blocks((4, 10, 4), 64)]
-    ['[0:4,0:4,0:4]', '[0:4,4:8,0:4]', '[0:4,8:10,0:4]']
-    """
+    """Cut a volume into blocks of about equal shape, of at most ``voxels`` (but for rounding), as cubic as can be."""
     even = [1, 1, 1]
     room = float(voxels)
     for axes_left, axis in zip((3, 2, 1), np.argsort(shape, kind="stable").tolist(), strict=True):
