@@ -11,13 +11,13 @@ and the JAC at the best threshold of the slab; and the largest and mean differen
 import itertools
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from mitoseg.evaluation.figures import seam_ratio
 from mitoseg.geometry import Box
 from mitoseg.inference import Options, Prediction, predict_volume
 from mitoseg.inference.methods import starts
@@ -105,6 +105,27 @@ def measure(model, image, label, tile: int, overlap: float) -> tuple[np.ndarray,
         borders[axis] = sorted({*first, *(p + tile for p in first)})
     _, jaccard = best_threshold(curve(logit_histogram(writer.array_zyx, label)))
     return writer.array_zyx, {"seam_ratio": seam_ratio(writer.array_zyx, borders), "jaccard_foreground": jaccard}
+
+
+def seam_ratio(map_zyx: np.ndarray, borders: Mapping[int, Sequence[int]]) -> float:
+    """Mean jump between neighbours across tile borders over the mean jump between other neighbours.
+
+    1 means that tiles cannot be told from the rest of the map; a map made of tiles that do not fit is above it.
+    ``borders`` are, for each axis that is tiled, the positions at which a tile starts or ends. NaN where there is none
+    within the map, or nothing jumps elsewhere.
+    """
+    across, elsewhere = [0.0, 0], [0.0, 0]
+    for axis, positions in borders.items():
+        jump = np.abs(np.diff(map_zyx.astype(np.float64), axis=axis))
+        at_border = np.zeros(jump.shape[axis], bool)
+        at_border[[p - 1 for p in positions if 0 < p < map_zyx.shape[axis]]] = True
+        for total, mask in ((across, at_border), (elsewhere, ~at_border)):
+            part = np.compress(mask, jump, axis=axis)
+            total[0] += float(part.sum())
+            total[1] += part.size
+    if not across[1] or not elsewhere[0]:
+        return float("nan")
+    return (across[0] / across[1]) / (elsewhere[0] / elsewhere[1])
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import track
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, instance_table, truth_instances
+from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, truth_instances
+from mitoseg.evaluation.table import instance_table
 from mitoseg.geometry import Box
 from mitoseg.metrics.overlaps import Overlaps
 from mitoseg.provenance import git_state

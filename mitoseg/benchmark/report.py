@@ -19,9 +19,9 @@ from mitoseg.datasets import Region, Splits
 from mitoseg.datasets.download import checksums
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Evaluation, decide, evaluate, pool_evaluations
-from mitoseg.evaluation.figures import comparison_figure
+from mitoseg.evaluation.figures import comparison_figure, save_figure
 from mitoseg.geometry import Box
-from mitoseg.storage import atomic_output, changes, read_json, write_json, write_text
+from mitoseg.storage import changes, read_json, write_json, write_text
 from mitoseg.tables import to_csv, to_markdown
 from mitoseg.volumes import ArrayVolume, open_volume
 
@@ -115,8 +115,7 @@ class Report:
             title=f"image, z = {z}, y from {y}, x from {x}",
             voxel_size=region.image.voxel_size,
         )
-        with atomic_output(self.folder / _PICTURE, overwrite=True) as temporary:
-            figure.savefig(temporary, format="png")
+        save_figure(figure, self.folder / _PICTURE)
 
     def others(self, names: Sequence[str], options: Mapping[str, Any]) -> list[str]:
         """Finished methods in the folder besides ``names`` that were run on the same data, see `common_options`."""

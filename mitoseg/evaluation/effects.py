@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Group = Sequence[Floats]
 """Finite values of one measure, an array for each volume."""
 Interval = tuple[float, float]
@@ -66,8 +67,7 @@ def volume_test(a: Group, b: Group, *, permutations: int, rng: np.random.Generat
     all ways, or in ``permutations`` random ones where there are more (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol.
     9(1), 2010, for the 1 that is added there).
 
-    Returns:
-        The p-value, and the smallest that so many volumes allow; NaN with fewer than two volumes in a group.
+    Gives the p-value, and the smallest that so many volumes allow; NaN with fewer than two volumes in a group.
     """
     means = np.array([values.mean() for values in (*a, *b) if len(values)])
     count_a, count = sum(len(v) > 0 for v in a), len(means)
@@ -88,22 +88,21 @@ def volume_test(a: Group, b: Group, *, permutations: int, rng: np.random.Generat
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """A group's values in ascending order, with the volume that each is of."""
+class _Sorted:
+    """A group's values in ascending order, with the places of those of each volume; empty volumes are left out."""
 
     values: Floats
-    members: list[npt.NDArray[np.int64]]
+    members: list[Ints]
 
     @classmethod
-    def of(cls, group: Group) -> Sorted:
-        """Sort a group; its empty volumes are left out."""
+    def of(cls, group: Group) -> _Sorted:
         filled = [values for values in group if len(values)]
         joined = np.concatenate(filled) if filled else np.zeros(0)
         volume = np.repeat(np.arange(len(filled)), [len(values) for values in filled])
         order = np.argsort(joined, kind="stable")
         return cls(joined[order], [np.flatnonzero(volume[order] == i) for i in range(len(filled))])
 
-    def draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    def draw(self, rng: np.random.Generator) -> Ints:
         """How often each value is in a resample: volumes are drawn, where there are several, then objects of each."""
         several = len(self.members) > 1
         drawn = rng.integers(0, len(self.members), len(self.members)) if several else [0]
@@ -117,22 +116,14 @@ def bootstrap(
     """Percentile intervals of the means, medians, their difference and both effect sizes.
 
     Hierarchical: volumes are drawn with replacement, then objects of each (Saravanan, Berman and Sober, Neurons,
-    Behavior, Data Analysis and Theory 3(5), 2020); with one volume in a group only its objects are drawn.
-
-    Args:
-        a: First group.
-        b: Second.
-        resamples: Number of draws.
-        level: Share of the draws in an interval.
-        seeds: Of the draws of each group, so that a group's own interval does not depend on the other.
-
-    Returns:
-        ``(low, high)`` by name, see `STATISTICS`; NaN where no draw has a value, and where one
-        object alone says nothing of spread.
+    Behavior, Data Analysis and Theory 3(5), 2020); with one volume in a group only its objects are drawn. Each group
+    has its own seed, so that its own intervals do not depend on the other. NaN where no draw has a value, and where
+    one object alone says nothing of spread.
     """
-    first, second = Sorted.of(a), Sorted.of(b)
+    first, second = _Sorted.of(a), _Sorted.of(b)
     rng_a, rng_b = (np.random.default_rng(list(seed)) for seed in seeds)
     unknown = math.nan, math.nan
+    alone = {"a": len(first.values) < 2, "b": len(second.values) < 2}
     if not len(first.values) or not len(second.values):
         return dict.fromkeys(STATISTICS, unknown)
     below = np.searchsorted(first.values, second.values, "left")
@@ -140,47 +131,36 @@ def bootstrap(
     found = np.array(
         [_statistics(first, first.draw(rng_a), second, second.draw(rng_b), below, upto) for _ in range(resamples)]
     )
-    tails = [(1 - level) / 2, (1 + level) / 2]
     intervals = {}
     for name, values in zip(STATISTICS, found.T, strict=True):
         defined = values[np.isfinite(values)]
-        low, high = np.quantile(defined, tails).tolist() if len(defined) else (math.nan, math.nan)
-        alone = {"a": len(first.values) < 2, "b": len(second.values) < 2}
-        intervals[name] = unknown if alone.get(name[-1], any(alone.values())) else (low, high)
+        ends = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if len(defined) else unknown
+        intervals[name] = unknown if alone.get(name[-1], any(alone.values())) else (float(ends[0]), float(ends[1]))
     return intervals
 
 
 def adjust(p_values: Sequence[float], correction: str) -> list[float]:
-    """P-values corrected for how many there are; NaN stays and does not count.
+    """P-values of one family, corrected for how many there are; NaN stays and does not count.
 
-    Args:
-        p_values: Of one family.
-        correction: ``holm`` (chance of any false one, Scand. J. Statistics 6(2), 1979), ``benjamini_hochberg`` (share
-            of false ones among those found, J. R. Stat. Soc. B 57(1), 1995) or ``none``.
+    ``holm`` (chance of any false one, Scand. J. Statistics 6(2), 1979), ``benjamini_hochberg`` (share of false ones
+    among those found, J. R. Stat. Soc. B 57(1), 1995) or ``none``.
 
     >>> adjust([0.01, float("nan"), 0.04], "holm")
     [0.02, nan, 0.04]
     """
     found = np.array(p_values, np.float64)
     known = np.flatnonzero(np.isfinite(found))
-    if correction == "none" or not len(known):
-        return [float(p) for p in found]
-    if correction == "benjamini_hochberg":
+    if correction == "benjamini_hochberg" and len(known):
         found[known] = false_discovery_control(found[known])
-        return [float(p) for p in found]
-    order = known[np.argsort(found[known], kind="stable")]
-    stepped = np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1))
-    found[order] = np.minimum(stepped, 1)
+    elif correction == "holm":
+        order = known[np.argsort(found[known], kind="stable")]
+        stepped = np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1))
+        found[order] = np.minimum(stepped, 1)
     return [float(p) for p in found]
 
 
 def _statistics(
-    first: Sorted,
-    times_a: npt.NDArray[np.int64],
-    second: Sorted,
-    times_b: npt.NDArray[np.int64],
-    below: npt.NDArray[np.int64],
-    upto: npt.NDArray[np.int64],
+    first: _Sorted, times_a: Ints, second: _Sorted, times_b: Ints, below: Ints, upto: Ints
 ) -> tuple[float, ...]:
     """`STATISTICS` of one resample, from how often each sorted value is in it."""
     upward = np.concatenate([[0], np.cumsum(times_a)])
@@ -192,7 +172,7 @@ def _statistics(
     return mean_a, mean_b, median_a, median_b, mean_b - mean_a, g, delta
 
 
-def _moments(values: Floats, times: npt.NDArray[np.int64]) -> tuple[int, float, float, float]:
+def _moments(values: Floats, times: Ints) -> tuple[int, float, float, float]:
     """Number, mean, variance and median of sorted values that occur so many times."""
     upward = np.cumsum(times)
     count = int(upward[-1])

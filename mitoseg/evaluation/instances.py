@@ -1,24 +1,20 @@
-"""Score the instances of two stored volumes, block by block, and show the scores as a table."""
+"""Score the instances of two stored volumes, block by block."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
-from mitoseg.evaluation.score import Bootstrap, check_shapes
+from mitoseg.evaluation.score import DRAWS, Bootstrap, check_shapes
 from mitoseg.geometry import Box, tiles
-from mitoseg.metrics.instances import ROWS, SHARE, THRESHOLDS, instance_scores
-from mitoseg.metrics.intervals import LEVEL
+from mitoseg.metrics.counts import LEVEL
+from mitoseg.metrics.instances import SHARE, instance_scores
 from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overlaps
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.blockwise import VOXEL_BYTES
@@ -30,7 +26,7 @@ from mitoseg.volumes.predicted import Decision, decide
 SMALL = 1000
 """Objects of fewer voxels are left out and counted apart."""
 
-Side = tuple[Ints, Ints, Ints]
+Pairs = tuple[Ints, Ints, Ints]
 
 
 def prediction_instances(
@@ -45,15 +41,12 @@ def prediction_instances(
     """The ids of a stored prediction: its own, numbered anew where they need more than 32 bits, or those of its mask.
 
     Args:
-        prediction: Instances, a mask or probabilities; see `mitoseg.evaluation.decide`.
+        prediction: See `mitoseg.volumes.predicted.decide`, also for ``threshold`` and ``kind``.
         labelling: How a mask becomes instances.
         threshold: Overrides that of the prediction.
         kind: Overrides what the prediction's metadata says it is.
         voxel_size: (z, y, x) in nm; None: the prediction's.
         engine: Started, numbers a mask; None: this process.
-
-    Raises:
-        UserError: The kind cannot be told, or labelling fails.
     """
     decision = decide(prediction, threshold, kind)
     if decision.kind == "instances":
@@ -70,16 +63,7 @@ def label_prediction(
     on_block: Callable[[Box], None] | None = None,
     engine: Engine | None = None,
 ) -> InstanceVolume:
-    """The foreground of a prediction, numbered; see `mitoseg.segmentation.label_volume`.
-
-    Args:
-        prediction: Whose metadata say how it was made.
-        decision: What its values mean.
-        labelling: How.
-        voxel_size: (z, y, x) in nm; None: the prediction's.
-        on_block: Called with each block that is looked at.
-        engine: Started; None: this process.
-    """
+    """The foreground of a prediction, numbered; see `mitoseg.segmentation.label_volume`."""
     mask, made = mask_volume(prediction, decision.foreground), prediction.info.metadata
     about = {key: made[key] for key in ("checkpoint", "postprocess") if key in made}
     if decision.kind == "probability":
@@ -88,13 +72,7 @@ def label_prediction(
 
 
 def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engine | None = None) -> Volume:
-    """The ids of labels: their own, as of `prediction_instances`, or the connected components of a mask.
-
-    Args:
-        labels: Mapped labels.
-        connectivity: Of the components: 6, 18 or 26.
-        engine: Started; None: this process.
-    """
+    """The ids of mapped labels: their own, as of `prediction_instances`, or the connected components of a mask."""
     if labels.numbered:
         stored = labels.stored
         if labels.ignore_label is not None and stored.dtype.kind in "if":
@@ -125,18 +103,15 @@ def find_overlaps(
         crop: The part that is scored. What its faces cut is cut.
         block: Voxels read at once.
         engine: Started; others than this process read the volumes for themselves. None: this process.
-
-    Raises:
-        UserError: The shapes differ, or ids are no whole numbers from 0 to 2**32 - 1.
     """
     check_shapes(result=result, truth=truth)
     crop = truth.check_box(crop)
-    parts: list[Side] = []
+    parts: list[Pairs] = []
     cut: tuple[set[int], set[int]] = (set(), set())
 
-    def take(_: object, found: tuple[Side, tuple[set[int], set[int]]]) -> None:
+    def take(_: object, found: tuple[Pairs, set[int], set[int]]) -> None:
         parts.append(found[0])
-        for side, ids in zip(cut, found[1], strict=True):
+        for side, ids in zip(cut, found[1:], strict=True):
             side |= ids
 
     engine = engine or LocalEngine()
@@ -148,68 +123,40 @@ def find_overlaps(
 
 @dataclass(frozen=True)
 class OverlapCounter:
-    """Counts what two volumes share in one part; picklable.
-
-    Attributes:
-        labels: Where they are 255 nothing counts; None: everything counts.
-        crop: The part that is scored.
-    """
+    """Counts what two volumes share in one part, and which ids of both lie at a face of the crop; picklable."""
 
     labels: Volume | None
     crop: Box
 
-    def __call__(self, item: tuple[Box, Volume, Volume]) -> tuple[Side, tuple[set[int], set[int]]]:
-        """Count one block.
-
-        Args:
-            item: The block, and what is enough of truth and result to read it.
-
-        Returns:
-            What `count_overlaps` gives; the ids of truth and result that lie at a face of the crop.
-        """
+    def __call__(self, item: tuple[Box, Volume, Volume]) -> tuple[Pairs, set[int], set[int]]:
+        """Count one block, from it and what is enough of truth and result to read it."""
         part, *volumes = item
         counted = None if self.labels is None else self.labels.read(part) != IGNORED
         truth_zyx, result_zyx = (_ids(volume, part, counted) for volume in volumes)
         with one_at_a_time():
-            cut = (_at_faces(truth_zyx, part, self.crop), _at_faces(result_zyx, part, self.crop))
-            return count_overlaps(truth_zyx, result_zyx), cut
+            truth_cut, result_cut = (_at_faces(id_zyx, part, self.crop) for id_zyx in (truth_zyx, result_zyx))
+            return count_overlaps(truth_zyx, result_zyx), truth_cut, result_cut
 
 
 def evaluate_instances(
-    tables: Sequence[Overlaps],
-    *,
-    small: int = SMALL,
-    thresholds: Sequence[float] = THRESHOLDS,
-    share: float = SHARE,
-    bootstrap: Bootstrap | None = None,
+    tables: Sequence[Overlaps], *, small: int = SMALL, bootstrap: Bootstrap = DRAWS
 ) -> dict[str, Any]:
-    """Scores of the objects of one or more volumes, pooled.
+    """Scores of the objects of one or more volumes, pooled, from `find_overlaps` of each.
 
-    Args:
-        tables: Of each volume, from `find_overlaps`.
-        small: Objects of fewer voxels become background, on both sides and before anything is matched. So a true
-            object just above and its result just below are a miss.
-        thresholds: Of intersection over union.
-        share: See `mitoseg.metrics.instances`.
-        bootstrap: How the intervals are made.
-
-    Returns:
-        The keys of `mitoseg.metrics.instances.instance_scores`; ``small``: ``voxels`` and how many objects were left
-        out, ``truth`` and ``result``; ``link_share``, ``bootstrap``.
+    Objects of fewer than ``small`` voxels become background, on both sides and before anything is matched. So a true
+    object just above and its result just below are a miss. The keys are those of
+    `mitoseg.metrics.instances.instance_scores`; ``small``: ``voxels`` and how many objects were left out, ``truth``
+    and ``result``; ``link_share``, ``bootstrap``.
     """
-    draws = asdict(bootstrap or Bootstrap())
+    draws = asdict(bootstrap)
     kept, truths, results = pool_overlaps(tables).without_small(small)
-    found = instance_scores(kept, thresholds=thresholds, share=share, **draws)
+    found = instance_scores(kept, **draws)
     left_out = {"voxels": small, "truth": truths, "result": results}
-    return {**found, "small": left_out, "link_share": share, "bootstrap": {**draws, "level": LEVEL}}
+    return {**found, "small": left_out, "link_share": SHARE, "bootstrap": {**draws, "level": LEVEL}}
 
 
 def _ids(volume: Volume, box: Box, counted: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.integer]:
-    """Ids of a box, 0 where voxels do not count.
-
-    Raises:
-        UserError: They are no ids.
-    """
+    """Ids of a box, 0 where voxels do not count."""
     values = volume.read(box)
     if counted is not None:
         values = np.where(counted, values, 0)
@@ -229,55 +176,3 @@ def _at_faces(id_zyx: npt.NDArray[np.integer], box: Box, crop: Box) -> set[int]:
             if at_face:
                 found.update(np.unique(np.take(id_zyx, index, axis)).tolist())
     return found - {0}
-
-
-_RATIOS = ("precision", "recall", "average_precision", "panoptic_quality")
-
-
-def instance_table(result: Mapping[str, Any], title: str = "instances") -> Group:
-    """Objects, splits and merges; and the scores at each threshold: of all objects, the whole ones, and those cut.
-
-    Args:
-        result: What `mitoseg.evaluation.instances.evaluate_instances` gave.
-        title: Put over the tables.
-    """
-    counts = Table(title=escape(title), title_justify="left")
-    counts.add_column("objects")
-    for name in ("true", "found", "splits", "merges", "volume error (%)"):
-        counts.add_column(name, justify="right")
-    for name in ROWS:
-        row = result[name]
-        numbers = (str(row[key]) for key in ("truth", "result", "splits", "merges"))
-        counts.add_row(name, *numbers, _percent(row["volume_error"]))
-    scores = Table(caption=_caption(result), caption_justify="left")
-    scores.add_column("objects")
-    for name in ("IoU", "F1", "95 %", "precision", "recall", "AP", "PQ"):
-        scores.add_column(name, justify="right", style="bold" if name == "F1" else None)
-    for name in ROWS:
-        for i, row in enumerate(result[name]["matched"]):
-            low, high = (_number(end) for end in row["f1_interval"])
-            cells = [name if i == 0 else "", f"{row['iou']:g}", _number(row["f1"])]
-            cells += [low if low == high == "-" else f"{low}-{high}", *(_number(row[key]) for key in _RATIOS)]
-            scores.add_row(*cells)
-    return Group(counts, scores)
-
-
-def _caption(result: Mapping[str, Any]) -> str:
-    small = result["small"]
-    left_out = f"{small['truth']} true and {small['result']} found"
-    names = ("adapted_rand_error", "variation_of_information_split", "variation_of_information_merge")
-    error, split, merge = (_number(result[name]) for name in names)
-    lines = [
-        f"splits and merges: {_percent(result['all']['splits_and_merges_share']).lstrip('+')} % of the true objects",
-        f"adapted Rand error {error}; variation of information: split {split}, merge {merge} bits",
-        f"objects below {small['voxels']:,} voxels are left out: {left_out}",
-    ]
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:+.1f}"

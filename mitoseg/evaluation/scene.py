@@ -18,26 +18,31 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.figures import nice_length
+from mitoseg.evaluation.figures import new_figure, nice_length, save_figure
 from mitoseg.segmentation.exporting import FoundObject, choose_objects, colour_of, find_objects, held
 from mitoseg.segmentation.meshes import Mesh, mesh_object
-from mitoseg.storage import atomic_output
+from mitoseg.storage import check_output
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Volume
 
-_DETAIL = 240
-"""Grid steps along the longest side of the volume that the surfaces are drawn with."""
-
-_SMALL = 8
-"""Grid steps that an object must have along its longest side, else it is drawn as fine as it is."""
+Floats = npt.NDArray[np.float64]
 
 ELEVATION, AZIMUTH = 32.0, -62.0
 """Where the eye is, in degrees: above the plane of a slice, and around z from x to y."""
+
+_DETAIL = 240
+"""Grid steps along the longest side of the volume that the surfaces are drawn with."""
+_SMALL = 8
+"""Grid steps that an object must have along its longest side, else it is drawn as fine as it is."""
+_DISTANCE = 2.5
+"""Of the eye, in diagonals of the box: nearer is more perspective."""
+_AMBIENT, _KEY, _FILL, _SHINE, _HAZE = 0.42, 0.62, 0.18, 0.22, 0.2
+_MARGIN = 0.1
+"""Around the box, as a share of its width."""
 
 
 def save_scene(
@@ -47,44 +52,33 @@ def save_scene(
     voxel_size: Sequence[float] | None = None,
     ids: Iterable[int] | None = None,
     min_volume: float = 0.0,
-    elevation: float = ELEVATION,
-    azimuth: float = AZIMUTH,
     dpi: float = 150,
     overwrite: bool = False,
 ) -> int:
-    """Write `scene_figure` of a volume of instances as a PNG; needs no extra.
+    """Write `scene_figure` of a volume of instances as a PNG, and say how many objects are on it; needs no extra.
 
     Large objects are drawn on a coarser grid than the voxels', which the picture cannot show anyway.
 
     Args:
-        path: The PNG file.
+        path: The PNG file, 8 inches wide.
         instances: Numbers from 1, 0 for background.
         voxel_size: (z, y, x) in nm; None: the volume's.
         ids: Only these instances; None for all.
         min_volume: In nm^3; smaller objects are left out.
-        elevation: See `scene_figure`, as for the next two.
-        azimuth: In degrees.
-        dpi: Of the picture, which is 8 inches wide.
+        dpi: Of the picture.
         overwrite: Whether a file that exists may be replaced.
-
-    Returns:
-        How many objects were drawn.
-
-    Raises:
-        UserError: There is no voxel size or no such instance, or the file cannot be written.
     """
+    check_output(path, overwrite)
     if voxel_size is None and instances.voxel_size is None:
         raise UserError("the voxel size is unknown", instances.path, "give voxel_size=[z,y,x] in nm")
     size = check_voxel_size(instances.voxel_size if voxel_size is None else voxel_size)  # type: ignore[arg-type]
     shape_nm = [n * v for n, v in zip(instances.shape, size, strict=True)]
-    with atomic_output(path, overwrite=overwrite) as temporary:
-        source = held(instances)
-        chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
-        if not chosen:
-            raise UserError("no instance to draw", instances.path, "check ids, min_volume and that it holds instances")
-        meshes = {one.id: _coarse_mesh(source, one, size, max(shape_nm) / _DETAIL) for one in chosen}
-        figure = scene_figure(meshes, shape_nm, elevation=elevation, azimuth=azimuth, dpi=dpi)
-        figure.savefig(temporary, format="png")
+    source = held(instances)
+    chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
+    if not chosen:
+        raise UserError("no instance to draw", instances.path, "check ids, min_volume and that it holds instances")
+    meshes = {one.id: _coarse_mesh(source, one, size, max(shape_nm) / _DETAIL) for one in chosen}
+    save_figure(scene_figure(meshes, shape_nm, dpi=dpi), Path(path), overwrite=overwrite)
     return len(chosen)
 
 
@@ -106,26 +100,9 @@ def _coarse_mesh(source: Volume, one: FoundObject, size: Sequence[float], step: 
     return mesh_object(coarse_zyx, coarse_size, start=[s // f for s, f in zip(start, factors, strict=True)])
 
 
-Floats = npt.NDArray[np.float64]
-
-_DISTANCE = 2.5
-"""Of the eye, in diagonals of the box: nearer is more perspective."""
-
-_AMBIENT, _KEY, _FILL, _SHINE, _HAZE = 0.42, 0.62, 0.18, 0.22, 0.2
-
-_MARGIN = 0.1
-"""Around the box, as a share of its width."""
-
-
 @dataclass(frozen=True)
 class Camera:
-    """A perspective view of a box.
-
-    Attributes:
-        size: (x, y, z) of the box in nm; it begins at 0.
-        elevation: In degrees.
-        azimuth: In degrees.
-    """
+    """A perspective view of a box of (x, y, z) nm that begins at 0; angles in degrees."""
 
     size: tuple[float, float, float]
     elevation: float = ELEVATION
@@ -151,13 +128,6 @@ class Camera:
         distance = _DISTANCE * float(np.linalg.norm(self.size))
         return seen[..., :2] * (distance / (distance - seen[..., 2:])), seen[..., 2]
 
-    def faces_eye(self, corners: Floats) -> npt.NDArray[np.bool_]:
-        """Which triangles (n, 3, 3) are seen from outside."""
-        flat, _ = self.project(corners)
-        (a, b, c) = (flat[:, i] for i in range(3))
-        turn: Floats = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-        return turn > 0
-
 
 def scene_figure(
     meshes: Mapping[int, Mesh],
@@ -165,27 +135,19 @@ def scene_figure(
     *,
     elevation: float = ELEVATION,
     azimuth: float = AZIMUTH,
-    width: float = 8.0,
     dpi: float = 150,
 ) -> Figure:
     """Draw closed meshes in the box of their volume.
 
     Triangles that face away are left out, the others sorted from back to front all together, so that objects hide
-    one another as they should.
+    one another as they should, which mplot3d's do not.
 
     Args:
         meshes: By the number of the instance, which chooses the colour; vertices in nm.
         shape_nm: (z, y, x) of the volume in nm.
         elevation: Of the eye, in degrees.
         azimuth: Of the eye, in degrees.
-        width: Of the figure, in inches.
-        dpi: Of the figure.
-
-    Returns:
-        A figure on an Agg canvas, for ``savefig``.
-
-    Raises:
-        ValueError: There are no meshes.
+        dpi: Of the figure, 8 inches wide.
     """
     if not meshes:
         raise ValueError("no meshes to draw")
@@ -193,12 +155,13 @@ def scene_figure(
     camera = Camera((x, y, z), elevation, azimuth)
     corners = np.concatenate([mesh.vertices[mesh.faces] for mesh in meshes.values()])
     base = np.concatenate([np.tile(colour_of(number), (len(mesh.faces), 1)) for number, mesh in meshes.items()])
-    seen = camera.faces_eye(corners)
-    corners, base = corners[seen], base[seen]
     flat, depth = camera.project(corners)
+    (across, up), (right, high) = (flat[:, 1] - flat[:, 0]).T, (flat[:, 2] - flat[:, 0]).T
+    seen = across * high - up * right > 0  # counter-clockwise, from outside
+    corners, base, flat, depth = corners[seen], base[seen], flat[seen], depth[seen]
     order = np.argsort(depth.mean(axis=1), kind="stable")
     colours = shade(corners, base, camera)[order]
-    figure, ax = _axes(camera, width, dpi)
+    figure, ax = _axes(camera, dpi)
     ax.add_collection(
         PolyCollection(list(flat[order]), facecolors=colours, edgecolors=colours, linewidths=0.2, zorder=2)
     )
@@ -209,12 +172,8 @@ def scene_figure(
 def shade(corners: Floats, base: Floats, camera: Camera) -> Floats:
     """Colours of triangles under a light from the upper left of the eye and a weak one from the other side.
 
-    Lambert's law for both, Blinn's highlight for the first (SIGGRAPH 1977); what is far pales.
-
-    Args:
-        corners: (n, 3, 3), triangles with (x, y, z) corners, counter-clockwise seen from outside.
-        base: (n, 3) RGB in [0, 1].
-        camera: Where the eye is.
+    Lambert's law for both, Blinn's highlight for the first (SIGGRAPH 1977); what is far pales. Corners (n, 3, 3) are
+    (x, y, z), counter-clockwise seen from outside, the base (n, 3) is RGB in [0, 1].
     """
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
@@ -233,14 +192,13 @@ def _unit(vector: Floats) -> Floats:
     return unit
 
 
-def _axes(camera: Camera, width: float, dpi: float) -> tuple[Figure, Axes]:
+def _axes(camera: Camera, dpi: float) -> tuple[Figure, Axes]:
     """A figure that just holds the box, with a margin for lengths."""
     corners, _ = camera.project(np.array(list(product(*((0.0, n) for n in camera.size)))))
     (left, bottom), (right, top) = corners.min(axis=0), corners.max(axis=0)
     margin = _MARGIN * (right - left)
     tall = (top - bottom + 1.1 * margin) / (right - left + 2 * margin)
-    figure = Figure(figsize=(width, width * tall), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.0, 8.0 * tall, dpi)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(left - margin, right + margin), ylim=(bottom - 0.6 * margin, top + 0.5 * margin))
     ax.set_axis_off()

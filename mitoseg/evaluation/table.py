@@ -1,83 +1,85 @@
-"""Scores as a table to read."""
+"""What scores and columns are called, and scores as tables for a rich console."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-_SCORES = (
-    ("JAC of mitochondria", "jaccard_foreground"),
-    ("JAC of background", "jaccard_background"),
-    ("JAC, mean of both", "jaccard_mean"),
-    ("Dice", "dice"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-)
+from mitoseg.metrics.instances import ROWS
+
+SCORES = {
+    "jaccard_foreground": ("JAC of mitochondria", "TP / (TP + FP + FN)"),
+    "jaccard_background": ("JAC of background", ""),
+    "jaccard_mean": ("JAC, mean of both", ""),
+    "dice": ("Dice", "2 TP / (2 TP + FP + FN)"),
+    "precision": ("precision", "of what was found, the share that is right"),
+    "recall": ("recall", "of what is there, the share that was found"),
+}
+"""Name of each score of voxels, and what it is."""
+
+_PROBABILITIES = {
+    "average_precision": "area under precision and recall",
+    "expected_calibration_error": "expected calibration error",
+    "adaptive_calibration_error": "the same, adaptive bins",
+    "negative_log_likelihood": "negative log likelihood",
+    "brier_score": "Brier score",
+    "jaccard_foreground_oracle": "upper bound, no result: JAC at its best threshold here",
+}
+
+_UNITS = {"_nm3": ("µm³", 1e9), "_nm2": ("µm²", 1e6), "_nm": ("nm", 1.0)}
 
 
-_PROBABILITIES = (
-    ("area under precision and recall", "average_precision"),
-    ("expected calibration error", "expected_calibration_error"),
-    ("the same, adaptive bins", "adaptive_calibration_error"),
-    ("negative log likelihood", "negative_log_likelihood"),
-    ("Brier score", "brier_score"),
-    ("upper bound, no result: JAC at its best threshold here", "jaccard_foreground_oracle"),
-)
+def column_label(column: str) -> tuple[str, str, float]:
+    """Name and unit to show of a column of measurements, and what its values are divided by.
 
-
-def score_table(result: Mapping[str, object], title: str = "") -> Group:
-    """Scores, threshold and boundary bands for a rich console.
-
-    Args:
-        result: What `mitoseg.evaluation.evaluate` gave.
-        title: Put over the table.
+    >>> column_label("volume_nm3"), column_label("touches_border")
+    (('volume', 'µm³', 1000000000.0), ('touches border', '', 1.0))
     """
+    for ending, (unit, scale) in _UNITS.items():
+        if column.endswith(ending):
+            return column.removesuffix(ending).replace("_", " "), unit, scale
+    return column.replace("_", " "), "", 1.0
+
+
+def score_table(result: Mapping[str, Any], title: str = "") -> Group:
+    """Scores, threshold and boundary bands of what `mitoseg.evaluation.evaluate` gave."""
     table = Table(title=escape(title) or None, title_justify="left", show_header=False, caption=_how_made(result))
     table.add_column("score")
     table.add_column("value", justify="right")
     intervals = result.get("interval") or {}
-    for name, key in _SCORES:
-        cells = [name, _number(result[key])]
-        if isinstance(intervals, dict) and key in intervals:
-            cells.append(_interval(intervals[key]))
-        table.add_row(*cells, style="bold" if key == "jaccard_foreground" else None)
+    for key, (name, _) in SCORES.items():
+        interval = [_interval(intervals[key], 4, " to ")] if key in intervals else []
+        table.add_row(name, _fixed(result[key]), *interval, style="bold" if key == "jaccard_foreground" else None)
     threshold = result["threshold"]
     thresholds = threshold if isinstance(threshold, list) else [threshold]
-    table.add_row("threshold", ", ".join(_number(t) for t in thresholds))
+    table.add_row("threshold", ", ".join(_fixed(t) for t in thresholds))
     table.add_row("", f"({_text(result['threshold_source'])})", style="dim")
     table.add_row("voxels", f"{result['voxels']:,}")
     table.add_row("box", _text(result["crop"]))
     parts = [table]
     if "average_precision" in result:
-        parts.append(probability_table(result))
-    rows = result.get("boundary")
-    if isinstance(rows, list) and rows:
-        parts.append(boundary_table(rows, result.get("voxel_size")))
+        chances = Table(title="the probabilities", title_justify="left", show_header=False)
+        chances.add_column("score")
+        chances.add_column("value", justify="right")
+        for key, name in _PROBABILITIES.items():
+            chances.add_row(name, _fixed(result[key]), style="dim" if "oracle" in key else None)
+        parts.append(chances)
+    if result.get("boundary"):
+        parts.append(_boundary_table(result["boundary"], result.get("voxel_size")))
     return Group(*parts)
 
 
-def probability_table(result: Mapping[str, object]) -> Table:
-    """Scores of the probabilities, which need no threshold."""
-    table = Table(title="the probabilities", title_justify="left", show_header=False)
-    table.add_column("score")
-    table.add_column("value", justify="right")
-    for name, key in _PROBABILITIES:
-        table.add_row(name, _number(result[key]), style="dim" if "oracle" in key else None)
-    return table
-
-
-def boundary_table(rows: Sequence[Mapping[str, object]], voxel_size: object = None) -> Table:
-    """Scores without the voxels near the border of the truth, by width of the band.
-
-    Columns for distances in 3D stand beside those for distances within each slice (2D).
-    """
-    table = Table(
-        title="without a band at the border of the truth", title_justify="left", caption=_spacing(voxel_size)
-    )
+def _boundary_table(rows: Sequence[Mapping[str, Any]], voxel_size: object) -> Table:
+    """Distances in 3D stand beside those within each slice (2D)."""
+    spacing = f"in voxels of the smallest spacing; voxel size {_text(voxel_size)} nm"
+    if voxel_size is None:
+        spacing = "voxel size unknown: taken as cubic; voxel_size=\\[z,y,x] sets it"
+    table = Table(title="without a band at the border of the truth", title_justify="left", caption=spacing)
     table.add_column("band\n", justify="right")
     for where in ("3D", "2D"):
         table.add_column(f"{where}: fg\nJAC", justify="right", style="bold")
@@ -88,29 +90,56 @@ def boundary_table(rows: Sequence[Mapping[str, object]], voxel_size: object = No
         cells: list[str] = []
         for dims in (3, 2):
             row = by_place[distance, dims]
-            cells += [_number(row["jaccard_foreground"]), _number(row["jaccard_mean"])]
+            cells += [_fixed(row["jaccard_foreground"]), _fixed(row["jaccard_mean"])]
             cells.append(f"{_percent(row['left_out_foreground'])}, {_percent(row['left_out_background'])}")
         table.add_row(f"{distance:g}", *cells)
     return table
 
 
-def _spacing(voxel_size: object) -> str:
-    if voxel_size is None:
-        return "voxel size unknown: taken as cubic; voxel_size=\\[z,y,x] sets it"
-    return f"in voxels of the smallest spacing; voxel size {_text(voxel_size)} nm"
+def instance_table(result: Mapping[str, Any], title: str = "instances") -> Group:
+    """Objects and scores of all, whole and cut, of what `mitoseg.evaluation.instances.evaluate_instances` gave."""
+    counts = Table(title=escape(title), title_justify="left")
+    counts.add_column("objects")
+    for name in ("true", "found", "splits", "merges", "volume error (%)"):
+        counts.add_column(name, justify="right")
+    scores = Table(caption=_caption(result), caption_justify="left")
+    scores.add_column("objects")
+    for name in ("IoU", "F1", "95 %", "precision", "recall", "AP", "PQ"):
+        scores.add_column(name, justify="right", style="bold" if name == "F1" else None)
+    ratios = ("precision", "recall", "average_precision", "panoptic_quality")
+    for name in ROWS:
+        row = result[name]
+        numbers = (str(row[key]) for key in ("truth", "result", "splits", "merges"))
+        counts.add_row(name, *numbers, _percent(row["volume_error"], "+"))
+        for i, match in enumerate(row["matched"]):
+            cells = [f"{match['iou']:g}", _fixed(match["f1"], 3), _interval(match["f1_interval"], 3, "-")]
+            scores.add_row("" if i else name, *cells, *(_fixed(match[key], 3) for key in ratios))
+    return Group(counts, scores)
 
 
-def _how_made(result: Mapping[str, object]) -> str | None:
+def _caption(result: Mapping[str, Any]) -> str:
+    small = result["small"]
+    names = ("adapted_rand_error", "variation_of_information_split", "variation_of_information_merge")
+    error, split, merge = (_fixed(result[name], 3) for name in names)
+    lines = [
+        f"splits and merges: {_percent(result['all']['splits_and_merges_share'])} % of the true objects",
+        f"adapted Rand error {error}; variation of information: split {split}, merge {merge} bits",
+        f"objects below {small['voxels']:,} voxels are left out: {small['truth']} true and {small['result']} found",
+    ]
+    return "\n".join(lines)
+
+
+def _how_made(result: Mapping[str, Any]) -> str | None:
     """What the intervals are; None without."""
     slabs = result.get("slab_counts")
-    if not result.get("interval") or not isinstance(slabs, list):
+    if not result.get("interval") or not slabs:
         return None
     return f"95 % intervals: bootstrap over {len(slabs)} z-slabs" if len(slabs) > 1 else "one z-slab: no intervals"
 
 
-def _interval(ends: Sequence[object]) -> str:
-    low, high = (_number(end) for end in ends)
-    return low if low == high == _number(None) else f"{low} to {high}"
+def _interval(ends: Sequence[object], digits: int, between: str) -> str:
+    low, high = (_fixed(end, digits) for end in ends)
+    return low if low == high == "-" else f"{low}{between}{high}"
 
 
 def _text(value: object) -> str:
@@ -119,13 +148,13 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else escape(str(value))
 
 
-def _number(value: object) -> str:
+def _fixed(value: object, digits: int = 4) -> str:
     if not isinstance(value, int | float) or math.isnan(value):
         return "-"
-    return f"{value:.4f}"
+    return f"{value:.{digits}f}"
 
 
-def _percent(value: object) -> str:
+def _percent(value: object, sign: str = "") -> str:
     if not isinstance(value, int | float) or math.isnan(value):
         return "-"
-    return f"{100 * value:.1f}"
+    return f"{100 * value:{sign}.1f}"

@@ -3,9 +3,17 @@
 The torchmetrics classes lie in `mitoseg.metrics.torch_metrics`, so that scoring two volumes needs no torch.
 """
 
-from mitoseg.metrics.calibration import Calibration, fit_calibration, negative_log_likelihood, prior_shift
-from mitoseg.metrics.counts import IGNORE, Counts, count, scores
-from mitoseg.metrics.decision import Decision, choose_decision
+from mitoseg.metrics.calibration import (
+    Calibration,
+    Reliability,
+    brier_score,
+    choose_decision,
+    fit_calibration,
+    negative_log_likelihood,
+    prior_shift,
+    reliability_bins,
+)
+from mitoseg.metrics.counts import IGNORE, LEVEL, Counts, bootstrap_intervals, count, scores
 from mitoseg.metrics.histogram import (
     BINS,
     EDGES,
@@ -13,21 +21,18 @@ from mitoseg.metrics.histogram import (
     average_precision,
     best_threshold,
     curve,
-    jaccard_foreground,
     logit_histogram,
     precision_recall,
 )
-from mitoseg.metrics.intervals import bootstrap_intervals
-from mitoseg.metrics.reliability import Reliability, brier_score, expected_calibration_error, reliability_bins
 
 __all__ = [
     "BINS",
     "EDGES",
     "IGNORE",
+    "LEVEL",
     "Calibration",
     "Counts",
     "Curve",
-    "Decision",
     "Reliability",
     "average_precision",
     "best_threshold",
@@ -36,9 +41,7 @@ __all__ = [
     "choose_decision",
     "count",
     "curve",
-    "expected_calibration_error",
     "fit_calibration",
-    "jaccard_foreground",
     "logit_histogram",
     "negative_log_likelihood",
     "precision_recall",

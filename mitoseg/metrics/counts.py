@@ -11,6 +11,7 @@ mean of per-slice or per-batch scores is another number, and is nowhere computed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,12 @@ import numpy.typing as npt
 
 IGNORE = 255
 """Truth of voxels that count nowhere."""
+
+LEVEL = 0.95
+"""Share of the draws of a bootstrap that an interval holds."""
+
+INTERVALS = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
+"""The scores that have an interval."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,7 @@ class Counts:
 
 
 def count(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.generic]) -> Counts:
-    """Count agreement voxel by voxel.
-
-    Args:
-        prediction: Boolean, any shape; True is foreground.
-        truth: Same shape; 0 background, 1 foreground, 255 ignored.
+    """Count agreement voxel by voxel; truth is 0 background, 1 foreground, 255 ignored.
 
     Raises:
         ValueError: The shapes differ, the prediction is not boolean, or the truth holds another value.
@@ -82,30 +85,22 @@ def count(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.generic]) -> 
     return Counts(tp, fp, n_foreground - tp, n_background - fp)
 
 
-def scores(counts: Counts, *, zero_division: float = math.nan) -> dict[str, float]:
-    """The scores of pooled counts.
+def ratio(numerator: float, denominator: float) -> float:
+    """A score; NaN where it has no denominator."""
+    return numerator / denominator if denominator else math.nan
+
+
+def scores(counts: Counts) -> dict[str, float]:
+    """The scores of pooled counts, in [0, 1], and ``voxels``; NaN where a score has no denominator.
 
     The Jaccard index is ``TP / (TP + FP + FN)`` (Jaccard, 1912), for the foreground, for the background (``TN / (TN +
     FP + FN)``) and as the mean of both; these differ by up to 40 points on one map, so all three are given. Dice is
     ``2 TP / (2 TP + FP + FN)`` (Dice, 1945), and precision and recall are those of the foreground.
 
-    Args:
-        counts: Pooled over everything that is scored.
-        zero_division: The value of a score whose denominator is zero, such as the foreground's where neither truth
-            nor prediction has any.
-
-    Returns:
-        ``jaccard_foreground``, ``jaccard_background``, ``jaccard_mean``, ``dice``, ``precision``, ``recall``,
-        ``accuracy`` in [0, 1], and ``voxels``, how many were counted.
-
     >>> scores(Counts(tp=2, fp=1, fn=1, tn=6))["jaccard_foreground"]
     0.5
     """
     tp, fp, fn, tn = counts.tp, counts.fp, counts.fn, counts.tn
-
-    def ratio(numerator: int, denominator: int) -> float:
-        return numerator / denominator if denominator else zero_division
-
     foreground, background = ratio(tp, tp + fp + fn), ratio(tn, tn + fp + fn)
     return {
         "jaccard_foreground": foreground,
@@ -117,3 +112,29 @@ def scores(counts: Counts, *, zero_division: float = math.nan) -> dict[str, floa
         "accuracy": ratio(tp + tn, counts.voxels),
         "voxels": counts.voxels,
     }
+
+
+def bootstrap_intervals(
+    parts: Sequence[Counts], *, resamples: int = 2000, seed: int = 1, level: float = LEVEL
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of the pooled scores over parts of the tissue (Efron, Annals of Statistics 7(1), 1979).
+
+    As many parts as there are are drawn with replacement, their counts are summed, and scores are computed from the
+    sum; the interval holds the middle ``level`` of what ``resamples`` draws gave. Parts that lie side by side, such
+    as z-slabs, are alike, so the interval is rather too narrow than too wide. A draw in which a score has no
+    denominator does not count for it. NaN where no draw is left, and where there are fewer than two parts.
+
+    >>> bootstrap_intervals([Counts(tp=1, fp=1), Counts(tp=3, fn=1)])["recall"]
+    (0.75, 1.0)
+    """
+    if len(parts) < 2:
+        return dict.fromkeys(INTERVALS, (math.nan, math.nan))
+    counts = np.array([[part.tp, part.fp, part.fn, part.tn] for part in parts], np.int64)
+    drawn = np.random.default_rng(seed).integers(0, len(counts), (resamples, len(counts)))
+    found = [scores(Counts(*row)) for row in counts[drawn].sum(axis=1).tolist()]
+    intervals = {}
+    for name in INTERVALS:
+        defined = [values[name] for values in found if not math.isnan(values[name])]
+        ends = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if defined else (math.nan, math.nan)
+        intervals[name] = float(ends[0]), float(ends[1])
+    return intervals

@@ -26,13 +26,11 @@ LIMIT = 20.0
 BINS_PER_UNIT = 100
 """The inverse of the bin width of 0.01, by which a threshold's probability is known to 0.0025 or better."""
 BINS = int(2 * LIMIT) * BINS_PER_UNIT
-"""Number of bins."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 EDGES: Floats = (np.arange(BINS + 1) - BINS // 2) / BINS_PER_UNIT
-"""``BINS + 1`` edges."""
 CENTRES: Floats = (np.arange(BINS) - BINS // 2 + 0.5) / BINS_PER_UNIT
 """The log-odds that stand for each bin."""
 
@@ -45,14 +43,9 @@ def nan_error() -> UserError:
 
 
 def logit_histogram(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.generic]) -> Ints:
-    """Count log-odds by class and bin.
+    """Count log-odds of any shape by class and bin, (2, BINS): row 0 the background's voxels, row 1 the foreground's.
 
-    Args:
-        logits: Log-odds of the foreground, any shape.
-        truth: Same shape; 0 background, 1 foreground, anything else ignored (255 by convention).
-
-    Returns:
-        int64 of shape (2, BINS): row 0 the background's voxels, row 1 the foreground's.
+    Truth is 0 background, 1 foreground, anything else ignored (255 by convention).
 
     Raises:
         ValueError: The shapes differ.
@@ -72,12 +65,10 @@ def logit_histogram(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.gene
 
 @dataclass(frozen=True)
 class Curve:
-    """Counts at every threshold; each array has ``BINS + 1`` entries, thresholds ascending.
+    """Counts at every threshold, ascending; each array has ``BINS + 1`` entries.
 
-    Attributes:
-        threshold_logit: Foreground is ``logit >= threshold``. The first calls everything foreground; the last is
-            infinite and calls nothing so.
-        tp: True positives at each threshold; so ``fp``, ``fn``, ``tn``.
+    Foreground is ``logit >= threshold_logit``: the first calls everything foreground; the last is infinite and calls
+    nothing so.
     """
 
     threshold_logit: Floats
@@ -93,8 +84,7 @@ class Curve:
     def at(self, threshold_logit: float) -> Counts:
         """The counts at the edge nearest to a threshold."""
         clamped = min(max(threshold_logit, -LIMIT), LIMIT)
-        index = BINS if threshold_logit == math.inf else round((clamped + LIMIT) * BINS_PER_UNIT)
-        return self.counts(index)
+        return self.counts(BINS if threshold_logit == math.inf else round((clamped + LIMIT) * BINS_PER_UNIT))
 
 
 def curve(hist: npt.NDArray[np.integer]) -> Curve:
@@ -104,9 +94,7 @@ def curve(hist: npt.NDArray[np.integer]) -> Curve:
     above: Ints = np.zeros((2, BINS + 1), np.int64)
     above[:, :-1] = np.cumsum(hist[:, ::-1].astype(np.int64), axis=1)[:, ::-1]
     fp, tp = above
-    threshold_logit = EDGES.copy()
-    threshold_logit[-1] = math.inf
-    return Curve(threshold_logit, tp, fp, tp[0] - tp, fp[0] - fp)
+    return Curve(np.append(EDGES[:-1], math.inf), tp, fp, tp[0] - tp, fp[0] - fp)
 
 
 def _ratio(numerator: Ints, denominator: Ints, zero_division: float) -> Floats:
@@ -114,57 +102,34 @@ def _ratio(numerator: Ints, denominator: Ints, zero_division: float) -> Floats:
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
 
-def jaccard_foreground(curve: Curve, *, zero_division: float = math.nan) -> Floats:
-    """``TP / (TP + FP + FN)`` at every threshold."""
-    return _ratio(curve.tp, curve.tp + curve.fp + curve.fn, zero_division)
-
-
-def best_index(curve: Curve) -> int | None:
-    """Where the foreground's Jaccard index is largest: the middle of the longest plateau of maxima (None: no fg)."""
-    if curve.tp[0] == 0:
-        return None
-    jaccard = jaccard_foreground(curve, zero_division=0.0)
-    (at,) = np.nonzero(jaccard == jaccard.max())
-    runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
-    longest = max(runs, key=len)
-    return int(longest[(len(longest) - 1) // 2])
-
-
-def best_threshold(curve: Curve, *, zero_division: float = math.nan) -> tuple[float, float]:
-    """The log-odds threshold that maximises the foreground's Jaccard index, and that index.
+def best_threshold(curve: Curve) -> tuple[float, float]:
+    """The log-odds threshold that maximises the foreground's JAC, and that index; (0, NaN) without foreground.
 
     Where many thresholds are equally good (separable classes), the middle of the longest run of them is taken, the one
     that a small drift of the scores harms least. For a calibrated map it lies near J / (1 + J) in probability, below
-    0.5 (Lipton et al., 2014, for the F score).
-
-    Args:
-        curve: Of the voxels on which the threshold is chosen (validation, never test).
-        zero_division: The index returned where there is no foreground; the threshold is then 0.
-    """
-    index = best_index(curve)
-    if index is None:
-        return 0.0, zero_division
-    c = curve.counts(index)
-    return float(curve.threshold_logit[index]), c.tp / (c.tp + c.fp + c.fn)
-
-
-def precision_recall(curve: Curve, *, zero_division: float = 1.0) -> tuple[Floats, Floats]:
-    """Precision and recall at every threshold, thresholds ascending.
-
-    Args:
-        curve: From `curve`.
-        zero_division: Precision where nothing is predicted, and recall where there is nothing to find.
-    """
-    precision = _ratio(curve.tp, curve.tp + curve.fp, zero_division)
-    return precision, _ratio(curve.tp, curve.tp + curve.fn, zero_division)
-
-
-def average_precision(curve: Curve, *, zero_division: float = math.nan) -> float:
-    """``AP = sum_k (R_k - R_{k+1}) P_k``, the area under precision over recall without interpolation.
-
-    Source: scikit-learn's `average_precision_score`. ``zero_division`` is returned where there is no foreground.
+    0.5 (Lipton et al., 2014, for the F score). To be chosen on validation voxels, never on those of the test.
     """
     if curve.tp[0] == 0:
-        return zero_division
+        return 0.0, math.nan
+    jaccard = _ratio(curve.tp, curve.tp + curve.fp + curve.fn, 0.0)
+    (at,) = np.nonzero(jaccard == jaccard.max())
+    longest = max(np.split(at, np.flatnonzero(np.diff(at) > 1) + 1), key=len)
+    index = int(longest[(len(longest) - 1) // 2])
+    return float(curve.threshold_logit[index]), float(jaccard[index])
+
+
+def precision_recall(curve: Curve) -> tuple[Floats, Floats]:
+    """Precision and recall at every threshold, ascending; 1 where nothing is predicted, and where there is nothing."""
+    precision = _ratio(curve.tp, curve.tp + curve.fp, 1.0)
+    return precision, _ratio(curve.tp, curve.tp + curve.fn, 1.0)
+
+
+def average_precision(curve: Curve) -> float:
+    """``AP = sum_k (R_k - R_{k+1}) P_k``, the area under precision over recall; NaN without foreground.
+
+    Without interpolation, as scikit-learn's `average_precision_score`.
+    """
+    if curve.tp[0] == 0:
+        return math.nan
     precision, recall = precision_recall(curve)
     return float(np.sum((recall[:-1] - recall[1:]) * precision[:-1]))

@@ -26,8 +26,10 @@ from scipy.sparse import csr_array
 from scipy.stats import entropy
 from skimage.metrics import adapted_rand_error
 
-from mitoseg.metrics.intervals import LEVEL
+from mitoseg.metrics.counts import LEVEL, ratio
 from mitoseg.metrics.overlaps import Ints, Overlaps, match_objects
+
+Bools = npt.NDArray[np.bool_]
 
 THRESHOLDS = (0.5, 0.75)
 """Of IoU."""
@@ -38,126 +40,95 @@ ROWS = ("all", "whole", "cut")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Sizes and border of the objects of both sides, and which of them belong to a row of the table."""
+class _Objects:
+    """The objects of one side, in ascending order of their ids: voxels, links to the other side, cut by the border."""
 
+    voxels: Ints
+    links: Ints
+    cut: Bools
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """The pairs above a threshold: index of the true objects, IoU, and which results count as cut.
+
+    A result goes where the true object goes that it is matched to, and without a partner by its own border.
+    """
+
+    threshold: float
     truth: Ints
-    truth_voxels: Ints
-    truth_cut: npt.NDArray[np.bool_]
-    result: Ints
-    result_voxels: Ints
-    result_cut: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, overlaps: Overlaps) -> Rows:
-        """All objects of a table."""
-        truth, truth_voxels = overlaps.sizes("truth")
-        result, result_voxels = overlaps.sizes("result")
-        cuts = np.isin(truth, overlaps.truth_cut), np.isin(result, overlaps.result_cut)
-        return cls(truth, truth_voxels, cuts[0], result, result_voxels, cuts[1])
-
-    def part(self, row: str, partner: Ints) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which true objects and which results belong to a row; a result goes where its partner goes.
-
-        Args:
-            row: One of `ROWS`.
-            partner: For each result the place of its true object, or -1.
-        """
-        if row == "all":
-            return np.ones(len(self.truth), bool), np.ones(len(self.result), bool)
-        own = self.result_cut.copy()
-        own[partner >= 0] = self.truth_cut[partner[partner >= 0]]
-        return (self.truth_cut, own) if row == "cut" else (~self.truth_cut, ~own)
+    iou: npt.NDArray[np.float64]
+    result_cut: Bools
 
 
 def instance_scores(
-    overlaps: Overlaps,
-    *,
-    thresholds: Sequence[float] = THRESHOLDS,
-    share: float = SHARE,
-    resamples: int = 2000,
-    seed: int = 1,
+    overlaps: Overlaps, *, share: float = SHARE, resamples: int = 2000, seed: int = 1
 ) -> dict[str, object]:
-    """Scores of one table; see the module.
+    """Scores of one table; see the module. ``resamples=0`` for no intervals.
 
-    Args:
-        overlaps: Of the objects that count.
-        thresholds: Of IoU; a pair must be above.
-        share: Of the smaller object, from which two are linked.
-        resamples: Draws of the bootstrap over objects; 0 for no intervals.
-        seed: Of the draws.
-
-    Returns:
-        For each of `ROWS`: ``truth``, ``result`` (how many objects), ``splits``, ``merges``,
-        ``splits_and_merges_share`` (of the true objects), ``volume_truth``, ``volume_result`` (voxels),
-        ``volume_error`` (their relative difference), and ``matched``: a list with the scores of each threshold. An
-        object that the border cuts is in row ``cut``; a result goes where the true object goes that it is matched to
-        (``splits`` to ``volume_error``: at the first threshold), and without a partner by its own border. Beside them,
-        over the voxels of all true objects, ``adapted_rand_error``, ``variation_of_information_split`` and
-        ``variation_of_information_merge`` (bits). What has no denominator is NaN.
+    For each of `ROWS`: ``truth``, ``result`` (how many objects), ``splits``, ``merges``, ``splits_and_merges_share``
+    (of the true objects), ``volume_truth``, ``volume_result`` (voxels), ``volume_error`` (their relative difference),
+    and ``matched``: a list with the scores of each of `THRESHOLDS`. Results are shared out to ``whole`` and ``cut`` by
+    the matches (``splits`` to ``volume_error``: at the first threshold). Beside them the keys of `partition_scores`.
+    What has no denominator is NaN.
     """
-    rows = Rows.of(overlaps)
-    links = _links(overlaps, rows, share)
-    return {
-        **{row: _row(overlaps, rows, row, links, thresholds, resamples, seed) for row in ROWS},
-        **partition_scores(overlaps),
-    }
+    (truths, truth_voxels), (results, result_voxels) = (overlaps.sizes(side) for side in ("truth", "result"))
+    pairs = (overlaps.truth > 0) & (overlaps.result > 0)
+    i, j = np.searchsorted(truths, overlaps.truth[pairs]), np.searchsorted(results, overlaps.result[pairs])
+    linked = overlaps.voxels[pairs] >= share * np.minimum(truth_voxels[i], result_voxels[j])
+    sides = [
+        _Objects(voxels, np.bincount(at[linked], minlength=len(ids)), np.isin(ids, cut))
+        for ids, voxels, at, cut in (
+            (truths, truth_voxels, i, overlaps.truth_cut),
+            (results, result_voxels, j, overlaps.result_cut),
+        )
+    ]
+    matched = []
+    for threshold in THRESHOLDS:
+        matches = match_objects(overlaps, threshold)
+        partners, result_cut = np.searchsorted(truths, matches.truth), sides[1].cut.copy()
+        result_cut[np.searchsorted(results, matches.result)] = sides[0].cut[partners]
+        matched.append(_Matched(threshold, partners, matches.iou, result_cut))
+    rows = {row: _row(row, sides[0], sides[1], matched, resamples, seed) for row in ROWS}
+    return {**rows, **partition_scores(overlaps)}
 
 
 def _row(
-    overlaps: Overlaps,
-    rows: Rows,
-    row: str,
-    links: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    thresholds: Sequence[float],
-    resamples: int,
-    seed: int,
+    row: str, truth: _Objects, result: _Objects, matched: Sequence[_Matched], resamples: int, seed: int
 ) -> dict[str, object]:
-    matched, parts = [], []
-    for threshold in thresholds:
-        matches = match_objects(overlaps, threshold)
-        partner = np.full(len(rows.result), -1)
-        partner[np.searchsorted(rows.result, matches.result)] = np.searchsorted(rows.truth, matches.truth)
-        truths, results = rows.part(row, partner)
-        parts.append((truths, results))
-        own = truths[np.searchsorted(rows.truth, matches.truth)]
-        tp = int(own.sum())
-        scores = match_scores(tp, int(results.sum()) - tp, int(truths.sum()) - tp, float(matches.iou[own].sum()))
-        interval = f1_interval(tp, int(results.sum()) - tp, int(truths.sum()) - tp, resamples=resamples, seed=seed)
-        matched.append({"iou": threshold, **scores, "f1_interval": list(interval)})
-    truths, results = parts[0]
-    splits, merges = int((links[0][truths] > 1).sum()), int((links[1][results] > 1).sum())
-    volume, found = int(rows.truth_voxels[truths].sum()), int(rows.result_voxels[results].sum())
-    count = int(truths.sum())
+    def own(cut: Bools) -> Bools:
+        return np.full(len(cut), True) if row == "all" else cut == (row == "cut")
+
+    truths, count = own(truth.cut), int(own(truth.cut).sum())
+    found = []
+    for pairs in matched:
+        mine = truths[pairs.truth]
+        tp, results = int(mine.sum()), int(own(pairs.result_cut).sum())
+        scores = match_scores(tp, results - tp, count - tp, float(pairs.iou[mine].sum()))
+        interval = f1_interval(tp, results - tp, count - tp, resamples=resamples, seed=seed)
+        found.append({"iou": pairs.threshold, **scores, "f1_interval": list(interval)})
+    of_result = own(matched[0].result_cut)
+    splits, merges = int((truth.links[truths] > 1).sum()), int((result.links[of_result] > 1).sum())
+    volume, volume_result = int(truth.voxels[truths].sum()), int(result.voxels[of_result].sum())
     return {
         "truth": count,
-        "result": int(results.sum()),
+        "result": int(of_result.sum()),
         "splits": splits,
         "merges": merges,
-        "splits_and_merges_share": (splits + merges) / count if count else math.nan,
+        "splits_and_merges_share": ratio(splits + merges, count),
         "volume_truth": volume,
-        "volume_result": found,
-        "volume_error": (found - volume) / volume if volume else math.nan,
-        "matched": matched,
+        "volume_result": volume_result,
+        "volume_error": ratio(volume_result - volume, volume),
+        "matched": found,
     }
 
 
 def match_scores(tp: int, fp: int, fn: int, iou_sum: float) -> dict[str, float]:
-    """Scores of one threshold; see the module.
-
-    Args:
-        tp: Matched pairs.
-        fp: Results without a partner.
-        fn: True objects without a partner.
-        iou_sum: Over the matched pairs.
+    """Scores of one threshold, from matched pairs, results and true objects without a partner, and the pairs' IoU.
 
     >>> match_scores(3, 1, 1, 2.4)["f1"], round(match_scores(3, 1, 1, 2.4)["panoptic_quality"], 6)
     (0.75, 0.6)
     """
-
-    def ratio(numerator: float, denominator: float) -> float:
-        return numerator / denominator if denominator else math.nan
-
     f1 = ratio(2 * tp, 2 * tp + fp + fn)
     return {
         "tp": tp,
@@ -173,9 +144,7 @@ def match_scores(tp: int, fp: int, fn: int, iou_sum: float) -> dict[str, float]:
     }
 
 
-def f1_interval(
-    tp: int, fp: int, fn: int, *, resamples: int = 2000, seed: int = 1, level: float = LEVEL
-) -> tuple[float, float]:
+def f1_interval(tp: int, fp: int, fn: int, *, resamples: int = 2000, seed: int = 1) -> tuple[float, float]:
     """Percentile interval of F1 over objects (Efron, Annals of Statistics 7(1), 1979).
 
     The matched pairs, the unmatched results and the unmatched true objects are drawn with replacement, as many as
@@ -186,7 +155,7 @@ def f1_interval(
         return math.nan, math.nan
     drawn = np.random.default_rng(seed).multinomial(total, [tp / total, fp / total, fn / total], resamples)
     f1 = 2 * drawn[:, 0] / (drawn[:, 0] + total)
-    low, high = np.quantile(f1, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    low, high = np.quantile(f1, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
 
@@ -209,14 +178,4 @@ def partition_scores(overlaps: Overlaps) -> dict[str, float]:
     pairs = all((side**2).sum() > side.sum() for side in sides)
     error = float(adapted_rand_error(table=table)[0]) if pairs else math.nan  # type: ignore[no-untyped-call]
     of_result, of_truth, joint = (float(entropy(values, base=2)) for values in (*sides, table.data))
-    split, merge = max(joint - of_truth, 0.0), max(joint - of_result, 0.0)
-    return dict(zip(names, (error, split, merge), strict=True))
-
-
-def _links(overlaps: Overlaps, rows: Rows, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many links each true object and each result has."""
-    pairs = (overlaps.truth > 0) & (overlaps.result > 0)
-    i = np.searchsorted(rows.truth, overlaps.truth[pairs])
-    j = np.searchsorted(rows.result, overlaps.result[pairs])
-    linked = overlaps.voxels[pairs] >= share * np.minimum(rows.truth_voxels[i], rows.result_voxels[j])
-    return np.bincount(i[linked], minlength=len(rows.truth)), np.bincount(j[linked], minlength=len(rows.result))
+    return dict(zip(names, (error, max(joint - of_truth, 0.0), max(joint - of_result, 0.0)), strict=True))

@@ -19,12 +19,8 @@ Ints = npt.NDArray[np.int64]
 class Overlaps:
     """A sparse contingency table of two label volumes; 0 is background, and its overlap with itself is left out.
 
-    Attributes:
-        truth: (m,) true object of each pair.
-        result: (m,) object of the result of each pair.
-        voxels: (m,) that the two share.
-        truth_cut: True objects that the border of the volume cuts.
-        result_cut: The same of the result.
+    ``truth``, ``result`` and ``voxels`` (m,) are the ids of each pair and the voxels that the two share,
+    ``truth_cut`` and ``result_cut`` the ids that the border of the volume cuts.
     """
 
     truth: Ints
@@ -38,25 +34,20 @@ class Overlaps:
         cls, parts: Sequence[tuple[Ints, Ints, Ints]], truth_cut: Sequence[int], result_cut: Sequence[int]
     ) -> Overlaps:
         """Sum what `count_overlaps` gave for each part of a volume."""
+        names = ("truth", "result", "voxels")
         columns = [np.concatenate([np.zeros(0, np.int64), *(part[i] for part in parts)]) for i in range(3)]
-        frame = pd.DataFrame(dict(zip(("truth", "result", "voxels"), columns, strict=True)))
+        frame = pd.DataFrame(dict(zip(names, columns, strict=True)))
         total = frame.groupby(["truth", "result"], sort=True, as_index=False)["voxels"].sum()
-        truth, result, voxels = (total[name].to_numpy(np.int64) for name in ("truth", "result", "voxels"))
-        return cls(truth, result, voxels, *(np.array(sorted(cut), np.int64) for cut in (truth_cut, result_cut)))
+        cuts = (np.array(sorted(cut), np.int64) for cut in (truth_cut, result_cut))
+        return cls(*(total[name].to_numpy(np.int64) for name in names), *cuts)
 
     def sizes(self, side: str) -> tuple[Ints, Ints]:
-        """Ids of all objects of one side, ``truth`` or ``result``, and their voxels."""
-        ids, group = np.unique(getattr(self, side), return_inverse=True)
-        voxels = np.zeros(len(ids), np.int64)
-        np.add.at(voxels, group, self.voxels)
-        return ids[ids > 0], voxels[ids > 0]
+        """Ids of all objects of one side, ``truth`` or ``result``, ascending, and their voxels."""
+        total = pd.Series(self.voxels).groupby(getattr(self, side)).sum().drop(0, errors="ignore")
+        return total.index.to_numpy(np.int64), total.to_numpy(np.int64)
 
     def without_small(self, least: int) -> tuple[Overlaps, int, int]:
-        """The table with objects below ``least`` voxels turned into background, and how many they were.
-
-        Returns:
-            The table, the number of small true objects, and of small results.
-        """
+        """The table without objects below ``least`` voxels, and how many true ones and results those are."""
         sides, counts = [], []
         for side in ("truth", "result"):
             ids, voxels = self.sizes(side)
@@ -69,14 +60,7 @@ class Overlaps:
 
 
 def count_overlaps(truth: npt.NDArray[np.integer], result: npt.NDArray[np.integer]) -> tuple[Ints, Ints, Ints]:
-    """Pairs of ids and their voxels in two arrays of one shape, (0, 0) left out.
-
-    Args:
-        truth: Ids below 2**32.
-        result: The same.
-
-    Raises:
-        ValueError: The shapes differ.
+    """Pairs of ids (below 2**32) and their voxels in two arrays of one shape, (0, 0) left out.
 
     >>> [column.tolist() for column in count_overlaps(np.array([0, 1, 1, 0]), np.array([0, 1, 1, 2]))]
     [[0, 1], [2, 1], [1, 2]]
@@ -92,28 +76,24 @@ def count_overlaps(truth: npt.NDArray[np.integer], result: npt.NDArray[np.intege
 
 def pool_overlaps(tables: Sequence[Overlaps]) -> Overlaps:
     """One table of several volumes, whose objects all differ."""
-    parts, cuts = [], ([], [])  # type: tuple[list[tuple[Ints, Ints, Ints]], tuple[list[int], list[int]]]
+    parts: list[tuple[Ints, Ints, Ints]] = []
+    truth_cut: list[int] = []
+    result_cut: list[int] = []
     truths = results = 0
     for table in tables:
         truth = np.where(table.truth > 0, table.truth + truths, 0)
         result = np.where(table.result > 0, table.result + results, 0)
         parts.append((truth, result, table.voxels))
-        cuts[0].extend((table.truth_cut + truths).tolist())
-        cuts[1].extend((table.result_cut + results).tolist())
-        truths = max(truths, *truth.tolist(), *cuts[0])
-        results = max(results, *result.tolist(), *cuts[1])
-    return Overlaps.collect(parts, *cuts)
+        truth_cut += (table.truth_cut + truths).tolist()
+        result_cut += (table.result_cut + results).tolist()
+        truths = max(truths, *truth.tolist(), *truth_cut)
+        results = max(results, *result.tolist(), *result_cut)
+    return Overlaps.collect(parts, truth_cut, result_cut)
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of a true object and a result that are taken for the same, one to one.
-
-    Attributes:
-        truth: (k,) ids.
-        result: (k,) ids.
-        iou: (k,) intersection over union of each pair.
-    """
+    """Pairs of a true object and a result that are taken for the same, one to one: ids and IoU, (k,) each."""
 
     truth: Ints
     result: Ints
@@ -121,28 +101,22 @@ class Matches:
 
 
 def match_objects(overlaps: Overlaps, threshold: float) -> Matches:
-    """Match objects whose intersection over union is above ``threshold``.
+    """Match objects whose intersection over union is above ``threshold``, from 0 on.
 
     Above one half an object has one such partner at most (Kirillov et al., CVPR 2019). Below, as many pairs as
     possible are taken, and among such choices the one of the largest sum (linear assignment).
-
-    Args:
-        overlaps: The table.
-        threshold: From 0 on; pairs that do not overlap are never matched.
     """
     pairs = (overlaps.truth > 0) & (overlaps.result > 0)
     truth, result, shared = overlaps.truth[pairs], overlaps.result[pairs], overlaps.voxels[pairs]
-    size = dict(zip(*(values.tolist() for values in overlaps.sizes("truth")), strict=True))
-    other = dict(zip(*(values.tolist() for values in overlaps.sizes("result")), strict=True))
-    union = np.array([size[t] + other[r] for t, r in zip(truth.tolist(), result.tolist(), strict=True)], np.int64)
-    iou = shared / (union - shared)
+    (truths, voxels), (results, others) = overlaps.sizes("truth"), overlaps.sizes("result")
+    iou = shared / (voxels[np.searchsorted(truths, truth)] + others[np.searchsorted(results, result)] - shared)
     near = iou > threshold
     truth, result, iou = truth[near], result[near], iou[near]
     chosen = np.arange(len(iou)) if threshold >= 0.5 else _assign(truth, result, iou)
     return Matches(truth[chosen], result[chosen], iou[chosen])
 
 
-def _assign(truth: Ints, result: Ints, iou: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def _assign(truth: Ints, result: Ints, iou: npt.NDArray[np.float64]) -> Ints:
     """Which of the candidates are taken: most pairs, then the largest sum; each group of rivals by itself."""
     rows, row = np.unique(truth, return_inverse=True)
     columns, column = np.unique(result, return_inverse=True)

@@ -15,11 +15,7 @@ from mitoseg.metrics.histogram import BINS, BINS_PER_UNIT, LIMIT, nan_error
 
 
 class LogitHistogram(Metric):
-    """Collects `mitoseg.metrics.histogram.logit_histogram` over batches and devices; computes to it, int64 (2, BINS).
-
-    ``update`` takes log-odds of the foreground, of any shape and float type, and a target of the same shape with 0
-    background, 1 foreground, 255 ignored.
-    """
+    """Sums `mitoseg.metrics.logit_histogram`, int64 (2, BINS), over batches and devices."""
 
     is_differentiable = False
     full_state_update = False
@@ -30,7 +26,7 @@ class LogitHistogram(Metric):
         self.add_state("histogram", torch.zeros((2, BINS), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add a batch.
+        """Add log-odds of any shape and float type; the target is 0 background, 1 foreground, 255 ignored.
 
         Raises:
             ValueError: The shapes differ.
@@ -53,8 +49,7 @@ class LogitHistogram(Metric):
 class BlockCounts(Metric):
     """Counts of training blocks or voxels by truth and prediction, int64 (4): tn, fp, fn, tp.
 
-    ``update`` takes ``scores`` (B, 2, ...) and ``label`` (B, ...) of 0 and 1; any other label counts nowhere. It costs
-    a few small operations and never waits for the device, since it runs at every step.
+    Updating costs a few small operations and never waits for the device, since it is done at every step.
     """
 
     is_differentiable = False
@@ -66,7 +61,7 @@ class BlockCounts(Metric):
         self.add_state("counts", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, label: Tensor) -> None:
-        """Add a batch."""
+        """Add ``scores`` (B, 2, ...) and ``label`` (B, ...) of 0 and 1; any other label counts nowhere."""
         kind = (2 * label + (scores[:, 1] > scores[:, 0])).flatten()
         self.counts += torch.stack([(kind == k).sum() for k in range(4)])
 
@@ -92,10 +87,7 @@ def as_counts(counts: Tensor) -> Counts:
 
 
 def block_scores(counts: Counts) -> dict[str, float]:
-    """The scores of training blocks, one prediction each, at a probability of one half.
-
-    Returns:
-        ``block_jaccard`` (of mitochondria) and ``block_accuracy``.
+    """``block_jaccard`` (of mitochondria) and ``block_accuracy`` of training blocks, at a probability of one half.
 
     >>> block_scores(Counts(tp=1, fp=1, fn=1, tn=1))
     {'block_jaccard': 0.3333333333333333, 'block_accuracy': 0.5}

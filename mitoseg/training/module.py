@@ -35,9 +35,9 @@ from mitoseg.metrics import (
     average_precision,
     choose_decision,
     curve,
-    expected_calibration_error,
     logit_histogram,
     prior_shift,
+    reliability_bins,
     scores,
 )
 from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
@@ -227,7 +227,7 @@ class SegmentationModule(LightningModule):
         values = {name: picked[name] for name in names}
         values["threshold"] = self.threshold
         values["average_precision"] = average_precision(self.curve)
-        values["calibration_error"] = expected_calibration_error(counts, self.calibration)
+        values["calibration_error"] = reliability_bins(counts, self.calibration).error
         self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

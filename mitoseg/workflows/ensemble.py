@@ -87,7 +87,7 @@ def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
             steps=chosen_steps(options.postprocess),
             trust=options.trust,
         )
-        score = float(scores["validation"]["jaccard_foreground"])  # type: ignore[arg-type]
+        score = float(scores["validation"]["jaccard_foreground"])
     else:
         log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
     with atomic_output(output, overwrite=options.overwrite) as temporary:

@@ -20,13 +20,12 @@ from mitoseg.evaluation.instances import (
     SMALL,
     evaluate_instances,
     find_overlaps,
-    instance_table,
     prediction_instances,
     truth_instances,
 )
 from mitoseg.evaluation.report import report_evaluation, report_prediction
-from mitoseg.evaluation.score import check_shapes
-from mitoseg.evaluation.table import score_table
+from mitoseg.evaluation.score import DRAWS, check_shapes
+from mitoseg.evaluation.table import instance_table, score_table
 from mitoseg.geometry import Box
 from mitoseg.networks.checkpoint import DEFAULT
 from mitoseg.progress import Tell, waiting
@@ -238,7 +237,7 @@ def score_instances(
     labelling: Labelling | None,
     *,
     small: int = SMALL,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = DRAWS,
     crop: Box | None = None,
     engine: Engine | None = None,
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Counts and scores against scikit-learn and hand-made tables."""
+"""Counts, scores and their intervals against scikit-learn, SciPy and hand-made tables."""
 
 import math
 import subprocess
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
-from mitoseg.metrics.counts import Counts, count, scores
+from mitoseg.metrics.counts import INTERVALS, Counts, bootstrap_intervals, count, scores
 
 counts_ = st.builds(Counts, *[st.integers(0, 10**12)] * 4)
 
@@ -28,43 +29,31 @@ def test_scores_agree_with_sklearn(shape, share, seed):
     ours = scores(count(prediction, truth))
     kept = truth != 255
     y, p = truth[kept], prediction[kept].astype(np.uint8)
-    assert ours["jaccard_foreground"] == pytest.approx(jaccard_score(y, p))
-    assert ours["jaccard_background"] == pytest.approx(jaccard_score(y, p, pos_label=0))
-    assert ours["jaccard_mean"] == pytest.approx(jaccard_score(y, p, average="macro"))
-    assert ours["dice"] == pytest.approx(f1_score(y, p))
-    assert ours["precision"] == pytest.approx(precision_score(y, p))
-    assert ours["recall"] == pytest.approx(recall_score(y, p))
-    assert ours["accuracy"] == pytest.approx(accuracy_score(y, p))
-    assert ours["voxels"] == kept.sum()
+    theirs = {
+        "jaccard_foreground": jaccard_score(y, p),
+        "jaccard_background": jaccard_score(y, p, pos_label=0),
+        "jaccard_mean": jaccard_score(y, p, average="macro"),
+        "dice": f1_score(y, p),
+        "precision": precision_score(y, p),
+        "recall": recall_score(y, p),
+        "accuracy": accuracy_score(y, p),
+        "voxels": kept.sum(),
+    }
+    assert ours == pytest.approx(theirs)
 
 
-def test_a_table_by_hand():
+def test_scores_by_hand():
     s = scores(Counts(tp=6, fp=2, fn=4, tn=88))
-    assert s["jaccard_foreground"] == pytest.approx(6 / 12)
-    assert s["jaccard_background"] == pytest.approx(88 / 94)
-    assert s["jaccard_mean"] == pytest.approx((6 / 12 + 88 / 94) / 2)
-    assert s["dice"] == pytest.approx(12 / 18)
-    assert (s["precision"], s["recall"]) == (0.75, 0.6)
-    assert (s["accuracy"], s["voxels"]) == (0.94, 100)
-
-
-def test_the_published_pair_is_one_result():
-    """At 5 % foreground, fg 0.902 and mean 0.948 are the same map (the design's trap 5)."""
-    s = scores(Counts(tp=5690, fp=310, fn=310, tn=93690))
-    assert s["jaccard_foreground"] == pytest.approx(0.902, abs=1e-3)
-    assert s["jaccard_mean"] == pytest.approx(0.948, abs=1e-3)
-
-
-def test_zero_division_is_named():
-    nothing = Counts(tn=9)
-    assert math.isnan(scores(nothing)["jaccard_foreground"])
-    assert math.isnan(scores(nothing)["jaccard_mean"])
-    for value in (0.0, 1.0):
-        s = scores(nothing, zero_division=value)
-        assert (s["jaccard_foreground"], s["dice"], s["precision"], s["recall"]) == (value,) * 4
-        assert s["jaccard_background"] == 1
-    assert scores(Counts(fn=3), zero_division=1.0)["jaccard_foreground"] == 0
-    assert scores(Counts(), zero_division=0.5)["accuracy"] == 0.5
+    jaccards = [6 / 12, 88 / 94, (6 / 12 + 88 / 94) / 2]
+    assert list(s.values()) == pytest.approx([*jaccards, 12 / 18, 0.75, 0.6, 0.94, 100])
+    published = scores(Counts(tp=5690, fp=310, fn=310, tn=93690))  # at 5 % foreground both are the same map
+    assert published["jaccard_foreground"] == pytest.approx(0.902, abs=1e-3)
+    assert published["jaccard_mean"] == pytest.approx(0.948, abs=1e-3)
+    nothing = scores(Counts(tn=9))
+    undefined = ("jaccard_foreground", "jaccard_mean", "dice", "precision", "recall")
+    assert all(math.isnan(nothing[name]) for name in undefined)
+    assert nothing["jaccard_background"] == 1
+    assert scores(Counts(fn=3))["jaccard_foreground"] == 0
 
 
 @given(counts_, counts_)
@@ -92,10 +81,6 @@ def test_pooled_is_not_the_mean_of_slices():
     assert np.mean(per_slice) == 0.5
 
 
-def test_boolean_truth_counts():
-    assert count(np.array([True, False]), np.array([True, True])) == Counts(tp=1, fn=1)
-
-
 @pytest.mark.parametrize(
     ("prediction", "truth", "match"),
     [
@@ -105,6 +90,7 @@ def test_boolean_truth_counts():
     ],
 )
 def test_what_cannot_be_counted_is_refused(prediction, truth, match):
+    assert count(np.array([True, False]), np.array([True, True])) == Counts(tp=1, fn=1)
     with pytest.raises(ValueError, match=match):
         count(prediction, truth)
 
@@ -115,3 +101,47 @@ def test_scoring_needs_no_torch():
         "sys.exit(bool({'torch', 'torchmetrics'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def parts(seed, n=8):
+    rng = np.random.default_rng(seed)
+    return [Counts(*(int(v) for v in rng.integers(1, 1000, 4))) for _ in range(n)]
+
+
+def jaccard(tp, fp, fn, tn, axis=-1):
+    return tp.sum(axis) / (tp + fp + fn).sum(axis)
+
+
+def recall(tp, fp, fn, tn, axis=-1):
+    return tp.sum(axis) / (tp + fn).sum(axis)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.5])
+@pytest.mark.parametrize("n", [2, 8, 30])
+@pytest.mark.parametrize(("name", "statistic"), [("jaccard_foreground", jaccard), ("recall", recall)])
+def test_intervals_agree_with_scipy(name, statistic, n, level):
+    found = bootstrap_intervals(parts(n, n), resamples=500, seed=3, level=level)[name]
+    columns = np.array([[p.tp, p.fp, p.fn, p.tn] for p in parts(n, n)]).T
+    theirs = bootstrap(
+        tuple(columns), statistic, paired=True, n_resamples=500, confidence_level=level, method="percentile", rng=3
+    )
+    assert found == pytest.approx(tuple(theirs.confidence_interval))
+
+
+def test_the_score_lies_within_and_the_seed_decides():
+    found = bootstrap_intervals(parts(0), seed=1)
+    pooled = scores(sum(parts(0), Counts()))
+    assert set(found) == set(INTERVALS)
+    assert all(low < pooled[name] < high for name, (low, high) in found.items())
+    assert bootstrap_intervals(parts(0), seed=1) == found
+    assert bootstrap_intervals(parts(0), seed=2) != found
+    assert bootstrap_intervals([Counts(3, 1, 1, 5)] * 4)["dice"] == (0.75, 0.75)
+
+
+def test_what_says_nothing_of_spread():
+    for given_ in ([], [Counts(1, 2, 3, 4)]):
+        assert all(math.isnan(end) for ends in bootstrap_intervals(given_).values() for end in ends)
+    assert bootstrap_intervals([Counts(tp=1, fn=1), Counts(tn=5)])["recall"] == (0.5, 0.5)
+    nothing = bootstrap_intervals([Counts(tn=3), Counts(tn=5)])
+    assert all(math.isnan(end) for end in nothing["recall"])
+    assert nothing["jaccard_background"] == (1, 1)
