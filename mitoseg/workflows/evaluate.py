@@ -23,7 +23,7 @@ from mitoseg.evaluation.instances import (
     prediction_instances,
     truth_instances,
 )
-from mitoseg.evaluation.report import report_evaluation, report_prediction
+from mitoseg.evaluation.report import report_prediction
 from mitoseg.evaluation.score import DRAWS, check_shapes
 from mitoseg.evaluation.table import instance_table, score_table
 from mitoseg.geometry import Box
@@ -128,9 +128,9 @@ def show_scores(
         tell(f"{len(overlays)} slices in {folder / 'figures'}")
     if options.report:
         files = {"seed": options.seed, "files": checksums(volumes)}
-        report = report_evaluation(
-            folder,
-            result,
+        report = report_prediction(
+            folder / "report.html",
+            scores=result,
             title=f"Evaluation of {title}",
             **volumes,  # type: ignore[arg-type]
             provenance={**read_json(folder / "provenance.json"), **files},

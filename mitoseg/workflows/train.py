@@ -238,17 +238,12 @@ def train(
     provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
     write_json(folder / "provenance.json", provenance)
     validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
-<<<<<<< HEAD
     if HydraConfig.initialized():
         runtime = HydraConfig.get()
         given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
-        scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}  # type: ignore[arg-type]
+        scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
         write_hparams(folder / "tensorboard", given, scores)
-    return float(validation["jaccard_foreground"])  # type: ignore[arg-type]
-=======
-    log_hparams(folder, cfg, validation)
     return float(validation["jaccard_foreground"])
->>>>>>> b8712af (Scores, intervals and calibration are in fewer files, figures share their panels, and tables of scores lie in one module)
 
 
 def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:

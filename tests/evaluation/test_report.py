@@ -12,7 +12,7 @@ from small_report import BALLS, MISSED, SHAPE, SIZE, small_scores, small_table, 
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps
-from mitoseg.evaluation.report import ReportOptions, foreground_of, report_evaluation, write_report
+from mitoseg.evaluation.report import ReportOptions, foreground_of, report_prediction, write_report
 from mitoseg.geometry import Box
 from mitoseg.storage import plain
 from mitoseg.volumes import ArrayVolume
@@ -186,19 +186,13 @@ def test_hostile_text_stays_text(tmp_path, volumes):
 
 def test_a_report_of_an_evaluation(tmp_path, volumes):
     scores = small_scores(volumes)
-    path = report_evaluation(
-        tmp_path, scores, title="t", prediction=volumes["prediction"], truth=volumes["truth"], small=500
-    )
-    page = read(path)
-    assert path == tmp_path / "report.html"
+    given = {"title": "t", "prediction": volumes["prediction"], "truth": volumes["truth"], "scores": scores}
+    page = read(report_prediction(tmp_path / "r.html", **given, small=500))
     assert page.sections == EVERYTHING
     assert page.blocks["slice-data"]["images"] == []
     assert page.blocks["scene-data"]["instances"] == [4, 1, 3, 2]  # the largest first
     assert "4mitochondria" in page.text
-    few = report_evaluation(
-        tmp_path, scores, title="t", prediction=volumes["prediction"], truth=volumes["truth"], small=10**6
-    )
-    assert "scene-part" not in read(few).sections
+    assert "scene-part" not in read(report_prediction(tmp_path / "r.html", **given, small=10**6)).sections
 
 
 def test_scores_of_instances_are_a_table_of_their_own(tmp_path, volumes):
@@ -214,9 +208,8 @@ def test_scores_of_instances_are_a_table_of_their_own(tmp_path, volumes):
 
 def test_a_crop_keeps_the_coordinates_of_the_volume(tmp_path, volumes):
     crop = Box((2, 30, 10), (14, 60, 80))
-    path = report_evaluation(
-        tmp_path,
-        {},
+    path = report_prediction(
+        tmp_path / "r.html",
         title="t",
         prediction=volumes["prediction"],
         truth=volumes["truth"],

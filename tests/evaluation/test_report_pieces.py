@@ -10,14 +10,13 @@ from scipy import ndimage
 from small_report import BALLS, RADII, SHAPE, SIZE, ball, small_volumes
 
 from mitoseg.evaluation.report.errors import crop_window, worst_faults
-from mitoseg.evaluation.report.markup import Axis, Chart, Content, ReportOptions, Series, pack
+from mitoseg.evaluation.report.markup import Axis, Chart, Content, ReportOptions, pack
 from mitoseg.evaluation.report.page import render
 from mitoseg.evaluation.report.pictures import (
     coarse_labels,
     hold,
     plain_table,
     pool,
-    renumber,
     scene_data,
     small_image,
     small_labels,
@@ -79,14 +78,6 @@ def test_cells_of_labels(monkeypatch, strip):
     once_share, once_ids = pool(label[:4, :6, :8], (2, 3, 2))
     twice_share, _ = pool(once_ids, (2, 2, 2), once_share)
     np.testing.assert_allclose(twice_share, pool(label[:4, :6, :8], (4, 6, 4))[0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("factor", [1, 10**9])
-def test_renumbering(factor):
-    label = np.random.default_rng(0).choice([0, 3, 7, 2**16], (4, 5, 6)).astype(np.int64) * factor
-    ids, dense = renumber(label)
-    assert ids.tolist() == [3 * factor, 7 * factor, 2**16 * factor]
-    np.testing.assert_array_equal(np.append(0, ids)[dense], label)
 
 
 def test_the_plain_table_against_scipy(monkeypatch):
@@ -210,7 +201,7 @@ def test_ticks_lie_on_the_axis(low, factor, log):
 
 def test_a_chart_leaves_out_what_is_not_finite():
     chart = Chart(Axis("a", 0, 1), Axis("b", 0, 1), "label")
-    chart.draw(Series("s", [0, np.nan, 1], [0, 0.5, 1], points=True))
+    chart.draw([0, np.nan, 1], [0, 0.5, 1], points=True)
     assert [tag for tag, _, _ in chart.parts] == ["polyline", "circle", "circle"]
     assert "nan" not in str(chart.parts)
     left, right = chart.at([0, 1], [0, 1])

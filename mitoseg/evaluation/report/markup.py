@@ -17,16 +17,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 from PIL import Image
 
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Volume, VoxelSize, mask_volume
-from mitoseg.volumes.predicted import decide
 
 Section = dict[str, Any]
 """What the template of a section is given."""
+
+Values = Sequence[float] | npt.NDArray[np.floating]
+
+Shape = tuple[str, str, dict[str, object]]
+"""An element of SVG: its tag, its text and its attributes."""
+
+WIDTH, HEIGHT = 380, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -53,13 +61,11 @@ def number(value: object, digits: int = 4) -> str:
     >>> number(1234567), number(0.84336, 3), number(12345.678), number(2.5e-7, 3)
     ('1,234,567', '0.843', '12,346', '2.5e-07')
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return "\N{EN DASH}"
-    if isinstance(value, int | np.integer):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{int(value):,}"
-    real = float(value)
-    if not math.isfinite(real):
+    if not isinstance(value, float | np.floating) or not math.isfinite(value):
         return "\N{EN DASH}"
+    real = float(value)
     return f"{real:,.0f}" if abs(real) >= 1000 else f"{real:.{digits}g}"
 
 
@@ -86,29 +92,15 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Content:
-    """What a report tells of; whatever is None has no place in it.
-
-    Attributes:
-        title: Over the page.
-        image: Grey levels.
-        truth: Mapped labels: 0, 1 or 255 (ignored).
-        result: The mask that was found: not zero is foreground.
-        instances: Ids, 0 for background.
-        table: One row an instance.
-        scores: What ``metrics.json`` of an evaluation holds.
-        provenance: What ``provenance.json`` holds.
-        voxel_size: (z, y, x) in nm.
-        crop: The part of the volumes that is shown; None: everything.
-        options: Limits.
-    """
+    """What a report tells of, see `write_report`; whatever is None has no place in it."""
 
     title: str
     image: Volume | None = None
     truth: Volume | None = None
-    result: Volume | None = None
+    mask: Volume | None = None
     instances: Volume | None = None
     table: DataFrame | None = None
-    scores: Mapping[str, object] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
     voxel_size: VoxelSize | None = None
     crop: Box | None = None
@@ -116,15 +108,11 @@ class Content:
 
     @cached_property
     def volumes(self) -> dict[str, Volume]:
-        """Those that are there, by name; a mask is read from the instances where there is no other.
-
-        Raises:
-            UserError: They differ in shape.
-        """
-        result = self.result
-        if result is None and self.instances is not None:
-            result = mask_volume(self.instances, lambda values: values != 0)
-        given = {"image": self.image, "truth": self.truth, "result": result, "instances": self.instances}
+        """Those that are there, by name; a mask is read from the instances where there is no other."""
+        mask = self.mask
+        if mask is None and self.instances is not None:
+            mask = mask_volume(self.instances, lambda values: values != 0)
+        given = {"image": self.image, "truth": self.truth, "result": mask, "instances": self.instances}
         volumes = {name: volume for name, volume in given.items() if volume is not None}
         check_shapes(**volumes)
         return volumes
@@ -132,9 +120,7 @@ class Content:
     @cached_property
     def box(self) -> Box | None:
         """The part of the volumes that is shown; None without volumes."""
-        for volume in self.volumes.values():
-            return volume.check_box(self.crop)
-        return None
+        return next((volume.check_box(self.crop) for volume in self.volumes.values()), None)
 
     @cached_property
     def spacing(self) -> VoxelSize | None:
@@ -143,33 +129,9 @@ class Content:
         return next((size for size in sizes if size is not None), None)
 
 
-def foreground_of(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Volume:
-    """The mask of a stored prediction, decided while it is read.
-
-    Raises:
-        UserError: Its kind cannot be told, or the threshold is no probability.
-    """
-    return mask_volume(prediction, decide(prediction, threshold, kind).foreground)
-
-
-WIDTH, HEIGHT = 380, 250
-
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
-
-Values = Sequence[float] | npt.NDArray[np.floating]
-
-
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a chart.
-
-    Attributes:
-        name: With its unit.
-        low: At its start.
-        high: At its end.
-        log: Whether it is logarithmic.
-        whole: Whether only whole numbers are marked.
-    """
+    """One axis of a chart, whose name has its unit; ``whole`` marks whole numbers alone."""
 
     name: str
     low: float
@@ -192,55 +154,20 @@ class Axis:
         ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.01, 0.1, 1.0])
         """
         if self.log:
-            return self._log_ticks()
-        span = (self.high - self.low) or 1.0
-        step = next(s for s in _steps(span / 6) if span / s <= 6)
-        step = max(step, 1.0) if self.whole else step
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(k * step, 12) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-    def _log_ticks(self) -> list[float]:
-        low, high = math.log10(self.low), math.log10(self.high)
-        heads = (1,) if high - low > 2 else (1, 2, 5)
-        ticks = [h * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for h in heads]
-        return [float(f"{t:.3g}") for t in ticks if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line, or its points alone.
-
-    Attributes:
-        name: In the legend; empty for none.
-        x: Values.
-        y: Values.
-        style: Class of the line: ``c1`` to ``c4``, ``faint``; with `` dashed`` for a broken one.
-        points: Whether the points are drawn.
-        line: Whether the line is drawn.
-    """
-
-    name: str
-    x: Values
-    y: Values
-    style: str = "c1"
-    points: bool = False
-    line: bool = True
-
-
-Shape = tuple[str, str, dict[str, object]]
-"""An element of SVG: its tag, its text and its attributes."""
+            low, high = math.log10(self.low), math.log10(self.high)
+            heads = (1,) if high - low > 2 else (1, 2, 5)
+            ticks = [h * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for h in heads]
+            return [float(f"{t:.3g}") for t in ticks if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]
+        found = MaxNLocator(6, steps=[1, 2, 5, 10], integer=self.whole).tick_values(self.low, self.high)
+        slack = 1e-9 * (self.high - self.low)
+        return [round(float(t), 12) for t in found if self.low - slack <= t <= self.high + slack]
 
 
 @dataclass
 class Chart:
-    """A chart that is drawn piece by piece.
+    """A chart that is drawn piece by piece, from the bottom up.
 
-    Attributes:
-        x: Horizontal axis.
-        y: Vertical axis.
-        label: What it shows, for those who cannot see it.
-        parts: What was drawn, from the bottom up.
-        legend: Name and style of each entry.
+    ``label`` says what it shows for those who cannot see it; the legend has name and style of each entry.
     """
 
     width, height = WIDTH, HEIGHT
@@ -267,24 +194,30 @@ class Chart:
             size = {"width": f"{max(right - left - 0.8, 0.4):.1f}", "height": f"{max(base - top, 0):.1f}"}
             self.parts.append(("rect", "", {"class": "fill1", **place, **size}))
 
-    def draw(self, series: Series) -> None:
-        """A line or points; what is not finite is left out."""
-        keep = np.isfinite(np.asarray(series.x, float)) & np.isfinite(np.asarray(series.y, float))
-        points = self.at(np.asarray(series.x, float)[keep], np.asarray(series.y, float)[keep])
-        if series.line and len(points) > 1:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            self.parts.append(("polyline", "", {"class": f"line {series.style}", "points": path}))
-        if series.points or not series.line:
-            for x, y in points:
-                dot = {"class": f"dot {series.style}", "cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": 3}
-                self.parts.append(("circle", "", dot))
-        if series.name:
-            self.legend.append((series.name, series.style))
+    def draw(
+        self, x: Values, y: Values, style: str = "c1", name: str = "", *, points: bool = False, line: bool = True
+    ) -> None:
+        """A line or points; what is not finite is left out.
 
-    def upright(self, x: float, name: str, style: str = "mark-line") -> None:
+        The style is a class: ``c1`` to ``c4`` or ``faint``, with `` dashed`` for a broken line.
+        """
+        across, up = np.asarray(x, float), np.asarray(y, float)
+        keep = np.isfinite(across) & np.isfinite(up)
+        places = self.at(across[keep], up[keep])
+        if line and len(places) > 1:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            self.parts.append(("polyline", "", {"class": f"line {style}", "points": path}))
+        if points or not line:
+            for x_, y_ in places:
+                dot = {"class": f"dot {style}", "cx": f"{x_:.1f}", "cy": f"{y_:.1f}", "r": 3}
+                self.parts.append(("circle", "", dot))
+        if name:
+            self.legend.append((name, style))
+
+    def upright(self, x: float, name: str) -> None:
         """A line across the chart at one value, with its name."""
         ((at, _),) = self.at([x], [self.y.low])
-        self.parts.append(_line(style, (at, at), (TOP, HEIGHT - BOTTOM)))
+        self.parts.append(_line("mark-line", (at, at), (TOP, HEIGHT - BOTTOM)))
         self.parts.append(_text(name, at - 4, TOP + 9, "end") if at > WIDTH * 0.72 else _text(name, at + 4, TOP + 9))
 
     def frame(self) -> list[Shape]:
@@ -310,11 +243,6 @@ def _line(style: str, x: tuple[float, float], y: tuple[float, float]) -> Shape:
 
 def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "tick") -> Shape:
     return "text", text, {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}
-
-
-def _steps(least: float) -> list[float]:
-    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
-    return [head * power for head in (1, 2, 5, 10, 20)]
 
 
 def _tick(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The report, one HTML file that holds everything it shows and asks nothing of any other place; one for each command.
+"""The report, one HTML file that holds everything it shows and asks nothing of any other place.
 
 Each section is a dictionary and the template of its name.
 """
@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from pandas import DataFrame
 from mitoseg import __version__
 from mitoseg.evaluation.instances import SMALL, prediction_instances
 from mitoseg.evaluation.report.errors import gallery_section
-from mitoseg.evaluation.report.markup import Content, ReportOptions, foreground_of, number
+from mitoseg.evaluation.report.markup import Content, ReportOptions, number
 from mitoseg.evaluation.report.pictures import hold, plain_table, scene_section, slices_section
 from mitoseg.evaluation.report.tables import (
     curve_section,
@@ -31,9 +32,8 @@ from mitoseg.evaluation.report.tables import (
 from mitoseg.geometry import Box
 from mitoseg.segmentation import Labelling
 from mitoseg.storage import check_output, plain, write_text
-from mitoseg.volumes.base import Volume, VoxelSize
-
-_SCRIPTS = ("base.js", "slices.js", "scene.js", "table.js")
+from mitoseg.volumes.base import Volume, VoxelSize, mask_volume
+from mitoseg.volumes.predicted import decide
 
 
 def write_report(
@@ -68,29 +68,41 @@ def write_report(
         crop: The part of the volumes that is shown; None: everything.
         options: How much of everything, and so how large the file is.
         overwrite: Whether a file that exists may be replaced.
-
-    Returns:
-        The path.
-
-    Raises:
-        UserError: The volumes differ in shape, the crop leaves them, or the file cannot be written.
     """
     check_output(path, overwrite)
-    content = Content(
-        title=title,
-        image=image,
-        truth=truth,
-        result=mask,
-        instances=instances,
-        table=table,
-        scores=scores or {},
-        provenance=provenance or {},
-        voxel_size=voxel_size,
-        crop=crop,
-        options=options or ReportOptions(),
-    )
-    write_text(path, render(content), overwrite=overwrite)
+    shown = (title, image, truth, mask, instances, table, scores or {}, provenance or {}, voxel_size, crop)
+    write_text(path, render(Content(*shown, options or ReportOptions())), overwrite=overwrite)
     return Path(path)
+
+
+def report_prediction(
+    path: Path | str,
+    *,
+    prediction: Volume,
+    threshold: float | None = None,
+    kind: str | None = None,
+    labelling: Labelling | None = None,
+    small: int = SMALL,
+    instances: Volume | None = None,
+    **shown: Any,  # noqa: ANN401
+) -> Path:
+    """Write the report of a stored prediction, and of its evaluation where ``truth`` and ``scores`` are given.
+
+    Its ids are ``instances`` where they are numbered already; ids that must be computed are held where they fit,
+    without those of fewer than ``small`` voxels. Further arguments as for `write_report`.
+    """
+    mask = foreground_of(prediction, threshold, kind)
+    if instances is None:
+        size = shown.get("voxel_size")
+        instances = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=size)
+    if instances is not prediction:
+        instances = hold(instances, shown.get("crop"), small)
+    return write_report(path, mask=mask, instances=instances, **shown)
+
+
+def foreground_of(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Volume:
+    """The mask of a stored prediction, decided while it is read."""
+    return mask_volume(prediction, decide(prediction, threshold, kind).foreground)
 
 
 def render(content: Content) -> str:
@@ -109,158 +121,25 @@ def render(content: Content) -> str:
         ("errors", "Worst errors", gallery_section(content)),
         ("origin", "Where this comes from", origin_section(content.provenance)),
     )
-    return (
-        _templates()
-        .get_template("page.html")
-        .render(
-            title=content.title,
-            style=_static("report.css"),
-            volume=volume_line(content),
-            sections=[section for section in sections if section[2] is not None],
-            script=Markup("\n").join(_static(name) for name in _SCRIPTS),
-            version=__version__,
-        )
-    )
-
-
-def _templates() -> Environment:
-    """Templates in which all text is escaped; ``tojson`` writes what no script element ends at."""
-
-    def dumps(values: object, **_: object) -> str:
-        return json.dumps(plain(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-
     environment = Environment(
         loader=PackageLoader("mitoseg.evaluation.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_function"] = dumps
+    environment.policies["json.dumps_function"] = _dumps
     environment.filters["number"] = number
-    return environment
+    return environment.get_template("page.html").render(
+        title=content.title,
+        style=_static("report.css"),
+        volume=volume_line(content),
+        sections=[section for section in sections if section[2] is not None],
+        script=Markup("\n").join(_static(f"{name}.js") for name in ("base", "slices", "scene", "table")),
+        version=__version__,
+    )
+
+
+def _dumps(values: object, **_: object) -> str:
+    """JSON that no script element ends at, once ``tojson`` has escaped it."""
+    return json.dumps(plain(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def _static(name: str) -> Markup:
     return Markup(files("mitoseg.evaluation.report").joinpath("static", name).read_text(encoding="utf-8"))
-
-
-NAME = "report.html"
-
-
-def report_evaluation(
-    folder: Path | str,
-    scores: Mapping[str, object],
-    *,
-    title: str,
-    prediction: Volume,
-    truth: Volume,
-    image: Volume | None = None,
-    threshold: float | None = None,
-    kind: str | None = None,
-    crop: Box | None = None,
-    voxel_size: VoxelSize | None = None,
-    provenance: Mapping[str, object] | None = None,
-    labelling: Labelling | None = None,
-    small: int = SMALL,
-    instances: Volume | None = None,
-    options: ReportOptions | None = None,
-) -> Path:
-    """Write ``report.html`` of an evaluation.
-
-    Args:
-        folder: Of the run.
-        scores: What `mitoseg.evaluation.evaluate` gave.
-        title: Over the page.
-        prediction: Probabilities, a mask or instances.
-        truth: Mapped labels.
-        image: Grey levels; without it the overlays lie on an even ground.
-        threshold: Overrides that of the prediction.
-        kind: Overrides what the prediction's metadata says it is.
-        crop: The part that was scored.
-        voxel_size: (z, y, x) in nm; None: as a volume says.
-        provenance: What ``provenance.json`` holds.
-        labelling: How a mask becomes instances.
-        small: Instances of fewer voxels are left out.
-        instances: The ids of the prediction, where they are numbered already; else that is done here.
-        options: How much of everything.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: As `write_report`, or the kind of the prediction cannot be told.
-    """
-    mask, shown = found_in(
-        prediction,
-        threshold=threshold,
-        kind=kind,
-        crop=crop,
-        voxel_size=voxel_size,
-        labelling=labelling,
-        small=small,
-        instances=instances,
-    )
-    return write_report(
-        Path(folder) / NAME,
-        title=title,
-        image=image,
-        truth=truth,
-        mask=mask,
-        instances=shown,
-        scores=scores,
-        provenance=provenance,
-        voxel_size=voxel_size,
-        crop=crop,
-        options=options,
-    )
-
-
-def report_prediction(
-    path: Path | str,
-    *,
-    title: str,
-    prediction: Volume,
-    image: Volume | None = None,
-    threshold: float | None = None,
-    voxel_size: VoxelSize | None = None,
-    provenance: Mapping[str, object] | None = None,
-    labelling: Labelling | None = None,
-    options: ReportOptions | None = None,
-    overwrite: bool = True,
-) -> Path:
-    """Write the report of a prediction, for which there is no truth; arguments as for `report_evaluation`."""
-    mask, instances = found_in(prediction, threshold=threshold, voxel_size=voxel_size, labelling=labelling)
-    return write_report(
-        path,
-        title=title,
-        image=image,
-        mask=mask,
-        instances=instances,
-        provenance=provenance,
-        voxel_size=voxel_size,
-        options=options,
-        overwrite=overwrite,
-    )
-
-
-def found_in(
-    prediction: Volume,
-    *,
-    threshold: float | None = None,
-    kind: str | None = None,
-    crop: Box | None = None,
-    voxel_size: VoxelSize | None = None,
-    labelling: Labelling | None = None,
-    small: int = SMALL,
-    instances: Volume | None = None,
-) -> tuple[Volume, Volume]:
-    """Mask and instances of a stored prediction; ``instances`` are its ids, where they are numbered already.
-
-    Returns:
-        The mask, and the ids, both decided while they are read; ids that must be computed are held where they fit.
-
-    Raises:
-        UserError: The kind of the prediction cannot be told.
-    """
-    mask = foreground_of(prediction, threshold, kind)
-    numbered = instances
-    if numbered is None:
-        numbered = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=voxel_size)
-    return mask, numbered if numbered is prediction else hold(numbered, crop, small)
