@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overla
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.blockwise import VOXEL_BYTES
 from mitoseg.segmentation.labelling import BLOCK
-from mitoseg.volumes.base import Array, Volume, compact_ids, integer_volume, mask_volume
+from mitoseg.volumes.base import Volume, compact_ids, integer_volume, mask_volume
 from mitoseg.volumes.labels import IGNORED, LabelVolume
 from mitoseg.volumes.predicted import Decision, decide
 
@@ -40,13 +41,7 @@ def prediction_instances(
 ) -> Volume:
     """The ids of a stored prediction: its own, numbered anew where they need more than 32 bits, or those of its mask.
 
-    Args:
-        prediction: See `mitoseg.volumes.predicted.decide`, also for ``threshold`` and ``kind``.
-        labelling: How a mask becomes instances.
-        threshold: Overrides that of the prediction.
-        kind: Overrides what the prediction's metadata says it is.
-        voxel_size: (z, y, x) in nm; None: the prediction's.
-        engine: Started, numbers a mask; None: this process.
+    See `mitoseg.volumes.predicted.decide` for ``threshold`` and ``kind``; the voxel size (z, y, x) is in nm.
     """
     decision = decide(prediction, threshold, kind)
     if decision.kind == "instances":
@@ -78,11 +73,7 @@ def truth_instances(labels: LabelVolume, connectivity: int = 6, *, engine: Engin
         if labels.ignore_label is not None and stored.dtype.kind in "if":
             stored = integer_volume(stored, background=labels.ignore_label)
         return compact_ids(stored)
-    return label_volume(mask_volume(labels, _is_true), Labelling(connectivity), engine=engine)
-
-
-def _is_true(label_zyx: Array) -> npt.NDArray[np.bool_]:
-    return np.equal(label_zyx, 1)
+    return label_volume(mask_volume(labels, partial(np.equal, 1)), Labelling(connectivity), engine=engine)
 
 
 def find_overlaps(
@@ -94,15 +85,10 @@ def find_overlaps(
     block: tuple[int, int, int] = BLOCK,
     engine: Engine | None = None,
 ) -> Overlaps:
-    """The voxels that each true object shares with each result.
+    """The voxels that each true object shares with each result, of volumes of ids with 0 for background.
 
-    Args:
-        result: Ids, 0 for background.
-        truth: Ids, of the same shape.
-        labels: Where they are 255 nothing counts; None: everything counts.
-        crop: The part that is scored. What its faces cut is cut.
-        block: Voxels read at once.
-        engine: Started; others than this process read the volumes for themselves. None: this process.
+    Where ``labels`` are 255 nothing counts. What the faces of the crop cut is cut. An engine is started; others than
+    this process read the volumes for themselves.
     """
     check_shapes(result=result, truth=truth)
     crop = truth.check_box(crop)
@@ -117,25 +103,20 @@ def find_overlaps(
     engine = engine or LocalEngine()
     blocks = tiles(crop, engine.fit(block, 2 * VOXEL_BYTES))
     items = ((part, truth.part(part), result.part(part)) for part in blocks)
-    engine.map(OverlapCounter(labels, crop), items, take)
+    engine.map(partial(_count_block, labels, crop), items, take)
     return Overlaps.collect(parts, sorted(cut[0]), sorted(cut[1]))
 
 
-@dataclass(frozen=True)
-class OverlapCounter:
-    """Counts what two volumes share in one part, and which ids of both lie at a face of the crop; picklable."""
-
-    labels: Volume | None
-    crop: Box
-
-    def __call__(self, item: tuple[Box, Volume, Volume]) -> tuple[Pairs, set[int], set[int]]:
-        """Count one block, from it and what is enough of truth and result to read it."""
-        part, *volumes = item
-        counted = None if self.labels is None else self.labels.read(part) != IGNORED
-        truth_zyx, result_zyx = (_ids(volume, part, counted) for volume in volumes)
-        with one_at_a_time():
-            truth_cut, result_cut = (_at_faces(id_zyx, part, self.crop) for id_zyx in (truth_zyx, result_zyx))
-            return count_overlaps(truth_zyx, result_zyx), truth_cut, result_cut
+def _count_block(
+    labels: Volume | None, crop: Box, item: tuple[Box, Volume, Volume]
+) -> tuple[Pairs, set[int], set[int]]:
+    """What two volumes share in a block, given what is enough to read it, and which ids lie at a face of the crop."""
+    part, *volumes = item
+    counted = None if labels is None else labels.read(part) != IGNORED
+    truth_zyx, result_zyx = (_ids(volume, part, counted) for volume in volumes)
+    with one_at_a_time():
+        truth_cut, result_cut = (_at_faces(id_zyx, part, crop) for id_zyx in (truth_zyx, result_zyx))
+        return count_overlaps(truth_zyx, result_zyx), truth_cut, result_cut
 
 
 def evaluate_instances(

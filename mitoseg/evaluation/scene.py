@@ -57,16 +57,8 @@ def save_scene(
 ) -> int:
     """Write `scene_figure` of a volume of instances as a PNG, and say how many objects are on it; needs no extra.
 
-    Large objects are drawn on a coarser grid than the voxels', which the picture cannot show anyway.
-
-    Args:
-        path: The PNG file, 8 inches wide.
-        instances: Numbers from 1, 0 for background.
-        voxel_size: (z, y, x) in nm; None: the volume's.
-        ids: Only these instances; None for all.
-        min_volume: In nm^3; smaller objects are left out.
-        dpi: Of the picture.
-        overwrite: Whether a file that exists may be replaced.
+    Large objects are drawn on a coarser grid than the voxels', which the picture cannot show anyway. Only ``ids`` are
+    drawn, where they are given, and none below ``min_volume`` nm^3. The picture is 8 inches wide.
     """
     check_output(path, overwrite)
     if voxel_size is None and instances.voxel_size is None:
@@ -140,14 +132,8 @@ def scene_figure(
     """Draw closed meshes in the box of their volume.
 
     Triangles that face away are left out, the others sorted from back to front all together, so that objects hide
-    one another as they should, which mplot3d's do not.
-
-    Args:
-        meshes: By the number of the instance, which chooses the colour; vertices in nm.
-        shape_nm: (z, y, x) of the volume in nm.
-        elevation: Of the eye, in degrees.
-        azimuth: Of the eye, in degrees.
-        dpi: Of the figure, 8 inches wide.
+    one another as they should, which mplot3d's do not. Meshes, with vertices in nm, go by the number of the instance,
+    which chooses the colour; the volume is (z, y, x) in nm, the angles of the eye in degrees.
     """
     if not meshes:
         raise ValueError("no meshes to draw")

@@ -32,8 +32,7 @@ from scipy.special import expit
 from mitoseg.control_groups import usable_cores
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
-from mitoseg.geometry import slabs as cut
+from mitoseg.geometry import Box, tiles
 from mitoseg.metrics import (
     BINS,
     IGNORE,
@@ -108,13 +107,8 @@ class Evaluation(dict[str, Any]):
     histogram: Ints | None = None
 
 
-@dataclass(frozen=True)
-class BlockCounts:
-    """Counts of each slice, of what each band leaves out by `DIMS`, and log-odds by class (zeros for a mask)."""
-
-    by_slice: list[Counts]
-    near: dict[int, list[Counts]]
-    histogram: Ints
+BlockCounts = tuple[list[Counts], dict[int, list[Counts]], Ints]
+"""Counts of each slice, of what each band leaves out by `DIMS`, and log-odds by class (zeros for a mask)."""
 
 
 def evaluate(
@@ -180,11 +174,11 @@ def evaluate(
 
         def add(block: Box, found: BlockCounts) -> None:
             nonlocal histogram
-            for i, counts_yx in enumerate(found.by_slice, block.start[0] - crop.start[0]):
+            for i, counts_yx in enumerate(found[0], block.start[0] - crop.start[0]):
                 by_slice[i] += counts_yx
-            for dims, counts in found.near.items():
+            for dims, counts in found[1].items():
                 near[dims] = [x + y for x, y in zip(near[dims], counts, strict=True)]
-            histogram = histogram + found.histogram
+            histogram = histogram + found[2]
             task.advance()
 
         engine.map(partial(_count_block, prediction, truth, decision, bands, spacing), blocks, add)
@@ -279,15 +273,9 @@ def _blocks(crop: Box, margin: Sequence[int], depth: int | None, voxels: float =
     side = _PLANE
     while side > _SMALLEST and (side + 2 * margin[1]) * (side + 2 * margin[2]) * (2 * margin[0] + 1) > voxels:
         side //= 2
-    _, y0, x0 = crop.start
-    _, y1, x1 = crop.stop
     plane = math.prod(min(n, side) + 2 * m for n, m in zip(crop.shape[1:], margin[1:], strict=True))
     depth = depth or max(1, int(voxels // plane) - 2 * margin[0])
-    for slab in cut(crop, depth):
-        for y in range(y0, y1, side):
-            for x in range(x0, x1, side):
-                stop = (slab.stop[0], min(y + side, y1), min(x + side, x1))
-                yield Box((slab.start[0], y, x), stop)
+    return tiles(crop, (depth, side, side))
 
 
 def _count_block(
@@ -315,7 +303,7 @@ def _count_block(
             dims: near_counts(foreground_zyx, truth_zyx, inner, **options, dims=dims)
             for dims in (DIMS if bands else ())
         }
-    return BlockCounts(by_slice, near, histogram)
+    return by_slice, near, histogram
 
 
 def relative_spacing(voxel_size: Sequence[float]) -> tuple[float, ...]:
@@ -367,13 +355,9 @@ def near_counts(
 ) -> list[Counts]:
     """Counts of the voxels that each band leaves out, those of narrower ones included.
 
-    Args:
-        prediction_zyx: Of the inner box.
-        truth_zyx: Of the inner box and its `halo`, as far as the volume reaches; 0, 1 or 255.
-        inner: The inner box, in coordinates of ``truth_zyx``.
-        bands: Widths, ascending, in units of the smallest spacing (of the smallest in-plane one for ``dims=2``).
-        voxel_size: (z, y, x), any unit.
-        dims: 3, or 2 for distances within each slice.
+    The prediction is of the inner box, given in coordinates of the truth, which also has its `halo` as far as the
+    volume reaches. Bands are ascending, in units of the smallest spacing; ``dims=2`` for distances within each slice,
+    in units of the smallest in-plane one.
     """
     if dims == 3:
         distance_zyx = squared_distance(truth_zyx, relative_spacing(voxel_size))[inner.slices]

@@ -48,10 +48,12 @@ def column_label(column: str) -> tuple[str, str, float]:
 
 def score_table(result: Mapping[str, Any], title: str = "") -> Group:
     """Scores, threshold and boundary bands of what `mitoseg.evaluation.evaluate` gave."""
-    table = Table(title=escape(title) or None, title_justify="left", show_header=False, caption=_how_made(result))
+    intervals, slabs = result.get("interval") or {}, len(result.get("slab_counts") or ())
+    made = f"95 % intervals: bootstrap over {slabs} z-slabs" if slabs > 1 else "one z-slab: no intervals"
+    caption = made if intervals and slabs else None
+    table = Table(title=escape(title) or None, title_justify="left", show_header=False, caption=caption)
     table.add_column("score")
     table.add_column("value", justify="right")
-    intervals = result.get("interval") or {}
     for key, (name, _) in SCORES.items():
         interval = [_interval(intervals[key], 4, " to ")] if key in intervals else []
         table.add_row(name, _fixed(result[key]), *interval, style="bold" if key == "jaccard_foreground" else None)
@@ -127,14 +129,6 @@ def _caption(result: Mapping[str, Any]) -> str:
         f"objects below {small['voxels']:,} voxels are left out: {small['truth']} true and {small['result']} found",
     ]
     return "\n".join(lines)
-
-
-def _how_made(result: Mapping[str, Any]) -> str | None:
-    """What the intervals are; None without."""
-    slabs = result.get("slab_counts")
-    if not result.get("interval") or not slabs:
-        return None
-    return f"95 % intervals: bootstrap over {len(slabs)} z-slabs" if len(slabs) > 1 else "one z-slab: no intervals"
 
 
 def _interval(ends: Sequence[object], digits: int, between: str) -> str:

@@ -5,10 +5,8 @@ The torchmetrics classes lie in `mitoseg.metrics.torch_metrics`, so that scoring
 
 from mitoseg.metrics.calibration import (
     Calibration,
-    Reliability,
     brier_score,
     choose_decision,
-    fit_calibration,
     negative_log_likelihood,
     prior_shift,
     reliability_bins,
@@ -16,7 +14,6 @@ from mitoseg.metrics.calibration import (
 from mitoseg.metrics.counts import IGNORE, LEVEL, Counts, bootstrap_intervals, count, scores
 from mitoseg.metrics.histogram import (
     BINS,
-    EDGES,
     Curve,
     average_precision,
     best_threshold,
@@ -27,13 +24,11 @@ from mitoseg.metrics.histogram import (
 
 __all__ = [
     "BINS",
-    "EDGES",
     "IGNORE",
     "LEVEL",
     "Calibration",
     "Counts",
     "Curve",
-    "Reliability",
     "average_precision",
     "best_threshold",
     "bootstrap_intervals",
@@ -41,7 +36,6 @@ __all__ = [
     "choose_decision",
     "count",
     "curve",
-    "fit_calibration",
     "logit_histogram",
     "negative_log_likelihood",
     "precision_recall",

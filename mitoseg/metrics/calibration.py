@@ -110,10 +110,7 @@ def fit_calibration(hist: npt.NDArray[np.integer], prior_shift: float = 0.0) -> 
 
 @dataclass(frozen=True)
 class Decision:
-    """How log-odds become foreground: calibration, and the threshold as a calibrated probability and as raw log-odds.
-
-    ``curve`` holds the counts at every threshold, ``counts`` those at this one.
-    """
+    """How log-odds become foreground; the threshold is a calibrated probability, and in raw log-odds."""
 
     calibration: Calibration
     threshold: float
