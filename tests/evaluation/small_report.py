@@ -5,6 +5,7 @@ import pandas as pd
 from skimage.draw import ellipsoid
 
 from mitoseg.evaluation import Bootstrap, evaluate
+from mitoseg.evaluation.report import ReportOptions, foreground_of, write_report
 from mitoseg.volumes import ArrayVolume
 
 SHAPE = (16, 60, 80)
@@ -24,12 +25,14 @@ def ball(middle, radii):
 
 
 def small_volumes():
-    """Image, truth, probability and instances as volumes."""
-    instances = np.zeros(SHAPE, np.uint32)
+    """Image, truth, probability, instances and the true objects, numbered, as volumes."""
+    instances, true_ids = np.zeros(SHAPE, np.uint32), np.zeros(SHAPE, np.uint32)
     for number, middle in BALLS.items():
-        instances[ball(middle, RADII[number])] = number * 10
-    truth = np.isin(instances, (10, 20, 30)).astype(np.uint8)
-    truth[ball(MISSED, (3, 5, 6))] = 1
+        there = ball(middle, RADII[number])
+        instances[there] = number * 10
+        true_ids[there] = number % 4
+    true_ids[ball(MISSED, (3, 5, 6))] = 4
+    truth = (true_ids > 0).astype(np.uint8)
     truth[0, :5] = 255
     rng = np.random.default_rng(0)
     image = (150 - 80 * (instances > 0) + rng.normal(0, 12, SHAPE)).clip(0, 255).astype(np.uint8)
@@ -39,16 +42,8 @@ def small_volumes():
         "truth": ArrayVolume(truth, SIZE),
         "prediction": ArrayVolume(probability, SIZE, metadata={"kind": "probability", "threshold": 0.5}),
         "instances": ArrayVolume(instances, SIZE, metadata={"kind": "instances"}),
+        "true_ids": ArrayVolume(true_ids),
     }
-
-
-def small_truth_ids():
-    """The true objects, numbered."""
-    ids = np.zeros(SHAPE, np.uint32)
-    for number in (1, 2, 3):
-        ids[ball(BALLS[number], RADII[number])] = number
-    ids[ball(MISSED, (3, 5, 6))] = 4
-    return ids
 
 
 def small_table():
@@ -67,3 +62,22 @@ def small_table():
 def small_scores(volumes):
     """What an evaluation gives."""
     return evaluate(volumes["prediction"], volumes["truth"], bands=[1, 2], slabs=4, bootstrap=Bootstrap(50, 1))
+
+
+def everything():
+    """What `write_report` can be given."""
+    volumes = small_volumes()
+    return {
+        "image": volumes["image"],
+        "truth": volumes["truth"],
+        "mask": foreground_of(volumes["prediction"]),
+        "instances": volumes["instances"],
+        "table": small_table(),
+        "scores": small_scores(volumes),
+        "provenance": {"command": ["evaluate.py", "a b"], "seed": 1, "data": {"licence": "CC0"}},
+    }
+
+
+def write_full(path):
+    """A report with everything."""
+    return write_report(path, title="a small one", options=ReportOptions(slices=5), **everything())

@@ -64,11 +64,13 @@ def test_distances_agree_with_scipy(voxel_size):
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_a_row_by_hand():
+def test_by_hand():
     truth = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.uint8).reshape(1, 1, 8)
     prediction = np.zeros((1, 1, 8), bool)
     found = near_counts(prediction, truth, Box.of_shape((1, 1, 8)), bands=[1, 2, 9], voxel_size=(1, 1, 1), dims=3)
     assert found == [Counts(fn=1, tn=1), Counts(fn=2, tn=2), Counts(fn=4, tn=4)]
+    halos = [halo([1, 5], (1, 1, 1)), halo([5], (50, 5, 5)), halo([5], (1, 5, 10)), halo([], (1, 1, 1))]
+    assert halos == [(5, 5, 5), (0, 5, 5), (5, 5, 2), (0, 0, 0)]  # in-plane distances count in-plane spacings
 
 
 def test_the_slice_above_counts_in_3d_alone():
@@ -116,10 +118,3 @@ def test_the_halo_suffices(seed, voxel_size, ignored, start, size):
         options = {"bands": bands, "voxel_size": voxel_size, "dims": dims}
         local = near_counts(prediction[inner.slices], truth[outer.slices], inner.inside(outer), **options)
         assert local == near_counts(prediction[inner.slices], truth, inner, **options)
-
-
-def test_halo_by_hand():
-    assert halo([1, 5], (1, 1, 1)) == (5, 5, 5)
-    assert halo([5], (50, 5, 5)) == (0, 5, 5)
-    assert halo([5], (1, 5, 10)) == (5, 5, 2)  # in-plane distances count in-plane spacings
-    assert halo([], (1, 1, 1)) == (0, 0, 0)

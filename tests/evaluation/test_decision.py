@@ -18,16 +18,13 @@ def foreground(v, **options):
     return decide(v, **options).foreground(v.read()).ravel().tolist()
 
 
-def test_the_threshold_of_the_metadata_is_used_unless_one_is_given():
+def test_the_threshold_is_given_or_that_of_the_metadata_or_a_half_and_inclusive():
     v = volume([0.2, 0.4, 0.6], np.float32, kind="probability", threshold=0.3)
     assert foreground(v) == [False, True, True]
     assert decide(v).source == "the prediction's metadata"
     assert foreground(v, threshold=0.5) == [False, False, True]
     assert decide(v, threshold=0.5).source == "given"
     assert foreground(v, threshold=0.0) == [True, True, True]
-
-
-def test_without_either_it_is_a_half_and_inclusive():
     v = volume([0.49, 0.5, 1.0], np.float32)
     assert foreground(v) == [False, True, True]
     assert (decide(v).threshold, decide(v).source) == (0.5, "default")
@@ -50,14 +47,6 @@ def test_bytes_of_two_values_are_a_mask(values, options):
     assert foreground(v, **options) == [False, True, True]
 
 
-def test_other_bytes_are_a_question():
-    v = volume([0, 100, 200], np.uint8)
-    with pytest.raises(UserError, match="kind=probability"):
-        decide(v)
-    assert foreground(v, threshold=0.5) == [False, False, True]
-    assert foreground(v, kind="instances") == [False, True, True]
-
-
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint32, bool])
 def test_wide_integers_are_instances_and_bool_a_mask(dtype):
     v = volume([0, 3, 300], dtype)
@@ -74,15 +63,18 @@ def test_a_mask_needs_no_threshold_and_says_so(caplog):
     assert "not used" in caplog.text
 
 
-@pytest.mark.parametrize("values", [[0.5, 1.5], [-0.1, 0.5], [np.nan, 0.5], [0.5, np.inf]])
-def test_what_is_no_probability_is_refused(values):
-    with pytest.raises(UserError, match="no probabilities"):
-        foreground(volume(values, np.float32))
-
-
-def test_bad_options_are_one_line():
-    v = volume([0.5], np.float32)
-    with pytest.raises(UserError, match="not a probability"):
-        decide(v, threshold=1.5)
-    with pytest.raises(UserError, match="choose one of"):
-        decide(v, kind="masks")
+def test_other_bytes_are_a_question_and_bad_options_one_line():
+    v = volume([0, 100, 200], np.uint8)
+    assert foreground(v, threshold=0.5) == [False, False, True]
+    assert foreground(v, kind="instances") == [False, True, True]
+    probable = volume([0.5], np.float32)
+    for given, options, match in (
+        (v, {}, "kind=probability"),
+        (probable, {"threshold": 1.5}, "not a probability"),
+        (probable, {"kind": "masks"}, "choose one of"),
+    ):
+        with pytest.raises(UserError, match=match):
+            decide(given, **options)
+    for values in ([0.5, 1.5], [-0.1, 0.5], [np.nan, 0.5], [0.5, np.inf]):
+        with pytest.raises(UserError, match="no probabilities"):
+            foreground(volume(values, np.float32))

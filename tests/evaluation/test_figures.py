@@ -1,5 +1,6 @@
-"""Figures: the right colours at the right places, the right slices, and no global state."""
+"""Figures: the right colours at the right places, the right slices and curves, what has none, and no global state."""
 
+import json
 import sys
 
 import numpy as np
@@ -7,8 +8,24 @@ import pytest
 from matplotlib.image import imread
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.figures import FALSE, HIT, MISSED, TRUTH, nice_length, overlay_figure, save_overlays, stretch
+from mitoseg.evaluation import evaluate
+from mitoseg.evaluation.figures import (
+    FALSE,
+    HIT,
+    MISSED,
+    TRUTH,
+    boundary_figure,
+    comparison_figure,
+    nice_length,
+    overlay_figure,
+    precision_recall_figure,
+    reliability_figure,
+    save_curves,
+    save_overlays,
+    stretch,
+)
 from mitoseg.geometry import Box
+from mitoseg.storage import plain
 from mitoseg.volumes.base import ArrayVolume
 
 HEIGHT, WIDTH = 30, 40
@@ -25,36 +42,54 @@ def slices():
     return image, truth, result
 
 
-def shown(figure, panel):
-    return np.asarray(figure.axes[panel].images[0].get_array())
+def shown(ax):
+    return np.asarray(ax.images[0].get_array())
 
 
 def distance(pixel, colour):
     return np.abs(np.asarray(pixel)[:3] - colour).max()
 
 
+def texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def test_panels_show_image_truth_and_errors():
     figure = overlay_figure(*slices(), voxel_size=(5, 5, 5))
-    assert len(figure.axes) == 3
-    assert np.ptp(shown(figure, 0), axis=-1).max() == 0
+    image, truth, errors = map(shown, figure.axes)
+    assert np.ptp(image, axis=-1).max() == 0
     y, x = HEIGHT // 4 + 2, WIDTH // 4
-    assert distance(shown(figure, 1)[y, x], TRUTH) < 0.6
-    assert np.ptp(shown(figure, 1)[y, x + WIDTH // 2]) == 0
+    assert distance(truth[y, x], TRUTH) < 0.6
+    assert np.ptp(truth[y, x + WIDTH // 2]) == 0
     for colour, pixel in ((HIT, (y, x)), (FALSE, (y, x + WIDTH // 2)), (MISSED, (y + HEIGHT // 2, x))):
-        found = shown(figure, 2)[pixel]
-        assert min((HIT, FALSE, MISSED), key=lambda c: distance(found, c)) == colour
-    assert np.ptp(shown(figure, 2)[y + HEIGHT // 2, x + WIDTH // 2]) == 0
-    ignored = shown(figure, 2)[1, WIDTH - 2]
-    assert np.ptp(ignored) < 1e-6
-    labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
-    assert labels == ["found (TP)", "false (FP)", "missed (FN)", "not counted"]
-
-
-def test_no_window_and_no_pyplot_state():
-    figure = overlay_figure(*slices())
+        assert min((HIT, FALSE, MISSED), key=lambda c: distance(errors[pixel], c)) == colour
+    assert np.ptp(errors[y + HEIGHT // 2, x + WIDTH // 2]) == 0
+    assert np.ptp(errors[1, WIDTH - 2]) < 1e-6  # ignored
+    assert texts(figure.axes[2].get_legend()) == ["found (TP)", "false (FP)", "missed (FN)", "not counted"]
     assert type(figure.canvas).__name__ == "FigureCanvasAgg"
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_each_result_looks_as_it_does_alone():
+    image, truth, result = slices()
+    results = {"one, fg JAC 30.0": result, "nothing": np.zeros_like(result)}
+    figure = comparison_figure(image, truth, results, title="here", voxel_size=(5, 5, 5))
+    assert [ax.get_title() for ax in figure.axes] == ["here", "truth", *results]
+    alone = overlay_figure(image, truth, result, voxel_size=(5, 5, 5))
+    for ours, theirs in zip(figure.axes[:3], alone.axes, strict=True):
+        np.testing.assert_array_equal(shown(ours), shown(theirs))
+    names = ["mitochondria", "found (TP)", "false (FP)", "missed (FN)", "not counted"]
+    assert texts(figure.legends[0]) == names
+
+
+def test_panels_do_not_overlap_and_lie_in_the_figure():
+    image, truth, result = slices()
+    figure = comparison_figure(image, truth, {str(i): result for i in range(5)})
+    boxes = [ax.get_position() for ax in figure.axes]
+    assert len(boxes) == 7
+    assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 @pytest.mark.parametrize(
@@ -62,8 +97,7 @@ def test_no_window_and_no_pyplot_state():
 )
 def test_the_scale_bar_has_a_round_length(voxel_size, expected):
     figure = overlay_figure(*slices(), voxel_size=voxel_size)
-    (text,) = figure.axes[0].texts
-    assert text.get_text() == expected
+    assert [text.get_text() for text in figure.axes[0].texts] == [expected]
     (bar,) = figure.axes[0].patches
     assert 0.1 * WIDTH <= bar.get_width() <= 0.25 * WIDTH + 1e-9
 
@@ -74,34 +108,28 @@ def test_nice_lengths_are_not_longer_and_not_short(longest):
 
 
 def test_pixels_that_are_not_square_keep_their_shape():
-    image, truth, result = slices()
-    figure = overlay_figure(image, truth, result, voxel_size=(40, 10, 5))
+    figure = overlay_figure(*slices(), voxel_size=(40, 10, 5))
     box = figure.axes[0].get_position()
     width, height = figure.get_size_inches()
     assert (box.height * height) / (box.width * width) == pytest.approx(HEIGHT * 10 / (WIDTH * 5))
 
 
-def test_a_flat_image_is_no_error():
+def test_odd_images():
     assert stretch(np.full((3, 3), 7, np.uint16)).max() == 0
     assert stretch(np.array([[-1.0, 0.0], [2.0, 3.0]])).tolist()[1][1] == pytest.approx(1, abs=0.01)
-
-
-def test_shapes_must_agree():
     image, truth, result = slices()
     with pytest.raises(ValueError, match="shapes differ"):
         overlay_figure(image, truth[1:], result)
-
-
-def volumes(with_foreground):
-    truth = np.zeros((20, HEIGHT, WIDTH), np.uint8)
-    truth[with_foreground, 5:9, 5:9] = 1
-    image = np.random.default_rng(0).integers(0, 255, truth.shape).astype(np.uint8)
-    return ArrayVolume(image), ArrayVolume(truth), ArrayVolume(truth.copy(), metadata={"kind": "mask"})
+    with pytest.raises(ValueError, match="shapes differ"):
+        comparison_figure(image, truth, {"one": result[1:]})
 
 
 def saved(folder, with_foreground, **options):
-    image, truth, prediction = volumes(with_foreground)
-    return [path.name for path in save_overlays(folder, image, truth, prediction, **options)]
+    rng = np.random.default_rng(0)
+    image, truth = rng.integers(0, 255, (20, 20, 20)).astype(np.uint8), np.zeros((20, 20, 20), np.uint8)
+    truth[with_foreground, 5:9, 5:9] = 1
+    prediction = ArrayVolume(truth.copy(), metadata={"kind": "mask"})
+    return [path.name for path in save_overlays(folder, ArrayVolume(image), ArrayVolume(truth), prediction, **options)]
 
 
 def test_slices_with_mitochondria_are_chosen_evenly(tmp_path):
@@ -110,18 +138,74 @@ def test_slices_with_mitochondria_are_chosen_evenly(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["z0003.png", "z0005.png", "z0007.png", "z0017.png"]
     pixels = imread(tmp_path / "z0007.png")
     assert pixels.shape[1] > 3 * pixels.shape[0] / 2
-
-
-def test_without_mitochondria_any_slice_will_do(tmp_path):
-    assert saved(tmp_path, [], count=2) == ["z0005.png", "z0015.png"]
+    assert saved(tmp_path, [], count=2) == ["z0005.png", "z0015.png"]  # any will do
     assert saved(tmp_path, [], count=0) == []
-
-
-def test_the_crop_is_what_is_shown(tmp_path):
     assert saved(tmp_path, [1, 12], count=5, crop=Box((10, 0, 0), (20, 20, 20))) == ["z0012.png"]
 
 
-def test_volumes_must_agree(tmp_path):
-    image, truth, _ = volumes([1])
-    with pytest.raises(UserError, match="differ in shape"):
-        save_overlays(tmp_path, image, truth, ArrayVolume(np.zeros((1, 2, 3), np.float32)))
+def result(foreground=True, **options):
+    rng = np.random.default_rng(0)
+    truth = np.zeros((6, 30, 30), np.uint8)
+    truth[1:5, 5:25, 5:25] = foreground
+    probability = np.clip(0.25 + 0.5 * truth + rng.normal(0, 0.2, truth.shape), 0, 1).astype(np.float32)
+    return evaluate(ArrayVolume(probability), ArrayVolume(truth, (5.0, 5.0, 5.0)), **options)
+
+
+def test_the_boundary_starts_with_everything_and_shows_both_distances():
+    found = result(bands=[1, 2, 4])
+    (ax,) = boundary_figure(found, reference=0.964).axes
+    lines = {line.get_label(): line for line in ax.lines}
+    fg_3d = lines["mitochondria, 3D"]
+    assert fg_3d.get_xdata().tolist() == [0, 1, 2, 4]
+    expected = [row["jaccard_foreground"] for row in found["boundary"] if row["dims"] == 3]
+    assert fg_3d.get_ydata().tolist() == [found["jaccard_foreground"], *expected]
+    flat = lines["mean of both classes, in plane"].get_ydata()
+    assert flat[1:].tolist() == [row["jaccard_mean"] for row in found["boundary"] if row["dims"] == 2]
+    assert set(lines["reference, 0.964"].get_ydata()) == {0.964}
+    assert "reference" not in " ".join(texts(boundary_figure(found).axes[0].get_legend()))
+
+
+def test_precision_and_recall_show_thresholds_and_lines_of_equal_jaccard():
+    found = result()
+    (ax,) = precision_recall_figure(found, title="a map").axes
+    assert ax.get_title() == "a map"
+    used = next(line for line in ax.lines if line.get_label().startswith("threshold 0.500"))
+    assert (used.get_xdata()[0], used.get_ydata()[0]) == (found["recall"], found["precision"])
+    legend = " ".join(texts(ax.get_legend()))
+    assert "oracle, best on these voxels" in legend
+    assert f"{found['average_precision']:.3f}" in legend
+    lines = [line for line in ax.lines if line.get_linewidth() < 1]
+    for line, level in zip(lines, (0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
+        recall, precision = line.get_data()
+        assert 1 / (1 / recall + 1 / precision - 1) == pytest.approx(level)
+    found["threshold"] = [0.4, 0.5]  # of pooled volumes
+    assert "the thresholds used" in " ".join(texts(precision_recall_figure(found).axes[0].get_legend()))
+
+
+def test_reliability_shows_bins_errors_and_voxels():
+    found = result()
+    ax, below = reliability_figure(found).axes
+    (line,) = [line for line in ax.lines if "equal width" in line.get_label()]
+    assert line.get_xdata().tolist() == found["reliability"]["confidence"]
+    assert f"{found['expected_calibration_error']:.4f}" in " ".join(texts(ax.get_legend()))
+    assert [bar.get_height() for bar in below.patches] == found["reliability"]["voxels"]
+
+
+def test_files_come_from_a_result_and_from_metrics_alike(tmp_path):
+    found = result()
+    paths = save_curves(tmp_path / "a", found, title="t", reference=0.9)
+    assert [path.name for path in paths] == ["boundary.png", "precision_recall.png", "reliability.png"]
+    read = json.loads(json.dumps(plain(found)))
+    for path, other in zip(paths, save_curves(tmp_path / "b", read, title="t", reference=0.9), strict=True):
+        assert np.array_equal(imread(path), imread(other))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError):
+        save_curves(tmp_path / "file" / "figures", found)
+
+
+def test_what_has_nothing_to_show_is_not_written(tmp_path):
+    assert save_curves(tmp_path, result(bands=[], kind="mask")) == []
+    assert [p.name for p in save_curves(tmp_path, result(foreground=False))] == ["boundary.png", "reliability.png"]
+    half, ignored = np.full((1, 9, 9), 0.5, np.float32), np.full((1, 9, 9), 255, np.uint8)
+    nothing = evaluate(ArrayVolume(half), ArrayVolume(ignored))
+    assert [p.name for p in save_curves(tmp_path, nothing)] == ["boundary.png"]

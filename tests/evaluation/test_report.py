@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_pages import Page, unpack
-from small_report import BALLS, MISSED, SHAPE, SIZE, small_scores, small_table, small_truth_ids, small_volumes
+from small_report import BALLS, MISSED, SHAPE, SIZE, everything, small_scores, small_table, small_volumes, write_full
 
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps
-from mitoseg.evaluation.report import ReportOptions, foreground_of, report_prediction, write_report
+from mitoseg.evaluation.report import ReportOptions, report_prediction, write_report
 from mitoseg.geometry import Box
 from mitoseg.storage import plain
 from mitoseg.volumes import ArrayVolume
@@ -27,22 +27,9 @@ def volumes():
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory, volumes):
+def full(tmp_path_factory):
     """A report with everything."""
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(
-        path,
-        title="a small one",
-        image=volumes["image"],
-        truth=volumes["truth"],
-        mask=foreground_of(volumes["prediction"]),
-        instances=volumes["instances"],
-        table=small_table(),
-        scores=small_scores(volumes),
-        provenance={"command": ["evaluate.py", "a b"], "seed": 1, "data": {"licence": "CC0"}},
-        options=ReportOptions(slices=5),
-    )
-    return path
+    return write_full(tmp_path_factory.mktemp("report") / "report.html")
 
 
 def read(path):
@@ -153,17 +140,8 @@ def test_the_worst_errors_are_those_that_were_made(full):
     ],
     ids=lambda value: "+".join(sorted(value)) or "nothing",
 )
-def test_sections_are_absent_when_their_data_are(tmp_path, volumes, given, sections):
-    everything = {
-        "image": volumes["image"],
-        "truth": volumes["truth"],
-        "mask": foreground_of(volumes["prediction"]),
-        "instances": volumes["instances"],
-        "table": small_table(),
-        "scores": small_scores(volumes) if "scores" in given else None,
-        "provenance": {"seed": 1},
-    }
-    parts = {name: everything[name] for name in given}
+def test_sections_are_absent_when_their_data_are(tmp_path, given, sections):
+    parts = {name: value for name, value in everything().items() if name in given}
     page = read(write_report(tmp_path / "r.html", title="t", options=ReportOptions(slices=2), **parts))
     assert page.sections == sections
 
@@ -196,7 +174,7 @@ def test_a_report_of_an_evaluation(tmp_path, volumes):
 
 
 def test_scores_of_instances_are_a_table_of_their_own(tmp_path, volumes):
-    overlaps = find_overlaps(volumes["instances"], ArrayVolume(small_truth_ids()))
+    overlaps = find_overlaps(volumes["instances"], volumes["true_ids"])
     scores = {**small_scores(volumes), "instances": evaluate_instances([overlaps], small=1)}
     page = read(write_report(tmp_path / "r.html", title="t", scores=plain(scores)))
     matched = scores["instances"]["all"]["matched"][0]

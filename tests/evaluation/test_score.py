@@ -1,36 +1,44 @@
-"""Streamed scores are those of the whole volume, for any slab, crop and voxel size."""
+"""Streamed scores, their intervals and those of probabilities are those of the whole volume, for any slab and crop."""
 
 import json
 import math
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from scipy.ndimage import distance_transform_edt
-from sklearn.metrics import jaccard_score
+from scipy.special import logit
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, jaccard_score, log_loss, precision_recall_curve
 
 import mitoseg.evaluation.score as score_module
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
-from mitoseg.evaluation import evaluate, pool_evaluations
+from mitoseg.evaluation import Bootstrap, decide, evaluate, pool_evaluations
 from mitoseg.evaluation.score import VOXEL_BYTES, _blocks
 from mitoseg.geometry import Box
-from mitoseg.metrics import count, scores
+from mitoseg.metrics import Counts, bootstrap_intervals, count, scores
 from mitoseg.storage import plain
 from mitoseg.volumes.base import ArrayVolume
 
 SHAPE = (13, 24, 21)
+KEYS = {
+    *("average_precision", "expected_calibration_error", "adaptive_calibration_error", "negative_log_likelihood"),
+    *("brier_score", "jaccard_foreground_oracle", "threshold_oracle"),
+    *("precision_recall", "reliability", "reliability_adaptive"),
+}
 
 
-def pair(seed=0, ignored=0.1, voxel_size=(5.0, 5.0, 5.0), **metadata):
+def pair(seed=0, ignored=0.1, voxel_size=(5.0, 5.0, 5.0), depth=SHAPE[0], **metadata):
     rng = np.random.default_rng(seed)
-    coarse = rng.random([-(-n // 4) for n in SHAPE]) < 0.3
-    truth = np.kron(coarse, np.ones((4, 4, 4), bool))[: SHAPE[0], : SHAPE[1], : SHAPE[2]].astype(np.uint8)
-    noise = rng.normal(0, 0.25, SHAPE)
-    probability = np.clip(0.3 + 0.4 * truth + noise, 0, 1).astype(np.float32)
-    truth[rng.random(SHAPE) < ignored] = 255
+    shape = (depth, *SHAPE[1:])
+    coarse = rng.random([-(-n // 4) for n in shape]) < 0.3
+    truth = np.kron(coarse, np.ones((4, 4, 4), bool))[: shape[0], : shape[1], : shape[2]].astype(np.uint8)
+    probability = np.clip(0.3 + 0.4 * truth + rng.normal(0, 0.25, shape), 0, 1).astype(np.float32)
+    truth[rng.random(shape) < ignored] = 255
     metadata = {"kind": "probability", "threshold": 0.45, **metadata}
     return ArrayVolume(probability, metadata=metadata), ArrayVolume(truth, voxel_size)
 
@@ -100,29 +108,31 @@ def test_a_shift_by_two_is_forgiven_by_a_band_of_two():
     assert by_band[2] == by_band[5] == 1
 
 
-def test_what_the_threshold_argument_changes():
+def test_arguments_win():
     prediction, truth = pair()
-    given = evaluate(prediction, truth, threshold=0.8)
+    default = evaluate(prediction, truth)
+    given = evaluate(prediction, truth, threshold=0.8, bands=[])
     assert given["threshold_source"] == "given"
-    assert given["recall"] < evaluate(prediction, truth)["recall"]
-    assert evaluate(prediction, truth, bands=[])["boundary"] == []
-
-
-def test_the_voxel_size_argument_wins():
-    prediction, truth = pair(voxel_size=(5.0, 5.0, 5.0))
+    assert given["recall"] < default["recall"]
+    assert given["boundary"] == []
     thick = evaluate(prediction, truth, voxel_size=(50, 5, 5))
     assert thick["voxel_size"] == [50, 5, 5]
     assert thick["boundary"][0]["left_out_foreground"] == thick["boundary"][1]["left_out_foreground"]
-    assert thick["boundary"] != evaluate(prediction, truth)["boundary"]
+    assert thick["boundary"] != default["boundary"]
 
 
 def test_pooling_two_halves_is_the_whole():
     """Cut where both sides' halos would matter, by way of crops, which read beyond themselves."""
     prediction, truth = pair()
-    whole = evaluate(prediction, truth, slabs=13)
+    draws = Bootstrap(300, 7)
+    whole = evaluate(prediction, truth, slabs=13, bootstrap=draws)
     crops = [Box((0, 0, 0), (5, 24, 21)), Box((5, 0, 0), (13, 24, 21))]
-    pooled = pool_evaluations([evaluate(prediction, truth, crop=crop, slabs=13) for crop in crops])
+    parts = [evaluate(prediction, truth, crop=crop, slabs=13, bootstrap=draws) for crop in crops]
+    pooled = pool_evaluations(parts)
     assert pooled["crop"] == [str(crop) for crop in crops]
+    assert pooled["slab_counts"] == parts[0]["slab_counts"] + parts[1]["slab_counts"]
+    assert pooled["bootstrap"] == {"resamples": 300, "seed": 7, "level": 0.95}
+    assert set(pooled) >= KEYS
     assert plain({**pooled, "crop": None}) == plain({**whole, "crop": None})
     assert plain(pool_evaluations([whole])) == plain(whole)
     with pytest.raises(ValueError, match="bands"):
@@ -169,3 +179,130 @@ def test_real_labels_shifted_by_two_pixels():
     assert result["jaccard_mean"] > result["jaccard_foreground"] + 0.02
     perfect = [row["jaccard_foreground"] for row in result["boundary"] if row["distance"] >= 2]
     assert min(perfect) > 0.999
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+@pytest.mark.parametrize("slabs", [1, 2, 4, 8, 13])
+def test_slabs_are_equal_runs_of_slices(slabs, depth):
+    prediction, truth = pair()
+    found = evaluate(prediction, truth, slabs=slabs, depth=depth)
+    ends = [13 * i // slabs for i in range(slabs + 1)]
+    expected = [count(prediction.read()[a:b] >= 0.45, truth.read()[a:b]) for a, b in pairwise(ends)]
+    assert [Counts(**counts) for counts in found["slab_counts"]] == expected
+    assert sum(expected, Counts()) == Counts(**found["counts"])
+    if slabs > 1:
+        assert found["interval"] == {name: list(ends) for name, ends in bootstrap_intervals(expected).items()}
+
+
+def test_few_slices_and_no_draws():
+    prediction, truth = pair()
+    found = evaluate(prediction, truth, crop=Box((4, 0, 0), (7, 24, 21)), slabs=8)
+    expected = [count(prediction.read()[z] >= 0.45, truth.read()[z]) for z in (4, 5, 6)]
+    assert [Counts(**counts) for counts in found["slab_counts"]] == expected
+    single = evaluate(*pair(depth=1))
+    assert len(single["slab_counts"]) == 1
+    assert all(math.isnan(end) for end in single["interval"]["dice"])
+    assert single["dice"] > 0
+    undrawn = evaluate(prediction, truth, bootstrap=Bootstrap(0))
+    assert (undrawn["interval"], len(undrawn["slab_counts"])) == ({}, 8)
+
+
+@pytest.mark.parametrize("options", [{"resamples": -1}, {"seed": -1}, {"resamples": 1.5}, {"seed": True}])
+def test_bad_draws_are_one_line(options):
+    with pytest.raises(UserError, match="not a whole number"):
+        Bootstrap(**options)
+
+
+def made(seed=0, dtype=np.float32, ignored=0.1):
+    """A stored prediction, its truth, and both as scikit-learn takes them, without ignored voxels."""
+    rng, shape = np.random.default_rng(seed), (6, 40, 50)
+    truth = (rng.random(shape) < 0.15).astype(np.uint8)
+    probability = (1 / (1 + np.exp(-rng.normal(4.0 * truth - 3, 1.5)))).astype(np.float32)
+    if np.dtype(dtype).kind == "u":
+        scale = np.iinfo(dtype).max
+        stored = np.round(probability * scale).astype(dtype)
+        probability = np.clip(stored / scale, 0.25 / scale, 1 - 0.25 / scale)
+        prediction = ArrayVolume(stored, metadata={"kind": "probability", "scale": scale})
+    else:
+        prediction = ArrayVolume(probability.astype(dtype))
+    truth[rng.random(shape) < ignored] = 255
+    kept = truth != 255
+    return prediction, ArrayVolume(truth, (5.0, 5.0, 5.0)), probability[kept], truth[kept]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.uint8, np.uint16])
+def test_scores_of_probabilities_agree_with_scikit_learn(dtype):
+    prediction, truth, p, y = made(dtype=dtype)
+    found = evaluate(prediction, truth, bands=[])
+    assert found["average_precision"] == pytest.approx(average_precision_score(y, p), abs=1e-3)
+    assert found["brier_score"] == pytest.approx(brier_score_loss(y, p), abs=1e-4)
+    assert found["negative_log_likelihood"] == pytest.approx(log_loss(y, p.astype(np.float64)), abs=1e-4)
+    if dtype != np.uint8:  # each edge between two of 15 bins is one of 255 values, which falls on either side
+        share, confidence = calibration_curve(y, p, n_bins=15)
+        assert found["reliability"]["share"] == pytest.approx(share, abs=0.01)
+        assert found["reliability"]["confidence"] == pytest.approx(confidence, abs=2e-3)
+    at = np.clip((p * 15).astype(int), 0, 14)
+    error = sum(abs((y - p)[at == b].sum()) for b in range(15)) / len(y)
+    assert found["expected_calibration_error"] == pytest.approx(error, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_the_curve_agrees_with_scikit_learn(dtype):
+    prediction, truth, p, y = made(1, dtype)
+    points = evaluate(prediction, truth, bands=[])["precision_recall"]
+    precision, recall, _ = precision_recall_curve(y, p)
+    assert points["recall"][0] == 1  # reached at many thresholds, of which the highest is given
+    theirs = np.interp(points["recall"][1:], recall[::-1], precision[::-1])
+    assert theirs == pytest.approx(points["precision"][1:], abs=0.01)
+    assert (np.diff(points["recall"]) <= 0).all()
+    assert (np.diff(points["threshold"]) > 0).all()
+
+
+def test_the_oracle_is_the_best_of_all_thresholds():
+    prediction, truth, p, y = made(2)
+    found = evaluate(prediction, truth, bands=[])
+    best = max(jaccard_score(y, p >= t) for t in np.linspace(0.01, 0.99, 197))
+    assert found["jaccard_foreground_oracle"] == pytest.approx(best, abs=2e-3)
+    at_best = evaluate(prediction, truth, bands=[], threshold=found["threshold_oracle"])
+    assert at_best["jaccard_foreground"] == pytest.approx(found["jaccard_foreground_oracle"], abs=1e-3)
+    assert found["jaccard_foreground_oracle"] > found["jaccard_foreground"]
+
+
+def test_certain_and_calibrated_probabilities():
+    rng = np.random.default_rng(0)
+    p = rng.random((20, 100, 100)).astype(np.float32)
+    found = evaluate(ArrayVolume(p), ArrayVolume((rng.random(p.shape) < p).astype(np.uint8)), bands=[])
+    assert found["expected_calibration_error"] < 0.01
+    assert found["adaptive_calibration_error"] < 0.01
+    certain = ArrayVolume(np.array([0.0, 1.0, 0.0, 1.0], np.float32).reshape(1, 1, 4))
+    found = evaluate(certain, ArrayVolume(np.array([0, 1, 1, 0], np.uint8).reshape(1, 1, 4)))
+    assert found["negative_log_likelihood"] == pytest.approx(10, abs=0.01)  # half of them 20 nats wrong
+    assert found["brier_score"] == pytest.approx(0.5)
+    v = ArrayVolume(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3), metadata={"kind": "probability", "scale": 255})
+    expected = logit([0.25 / 255, 0.2, 1 - 0.25 / 255])  # the end values of bytes stand for half a step
+    assert decide(v).log_odds(v.read()).ravel() == pytest.approx(expected, rel=1e-5)
+
+
+def test_masks_have_no_such_scores_and_a_file_has_no_histogram():
+    prediction, truth, *_ = made(4)
+    found = evaluate(prediction, truth)
+    assert set(found) >= KEYS
+    for kind in ("mask", "instances"):
+        assert not KEYS & set(evaluate(prediction, truth, kind=kind))
+    assert not KEYS & set(pool_evaluations([found, evaluate(prediction, truth, kind="mask")]))
+    read = json.loads(json.dumps(plain(found)))
+    pooled = pool_evaluations([read, read])
+    assert not KEYS & set(pooled)
+    assert pooled["jaccard_foreground"] == found["jaccard_foreground"]
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_one_class_or_none_is_no_error(value):
+    prediction, truth, *_ = made(5)
+    found = evaluate(prediction, ArrayVolume(np.full(truth.shape, value, np.uint8)))
+    for key in ("average_precision", "jaccard_foreground_oracle"):
+        assert math.isnan(found[key])
+    assert found["precision_recall"]["recall"] == []
+    assert math.isnan(found["brier_score"]) == (value == 255)
+    assert len(found["reliability"]["voxels"]) == (0 if value == 255 else 15)
+    json.dumps(plain(found))

@@ -27,22 +27,18 @@ def result(**options):
 
 
 def test_every_score_is_in_the_table_and_nothing_is_cut_off():
-    scores = result()
+    scores = result(bands=[1, 3])
     text = printed(scores)
     for key in ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall"):
         assert f"{scores[key]:.4f}" in text
+    for key in ("average_precision", "brier_score", "adaptive_calibration_error", "jaccard_foreground_oracle"):
+        assert f"{scores[key]:.4f}" in text
     assert "…" not in text
-    assert "a [bracketed] name" in text
-    assert "0.5000" in text
-    assert "(default)" in text
-    assert "[0:6,0:20,0:20]" in text
-    assert "2,400" in text
-    assert "5, 5, 5 nm" in text
-
-
-def test_boundary_rows_show_both_distances_and_the_shares():
-    scores = result(bands=[1, 3])
-    rows = re.findall(r"│\s+([13]) │(.*)│", printed(scores))
+    low, high = scores["interval"]["dice"]
+    words = ["a [bracketed] name", "0.5000", "(default)", "[0:6,0:20,0:20]", "2,400", "5, 5, 5 nm"]
+    words += [f"{low:.4f} to {high:.4f}", "bootstrap over 6 z-slabs", "upper bound, no result"]
+    assert [word for word in words if word not in text] == []
+    rows = re.findall(r"│\s+([13]) │(.*)│", text)
     assert [row[0] for row in rows] == ["1", "3"]
     for distance, cells in rows:
         expected = []
@@ -54,30 +50,17 @@ def test_boundary_rows_show_both_distances_and_the_shares():
         assert [cell.strip() for cell in cells.split("│")] == [e.replace("nan", "-") for e in expected]
 
 
-def test_intervals_and_probabilities_are_in_the_table():
-    scores = result()
-    text = printed(scores)
-    low, high = scores["interval"]["dice"]
-    assert f"{low:.4f} to {high:.4f}" in text
-    assert "bootstrap over 6 z-slabs" in text
-    for key in ("average_precision", "brier_score", "adaptive_calibration_error", "jaccard_foreground_oracle"):
-        assert f"{scores[key]:.4f}" in text
-    assert "upper bound, no result" in text
-
-
-def test_one_slab_has_no_interval_and_a_mask_no_probabilities():
+def test_what_is_missing_has_no_place():
     text = printed(result(slabs=1, kind="mask"))
     assert "one z-slab: no intervals" in text
     assert " to " not in text
     assert "Brier" not in text
     assert "slab" not in printed(result(bootstrap=Bootstrap(0)))
-
-
-def test_missing_scores_are_a_dash_and_no_bands_no_table():
-    nothing = np.zeros((1, 4, 4), np.uint8)
-    text = printed(evaluate(ArrayVolume(nothing), ArrayVolume(nothing), bands=[]))
+    nothing = ArrayVolume(np.zeros((1, 4, 4), np.uint8))
+    text = printed(evaluate(nothing, nothing, bands=[]))
     assert re.search(r"Dice\s+│\s+- │", text)
     assert "border" not in text
+    assert "voxel_size=[z,y,x] sets it" in printed(evaluate(nothing, nothing))
 
 
 def test_pooled_results_have_a_table():
@@ -85,8 +68,3 @@ def test_pooled_results_have_a_table():
     text = printed(pool_evaluations(parts))
     assert "0.5000, 0.4000" in text
     assert "[3:6,0:20,0:20]" in text
-
-
-def test_an_unknown_voxel_size_is_said():
-    nothing = np.zeros((1, 4, 4), np.uint8)
-    assert "voxel_size=[z,y,x] sets it" in printed(evaluate(ArrayVolume(nothing), ArrayVolume(nothing)))
