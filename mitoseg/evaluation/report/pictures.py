@@ -23,7 +23,7 @@ from mitoseg.evaluation.instances import SMALL
 from mitoseg.evaluation.report.markup import Content, Section, pack, picture
 from mitoseg.geometry import Box, slabs, tiles
 from mitoseg.metrics import IGNORE
-from mitoseg.segmentation.blockwise import STARTS, STOPS, count_block, count_box, merge_counts
+from mitoseg.segmentation.blockwise import STARTS, STOPS, count_block, merge_counts
 from mitoseg.segmentation.labelling import BLOCK, InstanceVolume
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo
 
@@ -321,7 +321,7 @@ def plain_table(instances: Volume, box: Box, voxel_size: Sequence[float] | None)
     given box.
     """
     depth = max(1, SLAB_VOXELS // (box.shape[1] * box.shape[2]))
-    table = merge_counts(count_box(instances, slab) for slab in slabs(box, depth))
+    table = merge_counts(count_block(instances.read(slab), slab.start) for slab in slabs(box, depth))
     ends = np.hstack([table[STARTS].to_numpy() <= box.start, table[STOPS].to_numpy() >= box.stop])
     table = table.assign(touches_border=np.asarray(ends.any(axis=1)))
     if voxel_size is not None:
