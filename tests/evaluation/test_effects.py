@@ -21,14 +21,11 @@ def test_cliffs_delta_counts_pairs(a, b):
     assert cliffs_delta(np.array(a), np.array(b)) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_cliffs_delta_is_a_linear_function_of_u():
+def test_effects_by_hand_and_as_a_linear_function_of_u():
     a, b = np.random.default_rng(1).normal(size=(2, 40))
     u = mannwhitneyu(b, a).statistic
     assert cliffs_delta(a, b) == pytest.approx(2 * u / 1600 - 1)
     assert object_test(a, b) == mannwhitneyu(b, a).pvalue
-
-
-def test_hedges_g_by_hand():
     a, b = np.array([1.0, 2, 3, 4]), np.array([3.0, 5, 7])
     pooled = math.sqrt((3 * (5 / 3) + 2 * 4) / 5)
     assert hedges_g(a, b) == pytest.approx((1 - 3 / 19) * 2.5 / pooled)
@@ -74,10 +71,7 @@ def test_random_permutations_stand_in_for_all():
     drawn, least = volume_test(a, b, permutations=3000, rng=rng)
     assert drawn == pytest.approx(exact, abs=0.02)
     assert least == 1 / 3001
-
-
-def test_a_volume_counts_once():
-    a = [np.array([0.0] * 1000), np.array([10.0])]
+    a = [np.array([0.0] * 1000), np.array([10.0])]  # a volume counts once
     b = [np.array([0.0]), np.array([10.0] * 1000)]
     assert volume_test(a, b, permutations=100, rng=np.random.default_rng(1))[0] == 1
 

@@ -56,16 +56,10 @@ def test_nothing_is_asked_of_any_other_place(full):
     assert "https://" not in text
     (policy,) = (m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data: blob:;")
-
-
-def test_ids_are_unique_and_controls_are_labelled(full):
-    page = read(full)
     ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
     assert len(ids) == len(set(ids))
-    assert all(image.get("alt") for image in page.all("img"))
-    assert all(canvas.get("aria-label") for canvas in page.all("canvas"))
-    assert all(chart.get("aria-label") for chart in page.all("svg"))
-    assert page.all("html")[0]["lang"] == "en"
+    for tag, label in (("img", "alt"), ("canvas", "aria-label"), ("svg", "aria-label"), ("html", "lang")):
+        assert all(element.get(label) for element in page.all(tag))
 
 
 def test_slices_come_out_as_they_went_in(full, volumes):
@@ -86,15 +80,6 @@ def test_slices_come_out_as_they_went_in(full, volumes):
         assert np.corrcoef(shown.ravel(), image.ravel())[0, 1] > 0.9
 
 
-def test_large_slices_are_made_smaller(tmp_path, volumes):
-    options = ReportOptions(pixels=40, slices=2)
-    path = write_report(tmp_path / "r.html", title="t", image=volumes["image"], options=options)
-    data = read(path).blocks["slice-data"]
-    assert (data["height"], data["width"]) == (30, 40)
-    assert data["ids"] == []
-    assert unpack(data["codes"][0], np.uint8).size == 30 * 40
-
-
 def test_the_table_and_its_file(full):
     page = read(full)
     (link,) = (a for a in page.all("a") if a.get("id") == "csv")
@@ -107,14 +92,16 @@ def test_the_table_and_its_file(full):
     assert columns["sphericity"] == [0.8, 0.9, None, 0.7]
 
 
-def test_only_the_first_rows_are_shown(tmp_path, volumes):
-    options = ReportOptions(rows=2, slices=1)
-    table = small_table()
-    path = write_report(tmp_path / "r.html", table=table, title="t", instances=volumes["instances"], options=options)
-    page = read(path)
+def test_limits(tmp_path, volumes):
+    options = ReportOptions(rows=2, slices=1, pixels=40)
+    given = {"image": volumes["image"], "table": small_table(), "instances": volumes["instances"]}
+    page = read(write_report(tmp_path / "r.html", title="t", options=options, **given))
     assert len([row for row in page.all("tr") if "data-instance" in row]) == 2
     assert "4 mitochondria, of which the first 2 are shown" in page.text
     assert "scores" not in page.sections
+    data = page.blocks["slice-data"]
+    assert (data["height"], data["width"], data["z"]) == (30, 40, [0])
+    assert unpack(data["codes"][0], np.uint8).size == 30 * 40
 
 
 def test_the_worst_errors_are_those_that_were_made(full):

@@ -56,11 +56,8 @@ def test_slices_are_reduced_strip_by_strip(monkeypatch, strip):
     np.testing.assert_allclose(small_image(volume, 1, box, (8, 12)), means, rtol=1e-6)
     np.testing.assert_array_equal(small_labels(volume, 1, box, (8, 12)), image[1, 1::3, 1::3])
     np.testing.assert_array_equal(small_image(volume, 1, box, (24, 36)), image[1])
-
-
-def test_a_reduction_that_is_no_whole_number_keeps_the_mean():
     image = np.random.default_rng(0).normal(100, 10, (1, 40, 52)).astype(np.float32)
-    small = small_image(ArrayVolume(image), 0, Box((0, 0, 0), image.shape), (29, 38))
+    small = small_image(ArrayVolume(image), 0, Box((0, 0, 0), image.shape), (29, 38))  # no whole number
     assert small.shape == (29, 38)
     assert small.mean() == pytest.approx(image.mean(), abs=0.2)
 
@@ -132,16 +129,13 @@ def test_surfaces_enclose_what_they_should():
         np.testing.assert_allclose(surface.vertices.mean(axis=0), middle, atol=4)
 
 
-def test_fewer_triangles_where_they_are_asked_for():
+def test_fewer_triangles_where_they_are_asked_for_and_thin_instances_are_drawn():
     instances = small_volumes()["instances"].read()
     counts = [sum(len(s.faces) for s in scene_of(instances, budget)[0][0]) for budget in (10**6, 2000, 600)]
     assert counts[0] > 2000 >= counts[1] > 600 >= counts[2] > 0
-
-
-def test_a_thin_instance_is_still_drawn():
-    instances = np.zeros((40, 40, 40), np.uint32)
-    instances[20, 20, 5:35] = 1
-    (found, _), _ = scene_of(instances, 200, (5, 5, 5))
+    thin = np.zeros((40, 40, 40), np.uint32)
+    thin[20, 20, 5:35] = 1
+    (found, _), _ = scene_of(thin, 200, (5, 5, 5))
     assert [surface.instance for surface in found] == [1]
 
 
@@ -177,18 +171,15 @@ def test_errors_against_scipy():
     assert faults[0].at == BALLS[4]
 
 
-def test_errors_of_each_slab(monkeypatch):
+def test_errors_of_each_slab_and_none_where_voxels_are_ignored(monkeypatch):
     volumes = small_volumes()
     monkeypatch.setattr("mitoseg.evaluation.report.errors.SLAB_VOXELS", 8 * SHAPE[1] * SHAPE[2])
     result = ArrayVolume(volumes["instances"].read() > 0)
     faults = worst_faults(result, volumes["truth"], volumes["truth"].box, 5)
     assert [f.kind for f in faults] == ["false", "false", "missed", "missed"]
     assert sum(f.voxels for f in faults if f.kind == "false") == ball(BALLS[4], RADII[4]).sum()
-
-
-def test_ignored_voxels_are_no_errors():
-    truth, result = np.full((2, 4, 4), 255, np.uint8), np.ones((2, 4, 4), bool)
-    assert worst_faults(ArrayVolume(result), ArrayVolume(truth), Box((0, 0, 0), (2, 4, 4)), 3) == []
+    ignored = ArrayVolume(np.full(SHAPE, 255, np.uint8))
+    assert worst_faults(result, ignored, ignored.box, 3) == []
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1.01, 1e6), st.booleans())

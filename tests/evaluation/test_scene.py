@@ -51,7 +51,7 @@ def test_what_is_near_hides_what_is_far():
     assert len(places(below, 1)) > 500
 
 
-def test_the_camera_is_a_rotation_in_the_middle():
+def test_camera_and_light():
     camera = Camera((300.0, 200.0, 50.0))
     flat, depth = camera.project(np.array([[150.0, 100, 25]]))
     assert np.abs(flat).max() < 1e-9
@@ -59,9 +59,6 @@ def test_the_camera_is_a_rotation_in_the_middle():
     assert camera.eye @ camera.right == pytest.approx(0)
     near, far = (camera.project(np.array([camera.eye * s + [150, 100, 25]]))[1] for s in (10, -10))
     assert near > 0 > far
-
-
-def test_light_falls_from_above():
     ball = mesh_object(np.pad(np.ones((6, 6, 6), bool), 2), (5, 5, 5))
     corners = ball.vertices[ball.faces]
     light = shade(corners, np.full((len(corners), 3), 0.6), Camera((50.0, 50.0, 50.0))).mean(axis=1)

@@ -132,18 +132,13 @@ def test_a_matched_result_goes_with_its_truth():
     assert math.isnan(scores["whole"]["matched"][0]["f1_interval"][0])
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
-def test_links_need_a_share_of_the_smaller(overlap):
+def test_links_need_a_share_of_the_smaller():
     """A result that leaks by less than a quarter into a smaller neighbour merges nothing."""
     truth = runs((1, 10), (2, 5))
-    result = runs((1, 10 + overlap), (2, 5 - overlap))
-    row = instance_scores(table(truth, result))["all"]
-    assert row["merges"] == (overlap == 2)
-
-
-def test_the_share_is_an_option():
-    truth, result = runs((1, 10), (2, 5)), runs((1, 11), (2, 4))
-    assert instance_scores(table(truth, result), share=0.2)["all"]["merges"] == 1
+    for overlap in (1, 2):
+        result = runs((1, 10 + overlap), (2, 5 - overlap))
+        assert instance_scores(table(truth, result))["all"]["merges"] == (overlap == 2)
+    assert instance_scores(table(truth, runs((1, 11), (2, 4))), share=0.2)["all"]["merges"] == 1
 
 
 def test_small_objects_become_background():
@@ -168,16 +163,13 @@ def test_pooling_keeps_objects_apart():
 
 
 def test_nothing_to_score():
+    assert all(math.isnan(v) for k, v in match_scores(0, 0, 0, 0).items() if k not in ("tp", "fp", "fn"))
     for truth, result in (([0, 0], [0, 0]), ([1, 1], [0, 0]), ([0, 0], [1, 1])):
         row = instance_scores(table(truth, result))["all"]
         assert row["truth"] == truth[0]
         assert row["result"] == result[0]
         f1 = row["matched"][0]["f1"]
         assert math.isnan(f1) if truth == result else f1 == 0
-
-
-def test_match_scores_without_a_denominator():
-    assert all(math.isnan(v) for k, v in match_scores(0, 0, 0, 0).items() if k not in ("tp", "fp", "fn"))
 
 
 def test_the_interval_is_that_of_drawing_objects():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -121,19 +122,27 @@ def render(content: Content) -> str:
         ("errors", "Worst errors", gallery_section(content)),
         ("origin", "Where this comes from", origin_section(content.provenance)),
     )
-    environment = Environment(
-        loader=PackageLoader("mitoseg.evaluation.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=content.title,
+            style=_static("report.css"),
+            volume=volume_line(content),
+            sections=[section for section in sections if section[2] is not None],
+            script=Markup("\n").join(_static(f"{name}.js") for name in ("base", "slices", "scene", "table")),
+            version=__version__,
+        )
     )
+
+
+@cache
+def _templates() -> Environment:
+    loader = PackageLoader("mitoseg.evaluation.report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_function"] = _dumps
     environment.filters["number"] = number
-    return environment.get_template("page.html").render(
-        title=content.title,
-        style=_static("report.css"),
-        volume=volume_line(content),
-        sections=[section for section in sections if section[2] is not None],
-        script=Markup("\n").join(_static(f"{name}.js") for name in ("base", "slices", "scene", "table")),
-        version=__version__,
-    )
+    return environment
 
 
 def _dumps(values: object, **_: object) -> str:
