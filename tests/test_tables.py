@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mitoseg.benchmark.report import COLUMNS, Page, write_tables
-from mitoseg.cli.sweeps.results import write_results
+from mitoseg.cli.sweeps.jobs import write_results
 from mitoseg.evaluation.report.markup import Content
 from mitoseg.evaluation.report.page import render
 from mitoseg.tables import as_written, frame_csv, read_csv, to_csv, to_markdown, write_table

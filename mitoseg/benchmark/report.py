@@ -62,15 +62,8 @@ img {max-width: 100%}"""
 class Report:
     """A benchmark's table and picture.
 
-    Attributes:
-        folder: The benchmark's; each method has a folder in it.
-        data: Name of the data set.
-        splits: Its regions.
-        regions: Those that are scored.
-        part: Which they are.
-        band: Width of the boundary band.
-        crop: Scored as well, in coordinates of the one region.
-        published: Whether the abstract's figures are shown.
+    ``regions`` of the ``part`` are scored, and ``crop`` as well, in coordinates of the one region. ``band`` is the
+    width of the boundary band. With ``published`` the abstract's figures are shown.
     """
 
     folder: Path
@@ -147,23 +140,22 @@ class Report:
     def _notes(self, rows: Sequence[Row]) -> list[str]:
         voxels = sum(region.box.size for region in self.regions)
         names = {key: ", ".join(r.name for r in getattr(self.splits, key)) for key in ("train", "validation")}
-        banded = next((row for row in rows if row["band"] is not None), None)
+        notes = []
+        for row in [row for row in rows if row["band"] is not None][:1]:
+            foreground, background = (text(row[f"band_left_out_{s}"], "percent") for s in ("foreground", "background"))
+            notes.append(
+                f"Without the border: voxels at most {row['band']:g} from the other true class (3D, Euclidean, in "
+                "voxels of the smallest spacing) are left out on both sides, "
+                f"{foreground} % of fg and {background} % of bg."
+            )
         return [
             f"JAC in percent, pooled over {voxels:,} voxels: {', '.join(r.name for r in self.regions)}.",
             f"Trained on {names['train']}; every choice (thresholds, weights, epochs) on {names['validation']}.",
-            *([_band_note(banded)] if banded else ()),
+            *notes,
             _COSTS_NOTE,
             *([_PUBLISHED_NOTE] if self.published else ()),
             *(str(warning) for warning in self.splits.provenance.get("warnings") or ()),
         ]
-
-
-def _band_note(row: Row) -> str:
-    shares = [text(row[f"band_left_out_{side}"], "percent") for side in ("foreground", "background")]
-    return (
-        f"Without the border: voxels at most {row['band']:g} from the other true class (3D, Euclidean, in voxels of "
-        f"the smallest spacing) are left out on both sides, {shares[0]} % of fg and {shares[1]} % of bg."
-    )
 
 
 def common_options(data: Mapping[str, Any], splits: Splits, part: str, seed: int) -> dict[str, Any]:

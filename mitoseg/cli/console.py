@@ -71,16 +71,12 @@ def _log_warning(
     quiet = for_programmers or _TALKATIVE_FILES.search(filename) or category.__module__.startswith("lightning")
     level = logging.DEBUG if quiet else logging.WARNING
     place = f"{category.__name__}, {Path(filename).name}:{lineno}"
-    logging.getLogger("py.warnings").log(level, "%s (%s)", _squeeze(str(message)), place)
+    logging.getLogger("py.warnings").log(level, "%s (%s)", " ".join(str(message).split()), place)
 
 
 def tell(what: object) -> None:
     """Print a line, whatever brackets are in it, or a table."""
     Console().print(what, soft_wrap=isinstance(what, str), markup=False)
-
-
-def _squeeze(text: str) -> str:
-    return " ".join(text.split())
 
 
 def user_message(error: BaseException) -> str | None:
@@ -92,7 +88,7 @@ def user_message(error: BaseException) -> str | None:
         return "a group of options was given nothing; give a name, or a list of names in brackets"
     if isinstance(error, HydraException | ValidationError | InterpolationResolutionError):
         cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        return _squeeze(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}"))
+        return " ".join(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}").split())
     return None
 
 

@@ -133,14 +133,17 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         except FileNotFoundError as error:
             raise UserError("the current folder is gone", None, "change to one that exists") from error
         options, words = split_words(sys.argv[1:])
-        import_from_config_dir(options)
         words, options, sweeps = find_sweep(list(map(quote_override, words)), options)
         known = get_args_parser().parse_args(options)
+        if known.config_dir:  # a class of one's own may lie beside its yaml; engines' processes inherit the path
+            sys.path.insert(0, os.path.abspath(known.config_dir))
         config_dirs = [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
         judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
         words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]
-        command = [*program(run), *_config_options(options)]
+        chosen = {name: getattr(known, name) for name in ("config_path", "config_name", "config_dir")}
+        kept = ((f"--{name.replace('_', '-')}", value) for name, value in chosen.items() if value is not None)
+        command = [*program(run), *(word for option in kept for word in option)]  # further ranks need these options
         with ExitStack() as stack:
             if sweeps:
                 planned = plan_sweep(words, command)
@@ -235,16 +238,6 @@ def _say(line: str, code: int, sweep: Sweep | None = None) -> int:
     return code
 
 
-def import_from_config_dir(options: Sequence[str]) -> None:
-    """Let Python find modules in the folder of ``--config-dir``, so that a class of one's own lies beside its yaml.
-
-    Further ranks and the jobs of a sweep get the same option; processes of an engine inherit where Python looks.
-    """
-    folder = get_args_parser().parse_args(list(options)).config_dir
-    if folder is not None:
-        sys.path.insert(0, os.path.abspath(folder))
-
-
 def prepare_words(
     words: Sequence[str], *, sweep: bool, command: str = "train", config_dirs: Sequence[Path] = ()
 ) -> list[str]:
@@ -268,13 +261,6 @@ def prepare_words(
         return pin_common_folder(quoted, command)
     quoted = pin_run_dir(quoted)
     return resume_overrides(quoted, config_dirs) if is_main_process() else quoted
-
-
-def _config_options(options: Sequence[str]) -> list[str]:
-    """The options that choose the config, which further ranks need as well."""
-    known = get_args_parser().parse_args(list(options))
-    chosen = {"--config-path": known.config_path, "--config-name": known.config_name, "--config-dir": known.config_dir}
-    return [word for option, value in chosen.items() if value is not None for word in (option, value)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -213,12 +213,6 @@ def open_session(path: Path) -> Any:  # noqa: ANN401 (the runtime has no types)
     return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_onnx(path: Path, grey: Floats) -> Floats:
-    """What a file answers to an input."""
-    found: Floats = open_session(path).run(None, {INPUT: grey})[0]
-    return found
-
-
 def described(form: Form) -> tuple[str, str]:
     """Axes and sizes of input and output in words; free sizes as the smallest one, and steps."""
     sides = [

@@ -28,7 +28,6 @@ from scipy.ndimage import binary_erosion
 
 import mitoseg
 from mitoseg.errors import UserError
-from mitoseg.export.card import voxels_of
 from mitoseg.export.forms import Form, make_form
 from mitoseg.export.onnx_file import (
     INPUT,
@@ -41,7 +40,7 @@ from mitoseg.export.onnx_file import (
     expected,
     write_onnx,
 )
-from mitoseg.export.weights import metadata
+from mitoseg.export.weights import metadata, voxels_of
 from mitoseg.extras import import_extra
 from mitoseg.networks.checkpoint import Model
 from mitoseg.storage import atomic_output, check_output
@@ -85,7 +84,9 @@ def export_package(
         raise UserError("cannot export to that suffix", Path(path).suffix or str(path), remedy)
     spec, core = (import_extra(f"bioimageio.{part}", "bioimageio.core", "exchange") for part in ("spec", "core"))
     check_output(path, overwrite)
-    form, facts, title = make_form(model, "volume", tile), facts or {}, _title(name)
+    form, facts = make_form(model, "volume", tile), facts or {}
+    title = re.sub(r"[^A-Za-z0-9_+\-() ]", "-", name)[:64]  # bioimage.io allows these letters, and wants five
+    title = title if len(title) >= 5 else f"mitoseg {title}"
     with tempfile.TemporaryDirectory() as folder, atomic_output(path, overwrite=overwrite) as temporary:
         place = Path(folder)
         on_step("tracing the network")
@@ -112,12 +113,6 @@ def export_package(
 def authors() -> list[str]:
     """Of mitoseg, as its installation says; CITATION.cff has the same."""
     return [name.strip() for name in installed("mitoseg")["Author"].split(",")]
-
-
-def _title(name: str) -> str:
-    """A name with the letters that bioimage.io allows, of at least five."""
-    clean = re.sub(r"[^A-Za-z0-9_+\-() ]", "-", name)[:64]
-    return clean if len(clean) >= 5 else f"mitoseg {clean}"
 
 
 def _write_tests(model: Model, form: Form, image: Callable[[tuple[int, int, int]], Array], place: Path) -> None:

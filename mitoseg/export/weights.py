@@ -1,9 +1,10 @@
-"""A checkpoint as safetensors, and what every exported file says of itself, for those who have nothing else."""
+"""A checkpoint as safetensors, its model card from the records of its run, and what every exported file says."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,90 @@ from mitoseg.geometry import anchor
 from mitoseg.networks.checkpoint import SUFFIX, Model, write_weights
 from mitoseg.networks.kinds import dimensions, per_axis
 from mitoseg.storage import atomic_output
+from mitoseg.tables import to_markdown
 from mitoseg.volumes import CHANNEL_OFFSETS
+
+_SCORES = {
+    "jaccard_foreground": "JAC of mitochondria",
+    "jaccard_background": "JAC of background",
+    "jaccard_mean": "JAC, mean of both",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def model_card(
+    name: str, model: Model, provenance: Mapping[str, Any] | None, metrics: Mapping[str, Any] | None
+) -> str:
+    """A card in Markdown, from the records ``provenance.json`` and ``metrics.json`` of a model's run.
+
+    What is not known is said to be so.
+    """
+    size = "its training volume's" if model.voxel_size is None else f"{model.voxel_size[0]:g} nm"
+    limits = (
+        "## Limits\n\n"
+        f"Trained on one kind of tissue under one microscope. Volumes with other voxel sizes than {size}, other "
+        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
+        "with `mitoseg evaluate`. Not for diagnosis.\n"
+    )
+    return "\n".join([_network(name, model), _data(provenance or {}), _scores(metrics or {}), limits])
+
+
+def voxels_of(model: Model) -> str:
+    """The voxel size (z, y, x) that a model was trained on, as text."""
+    return "not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm"
+
+
+def _network(name: str, model: Model) -> str:
+    weights = sum(p.numel() for p in model.network.parameters())
+    mean, std = model.normalization["mean"], model.normalization["std"]
+    lines = [
+        f"# {name}\n\nMitochondria in electron-microscopy volumes: a probability for every voxel.\n",
+        f"- network: `{model.config.get('_target_')}`, {weights:,} weights, input channels: {model.channels}",
+        f"- voxel size of its training volume (z, y, x): {voxels_of(model)}",
+        f"- grey values of its training volume: mean {mean:.1f}, standard deviation {std:.1f}",
+        f"- threshold chosen on validation: {model.threshold:.3f}; written by mitoseg {model.record.get('version')}\n",
+        "## Use\n\n    mitoseg predict checkpoint=model.safetensors input=VOLUME output=OUT.zarr\n",
+    ]
+    return "\n".join(lines)
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    data = provenance.get("data") or {}
+    known = [key for key in ("name", "title", "licence", "citation", "url") if data.get(key)]
+    lines = ["## Training data\n", *(f"- {key}: {data[key]}" for key in known)]
+    if len(lines) == 1:
+        lines.append("Not recorded.")
+    arguments = provenance.get("arguments")
+    if arguments:
+        kept = [w for w in arguments if not w.startswith(("hydra.", "data.root", "trainer.enable_progress"))]
+        command = " ".join(word for word in kept if word != "train")
+        lines.append(f"\nCommand: `train {command}`, commit {provenance.get('commit') or 'not recorded'}.")
+    return "\n".join([*lines, ""])
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    lines = ["## Scores\n", "Pooled over the voxels of each split, at the threshold chosen on validation.\n"]
+    splits = [split for split in ("validation", "test") if split in metrics]
+    if not splits:
+        return "## Scores\n\nNot recorded.\n"
+    rows = [["", *splits]]
+    for key, label in _SCORES.items():
+        found = [metrics[split].get(key) for split in splits]
+        rows.append([label, *("" if f is None else f"{f:.4f}" for f in found)])
+    return "\n".join([*lines, to_markdown(rows), ""])
+
+
+def read_facts(card: str) -> dict[str, str]:
+    r"""What a card says of the training data, and the commit: the opposite of `model_card`, as far as facts go.
+
+    >>> read_facts("## Training data\n\n- name: lucchi\n\nCommand: `train`, commit abc.\n")
+    {'name': 'lucchi', 'commit': 'abc'}
+    """
+    section = card.partition("## Training data")[2].partition("\n## ")[0]
+    facts = dict(re.findall(r"^- (name|title|licence|citation|url): (.+)$", section, re.MULTILINE))
+    commit = re.search(r", commit ([0-9a-z]+)\.", section)
+    return facts | ({"commit": commit[1]} if commit else {})
 
 
 def export_weights(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -77,24 +77,40 @@ def open_shown(
         voxel_size: (z, y, x) in nm, before the files'.
     """
     size = None if voxel_size is None else check_voxel_size(voxel_size)
-    opener = _Opener(axes)
-    found = {kind: opener.open(Source(path)) for kind, path in given.items() if path}
+    opened: dict[str, str | None] = {}
+    misfits: list[UserError] = []
+
+    def open_source(source: Source) -> Volume:
+        wanted = axes or source.axes
+        try:
+            volume = open_volume(source.path, axes=wanted, voxel_size=source.voxel_size)
+            opened[volume.path] = wanted
+        except UserError as error:
+            if wanted is None:
+                raise
+            volume = open_volume(source.path, voxel_size=source.voxel_size)  # it must be clear by itself
+            misfits.append(error)
+        box = volume.box if source.box is None else Box.parse(source.box, volume.shape)
+        return volume if box == volume.box else CroppedVolume(volume, box)
+
+    found = {kind: open_source(Source(path)) for kind, path in given.items() if path}
     for name, source in ({} if run is None else _sources(run)).items():
         if name in found:
             continue
         if not stored_in(source.path).exists():
             log.warning("the run's %s is not there any more: %s; it is left out", name, source.path)
             continue
-        volume = opener.open(source)
+        volume = open_source(source)
         found.setdefault(kind_of(volume) if name == RESULT else name, volume)
     if not found:
         raise UserError("there is nothing to look at", run, "give a run's folder, or image=, mask=, instances= VOLUME")
-    opener.check_axes()
+    if axes and not opened:
+        raise misfits[0]
     volumes = {kind: found[kind] for kind in KINDS if kind in found}
     shapes = {kind: volume.shape for kind, volume in volumes.items()}
     if len(set(shapes.values())) > 1:
         raise UserError("the volumes differ in shape (z, y, x)", shapes, "give volumes over the same voxels")
-    return Shown(volumes, _voxel_size(volumes, size), opener.axes)
+    return Shown(volumes, _voxel_size(volumes, size), opened)
 
 
 def kind_of(volume: Volume) -> str:
@@ -128,36 +144,6 @@ def _sources(run: str) -> dict[str, Source]:
     return {str(kind) if kind in KINDS else "image": Source(run)}
 
 
-class _Opener:
-    """Opens volumes; ``axes`` is for those that it fits, the others must be clear by themselves."""
-
-    def __init__(self, axes: str | None) -> None:
-        self._given, self._fitted = axes, axes is None
-        self._misfits: list[UserError] = []
-        self.axes: dict[str, str | None] = {}
-
-    def open(self, source: Source) -> Volume:
-        """The volume, or the part of it that is looked at."""
-        axes = self._given or source.axes
-        try:
-            volume = open_volume(source.path, axes=axes, voxel_size=source.voxel_size)
-            self._fitted = True
-            self.axes[volume.path] = axes
-        except UserError as error:
-            if axes is None:
-                raise
-            volume = open_volume(source.path, voxel_size=source.voxel_size)
-            self._misfits.append(error)
-        if source.box is None or Box.parse(source.box, volume.shape) == volume.box:
-            return volume
-        return CroppedVolume(volume, Box.parse(source.box, volume.shape))
-
-    def check_axes(self) -> None:
-        """Refuse axes that fit none of the volumes."""
-        if not self._fitted:
-            raise self._misfits[0]
-
-
 def _voxel_size(volumes: Mapping[str, Volume], given: VoxelSize | None) -> VoxelSize:
     """The size that is given, else the first that a file knows."""
     known = {kind: volume.voxel_size for kind, volume in volumes.items() if volume.voxel_size is not None}
@@ -173,13 +159,9 @@ def _voxel_size(volumes: Mapping[str, Volume], given: VoxelSize | None) -> Voxel
 
 @dataclass(frozen=True)
 class Source:
-    """Where a volume is.
+    """Where a volume is, with the axes and voxel size ((z, y, x) in nm) that a run was given.
 
-    Attributes:
-        path: As `mitoseg.volumes.open_volume` takes it.
-        box: The part of it that is looked at, such as ``[0:82,0:768,0:1024]``; None for all.
-        axes: As the run was given them.
-        voxel_size: What the run was told of it, (z, y, x) in nm.
+    Only the box, such as ``[0:82,0:768,0:1024]``, is looked at.
     """
 
     path: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from contextlib import suppress
+from threading import Event
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +25,7 @@ def run(cfg: DictConfig) -> None:
     if not isinstance(cfg.bind, str) or not cfg.bind:
         raise UserError("bind is no address", cfg.bind, "give bind=127.0.0.1 (this machine) or bind=0.0.0.0 (all)")
     import_extra("neuroglancer", "neuroglancer", "viewers")
-    from mitoseg.viewers.neuroglancer.scene import make_scene, serving, wait_for_interrupt
+    from mitoseg.viewers.neuroglancer.scene import make_scene, serving
 
     size: Any = cfg.voxel_size
     size = OmegaConf.to_container(size) if OmegaConf.is_config(size) else size
@@ -42,4 +43,5 @@ def run(cfg: DictConfig) -> None:
         console.print("Ctrl+C ends it", highlight=False)
         if cfg.open:
             webbrowser.open(link)
-        wait_for_interrupt()
+        while not Event().wait(1.0):  # without a limit Windows would not heed Ctrl+C
+            pass

@@ -1,8 +1,6 @@
 """Methods as their files describe them, estimators as they are made, and folders that other options have made."""
 
-import json
 import sys
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,7 +8,7 @@ from omegaconf import OmegaConf
 
 from mitoseg.benchmark import read_methods
 from mitoseg.benchmark.estimator import INSTALL, checkpoint_of, describe_run, make_estimator
-from mitoseg.benchmark.methods import Method, Source, check_options, clear, read_method
+from mitoseg.benchmark.methods import Method, check_options, clear, read_method
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.errors import UserError
 from mitoseg.storage import write_json
@@ -173,9 +171,3 @@ def test_what_a_checkpoint_was_trained_on_is_told(tmp_path):
     assert describe_run(own, path, data)["training_seconds"] == 5
     with pytest.raises(UserError, match="trained on another split"):
         describe_run(own, path, other)
-
-
-def test_a_source_is_told_whole_in_records():
-    source = Source("files", {}, {"root": Path("a"), "train": {"image": "b"}})
-    assert source.leaves() == {"data.root": Path("a"), "data.train.image": "b"}
-    assert json.dumps(source.record()["train"])

@@ -2,15 +2,7 @@
 
 import numpy as np
 import pytest
-
-from mitoseg.geometry import Box
-from mitoseg.volumes import create_volume
-
-
-def write(path, array_zyx, **metadata):
-    with create_volume(path, array_zyx.shape, array_zyx.dtype, metadata=metadata) as writer:
-        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
-    return str(path)
+from written import write
 
 
 @pytest.fixture

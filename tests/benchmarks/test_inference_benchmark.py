@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-
-from mitoseg.geometry import Box
-from mitoseg.volumes import create_volume
+from written import write
 
 
 @pytest.fixture
@@ -23,9 +21,8 @@ def one_thread():
 @pytest.fixture
 def words(tmp_path, one_thread):
     """A command line whose slices are small."""
-    path, shape = tmp_path / "image.tif", (4, 80, 96)
-    with create_volume(path, shape, np.uint8, voxel_size=(5.0, 5.0, 5.0)) as writer:
-        writer.write(Box.of_shape(shape), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    image_zyx = np.random.default_rng(0).integers(0, 256, (4, 80, 96), dtype=np.uint8)
+    path = write(tmp_path / "image.tif", image_zyx, (5.0, 5.0, 5.0))
     return [f"data={path}", "slices=5", "slice=72,96", "quick=true", "devices=cpu", f"out={tmp_path / 'out.json'}"]
 
 
@@ -61,19 +58,6 @@ def test_the_command_and_compiled_code(scripts, words):
     share = 5 * found["dense_seconds_per_slice"] / found["seconds"]
     assert report["predict_fraction_of_network"]["patch_cnn"] == pytest.approx(share)
     assert report["fastest_setting"] == {"patch_cnn": "fp32_compiled"}
-
-
-@pytest.mark.parametrize("words", [["nonsense=1"], ["parts=windows"], ["turns=many"]])
-def test_words_that_cannot_be_read(scripts, words):
-    with pytest.raises(SystemExit, match="error: "):
-        scripts("inference").main(words)
-
-
-def test_help_names_every_option(scripts, capsys):
-    inference = scripts("inference")
-    inference.main(["--help"])
-    told = capsys.readouterr().out
-    assert all(f"\n{name}=" in told for name in inference.HELP)
 
 
 def test_what_is_timed_takes_turns(scripts):

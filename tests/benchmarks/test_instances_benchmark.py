@@ -4,17 +4,9 @@ import json
 
 import numpy as np
 import pytest
-
-from mitoseg.geometry import Box
-from mitoseg.volumes import create_volume
+from written import write
 
 SIZE = (10.0, 10.0, 10.0)
-
-
-def write(path, array_zyx, **metadata):
-    with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=SIZE, metadata=metadata) as writer:
-        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
-    return str(path)
 
 
 @pytest.fixture
@@ -25,8 +17,8 @@ def made(tmp_path):
     joined = truth.copy()
     joined[9:12, 11:14, 14:44] = joined[:2, :2, :2] = True
     probability = np.where(joined, 0.9, 0.1).astype(np.float32)
-    truths = write(tmp_path / "t.tif", np.concatenate([truth, truth]).astype(np.uint8) * 255)
-    paths = [write(tmp_path / f"p{i}.tif", probability, kind="probability", threshold=0.5) for i in range(2)]
+    truths = write(tmp_path / "t.tif", np.concatenate([truth, truth]).astype(np.uint8) * 255, SIZE)
+    paths = [write(tmp_path / f"p{i}.tif", probability, SIZE, kind="probability", threshold=0.5) for i in range(2)]
     return [
         f"predictions={','.join(paths)}",
         f"truths={truths},{truths}",
@@ -77,9 +69,3 @@ BAD = [
 def test_words_that_cannot_be_read(scripts, made, words, line):
     with pytest.raises(SystemExit, match=f"error: .*{line}"):
         scripts("instances").main([*made, *words])
-
-
-def test_help_names_every_option(scripts, capsys):
-    scripts("instances").main(["--help"])
-    told = capsys.readouterr().out
-    assert all(f"\n{name}=" in told for name in scripts("instances").Options.__dataclass_fields__)

@@ -5,20 +5,13 @@ import json
 import numpy as np
 import pytest
 from scipy import ndimage
+from written import write
 
-from mitoseg.geometry import Box
 from mitoseg.metrics import count, scores
 from mitoseg.segmentation import Postprocess
-from mitoseg.volumes import create_volume
 
 SHAPE = (12, 48, 48)
 SIZE = (5.0, 5.0, 5.0)
-
-
-def write(path, array_zyx, **metadata):
-    with create_volume(path, array_zyx.shape, array_zyx.dtype, voxel_size=SIZE, metadata=metadata) as writer:
-        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
-    return str(path)
 
 
 @pytest.fixture
@@ -32,10 +25,10 @@ def made(tmp_path):
         probability = np.clip(0.1 + 0.8 * noisy, 0, 1).astype(np.float32)
         arrays.append((probability, truth))
         words["predictions"].append(
-            write(tmp_path / f"p{i}.tif", probability, kind="probability", threshold=0.5 + 0.05 * i)
+            write(tmp_path / f"p{i}.tif", probability, SIZE, kind="probability", threshold=0.5 + 0.05 * i)
         )
-        words["truths"].append(write(tmp_path / f"t{i}.tif", truth * 255))
-        words["images"].append(write(tmp_path / f"i{i}.tif", (200 - 100 * truth).astype(np.uint8)))
+        words["truths"].append(write(tmp_path / f"t{i}.tif", truth * 255, SIZE))
+        words["images"].append(write(tmp_path / f"i{i}.tif", (200 - 100 * truth).astype(np.uint8), SIZE))
     return arrays, [f"{key}={','.join(paths)}" for key, paths in words.items()]
 
 
@@ -110,12 +103,6 @@ def test_words_that_cannot_be_read(scripts, made, words, line):
 
 
 def test_a_mask_is_no_probability(scripts, made, tmp_path):
-    mask = write(tmp_path / "m.tif", made[0][0][1], kind="mask")
+    mask = write(tmp_path / "m.tif", made[0][0][1], SIZE, kind="mask")
     with pytest.raises(SystemExit, match="no probabilities"):
         scripts("postprocessing").main([f"predictions={mask}", f"truths={mask}"])
-
-
-def test_help_names_every_option(scripts, capsys):
-    scripts("postprocessing").main(["--help"])
-    told = capsys.readouterr().out
-    assert all(f"\n{name}=" in told for name in scripts("postprocessing").Options.__dataclass_fields__)

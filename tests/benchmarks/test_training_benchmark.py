@@ -45,19 +45,6 @@ def test_conventional_blocks_are_ours(scripts, tmp_path, augment, more):
         assert scripts("training_conventional").largest_difference(data, way) < 1e-4
 
 
-@pytest.mark.parametrize("words", [["nonsense=1"], ["networks=unet", "quick=true"], ["turns=many"]])
-def test_words_that_cannot_be_read(scripts, words):
-    with pytest.raises(SystemExit, match="error: "):
-        scripts("training").main(words)
-
-
-def test_help_names_every_option(scripts, capsys):
-    training = scripts("training")
-    training.main(["--help"])
-    told = capsys.readouterr().out
-    assert all(f"\n{name}=" in told for name in training.HELP)
-
-
 @pytest.mark.slow
 def test_threads_beside_other_work(scripts, tmp_path, capsys):
     scripts("threads").main(["seconds=0.01", "turns=1", f"out={tmp_path / 'out.json'}"])

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+
 from mitoseg.cli.launch import default_config_dir, launch
 
 HERE = Path(__file__).parent
@@ -61,6 +63,7 @@ class Project:
         import fake_command
 
         monkeypatch.chdir(self.folder)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # so that it is put back
         monkeypatch.setattr(sys, "argv", [str(self.folder / "fake_command.py"), *words])
         for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MITOSEG_RUN_DIR"):
             monkeypatch.delenv(name, raising=False)

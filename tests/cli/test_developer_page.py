@@ -13,7 +13,6 @@ from made_checkpoints import OneConvolution, predict, save_checkpoint
 from pages import ROOT, commands, files, our_words, write_files
 from tiny_training import TINY, command
 
-from mitoseg.cli.launch import import_from_config_dir
 from mitoseg.datasets.phantom import Phantom
 from mitoseg.viewers.napari_plugin import layers
 from mitoseg.volumes import open_volume, opening
@@ -29,9 +28,8 @@ def mine(tmp_path, monkeypatch):
     """The current folder, with the page's files in it and its modules at hand."""
     write_files(PAGE, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
     before = set(sys.modules)
-    import_from_config_dir(["--config-dir", "mine"])
     yield tmp_path
     for name in set(sys.modules) & {"dilated", "hardest", "cerebellum"} - before:
         del sys.modules[name]

@@ -14,9 +14,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from mitoseg.cli.sweeps import plan as plan_module
+from mitoseg.cli.sweeps.jobs import failure_line, summarise, write_results
 from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin
-from mitoseg.cli.sweeps.plan import Sweep, expand_seeds, pin_sweep, plan_sweep
-from mitoseg.cli.sweeps.results import failure_line, summarise, write_results
+from mitoseg.cli.sweeps.plan import expand_seeds, pin_sweep, plan_sweep
 from mitoseg.errors import UserError
 from mitoseg.processes import job_variables
 
@@ -321,13 +321,6 @@ def test_a_launcher_that_is_not_installed_is_one_line():
     ):
         assert 'pip install "mitoseg[sweep]"' in missing_plugin(RuntimeError(error))
     assert missing_plugin(RuntimeError("else")) is None
-
-
-def test_a_sweep_is_pickled_into_workers(tmp_path):
-    import pickle
-
-    sweep = Sweep(tmp_path, ("x",), frozenset({"seed"}))
-    assert pickle.loads(pickle.dumps(sweep)) == sweep
 
 
 @pytest.mark.slow

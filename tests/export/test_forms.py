@@ -7,7 +7,7 @@ from exported_models import block_model, ensemble_model, grey_volume, predicted,
 from mitoseg.errors import UserError
 from mitoseg.export import make_form
 from mitoseg.export.forms import FORMS, choose_form
-from mitoseg.export.onnx_file import run_onnx, write_onnx
+from mitoseg.export.onnx_file import open_session, write_onnx
 from mitoseg.export.weights import metadata
 from mitoseg.geometry import anchor
 from mitoseg.networks import PatchCNN
@@ -20,7 +20,8 @@ def exported(model, folder, form):
     """Trace a form; what runs it. Exporting compares as well, here prediction alone is the judge."""
     made = make_form(model, form)
     write_onnx(made, folder / "m.onnx", metadata(model, made, {}))
-    return lambda grey: run_onnx(folder / "m.onnx", np.ascontiguousarray(grey, np.float32))
+    session = open_session(folder / "m.onnx")
+    return lambda grey: session.run(None, {"image": np.ascontiguousarray(grey, np.float32)})[0]
 
 
 def slices_of(image_zyx, channels):

@@ -11,7 +11,7 @@ from monai.networks.nets import UNETR, AttentionUnet
 
 from mitoseg.errors import UserError
 from mitoseg.export import export_onnx, onnx_file
-from mitoseg.export.onnx_file import open_session, run_onnx
+from mitoseg.export.onnx_file import open_session
 
 
 def test_it_says_what_it_is(tmp_path):
@@ -72,7 +72,8 @@ def test_an_output_that_exists_is_refused(tmp_path):
         export_onnx(block_model(), tmp_path / "a.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == b"mine"
     export_onnx(block_model(), tmp_path / "a.onnx", form="block", overwrite=True)
-    assert run_onnx(tmp_path / "a.onnx", np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 2)
+    (found,) = open_session(tmp_path / "a.onnx").run(None, {"image": np.zeros((1, 3, 32, 32), np.float32)})
+    assert found.shape == (1, 2)
 
 
 def test_a_network_of_unknown_sizes_has_one(tmp_path):

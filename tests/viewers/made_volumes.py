@@ -44,3 +44,15 @@ def two_cells():
     labels_zyx[(z - 5) ** 2 + (y - 8) ** 2 + (x - 8) ** 2 <= 16] = 3
     labels_zyx[2:10, 12:22, 16:28] = 7
     return labels_zyx
+
+
+def dumbbell(number=1, radius=(9, 7)):
+    """Two balls that touch over a thin neck, in a margin of background; both middles."""
+    z, y, x = np.ogrid[:24, :24, :44]
+    first, second = (12, 12, 12), (12, 12, 29)
+    balls = [
+        (z - c[0]) ** 2 + (y - c[1]) ** 2 + (x - c[2]) ** 2 <= r**2
+        for c, r in zip((first, second), radius, strict=True)
+    ]
+    neck = (abs(z - 12) <= 1) & (abs(y - 12) <= 1) & (x > 12) & (x < 29)
+    return ((balls[0] | balls[1] | neck) * number).astype(np.uint32), first, second

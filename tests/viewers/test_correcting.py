@@ -4,25 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_volumes import dumbbell
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Labelling
-from mitoseg.viewers.napari_plugin.correcting import delete, merge, middle, split_necks, split_seeds
+from mitoseg.viewers.napari_plugin.computing import delete, merge, middle, split_necks, split_seeds
 
 SIZE = (5.0, 5.0, 5.0)
 LARGE = (15.0, 15.0, 15.0)  # the distance is smoothed by 20 nm
-
-
-def dumbbell(number=1, radius=(9, 7)):
-    """Two balls that touch over a thin neck, in a margin of background; both middles."""
-    z, y, x = np.ogrid[:24, :24, :44]
-    first, second = (12, 12, 12), (12, 12, 29)
-    balls = [
-        (z - c[0]) ** 2 + (y - c[1]) ** 2 + (x - c[2]) ** 2 <= r**2
-        for c, r in zip((first, second), radius, strict=True)
-    ]
-    neck = (abs(z - 12) <= 1) & (abs(y - 12) <= 1) & (x > 12) & (x < 29)
-    return ((balls[0] | balls[1] | neck) * number).astype(np.uint32), first, second
 
 
 def corrected(labels_zyx, edit):

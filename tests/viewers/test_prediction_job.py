@@ -17,11 +17,20 @@ from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
 from mitoseg.segmentation import Postprocess, measure_instances
 from mitoseg.segmentation.postprocess import CLEAN
-from mitoseg.viewers.napari_plugin import predicting
-from mitoseg.viewers.napari_plugin.correcting import delete, make_sources, measure_again, merge, shown
+from mitoseg.viewers.napari_plugin import computing
+from mitoseg.viewers.napari_plugin.computing import (
+    Choice,
+    Numbering,
+    delete,
+    make_sources,
+    measure_again,
+    merge,
+    number,
+    predict,
+    shown,
+)
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
 from mitoseg.viewers.napari_plugin.layers import save_table, save_volume
-from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering, number, predict
 from mitoseg.volumes import ArrayVolume, open_volume
 
 SIZE = (5.0, 5.0, 5.0)
@@ -106,7 +115,7 @@ def test_cancelled_between_tiles(checkpoint):
 
     with pytest.raises(Cancelled):
         predict(image(), Choice(checkpoint), tell)
-    assert tiles == [pytest.approx(predicting.PREDICTED / 4)]
+    assert tiles == [pytest.approx(computing.PREDICTED / 4)]
 
 
 def test_notes_on_what_may_go_wrong(checkpoint):
@@ -132,7 +141,7 @@ def test_what_cannot_be_predicted(checkpoint, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             predict(image(), choice)
-    monkeypatch.setattr(predicting, "memory_available", lambda: 1000)
+    monkeypatch.setattr(computing, "memory_available", lambda: 1000)
     with pytest.raises(UserError, match="mitoseg predict"):
         predict(image(), Choice(checkpoint))
 

@@ -1,4 +1,4 @@
-"""One job of a sweep, as any launcher calls it (skipped, resumed or run), and the end of the sweep.
+"""One job of a sweep, as any launcher calls it (skipped, resumed or run), and what the sweep writes and prints.
 
 ``job.json`` in the job's folder holds its arguments, status (running, finished, failed or interrupted), exit code,
 error, seconds over all attempts and objective. A job that fails is no exception here: the launcher goes on.
@@ -10,17 +10,20 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import signal
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
@@ -30,26 +33,22 @@ from rich.table import Table
 from mitoseg.arguments import SAVED, as_typed, key_of, literal, value_of
 from mitoseg.cli.ranks import job_arguments
 from mitoseg.cli.sweeps.plan import Slot, Sweep, free_slot, job_name
-from mitoseg.cli.sweeps.results import (
-    Row,
-    collect_reports,
-    failure_line,
-    peek_reports,
-    report,
-    summarise,
-    varied_keys,
-    write_results,
-)
 from mitoseg.datasets.download import changed_files
 from mitoseg.errors import UserError
 from mitoseg.processes import GRACE_SECONDS, ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
-from mitoseg.storage import held, read_json, write_json
+from mitoseg.storage import held, read_json, write_json, write_text
+from mitoseg.tables import to_csv
 
 log = logging.getLogger(__name__)
 
 RECORD = "job.json"
 LAST = Path("checkpoints", "last.ckpt")
+Row = dict[str, Any]
 _SHOWN = ("objective", "validation_jaccard_foreground", "test_jaccard_foreground")
+_SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
+_PARTS = ("validation", "test")
+_MEASURED = ("objective", *(f"{part}_{score}" for part in _PARTS for score in _SCORES))
+_LISTED = 5
 _SHORT = {"validation_jaccard_foreground": "validation JAC", "test_jaccard_foreground": "test JAC"}
 
 
@@ -78,7 +77,7 @@ def run_job(sweep: Sweep, cfg: DictConfig) -> float:
     folder = Path(hydra.runtime.output_dir) if sweep.own_folders else sweep.folder / job_name(varied)
     job = Job(folder, job_arguments(), {key_of(word): value_of(word) for word in varied})
     record: dict[str, Any] = {"status": "running", "varied": job.varied}
-    report(sweep, folder.name, record)
+    _report(sweep, folder.name, record)
     try:
         with held(folder / ".lock", "another sweep is running this job"), ended_by_sigterm():
             record = _done_before(job) or _attempt(sweep, job, cfg)
@@ -89,7 +88,7 @@ def run_job(sweep: Sweep, cfg: DictConfig) -> float:
         record["status"] = "interrupted"
         raise
     finally:
-        report(sweep, folder.name, record)
+        _report(sweep, folder.name, record)
         write_results(sweep.folder)
     objective = record.get("objective")
     return float(objective) if objective is not None and record["status"] == "finished" else math.nan
@@ -176,7 +175,10 @@ def conclude(sweep: Sweep) -> str | None:
     """Write the results, print them as a table, and give the line for jobs that failed; None if none did."""
     if not sweep.folder.is_dir():
         return None
-    reports = collect_reports(sweep)
+    reports = _peek_reports(sweep)
+    shutil.rmtree(_reports(sweep), ignore_errors=True)
+    with contextlib.suppress(OSError):  # another call's reports lie there
+        _reports(sweep).parent.rmdir()
     rows = write_results(sweep.folder)
     if rows:
         Console().print(_result_table(rows))
@@ -191,7 +193,7 @@ def _result_table(rows: Sequence[Row]) -> Table:
     if "validation_jaccard_foreground" in scores:
         scores.remove("objective")
     if not summary:
-        varied = varied_keys(rows) or ["job"]
+        varied = _varied_keys(rows) or ["job"]
         table = Table(*varied, "status", *(_SHORT.get(s, s) for s in scores))
         for row in rows:
             values = (_short(row[key]) for key in varied)
@@ -258,5 +260,106 @@ def _end_workers(sweep: Sweep) -> None:
             if any("loky" in word for word in worker.cmdline()):
                 worker.terminate()
     deadline = time.monotonic() + GRACE_SECONDS + 5
-    while time.monotonic() < deadline and any(found.get("status") == "running" for found in peek_reports(sweep)):
+    while time.monotonic() < deadline and any(found.get("status") == "running" for found in _peek_reports(sweep)):
         time.sleep(0.2)
+
+
+def _reports(sweep: Sweep) -> Path:
+    return sweep.folder / ".jobs" / sweep.invocation
+
+
+def _report(sweep: Sweep, job: str, record: Mapping[str, Any]) -> None:
+    """File how a job stands, for the process that started the sweep."""
+    _reports(sweep).mkdir(parents=True, exist_ok=True)
+    write_json(_reports(sweep) / f"{job}.json", {"job": job, **record})
+
+
+def _peek_reports(sweep: Sweep) -> list[dict[str, Any]]:
+    """The reports of this call's jobs so far, in order of their names."""
+    return [read_json(path) for path in sorted(_reports(sweep).glob("*.json"))]
+
+
+def write_results(folder: Path) -> list[Row]:
+    """Write ``results.csv``, and ``summary.csv`` where seeds vary, from the jobs in a sweep's folder.
+
+    Returns:
+        The rows of ``results.csv``.
+    """
+    with FileLock(folder / ".results.lock"):
+        jobs = [(path.parent, record) for path in sorted(folder.rglob("job.json")) if (record := read_json(path))]
+        keys = _union(record.get("varied", {}) for _, record in jobs)
+        rows = [_row(job.relative_to(folder).as_posix(), job, record, keys) for job, record in jobs]
+        write_text(folder / "results.csv", _table(rows))
+        if summary := summarise(rows):
+            write_text(folder / "summary.csv", _table(summary))
+    return rows
+
+
+def _row(name: str, job: Path, record: Mapping[str, Any], keys: Sequence[str]) -> Row:
+    metrics = read_json(job / "metrics.json")
+    scores = {f"{part}_{score}": metrics[part].get(score) for part in _PARTS if part in metrics for score in _SCORES}
+    return {
+        "job": name,
+        "status": record.get("status"),
+        **{key: record.get("varied", {}).get(key) for key in keys},
+        "objective": record.get("objective"),
+        **scores,
+        "seconds": record.get("seconds"),
+        "error": record.get("error"),
+    }
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """Mean and sample standard deviation of each score over the seeds of finished jobs that agree in all else.
+
+    Returns:
+        A row for each setting: what varies but the seed, ``n``, then ``<score>_mean`` and ``<score>_sd`` (empty for
+        one seed). No rows if seeds do not vary.
+    """
+    if len({row.get("seed") for row in rows}) < 2:
+        return []
+    keys = [key for key in _varied_keys(rows) if key != "seed"]
+    groups: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
+    for row in rows:
+        if row["status"] == "finished":
+            groups.setdefault(tuple((key, row.get(key)) for key in keys), []).append(row)
+    return [{**dict(setting), "n": len(members), **_spreads(members)} for setting, members in groups.items()]
+
+
+def _spreads(members: Sequence[Row]) -> Row:
+    found: Row = {}
+    for name in _MEASURED:
+        values = [float(row[name]) for row in members if row.get(name) is not None]
+        if values:
+            found[f"{name}_mean"] = statistics.fmean(values)
+            found[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    return found
+
+
+def _varied_keys(rows: Iterable[Row]) -> list[str]:
+    """The columns that say what sets the jobs apart."""
+    return [key for key in _union(rows) if key not in {"job", "status", "seconds", "error", *_MEASURED}]
+
+
+def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = sorted(_union(rows), key=lambda name: name == "error")
+    return to_csv(columns, ([row.get(column) for column in columns] for row in rows))
+
+
+def failure_line(reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """The line that names the jobs of a sweep that did not finish; None if all did.
+
+    >>> failure_line([{"job": "a=1", "status": "finished"}, {"job": "a=2", "status": "failed", "error": "why"}])
+    '1 of 2 jobs failed: a=2 (why); the same command runs it again'
+    """
+    failed = [found for found in reports if found.get("status") != "finished"]
+    if not failed:
+        return None
+    named = [f"{found.get('job')} ({found.get('error') or found.get('status')})" for found in failed[:_LISTED]]
+    more = [f"and {len(failed) - _LISTED} more"] if len(failed) > _LISTED else []
+    rest = f"the same command runs {'it' if len(failed) == 1 else 'them'} again"
+    return f"{len(failed)} of {len(reports)} jobs failed: {', '.join([*named, *more])}; {rest}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,44 +36,22 @@ INSTALL = 'pip install "mitoseg[sweep]"'
 _REPLACES = "replaces"
 
 
+@dataclass(eq=False)
 class OptunaSweeper(Sweeper):
-    """Searches with Optuna's TPE.
+    """Searches with Optuna's TPE; ``conf/hydra/sweeper/optuna.yaml`` describes the options."""
 
-    Args:
-        n_trials: Trials of the study, those of earlier calls included.
-        n_jobs: Trials at once; the launcher must run as many.
-        direction: ``maximize`` or ``minimize`` what the jobs return.
-        seed: Of the sampler.
-        n_startup_trials: Random trials before the sampler learns from scores.
-        storage: Optuna's storage; None is an SQLite file in the sweep's folder.
-        study_name: None is the name of the sweep's folder.
-        max_failure_rate: The search ends when more than this share of ``n_trials`` has failed.
-        params: The search space, ``key: interval(...)`` and so on, as on the command line.
-    """
-
-    def __init__(
-        self,
-        n_trials: int,
-        n_jobs: int,
-        direction: Literal["maximize", "minimize"],
-        seed: int,
-        n_startup_trials: int,
-        storage: str | None,
-        study_name: str | None,
-        max_failure_rate: float,
-        params: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.n_trials, self.n_jobs, self.direction, self.max_failure_rate = (
-            n_trials,
-            n_jobs,
-            direction,
-            max_failure_rate,
-        )
-        self.seed, self.n_startup_trials, self.storage, self.study_name = seed, n_startup_trials, storage, study_name
-        self.params = dict(params or {})
-        self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
-        self.hydra_context: HydraContext | None = None
+    n_trials: int
+    n_jobs: int
+    direction: Literal["maximize", "minimize"]
+    seed: int
+    n_startup_trials: int
+    storage: str | None
+    study_name: str | None
+    max_failure_rate: float
+    params: Mapping[str, Any] = field(default_factory=dict)
+    config: DictConfig | None = field(default=None, init=False)
+    launcher: Launcher | None = field(default=None, init=False)
+    hydra_context: HydraContext | None = field(default=None, init=False)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra hands over before the sweep."""

@@ -196,7 +196,9 @@ def sweep_name(words: Sequence[str], swept: Sequence[str], context: Sequence[str
     named = [word for word in words if key_of(word) == "name" and word not in swept]
     if named:
         return safe_name(value_of(named[-1]), identity=value_of(named[-1]), longest=LONGEST_SWEEP)
-    decisive = sorted((word for word in words if not _is_about_running(word)), key=key_of)
+    # not what says how jobs are started or how many
+    decisive = [w for w in words if not key_of(w).startswith("hydra") or key_of(w).startswith("hydra.sweeper.params")]
+    decisive.sort(key=key_of)
     first = [value_of(word) for key in _NAMED_FIRST for word in words if key_of(word) == key and word not in swept]
     shown = "_".join([*first, *(word.replace(",", "+") for word in sorted(swept, key=key_of))])
     cut = _ODD.sub("-", shown.lower()).strip("-._")[: LONGEST_SWEEP - 9].rstrip("-._") or "sweep"
@@ -214,11 +216,6 @@ def safe_name(text: str, identity: str, longest: int) -> str:
         return plain
     cut = plain.strip("-._")[: longest - 9].rstrip("-._") or "job"
     return f"{cut}_{_digest(identity)}"
-
-
-def _is_about_running(word: str) -> bool:
-    """Whether an argument says how jobs are started or how many, not what they do."""
-    return key_of(word).startswith("hydra") and not key_of(word).startswith("hydra.sweeper.params")
 
 
 def _digest(text: str) -> str:

@@ -26,15 +26,11 @@ class Cancelled(Exception):  # noqa: N818 (no mistake was made)
     """The user has changed her mind; nothing is kept."""
 
 
-class Tell(Protocol):
+class Progress(Protocol):
     """Progress of a job."""
 
     def __call__(self, share: float, text: str = "", /) -> None:
         """Take the share that is done, from 0 to 1, and what is being done; raise `Cancelled` to stop."""
-
-
-def tell_nobody(share: float, text: str = "", /) -> None:
-    """Progress of a job that nobody watches."""
 
 
 def show_mistake(error: UserError | str) -> None:
@@ -51,7 +47,7 @@ def show_note(text: str) -> None:
     show_warning(text)
 
 
-def told(act: Callable[..., None]) -> Callable[..., None]:
+def showing_mistakes(act: Callable[..., None]) -> Callable[..., None]:
     """An action of a panel whose `UserError` is shown; what Qt's signals add is left out."""
 
     @wraps(act)
@@ -71,20 +67,20 @@ class Task(WorkerBase[Any]):
     with each, which Python 3.11 does not survive for long.
     """
 
-    def __init__(self, job: Callable[[Tell], Any]) -> None:
+    def __init__(self, job: Callable[[Progress], Any]) -> None:
         super().__init__()
         self._job, self._stop = job, threading.Event()
-        self.told: tuple[float, str] = (0.0, "")
+        self.latest: tuple[float, str] = (0.0, "")
 
     def work(self) -> Any:  # noqa: ANN401 (superqt's own)
         """Do the job."""
-        return self._job(self.tell)
+        return self._job(self.progress)
 
-    def tell(self, share: float, text: str = "", /) -> None:
+    def progress(self, share: float, text: str = "", /) -> None:
         """Take progress, or stop the job."""
         if self._stop.is_set():
             raise Cancelled
-        self.told = (share, text)
+        self.latest = (share, text)
 
     def quit(self) -> None:
         """Stop as soon as the job reports progress."""
@@ -122,7 +118,7 @@ class TaskBar(QWidget):
         """Whether a job runs."""
         return self._task is not None
 
-    def start(self, job: Callable[[Tell], Any], then: Callable[[Any], str]) -> None:
+    def start(self, job: Callable[[Progress], Any], then: Callable[[Any], str]) -> None:
         """Run a job in a thread; `Cancelled` out of its progress stops it.
 
         ``then`` gets the result, in the window's thread, and returns what the status says.
@@ -147,7 +143,7 @@ class TaskBar(QWidget):
     def _progress(self) -> None:
         if self._task is None:
             return
-        share, text = self._task.told
+        share, text = self._task.latest
         self.bar.setValue(round(STEPS * share))
         if self.cancel.isEnabled():
             self.status.setText(f"{text} …")

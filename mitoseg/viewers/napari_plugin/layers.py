@@ -130,7 +130,10 @@ def read_layer(path: str) -> LayerData:
     placing = {} if size is None else {"scale": size, "units": ("nm",) * 3}
     options = {"name": layer_name(path), **placing, "metadata": {KEY: dict(volume.info.metadata)}}
     if holds_labels(volume.dtype, volume.info.metadata) or volume.dtype.kind == "b":
-        return _label_array(volume), options, "labels"
+        labels: Any = as_dask(volume)
+        if volume.box.size * volume.dtype.itemsize <= IN_MEMORY * memory_available():  # so they can be corrected
+            labels = volume.read()
+        return (labels.astype(np.uint8) if volume.dtype.kind == "b" else labels), options, "labels"
     levels = [volume, *(open_volume(f"{path}/{name}") for name in find_levels(path)[1:])]
     data = [as_dask(level) for level in levels]
     options |= drawing(volume)
@@ -166,15 +169,6 @@ def drawing(volume: Volume) -> dict[str, Any]:
 def probability_style(scale: float = 1.0) -> dict[str, Any]:
     """How probabilities are drawn, over the image; ``scale`` is the stored value of probability 1."""
     return {"colormap": "inferno", "contrast_limits": (0.0, scale), "blending": "additive", "opacity": 0.6}
-
-
-def _label_array(volume: Volume) -> Any:  # noqa: ANN401 (dask's or numpy's)
-    """Labels in memory, where they fit, so that they can be corrected."""
-    if np.prod(volume.shape) * volume.dtype.itemsize > IN_MEMORY * memory_available():
-        lazy = as_dask(volume)
-        return lazy if volume.dtype.kind != "b" else lazy.astype(np.uint8)  # type: ignore[no-untyped-call]
-    labels_zyx = volume.read()
-    return labels_zyx.astype(np.uint8) if labels_zyx.dtype.kind == "b" else labels_zyx
 
 
 class VolumeArray:

@@ -23,9 +23,8 @@ from qtpy.QtCore import (
 from mitoseg.errors import UserError
 from mitoseg.inference import METHODS
 from mitoseg.networks.checkpoint import DEFAULT, bundled
-from mitoseg.viewers.napari_plugin.correcting import shown
+from mitoseg.viewers.napari_plugin.computing import Choice, Numbering, shown
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
-from mitoseg.viewers.napari_plugin.predicting import Choice, Numbering
 from mitoseg.volumes import VoxelSize
 
 Index = Any
@@ -91,11 +90,7 @@ class VoxelSizeField(QtWidgets.QLineEdit):
         """Show the voxel size of a layer; what was typed stays where it has none."""
         size = None if layer is None or layer.ndim != 3 else layer_voxel_size(layer)
         if size is not None:
-            self.set(size)
-
-    def set(self, voxel_size: Sequence[float]) -> None:
-        """Show a voxel size."""
-        self.setText(", ".join(f"{size:g}" for size in voxel_size))
+            self.setText(", ".join(f"{n:g}" for n in size))
 
     @property
     def value(self) -> VoxelSize | None:
@@ -129,11 +124,6 @@ class IdsField(QtWidgets.QLineEdit):
     def show_ids(self, ids: Sequence[int]) -> None:
         """Replace the numbers."""
         self.setText(", ".join(map(str, ids)))
-
-    def toggle(self, i: int) -> None:
-        """Add a number, or take it out."""
-        before = self.ids
-        self.show_ids([n for n in before if n != i] if i in before else [*before, i])
 
 
 def _words(text: str) -> list[str]:
@@ -375,11 +365,6 @@ class InstancePanel(QtWidgets.QWidget):
         self.split_seeds = _button("Split at seeds", "Cut every instance that holds two seed points or more")
         self.save_labels = _button("Save labels …", "As a volume, with voxel size and metadata")
         self._lay_out()
-
-    @property
-    def editing(self) -> tuple[QtWidgets.QWidget, ...]:
-        """What must rest while something is computed."""
-        return (self.measure, self.merge, self.delete, self.undo, self.split_necks, self.split_seeds, self.save_labels)
 
     def _lay_out(self) -> None:
         layout = QtWidgets.QVBoxLayout(self)

@@ -13,9 +13,9 @@ from qtpy.QtWidgets import QFormLayout, QTabWidget, QVBoxLayout, QWidget
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Labelling, Sources, measure_instances
-from mitoseg.viewers.napari_plugin import correcting
-from mitoseg.viewers.napari_plugin.correcting import make_sources, measure_again, middle
-from mitoseg.viewers.napari_plugin.jobs import TaskBar, Tell, show_note, told
+from mitoseg.viewers.napari_plugin import computing
+from mitoseg.viewers.napari_plugin.computing import Outcome, make_sources, measure_again, middle, number, predict
+from mitoseg.viewers.napari_plugin.jobs import Progress, TaskBar, show_note, showing_mistakes
 from mitoseg.viewers.napari_plugin.layers import (
     KEY,
     Layer,
@@ -33,7 +33,6 @@ from mitoseg.viewers.napari_plugin.layers import (
     voxels_of_points,
 )
 from mitoseg.viewers.napari_plugin.panels import InstancePanel, LayerChoice, PredictPanel, VoxelSizeField
-from mitoseg.viewers.napari_plugin.predicting import Outcome, number, predict
 from mitoseg.volumes import ArrayVolume, VoxelSize
 
 SEEDS = "seed points"
@@ -83,14 +82,14 @@ class Segmenter(QWidget):
         layout.addWidget(self.tasks)
         self.setMinimumWidth(340)
 
-    @told
+    @showing_mistakes
     def run_prediction(self) -> None:
         """Predict the chosen image; layers of probabilities and of instances follow."""
         layer, choice = self.image.layer, self.predicting.choice
         volume = layer_volume(layer, self.voxel_size.value)
-        self.tasks.start(lambda tell: predict(volume, choice, tell), lambda outcome: self._add(layer, outcome))
+        self.tasks.start(lambda progress: predict(volume, choice, progress), lambda outcome: self._add(layer, outcome))
 
-    @told
+    @showing_mistakes
     def run_numbering(self) -> None:
         """New instances of probabilities that are there."""
         layer = self.probability()
@@ -100,9 +99,9 @@ class Segmenter(QWidget):
         about, threshold = dict(volume.info.metadata), self.predicting.least
         about.setdefault("threshold", 0.5)
 
-        def job(tell: Any) -> Any:  # noqa: ANN401 (see `TaskBar.start`)
+        def job(progress: Any) -> Any:  # noqa: ANN401 (see `TaskBar.start`)
             probability_zyx = volume.read().astype(np.float32) / np.float32(about.get("scale") or 1.0)
-            return number(probability_zyx, about, options, volume.voxel_size, threshold=threshold, tell=tell)
+            return number(probability_zyx, about, options, volume.voxel_size, threshold=threshold, progress=progress)
 
         self.tasks.start(job, lambda found: self._add_instances(layer, *found))
 
@@ -133,7 +132,11 @@ class Segmenter(QWidget):
         self.voxel_size.take(self.image.layer)
 
     def _rest(self, running: bool) -> None:
-        for widget in (self.predicting.predict, self.predicting.number, *self.instances.editing):
+        panel = self.instances
+        for widget in (
+            *(self.predicting.predict, self.predicting.number, panel.measure, panel.merge, panel.delete, panel.undo),
+            *(panel.split_necks, panel.split_seeds, panel.save_labels),
+        ):
             widget.setEnabled(not running)
 
     @property
@@ -147,15 +150,15 @@ class Segmenter(QWidget):
         own = None if self.layer is None else layer_voxel_size(self.layer)
         return own or self.voxel_size.value
 
-    @told
+    @showing_mistakes
     def measure(self) -> None:
         """Measure all instances in the background."""
         sources = self._sources()
         self.tasks.start(
-            lambda tell: measure_instances(sources, on_part=lambda share: tell(share, "measuring")), self._show
+            lambda progress: measure_instances(sources, on_part=lambda share: progress(share, "measuring")), self._show
         )
 
-    @told
+    @showing_mistakes
     def save_table(self) -> None:
         """Save all columns."""
         table = self.instances.table.table
@@ -166,7 +169,7 @@ class Segmenter(QWidget):
             save_table(path, table, overwrite=True)
             self.tasks.status.setText(f"{len(table)} rows written to {path}")
 
-    @told
+    @showing_mistakes
     def save_labels(self) -> None:
         """Save the layer."""
         layer, labels_zyx = self.layer, labels_array(self.layer)
@@ -178,35 +181,40 @@ class Segmenter(QWidget):
         if path is not None:
             volume = ArrayVolume(labels_zyx, self.labels_size, layer.name)
             self.tasks.start(
-                lambda tell: save_volume(path, volume, about, overwrite=True), lambda _: f"labels written to {path}"
+                lambda _: save_volume(path, volume, about, overwrite=True),
+                lambda _: f"labels written to {path}",
             )
 
-    @told
+    @showing_mistakes
     def merge(self) -> None:
         """The chosen instances become one."""
-        ids = self.chooser.ids
-        self._apply(correcting.merge(labels_array(self.layer), ids), [min(ids, default=0)])
+        ids = self.instances.ids.ids
+        self._apply(computing.merge(labels_array(self.layer), ids), [min(ids, default=0)])
 
-    @told
+    @showing_mistakes
     def delete(self) -> None:
         """The chosen instances become background."""
-        self._apply(correcting.delete(labels_array(self.layer), self.chooser.ids), [])
+        self._apply(computing.delete(labels_array(self.layer), self.instances.ids.ids), [])
 
-    @told
+    @showing_mistakes
     def split_necks(self) -> None:
         """Cut the chosen instances at their necks."""
         labelling = Labelling(split=True, neck=self.instances.neck.value())
-        arguments = (labels_array(self.layer), self.chooser.ids, self._lengths(), labelling)
-        self._cut(partial(correcting.split_necks, *arguments))
+        arguments = (labels_array(self.layer), self.instances.ids.ids, self._lengths(), labelling)
+        self._cut(partial(computing.split_necks, *arguments))
 
-    @told
+    @showing_mistakes
     def split_seeds(self) -> None:
         """Cut what holds seed points."""
-        labels_zyx, points = labels_array(self.layer), self._seeds()
+        labels_zyx = labels_array(self.layer)
+        layers = (self.viewer.layers.selection.active, *reversed(self.viewer.layers))
+        points = next((one for one in layers if isinstance(one, Points)), None)
+        if points is None:
+            raise UserError("there are no seed points", None, "press “Seed points”, then click one into each part")
         arguments = (labels_zyx, voxels_of_points(points, self.layer), self._lengths())
-        self._cut(partial(correcting.split_seeds, *arguments), points)
+        self._cut(partial(computing.split_seeds, *arguments), points)
 
-    @told
+    @showing_mistakes
     def add_seeds(self) -> None:
         """A layer to click seed points into, or the one that is there."""
         labels_zyx, layer = labels_array(self.layer), self.layer
@@ -219,7 +227,7 @@ class Segmenter(QWidget):
         self.viewer.layers.selection.active = points
         points.mode = "add"
 
-    @told
+    @showing_mistakes
     def undo(self) -> None:
         """Take back the last change of the layer, whoever made it."""
         labels_zyx = labels_array(self.layer)
@@ -233,21 +241,21 @@ class Segmenter(QWidget):
         self.tasks.status.setText("undone")
         self._measure_again(changed)
 
-    def _cut(self, find: Callable[[], correcting.Edit], points: Layer | None = None) -> None:
+    def _cut(self, find: Callable[[], computing.Edit], points: Layer | None = None) -> None:
         """Cut in the background, and take seed points away when that is done."""
 
-        def job(tell: Tell) -> correcting.Edit:
-            tell(0.0, "cutting")
+        def job(progress: Progress) -> computing.Edit:
+            progress(0.0, "cutting")
             return find()
 
-        def apply(edit: correcting.Edit) -> str:
+        def apply(edit: computing.Edit) -> str:
             if points is not None:
                 points.data = np.empty((0, 3))
             return self._apply(edit, sorted(edit.changed))
 
         self.tasks.start(job, apply)
 
-    def _apply(self, edit: correcting.Edit, chosen: list[int]) -> str:
+    def _apply(self, edit: computing.Edit, chosen: list[int]) -> str:
         """Change the layer, so that its own undo takes it back, and bring the table up to date."""
         layer = self.layer
         assert layer is not None
@@ -266,8 +274,8 @@ class Segmenter(QWidget):
             return
         sources = self._sources()
 
-        def job(tell: Tell) -> pd.DataFrame:
-            tell(0.1, "measuring what was changed")
+        def job(progress: Progress) -> pd.DataFrame:
+            progress(0.1, "measuring what was changed")
             return measure_again(table, sources, changed)
 
         self.tasks.start(job, self._show)
@@ -279,7 +287,7 @@ class Segmenter(QWidget):
 
     def _show(self, table: pd.DataFrame) -> str:
         self.instances.table.replace(table)
-        self.instances.table.select(self.chooser.ids)
+        self.instances.table.select(self.instances.ids.ids)
         return f"{len(table)} instances measured"
 
     def _lengths(self) -> VoxelSize:
@@ -288,13 +296,6 @@ class Segmenter(QWidget):
         if size is None:
             raise UserError("cutting needs the voxel size", None, "fill in the field “Voxels (nm)”")
         return size
-
-    def _seeds(self) -> Layer:
-        """The points layer that the user looks at, else the topmost."""
-        for one in (self.viewer.layers.selection.active, *reversed(self.viewer.layers)):
-            if isinstance(one, Points):
-                return one
-        raise UserError("there are no seed points", None, "press “Seed points”, then click one into each part")
 
     def closeEvent(self, event: Any) -> None:  # noqa: N802, ANN401 (Qt's own)
         """Qt's: what runs is stopped."""
@@ -311,11 +312,6 @@ class Chooser:
         panel.ids.editingFinished.connect(self._typed)
         panel.pick.toggled.connect(self._listen)
         panel.alone.toggled.connect(self._show_alone)
-
-    @property
-    def ids(self) -> list[int]:
-        """The chosen ones."""
-        return self.panel.ids.ids
 
     def choose(self, ids: list[int]) -> None:
         """Choose instances, wherever the choice is shown."""
@@ -338,10 +334,10 @@ class Chooser:
         self.panel.ids.show_ids(ids)
         self.centre(ids)
 
-    @told
+    @showing_mistakes
     def _typed(self) -> None:
-        self.panel.table.select(self.ids)
-        self.centre(self.ids)
+        self.panel.table.select(self.panel.ids.ids)
+        self.centre(self.panel.ids.ids)
 
     def _show_alone(self, alone: bool) -> None:
         if self.panel.labels.layer is not None:
@@ -366,6 +362,7 @@ class Chooser:
         where = {"view_direction": event.view_direction, "dims_displayed": list(event.dims_displayed)}
         value = layer.get_value(event.position, world=True, **where)
         if value:
-            self.panel.ids.toggle(int(value))
+            before = self.panel.ids.ids
+            self.panel.ids.show_ids([n for n in before if n != value] if value in before else [*before, int(value)])
             layer.selected_label = int(value)
-            self.panel.table.select(self.ids)
+            self.panel.table.select(self.panel.ids.ids)

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from types import SimpleNamespace
 
 import neuroglancer
@@ -91,7 +91,9 @@ def make_scene(shown: Shown, *, surfaces: bool = True) -> neuroglancer.ViewerSta
     """
     levels = {kind: open_levels(volume, shown.axes.get(volume.path)) for kind, volume in shown.volumes.items()}
     if "probability" in levels and "mask" not in levels:
-        levels["mask"] = _thresholded(levels["probability"])
+        decision = decide(levels["probability"][0].volume, kind="probability")
+        least = decision.threshold * decision.scale
+        levels["mask"] = _each(levels["probability"], lambda one: mask_volume(one, lambda values: values >= least))
     on_top = next((kind for kind in ("instances", "mask", "probability") if kind in shown.volumes), None)
     state = neuroglancer.ViewerState()
     state.title = " ".join(dict.fromkeys(Path(volume.path).name for volume in shown.volumes.values()))
@@ -180,13 +182,6 @@ def _source(volume: ServedVolume, *parts: str) -> neuroglancer.LayerDataSource:
     return neuroglancer.LayerDataSource(
         url=volume, subsources=dict.fromkeys(parts, True), enable_default_subsources=False
     )
-
-
-def _thresholded(levels: list[Level]) -> list[Level]:
-    """The mask of a probability, by the threshold in its metadata."""
-    decision = decide(levels[0].volume, kind="probability")
-    least = decision.threshold * decision.scale
-    return _each(levels, lambda one: mask_volume(one, lambda values: values >= least))
 
 
 def _truth(levels: list[Level]) -> list[Level]:
@@ -326,15 +321,13 @@ class Levels:
         start = tuple(a * step for a, step in zip(box.start, rest, strict=True))
         stop = tuple(b * step for b, step in zip(box.stop, rest, strict=True))
         stored = Box(start, stop).clip(level.volume.box)
-        return self._halved(level.volume.read(stored), rest)
-
-    def _halved(self, values_zyx: Array, steps: Sequence[int]) -> Array:
+        values_zyx = level.volume.read(stored)
         if self._labels:
-            return values_zyx[tuple(slice(None, None, step) for step in steps)]
-        while max(steps) > 1:
-            z, y, x = (2 if step > 1 else 1 for step in steps)
+            return values_zyx[tuple(slice(None, None, step) for step in rest)]
+        while max(rest) > 1:
+            z, y, x = (2 if step > 1 else 1 for step in rest)
             values_zyx = coarser(values_zyx, (z, y, x), labels=False)
-            steps = [max(1, step // 2) for step in steps]
+            rest = [max(1, step // 2) for step in rest]
         return values_zyx
 
 
@@ -389,16 +382,6 @@ def _refused(error: OSError, bind: str, port: int) -> UserError:
     if error.errno == errno.EACCES:
         return UserError("the port may not be used", port, "choose one above 1023, or port=0 for a free one")
     return UserError("cannot listen on that address", bind, "give bind=127.0.0.1, or an address of this machine")
-
-
-def wait_for_interrupt() -> None:
-    """Return at Ctrl+C."""
-    never = Event()
-    try:
-        while not never.wait(1.0):  # without a limit Windows would not heed the key
-            pass
-    except KeyboardInterrupt:
-        return
 
 
 class Surfaces:
