@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mitoseg.geometry import Box
-from mitoseg.inference import Options, Prediction, predict_volume
+from mitoseg.inference import Prediction, predict_volume
 from mitoseg.inference.methods import starts
 from mitoseg.metrics import Calibration, best_threshold, curve, logit_histogram
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
@@ -94,7 +94,8 @@ def measure(model, image, label, tile: int, overlap: float) -> tuple[np.ndarray,
         Calibration(),
         0.5,
         method="blend",
-        options=Options(tile=(1, tile, tile), overlap=overlap),
+        tile=(1, tile, tile),
+        overlap=overlap,
         save="log_odds",
     )
     writer = ArrayWriter(image.shape)

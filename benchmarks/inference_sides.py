@@ -75,7 +75,7 @@ class Bench:
 
     def image(self, kind: str) -> tuple[Any, Tensor]:
         """A method that is not compiled, and the slices as it reads them, reflected at the border."""
-        method = make_method(kind, self.network, self.volume.shape, Options(slices=self.slices))
+        method = make_method(self.network, self.volume.shape, Options(method=kind, slices=self.slices))
         grey = read_grey(self.volume, method.reads(self.write), self.model.channels, method.ndim)
         return method, assemble(grey, Normalization(**self.model.normalization), self.device, method.ndim)
 
@@ -104,7 +104,7 @@ class Bench:
             sides["dense"] = self.dense(setting)
         if "strided" in parts:
             method, image = self.image("strided")
-            method = make_method("strided", network, self.volume.shape, Options(slices=self.slices))
+            method = make_method(network, self.volume.shape, Options(method="strided", slices=self.slices))
             sides["strided"] = Side(partial(method, image, self.write), context)
         if "window" in parts:
             for batch in self.batches:

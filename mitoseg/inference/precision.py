@@ -1,44 +1,37 @@
-"""With how many digits a network computes, and whether it is compiled.
-
-``auto`` takes bfloat16 where two things hold: the checkpoint says that it costs less than `LIMIT` of the foreground
-JAC on the validation slabs, and the device computes with it natively. Otherwise float32.
-"""
+"""With how many digits a network computes, and whether it is compiled."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mitoseg.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
+
 LIMIT = 0.001
 """Foreground JAC on validation that bfloat16 may cost."""
-CPU_COMPILE_OPERATIONS = 2.5e13
-"""Work from which compiling on a CPU pays: it takes ten seconds or so and saves a tenth to a fifth."""
-CUDA_COMPILE_OPERATIONS = 1e16
-"""The same on a GPU."""
+
+COMPILE_OPERATIONS = {"cpu": 2.5e13, "cuda": 1e16}
+"""Operations from which compiling pays: on a CPU it takes some ten seconds and saves up to a fifth of the time."""
 
 
 def choose_precision(name: str, device: torch.device, record: Mapping[str, Any], *, able: bool | None = None) -> str:
-    """One of `PRECISIONS`.
+    """One of `PRECISIONS`; ``auto`` is bfloat16 if it costs less than `LIMIT` and the device has it natively.
 
     Args:
         name: ``auto``, ``fp32`` or ``bf16``.
         device: Where the network computes.
-        record: What the checkpoint says of itself: ``{"precision": {"bf16": {"jaccard_drop": 0.0002}}}``.
-        able: Whether the device computes with bfloat16 natively; None: it is one of this machine, which is asked.
-
-    Raises:
-        UserError: No such precision, or bfloat16 on a device without it.
+        record: Of the checkpoint, such as ``{"precision": {"bf16": {"jaccard_drop": 0.0002}}}``.
+        able: Whether the device computes with bfloat16 natively; None: ask this machine's.
     """
     if name not in ("auto", *PRECISIONS):
         raise UserError("no such precision", name, f"choose one of auto, {', '.join(PRECISIONS)}")
@@ -88,45 +81,20 @@ class SameConvolution(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Torch's own signature."""
-        if func in (torch.conv2d, torch.conv3d) and not kwargs and args[0].dtype == torch.float32:
-            return _convolve(func, *args)
-        return func(*args, **(kwargs or {}))
-
-
-Sizes = int | Sequence[int]
-
-
-def _convolve(
-    torchs_own: Callable[..., Tensor],
-    image: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sizes = 1,
-    padding: Sizes | str = 0,
-    dilation: Sizes = 1,
-    groups: int = 1,
-) -> Tensor:
-    """A convolution with the arguments of ``torch.conv2d``, by oneDNN."""
-    if isinstance(padding, str):
-        return torchs_own(image, weight, bias, stride, padding, dilation, groups)
-    axes = weight.ndim - 2
-    sizes = [[v] * axes if isinstance(v, int) else list(v) for v in (padding, stride, dilation)]
-    answer: Tensor = torch.mkldnn_convolution(image, weight, bias, *sizes, groups)  # type: ignore[call-arg, arg-type]
-    return answer
+        """Replace `torch.conv2d` and `torch.conv3d`, which modules call with positional arguments."""
+        if func not in (torch.conv2d, torch.conv3d) or kwargs or args[0].dtype != torch.float32:
+            return func(*args, **(kwargs or {}))
+        image, weight = args[:2]
+        defaults: tuple[Any, ...] = (None, 1, 0, 1, 1)
+        bias, stride, padding, dilation, groups = args[2:] + defaults[len(args) - 2 :]
+        if isinstance(padding, str):
+            return func(*args)
+        sizes = [[v] * (weight.ndim - 2) if isinstance(v, int) else list(v) for v in (padding, stride, dilation)]
+        return torch.mkldnn_convolution(image, weight, bias, *sizes, groups)  # type: ignore[call-arg, arg-type]
 
 
 def choose_compile(wish: str | bool, device: torch.device, operations: float) -> bool:
-    """Whether to compile.
-
-    Args:
-        wish: ``auto``, or what the user says.
-        device: Where the network computes.
-        operations: Floating-point operations of the whole volume.
-
-    Raises:
-        UserError: Neither ``auto`` nor true or false, or nothing here that could compile.
-    """
+    """Whether to compile for a number of floating-point operations; ``wish`` is ``auto``, true or false."""
     wish = {"true": True, "false": False}.get(wish, wish) if isinstance(wish, str) else wish
     if isinstance(wish, bool):
         if wish and not can_compile(device):
@@ -134,15 +102,10 @@ def choose_compile(wish: str | bool, device: torch.device, operations: float) ->
         return wish
     if wish != "auto":
         raise UserError("compile is neither true nor false", wish, "choose auto, true or false")
-    least = {"cpu": CPU_COMPILE_OPERATIONS, "cuda": CUDA_COMPILE_OPERATIONS}.get(device.type, float("inf"))
-    return operations >= least and can_compile(device)
+    return operations >= COMPILE_OPERATIONS.get(device.type, float("inf")) and can_compile(device)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether what torch.compile needs is installed: a C++ compiler, on a GPU Triton."""
+    """Whether torch.compile works here: with a C++ compiler, on a GPU also Triton."""
     compiler = any(shutil.which(name) for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))
-    if device.type == "cuda":
-        from importlib.util import find_spec
-
-        return compiler and find_spec("triton") is not None
-    return compiler and device.type == "cpu"
+    return compiler and (device.type == "cpu" or (device.type == "cuda" and find_spec("triton") is not None))

@@ -1,57 +1,51 @@
-"""One network on one volume: what to read for a tile, and the log-odds of its voxels.
+"""A volume through a network, tile by tile, into a writer; reading, computing and writing at the same time.
 
-A volume through a network, tile by tile, into a writer.
-
-Reading, computing and writing at the same time.
-
-    read      | 1 | 2 | 3 | 4 |
-    compute       |  1  |  2  |  3  |  4  |
-    write               | 1 |   | 2 |   | 3 |   | 4 |
-
-Each stage has a thread of its own (the middle one the caller's) and is one item ahead of the next at most, so that no
-more than a few items are in memory.
+read      | 1 | 2 | 3 | 4 |
+compute       |  1  |  2  |  3  |  4  |
+write               | 1 |   | 2 |   | 3 |   | 4 |
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.inference.methods import Blend, Dense, answers, input_channels, parts
+from mitoseg.inference.methods import Blend, Dense
 from mitoseg.inference.precision import computing
 from mitoseg.inference.prediction import Prediction
 from mitoseg.inference.sizing import Sizing, Tile, budget_bytes
-from mitoseg.inference.views import Grey, assemble, check_answers, make_gather, make_views, read_grey
+from mitoseg.inference.views import Grey, assemble, check_answers, gather, make_views, read_grey
+from mitoseg.networks.kinds import input_channels
 from mitoseg.volumes import Volume, channel_slices
 from mitoseg.volumes.padding import Padding
 
 
 class Predictor:
-    """See the module; made for one volume.
-
-    Args:
-        prediction: The network and how to use it.
-        volume: The image.
+    """One network on one volume: what to read for a tile, and the log-odds of its voxels.
 
     Raises:
-        UserError: The method does not fit the network, the network the volume, or what is asked for the answers.
+        UserError: The method does not fit the network, the network the volume, or the options the answers.
     """
 
     def __init__(self, prediction: Prediction, volume: Volume) -> None:
         self.prediction, self.volume = prediction, volume
         self.device = next(prediction.network.parameters()).device
-        _check_channels(prediction)
+        made, taken = len(channel_slices(0, 1, prediction.channels)), input_channels(prediction.network)
+        if made != taken:
+            what = f"the checkpoint's network takes {taken} channels, its channels={prediction.channels} make"
+            raise UserError(what, made, "use another checkpoint")
         self.views = make_views(prediction, volume)
-        self.methods = parts(self.views[0].method)
+        self.methods = self.views[0].method.parts
         check_answers(prediction.save, prediction.consensus, len(self.views) * len(self.methods))
         self.ndim = self.methods[0].ndim
         self.sizing = Sizing(prediction, volume, self.views)
@@ -60,11 +54,7 @@ class Predictor:
         self._compiled = False
 
     def read(self, write: Box) -> list[Grey]:
-        """Read what the voxels of a box need, once for each symmetry.
-
-        Raises:
-            UserError: The file is damaged, or holds NaN or infinity.
-        """
+        """Read what the voxels of a box need, once for each symmetry."""
         write = self._filled_up(write)
         return [
             read_grey(view.volume, view.method.reads(view.turn(write)), self.prediction.channels, self.ndim)
@@ -72,12 +62,9 @@ class Predictor:
         ]
 
     def compute(self, greys: Sequence[Grey], write: Box) -> npt.NDArray[np.float32]:
-        """Log-odds (z, y, x) of a box from what `read` gave; where a GPU's memory is too small, in parts.
+        """Log-odds (z, y, x) of a box from what `read` returned; in parts where a GPU's memory is too small.
 
         Where uncertainty is to be saved, the deviation of the answers instead.
-
-        Raises:
-            UserError: The network answers NaN or infinity, or the memory is too small for the smallest part.
         """
         if write.size <= self._limit:
             try:
@@ -92,50 +79,46 @@ class Predictor:
         return result
 
     def _compute(self, greys: Sequence[Grey], write: Box) -> npt.NDArray[np.float32]:
-        gather = make_gather(self.prediction.save, self.prediction.consensus, self.prediction.calibration)
-        filled = self._filled_up(write)
+        prediction, filled = self.prediction, self._filled_up(write)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        with torch.inference_mode(), self._computing():
+
+        def answers() -> Iterator[Tensor]:
             for view, grey in zip(self.views, greys, strict=True):
-                image = assemble(grey, self.prediction.normalization, self.device, self.ndim)
-                for odds in answers(view.method, image, view.turn(filled)):
+                image = assemble(grey, prediction.normalization, self.device, self.ndim)
+                for odds in view.method.each(image, view.turn(filled)):
                     ends = torch.stack([odds.amin(), odds.amax()])  # which pass NaN on, ten times as fast as isfinite
-                    finite &= torch.isfinite(ends).all()  # looked at when all is done: a GPU would be waited for
-                    gather.add(view.symmetry.turn_tensor_back(odds))
-            found = gather.result()[write.inside(filled).slices]
-        result: npt.NDArray[np.float32] = found.cpu().numpy()
+                    finite.logical_and_(torch.isfinite(ends).all())  # read when all is done: a GPU would be waited for
+                    yield view.symmetry.turn_tensor_back(odds)
+
+        with torch.inference_mode(), computing(prediction.precision, self.device, compiled=self._compiled):
+            found = gather(answers(), prediction.save, prediction.consensus, prediction.calibration)
+            result: npt.NDArray[np.float32] = found[write.inside(filled).slices].cpu().numpy()
         if not finite:
             what = f"the network answers NaN or infinity in the tile (z, y, x) = {write} of"
-            remedy = "give precision=fp32" if self.prediction.precision != "fp32" else "use another checkpoint"
+            remedy = "give precision=fp32" if prediction.precision != "fp32" else "use another checkpoint"
             raise UserError(what, self.volume.path, f"{remedy}, and look at the image there")
         return result
 
     def encode(self, write: Box, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """What is saved of a box, from what `compute` gave; 0 in padding, where it is no raw log-odds.
-
-        Raises:
-            UserError: The file is damaged.
-        """
+        """The voxels to save of a box, from what `compute` returned; 0 in padding, except in raw log-odds."""
         encoded = self.prediction.encode(found)
         padding = self.volume.padding
-        if self.prediction.save != "log_odds" and isinstance(padding, Padding):  # what is resampled is seen to later
+        if self.prediction.save != "log_odds" and isinstance(
+            padding, Padding
+        ):  # not of resampled volumes, see `Restored`
             padding_zyx = padding.find(write)
             if padding_zyx is not None:
                 encoded[padding_zyx] = 0
         return encoded
 
-    def _computing(self) -> AbstractContextManager[Any]:
-        return computing(self.prediction.precision, self.device, compiled=self._compiled)
-
     def compile(self, tile: Tile) -> None:
         """Compile the network for tiles of one shape."""
         torch._dynamo.reset()  # after eight shapes, of several volumes, it would give up
-        networks = {id(part.network): part for view in self.views for part in parts(view.method)}  # type: ignore[attr-defined]
-        for part in networks.values():
-            if isinstance(part, Dense):
-                part.network.compile_segments()
+        for method in {id(part.network): part for view in self.views for part in view.method.parts}.values():
+            if isinstance(method, Dense):
+                method.network.compile_segments()
             else:
-                part.network.compile(dynamic=False)  # type: ignore[attr-defined]
+                method.network.compile(dynamic=False)
         self._compiled = True
         self.whole_tile = None if isinstance(self.methods[0], Blend) else tile
 
@@ -151,26 +134,13 @@ class Predictor:
         """A box, beyond the volume where it is smaller than a whole tile and code is compiled for that."""
         if self.whole_tile is None:
             return write
-        start = write.start
         free = self.ndim == 2 and self.sizing.upright  # slices go through the network one by one, or as many as fit
         sizes = (write.shape[0], *self.whole_tile[1:]) if free else self.whole_tile
-        return Box(start, tuple(a + n for a, n in zip(start, sizes, strict=True)))
-
-
-def _check_channels(prediction: Prediction) -> None:
-    made = len(channel_slices(0, 1, prediction.channels))
-    taken = input_channels(prediction.network)
-    if made != taken:
-        what = f"the checkpoint's network takes {taken} channels, its channels={prediction.channels} make"
-        raise UserError(what, made, "use another checkpoint")
+        return Box(write.start, tuple(a + n for a, n in zip(write.start, sizes, strict=True)))
 
 
 def _halves(write: Box, *, along_z: bool) -> list[Box]:
-    """A box in two parts, along its longest side or along z.
-
-    Raises:
-        UserError: It is one voxel.
-    """
+    """A box in two parts, along its longest side or along z."""
     axis = 0 if along_z and write.shape[0] > 1 else int(np.argmax(write.shape))
     if write.shape[axis] < 2:
         raise UserError("the GPU's memory is too small for a single voxel", write.shape, "use accelerator=cpu")
@@ -199,16 +169,13 @@ def predict_volume(
     """Predict a volume, or one box of it, and hand it to a writer.
 
     Args:
-        prediction: The network and what it needs, or a predictor made of it for this volume.
+        prediction: The network and its options, or a predictor made for this volume.
         volume: The image.
         writer: Takes tiles in order, in coordinates of the box.
         box: The part to predict; what lies around it in the volume is still seen by the network.
         tile: (z, y, x) voxels at a time; None: by the memory that is free.
         done: Tiles to leave out, in coordinates of the box.
         on_tile: Called with each tile that is written.
-
-    Raises:
-        UserError: Network, method and volume do not fit together, the volume is damaged, or memory is too small.
     """
     predictor = prediction if isinstance(prediction, Predictor) else Predictor(prediction, volume)
     area = volume.check_box(box)
@@ -220,18 +187,12 @@ def predict_volume(
         if on_tile is not None:
             on_tile(inside)
 
-    run_overlapped(
-        (part for part in parts if part.inside(area) not in done),
-        predictor.read,
-        lambda part, greys: predictor.compute(greys, part),
-        write,
-    )
+    missing = (part for part in parts if part.inside(area) not in done)
+    run_overlapped(missing, predictor.read, lambda part, greys: predictor.compute(greys, part), write)
 
 
 Item = TypeVar("Item")
-
 Source = TypeVar("Source")
-
 Result = TypeVar("Result")
 
 
@@ -241,30 +202,18 @@ def run_overlapped(
     compute: Callable[[Item, Source], Result],
     write: Callable[[Item, Result], None],
 ) -> None:
-    """Read, compute and write every item, in order.
+    """Read, compute and write every item, in order, each stage one item ahead of the next at most.
 
     The first exception of any stage ends the run; what was handed to the writer before it is still written.
     """
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        ahead = ((item, reader.submit(read, item)) for item in items)
         written: Future[None] | None = None
-        for item, source in _read_ahead(items, read, reader):
-            result = compute(item, source)
+        for now, _ in itertools.pairwise(itertools.chain(ahead, [None])):  # the next one is being read
+            assert now is not None
+            result = compute(now[0], now[1].result())
             if written is not None:
                 written.result()
-            written = writer.submit(write, item, result)
+            written = writer.submit(write, now[0], result)
         if written is not None:
             written.result()
-
-
-def _read_ahead(
-    items: Iterable[Item], read: Callable[[Item], Source], reader: ThreadPoolExecutor
-) -> Iterator[tuple[Item, Source]]:
-    """Items with what was read for them; the next one is read while the caller works."""
-    ahead: tuple[Item, Future[Source]] | None = None
-    for item in items:
-        coming = (item, reader.submit(read, item))
-        if ahead is not None:
-            yield ahead[0], ahead[1].result()
-        ahead = coming
-    if ahead is not None:
-        yield ahead[0], ahead[1].result()

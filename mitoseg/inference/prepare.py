@@ -1,11 +1,4 @@
-"""From a checkpoint's model and what a user chose to a `Prediction`.
-
-Where a network computes, by the user's word.
-
-How the grey values of a volume come to those that a network was trained on.
-
-``resample=``: the network sees voxels of the size that it was trained on, the output has the input's grid.
-"""
+"""From a checkpoint's model, a volume and a user's choices to a `Prediction` and the volume that the network sees."""
 
 from __future__ import annotations
 
@@ -13,16 +6,17 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from mitoseg.errors import UserError
-from mitoseg.inference.methods import Options, dimensions
 from mitoseg.inference.precision import choose_precision
 from mitoseg.inference.prediction import KINDS, Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
+from mitoseg.networks.kinds import dimensions
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume, VoxelSize, measure_normalization
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import encoded_volume
@@ -33,7 +27,7 @@ from mitoseg.volumes.resampling import resampled
 log = logging.getLogger(__name__)
 
 INSTANCES = "instances"
-"""What can be saved besides what a network gives; it is made of masks."""
+"""What can be saved besides `KINDS`; it is made of masks."""
 
 CUDA_SLICES = 8
 """Slices that go through a network on slices together on a GPU; on a CPU one after the other is faster."""
@@ -42,28 +36,27 @@ CUDA_SLICES = 8
 def make_prediction(
     model: Model,
     *,
-    method: str = "auto",
-    tile: object = None,
-    overlap: float | None = None,
-    window_stride: int = 1,
-    tta: str = "none",
-    consensus: str = "mean",
     accelerator: str = "auto",
     precision: str = "auto",
     save: str = "probability",
     dtype: str | None = None,
     threshold: float | None = None,
+    tile: Sequence[int] | None = None,
     normalization: Normalization | None = None,
+    **options: Any,  # noqa: ANN401 (of the fields' types)
 ) -> Prediction:
-    """A checkpoint's model on its device, with what is to be saved; ``normalization`` replaces the checkpoint's.
+    """Put a checkpoint's model on its device, with the further fields of `mitoseg.inference.Options`.
 
-    Raises:
-        UserError: No such thing to save, type, threshold, precision or device.
+    ``threshold`` and ``normalization`` replace those of the checkpoint.
     """
     threshold = model.threshold if threshold is None else threshold
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
-    recorded, calibration = _recorded(model)
+    try:
+        recorded, calibration = Normalization(**model.normalization), Calibration(**model.calibration)
+    except TypeError as error:
+        what = "the checkpoint's normalization or calibration cannot be used"
+        raise UserError(what, [model.normalization, model.calibration], "train again, or use another") from error
     device = choose_device(accelerator)
     layout = torch.channels_last if dimensions(model.network) == 2 else torch.channels_last_3d
     return Prediction(
@@ -72,46 +65,14 @@ def make_prediction(
         channels=model.channels,
         calibration=calibration,
         threshold=threshold,
-        method=method,
-        options=Options(
-            window_stride,
-            _sizes(tile),
-            overlap,
-            CUDA_SLICES if device.type == "cuda" else 1,
-        ),
-        tta=tta,
-        consensus=consensus,
+        voxel_size=model.voxel_size and check_voxel_size(model.voxel_size),
         precision=choose_precision(precision, device, model.record),
         save=save,
         dtype=_saved_type(save, dtype),
-        voxel_size=model.voxel_size and check_voxel_size(model.voxel_size),
+        tile=tuple(tile) if isinstance(tile, list) else tile,  # type: ignore[arg-type]
+        slices=CUDA_SLICES if device.type == "cuda" else 1,
+        **options,
     )
-
-
-def _sizes(tile: object) -> tuple[int, int, int] | None:
-    """``tile=`` as three numbers; `Options` checks them further.
-
-    Raises:
-        UserError: There are not three whole numbers.
-    """
-    if tile is None:
-        return None
-    if not isinstance(tile, list | tuple) or len(tile) != 3 or not all(type(n) is int for n in tile):
-        raise UserError("tile is not a size", tile, "give tile=[z,y,x], each at least 1")
-    return (tile[0], tile[1], tile[2])
-
-
-def _recorded(model: Model) -> tuple[Normalization, Calibration]:
-    """What the checkpoint says of grey values and probabilities.
-
-    Raises:
-        UserError: It cannot be used.
-    """
-    try:
-        return Normalization(**model.normalization), Calibration(**model.calibration)
-    except TypeError as error:
-        what = "the checkpoint's normalization or calibration cannot be used"
-        raise UserError(what, [model.normalization, model.calibration], "train again, or use another") from error
 
 
 def _saved_type(save: str, dtype: str | None) -> np.dtype[np.generic]:
@@ -119,18 +80,13 @@ def _saved_type(save: str, dtype: str | None) -> np.dtype[np.generic]:
         raise UserError("cannot save that", save, f"choose one of {', '.join((*KINDS, INSTANCES))}")
     kind = np.dtype(dtype) if dtype in ("uint8", "float32") else KINDS[save]
     if (dtype is not None and kind != dtype) or (save == "mask" and kind != np.uint8):
-        raise UserError(
-            f"cannot save a {save} as that type", dtype, "use dtype=float32 or dtype=uint8; masks are uint8"
-        )
+        remedy = "use dtype=float32 or dtype=uint8; masks are uint8"
+        raise UserError(f"cannot save a {save} as that type", dtype, remedy)
     return kind
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """``auto`` takes a GPU where there is one.
-
-    Raises:
-        UserError: The device is not known or not here.
-    """
+    """The device of an accelerator; ``auto`` takes a GPU where there is one."""
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     here["gpu"] = here["cuda"]
     if accelerator == "auto":
@@ -147,15 +103,8 @@ CHOICES = ("checkpoint", "volume", "match")
 def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Normalization | None]:
     """The volume as it is to be read, and its normalisation; None for that of the checkpoint.
 
-    Args:
-        choice: ``checkpoint``: as training's; ``volume``: by its own mean and standard deviation; ``match``: spread as
-            training's, quantile by quantile.
-        volume: The input.
-        model: What predicts.
-
-    Raises:
-        UserError: No such choice, nothing but NaN, or the checkpoint does not know the quantiles of its training
-            volume.
+    ``choice`` is ``checkpoint``: as in training; ``volume``: by the volume's own mean and standard deviation; or
+    ``match``: distributed as in training, quantile by quantile.
     """
     if choice not in CHOICES:
         raise UserError("no such way to normalise", choice, f"choose one of {', '.join(CHOICES)}")
@@ -164,17 +113,11 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
     if choice == "volume":
         return volume, measure_normalization([(volume, volume.box)])
     if choice == "match":
-        quantiles = model.record.get("grey_quantiles")
-        if not isinstance(quantiles, list) or len(quantiles) < 2:
+        quantiles = _quantiles(model)
+        if quantiles is None:
             what = "the checkpoint does not know how its training volume's grey values are spread"
             raise UserError(what, None, "give normalize=volume")
         return MatchedVolume(volume, quantiles), None
-    warn_of_other_greys(volume, model)
-    return volume, None
-
-
-def warn_of_other_greys(volume: Volume, model: Model) -> None:
-    """One warning where grey values are far from training's; nothing where the checkpoint does not know those."""
     distance = greys_apart(volume, model)
     if distance > FAR_GREYS:
         text = (
@@ -182,19 +125,25 @@ def warn_of_other_greys(volume: Volume, model: Model) -> None:
             "or invert the image if it is bright where training is dark"
         )
         log.warning(text, volume.path, distance)
+    return volume, None
+
+
+def _quantiles(model: Model) -> list[float] | None:
+    quantiles = model.record.get("grey_quantiles")
+    return quantiles if isinstance(quantiles, list) and len(quantiles) > 1 else None
 
 
 def greys_apart(volume: Volume, model: Model) -> float:
     """Distance of the grey values from those of training, see `mitoseg.volumes.normalize`; 0 where it is not known."""
-    quantiles = model.record.get("grey_quantiles")
-    if not isinstance(quantiles, list) or len(quantiles) < 2:
+    quantiles = _quantiles(model)
+    if quantiles is None:
         return 0.0
     greys = sample_greys(volume)
     return grey_distance(greys, quantiles) if greys.size else 0.0
 
 
 NEAR = 1.1
-"""Voxel sizes that differ by less are taken for equal: resampling would cost sharpness and mend nothing."""
+"""Voxel sizes that differ by less are taken as equal: resampling would cost sharpness and mend nothing."""
 
 BETWEEN = 2.0
 """The largest ratio along z for networks on slices that see their neighbours."""
@@ -206,59 +155,46 @@ FAR_VOXEL_SIZE = 1.25
 def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
     """The volume as the network is to see it.
 
-    Args:
-        choice: ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes, or
-            that see neighbouring slices, up to twice, where the two differ by `NEAR` or more; or (z, y, x) in nm.
-        volume: The input.
-        model: What predicts.
-
-    Raises:
-        UserError: No such choice, a voxel size that it needs is not known, or sizes differ too much.
+    ``choice`` is ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes,
+    or that see neighbouring slices, up to twice, where the two differ by `NEAR` or more; or (z, y, x) in nm.
     """
+    own, trained = volume.voxel_size, model.voxel_size
     if choice == "none":
-        _warn(volume, model)
+        if has_other_voxels(volume, model):
+            text = (
+                "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
+            )
+            log.warning(text, volume.path, _by(own or ()), _by(trained or ()))
         return volume
     if choice == "auto":
-        if volume.voxel_size is None or model.voxel_size is None:
+        if own is None or trained is None:
             _tell_unknown(volume, model)
             return volume
-        target = _wanted(volume.voxel_size, model.voxel_size, model)
+        target = _wanted(own, trained, model)
     elif isinstance(choice, str) or not isinstance(choice, Sequence):
         raise UserError("no such way to resample", choice, "choose none, auto, or [z,y,x] in nm")
     else:
         target = check_voxel_size(choice)
     seen = resampled(volume, target)
     if seen is not volume:
-        assert volume.voxel_size is not None
-        log.info(
-            "%s: resampled from voxels of %s nm to %s nm, %s voxels to %s; the result comes back to its grid",
-            volume.path,
-            _by(volume.voxel_size),
-            _by(target),
-            _by(volume.shape),
-            _by(seen.shape),
-        )
+        text = "%s: resampled from voxels of %s nm to %s nm, %s voxels to %s; the result comes back to its grid"
+        log.info(text, volume.path, _by(own or ()), _by(target), _by(volume.shape), _by(seen.shape))
     return seen
 
 
 def _wanted(own: VoxelSize, trained: Sequence[float], model: Model) -> VoxelSize:
-    """The checkpoint's voxel size where it differs, the volume's own along other axes."""
-    most = (_most_along_z(model), math.inf, math.inf)
+    """The checkpoint's voxel size where it differs, the volume's own along other axes.
+
+    Between thick sections there is nothing to interpolate: along z, networks on single slices keep what there is, and
+    those that see neighbouring slices gain by one slice in between.
+    """
+    along_z = BETWEEN if len(set(CHANNEL_OFFSETS.get(model.channels, ()))) > 1 else 0.0
+    most = (math.inf if dimensions(model.network) == 3 else along_z, math.inf, math.inf)
     z, y, x = (
         new if NEAR <= _ratio(old, new) <= limit else old
         for old, new, limit in zip(own, check_voxel_size(trained), most, strict=True)
     )
     return z, y, x
-
-
-def _most_along_z(model: Model) -> float:
-    """The largest ratio that is mended along z: between thick sections there is nothing to interpolate.
-
-    A network on single slices does not look there; one that sees neighbouring slices gains by one slice in between.
-    """
-    if dimensions(model.network) == 3:
-        return math.inf
-    return BETWEEN if len(set(CHANNEL_OFFSETS.get(model.channels, ()))) > 1 else 0.0
 
 
 def _ratio(a: float, b: float) -> float:
@@ -269,15 +205,8 @@ def _by(sizes: Sequence[float]) -> str:
     return " x ".join(f"{n:g}" if isinstance(n, float) else str(n) for n in sizes)
 
 
-def _warn(volume: Volume, model: Model) -> None:
-    """Tell of voxels that are far from training's."""
-    if has_other_voxels(volume, model):
-        text = "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
-        log.warning(text, volume.path, _by(volume.voxel_size or ()), _by(model.voxel_size or ()))
-
-
 def _tell_unknown(volume: Volume, model: Model) -> None:
-    """Tell that nothing is resampled, since it is not known from what or to what."""
+    """Warn that nothing is resampled, since a voxel size is not known."""
     if volume.voxel_size is not None:
         text = "the checkpoint does not know its voxel size, so %s is not resampled: give resample=[z,y,x] in nm"
         log.warning(text, volume.path)
@@ -302,9 +231,7 @@ def has_other_voxels(volume: Volume, model: Model) -> bool:
 class Restored:
     """From the network's tiles to the input's grid, for `mitoseg.volumes.staging.StagedVolume`.
 
-    Attributes:
-        source: The input.
-        mask: Whether the tiles are probabilities of which a mask is to be made on the input's grid.
+    ``mask`` says whether the tiles are probabilities of which a mask is to be made on the input's grid.
     """
 
     source: Volume
@@ -318,8 +245,3 @@ class Restored:
         if self.mask:
             metadata, dtype, scale = metadata | {"kind": "mask", "scale": 1}, np.dtype(np.uint8), metadata["scale"]
         return blanked(encoded_volume(back, dtype, metadata, scale), self.source.padding)
-
-
-def restoring(seen: Volume, source: Volume, save: str) -> Restored | None:
-    """What brings tiles back to the input's grid; None where the network sees the input's own voxels."""
-    return None if seen is source else Restored(source, save == "mask")

@@ -1,9 +1,7 @@
-"""How large a tile may be, and how much work a volume is: from a rehearsal of the method without voxels.
+"""How large a tile may be, and how much work a volume is.
 
-How much memory there is, what a tile needs of it, and the largest tile that fits.
-
-The estimate is made before the first tile: the method runs once on tensors without voxels ("meta" tensors), and the
-bytes that are alive at the same time are counted.
+The method runs once on tensors without voxels ("meta" tensors), and the bytes that are alive at the same time are
+counted.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -23,11 +22,14 @@ from torch.utils.flop_counter import flop_registry
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference.methods import Blend, Method, Window, input_channels, on_meta, parts
+from mitoseg.inference.methods import Blend, Method, Window, on_meta
 from mitoseg.inference.prediction import Prediction
 from mitoseg.inference.views import View, along_z, gather_bytes
+from mitoseg.networks.kinds import input_channels
 from mitoseg.volumes import CHANNEL_OFFSETS, Volume
 from mitoseg.volumes.stored import CACHE_BYTES
+
+Tile = tuple[int, int, int]
 
 TILE_VOXELS = {"cpu": 2**20, "cuda": 2**23}
 """Thin slices are taken several at a time up to so many voxels; a GPU needs more to be busy."""
@@ -44,25 +46,28 @@ LARGEST_SIDE = 4096
 VOXEL_BYTES = 32
 """Host memory for each voxel of a tile besides the network: read ahead, log-odds, probability, output."""
 
-GPU_SHARE = 0.8
-"""Of a GPU's free memory."""
+GPU_SHARE, HOST_SHARE = 0.8, 0.5
+"""Of the free memory, taken unless the user says otherwise."""
+
+OVERHEAD = {"cpu": 1.5, "cuda": 1.25}
+"""Memory for each byte of tensors: on a CPU what was freed stays with the process for a while."""
+
+HEAPS = 50 * 10**6
+"""Bytes that the threads' heaps keep besides the tiles."""
+
+ASSEMBLING = 4
+"""Copies of a tile's image while its channels are put together and normalised."""
 
 
 class Sizing:
-    """See the module.
-
-    Args:
-        prediction: The network and how to use it.
-        volume: The image.
-        views: Of the image.
-    """
+    """What a prediction of a volume takes, seen in each of its views."""
 
     def __init__(self, prediction: Prediction, volume: Volume, views: Sequence[View]) -> None:
         self.prediction, self.volume, self.views = prediction, volume, views
         self.device = next(prediction.network.parameters()).device
         self.ndim = views[0].method.ndim
         self.upright = along_z(prediction.tta)
-        methods = parts(views[0].method)
+        methods = views[0].method.parts
         self._blend = next((method for method in methods if isinstance(method, Blend)), None)
         self._window = isinstance(methods[0], Window)
         self._answers = len(views) * len(methods)
@@ -79,48 +84,31 @@ class Sizing:
         return total * share * len(self.views) / len(self._directions)
 
     def choose_tile(self, budget: float) -> Tile:
-        """The largest tile that host and device have the memory for.
-
-        Args:
-            budget: Bytes of host memory that tiles may take.
-
-        Raises:
-            UserError: Not even the smallest tile fits.
-        """
-        first, shape = self._first_tile(), self.volume.shape
+        """The largest tile that the device and ``budget`` bytes of host memory allow."""
+        fit, first = partial(largest_tile, self.volume.shape, cube=not self.upright), self._first_tile()
         if self.device.type == "cuda":
             free = GPU_SHARE * torch.cuda.mem_get_info(self.device)[0]
-            first = largest_tile(shape, self.network_bytes, free, first=first, cube=not self.upright)
-            return largest_tile(shape, self.buffer_bytes, budget, first=first, cube=not self.upright)
-        return largest_tile(
-            shape, lambda t: self.network_bytes(t) + self.buffer_bytes(t), budget, first=first, cube=not self.upright
-        )
+            return fit(self.buffer_bytes, budget, first=fit(self.network_bytes, free, first=first))
+        return fit(lambda tile: self.network_bytes(tile) + self.buffer_bytes(tile), budget, first=first)
 
     def network_bytes(self, tile: Tile) -> float:
-        """Memory that the network takes for a tile, from a rehearsal without voxels."""
+        """Memory that the network takes for a tile."""
         rehearsals = [self._rehearse(tile, view) for view in self._directions.values()]
         most = max(max(one.peak, ASSEMBLING * one.image_bytes) for one in rehearsals)
         gathered = gather_bytes(self.prediction.save, self.prediction.consensus, self._answers) * math.prod(tile)
         return OVERHEAD.get(self.device.type, 1.5) * most + (gathered if self._answers > 1 else 0)
 
     def buffer_bytes(self, tile: Tile) -> float:
-        """Memory for what is read ahead, written behind, and kept of the file that was decoded."""
-        each = [self._grey_bytes(tile, view) for view in self._directions.values()]
+        """Memory for what is read ahead, written behind, kept of decoded files, and for reading itself."""
+        views = self._directions.values()
+        each = [self._reads(tile, view).size * self.volume.dtype.itemsize for view in views]
         greys = sum(each) * len(self.views) / len(each)
         kept = min(CACHE_BYTES, self.volume.box.size * self.volume.dtype.itemsize)
-        scratch = max(self._scratch_bytes(tile, view) for view in self._directions.values())
+        scratch = max(view.volume.scratch_bytes(self._reads(tile, view).clip(view.volume.box)) for view in views)
         return kept + scratch + 2 * (greys + max(each)) + VOXEL_BYTES * math.prod(tile)
 
-    def _grey_bytes(self, tile: Tile, view: View) -> float:
-        """What is read of one view."""
-        return self._reads(tile, view).size * self.volume.dtype.itemsize
-
-    def _scratch_bytes(self, tile: Tile, view: View) -> int:
-        """What reading takes for a while, such as the voxels that others are resampled from."""
-        return view.volume.scratch_bytes(self._reads(tile, view).clip(view.volume.box))
-
     def _reads(self, tile: Tile, view: View) -> Box:
-        """What is read of a view for a tile: with the neighbours of its slices, which are input channels."""
+        """What is read of a view for a tile, with the neighbouring slices that are input channels."""
         read = view.method.reads(view.turn(self._middle(tile)))
         offsets = (0,) if self.ndim == 3 else CHANNEL_OFFSETS[self.prediction.channels]
         z, y, x = read.start
@@ -128,8 +116,8 @@ class Sizing:
 
     def _first_tile(self) -> Tile:
         """The tile to take where memory is no question."""
-        if self.prediction.options.tile and not self._blend:
-            return self.prediction.options.tile
+        if self.prediction.tile and not self._blend:
+            return self.prediction.tile
         if not self.upright:
             return _cube(self.volume.shape, WINDOW_VOXELS if self._window else CUBE_VOXELS)
         y, x = (min(n, LARGEST_SIDE) for n in self.volume.shape[1:])
@@ -148,11 +136,7 @@ class Sizing:
         return Box(starts, stops)
 
     def _rehearse(self, tile: Tile, view: View) -> Rehearsal:
-        """Run the method on a tile of tensors that have a shape but no voxels, once for each shape of tile.
-
-        Raises:
-            UserError: The network fails on it, as one does whose layers do not fit together.
-        """
+        """Run the method on a tile of tensors that have a shape but no voxels, once for each shape of tile."""
         key = (tile, view.symmetry.order[0])
         if key in self._rehearsals:
             return self._rehearsals[key]
@@ -174,7 +158,7 @@ class Sizing:
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
                 what = f"the network fails on an image of this shape ({type(error).__name__}: {error})".split("\n")[0]
                 raise UserError(what, shape, "give tile= of another size, or use another checkpoint") from error
-        weights = [weight for part in parts(method) for weight in part.network.parameters()]  # type: ignore[attr-defined]
+        weights = [weight for part in method.parts for weight in part.network.parameters()]
         peak = live.peak + sum(4 * weight.numel() + weight.nbytes for weight in weights)  # reordered, and cast
         found = self._rehearsals[key] = Rehearsal(peak, live.operations, 4 * image.numel())
         return found
@@ -189,7 +173,7 @@ class Rehearsal(NamedTuple):
 
 
 def _cube(shape: Sequence[int], voxels: int) -> Tile:
-    """The largest tile with sides as equal as a volume allows, up to a number of voxels or so.
+    """The largest tile with sides as equal as a volume allows, up to about a number of voxels.
 
     >>> _cube((500, 500, 500), 2**24), _cube((14, 768, 1024), 2**24)
     ((256, 256, 256), (14, 768, 1024))
@@ -201,34 +185,17 @@ def _cube(shape: Sequence[int], voxels: int) -> Tile:
     return (z, y, x)
 
 
-SHARE = 0.5
-"""Of the free memory, taken unless the user says otherwise."""
-
-OVERHEAD = {"cpu": 1.5, "cuda": 1.25}
-"""Memory for each byte of tensors: on a CPU what was freed stays with the process for a while."""
-
-HEAPS = 50 * 10**6
-"""Bytes that the threads' heaps keep besides the tiles."""
-
-ASSEMBLING = 4
-"""Copies of a tile's image while its channels are put together and normalised."""
-
-Tile = tuple[int, int, int]
-
 _TAKEN_APART = {
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("max_pool2d", "max_pool3d", "linear", "matmul", "einsum", "scaled_dot_product_attention"),
 }
-"""What has no formula for its operations, or makes more than it returns (the places of the maxima, 8 bytes each)."""
+"""Functions without a formula for their operations, or that make more than they return (the places of maxima)."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes that a text such as ``4GB``, ``500 MiB`` or a number says.
-
-    Raises:
-        UserError: It says nothing of the kind, or nothing above zero.
+    """Bytes from a number or a text such as ``4GB`` or ``500 MiB``.
 
     >>> parse_bytes("1GB"), parse_bytes("1.5 GiB"), parse_bytes(200)
     (1000000000, 1610612736, 200)
@@ -241,7 +208,7 @@ def parse_bytes(value: object) -> int:
 
 
 def used_bytes() -> int:
-    """Memory that this process has now."""
+    """Resident memory of this process."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -249,26 +216,17 @@ def budget_bytes(memory: object | None, *, workers: int = 1, besides: int = 0) -
     """Bytes that tiles may take besides what the process has already.
 
     Args:
-        memory: What this process and its like may take together, or None for a share of what is free.
-        workers: Of this machine that share it, this process among them.
-        besides: Bytes of it that the process that started them takes.
-
-    Raises:
-        UserError: It is no amount of memory.
+        memory: For this process and the other workers of this machine together, or None for a share of what is free.
+        workers: That share it, this process among them.
+        besides: Bytes of it that the process which started them takes.
     """
     if memory is None:
-        return int(SHARE * memory_available()) // workers
+        return int(HOST_SHARE * memory_available()) // workers
     return (parse_bytes(memory) - besides) // workers - used_bytes() - HEAPS
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors made inside, as long as they live, and the operations that make them.
-
-    Attributes:
-        now: Bytes.
-        peak: The most at one time.
-        operations: In floating point, of convolutions and matrix products.
-    """
+    """Counts the bytes of living tensors, ``now`` and at their ``peak``, and the floating-point ``operations``."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -276,7 +234,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Torch's own signature."""
+        """Count what an operation makes."""
         kwargs = kwargs or {}
         formula = flop_registry.get(func.overloadpacket)
         if formula is None and func.overloadpacket.__name__ in _TAKEN_APART:
@@ -295,7 +253,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def remembering(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function that is run once for each shape; after that it is counted as it was then."""
+        """A function that is run once for each shape, and from then on counted from memory."""
         known: dict[Any, tuple[Any, int, int, int]] = {}
 
         def run(image: torch.Tensor) -> torch.Tensor:
@@ -323,9 +281,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._seen[storage] += more
             self.now += more
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, more)
+            weakref.finalize(storage, self._count_freed, more)
 
-    def _forget(self, size: int) -> None:
+    def _count_freed(self, size: int) -> None:
         self.now -= size
 
 
@@ -341,23 +299,12 @@ def largest_tile(
     budget: float,
     *,
     first: Tile,
-    multiple: int = 16,
     cube: bool = False,
 ) -> Tile:
-    """The largest tile whose cost is within a budget, found by halving its longest axis again and again.
+    """The largest tile, up to ``first``, whose bytes fit a budget, found by halving its longest axis repeatedly.
 
-    Its z counts eightfold, as slices are cheap to take one by one, unless ``cube`` says that all axes are alike.
-
-    Args:
-        shape: Of the volume (z, y, x).
-        cost: Bytes that a tile needs.
-        budget: Bytes there are.
-        first: The largest tile to consider.
-        multiple: Where y and x are cut, tiles are multiples of it; with ``cube`` also along z.
-        cube: Treat all axes alike.
-
-    Raises:
-        UserError: Not even the smallest tile fits.
+    Its z counts eightfold, as slices are cheap to take one by one, unless all axes are treated alike (``cube``). Where
+    y and x are cut, with ``cube`` also z, tiles are multiples of 16.
 
     >>> largest_tile((1, 1000, 1000), math.prod, 3e5, first=(1, 1000, 1000))
     (1, 512, 512)
@@ -366,12 +313,11 @@ def largest_tile(
     while (needed := cost((tile[0], tile[1], tile[2]))) > budget:
         axis = max(range(3), key=lambda i: tile[i] * (8 if i == 0 and not cube else 1) if tile[i] > 1 else 0)
         parts = 2 * math.ceil(shape[axis] / tile[axis])
-        step = 1 if axis == 0 and not cube else multiple
+        step = 1 if axis == 0 and not cube else 16
         smaller = math.ceil(shape[axis] / parts / step) * step
         if smaller >= tile[axis]:
             enough = math.ceil((used_bytes() + HEAPS + needed) / 1e8 + 0.2) / 10
-            remedy = f"give memory={enough:.1f}GB or more"
             what = f"too little memory: the smallest tile needs {needed / 1e6:.0f} MB"
-            raise UserError(what, f"{budget / 1e6:.0f} MB are left", remedy)
+            raise UserError(what, f"{budget / 1e6:.0f} MB are left", f"give memory={enough:.1f}GB or more")
         tile[axis] = smaller
     return (tile[0], tile[1], tile[2])

@@ -20,19 +20,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mitoseg.errors import UserError
 
 REMEDY = "do not use this file, or pass trust=true if you know who wrote it"
-_FORBIDDEN: tuple[str, ...] = (
-    "socket.",
-    "urllib.",
-    "subprocess.",
-    "shutil.",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.startfile",
+_FORBIDDEN = (
+    *("socket.", "urllib.", "webbrowser.", "subprocess.", "_thread.start", "pickle.find_class", "shutil."),
+    *("os.system", "os.exec", "os.posix_spawn", "os.startfile", "os.remove", "os.rename", "os.mkdir", "os.rmdir"),
+    *("os.link", "os.symlink", "os.truncate", "os.ch"),
 )
-_FORBIDDEN += ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.ch")
-_FORBIDDEN += ("pickle.find_class", "webbrowser.", "_thread.start")
-"""How the names of Python's audit events begin that are refused."""
+"""Prefixes of the names of Python's audit events that are refused."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SLACK = {"operations": 5000, "numbers": 2**24}
 """What any network may take, even one without weights."""
@@ -40,12 +33,10 @@ _building = threading.local()
 
 
 class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses, before memory is taken, tensors and modules that a network with such weights has no need of.
+    """Refuses tensors and modules that a network with such weights has no need of, before memory is taken.
 
-    The networks of MONAI make two to four times as many numbers as they have weights, with four operations a tensor.
-
-    Args:
-        weights: As stored; None sets no bound.
+    MONAI's networks make two to four times as many numbers as they have weights, with four operations a tensor.
+    ``weights=None`` sets no bound.
     """
 
     def __init__(self, weights: Iterable[Tensor] | None) -> None:
@@ -61,13 +52,13 @@ class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.operations = self.modules = self.numbers = math.inf
 
     def count(self, *_: object) -> None:
-        """Torch's hook for a module that becomes part of another, in whatever thread."""
+        """Count a module that becomes part of another; a hook of torch, called in every thread."""
         self.modules -= getattr(_building, "on", False)
         if self.modules < 0:
             raise UserError("the network is larger than its weights", None, REMEDY)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Torch's own signature."""
+        """Count an operation and the numbers that it makes."""
         self.operations -= 1
         if not any(returned.alias_info for returned in func._schema.returns):  # neither a view nor in place
             self.numbers -= _planned(func, args, kwargs or {})
@@ -77,7 +68,7 @@ class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _planned(func: Any, args: Any, kwargs: Any) -> int:  # noqa: ANN401 (of torch's dispatcher)
-    """How many numbers an operation will make, from running it on tensors without numbers."""
+    """Count the numbers that an operation will make, by running it on meta tensors."""
     if any(argument.name == "device" for argument in func._schema.arguments):
         kwargs = {**kwargs, "device": torch.device("meta")}
     args, kwargs = tree_map(_without_numbers, (args, kwargs))
@@ -96,11 +87,7 @@ def _without_numbers(value: object) -> object:
 
 @contextmanager
 def within(bounds: Bounds) -> Iterator[None]:
-    """Build a network inside; see the module.
-
-    Raises:
-        UserError: It is too large, or would write a file, call a server, start a process or unpickle something.
-    """
+    """Build a network inside; refuse to write a file, call a server, start a process or unpickle something."""
     _listen()
     before = getattr(_building, "on", False)
     _building.on, _building.refused = True, None
@@ -124,7 +111,7 @@ def _listen() -> None:
 
 
 def _judge(event: str, args: tuple[Any, ...]) -> None:
-    """Refuse an event in a thread that builds, but for what installed libraries do when they are imported first."""
+    """Refuse an event in a thread that builds, except while a library is imported for the first time."""
     if not getattr(_building, "on", False):
         return
     if event == "open":

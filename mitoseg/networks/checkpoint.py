@@ -1,4 +1,4 @@
-"""Read a checkpoint as data, and build its network without running what a stranger wrote into it.
+"""Read checkpoints and bundled models as data, and build their networks without running a stranger's code.
 
 A checkpoint is a Lightning checkpoint that loads with ``weights_only=True`` and has one more entry, `KEY`, a plain
 dict with all that prediction needs. Its network config names a class; a hostile file could name ``os.system`` there.
@@ -6,16 +6,9 @@ So a name must resolve inside `ALLOWED` and be an ``nn.Module`` subclass defined
 plain data: no nested targets, no ``_args_``, no interpolations, no paths, no numbers far above what its weights need.
 It is built within `mitoseg.networks.bounds`. ``trust=True`` lifts these rules but those on what is plain data.
 
-What was damaged on the way is refused as well: the checksums of the archive are compared before anything is read.
-
-Weights as safetensors, which hold numbers and text and nothing that could run; and the bundled models.
-
-    model.safetensors    the network's weights by name; kernels in half precision
-      metadata           ``mitoseg``: the entry of a checkpoint that prediction reads, as JSON
-                         ``names``: for each name of a tensor, that under which it is written
-                         ``sha256``: of all of this, since the format has no checksum of its own
-
-A bundled model lies in ``mitoseg/models/<name>/``, with its card beside it.
+Bundled and exported models are safetensors, their kernels in half precision, with three texts as metadata:
+``mitoseg`` (the entry `KEY` as JSON), ``names`` (for each tensor, the name under which it is written) and ``sha256``
+of all of this, since the format has no checksum of its own.
 """
 
 from __future__ import annotations
@@ -50,13 +43,13 @@ FORMAT = 2
 
 ALLOWED = ("mitoseg.networks", "monai.networks.nets")
 
-NOT_READABLE = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError),
+_NOT_READABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, zipfile.BadZipFile),
     *(TypeError, AttributeError, AssertionError, struct.error),  # torch's unpickler meets bytes that are no pickle
 )
 """What loading a file raises that is no checkpoint."""
 
-NOT_BUILT = (
+_NOT_BUILT = (
     *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
     *(ImportError, OSError, MemoryError),
 )
@@ -78,7 +71,7 @@ class Model:
 
     Attributes:
         network: In eval mode, on the CPU.
-        config: The network's config: ``_target_`` and plain keyword arguments.
+        config: ``_target_`` and plain keyword arguments of the network.
         normalization: ``mean`` and ``std`` of the training voxels.
         channels: How slices become input channels.
         voxel_size: (z, y, x) in nm of the training volume, or None.
@@ -98,28 +91,26 @@ class Model:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint file with ``weights_only=True``, or weights from safetensors.
-
-    Raises:
-        UserError: There is no such file, it is no checkpoint, or it is not one of mitoseg's.
-    """
-    remedy = _remedy(Path(path))
-    if not Path(path).is_file():
+    """Load a checkpoint file with ``weights_only=True``, or weights from safetensors."""
+    path = Path(path)
+    remedy, best = "give a best.ckpt or last.ckpt that `train` wrote", path.with_name("best.ckpt")
+    if not path.is_file():
         known = f", or one of the bundled models: {', '.join(bundled())}" if bundled() else ""
         raise UserError("no such checkpoint", str(path), remedy + known)
-    if Path(path).suffix == SUFFIX:
+    if path.name != best.name and best.is_file():
+        remedy = f"take the best one instead: {best}"
+    if path.suffix == SUFFIX:
         weights, record = read_weights(path)
         if not isinstance(record, dict):
             raise UserError("the weights were not written by mitoseg", str(path), "give a file of `mitoseg export`")
         found = {KEY: record, "state_dict": {f"network.{name}": w for name, w in weights.items()}}
     else:
         try:
-            check_archive(path)
-            with warnings.catch_warnings(
-                action="ignore"
-            ):  # torch's advice on odd pickles; the error below says enough
+            if not _is_whole(path):
+                raise UserError("the checkpoint is damaged, its checksum is wrong", str(path), remedy)
+            with warnings.catch_warnings(action="ignore"):  # torch's advice on odd pickles
                 found = torch.load(path, map_location="cpu", weights_only=True)
-        except (*NOT_READABLE, zipfile.BadZipFile) as error:
+        except _NOT_READABLE as error:
             raise UserError("not a checkpoint that is safe to load", str(path), remedy) from error
     if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
         raise UserError("the checkpoint was not written by mitoseg", str(path), remedy)
@@ -128,26 +119,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return {**found, KEY: migrate(found[KEY])}
 
 
-def check_archive(path: str | Path) -> None:
-    """Raise unless all that ``torch.load`` would use is as ``torch.save`` wrote it.
-
-    Raises:
-        UserError: The checksum of an entry differs, or it claims more bytes than there are.
-        zipfile.BadZipFile: It is no such archive; also what `zipfile` raises of headers that make no sense.
-    """
+def _is_whole(path: Path) -> bool:
+    """Whether all that ``torch.load`` would use is as ``torch.save`` wrote it, by checksums and sizes."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         claimed = sum(entry.file_size for entry in entries)
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not stored or claimed > Path(path).stat().st_size or archive.testzip() is not None:
-            raise UserError("the checkpoint is damaged, its checksum is wrong", str(path), _remedy(Path(path)))
-
-
-def _remedy(path: Path) -> str:
-    best = path.with_name("best.ckpt")
-    if path.name != best.name and path.is_file() and best.is_file():
-        return f"take the best one instead: {best}"
-    return "give a best.ckpt or last.ckpt that `train` wrote"
+        return stored and claimed <= path.stat().st_size and archive.testzip() is None
 
 
 def _is_plain(value: object, left: list[int], depth: int = 0) -> bool:
@@ -175,11 +153,7 @@ def _are_weights(found: object) -> bool:
 
 
 def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry `KEY` of a checkpoint in today's format; one of an older format is brought up to it.
-
-    Raises:
-        UserError: The format is a newer one, or none that ever was.
-    """
+    """The entry `KEY` of a checkpoint in the current format, converted from an older one if need be."""
     found = record.get("format")
     if not isinstance(found, int) or not 1 <= found <= FORMAT:
         newer = isinstance(found, int) and found > FORMAT
@@ -192,12 +166,7 @@ def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
 def load_model(path: str | Path, *, trust: bool = False) -> Model:
     """Read a checkpoint and build its network with the trained weights.
 
-    Args:
-        path: A checkpoint file.
-        trust: Allow network classes from outside mitoseg and MONAI. Only for files from people you trust.
-
-    Raises:
-        UserError: The file, its config or its weights cannot be used; see `read_checkpoint` and `build_network`.
+    ``trust`` allows network classes from outside mitoseg and MONAI: only for files from people you trust.
     """
     checkpoint = read_checkpoint(path)
     record, prefix = checkpoint[KEY], "network."
@@ -220,11 +189,10 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
             record=record,
         )
         sound = sound and _is_sound(model)
-    except NOT_BUILT as error:
+    except _NOT_BUILT as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise UserError(
-            f"the checkpoint is incomplete ({reason})", str(path), "train again, or use another"
-        ) from error
+        what = f"the checkpoint is incomplete ({reason})"
+        raise UserError(what, str(path), "train again, or use another") from error
     if not sound:
         raise UserError("the checkpoint holds numbers that cannot be", str(path), "train again, or use another")
     return model
@@ -249,19 +217,15 @@ def build_network(
     Args:
         config: ``_target_`` and plain keyword arguments.
         trust: Allow classes from outside `ALLOWED`; they must be ``nn.Module`` subclasses all the same.
-        weights: That the network is to get: what it takes to build it must be in proportion to them.
-
-    Raises:
-        UserError: The config names anything but such a class, holds more than plain data, or asks for too much.
+        weights: Of the network: what it takes to build it must be in proportion to them.
 
     >>> build_network({"_target_": "os.system", "command": "echo"})
     Traceback (most recent call last):
     mitoseg.errors.UserError: the checkpoint names a network outside mitoseg.networks, ...
     """
     arguments = {key: value for key, value in config.items() if key != "_target_"}
-    _refuse_code(
-        arguments, None if trust else max([_PLAUSIBLE, *(n for w in (weights or {}).values() for n in w.shape)])
-    )
+    largest = max([_PLAUSIBLE, *(n for w in (weights or {}).values() for n in w.shape)])
+    _refuse_code(arguments, None if trust else largest)
     target = _resolve(str(config.get("_target_")), trust)
     if getattr(target, "nested", False):  # it builds networks itself, under the same rule, whatever the file says
         arguments["trust"] = trust
@@ -274,8 +238,9 @@ def build_network(
 
 def _resolve(name: str, trust: bool) -> type[nn.Module]:
     module_name, _, class_name = name.rpartition(".")
+    outside = UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, REMEDY)
     if not (trust or _inside(module_name)):
-        raise UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, REMEDY)
+        raise outside
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -283,7 +248,7 @@ def _resolve(name: str, trust: bool) -> type[nn.Module]:
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
         raise UserError("the checkpoint's network is not a torch module", name, "do not use this file")
     if not (trust or _inside(target.__module__)):
-        raise UserError(f"the checkpoint names a network outside {', '.join(ALLOWED)}", name, REMEDY)
+        raise outside
     return target
 
 
@@ -326,7 +291,7 @@ def bundled() -> list[str]:
 
 
 def find_weights(name: str | os.PathLike[str] | None) -> Path:
-    """The file that ``checkpoint=`` means: a path, an exported folder, a bundled model, the default.
+    """Find the file that ``checkpoint=`` means: a path, an exported folder, a bundled model, or the default.
 
     >>> find_weights("run/best.ckpt").name
     'best.ckpt'
@@ -339,13 +304,7 @@ def find_weights(name: str | os.PathLike[str] | None) -> Path:
 
 
 def write_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write weights and all that prediction needs to know of them.
-
-    Args:
-        path: Where to; it is overwritten.
-        weights: Of the network, by name.
-        record: Plain data, a checkpoint's entry `mitoseg.networks.checkpoint.KEY`.
-    """
+    """Write a network's weights as safetensors, with a checkpoint's entry `KEY` as ``record``."""
     first: dict[int, str] = {}  # a tensor that goes by several names is written once
     names = {name: first.setdefault(w.data_ptr(), name) if w.numel() else name for name, w in weights.items()}
     kept = {name: weights[name] for name in dict.fromkeys(names.values())}
@@ -355,31 +314,26 @@ def write_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor], r
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
-    """What `write_weights` wrote, in full precision again.
-
-    Raises:
-        UserError: It is no such file, or it is damaged.
-    """
-    remedy = "give a file that `mitoseg export` wrote"
+    """Read weights, in full precision again, and the record that `write_weights` wrote."""
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         stored = metadata.pop("sha256", None)  # files of earlier versions have none, but the bundled ones do
         if (stored or FOLDER.resolve() in Path(path).resolve().parents) and stored != _digest(metadata, kept):
-            raise UserError(
-                "the weights are damaged, their checksum is wrong", str(path), "export or fetch them again"
-            )
+            what = "the weights are damaged, their checksum is wrong"
+            raise UserError(what, str(path), "export or fetch them again")
         record, names = (json.loads(metadata.get(key, "null")) for key in ("mitoseg", "names"))
         full = {name: w.float() if w.dtype == torch.float16 else w for name, w in kept.items()}
         weights = {name: full[source] for name, source in (names or dict(zip(full, full, strict=True))).items()}
     except (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        remedy = "give a file that `mitoseg export` wrote"
         raise UserError("not a file of weights that can be read", str(path), remedy) from error
     return weights, record
 
 
 def _digest(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights with their names, kinds and shapes, and of their metadata."""
+    """SHA-256 of weights with their names, types and shapes, and of their metadata."""
     found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, weight in sorted(weights.items()):
         found.update(json.dumps([name, str(weight.dtype), list(weight.shape)]).encode())

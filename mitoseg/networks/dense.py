@@ -15,13 +15,8 @@ convolution of 3 and a pool of 2 with stride 2, window 4:
 *Sizes.* Let layer j reach over K_j positions (kernel and dilation) with stride s_j, let S_j be the product of the
 strides up to it, and R_j the field of the layers after it: 1 at the end, R_{j-1} = K_j + s_j (R_j - 1), and R_0 is the
 field of the network. For O outputs, a multiple of S, the image must have O + R_0 - 1 positions. A fragment after layer
-j then has O/S_j + R_j - 1: offset a < s_j leaves, of the m = O/S_{j-1} + R_{j-1} - 1 positions before,
-
-    floor((m - a - K_j) / s_j) + 1  =  O/S_j + R_j - 1 + floor((-1 - a) / s_j) + 1
-
-where the floor is -1 for each a. So fragments are equal in size whether or not kernels and strides divide, also where
-a stride exceeds its kernel. Where O is no multiple of S, the image is extended at the end by less than S positions,
-and the outputs that see them are cut off.
+j then has O/S_j + R_j - 1 for every offset, whether or not kernels and strides divide. Where O is no multiple of S,
+the image is extended at the end by less than S positions, and the outputs that see them are cut off.
 
 *What equals what.* All padding is left out: an output is that of its field alone.
 
@@ -30,16 +25,8 @@ and the outputs that see them are cut off.
     padding inside (PatchCNN):        dense[i] = network(image[r:])[k]   with i + padding = k S + r,  0 <= r < S,
                                                  wherever the field lies inside image[r:]
 
-        image   0 |-------------------------------------------------------------|
-        field            i |<------------------ field ------------------>|
-        block              |<- padding ->| r + k S
-
-The zeros at an image's border that the padded network would see never enter: who wants answers there pads the image
-first, by reflection say. A part of an image answers what the whole does: to rounding, and in float32 on a CPU to the
-last bit where every convolution is computed in one way (torch may take another for small images).
-
-The network is read layer by layer: how far each one reaches, and the runs of layers between strided ones. A layer is
-run on the given module's own parameters, read at each call, with its padding left out.
+A part of an image answers what the whole does: to rounding, and in float32 on a CPU to the last bit where every
+convolution is computed in one way (torch may take another for small images).
 """
 
 from __future__ import annotations
@@ -47,7 +34,7 @@ from __future__ import annotations
 import itertools
 import math
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +54,8 @@ class DenseForm(nn.Module):
     shared, so later training is seen, and ``dense.eval()`` also puts the network in eval mode.
 
     Args:
-        network: An ``nn.Sequential`` (others may be nested in it), or a module that does no more than to apply its
-            attribute ``layers``, an ``nn.Sequential``. It may hold convolutions and max or average pools, 2D or 3D,
+        network: An ``nn.Sequential`` (others may be nested in it), or a module that only applies its attribute
+            ``layers``, an ``nn.Sequential``. It may hold convolutions and max or average pools, 2D or 3D,
             activations, dropout, BatchNorm with running statistics, and a softmax over channels.
         depth_first: Follow each fragment to its end before the next (least memory; fastest on a CPU), or stack the
             fragments along the batch (fewer, larger operations; fastest on a GPU). None: the first on a CPU.
@@ -81,7 +68,7 @@ class DenseForm(nn.Module):
         padding: How far the field of output i starts before stride * i in the original network, per axis.
 
     Raises:
-        UserError: A layer has no dense form.
+        UserError: A layer has no dense form; or, in use, the image does not fit, or a layer is in training mode.
 
     >>> from mitoseg.networks import PatchCNN
     >>> dense = DenseForm(PatchCNN(in_channels=1)).eval()
@@ -95,11 +82,8 @@ class DenseForm(nn.Module):
         super().__init__()
         chain = network if isinstance(network, nn.Sequential) else getattr(network, "layers", None)
         if not isinstance(chain, nn.Sequential):
-            raise UserError(
-                "only a chain of layers has a dense form",
-                type(network).__name__,
-                "give an nn.Sequential, or a module whose attribute layers is one",
-            )
+            remedy = "give an nn.Sequential, or a module whose attribute layers is one"
+            raise UserError("only a chain of layers has a dense form", type(network).__name__, remedy)
         self.network = network
         self.depth_first = depth_first
         self.training = network.training
@@ -119,14 +103,8 @@ class DenseForm(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The original's answer at every position.
 
-        Args:
-            image: (B, in_channels, [Z,] Y, X), each axis at least `field`; in channels-last format or not.
-
-        Returns:
-            (B, classes, [Z,] Y, X), each axis ``n - field + 1``, in the same memory format.
-
-        Raises:
-            UserError: The image does not fit, or a layer such as BatchNorm is in training mode.
+        An image (B, in_channels, [Z,] Y, X) of sides n gives (B, classes, [Z,] Y, X) of sides ``n - field + 1``, in
+        the same memory format.
         """
         self._check(image)
         outputs = tuple(n - f + 1 for n, f in zip(image.shape[2:], self.field, strict=True))
@@ -153,9 +131,8 @@ class DenseForm(nn.Module):
         if image.shape[1] != self.in_channels:
             raise UserError("wrong number of channels", image.shape[1], f"the network takes {self.in_channels}")
         if any(n < f for n, f in zip(image.shape[2:], self.field, strict=True)):
-            raise UserError(
-                "the image is smaller than the network's field", tuple(image.shape[2:]), f"pad it to {self.field}"
-            )
+            what = "the image is smaller than the network's field"
+            raise UserError(what, tuple(image.shape[2:]), f"pad it to {self.field}")
         modal = {type(m).__name__ for m in self.network.modules() if isinstance(m, MODAL) and m.training}
         if modal:
             raise UserError("the dense form is in training mode", sorted(modal), "call eval() first")
@@ -167,7 +144,7 @@ class DenseForm(nn.Module):
             return
         segment = self._segments[level]
         for offset in segment.offsets:
-            for later, leaf in self._leaves(segment.one(segment.fragment(x, offset)), level + 1):
+            for later, leaf in self._leaves(segment.one(x, offset), level + 1):
                 yield tuple(a + s * b for a, s, b in zip(offset, segment.stride, later, strict=True)), leaf
 
     def _depth_first(self, image: Tensor, outputs: Axes) -> Tensor:
@@ -176,7 +153,8 @@ class DenseForm(nn.Module):
             if out is None:  # only now are the classes and, under autocast, the type known
                 shape = (*leaf.shape[:2], *outputs)
                 out = torch.empty(shape, dtype=leaf.dtype, device=leaf.device, memory_format=_format(image, leaf))
-            part = _every(out, start, self.stride)
+            index: tuple[Any, ...] = (..., *(slice(a, None, s) for a, s in zip(start, self.stride, strict=True)))
+            part = out[index]
             part.copy_(_crop(leaf, part.shape[2:]))
         assert out is not None
         return out
@@ -198,18 +176,10 @@ class DenseForm(nn.Module):
         return _crop(woven, outputs).contiguous(memory_format=_format(image, x))
 
 
-def _every(x: Tensor, start: Axes, step: Axes) -> Tensor:
-    """The view of every step-th position from a start on, in the last axes."""
-    for axis, (a, s) in enumerate(zip(start, step, strict=True), 2):
-        x = x[(slice(None),) * axis + (slice(a, None, s),)]
-    return x
-
-
 def _crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The view of the first positions of the last axes."""
-    for axis, n in enumerate(shape, 2):
-        x = x.narrow(axis, 0, n)
-    return x
+    index: tuple[Any, ...] = (..., *map(slice, shape))
+    return x[index]
 
 
 def _format(*tensors: Tensor) -> torch.memory_format:
@@ -234,8 +204,6 @@ _MAXIMUM = (nn.MaxPool2d, nn.MaxPool3d)
 
 _AVERAGE = (nn.AvgPool2d, nn.AvgPool3d)
 
-_THREE_D = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d, nn.BatchNorm3d)
-
 _SOFTMAX = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
 
 _POINTWISE = (
@@ -244,28 +212,24 @@ _POINTWISE = (
     *(nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.Softmax2d, nn.LocalResponseNorm),
 )
 
-_REFUSED: tuple[tuple[tuple[type[nn.Module], ...], str, str], ...] = (
-    (
-        (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+_REFUSED: dict[tuple[type[nn.Module], ...], tuple[str, str]] = {
+    (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d): (
         "a layer that normalises over space has no dense form: its answer depends on the whole image",
         "use BatchNorm",
     ),
-    (
-        (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d): (
         "a layer that pools the whole image has no dense form",
         "pool with a kernel of the size of what is left of a window",
     ),
-    (
-        (nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Upsample, nn.PixelShuffle, nn.MaxUnpool2d, nn.MaxUnpool3d),
+    (nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Upsample, nn.PixelShuffle, nn.MaxUnpool2d, nn.MaxUnpool3d): (
         "a layer that enlarges its image has no dense form",
         "use a network of convolutions and pools that answers one pixel per window",
     ),
-    (
-        (nn.Flatten, nn.Unflatten, nn.Linear),
+    (nn.Flatten, nn.Unflatten, nn.Linear): (
         "a fully connected layer has no dense form",
         "write it as a convolution with kernel 1 or of the size of what is left of a window",
     ),
-)
+}
 
 
 @dataclass(frozen=True)
@@ -274,53 +238,45 @@ class Layer:
 
     Attributes:
         module: The given layer, shared.
+        run: Applies it without its padding.
         kernel: Positions from the first to the last that one output depends on, per axis.
         stride: Positions between neighbouring outputs.
         padding: Positions added before the first by the original.
     """
 
     module: Any
+    run: Callable[[Any, Tensor], Tensor]
     kernel: Axes
     stride: Axes
     padding: Axes
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The layer without its padding."""
-        answer: Tensor = self.module(x)
-        return answer
+
+def _run_itself(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return module(x)
 
 
-class _OnCopy(Layer):
-    """A layer that would change its argument where that is not ours to change."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x.clone())
+def _run_on_copy(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return module(x.clone())
 
 
-class _InPlaceReLU(Layer):
-    """A ReLU on what a convolution or a pool has just made."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.relu_()
+def _relu_in_place(_: nn.Module, x: Tensor) -> Tensor:
+    return x.relu_()
 
 
-class _Convolution(Layer):
-    def __call__(self, x: Tensor) -> Tensor:
-        m, convolve = self.module, functional.conv2d if len(self.kernel) == 2 else functional.conv3d
-        return convolve(x, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
+def _convolve(m: Any, x: Tensor) -> Tensor:  # noqa: ANN401 (2D or 3D)
+    convolve = functional.conv2d if x.ndim == 4 else functional.conv3d
+    return convolve(x, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
 
 
-class _Maximum(Layer):
-    def __call__(self, x: Tensor) -> Tensor:
-        m, pool = self.module, functional.max_pool2d if len(self.kernel) == 2 else functional.max_pool3d
-        answer: Tensor = pool(x, m.kernel_size, m.stride, 0, m.dilation)
-        return answer
+def _take_maximum(m: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    pool = functional.max_pool2d if x.ndim == 4 else functional.max_pool3d
+    answer: Tensor = pool(x, m.kernel_size, m.stride, 0, m.dilation)
+    return answer
 
 
-class _Average(Layer):
-    def __call__(self, x: Tensor) -> Tensor:
-        m, pool = self.module, functional.avg_pool2d if len(self.kernel) == 2 else functional.avg_pool3d
-        return pool(x, m.kernel_size, m.stride, 0, False, True, m.divisor_override)
+def _average(m: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    pool = functional.avg_pool2d if x.ndim == 4 else functional.avg_pool3d
+    return pool(x, m.kernel_size, m.stride, 0, False, True, m.divisor_override)
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -338,9 +294,10 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _dimensions(modules: Sequence[tuple[str, nn.Module]]) -> int:
-    """2 or 3, on which all layers that have a say agree."""
+    """2 or 3, the axes of the layers, which must agree."""
     telling = (*_CONVOLUTION, *_MAXIMUM, *_AVERAGE, nn.BatchNorm2d, nn.BatchNorm3d, nn.Softmax2d)
-    kinds = {name: 3 if isinstance(m, _THREE_D) else 2 for name, m in modules if isinstance(m, telling)}
+    deep = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d, nn.BatchNorm3d)
+    kinds = {name: 3 if isinstance(m, deep) else 2 for name, m in modules if isinstance(m, telling)}
     if len(set(kinds.values())) > 1:
         raise UserError("a network with both 2D and 3D layers has no dense form", list(kinds), "use one kind")
     if not any(isinstance(m, _CONVOLUTION) for _, m in modules):
@@ -349,8 +306,8 @@ def _dimensions(modules: Sequence[tuple[str, nn.Module]]) -> int:
 
 
 def _check(name: str, module: nn.Module) -> None:
-    """Refuse a layer whose answer at a position is not one of its neighbourhood alone, or that is not known."""
-    for kinds, what, remedy in _REFUSED:
+    """Refuse a layer that is not known, or whose answer depends on more than a neighbourhood."""
+    for kinds, (what, remedy) in _REFUSED.items():
         if isinstance(module, kinds):
             raise UserError(what, name, remedy)
     kind = type_before_parametrizations(module)
@@ -364,31 +321,27 @@ def _check(name: str, module: nn.Module) -> None:
         raise UserError("a pool that returns indices has no dense form", name, "use return_indices=False")
 
 
-def _spatial(module: nn.Module, ndim: int) -> Layer:
-    """A convolution or a pool."""
-    m: Any = module
+def _spatial(m: Any, ndim: int) -> Layer:  # noqa: ANN401 (a convolution or a pool, 2D or 3D)
     taps, dilation = per_axis(m.kernel_size, ndim), per_axis(getattr(m, "dilation", 1), ndim)
     kernel = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True))
     padding = m.padding
     if isinstance(padding, str):  # torch pads an odd total by one more at the end
         padding = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
-    kind = _Convolution if isinstance(m, _CONVOLUTION) else _Maximum if isinstance(m, _MAXIMUM) else _Average
-    return kind(m, kernel, per_axis(m.stride, ndim), per_axis(padding, ndim))
+    run = next(run for kinds, run in _SPATIAL.items() if isinstance(m, kinds))
+    return Layer(m, run, kernel, per_axis(m.stride, ndim), per_axis(padding, ndim))
+
+
+_SPATIAL = {_CONVOLUTION: _convolve, _MAXIMUM: _take_maximum, _AVERAGE: _average}
 
 
 def read_layers(chain: nn.Sequential) -> list[Layer]:
-    """The layers of a Sequential, without those that do nothing in eval mode.
-
-    Raises:
-        UserError: A layer has no dense form, 2D and 3D are mixed, or there is no convolution.
-    """
+    """The layers of a Sequential, without those that do nothing in eval mode."""
     modules = list(_leaves(chain, ""))
     for name, module in modules:
         _check(name, module)
     ndim = _dimensions(modules)
-    one, zero = (1,) * ndim, (0,) * ndim
     layers: list[Layer] = []
-    ours = False  # whether a convolution or a pool has made a tensor that is ours to change
+    ours = False  # whether a convolution or a pool has made a tensor that may be changed in place
     for _, module in modules:
         if isinstance(module, (nn.Identity, *DROPOUT)):
             continue
@@ -396,21 +349,17 @@ def read_layers(chain: nn.Sequential) -> list[Layer]:
             layers.append(_spatial(module, ndim))
             ours = True
             continue
-        kind = Layer if ours or not getattr(module, "inplace", False) else _OnCopy
-        if isinstance(module, nn.ReLU) and layers and isinstance(layers[-1], (_Convolution, _Maximum, _Average)):
-            kind = _InPlaceReLU
-        layers.append(kind(module, one, one, zero))
+        run: Callable[[Any, Tensor], Tensor] = _run_itself
+        if isinstance(module, nn.ReLU) and layers and layers[-1].run in _SPATIAL.values():
+            run = _relu_in_place
+        elif not ours and getattr(module, "inplace", False):
+            run = _run_on_copy
+        layers.append(Layer(module, run, (1,) * ndim, (1,) * ndim, (0,) * ndim))
     return layers
 
 
 class Segment:
-    """A run of layers of which only the first may have a stride: it is applied at every offset below its stride.
-
-    Attributes:
-        layers: In order.
-        stride: Of the first layer, per axis.
-        offsets: Where the fragments start, their number being the product of `stride`.
-    """
+    """A run of layers of which only the first may have a stride: it is applied at every offset below its stride."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
@@ -418,19 +367,19 @@ class Segment:
         self.offsets = tuple(itertools.product(*map(range, self.stride)))
         self._run = _run
 
-    def fragment(self, x: Tensor, offset: Axes) -> Tensor:
+    def _fragment(self, x: Tensor, offset: Axes) -> Tensor:
         """A view of x from the offset on; all fragments have the same shape."""
         for axis, (start, stride) in enumerate(zip(offset, self.stride, strict=True), 2):
             x = x.narrow(axis, start, x.shape[axis] - stride + 1)
         return x
 
-    def one(self, fragment: Tensor) -> Tensor:
-        """The answers for one fragment."""
-        return self._run(self.layers, [fragment])
+    def one(self, x: Tensor, offset: Axes) -> Tensor:
+        """The answers for the fragment at one offset."""
+        return self._run(self.layers, [self._fragment(x, offset)])
 
     def every(self, x: Tensor) -> Tensor:
         """The answers for all fragments, one after the other along the batch axis."""
-        return self._run(self.layers, [self.fragment(x, offset) for offset in self.offsets])
+        return self._run(self.layers, [self._fragment(x, offset) for offset in self.offsets])
 
     def compile(self, name: str) -> None:
         """Compile the run in place.
@@ -442,8 +391,8 @@ class Segment:
 
 
 def _run(layers: Sequence[Layer], fragments: Sequence[Tensor]) -> Tensor:
-    parts = [layers[0](fragment) for fragment in fragments]
+    parts = [layers[0].run(layers[0].module, fragment) for fragment in fragments]
     x = torch.cat(parts) if len(parts) > 1 else parts[0]
     for layer in layers[1:]:
-        x = layer(x)
+        x = layer.run(layer.module, x)
     return x

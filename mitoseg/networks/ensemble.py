@@ -1,9 +1,4 @@
-"""Several networks as one: the mean of what they say, each in its own terms.
-
-Each member was trained with its own grey values and calibrated on its own; what it says counts as calibrated log-odds:
-
-    image, normalised for the ensemble   ->  grey values  ->  normalised for the member  ->  its network
-    log-odds of the network              ->  (log-odds + prior_shift) / temperature + bias
+"""Several networks as one: the mean of their calibrated log-odds, each on grey values normalised as in its training.
 
 The mean of log-odds is the logarithmic opinion pool, the normalised geometric mean of probabilities (Genest and Zidek,
 1986, Statistical Science 1(1)).
@@ -26,16 +21,9 @@ _CALIBRATION = {"prior_shift": 0.0, "temperature": 1.0, "bias": 0.0}
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """Log-odds of "mitochondrion" from scores.
+    """Log-odds of "mitochondrion", float32 (B, ...), from scores.
 
-    Args:
-        scores: (B, 2, ...), background and mitochondrion, or (B, 1, ...), which are log-odds already.
-
-    Returns:
-        float32 (B, ...).
-
-    Raises:
-        UserError: Another number of classes.
+    Scores are (B, 2, ...), background and mitochondrion, or (B, 1, ...), which are log-odds already.
     """
     if scores.shape[1] not in (1, 2):
         raise UserError("the network's scores are not those of two classes", scores.shape[1], "use one or two outputs")
@@ -49,11 +37,8 @@ class Member(nn.Module):
     Args:
         network: Its scores are those of one or two classes.
         normalization: ``mean`` and ``std`` of the grey values that it was trained on.
-        calibration: ``prior_shift``, ``temperature`` and ``bias`` of its log-odds; what is missing changes nothing.
+        calibration: ``prior_shift``, ``temperature`` and ``bias`` of its log-odds; missing ones change nothing.
         given: ``mean`` and ``std`` that the ensemble's image is normalised with.
-
-    Raises:
-        UserError: A number is missing, not finite, or not positive where it must be; or a key is unknown.
     """
 
     def __init__(
@@ -65,16 +50,16 @@ class Member(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        (mean, std), (given_mean, given_std) = _moments(normalization), _moments(given)
-        self.scale, self.shift = given_std / std, (given_mean - mean) / std
-        self.calibration = _checked(_CALIBRATION | dict(calibration), _CALIBRATION, "temperature")
+        own, image = (_checked(moments, ("mean", "std"), "std") for moments in (normalization, given))
+        self.scale, self.shift = image["std"] / own["std"], (image["mean"] - own["mean"]) / own["std"]
+        self.calibration = _checked(_CALIBRATION | dict(calibration), tuple(_CALIBRATION), "temperature")
 
     def normalize(self, image: Tensor) -> Tensor:
-        """The image as this network was trained to see it."""
+        """The ensemble's image, normalised as in this network's training."""
         return image if (self.scale, self.shift) == (1, 0) else image * self.scale + self.shift
 
     def calibrate(self, raw: Tensor) -> Tensor:
-        """Calibrated log-odds from those of the network."""
+        """Calibrate the network's log-odds."""
         known = self.calibration
         return (raw + known["prior_shift"]) / known["temperature"] + known["bias"]
 
@@ -90,9 +75,8 @@ class Ensemble(nn.Module):
     tiles of their own; called directly, all must give scores of one size.
 
     Args:
-        members: Plain data for each: ``name`` (of a class, as `build_network` takes it), ``arguments``,
-            ``normalization`` and ``calibration`` as `Member` takes them, and perhaps ``tile``, the (z, y, x) that it
-            was trained on.
+        members: For each, plain data: ``name`` of its class and ``arguments``, ``normalization`` and ``calibration``
+            (see `Member`), and optionally ``tile``, the (z, y, x) that it was trained on.
         normalization: ``mean`` and ``std`` that images are normalised with.
         trust: Allow classes of members from outside mitoseg and MONAI.
 
@@ -123,11 +107,7 @@ class Ensemble(nn.Module):
         return tuple(self.members)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        """The mean over members of their calibrated log-odds, float32 (B, 1, ...).
-
-        Raises:
-            UserError: The members' scores differ in size.
-        """
+        """The mean over members of their calibrated log-odds, float32 (B, 1, ...)."""
         answers = [member(image) for member in self.parts]
         sizes = {tuple(answer.shape) for answer in answers}
         if len(sizes) > 1:
@@ -147,23 +127,14 @@ def _build(config: Mapping[str, Any], given: Mapping[str, float], trust: bool) -
     return Member(network, config.get("normalization", {}), config.get("calibration", {}), given)
 
 
-def _moments(normalization: Mapping[str, float]) -> tuple[float, float]:
-    known = _checked(normalization, {"mean": 0.0, "std": 1.0}, "std")
-    return known["mean"], known["std"]
-
-
-def _checked(values: Mapping[str, float], keys: Mapping[str, float], positive: str) -> dict[str, float]:
+def _checked(values: Mapping[str, float], keys: Sequence[str], positive: str) -> dict[str, float]:
     """Finite numbers under just these keys, one of them above zero."""
     try:
         numbers = {key: float(values[key]) for key in keys}
+        sound = set(values) == set(keys) and all(map(math.isfinite, numbers.values())) and numbers[positive] > 0
     except (KeyError, TypeError, ValueError):
-        numbers = {}
-    if (
-        not numbers
-        or set(values) - set(keys)
-        or not all(map(math.isfinite, numbers.values()))
-        or numbers[positive] <= 0
-    ):
+        sound = False
+    if not sound:
         remedy = f"give finite numbers as {', '.join(keys)}, the {positive} above zero"
         raise UserError("not the numbers of an ensemble's member", dict(values), remedy)
     return numbers

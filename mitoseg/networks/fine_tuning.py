@@ -1,12 +1,9 @@
-"""Start from the weights of another run, adapted to the channels and classes of this one.
+"""Start from the weights of another run, adapted to the channels and classes of this one; freeze layers.
 
-    first layer    3 -> 1 channels: the sum over channels; 1 -> n: an n-th of it for each. Either answers, on slices
-                   that are the same in every channel, what it answered before. Voxels that became channels
-                   (`mitoseg.networks.UNet`, ``stem``) stay what they are.
-    last layer     another number of classes: drawn afresh
-    anything else  must have the shape it had
-
-Layers that are to stay as they are can be frozen.
+first layer    n -> 1 channels: the sum over channels; 1 -> n: an n-th of it for each. Either gives the same answer
+               as before on slices that are the same in every channel.
+last layer     another number of classes: initialised anew
+anything else  must keep its shape
 """
 
 from __future__ import annotations
@@ -30,18 +27,7 @@ PREFIX = "network."
 
 
 def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Give a network the weights of a checkpoint.
-
-    Args:
-        network: Its weights are replaced; those of the last layer stay where the number of classes differs.
-        path: A checkpoint of the same kind of network, or the name of a bundled model.
-
-    Returns:
-        The checkpoint's entry `KEY`: what it was trained on.
-
-    Raises:
-        UserError: The checkpoint cannot be read, or its layers are others; the line names the first that differs.
-    """
+    """Give a network the weights of a checkpoint or a bundled model; returns the checkpoint's entry `KEY`."""
     checkpoint = read_checkpoint(find_weights(path))
     given = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     wanted = network.state_dict()
@@ -69,17 +55,16 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
 
 
 def _adapt(name: str, given: Tensor, wanted: Tensor, *, first: int, last: bool) -> Tensor:
-    """The given tensor in the wanted shape; ``first``: of the first layer, its inputs for a channel of the image."""
+    """The given tensor in the wanted shape; ``first``: inputs per channel of the image, if it is the first layer."""
     if given.shape == wanted.shape:
         return given
     before, now = tuple(given.shape), tuple(wanted.shape)
     same_but_channels = first > 0 and (before[0], before[2:]) == (now[0], now[2:]) and before[1] % first == 0
-    if same_but_channels:
+    if same_but_channels and first in (before[1], now[1]):
         there, here = before[1] // first, now[1] // first
-        if 1 in (there, here):
-            log.warning("init_from: %s goes from %d to %d input channels", name, there, here)
-            single = given.reshape(before[0], there, first, *before[2:]).sum(1) / here
-            return torch.cat([single] * here, dim=1)
+        log.warning("init_from: %s goes from %d to %d input channels", name, there, here)
+        single = given.reshape(before[0], there, first, *before[2:]).sum(1) / here
+        return torch.cat([single] * here, dim=1)
     if last and before[1:] == now[1:]:
         log.warning("init_from: %s has %d classes now and had %d: it starts afresh", name, now[0], before[0])
         return wanted
@@ -88,23 +73,15 @@ def _adapt(name: str, given: Tensor, wanted: Tensor, *, first: int, last: bool) 
 
 
 def freeze(network: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Take layers out of training: their weights get no gradients, their running statistics stay.
+    """Take layers out of training; returns the names of the frozen parameters.
 
-    Args:
-        network: Changed in place.
-        layers: Names of layers (``layers.conv1``), which include all below them, or patterns (``layers.conv*``).
-
-    Returns:
-        The names of the frozen parameters.
-
-    Raises:
-        UserError: A name matches nothing, or nothing is left to train.
+    ``layers`` are names (``layers.conv1``), which include all below them, or patterns (``layers.conv*``).
     """
     frozen: list[str] = []
     for layer in layers:
         found = [n for n, _ in network.named_parameters() if fnmatchcase(n, layer) or fnmatchcase(n, f"{layer}.*")]
         if not found:
-            names = ", ".join(name for name, child in network.named_modules() if any(True for _ in own(child)))
+            names = ", ".join(name for name, child in network.named_modules() if _own(child))
             raise UserError("freeze: no such layer", layer, f"choose among {names}")
         frozen += found
     for name, parameter in network.named_parameters():
@@ -114,13 +91,12 @@ def freeze(network: nn.Module, layers: Sequence[str]) -> list[str]:
     return sorted(set(frozen))
 
 
-def own(module: nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters of a module itself, without those of its children."""
+def _own(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters(recurse=False))
 
 
 def hold_frozen(network: nn.Module) -> None:
     """Keep modules whose parameters are all frozen in evaluation mode, so that their running statistics stay too."""
     for module in network.modules():
-        if own(module) and not any(parameter.requires_grad for parameter in own(module)):
+        if _own(module) and not any(parameter.requires_grad for parameter in _own(module)):
             module.eval()

@@ -1,4 +1,4 @@
-"""What may be asked of any network: does it answer blocks, on how many axes does it work, what does it take in."""
+"""What may be asked of any network: whether it answers blocks, its number of axes, its input channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class BlockNetwork(Protocol):
         window: Pixels along each axis of the window that one output stands for; one number for all axes, or one each.
         stride: Pixels between neighbouring outputs, likewise.
         spill: Pixels that an output sees (before, after) its window when a whole image goes through.
-        in_channels: Input channels.
     """
 
     window: int | tuple[int, ...]
@@ -42,20 +41,12 @@ def per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
 
 
 def dimensions(network: nn.Module) -> int:
-    """Whether a network works on slices (2) or on volumes (3): that of its first convolution.
-
-    Raises:
-        UserError: It has no convolution, or the members of an ensemble differ.
-    """
+    """Whether a network works on slices (2) or on volumes (3), by its first convolution."""
     return _shared(network, "axes", lambda one: 3 if isinstance(_first_layer(one), nn.Conv3d) else 2)
 
 
 def input_channels(network: nn.Module) -> int:
-    """Channels that a network takes: those of its first convolution, unless it says so itself.
-
-    Raises:
-        UserError: It has no convolution, or the members of an ensemble differ.
-    """
+    """Channels that a network takes: its attribute ``in_channels``, else those of its first convolution."""
 
     def taken(one: nn.Module) -> int:
         stated = getattr(one, "in_channels", None)
@@ -65,7 +56,7 @@ def input_channels(network: nn.Module) -> int:
 
 
 def _shared(network: nn.Module, what: str, ask: Callable[[nn.Module], int]) -> int:
-    """What a network says, or all members of an ensemble alike."""
+    """The answer of a network, or the one that all members of an ensemble give."""
     if not isinstance(network, Ensemble):
         return ask(network)
     found = [ask(member.network) for member in network.parts]

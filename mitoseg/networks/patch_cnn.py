@@ -32,13 +32,9 @@ from torch import Tensor, nn
 
 
 class BlockCNN(nn.Module):
-    """The layers that PatchCNN and ContextCNN share.
+    """The layers that PatchCNN and ContextCNN share; a `mitoseg.networks.kinds.BlockNetwork`.
 
-    Attributes:
-        window: Pixels along y and x of the block that one output stands for.
-        stride: Pixels between neighbouring outputs of a whole image.
-        spill: Pixels seen (before, after) the window when a whole image goes through.
-        exact: Whether the whole image gives the same answer as each window alone.
+    ``exact`` says whether a whole image gives the same answer as each window alone.
     """
 
     window: int
@@ -78,14 +74,7 @@ class BlockCNN(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
-        """Scores before the softmax.
-
-        Args:
-            image_bcyx: float (B, in_channels, Y, X), normalised; Y and X at least `window`.
-
-        Returns:
-            ``logits_bcyx`` (B, classes, y, x); y = x = 1 for one window.
-        """
+        """Scores (B, classes, y, x) before the softmax, of normalised float images; y = x = 1 for one window."""
         logits_bcyx: torch.Tensor = self.layers(image_bcyx)
         return logits_bcyx
 

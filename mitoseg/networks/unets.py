@@ -29,7 +29,7 @@ class UNet(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: Channels of the image.
+        in_channels: Of the image.
         classes: Scores of each voxel.
         filters: Of each level, from the finest to the coarsest.
         stem: Voxels along each axis that become channels; one number for all axes, or one each.
@@ -92,16 +92,10 @@ class UNet(nn.Module):
         self.body = DynUNet(spatial_dims, in_channels * fold, classes * fold, **body)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores before the softmax.
+        """Scores before the softmax, of normalised float images (B, in_channels, [Z,] Y, X).
 
-        Args:
-            image: float (B, in_channels, [Z,] Y, X), normalised; each side a multiple of `multiple`.
-
-        Returns:
-            (B, classes, [Z,] Y, X); in training with deep supervision (B, levels, classes, [Z,] Y, X), finest first.
-
-        Raises:
-            UserError: A side does not fit.
+        They are (B, classes, [Z,] Y, X); in training with deep supervision (B, levels, classes, [Z,] Y, X), finest
+        first.
         """
         if any(n % m for n, m in zip(image.shape[2:], self.multiple, strict=True)):
             what = f"the sides of a tile must be multiples of {list(self.multiple)}"

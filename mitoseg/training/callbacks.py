@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
@@ -31,38 +32,34 @@ if TYPE_CHECKING:
 PROBABILITIES = np.linspace(0, 1, 51)
 """Bounds of the bars in the histograms of probabilities."""
 
-Draw = Callable[..., "Figure"]
-"""From ``image_yx``, ``truth_yx`` and ``result_yx`` (bool) to a figure of them with the errors in colour."""
-
 
 class SlicePictures(Callback):
     """Pictures of a few validation slices and the precision-recall curve, into TensorBoard after each validation.
 
     Args:
-        draw: Makes the figure of one slice.
+        draw: From ``image_yx``, ``truth_yx`` and ``result_yx`` (bool) to a figure of them with the errors in colour.
         count: Slices, evenly spaced over the validation slabs.
     """
 
-    def __init__(self, draw: Draw, count: int = 3) -> None:
+    def __init__(self, draw: Callable[..., Figure], count: int = 3) -> None:
         self.draw, self.count = draw, count
-        self._kept: list[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self._kept: list[tuple[str, list[npt.NDArray[np.float32]]]] = []
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Tensor | Mapping[str, Any] | None,
+        outputs: object,
         batch: Mapping[str, Any],
         batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: object,
     ) -> None:
         """Keep the slice if it is one of the chosen."""
         total = int(trainer.num_val_batches[0])
         chosen = {round((i + 0.5) * total / self.count - 0.5) for i in range(self.count)}
         if trainer.is_global_zero and batch_idx in chosen and isinstance(outputs, Tensor):
             name = f"region {int(batch['region'])}, z {int(batch['z'])}"
-            picture = [tensor.float().cpu().numpy() for tensor in middle_slice(batch, outputs)]
-            self._kept.append((name, picture[0], picture[1], picture[2]))
+            self._kept.append((name, [tensor.float().cpu().numpy() for tensor in _middle_slice(batch, outputs)]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was kept, with the calibration and threshold of this validation."""
@@ -71,7 +68,7 @@ class SlicePictures(Callback):
         if not (boards and trainer.is_global_zero and isinstance(pl_module, SegmentationModule)):
             return
         board, step = boards[0], trainer.global_step
-        for name, image_yx, truth_yx, log_odds_yx in kept:
+        for name, (image_yx, truth_yx, log_odds_yx) in kept:
             probability_yx = expit(pl_module.calibration.apply(log_odds_yx))
             figure = self.draw(image_yx, truth_yx, probability_yx >= pl_module.threshold, title=name, dpi=80)
             board.add_figure(f"validation/{name}", figure, step, close=False)
@@ -89,7 +86,7 @@ class SlicePictures(Callback):
             board.add_histogram_raw(tag, *moments, bounds, bars.tolist(), step)
 
 
-def middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Image, label and log-odds (Y, X) of what was validated: the slice, or the middle one of the slab."""
     if "image_cyx" in batch:
         channels = batch["image_cyx"]
@@ -98,16 +95,12 @@ def middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Ten
     return batch["image_czyx"][0, int(batch["first"]) + z], batch["label_zyx"][z], outputs[z]
 
 
-SHOWN = 3
-"""Blocks whose place the error names."""
-
-
 class FiniteLoss(Callback):
     """Ends training at the first loss that is NaN or infinite.
 
-    On the CPU each loss is checked before its gradients are computed. On a GPU that would make the host wait at
-    every step, so there the first bad step is noted on the device, and looked up every ``log_every_n_steps`` steps and
-    before anything is scored or saved.
+    On a CPU each loss is checked before its gradients are computed. On a GPU that would make the host wait at every
+    step: there the device notes the first bad step, which is read every ``log_every_n_steps`` steps and before
+    anything is scored or saved.
     """
 
     def __init__(self) -> None:
@@ -115,21 +108,16 @@ class FiniteLoss(Callback):
         self._bad: Tensor | None = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check a loss, or have the device do it."""
+        """Check a loss, or have the device check it."""
         place = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
         if loss.device.type == "cpu":
             if not torch.isfinite(loss):
-                raise not_finite(trainer, trainer.global_step, *place)
+                raise _not_finite(trainer, trainer.global_step, *place)
         else:
             self.note(loss, (trainer.global_step, *place))
 
     def note(self, loss: Tensor, place: tuple[int, int, int]) -> None:
-        """Have the device remember the first loss that is not finite.
-
-        Args:
-            loss: A scalar.
-            place: Step, epoch and batch.
-        """
+        """Have the device remember the first loss that is not finite; ``place``: step, epoch and batch."""
         number = len(self._seen)
         self._seen.append(place)
         if self._bad is None:
@@ -137,7 +125,7 @@ class FiniteLoss(Callback):
         self._bad = torch.where((self._bad < 0) & ~torch.isfinite(loss.detach()), number, self._bad)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Lightning's signature)
-        """Ask the device from time to time."""
+        """Read the device's note from time to time."""
         if len(self._seen) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._ask(trainer)
 
@@ -153,32 +141,27 @@ class FiniteLoss(Callback):
         number = -1 if self._bad is None else int(self._bad)
         seen, self._seen, self._bad = self._seen, [], None
         if number >= 0:
-            raise not_finite(trainer, *seen[number])
+            raise _not_finite(trainer, *seen[number])
 
 
-def not_finite(trainer: Trainer, step: int, epoch: int, batch: int) -> UserError:
-    """The line about a batch whose loss is no number: its place in the run, its blocks, and what to do."""
+def _not_finite(trainer: Trainer, step: int, epoch: int, batch: int) -> UserError:
+    """The error of a batch: its place in the run, the places of its first three blocks, and what to do."""
     what = f"the loss is not finite at step {step}, epoch {epoch}, batch {batch}"
     data = getattr(trainer, "datamodule", None)
     if data is not None and hasattr(data, "batch_positions"):  # region, z, y, x of each block
         position_b4 = data.batch_positions(epoch, batch)
-        shown = ", ".join(f"{r}:[{z},{y},{x}]" for r, z, y, x in position_b4[:SHOWN].tolist())
-        more = f" and {len(position_b4) - SHOWN} more" if len(position_b4) > SHOWN else ""
+        shown = ", ".join(f"{r}:[{z},{y},{x}]" for r, z, y, x in position_b4[:3].tolist())
+        more = f" and {len(position_b4) - 3} more" if len(position_b4) > 3 else ""
         what = f"{what}, whose blocks lie at region:[z,y,x] {shown}{more}"
     remedy = "lower optimizer.lr, set trainer.gradient_clip_val=1, use trainer.precision=32-true, or look there"
     return UserError(what, None, f"{remedy}; last.ckpt is from before it")
 
 
-SECONDS = 1.0
-"""Between two looks at the scores: reading them makes the host wait for a GPU."""
-
-
 class Throughput(Callback):
-    """Logs the loss, the rate and the speed every ``log_every_n_steps`` steps, and at the other steps costs nothing.
+    """Logs loss, learning rate and speed every ``log_every_n_steps`` steps, and at the other steps costs nothing.
 
     ``train/loss`` is that of one batch (on several devices: of the first one's part), ``train/blocks_per_second`` the
-    speed of all devices since the log before. Validation does not count: the clock starts anew with the first batch
-    after it.
+    speed of all devices since the log before, without validation.
     """
 
     def __init__(self) -> None:
@@ -187,19 +170,14 @@ class Throughput(Callback):
 
     @property
     def speed(self) -> float | None:
-        """Blocks a second between the last two marks; None before there are two."""
+        """Blocks a second between the last two logs; None before there are two."""
         if len(self._marks) < 2:
             return None
         (earlier, before), (later, after) = self._marks
         return (after - before) / (later - earlier)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Tensor | Mapping[str, Any] | None,
-        batch: Mapping[str, Any],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Mapping[str, Any], batch_idx: int
     ) -> None:
         """Count the blocks of this rank; the others have as many, give or take one."""
         self._blocks += len(batch["label"]) * trainer.world_size
@@ -218,12 +196,12 @@ class Throughput(Callback):
             logger.log_metrics(values, step=trainer.global_step - 1)  # counted as Lightning counts
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the time before."""
+        """Start the clock anew."""
         self._marks.clear()
 
 
 class _Clock(ProgressBar):
-    """Tells the time that is left, by the speed since training started."""
+    """Estimates the time that is left from the speed since training started."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -239,10 +217,9 @@ class _Clock(ProgressBar):
 
 
 class Progress(_Clock, RichProgressBar):
-    """Lightning's rich progress bar, refreshed by the clock, with the run's speed, running score and time left.
+    """Lightning's rich progress bar with the run's speed, running score and time left.
 
-    Args:
-        throughput: Counts the blocks.
+    It is refreshed once a second: reading the scores makes the host wait for a GPU.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -251,14 +228,14 @@ class Progress(_Clock, RichProgressBar):
         self._next = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:  # noqa: ANN401
-        """Show the batch, if it is time to."""
+        """Refresh the bar, if it is time to."""
         now = time.monotonic()
         if now >= self._next or trainer.is_last_batch:
-            self._next = now + SECONDS
+            self._next = now + 1
             super().on_train_batch_end(trainer, pl_module, *rest)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s``, and the time ``left``."""
+        """The scores, ``loss``, ``JAC`` of the epoch so far, ``blocks/s`` and the time ``left``."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if isinstance(pl_module, SegmentationModule) and trainer.training:
@@ -275,7 +252,7 @@ class Progress(_Clock, RichProgressBar):
 
 
 class ProgressLines(_Clock):
-    """Step, loss, validation JAC and time left as a line every half minute, where there is no terminal."""
+    """Logs step, loss, validation JAC and time left every half minute, where there is no terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +260,7 @@ class ProgressLines(_Clock):
         self._score: float | None = None
 
     def disable(self) -> None:
-        """Lightning asks further ranks to be silent; they start no lines."""
+        """Nothing to do: further ranks start no lines."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the lines."""
@@ -292,16 +269,16 @@ class ProgressLines(_Clock):
             self._lines.enter_context(lines(partial(self.line, trainer, pl_module)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the score: the thread of the lines must not ask a metric that is just being computed."""
+        """Keep the score: the lines' thread must not read a metric that is being computed."""
         if (score := trainer.callback_metrics.get(SCORE)) is not None:
             self._score = float(score)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No more lines."""
+        """Stop the lines."""
         self._lines.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """No more lines."""
+        """Stop the lines."""
         self._lines.close()
 
     def line(self, trainer: Trainer, module: LightningModule) -> str:
@@ -313,11 +290,9 @@ class ProgressLines(_Clock):
             parts.append(f"validation JAC {self._score:.3f}")
         if (left := self.time_left(trainer)) is not None:
             parts.append(f"{left} left")
-        return ", ".join([*parts, *(["validating"] if trainer.validating else [])])
-
-
-DEPTH = 2
-"""Slices of an image whose gradients go wrong."""
+        if trainer.validating:
+            parts.append("validating")
+        return ", ".join(parts)
 
 
 class ShallowConvolutions(Callback):
@@ -332,7 +307,7 @@ class ShallowConvolutions(Callback):
         self._handles: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check what goes into the convolutions."""
+        """Check the inputs of the convolutions."""
         if trainer.strategy.root_device.type != "cpu" or "bf16" not in str(trainer.precision):
             return
         for layer in pl_module.modules():
@@ -340,13 +315,13 @@ class ShallowConvolutions(Callback):
                 self._handles.append(layer.register_forward_pre_hook(self._check))
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Lightning's signature)
-        """All tiles have one size: one step tells."""
+        """Stop checking: all tiles have one size."""
         while self._handles:
             self._handles.pop().remove()
 
     @staticmethod
     def _check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.training and inputs[0].shape[2] == DEPTH:
+        if layer.training and inputs[0].shape[2] == 2:
             what = "gradients in bfloat16 on a CPU are wrong where the network's coarsest level is two slices deep"
             remedy = "give a deeper data.tile=[z,y,x], or trainer.precision=32-true"
             raise UserError(what, tuple(inputs[0].shape[2:]), remedy)

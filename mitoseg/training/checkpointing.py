@@ -1,12 +1,9 @@
-"""When checkpoints are written, and how: whole or not at all.
+"""When checkpoints are written, and how: whole or not at all; signals; the state of random generators.
 
     best.ckpt   after a validation whose score is the highest so far
     last.ckpt   after every validation, every few minutes between them, and when the run is asked to stop
 
-Both are what Lightning writes, with two entries of ours that are plain data, and load with ``weights_only=True``.
-
-Ctrl-C and a cluster's notice take effect between two steps instead of in the middle of one: a signal only raises a
-flag, and `LastCheckpoint` looks at it where everything that a checkpoint holds is consistent.
+Both are what Lightning writes, with two more entries of plain data, and load with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,31 +40,20 @@ SCORE = "val/jaccard_foreground"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and renames it: a full disk or a kill leaves the old one as it was.
 
-    Lightning 2.6 writes into the system's folder of temporary files and moves from there, which is a copy, in the
-    middle of which a run can be killed, wherever that folder lies on another file system.
+    Lightning 2.6 moves it from the system's folder of temporary files, which on another file system is a copy that a
+    kill can interrupt.
     """
 
     def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: Any = None,  # noqa: ANN401 (Lightning's signature)
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: object = None
     ) -> None:
-        """Save to a local file.
-
-        Raises:
-            UserError: The disk is full, or the file may not be written.
-        """
+        """Save to a local file."""
         with atomic_output(Path(path), overwrite=True) as temporary:
             torch.save(checkpoint, temporary)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``, that of the highest `SCORE`, also in a run whose folder was moved.
-
-    Args:
-        folder: Where it lies.
-    """
+    """Keeps ``best.ckpt``, that of the highest `SCORE`, also in a run whose folder was moved."""
 
     def __init__(self, folder: Path) -> None:
         fixed: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
@@ -77,10 +62,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back the best score; the path is that of the folder as it is called now, whatever the state says.
-
-        Lightning removes what lies there when a better checkpoint comes.
-        """
+        """Restore the best score with the folder's present path, where Lightning removes what is no longer best."""
         best = str(Path(str(self.dirpath), "best.ckpt"))
         here = {"dirpath": str(self.dirpath)}
         for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
@@ -100,7 +82,7 @@ class LastCheckpoint(Checkpoint):
     Args:
         folder: Where the checkpoints lie.
         minutes: Between two checkpoints within an epoch.
-        every: Steps after which several processes agree on whether to stop; one process looks after each step.
+        every: Steps after which several processes agree on whether to stop.
     """
 
     def __init__(self, folder: Path, minutes: float = 10.0, every: int = 20) -> None:
@@ -110,21 +92,16 @@ class LastCheckpoint(Checkpoint):
         self._saved = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, now that Lightning has installed handlers of its own."""
+        """Install the signal handlers, after Lightning's own."""
         self.request.install()
         self._saved = time.monotonic()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no longer."""
+        """Give the signal handlers back."""
         self.request.remove()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Tensor | Mapping[str, Any] | None,
-        batch: Any,  # noqa: ANN401 (Lightning's signature)
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Save if it is time to, between two optimizer steps; the end of an epoch is left to the validation."""
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -159,18 +136,14 @@ class LastCheckpoint(Checkpoint):
         """Leave training if a signal asks for it."""
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == REQUEUE:
+            requeue()
         if number:
-            if number == REQUEUE:
-                requeue()
             raise SIGTERMException
 
 
 def check_restored(trainer: Trainer) -> None:
-    """Check the restored state of a training: an optimizer writes beyond a tensor that is too short.
-
-    Raises:
-        ValueError: It is not that of such a training.
-    """
+    """Raise ValueError if a restored state is not of this training: an optimizer writes beyond too short a tensor."""
     for optimizer in trainer.optimizers:
         known = isinstance(optimizer, torch.optim.Adam | torch.optim.SGD)  # another one's state may have other shapes
         for parameter, state in optimizer.state.items() if known else ():
@@ -201,15 +174,9 @@ def requeue() -> bool:
 REQUEUE = getattr(signal, "SIGUSR1", None)
 """What SLURM is asked to send before a job's time is up."""
 
-_HEEDED = (signal.SIGINT, signal.SIGTERM, *([REQUEUE] if REQUEUE else []))
-
 
 class StopRequest:
-    """Notes the first of the signals SIGINT, SIGTERM and SIGUSR1; a second SIGINT interrupts at once.
-
-    Attributes:
-        number: Of the signal that came, 0 before.
-    """
+    """Notes the ``number`` of the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -219,7 +186,7 @@ class StopRequest:
         """Take over the signals, in the main thread; one that is ignored (a background job's SIGINT) stays so."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in _HEEDED:
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, REQUEUE)):
             before = signal.getsignal(number)
             if before is not signal.SIG_IGN:
                 self._before.setdefault(number, before)
@@ -240,10 +207,7 @@ class StopRequest:
 
 
 def capture() -> dict[str, Any]:
-    """The generators of this process: Python's, numpy's, torch's on the CPU and on the current GPU.
-
-    And the number of threads: gradients are summed in another order on each number.
-    """
+    """The random generators of this process, and its number of threads, on which the order of sums depends."""
     version, internal, gauss = random.getstate()
     state = np.random.get_state(legacy=False)
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
@@ -257,7 +221,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Put back the generators of this process, and the number of threads unless ``OMP_NUM_THREADS`` is set."""
+    """Restore what `capture` returned; the number of threads only if ``OMP_NUM_THREADS`` is not set."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kept = state["numpy"]["state"]
@@ -272,7 +236,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def capture_ranks() -> list[dict[str, Any]]:
-    """`capture` of every rank, by rank; all of them must call this."""
+    """`capture` of every rank; all of them must call this."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [capture()]
     states: list[Any] = [None] * distributed.get_world_size()

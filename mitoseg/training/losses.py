@@ -1,9 +1,4 @@
-"""Losses over voxels: two scores per voxel in, a scalar out; ignored voxels do not count.
-
-`VoxelLoss` checks shapes and computes in full precision. Its subclasses are cross-entropy, cross-entropy weighted
-towards the borders of mitochondria, MONAI's overlap losses and the Lovász hinge; `Sum` and `DeepSupervision` combine
-losses.
-"""
+"""Losses over voxels: two scores per voxel in, a scalar out; ignored voxels do not count."""
 
 from __future__ import annotations
 
@@ -19,20 +14,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from mitoseg.errors import UserError
 from mitoseg.volumes.labels import IGNORED
 
-__all__ = [
-    "IGNORED",
-    "BoundaryCrossEntropy",
-    "CrossEntropy",
-    "DeepSupervision",
-    "Lovasz",
-    "MonaiLoss",
-    "Sum",
-    "VoxelLoss",
-    "log_odds",
-    "lovasz_hinge",
-    "squared_border_distance",
-]
-
 
 class VoxelLoss(nn.Module):
     """A loss of voxels, computed in float32 (float64 stays) also under autocast.
@@ -46,9 +27,6 @@ class VoxelLoss(nn.Module):
         Args:
             logits: (B, 2, *S), scores of background and mitochondrion; S is () for blocks, (Y, X) or (Z, Y, X).
             label: int64 (B, *S): 0, 1 or 255 (ignored).
-
-        Returns:
-            A scalar of at least float32.
 
         Raises:
             UserError: The shapes do not belong together.
@@ -70,28 +48,18 @@ def log_odds(logits: Tensor) -> Tensor:
     return logits[:, 1] - logits[:, 0]
 
 
-def nothing(logits: Tensor) -> Tensor:
+def _nothing(logits: Tensor) -> Tensor:
     """Zero, with a gradient of zero for every score."""
     return logits[:0].sum()
 
 
-def check_share(name: str, value: float) -> float:
-    """A number from 0 to below 1.
-
-    Raises:
-        UserError: It is not.
-    """
+def _checked_share(name: str, value: float) -> float:
     if not 0 <= value < 1:
         raise UserError(f"{name} is no share", value, f"give {name} a number from 0 to below 1")
     return value
 
 
-def check_positive(name: str, value: float) -> float:
-    """A number above 0.
-
-    Raises:
-        UserError: It is not.
-    """
+def _checked_positive(name: str, value: float) -> float:
     if not value > 0:
         raise UserError(f"{name} must be positive", value, f"give {name} a number above 0")
     return value
@@ -101,7 +69,7 @@ class MonaiLoss(VoxelLoss):
     """A loss of MONAI that treats voxels as a set, such as Dice, focal or Tversky, without the ignored ones.
 
     Args:
-        loss: From logits (1, 2, N) and labels (1, 1, N) to a scalar; so give it ``to_onehot_y: true`` and
+        loss: From logits (1, 2, N) and labels (1, 1, N) to a scalar, so with ``to_onehot_y: true`` and
             ``softmax: true`` (``use_softmax`` in the focal loss).
         pooled: Over all voxels of the batch at once, as a score is pooled; False: for each sample, then their mean.
             Samples of a single voxel (blocks) are always pooled, since one voxel has no overlap to speak of.
@@ -118,7 +86,7 @@ class MonaiLoss(VoxelLoss):
         samples = zip(logits.unsqueeze(1), label.unsqueeze(1), strict=True)
         known = [(scores, truth) for scores, truth in samples if (truth != IGNORED).any()]
         if not known:
-            return nothing(logits)
+            return _nothing(logits)
         return torch.stack([self._of_set(scores, truth) for scores, truth in known]).mean()
 
     def _of_set(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -126,7 +94,7 @@ class MonaiLoss(VoxelLoss):
         known = (label != IGNORED).flatten()
         logits_2n = logits.movedim(1, 0).flatten(1)[:, known]
         if not logits_2n.numel():
-            return nothing(logits)
+            return _nothing(logits)
         loss: Tensor = self.loss(logits_2n[None], label.flatten()[known][None, None])
         return loss
 
@@ -134,8 +102,8 @@ class MonaiLoss(VoxelLoss):
 class Lovasz(VoxelLoss):
     """The binary Lovász hinge, a convex surrogate of 1 - JAC (Berman, Rannen Triki and Blaschko, CVPR 2018).
 
-    It is the Jaccard index of the mitochondria over all voxels of the batch. It is 0 once every voxel is right by a
-    margin of 1 in log-odds, so it leaves probabilities badly calibrated by itself: add cross-entropy (`Sum`).
+    The Jaccard index is that of the mitochondria over all voxels of the batch. The loss is 0 once every voxel is right
+    by a margin of 1 in log-odds, so by itself it leaves probabilities badly calibrated: add cross-entropy (`Sum`).
     """
 
     def of(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -151,13 +119,6 @@ def lovasz_hinge(log_odds_n: Tensor, label_n: Tensor) -> Tensor:
     Jaccard loss 1 - I_k / U_k if the k worst voxels are wrong. With P voxels of label 1, f_k of them among the first
     k, and b_k of label 0: I_k = P - f_k, U_k = P + b_k, and D_k - D_(k-1) is 1 / U_k where y_k = 1, and else
     I_k / (U_k (U_k - 1)), or 1 for the first voxel if P is 0. These are exact where differences of D are not.
-
-    Args:
-        log_odds_n: float (N,).
-        label_n: (N,), 0 or 1.
-
-    Returns:
-        A scalar, 0 for no voxels.
     """
     truth_n = label_n == 1
     error_n = 1 - log_odds_n * (2 * truth_n.to(log_odds_n.dtype) - 1)
@@ -170,16 +131,13 @@ def lovasz_hinge(log_odds_n: Tensor, label_n: Tensor) -> Tensor:
     return (error_n.relu() * step_n).sum()
 
 
-REACH = 3
-"""Standard deviations from the border at which the extra weight, there 1 % of its peak, is cut off."""
-
-
 class BoundaryCrossEntropy(VoxelLoss):
     """Cross-entropy of tiles with weights 1 + w exp(-d^2 / (2 sigma^2)), their mean weighted alike.
 
     d is the Euclidean distance of a voxel to the nearest one of the other true class, in voxels along x; it is exact
-    up to 3 sigma and infinite beyond. The form is that of the weight map of the U-Net (Ronneberger, Fischer and Brox,
-    2015), with the distance to the nearest border in place of the sum of the two nearest.
+    up to 3 sigma, where the extra weight is 1 % of its peak, and infinite beyond. The form is that of the weight map
+    of the U-Net (Ronneberger, Fischer and Brox, 2015), with the distance to the nearest border in place of the sum of
+    the two nearest.
 
     Args:
         weight: w, the extra weight at a border.
@@ -200,22 +158,21 @@ class BoundaryCrossEntropy(VoxelLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.weight, self.sigma = check_positive("weight", weight), check_positive("sigma", sigma)
-        self.spacing = [check_positive("spacing", step) for step in spacing]
+        self.weight, self.sigma = _checked_positive("weight", weight), _checked_positive("sigma", sigma)
+        self.spacing = [_checked_positive("spacing", step) for step in spacing]
         if len(self.spacing) != 3:
-            raise UserError(
-                "spacing has no three numbers", self.spacing, "give those of z, y and x, such as [10, 1, 1]"
-            )
-        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+            remedy = "give those of z, y and x, such as [10, 1, 1]"
+            raise UserError("spacing has no three numbers", self.spacing, remedy)
+        self.label_smoothing = _checked_share("label_smoothing", label_smoothing)
 
     def of(self, logits: Tensor, label: Tensor) -> Tensor:
         """See `VoxelLoss.forward`."""
         if label.ndim == 1:
             raise UserError("the boundary loss needs tiles, not blocks", None, "choose another loss for this network")
-        distance = squared_border_distance(label, REACH * self.sigma, self.spacing[4 - label.ndim :])
+        distance = squared_border_distance(label, 3 * self.sigma, self.spacing[4 - label.ndim :])
         weight = 1 + self.weight * torch.exp(-distance / (2 * self.sigma**2))
         weight = weight * (label != IGNORED)
-        return weighted_cross_entropy(logits, label, weight.to(logits.dtype), self.label_smoothing)
+        return _weighted_cross_entropy(logits, label, weight.to(logits.dtype), self.label_smoothing)
 
 
 @torch.no_grad()
@@ -227,11 +184,8 @@ def squared_border_distance(label: Tensor, reach: float, spacing: Sequence[float
 
     Args:
         label: (B, *S): 0, 1 or ignored, which is no class.
-        reach: Longest distance that matters.
+        reach: Distances are exact up to it and infinite beyond.
         spacing: Distance of neighbours along each axis of S.
-
-    Returns:
-        float32 (B, *S): exact up to ``reach`` squared, infinite beyond.
     """
     classes = torch.arange(2, device=label.device).view(2, *[1] * label.ndim)
     distance = torch.where(label == classes, 0.0, math.inf)  # to class 0, to class 1: (2, B, *S)
@@ -246,18 +200,11 @@ def squared_border_distance(label: Tensor, reach: float, spacing: Sequence[float
     return found.masked_fill(found > reach**2 * (1 + 1e-6), math.inf)
 
 
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
 class Sum(nn.Module):
     """A weighted sum of losses.
 
-    Args:
-        terms: Each with a ``loss`` and its ``weight`` (1 where missing); a list, or a mapping from names, which makes
-            weights easy to set (``loss.terms.lovasz.weight=0.5``).
-
-    Raises:
-        UserError: There are no terms, or a weight is not positive.
+    Each of the ``terms`` has a ``loss`` and a ``weight`` (1 where missing). They are a list, or a mapping from names,
+    which makes weights easy to set (``loss.terms.lovasz.weight=0.5``).
     """
 
     def __init__(self, terms: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]) -> None:
@@ -266,7 +213,7 @@ class Sum(nn.Module):
         if not each:
             raise UserError("a sum of losses has no terms", None, "give at least one")
         self.losses = nn.ModuleList([term["loss"] for term in each])
-        self.weights = [check_positive("weight", term.get("weight", 1.0)) for term in each]
+        self.weights = [_checked_positive("weight", term.get("weight", 1.0)) for term in each]
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """See `VoxelLoss.forward`."""
@@ -277,14 +224,8 @@ class Sum(nn.Module):
 class DeepSupervision(nn.Module):
     """A loss over all heads of a network, the last layer's first and coarser ones after it (Lee et al., 2015).
 
-    Plain logits pass straight through, so every loss can be wrapped.
-
-    Args:
-        loss: From logits (B, 2, *S) and labels (B, *S) to a scalar.
-        weights: One for each head, or None for halves: 1, 1/2, 1/4, ...; they are scaled to a sum of 1.
-
-    Raises:
-        UserError: A weight is negative or none is above 0; or, in use, there are more or fewer heads.
+    Plain logits pass straight through, so every loss can be wrapped. ``weights`` are one for each head, or None for
+    1, 1/2, 1/4, ...; they are scaled to a sum of 1.
     """
 
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
@@ -292,17 +233,14 @@ class DeepSupervision(nn.Module):
         self.loss = loss
         self.weights = None if weights is None else [float(weight) for weight in weights]
         if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
-            raise UserError(
-                "weights of heads are not positive", self.weights, "give one for each head, such as [1, 0.5]"
-            )
+            remedy = "give one for each head, such as [1, 0.5]"
+            raise UserError("weights of heads are not positive", self.weights, remedy)
 
     def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
-        """The loss of a batch.
+        """The loss of logits (B, 2, *S) or of several heads.
 
-        Args:
-            logits: (B, 2, *S); or a head each in a list, where coarser ones are interpolated to S; or stacked as
-                (B, heads, 2, *S), as MONAI's DynUNet returns them in training.
-            label: int64 (B, *S).
+        Heads are a list, whose coarser ones are interpolated to S, or stacked as (B, heads, 2, *S), as MONAI's DynUNet
+        returns them in training.
         """
         if isinstance(logits, Tensor):
             if logits.ndim == label.ndim + 1:
@@ -313,39 +251,35 @@ class DeepSupervision(nn.Module):
         if len(weights) != len(logits):
             found = f"{len(logits)} heads, {len(weights)} weights"
             raise UserError("each head of the network needs a weight", found, "give as many, or none for halves")
-        parts = [w * self.loss(_match(head, label), label) for w, head in zip(weights, logits, strict=True) if w]
+        parts = [w * self.loss(_resize(head, label), label) for w, head in zip(weights, logits, strict=True) if w]
         return torch.stack(parts).sum() / sum(weights)
 
 
-def _match(logits: Tensor, label: Tensor) -> Tensor:
-    """Logits (B, 2, *s) interpolated to the labels' size."""
+def _resize(logits: Tensor, label: Tensor) -> Tensor:
     if logits.shape[2:] == label.shape[1:]:
         return logits
-    return interpolate(logits, label.shape[1:], mode=_MODES[label.ndim - 1], align_corners=False)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[label.ndim - 1]
+    return interpolate(logits, label.shape[1:], mode=mode, align_corners=False)
 
 
 class CrossEntropy(VoxelLoss):
-    """Mean cross-entropy over the voxels that are not ignored.
+    """Mean cross-entropy over the voxels that are not ignored; 0 where all are.
 
-    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, written voxel by voxel with the log-odds: torch's own
-    has no deterministic kernel for images on a GPU. It is 0 where all voxels are ignored.
+    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, computed from the log-odds: torch's own has no
+    deterministic kernel for images on a GPU.
 
     Args:
         label_smoothing: Share of the label that is spread evenly over both classes (Szegedy et al., 2016).
         class_weights: Weights of background and mitochondrion, or None for 1 and 1; the mean is weighted alike.
-
-    Raises:
-        UserError: The smoothing is no share, or there are not two positive weights.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+        self.label_smoothing = _checked_share("label_smoothing", label_smoothing)
         self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
         if self.class_weights is not None and (len(self.class_weights) != 2 or min(self.class_weights) <= 0):
-            raise UserError(
-                "class_weights are no two positive numbers", self.class_weights, "give two, such as [1, 4]"
-            )
+            remedy = "give two, such as [1, 4]"
+            raise UserError("class_weights are no two positive numbers", self.class_weights, remedy)
 
     def of(self, logits: Tensor, label: Tensor) -> Tensor:
         """See `VoxelLoss.forward`."""
@@ -353,18 +287,11 @@ class CrossEntropy(VoxelLoss):
         if self.class_weights is not None:
             background, mitochondrion = self.class_weights
             weight = weight * torch.where(label == 1, mitochondrion, background)
-        return weighted_cross_entropy(logits, label, weight, self.label_smoothing)
+        return _weighted_cross_entropy(logits, label, weight, self.label_smoothing)
 
 
-def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Weighted mean of the cross-entropy: sum(w CE) / sum(w).
-
-    Args:
-        logits: (B, 2, *S).
-        label: (B, *S).
-        weight: (B, *S), 0 where the label is ignored. Where all are 0, the loss is 0.
-        smoothing: See `CrossEntropy`.
-    """
+def _weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float) -> Tensor:
+    """Weighted mean of the cross-entropy: sum(w CE) / sum(w), 0 where all weights are."""
     target = (label == 1).to(logits.dtype) * (1 - smoothing) + smoothing / 2
     loss = binary_cross_entropy_with_logits(log_odds(logits), target, weight, reduction="sum")
     total = weight.sum()

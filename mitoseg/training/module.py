@@ -1,9 +1,4 @@
-"""The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out.
-
-While it trains, a block network is watched by the fast method (one answer every few pixels). Volumes are predicted by
-another one, whose map differs a little; so in the last step of training calibration and threshold are chosen anew for
-it on the validation slabs, and the cost of bfloat16 is measured. Several trained checkpoints become one ensemble's.
-"""
+"""The LightningModule: blocks or tiles in, validation slices scored, a checkpoint for prediction out."""
 
 from __future__ import annotations
 
@@ -27,7 +22,6 @@ import mitoseg
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, choose_method, log_odds_in_memory, predict_volume
-from mitoseg.inference.methods import BlockNetwork, dimensions, input_channels
 from mitoseg.inference.precision import has_bf16
 from mitoseg.metrics import (
     BINS,
@@ -44,6 +38,7 @@ from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import FORMAT, KEY, Model, build_network, migrate
 from mitoseg.networks.fine_tuning import hold_frozen
+from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels
 from mitoseg.storage import atomic_output
 from mitoseg.training.checkpointing import capture_ranks, check_restored, restore
 from mitoseg.training.optimizers import adamw
@@ -60,25 +55,25 @@ SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
 class SegmentationModule(LightningModule):
-    """Train a network and watch it on whole slices of the validation slabs.
+    """Train a network and score it on whole slices of the validation slabs.
 
     A block network is trained on blocks, or, as its dense form, on tiles: then every voxel of a tile is answered by a
-    window of its own, and all of them are trained at once with the same weights. Any other network answers tiles.
+    window of its own. Any other network answers tiles.
 
-    After each validation the log-odds are corrected for the prior of the batches, calibrated (temperature and bias),
-    and the threshold that maximises the foreground JAC is kept; all of it goes into the checkpoint.
+    After each validation the log-odds are corrected for the prior of the batches and calibrated (temperature and
+    bias), and the threshold is chosen that maximises the foreground JAC; all of it goes into the checkpoint.
 
     It works with any datamodule whose batches are dicts of
 
     - training: ``image`` float32 (B, C, Y, X) or (B, C, Z, Y, X), normalised; ``label`` int64 of 0, 1 and 255
-      (ignored), (B,) for blocks, else (B, Y, X) or (B, Z, Y, X); and perhaps ``weight``, a factor of the loss;
+      (ignored), (B,) for blocks, else (B, Y, X) or (B, Z, Y, X); optionally ``weight``, a factor of the loss;
     - validation, one item at a time: ``image_cyx`` and ``label_yx``, or, for a network on volumes, ``image_czyx``,
       ``label_zyx`` and ``first``, the slice of the image at which the labels start;
 
-    and that says, once it is set up, what its images were normalised with: ``normalization``, a
-    `mitoseg.volumes.Normalization`. Further attributes are used where they are there: ``channels`` (how slices become
-    input channels), ``voxel_size`` ((z, y, x) in nm), ``grey_quantiles``, and the share of mitochondria among all
-    that may be drawn, ``prior``, and in the batches, ``batch_prior``.
+    and which has, once it is set up, an attribute ``normalization``, a `mitoseg.volumes.Normalization`. Optional
+    attributes are ``channels`` (how slices become input channels), ``voxel_size`` ((z, y, x) in nm),
+    ``grey_quantiles``, and the share of mitochondria among all that may be drawn, ``prior``, and in the batches,
+    ``batch_prior``.
 
     Args:
         network: Maps an image to scores (B, 2, ...): of one window (1, 1), or of the image's size; in training also of
@@ -96,8 +91,7 @@ class SegmentationModule(LightningModule):
         tiles: Train on tiles rather than on blocks.
 
     Raises:
-        UserError: There is no config, or it names no network; in ``setup``, the datamodule does not say what a
-            checkpoint must.
+        UserError: There is no config, or it names no network; in ``setup``, the datamodule lacks an attribute.
     """
 
     def __init__(
@@ -141,7 +135,7 @@ class SegmentationModule(LightningModule):
             self._step = torch.compile(answering.forward, mode=compile if isinstance(compile, str) else None)
 
     def setup(self, stage: str) -> None:
-        """Take from the datamodule what a checkpoint must carry; see the class."""
+        """Take from the datamodule what a checkpoint records."""
         data = getattr(self.trainer, "datamodule", None)
         normalization, channels = getattr(data, "normalization", None), getattr(data, "channels", None)
         if not isinstance(normalization, Normalization):
@@ -171,7 +165,7 @@ class SegmentationModule(LightningModule):
         return self._step(image_bcyx)
 
     def on_train_start(self) -> None:
-        """In a resumed run, put back the random generators of this rank; at the start of an extension, the rates."""
+        """In a resumed run, restore the random generators of this rank; at the start of an extension, the rates."""
         if self._resumed:
             check_restored(self.trainer)
         states = self._resumed.pop("random", [])
@@ -206,7 +200,7 @@ class SegmentationModule(LightningModule):
         self.log_dict({f"train/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
-        """Count one whole slice, or one slab; returns its raw log-odds (Y, X) or (Z, Y, X)."""
+        """Count one whole slice or slab; returns its raw log-odds (Y, X) or (Z, Y, X)."""
         deep = self.ndim == 3
         label, image = (batch["label_zyx"], batch["image_czyx"]) if deep else (batch["label_yx"], batch["image_cyx"])
         image = image[None].contiguous(memory_format=self.layout)
@@ -248,22 +242,17 @@ class SegmentationModule(LightningModule):
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(total)
         checkpoint[KEY] = self.record | chosen
-        checkpoint[STATE] = {
-            "extended": self.extended,
-            "random": capture_ranks(),
-            "block_counts": total.tolist(),
-        }
+        checkpoint[STATE] = {"extended": self.extended, "random": capture_ranks(), "block_counts": total.tolist()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the calibration and threshold of the last validation, and the state of a run that is resumed."""
+        """Restore the calibration and threshold of the last validation, and the state of a run that is resumed."""
         record = migrate(checkpoint[KEY])
         self.calibration, self.threshold = Calibration(**record["calibration"]), float(record["threshold"])
         if self._trainer is None:  # load_from_checkpoint: nothing is resumed
             return
         state = checkpoint.get(STATE, {})
         self._resumed["random"] = state.get("random", [])
-        counts = state.get("block_counts", [0] * 4) if self.global_rank == 0 else [0] * 4
-        self.block_counts.load(counts)
+        self.block_counts.load(state.get("block_counts", [0] * 4) if self.global_rank == 0 else [0] * 4)
         if len(state.get("extended", [])) < len(self.extended):
             self._resumed["new_schedule"] = True
             checkpoint["lr_schedulers"] = []
@@ -271,59 +260,49 @@ class SegmentationModule(LightningModule):
             checkpoint["callbacks"] = {name: value for name, value in kept if not name.startswith("EarlyStopping")}
 
 
-class LabelledBox(Protocol):
-    """A labelled part of a volume; a `mitoseg.datasets.Region`."""
+class _Region(Protocol):
+    """A `mitoseg.datasets.Region`."""
 
     @property
-    def image(self) -> Volume:
-        """The grey values."""
-
+    def image(self) -> Volume: ...
     @property
-    def label(self) -> Volume:
-        """Mapped labels: 0, 1, 255 for ignored."""
-
+    def label(self) -> Volume: ...
     @property
-    def box(self) -> Box:
-        """The part."""
+    def box(self) -> Box: ...
 
 
 @dataclass
-class Counter:
-    """Counts the log-odds of parts' voxels by class; see `mitoseg.metrics.logit_histogram`."""
+class _Counter:
+    """A `BoxWriter` that counts log-odds by class instead of keeping them."""
 
-    part: LabelledBox
+    region: _Region
     histogram: npt.NDArray[np.int64]
 
     def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
-        """Count one box, in coordinates of the part."""
-        self.histogram += logit_histogram(log_odds_zyx, self.part.label.read(box.shift(self.part.box.start)))
+        self.histogram += logit_histogram(log_odds_zyx, self.region.label.read(box.shift(self.region.box.start)))
 
 
-def count_log_odds(prediction: Prediction, parts: Sequence[LabelledBox]) -> npt.NDArray[np.int64]:
-    """Raw log-odds of all parts, counted by class (2, bins)."""
+def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.NDArray[np.int64]:
+    """Raw log-odds of all regions, counted by class (2, bins)."""
     total = np.zeros((2, BINS), np.int64)
-    for part in parts:
-        predict_volume(replace(prediction, save="log_odds"), part.image, Counter(part, total), box=part.box)
+    for region in regions:
+        predict_volume(replace(prediction, save="log_odds"), region.image, _Counter(region, total), box=region.box)
     return total
 
 
-def finish_checkpoint(path: Path, prediction: Prediction, parts: Sequence[LabelledBox]) -> dict[str, Any]:
-    """Choose calibration and threshold for a method, measure what bfloat16 costs, and write both into the checkpoint.
+def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[_Region]) -> dict[str, Any]:
+    """Choose calibration and threshold for a method and measure the cost of bfloat16, on the validation slabs.
 
-    Args:
-        path: The checkpoint, rewritten in place.
-        prediction: Its network with the method, calibrated with the prior shift of training.
-        parts: The validation slabs.
-
-    Returns:
-        The new entries: ``calibration``, ``threshold``, ``method``, ``precision``.
+    In training a block network is scored by the fast method, whose map differs a little from that of prediction. The
+    prediction is calibrated with the prior shift of training. The new entries are returned, and written into the
+    checkpoint.
     """
-    hist = count_log_odds(replace(prediction, precision="fp32"), parts)
+    hist = count_log_odds(replace(prediction, precision="fp32"), validation)
     decision = choose_decision(hist, prediction.calibration.prior_shift)
     precision: dict[str, Any] = {}
     device = next(prediction.network.parameters()).device
     if has_bf16(device):
-        halved = curve(count_log_odds(replace(prediction, precision="bf16"), parts))
+        halved = curve(count_log_odds(replace(prediction, precision="bf16"), validation))
         counts = (decision.counts, halved.at(decision.raw_threshold))
         full, half = (scores(c)["jaccard_foreground"] for c in counts)
         precision["bf16"] = {"jaccard_drop": full - half, "jaccard_fp32": full, "device": device.type}
@@ -342,19 +321,10 @@ def finish_checkpoint(path: Path, prediction: Prediction, parts: Sequence[Labell
 
 
 def combine(models: Mapping[str, Model]) -> dict[str, Any]:
-    """The checkpoint of an ensemble; `mitoseg.networks.Ensemble` says what it answers.
+    """The checkpoint of an ensemble (`mitoseg.networks.Ensemble`) from its members, by the names of their files.
 
-    Its threshold is the mean of the members' and its own calibration changes nothing, until
-    `mitoseg.training.module.finish_checkpoint` chooses both on validation slabs.
-
-    Args:
-        models: The members, by the name of their file.
-
-    Returns:
-        What ``torch.save`` takes: ``state_dict``, and the entry `KEY` in today's format.
-
-    Raises:
-        UserError: There are fewer than two, one is an ensemble itself, or they do not fit together.
+    Its threshold is the mean of the members' and its own calibration changes nothing, until `finish_checkpoint`
+    chooses both on validation slabs.
     """
     if len(models) < 2:
         raise UserError("an ensemble needs two checkpoints or more", list(models), "give checkpoints=[A,B,C]")
@@ -395,7 +365,6 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
 
 
 def _member(model: Model) -> dict[str, Any]:
-    """One member as `mitoseg.networks.Ensemble` takes it."""
     member = {
         "name": str(model.config["_target_"]),
         "arguments": {key: value for key, value in model.config.items() if key != "_target_"},

@@ -1,8 +1,4 @@
-"""Optimizers that need to know a network's layers, and schedules that need to know a run's length.
-
-Both are handed to the training module as factories: an optimizer factory takes the network, a schedule factory takes
-the optimizer and the number of optimizer steps of the run.
-"""
+"""Factories for the training module: an optimizer of the network, a schedule of the optimizer and its steps."""
 
 from __future__ import annotations
 
@@ -29,15 +25,6 @@ def sgd_paper(
     The rate is ``lr`` times 0.1 for filters and 2 for biases, and for the last layer times 0.01 and 0.2. Weight decay
     is the same for filters and biases; no Nesterov; the rate stands outside the momentum, as in ``torch.optim.SGD``.
 
-    Args:
-        network: Its last module with parameters is the last layer.
-        lr: The base rate.
-        momentum: Of the gradient's running mean.
-        weight_decay: L2 penalty on every parameter.
-        filters: Factor of the rate for weights.
-        biases: Factor of the rate for biases.
-        last_layer: Further factor for both in the last layer.
-
     >>> from mitoseg.networks import PatchCNN
     >>> [round(group["lr"], 6) for group in sgd_paper(PatchCNN()).param_groups]
     [0.005, 0.1, 0.0005, 0.01]
@@ -53,14 +40,7 @@ def sgd_paper(
 
 
 def adamw(network: nn.Module, lr: float = 1e-3, weight_decay: float = 1e-2, fused: bool = True) -> AdamW:
-    """AdamW over all parameters of a network.
-
-    Args:
-        network: Whose parameters it steps.
-        lr: The rate.
-        weight_decay: Decoupled from the gradient.
-        fused: One pass over all parameters, where the device has that (CPU and CUDA).
-    """
+    """AdamW over all parameters of a network; ``fused`` where the device has that (CPU and CUDA)."""
     there = all(parameter.device.type in {"cpu", "cuda"} for parameter in network.parameters())
     return AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=fused and there)
 
@@ -69,25 +49,15 @@ def stages(optimizer: Optimizer, steps: int, shares: Sequence[float] = (30, 10, 
     """Constant rate in stages whose lengths are shares of the run, each ``factor`` times the one before.
 
     With 45 epochs and the default shares these are the stock 30, 10 and 5 epochs; with fewer epochs the ratio stays.
-
-    Args:
-        optimizer: Whose rates are multiplied.
-        steps: Optimizer steps of the whole run.
-        shares: Relative length of each stage.
-        factor: From one stage to the next.
     """
     ends = [steps * part / sum(shares) for part in accumulate(shares)]
     return LambdaLR(optimizer, lambda step: factor ** min(sum(step >= end for end in ends), len(ends) - 1))
 
 
 def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.15, final: float = 1e-3) -> LambdaLR:
-    """Linear warm-up, then half a cosine (Loshchilov and Hutter, 2017) down to ``final`` times the peak.
+    """Linear warm-up over a share of the steps, then half a cosine down to ``final`` times the optimizer's rates.
 
-    Args:
-        optimizer: Its rates are the peaks.
-        steps: Optimizer steps of the whole run.
-        warmup: Share of the steps that the rate rises.
-        final: Last rate as a share of the peak.
+    Source: Loshchilov and Hutter, 2017.
     """
     rise = max(1, round(warmup * steps))
 

@@ -1,4 +1,4 @@
-"""Lightning's searches for a learning rate and a batch size, on copies: the run itself starts untouched."""
+"""Lightning's searches for a learning rate and a batch size, on copies: the run itself is not changed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from mitoseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-EPOCHS = 1000
-"""More than a search can need: it counts steps."""
-
 MakeTrainer = Callable[..., Trainer]
 """Makes a Trainer like the run's, given keyword arguments that replace its own."""
 
@@ -28,14 +25,7 @@ def find_learning_rate(
 ) -> float:
     """The rate at which the loss falls fastest while the rate rises exponentially over 100 steps (Smith, 2017).
 
-    Args:
-        make_trainer: See `MakeTrainer`.
-        module: Copied; must have an optimizer whose parameter groups share one rate.
-        data: Set up, if it is not yet.
-        figure: Where to draw loss over rate.
-
-    Raises:
-        UserError: The layers have different rates, or no rate stands out.
+    The module's optimizer must have one rate for all layers; ``figure`` is where loss over rate is drawn.
     """
     trial = deepcopy(module)
     rates = {group["lr"] for group in trial.optimizer_factory(trial.network).param_groups}  # type: ignore[operator]
@@ -62,10 +52,7 @@ def find_learning_rate(
 def find_batch_size(make_trainer: MakeTrainer, module: LightningModule, data: LightningDataModule) -> int:
     """The largest batch, doubling from the present one, that fits into the device's memory; 8192 or an epoch at most.
 
-    Args:
-        make_trainer: See `MakeTrainer`.
-        module: Copied.
-        data: Its ``batch_size`` is tried out and left at the result.
+    ``data.batch_size`` is left at the result.
     """
     with TemporaryDirectory() as folder:
         trainer = _quiet(make_trainer, folder)
@@ -75,7 +62,7 @@ def find_batch_size(make_trainer: MakeTrainer, module: LightningModule, data: Li
 
 
 def _quiet(make_trainer: MakeTrainer, folder: str) -> Trainer:
-    """A Trainer that shows and keeps nothing."""
-    silent: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False, "max_epochs": EPOCHS}
-    silent["check_val_every_n_epoch"] = EPOCHS
-    return make_trainer(**silent, enable_progress_bar=False, default_root_dir=folder)
+    """A Trainer that shows and keeps nothing, with more epochs than a search can need."""
+    silent: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False}
+    epochs = {"max_epochs": 1000, "check_val_every_n_epoch": 1000}
+    return make_trainer(**silent, **epochs, enable_progress_bar=False, default_root_dir=folder)

@@ -27,10 +27,10 @@ from mitoseg.engines import Engine, Prepared, one_at_a_time, worker_rank
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, Predictor
-from mitoseg.inference.methods import dimensions
 from mitoseg.inference.precision import has_bf16
 from mitoseg.inference.prepare import choose_device
 from mitoseg.networks.checkpoint import Model, load_model
+from mitoseg.networks.kinds import dimensions
 from mitoseg.progress import progress
 from mitoseg.storage import remove
 from mitoseg.volumes import Volume

@@ -20,7 +20,7 @@ from mitoseg.control_groups import memory_available
 from mitoseg.engines import LANES, Engine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference import Prediction, Predictor, predict_volume
+from mitoseg.inference import Options, Prediction, Predictor, predict_volume
 from mitoseg.inference.precision import choose_precision
 from mitoseg.inference.predictor import BoxWriter
 from mitoseg.inference.prepare import (
@@ -30,7 +30,6 @@ from mitoseg.inference.prepare import (
     choose_device,
     make_prediction,
     resample_input,
-    restoring,
 )
 from mitoseg.inference.sizing import HEAPS, budget_bytes, parse_bytes, used_bytes
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
@@ -162,17 +161,14 @@ class Session:
 
     def prediction(self, options: PredictOptions, normalization: Normalization | None, save: str) -> Prediction:
         """How one volume is predicted; with workers, the network stays on this process's CPU."""
-        keys = ("method", "overlap", "window_stride", "tta", "consensus", "dtype", "threshold", "tile")
-        prediction = make_prediction(
-            self.model,
-            **{key: getattr(options, key) for key in keys},
-            accelerator="cpu" if self.workers else options.accelerator,
-            precision=self.precision,
-            save=save,
-            normalization=normalization,
-        )
-        slices = CUDA_SLICES if self.device == "cuda" else 1
-        return replace(prediction, options=replace(prediction.options, slices=slices))
+        names = ["threshold", *(field.name for field in fields(Options) if hasattr(options, field.name))]
+        chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {
+            "accelerator": "cpu" if self.workers else options.accelerator,
+            "precision": self.precision,
+            "save": save,
+        }
+        prediction = make_prediction(self.model, normalization=normalization, **chosen)
+        return replace(prediction, slices=CUDA_SLICES if self.device == "cuda" else 1)
 
     def remote(self, prediction: Prediction, volume: Volume) -> Remote:
         """The same for the workers."""
@@ -249,7 +245,7 @@ def prepare(
     seen = resample_input(resample, source, model)
     with waiting("looking at the grey values"):
         volume, normalization = adapt_greys(normalize, seen, model)
-    restored = restoring(seen, source, kind)
+    restored = None if seen is source else Restored(source, kind == "mask")
     if restored is not None and restored.mask:
         kind = "probability"
     return Prepared(source, Predictor(make(normalization, kind), volume), kind, restored)

@@ -42,12 +42,12 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.geometry import anchor
 from mitoseg.inference import choose_method
-from mitoseg.inference.methods import BlockNetwork, dimensions, per_axis
 from mitoseg.inference.precision import can_compile
 from mitoseg.networks import DenseForm
 from mitoseg.networks.bounds import Bounds, within
 from mitoseg.networks.checkpoint import read_checkpoint
 from mitoseg.networks.fine_tuning import freeze, init_from
+from mitoseg.networks.kinds import BlockNetwork, dimensions, per_axis
 from mitoseg.processes import is_main_process
 from mitoseg.progress import Tell, on_terminal
 from mitoseg.provenance import collect, peak_memory

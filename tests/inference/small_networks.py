@@ -71,12 +71,12 @@ class Memory:
         self.written[box.slices] += 1
 
 
-def predict(network, image_zyx, tile=None, channels="single", voxel_size=(5, 5, 5), **options):
+def predict(network, image_zyx, at_once=None, channels="single", voxel_size=(5, 5, 5), **options):
     """What a network says of a volume: log-odds, unless told otherwise; every voxel once."""
     given = {"save": "log_odds", "normalization": NORMALIZATION, "calibration": Calibration()} | options
     prediction = Prediction(network, channels=channels, threshold=0.5, **given)
     writer = Memory(image_zyx.shape, prediction.dtype)
-    predict_volume(prediction, ArrayVolume(image_zyx, voxel_size), writer, tile=tile)
+    predict_volume(prediction, ArrayVolume(image_zyx, voxel_size), writer, tile=at_once)
     assert (writer.written == 1).all()
     return writer.array
 

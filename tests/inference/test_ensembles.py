@@ -6,9 +6,9 @@ from small_networks import NORMALIZATION, SmallBlock, SmallUNet, ensemble, grey,
 
 from mitoseg.errors import UserError
 from mitoseg.inference import Options, Prediction, Predictor, choose_method, make_method
-from mitoseg.inference.methods import dimensions, input_channels
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN
+from mitoseg.networks.kinds import dimensions, input_channels
 from mitoseg.volumes import ArrayVolume, Normalization
 
 NUMBERS = [(120.0, 60.0, {}), (100.0, 30.0, {"prior_shift": -2.0, "temperature": 1.5, "bias": 0.2})]
@@ -37,7 +37,7 @@ def mean_of_each(networks, image, **options):
 @pytest.mark.parametrize("method", ["dense", "strided", "window", "blend"])
 def test_it_is_the_mean_of_its_members(method, ndim):
     networks, both = pair(SmallUNet if method == "blend" else SmallBlock, ndim)
-    image, options = grey((9, 12, 13)), {"method": method, "options": Options(tile=(8, 8, 8))}
+    image, options = grey((9, 12, 13)), {"method": method, "tile": (8, 8, 8)}
     result = predict(both, image, (4, 8, 8), **options)
     np.testing.assert_allclose(result, mean_of_each(networks, image, **options), rtol=0, atol=2e-5)
     assert choose_method("auto", both) == ("blend" if method == "blend" else "dense")
@@ -73,9 +73,9 @@ def test_members_of_different_tiles_blend():
     networks, _ = pair(SmallUNet, 3)
     tiles, image = [(8, 8, 8), (4, 12, 8)], grey((9, 14, 13))
     both = ensemble(networks, [member(n, ndim=3) | {"tile": list(t)} for n, t in zip(networks, tiles, strict=True)])
-    each = [predict(n, image, options=Options(tile=t)) for n, t in zip(networks, tiles, strict=True)]
+    each = [predict(n, image, tile=t) for n, t in zip(networks, tiles, strict=True)]
     np.testing.assert_allclose(predict(both, image), np.mean(each, axis=0), rtol=0, atol=2e-5)
-    assert [method.tile for method in make_method("auto", both, image.shape).methods] == tiles
+    assert [method.tile for method in make_method(both, image.shape, Options()).parts] == tiles
 
 
 def test_work_and_memory_are_those_of_all_members():
@@ -93,9 +93,9 @@ def test_work_and_memory_are_those_of_all_members():
 def test_every_member_is_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda network, **_: compiled.append(network))
-    for kind, method, options in ((SmallUNet, "blend", Options(tile=(1, 8, 8))), (SmallBlock, "strided", Options())):
+    for kind, options in ((SmallUNet, {"tile": (1, 8, 8)}), (SmallBlock, {"method": "strided"})):
         _, both = pair(kind)
-        prediction = Prediction(both, NORMALIZATION, "single", Calibration(), 0.5, method, options, tta="flips")
+        prediction = Prediction(both, NORMALIZATION, "single", Calibration(), 0.5, tta="flips", **options)
         Predictor(prediction, ArrayVolume(grey((2, 16, 16)))).compile((2, 16, 16))
         assert compiled == [part.network for part in both.parts]
         compiled.clear()

@@ -7,17 +7,14 @@ from scipy.special import expit
 from small_networks import SmallBlock, ensemble, grey, member, predict, shaken
 
 from mitoseg.errors import UserError
-from mitoseg.inference.views import CONSENSUS, check_answers, make_gather, symmetries
+from mitoseg.inference.views import CONSENSUS, check_answers, gather, symmetries
 from mitoseg.metrics import Calibration
 
 CALIBRATION = Calibration(-1.0, 1.5, 0.3)
 
 
 def gathered(save, consensus, maps):
-    gather = make_gather(save, consensus, CALIBRATION)
-    for one in maps:
-        gather.add(torch.from_numpy(one))
-    return gather.result().numpy()
+    return gather(map(torch.from_numpy, maps), save, consensus, CALIBRATION).numpy()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])

@@ -74,7 +74,7 @@ def test_the_tile_does_not_matter_to_the_papers_network(network_class, method):
 def test_a_window_with_a_stride_is_answered_there_and_linear_between(stride):
     network, image = shaken(SmallBlock()), grey((2, 23, 31))
     every = predict(network, image, method="window")
-    some = predict(network, image, (1, 9, 10), method="window", options=Options(window_stride=stride))
+    some = predict(network, image, (1, 9, 10), method="window", window_stride=stride)
     np.testing.assert_allclose(some[:, ::stride, ::stride], every[:, ::stride, ::stride], rtol=0, atol=1e-6)
     between = (some[:, 0, 0] * (stride - 1) + some[:, 0, stride]) / stride
     np.testing.assert_allclose(some[:, 0, 1], between, rtol=0, atol=1e-6)
@@ -91,8 +91,7 @@ def test_strided_is_dense_where_it_answers():
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_blend_does_not_depend_on_what_is_computed_together(ndim):
     network, image = shaken(SmallUNet(ndim)), grey((9, 21, 26))
-    options = Options(tile=(4, 8, 12))
-    results = [predict(network, image, tile, options=options) for tile in TILES]
+    results = [predict(network, image, tile, tile=(4, 8, 12)) for tile in TILES]
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=0, atol=1e-5)
 
@@ -101,7 +100,7 @@ def test_blend_gives_a_network_of_one_pixel_back_unchanged():
     network = torch.nn.Conv2d(1, 2, 1).eval()
     network.in_channels = 1
     image = grey((3, 30, 33))
-    result = predict(network, image, options=Options(tile=(1, 16, 8), overlap=0.3))
+    result = predict(network, image, tile=(1, 16, 8), overlap=0.3)
     weight, bias = network.weight.detach().numpy()[:, 0, 0, 0], network.bias.detach().numpy()
     expected = (image.astype(np.float32) - 120) / 60 * (weight[1] - weight[0]) + bias[1] - bias[0]
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
@@ -137,13 +136,13 @@ def test_auto_takes_the_best_that_fits():
         (SmallUNet(), "window", SHAPE, "needs a block network"),
         (SmallBlock(), "sliding", SHAPE, "no such method"),
         (SmallBlock(), "dense", (4, 7, 26), "smaller than the network's window"),
-        (SmallBlock(3), "dense", (4, 21, 26), "smaller than the window"),
+        (SmallBlock(3), "dense", (4, 21, 26), "volume is smaller than the network's window"),
         (SmallUNet(3), "auto", (1, 21, 26), "the image is one slice"),
     ],
 )
 def test_a_misfit_is_one_line(network, method, shape, what):
     with pytest.raises(UserError, match=what):
-        make_method(method, network, shape)
+        make_method(network, shape, Options(method=method))
 
 
 @pytest.mark.parametrize("options", [{"window_stride": 0}, {"tile": (1, 0, 5)}, {"tile": (1, 5)}])
@@ -155,7 +154,7 @@ def test_options_out_of_range_are_refused(options):
 def test_scores_that_shrink_do_not_blend():
     network = torch.nn.Conv2d(1, 2, 3).eval()
     with pytest.raises(UserError, match="scores of the size of the tile"):
-        predict(network, grey((1, 20, 20)), options=Options(tile=(1, 16, 16)))
+        predict(network, grey((1, 20, 20)), tile=(1, 16, 16))
 
 
 def test_nan_is_refused_with_its_file():

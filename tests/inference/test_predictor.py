@@ -10,7 +10,7 @@ from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference import METHODS, Options, Prediction, Predictor, predict_volume
+from mitoseg.inference import METHODS, Prediction, Predictor, predict_volume
 from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
@@ -99,9 +99,9 @@ def test_the_rehearsal_runs_the_network_once_for_each_shape(network, method, mon
     """And counts what it would if it ran it for every tile; here an answer is a part of what the network keeps."""
 
     def rehearsals():
-        options = Options(tile=(8, 16, 16) if isinstance(network, SmallUNet) else None)
+        tile = (8, 16, 16) if isinstance(network, SmallUNet) else None
         sizing = Predictor(
-            prediction(shaken(network), method=method, options=options, tta="axes"),
+            prediction(shaken(network), method=method, tile=tile, tta="axes"),
             ArrayVolume(grey((16, 32, 32)), (5.0, 5.0, 5.0)),
         ).sizing
         views = sizing._directions.values()
@@ -137,8 +137,8 @@ def test_wide_slices_are_cut_as_ever_and_at_once(network, channels, most, tile):
 @pytest.mark.parametrize("network", [SmallBlock(), SmallBlock(3), SmallUNet(), SmallUNet(3)])
 def test_less_memory_makes_smaller_tiles_and_the_same_result(network):
     image = grey((40, 64, 96))
-    options = Options(tile=(8, 16, 16) if isinstance(network, SmallUNet) else None)
-    predictor = Predictor(prediction(shaken(network), options=options), ArrayVolume(image))
+    tile = (8, 16, 16) if isinstance(network, SmallUNet) else None
+    predictor = Predictor(prediction(shaken(network), tile=tile), ArrayVolume(image))
     plenty = predictor.choose_tile(1e12)
     cost = predictor.sizing.network_bytes(plenty) + predictor.sizing.buffer_bytes(plenty)
     little = predictor.choose_tile(cost / 3)

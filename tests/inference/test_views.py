@@ -9,7 +9,7 @@ from small_networks import NORMALIZATION, Memory, SmallBlock, SmallUNet, grey, p
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import tiles
-from mitoseg.inference import Options, Prediction, Predictor
+from mitoseg.inference import Prediction, Predictor
 from mitoseg.inference.views import symmetries
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import ArrayVolume
@@ -41,10 +41,10 @@ def test_axes_are_the_mean_of_the_volume_lying_in_three_ways(adjacent):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_turning_the_volume_turns_the_result(method, ndim):
     network = shaken(SmallUNet(ndim) if method == "blend" else SmallBlock(ndim))
-    image, options = grey((12, 16, 13)), Options(tile=(8, 8, 8) if method == "blend" else None)
-    result = predict(network, image, tta="axes", method=method, options=options)
+    image, tile = grey((12, 16, 13)), (8, 8, 8) if method == "blend" else None
+    result = predict(network, image, tta="axes", method=method, tile=tile)
     lying = np.ascontiguousarray(image.transpose(1, 2, 0))
-    turned = predict(network, lying, tta="axes", method=method, options=options)
+    turned = predict(network, lying, tta="axes", method=method, tile=tile)
     np.testing.assert_allclose(turned, result.transpose(1, 2, 0), rtol=0, atol=1e-5)
 
 
@@ -109,8 +109,8 @@ def test_too_little_memory_on_the_device_cuts_the_longest_axis():
 @pytest.mark.parametrize("network", [SmallBlock(), SmallBlock(3), SmallUNet(), SmallUNet(3)])
 def test_tiles_are_as_thick_as_they_are_wide(network):
     """So that no view sees slivers with more margin than voxels."""
-    options = Options(tile=(64, 64, 64) if isinstance(network, SmallUNet) else None)
-    working = predictor(shaken(network), grey((200, 150, 180)), tta="axes", options=options)
+    tile = (64, 64, 64) if isinstance(network, SmallUNet) else None
+    working = predictor(shaken(network), grey((200, 150, 180)), tta="axes", tile=tile)
     plenty = working.choose_tile(1e12)
     assert plenty == (200, 150, 180)
     cost = working.sizing.network_bytes(plenty) + working.sizing.buffer_bytes(plenty)
