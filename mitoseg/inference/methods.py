@@ -54,10 +54,8 @@ from mitoseg.networks.ensemble import log_odds
 from mitoseg.networks.kinds import BlockNetwork, dimensions, per_axis
 
 METHODS = ("dense", "strided", "window", "blend")
-
 BLEND_TILES = {2: (1, 256, 256), 3: (32, 128, 128)}
 """(z, y, x) voxels that a network on slices or on volumes takes at once, unless it or the user says otherwise."""
-
 OVERLAPS = {2: 0.5, 3: 0.25}
 """Share of a tile that the next one covers again, along each axis, unless the user says otherwise."""
 
@@ -101,9 +99,9 @@ def make_method(network: nn.Module, shape: tuple[int, int, int], options: Option
         what = f"the {'slice' if ndim == 2 else 'volume'} is smaller than the network's window"
         raise UserError(what, shape[3 - ndim :], f"it takes {' x '.join(map(str, window))} voxels")
     if chosen == "strided":
-        return Strided(network, ndim, options.slices)
+        return Strided(network, ndim, per_axis(network.stride, ndim), network.spill, options.slices)
     if chosen == "window":
-        return Window(network, ndim, options.window_stride)
+        return Window(network, ndim, (options.window_stride,) * ndim, (0, 0), options.slices)
     on_cpu = next(network.parameters()).device.type == "cpu"
     return Dense(DenseForm(network, depth_first=on_cpu).eval(), ndim, window, options.slices)
 
@@ -168,7 +166,7 @@ class Dense(Method):
     network: DenseForm
     ndim: int
     window: tuple[int, ...]
-    slices: int = 1
+    slices: int
 
     def reads(self, write: Box) -> Box:
         """See `Method.reads`."""
@@ -184,18 +182,19 @@ class Dense(Method):
         return _in_parts(self.network, image, self.slices)
 
 
+@dataclass(frozen=True)
 class OnGrid(Method):
-    """A method that answers the pixels of a regular grid."""
+    """A method that answers the pixels of a regular grid, with outputs that see pixels around their window."""
 
+    network: BlockNetwork
+    ndim: int
+    strides: tuple[int, ...]
     spill: tuple[int, int]
-
-    @abstractmethod
-    def _strides(self) -> tuple[int, ...]: ...
+    slices: int
 
     def _axes(self) -> list[tuple[int, int, int]]:
         """Axis of the volume, window and stride, for each axis of the network."""
-        windows = per_axis(self.network.window, self.ndim)
-        return list(zip(range(3 - self.ndim, 3), windows, self._strides(), strict=True))
+        return list(zip(range(3 - self.ndim, 3), per_axis(self.network.window, self.ndim), self.strides, strict=True))
 
     def reads(self, write: Box) -> Box:
         """See `Method.reads`."""
@@ -207,77 +206,52 @@ class OnGrid(Method):
             stop[axis] = stride * wanted[-1] - anchor(window) + window + after
         return Box(tuple(start), tuple(stop))
 
-    def _filled(self, coarse: Tensor, write: Box) -> Tensor:
-        """All pixels of a box from the answers (z, y, x) of its windows and of their spill."""
+    def __call__(self, image: Tensor, write: Box) -> Tensor:
+        """Log-odds of a box; see `Method`."""
+        odds = self._answers(image)
         for axis, _, stride in self._axes():
             wanted = answered(write.start[axis], write.stop[axis], stride)
-            coarse = coarse.narrow(axis, -(-self.spill[0] // stride), len(wanted))
-            coarse = fill(coarse, axis, write.start[axis], write.stop[axis], stride)
-        return coarse
+            odds = odds.narrow(axis, -(-self.spill[0] // stride), len(wanted))
+            odds = fill(odds, axis, write.start[axis], write.stop[axis], stride)
+        return odds
+
+    @abstractmethod
+    def _answers(self, image: Tensor) -> Tensor:
+        """Log-odds (z, y, x) of every window of the image."""
 
 
-@dataclass(frozen=True)
 class Strided(OnGrid):
-    """The whole slice or volume once: one score every ``stride`` pixels of the network."""
+    """The whole slice or volume once: one score every stride of the network."""
 
-    network: BlockNetwork
-    ndim: int
-    slices: int = 1
-
-    @property
-    def spill(self) -> tuple[int, int]:  # type: ignore[override]
-        """Of the network."""
-        return self.network.spill
-
-    def _strides(self) -> tuple[int, ...]:
-        return per_axis(self.network.stride, self.ndim)
-
-    def __call__(self, image: Tensor, write: Box) -> Tensor:
-        """Log-odds of a box; see `Method`."""
-        return self._filled(_in_parts(self.network, image, self.slices), write)
+    def _answers(self, image: Tensor) -> Tensor:
+        return _in_parts(self.network, image, self.slices)
 
 
-@dataclass(frozen=True)
+BATCH = 512
+"""Windows that go through a network together; always as many, so that a score does not depend on the tile."""
+
+
 class Window(OnGrid):
-    """Each window cut out and put through alone.
+    """Each window cut out and put through alone."""
 
-    ``stride`` says every how many pixels one is answered, ``batch`` how many go through together: always as many, so
-    that a score does not depend on the tile.
-    """
-
-    network: BlockNetwork
-    ndim: int
-    stride: int = 1
-    batch: int = 512
-    spill = (0, 0)
-
-    def _strides(self) -> tuple[int, ...]:
-        return (self.stride,) * self.ndim
-
-    def __call__(self, image: Tensor, write: Box) -> Tensor:
-        """Log-odds of a box; see `Method`."""
+    def _answers(self, image: Tensor) -> Tensor:
         windows = image
         for i, (_, window, stride) in enumerate(self._axes()):
             windows = windows.unfold(i + 2, window, stride)  # B, C, places..., window...
         places = [windows.shape[0], *windows.shape[2 : 2 + self.ndim]]
         windows = windows.movedim(1, 1 + self.ndim)  # B, places..., C, window...
-        coarse = self._answers(windows, places).view(places)
-        return self._filled(coarse if self.ndim == 2 else coarse[0], write)
-
-    def _answers(self, windows: Tensor, places: list[int]) -> Tensor:
-        """Log-odds of the windows in the order of their places, batch by batch."""
-        count = math.prod(places)
         layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        found = []
-        for first in range(0, count, self.batch):
-            number = torch.arange(first, min(first + self.batch, count), device=windows.device)
+        count, found = math.prod(places), []
+        for first in range(0, count, BATCH):
+            number = torch.arange(first, min(first + BATCH, count), device=windows.device)
             cut = windows[torch.unravel_index(number, places)]
-            missing = self.batch - len(cut)
+            missing = BATCH - len(cut)
             if missing:
                 cut = functional.pad(cut, (0, 0) * (cut.ndim - 1) + (0, missing))
             scores = self.network(cut.contiguous(memory_format=layout))
-            found.append(log_odds(scores).flatten()[: self.batch - missing])
-        return torch.cat(found)
+            found.append(log_odds(scores).flatten()[: BATCH - missing])
+        odds = torch.cat(found).view(places)
+        return odds if self.ndim == 2 else odds[0]
 
 
 def answered(start: int, stop: int, stride: int) -> range:
@@ -308,23 +282,14 @@ def fill(coarse: Tensor, axis: int, start: int, stop: int, stride: int) -> Tenso
 
 @dataclass(frozen=True)
 class Blend(Method):
-    """Overlapping tiles.
-
-    Attributes:
-        network: Its scores have the size of its input.
-        ndim: 2 or 3, the network's axes.
-        shape: Of the volume (z, y, x).
-        tile: (z, y, x) voxels that go through the network at once; z is 1 for networks on slices.
-        overlap: Share of a tile that the next one covers again, from 0 up to but not including 1.
-        slices: Slices that go through a network on slices together.
-    """
+    """Overlapping tiles, for a network whose scores have the size of its input."""
 
     network: nn.Module
     ndim: int
-    shape: tuple[int, int, int]
-    tile: tuple[int, int, int]
-    overlap: float = 0.5
-    slices: int = 1
+    shape: tuple[int, int, int]  # of the volume (z, y, x)
+    tile: tuple[int, int, int]  # (z, y, x) voxels; z is 1 for networks on slices
+    overlap: float
+    slices: int
 
     def reads(self, write: Box) -> Box:
         """See `Method.reads`."""

@@ -16,10 +16,8 @@ from torch.overrides import TorchFunctionMode
 from mitoseg.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
-
 LIMIT = 0.001
 """Foreground JAC on validation that bfloat16 may cost."""
-
 COMPILE_OPERATIONS = {"cpu": 2.5e13, "cuda": 1e16}
 """Operations from which compiling pays: on a CPU it takes some ten seconds and saves up to a fifth of the time."""
 

@@ -49,6 +49,7 @@ class Predictor:
         check_answers(prediction.save, prediction.consensus, len(self.views) * len(self.methods))
         self.ndim = self.methods[0].ndim
         self.sizing = Sizing(prediction, volume, self.views)
+        self.operations, self.choose_tile = self.sizing.operations, self.sizing.choose_tile
         self.whole_tile: Tile | None = None  # compiled code is made for one shape: tiles at the border are filled up
         self._limit = math.inf
         self._compiled = False
@@ -121,14 +122,6 @@ class Predictor:
                 method.network.compile(dynamic=False)
         self._compiled = True
         self.whole_tile = None if isinstance(self.methods[0], Blend) else tile
-
-    def operations(self, tile: Tile) -> float:
-        """Floating-point operations for the whole volume, in tiles of a shape."""
-        return self.sizing.operations(tile)
-
-    def choose_tile(self, budget: float) -> Tile:
-        """The largest tile that host and device have the memory for; see `Sizing.choose_tile`."""
-        return self.sizing.choose_tile(budget)
 
     def _filled_up(self, write: Box) -> Box:
         """A box, beyond the volume where it is smaller than a whole tile and code is compiled for that."""

@@ -25,10 +25,8 @@ from mitoseg.volumes.padding import blanked, has_tissue
 from mitoseg.volumes.resampling import resampled
 
 log = logging.getLogger(__name__)
-
 INSTANCES = "instances"
 """What can be saved besides `KINDS`; it is made of masks."""
-
 CUDA_SLICES = 8
 """Slices that go through a network on slices together on a GPU; on a CPU one after the other is faster."""
 
@@ -144,10 +142,8 @@ def greys_apart(volume: Volume, model: Model) -> float:
 
 NEAR = 1.1
 """Voxel sizes that differ by less are taken as equal: resampling would cost sharpness and mend nothing."""
-
 BETWEEN = 2.0
 """The largest ratio along z for networks on slices that see their neighbours."""
-
 FAR_VOXEL_SIZE = 1.25
 """Voxel sizes that differ by more are worth a warning where the user wants nothing resampled."""
 

@@ -54,17 +54,19 @@ class Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def count(self, *_: object) -> None:
         """Count a module that becomes part of another; a hook of torch, called in every thread."""
         self.modules -= getattr(_building, "on", False)
-        if self.modules < 0:
-            raise UserError("the network is larger than its weights", None, REMEDY)
+        self._check()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Count an operation and the numbers that it makes."""
         self.operations -= 1
         if not any(returned.alias_info for returned in func._schema.returns):  # neither a view nor in place
             self.numbers -= _planned(func, args, kwargs or {})
-        if self.operations < 0 or self.numbers < 0:
-            raise UserError("the network is larger than its weights", None, REMEDY)
+        self._check()
         return func(*args, **(kwargs or {}))
+
+    def _check(self) -> None:
+        if min(self.modules, self.operations, self.numbers) < 0:
+            raise UserError("the network is larger than its weights", None, REMEDY)
 
 
 def _planned(func: Any, args: Any, kwargs: Any) -> int:  # noqa: ANN401 (of torch's dispatcher)

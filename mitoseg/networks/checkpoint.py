@@ -37,47 +37,39 @@ from mitoseg.networks.bounds import REMEDY, Bounds, within
 
 KEY = "mitoseg"
 """The entry of a checkpoint that prediction reads."""
-
 FORMAT = 2
 """Version of that entry. 2 names the prediction method, the cost of lower precision and the version of mitoseg."""
-
 ALLOWED = ("mitoseg.networks", "monai.networks.nets")
-
 _NOT_READABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, zipfile.BadZipFile),
     *(TypeError, AttributeError, AssertionError, struct.error),  # torch's unpickler meets bytes that are no pickle
 )
 """What loading a file raises that is no checkpoint."""
-
 _NOT_BUILT = (
     *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
     *(ImportError, OSError, MemoryError),
 )
 """What building a network raises whose arguments are wrong."""
-
 _DEEPEST, _MOST_ITEMS = 20, 10**5
 """Of an entry `KEY`."""
-
 _LEAST = 1e-30
 """No number of a checkpoint is closer to zero where it divides, and none is further than its inverse."""
-
 _PLAUSIBLE = 2**14
 """No argument of a network is larger, unless one of its weights is as long."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network and all that prediction needs to use it.
+    """A network in eval mode, on the CPU, and all that prediction needs to use it.
 
     Attributes:
-        network: In eval mode, on the CPU.
         config: ``_target_`` and plain keyword arguments of the network.
         normalization: ``mean`` and ``std`` of the training voxels.
         channels: How slices become input channels.
         voxel_size: (z, y, x) in nm of the training volume, or None.
         calibration: ``prior_shift``, ``temperature`` and ``bias`` of the log-odds.
         threshold: Probability that maximises the foreground JAC on the validation slabs.
-        record: The whole entry as it stands in the file.
+        record: The whole entry `KEY`.
     """
 
     network: nn.Module
@@ -155,7 +147,7 @@ def _are_weights(found: object) -> bool:
 def migrate(record: Mapping[str, Any]) -> dict[str, Any]:
     """The entry `KEY` of a checkpoint in the current format, converted from an older one if need be."""
     found = record.get("format")
-    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+    if found not in range(1, FORMAT + 1):
         newer = isinstance(found, int) and found > FORMAT
         remedy = "upgrade mitoseg, a newer version wrote it" if newer else "train again, or use another checkpoint"
         raise UserError(f"the checkpoint's format is not one of 1 to {FORMAT}", found, remedy)
@@ -177,13 +169,12 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
         sound = all(w.is_floating_point() == own[k].is_floating_point() for k, w in weights.items() if k in own)
         if sound:
             network.load_state_dict(weights)
-        voxel_size = record["voxel_size"] and tuple(float(v) for v in record["voxel_size"])
         model = Model(
             network=network.eval(),
             config=record["network"],
             normalization=record["normalization"],
             channels=record["channels"],
-            voxel_size=voxel_size,
+            voxel_size=record["voxel_size"] and tuple(float(v) for v in record["voxel_size"]),
             calibration=record["calibration"],
             threshold=float(record["threshold"]),
             record=record,
@@ -278,9 +269,7 @@ def _refuse_code(value: object, largest: int | None, where: str = "network") -> 
 
 
 SUFFIX = ".safetensors"
-
 FOLDER = Path(__file__).parents[1] / "models"
-
 DEFAULT = "epfl-unet25d"
 """The model that predicts where no checkpoint is named."""
 

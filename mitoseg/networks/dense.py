@@ -12,13 +12,11 @@ convolution of 3 and a pool of 2 with stride 2, window 4:
     stride 2        ( b   c )( d   e )              offset 1: outputs 1, 3
     output        0   1   2   3   4                 n - field + 1 = 5
 
-*Sizes.* Let layer j reach over K_j positions (kernel and dilation) with stride s_j, let S_j be the product of the
-strides up to it, and R_j the field of the layers after it: 1 at the end, R_{j-1} = K_j + s_j (R_j - 1), and R_0 is the
-field of the network. For O outputs, a multiple of S, the image must have O + R_0 - 1 positions. A fragment after layer
-j then has O/S_j + R_j - 1 for every offset, whether or not kernels and strides divide. Where O is no multiple of S,
-the image is extended at the end by less than S positions, and the outputs that see them are cut off.
+For O outputs, a multiple of S, and a field of R, the image must have O + R - 1 positions; then the fragments of every
+offset have one size, whether or not kernels and strides divide. Where O is no multiple of S, the image is extended at
+the end by less than S positions, and the outputs that see them are cut off.
 
-*What equals what.* All padding is left out: an output is that of its field alone.
+All padding is left out: an output is that of its field alone.
 
     no padding inside (ContextCNN):   dense[i] = network(image[i : i + field])
 
@@ -50,8 +48,7 @@ from mitoseg.networks.kinds import per_axis
 class DenseForm(nn.Module):
     """A block network that answers at every position.
 
-    The given network is a part of this module, not a copy: parameters, buffers, device and mode (train or eval) are
-    shared, so later training is seen, and ``dense.eval()`` also puts the network in eval mode.
+    The given network is a part of this module, not a copy: parameters, buffers, device and mode are shared.
 
     Args:
         network: An ``nn.Sequential`` (others may be nested in it), or a module that only applies its attribute
@@ -62,7 +59,6 @@ class DenseForm(nn.Module):
 
     Attributes:
         ndim: Axes of the network, 2 or 3.
-        in_channels: Channels of the image.
         field: Positions of the image that one output depends on, per axis.
         stride: Of the original network, per axis.
         padding: How far the field of output i starts before stride * i in the original network, per axis.
@@ -116,10 +112,9 @@ class DenseForm(nn.Module):
         return self._breadth_first(extended, outputs)
 
     def compile_segments(self) -> None:
-        """Compile each run of layers between strides with ``torch.compile``, in place.
+        """Compile each run of layers between strides in place, for images of one shape.
 
-        The first image takes some seconds. Meant for images of one shape: torch compiles anew for another one, and
-        after eight of them runs the layers uncompiled.
+        Torch compiles anew for another shape, and after eight of them runs the layers uncompiled.
         """
         for i, segment in enumerate(self._segments):
             segment.compile(f"segment_{i}")
@@ -190,28 +185,19 @@ def _format(*tensors: Tensor) -> torch.memory_format:
 
 
 Axes = tuple[int, ...]
-
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
 BATCH_NORM = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 MODAL = (*DROPOUT, *BATCH_NORM, nn.RReLU)
 """Layers whose answer in training differs from that in eval mode."""
-
 _CONVOLUTION = (nn.Conv2d, nn.Conv3d)
-
 _MAXIMUM = (nn.MaxPool2d, nn.MaxPool3d)
-
 _AVERAGE = (nn.AvgPool2d, nn.AvgPool3d)
-
 _SOFTMAX = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
-
 _POINTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softplus, nn.Softsign),
     *(nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.Softmax2d, nn.LocalResponseNorm),
 )
-
 _REFUSED: dict[tuple[type[nn.Module], ...], tuple[str, str]] = {
     (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d): (
         "a layer that normalises over space has no dense form: its answer depends on the whole image",
@@ -234,21 +220,13 @@ _REFUSED: dict[tuple[type[nn.Module], ...], tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as it stands in the dense form.
-
-    Attributes:
-        module: The given layer, shared.
-        run: Applies it without its padding.
-        kernel: Positions from the first to the last that one output depends on, per axis.
-        stride: Positions between neighbouring outputs.
-        padding: Positions added before the first by the original.
-    """
+    """A given layer, and how to run it without its padding."""
 
     module: Any
     run: Callable[[Any, Tensor], Tensor]
-    kernel: Axes
+    kernel: Axes  # positions from the first to the last that one output depends on
     stride: Axes
-    padding: Axes
+    padding: Axes  # positions that the original adds before the first
 
 
 def _run_itself(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -34,11 +34,8 @@ def log_odds(scores: Tensor) -> Tensor:
 class Member(nn.Module):
     """A network of an ensemble: takes the ensemble's image, gives calibrated log-odds.
 
-    Args:
-        network: Its scores are those of one or two classes.
-        normalization: ``mean`` and ``std`` of the grey values that it was trained on.
-        calibration: ``prior_shift``, ``temperature`` and ``bias`` of its log-odds; missing ones change nothing.
-        given: ``mean`` and ``std`` that the ensemble's image is normalised with.
+    ``normalization`` holds ``mean`` and ``std`` of its training, ``given`` those of the ensemble's image;
+    ``calibration`` holds ``prior_shift``, ``temperature`` and ``bias``, of which missing ones change nothing.
     """
 
     def __init__(
@@ -60,8 +57,7 @@ class Member(nn.Module):
 
     def calibrate(self, raw: Tensor) -> Tensor:
         """Calibrate the network's log-odds."""
-        known = self.calibration
-        return (raw + known["prior_shift"]) / known["temperature"] + known["bias"]
+        return (raw + self.calibration["prior_shift"]) / self.calibration["temperature"] + self.calibration["bias"]
 
     def forward(self, image: Tensor) -> Tensor:
         """Calibrated log-odds (B, 1, ...)."""
@@ -71,12 +67,11 @@ class Member(nn.Module):
 class Ensemble(nn.Module):
     """Networks whose calibrated log-odds are averaged.
 
-    `mitoseg.inference` predicts with each member by the method that fits it, so members may have windows, fields and
-    tiles of their own; called directly, all must give scores of one size.
+    `mitoseg.inference` predicts with each member by its own method; called directly, all must give scores of one size.
 
     Args:
-        members: For each, plain data: ``name`` of its class and ``arguments``, ``normalization`` and ``calibration``
-            (see `Member`), and optionally ``tile``, the (z, y, x) that it was trained on.
+        members: For each: ``name`` of its class and ``arguments``, ``normalization`` and ``calibration`` (see
+            `Member`), and optionally ``tile``, the (z, y, x) that it was trained on.
         normalization: ``mean`` and ``std`` that images are normalised with.
         trust: Allow classes of members from outside mitoseg and MONAI.
 

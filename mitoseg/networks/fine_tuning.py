@@ -21,7 +21,6 @@ from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import KEY, find_weights, read_checkpoint
 
 log = logging.getLogger(__name__)
-
 PREFIX = "network."
 """Of the network's weights in a training checkpoint."""
 

@@ -56,7 +56,6 @@ def input_channels(network: nn.Module) -> int:
 
 
 def _shared(network: nn.Module, what: str, ask: Callable[[nn.Module], int]) -> int:
-    """The answer of a network, or the one that all members of an ensemble give."""
     if not isinstance(network, Ensemble):
         return ask(network)
     found = [ask(member.network) for member in network.parts]
@@ -69,6 +68,4 @@ def _first_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             return layer
-    if isinstance(network, BlockNetwork):  # a stand-in without weights
-        return nn.Conv2d(network.in_channels, 1, 1)
     raise UserError("the network has no convolution", type(network).__name__, "use a convolutional network")

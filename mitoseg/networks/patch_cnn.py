@@ -19,7 +19,7 @@ The pools pad only at the bottom and right; torch's ``ceil_mode`` does exactly t
 divides an average by the number of real cells.
 
 A whole image may go through either network: output i then stands for the window that starts at pixel 8i. ContextCNN's
-answer is that of the window alone, to rounding (`exact`). PatchCNN sees zeros around a block but tissue around the
+answer is that of the window alone, to rounding. PatchCNN sees zeros around a block but tissue around the
 same window inside an image: there output i depends on pixels 8i-14 .. 8i+52 (`spill`).
 """
 
@@ -32,15 +32,11 @@ from torch import Tensor, nn
 
 
 class BlockCNN(nn.Module):
-    """The layers that PatchCNN and ContextCNN share; a `mitoseg.networks.kinds.BlockNetwork`.
-
-    ``exact`` says whether a whole image gives the same answer as each window alone.
-    """
+    """The layers that PatchCNN and ContextCNN share; a `mitoseg.networks.kinds.BlockNetwork`."""
 
     window: int
     stride = 8
     spill: tuple[int, int]
-    exact: bool
 
     def __init__(self, in_channels: int, classes: int, *, padded: bool) -> None:
         super().__init__()
@@ -70,8 +66,7 @@ class BlockCNN(nn.Module):
         for name, layer in self.layers.named_children():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01 if name == "conv1" else 0.05)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
         """Scores (B, classes, y, x) before the softmax, of normalised float images; y = x = 1 for one window."""
@@ -88,7 +83,7 @@ class PatchCNN(BlockCNN):
     torch.Size([1, 2, 93, 125])
     """
 
-    window, spill, exact = 32, (14, 21), False
+    window, spill = 32, (14, 21)
 
     def __init__(self, in_channels: int = 3, classes: int = 2) -> None:
         super().__init__(in_channels, classes, padded=True)
@@ -101,7 +96,7 @@ class ContextCNN(BlockCNN):
     torch.Size([1, 2, 1, 1])
     """
 
-    window, spill, exact = 67, (0, 0), True
+    window, spill = 67, (0, 0)
 
     def __init__(self, in_channels: int = 3, classes: int = 2) -> None:
         super().__init__(in_channels, classes, padded=False)

@@ -1,9 +1,8 @@
 r"""U-Nets that answer a whole tile, on slices, on neighbouring slices as channels, or on volumes.
 
 The body is MONAI's DynUNet, the architecture of nnU-Net (Isensee et al., Nature Methods 18, 2021). With a ``stem`` of
-s > 1 it works at a coarser grid without losing a voxel: s x s (x s) voxels become channels before the first
-convolution, and the scores of that many voxels come out of each of its positions (Shi et al., "Real-time single image
-and video super-resolution using an efficient sub-pixel convolutional neural network", CVPR 2016):
+s > 1 it works on a coarser grid without losing a voxel: s x s (x s) voxels become channels before the first
+convolution, and each of its positions gives the scores of as many voxels (Shi et al., CVPR 2016):
 
     image      a b c d e f g h         1 channel,  8 voxels
     stem 2     a c e g / b d f h       2 channels, 4 positions      1/2 of the work, 1/4 in 2D, 1/8 in 3D
@@ -92,10 +91,9 @@ class UNet(nn.Module):
         self.body = DynUNet(spatial_dims, in_channels * fold, classes * fold, **body)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores before the softmax, of normalised float images (B, in_channels, [Z,] Y, X).
+        """Scores (B, classes, [Z,] Y, X) before the softmax, of normalised float images (B, in_channels, [Z,] Y, X).
 
-        They are (B, classes, [Z,] Y, X); in training with deep supervision (B, levels, classes, [Z,] Y, X), finest
-        first.
+        In training with deep supervision they are (B, levels, classes, [Z,] Y, X), finest first.
         """
         if any(n % m for n, m in zip(image.shape[2:], self.multiple, strict=True)):
             what = f"the sides of a tile must be multiples of {list(self.multiple)}"

@@ -52,7 +52,7 @@ class SlicePictures(Callback):
         outputs: object,
         batch: Mapping[str, Any],
         batch_idx: int,
-        *_: object,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keep the slice if it is one of the chosen."""
         total = int(trainer.num_val_batches[0])
@@ -64,10 +64,10 @@ class SlicePictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was kept, with the calibration and threshold of this validation."""
         kept, self._kept = self._kept, []
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not (boards and trainer.is_global_zero and isinstance(pl_module, SegmentationModule)):
+        board = next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if board is None or not (trainer.is_global_zero and isinstance(pl_module, SegmentationModule)):
             return
-        board, step = boards[0], trainer.global_step
+        step = trainer.global_step
         for name, (image_yx, truth_yx, log_odds_yx) in kept:
             probability_yx = expit(pl_module.calibration.apply(log_odds_yx))
             figure = self.draw(image_yx, truth_yx, probability_yx >= pl_module.threshold, title=name, dpi=80)
@@ -109,12 +109,11 @@ class FiniteLoss(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check a loss, or have the device check it."""
-        place = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
-        if loss.device.type == "cpu":
-            if not torch.isfinite(loss):
-                raise _not_finite(trainer, trainer.global_step, *place)
-        else:
-            self.note(loss, (trainer.global_step, *place))
+        place = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+        if loss.device.type != "cpu":
+            self.note(loss, place)
+        elif not torch.isfinite(loss):
+            raise _not_finite(trainer, *place)
 
     def note(self, loss: Tensor, place: tuple[int, int, int]) -> None:
         """Have the device remember the first loss that is not finite; ``place``: step, epoch and batch."""
@@ -160,8 +159,7 @@ def _not_finite(trainer: Trainer, step: int, epoch: int, batch: int) -> UserErro
 class Throughput(Callback):
     """Logs loss, learning rate and speed every ``log_every_n_steps`` steps, and at the other steps costs nothing.
 
-    ``train/loss`` is that of one batch (on several devices: of the first one's part), ``train/blocks_per_second`` the
-    speed of all devices since the log before, without validation.
+    The loss is that of one batch (of the first device's part), the speed that of all devices, without validation.
     """
 
     def __init__(self) -> None:
@@ -204,12 +202,11 @@ class _Clock(ProgressBar):
     """Estimates the time that is left from the speed since training started."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._clock, self._first_step = time.monotonic(), trainer.global_step
 
     def time_left(self, trainer: Trainer) -> str | None:
-        """Until the last step, such as ``0:12:30``; None before the first step."""
+        """The time until the last step, such as ``0:12:30``; None before the first step."""
         done = trainer.global_step - self._first_step
         if done < 1 or (total := trainer.estimated_stepping_batches) == float("inf"):
             return None

@@ -32,7 +32,6 @@ from torch.utils._pytree import tree_leaves
 from mitoseg.storage import atomic_output
 
 log = logging.getLogger(__name__)
-
 SCORE = "val/jaccard_foreground"
 """What a run is judged by, on the validation slabs."""
 
@@ -56,33 +55,24 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``, that of the highest `SCORE`, also in a run whose folder was moved."""
 
     def __init__(self, folder: Path) -> None:
-        fixed: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-        super().__init__(
-            dirpath=folder, filename="best", monitor=SCORE, mode="max", save_on_train_epoch_end=False, **fixed
-        )
+        fixed: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False, "mode": "max"}
+        super().__init__(dirpath=folder, filename="best", monitor=SCORE, save_on_train_epoch_end=False, **fixed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score with the folder's present path, where Lightning removes what is no longer best."""
         best = str(Path(str(self.dirpath), "best.ckpt"))
-        here = {"dirpath": str(self.dirpath)}
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            here[name] = state_dict[name] and best
+        paths = {name: state_dict[name] and best for name in state_dict if name.endswith("_model_path")}
         models = dict.fromkeys([best][: len(state_dict["best_k_models"])], state_dict["best_model_score"])
-        super().load_state_dict({**state_dict, **here, "best_k_models": models})
+        super().load_state_dict({**state_dict, **paths, "dirpath": str(self.dirpath), "best_k_models": models})
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, and stops the run in order when it is asked to.
+    """Keeps ``last.ckpt``, every few minutes within an epoch, and stops the run in order when it is asked to.
 
     SIGINT (Ctrl-C), SIGTERM (a preempted job) and SIGUSR1 (a SLURM job whose time is nearly up) take effect after the
     current step or validation: the checkpoint is written, and training ends with `KeyboardInterrupt` or
     `SIGTERMException`. After SIGUSR1 a SLURM job is also put back into the queue. With several processes it is enough
-    that one of them gets the signal.
-
-    Args:
-        folder: Where the checkpoints lie.
-        minutes: Between two checkpoints within an epoch.
-        every: Steps after which several processes agree on whether to stop.
+    that one of them gets the signal; they agree on it ``every`` few steps.
     """
 
     def __init__(self, folder: Path, minutes: float = 10.0, every: int = 20) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mitoseg.errors import UserError
 from mitoseg.volumes.labels import IGNORED
@@ -224,8 +224,7 @@ class Sum(nn.Module):
 class DeepSupervision(nn.Module):
     """A loss over all heads of a network, the last layer's first and coarser ones after it (Lee et al., 2015).
 
-    Plain logits pass straight through, so every loss can be wrapped. ``weights`` are one for each head, or None for
-    1, 1/2, 1/4, ...; they are scaled to a sum of 1.
+    ``weights`` are one for each head, or None for 1, 1/2, 1/4, ...; they are scaled to a sum of 1.
     """
 
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
@@ -236,30 +235,18 @@ class DeepSupervision(nn.Module):
             remedy = "give one for each head, such as [1, 0.5]"
             raise UserError("weights of heads are not positive", self.weights, remedy)
 
-    def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
-        """The loss of logits (B, 2, *S) or of several heads.
-
-        Heads are a list, whose coarser ones are interpolated to S, or stacked as (B, heads, 2, *S), as MONAI's DynUNet
-        returns them in training.
-        """
-        if isinstance(logits, Tensor):
-            if logits.ndim == label.ndim + 1:
-                loss: Tensor = self.loss(logits, label)
-                return loss
-            logits = logits.unbind(1)
-        weights = [0.5**head for head in range(len(logits))] if self.weights is None else self.weights
-        if len(weights) != len(logits):
-            found = f"{len(logits)} heads, {len(weights)} weights"
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of logits (B, 2, *S), or of heads (B, heads, 2, *S) as MONAI's DynUNet returns in training."""
+        if logits.ndim == label.ndim + 1:
+            loss: Tensor = self.loss(logits, label)
+            return loss
+        heads = logits.unbind(1)
+        weights = [0.5**head for head in range(len(heads))] if self.weights is None else self.weights
+        if len(weights) != len(heads):
+            found = f"{len(heads)} heads, {len(weights)} weights"
             raise UserError("each head of the network needs a weight", found, "give as many, or none for halves")
-        parts = [w * self.loss(_resize(head, label), label) for w, head in zip(weights, logits, strict=True) if w]
+        parts = [weight * self.loss(head, label) for weight, head in zip(weights, heads, strict=True) if weight]
         return torch.stack(parts).sum() / sum(weights)
-
-
-def _resize(logits: Tensor, label: Tensor) -> Tensor:
-    if logits.shape[2:] == label.shape[1:]:
-        return logits
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[label.ndim - 1]
-    return interpolate(logits, label.shape[1:], mode=mode, align_corners=False)
 
 
 class CrossEntropy(VoxelLoss):

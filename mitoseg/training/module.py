@@ -45,12 +45,9 @@ from mitoseg.training.optimizers import adamw
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume
 
 log = logging.getLogger(__name__)
-
 STATE = "mitoseg_training"
 """Entry of a checkpoint with what a run needs to resume and prediction does not."""
-
 OptimizerFactory = Callable[[nn.Module], Optimizer]
-
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -161,7 +158,7 @@ class SegmentationModule(LightningModule):
         self.shift = prior_shift(prior, batch_prior)
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
-        """Scores of the network; see its own docstring."""
+        """Scores of the network."""
         return self._step(image_bcyx)
 
     def on_train_start(self) -> None:
@@ -271,22 +268,20 @@ class _Region(Protocol):
     def box(self) -> Box: ...
 
 
-@dataclass
-class _Counter:
-    """A `BoxWriter` that counts log-odds by class instead of keeping them."""
-
-    region: _Region
-    histogram: npt.NDArray[np.int64]
-
-    def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
-        self.histogram += logit_histogram(log_odds_zyx, self.region.label.read(box.shift(self.region.box.start)))
-
-
 def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.NDArray[np.int64]:
     """Raw log-odds of all regions, counted by class (2, bins)."""
     total = np.zeros((2, BINS), np.int64)
+
+    @dataclass
+    class Counter:
+        region: _Region
+
+        def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
+            label_zyx = self.region.label.read(box.shift(self.region.box.start))
+            total[:] += logit_histogram(log_odds_zyx, label_zyx)
+
     for region in regions:
-        predict_volume(replace(prediction, save="log_odds"), region.image, _Counter(region, total), box=region.box)
+        predict_volume(replace(prediction, save="log_odds"), region.image, Counter(region), box=region.box)
     return total
 
 
@@ -339,16 +334,16 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
     if len(set(sizes)) > 1:
         log.warning("the members were trained on voxels of different sizes: %s nm", sorted(set(sizes)))
     members = [_member(model) for model in models.values()]
-    network = Ensemble(members, first.normalization, trust=True)  # `load_model` has judged their classes
+    arguments: dict[str, Any] = {"members": members, "normalization": dict(first.normalization)}
+    network = Ensemble(**arguments, trust=True)  # `load_model` has judged their classes
     dimensions(network), input_channels(network), choose_method("auto", network)  # or they do not fit together
     weights: dict[str, Any] = {}
     for i, model in enumerate(models.values()):
         weights |= {f"network.members.{i}.network.{k}": v for k, v in model.network.state_dict().items()}
-    config = {"_target_": "mitoseg.networks.Ensemble", "members": members, "normalization": dict(first.normalization)}
     record = {
         "format": FORMAT,
         "version": mitoseg.__version__,
-        "network": config,
+        "network": {"_target_": "mitoseg.networks.Ensemble", **arguments},
         "normalization": dict(first.normalization),
         "channels": first.channels,
         "voxel_size": list(sizes[0]) if sizes else None,

@@ -15,7 +15,6 @@ from pytorch_lightning.tuner.tuning import Tuner
 from mitoseg.errors import UserError
 
 log = logging.getLogger(__name__)
-
 MakeTrainer = Callable[..., Trainer]
 """Makes a Trainer like the run's, given keyword arguments that replace its own."""
 

@@ -19,7 +19,7 @@ class WindowMean(nn.Module):
     def __init__(self, window):
         super().__init__()
         self.window = window
-        self.pool = nn.AvgPool2d(window, self.stride)
+        self.pool, self.unused = nn.AvgPool2d(window, self.stride), nn.Conv2d(1, 1, 1)  # whose axes are the network's
 
     def forward(self, image_bcyx):
         mean = self.pool(image_bcyx[:, :1])
