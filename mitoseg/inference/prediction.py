@@ -33,9 +33,8 @@ class Options:
 
     Attributes:
         method: ``auto`` or one of `mitoseg.inference.METHODS`.
-        tile: (z, y, x) voxels computed at once; None: by the free memory, for ``blend`` by the network's attribute
-            ``tile``, else `mitoseg.inference.methods.BLEND_TILES`.
-        overlap: Of the tiles of ``blend``; None: `mitoseg.inference.methods.OVERLAPS`.
+        tile: (z, y, x) voxels computed at once; None: by the free memory, for ``blend`` the network's own.
+        overlap: Of the tiles of ``blend``, a share of the tile; None: `mitoseg.inference.methods.OVERLAPS`.
         window_stride: Of the method ``window``: every how many pixels one is answered.
         tta: Test-time augmentation, a key of `mitoseg.inference.SYMMETRIES`.
         consensus: How the answers of all views and members are combined, one of `mitoseg.inference.CONSENSUS`.

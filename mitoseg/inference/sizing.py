@@ -205,10 +205,8 @@ def used_bytes() -> int:
 def budget_bytes(memory: object | None, *, workers: int = 1, besides: int = 0) -> int:
     """Bytes that tiles may take besides what the process has already.
 
-    Args:
-        memory: For this process and the other workers of this machine together, or None for a share of what is free.
-        workers: That share it, this process among them.
-        besides: Bytes of it that the process which started them takes.
+    ``memory`` is for all ``workers`` of this machine and the bytes ``besides`` that the process which started them
+    takes, or None for a share of what is free.
     """
     if memory is None:
         return int(HOST_SHARE * memory_available()) // workers

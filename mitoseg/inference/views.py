@@ -64,11 +64,9 @@ def make_views(prediction: Prediction, volume: Volume) -> list[View]:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Axes that change places, then axes that are mirrored.
+    """Axes that change places, then axes of the turned volume that are mirrored.
 
-    Attributes:
-        order: For each axis of the turned volume, the volume's axis that lies there; (0, 2, 1) swaps y and x.
-        flips: Axes of the turned volume that are mirrored after that.
+    ``order`` is, for each axis of the turned volume, the volume's axis that lies there; (0, 2, 1) swaps y and x.
     """
 
     order: tuple[int, int, int] = (0, 1, 2)
@@ -180,12 +178,9 @@ class TurnedVolume(DerivedVolume):
 
 @dataclass(frozen=True)
 class Grey:
-    """Voxels as they are stored, each once, and which of them make an image.
+    """Voxels as they are stored, each once, and for each axis the positions that make an image.
 
-    Attributes:
-        voxels_zyx: Stored grey values.
-        index: For each axis the positions in ``voxels_zyx``; that of z has one row for each slice and one column for
-            each channel.
+    The index of z has one row for each slice and one column for each channel.
     """
 
     voxels_zyx: npt.NDArray[Any]

@@ -205,10 +205,8 @@ def build_network(
 ) -> nn.Module:
     """Build a network from a config that came with a file, treating the config as data.
 
-    Args:
-        config: ``_target_`` and plain keyword arguments.
-        trust: Allow classes from outside `ALLOWED`; they must be ``nn.Module`` subclasses all the same.
-        weights: Of the network: what it takes to build it must be in proportion to them.
+    ``trust`` allows ``nn.Module`` subclasses from outside `ALLOWED`. What building the network takes must be in
+    proportion to its ``weights``.
 
     >>> build_network({"_target_": "os.system", "command": "echo"})
     Traceback (most recent call last):

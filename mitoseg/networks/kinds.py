@@ -15,10 +15,8 @@ from mitoseg.networks.ensemble import Ensemble
 class BlockNetwork(Protocol):
     """A network whose outputs stand for windows of a regular grid.
 
-    Attributes:
-        window: Pixels along each axis of the window that one output stands for; one number for all axes, or one each.
-        stride: Pixels between neighbouring outputs, likewise.
-        spill: Pixels that an output sees (before, after) its window when a whole image goes through.
+    An output stands for a ``window`` of pixels along each axis (one number for all axes, or one each), the next one
+    for that ``stride`` pixels on; ``spill`` is what it sees (before, after) its window in a whole image.
     """
 
     window: int | tuple[int, ...]

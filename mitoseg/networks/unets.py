@@ -32,11 +32,11 @@ class UNet(nn.Module):
         classes: Scores of each voxel.
         filters: Of each level, from the finest to the coarsest.
         stem: Voxels along each axis that become channels; one number for all axes, or one each.
-        strides: Between the levels, one less than there are levels; each a number, or one for each axis.
+        strides: Between the levels; each a number, or one for each axis.
         kernels: Of the convolutions of each level; None: 3 along all axes.
         norm: A normalisation that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile.
         residual: Residual blocks.
-        deep_supervision: Coarser levels that are scored in training as well; 0 for none.
+        deep_supervision: Number of coarser levels that are scored in training as well.
         dropout: Share of the values that are dropped in training, or None.
         tile: (z, y, x) voxels that are predicted at once, unless the user says otherwise.
 

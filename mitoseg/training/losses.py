@@ -16,17 +16,12 @@ from mitoseg.volumes.labels import IGNORED
 
 
 class VoxelLoss(nn.Module):
-    """A loss of voxels, computed in float32 (float64 stays) also under autocast.
-
-    A subclass computes it in `of`. Where every voxel is ignored it must be 0, with a gradient of 0.
-    """
+    """A loss of voxels in full precision also under autocast; 0, with a gradient of 0, if all voxels are ignored."""
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of a batch.
+        """The loss of scores (B, 2, *S) and int64 labels (B, *S) of 0, 1 and 255 (ignored).
 
-        Args:
-            logits: (B, 2, *S), scores of background and mitochondrion; S is () for blocks, (Y, X) or (Z, Y, X).
-            label: int64 (B, *S): 0, 1 or 255 (ignored).
+        S is () for blocks, (Y, X) or (Z, Y, X).
 
         Raises:
             UserError: The shapes do not belong together.
@@ -69,10 +64,9 @@ class MonaiLoss(VoxelLoss):
     """A loss of MONAI that treats voxels as a set, such as Dice, focal or Tversky, without the ignored ones.
 
     Args:
-        loss: From logits (1, 2, N) and labels (1, 1, N) to a scalar, so with ``to_onehot_y: true`` and
-            ``softmax: true`` (``use_softmax`` in the focal loss).
-        pooled: Over all voxels of the batch at once, as a score is pooled; False: for each sample, then their mean.
-            Samples of a single voxel (blocks) are always pooled, since one voxel has no overlap to speak of.
+        loss: With ``to_onehot_y: true`` and ``softmax: true`` (``use_softmax`` in the focal loss).
+        pooled: Over all voxels of the batch at once, else the mean over samples; blocks are always pooled, since one
+            voxel has no overlap to speak of.
     """
 
     def __init__(self, loss: nn.Module, pooled: bool = True) -> None:
@@ -102,8 +96,7 @@ class MonaiLoss(VoxelLoss):
 class Lovasz(VoxelLoss):
     """The binary Lovász hinge, a convex surrogate of 1 - JAC (Berman, Rannen Triki and Blaschko, CVPR 2018).
 
-    The Jaccard index is that of the mitochondria over all voxels of the batch. The loss is 0 once every voxel is right
-    by a margin of 1 in log-odds, so by itself it leaves probabilities badly calibrated: add cross-entropy (`Sum`).
+    It is 0 once every voxel is right by a margin of 1 in log-odds, so by itself it calibrates badly: see `Sum`.
     """
 
     def of(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -134,10 +127,9 @@ def lovasz_hinge(log_odds_n: Tensor, label_n: Tensor) -> Tensor:
 class BoundaryCrossEntropy(VoxelLoss):
     """Cross-entropy of tiles with weights 1 + w exp(-d^2 / (2 sigma^2)), their mean weighted alike.
 
-    d is the Euclidean distance of a voxel to the nearest one of the other true class, in voxels along x; it is exact
-    up to 3 sigma, where the extra weight is 1 % of its peak, and infinite beyond. The form is that of the weight map
-    of the U-Net (Ronneberger, Fischer and Brox, 2015), with the distance to the nearest border in place of the sum of
-    the two nearest.
+    d is the distance of a voxel to the nearest one of the other true class, in voxels along x, up to 3 sigma. The form
+    is that of the weight map of the U-Net (Ronneberger, Fischer and Brox, 2015), with the distance to the nearest
+    border in place of the sum of the two nearest.
 
     Args:
         weight: w, the extra weight at a border.
@@ -145,9 +137,6 @@ class BoundaryCrossEntropy(VoxelLoss):
         spacing: Relative distance of voxels along z, y and x, such as [10, 1, 1] for sections ten times as thick as a
             pixel is wide; the last two for tiles of one slice.
         label_smoothing: See `CrossEntropy`.
-
-    Raises:
-        UserError: An option is out of range; or, in use, blocks are given, which have no border.
     """
 
     def __init__(
@@ -180,12 +169,8 @@ def squared_border_distance(label: Tensor, reach: float, spacing: Sequence[float
     """Squared Euclidean distance of each voxel to the nearest one of the other class, on any device.
 
     Along one axis after the other, d^2(p) <- min_k (d^2(p + k) + k^2): what Felzenszwalb and Huttenlocher (2012) do in
-    linear time, here with all k of a short reach, which needs nothing but elementwise minima.
-
-    Args:
-        label: (B, *S): 0, 1 or ignored, which is no class.
-        reach: Distances are exact up to it and infinite beyond.
-        spacing: Distance of neighbours along each axis of S.
+    linear time, here with elementwise minima over a short reach, up to which it is exact; beyond it is infinite.
+    ``spacing`` is the distance of neighbours along each axis of S; ignored voxels are of no class.
     """
     classes = torch.arange(2, device=label.device).view(2, *[1] * label.ndim)
     distance = torch.where(label == classes, 0.0, math.inf)  # to class 0, to class 1: (2, B, *S)

@@ -54,11 +54,9 @@ SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 class SegmentationModule(LightningModule):
     """Train a network and score it on whole slices of the validation slabs.
 
-    A block network is trained on blocks, or, as its dense form, on tiles: then every voxel of a tile is answered by a
-    window of its own. Any other network answers tiles.
-
-    After each validation the log-odds are corrected for the prior of the batches and calibrated (temperature and
-    bias), and the threshold is chosen that maximises the foreground JAC; all of it goes into the checkpoint.
+    A block network is trained on blocks, or, as its dense form, on tiles; any other network on tiles. After each
+    validation the log-odds are corrected for the prior of the batches and calibrated, and the threshold is chosen that
+    maximises the foreground JAC; all of it goes into the checkpoint.
 
     It works with any datamodule whose batches are dicts of
 
@@ -73,18 +71,18 @@ class SegmentationModule(LightningModule):
     ``batch_prior``.
 
     Args:
-        network: Maps an image to scores (B, 2, ...): of one window (1, 1), or of the image's size; in training also of
-            several levels, (B, levels, 2, ...). None: it is built from ``network_config``.
-        network_config: Plain config that rebuilds the network from a checkpoint: ``_target_``, the name of a class of
-            mitoseg or MONAI, and its arguments.
+        network: Maps an image to scores (B, 2, ...), in training also of several levels, (B, levels, 2, ...). None:
+            it is built from ``network_config``.
+        network_config: Rebuilds the network from a checkpoint: ``_target_``, a class of mitoseg or MONAI, and its
+            arguments.
         optimizer: From the network to its optimizer.
         scheduler: From the optimizer and the number of steps to a schedule, stepped every batch; or None.
         loss: From scores (B, 2, ...) and labels (B, ...) of 0, 1 and 255 (ignored) to a scalar.
         method: How whole slices are predicted in validation; ``auto`` takes the fast one, strided, for block networks.
-        extended: Epochs by which the finished run was extended, one number for each time. The schedule runs over the
-            first epochs, and once more from its start over each extension (a warm restart); momentum is kept.
+        extended: Epochs by which the finished run was extended, one number for each time. The schedule restarts over
+            each extension; momentum is kept.
         channels_last: Memory layout of images and weights.
-        compile: Compile the training step: False, True, or a mode of ``torch.compile``.
+        compile: False, True, or a mode of ``torch.compile``.
         tiles: Train on tiles rather than on blocks.
 
     Raises:
@@ -288,9 +286,7 @@ def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.ND
 def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[_Region]) -> dict[str, Any]:
     """Choose calibration and threshold for a method and measure the cost of bfloat16, on the validation slabs.
 
-    In training a block network is scored by the fast method, whose map differs a little from that of prediction. The
-    prediction is calibrated with the prior shift of training. The new entries are returned, and written into the
-    checkpoint.
+    The prediction is calibrated with the prior shift of training; the checkpoint's new entries are returned.
     """
     hist = count_log_odds(replace(prediction, precision="fp32"), validation)
     decision = choose_decision(hist, prediction.calibration.prior_shift)
@@ -316,11 +312,7 @@ def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[_
 
 
 def combine(models: Mapping[str, Model]) -> dict[str, Any]:
-    """The checkpoint of an ensemble (`mitoseg.networks.Ensemble`) from its members, by the names of their files.
-
-    Its threshold is the mean of the members' and its own calibration changes nothing, until `finish_checkpoint`
-    chooses both on validation slabs.
-    """
+    """The checkpoint of an ensemble from its members, by file; `finish_checkpoint` may choose a better threshold."""
     if len(models) < 2:
         raise UserError("an ensemble needs two checkpoints or more", list(models), "give checkpoints=[A,B,C]")
     for name, model in models.items():

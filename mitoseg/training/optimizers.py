@@ -48,17 +48,14 @@ def adamw(network: nn.Module, lr: float = 1e-3, weight_decay: float = 1e-2, fuse
 def stages(optimizer: Optimizer, steps: int, shares: Sequence[float] = (30, 10, 5), factor: float = 0.1) -> LambdaLR:
     """Constant rate in stages whose lengths are shares of the run, each ``factor`` times the one before.
 
-    With 45 epochs and the default shares these are the stock 30, 10 and 5 epochs; with fewer epochs the ratio stays.
+    With 45 epochs and the default shares these are the stock 30, 10 and 5 epochs.
     """
     ends = [steps * part / sum(shares) for part in accumulate(shares)]
     return LambdaLR(optimizer, lambda step: factor ** min(sum(step >= end for end in ends), len(ends) - 1))
 
 
 def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.15, final: float = 1e-3) -> LambdaLR:
-    """Linear warm-up over a share of the steps, then half a cosine down to ``final`` times the optimizer's rates.
-
-    Source: Loshchilov and Hutter, 2017.
-    """
+    """Linear warm-up, then half a cosine (Loshchilov and Hutter, 2017) down to ``final`` times the peak."""
     rise = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
