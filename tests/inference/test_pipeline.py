@@ -11,11 +11,8 @@ from mitoseg.inference.predictor import run_overlapped
 def test_items_go_through_in_order():
     seen = []
     run_overlapped(range(7), lambda i: i * 10, lambda i, s: s + i, lambda i, r: seen.append((i, r)))
-    assert seen == [(i, 11 * i) for i in range(7)]
-
-
-def test_nothing_to_do():
     run_overlapped([], lambda i: i, lambda i, s: s, lambda i, r: None)
+    assert seen == [(i, 11 * i) for i in range(7)]
 
 
 def test_the_stages_work_at_the_same_time():

@@ -56,15 +56,6 @@ def test_any_turn_turns_the_result_of_all_48():
         np.testing.assert_allclose(turned, symmetry.turn_array(result), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["dense", "strided"])
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_the_tile_does_not_matter_to_the_last_bit(method, ndim):
-    network, image = shaken(SmallBlock(ndim)), grey(SHAPE)
-    results = [predict(network, image, tile, tta="axes", method=method) for tile in [None, *TILES]]
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
-
-
 @pytest.mark.parametrize(("ndim", "channels"), [(2, 3), (3, 1)])
 def test_tiles_that_are_filled_up_beyond_the_volume(ndim, channels):
     """As compiled code needs them, along every axis."""

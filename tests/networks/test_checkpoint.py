@@ -92,19 +92,18 @@ def test_hostile_config_runs_nothing(config, tmp_path, monkeypatch):
 
 
 MONAI = "monai.networks.nets."
-PLANAR = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+CHANNELS = {"in_channels": 1, "out_channels": 2}
+PLANAR = {"spatial_dims": 2, **CHANNELS}
 LEVELS = PLANAR | {"channels": [16, 32], "strides": [2]}
+WIDE = PLANAR | {"channels": [64, 8192, 8192], "strides": [2, 2]}
+FIRST = {"name": "conv_0", "n_features": 1, "kernel_size": 3}
+REPEATED = {"name": "res_1", "n_features": 1, "kernels": [], "repeat": 16_000}
+MOMENTS = {"normalization": {"mean": 0.0, "std": 1.0}}
 GREEDY = [
     {"_target_": f"{MONAI}HoVerNet", "pretrained_url": "http://127.0.0.1:9/weights"},
     {"_target_": f"{MONAI}EfficientNetBN", "model_name": "efficientnet-b0"},  # pretrained unless told otherwise
-    {
-        "_target_": f"{MONAI}FlexibleUNet",
-        "in_channels": 3,
-        "out_channels": 2,
-        "backbone": "resnet18",
-        "pretrained": True,
-    },
-    {"_target_": f"{MONAI}UNet", **PLANAR, "channels": [64, 8192, 8192], "strides": [2, 2]},
+    {"_target_": f"{MONAI}FlexibleUNet", **CHANNELS, "in_channels": 3, "backbone": "resnet18", "pretrained": True},
+    {"_target_": f"{MONAI}UNet", **WIDE},
     {"_target_": f"{MONAI}UNet", **LEVELS, "num_res_units": 10**8},
     {"_target_": f"{MONAI}UNet", **LEVELS, "num_res_units": 16_000},
     {"_target_": f"{MONAI}UNet", **PLANAR, "channels": [16] * 5000, "strides": [1] * 4999},
@@ -112,24 +111,12 @@ GREEDY = [
     {"_target_": f"{MONAI}ViT", "in_channels": 1, "img_size": [4096] * 3, "patch_size": [2] * 3},
     {"_target_": f"{MONAI}UNet", **LEVELS, "name": "../../weights"},
     {"_target_": "mitoseg.networks.UNet", "filters": [10**4] * 3, "strides": [2, 2]},
-    {
-        "_target_": f"{MONAI}HighResNet",
-        "layer_params": [
-            {"name": "conv_0", "n_features": 1, "kernel_size": 3},
-            *[{"name": "res_1", "n_features": 1, "kernels": [], "repeat": 16_000}] * 99,
-        ],
-    },
+    {"_target_": f"{MONAI}HighResNet", "layer_params": [FIRST, *[REPEATED] * 99]},
     {"_target_": f"{MONAI}UNet", **LEVELS, "adn_ordering": "D" * 10**6, "dropout": 0.1},
     {
         "_target_": "mitoseg.networks.Ensemble",
-        "normalization": {"mean": 0.0, "std": 1.0},
-        "members": [
-            {
-                "name": f"{MONAI}UNet",
-                "arguments": PLANAR | {"channels": [64, 8192, 8192], "strides": [2, 2]},
-                "normalization": {"mean": 0.0, "std": 1.0},
-            }
-        ],
+        **MOMENTS,
+        "members": [{"name": f"{MONAI}UNet", "arguments": WIDE, **MOMENTS}],
     },
 ]
 
@@ -174,13 +161,7 @@ def test_a_library_that_is_imported_while_building_may_make_its_cache(imported, 
         {"_target_": f"{MONAI}UNet", **LEVELS},
         {"_target_": f"{MONAI}SwinUNETR", "in_channels": 1, "out_channels": 2, "feature_size": 12, "depths": [1] * 4},
         {"_target_": f"{MONAI}AttentionUnet", **LEVELS},
-        {
-            "_target_": f"{MONAI}UNETR",
-            "in_channels": 1,
-            "out_channels": 2,
-            "img_size": [16, 32, 32],
-            "hidden_size": 96,
-        },
+        {"_target_": f"{MONAI}UNETR", **CHANNELS, "img_size": [16, 32, 32], "hidden_size": 96},
         {"_target_": f"{MONAI}SegResNet", "spatial_dims": 3, "init_filters": 8, "out_channels": 2},
     ],
     ids=lambda c: c["_target_"].rpartition(".")[2],
@@ -262,7 +243,7 @@ ONE = torch.zeros(2**20)
 )
 def test_weights_that_claim_more_than_the_file_holds(weights, told, tmp_path):
     weights = {f"network.{name}": weight for name, weight in weights.items()}
-    greedy = {"_target_": f"{MONAI}UNet", **PLANAR, "channels": [64, 8192, 8192], "strides": [2, 2]}
+    greedy = {"_target_": f"{MONAI}UNet", **WIDE}
     torch.save({"state_dict": weights, KEY: record(network=greedy)}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=told):
         load_model(tmp_path / "a.ckpt")

@@ -5,7 +5,6 @@ import torch
 
 from mitoseg.errors import UserError
 from mitoseg.networks import UNet
-from mitoseg.networks.checkpoint import build_network
 from mitoseg.networks.unets import fold, unfold
 
 
@@ -16,7 +15,6 @@ def test_folding_slices_is_torch_s_pixel_unshuffle(factor):
     assert folded.shape == (2, 3 * factor[0] * factor[1], 12 // factor[0], 24 // factor[1])
     if factor[0] == factor[1]:
         torch.testing.assert_close(folded, torch.nn.functional.pixel_unshuffle(image, factor[0]))
-        torch.testing.assert_close(unfold(folded, factor), torch.nn.functional.pixel_shuffle(folded, factor[0]))
     assert torch.equal(unfold(folded, factor), image)
 
 
@@ -67,41 +65,9 @@ def test_deep_supervision_is_for_training_alone():
         ({"filters": [4, 8, 8], "strides": [2]}, "do not fit together"),
         ({"filters": [4, 8, 8], "strides": [2, [2, 2, 2]]}, "not a size for 2 axes"),
         ({"stem": 0}, "not a size for 2 axes"),
+        ({"filters": [4, 8, 8, 8]}, r"multiples of \[16, 16\]"),
     ],
 )
 def test_sizes_that_do_not_fit_are_told(options, line):
     with pytest.raises(UserError, match=line):
-        UNet(2, **options)
-
-
-def test_a_tile_of_the_wrong_size_is_told():
-    with pytest.raises(UserError, match=r"multiples of \[16, 16\]"):
-        UNet(2, filters=[4, 8, 8, 8])(torch.randn(1, 1, 40, 32))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {
-            "_target_": "mitoseg.networks.UNet",
-            "spatial_dims": 3,
-            "filters": [4, 8, 8],
-            "strides": [2, 2],
-            "tile": [8, 64, 64],
-        },
-        {
-            "_target_": "monai.networks.nets.SegResNet",
-            "spatial_dims": 3,
-            "init_filters": 8,
-            "in_channels": 1,
-            "out_channels": 2,
-        },
-    ],
-)
-def test_a_checkpoint_s_config_builds_it(config):
-    network = build_network(config)
-    again = build_network(config)
-    again.load_state_dict(network.state_dict())
-    image = torch.randn(1, 1, 16, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(network.eval()(image), again.eval()(image))
+        UNet(2, **options)(torch.randn(1, 1, 40, 32))
