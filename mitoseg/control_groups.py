@@ -36,7 +36,9 @@ def memory_available(root: Path = Path("/")) -> int:
         limit = min(filter(None, (_number(folder / name) for name in limits)), default=None)
         used = _number(folder / current)
         if limit is not None and used is not None:
-            left.append(limit - max(0, used - _inactive_file(folder, version)))
+            unused = "inactive_file" if version == 2 else "total_inactive_file"  # pages of files, not used lately
+            match = re.search(rf"^{unused} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            left.append(limit - max(0, used - (int(match[1]) if match else 0)))
     return max(0, int(min(left)))
 
 
@@ -89,13 +91,6 @@ def _left_by_resource_limits() -> Iterator[int]:
             most = resource.getrlimit(limit)[0]
             if most != resource.RLIM_INFINITY and hasattr(memory, field):
                 yield most - getattr(memory, field)
-
-
-def _inactive_file(folder: Path, version: int) -> int:
-    """Bytes of a group's memory that hold pages of files, not used lately."""
-    name = "inactive_file" if version == 2 else "total_inactive_file"
-    match = re.search(rf"^{name} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-    return int(match[1]) if match else 0
 
 
 def _number(path: Path) -> int | None:

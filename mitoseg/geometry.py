@@ -141,9 +141,7 @@ def tiles(box: Box, shape: Sequence[int]) -> Iterator[Box]:
     >>> [str(t) for t in tiles(Box((0, 0), (3, 5)), (2, 4))]
     ['[0:2,0:4]', '[0:2,4:5]', '[2:3,0:4]', '[2:3,4:5]']
     """
-    axes = [range(a, b, n) for a, b, n in zip(box.start, box.stop, shape, strict=True)]
-    for start in itertools.product(*axes):
-        yield Box(start, tuple(a + n for a, n in zip(start, shape, strict=True))).clip(box)
+    return meeting(box, shape, box)
 
 
 def meeting(box: Box, shape: Sequence[int], part: Box) -> Iterator[Box]:

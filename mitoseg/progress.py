@@ -63,19 +63,19 @@ class Task:
     def line(self) -> str:
         """Such as ``predicting a.tif: 120 tiles, 25 %, 0.52 megavoxels/s, 0:03:20 left``."""
         seconds, new = time.monotonic() - self._start, self.done - self._before
-        told = [f"{self.pieces} tiles"] if self.unit == "voxels" else []
+        parts = [f"{self.pieces} tiles"] if self.unit == "voxels" else []
         if self.unit == "blocks":
-            told = [f"{self.done:.0f} of {self.total:.0f} blocks"]
+            parts = [f"{self.done:.0f} of {self.total:.0f} blocks"]
         if self.total:
-            told.append(f"{100 * self.done / self.total:.0f} %")
+            parts.append(f"{100 * self.done / self.total:.0f} %")
         elif self.unit == "bytes":
-            told.append(f"{self.done / 1e6:.0f} MB")
-        told.append(self.speed())
+            parts.append(f"{self.done / 1e6:.0f} MB")
+        parts.append(self.speed())
         if self.total and new:
-            told.append(f"{clock(seconds * (self.total - self.done) / new)} left")
+            parts.append(f"{clock(seconds * (self.total - self.done) / new)} left")
         else:
-            told.append(f"{clock(seconds)} so far")
-        return f"{self.title}: {', '.join(filter(None, told))}"
+            parts.append(f"{clock(seconds)} so far")
+        return f"{self.title}: {', '.join(filter(None, parts))}"
 
 
 def on_terminal() -> bool:
@@ -99,7 +99,7 @@ def clock(seconds: float) -> str:
 def progress(
     title: str, total: float | None = None, *, done: float = 0.0, unit: str = "", show: bool = True
 ) -> Iterator[Task]:
-    """Show how far something is until the block ends; the task that it yields is told what is done."""
+    """Show how far something is until the block ends; report what is done to the task that it yields."""
     task = Task(title, total, done, unit)
     if not show:
         yield task

@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +20,11 @@ LIBRARIES = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy"
 SOURCE = Path(__file__).resolve().parents[1]
 
 
-def collect(command: Sequence[str] | None = None, **more: object) -> dict[str, object]:
+def collect(**more: object) -> dict[str, object]:
     """Record what is needed to make a result again; write it beside the result.
 
-    ``command`` is by default that of this process, and ``arguments`` what ``sys.argv`` holds now: inside a command of
-    mitoseg the arguments that run this one job again, also from within a sweep.
+    ``arguments`` is what ``sys.argv`` holds now: inside a command of mitoseg what runs this one job again,
+    also from within a sweep.
     """
     commit, dirty = git_state(SOURCE)
     return {
@@ -38,7 +37,7 @@ def collect(command: Sequence[str] | None = None, **more: object) -> dict[str, o
         "cpus": os.cpu_count(),
         "devices": devices(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(sys.orig_argv if command is None else command),
+        "command": list(sys.orig_argv),
         "arguments": sys.argv[1:],
         **more,
     }

@@ -187,14 +187,14 @@ def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def write_json(path: Path | str, data: object, *, overwrite: bool = True) -> None:
+def write_json(path: Path | str, data: object) -> None:
     """Write plain data as indented JSON, atomically; NaN and infinities become ``null``.
 
     Mappings, sequences, sets, paths and numpy scalars and arrays are taken.
     """
     text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
     escaped = text.encode(errors="backslashreplace").decode()  # of names that are no UTF-8, as JSON writes such
-    write_text(path, escaped + "\n", overwrite=overwrite)
+    write_text(path, escaped + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

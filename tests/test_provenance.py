@@ -39,10 +39,6 @@ def test_a_record_is_json_and_true():
     assert record["devices"]
 
 
-def test_a_command_can_be_given():
-    assert collect(["mitoseg", "train"])["command"] == ["mitoseg", "train"]
-
-
 def test_commit_and_changes_of_a_clone(clone):
     commit = git(clone, "rev-parse", "HEAD")
     assert git_state(clone) == (commit, False)

@@ -189,7 +189,7 @@ class DaskEngine(Engine):
         return {name: os.path.abspath(path) for name, path in files.items()}
 
     def _start_cluster(self) -> Any:  # noqa: ANN401 (Dask has no types)
-        """Workers of our own, deaf to Ctrl-C, with no page that anybody may look at unless that is wanted."""
+        """Workers of our own, spared Ctrl-C, without Dask's web pages unless they are wanted."""
         dask = import_extra("dask", "distributed", "cluster")
         if self.dashboard is not None and importlib.util.find_spec("bokeh") is None:
             raise UserError("engine.dashboard needs a library", "bokeh", "run pip install bokeh, or leave it out")

@@ -138,26 +138,26 @@ def find_source(options: BenchmarkOptions) -> Source:
 
 
 def make_jobs(
-    given: BenchmarkOptions, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
+    options: BenchmarkOptions, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
 ) -> list[Job]:
     """What is to be run for each method (call it inside a run)."""
-    config, words = split_words(sys.argv[2:])  # of this very run, as `mitoseg.cli.ranks.job_environment` has set it
-    words = [word for word in words if key_of(word) not in _NOT_PASSED_ON]
-    training = training_words(
+    config, given = split_words(sys.argv[2:])  # of this very run, as `mitoseg.cli.ranks.job_environment` has set it
+    arguments = [argument for argument in given if key_of(argument) not in _NOT_PASSED_ON]
+    training = training_arguments(
         source,
-        seed=given.seed,
-        accelerator=given.accelerator,
-        prediction=given.prediction,
-        progress=given.progress,
+        seed=options.seed,
+        accelerator=options.accelerator,
+        prediction=options.prediction,
+        progress=options.progress,
     )
     jobs = []
     for method in methods:
-        options = {**method.record(), **common}
+        found = {**method.record(), **common}
         if method.estimator is None:
-            options["prediction"] = given.prediction
+            found["prediction"] = options.prediction
         if method.checkpoint is not None:
-            options["checkpoint_sha256"] = fingerprint(method.checkpoint).sha256
-        jobs.append(Job(method, folder / method.name, options, words, training, config))
+            found["checkpoint_sha256"] = fingerprint(method.checkpoint).sha256
+        jobs.append(Job(method, folder / method.name, found, arguments, training, config))
     return jobs
 
 
@@ -195,7 +195,7 @@ class Job:
     Attributes:
         folder: Its own.
         options: What its result depends on.
-        words: Of the benchmark, without those that say where.
+        arguments: Of the benchmark, without those that say where.
         training: Arguments that every training gets: data, seed, device.
         config: Options of Hydra's that choose the config.
     """
@@ -203,20 +203,20 @@ class Job:
     method: Method
     folder: Path
     options: Mapping[str, Any]
-    words: Sequence[str]
+    arguments: Sequence[str]
     training: Sequence[str]
     config: Sequence[str] = ()
 
     def commands(self) -> list[list[str]]:
         """What is still to be started, in this order."""
         where = f"hydra.run.dir={literal(str(self.folder))}"
-        scoring = [*PROGRAM, "benchmark", *self.config, *self.words, f"job={self.method.name}", where]
+        scoring = [*PROGRAM, "benchmark", *self.config, *self.arguments, f"job={self.method.name}", where]
         trains = self.method.train is not None and self.method.checkpoint is None
         if not trains or (self.folder / TRAIN / "metrics.json").is_file():
             return [scoring]
         key = "resume" if (self.folder / LAST).is_file() else "hydra.run.dir"
-        words = [*self.training, *(self.method.train or ()), f"{key}={literal(str(self.folder / TRAIN))}"]
-        return [[*PROGRAM, "train", *self.config, *words], scoring]
+        arguments = [*self.training, *(self.method.train or ()), f"{key}={literal(str(self.folder / TRAIN))}"]
+        return [[*PROGRAM, "train", *self.config, *arguments], scoring]
 
 
 def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
@@ -257,16 +257,16 @@ def attempt(job: Job) -> None:
             if code:
                 break
     finally:
-        told = read_json(outcome)
+        report = read_json(outcome)
         outcome.unlink(missing_ok=True)
         record.pop("process", None)
         record["status"] = "finished" if code == 0 else "interrupted" if code is None else "failed"
-        record["error"] = None if code == 0 else told.get("error") or why(code)
+        record["error"] = None if code == 0 else report.get("error") or why(code)
         record["seconds"] = round(seconds + time.time() - start, 1)
         write_json(job.folder / RECORD, record)
 
 
-def training_words(source: Source, *, seed: int, accelerator: str, prediction: str, progress: bool) -> list[str]:
+def training_arguments(source: Source, *, seed: int, accelerator: str, prediction: str, progress: bool) -> list[str]:
     """Words that every training of a benchmark gets: the same data and split, and no look at the test volume."""
     data = [f"{key}={word_value(value)}" for key, value in source.leaves().items()]
     looks = ["test=false", "figures=false", "save_overlays=0", f"trainer.enable_progress_bar={word_value(progress)}"]

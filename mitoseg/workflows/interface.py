@@ -314,8 +314,8 @@ def label(
         voxel_size: (z, y, x) in nm, which only options in nm need; None: the file's.
         output: A file to write instead; what is there is refused.
         threshold: Of probabilities; arrays of them need it, files say it.
-        labelling: How; None: connected components. ``mitoseg.Labelling(split=True)`` cuts touching mitochondria.
-        progress: Called with the share of the blocks that are looked at, from 0 to 1.
+        labelling: None: connected components. ``mitoseg.Labelling(split=True)`` cuts touching mitochondria.
+        progress: Called with the share that is done, from 0 to 1.
 
     Returns:
         Instance numbers (z, y, x) of uint32, 0 is background; with ``output`` the written file as a lazy volume.
@@ -418,8 +418,8 @@ def evaluate(
         instances: Score mitochondria one by one; True: a mask is numbered first; None: if the prediction is numbered.
         labelling: How it is numbered; None: connected components.
         bands: Widths of the bands along the border that are left out, in voxels of the smallest spacing.
-        bootstrap: Draws for the 95 % intervals, with ``seed``; 0 for none.
-        seed: See there.
+        bootstrap: Draws for the 95 % intervals; 0 for none.
+        seed: Of the draws.
 
     Returns:
         What ``metrics.json`` of the command holds, docs/EVALUATION.md explains it: ``jaccard_foreground``,

@@ -45,7 +45,7 @@ from mitoseg.volumes.staging import StagedVolume, holds_finished, stage_folder
 from mitoseg.volumes.zarrs import ZarrVolume
 from mitoseg.workflows.many import DONE, FAILED, NAME, Row, plan_rows, read_rows, write_rows
 from mitoseg.workflows.options import PredictOptions
-from mitoseg.workflows.remote import Remote, check_shared_storage, decide_together, predict_on_workers
+from mitoseg.workflows.remote import check_shared_storage, decide_together, predict_on_workers
 from mitoseg.workflows.session import (
     Prepared,
     Session,
@@ -68,8 +68,8 @@ NEUTRAL = (
     *("engine", "devices", "workers", "memory"),
     *("missing_chunks", "missing_slices"),  # which refuse a volume or read it
 )
-"""Options that change no voxel. Every other one makes a command another than the next: a killed run is taken up by the
-same command alone."""
+"""Options that change no voxel. Every other one makes a command another than the next: a killed run is continued by
+the same command alone."""
 
 VOLATILE = ("input_files", "checkpoint_sha256", "mitoseg", "torch")
 """What may change between two runs of one command; then what was computed is out of date."""
@@ -118,18 +118,9 @@ def predict_one(
     tell: Tell,
     on_written: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
-    """Predict one volume; after a kill, no more is done again than what was left to be done.
+    """Predict one volume, and return what was decided for it; a killed prediction is continued.
 
-    Args:
-        options: Of this volume.
-        session: What all volumes share.
-        source: The input.
-        report: Where a report goes, if there is to be one.
-        tell: Takes what was written.
-        on_written: Called when the output and the report are there, before it is forgotten how they were made.
-
-    Returns:
-        What was decided for it.
+    ``on_written`` is called when the output and the report are there, before it is forgotten how they were made.
     """
     steps, labelling = chosen_steps(options.postprocess), instantiate(options.labelling)
     instances = options.save == INSTANCES
@@ -210,7 +201,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
         " x ".join(map(str, tile)),
     )
     voxel_size = volume.voxel_size or predictor.prediction.voxel_size
-    if volume.voxel_size is None and voxel_size is not None and options.resample != "auto":  # which has told it
+    if volume.voxel_size is None and voxel_size is not None and options.resample != "auto":  # which logs it itself
         log.warning(
             "%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", options.input, voxel_size
         )
@@ -220,34 +211,28 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
     if stage.done:
         log.info("going on: %d of %d tiles are done", len(stage.done), stage.count)
     try:
-        predict_tiles(options, session, predictor, remote, stage)
+        title, compiled = Path(options.input).name, decisions["compile"]
+        if remote is not None:
+            show = options.progress
+            predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=show)
+            return
+        if compiled:
+            log.info("compiling: the first tile takes ten seconds or more")
+            predictor.compile(stage.tile)
+        predict_with_progress(
+            predictor,
+            volume,
+            stage,
+            tile=stage.tile,
+            done=frozenset(stage.done),
+            done_voxels=sum(part.size for part in stage.done),
+            title=title,
+            show=options.progress,
+        )
     except BaseException:
         if stage.done:
             log.warning("%d of %d tiles are kept: the same command goes on from there", len(stage.done), stage.count)
         raise
-
-
-def predict_tiles(
-    options: PredictOptions, session: Session, predictor: Predictor, remote: Remote | None, stage: StagedVolume
-) -> None:
-    """Predict the tiles that are missing."""
-    title, compiled = Path(options.input).name, stage.decisions["compile"]
-    if remote is not None:
-        predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=options.progress)
-        return
-    if compiled:
-        log.info("compiling: the first tile takes ten seconds or more")
-        predictor.compile(stage.tile)
-    predict_with_progress(
-        predictor,
-        predictor.volume,
-        stage,
-        tile=stage.tile,
-        done=frozenset(stage.done),
-        done_voxels=sum(part.size for part in stage.done),
-        title=title,
-        show=options.progress,
-    )
 
 
 def finish(
@@ -309,7 +294,7 @@ def check_places(source: str, output: str) -> None:
 
 
 def open_input(options: PredictOptions) -> Volume:
-    """The volume to predict; missing chunks or slices are refused or told."""
+    """The volume to predict; missing chunks or slices are refused or warned of."""
     volume = open_volume(options.input, axes=options.axes, voxel_size=options.voxel_size)
     if isinstance(volume, ZarrVolume):
         volume.check_scale()

@@ -44,14 +44,8 @@ Decisions = dict[str, Any]
 class Remote:
     """A prediction without its network, which every worker loads for itself.
 
-    Attributes:
-        checkpoint: Absolute path.
-        sha256: Of the checkpoint.
-        trust: As `load_model`.
-        settings: All fields of `Prediction` but the network.
-        volume: Opened; it holds where the voxels lie, not the voxels.
-        device: ``cpu``, ``cuda`` or ``mps``; of several of a machine, workers take one each.
-        threads: For computing on a CPU.
+    ``settings`` are all fields of `Prediction` but the network; ``volume`` holds where the voxels lie, not the voxels.
+    Of several GPUs of a machine, workers take one each; ``threads`` are for computing on a CPU.
     """
 
     checkpoint: str
@@ -189,15 +183,10 @@ def compare_workers(workers: Sequence[WorkerInfo], accelerator: str) -> Workers:
 
 
 def find_files(sizes: Mapping[str, tuple[str, int | None]], token: Path, text: str) -> tuple[str, str | UserError]:
-    """Look on a worker for files and for a token that the coordinator has written, and leave one beside it.
+    """Look on a worker for files, and for a token that the coordinator has written; leave another one beside it.
 
-    Args:
-        sizes: For what each file is, its path and its bytes (None: a folder).
-        token: The coordinator's.
-        text: What it wrote there.
-
-    Returns:
-        The machine's name, and the name of the worker's own token or what is wrong.
+    ``sizes`` has path and bytes (None: a folder) by what a file is; ``text`` is what the token holds. Returns the
+    machine's name, and the name of the worker's own token or what is wrong.
     """
     machine, folder = socket.gethostname(), str(token.parent)
     for what, (path, size) in sizes.items():
@@ -226,11 +215,8 @@ def check_shared_storage(
 ) -> None:
     """Check that every worker sees some files, and that it and we see what the other writes in a folder.
 
-    Args:
-        engine: Whose workers.
-        files: By what they are, such as "checkpoint".
-        folder: Where all of them will write.
-        patience: Seconds in which what a worker writes must appear here.
+    ``files`` are named by what they are, such as "checkpoint"; what a worker writes must appear here within
+    ``patience`` seconds.
     """
     sizes = {
         what: (os.path.abspath(path), None if os.path.isdir(path) else os.path.getsize(path))

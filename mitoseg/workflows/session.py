@@ -124,16 +124,7 @@ def cleaned(
 
 @dataclass(frozen=True)
 class Session:
-    """What all volumes of one run share.
-
-    Attributes:
-        engine: Started.
-        workers: Its workers; None where this process computes.
-        model: Loaded once, from ``checkpoint``.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        precision: ``fp32`` or ``bf16``.
-        trust: Whether the checkpoint's network may come from anywhere.
-    """
+    """What all volumes of one run share; ``workers`` is None where this process computes."""
 
     engine: Engine
     workers: Workers | None
@@ -232,15 +223,10 @@ def prepare(
     resample: object,
     kind: str,
 ) -> Prepared:
-    """Adapt a volume to what a model was trained on.
+    """Adapt a volume to what a model was trained on; see `adapt_greys` and `resample_input`.
 
-    Args:
-        model: What predicts.
-        source: The input.
-        make: Makes the prediction of the volume's own normalisation, if it has one, and of what the tiles hold.
-        normalize: See `adapt_greys`.
-        resample: See `resample_input`.
-        kind: What the tiles are to hold; a mask of a resampled volume is made of whole probabilities.
+    ``make`` makes the prediction of the volume's own normalisation, if it has one, and of what the tiles hold: that is
+    ``kind``, but a mask of a resampled volume is made of whole probabilities.
     """
     seen = resample_input(resample, source, model)
     with waiting("looking at the grey values"):

@@ -181,7 +181,7 @@ def build(
 
 @contextmanager
 def built_from(key: str) -> Iterator[None]:
-    """What a part cannot be built from is told with its key; the traceback shows with ``hydra.verbose=true``."""
+    """Name the key of a part that cannot be built; the traceback shows with ``hydra.verbose=true``."""
     try:
         yield
     except Exception as error:
@@ -247,7 +247,7 @@ def train(
 
 
 def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
-    """The datamodule, told what the network sees."""
+    """The datamodule, for what the network sees."""
     augmentation = instantiate(cfg.augmentation) or None
     if augmentation is not None and cfg.data.tile is None:
         what = "augmentation= is for training on tiles; blocks are augmented by data.augment="

@@ -13,7 +13,7 @@ from mitoseg.datasets import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume
-from mitoseg.workflows.benchmark import training_words
+from mitoseg.workflows.benchmark import training_arguments
 
 CONF = default_config_dir()
 
@@ -53,7 +53,7 @@ def test_training_gets_the_very_data_of_the_benchmark(name):
             "data.test.image=[a.tif,b.tif]",
         ]
     source = source_of(*words, name=name)
-    passed = training_words(source, seed=3, accelerator="cpu", prediction="auto", progress=False)
+    passed = training_arguments(source, seed=3, accelerator="cpu", prediction="auto", progress=False)
     for experiment in ("paper_tiles", "unet25d") if name == "phantom" else ("unet25d",):
         cfg = composed("train", *passed, f"experiment={experiment}")
         again = read_source(name, OmegaConf.to_container(cfg.data, resolve=True), {}, ())

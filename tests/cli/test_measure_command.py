@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from tiny_training import command
 
+from mitoseg.geometry import Box
 from mitoseg.volumes import create_volume, open_volume
 
 SIZE = (20.0, 10.0, 10.0)
@@ -42,14 +43,8 @@ def place(tmp_path_factory):
         metadata = {} if kind is None else {"kind": kind, "threshold": 0.5}
         path = str(folder / f"{name}.tif")
         with create_volume(path, array.shape, array.dtype, voxel_size=SIZE, metadata=metadata) as writer:
-            writer.write(open_box(array), array)
+            writer.write(Box.of_shape(array.shape), array)
     return folder
-
-
-def open_box(array):
-    from mitoseg.geometry import Box
-
-    return Box.of_shape(array.shape)
 
 
 @pytest.fixture

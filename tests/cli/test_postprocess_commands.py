@@ -1,6 +1,7 @@
 """``postprocess=`` in predict and evaluate."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,13 +46,7 @@ def test_a_clean_mask_is_the_steps_applied_to_the_probability(run, output):
     np.testing.assert_array_equal(mask.read(), expected)
     assert mask.info.metadata["kind"] == "mask"
     assert mask.info.metadata["postprocess"]["z_median"] == 3
-    assert not list(mask_leftovers())
-
-
-def mask_leftovers():
-    from pathlib import Path
-
-    return Path().glob(".*unfinished")
+    assert not list(Path().glob(".*unfinished"))
 
 
 def test_evaluate_applies_the_same_steps(run, tmp_path):

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 import mitoseg
 from mitoseg.cli.launch import default_config_dir
+from mitoseg.datasets.synthetic import generate_phantom
 from mitoseg.geometry import Box
 from mitoseg.storage import plain
 from mitoseg.volumes import create_volume, open_volume
@@ -208,6 +209,27 @@ def test_what_is_wrong_is_told_in_one_line(model, call, words):
         call(model)
     assert "\n" not in str(caught.value)
     assert set(Path().iterdir()) == before
+
+
+def test_training_gives_a_model_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image, truth, _ = generate_phantom((10, 64, 96), seed=3)
+    data = {"positions": "any", "label_rule": "center", "balance": "subsample", "epoch_blocks": 100, "batch_size": 50}
+    options = {f"data.{key}": value for key, value in data.items()} | {"trainer.accelerator": "cpu"}
+    options |= {"data.validation_stride": 8, "data.validation.share": 0.3, "trainer.log_every_n_steps": 1}
+    model = mitoseg.train(image, truth, SIZE, epochs=1, **options)
+    assert model.voxel_size == SIZE
+    assert model.segment(image, SIZE).shape == image.shape
+    for wrong, words in (
+        ({"epoch": 1}, "no such option: 'epoch'"),
+        ({"epochs": "many"}, "'many'"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(mitoseg.UserError, match=words):
+            mitoseg.train(image, truth, SIZE, **options, **wrong)
+    with pytest.raises(mitoseg.UserError, match="exists"):
+        mitoseg.train(image, truth, SIZE, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_into_memory_is_told(model, monkeypatch):

@@ -1,8 +1,7 @@
-"""Dask workers as an engine, real processes; some of them are killed."""
+"""What is particular to Dask workers: certificates, schedulers, SLURM; test_engines.py has what all engines do."""
 
 import logging
 import os
-import signal
 import socket
 import ssl
 import sys
@@ -15,9 +14,9 @@ from pathlib import Path
 import pieces
 import psutil
 import pytest
-from test_local import mapped
+from test_engines import mapped
 
-from mitoseg.engines import DaskEngine, EngineError, Prepared, SlurmEngine
+from mitoseg.engines import DaskEngine, EngineError, SlurmEngine
 from mitoseg.engines import on_dask as module
 from mitoseg.errors import UserError
 
@@ -25,24 +24,14 @@ pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """Where what the workers print goes."""
-    return tmp_path_factory.mktemp("dask") / "stderr"
-
-
 BEFORE = []
 """Addresses at which this process listened before there was an engine, for other tests."""
 
 
 @pytest.fixture(scope="module")
-def engine(said):
+def engine():
     BEFORE.extend(listening())
-    before = os.dup(2)
-    with said.open("w") as file:
-        os.dup2(file.fileno(), 2)
     with DaskEngine(2) as running:
-        os.dup2(before, 2)
         yield running
 
 
@@ -50,14 +39,6 @@ def listening():
     """Addresses at which this process and those it has started listen."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return [c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-
-
-def test_every_item_is_done_once_by_workers_that_are_other_processes(engine):
-    assert mapped(engine, pieces.square, range(40)) == {n: n * n for n in range(40)}
-    places = engine.ask(pieces.where)
-    assert sorted(index for _, index in places) == [0, 1]
-    assert len({pid for pid, _ in places} - {os.getpid()}) == 2
-    assert mapped(engine, pieces.square, []) == {}
 
 
 def test_only_this_machine_can_connect_and_only_with_the_certificate(engine):
@@ -101,37 +82,6 @@ def test_a_scheduler_with_certificates(engine, tmp_path):
         DaskEngine(**words)
 
 
-def test_a_worker_killed_before_the_first_item_is_replaced(engine):
-    before = [pid for pid, _ in engine.ask(pieces.where)]
-    os.kill(before[0], signal.SIGKILL)
-    places = engine.ask(pieces.where)
-    assert sorted(index for _, index in places) == [0, 1]
-    assert before[0] not in {pid for pid, _ in places}
-    with pytest.raises(EngineError, match="3 Dask workers died before the work began"):
-        engine.ask(pieces.die)
-
-
-def test_an_error_of_the_function_ends_the_run_and_the_engine_goes_on(engine, said):
-    done = []
-    with pytest.raises(UserError, match="no such number: 3; choose another"):
-        engine.map(pieces.refuse_three, range(3000), lambda number, _: done.append(number))
-    assert len(done) < 1500
-    assert mapped(engine, pieces.square, range(5)) == {n: n * n for n in range(5)}
-    assert said.read_text() == ""
-
-
-def test_a_prepared_function_is_made_once_in_each_worker(engine, tmp_path):
-    assert mapped(engine, Prepared(pieces.Making(tmp_path)), range(20)) == {n: n * n for n in range(20)}
-    made = [path.name.split(".")[0] for path in tmp_path.iterdir()]
-    assert len(made) == len(set(made)) <= 2
-
-
-def test_what_a_killed_worker_had_is_done_by_another(engine, tmp_path):
-    found = mapped(engine, pieces.KillOnce(tmp_path, 5), range(20))
-    assert sorted(found) == list(range(20))
-    assert (tmp_path / "killed").exists()
-
-
 def test_a_worker_without_mitoseg(engine, monkeypatch):
     monkeypatch.setattr(module, "__name__", "mitoseg.engines_of_another_version")
     with pytest.raises(UserError, match=r"has no such mitoseg \(No module named .*; install the same"):
@@ -162,16 +112,13 @@ def test_without_the_extra(monkeypatch):
         SlurmEngine()._make_cluster()
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "long", True])
-def test_a_timeout(timeout):
-    with pytest.raises(UserError, match="timeout is not a number of seconds"):
-        DaskEngine(timeout=timeout)
-
-
-@pytest.mark.parametrize("port", [-1, 1 << 16, "8787", True])
-def test_a_port(port):
-    with pytest.raises(UserError, match=r"engine.dashboard is not a port"):
-        DaskEngine(dashboard=port)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*(("timeout", v) for v in (0, -1, "long", True)), *(("dashboard", v) for v in (-1, 1 << 16, "8787", True))],
+)
+def test_values_that_are_refused(key, value):
+    with pytest.raises(UserError, match=r"timeout is not a number of seconds|engine.dashboard is not a port"):
+        DaskEngine(**{key: value})
 
 
 @pytest.mark.slow
