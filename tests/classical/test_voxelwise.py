@@ -1,7 +1,9 @@
-"""Samples, thresholds, and both classifiers of voxels on a noisy phantom: learned, tuned, saved, and bad input."""
+"""Samples, thresholds, trees, and both classifiers of voxels on a noisy phantom: learned, tuned, saved; bad input."""
 
+import builtins
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from noisy_phantom import VOXEL_SIZE, noisy_phantom
 
 from mitoseg.classical.features import VoxelFeatures, as_volume
 from mitoseg.classical.neila import NeilaSegmenter
-from mitoseg.classical.trees import load_arrays, save_arrays
+from mitoseg.classical.trees import TreeEnsemble, load_arrays, save_arrays
 from mitoseg.classical.voxelwise import (
     ForestClassifier,
     best_threshold,
@@ -23,7 +25,6 @@ from mitoseg.volumes import ArrayVolume
 
 pytest.importorskip("sklearn")
 pytest.importorskip("maxflow")
-
 FEATURES = VoxelFeatures((4.0,), (20.0, 5.0, 5.0))
 
 
@@ -143,12 +144,13 @@ def method(request, fitted):
 def test_both_have_learned_mitochondria(fitted):
     image, labels = noisy_phantom()
     learned, test = labels["fit"], labels["test"]
+    forest = fitted["forest"][0].tune(image, labels["validation"])
     for method, prob in fitted.values():
-        trial = method.calibrate(image, labels["validation"])
-        assert trial.threshold == method.threshold
+        threshold = best_threshold(method._validation(image, labels["validation"])).threshold
+        assert method is not forest or forest.threshold == threshold
         assert (prob.dtype, prob.shape) == (np.float32, image.shape)
         assert 0 <= prob.min() <= prob.max() <= 1
-        assert jaccard([(prob >= trial.threshold, test)]) > 0.55 > 3 * (test == 1).sum() / (test != 255).sum()
+        assert jaccard([(prob >= threshold, test)]) > 0.55 > 3 * (test == 1).sum() / (test != 255).sum()
         prior = (learned == 1).sum() / (learned != 255).sum()  # of the volume, not of the sample
         assert prob[learned != 255].mean() == pytest.approx(prior, rel=0.25)
 
@@ -309,3 +311,51 @@ def test_wrong_parameters_are_refused(kind, parameters):
 def test_sure_answers_do_not_overflow(raw):
     assert 0 <= corrected(np.array([raw]), 2.0, logits=True)[0] <= 1
     assert 0 <= corrected(np.clip([raw], 0, 1), 2.0, logits=False)[0] <= 1
+
+
+ensemble = pytest.importorskip("sklearn.ensemble")
+
+
+def tree_samples(seed=0, count=600):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, 5)).astype(np.float32).round(1)  # ties with thresholds are likely
+    return x, x[:, 0] * x[:, 1] + x[:, 2] + rng.normal(0, 0.3, count) > 0.4
+
+
+def forest():
+    model = ensemble.RandomForestClassifier(7, min_samples_leaf=3, random_state=0).fit(*tree_samples())
+    return TreeEnsemble.from_forest(model.estimators_), model.predict_proba(tree_samples(1)[0])[:, 1]
+
+
+def boosting():
+    model = ensemble.HistGradientBoostingClassifier(max_iter=9, early_stopping=False).fit(*tree_samples())
+    return TreeEnsemble.from_boosting(model), model.decision_function(tree_samples(1)[0])
+
+
+@pytest.mark.parametrize("grown", [forest, boosting])
+def test_the_answers_are_those_of_scikit_learn(grown, monkeypatch):
+    trees, expected = grown()
+    features_fn = np.ascontiguousarray(tree_samples(1)[0].T)
+    np.testing.assert_allclose(trees.check(5)(features_fn), expected, rtol=1e-12)
+    real = builtins.__import__
+
+    def without_sklearn(name, *args, **kwargs):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_sklearn)
+    np.testing.assert_allclose(trees(features_fn), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("left", 10**6), ("right", 0), ("right", -4), ("feature", 5), ("feature", -1)]
+)
+def test_trees_that_lead_nowhere_are_refused(name, value):
+    trees, _ = forest()
+    broken = getattr(trees, name).copy()
+    broken[0] = value
+    with pytest.raises(UserError, match="damaged"):
+        replace(trees, **{name: broken}).check(5)
+    with pytest.raises(UserError, match="damaged"):
+        replace(trees, value=trees.value[:-1]).check(5)

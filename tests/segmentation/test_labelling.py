@@ -1,19 +1,39 @@
-"""Labels of blocks joined are the labels of the whole, numbered in raster order, cut or not."""
+"""Labels and counts of blocks joined are those of the whole, in raster order, cut or not, whoever does which block."""
 
 import itertools
+import logging
+import sys
+from pathlib import Path
 
 import cc3d
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from other_places import Elsewhere, Killing
 from scipy import ndimage
+from scipy.ndimage import find_objects
 
+from mitoseg.engines import DaskEngine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
-from mitoseg.segmentation.blockwise import Joiner, relabel_block, summarize_block
+from mitoseg.segmentation.blockwise import (
+    COLUMNS,
+    STARTS,
+    STOPS,
+    Joiner,
+    count_block,
+    count_instances,
+    merge_counts,
+    pack,
+    relabel_block,
+    summarize_block,
+    unpack,
+    write_blocks,
+)
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
 
 SIZE = (10.0, 10.0, 10.0)
@@ -174,33 +194,6 @@ def test_small_objects_are_left_out():
     assert found.read()[0].max() == 0
 
 
-@pytest.mark.parametrize("fill", [False, True])
-def test_empty_and_full(fill):
-    found = label_volume(ArrayVolume(np.full((3, 4, 5), fill), SIZE), CUTS, block=(2, 2, 2))
-    assert len(found) == fill
-    assert (found.read() == fill).all()
-    assert found.touches_border.tolist() == [True] * fill
-
-
-@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr"])
-def test_written_block_by_block(tmp_path, name):
-    found = label_volume(
-        ArrayVolume(dumbbell(), SIZE), Labelling(split=True, fragment=1e6), block=(7, 11, 13), metadata={"made": "so"}
-    )
-    info = found.info
-    with create_volume(
-        tmp_path / name, info.shape, info.dtype, voxel_size=info.voxel_size, metadata=info.metadata
-    ) as writer:
-        write_instances(found, writer)
-    stored = open_volume(tmp_path / name)
-    np.testing.assert_array_equal(stored.read(), found.read())
-    assert stored.dtype == np.uint32
-    assert stored.voxel_size == SIZE
-    assert stored.info.metadata["kind"] == "instances"
-    assert stored.info.metadata["labelling"]["split"] is True
-    assert stored.info.metadata["made"] == "so"
-
-
 def test_a_component_too_large_for_memory_is_not_cut(monkeypatch, caplog):
     monkeypatch.setattr("mitoseg.segmentation.labelling.BYTES", 10**12)
     assert len(label_volume(ArrayVolume(dumbbell(), SIZE), Labelling(split=True, fragment=1e6))) == 1
@@ -240,3 +233,208 @@ def test_real_labels_in_blocks(real_data):
     plain = label_volume(mask, block=(17, 100, 90)).read()
     np.testing.assert_array_equal(plain, scipy_labels(mask.read(), 6))
     assert whole.max() > plain.max() > 5
+
+
+BLOCK = (4, 8, 8)
+MASK = np.random.default_rng(3).random((9, 20, 28)) < 0.35
+MASK[:4, :8, :8] = False  # a block without an object
+
+
+class Kept:
+    """A writer that keeps an array."""
+
+    def __init__(self, shape):
+        self.array, self.boxes = np.zeros(shape, np.uint32), []
+
+    def write(self, box, array_zyx):
+        self.array[box.slices] = array_zyx
+        self.boxes.append(box)
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(masks, st.tuples(*[st.integers(1, 8)] * 3), st.sampled_from([6, 18, 26]), st.booleans(), st.integers(0, 99))
+def test_whoever_does_which_block(mask_zyx, block, connectivity, split, seed):
+    options = Labelling(connectivity, split=split, smoothing=0.0, neck=1.0, fragment=0.0)
+    mask, engine = ArrayVolume(mask_zyx, (1.0, 1.0, 1.0)), Elsewhere(seed)
+    found = label_volume(mask, options, block=block, engine=engine)
+    one = label_volume(mask, options)
+    kept = Kept(mask.shape)
+    write_instances(found, kept, engine=engine)
+    np.testing.assert_array_equal(kept.array, one.read())
+    assert sorted(map(str, kept.boxes)) == sorted(map(str, tiles(mask.box, block)))
+    for name in ("voxels", "start", "stop", "first"):
+        np.testing.assert_array_equal(getattr(found.objects, name), getattr(one.objects, name))
+    if not split:
+        whole = cc3d.connected_components(mask_zyx, connectivity=connectivity)
+        np.testing.assert_array_equal(kept.array, in_raster_order(whole))
+    counted = count_instances(ArrayVolume(kept.array), block=block, engine=engine)
+    assert counted.to_dict("list") == count_instances(ArrayVolume(kept.array)).to_dict("list")
+
+
+@given(arrays(st.sampled_from([np.uint32, np.int32, np.uint64]), st.tuples(*[st.integers(0, 4)] * 2)))
+def test_packed_labels_come_back(array):
+    back = unpack(pack(array))
+    np.testing.assert_array_equal(back, array)
+    assert back.dtype == array.dtype
+
+
+def test_a_part_is_enough_for_its_box_and_holds_no_tables():
+    mask_zyx = np.tile(MASK, (1, 3, 4))
+    found = label_volume(ArrayVolume(mask_zyx, SIZE), CUTS, block=BLOCK)
+    box = Box((3, 7, 9), (6, 20, 25))
+    part = found.part(box)
+    np.testing.assert_array_equal(part.read(box), found.read()[box.slices])
+    assert len(part) == 0 < len(found)
+    with pytest.raises(KeyError):
+        part.read(Box((0, 0, 40), (1, 1, 41)))
+
+
+def test_what_is_sent_for_a_block_does_not_grow_with_the_volume(tmp_path):
+    sizes = []
+    for times in (1, 6):
+        path = tmp_path / f"{times}.zarr"
+        mask_zyx = np.pad(np.tile(MASK[1:], (times, 1, 1)), ((1, 1), (0, 0), (0, 0))).astype(np.uint8)
+        with create_volume(path, mask_zyx.shape, "uint8", voxel_size=SIZE) as writer:
+            writer.write(Box.of_shape(mask_zyx.shape), mask_zyx)
+        engine = Elsewhere()
+        found = label_volume(open_volume(path), block=BLOCK, engine=engine)
+        write_instances(found, Kept(found.shape), engine=engine)
+        sizes.append(engine.largest)
+    assert sizes[1] < 1.1 * sizes[0]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A mask in a file, in small chunks."""
+    with create_volume(tmp_path / "m.zarr", MASK.shape, "uint8", voxel_size=SIZE, chunks=BLOCK) as writer:
+        writer.write(Box.of_shape(MASK.shape), MASK.astype(np.uint8))
+    return open_volume(tmp_path / "m.zarr")
+
+
+def label_file(mask, output, engine, chunks=BLOCK, labelling=CUTS):
+    found = label_volume(mask, labelling, block=BLOCK, engine=engine, metadata={"from": "a test"})
+    options = {"voxel_size": found.voxel_size, "metadata": found.info.metadata, "chunks": chunks}
+    with create_volume(output, found.shape, np.uint32, **options) as writer:
+        write_instances(found, writer, engine=engine)
+    return files(output) if Path(output).is_dir() else Path(output).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.tif", "a.h5", "a.ome.zarr"])
+def test_files_are_the_same_to_the_byte(stored, name, tmp_path):
+    (tmp_path / "one").mkdir()
+    one = label_file(stored, tmp_path / "one" / name, None)
+    np.testing.assert_array_equal(
+        open_volume(tmp_path / "one" / name).read(), label_array(MASK, CUTS, voxel_size=SIZE)
+    )
+    assert label_file(stored, tmp_path / name, Elsewhere()) == one
+
+
+def test_workers_write_whole_chunks_alone(tmp_path):
+    """Two that write different parts of one chunk would undo each other's work."""
+    options = {"chunks": (4, 8, 16)}
+    with create_volume(tmp_path / "a.zarr", (9, 20, 28), "uint32", **options) as writer:
+        assert writer.shared((4, 8, 16)) == writer.shared((8, 16, 16)) != None  # noqa: E711
+        assert writer.shared((4, 8, 8)) is None
+        assert writer.shared((9, 20, 28)) is not None
+    with create_volume(tmp_path / "a.tif", (9, 20, 28), "uint32") as writer:
+        assert writer.shared((4, 8, 16)) is None
+
+
+def test_what_a_killed_worker_half_wrote_goes(stored, tmp_path):
+    with create_volume(tmp_path / "a.zarr", MASK.shape, "uint32", chunks=BLOCK) as writer:
+        (writer.shared(BLOCK) / "c.partial").touch()
+        write_blocks(stored, BLOCK, writer, engine=Elsewhere(), dtype=np.dtype(np.uint32))
+    assert not list(tmp_path.rglob("*.partial"))
+    np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr").read(), MASK)
+
+
+def test_two_processes(stored, tmp_path):
+    one = label_file(stored, tmp_path / "one.zarr", LocalEngine())
+    with LocalEngine(2) as engine:
+        assert label_file(stored, tmp_path / "two.zarr", engine) == one
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_two_dask_workers(stored, tmp_path):
+    pytest.importorskip("distributed")
+    one = label_file(stored, tmp_path / "one.zarr", LocalEngine())
+    with DaskEngine(2) as engine:
+        assert label_file(stored, tmp_path / "two.zarr", engine) == one
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+def test_workers_killed_in_each_pass(stored, tmp_path, caplog):
+    """While blocks are summarised, while components are cut, and while blocks are numbered and written."""
+    caplog.set_level(logging.WARNING)
+    one = label_file(stored, tmp_path / "one.zarr", LocalEngine())
+    blocks = len(list(tiles(stored.box, BLOCK)))
+    components = len(label_volume(stored, Labelling(min_volume=1001.0)))
+    assert components > 4
+    (tmp_path / "notes").mkdir()
+    at = (blocks // 2, blocks + components // 2, blocks + components + blocks // 2)
+    with LocalEngine(2) as engine:
+        assert label_file(Killing(tmp_path / "m.zarr", tmp_path / "notes", at), tmp_path / "two.zarr", engine) == one
+    assert len(list((tmp_path / "notes").glob("kill.*"))) == 3
+    assert caplog.text.count("a worker process was killed") == 3
+
+
+labels_of = st.tuples(st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 2**32), st.sampled_from([2, 5, 40]))
+
+
+def random_labels(shape, seed, count):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, count, shape) * (rng.random(shape) < 0.4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(labels_of, st.tuples(*[st.integers(1, 5)] * 3), st.randoms())
+def test_merging_blocks_in_any_order_is_counting_the_whole(drawn, block, random):
+    labels = random_labels(*drawn)
+    parts = [count_block(labels[box.slices], box.start) for box in tiles(Box.of_shape(labels.shape), block)]
+    random.shuffle(parts)
+    split = random.randrange(len(parts) + 1)
+    whole = count_block(labels).sort_values("instance", ignore_index=True)
+    pd.testing.assert_frame_equal(merge_counts(parts), whole)
+    again = merge_counts([merge_counts(parts[:split]), merge_counts(parts[split:])])
+    pd.testing.assert_frame_equal(again, whole)
+
+
+@settings(max_examples=15, deadline=None)
+@given(labels_of)
+def test_boxes_are_those_of_scipy(drawn):
+    labels = random_labels(*drawn)
+    found = count_instances(ArrayVolume(labels), block=(2, 3, 4)).set_index("instance")
+    boxes = {n: box for n, box in enumerate(find_objects(labels), 1) if box is not None}
+    assert set(found.index) == set(boxes)
+    for n, box in boxes.items():
+        assert found.loc[n, STARTS].tolist() == [s.start for s in box]
+        assert found.loc[n, STOPS].tolist() == [s.stop for s in box]
+        assert found.loc[n, "voxels"] == (labels == n).sum()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, bool])
+def test_any_type_and_any_id(dtype):
+    labels = np.zeros((3, 4, 5), dtype)
+    top = True if dtype is bool else np.iinfo(dtype).max
+    labels[1, 1:3, 2:5] = top
+    (row,) = count_instances(ArrayVolume(labels)).to_dict("records")
+    assert row == dict(zip(COLUMNS, [int(top), 6, 1, 1, 2, 2, 3, 5], strict=True))
+
+
+def test_nothing_is_an_empty_table_of_the_same_kind():
+    empty = count_instances(ArrayVolume(np.zeros((3, 3, 3), np.uint16)))
+    full = count_instances(ArrayVolume(np.ones((3, 3, 3), np.uint16)))
+    assert len(empty) == 0
+    assert empty.dtypes.to_dict() == full.dtypes.to_dict()
+
+
+@pytest.mark.parametrize(("labels", "told"), [(np.full((2, 2, 2), -3), "negative"), (np.ones((2, 2, 2)), "whole")])
+def test_what_are_no_labels(labels, told):
+    with pytest.raises(UserError, match=told):
+        count_instances(ArrayVolume(labels))

@@ -20,6 +20,17 @@ from mitoseg.volumes import ArrayVolume
 SIZE = (20.0, 5.0, 5.0)
 
 
+def test_options_out_of_range():
+    labels = scene(count=1)
+    for options, message in (
+        ({"min_volume": -1.0}, "min_volume"),
+        ({"reach": -1.0}, "reach"),
+        ({"sources": sources(labels, np.zeros((2, 2, 2), np.uint8))}, "differ in shape"),
+    ):
+        with pytest.raises(UserError, match=message):
+            measure_instances(**{"sources": sources(labels), **options})
+
+
 def scene(shape=(24, 90, 90), count=14, seed=0):
     """Ellipsoids of SIZE voxels, of which some lie beyond the border in part."""
     rng = np.random.default_rng(seed)
@@ -66,21 +77,9 @@ def test_columns_and_units(table):
     bare = measure_instances(sources(scene(count=2)))
     assert list(bare.columns) == [*column_names(image=False, probability=False), DISTANCE]
     lengths = [c for c in table.columns if c.endswith(("_nm", "_nm2", "_nm3"))]
-    plain = set(table.columns) - set(lengths)
-    assert plain == {
-        *(
-            "instance",
-            "voxels",
-            "sphericity",
-            "tortuosity",
-            "branches",
-            "complexity",
-            "touches_border",
-            *STARTS,
-            *STOPS,
-        ),
-        *("grey_mean", "grey_sd", "cristae_sd", "cristae_share", "probability_mean", "uncertainty"),
-    }
+    plain = "instance voxels sphericity tortuosity branches complexity touches_border grey_mean grey_sd cristae_sd"
+    more = "cristae_share probability_mean uncertainty"
+    assert set(table.columns) - set(lengths) == {*plain.split(), *more.split(), *STARTS, *STOPS}
 
 
 def test_twice_the_voxel_size_is_twice_the_length(volumes, table):
@@ -129,14 +128,11 @@ def test_axes_are_those_of_the_ellipsoid():
 
 
 @pytest.mark.parametrize("block", [(24, 90, 90), (7, 30, 41), (1, 90, 90)])
-def test_blocks_and_tiles_change_nothing(volumes, table, block):
+def test_blocks_tiles_and_groups_change_nothing(volumes, table, block, monkeypatch):
+    if block[0] == 1:  # objects are read one by one
+        monkeypatch.setattr("mitoseg.segmentation.morphometry._GROUP_VOXELS", 10)
     again = measure_instances(sources(*volumes), block=block, tile=block if block[0] > 1 else (24, 20, 33))
     pd.testing.assert_frame_equal(again, table)
-
-
-def test_objects_read_alone_or_together_are_the_same(volumes, table, monkeypatch):
-    monkeypatch.setattr("mitoseg.segmentation.morphometry._GROUP_VOXELS", 10)
-    pd.testing.assert_frame_equal(measure_instances(sources(*volumes)), table)
 
 
 def test_two_processes_measure_the_same(volumes, table):
@@ -205,11 +201,8 @@ def test_one_voxel():
     assert 300 < row["surface_nm2"] < 850
     assert row["grey_sd"] == 0
     assert math.isnan(row["cristae_sd"])
-
-
-def test_an_object_that_fills_the_volume():
     (row,) = measure_instances(sources(np.full((4, 6, 8), 5, np.uint8), size=(10, 10, 10))).to_dict("records")
-    assert (row["instance"], row["volume_nm3"]) == (5, 192_000)
+    assert (row["instance"], row["volume_nm3"]) == (5, 192_000)  # it fills the volume
     assert math.isnan(row[DISTANCE])
 
 
@@ -265,23 +258,6 @@ def test_summary(table):
     assert found["volume_fraction"] == pytest.approx(np.count_nonzero(scene()) / (24 * 90 * 90))
     assert found["volume_nm3_q50"] == whole["volume_nm3"].median()
     assert found["length_nm_sd"] == pytest.approx(whole["length_nm"].std())
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"min_volume": -1.0}, "min_volume"),
-        ({"reach": -1.0}, "reach"),
-    ],
-)
-def test_options_out_of_range(options, told):
-    with pytest.raises(UserError, match=told):
-        measure_instances(sources(scene(count=1)), **options)
-
-
-def test_shapes_must_agree():
-    with pytest.raises(UserError, match="differ in shape"):
-        measure_instances(sources(scene(count=1), np.zeros((2, 2, 2), np.uint8)))
 
 
 def test_half_of_epfl(real_data):
