@@ -52,7 +52,6 @@ _CUT_MATTERS_NOT = ("grey", "gray", "intensity", "probability", "uncertainty", "
 _FEW = 5
 """Volumes in a group below which a bootstrap over them is too narrow."""
 
-# Okabe and Ito's palette, as in the other figures.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKS = "osD^vP*X"
 _MOST_DOTS = 400
@@ -71,9 +70,7 @@ class ComparisonOptions:
             for grey levels and probabilities; ``keep``: they count for all.
         correction: Of the p-values for the number of columns and pairs: ``holm``, ``benjamini_hochberg`` or ``none``.
         level: Share of the draws that an interval holds.
-        resamples: Draws of the bootstrap.
         permutations: Up to so many ways of dealing volumes to groups all are tried, else so many random ones.
-        seed: Of both.
     """
 
     columns: Sequence[str] | None = None
@@ -110,7 +107,6 @@ class Comparison:
             ``_adjusted``; and ``p_volumes_least``, the smallest that so many volumes allow.
         notes: What a reader must know, a line each, the gravest first.
         values: Values of each volume by column and condition, for pictures.
-        options: What was asked for.
     """
 
     groups: pd.DataFrame

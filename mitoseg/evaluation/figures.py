@@ -38,9 +38,7 @@ LEFT_OUT: Colour = (0.5, 0.5, 0.5)
 _TRUTH_KEY = (("mitochondria", TRUTH),)
 _ERROR_KEY = (("found (TP)", HIT), ("false (FP)", FALSE), ("missed (FN)", MISSED))
 
-JACCARD_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Foreground JAC of the lines behind a precision-recall curve."""
-
+JACCARD_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the lines behind a precision-recall curve
 _GAP = 0.06  # inches between panels
 
 

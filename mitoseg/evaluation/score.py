@@ -72,9 +72,7 @@ SLABS = 8
 BLOCK_VOXELS = 2**25
 """Voxels held at once, the halo included, unless memory is short."""
 
-VOXEL_BYTES = 24
-"""Of each of them."""
-
+VOXEL_BYTES = 24  # of each of them
 _PLANE = 2048  # longest side, in y and x, of what is held at once
 _SMALLEST = 64  # below it there would be more halo than block
 _THREADS = min(8, usable_cores())

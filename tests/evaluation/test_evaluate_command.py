@@ -72,17 +72,12 @@ def test_scores_without_a_denominator_are_null(files, tmp_path):
     assert json.loads(text, parse_constant=pytest.fail)["jaccard_foreground"] is None
 
 
-def test_figures_are_written_where_the_image_is_given(files, tmp_path):
+def test_figures_and_report_are_written_beside_the_numbers(files, tmp_path):
     out = io.StringIO()
-    score_files(config(files, image=True, save_overlays=2), tmp_path / "run", Console(file=out, width=200).print)
+    words = ["report=true", "small_objects=9", "crop=['1:6','0:','2:30']", "voxel_size=[5,5,5]", "save_overlays=2"]
+    score_files(config(files, *words, image=True), tmp_path / "run", Console(file=out, width=200).print)
     assert [p.name for p in sorted((tmp_path / "run" / "figures").glob("z*"))] == ["z0002.png", "z0004.png"]
     assert "2 slices in" in out.getvalue()
-
-
-def test_the_report_is_written_beside_the_numbers(files, tmp_path):
-    out = io.StringIO()
-    cfg = config(files, "report=true", "small_objects=9", "crop=['1:6','0:','2:30']", "voxel_size=[5,5,5]", image=True)
-    score_files(cfg, tmp_path / "run", Console(file=out, width=200).print)
     assert "report in" in out.getvalue()
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "5 \N{MULTIPLICATION SIGN} 24 \N{MULTIPLICATION SIGN} 28 voxels" in text
@@ -235,12 +230,6 @@ def test_shapes_that_differ_are_named(files, tmp_path):
         score_files(config(files, image=True), tmp_path / "with")
 
 
-def test_prediction_and_truth_must_be_given(files):
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("evaluate")
-    assert OmegaConf.missing_keys(cfg) == {"prediction", "truth"}
-
-
 def test_the_numbers_do_not_depend_on_who_counts(files, tmp_path, monkeypatch):
     monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)  # several blocks
     one = score_files(config(files), tmp_path / "one")
@@ -257,6 +246,8 @@ def test_dask_counts_the_same(files, tmp_path, monkeypatch):
     assert plain(score_files(config(files, "engine=dask", "workers=2"), tmp_path / "two")) == plain(one)
 
 
-def test_a_number_of_counting_processes(files, tmp_path):
+def test_what_must_be_given(files, tmp_path):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert OmegaConf.missing_keys(hydra.compose("evaluate")) == {"prediction", "truth"}
     with pytest.raises(Exception, match="not a number of workers: 0"):
         score_files(config(files, "workers=0"), tmp_path / "run")

@@ -56,14 +56,6 @@ def test_fit_lowers_the_loss_and_the_calibration_error():
     assert reliability_bins(hist, fit).error < 0.02 < reliability_bins(hist).error
 
 
-def test_negative_log_likelihood_by_hand():
-    hist = np.zeros((2, BINS), np.int64)
-    hist[0, BINS // 2], hist[1, BINS // 2] = 3, 1
-    p = expit(CENTRES[BINS // 2] + 1.0)
-    expected = -(3 * math.log(1 - p) + math.log(p)) / 4
-    assert negative_log_likelihood(hist, Calibration(bias=1.0)) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize(
     ("logits", "truth"),
     [
@@ -157,7 +149,7 @@ def test_adaptive_bins_hold_equally_many():
     assert (np.diff(found.confidence) > 0).all()
 
 
-def test_reliability_by_hand():
+def test_by_hand():
     """Eight voxels of probability about 0.1, of which one is foreground, and two of about 0.9, both foreground."""
     logits, truth = [-2.195] * 8 + [2.195] * 2, [1] + [0] * 7 + [1, 1]
     hist = logit_histogram(np.array(logits), np.array(truth))
@@ -167,6 +159,11 @@ def test_reliability_by_hand():
     assert found.confidence == pytest.approx([0.1, 0.9], abs=1e-3)
     assert found.error == pytest.approx(0.8 * 0.025 + 0.2 * 0.1, abs=1e-3)
     assert brier_score(hist) == pytest.approx((0.81 + 7 * 0.01 + 2 * 0.01) / 10, abs=1e-3)
+    hist = np.zeros((2, BINS), np.int64)
+    hist[0, BINS // 2], hist[1, BINS // 2] = 3, 1
+    p = expit(CENTRES[BINS // 2] + 1.0)
+    expected = -(3 * math.log(1 - p) + math.log(p)) / 4
+    assert negative_log_likelihood(hist, Calibration(bias=1.0)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)

@@ -66,19 +66,16 @@ def test_best_threshold_is_the_best_of_all(seed):
     assert scores(count(logits >= threshold, truth))["jaccard_foreground"] == pytest.approx(best)
 
 
-def test_best_threshold_is_the_middle_of_the_plateau():
-    logits, truth = np.array([-3.0, -1.005, 5.005, 7.0]), np.array([0, 0, 1, 1])
-    threshold, best = best_threshold(curve(logit_histogram(logits, truth)))
-    assert best == 1
-    assert threshold == pytest.approx(2.0, abs=0.011)
-
-
 @pytest.mark.parametrize(("last", "expected"), [(100, (101 + 2500) // 2), (2495, (2991 + 3000) // 2)])
-def test_best_threshold_takes_the_longest_of_two_plateaus(last, expected):
+def test_best_threshold_is_the_middle_of_the_longest_plateau(last, expected):
     """J = 2/4 for thresholds 2991..3000, 2/8 down to 2501, and 4/8 again down to the next background."""
     hist = np.zeros((2, BINS), np.int64)
     hist[1, 3000], hist[0, 2990], hist[1, 2500], hist[0, last] = 2, 4, 2, 9
     assert best_threshold(curve(hist)) == (EDGES[expected], 0.5)
+    logits, truth = np.array([-3.0, -1.005, 5.005, 7.0]), np.array([0, 0, 1, 1])
+    threshold, best = best_threshold(curve(logit_histogram(logits, truth)))
+    assert best == 1
+    assert threshold == pytest.approx(2.0, abs=0.011)
 
 
 def test_calibrated_optimum_lies_at_j_over_one_plus_j():

@@ -40,6 +40,10 @@ def test_the_state_is_the_plain_histogram(dtype):
     assert np.array_equal(metric.histogram.numpy(), expected)
     metric.reset()
     assert metric.histogram.numpy().sum() == 0
+    with pytest.raises(UserError, match="NaN"):
+        metric.update(torch.tensor([math.nan]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="shape"):
+        metric.update(torch.zeros(2), torch.zeros(3))
 
 
 def test_scores_agree_with_counting_and_with_torchmetrics():
@@ -66,13 +70,6 @@ def test_states_of_two_processes_add_up():
     whole.update(*gathered())
     reduce = whole._reductions["histogram"]
     assert torch.equal(reduce(torch.stack([m.compute() for m in parts])), whole.compute())
-
-
-def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(UserError, match="NaN"):
-        LogitHistogram().update(torch.tensor([math.nan]), torch.tensor([1]))
-    with pytest.raises(ValueError, match="shape"):
-        LogitHistogram().update(torch.zeros(2), torch.zeros(3))
 
 
 def test_block_counts_agree_with_torchmetrics():
