@@ -136,8 +136,9 @@ class Padding(Volume):
             else:
                 image_zyx = self.volume.read(Box((z, 0, 0), (z + depth, Y, X)))
                 found = [_pack_strips(_find_in(image_yx, self._tissue)) for image_yx in image_zyx]
-            for self._packed[z], self._counts[z] in found:
-                self._bytes += sum(map(len, self._packed[z]))
+            for packed, count in found:
+                self._packed[z], self._counts[z] = packed, count
+                self._bytes += sum(map(len, packed))
                 z += 1
 
     def _read_part(self, z: int, part: Box) -> Array:

@@ -73,18 +73,12 @@ def test_axes_ask(file, image_zyx):
     assert turned.read(box).flags.c_contiguous
 
 
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        {"axes": ["x", "y", "z"]},
-        {"axes": '["x", "y", "z"]'},
-        {"axes": "X, Y, Z"},
-        {"axis_names": "xyz"},
-        {"axistags": json.dumps({"axes": [{"key": key} for key in "xyz"]})},
-        {"_ARRAY_DIMENSIONS": ["width", "height", "depth"]},
-        {},
-    ],
-)
+NAMES = [{"axes": axes} for axes in (["x", "y", "z"], '["x", "y", "z"]', "X, Y, Z")]
+NAMES += [{"axis_names": "xyz"}, {"axistags": json.dumps({"axes": [{"key": key} for key in "xyz"]})}]
+NAMES += [{"_ARRAY_DIMENSIONS": ["width", "height", "depth"]}, {}]
+
+
+@pytest.mark.parametrize("attributes", NAMES)
 def test_axes_however_named(tmp_path, image_zyx, attributes):
     with h5py.File(tmp_path / "a.h5", "w") as h5:
         h5["raw"] = image_zyx.transpose()
@@ -107,27 +101,24 @@ UNITS = json.dumps(dict.fromkeys("xyz", "um"))
 COSEM = {"transform": {"axes": ["z", "y", "x"], "scale": [50.0, 4.6, 4.6], "units": ["nm"] * 3}}
 
 
-@pytest.mark.parametrize(
-    ("text", "attributes", "nm"),
-    [
-        *((key, {key: value}, (50, 4.6, 4.6)) for key, value in NAMED.items()),
-        *(("no size", {"element_size_um": value}, None) for value in ([0.05, 0.0046], [0, 0, 0], "unknown")),
-        ("cremi", CREMI, (50, 4.6, 4.6)),
-        ("cosem", COSEM, (50, 4.6, 4.6)),
-        ("funlib", FUNLIB, (50, 4, 6)),
-        ("funlib, its names", FUNLIB | {"axis_names": ["x", "y", "z"]}, (6, 4, 50)),
-        ("funlib, in um", {"voxel_size": [0.05, 0.004, 0.006], "units": ["um"] * 3}, (50, 4, 6)),
-        ("in um by what it is", {"resolution": [0.05, 0.004, 0.006]}, None),
-        ("ilastik", {"axistags": TAGS, "axis_units": UNITS}, (50, 5, 4)),
-        ("vigra", {"axistags": TAGS.replace("0.004", "4").replace("0.005", "5").replace("0.05", "50")}, (50, 5, 4)),
-        ("vigra's pixels", {"axistags": json.dumps({"axes": [{"key": k, "resolution": 1} for k in "zyx"]})}, None),
-        ("vigra says nothing", {"axistags": json.dumps({"axes": [{"key": k, "resolution": 0} for k in "zyx"]})}, None),
-        ("two that agree", CREMI | {"element_size_um": [0.05, 0.0046, 0.0046]}, (50, 4.6, 4.6)),
-        ("two that do not", CREMI | {"element_size_um": [0.05, 0.0023, 0.0023]}, "contradict"),
-    ],
-)
+SIZED = [
+    *(({key: value}, (50, 4.6, 4.6)) for key, value in NAMED.items()),
+    *(({"element_size_um": value}, None) for value in ([0.05, 0.0046], [0, 0, 0], "unknown")),
+    *((CREMI, (50, 4.6, 4.6)), (COSEM, (50, 4.6, 4.6)), (FUNLIB, (50, 4, 6))),
+    (FUNLIB | {"axis_names": ["x", "y", "z"]}, (6, 4, 50)),
+    ({"voxel_size": [0.05, 0.004, 0.006], "units": ["um"] * 3}, (50, 4, 6)),
+    ({"resolution": [0.05, 0.004, 0.006]}, None),  # in um by what it is
+    ({"axistags": TAGS, "axis_units": UNITS}, (50, 5, 4)),  # ilastik; vigra
+    ({"axistags": TAGS.replace("0.004", "4").replace("0.005", "5").replace("0.05", "50")}, (50, 5, 4)),
+    *(({"axistags": json.dumps({"axes": [{"key": k, "resolution": n} for k in "zyx"]})}, None) for n in (0, 1)),
+    (CREMI | {"element_size_um": [0.05, 0.0046, 0.0046]}, (50, 4.6, 4.6)),
+    (CREMI | {"element_size_um": [0.05, 0.0023, 0.0023]}, "contradict"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "nm"), SIZED)
 @pytest.mark.parametrize("container", ["a.h5", "2.zarr", "3.zarr"])
-def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, text, attributes, nm, container):
+def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, attributes, nm, container):
     path = tmp_path / container
     if container == "a.h5":
         with h5py.File(path, "w") as h5:
