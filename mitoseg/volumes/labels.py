@@ -101,8 +101,7 @@ def map_labels(
     Args:
         volume: The labels.
         rule: ``auto``, ``nonzero`` or ``half`` (at least half of full scale: 1, 255 or 65535).
-        foreground: The values that are mitochondria, of labels of many classes: an integer, a colour as ``#rrggbb``,
-            or a list of such; None: as ``rule`` says.
+        foreground: The value or values that are mitochondria, of many classes; a colour as ``#rrggbb``.
         ignore_label: A stored value whose voxels count nowhere, or None.
         ignore_empty_slices: Whether a slice without a foreground voxel counts nowhere, as one that nobody annotated.
         require_foreground: Whether labels without a single foreground voxel are refused.

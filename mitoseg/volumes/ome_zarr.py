@@ -47,7 +47,7 @@ _DEPTH = 3  # how deep images lie in a group at most: plate, row, column, field
 _MANY = 9
 _SMALLEST_SIDE = 256  # a level whose sides are no longer than this needs no coarser one
 _LABEL_KINDS = ("mask", "instances")
-_VERSION = "0.5"
+_VERSION, _TRANSFORMS = "0.5", "coordinateTransformations"
 _BLOCK_BYTES = 2**27
 
 
@@ -144,7 +144,7 @@ def _space(image: Mapping[str, Any], level: Mapping[str, Any]) -> tuple[str | No
 
 def _scales(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[npt.NDArray[np.float64]]:
     """The scales of a level and of all levels, as far as they are stated."""
-    transforms = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
+    transforms = [*level.get(_TRANSFORMS, ()), *image.get(_TRANSFORMS, ())]
     return [np.asarray(t["scale"], float) for t in transforms if t.get("type") == "scale" and "scale" in t]
 
 
@@ -160,10 +160,10 @@ class Level:
         z, y, x = (size * factor for size, factor in zip(voxel, self.factors, strict=True))
         return z, y, x
 
-    def translation(self, voxel: VoxelSize) -> VoxelSize:
-        """Centre of its first voxel, from that of level 0's."""
-        z, y, x = (size * (factor - 1) / 2 for size, factor in zip(voxel, self.factors, strict=True))
-        return z, y, x
+    def transforms(self, voxel: VoxelSize) -> list[dict[str, Any]]:
+        """Its scale, and the centre of its first voxel from that of level 0's, as OME-Zarr states them."""
+        shift = [size * (factor - 1) / 2 for size, factor in zip(voxel, self.factors, strict=True)]
+        return [{"type": "scale", "scale": list(self.scale(voxel))}, {"type": "translation", "translation": shift}]
 
 
 def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
@@ -172,9 +172,9 @@ def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
     while max(found[-1].shape) > _SMALLEST_SIDE:
         last = found[-1]
         steps = halved(last.shape, last.scale(voxel))
-        sizes = [-(-n // step) for n, step in zip(last.shape, steps, strict=True)]
-        factors = [factor * step for factor, step in zip(last.factors, steps, strict=True)]
-        found.append(Level((sizes[0], sizes[1], sizes[2]), (factors[0], factors[1], factors[2])))
+        z, y, x = (-(-n // step) for n, step in zip(last.shape, steps, strict=True))
+        by_z, by_y, by_x = (factor * step for factor, step in zip(last.factors, steps, strict=True))
+        found.append(Level((z, y, x), (by_z, by_y, by_x)))
     return found
 
 
@@ -246,8 +246,7 @@ def is_one_image(folder: Path) -> bool:
 
 def chunk_shape(shape: Sizes, dtype: np.dtype[Any]) -> Sizes:
     """(z, y, x) voxels of a chunk: 128 cubed for one or two bytes a voxel, else 64 cubed; never above the shape."""
-    side = 128 if dtype.itemsize <= 2 else 64
-    z, y, x = (min(side, n) for n in shape)
+    z, y, x = (min(128 if dtype.itemsize <= 2 else 64, n) for n in shape)
     return z, y, x
 
 
@@ -269,15 +268,13 @@ class OmeZarrOutput(Output):
     def finish(self) -> None:
         """Make the coarser levels, each from the one before."""
         finer = self._finest
-        for number in range(1, len(self._levels)):
-            before, after = self._levels[number - 1], self._levels[number]
-            steps = tuple(b // a for a, b in zip(before.factors, after.factors, strict=True))
+        for number, (before, after) in enumerate(itertools.pairwise(self._levels), 1):
+            z, y, x = steps = tuple(b // a for a, b in zip(before.factors, after.factors, strict=True))
             array = self._create(number)
             for box in tiles(Box.of_shape(after.shape), array.chunks):
                 pairs = zip(box.start, box.stop, steps, before.shape, strict=True)
                 part = tuple(slice(a * step, min(b * step, n)) for a, b, step, n in pairs)
-                image_zyx = np.asarray(finer[part])
-                array[box.slices] = coarser(image_zyx, (steps[0], steps[1], steps[2]), labels=self._labels)
+                array[box.slices] = coarser(np.asarray(finer[part]), (z, y, x), labels=self._labels)
             finer = array
 
     def _create(self, number: int) -> zarr.Array[Any]:
@@ -288,22 +285,15 @@ class OmeZarrOutput(Output):
 
     def _attributes(self, path: Path) -> dict[str, Any]:
         """The group's attributes; without a voxel size the scales count voxels and have no unit."""
-        unit = {"unit": "nanometer"} if self._info.voxel_size else {}
+        unit, voxel = {"unit": "nanometer"} if self._info.voxel_size else {}, self._info.voxel_size or (1.0, 1.0, 1.0)
+        datasets = ({"path": str(i), _TRANSFORMS: level.transforms(voxel)} for i, level in enumerate(self._levels))
         image = {
             "name": Path(self._info.path).name[: -len(SUFFIX)] or path.name,
             "axes": [{"name": a, "type": "space", **unit} for a in "zyx"],
-            "datasets": [self._dataset(i, level) for i, level in enumerate(self._levels)],
+            "datasets": list(datasets),
             "type": "mode" if self._labels else "mean",
         }
         return {"ome": {"version": _VERSION, "multiscales": [image]}, "mitoseg": dict(self._info.metadata)}
-
-    def _dataset(self, number: int, level: Level) -> dict[str, Any]:
-        voxel = self._info.voxel_size or (1.0, 1.0, 1.0)
-        transforms = [
-            {"type": "scale", "scale": list(level.scale(voxel))},
-            {"type": "translation", "translation": list(level.translation(voxel))},
-        ]
-        return {"path": str(number), "coordinateTransformations": transforms}
 
 
 def block_shape(info: VolumeInfo, tile: Sizes) -> Sizes:

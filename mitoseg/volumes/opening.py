@@ -129,12 +129,10 @@ def open_volume(
 ) -> Volume:
     """Open a volume; reads no voxels.
 
-    Args:
-        path: A TIFF stack, a folder of slices, ``file.h5:/dataset``, a Zarr array, an OME-Zarr image or one of its
-            levels, ``file.n5:/dataset``, an MRC, NIfTI, NRRD or Imaris file, or a picture, which is one slice.
-        axes: The order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of
-            length 1, or RGB or RGBA, reduced to grey).
-        voxel_size: (z, y, x) in nm; comes before the file's own.
+    ``path`` is a TIFF stack, a folder of slices, ``file.h5:/dataset``, a Zarr array, an OME-Zarr image or one of its
+    levels, ``file.n5:/dataset``, an MRC, NIfTI, NRRD or Imaris file, or a picture, which is one slice. ``axes`` is
+    the order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of length 1, or
+    colour, reduced to grey). ``voxel_size``, (z, y, x) in nm, comes before the file's own.
 
     Raises:
         UserError: The file is missing, damaged, empty, of an unknown kind, or its axes are ambiguous.
@@ -199,7 +197,7 @@ def swapped(*shapes: tuple[int, ...]) -> str:
 
 
 class VolumeWriter:
-    """A volume being written, a context manager; see `create_volume`. ``info`` is what is being written."""
+    """A volume being written, a context manager; see `create_volume`."""
 
     def __init__(self, info: VolumeInfo, *, overwrite: bool, chunks: Tile | None = None) -> None:
         self.info, self._chunks = info, chunks
@@ -270,16 +268,10 @@ def create_volume(
 ) -> VolumeWriter:
     """Prepare a volume for writing; the file appears under its name when the context ends without an exception.
 
-    Args:
-        path: The suffix chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
-            ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.ome.zarr`` (OME-Zarr 0.5
-            with coarser levels), ``.mrc`` and ``.rec``.
-        shape: (z, y, x).
-        dtype: Of the stored voxels; bool is stored as uint8.
-        voxel_size: (z, y, x) in nm.
-        metadata: Plain data that comes back as ``open_volume(path).info.metadata``.
-        overwrite: Whether an output that exists may be replaced.
-        chunks: (z, y, x) voxels of a chunk of a Zarr array, at most its shape; other formats have their own.
+    The suffix of ``path`` chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
+    ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.ome.zarr`` (OME-Zarr 0.5 with
+    coarser levels), ``.mrc`` and ``.rec``. ``shape``, ``voxel_size`` in nm, and ``chunks``, of a Zarr array, are
+    z, y, x; bool is stored as uint8; ``metadata`` are plain data that ``open_volume(path).info.metadata`` gives back.
 
     Raises:
         UserError: An unknown suffix, an output that exists, a folder that may not be written, an empty shape.
