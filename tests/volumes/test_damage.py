@@ -1,8 +1,13 @@
-"""Damaged inputs and places that cannot be written: one line, and nothing half-written."""
+"""Damaged inputs, places that cannot be written, full disks: one line, nothing half-written, no crash afterwards."""
 
+import errno
+import io
+import json
 import logging
 import os
+import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -16,9 +21,14 @@ from made_files import WAYS, refused, save
 
 from mitoseg import storage
 from mitoseg.errors import UserError
+from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import check_volume_output, create_volume, open_volume
+from mitoseg.volumes.stored import FlatOutput
+from mitoseg.volumes.zarrs import ZarrOutput
 
-SHAPE = (4, 40, 50)
+SHAPE, NOISE_SHAPE = (4, 40, 50), (32, 256, 256)
+SCRIPT = Path(__file__).with_name("malformed_files.py")
+COUNT, SECONDS, QUICK, PATIENCE = 200, 10, 40, 300
 FORMATS = ["a.tif", "a.h5", "a.zarr", "a.mrc"]
 
 
@@ -189,3 +199,135 @@ def test_an_old_output_that_is_read_only(tmp_path, name):
         pass
     assert (open_volume(path).read() == 0).all()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box, slabs
+from mitoseg.volumes import create_volume
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+rng = np.random.default_rng(0)
+for path in sys.argv[1:]:
+    try:
+        with create_volume(path, (32, 256, 256), "uint8") as writer:
+            for box in slabs(Box.of_shape((32, 256, 256)), 5):
+                writer.write(box, rng.integers(0, 255, box.shape, np.uint8))
+    except UserError as error:
+        print(error)
+"""
+
+
+def write_noise(path):
+    rng = np.random.default_rng(0)
+    with create_volume(path, NOISE_SHAPE, "uint8") as writer:
+        for box in slabs(Box.of_shape(NOISE_SHAPE), 5):
+            writer.write(box, rng.integers(0, 255, box.shape, np.uint8))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_file_that_may_not_grow(tmp_path):
+    """A limit of the operating system stands for a full disk: the writes fail in earnest, inside the libraries."""
+    words = [sys.executable, "-c", PROGRAM, *(f"{tmp_path}/{name}" for name in FORMATS)]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert run.stderr == ""
+    assert run.returncode == 0  # HDF5 would crash here at the process's end
+    for line, name in zip(run.stdout.splitlines(), FORMATS, strict=True):
+        assert line.startswith("the disk is full")
+        assert f"/{name}'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+class FullFile(io.FileIO):
+    """A file on a disk with room for 100 kB."""
+
+    def write(self, data):
+        if self.tell() + len(memoryview(data).cast("B")) > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.mrc"])
+def test_writes_that_fail(tmp_path, monkeypatch, name):
+    init = FlatOutput.__init__
+
+    def open_full(self, path, *options):
+        init(self, path, *options)
+        self._file.close()
+        self._file = FullFile(path, "r+")
+
+    monkeypatch.setattr(FlatOutput, "__init__", open_full)
+    refused(rf"the disk is full.*{name}", write_noise, f"{tmp_path}/{name}")
+    monkeypatch.undo()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))  # at the start
+    refused(rf"the disk is full.*{name}", write_noise, f"{tmp_path}/{name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_write_that_fails_keeps_the_old_output(tmp_path, monkeypatch, name):
+    write_noise(f"{tmp_path}/{name}")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def fail():
+        with create_volume(f"{tmp_path}/{name}", NOISE_SHAPE, "uint8", overwrite=True) as writer:
+            writer.write(Box((0, 0, 0), (1, 256, 256)), np.ones((1, 256, 256), np.uint8))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    refused("the disk is full", fail)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_closing_that_fails(tmp_path, monkeypatch, name):
+    """Some file systems tell of a full disk only when a file is closed."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if name == "a.zarr":
+        monkeypatch.setattr(ZarrOutput, "close", fail)
+    else:
+        monkeypatch.setattr("mitoseg.storage.os.fsync", fail)
+    refused("the disk is full", write_noise, f"{tmp_path}/{name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def read_damaged(folder, first, stop):
+    """Read some damaged files in a process of their own; what it says of each."""
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    words = [sys.executable, str(SCRIPT), str(folder), str(first), str(stop)]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert ran.returncode == 0, f"died at {lines[-1:]}: {ran.stderr[-2000:]}"
+    assert ran.stderr == ""
+    assert len(lines) == 2 * (stop - first)
+    return [what | result for what, result in zip(lines[::2], lines[1::2], strict=True)]
+
+
+def check_damaged(results):
+    for found in results:
+        assert found["kind"] in ("read", "read in part", "refused"), found
+        assert "\n" not in found["text"], found
+        assert found["seconds"] < SECONDS, found
+        assert found["left"] == (["out.h5"] if found["kind"] == "read" else []), found
+    refused = [found for found in results if found["kind"] == "refused"]
+    assert len(refused) > len(results) / 2
+    assert all(len(found["text"]) < 500 for found in refused)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_some_damaged_files(tmp_path):
+    check_damaged(read_damaged(tmp_path, 0, QUICK))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_all_damaged_files(tmp_path):
+    results = read_damaged(tmp_path, 0, COUNT)
+    check_damaged(results)
+    assert len({found["what"].split(":")[0] for found in results}) > 15
