@@ -1,14 +1,13 @@
 r"""Augmentation of training tiles on their device: what happens to sections on their way from tissue to voxels.
 
 A tile is taken as a stack of sections (S, Y, X): the slices of a volume, or those that make the channels of a network
-on slices. MONAI transforms do what is common to all images; what only sections suffer is defined here.
-Each sample has a seed of its own: what is done to it depends neither on its batch nor on the number of devices. (Noise
-is drawn on the device: from one seed a CPU and a GPU draw different noise.)
+on slices. MONAI transforms do what is common to all images; what only sections suffer is defined here, as transforms
+of MONAI's dictionary kind on a normalised stack ``image``. Labels stay as they are, except those of shifted sections;
+where only the middle section is labelled, it neither goes missing nor shifts. Each sample has a seed of its own: what
+is done to it depends neither on its batch nor on the number of devices. (Noise is drawn on the device: from one seed a
+CPU and a GPU draw different noise.)
 
-The transforms here are of MONAI's dictionary kind, on a stack ``image`` (S, Y, X), normalised. Single sections go
-missing, shift, blur, or have a contrast of their own; labels stay as they are, except those of shifted sections. Where
-only the middle section is labelled (the channels of a network on slices), it neither goes missing nor shifts. A stack
-is turned by any angle, scaled and deformed in one resampling:
+A stack is turned by any angle, scaled and deformed in one resampling:
 
     voxel of the result  --turn, scale, tilt about the centre-->  --plus the deformation-->  where it is read
 
@@ -50,17 +49,22 @@ from mitoseg.datasets.base import IGNORE
 from mitoseg.errors import UserError
 from mitoseg.sampling.positions import check_choice
 
-Sample = dict[Hashable, Any]
-
 Transform = Callable[[Any], Mapping[Any, Any]]
+
+IMAGE, LABEL = "image", "label"
+"""Keys of a sample, for further transforms of MONAI's dictionary kind."""
+
+OUTSIDE = ("ignore", "reflect")
+"""What the label of voxels from outside of the tile is: none, or mirrored like the image."""
+
+_SPACING = 32
+"""Voxels between nodes of the deformation."""
 
 
 class Augmenter:
-    """Applies transforms to each sample of a batch, with the sample's own seed.
+    """Applies transforms of MONAI's dictionary kind to each sample of a batch, with the sample's own seed.
 
-    Args:
-        transforms: MONAI's dictionary transforms, or others like them; samples have the keys `IMAGE`, float32 (S, Y,
-            X), normalised, and `LABEL`, uint8 (1 or S, Y, X).
+    Samples have the keys `IMAGE`, float32 (S, Y, X), normalised, and `LABEL`, uint8 (1 or S, Y, X).
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
@@ -69,18 +73,12 @@ class Augmenter:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, label: Tensor, seed_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment a batch.
+        """Augment a batch; the given tensors stay as they are.
 
         Args:
             image: float32, normalised, (B, C, Y, X) or (B, 1, Z, Y, X).
             label: int64 of 0, 1, 255, (B, Y, X) or (B, Z, Y, X).
             seed_b: int64 (B,).
-
-        Returns:
-            Both, of the same shapes; the given ones stay as they are.
-
-        Raises:
-            UserError: A transform failed, changed the shape, or made other labels.
         """
         stack = image.flatten(1, -3)
         sections = label.reshape(len(label), -1, *label.shape[-2:]).to(torch.uint8)
@@ -96,7 +94,7 @@ class Augmenter:
                 transform.set_random_state(state=self._random)
         given = {IMAGE: image_syx.clone(), LABEL: label_syx}  # some of MONAI's write into the image
         try:
-            result: Sample = self.transforms(given)
+            result: dict[Hashable, Any] = self.transforms(given)
         except RuntimeError as error:  # MONAI's, around the transform's own
             cause = error.__cause__ or error
             if isinstance(cause, torch.OutOfMemoryError):
@@ -126,30 +124,8 @@ def _plain_tensors() -> Iterator[None]:
 class EMAugmentation(Augmenter):
     """Augmentation for electron microscopy; each effect strikes a tile with its own probability.
 
-    Args:
-        deform: Probability of a smooth deformation with a turn by any angle and another scale; what comes from beyond
-            the tile is its reflection.
-        magnitude: Standard deviation of the displacements of the deformation's nodes, 32 pixels apart, in pixels.
-        scale: Largest change of scale, as a share.
-        volumetric: Deform through z as well and tilt by up to 8 degrees: for volumes of cubic voxels.
-        outside: Label of what comes from beyond the tile; see `mitoseg.sampling.augmentation.OUTSIDE`.
-        contrast: Probability of another contrast and brightness, and of another gamma, of the whole tile.
-        gamma: Largest exponent; the smallest is its inverse. Mean and deviation stay.
-        gain: Largest change of contrast, as a share, and of brightness, in standard deviations of the grey values.
-        curve: Probability of a random rising curve of grey values.
-        blur: Probability of a Gaussian blur of all sections.
-        resolution: Probability that sections look as if their pixels were larger.
-        coarser: How many times as large at most.
-        noise: Probability of Gaussian noise.
-        sections: Probability that each section has a contrast and brightness of its own.
-        defocus: Probability of a blurred section.
-        missing: Probability of a missing section.
-        shifted: Probability of a shifted section, or of all beyond it.
-        cutout: Probability of holes of 8 to 24 voxels filled with noise; their labels stay.
-        extra: Further transforms, applied last.
-
-    Raises:
-        UserError: A probability or another number is out of range.
+    ``conf/augmentation/em.yaml`` says which of the options are such probabilities and what the others mean; ``extra``
+    transforms are applied last.
     """
 
     def __init__(
@@ -209,16 +185,8 @@ class EMAugmentation(Augmenter):
         )
 
 
-IMAGE, LABEL = "image", "label"
-"""Keys of a sample, for further transforms of MONAI's dictionary kind."""
-
-
 class _Stackd(RandomizableTransform, MapTransform):
-    """Changes the image of a sample, and perhaps its labels, with a probability.
-
-    Args:
-        prob: Probability that it strikes a stack.
-    """
+    """Changes the image of a sample, and perhaps its labels, with a probability."""
 
     def __init__(self, prob: float = 0.1) -> None:
         MapTransform.__init__(self, [IMAGE])
@@ -244,7 +212,7 @@ class _OneSectiond(_Stackd):
         """The section (Y, X) as it becomes."""
 
     def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
-        """See `_Stackd`."""
+        """Change one section of the image."""
         count = len(image)
         alone = len(label) < count or count == 1  # the labelled section is the middle one
         choices = [s for s in range(count) if not (self.spares_labelled and alone and s == count // 2)]
@@ -262,7 +230,7 @@ class MissingSectiond(_OneSectiond):
     spares_labelled = True
 
     def change(self, image_syx: Tensor, section: int) -> Tensor:
-        """See the class."""
+        """Its neighbour, one grey value, or noise."""
         kind = int(self.R.randint(3))
         if kind == 0:
             return image_syx[section - 1 if section else 1]
@@ -274,13 +242,9 @@ class MissingSectiond(_OneSectiond):
 
 
 class ShiftedSectiond(_Stackd):
-    """A section is shifted in y and x, or all from it outwards; the middle one stays.
+    """A section is shifted by up to ``reach`` pixels in y and x, or all from it outwards; the middle one stays.
 
     Where every section has a label, theirs move with them, to whole pixels. At the edge a section is reflected.
-
-    Args:
-        prob: Probability that it strikes a stack.
-        reach: Largest shift along y and x, in pixels.
     """
 
     def __init__(self, prob: float = 0.1, reach: float = 4.0) -> None:
@@ -323,7 +287,7 @@ class BlurredSectiond(_OneSectiond):
         self.sigma = sigma
 
     def change(self, image_syx: Tensor, section: int) -> Tensor:
-        """See the class."""
+        """The blurred section."""
         blur = GaussianFilter(2, float(self.R.uniform(0.5, self.sigma))).to(image_syx.device)
         blurred: Tensor = blur(image_syx[section][None, None])[0, 0]
         return blurred
@@ -332,9 +296,7 @@ class BlurredSectiond(_OneSectiond):
 class SectionContrastd(_Stackd):
     """Every section has a contrast and a brightness of its own.
 
-    Args:
-        prob: Probability that it strikes a stack.
-        gain: Largest change of contrast, as a share, and of brightness, in standard deviations of the grey values.
+    ``gain`` is the largest change of contrast, as a share, and of brightness, in standard deviations of the greys.
     """
 
     def __init__(self, prob: float = 0.2, gain: float = 0.25) -> None:
@@ -351,12 +313,9 @@ class AsVolumed(Randomizable):
     """Show a stack with a label for each section to a transform as a volume: (1, Z, Y, X) in place of (S, Y, X).
 
     Other stacks are shown as they are, as an image (C, Y, X) of several channels.
-
-    Args:
-        transform: One of MONAI's dictionary kind that takes volumes.
     """
 
-    def __init__(self, transform: Callable[[Any], Mapping[Any, Any]]) -> None:
+    def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> AsVolumed:
@@ -381,9 +340,7 @@ class AsVolumed(Randomizable):
 class GaussianNoised(_Stackd):
     """Gaussian noise, drawn where the tile lies; MONAI's is drawn on the host, which takes five times as long.
 
-    Args:
-        prob: Probability that it strikes a stack.
-        std: Largest standard deviation, in those of the grey values.
+    ``std`` is the largest standard deviation, in those of the grey values.
     """
 
     def __init__(self, prob: float = 0.1, std: float = 0.3) -> None:
@@ -395,13 +352,6 @@ class GaussianNoised(_Stackd):
         generator = torch.Generator(image.device).manual_seed(int(self.R.randint(2**31)))
         noise = torch.randn(image.shape, generator=generator, device=image.device)
         return {IMAGE: image + float(self.R.uniform(0, self.std)) * noise}
-
-
-OUTSIDE = ("ignore", "reflect")
-"""What the label of voxels from outside of the tile is: none, or mirrored like the image."""
-
-_SPACING = 32
-"""Voxels between nodes of the deformation."""
 
 
 class Warpd(_Stackd):
@@ -494,12 +444,7 @@ def spline_weights(length: int, spacing: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TileSymmetry:
-    """Axes z, y, x in another order, then mirrored.
-
-    Attributes:
-        order: Which axis comes to the place of each.
-        flips: Axes mirrored after that.
-    """
+    """Axes z, y, x in another order (which axis comes to the place of each), then mirrored."""
 
     order: tuple[int, ...] = (0, 1, 2)
     flips: tuple[int, ...] = ()

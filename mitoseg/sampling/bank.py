@@ -1,4 +1,4 @@
-r"""The training voxels in one flat tensor, and whole batches of turned blocks out of it.
+r"""The training voxels on one device, and whole batches of turned blocks or tiles out of them.
 
 A window of ``w`` pixels that answers pixel p starts at ``p - w // 2`` (see `mitoseg.geometry.anchor`). The labelled
 block is always ``[p - 16, p + 15]``, so a window of 67 sees context around it:
@@ -10,15 +10,14 @@ A block is turned about its pivot, an index inside the window: the centre of the
 where the label speaks of the block, so that a quarter turn gives the same 32x32 pixels; the answered pixel
 (``w // 2``) where it speaks of that pixel.
 
-Each slice of a region is kept with as much around it as any block may read. A square about a pivot then is some runs
-of neighbouring voxels, one for each row, and the squares of a batch are one index into all runs that there are, which
-overlap (`torch.as_strided`):
+Each slice of a region is kept with as much around it as any block may read, so that no block needs to look for the
+border. A square about a pivot then is some runs of neighbouring voxels, one for each row, and the squares of a batch
+are one index into all runs that there are, which overlap (`torch.as_strided`):
 
     voxels_n   0 1 2 3 4 5 ...        runs of 3   [0 1 2] [1 2 3] [2 3 4] [3 4 5] ...
 
-So much around a region is kept that any block of it can be cut and turned without looking for the border. The squares
-are turned counter-clockwise about their pivot and mirrored in x into windows. A square is as large as any turn of the
-window about the pivot needs; the pivot is its centre, which lies on a pixel or between four of them:
+The squares are turned counter-clockwise about their pivot and mirrored in x into windows. A square is as large as any
+turn of the window about the pivot needs; the pivot is its centre, on a pixel or between four of them:
 
     window of 4, pivot 1.5        window of 4, pivot 2          any angle: the circle about
        [. . . .]                     [. . . .] .                the window's corners, and the
@@ -30,13 +29,17 @@ window about the pivot needs; the pivot is its centre, which lies on a pixel or 
 Output (i, j) reads the pivot plus R (i - pivot, j - pivot), where j - pivot is negated first under a mirror, with
 
     R = [[cos, sin], [-sin, cos]]   (rows: y, x)
+
+Tiles are read with a margin in y and x: what a block network sees beyond the tile, so that each of its answers there
+is that of a whole window.
+
+    image   |<- margin ->|<------ tile, every voxel labelled ------>|<- margin ->|
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -47,42 +50,47 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from mitoseg.datasets.base import Region
-from mitoseg.geometry import Box, anchor, slabs
-from mitoseg.sampling.positions import INTERPOLATIONS, check_choice
-from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values
+from mitoseg.geometry import anchor, slabs
+from mitoseg.sampling.augmentation import TileSymmetry
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, channel_slices, check_image_values
+
+NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
+"""Slices before and after that channels are made of."""
 
 _CACHED = 2**19  # voxels that are gathered together on a CPU, whose caches hold them until they are normalised
+_TURNS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of 0..3 quarter turns
 
 
-@lru_cache
-def _offsets(channels: str, device: torch.device) -> Tensor:
-    """`CHANNEL_OFFSETS` on a device."""
-    return torch.tensor(CHANNEL_OFFSETS[channels], device=device)
+class _KeptRegion:
+    """A region and the margin that is kept around it: tissue in z, y and x, then in y and x also its reflection.
 
+    Beyond the volume y and x are reflected, and a missing neighbour slice is the slice itself.
+    """
 
-@dataclass(frozen=True)
-class _Blocks:
-    """What `VolumeBank.gather` is asked for."""
+    def __init__(self, region: Region, margin: int) -> None:
+        self.region = region
+        wanted = region.box.grow((NEIGHBOURS, margin, margin))
+        self.tissue = wanted.clip(region.image.box)
+        self.first = self.tissue.start[0] - region.box.start[0]
+        self.shape = (self.tissue.shape[0], wanted.shape[1], wanted.shape[2])
+        ends = zip(wanted.start, self.tissue.start, self.tissue.stop, wanted.stop, strict=True)
+        self.reflected = [(start - before, after - stop) for before, start, stop, after in ends][1:]
 
-    position_b4: Tensor
-    angle_b: Tensor
-    flip_b: Tensor
-    window: int
-    channels: str
-    pivot: float
-
-    def take(self, index: Tensor | slice) -> _Blocks:
-        """Some of the blocks."""
-        columns = self.position_b4[index], self.angle_b[index], self.flip_b[index]
-        return _Blocks(*columns, self.window, self.channels, self.pivot)
+    def fill(self, voxels_zyx: npt.NDArray[Any], normalization: Normalization | None) -> None:
+        """Read it slab by slab into an array of its shape, normalised if asked to."""
+        image, z = self.region.image, 0
+        for slab in slabs(self.tissue, 16):
+            image_zyx = image.read(slab)
+            check_image_values(image_zyx, image.path)
+            image_zyx = image_zyx if normalization is None else normalization.apply(image_zyx)
+            voxels_zyx[z : z + len(image_zyx)] = np.pad(image_zyx, ((0, 0), *self.reflected), mode="reflect")
+            z += len(image_zyx)
 
 
 class VolumeBank(nn.Module):
     """The image voxels of some regions, with the real tissue around them, on one device.
 
-    uint8 voxels stay as they are until they are gathered, any others are kept as normalised float32. Context comes
-    from the whole volume around a region's box; beyond the volume y and x are reflected, and a missing neighbour slice
-    is the slice itself.
+    uint8 voxels stay as they are until they are gathered, any others are kept as normalised float32.
 
     Args:
         regions: What positions refer to, by their place in this sequence.
@@ -103,15 +111,18 @@ class VolumeBank(nn.Module):
         super().__init__()
         self.window, self.normalization = window, normalization
         self.raw = all(region.image.dtype == np.uint8 for region in regions)
-        kept = [KeptRegion(region, reach(window)) for region in regions]
+        margin = reach(window)
+        kept = [_KeptRegion(region, margin) for region in regions]
         ends = np.cumsum([math.prod(k.shape) for k in kept], dtype=np.int64).tolist()
-        starts = [0, *ends[:-1]]
         voxels_n = np.empty(ends[-1], np.uint8 if self.raw else np.float32)  # on large pages, unlike torch.empty
-        self.register_buffer("voxels_n", torch.from_numpy(voxels_n))
-        self.register_buffer("places_r5", torch.tensor([k.places(n) for k, n in zip(kept, starts, strict=True)]))
-        self.register_buffer("_scale_2", torch.tensor([normalization.mean, normalization.std], dtype=torch.float32))
-        for k, start, end in zip(kept, starts, ends, strict=True):
+        places = []
+        for k, start, end in zip(kept, [0, *ends], ends, strict=False):
+            Z, Y, X = k.shape
+            places.append([start - k.first * Y * X + margin * (X + 1), Y * X, X, k.first, k.first + Z])
             k.fill(voxels_n[start:end].reshape(k.shape), None if self.raw else normalization)
+        self.register_buffer("voxels_n", torch.from_numpy(voxels_n))
+        self.register_buffer("places_r5", torch.tensor(places))
+        self.register_buffer("_scale_2", torch.tensor([normalization.mean, normalization.std], dtype=torch.float32))
 
     @property
     def device(self) -> torch.device:
@@ -148,63 +159,50 @@ class VolumeBank(nn.Module):
 
         Returns:
             float32 (B, C, window, window), in channels-last layout.
-
-        Raises:
-            ValueError: The window is larger than the bank's, or the pivot is none of the three places allowed.
-            UserError: The interpolation is not known.
         """
-        check_choice("interpolation", interpolation, INTERPOLATIONS)
         pivot = anchor(window) - 0.5 if pivot is None else pivot
         if window > self.window or abs(pivot - anchor(window)) not in (0.0, 0.5):
             raise ValueError(f"cannot gather a window of {window} about {pivot} from a bank built for {self.window}")
-        blocks = _Blocks(position_b4, angle_b, flip_b, window, channels, pivot)
-        portion = max(1, _CACHED // (len(CHANNEL_OFFSETS[channels]) * window**2))
-        if self.device.type != "cpu" or len(angle_b) <= portion:
-            return self._gather(blocks, interpolation, exact)
         shape = len(angle_b), len(CHANNEL_OFFSETS[channels]), window, window
-        image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
-        for start in range(0, len(angle_b), portion):
-            some = slice(start, start + portion)
-            image_bcyx[some] = self._gather(blocks.take(some), interpolation, exact)
-        return image_bcyx
+        portion = max(1, _CACHED // (shape[1] * window**2))
+        if self.device.type == "cpu" and len(angle_b) > portion:
+            image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
+            form: dict[str, Any] = {"window": window, "channels": channels, "pivot": pivot}
+            form |= {"interpolation": interpolation, "exact": exact}
+            for start in range(0, len(angle_b), portion):
+                some = slice(start, start + portion)
+                image_bcyx[some] = self.gather(position_b4[some], angle_b[some], flip_b[some], **form)
+            return image_bcyx
 
-    def _gather(self, blocks: _Blocks, interpolation: str, exact: bool | None) -> Tensor:
-        """All blocks at once."""
-        exact_b = blocks.angle_b % 90 == 0
+        def turned(some: Tensor | slice) -> Tensor:
+            half = half_side(window, pivot, any_angle=False)
+            square_bcyx = self._squares(position_b4[some], window, channels, pivot, half)
+            return turn(square_bcyx, angle_b[some], flip_b[some], window, pivot).float()
+
+        def rotated(some: Tensor | slice) -> Tensor:
+            half = half_side(window, pivot, any_angle=True)
+            square_bcyx = self._squares(position_b4[some], window, channels, pivot, half).float()
+            return rotate(square_bcyx, angle_b[some], flip_b[some], window, pivot, interpolation)
+
+        every, exact_b = slice(None), angle_b % 90 == 0
         if bool(exact_b.all()) if exact is None else exact:
-            return self._normalize(self._turn(blocks))
+            return self._normalize(turned(every))
         if self.device.type != "cpu":  # both for all blocks, rather than wait for the number of each kind
-            chosen = torch.where(exact_b[:, None, None, None], self._turn(blocks), self._rotate(blocks, interpolation))
-            return self._normalize(chosen)
-        rotated = (~exact_b).nonzero()[:, 0]
-        if len(rotated) == len(exact_b):
-            return self._normalize(self._rotate(blocks, interpolation))
-        turned = exact_b.nonzero()[:, 0]
-        shape = len(exact_b), len(CHANNEL_OFFSETS[blocks.channels]), blocks.window, blocks.window
+            return self._normalize(torch.where(exact_b[:, None, None, None], turned(every), rotated(every)))
+        if not exact_b.any():
+            return self._normalize(rotated(every))
         image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
-        image_bcyx[turned] = self._turn(blocks.take(turned))
-        image_bcyx[rotated] = self._rotate(blocks.take(rotated), interpolation)
+        for index, make in ((exact_b.nonzero()[:, 0], turned), ((~exact_b).nonzero()[:, 0], rotated)):
+            image_bcyx[index] = make(index)
         return self._normalize(image_bcyx)
 
-    def _turn(self, blocks: _Blocks) -> Tensor:
-        """Quarter turns."""
-        half = half_side(blocks.window, blocks.pivot, any_angle=False)
-        square_bcyx = self._squares(blocks, half)
-        return turn(square_bcyx, blocks.angle_b, blocks.flip_b, blocks.window, blocks.pivot).float()
-
-    def _rotate(self, blocks: _Blocks, interpolation: str) -> Tensor:
-        """Any angles."""
-        half = half_side(blocks.window, blocks.pivot, any_angle=True)
-        square_bcyx = self._squares(blocks, half).float()
-        return rotate(square_bcyx, blocks.angle_b, blocks.flip_b, blocks.window, blocks.pivot, interpolation)
-
-    def _squares(self, blocks: _Blocks, half: float) -> Tensor:
+    def _squares(self, position_b4: Tensor, window: int, channels: str, pivot: float, half: float) -> Tensor:
         """(B, C, s, s), ``half`` pixels and no more to each side of the pivot, as they are stored."""
-        size, first = int(2 * half) + 1, int(blocks.pivot - half) - anchor(blocks.window)
-        region_b, z_b, y_b, x_b = blocks.position_b4.unbind(1)
+        size, first = int(2 * half) + 1, int(pivot - half) - anchor(window)
+        region_b, z_b, y_b, x_b = position_b4.unbind(1)
         start_b, plane_b, row_b, first_b, end_b = self.places_r5.index_select(0, region_b).unbind(1)
         start_b = start_b + z_b * plane_b + (y_b + first) * row_b + (x_b + first)
-        offset_c = _offsets(blocks.channels, self.device)
+        offset_c = _offsets(channels, self.device)
         z_bc = z_b[:, None] + offset_c
         there_bc = (z_bc >= first_b[:, None]) & (z_bc < end_b[:, None])
         start_bc = start_b[:, None] + offset_c * there_bc * plane_b[:, None]
@@ -219,8 +217,9 @@ class VolumeBank(nn.Module):
         return image_bcyx.sub_(mean).div_(std).clamp_(-limit, limit) if self.raw else image_bcyx
 
 
-NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
-"""Slices before and after that channels are made of."""
+@lru_cache
+def _offsets(channels: str, device: torch.device) -> Tensor:
+    return torch.tensor(CHANNEL_OFFSETS[channels], device=device)
 
 
 def reach(window: int) -> int:
@@ -230,54 +229,6 @@ def reach(window: int) -> int:
     (25, 49)
     """
     return math.ceil(math.sqrt(2) * (anchor(window) + 0.5)) + 1
-
-
-@dataclass(frozen=True)
-class KeptRegion:
-    """A region and the margin that is kept around it: tissue in z, y and x, then in y and x also its reflection."""
-
-    region: Region
-    margin: int
-
-    @property
-    def wanted(self) -> Box:
-        """The box with its whole margin."""
-        return self.region.box.grow((NEIGHBOURS, self.margin, self.margin))
-
-    @property
-    def tissue(self) -> Box:
-        """What of it lies in the volume."""
-        return self.wanted.clip(self.region.image.box)
-
-    @property
-    def reflected(self) -> list[tuple[int, int]]:
-        """Pixels to reflect before and after, in y and x."""
-        ends = zip(self.wanted.start, self.tissue.start, self.tissue.stop, self.wanted.stop, strict=True)
-        return [(start - wanted, last - stop) for wanted, start, stop, last in ends][1:]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of what is kept."""
-        return self.tissue.shape[0], self.wanted.shape[1], self.wanted.shape[2]
-
-    def fill(self, voxels_zyx: npt.NDArray[Any], normalization: Normalization | None) -> None:
-        """Read it slab by slab into an array of its shape, normalised if asked to."""
-        image, z = self.region.image, 0
-        for slab in slabs(self.tissue, 16):
-            image_zyx = image.read(slab)
-            check_image_values(image_zyx, image.path)
-            image_zyx = image_zyx if normalization is None else normalization.apply(image_zyx)
-            voxels_zyx[z : z + len(image_zyx)] = np.pad(image_zyx, ((0, 0), *self.reflected), mode="reflect")
-            z += len(image_zyx)
-
-    def places(self, start: int) -> list[int]:
-        """What finds a voxel, if this lies from ``start`` on: see `VolumeBank.places_r5`."""
-        Z, Y, X = self.shape
-        first = self.tissue.start[0] - self.region.box.start[0]
-        return [start - first * Y * X + self.margin * (X + 1), Y * X, X, first, first + Z]
-
-
-_TURNS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of 0..3 quarter turns
 
 
 def half_side(window: int, pivot: float, *, any_angle: bool) -> float:
@@ -294,11 +245,10 @@ def half_side(window: int, pivot: float, *, any_angle: bool) -> float:
 
 
 @lru_cache(maxsize=32)
-def turn_table(window: int, pivot: float, channels: int, device: torch.device) -> Tensor:
+def _turn_table(window: int, pivot: float, channels: int, device: torch.device) -> Tensor:
     """Where the voxels of a turned block lie in its square, for the four turns, then for the four with a mirror.
 
-    Returns:
-        int64 (8, window * window * channels): indices into a square (C, y, x), in the order y, x, C of the output.
+    int64 (8, window * window * channels): indices into a square (C, y, x), in the order y, x, C of the output.
     """
     half = half_side(window, pivot, any_angle=False)
     size = int(2 * half) + 1
@@ -314,20 +264,9 @@ def turn_table(window: int, pivot: float, channels: int, device: torch.device) -
 
 
 def turn(square_bcyx: Tensor, angle_b: Tensor, flip_b: Tensor, window: int, pivot: float) -> Tensor:
-    """Turn by multiples of 90 degrees and mirror, voxel by voxel.
-
-    Args:
-        square_bcyx: Squares of `half_side` with ``any_angle=False``.
-        angle_b: Degrees, multiples of 90.
-        flip_b: bool, which blocks are mirrored.
-        window: Pixels along y and x of the output.
-        pivot: Index inside the window that stays in place.
-
-    Returns:
-        (B, C, window, window), of the same type, in channels-last layout.
-    """
+    """Turn squares of `half_side` by multiples of 90 degrees and mirror them, voxel by voxel; channels come last."""
     B, C = square_bcyx.shape[:2]
-    table = turn_table(window, pivot, C, square_bcyx.device)
+    table = _turn_table(window, pivot, C, square_bcyx.device)
     code_b = (angle_b / 90).round().to(torch.int64) % 4 + 4 * flip_b
     turned = square_bcyx.flatten(1).gather(1, table.index_select(0, code_b))
     return turned.view(B, window, window, C).permute(0, 3, 1, 2)
@@ -336,19 +275,7 @@ def turn(square_bcyx: Tensor, angle_b: Tensor, flip_b: Tensor, window: int, pivo
 def rotate(
     square_bcyx: Tensor, angle_b: Tensor, flip_b: Tensor, window: int, pivot: float, interpolation: str
 ) -> Tensor:
-    """Turn by any angles and mirror, by sampling.
-
-    Args:
-        square_bcyx: float32, squares of `half_side` with ``any_angle=True``.
-        angle_b: Degrees.
-        flip_b: bool, which blocks are mirrored.
-        window: Pixels along y and x of the output.
-        pivot: Index inside the window that stays in place.
-        interpolation: "bilinear" or "nearest".
-
-    Returns:
-        float32 (B, C, window, window), in channels-last layout.
-    """
+    """Turn float32 squares of `half_side` for any angle and mirror them, by sampling; channels come last."""
     half = half_side(window, pivot, any_angle=True)  # grid_sample counts from -1 to 1, which is from -half to half
     across = (torch.arange(window, dtype=torch.float32, device=square_bcyx.device) - pivot) / half
     radians = torch.deg2rad(angle_b.float())[:, None]
@@ -359,3 +286,68 @@ def rotate(
     torch.add((sin * along)[:, None], (cos * across)[..., None], out=grid_byx2[..., 1])
     turned_bcyx = grid_sample(square_bcyx, grid_byx2, mode=interpolation, align_corners=True)
     return turned_bcyx.contiguous(memory_format=torch.channels_last)
+
+
+class TileBank(nn.Module):
+    """The voxels and labels of some regions on one device; kept as in `VolumeBank`.
+
+    Args:
+        regions: What positions refer to, by their place in this sequence.
+        normalization: Mean and standard deviation that tiles are normalised with.
+        margin: (before, after), pixels that the network sees beyond a tile in y and x.
+        channels: A key of `CHANNEL_OFFSETS`; None for a network on volumes, whose tiles have one channel.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        normalization: Normalization,
+        *,
+        margin: tuple[int, int] = (0, 0),
+        channels: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalization, self.margin, self.channels = normalization, margin, channels
+        self.reach = max(margin)
+        self.raw = all(region.image.dtype == np.uint8 for region in regions)
+        self._firsts: list[int] = []
+        for number, region in enumerate(regions):
+            kept = _KeptRegion(region, self.reach)
+            self._firsts.append(-kept.first)
+            image_zyx = np.empty(kept.shape, np.uint8 if self.raw else np.float32)
+            kept.fill(image_zyx, None if self.raw else normalization)
+            self.register_buffer(f"image_{number}", torch.from_numpy(image_zyx))
+            self.register_buffer(f"label_{number}", torch.from_numpy(region.read_label().copy()))
+
+    def gather(
+        self, position_b4: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """A batch of tiles of (z, y, x) voxels, each turned in its own way.
+
+        ``position_b4``, int64 (B, 4), is the region, z, y, x of the first voxel in the region's own coordinates. The
+        image is float32, (B, C, Y, X), or (B, 1, Z, Y, X) for a network on volumes, in y and x larger than the tile by
+        the margin; the label is int64, (B, Y, X) or (B, Z, Y, X).
+        """
+        pairs = [
+            self._tile(place, symmetry, tile) for place, symmetry in zip(position_b4.tolist(), symmetries, strict=True)
+        ]
+        image, label = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+        image = image.float()
+        if self.raw:
+            mean, std, limit = self.normalization.mean, self.normalization.std, self.normalization.limit
+            image = image.sub_(mean).div_(std).clamp_(-limit, limit)
+        return (image[:, None], label.long()) if self.channels is None else (image, label[:, 0].long())
+
+    def _tile(self, place: list[int], symmetry: TileSymmetry, tile: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Image (C or Z, Y, X) and label (1 or Z, Y, X) as they are stored, turned."""
+        number, z, y, x = place
+        image_zyx, label_zyx = getattr(self, f"image_{number}"), getattr(self, f"label_{number}")
+        label = label_zyx[z : z + tile[0], y : y + tile[1], x : x + tile[2]]
+        first = self._firsts[number] + z
+        slices: slice | list[int] = slice(first, first + tile[0])
+        if self.channels is not None:
+            slices = channel_slices(first, len(image_zyx), self.channels)
+        image = image_zyx[slices, y : y + tile[1] + 2 * self.reach, x : x + tile[2] + 2 * self.reach]
+        before, after = (self.reach - m for m in self.margin)
+        turned = symmetry(image)
+        return turned[:, before : turned.shape[1] - after, before : turned.shape[2] - after], symmetry(label)

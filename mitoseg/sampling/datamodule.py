@@ -1,92 +1,338 @@
-"""The datamodules: a data set in, batches of blocks or of whole tiles and whole validation slices out."""
+"""The datamodules: a data set in, batches of blocks or of tiles and whole validation slices or slabs out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from inspect import signature
+from itertools import islice
+from typing import Any, ClassVar, cast
 
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
-from mitoseg.datasets.base import IGNORE, Recipe
+from mitoseg.datasets.base import IGNORE, Recipe, Region, Splits
+from mitoseg.datasets.download import checksums
 from mitoseg.errors import UserError
-from mitoseg.geometry import anchor
+from mitoseg.geometry import Box, anchor, slabs
+from mitoseg.progress import waiting
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES
-from mitoseg.sampling.bank import VolumeBank
-from mitoseg.sampling.draws import EpochDraws
+from mitoseg.sampling.bank import TileBank, VolumeBank
+from mitoseg.sampling.draws import BlockSampler, EpochDraws, EpochLoader, EpochTiles
 from mitoseg.sampling.positions import (
     AUGMENTS,
     BALANCES,
     INTERPOLATIONS,
+    PLACES,
     BlockRule,
     PositionTable,
     check_choice,
     check_positive,
 )
-from mitoseg.sampling.regions import Batch, RegionDataModule, SlabLoader, SliceLoader, rank_and_world
-from mitoseg.sampling.tile_bank import EpochTiles, TileBank
+from mitoseg.storage import changes
+from mitoseg.volumes import (
+    CHANNEL_OFFSETS,
+    Normalization,
+    VoxelSize,
+    check_image_values,
+    measure_normalization,
+    read_channels,
+)
+from mitoseg.volumes.normalize import grey_quantiles
+from mitoseg.volumes.padding import Padding
 
+_LOG = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor | int | float]
 Augmentation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From image (B, C, ...), label (B, ...) and a seed for each (B,) to another image and label of the same shapes."""
 
 _LOOKED_AT = 200
 """Tiles whose labels tell the share of mitochondria in the batches."""
 
-BLOCK_OPTIONS = (
-    *("positions", "label_rule", "purity", "block", "balance", "rotate_background", "interpolation"),
-    *("epoch_blocks", "window"),
-)
-"""Options that say nothing of whole tiles."""
-TILE_OPTIONS = ("foreground_share", "epoch_tiles", "spatial_dims", "margin", "augmentation")
-"""Options that say nothing of blocks."""
+DEPTH, CONTEXT = 16, 16
+"""Slices of a slab that are scored, and slices before and after them that the network sees as well."""
 
 
-def data_module(
-    recipe: Callable[..., Recipe],
-    *,
-    tile: tuple[int, int, int] | None = None,
-    **options: Any,  # noqa: ANN401
-) -> BlockDataModule | TileDataModule:
-    """The datamodule for blocks, or for tiles if their size is given.
+def rank_and_world() -> tuple[int, int]:
+    """This process and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+class SlabLoader:
+    """Iterates over slabs of some regions, shared out exactly: slab i goes to rank i % world.
+
+    Yields dicts of ``image_czyx`` float32 (one channel, normalised), which reaches `CONTEXT` slices beyond the slab
+    as far as the volume does, ``label_zyx`` uint8 (0, 1 or `IGNORE`) of the slab itself, ``first``, the slice of it
+    at which the slab starts, ``region`` and ``z``, that of its first slice in the region's own coordinates.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        normalization: Normalization,
+        *,
+        depth: int = DEPTH,
+        stride: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        found = [(r, slab) for r, region in enumerate(regions) for slab in [*slabs(region.box, depth)][::stride]]
+        if found and len(found) < world:
+            remedy = "use fewer devices, or a lower data.validation_stride"
+            raise UserError(f"{world} devices cannot share the slices or slabs of validation", len(found), remedy)
+        self.regions, self.normalization = regions, normalization
+        self.slabs = found[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.slabs)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
+        for number, slab in self.slabs:
+            region = self.regions[number]
+            seen = slab.grow((CONTEXT, 0, 0)).clip(region.image.box)
+            grey_zyx = region.image.read(seen)
+            check_image_values(grey_zyx, region.image.path)
+            yield {
+                "image_czyx": torch.from_numpy(self.normalization.apply(grey_zyx))[None],
+                "label_zyx": torch.from_numpy(region.label.read(slab).copy()),
+                "first": slab.start[0] - seen.start[0],
+                "region": number,
+                "z": slab.start[0] - region.box.start[0],
+            }
+
+
+class SliceLoader(SlabLoader):
+    """Iterates over every n-th slice of some regions, shared out exactly: slice i goes to rank i % world.
+
+    Yields dicts of ``image_cyx`` float32 (normalised; neighbours in z come from the whole volume), ``label_yx`` uint8
+    (0, 1 or `IGNORE`), ``region`` and ``z`` int, in the region's own coordinates.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        normalization: Normalization,
+        channels: str,
+        *,
+        stride: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(regions, normalization, depth=1, stride=stride, rank=rank, world=world)
+        self.channels = channels
+
+    def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
+        for number, slab in self.slabs:
+            region, (z, *start_yx) = self.regions[number], slab.start
+            grey_cyx = read_channels(region.image, z, self.channels, Box(tuple(start_yx), slab.stop[1:]))
+            check_image_values(grey_cyx, region.image.path)
+            yield {
+                "image_cyx": torch.from_numpy(self.normalization.apply(grey_cyx)),
+                "label_yx": torch.from_numpy(region.label.read(slab)[0].copy()),
+                "region": number,
+                "z": z - region.box.start[0],
+            }
+
+
+class RegionDataModule(pl.LightningDataModule):
+    """Regions of a data set: the draws of an epoch in batches, validation slices, and how far a run is.
+
+    Where the voxels fit on the device they lie there, only places travel and the voxels are gathered in
+    ``on_after_batch_transfer``; else they are gathered on the host. Everything random follows from ``seed`` and the
+    epoch. The Trainer must be made with ``use_distributed_sampler=False``: batches and slices are shared out here,
+    without repeats.
 
     Args:
-        recipe: Makes the data set.
-        tile: (z, y, x) voxels of a training tile; None: train on blocks.
-        **options: Of `BlockDataModule` and of `TileDataModule`; those of the other one are left out.
+        recipe: Makes the data set from ``source``.
+        batch_size: Draws per optimizer step, over all devices and accumulated parts together.
+        channels: A key of `CHANNEL_OFFSETS`.
+        validation_stride: Validate on every n-th slice.
+        voxels_on: ``device`` or ``host``; ``auto``: the device, if they take at most half of its free memory.
+        seed: Of draws and order.
+        source: Handed to ``recipe``.
 
-    Raises:
-        UserError: See there; or the network has no window, and no tile is given.
+    Attributes:
+        splits: The regions, after ``setup`` like all below.
+        normalization: Mean and standard deviation over the training regions.
+        grey_quantiles: Of the training regions, see `mitoseg.volumes.normalize`.
+        prior: Share of mitochondria among all that may be drawn.
+        batch_prior: Share of mitochondria in the batches.
+        summary: Counts of what is drawn, plain data.
     """
-    if tile is None:
-        if options.get("window") is None:
-            raise UserError("this network is trained on whole tiles", None, "give data.tile=[z,y,x]")
-        return BlockDataModule(recipe, **{k: v for k, v in options.items() if k not in TILE_OPTIONS})
-    return TileDataModule(recipe, tile=tile, **{k: v for k, v in options.items() if k not in BLOCK_OPTIONS})
+
+    splits: Splits
+    normalization: Normalization
+    bank: nn.Module
+    draws: EpochDraws | EpochTiles
+    prior: float
+    batch_prior: float
+    summary: Mapping[str, str | int | float]
+    description: ClassVar[str]
+
+    def __init__(
+        self,
+        recipe: Callable[..., Recipe],
+        *,
+        batch_size: int,
+        channels: str = "adjacent",
+        validation_stride: int = 1,
+        voxels_on: str = "auto",
+        seed: int = 0,
+        **source: object,
+    ) -> None:
+        super().__init__()
+        check_choice("channels", channels, CHANNEL_OFFSETS)
+        check_choice("voxels_on", voxels_on, PLACES)
+        check_positive("batch_size", batch_size)
+        check_positive("validation_stride", validation_stride)
+        self.recipe = recipe(**source)
+        self.batch_size, self.channels, self.seed = batch_size, channels, seed
+        self.validation_stride, self.voxels_on = validation_stride, voxels_on
+        self._loader: EpochLoader | None = None
+        self._progress: dict[str, int] | None = None
+        self._ready = False
+
+    @abstractmethod
+    def prepare_draws(self) -> None:
+        """Set ``draws``, ``bank``, both priors and ``summary``, once splits and normalisation are there."""
+
+    @abstractmethod
+    def gather(self, batch: Batch) -> Batch:
+        """Places to voxels: ``image``, ``label``, ``position_b4`` and ``weight``."""
+
+    def prepare_data(self) -> None:
+        """Download or generate what is missing."""
+        self.recipe.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the regions, measure the normalisation, prepare the draws; once, whatever the stage."""
+        if self._ready:
+            return
+        with waiting("opening the data"):
+            self.splits = self.recipe.splits()
+        with waiting("looking at the grey values of training"):
+            parts = [(region.image, region.box) for region in self.splits.train]
+            self.normalization = measure_normalization(parts)
+            self.grey_quantiles = [round(float(q), 6) for q in grey_quantiles(parts)]
+        padded = sum(image.padding.count(box) for image, box in parts if isinstance(image.padding, Padding))
+        with waiting("choosing where to train"):
+            self.prepare_draws()
+        if rank_and_world()[0] == 0:
+            if padded:
+                share = 100 * padded / sum(box.size for _, box in parts)
+                _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", share)
+            _LOG.info(self.description.format_map(self.summary))
+        self._ready = True
+
+    @property
+    def voxel_size(self) -> VoxelSize | None:
+        """(z, y, x) in nm of the data set, or None where nobody said."""
+        return self.splits.voxel_size
+
+    def train_dataloader(self) -> EpochLoader:
+        """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
+        self._loader = EpochLoader(self.draws, self._sampler())
+        if self._progress is not None:
+            self._loader.load_state_dict(self._progress)
+        return self._loader
+
+    def _sampler(self) -> BlockSampler:
+        rank, world = rank_and_world()
+        parts = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the epoch is, and the checksums of the training data, for the checkpoint.
+
+        The Trainer asks the loader as well, but forgets the answer where a schedule wants to know the number of
+        steps before training starts.
+        """
+        progress = {} if self._loader is None else self._loader.state_dict()
+        return {**progress, "data": checksums(self.splits.provenance, "train")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume in the middle of the epoch, where the checkpoint was written; refuses data that have changed."""
+        progress, now = dict(state_dict), checksums(self.splits.provenance, "train")
+        before = progress.pop("data", now)
+        if before != now:
+            what = f"the training data have changed since the run was interrupted ({changes(before, now)})"
+            remedy = "put the files back as they were, or start a new run, from its weights with init_from="
+            raise UserError(what, None, remedy)
+        self._progress = progress or None
+
+    def val_dataloader(self) -> SlabLoader:
+        """This rank's validation slices."""
+        rank, world = rank_and_world()
+        regions, stride = self.splits.validation, self.validation_stride
+        return SliceLoader(regions, self.normalization, self.channels, stride=stride, rank=rank, world=world)
+
+    def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
+        """Positions of one of this rank's batches: (B, 4), region, z, y, x."""
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        index_b = next(islice(sampler, batch, None))
+        return self.draws.draw(epoch).position_n4[index_b]
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Gather the voxels of a training batch on the host, if that is where they are to stay."""
+        placed = "position_b4" in batch and "image" not in batch  # one of training, still without voxels
+        return self.gather(batch) if placed and not self._on_device else batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Gather the voxels of a training batch on the device where its positions are."""
+        if "position_b4" not in batch or "image" in batch:
+            return batch
+        self.bank.to(cast(Tensor, batch["position_b4"]).device)
+        return self.gather(batch)
+
+    @cached_property
+    def _on_device(self) -> bool:
+        """Whether the voxels are to lie where the network is."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self.voxels_on != "auto" or device.type != "cuda":
+            return self.voxels_on != "host"
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = sum(buffer.nbytes for buffer in self.bank.buffers()) <= free / 2
+        if not fits:
+            _LOG.info("the training voxels stay on the host: they take more than half of the device's free memory")
+        return fits
 
 
 class BlockDataModule(RegionDataModule):
     """Training blocks and validation slices of one data set.
 
     Training batches are ``{"image": float32 (B, C, window, window), "label": int64 (B,), "position_b4": int64,
-    "weight": float}``, see `mitoseg.sampling.draws.EpochLoader`. Validation items are whole slices, see `SliceLoader`.
+    "weight": float}``, see `EpochLoader`. Validation items are whole slices, see `SliceLoader`.
 
     Args:
-        recipe: Makes the data set from further keywords.
-        batch_size: Draws per optimizer step, over all devices and accumulated parts together.
+        recipe: As ``batch_size``, see `RegionDataModule`.
         label_rule: As ``positions``, ``purity`` and ``block`` (the side of the labelled block in pixels), see
             `BlockRule`.
         balance: As ``rotate_background``, ``augment`` and ``epoch_blocks``, see `EpochDraws`.
         interpolation: See `VolumeBank.gather`.
         window: Side of what the network sees, in pixels.
         options: Of `RegionDataModule`, and of ``recipe``.
-
-    Raises:
-        UserError: An option has a value that is not known.
     """
 
     bank: VolumeBank
-    draws: EpochDraws
+    description = (
+        "Training blocks: positions={positions} label_rule={label_rule} balance={balance} augment={augment}\n"
+        "  {blocks_foreground:d} mitochondria, {blocks_background:d} background, {blocks_dropped:d} dropped\n"
+        "  draws an epoch: {draws_foreground:d} mitochondria, {draws_background:d} background, "
+        "{draws_distinct:d} distinct (block, angle) pairs\n"
+        "  each mitochondria block is drawn {multiplicity_foreground:.3g} times, "
+        "each background block {multiplicity_background:.3g} times\n"
+        "  share of mitochondria: {prior:.4f} of the blocks, {batch_prior:.4f} of the draws"
+    )
 
     def __init__(
         self,
@@ -112,35 +358,15 @@ class BlockDataModule(RegionDataModule):
         self.rule = BlockRule(label_rule, positions, tuple(purity), block)
         super().__init__(recipe, batch_size=batch_size, **options)
         self.interpolation, self.window = interpolation, window
-        self.balance, self.rotate_background, self.augment = balance, rotate_background, augment
-        self.epoch_blocks = epoch_blocks
+        self._drawing: dict[str, Any] = {"balance": balance, "rotate_background": rotate_background}
+        self._drawing |= {"augment": augment, "epoch_blocks": epoch_blocks}
 
     def prepare_draws(self) -> None:
         """Classify the positions, and read all voxels."""
-        self.draws = EpochDraws(
-            PositionTable(self.splits.train, self.rule),
-            balance=self.balance,
-            rotate_background=self.rotate_background,
-            augment=self.augment,
-            epoch_blocks=self.epoch_blocks,
-            seed=self.seed,
-        )
+        draws = EpochDraws(PositionTable(self.splits.train, self.rule), seed=self.seed, **self._drawing)
         self.bank = VolumeBank(self.splits.train, self.normalization, self.window)
-        self.summary = self.draws.summary()
-
-    @property
-    def prior(self) -> float:
-        """Share of mitochondrion blocks among all training positions under the label rule."""
-        return self.draws.table.prior
-
-    @property
-    def batch_prior(self) -> float:
-        """Share of mitochondrion blocks in the batches."""
-        return self.draws.share
-
-    def describe(self) -> str:
-        """``summary`` for people."""
-        return self.draws.describe(self.summary)
+        self.draws, self.summary = draws, draws.summary()
+        self.prior, self.batch_prior = draws.table.prior, draws.share
 
     def gather(self, batch: Batch) -> Batch:
         """Places to voxels."""
@@ -163,25 +389,24 @@ class TileDataModule(RegionDataModule):
 
     Training batches are ``{"image": float32, "label": int64, "position_b4": int64, "weight": float}``. For networks on
     slices the image is (B, C, Y, X) and the label, of 0, 1 and `IGNORE`, (B, Y, X); for networks on volumes they are
-    (B, 1, Z, Y, X) and (B, Z, Y, X). Validation items are whole slices or slabs, see `mitoseg.sampling.regions`.
+    (B, 1, Z, Y, X) and (B, Z, Y, X), and validation items are slabs of every slice, see `SlabLoader`.
 
     Args:
-        recipe: Makes the data set from further keywords.
+        recipe: As ``batch_size``, see `RegionDataModule`.
         tile: (z, y, x) voxels of a tile.
         spatial_dims: 2 for a network on slices (then z of the tile is 1), 3 for one on volumes.
         margin: (before, after), pixels that the network sees beyond a tile; see `TileBank`.
         augmentation: Applied to each batch on its device, after turns and mirror images.
-        batch_size: Draws per optimizer step, over all devices and accumulated parts together.
         channels: How slices become channels; ``single`` for a network on volumes.
         augment: As ``foreground_share`` and ``epoch_tiles``, see `EpochTiles`.
-        options: Of `RegionDataModule`, and of ``recipe``; networks on volumes are validated on every slice.
-
-    Raises:
-        UserError: An option has a value that is not known, or tile, network and channels do not fit together.
+        options: Of `RegionDataModule`, and of ``recipe``.
     """
 
     bank: TileBank
-    draws: EpochTiles
+    description = (
+        "Training tiles: {tile} voxels, augment={augment}\n  {draws:d} tiles an epoch\n"
+        "  share of mitochondria: {prior:.4f} of the voxels, {batch_prior:.4f} of the batches"
+    )
 
     def __init__(
         self,
@@ -213,47 +438,28 @@ class TileDataModule(RegionDataModule):
 
     def prepare_draws(self) -> None:
         """Look for mitochondria, and read all voxels."""
-        self.draws = EpochTiles(
-            self.splits.train,
-            self.tile,
-            augment=self.augment,
-            foreground_share=self.foreground_share,
-            epoch_tiles=self.epoch_tiles,
-            seed=self.seed,
+        share, count = self.foreground_share, self.epoch_tiles
+        regions, augment = self.splits.train, self.augment
+        draws = EpochTiles(
+            regions, self.tile, augment=augment, foreground_share=share, epoch_tiles=count, seed=self.seed
         )
         channels = self.channels if self.spatial_dims == 2 else None
-        self.bank = TileBank(self.splits.train, self.normalization, margin=self.margin, channels=channels)
-        self._batch_prior = self.draws.prior if not self.foreground_share else self._measured_prior()
-        self.summary = {**self.draws.summary(), "batch_prior": self._batch_prior}
+        self.bank = TileBank(regions, self.normalization, margin=self.margin, channels=channels)
+        self.draws, self.prior = draws, draws.prior
+        self.batch_prior = self._measured_prior(draws) if share else draws.prior
+        self.summary = {**draws.summary(), "batch_prior": self.batch_prior}
 
-    def _measured_prior(self) -> float:
+    def _measured_prior(self, draws: EpochTiles) -> float:
         """Share of mitochondria in the first epoch's tiles."""
         counts = np.zeros(2, np.int64)
-        position_n4 = np.random.default_rng(0).permutation(self.draws.draw(0).position_n4)[:_LOOKED_AT]
+        position_n4 = np.random.default_rng(0).permutation(draws.draw(0).position_n4)[:_LOOKED_AT]
         for number, *start in position_n4.tolist():
             label_zyx = getattr(self.bank, f"label_{number}")
             part = label_zyx[tuple(slice(a, a + n) for a, n in zip(start, self.tile, strict=True))]
             counts += [int((part == c).sum()) for c in (0, 1)]
         return float(counts[1] / counts.sum())
 
-    @property
-    def prior(self) -> float:
-        """Share of mitochondria among the labelled voxels of the training regions."""
-        return self.draws.prior
-
-    @property
-    def batch_prior(self) -> float:
-        """Share of mitochondria in the batches."""
-        return self._batch_prior
-
-    def describe(self) -> str:
-        """``summary`` for people."""
-        return (
-            "Training tiles: {tile} voxels, augment={augment}\n  {draws:d} tiles an epoch\n"
-            "  share of mitochondria: {prior:.4f} of the voxels, {batch_prior:.4f} of the batches"
-        ).format_map(self.summary)
-
-    def val_dataloader(self) -> SliceLoader | SlabLoader:
+    def val_dataloader(self) -> SlabLoader:
         """This rank's validation slices, or slabs for a network on volumes."""
         if self.spatial_dims == 2:
             return super().val_dataloader()
@@ -271,3 +477,23 @@ class TileDataModule(RegionDataModule):
             Y, X = label.shape[-2:]
             label = label[..., before : Y - after, before : X - after]
         return {"image": image, "label": label, "position_b4": position_b4, "weight": batch["weight"]}
+
+
+def data_module(
+    recipe: Callable[..., Recipe],
+    *,
+    tile: tuple[int, int, int] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> BlockDataModule | TileDataModule:
+    """The datamodule for tiles of (z, y, x) voxels, or for blocks where no size is given.
+
+    ``options`` are those of `BlockDataModule` and of `TileDataModule`; those of the other one are left out.
+    """
+    if tile is None and options.get("window") is None:
+        raise UserError("this network is trained on whole tiles", None, "give data.tile=[z,y,x]")
+    shared, blocks, tiles = (
+        set(signature(module).parameters) for module in (RegionDataModule, BlockDataModule, TileDataModule)
+    )
+    if tile is None:
+        return BlockDataModule(recipe, **{k: v for k, v in options.items() if k not in tiles - blocks - shared})
+    return TileDataModule(recipe, tile=tile, **{k: v for k, v in options.items() if k not in blocks - tiles - shared})

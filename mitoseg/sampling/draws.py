@@ -1,15 +1,17 @@
-"""The draws of an epoch (which block, how turned, of which class), their order, and the batches that they make.
+"""The draws of an epoch (which block or tile, how turned), their order, and the batches that they make.
 
 The loader is a plain iterable and not a `torch.utils.data.DataLoader`: worker processes would have nothing to do, the
-voxels being gathered on the device, and a plain iterable can save where it stands, so that a run resumes in the middle
-of an epoch with exactly the batches that it had not seen.
+voxels being gathered on the device, and a plain iterable can save its position, so that a run resumes in the middle of
+an epoch with exactly the batches that it had not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +19,33 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from mitoseg.datasets.base import IGNORE, Region
 from mitoseg.errors import UserError
-from mitoseg.sampling.positions import AUGMENTS, BALANCES, Index, PositionTable, check_choice, check_positive
+from mitoseg.geometry import slabs
+from mitoseg.sampling.augmentation import TILE_SYMMETRIES
+from mitoseg.sampling.positions import Index, PositionTable
+
+_LOG = logging.getLogger(__name__)
 
 Places = dict[str, Tensor | float | bool]
 """A batch that an `EpochLoader` yields."""
 
+_LISTED = 2**20
+"""Mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on."""
+_CELL, _REDRAWS = 8, 100
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError("a negative seed", seed, "give a seed of 0 or more")
+
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws as columns; row i of each belongs to the same block.
+    """Draws of blocks as columns; row i of each belongs to the same block.
 
-    Attributes:
-        position_n4: int64, region, z, y, x of the answered pixel in the region's own coordinates.
-        label_n: int64, 0 background, 1 mitochondrion.
-        angle_n: float32, degrees counter-clockwise, in [0, 360).
-        flip_n: bool, mirrored in x after the turn.
+    Positions are int64: region, z, y, x of the answered pixel in the region's own coordinates; labels 0 background and
+    1 mitochondrion; angles float32 degrees counter-clockwise, in [0, 360); a block is mirrored in x after the turn.
     """
 
     position_n4: Index
@@ -62,7 +75,7 @@ class Draws:
 
 
 class EpochDraws:
-    """Makes an epoch's draws from (seed, epoch) alone, the same on every rank.
+    """Makes an epoch's draws of blocks from (seed, epoch) alone, the same on every rank.
 
     On the grid, with n background and m mitochondrion blocks, m < n (the other way round alike):
 
@@ -84,9 +97,6 @@ class EpochDraws:
             of the time, ``any_angle`` any angle and a mirror image half of the time; or ``none``.
         epoch_blocks: Draws per epoch with ``positions=any``; None: as many as the regions have grid blocks.
         seed: Of all randomness.
-
-    Raises:
-        UserError: An unknown word, a negative seed, or ``epoch_blocks`` below 2 or given on the grid.
     """
 
     def __init__(
@@ -99,8 +109,6 @@ class EpochDraws:
         epoch_blocks: int | None = None,
         seed: int = 0,
     ) -> None:
-        check_choice("balance", balance, BALANCES)
-        check_choice("augment", augment, AUGMENTS)
         self.table, self.balance, self.augment, self.seed = table, balance, augment, seed
         self.rotate_background = rotate_background
         self.grid = table.rule.positions == "grid"
@@ -108,8 +116,7 @@ class EpochDraws:
             raise UserError("epoch_blocks is for positions=any", epoch_blocks, "leave it null, or set positions=any")
         if epoch_blocks is not None and epoch_blocks < 2:
             raise UserError("too few epoch_blocks", epoch_blocks, "draw 2 blocks or more per epoch")
-        if seed < 0:
-            raise UserError("a negative seed", seed, "give a seed of 0 or more")
+        _check_seed(seed)
         sizes = {"rotate": 2 * max(table.counts), "subsample": 2 * min(table.counts), "none": sum(table.counts)}
         self.size = sizes[balance] if self.grid else epoch_blocks or table.grid_blocks
         self._rare = int(table.counts[1] <= table.counts[0])
@@ -141,17 +148,14 @@ class EpochDraws:
         angle_n = angle_n.astype(np.float32) % np.float32(360)  # rounding may reach 360
         return Draws(self.table.positions(number_n), label_n, angle_n, flip_n)
 
-    def _turns(self, label: int) -> bool:
-        """Whether balancing turns the blocks of a class."""
-        return self.balance == "rotate" and (label == self._rare or self.rotate_background)
-
     def _draw_class(self, label: int, size: int, rng: np.random.Generator) -> tuple[Index, npt.NDArray[np.float64]]:
         """Position numbers of one class, and the angle of each before augmentation."""
+        turned = self.balance == "rotate" and (label == self._rare or self.rotate_background)
         if not self.grid:
             number_n = self.table.sample(label, size, rng)
-            return number_n, 360 * rng.random(size) if self._turns(label) else np.zeros(size)
+            return number_n, 360 * rng.random(size) if turned else np.zeros(size)
         number_n = np.resize(rng.permutation(self.table.members(label)), size)
-        if not self._turns(label):
+        if not turned:
             return number_n, np.zeros(size)
         repeat_n = np.arange(size) // self.table.counts[self._rare]
         angle_n = np.where(repeat_n < 4, 90.0 * repeat_n, 360 * rng.random(size))
@@ -179,22 +183,181 @@ class EpochDraws:
             "batch_prior": self.share,
         }
 
-    @staticmethod
-    def describe(summary: Mapping[str, str | int | float]) -> str:
-        """The summary for people, in a few lines."""
-        return (
-            "Training blocks: positions={positions} label_rule={label_rule} balance={balance} augment={augment}\n"
-            "  {blocks_foreground:d} mitochondria, {blocks_background:d} background, {blocks_dropped:d} dropped\n"
-            "  draws an epoch: {draws_foreground:d} mitochondria, {draws_background:d} background, "
-            "{draws_distinct:d} distinct (block, angle) pairs\n"
-            "  each mitochondria block is drawn {multiplicity_foreground:.3g} times, "
-            "each background block {multiplicity_background:.3g} times\n"
-            "  share of mitochondria: {prior:.4f} of the blocks, {batch_prior:.4f} of the draws"
-        ).format_map(summary)
+
+@dataclass(frozen=True)
+class TileDraws:
+    """Draws of tiles as columns; row i of each belongs to the same tile.
+
+    Positions are int64: region, z, y, x of the first voxel in the region's own coordinates; a symmetry is a place in
+    one of `TILE_SYMMETRIES`, a seed that of what augmentation does to the tile.
+    """
+
+    position_n4: Index
+    symmetry_n: Index
+    seed_n: Index
+
+    def __len__(self) -> int:
+        return len(self.seed_n)
+
+    def batch(self, index_b: Index) -> Places:
+        """What a batch holds besides positions and weight: how the tiles are turned, and their seeds."""
+        columns = {"symmetry_b": self.symmetry_n, "seed_b": self.seed_n}
+        return {name: torch.from_numpy(column[index_b]) for name, column in columns.items()}
+
+
+class EpochTiles:
+    """Makes an epoch's draws of tiles from (seed, epoch) alone, the same on every rank.
+
+    A tile lies anywhere in a region where a voxel has a label, drawn uniformly over all regions and places; or, for a
+    share of the draws, it holds a mitochondrion voxel that is drawn uniformly, at a random place inside the tile.
+    Regions that are smaller than a tile are left out, with a warning. ``counts`` are the background and mitochondrion
+    voxels of the regions.
+
+    Args:
+        regions: Their labels inside their boxes are read, and no others.
+        tile: (z, y, x) voxels; z is 1 for networks on slices.
+        augment: A key of `TILE_SYMMETRIES`.
+        foreground_share: Share of the draws that are sure to hold a mitochondrion.
+        epoch_tiles: Draws per epoch; None: as many as the regions have voxels for.
+        seed: Of all randomness.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        tile: tuple[int, int, int],
+        *,
+        augment: str = "dihedral",
+        foreground_share: float = 0.0,
+        epoch_tiles: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if augment != "none" and tile[1] != tile[2]:
+            raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
+        if augment == "cubic" and len(set(tile)) > 1:
+            remedy = "or give data.augment=dihedral_z"
+            raise UserError("data.augment=cubic needs a tile with three equal sides", tile, remedy)
+        if not 0 <= foreground_share <= 1:
+            remedy = "give a number from 0 to 1; data.foreground= names values of labels"
+            raise UserError("foreground_share is not a share of the tiles", foreground_share, remedy)
+        if epoch_tiles is not None and epoch_tiles < 1:
+            raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
+        _check_seed(seed)
+        self._size = " x ".join(map(str, tile))
+        large = [all(n >= t for n, t in zip(region.box.shape, tile, strict=True)) for region in regions]
+        for region, fits in zip(regions, large, strict=True):
+            if not fits:
+                what = f"training region {region.name or region.box} is smaller than a tile of {self._size} voxels"
+                if not any(large):
+                    raise UserError(what, region.box.shape, "give a smaller data.tile=[z,y,x]")
+                _LOG.warning("%s: it is left out", what)
+        self.tile, self.augment, self.foreground_share, self.seed = tile, augment, foreground_share, seed
+        self.shapes_r3 = np.array([region.box.shape for region in regions])
+        counted = [_survey(region) for region in regions]
+        self.counts = (sum(c[0] for c, _, _ in counted), sum(c[1] for c, _, _ in counted))
+        self._labelled = [labelled for _, _, labelled in counted]
+        for name, count in zip(("background", "mitochondrion"), self.counts, strict=True):
+            if not count:
+                raise UserError(f"no {name} voxel in the training regions", None, "check the labels, or the split")
+        self._voxels_n4 = np.concatenate(
+            [np.insert(v, 0, r, axis=1) for r, (_, v, _) in enumerate(counted) if large[r]]
+        )
+        self._places_r = np.where(large, np.prod(np.maximum(self.shapes_r3 - np.array(tile) + 1, 0), axis=1), 0)
+        voxels = int(np.prod(self.shapes_r3, axis=1)[large].sum())
+        self.size = epoch_tiles or max(1, round(voxels / math.prod(tile)))
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def prior(self) -> float:
+        """Share of mitochondria among the labelled voxels of the regions."""
+        return self.counts[1] / sum(self.counts)
+
+    def draw(self, epoch: int) -> TileDraws:
+        """The draws of an epoch; a sampler mixes them."""
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        chosen = round(self.foreground_share * self.size)
+        position_n4 = self._uniformly(self.size - chosen, rng)
+        for _ in range(_REDRAWS):  # those without a labelled voxel, as in wide padding
+            (empty_n,) = np.nonzero(~self._has_label(position_n4))
+            if not len(empty_n):
+                break
+            position_n4[empty_n] = self._uniformly(len(empty_n), rng)
+        position_n4 = np.concatenate([position_n4, self._on_foreground(chosen, rng)])
+        symmetry_n = rng.integers(len(TILE_SYMMETRIES[self.augment]), size=self.size)
+        return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
+
+    def _has_label(self, position_n4: Index) -> npt.NDArray[np.bool_]:
+        """Which tiles hold a labelled voxel, to the cell of `_CELL` pixels."""
+        found_n = np.ones(len(position_n4), np.bool_)
+        for number, summed_zyx in enumerate(self._labelled):
+            (rows,) = np.nonzero(position_n4[:, 0] == number)
+            if summed_zyx is None or not len(rows):
+                continue
+            cell = np.array((1, _CELL, _CELL))
+            start_n3 = position_n4[rows, 1:]
+            corners = np.stack([start_n3 // cell, -(-(start_n3 + self.tile) // cell)])
+            count_n = np.zeros(len(rows), np.int64)
+            for z, y, x in itertools.product((0, 1), repeat=3):
+                sign = 1 if (z + y + x) % 2 else -1
+                count_n += sign * summed_zyx[corners[z, :, 0], corners[y, :, 1], corners[x, :, 2]]
+            found_n[rows] = count_n > 0
+        return found_n
+
+    def _uniformly(self, size: int, rng: np.random.Generator) -> Index:
+        region_n = rng.choice(len(self._places_r), size=size, p=self._places_r / self._places_r.sum())
+        start_n3 = rng.integers(self.shapes_r3[region_n] - np.array(self.tile) + 1)
+        return np.concatenate([region_n[:, None], start_n3], axis=1)
+
+    def _on_foreground(self, size: int, rng: np.random.Generator) -> Index:
+        voxel_n4 = self._voxels_n4[rng.integers(len(self._voxels_n4), size=size)]
+        start_n3 = voxel_n4[:, 1:] - rng.integers(self.tile, size=(size, 3))
+        last_n3 = self.shapes_r3[voxel_n4[:, 0]] - np.array(self.tile)
+        return np.concatenate([voxel_n4[:, :1], np.clip(start_n3, 0, last_n3)], axis=1)
+
+    def summary(self) -> dict[str, str | int | float]:
+        """Plain data for provenance."""
+        return {
+            "tile": self._size,
+            "augment": self.augment,
+            "foreground_share": self.foreground_share,
+            "voxels_foreground": self.counts[1],
+            "voxels_background": self.counts[0],
+            "draws": self.size,
+            "prior": self.prior,
+        }
+
+
+def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int32] | None]:
+    """Background and mitochondrion voxels of a region, where some of the latter lie (z, y, x), and where labels are.
+
+    The last is None where all voxels have one; else cells of `_CELL` pixels in y and x that hold one, summed up along
+    z, y and x from a leading 0.
+    """
+    background = foreground = 0
+    found: list[npt.NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
+    cells: list[npt.NDArray[np.bool_]] = []
+    thin = max(1, region.box.size // 10 // _LISTED)
+    for slab in slabs(region.box, 16):
+        label_zyx = region.label.read(slab)
+        background += int(np.count_nonzero(label_zyx == 0))
+        number_n = np.flatnonzero(label_zyx == 1)
+        foreground += len(number_n)
+        voxel_n3 = np.stack(np.unravel_index(number_n[::thin], label_zyx.shape), axis=1)
+        voxel_n3[:, 0] += slab.start[0] - region.box.start[0]
+        found.append(voxel_n3)
+        padded = np.pad(label_zyx != IGNORE, ((0, 0), *((0, -n % _CELL) for n in label_zyx.shape[1:])))
+        z, y, x = padded.shape
+        cells.append(np.asarray(padded.reshape(z, y // _CELL, _CELL, x // _CELL, _CELL).any(axis=(2, 4))))
+    labelled_zyx = np.concatenate(cells)
+    summed_zyx = labelled_zyx.cumsum(0, np.int32).cumsum(1, np.int32).cumsum(2, np.int32)
+    summed = None if labelled_zyx.all() else np.pad(summed_zyx, ((1, 0),) * 3)
+    return (background, foreground), np.concatenate(found), summed
 
 
 class BlockSampler(Sampler[npt.NDArray[np.int64]]):
-    """Yields what one rank takes of each batch: indices into an epoch's draws.
+    """Yields what one rank takes of each batch: indices into an epoch's draws, of which there are ``size``.
 
     The order is a permutation from (seed, epoch), whatever the number of ranks. The batch of step k is
     ``order[k * batch_size : (k + 1) * batch_size]``. With w ranks and gradients accumulated over m parts it is cut
@@ -204,23 +367,11 @@ class BlockSampler(Sampler[npt.NDArray[np.int64]]):
 
     so that no draw goes to two ranks and all ranks together see the one-device epoch, batch by batch. A last batch of
     fewer draws than shares joins the one before, so that all ranks take the same number of steps.
-
-    Args:
-        size: Draws per epoch.
-        batch_size: Draws per optimizer step, over all ranks and parts together.
-        seed: Of the order.
-        rank: Of this process.
-        world: Number of processes.
-        parts: Parts of a step whose gradients are accumulated.
-
-    Raises:
-        UserError: ``batch_size`` is not positive, or a share would go without draws.
     """
 
     def __init__(
         self, size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1, parts: int = 1
     ) -> None:
-        check_positive("batch_size", batch_size)
         self.shares = world * parts
         if min(size, batch_size) < self.shares:
             accumulated = f", in {parts} parts each," if parts > 1 else ""
@@ -256,39 +407,15 @@ class BlockSampler(Sampler[npt.NDArray[np.int64]]):
                 yield batch[part * self.world + self.rank :: self.shares]
 
 
-class Draw(Protocol):
-    """The draws of an epoch as columns."""
-
-    @property
-    def position_n4(self) -> Index:
-        """Region, z, y, x of each draw."""
-
-    def batch(self, index_b: Index) -> Places:
-        """What a batch of some draws holds besides its positions and its weight."""
-
-
-class EpochDrawing(Protocol):
-    """Makes the draws of an epoch from its number."""
-
-    def draw(self, epoch: int) -> Draw:
-        """All draws of an epoch."""
-
-    def __len__(self) -> int: ...
-
-
 class EpochLoader:
     """Iterates over the batches of one epoch on one rank, as places, not yet as voxels.
 
-    Yields dicts of ``position_b4`` int64, what `Draw.batch` adds, and ``weight``. The mean loss of the batch times its
-    weight, averaged over ranks and accumulated parts as the Trainer does, is the mean over all draws of the optimizer
-    step, also where these do not divide evenly; on one device, without accumulation, it is 1.
-
-    Args:
-        draws: Makes the draws of the epoch that the sampler is at.
-        sampler: Cuts them into batches; the Trainer sets its epoch.
+    Yields dicts of ``position_b4`` int64, what `Draws.batch` or `TileDraws.batch` adds, and ``weight``. The mean loss
+    of the batch times its weight, averaged over ranks and accumulated parts as the Trainer does, is the mean over all
+    draws of the optimizer step, also where these do not divide evenly; on one device, without accumulation, it is 1.
     """
 
-    def __init__(self, draws: EpochDrawing, sampler: BlockSampler) -> None:
+    def __init__(self, draws: EpochDraws | EpochTiles, sampler: BlockSampler) -> None:
         self.draws, self.sampler = draws, sampler
         self._state = {"epoch": 0, "batch": 0}
         self._resume = self._state

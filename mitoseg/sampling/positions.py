@@ -23,7 +23,26 @@ Classes = npt.NDArray[np.uint8]
 
 Index = npt.NDArray[np.int64]
 
+LABEL_RULES = ("purity", "majority", "center")
+POSITIONS = ("grid", "any")
+BALANCES = ("rotate", "subsample", "none")
+AUGMENTS = ("none", "turns", "dihedral", "any_angle")
+INTERPOLATIONS = ("bilinear", "nearest")
+PLACES = ("auto", "device", "host")
+
 _RARE = 1 / 16  # a class rarer than this is listed, a commoner one is found by drawing until it is hit
+
+
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a value that is not one of the choices."""
+    if value not in choices:
+        raise UserError(f"unknown {option}", value, f"choose one of {', '.join(choices)}")
+
+
+def check_positive(option: str, value: int) -> None:
+    """Refuse a number below 1."""
+    if value < 1:
+        raise UserError(f"{option} is not positive", value, "give 1 or more")
 
 
 def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
@@ -44,19 +63,12 @@ def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class BlockRule:
-    """Where blocks may lie and what class they get.
+    """Where blocks of some side in pixels may lie and what class they get.
 
-    Attributes:
-        label_rule: ``purity``: mitochondrion when at least ``purity[1]`` of the block's pixels are, background when
-            at most ``purity[0]`` are, dropped in between; ``majority``: mitochondrion when more than half are;
-            ``center``: the label of the answered pixel. A block that touches an ignored voxel is dropped under the
-            first two, a position whose own label is ignored under the last.
-        positions: ``grid`` or ``any``.
-        purity: The two shares of the purity rule.
-        block: Side of the labelled block in pixels.
-
-    Raises:
-        UserError: An unknown word, shares that are not ``0 <= low < high <= 1``, or no pixels.
+    ``purity``: mitochondrion when at least ``purity[1]`` of the block's pixels are, background when at most
+    ``purity[0]`` are, dropped in between; ``majority``: mitochondrion when more than half are; ``center``: the label
+    of the answered pixel. A block that touches an ignored voxel is dropped under the first two, a position whose own
+    label is ignored under the last.
     """
 
     label_rule: str = "purity"
@@ -88,14 +100,7 @@ class BlockRule:
         return shape[0], (shape[1] - self.block) // self.step + 1, (shape[2] - self.block) // self.step + 1
 
     def classes(self, label_zyx: Classes) -> Classes:
-        """The class of each position: 0 background, 1 mitochondrion, `IGNORE` dropped.
-
-        Args:
-            label_zyx: Labels of some whole slices of a region: 0, 1 or `IGNORE`.
-
-        Returns:
-            uint8, of shape ``lattice(label_zyx.shape)``.
-        """
+        """The class of each position of some whole slices: 0, 1 mitochondrion, `IGNORE` dropped; as `lattice` says."""
         if self.label_rule == "center":
             _, ny, nx = self.lattice(label_zyx.shape)
             return label_zyx[:, self.first :: self.step, self.first :: self.step][:, :ny, :nx]
@@ -117,31 +122,27 @@ class BlockRule:
 class PositionTable:
     """Every position of some regions with its class; positions are numbered through all regions.
 
-    Attributes:
-        rule: What made it.
-        counts: Positions that are background and mitochondrion.
-        dropped: Positions that are neither.
-
-    Args:
-        regions: Their labels inside their boxes are read, and no others.
-        rule: Where blocks may lie and what class they get.
-
-    Raises:
-        UserError: A region is smaller than a block, or a class has no position.
+    ``counts`` are the positions that are background and mitochondrion, ``dropped`` those that are neither, and
+    ``grid_blocks`` the blocks that fit side by side into the regions, dropped ones too.
     """
 
     def __init__(self, regions: Sequence[Region], rule: BlockRule) -> None:
-        self.rule = rule
+        self.rule, side = rule, rule.block
         for region in regions:
-            if min(region.box.shape[1:]) < rule.block:
-                what = f"training region {region.name or region.box} is smaller than a block of {rule.block} pixels"
+            if min(region.box.shape[1:]) < side:
+                what = f"training region {region.name or region.box} is smaller than a block of {side} pixels"
                 raise UserError(what, region.box.shape[1:], "use a larger volume, or another split")
-        self._shapes = [region.box.shape for region in regions]
-        self.lattices = [rule.lattice(shape) for shape in self._shapes]
+        shapes = [region.box.shape for region in regions]
+        self.grid_blocks = sum(z * (y // side) * (x // side) for z, y, x in shapes)
+        self.lattices = [rule.lattice(shape) for shape in shapes]
         self._starts = np.cumsum([0, *(math.prod(lattice) for lattice in self.lattices)], dtype=np.int64)
         self._class_n = np.empty(self._starts[-1], np.uint8)
-        for region, start in zip(regions, self._starts[:-1], strict=True):
-            self._classify(region, int(start))
+        start = 0
+        for region in regions:
+            for slab in slabs(region.box, 16):  # a table of every pixel costs one byte a pixel, and little more
+                class_n = rule.classes(region.label.read(slab)).reshape(-1)
+                self._class_n[start : start + len(class_n)] = class_n
+                start += len(class_n)
         self.counts = (int(np.count_nonzero(self._class_n == 0)), int(np.count_nonzero(self._class_n == 1)))
         self.dropped = len(self._class_n) - sum(self.counts)
         for name, count in zip(("background", "mitochondria"), self.counts, strict=True):
@@ -151,19 +152,6 @@ class PositionTable:
         self._listed = {
             c: self.members(c) for c, count in enumerate(self.counts) if count < _RARE * len(self._class_n)
         }
-
-    @property
-    def grid_blocks(self) -> int:
-        """Blocks that fit side by side into the regions, dropped ones too."""
-        side = self.rule.block
-        return sum(z * (y // side) * (x // side) for z, y, x in self._shapes)
-
-    def _classify(self, region: Region, start: int) -> None:
-        """Read the labels slab by slab: a table of every pixel costs one byte a pixel, and little more."""
-        for slab in slabs(region.box, 16):
-            class_n = self.rule.classes(region.label.read(slab)).reshape(-1)
-            self._class_n[start : start + len(class_n)] = class_n
-            start += len(class_n)
 
     def __len__(self) -> int:
         return len(self._class_n)
@@ -197,46 +185,3 @@ class PositionTable:
         z, y = np.divmod(rest, lattice_n3[:, 1])
         y, x = (self.rule.first + self.rule.step * place for place in (y, x))
         return np.stack([region, z, y, x], axis=1)
-
-
-LABEL_RULES = ("purity", "majority", "center")
-"""How a block gets its class."""
-
-POSITIONS = ("grid", "any")
-"""Where blocks may lie."""
-
-BALANCES = ("rotate", "subsample", "none")
-"""How the two classes are brought to the same number of draws."""
-
-AUGMENTS = ("none", "turns", "dihedral", "any_angle")
-"""What is done to every block on top."""
-
-INTERPOLATIONS = ("bilinear", "nearest")
-"""How a block is sampled at an angle that is no multiple of 90 degrees."""
-
-PLACES = ("auto", "device", "host")
-"""Where the training voxels lie."""
-
-
-def check_choice(option: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a value that is not one of the choices.
-
-    Raises:
-        UserError: ``value`` is none of ``choices``; the line names them.
-
-    >>> check_choice("balance", "rotate", BALANCES)
-    """
-    if value not in choices:
-        raise UserError(f"unknown {option}", value, f"choose one of {', '.join(choices)}")
-
-
-def check_positive(option: str, value: int) -> None:
-    """Refuse a number below 1.
-
-    Raises:
-        UserError: ``value`` is below 1.
-
-    >>> check_positive("batch_size", 100)
-    """
-    if value < 1:
-        raise UserError(f"{option} is not positive", value, "give 1 or more")

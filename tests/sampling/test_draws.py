@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mitoseg.datasets import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.sampling.draws import EpochDraws
+from mitoseg.sampling import BlockDataModule, EpochDraws
 from mitoseg.sampling.positions import BlockRule, PositionTable
 from mitoseg.volumes import ArrayVolume
 
@@ -141,13 +141,11 @@ def test_the_summary_is_plain_and_right():
     expected |= {"draws_foreground": 436, "draws_background": 436, "prior": 10 / 446, "batch_prior": 0.5}
     expected |= {"multiplicity_foreground": 43.6, "multiplicity_background": 1.0}
     assert summary.items() >= expected.items()
-    assert "each mitochondria block is drawn 43.6 times" in EpochDraws.describe(summary)
+    assert "each mitochondria block is drawn 43.6 times" in BlockDataModule.description.format_map(summary)
 
 
 def test_mistakes_are_told_in_one_line():
     cases = [
-        ({"balance": "weights"}, "choose one of rotate, subsample, none"),
-        ({"augment": "all"}, "choose one of none, turns, dihedral, any_angle"),
         ({"epoch_blocks": 100}, "epoch_blocks is for positions=any"),
         ({"seed": -1}, "negative seed"),
     ]

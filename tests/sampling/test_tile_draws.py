@@ -110,7 +110,6 @@ def test_a_region_smaller_than_a_tile_is_left_out(caplog):
         ({"tile": (2, 64, 64)}, "smaller than a tile"),
         ({"tile": (2, 16, 8)}, "must be square"),
         ({"augment": "cubic"}, "three equal sides"),
-        ({"augment": "any_angle"}, "unknown augment"),
         ({"foreground_share": 1.5}, "share of the tiles"),
         ({"epoch_tiles": 0}, "too few epoch_tiles"),
         ({"seed": -1}, "negative seed"),
