@@ -2,10 +2,8 @@
 
 from mitoseg.datasets.base import IGNORE, Recipe, Region, Splits
 from mitoseg.datasets.files import Files
-from mitoseg.datasets.lucchi import Lucchi, LucchiPP
+from mitoseg.datasets.official import Lucchi, LucchiPP, Vnc
 from mitoseg.datasets.phantom import Phantom
-from mitoseg.datasets.splitting import fold_slabs, split_slabs
-from mitoseg.datasets.vnc import Vnc
 
 __all__ = [
     "IGNORE",
@@ -17,6 +15,4 @@ __all__ = [
     "Region",
     "Splits",
     "Vnc",
-    "fold_slabs",
-    "split_slabs",
 ]

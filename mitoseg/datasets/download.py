@@ -27,18 +27,17 @@ import requests
 from filelock import FileLock
 
 from mitoseg.errors import UserError
-from mitoseg.progress import progress as show_progress
+from mitoseg.progress import progress
 from mitoseg.storage import open_own, scratch_folder
 from mitoseg.volumes.opening import split_path
 from mitoseg.volumes.stored import state_of
 
 _log = logging.getLogger(__name__)
 
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses that may be gone at the next try."""
-
-_CHUNK = 1 << 16
-"""Bytes that a cut connection may cost: a chunk that is not complete is lost."""
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone at the next try
+_CHUNK = 1 << 16  # bytes that a cut connection may cost: a chunk that is not complete is lost
+LIMIT_BYTES, LIMIT_FILES = 8 * 1024**3, 100_000  # that an archive may hold
+HASH_LIMIT_BYTES = 16 * 1024**3  # larger volumes are recorded by size alone: hashing them would take minutes
 
 _WRITABLE = "free some space, or choose a folder that can be written with data.root="
 
@@ -65,7 +64,7 @@ class _CutError(Exception):
     """The transfer stopped early; another try may resume from there."""
 
 
-def fetch(file: RemoteFile, folder: Path, *, progress: bool = True, retries: int = 5, wait_s: float = 1.0) -> Path:
+def fetch(file: RemoteFile, folder: Path, *, retries: int = 5, wait_s: float = 1.0) -> Path:
     """Download a published file into a folder, unless it is there and whole, and check its checksum or size.
 
     What a cut connection leaves in ``NAME.part`` is continued, also by the next run. Only tries that bring the file
@@ -82,7 +81,7 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool = True, retries: int
                 target.unlink()
             _log.info("downloading %s", file.url)
             for last in (False, True):
-                resumed = _download(file, part, progress=progress, retries=retries, wait_s=wait_s)
+                resumed = _download(file, part, retries, wait_s)
                 difference = _difference(file, part)
                 if difference is None:
                     os.replace(part, target)
@@ -108,13 +107,13 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _download(file: RemoteFile, part: Path, *, progress: bool, retries: int, wait_s: float) -> bool:
+def _download(file: RemoteFile, part: Path, retries: int, wait_s: float) -> bool:
     """Fill ``part``; whether bytes of an earlier try were kept."""
     failures, furthest, resumed = 0, _size(part), False
     while True:
         resumed |= _size(part) > 0
         try:
-            _request(file, part, progress)
+            _request(file, part)
             return resumed
         except (requests.RequestException, _CutError) as error:
             failures = 0 if _size(part) > furthest else failures + 1
@@ -130,13 +129,13 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, retries: int, wai
             time.sleep(min(wait_s * 2 ** max(failures - 1, 0), 60))
 
 
-def _request(file: RemoteFile, part: Path, progress: bool) -> None:
+def _request(file: RemoteFile, part: Path) -> None:
     """Append to the part what one request brings, or start it again where the server sends everything."""
     have = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(file.url, headers=headers, stream=True, timeout=30) as response:
         status, sent = response.status_code, response.headers.get("Content-Range", "")
-        if status == 416 and have in (file.size, _total(sent)):
+        if status == 416 and have and (file.size == have or sent == f"bytes */{have}"):
             return  # the part was complete already
         if status in _TRANSIENT:
             raise _CutError(f"HTTP {status} {response.reason}")
@@ -151,7 +150,7 @@ def _request(file: RemoteFile, part: Path, progress: bool) -> None:
         total = start + int(length) if length else file.size
         with (
             open(part, "ab" if start else "wb", opener=open_own) as out,
-            show_progress(f"downloading {file.name}", total, done=start, unit="bytes", show=progress) as task,
+            progress(f"downloading {file.name}", total, done=start, unit="bytes") as task,
         ):
             for chunk in response.iter_content(_CHUNK):
                 out.write(chunk)
@@ -162,18 +161,6 @@ def _request(file: RemoteFile, part: Path, progress: bool) -> None:
         if length and done < start + int(length):
             raise _CutError(f"the connection ended after {done} of {total} bytes")
 
-
-def _total(content_range: str) -> int | None:
-    """Bytes of the whole file, by the header of a refused range."""
-    match = re.fullmatch(r"bytes \*/(\d+)", content_range)
-    return int(match[1]) if match else None
-
-
-LIMIT_BYTES = 8 * 1024**3
-"""Unpacked bytes that an archive may have unless said otherwise."""
-
-LIMIT_FILES = 100_000
-"""Files that an archive may have."""
 
 _CLUTTER = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
 
@@ -199,7 +186,7 @@ def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> No
         with (
             scratch_folder(folder) as temporary,
             closing(_members(archive)) as members,
-            show_progress(f"unpacking {archive.name}", unit="bytes") as task,
+            progress(f"unpacking {archive.name}", unit="bytes") as task,
         ):
             root, left = temporary / folder.name, limit_bytes
             root.mkdir()
@@ -260,10 +247,6 @@ def _safe_name(name: str, archive: Path) -> Path:
 
 def _refusal(archive: Path, why: str) -> UserError:
     return UserError(f"refused to unpack the archive, which {why}", str(archive), "get it from its official source")
-
-
-HASH_LIMIT_BYTES = 16 * 1024**3
-"""Volumes larger than this are recorded by size alone: hashing them would take minutes."""
 
 
 def file_of(path: str) -> Path:

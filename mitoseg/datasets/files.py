@@ -23,33 +23,22 @@ from mitoseg.volumes.padding import blanked, with_padding
 
 _log = logging.getLogger(__name__)
 
-_SEARCH_DEPTH = 4
-"""Levels of folders in which official names are looked for: an unpacked archive has up to so many."""
-
-_SEARCH_ENTRIES = 50_000
-"""Files that are examined before giving up: data.root may be somebody's whole disk."""
+_SEARCH_DEPTH = 4  # levels of folders in which official names are looked for: an unpacked archive has up to so many
+_SEARCH_ENTRIES = 50_000  # files that are examined before giving up: data.root may be somebody's whole disk
 
 
 class Files:
-    """A recipe of volumes that are on disk; the options are those of ``conf/data/files.yaml``.
+    """A recipe of volumes that are on disk; ``conf/data/files.yaml`` explains every option.
 
     Args:
         root: Folder in which relative names are looked for first.
         train: ``image``, ``label`` (a path or a list of paths), ``box`` (the annotated part of each volume, such as
             ``[0:20,:,:]``, None for all of it) and ``foreground`` (as below, an entry for each volume).
         test: The same for the test split; may be left out.
-        validation: ``slabs`` ([[z0, z1], ...] or None), ``share`` (of the slices, from the end) and ``gap`` (slices
-            left out between splits); applied to each training volume.
+        validation: See `Validation`; applied to each training volume.
         folds: Number of z-slabs that each training volume is cut into; see `fold_slabs`.
         fold: The test slab, or the validation slab where a test volume is named.
         foreground: The label values that are mitochondria, one or a list; None: by ``label_rule_of_values``.
-        ignore_label: Label value of voxels excluded from loss, class balance and scores.
-        ignore_empty_slices: Exclude slices without a single label: nobody annotated them.
-        label_rule_of_values: Which label values are mitochondria: auto, nonzero or half.
-        axes: Letters of the stored axes where the files do not say.
-        voxel_size: (z, y, x) in nm; None takes what the files say.
-        padding: ``auto``: margins of one value (see `mitoseg.volumes.padding`) are excluded from normalisation, loss,
-            class balance and scores; ``none``: they are tissue.
     """
 
     name: ClassVar[str] = "files"
@@ -91,38 +80,8 @@ class Files:
 
     def splits(self) -> Splits:
         """Open the volumes, check them, and cut them into splits; the second call gives the same object."""
-        if self._splits is None:
-            self._splits = self._open()
-        return self._splits
-
-    def named(self, key: str) -> Named:
-        """The volumes that are named for ``train`` or ``test``."""
-        return self._given[key]
-
-    def paths(self, key: str) -> Named:
-        """The volumes of ``train`` or ``test`` as paths that exist; empty where none are named."""
-        named = self.named(key)
-        if key == "train" and not named.image:
-            remedy = "give data.train.image=VOLUME data.train.label=VOLUME"
-            raise UserError("no training volumes are named", None, remedy)
-        if len(named.image) != len(named.label):
-            what = f"data.{key} names {len(named.image)} images but {len(named.label)} labels"
-            raise UserError(what, None, f"give data.{key}.image= and data.{key}.label=, as many of each")
-        image, label = (tuple(resolve(n, self.root) for n in names) for names in (named.image, named.label))
-        return replace(named, image=image, label=label)
-
-    def warnings(self, paths: Mapping[str, Named], regions: Mapping[str, list[Region]]) -> list[str]:
-        """What is odd about the annotated parts of ``train`` and ``test``, a sentence each."""
-        sizes = {r.image.voxel_size for r in (*regions["train"], *regions["test"]) if r.image.voxel_size}
-        if len(sizes) > 1:
-            return [f"the volumes differ in voxel size ({', '.join(map(str, sorted(sizes)))} nm)"]
-        return []
-
-    def facts_for_provenance(self) -> dict[str, object]:
-        """What is known of the data set, as plain data."""
-        return {"name": self.name}
-
-    def _open(self) -> Splits:
+        if self._splits is not None:
+            return self._splits
         paths = {key: self.paths(key) for key in ("train", "test")}
         annotated = {key: self._annotated(paths[key], key) for key in paths}
         regions = self._cut(annotated["train"], annotated["test"])
@@ -144,7 +103,35 @@ class Files:
             "warnings": warnings,
         }
         train, validation, test = (tuple(regions[key]) for key in ("train", "validation", "test"))
-        return Splits(train, validation, test, voxel_size, provenance)
+        self._splits = Splits(train, validation, test, voxel_size, provenance)
+        return self._splits
+
+    def named(self, key: str) -> Named:
+        """The volumes that are named for ``train`` or ``test``."""
+        return self._given[key]
+
+    def paths(self, key: str) -> Named:
+        """The volumes of ``train`` or ``test`` as paths that exist; empty where none are named."""
+        named = self.named(key)
+        if key == "train" and not named.image:
+            remedy = "give data.train.image=VOLUME data.train.label=VOLUME"
+            raise UserError("no training volumes are named", None, remedy)
+        if len(named.image) != len(named.label):
+            what = f"data.{key} names {len(named.image)} images but {len(named.label)} labels"
+            raise UserError(what, None, f"give as many data.{key}.label= as data.{key}.image=, in the same order")
+        image, label = (tuple(resolve(n, self.root) for n in names) for names in (named.image, named.label))
+        return replace(named, image=image, label=label)
+
+    def warnings(self, paths: Mapping[str, Named], regions: Mapping[str, list[Region]]) -> list[str]:
+        """What is odd about the annotated parts of ``train`` and ``test``, a sentence each."""
+        sizes = {r.image.voxel_size for r in (*regions["train"], *regions["test"]) if r.image.voxel_size}
+        if len(sizes) > 1:
+            return [f"the volumes differ in voxel size ({', '.join(map(str, sorted(sizes)))} nm)"]
+        return []
+
+    def facts_for_provenance(self) -> dict[str, object]:
+        """What is known of the data set, as plain data."""
+        return {"name": self.name}
 
     def _annotated(self, named: Named, key: str) -> list[Region]:
         """The annotated parts of the volumes of ``train`` or ``test``, whose paths exist."""
@@ -243,9 +230,6 @@ class Named:
         if given:
             remedy = "the keys are image, label, box and foreground"
             raise UserError(f"unknown keys in data.{key}", sorted(given), remedy)
-        if image and label and len(image) != len(label):
-            remedy = f"name as many in data.{key}.label as in data.{key}.image, in the same order"
-            raise UserError(f"{len(image)} images but {len(label)} labels", [*image, *label], remedy)
         return cls(image, label, _boxes(box), foreground)
 
     def boxes(self, key: str) -> tuple[object, ...]:

@@ -26,23 +26,16 @@ from mitoseg.volumes import create_volume
 
 _log = logging.getLogger(__name__)
 _SPLITS = ("train", "test")
-_FILES = {"image.tif": "image", "label.tif": "mask", "instances.tif": "instances"}
-"""What is stored of a volume, and the kind of each."""
+_FILES = {"image.tif": "image", "label.tif": "mask", "instances.tif": "instances"}  # and the kind of each
 
 
 class Phantom(Files):
     """Synthetic EM with exact truth, for trying things out where no real data is at hand.
 
-    Training and testing are volumes of different seeds, which share no object. Each lies in a folder of its own,
-    named by everything it depends on, as ``image.tif``, ``label.tif`` (0, 1) and ``instances.tif``.
-
-    Args:
-        root: Folder that the volumes are kept in; None is the cache.
-        preset: ``fibsem`` (5 nm isotropic) or ``sbem`` (30 x 6 x 6 nm, charging, shifted sections).
-        seed: Not negative; another seed gives other tissue.
-        train_shape: (z, y, x) in voxels, at least (3, 64, 64).
-        test_shape: The same for the test volume.
-        validation: As in `Files`.
+    Training and testing are volumes of different seeds, which share no object. Each lies in ``root`` (None: the cache)
+    in a folder of its own, named by everything it depends on, as ``image.tif``, ``label.tif`` (0, 1) and
+    ``instances.tif``. Presets are ``fibsem`` (5 nm isotropic) and ``sbem`` (30 x 6 x 6 nm, charging, shifted
+    sections); shapes (z, y, x) are at least (3, 64, 64).
     """
 
     name: ClassVar[str] = "phantom"

@@ -50,11 +50,9 @@ class Facts:
 class Published(Files):
     """A recipe of published volumes: downloaded into a cache, or taken from a folder where they are already.
 
-    Args:
-        root: Folder that holds the files, which is never written into; None is the cache, which is filled by
-            downloading.
-        download: True downloads what is missing also into ``root``; False never downloads; None only into the cache.
-        options: As in `Files`. Names in ``train`` and ``test`` replace the official ones.
+    ``root`` is the folder that holds the files, which is never written into; None is the cache, which is filled by
+    downloading. ``download=True`` downloads what is missing also into ``root``, False never, None only into the cache.
+    Other options are those of `Files`; names in ``train`` and ``test`` replace the official ones.
     """
 
     facts: ClassVar[Facts]
@@ -90,18 +88,15 @@ class Published(Files):
     def paths(self, key: str) -> Named:
         """The volumes of a split: those that are named, else the official ones; see `Files.paths`."""
         missing = ", ".join(self._missing())
-        if missing and self.root is None:
-            remedy = "run once with data.download=true, or name the folder that holds the files with data.root="
-            raise UserError(f"{self.name} is not downloaded, {missing} is missing", str(self.folder), remedy)
         if missing:
-            others = "data.train.image= data.train.label= data.test.image= data.test.label="
-            remedy = f"name others with {others}, or download them there with data.download=true"
-            raise UserError(f"data.root lacks {missing} of {self.name}", str(self.folder), remedy)
+            remedy = "download them with data.download=true, name the folder that holds them with data.root=, or name "
+            remedy += "others with data.train.image= data.train.label= data.test.image= data.test.label="
+            raise UserError(f"the folder of {self.name} lacks {missing}", str(self.folder), remedy)
         return super().paths(key)
 
     def named(self, key: str) -> Named:
         """The volumes that are named, completed by the official ones."""
-        named, official = super().named(key), self._official(key)
+        named, official = super().named(key), self._official.get(key)
         if official is None:
             return named
         image, label = (self._find(name) or name for name in (official.image, official.label))
@@ -110,10 +105,7 @@ class Published(Files):
     def warnings(self, paths: Mapping[str, Named], regions: Mapping[str, list[Region]]) -> list[str]:
         """How the files differ from the official ones, and what is odd about them."""
         differences = []
-        for key in ("train", "test"):
-            official = self._official(key)
-            if official is None or not paths[key].image:
-                continue
+        for key, official in self._official.items():
             for name, used in ((official.image, paths[key].image), (official.label, paths[key].label)):
                 differences += [d for path in used if (d := self._difference(name, path))]
             shapes = [region.image.shape for region in regions[key]]
@@ -129,8 +121,9 @@ class Published(Files):
         known = {key: getattr(facts, key) for key in ("title", "homepage", "licence", "citation", "split")}
         return {"name": self.name, **known, "official_files": [asdict(file) for file in facts.files]}
 
-    def _official(self, key: str) -> Volumes | None:
-        return self.facts.train if key == "train" else self.facts.test
+    @property
+    def _official(self) -> dict[str, Volumes]:
+        return {"train": self.facts.train} | ({"test": self.facts.test} if self.facts.test else {})
 
     def _remote(self, name: str) -> RemoteFile | None:
         """The published file of this name, None for what lies inside an archive."""
@@ -143,11 +136,10 @@ class Published(Files):
     def _missing(self) -> list[str]:
         """Official files that are needed, because no other is named, and are not there."""
         missing = []
-        for key in ("train", "test"):
-            named, official = super().named(key), self._official(key)
-            if official is not None:
-                wanted = ((named.image, official.image), (named.label, official.label))
-                missing += [name for given, name in wanted if not given and self._find(name) is None]
+        for key, official in self._official.items():
+            named = super().named(key)
+            wanted = ((named.image, official.image), (named.label, official.label))
+            missing += [name for given, name in wanted if not given and self._find(name) is None]
         return missing
 
     def _difference(self, name: str, path: str) -> str | None:

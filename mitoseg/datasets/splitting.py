@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from mitoseg.errors import UserError
 
@@ -86,10 +87,9 @@ class Validation:
         share, gap = given.pop("share", default.share), given.pop("gap", default.gap)
         if given:
             raise UserError("unknown keys in data.validation", sorted(given), "the keys are slabs, share and gap")
-        if type(gap) is not int:
-            raise UserError("data.validation.gap is no whole number", gap, "give a number of slices, such as 2")
-        if not isinstance(share, int | float):
-            raise UserError("data.validation.share is no number", share, "give a share such as 0.15")
+        if type(gap) is not int or not isinstance(share, int | float):
+            remedy = "give a whole number of slices such as gap=2, and a share such as 0.15"
+            raise UserError("data.validation.gap or share is no number", {"gap": gap, "share": share}, remedy)
         return cls(None if slabs is None else _as_slabs(slabs), float(share), gap)
 
     def ranges(self, start: int, stop: int) -> tuple[list[Range], list[Range]]:
@@ -126,14 +126,9 @@ def _grown(chosen_z: BoolMask, gap: int) -> BoolMask:
     """The chosen slices and those at most ``gap`` slices away."""
     if gap < 0:
         raise UserError("the gap between splits is negative", gap, "give data.validation.gap=0 or more")
-    grown_z = chosen_z.copy()
-    for offset in range(1, min(gap, chosen_z.size - 1) + 1):
-        grown_z[offset:] |= chosen_z[:-offset]
-        grown_z[:-offset] |= chosen_z[offset:]
-    return grown_z
+    return np.asarray(ndimage.maximum_filter1d(chosen_z, 2 * min(gap, chosen_z.size) + 1, mode="constant"))
 
 
 def _ranges(chosen_z: BoolMask) -> list[Range]:
     """The runs of chosen slices."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], chosen_z, [False])).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [(run.start, run.stop) for (run,) in ndimage.find_objects(ndimage.label(chosen_z)[0])]

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,15 +49,13 @@ from mitoseg.errors import UserError
 from mitoseg.sampling.positions import check_choice
 
 Transform = Callable[[Any], Mapping[Any, Any]]
+Random = np.random.RandomState
+Changed = Mapping[Hashable, Tensor]
+Effect = Callable[[Tensor, Tensor, Random], Changed]
 
-IMAGE, LABEL = "image", "label"
-"""Keys of a sample, for further transforms of MONAI's dictionary kind."""
+IMAGE, LABEL = "image", "label"  # keys of a sample, for further transforms of MONAI's dictionary kind
 
-OUTSIDE = ("ignore", "reflect")
-"""What the label of voxels from outside of the tile is: none, or mirrored like the image."""
-
-_SPACING = 32
-"""Voxels between nodes of the deformation."""
+_SPACING = 32  # voxels between nodes of the deformation
 
 
 class Augmenter:
@@ -82,8 +79,12 @@ class Augmenter:
         """
         stack = image.flatten(1, -3)
         sections = label.reshape(len(label), -1, *label.shape[-2:]).to(torch.uint8)
-        with _plain_tensors():
+        tracked = get_track_meta()  # MONAI's metadata, which cost time and which nobody asks for here
+        set_track_meta(False)
+        try:
             pairs = [self._sample(*sample) for sample in zip(stack, sections, seed_b.tolist(), strict=True)]
+        finally:
+            set_track_meta(tracked)
         images, labels = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
         return images.reshape(image.shape), labels.reshape(label.shape).long()
 
@@ -108,17 +109,6 @@ class Augmenter:
         if found is not given[LABEL] and not ((found == 0) | (found == 1) | (found == IGNORE)).all():
             raise UserError("augmentation made labels other than 0, 1 and 255", None, "give mode=nearest for them")
         return result[IMAGE].float(), found.to(torch.uint8)
-
-
-@contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """Keep MONAI from tracking metadata, which costs time and which nobody asks for here."""
-    before = get_track_meta()
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(before)
 
 
 class EMAugmentation(Augmenter):
@@ -160,7 +150,7 @@ class EMAugmentation(Augmenter):
         for name, value, low in (*least, ("coarser", coarser, 1)):
             if value < low:
                 raise UserError(f"augmentation.{name} is too small", value, f"give {low} or more")
-        check_choice("outside", outside, OUTSIDE)
+        check_choice("outside", outside, ("ignore", "reflect"))
         power: dict[str, Any] = {"prob": contrast / 2, "gamma": (1 / gamma, gamma), "retain_stats": True}
         coarse: dict[str, Any] = {"zoom_range": (1 / coarser, 1.0), "downsample_mode": "area"}
         holes: dict[str, Any] = {"holes": 1, "max_holes": 4, "spatial_size": 8, "max_spatial_size": 24}
@@ -168,103 +158,82 @@ class EMAugmentation(Augmenter):
             [
                 Warpd(deform, magnitude, scale, tilt=8.0 if volumetric else 0.0, outside=outside),
                 RandHistogramShiftd(IMAGE, prob=curve, num_control_points=(12, 24)),
-                ShiftedSectiond(prob=shifted),
-                MissingSectiond(prob=missing),
+                Effectd(shifted_sections, shifted),
+                Effectd(missing_section, missing),
                 RandAdjustContrastd(IMAGE, **power),
                 RandAdjustContrastd(IMAGE, **power, invert_image=True),
                 RandScaleIntensityd(IMAGE, factors=gain, prob=contrast),
                 RandShiftIntensityd(IMAGE, offsets=gain, prob=contrast),
-                SectionContrastd(prob=sections, gain=gain),
-                BlurredSectiond(prob=defocus),
+                Effectd(partial(section_contrast, gain=gain), sections),
+                Effectd(blurred_section, defocus),
                 RandGaussianSmoothd(IMAGE, prob=blur, sigma_x=(0.5, 1.5), sigma_y=(0.5, 1.5)),
                 RandSimulateLowResolutiond(IMAGE, prob=resolution, upsample_mode="bilinear", **coarse),
-                GaussianNoised(prob=noise),
+                Effectd(gaussian_noise, noise),
                 AsVolumed(RandCoarseDropoutd(IMAGE, prob=cutout, fill_value=(-1.0, 1.0), **holes)),
                 *extra,
             ]
         )
 
 
-class _Stackd(RandomizableTransform, MapTransform):
-    """Changes the image of a sample, and perhaps its labels, with a probability."""
+class Effectd(RandomizableTransform, MapTransform):
+    """Changes the image (S, Y, X) of a sample, and perhaps its label (1 or S, Y, X), with a probability.
 
-    def __init__(self, prob: float = 0.1) -> None:
+    The effect is given both and a random state, and returns by key what is another one.
+    """
+
+    def __init__(self, effect: Effect, prob: float = 0.1) -> None:
         MapTransform.__init__(self, [IMAGE])
         RandomizableTransform.__init__(self, prob)
-
-    @abstractmethod
-    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
-        """What of image (S, Y, X) and label (1 or S, Y, X) is another one."""
+        self.effect = effect
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample, changed if chance will have it."""
         self.randomize(None)
-        return {**data, **(self.strike(data[IMAGE], data[LABEL]) if self._do_transform else {})}
+        return {**data, **(self.effect(data[IMAGE], data[LABEL], self.R) if self._do_transform else {})}
 
 
-class _OneSectiond(_Stackd):
-    """Does something to one section, chosen at random."""
-
-    spares_labelled = False
-
-    @abstractmethod
-    def change(self, image_syx: Tensor, section: int) -> Tensor:
-        """The section (Y, X) as it becomes."""
-
-    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
-        """Change one section of the image."""
-        count = len(image)
-        alone = len(label) < count or count == 1  # the labelled section is the middle one
-        choices = [s for s in range(count) if not (self.spares_labelled and alone and s == count // 2)]
-        if not choices:
-            return {}
-        section = choices[int(self.R.randint(len(choices)))]
-        changed = image.clone()
-        changed[section] = self.change(image, section)
+def missing_section(image: Tensor, label: Tensor, random: Random) -> Changed:
+    """A section, chosen at random, is replaced by its neighbour, by one grey value, or by noise."""
+    count = len(image)
+    alone = len(label) < count or count == 1  # the labelled section is the middle one
+    choices = [s for s in range(count) if not (alone and s == count // 2)]
+    if not choices:
+        return {}
+    section, kind, changed = choices[int(random.randint(len(choices)))], int(random.randint(3)), image.clone()
+    if kind == 0:
+        changed[section] = image[section - 1 if section else 1]
         return {IMAGE: changed}
+    changed[section] = float(random.uniform(-1.5, 1.5))
+    if kind == 2:
+        changed[section] += torch.from_numpy(random.standard_normal(image.shape[1:])).to(image)
+    return {IMAGE: changed}
 
 
-class MissingSectiond(_OneSectiond):
-    """A section is replaced by its neighbour, by one grey value, or by noise."""
-
-    spares_labelled = True
-
-    def change(self, image_syx: Tensor, section: int) -> Tensor:
-        """Its neighbour, one grey value, or noise."""
-        kind = int(self.R.randint(3))
-        if kind == 0:
-            return image_syx[section - 1 if section else 1]
-        grey = float(self.R.uniform(-1.5, 1.5))
-        if kind == 1:
-            return torch.full_like(image_syx[section], grey)
-        noise = torch.from_numpy(self.R.standard_normal(image_syx.shape[1:])).to(image_syx)
-        return noise + grey
+def blurred_section(image: Tensor, label: Tensor, random: Random, sigma: float = 3.0) -> Changed:
+    """A section, chosen at random, is out of focus: a Gaussian blur of up to ``sigma`` pixels."""
+    section, changed = int(random.randint(len(image))), image.clone()
+    blur = GaussianFilter(2, float(random.uniform(0.5, sigma))).to(image.device)
+    changed[section] = blur(image[section][None, None])[0, 0]
+    return {IMAGE: changed}
 
 
-class ShiftedSectiond(_Stackd):
+def shifted_sections(image: Tensor, label: Tensor, random: Random, reach: float = 4.0) -> Changed:
     """A section is shifted by up to ``reach`` pixels in y and x, or all from it outwards; the middle one stays.
 
     Where every section has a label, theirs move with them, to whole pixels. At the edge a section is reflected.
     """
-
-    def __init__(self, prob: float = 0.1, reach: float = 4.0) -> None:
-        super().__init__(prob)
-        self.reach = reach
-
-    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
-        """Shift image and labels."""
-        count, found = len(image), dict[Hashable, Tensor]()
-        if count == 1:
-            return found
-        first = last = int(self.R.choice([s for s in range(count) if s != count // 2]))
-        if self.R.rand() < 0.5:
-            first, last = (0, first) if first < count // 2 else (first, count - 1)
-        y, x = self.R.uniform(-self.reach, self.reach, 2).tolist()
-        for key, stack, shift in ((IMAGE, image, (y, x)), (LABEL, label, (round(y), round(x)))):
-            if len(stack) == count:
-                found[key] = stack.clone()
-                found[key][first : last + 1] = shifted(stack[first : last + 1], shift)
+    count, found = len(image), dict[Hashable, Tensor]()
+    if count == 1:
         return found
+    first = last = int(random.choice([s for s in range(count) if s != count // 2]))
+    if random.rand() < 0.5:
+        first, last = (0, first) if first < count // 2 else (first, count - 1)
+    y, x = random.uniform(-reach, reach, 2).tolist()
+    for key, stack, shift in ((IMAGE, image, (y, x)), (LABEL, label, (round(y), round(x)))):
+        if len(stack) == count:
+            found[key] = stack.clone()
+            found[key][first : last + 1] = shifted(stack[first : last + 1], shift)
+    return found
 
 
 def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
@@ -279,34 +248,17 @@ def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
     return stack_syx
 
 
-class BlurredSectiond(_OneSectiond):
-    """A section is out of focus: a Gaussian blur of up to ``sigma`` pixels."""
-
-    def __init__(self, prob: float = 0.1, sigma: float = 3.0) -> None:
-        super().__init__(prob)
-        self.sigma = sigma
-
-    def change(self, image_syx: Tensor, section: int) -> Tensor:
-        """The blurred section."""
-        blur = GaussianFilter(2, float(self.R.uniform(0.5, self.sigma))).to(image_syx.device)
-        blurred: Tensor = blur(image_syx[section][None, None])[0, 0]
-        return blurred
+def section_contrast(image: Tensor, label: Tensor, random: Random, gain: float = 0.25) -> Changed:
+    """Every section has a contrast and a brightness of its own, changed by up to ``gain`` (a share, or deviations)."""
+    factor_s2 = torch.from_numpy(random.uniform(-gain, gain, (2, len(image), 1, 1))).to(image)
+    return {IMAGE: image * (1 + factor_s2[0]) + factor_s2[1]}
 
 
-class SectionContrastd(_Stackd):
-    """Every section has a contrast and a brightness of its own.
-
-    ``gain`` is the largest change of contrast, as a share, and of brightness, in standard deviations of the greys.
-    """
-
-    def __init__(self, prob: float = 0.2, gain: float = 0.25) -> None:
-        super().__init__(prob)
-        self.gain = gain
-
-    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
-        """Change the image."""
-        factor_s2 = torch.from_numpy(self.R.uniform(-self.gain, self.gain, (2, len(image), 1, 1))).to(image)
-        return {IMAGE: image * (1 + factor_s2[0]) + factor_s2[1]}
+def gaussian_noise(image: Tensor, label: Tensor, random: Random, std: float = 0.3) -> Changed:
+    """Noise of up to ``std``, drawn where the tile lies; MONAI's, drawn on the host, takes five times as long."""
+    generator = torch.Generator(image.device).manual_seed(int(random.randint(2**31)))
+    noise = torch.randn(image.shape, generator=generator, device=image.device)
+    return {IMAGE: image + float(random.uniform(0, std)) * noise}
 
 
 class AsVolumed(Randomizable):
@@ -337,37 +289,14 @@ class AsVolumed(Randomizable):
         return {**data, **{key: changed[key][0] for key in (IMAGE, LABEL)}}
 
 
-class GaussianNoised(_Stackd):
-    """Gaussian noise, drawn where the tile lies; MONAI's is drawn on the host, which takes five times as long.
-
-    ``std`` is the largest standard deviation, in those of the grey values.
-    """
-
-    def __init__(self, prob: float = 0.1, std: float = 0.3) -> None:
-        super().__init__(prob)
-        self.std = std
-
-    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
-        """Change the image."""
-        generator = torch.Generator(image.device).manual_seed(int(self.R.randint(2**31)))
-        noise = torch.randn(image.shape, generator=generator, device=image.device)
-        return {IMAGE: image + float(self.R.uniform(0, self.std)) * noise}
-
-
-class Warpd(_Stackd):
+class Warpd(Effectd):
     """Turn, scale and deform a stack; the image linearly, the label by the nearest voxel.
 
-    All sections are moved alike, unless ``tilt`` is given. The image goes on outside of the tile as its reflection.
-
-    Args:
-        prob: Probability that it strikes a stack.
-        magnitude: Standard deviation of the displacements of the nodes, in voxels.
-        scale: Largest change of scale, as a share: from 1 / (1 + scale) to 1 + scale.
-        stretch: Largest ratio of the scales along y and x.
-        rotation: Largest turn, in degrees, either way.
-        tilt: Largest angle about the axes y and x, in degrees, either way, for stacks with a label for each section,
-            of cubic voxels; the deformation then goes through z as well. 0 stays in the plane.
-        outside: See `OUTSIDE`.
+    ``magnitude`` is the standard deviation of the displacements of the nodes, in voxels; scales lie between
+    1 / (1 + scale) and 1 + scale, those along y and x differ by a ratio of up to ``stretch``; ``rotation`` and
+    ``tilt`` are the largest angles in degrees about z, and about y and x. All sections are moved alike unless a tilt
+    is given, for stacks of cubic voxels with a label for each section. The image goes on outside of the tile as its
+    reflection, the label as well where ``outside`` is ``reflect``, else it is `IGNORE`.
     """
 
     def __init__(
@@ -380,19 +309,20 @@ class Warpd(_Stackd):
         tilt: float = 0.0,
         outside: str = "ignore",
     ) -> None:
-        super().__init__(prob)
+        super().__init__(self.warp, prob)
         self.magnitude, self.scale, self.stretch = magnitude, math.log1p(scale), math.log(stretch)
         self.rotation, self.tilt, self.outside = math.radians(rotation), math.radians(tilt), outside
 
-    def strike(self, image: Tensor, label: Tensor) -> Mapping[Hashable, Tensor]:
+    def warp(self, image: Tensor, label: Tensor, random: Random) -> Changed:
         """Warp image and labels."""
         deep = self.tilt > 0 and len(label) == len(image) > 1
         tile, truth = (image[None], label[None]) if deep else (image, label)
         grid = self.grid(tile.shape[1:], image.device)
-        moved = _read(truth.float(), grid, "nearest").to(label.dtype)
+        read = partial(grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
+        moved = read(truth[None].float(), mode="nearest")[0].to(label.dtype)
         if self.outside != "reflect":
             moved = moved.masked_fill((grid[0].abs() > 1).any(-1), IGNORE)
-        return {IMAGE: _read(tile, grid, "bilinear").reshape(image.shape), LABEL: moved.reshape(label.shape)}
+        return {IMAGE: read(tile[None], mode="bilinear").reshape(image.shape), LABEL: moved.reshape(label.shape)}
 
     def grid(self, size: Sequence[int], device: torch.device) -> Tensor:
         """Where each voxel is read: (1, *size, dimensions), x first, from -1 to 1 over the tile's extent."""
@@ -420,11 +350,6 @@ class Warpd(_Stackd):
         for axis, weight in enumerate(weights):
             field = torch.tensordot(weight, field, dims=([1], [axis])).movedim(0, axis)
         return field
-
-
-def _read(tile: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """A tile (C, *size) at the places of a grid."""
-    return grid_sample(tile[None], grid, mode, "reflection", align_corners=False)[0]
 
 
 def _rotation(ndim: int, a: int, b: int, angle: float) -> npt.NDArray[np.float64]:

@@ -1,10 +1,9 @@
 r"""The training voxels on one device, and whole batches of turned blocks or tiles out of them.
 
-A window of ``w`` pixels that answers pixel p starts at ``p - w // 2`` (see `mitoseg.geometry.anchor`). The labelled
-block is always ``[p - 16, p + 15]``, so a window of 67 sees context around it:
+A window of 67 pixels that answers pixel p sees context around the labelled block:
 
-    window of 67:   p-33 ............ p-16 ....... p ....... p+15 ............ p+33
-                     |<-- context -->|<---- labelled block --->|<-- context -->|
+    p-33 ............ p-16 ....... p ....... p+15 ............ p+33
+     |<-- context -->|<---- labelled block --->|<-- context -->|
 
 A block is turned about its pivot, an index inside the window: the centre of the labelled block (``w // 2 - 0.5``)
 where the label speaks of the block, so that a quarter turn gives the same 32x32 pixels; the answered pixel
@@ -12,12 +11,8 @@ where the label speaks of the block, so that a quarter turn gives the same 32x32
 
 Each slice of a region is kept with as much around it as any block may read, so that no block needs to look for the
 border. A square about a pivot then is some runs of neighbouring voxels, one for each row, and the squares of a batch
-are one index into all runs that there are, which overlap (`torch.as_strided`):
-
-    voxels_n   0 1 2 3 4 5 ...        runs of 3   [0 1 2] [1 2 3] [2 3 4] [3 4 5] ...
-
-The squares are turned counter-clockwise about their pivot and mirrored in x into windows. A square is as large as any
-turn of the window about the pivot needs; the pivot is its centre, on a pixel or between four of them:
+are one index into all runs that there are, which overlap (`torch.as_strided`). A square is as large as any turn of the
+window about the pivot needs; the pivot is its centre, on a pixel or between four of them:
 
     window of 4, pivot 1.5        window of 4, pivot 2          any angle: the circle about
        [. . . .]                     [. . . .] .                the window's corners, and the
@@ -32,15 +27,13 @@ Output (i, j) reads the pivot plus R (i - pivot, j - pivot), where j - pivot is 
 
 Tiles are read with a margin in y and x: what a block network sees beyond the tile, so that each of its answers there
 is that of a whole window.
-
-    image   |<- margin ->|<------ tile, every voxel labelled ------>|<- margin ->|
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -55,8 +48,6 @@ from mitoseg.sampling.augmentation import TileSymmetry
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, channel_slices, check_image_values
 
 NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
-"""Slices before and after that channels are made of."""
-
 _CACHED = 2**19  # voxels that are gathered together on a CPU, whose caches hold them until they are normalised
 _TURNS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of 0..3 quarter turns
 
@@ -90,21 +81,12 @@ class _KeptRegion:
 class VolumeBank(nn.Module):
     """The image voxels of some regions, with the real tissue around them, on one device.
 
-    uint8 voxels stay as they are until they are gathered, any others are kept as normalised float32.
-
-    Args:
-        regions: What positions refer to, by their place in this sequence.
-        normalization: Mean and standard deviation that blocks are normalised with.
-        window: The largest window that will be gathered, in pixels.
-
-    Attributes:
-        voxels_n: All that is kept, region after region, slice after slice, row after row.
-        places_r5: int64, for each region: the place of its voxel (0, 0, 0) in ``voxels_n``, the steps from slice to
-            slice and from row to row, the first z that is kept and the one after the last, in its own coordinates.
+    uint8 voxels stay as they are until they are gathered, any others are kept as normalised float32. ``window`` is the
+    largest that will be gathered, in pixels.
     """
 
-    voxels_n: Tensor
-    places_r5: Tensor
+    voxels_n: Tensor  # all that is kept, region after region, slice after slice, row after row
+    places_r5: Tensor  # where a region's voxel (0, 0, 0) is, steps to the next slice and row, z kept from and up to
     _scale_2: Tensor
 
     def __init__(self, regions: Sequence[Region], normalization: Normalization, window: int = 32) -> None:
@@ -124,11 +106,6 @@ class VolumeBank(nn.Module):
         self.register_buffer("places_r5", torch.tensor(places))
         self.register_buffer("_scale_2", torch.tensor([normalization.mean, normalization.std], dtype=torch.float32))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the voxels are, and where gathered blocks come out."""
-        return self.voxels_n.device
-
     def gather(
         self,
         position_b4: Tensor,
@@ -144,28 +121,19 @@ class VolumeBank(nn.Module):
         """A batch of normalised blocks, each turned counter-clockwise by its angle, then mirrored in x where asked.
 
         Multiples of 90 degrees are copied voxel by voxel, as ``torch.rot90`` and ``torch.flip`` would; any other angle
-        is sampled from the tissue around the block, so that no corner is ever black.
+        is sampled ("bilinear" or "nearest") from the tissue around the block, so that no corner is ever black.
 
-        Args:
-            position_b4: int64 (B, 4): region, z, y, x of the answered pixel in the region's own coordinates.
-            angle_b: float (B,), degrees.
-            flip_b: bool (B,).
-            window: Pixels along y and x; at most the bank's.
-            channels: A key of `CHANNEL_OFFSETS`.
-            pivot: Index inside the window that stays in place, a multiple of 0.5 no further than 0.5 from the answered
-                pixel's; None: the centre of the labelled block.
-            interpolation: "bilinear" or "nearest", for angles that are no multiples of 90.
-            exact: Whether all angles are multiples of 90; None: look, which makes the host wait for a GPU.
-
-        Returns:
-            float32 (B, C, window, window), in channels-last layout.
+        ``position_b4``, int64 (B, 4), is the region, z, y, x of the answered pixel in the region's own coordinates.
+        ``pivot`` is the index inside the window that stays in place, the answered pixel's or up to 0.5 beside it
+        (None: the centre of the labelled block); ``exact`` says whether all angles are multiples of 90 (None: look,
+        which makes the host wait for a GPU). The result is float32 (B, C, window, window), in channels-last layout.
         """
         pivot = anchor(window) - 0.5 if pivot is None else pivot
         if window > self.window or abs(pivot - anchor(window)) not in (0.0, 0.5):
             raise ValueError(f"cannot gather a window of {window} about {pivot} from a bank built for {self.window}")
         shape = len(angle_b), len(CHANNEL_OFFSETS[channels]), window, window
         portion = max(1, _CACHED // (shape[1] * window**2))
-        if self.device.type == "cpu" and len(angle_b) > portion:
+        if self.voxels_n.device.type == "cpu" and len(angle_b) > portion:
             image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
             form: dict[str, Any] = {"window": window, "channels": channels, "pivot": pivot}
             form |= {"interpolation": interpolation, "exact": exact}
@@ -173,28 +141,45 @@ class VolumeBank(nn.Module):
                 some = slice(start, start + portion)
                 image_bcyx[some] = self.gather(position_b4[some], angle_b[some], flip_b[some], **form)
             return image_bcyx
-
-        def turned(some: Tensor | slice) -> Tensor:
-            half = half_side(window, pivot, any_angle=False)
-            square_bcyx = self._squares(position_b4[some], window, channels, pivot, half)
-            return turn(square_bcyx, angle_b[some], flip_b[some], window, pivot).float()
-
-        def rotated(some: Tensor | slice) -> Tensor:
-            half = half_side(window, pivot, any_angle=True)
-            square_bcyx = self._squares(position_b4[some], window, channels, pivot, half).float()
-            return rotate(square_bcyx, angle_b[some], flip_b[some], window, pivot, interpolation)
-
-        every, exact_b = slice(None), angle_b % 90 == 0
+        turned = partial(self._turn, window, channels, pivot)
+        rotated = partial(self._rotate, window, channels, pivot, interpolation)
+        blocks, exact_b = (position_b4, angle_b, flip_b), angle_b % 90 == 0
         if bool(exact_b.all()) if exact is None else exact:
-            return self._normalize(turned(every))
-        if self.device.type != "cpu":  # both for all blocks, rather than wait for the number of each kind
-            return self._normalize(torch.where(exact_b[:, None, None, None], turned(every), rotated(every)))
+            return self._normalize(turned(*blocks))
+        if self.voxels_n.device.type != "cpu":  # both for all blocks, rather than wait for the number of each kind
+            return self._normalize(torch.where(exact_b[:, None, None, None], turned(*blocks), rotated(*blocks)))
         if not exact_b.any():
-            return self._normalize(rotated(every))
+            return self._normalize(rotated(*blocks))
         image_bcyx = torch.empty(shape, memory_format=torch.channels_last)
         for index, make in ((exact_b.nonzero()[:, 0], turned), ((~exact_b).nonzero()[:, 0], rotated)):
-            image_bcyx[index] = make(index)
+            image_bcyx[index] = make(*(column[index] for column in blocks))
         return self._normalize(image_bcyx)
+
+    def _turn(self, window: int, channels: str, pivot: float, *blocks: Tensor) -> Tensor:
+        """Quarter turns, voxel by voxel."""
+        position_b4, angle_b, flip_b = blocks
+        half = half_side(window, pivot, any_angle=False)
+        square_bcyx = self._squares(position_b4, window, channels, pivot, half)
+        B, C = square_bcyx.shape[:2]
+        table = _turn_table(window, pivot, C, square_bcyx.device)
+        code_b = (angle_b / 90).round().to(torch.int64) % 4 + 4 * flip_b
+        turned = square_bcyx.flatten(1).gather(1, table.index_select(0, code_b))
+        return turned.view(B, window, window, C).permute(0, 3, 1, 2).float()
+
+    def _rotate(self, window: int, channels: str, pivot: float, interpolation: str, *blocks: Tensor) -> Tensor:
+        """Any angles, by sampling."""
+        position_b4, angle_b, flip_b = blocks
+        half = half_side(window, pivot, any_angle=True)  # grid_sample counts from -1 to 1, which is from -half to half
+        square_bcyx = self._squares(position_b4, window, channels, pivot, half).float()
+        across = (torch.arange(window, dtype=torch.float32, device=square_bcyx.device) - pivot) / half
+        radians = torch.deg2rad(angle_b.float())[:, None]
+        cos, sin = torch.cos(radians), torch.sin(radians)
+        along = across * (1 - 2 * flip_b.float())[:, None]
+        grid_byx2 = torch.empty((len(angle_b), window, window, 2), device=square_bcyx.device)
+        torch.sub((cos * along)[:, None], (sin * across)[..., None], out=grid_byx2[..., 0])
+        torch.add((sin * along)[:, None], (cos * across)[..., None], out=grid_byx2[..., 1])
+        turned_bcyx = grid_sample(square_bcyx, grid_byx2, mode=interpolation, align_corners=True)
+        return turned_bcyx.contiguous(memory_format=torch.channels_last)
 
     def _squares(self, position_b4: Tensor, window: int, channels: str, pivot: float, half: float) -> Tensor:
         """(B, C, s, s), ``half`` pixels and no more to each side of the pivot, as they are stored."""
@@ -202,11 +187,11 @@ class VolumeBank(nn.Module):
         region_b, z_b, y_b, x_b = position_b4.unbind(1)
         start_b, plane_b, row_b, first_b, end_b = self.places_r5.index_select(0, region_b).unbind(1)
         start_b = start_b + z_b * plane_b + (y_b + first) * row_b + (x_b + first)
-        offset_c = _offsets(channels, self.device)
+        offset_c = _offsets(channels, self.voxels_n.device)
         z_bc = z_b[:, None] + offset_c
         there_bc = (z_bc >= first_b[:, None]) & (z_bc < end_b[:, None])
         start_bc = start_b[:, None] + offset_c * there_bc * plane_b[:, None]
-        down_bs = torch.arange(size, device=self.device) * row_b[:, None]
+        down_bs = torch.arange(size, device=self.voxels_n.device) * row_b[:, None]
         runs = self.voxels_n.as_strided((len(self.voxels_n) - size + 1, size), (1, 1))
         run_bcs = start_bc[:, :, None] + down_bs[:, None]
         return runs.index_select(0, run_bcs.view(-1)).view(*start_bc.shape, size, size)
@@ -263,39 +248,11 @@ def _turn_table(window: int, pivot: float, channels: int, device: torch.device) 
     return torch.from_numpy(np.stack(tables)).to(device)
 
 
-def turn(square_bcyx: Tensor, angle_b: Tensor, flip_b: Tensor, window: int, pivot: float) -> Tensor:
-    """Turn squares of `half_side` by multiples of 90 degrees and mirror them, voxel by voxel; channels come last."""
-    B, C = square_bcyx.shape[:2]
-    table = _turn_table(window, pivot, C, square_bcyx.device)
-    code_b = (angle_b / 90).round().to(torch.int64) % 4 + 4 * flip_b
-    turned = square_bcyx.flatten(1).gather(1, table.index_select(0, code_b))
-    return turned.view(B, window, window, C).permute(0, 3, 1, 2)
-
-
-def rotate(
-    square_bcyx: Tensor, angle_b: Tensor, flip_b: Tensor, window: int, pivot: float, interpolation: str
-) -> Tensor:
-    """Turn float32 squares of `half_side` for any angle and mirror them, by sampling; channels come last."""
-    half = half_side(window, pivot, any_angle=True)  # grid_sample counts from -1 to 1, which is from -half to half
-    across = (torch.arange(window, dtype=torch.float32, device=square_bcyx.device) - pivot) / half
-    radians = torch.deg2rad(angle_b.float())[:, None]
-    cos, sin = torch.cos(radians), torch.sin(radians)
-    along = across * (1 - 2 * flip_b.float())[:, None]
-    grid_byx2 = torch.empty((len(angle_b), window, window, 2), device=square_bcyx.device)
-    torch.sub((cos * along)[:, None], (sin * across)[..., None], out=grid_byx2[..., 0])
-    torch.add((sin * along)[:, None], (cos * across)[..., None], out=grid_byx2[..., 1])
-    turned_bcyx = grid_sample(square_bcyx, grid_byx2, mode=interpolation, align_corners=True)
-    return turned_bcyx.contiguous(memory_format=torch.channels_last)
-
-
 class TileBank(nn.Module):
     """The voxels and labels of some regions on one device; kept as in `VolumeBank`.
 
-    Args:
-        regions: What positions refer to, by their place in this sequence.
-        normalization: Mean and standard deviation that tiles are normalised with.
-        margin: (before, after), pixels that the network sees beyond a tile in y and x.
-        channels: A key of `CHANNEL_OFFSETS`; None for a network on volumes, whose tiles have one channel.
+    ``margin`` is the pixels (before, after) that the network sees beyond a tile in y and x, ``channels`` a key of
+    `CHANNEL_OFFSETS`, or None for a network on volumes, whose tiles have one channel.
     """
 
     def __init__(
@@ -328,26 +285,18 @@ class TileBank(nn.Module):
         image is float32, (B, C, Y, X), or (B, 1, Z, Y, X) for a network on volumes, in y and x larger than the tile by
         the margin; the label is int64, (B, Y, X) or (B, Z, Y, X).
         """
-        pairs = [
-            self._tile(place, symmetry, tile) for place, symmetry in zip(position_b4.tolist(), symmetries, strict=True)
-        ]
-        image, label = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
-        image = image.float()
+        images, labels, before, after = [], [], *(self.reach - m for m in self.margin)
+        for (number, z, y, x), symmetry in zip(position_b4.tolist(), symmetries, strict=True):
+            image_zyx, label_zyx = getattr(self, f"image_{number}"), getattr(self, f"label_{number}")
+            first = self._firsts[number] + z
+            slices: slice | list[int] = slice(first, first + tile[0])
+            if self.channels is not None:
+                slices = channel_slices(first, len(image_zyx), self.channels)
+            wide = symmetry(image_zyx[slices, y : y + tile[1] + 2 * self.reach, x : x + tile[2] + 2 * self.reach])
+            images.append(wide[:, before : wide.shape[1] - after, before : wide.shape[2] - after])
+            labels.append(symmetry(label_zyx[z : z + tile[0], y : y + tile[1], x : x + tile[2]]))
+        image, label = torch.stack(images).float(), torch.stack(labels).long()
         if self.raw:
             mean, std, limit = self.normalization.mean, self.normalization.std, self.normalization.limit
             image = image.sub_(mean).div_(std).clamp_(-limit, limit)
-        return (image[:, None], label.long()) if self.channels is None else (image, label[:, 0].long())
-
-    def _tile(self, place: list[int], symmetry: TileSymmetry, tile: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Image (C or Z, Y, X) and label (1 or Z, Y, X) as they are stored, turned."""
-        number, z, y, x = place
-        image_zyx, label_zyx = getattr(self, f"image_{number}"), getattr(self, f"label_{number}")
-        label = label_zyx[z : z + tile[0], y : y + tile[1], x : x + tile[2]]
-        first = self._firsts[number] + z
-        slices: slice | list[int] = slice(first, first + tile[0])
-        if self.channels is not None:
-            slices = channel_slices(first, len(image_zyx), self.channels)
-        image = image_zyx[slices, y : y + tile[1] + 2 * self.reach, x : x + tile[2] + 2 * self.reach]
-        before, after = (self.reach - m for m in self.margin)
-        turned = symmetry(image)
-        return turned[:, before : turned.shape[1] - after, before : turned.shape[2] - after], symmetry(label)
+        return (image[:, None], label) if self.channels is None else (image, label[:, 0])

@@ -25,25 +25,10 @@ from mitoseg.progress import waiting
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES
 from mitoseg.sampling.bank import TileBank, VolumeBank
 from mitoseg.sampling.draws import BlockSampler, EpochDraws, EpochLoader, EpochTiles
-from mitoseg.sampling.positions import (
-    AUGMENTS,
-    BALANCES,
-    INTERPOLATIONS,
-    PLACES,
-    BlockRule,
-    PositionTable,
-    check_choice,
-    check_positive,
-)
+from mitoseg.sampling.positions import BlockRule, PositionTable, check_choice, check_positive
 from mitoseg.storage import changes
-from mitoseg.volumes import (
-    CHANNEL_OFFSETS,
-    Normalization,
-    VoxelSize,
-    check_image_values,
-    measure_normalization,
-    read_channels,
-)
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, check_image_values, measure_normalization, read_channels
+from mitoseg.volumes.base import VoxelSize
 from mitoseg.volumes.normalize import grey_quantiles
 from mitoseg.volumes.padding import Padding
 
@@ -53,11 +38,8 @@ Batch = dict[str, Tensor | int | float]
 Augmentation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From image (B, C, ...), label (B, ...) and a seed for each (B,) to another image and label of the same shapes."""
 
-_LOOKED_AT = 200
-"""Tiles whose labels tell the share of mitochondria in the batches."""
-
-DEPTH, CONTEXT = 16, 16
-"""Slices of a slab that are scored, and slices before and after them that the network sees as well."""
+_LOOKED_AT = 200  # tiles whose labels tell the share of mitochondria in the batches
+DEPTH, CONTEXT = 16, 16  # slices of a slab that are scored, and that the network sees before and after as well
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -117,17 +99,8 @@ class SliceLoader(SlabLoader):
     (0, 1 or `IGNORE`), ``region`` and ``z`` int, in the region's own coordinates.
     """
 
-    def __init__(
-        self,
-        regions: Sequence[Region],
-        normalization: Normalization,
-        channels: str,
-        *,
-        stride: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        super().__init__(regions, normalization, depth=1, stride=stride, rank=rank, world=world)
+    def __init__(self, regions: Sequence[Region], normalization: Normalization, channels: str, **shared: int) -> None:
+        super().__init__(regions, normalization, depth=1, **shared)
         self.channels = channels
 
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
@@ -151,32 +124,20 @@ class RegionDataModule(pl.LightningDataModule):
     epoch. The Trainer must be made with ``use_distributed_sampler=False``: batches and slices are shared out here,
     without repeats.
 
-    Args:
-        recipe: Makes the data set from ``source``.
-        batch_size: Draws per optimizer step, over all devices and accumulated parts together.
-        channels: A key of `CHANNEL_OFFSETS`.
-        validation_stride: Validate on every n-th slice.
-        voxels_on: ``device`` or ``host``; ``auto``: the device, if they take at most half of its free memory.
-        seed: Of draws and order.
-        source: Handed to ``recipe``.
-
-    Attributes:
-        splits: The regions, after ``setup`` like all below.
-        normalization: Mean and standard deviation over the training regions.
-        grey_quantiles: Of the training regions, see `mitoseg.volumes.normalize`.
-        prior: Share of mitochondria among all that may be drawn.
-        batch_prior: Share of mitochondria in the batches.
-        summary: Counts of what is drawn, plain data.
+    ``recipe`` makes the data set from ``source``; ``batch_size`` is the draws per optimizer step, over all devices and
+    accumulated parts together; ``voxels_on=auto`` is the device, if they take at most half of its free memory.
     """
 
-    splits: Splits
-    normalization: Normalization
+    splits: Splits  # after `setup`, as all below
+    voxel_size: VoxelSize | None
+    normalization: Normalization  # over the training regions, as the quantiles
+    grey_quantiles: list[float]
     bank: nn.Module
     draws: EpochDraws | EpochTiles
-    prior: float
-    batch_prior: float
+    prior: float  # share of mitochondria among all that may be drawn
+    batch_prior: float  # share of mitochondria in the batches
     summary: Mapping[str, str | int | float]
-    description: ClassVar[str]
+    description: ClassVar[str]  # of the summary, for people
 
     def __init__(
         self,
@@ -191,9 +152,11 @@ class RegionDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_choice("channels", channels, CHANNEL_OFFSETS)
-        check_choice("voxels_on", voxels_on, PLACES)
+        check_choice("voxels_on", voxels_on, ("auto", "device", "host"))
         check_positive("batch_size", batch_size)
         check_positive("validation_stride", validation_stride)
+        if seed < 0:
+            raise UserError("a negative seed", seed, "give a seed of 0 or more")
         self.recipe = recipe(**source)
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
         self.validation_stride, self.voxels_on = validation_stride, voxels_on
@@ -219,6 +182,7 @@ class RegionDataModule(pl.LightningDataModule):
             return
         with waiting("opening the data"):
             self.splits = self.recipe.splits()
+            self.voxel_size = self.splits.voxel_size
         with waiting("looking at the grey values of training"):
             parts = [(region.image, region.box) for region in self.splits.train]
             self.normalization = measure_normalization(parts)
@@ -232,11 +196,6 @@ class RegionDataModule(pl.LightningDataModule):
                 _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", share)
             _LOG.info(self.description.format_map(self.summary))
         self._ready = True
-
-    @property
-    def voxel_size(self) -> VoxelSize | None:
-        """(z, y, x) in nm of the data set, or None where nobody said."""
-        return self.splits.voxel_size
 
     def train_dataloader(self) -> EpochLoader:
         """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
@@ -311,16 +270,8 @@ class BlockDataModule(RegionDataModule):
     """Training blocks and validation slices of one data set.
 
     Training batches are ``{"image": float32 (B, C, window, window), "label": int64 (B,), "position_b4": int64,
-    "weight": float}``, see `EpochLoader`. Validation items are whole slices, see `SliceLoader`.
-
-    Args:
-        recipe: As ``batch_size``, see `RegionDataModule`.
-        label_rule: As ``positions``, ``purity`` and ``block`` (the side of the labelled block in pixels), see
-            `BlockRule`.
-        balance: As ``rotate_background``, ``augment`` and ``epoch_blocks``, see `EpochDraws`.
-        interpolation: See `VolumeBank.gather`.
-        window: Side of what the network sees, in pixels.
-        options: Of `RegionDataModule`, and of ``recipe``.
+    "weight": float}``, see `EpochLoader`. Validation items are whole slices, see `SliceLoader`. Options are explained
+    at `BlockRule`, `EpochDraws`, `VolumeBank.gather` and `RegionDataModule`; others are the recipe's.
     """
 
     bank: VolumeBank
@@ -351,9 +302,9 @@ class BlockDataModule(RegionDataModule):
         window: int = 32,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        check_choice("interpolation", interpolation, INTERPOLATIONS)
-        check_choice("balance", balance, BALANCES)
-        check_choice("augment", augment, AUGMENTS)
+        check_choice("interpolation", interpolation, ("bilinear", "nearest"))
+        check_choice("balance", balance, ("rotate", "subsample", "none"))
+        check_choice("augment", augment, ("none", "turns", "dihedral", "any_angle"))
         check_positive("window", window)
         self.rule = BlockRule(label_rule, positions, tuple(purity), block)
         super().__init__(recipe, batch_size=batch_size, **options)
@@ -371,16 +322,10 @@ class BlockDataModule(RegionDataModule):
     def gather(self, batch: Batch) -> Batch:
         """Places to voxels."""
         position_b4, angle_b, flip_b = (cast(Tensor, batch[k]) for k in ("position_b4", "angle_b", "flip_b"))
-        image_bcyx = self.bank.gather(
-            position_b4,
-            angle_b,
-            flip_b,
-            window=self.window,
-            channels=self.channels,
-            pivot=anchor(self.window) - (0.0 if self.rule.label_rule == "center" else 0.5),
-            interpolation=self.interpolation,
-            exact=bool(batch["exact"]),
-        )
+        pivot = anchor(self.window) - (0.0 if self.rule.label_rule == "center" else 0.5)
+        form: dict[str, Any] = {"window": self.window, "channels": self.channels, "pivot": pivot}
+        form |= {"interpolation": self.interpolation, "exact": bool(batch["exact"])}
+        image_bcyx = self.bank.gather(position_b4, angle_b, flip_b, **form)
         return {"image": image_bcyx, **{name: batch[name] for name in ("label", "position_b4", "weight")}}
 
 
@@ -391,15 +336,9 @@ class TileDataModule(RegionDataModule):
     slices the image is (B, C, Y, X) and the label, of 0, 1 and `IGNORE`, (B, Y, X); for networks on volumes they are
     (B, 1, Z, Y, X) and (B, Z, Y, X), and validation items are slabs of every slice, see `SlabLoader`.
 
-    Args:
-        recipe: As ``batch_size``, see `RegionDataModule`.
-        tile: (z, y, x) voxels of a tile.
-        spatial_dims: 2 for a network on slices (then z of the tile is 1), 3 for one on volumes.
-        margin: (before, after), pixels that the network sees beyond a tile; see `TileBank`.
-        augmentation: Applied to each batch on its device, after turns and mirror images.
-        channels: How slices become channels; ``single`` for a network on volumes.
-        augment: As ``foreground_share`` and ``epoch_tiles``, see `EpochTiles`.
-        options: Of `RegionDataModule`, and of ``recipe``.
+    ``tile`` is (z, y, x) voxels, ``margin`` the pixels (before, after) that the network sees beyond it. Augmentation
+    is applied to each batch on its device, after turns and mirror images. Options are explained at `EpochTiles` and
+    `RegionDataModule`; others are the recipe's.
     """
 
     bank: TileBank

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -28,16 +29,8 @@ from mitoseg.sampling.positions import Index, PositionTable
 _LOG = logging.getLogger(__name__)
 
 Places = dict[str, Tensor | float | bool]
-"""A batch that an `EpochLoader` yields."""
-
-_LISTED = 2**20
-"""Mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on."""
+_LISTED = 2**20  # mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on
 _CELL, _REDRAWS = 8, 100
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise UserError("a negative seed", seed, "give a seed of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -66,13 +59,6 @@ class Draws:
             "exact": not np.any(angle_b % 90),
         }
 
-    def distinct(self) -> int:
-        """How many different pairs of block and angle there are."""
-        keys = (self.angle_n, *self.position_n4.T)
-        order = np.lexsort(keys)
-        changes = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
-        return int(np.count_nonzero(changes)) + 1
-
 
 class EpochDraws:
     """Makes an epoch's draws of blocks from (seed, epoch) alone, the same on every rank.
@@ -85,18 +71,12 @@ class EpochDraws:
     - ``subsample``: each mitochondrion block once, and m background blocks, others each epoch; none is turned.
     - ``none``: each block once.
 
-    With ``positions=any`` blocks are drawn with replacement: half of each class under ``rotate`` (the rarer class at
-    random angles) and ``subsample``, in the natural proportion under ``none``.
-
-    Args:
-        table: The positions to draw from.
-        balance: ``rotate``, ``subsample`` or ``none``.
-        rotate_background: Under ``rotate``, give the commoner class the same angles as the rarer one. Interpolation
-            smooths what it turns, so without this a network may learn that smooth means mitochondrion.
-        augment: On top, for both classes: ``turns`` a random quarter turn, ``dihedral`` that and a mirror image half
-            of the time, ``any_angle`` any angle and a mirror image half of the time; or ``none``.
-        epoch_blocks: Draws per epoch with ``positions=any``; None: as many as the regions have grid blocks.
-        seed: Of all randomness.
+    With ``positions=any`` ``epoch_blocks`` (None: as many as the grid has) are drawn with replacement: half of each
+    class under ``rotate`` (the rarer class at random angles) and ``subsample``, in the natural proportion under
+    ``none``. ``rotate_background`` gives the commoner class the same angles as the rarer one under ``rotate``:
+    interpolation smooths what it turns, so a network may learn that smooth means mitochondrion. On top, for both
+    classes, ``augment`` is ``turns`` for a random quarter turn, ``dihedral`` for that and a mirror image half of the
+    time, ``any_angle`` for any angle and a mirror image half of the time; or ``none``.
     """
 
     def __init__(
@@ -116,7 +96,6 @@ class EpochDraws:
             raise UserError("epoch_blocks is for positions=any", epoch_blocks, "leave it null, or set positions=any")
         if epoch_blocks is not None and epoch_blocks < 2:
             raise UserError("too few epoch_blocks", epoch_blocks, "draw 2 blocks or more per epoch")
-        _check_seed(seed)
         sizes = {"rotate": 2 * max(table.counts), "subsample": 2 * min(table.counts), "none": sum(table.counts)}
         self.size = sizes[balance] if self.grid else epoch_blocks or table.grid_blocks
         self._rare = int(table.counts[1] <= table.counts[0])
@@ -164,6 +143,7 @@ class EpochDraws:
     def summary(self) -> dict[str, str | int | float]:
         """Plain data for provenance: blocks, draws and shares; what is random is that of epoch 0."""
         draws, rule = self.draw(0), self.table.rule
+        distinct = pd.DataFrame(draws.position_n4).assign(angle=draws.angle_n).drop_duplicates()
         (background, foreground), drawn = self.table.counts, np.bincount(draws.label_n, minlength=2).tolist()
         return {
             "positions": rule.positions,
@@ -176,7 +156,7 @@ class EpochDraws:
             "blocks_dropped": self.table.dropped,
             "draws_foreground": drawn[1],
             "draws_background": drawn[0],
-            "draws_distinct": draws.distinct(),
+            "draws_distinct": len(distinct),
             "multiplicity_foreground": drawn[1] / foreground,
             "multiplicity_background": drawn[0] / background,
             "prior": self.table.prior,
@@ -196,9 +176,6 @@ class TileDraws:
     symmetry_n: Index
     seed_n: Index
 
-    def __len__(self) -> int:
-        return len(self.seed_n)
-
     def batch(self, index_b: Index) -> Places:
         """What a batch holds besides positions and weight: how the tiles are turned, and their seeds."""
         columns = {"symmetry_b": self.symmetry_n, "seed_b": self.seed_n}
@@ -213,13 +190,8 @@ class EpochTiles:
     Regions that are smaller than a tile are left out, with a warning. ``counts`` are the background and mitochondrion
     voxels of the regions.
 
-    Args:
-        regions: Their labels inside their boxes are read, and no others.
-        tile: (z, y, x) voxels; z is 1 for networks on slices.
-        augment: A key of `TILE_SYMMETRIES`.
-        foreground_share: Share of the draws that are sure to hold a mitochondrion.
-        epoch_tiles: Draws per epoch; None: as many as the regions have voxels for.
-        seed: Of all randomness.
+    A tile is (z, y, x) voxels, z is 1 for networks on slices; ``augment`` is a key of `TILE_SYMMETRIES`. An epoch has
+    as many draws as the regions have voxels for, unless ``epoch_tiles`` are given.
     """
 
     def __init__(
@@ -242,7 +214,6 @@ class EpochTiles:
             raise UserError("foreground_share is not a share of the tiles", foreground_share, remedy)
         if epoch_tiles is not None and epoch_tiles < 1:
             raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
-        _check_seed(seed)
         self._size = " x ".join(map(str, tile))
         large = [all(n >= t for n, t in zip(region.box.shape, tile, strict=True)) for region in regions]
         for region, fits in zip(regions, large, strict=True):

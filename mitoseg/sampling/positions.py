@@ -23,13 +23,6 @@ Classes = npt.NDArray[np.uint8]
 
 Index = npt.NDArray[np.int64]
 
-LABEL_RULES = ("purity", "majority", "center")
-POSITIONS = ("grid", "any")
-BALANCES = ("rotate", "subsample", "none")
-AUGMENTS = ("none", "turns", "dihedral", "any_angle")
-INTERPOLATIONS = ("bilinear", "nearest")
-PLACES = ("auto", "device", "host")
-
 _RARE = 1 / 16  # a class rarer than this is listed, a commoner one is found by drawing until it is hit
 
 
@@ -77,8 +70,8 @@ class BlockRule:
     block: int = 32
 
     def __post_init__(self) -> None:
-        check_choice("label_rule", self.label_rule, LABEL_RULES)
-        check_choice("positions", self.positions, POSITIONS)
+        check_choice("label_rule", self.label_rule, ("purity", "majority", "center"))
+        check_choice("positions", self.positions, ("grid", "any"))
         if len(self.purity) != 2 or not 0 <= self.purity[0] < self.purity[1] <= 1:
             raise UserError("purity is not [low, high]", list(self.purity), "give two shares, 0 <= low < high <= 1")
         check_positive("block", self.block)

@@ -1,9 +1,14 @@
 import hashlib
-from dataclasses import replace
+import io
+import stat
+import tarfile
+import zipfile
+from dataclasses import asdict, replace
 
 import pytest
 
-from mitoseg.datasets.download import RemoteFile, fetch
+from mitoseg.datasets import download
+from mitoseg.datasets.download import Fingerprint, RemoteFile, changed_files, checksums, fetch, fingerprint, unpack
 from mitoseg.errors import UserError
 
 STEP = 1 << 16  # what the downloader reads at once
@@ -19,7 +24,7 @@ def remote(server):
 
 
 def get(remote, folder, retries=2):
-    return fetch(remote, folder, progress=False, retries=retries, wait_s=0)
+    return fetch(remote, folder, retries=retries, wait_s=0)
 
 
 def leftovers(folder):
@@ -53,13 +58,6 @@ def test_what_arrived_survives_a_failure_and_is_continued_by_the_next_run(server
     assert leftovers(tmp_path) == ["a.tif"]
 
 
-def test_a_server_that_ignores_ranges_is_read_from_the_start(server, remote, tmp_path):
-    server.behaviour.ranges = False
-    server.behaviour.cuts = [4 * STEP]
-    assert get(remote, tmp_path).read_bytes() == BODY
-    assert server.behaviour.requests[1][1] == f"bytes={4 * STEP}-"
-
-
 def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(server, remote, tmp_path):
     server.behaviour.ranges = False
     server.behaviour.cuts = [4 * STEP] * 20
@@ -68,45 +66,39 @@ def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(server, remote
     assert len(server.behaviour.requests) == 4  # the first brought bytes, two more tries did not, nor did the last
 
 
-def test_a_server_that_continues_elsewhere_is_not_believed(server, remote, tmp_path):
-    (tmp_path / "a.tif.part").write_bytes(BODY[:1000])
-    server.behaviour.shifted = 7
+@pytest.mark.parametrize(
+    ("part", "behaviour", "ranges"),
+    [
+        (b"", {"length": False}, [None]),
+        (b"", {"ranges": False, "cuts": [4 * STEP]}, [None, f"bytes={4 * STEP}-"]),
+        (BODY[:1000], {"shifted": 7}, ["bytes=1000-", None]),  # a server that continues elsewhere
+        (BODY, {}, [f"bytes={len(BODY)}-"]),
+        (b"x" * len(BODY), {}, [f"bytes={len(BODY)}-", None]),
+        (b"x" * 1000, {}, ["bytes=1000-", None]),  # the sum fails once, then everything is read anew
+        (BODY + b"too long", {}, [f"bytes={len(BODY) + 8}-", None]),
+    ],
+)
+def test_whatever_part_was_there_and_however_the_server_behaves(server, remote, tmp_path, part, behaviour, ranges):
+    if part:
+        (tmp_path / "a.tif.part").write_bytes(part)
+    for name, value in behaviour.items():
+        setattr(server.behaviour, name, value)
     assert get(remote, tmp_path).read_bytes() == BODY
-    assert [wanted for _, wanted in server.behaviour.requests] == ["bytes=1000-", None]
+    assert [wanted for _, wanted in server.behaviour.requests] == ranges
 
 
-def test_a_part_that_is_complete_is_taken(server, remote, tmp_path):
-    (tmp_path / "a.tif.part").write_bytes(BODY)
-    assert get(remote, tmp_path).read_bytes() == BODY
-
-
-def test_a_part_of_another_file_is_thrown_away(server, remote, tmp_path):
-    (tmp_path / "a.tif.part").write_bytes(b"x" * 1000)
-    assert get(remote, tmp_path).read_bytes() == BODY  # the sum fails once, then everything is read anew
-    (tmp_path / "a.tif").unlink()
-    (tmp_path / "a.tif.part").write_bytes(BODY + b"too long")
-    assert get(remote, tmp_path).read_bytes() == BODY
-
-
-def test_no_content_length(server, remote, tmp_path):
-    server.behaviour.length = False
-    assert get(remote, tmp_path).read_bytes() == BODY
-
-
-def test_a_wrong_sum_removes_the_file_and_says_so(server, remote, tmp_path):
-    server.behaviour.files[PATH] = BODY[:-1] + b"!"
-    with pytest.raises(
-        UserError, match=r"has sha256 \w{12}\.\.\. instead of \w{12}\.\.\. and was removed: 'http://.*'"
-    ):
-        get(remote, tmp_path)
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("body", [BODY[:-1], BODY + b"!"])
-def test_a_wrong_size_removes_the_file_and_says_so(server, remote, tmp_path, body):
+@pytest.mark.parametrize(
+    ("body", "size", "difference"),
+    [
+        (BODY[:-1] + b"!", None, r"sha256 \w{12}\.\.\. instead of \w{12}\.\.\."),
+        (BODY[:-1], len(BODY), f"{len(BODY) - 1} bytes instead of {len(BODY)}"),
+        (BODY + b"!", len(BODY), f"{len(BODY) + 1} bytes instead of {len(BODY)}"),
+    ],
+)
+def test_another_file_is_removed_and_told(server, remote, tmp_path, body, size, difference):
     server.behaviour.files[PATH] = body
-    with pytest.raises(UserError, match=f"has {len(body)} bytes instead of {len(BODY)} and was removed"):
-        get(replace(remote, sha256=None, size=len(BODY)), tmp_path)
+    with pytest.raises(UserError, match=f"has {difference} and was removed: 'http://"):
+        get(replace(remote, sha256=SHA256 if size is None else None, size=size), tmp_path)
     assert leftovers(tmp_path) == []
 
 
@@ -135,3 +127,161 @@ def test_a_folder_that_cannot_be_written(remote, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot store the download"):
         get(remote, tmp_path / "file" / "cache")
+    with pytest.raises(UserError, match=r"cannot unpack into the folder.*data\.root="):
+        unpack(make_zip(tmp_path / "a.zip", FILES), tmp_path / "file" / "set")
+
+
+FILES = {"Set/In/mask0000.png": b"one", "Set/Out/0.png": b"two" * 5000, "read.me": b""}
+
+
+def make_zip(path, files, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+    return path
+
+
+def make_tar(path, files, mode="w:gz"):
+    with tarfile.open(path, mode) as file:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_zip, "a.zip"), (make_tar, "a.tar.gz")])
+def test_round_trip_without_clutter(tmp_path, make, name):
+    clutter = {"__MACOSX/Set/._0.png": b"x", "Set/In/.DS_Store": b"x", "Set/In/._mask0000.png": b"x"}
+    unpack(make(tmp_path / name, FILES | clutter), tmp_path / "out" / "set")
+    assert contents(tmp_path / "out" / "set") == FILES
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "a/../../evil.txt", "/evil.txt", "C:/evil.txt", "C:evil.txt", "..\\evil.txt", "\\evil.txt"]
+)
+def test_paths_that_leave_the_folder_are_refused(tmp_path, make, name):
+    archive = make(tmp_path / "archive", {"fine.txt": b"fine", name: b"evil"})
+    with pytest.raises(UserError, match=r"leaves the folder.*official source"):
+        unpack(archive, tmp_path / "out" / "set")
+    assert not list(tmp_path.rglob("*.txt"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [None, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    if kind is None:
+        link = zipfile.ZipInfo("inside")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        with zipfile.ZipFile(tmp_path / "archive", "w") as file:
+            file.writestr(link, "/etc")
+            file.writestr("inside/passwd", "evil")
+    else:
+        info = tarfile.TarInfo("inside")
+        info.type, info.linkname = kind, "/etc"
+        with tarfile.open(tmp_path / "archive", "w") as file:
+            file.addfile(info)
+    with pytest.raises(UserError, match="holds a link or device, 'inside'"):
+        unpack(tmp_path / "archive", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_bombs_are_refused(tmp_path, make):
+    archive = make(tmp_path / "archive", {"a": bytes(600_000), "b": bytes(600_000)})
+    assert archive.stat().st_size < 10_000
+    with pytest.raises(UserError, match="unpacks to more than 1000000 bytes"):
+        unpack(archive, tmp_path / "out" / "set", limit_bytes=1_000_000)
+    assert list((tmp_path / "out").iterdir()) == []
+    unpack(archive, tmp_path / "out" / "set", limit_bytes=1_200_000)
+
+
+def test_a_zip_that_lies_about_its_size_stays_within_the_limit(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"a": bytes(3_000_000)})
+    data = archive.read_bytes().replace((3_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    archive.write_bytes(data)
+    with pytest.raises(UserError):
+        unpack(archive, tmp_path / "set", limit_bytes=1_000_000)
+    assert not (tmp_path / "set").exists()
+
+
+def test_too_many_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LIMIT_FILES", 2)
+    with pytest.raises(UserError, match="more than 2 files"):
+        unpack(make_zip(tmp_path / "a.zip", FILES), tmp_path / "set")
+
+
+def damaged(data):
+    middle = data.index(b"Set/Out/0.png") + 20
+    return data[:middle] + bytes(b ^ 255 for b in data[middle : middle + 8]) + data[middle + 8 :]
+
+
+@pytest.mark.parametrize(
+    ("make", "harm"),
+    [
+        (make_zip, lambda data: b"no archive"),
+        (make_zip, lambda data: data[: len(data) // 2]),
+        (make_zip, damaged),
+        (make_tar, lambda data: data[:-200]),
+    ],
+)
+def test_damaged_archives(tmp_path, make, harm):
+    archive = make(tmp_path / "archive", FILES | {"big": bytes(range(256)) * 4000})
+    archive.write_bytes(harm(archive.read_bytes()))
+    with pytest.raises(UserError, match=r"archive.*run again") as caught:
+        unpack(archive, tmp_path / "set")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_another_process_unpacked_first_stays(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "theirs").write_bytes(b"whole")
+    unpack(make_zip(tmp_path / "a.zip", FILES), tmp_path / "set")
+    assert contents(tmp_path / "set") == {"theirs": b"whole"}
+
+
+def test_a_file_and_a_dataset_in_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"abc")
+    for text in (str(path), f"{path}:/raw/x"):
+        assert fingerprint(text) == Fingerprint(text, 3, hashlib.sha256(b"abc").hexdigest())
+    monkeypatch.setattr(download, "HASH_LIMIT_BYTES", 2)
+    assert fingerprint(str(path)).sha256 is None
+
+
+def test_a_folder_by_names_and_contents(tmp_path):
+    folder = tmp_path / "slices"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.png").write_bytes(b"b")
+    (folder / "deep" / "a.png").write_bytes(b"aa")
+    lines = f"b.png {hashlib.sha256(b'b').hexdigest()}\ndeep/a.png {hashlib.sha256(b'aa').hexdigest()}\n"
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    assert fingerprint(str(folder)) == Fingerprint(str(folder), 3, expected)
+    (folder / "b.png").rename(folder / "c.png")
+    assert fingerprint(str(folder)).sha256 != expected
+
+
+def test_what_a_run_has_learnt_from_is_compared(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a.tif", "b.tif", "c.tif")]
+    for path in paths:
+        path.write_bytes(b"abc")
+    roles = ["train.image", "train.image", "test.image"]
+    about = {"files": [{"role": r, **asdict(fingerprint(str(p)))} for r, p in zip(roles, paths, strict=True)]}
+    known = hashlib.sha256(b"abc").hexdigest()
+    assert checksums(about) == {f"{role} {i}": known for i, role in enumerate(roles, 1)}
+    assert checksums(about, "train") == {"train.image 1": known, "train.image 2": known}
+    assert changed_files(about) == changed_files({}) == []
+    paths[1].write_bytes(b"abd")
+    paths[2].unlink()
+    assert changed_files(about) == [str(paths[1])]
+    unknown = {"files": [{**file, "sha256": None} for file in about["files"][:1]]}
+    before = checksums(unknown)
+    paths[0].write_bytes(b"abcd")
+    assert before != checksums(unknown)

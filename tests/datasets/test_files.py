@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 import mitoseg.datasets
 from mitoseg.datasets import IGNORE, Files, Recipe
+from mitoseg.datasets.files import Named, find, resolve
 from mitoseg.datasets.published import Published
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -126,12 +127,6 @@ def test_the_values_of_mitochondria(tmp_path, options, train):
     assert "2 (" in splits.provenance["label_rules"][str(tmp_path / "a_label.tif")]
 
 
-def test_one_file_for_image_and_labels(tmp_path):
-    write_pair(tmp_path, "a")
-    with pytest.raises(UserError, match="image and labels are one file"):
-        files(tmp_path, train={"label": "a.tif"}).splits()
-
-
 def test_datasets_in_one_hdf5_file(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = np.zeros(SHAPE, np.uint8)
@@ -154,7 +149,8 @@ def test_colour_images_with_grey_labels(tmp_path):
 
 
 def test_provenance_is_plain_and_complete(data):
-    splits = files(data).splits()
+    recipe = files(data)
+    splits = recipe.splits()
     known = json.loads(json.dumps(splits.provenance))
     assert known["name"] == "files"
     assert [(f["role"], f["bytes"] > 0, len(f["sha256"])) for f in known["files"]] == [
@@ -165,11 +161,7 @@ def test_provenance_is_plain_and_complete(data):
     assert known["regions"]["validation"] == ["a.tif [17:20,0:16,0:24]"]
     assert known["warnings"] == []
     assert splits.voxel_size is known["voxel_size"] is None
-
-
-def test_the_second_call_gives_the_same_splits(data):
-    recipe = files(data)
-    assert recipe.splits() is recipe.splits()
+    assert recipe.splits() is splits
 
 
 def test_slices_that_are_missing_are_told(data, caplog):
@@ -203,11 +195,9 @@ def test_volumes_of_different_voxel_size_are_told_once(tmp_path, caplog):
 
 
 def test_parts_that_come_close_are_told(data):
-    splits = files(
-        data, train={"box": "[0:15,:,:]"}, test={"image": "a.tif", "label": "a_label.tif", "box": "[14:,:,:]"}
-    )
-    splits = splits.splits()  # validation 13:15 touches nothing of training, but test begins at 14
-    assert boxes(splits.train) == [("a.tif", "[0:11,0:16,0:24]")]
+    test = {"image": "a.tif", "label": "a_label.tif", "box": "[14:,:,:]"}
+    splits = files(data, train={"box": "[0:15,:,:]"}, test=test).splits()
+    assert boxes(splits.train) == [("a.tif", "[0:11,0:16,0:24]")]  # validation 13:15 touches nothing of training
     near = files(data, ["a", "a"], train={"box": ["[0:10,:,:]", "[10:20,:,:]"]}, validation={"share": 0.2}).splits()
     assert "fewer than 2 slices apart" in near.provenance["warnings"][0]
 
@@ -229,7 +219,9 @@ def test_parts_that_come_close_are_told(data):
         ({"label_rule_of_values": "odd"}, "no such rule"),
         ({"test": {"image": "a.tif", "label": "a_label.tif"}}, "parts of the data overlap"),
         ({"test": {"image": "b.tif"}}, "names 1 images but 0 labels"),
-        ({"train": {"images": "a.tif"}}, "unknown keys"),
+        ({"train": {"image": ["a.tif", "a.tif"]}}, "names 2 images but 1 labels"),
+        ({"train": {"label": "a.tif"}}, "image and labels are one file"),
+        ({"stems": "aa", "train": {"box": ["[0:20,0:9,:]", "[0:20,8:16,:]"]}}, "parts of the data overlap"),
     ],
 )
 def test_mistakes_are_told_in_one_line(data, options, message):
@@ -239,11 +231,6 @@ def test_mistakes_are_told_in_one_line(data, options, message):
     with pytest.raises(UserError, match=message) as caught:
         files(data, **options).splits()
     assert "\n" not in str(caught.value)
-
-
-def test_overlapping_parts_of_one_split(data):
-    with pytest.raises(UserError, match="overlap"):
-        files(data, ["a", "a"], train={"box": ["[0:20,0:9,:]", "[0:20,8:16,:]"]}).splits()
 
 
 @pytest.mark.parametrize("name", ["files", "lucchi", "lucchi_pp", "vnc", "phantom"])
@@ -265,17 +252,84 @@ def test_every_option_is_a_key_and_every_key_an_option(name):
 
 
 @pytest.mark.parametrize("typed", ["[2:18,:,4:20]", "[[2:18,:,4:20]]", "['[2:18,:,4:20]']"])
-def test_boxes_as_they_are_typed(data, typed):
+def test_options_as_they_are_typed_and_omegaconf_makes_them(data, typed):
     value = OverridesParser.create().parse_override(f"data.train.box={typed}").value()
-    splits = files(data, train={"box": OmegaConf.create(value)}).splits()
-    assert boxes(splits.train) == [("a.tif", "[2:14,0:16,4:20]")]
+    train = OmegaConf.create({"image": ["a.tif"], "label": ["a_label.tif"], "box": value})
+    options = OmegaConf.create("{validation: {slabs: [[2, 4]], share: 0.1, gap: 1}, voxel_size: [40, 8, 8]}")
+    splits = Files(root=str(data), train=train, **options).splits()
+    assert boxes(splits.train) == [("a.tif", "[5:18,0:16,4:20]")]
 
 
-def test_options_as_omegaconf_makes_them(data):
-    text = """
-    train: {image: [a.tif], label: [a_label.tif], box: ['[2:18,:,:]']}
-    validation: {slabs: [[2, 4]], share: 0.1, gap: 1}
-    voxel_size: [40, 8, 8]
-    """
-    splits = Files(root=str(data), **OmegaConf.create(text)).splits()
-    assert boxes(splits.train) == [("a.tif", "[5:18,0:16,0:24]")]
+@pytest.mark.parametrize(
+    ("box", "boxes"),
+    [
+        (None, (None, None)),
+        (["[0:20,:,:]", None], ("[0:20,:,:]", None)),
+        ([["0:20", ":", ":"], "[0:3,:,:]"], (["0:20", ":", ":"], "[0:3,:,:]")),
+        ("[0:20,:,:]", ("[0:20,:,:]",)),
+        (["0:20", ":", ":"], (("0:20", ":", ":"),)),
+        (["[0:20,:,:]"], ("[0:20,:,:]",)),
+        ([["0:20", ":", ":"]], (["0:20", ":", ":"],)),
+    ],
+)
+def test_a_box_for_each_volume(box, boxes):
+    names = ["a", "b"][: len(boxes)]
+    named = Named.of({"image": names, "label": names, "box": box}, "train")
+    assert (named.image, named.label, named.boxes("train")) == (tuple(names), tuple(names), boxes)
+
+
+@pytest.mark.parametrize(
+    ("label", "given", "entries"),
+    [
+        ("b", None, (None,)),
+        ("b", 2, (2,)),
+        ("b", [3, 4], ([3, 4],)),
+        ("b", [[3, 4]], ([3, 4],)),
+        (["b", "c"], "#ff0000", ("#ff0000", "#ff0000")),
+        (["b", "c"], [[3, 4], None], ([3, 4], None)),
+        (["b", "c"], [3, 4], (3, 4)),
+    ],
+)
+def test_the_values_of_mitochondria_for_each_volume(label, given, entries):
+    image = "a" if isinstance(label, str) else ["a"] * len(label)
+    named = Named.of({"image": image, "label": label, "foreground": given}, "train")
+    assert named.foreground_labels("train") == entries
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "a"}, r"unknown keys in data\.train: \['images'\]"),
+        ({"image": "a", "label": "b", "box": ["[0:1,:,:]"] * 2}, "2 boxes for 1 volumes"),
+        ({"label": [*"ab"], "foreground": [1, 2, 3]}, r"3 entries of foreground.*data\.train\.foreground="),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(UserError, match=message):
+        Named.of(options, "train").boxes("train"), Named.of(options, "train").foreground_labels("train")
+
+
+def test_named_volumes_lie_in_root_or_here(tmp_path, monkeypatch):
+    root, here = tmp_path / "root", tmp_path / "here"
+    for folder in (root, here):
+        folder.mkdir()
+        (folder / "both.h5").touch()
+    (here / "here.tif").touch()
+    monkeypatch.chdir(here)
+    assert resolve("both.h5:/raw", root) == str(root / "both.h5:/raw")
+    assert resolve("here.tif", root) == "here.tif"
+    assert resolve(str(here / "here.tif"), root) == str(here / "here.tif")
+    assert resolve("both.h5", None) == "both.h5"
+    for where in (root, None):
+        with pytest.raises(UserError, match=r"no such volume: 'none\.tif'"):
+            resolve("none.tif", where)
+
+
+def test_official_names_are_found_where_archives_leave_them(tmp_path):
+    for name in ("set/Set-Master/Stack1/Raw", "set/Set-Master/stack2/raw", "set/.hidden/stack3/raw"):
+        (tmp_path / name).mkdir(parents=True)
+    assert find(tmp_path, "stack1/raw", deep=True) == str(tmp_path / "set/Set-Master/Stack1/Raw")
+    assert find(tmp_path, "stack1/raw", deep=False) is None
+    assert find(tmp_path, "stack3/raw", deep=True) is None
+    assert find(tmp_path / "set/Set-Master/stack2", "stack1/raw", deep=False) is not None  # right in root
+    assert find(tmp_path / "none", "a.tif", deep=True) is None

@@ -50,7 +50,7 @@ def test_training_slices_are_exactly_those_farther_than_the_gap(depth, start, le
         (
             [[0, 14], [151, 165]],
             8,
-            "leaves the volume: [151, 165]; give data.validation.slabs=[[z0,z1]] within [0,82]",
+            "leaves the volume: [151, 165]; give data.validation.slabs=[[z0,z1]] within",
         ),
         ([[4, 4]], 0, "empty"),
         ([[-1, 4]], 0, "leaves the volume"),
@@ -137,9 +137,6 @@ def test_validation_of_an_annotated_part_counts_slices_of_the_volume():
     assert Validation(slabs=((30, 32),), gap=1).ranges(30, 40) == ([(33, 40)], [(30, 32)])
     with pytest.raises(UserError, match="labelled slices are 30:40"):
         Validation(slabs=((0, 2),)).ranges(30, 40)
-
-
-def test_three_slices_are_too_few_for_a_gap_of_two():
     with pytest.raises(UserError, match=r"too few slices .* behind a gap of 2: 3; lower data\.validation"):
         Validation().ranges(0, 3)
     assert Validation().ranges(0, 4) == ([(0, 1)], [(3, 4)])

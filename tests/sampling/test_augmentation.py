@@ -1,36 +1,22 @@
-"""Augmentation: one seed a sample, image and label together, and what each effect does."""
+"""Augmentation: one seed a sample, image and label together, what each effect does; warps and shifts against SciPy."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from monai.data import get_track_meta
 from monai.transforms import Rand3DElasticd, RandAffined, RandFlipd, RandSpatialCropd
+from scipy import ndimage
+from scipy.interpolate import BSpline
 
 from mitoseg.errors import UserError
-from mitoseg.sampling.augmentation import (
-    AsVolumed,
-    Augmenter,
-    BlurredSectiond,
-    EMAugmentation,
-    GaussianNoised,
-    MissingSectiond,
-    SectionContrastd,
-    ShiftedSectiond,
-)
+from mitoseg.sampling import augmentation as effects
+from mitoseg.sampling.augmentation import AsVolumed, Augmenter, Effectd, EMAugmentation, Warpd, shifted, spline_weights
 
-PROBABILITIES = (
-    "deform",
-    "contrast",
-    "curve",
-    "blur",
-    "resolution",
-    "noise",
-    "sections",
-    "defocus",
-    "missing",
-    "shifted",
-    "cutout",
-)
+CPU = torch.device("cpu")
+PROBABILITIES = ["deform", "contrast", "curve", "blur", "resolution", "noise", "sections", "defocus", "missing"]
+PROBABILITIES += ["shifted", "cutout"]
 OFF = dict.fromkeys(PROBABILITIES, 0.0)
 
 
@@ -114,17 +100,17 @@ def test_ignored_labels_stay_ignored():
     assert set(moved.unique().tolist()) == {0, 1, 255}
 
 
-@pytest.mark.parametrize("kind", [MissingSectiond, ShiftedSectiond, BlurredSectiond, SectionContrastd])
+@pytest.mark.parametrize("kind", ["missing_section", "shifted_sections", "blurred_section", "section_contrast"])
 def test_a_single_labelled_section_survives(kind):
-    augment = Augmenter([kind(prob=1.0)])
+    augment = Augmenter([Effectd(getattr(effects, kind), 1.0)])
     image = stack(4, 1)
     found, _ = augment(image, discs().expand(4, 64, 64), torch.arange(4))
-    spared = kind in (MissingSectiond, ShiftedSectiond)
+    spared = kind in ("missing_section", "shifted_sections")
     assert torch.equal(found, image) == spared
 
 
 def test_a_volume_may_lose_any_section():
-    augment = Augmenter([MissingSectiond(prob=1.0)])
+    augment = Augmenter([Effectd(effects.missing_section, 1.0)])
     image, label = stack(60, 3, 16), discs(16).expand(60, 3, 16, 16)
     found, _ = augment(image[:, None], label, torch.arange(60))
     lost = [next(s for s in range(3) if not torch.equal(f[s], i[s])) for f, i in zip(found[:, 0], image, strict=True)]
@@ -193,7 +179,9 @@ def test_a_volume_is_shown_as_one():
 
 def test_noise_has_the_deviation_asked_for():
     image = torch.zeros(30, 2, 64, 64)
-    found, _ = Augmenter([GaussianNoised(prob=1.0, std=0.4)])(image, discs().expand(30, 64, 64), torch.arange(30))
+    found, _ = Augmenter([Effectd(partial(effects.gaussian_noise, std=0.4), 1.0)])(
+        image, discs().expand(30, 64, 64), torch.arange(30)
+    )
     deviation = found.flatten(1).std(1)
     assert float(deviation.mean()) == pytest.approx(0.2, abs=0.06)
     assert float(deviation.max()) < 0.41
@@ -211,3 +199,89 @@ BAD = {
 def test_further_transforms_that_do_not_fit(line):
     with pytest.raises(UserError, match=line):
         Augmenter([BAD[line]])(stack(), discs().expand(3, 64, 64), torch.arange(3))
+
+
+def sample(sections, labelled, side=(30, 34), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(sections, *side, generator=generator)
+    label = torch.randint(2, (labelled, *side), generator=generator, dtype=torch.uint8)
+    return {"image": image, "label": label}
+
+
+@pytest.mark.parametrize(("sections", "labelled", "tilt"), [(3, 1, 0), (9, 9, 0), (20, 20, 25), (5, 1, 25)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_warp_without_deformation_is_an_affine_transform(sections, labelled, tilt, seed):
+    given = sample(sections, labelled)
+    warp = Warpd(prob=1.0, magnitude=0, tilt=tilt, stretch=1.3, outside="reflect").set_random_state(seed)
+    found = warp(given)
+    deep = tilt > 0 and labelled > 1  # the channels of a network on slices stay in their plane
+    warp.set_random_state(seed)
+    warp.R.rand()  # whether it strikes
+    matrix = warp.matrix(3 if deep else 2)[::-1, ::-1]
+    for key, order in (("image", 1), ("label", 0)):
+        pairs = [(given[key], found[key])] if deep else zip(given[key], found[key], strict=True)
+        for one, other in pairs:
+            centre = (np.array(one.shape) - 1) / 2
+            offset = centre - matrix @ centre
+            oracle = ndimage.affine_transform(one.numpy().astype(float), matrix, offset, order=order, mode="reflect")
+            assert np.mean(np.abs(oracle - other.numpy()) > 1e-3) < 0.005, key  # but for rounding at half a voxel
+
+
+def test_the_deformation_is_a_cubic_spline():
+    weight = spline_weights(40, 8.0).numpy()
+    oracle = BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
+    at = (np.arange(40) + 0.5) / 8
+    for node in range(weight.shape[1]):
+        np.testing.assert_allclose(weight[:, node], np.nan_to_num(oracle(at - (node - 1))), atol=1e-6)
+    np.testing.assert_allclose(weight.sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 64, 64)])
+def test_the_deformation_is_as_large_as_asked_and_does_not_fold(size):
+    warp = Warpd(prob=1.0, magnitude=5.0).set_random_state(0)
+    field = torch.stack([warp.deformation(size, CPU) for _ in range(10)])
+    assert field.shape == (10, *size, len(size))
+    assert 1 < float(field.std()) < 5  # a spline averages its nodes
+    assert float(field.diff(dim=-2).abs().max()) < 1
+
+
+def test_what_lies_outside_is_ignored():
+    """At half the size the tile fills the middle half; around it there is no truth."""
+    warp = Warpd(prob=1.0, rotation=0, scale=1.0, stretch=1.0)
+
+    class Smallest:
+        def rand(self):
+            return 0.0
+
+        def uniform(self, low, high, size=None):
+            return np.full(size or (), low)
+
+        def normal(self, mean, deviation, size):
+            return np.full(size, mean)
+
+    warp.R = Smallest()
+    label = warp(sample(1, 1, (32, 40)))["label"][0]
+    inside = torch.zeros(32, 40, dtype=torch.bool)
+    inside[8:24, 10:30] = True
+    assert torch.equal(label != 255, inside)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, -2), (1.25, -0.5), (-4.75, 3.0)])
+def test_a_shift_is_that_of_scipy(shift):
+    image = sample(2, 2)["image"]
+    oracle = ndimage.shift(image.numpy(), (0, *shift), order=1, mode="reflect")
+    np.testing.assert_allclose(shifted(image, shift), oracle, atol=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [1, 9])
+def test_sections_shift_outwards_and_take_their_labels_along(labelled):
+    given, move, runs = sample(9, labelled), Effectd(partial(effects.shifted_sections, reach=5), 1.0), set()
+    for seed in range(20):
+        found = move.set_random_state(seed)(given)
+        changed = [k for k in range(9) if not torch.equal(found["image"][k], given["image"][k])]
+        assert 4 not in changed
+        assert len(changed) == 1 or changed in (list(range(changed[0], 9)), list(range(changed[-1] + 1)))
+        runs.add(len(changed))
+        moved = [k for k in range(labelled) if not torch.equal(found["label"][k], given["label"][k])]
+        assert moved == (changed if labelled > 1 else []) or not moved  # a shift below half a pixel
+    assert len(runs) > 2

@@ -1,4 +1,6 @@
-"""Gathered blocks against numpy, torch.rot90 and scipy's map_coordinates."""
+"""Gathered blocks and tiles against plain indexing, torch.rot90 and scipy's map_coordinates."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -6,20 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
+from small_regions import region
 
 from mitoseg.datasets import Region
 from mitoseg.geometry import Box, anchor, reflect
-from mitoseg.sampling.bank import NEIGHBOURS, VolumeBank, half_side, reach
-from mitoseg.volumes import ArrayVolume, Normalization, read_channels
+from mitoseg.sampling.augmentation import TILE_SYMMETRIES
+from mitoseg.sampling.bank import NEIGHBOURS, TileBank, VolumeBank, half_side, reach
+from mitoseg.volumes import CHANNEL_OFFSETS, ArrayVolume, Normalization, read_channels
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 AS_IS = Normalization(0.0, 1.0)
 WINDOWS = [(32, 15.5), (32, 16.0), (67, 32.5), (67, 33.0)]
-
-
-def region(image_zyx, start=(0, 0, 0), stop=None):
-    label = ArrayVolume(np.zeros(image_zyx.shape, np.uint8))
-    return Region(ArrayVolume(image_zyx), label, Box(start, stop or image_zyx.shape))
 
 
 def position_code(shape):
@@ -31,7 +30,7 @@ def position_code(shape):
 def two_regions(rng):
     """A region inside its volume, and one that is all of another volume of another shape."""
     a, b = rng.integers(0, 256, (7, 180, 210), np.uint8), rng.integers(0, 256, (4, 71, 66), np.uint8)
-    return [region(a, (2, 60, 60), (6, 120, 150)), region(b)]
+    return [region(a, None, (2, 60, 60), (6, 120, 150)), region(b)]
 
 
 def random_positions(regions, n, rng):
@@ -96,7 +95,7 @@ def test_any_region_of_any_volume(data):
     for shape in data.draw(st.lists(st.tuples(*[st.integers(1, n) for n in (5, 90, 90)]), min_size=1, max_size=3)):
         start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
         stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True))
-        regions.append(region(rng.integers(0, 256, shape, np.uint8), start, stop))
+        regions.append(region(rng.integers(0, 256, shape, np.uint8), None, start, stop))
     window = data.draw(st.integers(1, 40))
     pivot = anchor(window) + data.draw(st.sampled_from([-0.5, 0.0, 0.5]))
     position_b4, turns = random_positions(regions, 6, rng), rng.integers(4, size=6)
@@ -116,7 +115,7 @@ def test_no_square_leaves_what_is_kept(window):
         assert half + abs(pivot - anchor(window)) <= reach(window)
 
 
-def test_a_large_batch_is_the_batches_that_it_is_made_of():
+def test_a_large_mixed_batch_is_the_batches_and_blocks_that_it_is_made_of():
     rng = np.random.default_rng(4)
     regions = two_regions(rng)
     bank = VolumeBank(regions, Normalization(120.0, 33.0), 32)
@@ -125,6 +124,8 @@ def test_a_large_batch_is_the_batches_that_it_is_made_of():
     whole = bank.gather(*drawn, window=32)
     parts = [bank.gather(*(column[i : i + 100] for column in drawn), window=32) for i in range(0, 500, 100)]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=0)
+    single = [bank.gather(*(column[i : i + 1] for column in drawn), window=32) for i in range(12)]
+    torch.testing.assert_close(whole[:12], torch.cat(single), rtol=0, atol=0)
     assert whole.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -170,14 +171,12 @@ def test_quarter_turns_are_exact(window, pivot, turns, flip, device):
     arguments = [t.to(device) for t in (position_b4, angle_b, flip_b)]
     image_bcyx = bank.gather(*arguments, window=window, pivot=pivot).cpu()
     unturned = bank.gather(arguments[0], arguments[1] * 0, arguments[2] & False, window=window, pivot=pivot).cpu()
-    expected = torch.rot90(unturned, turns, (2, 3))
-    expected = expected.flip(3) if flip else expected
     middle = slice(0, window)
     if pivot != (window - 1) / 2:  # the turn is about another point than the window's middle: less is shared
         side = int(min(pivot, window - 1 - pivot))
         middle = slice(int(np.ceil(pivot - side)), int(np.floor(pivot + side)) + 1)
-        expected = torch.rot90(unturned[:, :, middle, middle], turns, (2, 3))
-        expected = expected.flip(3) if flip else expected
+    expected = torch.rot90(unturned[:, :, middle, middle], turns, (2, 3))
+    expected = expected.flip(3) if flip else expected
     torch.testing.assert_close(image_bcyx[:, :, middle, middle], expected, rtol=0, atol=0)
     for block, position in zip(image_bcyx.numpy()[:5], position_b4.tolist(), strict=False):
         oracle = (sampled(regions, position, 90.0 * turns, flip, window, pivot, 1) - 120) / 33
@@ -212,22 +211,10 @@ def test_any_angle_agrees_with_scipy(window, pivot, interpolation, device):
         assert (image_bcyx != oracle).mean() < 1e-3
 
 
-def test_a_mixed_batch_keeps_its_order():
-    rng = np.random.default_rng(3)
-    regions = two_regions(rng)
-    bank = VolumeBank(regions, AS_IS, 32)
-    position_b4 = random_positions(regions, 12, rng)
-    angle_b = torch.tensor([0.0, 12.5, 90.0, 300.1, 180.0, 1.0, 359.0, 270.0, 0.0, 45.0, 135.0, 90.0])
-    flip_b = torch.arange(12) % 2 == 0
-    whole = bank.gather(position_b4, angle_b, flip_b, window=32)
-    single = [bank.gather(position_b4[i : i + 1], angle_b[i : i + 1], flip_b[i : i + 1], window=32) for i in range(12)]
-    torch.testing.assert_close(whole, torch.cat(single), rtol=0, atol=0)
-
-
 def test_context_is_tissue_and_never_black():
     """A constant volume stays constant at any angle, at any border."""
     image_zyx = np.full((2, 64, 64), 200, np.uint8)
-    bank = VolumeBank([region(image_zyx, (0, 16, 16), (2, 48, 48))], AS_IS, 67)
+    bank = VolumeBank([region(image_zyx, None, (0, 16, 16), (2, 48, 48))], AS_IS, 67)
     position_b4 = torch.tensor([[0, 0, y, x] for y in (0, 16, 31) for x in (0, 16, 31)])
     image_bcyx = bank.gather(position_b4, torch.linspace(1, 350, 9), torch.zeros(9, dtype=torch.bool), window=67)
     np.testing.assert_allclose(image_bcyx, 200, atol=1e-3)
@@ -252,16 +239,16 @@ def test_blocks_are_normalised_as_volumes_are(dtype, channels):
 def test_only_the_context_is_kept():
     image_zyx = np.zeros((4 * NEIGHBOURS, 400, 400), np.uint8)
     middle = 2 * NEIGHBOURS
-    bank = VolumeBank([region(image_zyx, (middle, 100, 100), (middle + 2, 164, 164))], AS_IS, 32)
+    bank = VolumeBank([region(image_zyx, None, (middle, 100, 100), (middle + 2, 164, 164))], AS_IS, 32)
     assert bank.voxels_n.numel() == (2 + 2 * NEIGHBOURS) * (64 + 2 * reach(32)) ** 2
 
 
-@pytest.mark.parametrize(("window", "pivot"), [(67, 33.0), (32, 0.0), (32, 15.75)])
-def test_what_cannot_be_gathered_is_refused(window, pivot):
+def test_what_cannot_be_gathered_is_refused():
     bank = VolumeBank([region(np.zeros((2, 40, 40), np.uint8))], AS_IS, 32)
     one = torch.zeros((1, 4), dtype=torch.int64), torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-    with pytest.raises(ValueError, match="cannot gather"):
-        bank.gather(*one, window=window, pivot=pivot)
+    for window, pivot in ((67, 33.0), (32, 0.0), (32, 15.75)):
+        with pytest.raises(ValueError, match="cannot gather"):
+            bank.gather(*one, window=window, pivot=pivot)
 
 
 @pytest.mark.parametrize("window", [32, 67])
@@ -276,3 +263,80 @@ def test_a_turned_labelled_block_is_the_same_block(window):
             torch.tensor([[0, 1, 76, 80]]), torch.tensor([angle]), torch.tensor([True]), window=window
         )[0, 1, labelled, labelled]
         np.testing.assert_array_equal(np.sort(block.numpy(), axis=None), image_zyx[1, 60:92, 64:96].ravel())
+
+
+SHAPE = (9, 40, 44)
+SCALE = Normalization(100.0, 50.0)
+
+
+def volume(dtype=np.uint8, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, SHAPE).astype(dtype), (rng.random(SHAPE) < 0.3).astype(np.uint8)
+
+
+def turned(voxels_zyx, symmetry):
+    return np.flip(np.transpose(voxels_zyx, symmetry.order), symmetry.flips)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("kind", sorted(TILE_SYMMETRIES))
+def test_tiles_of_volumes_are_those_of_numpy(kind, dtype):
+    image_zyx, label_zyx = volume(dtype)
+    bank = TileBank([region(image_zyx, label_zyx, (1, 2, 3))], SCALE)
+    tile, places = (6, 6, 6), [(0, 0, 0), (2, 32, 35), (1, 10, 7)]
+    for place, symmetry in itertools.product(places, TILE_SYMMETRIES[kind]):
+        image, label = bank.gather(torch.tensor([[0, *place]]), [symmetry], tile)
+        part = tuple(slice(a + b, a + b + n) for a, b, n in zip(place, (1, 2, 3), tile, strict=True))
+        assert image.shape == (1, 1, *tile)
+        np.testing.assert_allclose(image[0, 0], turned(SCALE.apply(image_zyx[part]), symmetry), atol=1e-6)
+        np.testing.assert_array_equal(label[0], turned(label_zyx[part], symmetry))
+
+
+@pytest.mark.parametrize("channels", sorted(CHANNEL_OFFSETS))
+@pytest.mark.parametrize("margin", [(0, 0), (3, 5), (5, 3)])
+def test_tiles_of_slices_have_channels_and_margins(channels, margin):
+    image_zyx, label_zyx = volume()
+    bank = TileBank([region(image_zyx, label_zyx)], SCALE, margin=margin, channels=channels)
+    before, after = margin
+    for z, symmetry in itertools.product((0, 1, 4, 8), TILE_SYMMETRIES["dihedral"]):
+        image, label = bank.gather(torch.tensor([[0, z, 5, 30]]), [symmetry], (1, 12, 12))
+        assert image.shape == (1, len(CHANNEL_OFFSETS[channels]), 12 + before + after, 12 + before + after)
+        slices = [z + o if 0 <= z + o < SHAPE[0] else z for o in CHANNEL_OFFSETS[channels]]
+        reach = max(margin)
+        y, x = (reflect(np.arange(a - reach, a + 12 + reach), n) for a, n in ((5, 40), (30, 44)))
+        wide = turned(SCALE.apply(image_zyx[slices][:, y][:, :, x]), symmetry)
+        side = 12 + 2 * reach
+        cut = slice(reach - before, side - reach + after)
+        np.testing.assert_allclose(image[0], wide[:, cut, cut], atol=1e-6)
+        np.testing.assert_array_equal(label[0], turned(label_zyx[z : z + 1, 5:17, 30:42], symmetry)[0])
+
+
+def test_mirrored_in_z_the_channels_change_places():
+    image_zyx, label_zyx = volume()
+    bank = TileBank([region(image_zyx, label_zyx)], SCALE, channels="adjacent5")
+    mirrored = next(s for s in TILE_SYMMETRIES["dihedral_z"] if s.flips == (0,) and s.order == (0, 1, 2))
+    plain, _ = bank.gather(torch.tensor([[0, 4, 0, 0]]), [TILE_SYMMETRIES["none"][0]], (1, 16, 16))
+    flipped, _ = bank.gather(torch.tensor([[0, 4, 0, 0]]), [mirrored], (1, 16, 16))
+    assert torch.equal(plain.flip(1), flipped)
+
+
+def test_neighbours_outside_the_box_are_seen_but_not_their_labels():
+    class Inside(ArrayVolume):
+        def read(self, box=None):
+            assert box.start[0] >= 3
+            assert box.stop[0] <= 6
+            return super().read(box)
+
+    image_zyx, label_zyx = volume()
+    part = Region(ArrayVolume(image_zyx), Inside(label_zyx), Box((3, 0, 0), (6, 40, 44)))
+    bank = TileBank([part], SCALE, channels="adjacent")
+    image, _ = bank.gather(torch.tensor([[0, 0, 0, 0]]), [TILE_SYMMETRIES["none"][0]], (1, 40, 40))
+    np.testing.assert_allclose(image[0, 0], SCALE.apply(image_zyx[2, :40, :40]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("none", 1), ("dihedral", 8), ("dihedral_z", 16), ("cubic", 48)])
+def test_every_symmetry_is_another(kind, count):
+    cube = torch.arange(27).reshape(3, 3, 3)
+    ways = {tuple(symmetry(cube).flatten().tolist()) for symmetry in TILE_SYMMETRIES[kind]}
+    assert len(ways) == len(TILE_SYMMETRIES[kind]) == count
+    assert torch.equal(TILE_SYMMETRIES[kind][0](cube), cube)

@@ -1,12 +1,10 @@
 """Positions and their classes against a naive loop, and the real volume's counts."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_regions import region
 
 from mitoseg.datasets import IGNORE, Region
 from mitoseg.errors import UserError
@@ -15,11 +13,6 @@ from mitoseg.sampling.positions import BlockRule, PositionTable, box_sums
 from mitoseg.volumes import ArrayVolume, map_labels, open_volume
 
 RULES = [(p, r) for p in ("grid", "any") for r in ("purity", "majority", "center")]
-
-
-def region(label_zyx, start=(0, 0, 0), stop=None, name=""):
-    image = ArrayVolume(np.zeros(label_zyx.shape, np.uint8))
-    return Region(image, ArrayVolume(label_zyx), Box(start, stop or label_zyx.shape), name)
 
 
 def blobs(shape, rng, ignored=0.0):
@@ -62,7 +55,7 @@ def test_the_table_is_the_naive_loop(seed, rule, block):
     rule = BlockRule(label_rule, positions, (0.25, 0.75), block)
     labels = [blobs(rng.integers((1, 9, 9), (4, 22, 22)), rng, 0.01) for _ in range(2)]
     labels[0][0, :8, :8], labels[1][0, :8, :8] = 0, 1  # so that neither class is empty
-    table = PositionTable([region(label) for label in labels], rule)
+    table = PositionTable([region(None, label) for label in labels], rule)
     expected = {(r, *at): c for r, label in enumerate(labels) for at, c in naive(label, rule).items()}
     assert len(table) == len(expected)
     for c in (0, 1):
@@ -120,7 +113,7 @@ def test_sampling_is_uniform_within_a_class(share):
     rng = np.random.default_rng(1)
     label_zyx = (rng.random((3, 40, 50)) < share).astype(np.uint8)
     label_zyx[0, 0, :2] = (0, 1)
-    table = PositionTable([region(label_zyx)], BlockRule("center", "any"))
+    table = PositionTable([region(None, label_zyx)], BlockRule("center", "any"))
     for label in (0, 1):
         members = table.members(label)
         number = table.sample(label, 20 * len(members), rng)
@@ -135,9 +128,9 @@ def test_sampling_is_uniform_within_a_class(share):
 def test_mistakes_are_told_in_one_line():
     small, empty = np.zeros((2, 40, 31), np.uint8), np.zeros((2, 64, 64), np.uint8)
     cases = [
-        (lambda: PositionTable([region(small, name="mine")], BlockRule()), "mine is smaller than a block of 32"),
-        (lambda: PositionTable([region(empty)], BlockRule()), "no mitochondria block.*positions=any"),
-        (lambda: PositionTable([region(empty + 1)], BlockRule()), "no background block"),
+        (lambda: PositionTable([region(None, small, name="mine")], BlockRule()), "mine is smaller than a block of 32"),
+        (lambda: PositionTable([region(None, empty)], BlockRule()), "no mitochondria block.*positions=any"),
+        (lambda: PositionTable([region(None, empty + 1)], BlockRule()), "no background block"),
         (lambda: BlockRule("impure"), "unknown label_rule: 'impure'; choose one of purity, majority, center"),
         (lambda: BlockRule(positions="all"), "choose one of grid, any"),
         (lambda: BlockRule(purity=(0.8, 0.2)), "purity is not"),
@@ -149,12 +142,10 @@ def test_mistakes_are_told_in_one_line():
 
 
 @pytest.fixture(scope="module")
-def epfl():
+def epfl(real_data):
     """The labels of the benchmark's training volume."""
-    if "MITOSEG_DATA" not in os.environ:
-        pytest.skip("MITOSEG_DATA is not set")
-    label = open_volume(str(Path(os.environ["MITOSEG_DATA"]) / "epfl_ca1" / "training_groundtruth.tif"))
-    return region(map_labels(label).read())
+    label = open_volume(str(real_data / "epfl_ca1" / "training_groundtruth.tif"))
+    return region(None, map_labels(label).read())
 
 
 def test_the_benchmark_has_its_blocks(epfl):

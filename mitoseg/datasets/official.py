@@ -1,4 +1,4 @@
-"""EPFL CA1 hippocampus, the benchmark of Lucchi et al., with its original and with a second annotation."""
+"""The published data sets: EPFL CA1 hippocampus with two annotations, and Drosophila larva ventral nerve cord."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from mitoseg.datasets.published import Facts, Published, Volumes
 from mitoseg.datasets.splitting import Validation
 
 _URL = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
-_BYTES = 129_919_357
-"""Of each of the four files; no checksum is published."""
-
+_BYTES = 129_919_357  # of each of the four files; no checksum is published
 _SHAPE = (165, 768, 1024)
 _SPLIT = "the publishers' training and testing volumes; validation: both ends of training, behind a gap"
 _VALIDATION = Validation(slabs=((0, 14), (151, 165)), gap=8)
@@ -73,4 +71,33 @@ class LucchiPP(Published):
         split=_SPLIT,
         train=Volumes("Train_In", "Train_Out", _SHAPE),
         test=Volumes("Test_In", "Test_Out", _SHAPE),
+    )
+
+
+class Vnc(Published):
+    """Drosophila larva ventral nerve cord, serial-section TEM (Gerhard et al.).
+
+    20 annotated sections of 1024 x 1024; neighbours look little alike. No labelled test volume: use ``folds``.
+    """
+
+    name = "vnc"
+    facts: ClassVar[Facts] = Facts(
+        title="Segmented anisotropic ssTEM dataset of neural tissue (Drosophila VNC, stack 1)",
+        homepage="https://github.com/unidesigner/groundtruth-drosophila-vnc",
+        licence="CC BY-NC-SA 3.0, http://creativecommons.org/licenses/by-nc-sa/3.0/",
+        citation=(
+            "S. Gerhard, J. Funke, J. Martel, A. Cardona and R. Fetter, Segmented anisotropic ssTEM dataset of neural "
+            "tissue, figshare 2013, doi:10.6084/m9.figshare.856713"
+        ),
+        doi="10.6084/m9.figshare.856713",
+        files=(
+            RemoteFile(
+                "vnc.zip",
+                "https://github.com/unidesigner/groundtruth-drosophila-vnc/archive/refs/heads/master.zip",
+                sha256="f7bd0db03c86b64440a16b60360ad60c0a4411f89e2c021c7ee2c8d6af3d7e86",
+            ),
+        ),
+        voxel_size=(50.0, 4.6, 4.6),  # sections of 45 to 50 nm
+        split="stack 1; validation: its last sections, behind a gap; a test slab with folds (stack 2 has no labels)",
+        train=Volumes("stack1/raw", "stack1/mitochondria", (20, 1024, 1024)),
     )
