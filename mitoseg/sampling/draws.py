@@ -92,10 +92,9 @@ class EpochDraws:
         self.table, self.balance, self.augment, self.seed = table, balance, augment, seed
         self.rotate_background = rotate_background
         self.grid = table.rule.positions == "grid"
-        if self.grid and epoch_blocks is not None:
-            raise UserError("epoch_blocks is for positions=any", epoch_blocks, "leave it null, or set positions=any")
-        if epoch_blocks is not None and epoch_blocks < 2:
-            raise UserError("too few epoch_blocks", epoch_blocks, "draw 2 blocks or more per epoch")
+        if epoch_blocks is not None and (self.grid or epoch_blocks < 2):
+            remedy = "leave it null, or set positions=any and draw 2 blocks or more per epoch"
+            raise UserError("epoch_blocks is too small, or given without positions=any", epoch_blocks, remedy)
         sizes = {"rotate": 2 * max(table.counts), "subsample": 2 * min(table.counts), "none": sum(table.counts)}
         self.size = sizes[balance] if self.grid else epoch_blocks or table.grid_blocks
         self._rare = int(table.counts[1] <= table.counts[0])

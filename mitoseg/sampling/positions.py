@@ -20,7 +20,6 @@ from mitoseg.geometry import anchor, slabs
 from mitoseg.volumes.base import Array
 
 Classes = npt.NDArray[np.uint8]
-
 Index = npt.NDArray[np.int64]
 
 _RARE = 1 / 16  # a class rarer than this is listed, a commoner one is found by drawing until it is hit

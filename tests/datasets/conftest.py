@@ -1,53 +1,39 @@
 import hashlib
 import http.server
-import re
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from mitoseg.datasets.download import RemoteFile
 
 
-@dataclass
-class Behaviour:
-    """How the loopback server treats the next requests."""
-
-    files: dict = field(default_factory=dict)  # path: body
-    statuses: list = field(default_factory=list)  # one for each request, then 200
-    cuts: list = field(default_factory=list)  # bytes sent before the connection is cut, one for each request
-    ranges: bool = True
-    length: bool = True
-    shifted: int = 0  # continues so many bytes off
-    requests: list = field(default_factory=list)  # (path, Range)
+def behaviour():
+    """How the loopback server treats the next requests, which it notes as (path, Range)."""
+    lists = {"statuses": [], "cuts": [], "requests": []}  # a status, and bytes before the connection is cut, for each
+    return SimpleNamespace(files={}, ranges=True, length=True, shifted=0, **lists)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        behaviour = self.server.behaviour
-        wanted = self.headers.get("Range")
-        behaviour.requests.append((self.path, wanted))
-        status = behaviour.statuses.pop(0) if behaviour.statuses else 200
-        if status != 200 or self.path not in behaviour.files:
+        told, wanted = self.server.behaviour, self.headers.get("Range")
+        told.requests.append((self.path, wanted))
+        status = told.statuses.pop(0) if told.statuses else 200
+        if status != 200 or self.path not in told.files:
             self.send_error(404 if status == 200 else status)
             return
-        body = behaviour.files[self.path]
-        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted and behaviour.ranges else 0
-        if start and start >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        start += behaviour.shifted if start else 0
-        part = body[start:]
-        self.send_response(206 if start else 200)
+        body = told.files[self.path]
+        start = int(wanted.removeprefix("bytes=")[:-1]) if wanted and told.ranges else 0
+        beyond = bool(start) and start >= len(body)
+        start += told.shifted if start else 0
+        self.send_response(416 if beyond else 206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if behaviour.length:
-            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Range", f"bytes {'*' if beyond else f'{start}-{len(body) - 1}'}/{len(body)}")
+        if told.length:
+            self.send_header("Content-Length", str(len(body[start:])))
         self.end_headers()
-        self.wfile.write(part[: behaviour.cuts.pop(0)] if behaviour.cuts else part)
+        self.wfile.write(body[start:][: told.cuts.pop(0)] if told.cuts else body[start:])
 
     def log_message(self, *args):
         pass
@@ -68,7 +54,7 @@ def running_server():
 @pytest.fixture
 def server(running_server):
     """A web server on this machine; ``server.behaviour`` says what it serves, and how badly."""
-    running_server.behaviour = Behaviour()
+    running_server.behaviour = behaviour()
     running_server.url = f"http://127.0.0.1:{running_server.server_port}"
     return running_server
 

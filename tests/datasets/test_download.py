@@ -36,6 +36,8 @@ def test_a_file_arrives_once(server, remote, tmp_path):
     assert path.read_bytes() == BODY
     assert get(remote, path.parent) == path
     assert server.behaviour.requests == [(PATH, None)]
+    path.write_bytes(b"half")
+    assert get(replace(remote, sha256=None, size=len(BODY)), path.parent).read_bytes() == BODY
     assert leftovers(path.parent) == ["a.tif"]
 
 
@@ -100,11 +102,6 @@ def test_another_file_is_removed_and_told(server, remote, tmp_path, body, size, 
     with pytest.raises(UserError, match=f"has {difference} and was removed: 'http://"):
         get(replace(remote, sha256=SHA256 if size is None else None, size=size), tmp_path)
     assert leftovers(tmp_path) == []
-
-
-def test_a_file_of_the_wrong_size_in_the_cache_is_replaced(server, remote, tmp_path):
-    (tmp_path / "a.tif").write_bytes(b"half")
-    assert get(replace(remote, sha256=None, size=len(BODY)), tmp_path).read_bytes() == BODY
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (410, 1), (500, 3), (429, 3)])
@@ -193,13 +190,16 @@ def test_links_and_devices_are_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_bombs_are_refused(tmp_path, make):
+def test_bombs_are_refused(tmp_path, make, monkeypatch):
     archive = make(tmp_path / "archive", {"a": bytes(600_000), "b": bytes(600_000)})
     assert archive.stat().st_size < 10_000
     with pytest.raises(UserError, match="unpacks to more than 1000000 bytes"):
         unpack(archive, tmp_path / "out" / "set", limit_bytes=1_000_000)
     assert list((tmp_path / "out").iterdir()) == []
     unpack(archive, tmp_path / "out" / "set", limit_bytes=1_200_000)
+    monkeypatch.setattr(download, "LIMIT_FILES", 1)
+    with pytest.raises(UserError, match="more than 1 files"):
+        unpack(archive, tmp_path / "set")
 
 
 def test_a_zip_that_lies_about_its_size_stays_within_the_limit(tmp_path):
@@ -209,12 +209,6 @@ def test_a_zip_that_lies_about_its_size_stays_within_the_limit(tmp_path):
     with pytest.raises(UserError):
         unpack(archive, tmp_path / "set", limit_bytes=1_000_000)
     assert not (tmp_path / "set").exists()
-
-
-def test_too_many_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "LIMIT_FILES", 2)
-    with pytest.raises(UserError, match="more than 2 files"):
-        unpack(make_zip(tmp_path / "a.zip", FILES), tmp_path / "set")
 
 
 def damaged(data):

@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.morphology import isotropic_opening
 
 from mitoseg.datasets import phantom as phantom_module
 from mitoseg.datasets.phantom import Phantom
@@ -30,18 +31,6 @@ def scene_of(seed, shape=(16, 512, 512), preset="fibsem"):
     return plan_scene(grid, chosen, np.random.default_rng(seed_sequences(seed)[0]))
 
 
-def opened(mask_yx, radius):
-    """Opening by a disc; the border mirrors."""
-    if not radius:
-        return mask_yx
-    padded = np.pad(mask_yx, 2 * radius + 1, mode="symmetric")
-    kept = ndimage.distance_transform_edt(padded) > radius
-    if not kept.any():
-        return np.zeros_like(mask_yx)
-    inner = slice(2 * radius + 1, -2 * radius - 1)
-    return (ndimage.distance_transform_edt(~kept) <= radius)[inner, inner]
-
-
 def best_threshold_jaccard(image_zyx, label_zyx, slices, sigmas, greys, radii):
     """The best foreground JAC that `grey below a level`, smoothed before and opened after, can have."""
     best = 0.0
@@ -50,7 +39,7 @@ def best_threshold_jaccard(image_zyx, label_zyx, slices, sigmas, greys, radii):
         smooth = ndimage.gaussian_filter(image_zyx.astype(np.float32), sigma)[slices]
         for grey in greys:
             for radius in radii:
-                found = np.stack([opened(slice_yx, radius) for slice_yx in smooth < grey])
+                found = np.stack([isotropic_opening(slice_yx, radius) for slice_yx in smooth < grey])
                 best = max(best, (found & truth).sum() / (found | truth).sum())
     return best
 
@@ -68,10 +57,8 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_threads():
     )
     threads = {name: "7" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     environment = {**os.environ, **threads}
-    other = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    assert other.stdout.split() == [digest(generate_phantom(SMALL, 5, preset)) for preset in sorted(PRESETS)]
+    other = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+    assert other.split() == [digest(generate_phantom(SMALL, 5, preset)) for preset in sorted(PRESETS)]
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -83,6 +70,8 @@ def test_types_and_truth(preset):
     assert np.array_equal(np.unique(instances), np.arange(instances.max() + 1))
     assert instances.max() > 0
     assert image.std() > 15
+    for seed in range(4):  # the smallest volume has a mitochondrion
+        assert generate_phantom((3, 64, 64), seed)[1].any()
 
 
 def test_two_seeds_share_no_object():
@@ -104,12 +93,8 @@ def test_mitochondria_lie_in_the_dark_and_have_a_rim(fibsem):
     matrix, rim, outside = (image[(distance > a) & (distance <= b)].mean() for a, b in ((8, 99), (0, 2), (-7, -4)))
     assert rim < matrix - 3
     assert matrix < outside - 10
-
-
-def test_neighbouring_slices_belong_together(fibsem):
-    image = fibsem[0].astype(float)
     close = np.corrcoef(image[3].ravel(), image[4].ravel())[0, 1]
-    assert 0.6 < close < 0.98
+    assert 0.6 < close < 0.98  # neighbouring slices belong together
     assert np.corrcoef(image[0].ravel(), image[7].ravel())[0, 1] < close
 
 
@@ -137,33 +122,26 @@ def test_the_default_volumes_hold_as_much_as_real_tissue():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("options", "message"),
     [
-        (lambda: generate_phantom((6, 96), 0), "shape"),
-        (lambda: generate_phantom((2, 96, 96), 0), "shape"),
-        (lambda: generate_phantom((6, 96, 63), 0), "shape"),
-        (lambda: generate_phantom((6, 96, 96), -1), "seed"),
-        (lambda: generate_phantom((6, 96, 96), 0, "tem"), "fibsem, sbem"),
-        (lambda: Phantom(preset="tem"), "preset"),
-        (lambda: Phantom(seed=-1), "seed"),
-        (lambda: Phantom(train_shape=[3, 3, 3]), "shape"),
-        (lambda: Phantom(validation={"slab": 1}), "slab"),
+        *(({"test_shape": shape}, "shape") for shape in ((6, 96), (2, 96, 96), (6, 96, 63))),
+        *(({"train_shape": [3, 3, 3]}, "shape"), ({"seed": -1}, "seed"), ({"preset": "tem"}, "fibsem, sbem")),
+        ({"validation": {"slab": 1}}, "slab"),
     ],
 )
-def test_mistakes_are_told(make, message):
+def test_mistakes_are_told(options, message):
     with pytest.raises(UserError, match=message):
-        make()
+        Phantom(**options)
+    if "validation" not in options:
+        shape = options.get("test_shape", options.get("train_shape", SMALL))
+        with pytest.raises(UserError, match=message):
+            generate_phantom(shape, options.get("seed", 0), options.get("preset", "fibsem"))
 
 
 def test_a_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "home").touch()
     with pytest.raises(UserError, match="folder of the data cannot be made"):
         Phantom(root=tmp_path / "home" / ".cache").prepare()
-
-
-def test_the_smallest_volume_has_a_mitochondrion():
-    for seed in range(4):
-        assert generate_phantom((3, 64, 64), seed)[1].any()
 
 
 def test_upsampling_reproduces_ramps():
@@ -215,8 +193,7 @@ def test_no_body_leaves_its_reach(seed):
 
 def test_sections_move_with_their_truth():
     offsets = section_offsets(50, 4, np.random.default_rng(0))
-    assert offsets.min() >= 0
-    assert offsets.max() <= 8
+    assert 0 <= offsets.min() <= offsets.max() <= 8
     assert len(np.unique(offsets, axis=0)) > 5
     z, y, x = np.meshgrid(np.arange(50), np.arange(20), np.arange(30), indexing="ij")
     np.testing.assert_array_equal(shift_sections(y, offsets, 4)[:, 0, 0], offsets[:, 0])
@@ -244,9 +221,8 @@ def recipe(tmp_path):
 def test_prepare_makes_files_once_that_splits_opens(recipe, monkeypatch):
     recipe.prepare()
     splits = recipe.splits()
-    assert [str(r.box) for r in splits.train] == ["[0:6,0:64,0:96]"]
-    assert [str(r.box) for r in splits.validation] == ["[8:10,0:64,0:96]"]
-    assert [str(r.box) for r in splits.test] == ["[0:4,0:64,0:64]"]
+    boxes = [str(r.box) for r in (*splits.train, *splits.validation, *splits.test)]
+    assert boxes == ["[0:6,0:64,0:96]", "[8:10,0:64,0:96]", "[0:4,0:64,0:64]"]
     assert splits.voxel_size == (5.0, 5.0, 5.0)
     image, label, instances = generate_phantom((4, 64, 64), recipe.volume_seed("test"), "fibsem")
     np.testing.assert_array_equal(splits.test[0].read_image(), image)
@@ -275,14 +251,11 @@ def test_an_interrupted_prepare_leaves_nothing(recipe, monkeypatch):
     assert recipe.splits().test
 
 
-def test_what_a_volume_depends_on_is_in_its_folder(tmp_path):
+def test_what_a_volume_depends_on_is_in_its_folder_and_no_two_have_the_same_seed(tmp_path):
     shapes = {"train_shape": (24, 900, 896), "test_shape": (13, 768, 768)}
     variants = [Phantom(root=str(tmp_path), **options) for options in ({}, {"seed": 1}, {"preset": "sbem"}, shapes)]
     folders = {v.volume_folder(split) for v in variants for split in ("train", "test")}
     assert len(folders) == 2 * len(variants)
-
-
-def test_no_two_volumes_of_any_two_phantoms_have_the_same_seed():
     seeds = [Phantom(seed=seed).volume_seed(split) for seed in range(20) for split in ("train", "test")]
     assert len(set(seeds)) == len(seeds)
 

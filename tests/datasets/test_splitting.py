@@ -47,11 +47,7 @@ def test_training_slices_are_exactly_those_farther_than_the_gap(depth, start, le
 @pytest.mark.parametrize(
     ("slabs", "gap", "message"),
     [
-        (
-            [[0, 14], [151, 165]],
-            8,
-            "leaves the volume: [151, 165]; give data.validation.slabs=[[z0,z1]] within",
-        ),
+        ([[0, 14], [151, 165]], 8, "[151, 165]; give data.validation.slabs=[[z0,z1]] within [0,82]"),
         ([[4, 4]], 0, "empty"),
         ([[-1, 4]], 0, "leaves the volume"),
         ([[0, 4], [3, 6]], 0, "overlap"),
@@ -62,17 +58,6 @@ def test_training_slices_are_exactly_those_farther_than_the_gap(depth, start, le
 def test_split_slabs_refuses(slabs, gap, message):
     with pytest.raises(UserError, match=re.escape(message)):
         split_slabs(82, slabs, gap)
-
-
-@pytest.mark.parametrize(("depth", "share", "slab"), [(20, 0.15, (17, 20)), (3, 0.01, (2, 3)), (165, 0.2, (132, 165))])
-def test_the_last_share_by_hand(depth, share, slab):
-    assert Validation(share=share, gap=0).ranges(0, depth)[1] == [slab]
-
-
-@pytest.mark.parametrize("share", [0, 1, -0.1, 15, float("nan")])
-def test_no_share(share):
-    with pytest.raises(UserError, match="share"):
-        Validation(share=share).ranges(0, 10)
 
 
 @given(st.integers(12, 80), st.integers(3, 6), st.integers(0, 3))
@@ -125,14 +110,19 @@ def test_validation_options():
 
 @pytest.mark.parametrize(
     "options",
-    [{"slab": 1}, {"gap": 1.5}, {"gap": True}, {"share": "a"}, {"slabs": 3}, {"slabs": [3]}, {"slabs": [[1, 2, 3]]}],
+    [
+        *({"slab": 1}, {"gap": 1.5}, {"gap": True}, {"slabs": 3}, {"slabs": [3]}, {"slabs": [[1, 2, 3]]}),
+        *({"share": share, "gap": 0} for share in ("a", 0, 1, -0.1, 15, float("nan"))),
+    ],
 )
 def test_validation_refuses(options):
     with pytest.raises(UserError):
-        Validation.of(options)
+        Validation.of(options).ranges(0, 10)
 
 
 def test_validation_of_an_annotated_part_counts_slices_of_the_volume():
+    for depth, share, slab in ((20, 0.15, (17, 20)), (3, 0.01, (2, 3)), (165, 0.2, (132, 165))):
+        assert Validation(share=share, gap=0).ranges(0, depth)[1] == [slab]
     assert Validation(share=0.2, gap=1).ranges(30, 40) == ([(30, 37)], [(38, 40)])
     assert Validation(slabs=((30, 32),), gap=1).ranges(30, 40) == ([(33, 40)], [(30, 32)])
     with pytest.raises(UserError, match="labelled slices are 30:40"):

@@ -89,22 +89,19 @@ def test_labels_are_those_of_the_positions():
             assert [label[tuple(p)] for p in draws.position_n4.tolist()] == draws.label_n.tolist()
 
 
-def test_subsampling_thins_the_larger_class_differently_each_epoch():
+def test_each_block_is_drawn_once_without_balance_or_where_it_is_rare():
     maker = EpochDraws(table(300, 20), balance="subsample")
     first, second = maker.draw(0), maker.draw(1)
     assert len(first) == len(maker) == 40
     assert maker.share == 0.5
-    assert set(times(first, 0)) == set(times(first, 1)) == {1}
-    assert len(times(first, 1)) == 20
     assert (first.angle_n == 0).all()
     assert (first.position_n4[:20] != second.position_n4[:20]).any()
-
-
-def test_without_balance_each_block_is_drawn_once():
-    maker = EpochDraws(table(30, 12, dropped=5), balance="none")
-    assert set(times(maker.draw(0), 0)) == set(times(maker.draw(0), 1)) == {1}
-    assert len(maker.draw(0)) == len(maker) == 42
-    assert maker.share == pytest.approx(12 / 42)
+    plain = EpochDraws(table(30, 12, dropped=5), balance="none")
+    assert len(plain.draw(0)) == len(plain) == 42
+    assert plain.share == pytest.approx(12 / 42)
+    for draws, rare in ((first, 20), (plain.draw(0), 12)):
+        assert set(times(draws, 0)) == set(times(draws, 1)) == {1}
+        assert len(times(draws, 1)) == rare
 
 
 @pytest.mark.parametrize(("balance", "share"), [("rotate", 0.5), ("subsample", 0.5), ("none", 0.25)])
@@ -147,14 +144,11 @@ def test_the_summary_is_plain_and_right():
     expected |= {"draws_foreground": 436, "draws_background": 436, "prior": 10 / 446, "batch_prior": 0.5}
     expected |= {"multiplicity_foreground": 43.6, "multiplicity_background": 1.0}
     assert summary.items() >= expected.items()
-    assert "each mitochondria block is drawn 43.6 times" in BlockDataModule.description.format_map(summary)
-
-
-def test_blocks_that_cannot_be_drawn_are_told():
-    with pytest.raises(UserError, match="epoch_blocks is for positions=any"):
+    with pytest.raises(UserError, match="epoch_blocks"):
         EpochDraws(table(4, 2), epoch_blocks=100)
-    with pytest.raises(UserError, match="too few epoch_blocks"):
+    with pytest.raises(UserError, match="epoch_blocks is too small"):
         EpochDraws(table(4, 2, "any"), epoch_blocks=1)
+    assert "each mitochondria block is drawn 43.6 times" in BlockDataModule.description.format_map(summary)
 
 
 @settings(max_examples=200, deadline=None)
@@ -211,12 +205,9 @@ def test_the_order_is_that_of_seed_and_epoch():
 
     assert order(1, 2) == order(1, 2)
     assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
-
-
-@pytest.mark.parametrize(("size", "batch_size", "world"), [(10, 0, 1), (10, -5, 1), (10, 2, 3), (2, 100, 3)])
-def test_a_rank_without_draws_is_refused(size, batch_size, world):
-    with pytest.raises(UserError, match="batch_size"):
-        BlockSampler(size, batch_size, world=world)
+    for size, batch_size, world in ((10, 0, 1), (10, -5, 1), (10, 2, 3), (2, 100, 3)):  # a rank without draws
+        with pytest.raises(UserError, match="batch_size"):
+            BlockSampler(size, batch_size, world=world)
 
 
 @pytest.fixture
@@ -230,9 +221,8 @@ def regions():
 
 
 def loader(regions, rank=0, world=1, parts=1):
-    draws = EpochDraws(
-        PositionTable(regions, BlockRule("center", "any")), epoch_blocks=53, balance="subsample", augment="dihedral"
-    )
+    table = PositionTable(regions, BlockRule("center", "any"))
+    draws = EpochDraws(table, epoch_blocks=53, balance="subsample", augment="dihedral")
     return EpochLoader(draws, BlockSampler(len(draws), 10, rank=rank, world=world, parts=parts))
 
 
@@ -251,6 +241,9 @@ def test_batches_are_the_draws_in_the_sampler_s_order(regions):
         assert batch["label"] == draws.label_n[index_b].tolist()
         assert batch["angle_b"] == draws.angle_n[index_b].tolist()
         assert batch["flip_b"] == draws.flip_n[index_b].tolist()
+        assert batch["exact"]  # all its angles are quarter turns
+    blocks.draws.augment = "any_angle"
+    assert not any(batch["exact"] for batch in blocks)
 
 
 @pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 3)])
@@ -267,13 +260,6 @@ def test_weights_make_the_average_over_shares_the_mean_over_the_step(regions, wo
         joined = [value(b) for b in batches(loader(regions), 2)[step : None if last else step + 1]]
         assert average == pytest.approx(np.concatenate(joined).mean())
     assert parts * world > 1 or whole == [value(batch).mean() for batch in shares[0]]
-
-
-def test_a_batch_knows_whether_all_its_angles_are_quarter_turns(regions):
-    assert all(batch["exact"] for batch in loader(regions))
-    turned = loader(regions)
-    turned.draws.augment = "any_angle"
-    assert not any(batch["exact"] for batch in turned)
 
 
 def test_the_epoch_may_be_set_after_iter(regions):
@@ -304,15 +290,16 @@ def test_a_resumed_epoch_goes_on_where_it_stood(regions):
 
 @pytest.mark.parametrize(("stride", "world"), [(1, 1), (1, 2), (1, 5), (3, 1), (3, 3)])
 def test_slices_are_shared_exactly(regions, world, stride):
-    ranks = [
-        SliceLoader(regions, Normalization(50, 2), "adjacent", stride=stride, rank=r, world=world)
-        for r in range(world)
-    ]
+    options = {"stride": stride, "world": world}
+    ranks = [SliceLoader(regions, Normalization(50, 2), "adjacent", rank=r, **options) for r in range(world)]
     every = [(r, z) for r, depth in ((0, 5), (1, 4)) for z in range(0, depth, stride)]
     seen = [[(item["region"], item["z"]) for item in rank] for rank in ranks]
     assert [len(rank) for rank in ranks] == [len(items) for items in seen]
     for rank, items in enumerate(seen):
         assert items == every[rank::world]
+    with pytest.raises(UserError, match="cannot share the slices"):
+        SliceLoader(regions, Normalization(0, 1), "single", stride=4, world=4)
+    assert list(SliceLoader([], Normalization(0, 1), "single", world=2)) == []
 
 
 @pytest.mark.parametrize("channels", ["adjacent", "single"])
@@ -326,20 +313,6 @@ def test_slices_are_whole_with_real_neighbours(regions, channels):
         np.testing.assert_array_equal(item["image_cyx"].numpy(), expected)
         assert item["label_yx"].dtype == torch.uint8
         np.testing.assert_array_equal(item["label_yx"].numpy(), source.label.read()[z][yx])
-
-
-def test_slices_that_cannot_be_shared_are_told(regions):
-    with pytest.raises(UserError, match="cannot share the slices"):
-        SliceLoader(regions, Normalization(0, 1), "single", stride=4, world=4)
-    assert list(SliceLoader([], Normalization(0, 1), "single", world=2)) == []
-
-
-def test_two_ranks_share_each_batch(regions):
-    one = batches(loader(regions), 2)
-    halves = [batches(loader(regions, r, 2), 2) for r in range(2)]
-    for whole, a, b in zip(one, *halves, strict=True):
-        assert whole["position_b4"][::2] == a["position_b4"]
-        assert whole["position_b4"][1::2] == b["position_b4"]
 
 
 def cuboid(shape, start=(0, 0, 0), foreground=((2, 5), (8, 16), (8, 16))):
@@ -375,11 +348,7 @@ def test_draws_follow_from_seed_and_epoch():
     np.testing.assert_array_equal(make(4).position_n4, again(4).position_n4)
     assert not np.array_equal(make(4).position_n4, make(5).position_n4)
     assert not np.array_equal(make(4).position_n4, other(4).position_n4)
-
-
-def test_an_epoch_has_as_many_voxels_as_the_regions():
-    voxels = sum(r.box.size for r in REGIONS)
-    assert len(EpochTiles(REGIONS, TILE)) == round(voxels / np.prod(TILE))
+    assert len(make(4).seed_n) == round(sum(r.box.size for r in REGIONS) / np.prod(TILE))
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -396,16 +365,6 @@ def test_a_share_of_the_tiles_holds_foreground(share):
     assert all(holds[round(400 * (1 - share)) :])
 
 
-def test_prior_is_that_of_the_labelled_voxels():
-    r = cuboid((4, 32, 32))
-    label_zyx = r.label.read(r.box).copy()
-    label_zyx[:, :8] = 255
-    ignoring = Region(r.image, ArrayVolume(label_zyx), r.box)
-    tiles = EpochTiles([ignoring], TILE)
-    assert tiles.prior == pytest.approx(np.sum(label_zyx == 1) / np.sum(label_zyx != 255))
-    assert tiles.counts == (np.sum(label_zyx == 0), np.sum(label_zyx == 1))
-
-
 def test_no_tile_lies_where_nothing_is_labelled():
     """As in padding; and where everything is labelled, the draws are as ever."""
     wide = cuboid((6, 96, 128))
@@ -413,6 +372,9 @@ def test_no_tile_lies_where_nothing_is_labelled():
     label_zyx[:, 24:] = label_zyx[:, :, 60:] = label_zyx[5] = 255
     ignoring = Region(wide.image, ArrayVolume(label_zyx), wide.box)
     part = Region(wide.image, ArrayVolume(label_zyx), Box((0, 5, 3), (6, 96, 128)))
+    alone = EpochTiles([ignoring], TILE)
+    assert alone.counts == (np.sum(label_zyx == 0), np.sum(label_zyx == 1))
+    assert alone.prior == pytest.approx(np.sum(label_zyx == 1) / np.sum(label_zyx != 255))
     draws = EpochTiles([wide, ignoring, part], TILE, epoch_tiles=3000, seed=1).draw(0)
     for r, box, everywhere in ((0, wide.box, True), (1, wide.box, False), (2, part.box, False)):
         start_n3 = draws.position_n4[draws.position_n4[:, 0] == r, 1:] + box.start
@@ -441,14 +403,10 @@ def test_a_region_smaller_than_a_tile_is_left_out(caplog):
         ({"augment": "cubic"}, "three equal sides"),
         ({"foreground_share": 1.5}, "share of the tiles"),
         ({"epoch_tiles": 0}, "too few epoch_tiles"),
+        ({"regions": [region(None, np.full((4, 20, 20), 0, np.uint8))]}, "no mitochondrion voxel in the training"),
+        ({"regions": [region(None, np.full((4, 20, 20), 1, np.uint8))]}, "no background voxel in the training"),
     ],
 )
 def test_tiles_that_cannot_be_drawn_are_told(options, line):
     with pytest.raises(UserError, match=line):
-        EpochTiles(REGIONS, **{"tile": TILE, **options})
-
-
-@pytest.mark.parametrize("value", [0, 1])
-def test_a_class_without_voxels_is_told(value):
-    with pytest.raises(UserError, match=r"no .* voxel in the training regions"):
-        EpochTiles([region(None, np.full((4, 20, 20), value, np.uint8))], TILE)
+        EpochTiles(**{"regions": REGIONS, "tile": TILE, **options})

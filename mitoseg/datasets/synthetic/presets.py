@@ -74,11 +74,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name.
-
-    >>> get_preset("sbem").voxel_nm
-    (30.0, 6.0, 6.0)
-    """
+    """The preset of that name."""
     if name not in PRESETS:
         raise UserError("no such phantom preset", name, "choose one of " + ", ".join(sorted(PRESETS)))
     return PRESETS[name]

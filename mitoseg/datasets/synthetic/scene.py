@@ -33,7 +33,6 @@ from mitoseg.datasets.synthetic.shapes import (
 CLEARANCE = 26.0  # nm from a body to the membrane of its cell, at least
 SPACING = 20.0  # nm, of the coarse grid on which cells and placement are computed
 REACH = 600.0  # nm that neurites are followed from their surface
-TRIES = 150
 
 InstanceArray = npt.NDArray[np.uint16]
 
@@ -76,7 +75,7 @@ def _place_bodies(grid: Grid, preset: Preset, rng: np.random.Generator) -> list[
     shares = {"mitochondrion": tissue.mitochondria, "lysosome": tissue.lysosomes}
     for kind, share in (*shares.items(), ("multivesicular", tissue.multivesicular)):
         filled, best = 0.0, None
-        for _ in range(TRIES if share else 0):
+        for _ in range(150 if share else 0):
             body = _random_body(kind, grid, preset.greys, rng)
             part = grid.coarse_around(body.centre, (body.reach + 3 * CLEARANCE,) * 3)
             distance = body.distance(part_of(positions, part))

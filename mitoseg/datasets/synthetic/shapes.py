@@ -29,10 +29,8 @@ import numpy.typing as npt
 from mitoseg.geometry import Box
 
 FloatArray = npt.NDArray[np.float32]
-Positions = tuple[FloatArray, ...]
-"""Positions (z, y, x) in nm as an open mesh, (n, 1, 1), (1, n, 1) and (1, 1, n), or as a full one."""
+Positions = tuple[FloatArray, ...]  # (z, y, x) in nm: an open mesh, (n, 1, 1), (1, n, 1), (1, 1, n), or a full one
 Vector = tuple[float, ...]
-
 SUPPORT = 3  # coarse samples needed beyond the number of steps
 
 
