@@ -1,5 +1,7 @@
 """Boundary bands against distances measured by brute force and by scipy."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,20 +86,16 @@ def test_the_slice_above_counts_in_3d_alone():
     assert near_counts(truth == 1, truth, box, **thick, dims=3) == [Counts(), Counts(tp=16, tn=16)]
 
 
-def test_ignored_voxels_are_no_class():
+def test_ignored_voxels_are_no_class_and_one_class_has_no_border():
     """A wall of ignored voxels hides nothing and is itself near nothing."""
     truth = np.array([0, 255, 255, 1, 255], np.uint8).reshape(1, 1, 5)
     box, prediction = Box.of_shape(truth.shape), np.ones((1, 1, 5), bool)
     found = near_counts(prediction, truth, box, bands=[1, 2, 3], voxel_size=(1, 1, 1), dims=3)
     assert found == [Counts(), Counts(), Counts(tp=1, fp=1)]
-
-
-@pytest.mark.parametrize("value", [0, 1, 255])
-def test_one_class_has_no_border(value):
-    truth = np.full((2, 3, 4), value, np.uint8)
-    for dims in (2, 3):
-        found = near_counts(truth == 1, truth, Box.of_shape(truth.shape), bands=[99], voxel_size=(1, 1, 1), dims=dims)
-        assert found == [Counts()]
+    for value, dims in itertools.product((0, 1, 255), (2, 3)):
+        truth = np.full((2, 3, 4), value, np.uint8)
+        box = Box.of_shape(truth.shape)
+        assert near_counts(truth == 1, truth, box, bands=[99], voxel_size=(1, 1, 1), dims=dims) == [Counts()]
 
 
 @settings(max_examples=40, deadline=None)

@@ -47,7 +47,8 @@ def config(files, *overrides, image=False, **values):
 
 def test_numbers_provenance_and_table(files, tmp_path):
     out = io.StringIO()
-    cfg = config(files, "crop=['0:6','0:','2:30']", "bands=[1,2]", "voxel_size=[5,5,5]", "figures=true")
+    words = ["crop=['0:6','0:','2:30']", "bands=[1,2]", "voxel_size=[5,5,5]", "slabs=3", "bootstrap=100", "seed=5"]
+    cfg = config(files, *words, "figures=true")
     result = score_files(cfg, tmp_path / "run", Console(file=out, width=100).print)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     contract = "jaccard_foreground jaccard_background jaccard_mean dice precision recall voxels threshold"
@@ -63,6 +64,16 @@ def test_numbers_provenance_and_table(files, tmp_path):
     assert provenance["truth"] == files["truth"]
     figures = ["boundary.png", "precision_recall.png", "reliability.png"]
     assert sorted(p.name for p in (tmp_path / "run" / "figures").iterdir()) == figures
+    low, high = metrics["interval"]["jaccard_foreground"]
+    assert low <= metrics["jaccard_foreground"] <= high
+    assert len(metrics["slab_counts"]) == 3
+    assert metrics["bootstrap"] == {"resamples": 100, "seed": 5, "level": 0.95}
+    assert metrics["average_precision"] == result["average_precision"] > 0.9
+    assert metrics["jaccard_foreground_oracle"] >= metrics["jaccard_foreground"]
+    mask = score_files(config(files, "bootstrap=0", kind="mask"), tmp_path / "mask")
+    assert mask["interval"] == {}
+    assert "average_precision" not in mask
+    assert not (tmp_path / "mask" / "figures").exists()
 
 
 def test_scores_without_a_denominator_are_null(files, tmp_path):
@@ -114,22 +125,6 @@ def test_instances_are_numbered_once(files, tmp_path, monkeypatch, words):
     assert len(numbered) == 1
     assert ("instances" in result) == ("instances=true" in words)
     assert (tmp_path / "run" / "report.html").exists() == ("report=true" in words)
-
-
-def test_intervals_and_the_scores_of_probabilities(files, tmp_path):
-    result = score_files(config(files, "slabs=3", "bootstrap=100", "seed=5"), tmp_path / "run")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    low, high = metrics["interval"]["jaccard_foreground"]
-    assert low <= metrics["jaccard_foreground"] <= high
-    assert len(metrics["slab_counts"]) == 3
-    assert metrics["bootstrap"] == {"resamples": 100, "seed": 5, "level": 0.95}
-    assert metrics["average_precision"] == result["average_precision"] > 0.9
-    assert metrics["jaccard_foreground_oracle"] >= metrics["jaccard_foreground"]
-    assert not (tmp_path / "run" / "figures").exists()
-    mask = score_files(config(files, "bootstrap=0", "figures=true", kind="mask"), tmp_path / "mask")
-    assert mask["interval"] == {}
-    assert "average_precision" not in mask
-    assert [p.name for p in (tmp_path / "mask" / "figures").iterdir()] == ["boundary.png"]
 
 
 def test_axes_are_for_the_files_that_they_fit(files, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,7 +133,8 @@ def saved(folder, with_foreground, **options):
     return [path.name for path in save_overlays(folder, ArrayVolume(image), ArrayVolume(truth), prediction, **options)]
 
 
-def test_slices_with_mitochondria_are_chosen_evenly(tmp_path):
+def test_slices_with_mitochondria_are_chosen_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr("mitoseg.evaluation.figures.overlay_figure", partial(overlay_figure, dpi=30))
     assert saved(tmp_path, [2, 3, 4, 5, 16, 17], count=3) == ["z0003.png", "z0005.png", "z0017.png"]
     assert saved(tmp_path, [7], count=3) == ["z0007.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["z0003.png", "z0005.png", "z0007.png", "z0017.png"]
