@@ -114,13 +114,6 @@ def test_wrong_lengths_are_refused(arguments):
         VoxelFeatures((10.0,)).inside(np.zeros((7, 30, 30)))
 
 
-def test_beyond_the_volume_its_border_is_repeated():
-    image = random_image((7, 12, 11))
-    found = read_with_halo(as_volume(image), Box((0, 3, 0), (2, 5, 11)), (9, 4, 2))
-    padded = np.pad(image, ((9, 9), (4, 4), (2, 2)), mode="edge")
-    np.testing.assert_array_equal(found, padded[0:20, 3:13, :])
-
-
 def test_slabs_are_the_whole():
     image, features = random_image((7, 12, 11)), VoxelFeatures((4.0,), (20.0, 5.0, 5.0))
     whole = features(image)

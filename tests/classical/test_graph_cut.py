@@ -13,6 +13,7 @@ from mitoseg.classical.graph_cut import (
     minimum_cut,
     minimum_graph_cut,
     pair_weights,
+    unary_costs,
 )
 from mitoseg.classical.graph_cut import energy as graph_energy
 from mitoseg.classical.structured import Example, VolumeLoss, augmented_labelling, learn_structured
@@ -41,6 +42,12 @@ def test_no_mask_costs_less(shape, weights):
         cost = np.random.default_rng(seed).normal(0, 1.5, shape)
         least = energy(all_masks(shape), cost, weights).min()
         assert energy(minimum_cut(cost, weights), cost, weights) == pytest.approx(least)
+
+
+def test_without_weights_each_voxel_decides_alone():
+    cost = unary_costs(np.array([[[0.0, 0.2, 0.4, 1.0]]], np.float32), 0.3)
+    assert minimum_cut(cost, (0, 0, 0)).tolist() == [[[False, False, True, True]]]
+    assert unary_costs(np.array([0.25, 0.5], np.float32), 0.25) == pytest.approx([0, -np.log(3)], abs=1e-6)
 
 
 def test_a_thick_section_ties_less():

@@ -72,29 +72,11 @@ def test_samples_are_of_their_voxels_and_ignored_ones_are_never_drawn():
 def test_the_sample_does_not_depend_on_the_slabs_but_on_the_seed(monkeypatch):
     first = draw()
     assert not np.array_equal(draw(seed=1).features_nf, first.features_nf)
+    runs = labelled_runs(as_volume(image_and_label()[1]))
+    assert [str(run) for run in runs] == ["[0:2,0:12,0:11]", "[4:7,0:12,0:11]"]
     for depth in (1, 3, 7):
         monkeypatch.setattr("mitoseg.classical.features.BUDGET", depth * 6 * 12 * 11)
         np.testing.assert_array_equal(draw().features_nf, first.features_nf)
-
-
-def test_runs_of_labelled_slices():
-    runs = labelled_runs(as_volume(image_and_label()[1]))
-    assert [str(run) for run in runs] == ["[0:2,0:12,0:11]", "[4:7,0:12,0:11]"]
-
-
-@pytest.mark.parametrize(
-    ("label", "words"),
-    [
-        (np.full((7, 12, 11), 255, np.uint8), "nothing is labelled"),
-        (np.zeros((7, 12, 11), np.uint8), "0 voxels of mitochondria"),
-        (np.full((7, 12, 11), 3, np.uint8), "other than 0, 1 and 255"),
-        (np.full((7, 12, 11), 0.5), "other than 0, 1 and 255"),
-        (np.zeros((7, 12, 10), np.uint8), "shape"),
-    ],
-)
-def test_labels_that_are_none_are_refused(label, words):
-    with pytest.raises(UserError, match=words):
-        draw(label=label)
 
 
 def pairs(seed=0):
@@ -107,18 +89,14 @@ def pairs(seed=0):
 
 
 def test_no_threshold_is_better():
+    mask, label = np.array([[[1, 1, 0, 1]]], bool), np.array([[[1, 0, 1, 255]]], np.uint8)
+    assert (jaccard([(mask, label)]), jaccard([(mask[..., 3:], label[..., 3:])])) == (1 / 3, 0)
     best = best_threshold(pairs())
     scores = [jaccard([(p >= t, lab) for p, lab in pairs()]) for t in np.linspace(0.0005, 1, 2000)]
     assert best.jaccard == pytest.approx(max(scores))
     assert jaccard([(p >= best.threshold, lab) for p, lab in pairs()]) == pytest.approx(best.jaccard, abs=2e-3)
     with pytest.raises(UserError, match="no mitochondria"):
         best_threshold([(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 2), np.uint8))])
-
-
-def test_jaccard_by_hand():
-    mask, label = np.array([[[1, 1, 0, 1]]], bool), np.array([[[1, 0, 1, 255]]], np.uint8)
-    assert jaccard([(mask, label)]) == 1 / 3
-    assert jaccard([(mask[..., 3:], label[..., 3:])]) == 0
 
 
 SMALL = {"voxel_size": VOXEL_SIZE, "sigmas": (10.0, 20.0), "samples": 10_000}
@@ -169,44 +147,48 @@ def test_slabs_threads_and_laziness_change_nothing(name, fitted, monkeypatch):
     np.testing.assert_array_equal(again.predict_proba(image), first)
 
 
-@pytest.fixture(scope="module")
-def tuned(fitted):
-    """The segmenter with a graph cut, what it tried, and its probability of the phantom."""
-    method, prob = fitted["neila"]
-    image, labels = noisy_phantom()
-    return method, method.tune(image, labels["validation"]), prob
+def surface(mask):
+    assert mask.dtype == np.uint8
+    return sum(np.abs(np.diff(mask.astype(int), axis=a)).sum() for a in range(3))
 
 
-def test_regularised_it_beats_its_voxels_alone(tuned):
-    method, _, prob = tuned
-    truth = noisy_phantom()[1]["test"]
-    alone = jaccard([(method.segment(prob, regularize=False) == 1, truth)])
-    assert jaccard([(method.segment(prob) == 1, truth)]) > alone + 0.05
-
-
-def test_tuning_takes_the_best_of_what_it_tried(tuned):
-    method, trials, prob = tuned
+def test_regularised_it_beats_its_voxels_alone(fitted):
+    (image, labels), (method, prob) = noisy_phantom(), fitted["neila"]
+    trials = method.tune(image, labels["validation"])
     best = max(trials, key=lambda t: t.jaccard)
     assert (method.smoothness, method.cut_threshold) == (best.smoothness, best.threshold)
     assert (trials[0].smoothness, trials[0].threshold) == (0, method.threshold)
-    truth = noisy_phantom()[1]["validation"]
-    assert jaccard([(method.segment(prob) == 1, truth)]) == pytest.approx(best.jaccard, abs=0.02)
+    mask, alone = method.segment(prob), method.segment(prob, regularize=False)
+    assert jaccard([(mask == 1, labels["validation"])]) == pytest.approx(best.jaccard, abs=0.02)
+    assert jaccard([(mask == 1, labels["test"])]) > jaccard([(alone == 1, labels["test"])]) + 0.05
+    assert surface(method.segment(prob, 0.3)) < surface(method.segment(prob, 0.3, regularize=False)) / 2
 
 
-def test_a_smoother_mask_has_less_surface(tuned):
-    def surface(mask):
-        assert mask.dtype == np.uint8
-        return sum(np.abs(np.diff(mask.astype(int), axis=a)).sum() for a in range(3))
+def test_wrong_parameters_and_labels_are_refused():
+    forest = {"samples": (1, 1e5), "trees": (0,), "leaf": (0,), "threshold": (1.5,)}
+    neila = {"seed": (-1,), "rate": (0,), "leaves": (1,), "smoothness": (-1.0,)}
+    for kind, parameters in ((ForestClassifier, forest), (NeilaSegmenter, neila)):
+        for name, values in parameters.items():
+            for value in values:
+                with pytest.raises(UserError, match=name):
+                    kind(**{name: value})
+    for value, words in (
+        (255, "nothing is labelled"),
+        (0, "0 voxels of mitochondria"),
+        (3, "other than 0, 1 and 255"),
+    ):
+        with pytest.raises(UserError, match=words):
+            draw(label=np.full((7, 12, 11), value, np.uint8))
+    with pytest.raises(UserError, match="other than 0, 1 and 255"):
+        draw(label=np.full((7, 12, 11), 0.5))
+    with pytest.raises(UserError, match="shape"):
+        draw(label=np.zeros((7, 12, 10), np.uint8))
 
-    method, _, prob = tuned
-    alone, cut = method.segment(prob, 0.3, regularize=False), method.segment(prob, 0.3)
-    assert surface(cut) < surface(alone) / 2
 
-
-def test_a_saved_method_answers_alike(fitted, tuned, tmp_path):
+def test_a_saved_method_answers_alike(fitted, tmp_path):
     image = noisy_phantom()[0][:5]
     fitted["forest"][0].threshold = 0.31
-    for method in (fitted["forest"][0], tuned[0]):
+    for method, _ in fitted.values():
         path = tmp_path / "method.npz"
         method.save(path)
         with pytest.raises(UserError, match="exists"):
@@ -251,7 +233,12 @@ def test_a_damaged_file_is_one_line(method, tmp_path, change):
         type(method).load(path)
 
 
-def test_files_that_are_none_are_one_line(tmp_path):
+def test_what_is_not_trained_and_files_that_are_none_are_one_line(tmp_path):
+    for kind in (ForestClassifier, NeilaSegmenter):
+        with pytest.raises(UserError, match="not trained"):
+            kind().predict_proba(noisy_phantom()[0])
+        with pytest.raises(UserError, match="not trained"):
+            kind().save(tmp_path / "method.npz")
     with pytest.raises(UserError, match="no such file"):
         ForestClassifier.load(tmp_path / "none.npz")
     for name, data in {"empty": b"", "text": b"text", "zip": b"PK\x03\x04 cut short"}.items():
@@ -278,33 +265,6 @@ def test_a_flipped_bit_in_a_method_s_file_is_refused_or_changes_nothing(tmp_path
             assert facts["shift"] == 1.5
             assert all(np.array_equal(arrays[name], found[name]) for name in arrays if name in found)
     assert refused > 100
-
-
-@pytest.mark.parametrize("kind", [ForestClassifier, NeilaSegmenter])
-def test_untrained_it_says_so(kind, tmp_path):
-    with pytest.raises(UserError, match="not trained"):
-        kind().predict_proba(noisy_phantom()[0])
-    with pytest.raises(UserError, match="not trained"):
-        kind().save(tmp_path / "method.npz")
-
-
-@pytest.mark.parametrize(
-    ("kind", "parameters"),
-    [
-        (ForestClassifier, {"samples": 1}),
-        (ForestClassifier, {"samples": 1e5}),
-        (ForestClassifier, {"trees": 0}),
-        (ForestClassifier, {"leaf": 0}),
-        (ForestClassifier, {"threshold": 1.5}),
-        (NeilaSegmenter, {"seed": -1}),
-        (NeilaSegmenter, {"rate": 0}),
-        (NeilaSegmenter, {"leaves": 1}),
-        (NeilaSegmenter, {"smoothness": -1.0}),
-    ],
-)
-def test_wrong_parameters_are_refused(kind, parameters):
-    with pytest.raises(UserError, match=next(iter(parameters))):
-        kind(**parameters)
 
 
 @pytest.mark.parametrize("raw", [-800.0, 0.0, 800.0])

@@ -24,13 +24,10 @@ from mitoseg.segmentation.blockwise import (
     COLUMNS,
     STARTS,
     STOPS,
-    Joiner,
     count_block,
     count_instances,
     merge_counts,
     pack,
-    relabel_block,
-    summarize_block,
     unpack,
     write_blocks,
 )
@@ -57,18 +54,6 @@ def scipy_labels(mask_zyx, connectivity):
 
 masks = arrays(bool, st.tuples(*[st.integers(1, 7)] * 3), elements=st.booleans())
 blocks = st.tuples(*[st.integers(1, 8)] * 3)
-
-
-@settings(max_examples=30, deadline=None)
-@given(masks, blocks, st.sampled_from([6, 18, 26]))
-def test_blocks_give_the_labels_of_the_whole(mask_zyx, block, connectivity):
-    found = label_volume(ArrayVolume(mask_zyx), Labelling(connectivity), block=block)
-    expected = scipy_labels(mask_zyx, connectivity)
-    np.testing.assert_array_equal(found.read(), expected)
-    np.testing.assert_array_equal(
-        expected, in_raster_order(cc3d.connected_components(mask_zyx, connectivity=connectivity))
-    )
-    assert len(found) == expected.max()
 
 
 @settings(max_examples=20, deadline=None)
@@ -114,25 +99,6 @@ def test_any_box_is_a_part_of_the_whole(mask_zyx, data):
     np.testing.assert_array_equal(found.read(box), found.read()[box.slices])
 
 
-def joined(summaries):
-    joiner = Joiner()
-    for summary in summaries:
-        joiner.add(summary)
-    return joiner.finish()
-
-
-def test_blocks_may_be_merged_in_any_order():
-    mask = ArrayVolume(np.random.default_rng(0).random((6, 7, 8)) < 0.3)
-    parts = list(tiles(mask.box, (3, 2, 5)))
-    summaries = [summarize_block(mask, part, 18) for part in parts]
-    (objects, tables), (_, other) = joined(summaries), joined(summaries[::-1])
-    expected = scipy_labels(mask.read(), 18)
-    for part in reversed(parts):
-        np.testing.assert_array_equal(tables[part], other[part])
-        np.testing.assert_array_equal(relabel_block(mask, part, tables[part], 18), expected[part.slices])
-    assert len(objects) == expected.max()
-
-
 def balls(*centres, shape=(24, 24, 60), radius=9):
     """Balls, and bars between them."""
     grid = np.indices(shape)
@@ -156,20 +122,37 @@ def test_a_dumbbell_is_cut_at_its_neck():
     assert label_array(dumbbell(), Labelling(), voxel_size=SIZE).max() == 1
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"neck": 0.1}, {"neck": 0.0}, {"depth": 80.0}, {"seed_distance": 400.0}, {"fragment": 5e6}],
-    ids=lambda option: next(iter(option)),
-)
-def test_every_option_can_keep_it_whole(option):
-    assert label_array(dumbbell(), Labelling(**{"split": True, "fragment": 1e6, **option}), voxel_size=SIZE).max() == 1
-
-
-def test_a_long_tube_stays_whole():
+def bent_tube():
     z, y, x = np.indices((40, 60, 120))
     tube_zyx = (z - 20) ** 2 + (y - 30 - 15 * np.sin(x / 15)) ** 2 < (7 + np.sin(x / 4)) ** 2
-    branch_zyx = ((z - 20) ** 2 + (x - 60 - y / 3) ** 2 < 36) & (y > 20)
-    assert label_array(tube_zyx | branch_zyx, Labelling(split=True, fragment=1e6), voxel_size=SIZE).max() == 1
+    return tube_zyx | ((z - 20) ** 2 + (x - 60 - y / 3) ** 2 < 36) & (y > 20)
+
+
+@pytest.mark.parametrize(
+    "option", [{"neck": 0.1}, {"neck": 0.0}, {"depth": 80.0}, {"seed_distance": 400.0}, {"fragment": 5e6}, {}]
+)
+def test_what_stays_whole(option):
+    """A dumbbell by any option, and a long tube by none."""
+    options = Labelling(**{"split": True, "fragment": 1e6, **option})
+    assert label_array(dumbbell() if option else bent_tube(), options, voxel_size=SIZE).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"connectivity": 8}, "no neighbourhood: 8"),
+        ({"split": "yes"}, "split is neither"),
+        ({"neck": 1.5}, "neck is no share"),
+        ({"smoothing": -1}, "smoothing is not a number"),
+        ({"fragment": float("nan")}, "fragment is not a number"),
+        ({"min_volume": True}, "min_volume is not a number"),
+        ({"split": True}, "no voxel size"),
+        ({"min_volume": 1.0}, "no voxel size"),
+    ],
+)
+def test_options_out_of_range(options, line):
+    with pytest.raises(UserError, match=line):
+        label_array(np.ones((2, 2, 2)), Labelling(**options))
 
 
 def test_three_touching_balls_in_thick_sections():
@@ -198,28 +181,6 @@ def test_a_component_too_large_for_memory_is_not_cut(monkeypatch, caplog):
     monkeypatch.setattr("mitoseg.segmentation.labelling.BYTES", 10**12)
     assert len(label_volume(ArrayVolume(dumbbell(), SIZE), Labelling(split=True, fragment=1e6))) == 1
     assert "too large for memory" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({"connectivity": 8}, "no neighbourhood: 8"),
-        ({"split": "yes"}, "split is neither"),
-        ({"neck": 1.5}, "neck is no share"),
-        ({"smoothing": -1}, "smoothing is not a number"),
-        ({"fragment": float("nan")}, "fragment is not a number"),
-        ({"min_volume": True}, "min_volume is not a number"),
-    ],
-)
-def test_options_out_of_range(options, line):
-    with pytest.raises(UserError, match=line):
-        Labelling(**options)
-
-
-@pytest.mark.parametrize("options", [{"split": True}, {"min_volume": 1.0}])
-def test_lengths_need_a_voxel_size(options):
-    with pytest.raises(UserError, match="no voxel size"):
-        label_array(np.ones((2, 2, 2)), Labelling(**options))
 
 
 def test_real_labels_in_blocks(real_data):
@@ -255,8 +216,8 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
-@settings(max_examples=25, deadline=None)
-@given(masks, st.tuples(*[st.integers(1, 8)] * 3), st.sampled_from([6, 18, 26]), st.booleans(), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+@given(masks, blocks, st.sampled_from([6, 18, 26]), st.booleans(), st.integers(0, 99))
 def test_whoever_does_which_block(mask_zyx, block, connectivity, split, seed):
     options = Labelling(connectivity, split=split, smoothing=0.0, neck=1.0, fragment=0.0)
     mask, engine = ArrayVolume(mask_zyx, (1.0, 1.0, 1.0)), Elsewhere(seed)
@@ -269,8 +230,12 @@ def test_whoever_does_which_block(mask_zyx, block, connectivity, split, seed):
     for name in ("voxels", "start", "stop", "first"):
         np.testing.assert_array_equal(getattr(found.objects, name), getattr(one.objects, name))
     if not split:
-        whole = cc3d.connected_components(mask_zyx, connectivity=connectivity)
-        np.testing.assert_array_equal(kept.array, in_raster_order(whole))
+        expected = scipy_labels(mask_zyx, connectivity)
+        cc3d_labels = cc3d.connected_components(mask_zyx, connectivity=connectivity)
+        np.testing.assert_array_equal(in_raster_order(cc3d_labels), expected)
+        np.testing.assert_array_equal(kept.array, expected)
+        np.testing.assert_array_equal(label_volume(mask, options, block=block).read(), expected)
+        assert len(found) == expected.max()
     counted = count_instances(ArrayVolume(kept.array), block=block, engine=engine)
     assert counted.to_dict("list") == count_instances(ArrayVolume(kept.array)).to_dict("list")
 
@@ -327,9 +292,11 @@ def label_file(mask, output, engine, chunks=BLOCK, labelling=CUTS):
 def test_files_are_the_same_to_the_byte(stored, name, tmp_path):
     (tmp_path / "one").mkdir()
     one = label_file(stored, tmp_path / "one" / name, None)
-    np.testing.assert_array_equal(
-        open_volume(tmp_path / "one" / name).read(), label_array(MASK, CUTS, voxel_size=SIZE)
-    )
+    written = open_volume(tmp_path / "one" / name)
+    np.testing.assert_array_equal(written.read(), label_array(MASK, CUTS, voxel_size=SIZE))
+    assert (written.dtype, written.voxel_size) == (np.uint32, SIZE)
+    about = written.info.metadata
+    assert (about["kind"], about["labelling"]["split"], about["from"]) == ("instances", True, "a test")
     assert label_file(stored, tmp_path / name, Elsewhere()) == one
 
 
@@ -425,11 +392,7 @@ def test_any_type_and_any_id(dtype):
     labels[1, 1:3, 2:5] = top
     (row,) = count_instances(ArrayVolume(labels)).to_dict("records")
     assert row == dict(zip(COLUMNS, [int(top), 6, 1, 1, 2, 2, 3, 5], strict=True))
-
-
-def test_nothing_is_an_empty_table_of_the_same_kind():
-    empty = count_instances(ArrayVolume(np.zeros((3, 3, 3), np.uint16)))
-    full = count_instances(ArrayVolume(np.ones((3, 3, 3), np.uint16)))
+    empty, full = (count_instances(ArrayVolume(array)) for array in (0 * labels, labels))
     assert len(empty) == 0
     assert empty.dtypes.to_dict() == full.dtypes.to_dict()
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from other_places import Elsewhere
 from scipy.spatial.distance import cdist
 from scipy.stats import entropy
 from skimage.measure import regionprops
@@ -135,9 +136,10 @@ def test_blocks_tiles_and_groups_change_nothing(volumes, table, block, monkeypat
     pd.testing.assert_frame_equal(again, table)
 
 
-def test_two_processes_measure_the_same(volumes, table):
-    with LocalEngine(2) as engine:
-        pd.testing.assert_frame_equal(measure_instances(sources(*volumes), engine=engine), table)
+@pytest.mark.parametrize("engine", [lambda: LocalEngine(2), Elsewhere])
+def test_other_processes_measure_the_same(volumes, table, engine):
+    with engine() as started:
+        pd.testing.assert_frame_equal(measure_instances(sources(*volumes), engine=started), table)
 
 
 def test_neighbours_by_brute_force(volumes, table):

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from other_places import Elsewhere
 from scipy import ndimage
 from scipy.special import expit, logit
 
-from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.cleaning import Cleaner
 from mitoseg.segmentation.postprocess import mean_field, opening, refine_boundaries
-from mitoseg.volumes import ArrayVolume, create_volume, open_volume
+from mitoseg.volumes import ArrayVolume
 
 RNG = np.random.default_rng(0)
 SIZE = (20.0, 5.0, 5.0)
@@ -120,20 +120,10 @@ def test_boundaries_move_to_the_edge(is_image):
     relief = image if is_image else ndimage.gaussian_filter(true.astype(float), 2)
     found = refine_boundaries(guess[None], relief[None], radius=5, is_image=is_image)[0]
     assert (found != true).sum() < 0.35 * (guess != true).sum()
-
-
-def test_a_component_too_thin_to_erode_stays():
-    mask = np.zeros((1, 40, 40), bool)
-    mask[0, 10:17, 10:17] = True
-    relief = ndimage.gaussian_filter(mask.astype(np.float32), (0, 1, 1))
-    found = refine_boundaries(mask, relief, radius=3, is_image=False)
-    assert found.any()
-
-
-@pytest.mark.parametrize("step", ["smooth", "smoothness", "opening", "min_volume"])
-def test_lengths_need_a_voxel_size(step):
-    with pytest.raises(UserError, match=f"postprocess.{step} is in nm"):
-        Postprocess(**{step: 10.0})(np.zeros((2, 8, 8), np.float32), 0.5)
+    thin = np.zeros((1, 40, 40), bool)
+    thin[0, 10:17, 10:17] = True  # a component too thin to erode stays
+    relief = ndimage.gaussian_filter(thin.astype(np.float32), (0, 1, 1))
+    assert refine_boundaries(thin, relief, radius=3, is_image=False).any()
 
 
 BAD = [
@@ -144,13 +134,8 @@ BAD = [
     ({"watershed": 1.5}, "no number of pixels"),
     ({"smooth": float("nan")}, "above zero"),
     ({"smooth": "a"}, "above zero"),
+    *(({name: 10.0}, f"{name} is in nm") for name in ("smooth", "smoothness", "opening", "min_volume")),
 ]
-
-
-@pytest.mark.parametrize(("options", "line"), BAD)
-def test_numbers_out_of_range_are_told(options, line):
-    with pytest.raises(UserError, match=line):
-        Postprocess(**options)
 
 
 FINE = (10.0, 5.0, 5.0)
@@ -158,6 +143,12 @@ EVERYTHING = {
     "smooth": 8.0, "smoothness": 1.0, "smoothness_sigma": 6.0, "min_mean": 0.7, "watershed": 2, "z_median": 3,
     "opening": 8.0, "fill_slices": True, "fill_holes": True, "min_volume": 5000.0,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "line"), BAD)
+def test_numbers_out_of_range_are_told(options, line):
+    with pytest.raises(UserError, match=line):
+        Postprocess(**options)(np.zeros((2, 8, 8), np.float32), 0.5)
 
 
 def test_steps_come_in_their_order():
@@ -223,24 +214,13 @@ def test_blocks_do_not_matter(tmp_path, shape, block, steps, seed):
     np.testing.assert_array_equal(found.read(), Postprocess(**chosen)(map_zyx, 0.55, FINE))
 
 
-def test_stored_bytes_are_scaled(tmp_path):
-    stored = (255 * blobs((9, 30, 30), 4)).astype(np.uint8)
-    steps = {"smooth": 8.0, "fill_holes": True}
-    expected = Postprocess(**steps)(stored.astype(np.float32) / np.float32(255), 0.6, FINE)
-    found = cleaner(steps, tmp_path)(ArrayVolume(stored), 0.6, scale=255.0, voxel_size=FINE)
+def test_elsewhere_and_from_scaled_bytes_the_mask_is_the_same(tmp_path):
+    stored, seen = (255 * blobs((17, 50, 45), 5)).astype(np.uint8), []
+    clean = cleaner(EVERYTHING, tmp_path, engine=Elsewhere())
+    found = clean(ArrayVolume(stored), 0.6, scale=255.0, voxel_size=FINE, on_box=seen.append)
+    expected = Postprocess(**EVERYTHING)(stored.astype(np.float32) / np.float32(255), 0.6, FINE)
     np.testing.assert_array_equal(found.read(), expected)
-
-
-def test_two_processes_write_the_same_mask(tmp_path):
-    map_zyx, path = blobs((17, 50, 45), 5), str(tmp_path / "p.zarr")
-    with create_volume(path, map_zyx.shape, np.float32, voxel_size=FINE) as writer:
-        writer.write(ArrayVolume(map_zyx).box, map_zyx)
-    seen = []
-    with LocalEngine(2) as engine:
-        clean = cleaner(EVERYTHING, tmp_path, engine=engine)
-        found = clean(open_volume(path), 0.6, voxel_size=FINE, on_box=seen.append)
-    np.testing.assert_array_equal(found.read(), Postprocess(**EVERYTHING)(map_zyx, 0.6, FINE))
-    assert sum(box.size for box in seen) == map_zyx.size
+    assert sum(box.size for box in seen) == stored.size
 
 
 def test_a_block_holds_few_voxels(tmp_path, monkeypatch):
@@ -261,9 +241,7 @@ def test_a_block_holds_few_voxels(tmp_path, monkeypatch):
 
 
 def test_too_little_memory_for_a_block_is_told(tmp_path, monkeypatch):
-    from mitoseg.segmentation import postprocess
-
-    monkeypatch.setattr(postprocess, "memory_available", lambda: 100)
+    monkeypatch.setattr("mitoseg.segmentation.postprocess.memory_available", lambda: 100)
     with pytest.raises(UserError, match="too little memory"):
         cleaner({"fill_holes": True}, tmp_path)(ArrayVolume(blobs((9, 30, 30), 4)), 0.5)
     assert not any(tmp_path.iterdir())
