@@ -5,29 +5,19 @@ strided   one pass, an answer every ``stride`` pixels, linear in between    bloc
 window    each window cut out and put through alone; the reference          block networks
 blend     overlapping tiles, averaged with Gaussian weights                 networks that answer a whole tile
 
-Output i of a padded slice stands for the window that starts at ``stride * i``; reading from ``anchor(window)`` pixels
-before the first pixel makes that window answer pixel ``stride * i`` of the slice itself:
+A score stays on the pixel that its window answers, and the margins come from reflecting the image. Reading starts
+``anchor(window)`` pixels before the first pixel, so that output i answers pixel ``stride * i``:
 
     slice                     |0 . . . . . . . 8 . . . . . . . 16 ...            L-1|
     read        <spill|anchor>|0                                                 L-1|<reflected>
     windows           |--- answers 0 ---|
                               |--- answers 8 ---|
 
-Nothing is stretched: a score stays on the pixel that its window answers, and the margins come from reflecting the
-image. The grid of answered pixels starts at the origin of the volume. For the pixels ``start <= p < stop`` it takes
-the answers around them, so that a pixel's value depends, to the last bit, on its place in the volume alone:
-
-    pixels         . . . [a . . . . . . . . . . b) . .
-    answered   0       8       16      24      32         first = a // 8, last = ceil((b - 1) / 8)
-
-The tiles of ``blend`` lie on one grid, counted from the origin of the volume; the last along an axis ends where the
-volume ends. A voxel gets the mean log-odds of the tiles that cover it, weighted by a Gaussian around each tile's
-centre with a standard deviation of an eighth of the tile (Isensee et al., 2021, Nature Methods 18, the nnU-Net):
-
-    axis of 10, tiles of 4, half overlapping     [0 1 2 3]
-                                                     [2 3 4 5]
-                                                         [4 5 6 7]
-                                                             [6 7 8 9]
+The grid of answered pixels starts at the origin of the volume, and a box takes all answers around it, so that a
+pixel's value depends, to the last bit, on its place in the volume alone. So do the tiles of ``blend``; the last along
+an axis ends where the volume ends. A voxel gets the mean log-odds of the tiles that cover it, weighted by a Gaussian
+around each tile's centre with a standard deviation of an eighth of the tile (Isensee et al., 2021, Nature Methods 18,
+the nnU-Net).
 """
 
 from __future__ import annotations

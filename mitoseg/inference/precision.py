@@ -54,10 +54,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def computing(precision: str, device: torch.device, *, compiled: bool = False) -> AbstractContextManager[Any]:
-    """A context in which convolutions compute with a precision.
+    """A context in which convolutions compute with a precision; in float32 a GPU uses no TF32.
 
-    In float32 they answer the same to the last bit for a tile as for the whole, on a CPU unless compiled; and float32
-    means float32 on a GPU too.
+    On a CPU, unless compiled, a tile's answers in float32 are those of the whole to the last bit.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
@@ -69,11 +68,7 @@ def computing(precision: str, device: torch.device, *, compiled: bool = False) -
 
 
 class SameConvolution(TorchFunctionMode):
-    """Has oneDNN compute every convolution, whatever the size of the image.
-
-    Torch itself takes another way for small images, which sums in another order: a tile would differ from the whole
-    slice in the last digit.
-    """
+    """Has oneDNN compute every convolution; for small images torch takes another way, which sums in another order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Replace `torch.conv2d` and `torch.conv3d`, which modules call with positional arguments."""

@@ -66,10 +66,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Prediction(Options):
-    """A network, its options, and what is known from its training.
+    """A network in eval mode, on its device, its options, and what is known from its training.
 
     Attributes:
-        network: In eval mode, on its device.
         normalization: Of the training voxels.
         channels: How slices become input channels.
         calibration: Corrects the log-odds: prior shift, temperature, bias.

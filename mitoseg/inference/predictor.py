@@ -31,11 +31,7 @@ from mitoseg.volumes.padding import Padding
 
 
 class Predictor:
-    """One network on one volume: what to read for a tile, and the log-odds of its voxels.
-
-    Raises:
-        UserError: The method does not fit the network, the network the volume, or the options the answers.
-    """
+    """One network on one volume: what to read for a tile, and the log-odds of its voxels."""
 
     def __init__(self, prediction: Prediction, volume: Volume) -> None:
         self.prediction, self.volume = prediction, volume
@@ -197,7 +193,7 @@ def run_overlapped(
 ) -> None:
     """Read, compute and write every item, in order, each stage one item ahead of the next at most.
 
-    The first exception of any stage ends the run; what was handed to the writer before it is still written.
+    The first exception ends the run; what was handed to the writer before it is still written.
     """
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         ahead = ((item, reader.submit(read, item)) for item in items)

@@ -291,8 +291,8 @@ def largest_tile(
 ) -> Tile:
     """The largest tile, up to ``first``, whose bytes fit a budget, found by halving its longest axis repeatedly.
 
-    Its z counts eightfold, as slices are cheap to take one by one, unless all axes are treated alike (``cube``). Where
-    y and x are cut, with ``cube`` also z, tiles are multiples of 16.
+    z counts eightfold, as slices are cheap to take one by one, unless all axes are alike (``cube``). Sides that are
+    cut are multiples of 16, without ``cube`` not z.
 
     >>> largest_tile((1, 1000, 1000), math.prod, 3e5, first=(1, 1000, 1000))
     (1, 512, 512)

@@ -1,7 +1,6 @@
 r"""The volume as the symmetries of test-time augmentation show it, what a network sees of it, and one answer of many.
 
-Flips and quarter turns about z are for any volume, since sections may be thicker than their pixels are wide. Where
-voxels are cubic, the axes may change places as well, so that the volume is predicted along each of them. A turned
+Where voxels are cubic, axes may change places with z, so that the volume is predicted along each of them. A turned
 volume is predicted like any other, with its own grid and borders, so the result does not depend on the tiles either.
 
 y and x, and z for networks on volumes, are reflected at the volume's border; a missing neighbour slice among the

@@ -15,12 +15,10 @@ Both networks have the same parameters under the same names, so weights move fro
     fc     1x1x64 -> 2                        1                   1
     ========================================  ==================  ===================
 
-The pools pad only at the bottom and right; torch's ``ceil_mode`` does exactly that, fills a maximum with -inf and
-divides an average by the number of real cells.
+The pools pad only at the bottom and right, as torch's ``ceil_mode`` does.
 
-A whole image may go through either network: output i then stands for the window that starts at pixel 8i. ContextCNN's
-answer is that of the window alone, to rounding. PatchCNN sees zeros around a block but tissue around the
-same window inside an image: there output i depends on pixels 8i-14 .. 8i+52 (`spill`).
+In a whole image output i stands for the window that starts at pixel 8i. ContextCNN's answer is that of the window
+alone, to rounding; PatchCNN's depends on pixels 8i-14 .. 8i+52 (`spill`), which around a block are zeros.
 """
 
 from __future__ import annotations

@@ -39,8 +39,7 @@ SCORE = "val/jaccard_foreground"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and renames it: a full disk or a kill leaves the old one as it was.
 
-    Lightning 2.6 moves it from the system's folder of temporary files, which on another file system is a copy that a
-    kill can interrupt.
+    Lightning 2.6 moves it from the folder of temporary files, which may be a copy that a kill can interrupt.
     """
 
     def save_checkpoint(

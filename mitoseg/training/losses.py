@@ -237,12 +237,9 @@ class DeepSupervision(nn.Module):
 class CrossEntropy(VoxelLoss):
     """Mean cross-entropy over the voxels that are not ignored; 0 where all are.
 
-    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, computed from the log-odds: torch's own has no
-    deterministic kernel for images on a GPU.
-
-    Args:
-        label_smoothing: Share of the label that is spread evenly over both classes (Szegedy et al., 2016).
-        class_weights: Weights of background and mitochondrion, or None for 1 and 1; the mean is weighted alike.
+    It is that of ``torch.nn.CrossEntropyLoss`` for two classes, which has no deterministic kernel for images on a GPU.
+    ``label_smoothing`` is the share of the label that is spread evenly over both classes, ``class_weights`` are of
+    background and mitochondrion.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
