@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
 from mitoseg.inference import log_odds_in_memory
 from mitoseg.networks import ContextCNN, PatchCNN
@@ -100,14 +99,3 @@ def test_context_cnn_equals_the_literal_window_up_to_the_corner():
                 window = padded[y - 33 + 80 : y + 34 + 80, x - 33 + 80 : x + 34 + 80]
                 scores = network(torch.from_numpy(window.copy())[None, None])[0, :, 0, 0]
                 torch.testing.assert_close(log_odds[y, x], (scores[1] - scores[0]).float(), rtol=0, atol=1e-6)
-
-
-def test_between_answered_pixels_the_log_odds_are_linear():
-    image = np.random.default_rng(0).random((64, 64))
-    log_odds = log_odds_in_memory("strided", WindowMean(32), torch.from_numpy(image)[None, None])[0].numpy()
-    np.testing.assert_allclose(log_odds[8, 16:25], np.linspace(log_odds[8, 16], log_odds[8, 24], 9), atol=1e-6)
-
-
-def test_a_slice_smaller_than_the_window_is_refused():
-    with pytest.raises(UserError, match="smaller than the network's window"):
-        log_odds_in_memory("strided", WindowMean(32), torch.zeros(1, 1, 31, 40))
