@@ -190,14 +190,10 @@ def run_one(options: BenchmarkOptions, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A method that is to be run.
+    """A method that is to be run in its folder; ``options`` are what its result depends on.
 
-    Attributes:
-        folder: Its own.
-        options: What its result depends on.
-        arguments: Of the benchmark, without those that say where.
-        training: Arguments that every training gets: data, seed, device.
-        config: Options of Hydra's that choose the config.
+    ``arguments`` are the benchmark's, without those that say where, ``training`` those that every training gets, and
+    ``config`` Hydra's options that choose the config.
     """
 
     method: Method

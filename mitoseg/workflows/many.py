@@ -36,16 +36,9 @@ DONE, FAILED, WAITING = "done", "failed", "waiting"
 
 @dataclass
 class Row:
-    """One volume.
+    """One volume; ``seconds`` are without earlier attempts, ``foreground`` is the share that is mitochondria.
 
-    Attributes:
-        status: ``done``, ``failed`` or ``waiting``.
-        voxels: Of the volume; empty before it was opened.
-        seconds: That its prediction took, without earlier attempts.
-        foreground: Share of voxels that are mitochondria.
-        error: Why it failed.
-        command: What made the output that is there, as JSON: options, checkpoint, and the state of the input. Empty
-            where that is not known.
+    ``command`` is what made the output that is there, as JSON: options, checkpoint, and the state of the input.
     """
 
     input: str

@@ -147,13 +147,10 @@ def worker_info() -> WorkerInfo:
 
 @dataclass(frozen=True)
 class Workers:
-    """All workers of an engine, which compute alike.
+    """All workers of an engine, which compute alike, on ``cpu``, ``cuda`` or ``mps``.
 
-    Attributes:
-        device: What all of them have, ``cpu``, ``cuda`` or ``mps``.
-        bf16: Whether all compute with bfloat16 natively there.
-        threads: Cores for each, the fewest that one of them has.
-        neighbours: Workers that share a machine, the most there are on one.
+    ``bf16`` says that all compute with bfloat16 natively there; ``threads`` are the cores for each, the fewest that
+    one has; ``neighbours`` are the workers that share a machine, the most there are on one.
     """
 
     device: str

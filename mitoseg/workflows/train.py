@@ -345,13 +345,9 @@ def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  #
 class Continuation:
     """Where a run starts: from nothing, from a checkpoint of its own, or from its own end, extended.
 
-    Attributes:
-        folder: The run's.
-        checkpoint: To restore; None for a new run.
-        extended: Epochs of each extension, the one that now begins included.
-        epochs: Of the whole run, extensions included.
-        scored: Whether a finished run is extended just now, so that its scores are those of an earlier state.
-        bounds: To build the network in, whose arguments may be a stranger's.
+    ``extended`` are the epochs of each extension, the one that now begins included, ``epochs`` those of the whole run;
+    ``scored`` says that a finished run is extended just now, so that its scores are those of an earlier state. The
+    network, whose arguments may be a stranger's, is built within ``bounds``.
     """
 
     folder: Path
