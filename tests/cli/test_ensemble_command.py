@@ -120,7 +120,7 @@ def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch
     ("words", "line"),
     [
         (["predictions=[a.tif]"], "a mean needs predictions that differ"),
-        (["predictions=a.tif"], "Invalid value assigned: str is not a ListConfig, list or tuple"),
+        (["predictions=a.tif"], "Error merging override predictions=a.tif Invalid value assigned: str is not a"),
         (["predictions=[a.tif,b.tif]", "checkpoints=[c,d]"], "both checkpoints= and predictions= are given"),
         (["predictions=[a.tif,b.tif]"], "the predictions differ in shape"),
         (["predictions=[a.tif,mask.tif]"], "a mean needs probabilities, this is a mask"),
