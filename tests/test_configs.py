@@ -49,7 +49,7 @@ def test_every_option(group, option, tmp_path):
     given = ["data.root=" + str(tmp_path)] if group == "data" else []
     named = ["data.train.image=a.tif", "data.train.label=b.tif"] if option == "files" else []
     named += ["network=unet25d"] if group == "augmentation" else []
-    named += ["network=unet2d"] if option.startswith("tiles") else []
+    named += ["network=unet2d"] if option == "domains" or option.startswith("tiles") else []
     named += ["network=unet3d"] if option.startswith("tiles3d") else []
     check(composed(f"{group}={option}", "trainer.enable_progress_bar=false", *given, *named), tmp_path)
 

@@ -20,13 +20,15 @@ IGNORE = 255
 class Region:
     """A labelled box of a volume; the image around it may be read as context, the labels may not.
 
-    Labels are mapped already: uint8 0 background, 1 mitochondrion, `IGNORE`.
+    Labels are mapped already: uint8 0 background, 1 mitochondrion, `IGNORE`. ``domain`` is the tissue and microscope,
+    where a data set has several.
     """
 
     image: Volume
     label: Volume
     box: Box
     name: str = ""
+    domain: str = ""
 
     def read_image(self) -> Array:
         """``image_zyx`` of the box, in the stored dtype."""

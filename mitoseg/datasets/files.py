@@ -83,7 +83,7 @@ class Files:
         if self._splits is not None:
             return self._splits
         paths = {key: self.paths(key) for key in ("train", "test")}
-        annotated = {key: self._annotated(paths[key], key) for key in paths}
+        annotated = {key: self.annotated(paths[key], key) for key in paths}
         regions = self._cut(annotated["train"], annotated["test"])
         warnings = self.warnings(paths, annotated) + _check_apart(regions, self.validation.gap)
         if warnings:
@@ -133,7 +133,7 @@ class Files:
         """What is known of the data set, as plain data."""
         return {"name": self.name}
 
-    def _annotated(self, named: Named, key: str) -> list[Region]:
+    def annotated(self, named: Named, key: str) -> list[Region]:
         """The annotated parts of the volumes of ``train`` or ``test``, whose paths exist."""
         images = [open_volume(path, axes=self.axes, voxel_size=self.voxel_size) for path in named.image]
         labels = [self._open_label(path) for path in named.label]

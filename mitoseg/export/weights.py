@@ -53,11 +53,14 @@ def voxels_of(model: Model) -> str:
 def _network(name: str, model: Model) -> str:
     weights = sum(p.numel() for p in model.network.parameters())
     mean, std = model.normalization["mean"], model.normalization["std"]
+    greys = f"grey values of its training volume: mean {mean:.1f}, standard deviation {std:.1f}"
+    if model.record.get("normalize") == "volume":
+        greys = "grey values: each volume is normalised by its own mean and standard deviation"
     lines = [
         f"# {name}\n\nMitochondria in electron-microscopy volumes: a probability for every voxel.\n",
         f"- network: `{model.config.get('_target_')}`, {weights:,} weights, input channels: {model.channels}",
         f"- voxel size of its training volume (z, y, x): {voxels_of(model)}",
-        f"- grey values of its training volume: mean {mean:.1f}, standard deviation {std:.1f}",
+        f"- {greys}",
         f"- threshold chosen on validation: {model.threshold:.3f}; written by mitoseg {model.record.get('version')}\n",
         "## Use\n\n    mitoseg predict checkpoint=model.safetensors input=VOLUME output=OUT.zarr\n",
     ]
@@ -120,6 +123,13 @@ _GIVES = {
 _VOLUME = "an answer for every voxel; pieces of a stack overlap by twice the halo, which is cut"
 
 
+def input_values(model: Model) -> str:
+    """What grey values an exported network takes."""
+    if model.record.get("normalize") == "volume":
+        return "grey values of mean 0 and standard deviation 1 over the volume"
+    return "grey values as they are stored; normalisation is inside"
+
+
 def metadata(model: Model, form: Form, facts: Mapping[str, Any]) -> dict[str, str]:
     """What an exported file says of itself: text by key; lists are JSON.
 
@@ -130,7 +140,7 @@ def metadata(model: Model, form: Form, facts: Mapping[str, Any]) -> dict[str, st
         "title": "mitochondria in electron-microscopy volumes",
         "mitoseg_version": mitoseg.__version__,
         "form": form.name,
-        "input": "grey values as they are stored, float32; normalisation is inside",
+        "input": f"{input_values(model)}, float32",
         "input_axes": json.dumps(list(form.axes)),
         "output": "probability of mitochondrion, calibrated; prior correction and calibration are inside",
         "output_axes": json.dumps(list(form.output_axes)),

@@ -104,6 +104,8 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
     ``choice`` is ``checkpoint``: as in training; ``volume``: by the volume's own mean and standard deviation; or
     ``match``: distributed as in training, quantile by quantile.
     """
+    if choice == "checkpoint":
+        choice = model.record.get("normalize", choice)
     if choice not in CHOICES:
         raise UserError("no such way to normalise", choice, f"choose one of {', '.join(CHOICES)}")
     if not has_tissue(volume):

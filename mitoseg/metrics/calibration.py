@@ -120,10 +120,26 @@ class Decision:
 
 
 def choose_decision(hist: npt.NDArray[np.integer], prior_shift: float) -> Decision:
-    """Fit the calibration and choose the threshold with the best foreground JAC on validation voxels."""
-    points, calibration = curve(hist), fit_calibration(hist, prior_shift)
-    raw, _ = best_threshold(points)
+    """Fit the calibration and choose the threshold with the best foreground JAC on validation voxels.
+
+    Of several domains, (domains, 2, BINS), the mean JAC is the best one, and for all else they count alike.
+    """
+    each = hist.reshape(-1, 2, hist.shape[-1])
+    points, calibration = curve(evened(each)), fit_calibration(evened(each), prior_shift)
+    raw, _ = best_threshold(*map(curve, each))
     return Decision(calibration, float(expit(calibration.apply(raw))), raw, points, points.at(raw))
+
+
+def evened(hist_d2b: npt.NDArray[np.integer]) -> Ints:
+    """The sum of histograms (domains, 2, BINS), each scaled up to as many voxels as the largest has.
+
+    >>> evened(np.array([[[1, 0], [0, 1]], [[2, 4], [0, 2]]])).tolist()
+    [[6, 4], [0, 6]]
+    """
+    voxels_d = hist_d2b.sum((1, 2))
+    factor_d = voxels_d.max() / np.maximum(1, voxels_d)
+    summed: Ints = np.rint(hist_d2b * factor_d[:, None, None]).astype(np.int64).sum(0)
+    return summed
 
 
 def negative_log_likelihood(hist: npt.NDArray[np.integer], calibration: Calibration = AS_STORED) -> float:

@@ -102,20 +102,23 @@ def _ratio(numerator: Ints, denominator: Ints, zero_division: float) -> Floats:
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
 
-def best_threshold(curve: Curve) -> tuple[float, float]:
+def best_threshold(*curves: Curve) -> tuple[float, float]:
     """The log-odds threshold that maximises the foreground's JAC, and that index; (0, NaN) without foreground.
+
+    Of several curves it is the mean JAC of those that have foreground.
 
     Where many thresholds are equally good (separable classes), the middle of the longest run of them is taken, the one
     that a small drift of the scores harms least. For a calibrated map it lies near J / (1 + J) in probability, below
     0.5 (Lipton et al., 2014, for the F score). To be chosen on validation voxels, never on those of the test.
     """
-    if curve.tp[0] == 0:
+    found = [_ratio(curve.tp, curve.tp + curve.fp + curve.fn, 0.0) for curve in curves if curve.tp[0]]
+    if not found:
         return 0.0, math.nan
-    jaccard = _ratio(curve.tp, curve.tp + curve.fp + curve.fn, 0.0)
+    jaccard = np.mean(found, axis=0)
     (at,) = np.nonzero(jaccard == jaccard.max())
     longest = max(np.split(at, np.flatnonzero(np.diff(at) > 1) + 1), key=len)
     index = int(longest[(len(longest) - 1) // 2])
-    return float(curve.threshold_logit[index]), float(jaccard[index])
+    return float(curves[0].threshold_logit[index]), float(jaccard[index])
 
 
 def precision_recall(curve: Curve) -> tuple[Floats, Floats]:

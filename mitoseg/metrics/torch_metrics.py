@@ -15,17 +15,21 @@ from mitoseg.metrics.histogram import BINS, BINS_PER_UNIT, LIMIT, nan_error
 
 
 class LogitHistogram(Metric):
-    """Sums `mitoseg.metrics.logit_histogram`, int64 (2, BINS), over batches and devices."""
+    """Sums `mitoseg.metrics.logit_histogram`, int64 (2, BINS), over batches and devices.
+
+    With several domains those of each, (domains, 2, BINS).
+    """
 
     is_differentiable = False
     full_state_update = False
     histogram: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, domains: int = 1) -> None:
         super().__init__()
-        self.add_state("histogram", torch.zeros((2, BINS), dtype=torch.int64), dist_reduce_fx="sum")
+        shape = (2, BINS) if domains == 1 else (domains, 2, BINS)
+        self.add_state("histogram", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor, domain: int = 0) -> None:
         """Add log-odds of any shape and float type; the target is 0 background, 1 foreground, 255 ignored.
 
         Raises:
@@ -39,7 +43,7 @@ class LogitHistogram(Metric):
         keep = (target == 0) | (target == 1)
         x = logits.detach()[keep].float().clamp(-LIMIT, LIMIT)
         index = (x * BINS_PER_UNIT + BINS // 2).floor().long().clamp(max=BINS - 1) + BINS * target[keep].long()
-        self.histogram += torch.bincount(index, minlength=2 * BINS).reshape(2, BINS)
+        self.histogram.view(-1, 2, BINS)[domain] += torch.bincount(index, minlength=2 * BINS).reshape(2, BINS)
 
     def compute(self) -> Tensor:
         """The histogram."""

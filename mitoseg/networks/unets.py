@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from mitoseg.errors import UserError
 
+NORMS = {"instance_affine": ("instance", {"affine": True}), "group": ("group", {"num_groups": 8})}
+"""Normalisations besides those that MONAI knows by name alone."""
+
 Sizes = Sequence[int | Sequence[int]]
 
 
@@ -34,7 +37,7 @@ class UNet(nn.Module):
         stem: Voxels along each axis that become channels; one number for all axes, or one each.
         strides: Between the levels; each a number, or one for each axis.
         kernels: Of the convolutions of each level; None: 3 along all axes.
-        norm: A normalisation that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile.
+        norm: One of `NORMS`, or that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile.
         residual: Residual blocks.
         deep_supervision: Number of coarser levels that are scored in training as well.
         dropout: Share of the values that are dropped in training, or None.
@@ -80,7 +83,7 @@ class UNet(nn.Module):
             "strides": [(1,) * spatial_dims, *steps],
             "upsample_kernel_size": steps,
             "filters": list(filters),
-            "norm_name": norm,
+            "norm_name": NORMS.get(norm, norm),
             "res_block": residual,
             "dropout": dropout,
             "deep_supervision": deep_supervision > 0,

@@ -29,6 +29,7 @@ from mitoseg.metrics import (
     average_precision,
     choose_decision,
     curve,
+    evened,
     logit_histogram,
     prior_shift,
     reliability_bins,
@@ -67,8 +68,9 @@ class SegmentationModule(LightningModule):
 
     and which has, once it is set up, an attribute ``normalization``, a `mitoseg.volumes.Normalization`. Optional
     attributes are ``channels`` (how slices become input channels), ``voxel_size`` ((z, y, x) in nm),
-    ``grey_quantiles``, and the share of mitochondria among all that may be drawn, ``prior``, and in the batches,
-    ``batch_prior``.
+    ``grey_quantiles``, ``normalize`` (how volumes to be predicted are normalised), ``validation_domains`` (of each
+    region: the score is then the mean over domains), and the share of mitochondria among all that may be drawn,
+    ``prior``, and in the batches, ``batch_prior``.
 
     Args:
         network: Maps an image to scores (B, 2, ...), in training also of several levels, (B, levels, 2, ...). None:
@@ -119,6 +121,7 @@ class SegmentationModule(LightningModule):
         self.method = choose_method(fast, network)
         self.extended = list(extended)
         self.block_counts, self.slice_counts = BlockCounts(), LogitHistogram()
+        self.region_domains: list[str] = []
         self.calibration, self.threshold = Calibration(), 0.5
         self.record: dict[str, Any] = {}
         self.last_loss: Tensor | None = None
@@ -153,7 +156,16 @@ class SegmentationModule(LightningModule):
             "method": "auto",
             "precision": {},
         }
+        if normalize := getattr(data, "normalize", None):
+            self.record["normalize"] = normalize
         self.shift = prior_shift(prior, batch_prior)
+        self.region_domains = list(getattr(data, "validation_domains", []))
+        self.slice_counts = LogitHistogram(max(1, len(self.domains)))
+
+    @property
+    def domains(self) -> list[str]:
+        """Those that are scored apart; none where the datamodule knows of no domains."""
+        return sorted(set(self.region_domains))
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
         """Scores of the network."""
@@ -201,7 +213,8 @@ class SegmentationModule(LightningModule):
         image = image[None].contiguous(memory_format=self.layout)
         log_odds, first = log_odds_in_memory(self.method, self.network, image), int(batch.get("first", 0))
         log_odds = log_odds[first : first + len(label)] if deep else log_odds[0]
-        self.slice_counts.update(log_odds, label)
+        domain = self.domains.index(self.region_domains[int(batch["region"])]) if self.domains else 0
+        self.slice_counts.update(log_odds, label, domain)
         return log_odds
 
     def on_validation_epoch_end(self) -> None:
@@ -210,10 +223,16 @@ class SegmentationModule(LightningModule):
         self.slice_counts.reset()
         decision = choose_decision(counts, self.shift)
         self.calibration, self.threshold = decision.calibration, decision.threshold
+        each = counts.reshape(-1, 2, BINS)
+        counts = evened(each)
         self.curve, self.histogram = decision.curve, counts
         picked = scores(decision.counts)
         names = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall")
         values = {name: picked[name] for name in names}
+        if self.domains:
+            found = [scores(curve(part).at(decision.raw_threshold))["jaccard_foreground"] for part in each]
+            values |= {f"jaccard_{name}": value for name, value in zip(self.domains, found, strict=True)}
+            values["jaccard_foreground"] = sum(found) / len(found)
         values["threshold"] = self.threshold
         values["average_precision"] = average_precision(self.curve)
         values["calibration_error"] = reliability_bins(counts, self.calibration).error
@@ -267,8 +286,8 @@ class _Region(Protocol):
 
 
 def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.NDArray[np.int64]:
-    """Raw log-odds of all regions, counted by class (2, bins)."""
-    total = np.zeros((2, BINS), np.int64)
+    """Raw log-odds of all regions, counted by class (2, bins); of several domains apart, (domains, 2, bins)."""
+    domains: dict[str, npt.NDArray[np.int64]] = {}
 
     @dataclass
     class Counter:
@@ -276,11 +295,14 @@ def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.ND
 
         def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
             label_zyx = self.region.label.read(box.shift(self.region.box.start))
-            total[:] += logit_histogram(log_odds_zyx, label_zyx)
+            total = domains.setdefault(getattr(self.region, "domain", ""), np.zeros((2, BINS), np.int64))
+            total += logit_histogram(log_odds_zyx, label_zyx)
 
     for region in regions:
         predict_volume(replace(prediction, save="log_odds"), region.image, Counter(region), box=region.box)
-    return total
+    return (
+        np.stack(list(domains.values())) if len(domains) > 1 else sum(domains.values(), np.zeros((2, BINS), np.int64))
+    )
 
 
 def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[_Region]) -> dict[str, Any]:
@@ -293,7 +315,8 @@ def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[_
     precision: dict[str, Any] = {}
     device = next(prediction.network.parameters()).device
     if has_bf16(device):
-        halved = curve(count_log_odds(replace(prediction, precision="bf16"), validation))
+        counted = count_log_odds(replace(prediction, precision="bf16"), validation)
+        halved = curve(evened(counted.reshape(-1, 2, BINS)))
         counts = (decision.counts, halved.at(decision.raw_threshold))
         full, half = (scores(c)["jaccard_foreground"] for c in counts)
         precision["bf16"] = {"jaccard_drop": full - half, "jaccard_fp32": full, "device": device.type}
@@ -325,6 +348,10 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
     sizes = [model.voxel_size for model in models.values() if model.voxel_size]
     if len(set(sizes)) > 1:
         log.warning("the members were trained on voxels of different sizes: %s nm", sorted(set(sizes)))
+    ways = {str(model.record.get("normalize", "checkpoint")) for model in models.values()}
+    if len(ways) > 1:
+        remedy = "combine networks of a kind"
+        raise UserError("the checkpoints differ in how volumes are normalised", sorted(ways), remedy)
     members = [_member(model) for model in models.values()]
     arguments: dict[str, Any] = {"members": members, "normalization": dict(first.normalization)}
     network = Ensemble(**arguments, trust=True)  # `load_model` has judged their classes
@@ -343,6 +370,7 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
         "threshold": sum(model.threshold for model in models.values()) / len(models),
         "method": "auto",
         "precision": {},
+        "normalize": ways.pop(),
         "members": [
             {"file": Path(name).name, "version": model.record.get("version"), "threshold": model.threshold}
             for name, model in models.items()

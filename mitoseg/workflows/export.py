@@ -13,6 +13,7 @@ from mitoseg.datasets.synthetic import generate_phantom
 from mitoseg.errors import UserError
 from mitoseg.export import export_onnx, export_package, export_weights, model_card, read_facts
 from mitoseg.export.forms import choose_form
+from mitoseg.export.weights import input_values
 from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.progress import Tell
 from mitoseg.storage import read_json, write_text
@@ -58,7 +59,7 @@ def run(options: ExportOptions, _folder: Path, tell: Tell) -> None:
     kind = "bioimage.io package" if package else f"ONNX, form {exported.form}"
     sizes = ", ".join("x".join(map(str, shape)) for shape in exported.shapes)
     tell(f"{output} ({output.stat().st_size / 1e6:.1f} MB) written: {kind}")
-    tell(f"input   {exported.input}: grey values as they are stored")
+    tell(f"input   {exported.input}: {input_values(model)}")
     tell(f"output  {exported.output}: calibrated probability")
     tell(f"checked against the network on inputs of {sizes}: largest difference {exported.difference:.1e}")
     if package:

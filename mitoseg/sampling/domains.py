@@ -1,0 +1,233 @@
+r"""Tiles of many domains, drawn evenly, each of a pixel size of its own.
+
+    domain (each as often)  ->  slice of it (any alike)  ->  pixel size (log-uniform)  ->  window  ->  tile
+
+A window lies where the slice has labels, or, for a share of the draws, holds a mitochondrion. Beyond the slice's edge
+the image goes on as its reflection, without labels. Tiles are made of the stored pixels, by averaging or in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from mitoseg.datasets.base import IGNORE, Recipe, Region
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
+from mitoseg.sampling.datamodule import TileDataModule
+from mitoseg.sampling.positions import Index, check_positive
+from mitoseg.sampling.tile_bank import TileDraws
+
+_LISTED = 4096
+"""Mitochondrion voxels of a slice that are remembered, evenly thinned out, to draw windows around."""
+
+
+class DomainDataModule(TileDataModule):
+    """Training tiles of many domains; validation slices know their domain.
+
+    Args:
+        recipe: Makes the data set, whose regions have a domain and whose voxel size is the nominal one; see
+            `mitoseg.datasets.Domains`.
+        pixel_size: Nominal, in nm; for ``recipe``, too.
+        jitter: Smallest and largest pixel size of a tile, as multiples of the nominal one.
+        epoch_tiles: Draws per epoch.
+        window: Of a network that answers blocks, which cannot learn here.
+        options: Of `TileDataModule`, and of ``recipe``.
+
+    Raises:
+        UserError: An option has a value that is not known, or the network does not answer tiles of slices.
+    """
+
+    normalize = "volume"
+    """How volumes are to be normalised that the network predicts: each by its own mean and deviation."""
+
+    def __init__(
+        self,
+        recipe: Callable[..., Recipe],
+        *,
+        tile: Sequence[int] | None,
+        pixel_size: float = 8.0,
+        jitter: Sequence[float] = (0.6, 1.6),
+        epoch_tiles: int = 800,
+        window: object = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        if tile is None or window is not None or options.get("spatial_dims", 2) != 2:
+            raise UserError("data=domains needs a network on slices that answers tiles", None, "give network=unet2d")
+        if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
+            raise UserError("data.jitter is no range", list(jitter), "give the least and the largest, as [0.6,1.6]")
+        if options.get("channels", "single") != "single":
+            raise UserError("data=domains has single slices", options["channels"], "give data.channels=single")
+        check_positive("data.epoch_tiles", epoch_tiles)
+        super().__init__(recipe, tile=tile, pixel_size=pixel_size, epoch_tiles=epoch_tiles, **options)
+        self.pixel_size, self.jitter = float(pixel_size), (float(jitter[0]), float(jitter[1]))
+
+    def prepare_draws(self) -> None:
+        """Look for labels, and read all voxels."""
+        regions = self.splits.train
+        self.draws = DomainDraws(  # type: ignore[assignment]
+            regions,
+            self.tile,
+            pixel_size=self.pixel_size,
+            jitter=self.jitter,
+            augment=self.augment,
+            foreground_share=self.foreground_share,
+            size=self.epoch_tiles or 1,
+            seed=self.seed,
+        )
+        self.bank = DomainBank(regions)  # type: ignore[assignment]
+        self._batch_prior = self.draws.prior
+        share = {name: len(slices) for name, slices in self.draws.slices.items()}  # type: ignore[attr-defined]
+        self.summary = {
+            "tile": " x ".join(map(str, self.tile)),
+            "augment": self.augment,
+            "draws": len(self.draws),
+            "prior": self.draws.prior,
+            "batch_prior": self._batch_prior,
+            "domains": ", ".join(f"{name} ({count} slices)" for name, count in share.items()),
+        }
+
+    def describe(self) -> str:
+        """``summary`` for people."""
+        return f"{super().describe()}\n  domains, each as often: {self.summary['domains']}"
+
+    @property
+    def validation_domains(self) -> list[str]:
+        """The domain of each validation region."""
+        return [region.domain for region in self.splits.validation]
+
+
+class DomainDraws:
+    """Makes an epoch's draws from (seed, epoch) alone; see the module.
+
+    Positions have six columns: region, z, y and x of the window's first voxel in the region's own coordinates, and its
+    voxels along y and x; it may reach beyond the region.
+
+    Args:
+        regions: With a voxel size and a domain each.
+        tile: (1, y, x) pixels.
+        pixel_size: Nominal, in nm.
+        jitter: Least and largest factor of it.
+        augment: A key of `TILE_SYMMETRIES`.
+        foreground_share: Share of the draws that hold a mitochondrion, where the slice has one.
+        size: Draws per epoch.
+        seed: Of all randomness.
+
+    Attributes:
+        slices: By domain, the labelled slices: region, z, and some mitochondrion voxels as places in the slice.
+        prior: Share of mitochondria among labelled voxels, the mean over domains.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        tile: tuple[int, int, int],
+        *,
+        pixel_size: float,
+        jitter: tuple[float, float],
+        augment: str,
+        foreground_share: float,
+        size: int,
+        seed: int,
+    ) -> None:
+        self.size, self.seed, self.jitter, self.foreground_share = size, seed, jitter, foreground_share
+        self.symmetries = len(TILE_SYMMETRIES[augment])
+        self.slices: dict[str, list[tuple[int, int, Index]]] = {}
+        counts: dict[str, npt.NDArray[np.int64]] = {}
+        for number, region in enumerate(regions):
+            for z in range(region.box.shape[0]):
+                first = (region.box.start[0] + z, *region.box.start[1:])
+                label = region.label.read(Box(first, (first[0] + 1, *region.box.stop[1:]))).ravel()
+                found = np.flatnonzero(label == 1)
+                known = np.array([np.count_nonzero(label == 0), len(found)])
+                if known.any():
+                    voxels = found[:: len(found) // _LISTED + 1]
+                    self.slices.setdefault(region.domain, []).append((number, z, voxels))
+                    counts[region.domain] = counts.get(region.domain, np.zeros(2, np.int64)) + known
+        if not counts:
+            raise UserError("no training set has a labelled voxel", None, "check labels and data.sets")
+        self.prior = float(
+            np.mean([foreground / (background + foreground) for background, foreground in counts.values()])
+        )
+        if not 0 < self.prior < 1:
+            raise UserError("the training sets hold one class alone", None, "check labels, foreground and unknown")
+        self.shape_r2 = np.array([region.box.shape[1:] for region in regions])
+        sizes = [region.image.voxel_size for region in regions]
+        pixel_r2 = np.array([own[1:] if own else (pixel_size,) * 2 for own in sizes])
+        self.window_r2 = np.array(tile[1:]) * pixel_size / pixel_r2
+        """Voxels of the window of a tile of the nominal pixel size."""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def draw(self, epoch: int) -> TileDraws:
+        """The draws of an epoch; a sampler mixes them."""
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        zoom_n = np.exp(rng.uniform(math.log(self.jitter[0]), math.log(self.jitter[1]), self.size))
+        domains = list(self.slices.values())
+        position_n6 = [self._window(domains[i % len(domains)], zoom, rng) for i, zoom in enumerate(zoom_n)]
+        symmetry_n = rng.integers(self.symmetries, size=self.size)
+        return TileDraws(np.array(position_n6, np.int64), symmetry_n, rng.integers(2**31, size=self.size))
+
+    def _window(self, slices: Sequence[tuple[int, int, Index]], zoom: float, rng: np.random.Generator) -> list[int]:
+        """A row of the positions."""
+        number, z, voxels = slices[int(rng.integers(len(slices)))]
+        shape, side = self.shape_r2[number], np.maximum(1, np.rint(self.window_r2[number] * zoom)).astype(np.int64)
+        first, last = np.minimum(0, (shape - side) // 2), np.maximum((shape - side) // 2, shape - side)
+        start = rng.integers(first, last + 1)
+        if len(voxels) and rng.random() < self.foreground_share:
+            voxel = np.array(divmod(voxels[rng.integers(len(voxels))], shape[1]))
+            start = np.clip(voxel - rng.integers(side), first, last)
+        return [number, z, *start.tolist(), *side.tolist()]
+
+
+class DomainBank(nn.Module):
+    """The voxels and labels of some regions on one device."""
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        super().__init__()
+        for number, region in enumerate(regions):
+            image_zyx = region.read_image().astype(np.float32)
+            self.register_buffer(f"image_{number}", torch.from_numpy(image_zyx))
+            self.register_buffer(f"label_{number}", torch.from_numpy(region.read_label().copy()))
+
+    def gather(
+        self, position_b6: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """A batch of tiles, turned: ``image`` float32 (B, 1, Y, X) and ``label`` int64 (B, Y, X)."""
+        places = zip(position_b6.tolist(), symmetries, strict=True)
+        pairs = [self._tile(place, symmetry, tile[1:]) for place, symmetry in places]
+        image, label = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+        return image, label[:, 0].long()
+
+    def _tile(self, place: list[int], symmetry: TileSymmetry, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        number, z, *window = place
+        image_yx, label_yx = getattr(self, f"image_{number}")[z], getattr(self, f"label_{number}")[z]
+        axes = [
+            torch.arange(side, device=image_yx.device) + start
+            for start, side in zip(window[:2], window[2:], strict=True)
+        ]
+        rows, columns = (_reflected(at, n) for at, n in zip(axes, image_yx.shape, strict=True))
+        image = interpolate(image_yx[rows][:, columns][None, None], tile, mode="bilinear", antialias=True)[0]
+        nearest = [
+            at[((torch.arange(n, device=at.device) + 0.5) * len(at) / n).long()]
+            for at, n in zip(axes, tile, strict=True)
+        ]
+        rows, columns = (_reflected(at, n) for at, n in zip(nearest, image_yx.shape, strict=True))
+        outside_y, outside_x = ((at < 0) | (at >= n) for at, n in zip(nearest, image_yx.shape, strict=True))
+        label = label_yx[rows][:, columns].masked_fill(outside_y[:, None] | outside_x, IGNORE)
+        return symmetry(image), symmetry(label[None])
+
+
+def _reflected(at: Tensor, n: int) -> Tensor:
+    """Places along an axis of ``n``, those beyond its ends mirrored."""
+    around = at % (2 * n)
+    return torch.minimum(around, 2 * n - 1 - around)
