@@ -43,19 +43,13 @@ class Domains:
     Grey values are normalised set by set (mean 0, deviation 1). Training regions keep their own pixels, of which tiles
     of any pixel size are made; regions to validate and to test on are seen with square pixels of ``pixel_size``.
 
-    Args:
-        root: Folder in which relative names are looked for first, or None.
-        sets: By name, ``image`` and ``label`` (paths), or ``phantom`` (a preset of `Phantom`); ``domain`` (None: the
-            name), ``axes``, ``voxel_size`` ((z, y, x) in nm), ``foreground`` (label values of mitochondria),
-            ``unknown`` (a label value that enters neither loss, balance nor score), ``unlabelled`` (whether slices
-            without a label do neither) and ``licence``. A set that is None is left away.
-        more: Further sets, or others of the same names.
-        leave_out: Domains that are tested on and not trained on.
-        pixel_size: In nm.
-        validation: ``share`` of each training set's rows, ``gap`` in nm before them, ``slices`` at most.
+    A set has ``image`` and ``label`` (paths, relative to ``root`` if they are there), or ``phantom`` (a preset of
+    `Phantom`); ``voxel_size`` (z, y, x) in nm, ``axes``, ``domain`` (None: its name), ``foreground`` (label values of
+    mitochondria), ``unknown`` (a label value that enters neither loss, balance nor score), ``unlabelled`` (whether
+    slices without a label do neither) and ``licence``. ``more`` are sets, too; a set that is None is left away.
 
-    Raises:
-        UserError: A set cannot be read, or a domain to leave out is not there.
+    ``leave_out`` are domains to test on. Of each other set ``validation.share`` of the rows validate, at most
+    ``validation.slices`` slices of them, behind a gap of ``validation.gap`` nm.
     """
 
     def __init__(
@@ -122,11 +116,7 @@ class Domains:
         return Splits(train, validation, test, size, provenance)
 
     def annotated(self, name: str) -> list[Region]:
-        """The images of a set with their labels, on their own grid.
-
-        Raises:
-            UserError: A file is missing or cannot be read, or it has no pixel size.
-        """
+        """The images of a set with their labels, on their own grid."""
         try:
             files = self._files(name)
             found = files.annotated(files.paths("train"), "train")

@@ -23,8 +23,8 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.datamodule import TileDataModule
+from mitoseg.sampling.draws import TileDraws
 from mitoseg.sampling.positions import Index, check_positive
-from mitoseg.sampling.tile_bank import TileDraws
 
 _LISTED = 4096
 """Mitochondrion voxels of a slice that are remembered, evenly thinned out, to draw windows around."""
@@ -33,19 +33,11 @@ _LISTED = 4096
 class DomainDataModule(TileDataModule):
     """Training tiles of many domains; validation slices know their domain.
 
-    Args:
-        recipe: Makes the data set, whose regions have a domain and whose voxel size is the nominal one; see
-            `mitoseg.datasets.Domains`.
-        pixel_size: Nominal, in nm; for ``recipe``, too.
-        jitter: Smallest and largest pixel size of a tile, as multiples of the nominal one.
-        epoch_tiles: Draws per epoch.
-        window: Of a network that answers blocks, which cannot learn here.
-        options: Of `TileDataModule`, and of ``recipe``.
-
-    Raises:
-        UserError: An option has a value that is not known, or the network does not answer tiles of slices.
+    ``recipe`` makes regions with a domain each, see `mitoseg.datasets.Domains`. Tiles have pixels of ``pixel_size`` nm
+    times a factor from ``jitter``. A ``window`` is that of a network that answers blocks, which cannot learn here.
     """
 
+    description = TileDataModule.description + "\n  domains, each as often: {domains}"
     normalize = "volume"
     """How volumes are to be normalised that the network predicts: each by its own mean and deviation."""
 
@@ -72,9 +64,8 @@ class DomainDataModule(TileDataModule):
 
     def prepare_draws(self) -> None:
         """Look for labels, and read all voxels."""
-        regions = self.splits.train
-        self.draws = DomainDraws(  # type: ignore[assignment]
-            regions,
+        draws = DomainDraws(
+            self.splits.train,
             self.tile,
             pixel_size=self.pixel_size,
             jitter=self.jitter,
@@ -83,21 +74,16 @@ class DomainDataModule(TileDataModule):
             size=self.epoch_tiles or 1,
             seed=self.seed,
         )
-        self.bank = DomainBank(regions)  # type: ignore[assignment]
-        self._batch_prior = self.draws.prior
-        share = {name: len(slices) for name, slices in self.draws.slices.items()}  # type: ignore[attr-defined]
+        self.draws, self.bank = draws, DomainBank(self.splits.train)  # type: ignore[assignment]
+        self.prior = self.batch_prior = draws.prior
         self.summary = {
             "tile": " x ".join(map(str, self.tile)),
             "augment": self.augment,
-            "draws": len(self.draws),
-            "prior": self.draws.prior,
-            "batch_prior": self._batch_prior,
-            "domains": ", ".join(f"{name} ({count} slices)" for name, count in share.items()),
+            "draws": len(draws),
+            "prior": draws.prior,
+            "batch_prior": draws.prior,
+            "domains": ", ".join(f"{name} ({len(slices)} slices)" for name, slices in draws.slices.items()),
         }
-
-    def describe(self) -> str:
-        """``summary`` for people."""
-        return f"{super().describe()}\n  domains, each as often: {self.summary['domains']}"
 
     @property
     def validation_domains(self) -> list[str]:
@@ -111,19 +97,8 @@ class DomainDraws:
     Positions have six columns: region, z, y and x of the window's first voxel in the region's own coordinates, and its
     voxels along y and x; it may reach beyond the region.
 
-    Args:
-        regions: With a voxel size and a domain each.
-        tile: (1, y, x) pixels.
-        pixel_size: Nominal, in nm.
-        jitter: Least and largest factor of it.
-        augment: A key of `TILE_SYMMETRIES`.
-        foreground_share: Share of the draws that hold a mitochondrion, where the slice has one.
-        size: Draws per epoch.
-        seed: Of all randomness.
-
-    Attributes:
-        slices: By domain, the labelled slices: region, z, and some mitochondrion voxels as places in the slice.
-        prior: Share of mitochondria among labelled voxels, the mean over domains.
+    ``slices`` are the labelled slices by domain (region, z, and some mitochondrion voxels as places in the slice),
+    ``prior`` is the share of mitochondria among labelled voxels, its mean over domains.
     """
 
     def __init__(
