@@ -107,7 +107,11 @@ class Domains:
             "name": "domains",
             "sets": self.sets,
             "left_out": self.leave_out,
-            "licence": "; ".join(f"{name}: {options['licence']}" for name, options in self.sets.items()),
+            "licence": "; ".join(
+                f"{name}: {options['licence'] or 'not said'}"
+                for name, options in self.sets.items()
+                if options["domain"] not in self.leave_out
+            ),
             "files": files,
             "regions": {key: [region.name for region in found] for key, found in regions.items()},
             "voxel_size": list(size),

@@ -38,7 +38,7 @@ def model_card(
     size = "its training volume's" if model.voxel_size is None else f"{model.voxel_size[0]:g} nm"
     limits = (
         "## Limits\n\n"
-        f"Trained on one kind of tissue under one microscope. Volumes with other voxel sizes than {size}, other "
+        f"Trained on the data above and no other. Volumes with other voxel sizes than {size}, other "
         "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
         "with `mitoseg evaluate`. Not for diagnosis.\n"
     )

@@ -53,6 +53,7 @@ def test_regions_are_cut_in_y_and_seen_with_the_nominal_pixels(tmp_path, sets):
 def test_a_domain_is_left_out_whole(tmp_path, sets):
     splits = recipe(tmp_path, sets, leave_out="b").splits()
     assert {region.domain for region in (*splits.train, *splits.validation)} == {"a"}
+    assert splits.provenance["licence"] == "a: not said; a2: not said"
     assert [region.box.shape for region in splits.test] == [(2, 52, 32), (1, 80, 80)]
     assert {file["role"] for file in splits.provenance["files"] if "b_" in file["path"]} == {
         "test.image",
