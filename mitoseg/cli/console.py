@@ -24,6 +24,10 @@ _TALKATIVE = {"lightning", "lightning_fabric", "pytorch_lightning", "distributed
 """Libraries whose warnings are about how they are called, which is our affair; what goes wrong they raise."""
 _TALKATIVE_FILES = re.compile(r"[/\\](lightning\w*|pytorch_lightning|tensorboard|distributed|dask|torchmetrics)[/\\]")
 
+# What to give, by what OmegaConf says of a value that it refuses.
+_WANTED = {"Integer": "whole numbers", "Float": "numbers", "int, float": "numbers", "valid bool": "true or false"}
+_WANTED |= {"not a ListConfig": "a list, such as [a,b,c]", "not Optional": "a value", "to string": "one value"}
+
 
 class LineFormatter(logging.Formatter):
     """Information as it is; everything above it with its level in front (``warning: ...``)."""
@@ -88,6 +92,9 @@ def user_message(error: BaseException) -> str | None:
         return "a group of options was given nothing; give a name, or a list of names in brackets"
     if isinstance(error, HydraException | ValidationError | InterpolationResolutionError):
         cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        refused = re.match(r"Error merging override (.*)", str(error))
+        if refused and (wanted := [what for said, what in _WANTED.items() if said in cause]):
+            return f"the option takes other values: {refused[1]}; give {wanted[0]}"
         return " ".join(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}").split())
     return None
 

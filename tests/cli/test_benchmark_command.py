@@ -140,7 +140,7 @@ def test_changed_data_are_noticed(finished, benchmark, place, capsys):
         (["methods=[grey]", "part=train"], "error: no such part of the data to score: 'train'"),
         (["methods=[grey]", "crop=[0:9,0:9,0:9]"], "error: the box is empty or leaves the volume"),
         (["methods=[grey]", "figure_box=[0:2,0:9,0:9]"], "error: the picture shows one slice"),
-        (["methods=[grey]", "overwrite=maybe"], "overwrite=maybe Value 'maybe' is not a valid bool"),
+        (["methods=[grey]", "overwrite=maybe"], "the option takes other values: overwrite=maybe; give true or"),
         (["methods=[grey]", "seed=-1"], "error: seed is too small: -1; give seed=NUMBER, 0 or more"),
         (["methods=[grey]", "job=sharp"], "error: job= names none of methods=: 'sharp'; give one of grey"),
         (["resume=nowhere"], "error: no run to resume: 'nowhere'"),

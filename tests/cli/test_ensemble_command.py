@@ -68,7 +68,7 @@ def test_with_data_it_chooses_calibration_and_threshold(work, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["checkpoints=a.ckpt", "output=c.ckpt"], "Invalid value assigned: str is not a ListConfig, list or tuple"),
+        (["checkpoints=a.ckpt", "output=c.ckpt"], "the option takes other values: checkpoints=a.ckpt; give a list"),
         (["checkpoints=[a.ckpt]", "output=c.ckpt"], "an ensemble needs two checkpoints or more"),
         (["checkpoints=[a.ckpt,a.ckpt]", "output=c.ckpt"], "a file is given twice"),
         (["checkpoints=[a.ckpt,b.ckpt]", "output=b.ckpt"], "the output is one of the inputs"),
@@ -77,7 +77,7 @@ def test_with_data_it_chooses_calibration_and_threshold(work, monkeypatch):
         (["checkpoints=[a.ckpt,adjacent.ckpt]", "output=c.ckpt"], "the checkpoints differ in channels"),
         (
             ["checkpoints=[a.ckpt,b.ckpt]", "output=c.ckpt", "test=maybe"],
-            "'maybe' is not a valid bool",
+            "; give true or false",
         ),
     ],
 )
@@ -120,7 +120,7 @@ def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch
     ("words", "line"),
     [
         (["predictions=[a.tif]"], "a mean needs predictions that differ"),
-        (["predictions=a.tif"], "Error merging override predictions=a.tif Invalid value assigned: str is not a"),
+        (["predictions=a.tif"], "the option takes other values: predictions=a.tif; give a list"),
         (["predictions=[a.tif,b.tif]", "checkpoints=[c,d]"], "both checkpoints= and predictions= are given"),
         (["predictions=[a.tif,b.tif]"], "the predictions differ in shape"),
         (["predictions=[a.tif,mask.tif]"], "a mean needs probabilities, this is a mask"),

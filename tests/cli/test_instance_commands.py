@@ -102,7 +102,7 @@ def test_evaluate_scores_them(run, tmp_path):
         ("predict", ["dtype=uint8"], "cannot save instances as that type"),
         ("predict", ["labelling.connectivity=8"], "no neighbourhood"),
         ("predict", ["save=nonsense"], "uncertainty, instances"),
-        ("evaluate", ["instances=perhaps"], "'perhaps' is not a valid bool"),
+        ("evaluate", ["instances=perhaps"], "the option takes other values: instances=perhaps; give true or false"),
         ("evaluate", ["small_objects=-1"], "small_objects is too small: -1"),
         ("evaluate", ["instances=true", "labelling=split"], "the volume has no voxel size"),
     ],

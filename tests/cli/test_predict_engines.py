@@ -146,8 +146,8 @@ def test_no_scheduler(run, capsys):
     ("word", "told"),
     [
         ("devices=0", "not a number of workers: 0"),
-        ("workers=many", "workers=many Value 'many' of type 'str' could not be converted to Integer"),
-        ("devices=null", "field 'devices' is not Optional"),
+        ("workers=many", "the option takes other values: workers=many; give whole numbers"),
+        ("devices=null", "the option takes other values: devices=null; give a value"),
         ("engine=cloud", "Could not find 'engine/cloud'"),
     ],
 )
