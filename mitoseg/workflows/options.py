@@ -165,6 +165,7 @@ class MeasureOptions(VolumeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need("output", *(["input"] if self.compare is None else []))
+        self.one_of("padding", "auto", "none")
 
 
 @dataclass
