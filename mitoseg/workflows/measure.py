@@ -32,7 +32,7 @@ from mitoseg.volumes import Volume, VoxelSize, create_volume
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import integer_volume
 from mitoseg.volumes.labels import map_mask
-from mitoseg.volumes.opening import check_volume_output, stored_in, warn_of_sizes
+from mitoseg.volumes.opening import check_volume_output, check_voxel_type, stored_in, warn_of_sizes
 from mitoseg.volumes.padding import Padding, as_stored, with_padding
 from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.workflows.evaluate import open_volumes
@@ -63,6 +63,8 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
     make_folders(output.parent)
     engine = make_engine(options)
     decision = decide(volumes["input"], options.threshold, options.kind)
+    if options.save_instances is not None and decision.kind != "instances":
+        check_voxel_type(options.save_instances, np.uint32)
     with engine, scratch_folder(output) as scratch:
         limit_memory(engine, options.memory)
         sources = find_sources(options, volumes, size, decision, engine, scratch)

@@ -38,7 +38,7 @@ from mitoseg.segmentation.cleaning import BLOCK
 from mitoseg.storage import changes, explain, held, plain, remove, write_json
 from mitoseg.volumes import Volume, VolumeInfo, VolumeWriter, open_volume
 from mitoseg.volumes.images import SliceFolder
-from mitoseg.volumes.opening import check_volume_output, place, stored_in, warn_of_gaps
+from mitoseg.volumes.opening import check_volume_output, check_voxel_type, place, stored_in, warn_of_gaps
 from mitoseg.volumes.padding import as_stored, blanked, with_padding
 from mitoseg.volumes.predicted import KINDS, Decision, decide
 from mitoseg.volumes.staging import StagedVolume, holds_finished, stage_folder
@@ -127,6 +127,8 @@ def predict_one(
     if instances and options.dtype is not None:
         remedy = "leave dtype out: instances are uint32"
         raise UserError("cannot save instances as that type", options.dtype, remedy)
+    if instances:
+        check_voxel_type(options.output, np.uint32)
     kind = "mask" if instances else options.save
     prepared = prepare(
         session.model,

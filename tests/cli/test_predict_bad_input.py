@@ -104,6 +104,11 @@ def test_options(refused, word):
     assert OPTIONS[word] in refused(word)
 
 
+def test_instances_do_not_fit_an_mrc(refused):
+    """Said before anything is predicted."""
+    assert "error: an MRC holds no uint32: 'out.mrc'" in refused("output=out.mrc", "save=instances")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_no_cuda(refused):
     assert "no such accelerator here: 'cuda'; use auto or one of cpu" in refused("accelerator=cuda")
