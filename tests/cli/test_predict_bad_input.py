@@ -65,7 +65,7 @@ def refused(work, monkeypatch, capsys):
 
 OPTIONS = {
     "tile=5": "the option takes other values: tile=5; give a list, such as [a,b,c]",
-    "tile=[1,1]": "tile is not a size: [1, 1]; give tile=[z,y,x], each at least 1",
+    "tile=[1,1]": "tile is not a size: (1, 1); give tile=[z,y,x], each at least 1",
     "tile=[0,1,1]": "tile is not a size: (0, 1, 1)",
     "tile=[1.5,8,8]": "the option takes other values: tile=[1.5,8,8]; give whole numbers",
     "overlap=1": "the overlap is not a share of a tile: 1.0; give a number from 0 to below 1",
