@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and what checks need."""
+
+from numbers import Real
 
 
 class UserError(Exception):
@@ -14,3 +16,8 @@ class UserError(Exception):
         self.what, self.value, self.remedy = what, value, remedy
         line = what if value is None else f"{what}: {value!r}"
         super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number, of NumPy too, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -86,6 +86,9 @@ def tell(what: object) -> None:
 def user_message(error: BaseException) -> str | None:
     """The line for an error that the user can mend, those of Hydra's among them; None if it is a bug."""
     line = explain(error)
+    unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument ('\w+')", str(error))
+    if line is None and unknown and isinstance(error, InstantiationException):
+        return f"{unknown[1]} has no option {unknown[2]}; --help lists the options"
     if line is not None or isinstance(error, InstantiationException):
         return line
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):

@@ -31,7 +31,7 @@ from scipy.special import expit
 
 from mitoseg.control_groups import usable_cores
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import Box, tiles
 from mitoseg.metrics import (
     BINS,
@@ -151,8 +151,8 @@ def evaluate(
         UserError: The shapes differ, the crop leaves the volume, or an argument is out of range.
     """
     check_shapes(prediction=prediction, truth=truth)
-    if any(not d > 0 for d in bands):
-        raise UserError("a boundary band has no width", list(bands), "give positive widths, or bands=[]")
+    if not np.iterable(bands) or not all(is_number(d) and d > 0 for d in bands):
+        raise UserError("a boundary band has no width", bands, "give positive widths, or bands=[]")
     if isinstance(slabs, bool) or not isinstance(slabs, int) or slabs < 1:
         raise UserError("slabs is not a number of parts", slabs, "give 1 or more")
     crop = crop or truth.box

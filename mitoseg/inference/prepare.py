@@ -157,6 +157,7 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
     or that see neighbouring slices, up to twice, where the two differ by `NEAR` or more; or (z, y, x) in nm.
     """
     own, trained = volume.voxel_size, model.voxel_size
+    choice = choice.tolist() if isinstance(choice, np.ndarray) else choice
     if choice == "none":
         if has_other_voxels(volume, model):
             text = (

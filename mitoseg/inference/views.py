@@ -137,7 +137,7 @@ Each is a group: turning the volume by one of them turns the result, and changes
 
 def symmetries(name: str) -> tuple[Symmetry, ...]:
     """The symmetries of a name."""
-    if name not in SYMMETRIES:
+    if not isinstance(name, str) or name not in SYMMETRIES:
         raise UserError("no such test-time augmentation", name, f"choose one of {', '.join(SYMMETRIES)}")
     return SYMMETRIES[name]
 

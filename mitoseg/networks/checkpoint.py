@@ -85,10 +85,11 @@ class Model:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file with ``weights_only=True``, or weights from safetensors."""
     path = Path(path)
-    remedy, best = "give a best.ckpt or last.ckpt that `train` wrote", path.with_name("best.ckpt")
+    remedy = "give a best.ckpt or last.ckpt that `train` wrote"
     if not path.is_file():
         known = f", or one of the bundled models: {', '.join(bundled())}" if bundled() else ""
         raise UserError("no such checkpoint", str(path), remedy + known)
+    best = path.with_name("best.ckpt")
     if path.name != best.name and best.is_file():
         remedy = f"take the best one instead: {best}"
     if path.suffix == SUFFIX:

@@ -33,8 +33,8 @@ def check_choice(option: str, value: str, choices: Collection[str]) -> None:
 
 def check_positive(option: str, value: int) -> None:
     """Refuse a number below 1."""
-    if value < 1:
-        raise UserError(f"{option} is not positive", value, "give 1 or more")
+    if value < 1 or value != int(value):
+        raise UserError(f"{option} is not positive", value, "give a whole number, 1 or more")
 
 
 def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:

@@ -76,6 +76,8 @@ def label_volume(
         engine: Started; others than this process read the mask for themselves. None: this process.
     """
     labelling = labelling or Labelling()
+    if not hasattr(labelling, "spacing"):
+        raise UserError("no such labelling", labelling, "give mitoseg.Labelling(split=True), or leave it out")
     size = voxel_size or mask.voxel_size
     spacing = labelling.spacing(size)
     engine, joiner = engine or LocalEngine(), Joiner()

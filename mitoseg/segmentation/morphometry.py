@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.blockwise import BLOCK, STARTS, STOPS, VOXEL_BYTES, count_instances
 from mitoseg.segmentation.centreline import Centreline, shape_centreline
@@ -106,9 +106,9 @@ def measure_instances(
             shapes = {"labels": sources.labels.shape, name: volume.shape}
             what = f"labels and {name} differ in shape (z, y, x)"
             raise UserError(what, shapes, "give volumes over the same voxels")
-    if isinstance(min_volume, bool) or (min_volume is not None and not min_volume > 0):
+    if min_volume is not None and not (is_number(min_volume) and min_volume > 0):
         raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
-    if isinstance(reach, bool) or not 0 <= reach < math.inf:
+    if not (is_number(reach) and 0 <= reach < math.inf):
         raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
     size, engine = sources.voxel_size, engine or LocalEngine()
     tell = on_part or (lambda share: None)

@@ -216,7 +216,7 @@ class DeepSupervision(nn.Module):
         super().__init__()
         self.loss = loss
         self.weights = None if weights is None else [float(weight) for weight in weights]
-        if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
+        if self.weights is not None and not (all(w >= 0 for w in self.weights) and any(self.weights)):
             remedy = "give one for each head, such as [1, 0.5]"
             raise UserError("weights of heads are not positive", self.weights, remedy)
 

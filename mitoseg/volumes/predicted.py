@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
 
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import slabs
 from mitoseg.volumes.base import Array, Volume
 
@@ -68,7 +68,7 @@ def decide(prediction: Volume, threshold: float | None = None, kind: str | None 
         threshold, source = float(metadata["threshold"]), "the prediction's metadata"
     else:
         threshold, source = 0.5, "default"
-    if not 0 <= threshold <= 1:
+    if not is_number(threshold) or not 0 <= threshold <= 1:
         raise UserError("the threshold is not a probability", threshold, "give a number from 0 to 1")
     if kind != "probability":
         if source == "given":

@@ -131,7 +131,9 @@ def make_plan(
 
 def find_source(options: BenchmarkOptions) -> Source:
     """The data set, made small where that is asked for."""
-    name = HydraConfig.get().runtime.choices["data"]
+    name = HydraConfig.get().runtime.choices.get("data")
+    if name is None:
+        raise UserError("data has no value", None, "add data=NAME, such as data=phantom")
     less = options.small.get(name, {}) if options.size == "small" else {}
     given = {key_of(word) for word in HydraConfig.get().overrides.task}
     return read_source(str(name), options.data, less, given)

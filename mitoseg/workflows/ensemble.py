@@ -23,7 +23,7 @@ from scipy.special import expit
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Decision, decide
 from mitoseg.geometry import Box, slabs
-from mitoseg.networks.checkpoint import KEY, load_model
+from mitoseg.networks.checkpoint import KEY, find_weights, load_model
 from mitoseg.progress import Tell, progress
 from mitoseg.provenance import collect
 from mitoseg.storage import atomic_output, check_output, write_json
@@ -50,7 +50,8 @@ def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
     Raises:
         UserError: A checkpoint or an option is no good, or the checkpoints do not fit together.
     """
-    paths, output = options.checkpoints or options.predictions or [], Path(options.output)
+    members = [str(find_weights(name)) for name in options.checkpoints or []]
+    paths, output = members or options.predictions or [], Path(options.output)
     places = [Path(path).resolve() for path in paths]
     if len(set(places)) < len(places):
         raise UserError("a file is given twice", paths, "give each one once")

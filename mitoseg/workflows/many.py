@@ -91,8 +91,10 @@ def plan_rows(given: str | Sequence[str], output: str, suffix: str) -> list[Row]
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError("the output of several volumes is no folder", output, "choose another name")
     place(f"x{suffix}" if suffix.startswith(".") else suffix or "x")  # refuses an unknown suffix
-    if not suffix.startswith("."):
-        raise UserError("the suffix of the outputs begins with a dot", suffix, "give for instance suffix=.zarr")
+    if not suffix.startswith(".") or "/" in suffix or os.sep in suffix:
+        raise UserError(
+            "the suffix of the outputs begins with a dot and is no path", suffix, "give for instance suffix=.zarr"
+        )
     rows = [Row(path, os.path.join(output, result_name(path) + suffix)) for path in inputs]
     seen: dict[str, Row] = {}
     for row in rows:

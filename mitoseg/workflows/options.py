@@ -5,7 +5,7 @@ What they mean, and their defaults, stands in ``conf/COMMAND.yaml``, whose list 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import mitoseg
 from mitoseg.errors import UserError
+
+METHODS = ("auto", "dense", "strided", "window", "blend")
+"""How a network may predict a volume."""
 
 Group = dict[str, Any]
 """What a group of options has composed; `hydra.utils.instantiate` makes an object of it."""
@@ -127,6 +130,7 @@ class EvaluateOptions(VolumeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.need("prediction", "truth")
         self.at_least(0, "save_overlays", "small_objects")
         if self.save_overlays and self.image is None:
             raise UserError("figures need the image", f"save_overlays={self.save_overlays}", "add image=VOLUME")
@@ -164,7 +168,9 @@ class MeasureOptions(VolumeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need("output", *(["input"] if self.compare is None else []))
+        self.need("output", *(["input"] if self.compare is None else []), *(["mesh_formats"] if self.meshes else []))
+        if self.input is not None and not isinstance(self.input, str):
+            raise UserError("a table is of one volume", self.input, "run the command once for each")
         self.one_of("padding", "auto", "none")
 
 
@@ -193,6 +199,7 @@ class EnsembleOptions(Options):
             raise UserError("an ensemble needs two checkpoints or more", None, "give checkpoints=[A,B,C]")
         self.need("output")
         self.at_least(0, "save_overlays")
+        self.one_of("method", *METHODS)
 
 
 @dataclass
@@ -221,6 +228,8 @@ class BenchmarkOptions(Options):
 
     def __post_init__(self) -> None:
         self.at_least(0, "seed")
+        self.one_of("accelerator", "auto", "cpu", "cuda", "mps")
+        self.one_of("prediction", *METHODS)
 
 
 @dataclass
@@ -300,4 +309,9 @@ for _name, _schema in SCHEMAS.items():
 
 def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)
     """The options of a composed config; a config of another kind as it is."""
-    return OmegaConf.to_object(cfg) if issubclass(OmegaConf.get_type(cfg) or dict, Options) else cfg
+    schema: Any = OmegaConf.get_type(cfg) or dict
+    if not issubclass(schema, Options):
+        return cfg
+    if added := {*map(str, cfg)} - {field.name for field in fields(schema)}:
+        raise UserError("no such option", min(added), "--help lists the options")
+    return OmegaConf.to_object(cfg)

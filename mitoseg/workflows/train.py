@@ -105,6 +105,11 @@ def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, opti
     files = {"data.train.image": list(images), "data.train.label": list(labels)}
     quiet = {"trainer.enable_progress_bar": False, "test": False, "figures": False, "save_overlays": 0}
     groups = {key: value for key, value in options.items() if (conf / key).is_dir()}
+    if options.get("seeds", 1) != 1:
+        raise UserError("seeds= makes several runs", options["seeds"], "train once for each seed=")
+    for key, value in groups.items():
+        if not isinstance(value, str | list):
+            raise UserError(f"{key} is no name", value, f"give {key}=NAME")
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             cfg = compose("train", ["data=files", "name=python", *(f"{key}={value}" for key, value in groups.items())])
@@ -119,7 +124,7 @@ def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, opti
             warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning")
             run(cfg, folder, lambda _: None)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).partition("\n    full_key")[0]) from error
+        raise UserError(explain(error) or str(error).partition("\n    full_key")[0]) from error
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -73,6 +73,7 @@ def test_with_data_it_chooses_calibration_and_threshold(work, monkeypatch):
         (["checkpoints=[a.ckpt,a.ckpt]", "output=c.ckpt"], "a file is given twice"),
         (["checkpoints=[a.ckpt,b.ckpt]", "output=b.ckpt"], "the output is one of the inputs"),
         (["checkpoints=[a.ckpt,b.ckpt]", "output=there.ckpt"], "exists"),
+        (["checkpoints=[epfl-unet25d,no.ckpt]", "output=c.ckpt"], "no such checkpoint: 'no.ckpt'"),
         (["checkpoints=[a.ckpt,no.ckpt]", "output=c.ckpt"], "no such checkpoint"),
         (["checkpoints=[a.ckpt,adjacent.ckpt]", "output=c.ckpt"], "the checkpoints differ in channels"),
         (

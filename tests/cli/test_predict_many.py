@@ -269,6 +269,7 @@ REFUSED = {
     "below the inputs": (["input=x", "output=x/out"], "the output folder is or lies in the folder of inputs"),
     "matches": (["input=x/*", "output=x/out"], "matches the pattern of the inputs: 'x/*'"),
     "suffix": (["input=x", "output=out", "suffix=.png"], "unknown kind of output: 'x.png'"),
+    "path": (["input=[x/a.tif,x/b.tif]", "output=out", "suffix=../../c.tif"], "begins with a dot and is no path"),
     "no dot": (["input=x", "output=out", "suffix=tif"], "unknown kind of output: 'tif'"),
     "onto itself": (["input=[x/a.tif]", "output=x", "suffix=.tif"], "the output is the input itself: 'x/a.tif'"),
     "nothing": (["input=[]", "output=out"], "input has no value"),

@@ -158,6 +158,7 @@ def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
         ({"label_rule_of_values": "other"}, "other"),
         ({"ignore_empty_slices": "some"}, "'some' is not a valid bool"),
         ({"truth": "nowhere.tif"}, "nowhere.tif"),
+        ({"truth": ""}, "truth has no value"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, values, match):

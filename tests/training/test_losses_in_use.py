@@ -1,5 +1,7 @@
 """Losses from the command line: deep supervision, bad options, and a short training run."""
 
+import math
+
 import pytest
 import torch
 from disc_training import datamodule, module, trainer
@@ -59,6 +61,7 @@ BAD = {
     "no terms": lambda: Sum([]),
     "weight must be positive": lambda: Sum([{"loss": Lovasz(), "weight": 0.0}]),
     "heads are not positive": lambda: DeepSupervision(Lovasz(), [0.0]),
+    "heads are not positive: .nan": lambda: DeepSupervision(Lovasz(), [math.nan]),
     "needs a weight": lambda: DeepSupervision(CrossEntropy(), [1.0, 1.0])(*heads(3)),
     "two scores for each label": lambda: Lovasz()(torch.zeros(3, 2, 4, 4), torch.zeros(3, 4, 5, dtype=torch.long)),
     "two scores": lambda: Lovasz()(torch.zeros(3, 3), torch.zeros(3, dtype=torch.long)),
