@@ -97,7 +97,8 @@ def user_message(error: BaseException) -> str | None:
         cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         refused = re.match(r"Error merging override (.*)", str(error))
         if refused and (wanted := [what for said, what in _WANTED.items() if said in cause]):
-            return f"the option takes other values: {refused[1]}; give {wanted[0]}"
+            word = refused[1].replace('"', "")  # that the command line was quoted with
+            return f"the option takes other values: {word}; give {wanted[0]}"
         return " ".join(re.sub(r"\n\s*(full_key|object_type|reference_type)\b.*", "", f"{error}{cause}").split())
     return None
 

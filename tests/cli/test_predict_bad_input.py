@@ -309,7 +309,7 @@ def test_a_volume_smaller_than_the_window(refused):
 def test_one_slice_for_a_network_on_volumes(refused, network):
     save_checkpoint("a.ckpt", network, arguments={"in_channels": 1, "ndim": 3})
     tif(GREY[:1])
-    assert re.search(r"works on volumes, the image is one slice|smaller than the window: \(1,", refused())
+    assert re.search(r"works on volumes, the image is one slice|smaller than the network's window: \(1,", refused())
 
 
 RECORDS = {
