@@ -1,5 +1,6 @@
 """What is particular to Dask workers: certificates, schedulers, SLURM; test_engines.py has what all engines do."""
 
+import gc
 import logging
 import os
 import socket
@@ -58,6 +59,7 @@ def test_only_this_machine_can_connect_and_only_with_the_certificate(engine):
     for security in (None, distributed.Security.temporary()):
         with pytest.raises((OSError, RuntimeError, TypeError)):
             distributed.Client(dask[0], timeout=2, security=security)
+        gc.collect()  # closes the client that failed, which hangs if it happens while another starts
     assert len(addresses) == 3
     for _, port in addresses:  # of pages about the work
         for page in ("status", "info/main/workers.html", "metrics", "json/counts.json", "sysmon"):
