@@ -134,6 +134,8 @@ def find_source(options: BenchmarkOptions) -> Source:
     name = HydraConfig.get().runtime.choices.get("data")
     if name is None:
         raise UserError("data has no value", None, "add data=NAME, such as data=phantom")
+    if "sets" in options.data:
+        raise UserError("the benchmark takes a single data set", name, "give data=lucchi, data=files or the like")
     less = options.small.get(name, {}) if options.size == "small" else {}
     given = {key_of(word) for word in HydraConfig.get().overrides.task}
     return read_source(str(name), options.data, less, given)

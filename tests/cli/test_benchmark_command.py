@@ -123,6 +123,17 @@ def test_changed_data_are_noticed(finished, benchmark, place, capsys):
 
 
 @pytest.mark.parametrize(
+    ("data", "line"),
+    [("[]", "error: data has no value"), ("domains", "error: the benchmark takes a single data set: 'domains'")],
+)
+def test_data_are_one_set(place, monkeypatch, capsys, data, line):
+    monkeypatch.chdir(place)
+    assert command(monkeypatch, "benchmark", "methods=[forest]", f"data={data}", "hydra.run.dir=none") == 1
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert not (place / "none" / "table.md").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         (["methods=[gray]"], "error: methods has no 'gray'"),
@@ -144,7 +155,6 @@ def test_changed_data_are_noticed(finished, benchmark, place, capsys):
         (["methods=[grey]", "seed=-1"], "error: seed is too small: -1; give seed=NUMBER, 0 or more"),
         (["methods=[grey]", "accelerator=other"], "error: no such choice of accelerator: 'other'"),
         (["methods=[grey]", "prediction=other"], "error: no such choice of prediction: 'other'"),
-        (["methods=[grey]", "data=[]"], "error: data has no value"),
         (["methods=[grey]", "job=sharp"], "error: job= names none of methods=: 'sharp'; give one of grey"),
         (["resume=nowhere"], "error: no run to resume: 'nowhere'"),
     ],

@@ -211,7 +211,8 @@ BELONGS = {
 
 def test_every_option_that_changes_a_voxel_makes_another_command(work):
     with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
-        options = typed(compose("predict", ["input=in.tif", "output=out.tif", "+next_option=1"]))
+        options = typed(compose("predict", ["input=in.tif", "output=out.tif"]))
+    options.next_option = 1
     assert set(vars(options)) == {*BELONGS, *NEUTRAL, "next_option"}
     assert not BELONGS & set(NEUTRAL)
     session, volume = SimpleNamespace(precision="fp32", device="cpu", sha256=""), open_volume("in.tif")
