@@ -1,7 +1,7 @@
-"""Sets of many tissues and microscopes as one data set: what a network learns from that is to work on any tissue.
+"""Data sets of many tissues and microscopes combined, to train a network that generalises to unseen tissue.
 
-Each set is a volume, or single images stacked, of a known pixel size. It belongs to a domain: whole domains are left
-out, and then tested on. The others train, but for a strip of rows at their end, behind a gap, that validates:
+Each set is a volume, or a stack of single images, of known pixel size, and belongs to a domain. Whole domains can be
+held out for testing. The others are for training, except a strip of rows at the end, behind a gap, for validation:
 
     y  0                                    gap            Y
        |              train                |   |  validate |
@@ -32,24 +32,24 @@ from mitoseg.volumes.resampling import resampled, resampled_length
 _log = logging.getLogger(__name__)
 
 KEYS = ("image", "label", "phantom", "domain", "axes", "voxel_size", "foreground", "unknown", "unlabelled", "licence")
-"""What may be said of a set."""
+"""The options of a set."""
 SHAPE = (8, 1024, 1024)
 """Voxels (z, y, x) of a phantom that is one of the sets."""
 
 
 class Domains:
-    """A recipe of many sets.
+    """A recipe that combines many sets.
 
-    Grey values are normalised set by set (mean 0, deviation 1). Training regions keep their own pixels, of which tiles
-    of any pixel size are made; regions to validate and to test on are seen with square pixels of ``pixel_size``.
+    Grey values are normalised per image (mean 0, standard deviation 1). Training regions keep their stored pixel size,
+    and tiles are resampled from them; validation and test regions are resampled to square pixels of ``pixel_size`` nm.
 
-    A set has ``image`` and ``label`` (paths, relative to ``root`` if they are there), or ``phantom`` (a preset of
+    A set has ``image`` and ``label`` (paths, relative to ``root`` if they exist there), or ``phantom`` (a preset of
     `Phantom`); ``voxel_size`` (z, y, x) in nm, ``axes``, ``domain`` (None: its name), ``foreground`` (label values of
-    mitochondria), ``unknown`` (a label value that enters neither loss, balance nor score), ``unlabelled`` (whether
-    slices without a label do neither) and ``licence``. ``more`` are sets, too; a set that is None is left away.
+    mitochondria), ``unknown`` (a label value excluded from loss, class balance and score), ``unlabelled`` (whether to
+    exclude slices without mitochondria, too) and ``licence``. ``more`` adds sets; a set that is None is left out.
 
-    ``leave_out`` are domains to test on. Of each other set ``validation.share`` of the rows validate, at most
-    ``validation.slices`` slices of them, behind a gap of ``validation.gap`` nm.
+    ``leave_out`` lists the domains to test on. Of each other set, the last ``validation.share`` of the rows, in at
+    most ``validation.slices`` slices, is for validation, separated from training by ``validation.gap`` nm.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Domains:
         self._splits: Splits | None = None
 
     def prepare(self) -> None:
-        """Make the phantoms that are not there yet."""
+        """Generate the phantoms that do not exist yet."""
         for name in self.sets:
             self._files(name).prepare()
 
     def splits(self) -> Splits:
-        """Open the sets and cut them; grey values are read, to normalise them."""
+        """Open the sets and split them; this reads all grey values, to normalise them."""
         if self._splits is None:
             self._splits = self._open()
         return self._splits
@@ -120,7 +120,7 @@ class Domains:
         return Splits(train, validation, test, size, provenance)
 
     def annotated(self, name: str) -> list[Region]:
-        """The images of a set with their labels, on their own grid."""
+        """The images of a set with their labels, at their stored pixel size."""
         try:
             files = self._files(name)
             found = files.annotated(files.paths("train"), "train")
@@ -128,7 +128,7 @@ class Domains:
                 if region.image.voxel_size is None:
                     raise UserError("the image has no pixel size", region.image.path, "give voxel_size=[z,y,x] in nm")
         except UserError as error:
-            remedy = f"mend data.sets.{name}, or leave it away: data.sets.{name}=null"
+            remedy = f"correct data.sets.{name}, or leave it out: data.sets.{name}=null"
             raise UserError(f"set {name}: {error}", None, remedy) from error
         return found
 
@@ -162,7 +162,7 @@ class Domains:
             _log.warning("%s is too small to hold rows out for validation: all of it trains", called)
 
     def cut(self, region: Region) -> tuple[Box, Box]:
-        """Where an image trains and where it validates; the latter is empty if the gap would take too much."""
+        """The training and the validation box of an image; the latter is empty if strip and gap exceed half of it."""
         assert region.image.voxel_size is not None
         (z0, y0, x0), (z1, y1, x1) = region.box.start, region.box.stop
         held, gap = round(self.share * (y1 - y0)), math.ceil(self.gap / region.image.voxel_size[1])
@@ -171,7 +171,7 @@ class Domains:
         return Box((z0, y0, x0), (z1, y1 - held - gap, x1)), Box((z0, y1 - held, x0), (z1, y1, x1))
 
     def _seen(self, image: Volume, label: Volume, box: Box, name: str, domain: str) -> Region:
-        """Some slices of a box with square pixels of the data set's size."""
+        """Evenly spaced slices of a box, resampled to square pixels of ``pixel_size`` nm."""
         assert image.voxel_size is not None
         thin = np.linspace(0, box.shape[0] - 1, min(self.slices, box.shape[0])).round().astype(np.int64)
         size = (image.voxel_size[0], self.pixel_size, self.pixel_size)
@@ -186,7 +186,7 @@ class Domains:
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of a set, complete."""
+    """The options of a set, with None for those that are not given."""
     unknown = sorted(set(options) - set(KEYS))
     if unknown:
         raise UserError(f"unknown keys in data.sets.{name}", unknown, f"the keys are {', '.join(KEYS)}")
@@ -194,14 +194,14 @@ def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if not found["phantom"] and not (found["image"] and found["label"]):
         raise UserError(f"set {name} lacks image or label", dict(options), f"give both in data.sets.{name}")
     found["domain"] = found["domain"] or name
-    for key in ("voxel_size", "foreground"):  # of lists, which a config has in a kind of its own
+    for key in ("voxel_size", "foreground"):  # OmegaConf's lists become plain ones
         value = found[key]
         found[key] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
     return found
 
 
 class ChosenVolume(DerivedVolume):
-    """Some voxels of a box of a volume: those at the given places along z, y and x, which never fall."""
+    """The voxels of a box at the given indices along z, y and x, each in ascending order; indices may repeat."""
 
     def __init__(self, volume: Volume, box: Box, places: Sequence[npt.NDArray[np.int64]]) -> None:
         z, y, x = map(len, places)

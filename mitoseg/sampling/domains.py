@@ -1,9 +1,9 @@
-r"""Tiles of many domains, drawn evenly, each of a pixel size of its own.
+r"""Training tiles from many domains at random pixel sizes.
 
-    domain (each as often)  ->  slice of it (any alike)  ->  pixel size (log-uniform)  ->  window  ->  tile
+    domain (equally often)  ->  slice of it (uniform)  ->  pixel size (log-uniform)  ->  window  ->  tile
 
-A window lies where the slice has labels, or, for a share of the draws, holds a mitochondrion. Beyond the slice's edge
-the image goes on as its reflection, without labels. Tiles are made of the stored pixels, by averaging or in between.
+Windows lie anywhere in the slice; a share of them is drawn to contain a mitochondrion. Beyond the edge of the slice
+the image is reflected and has no labels. The window is resampled to the tile (bilinear, antialiased; labels nearest).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from mitoseg.sampling.draws import TileDraws
 from mitoseg.sampling.positions import Index, check_positive
 
 _LISTED = 4096
-"""Mitochondrion voxels of a slice that are remembered, evenly thinned out, to draw windows around."""
+"""The largest number of mitochondrion voxels kept per slice, evenly subsampled, to draw windows around."""
 
 
 class DomainDataModule(TileDataModule):
-    """Training tiles of many domains; validation slices know their domain.
+    """Training tiles from many domains, and validation slices with the name of their domain.
 
-    ``recipe`` makes regions with a domain each, see `mitoseg.datasets.Domains`. Tiles have pixels of ``pixel_size`` nm
-    times a factor from ``jitter``. A ``window`` is that of a network that answers blocks, which cannot learn here.
+    ``recipe`` makes regions that have a domain, see `mitoseg.datasets.Domains`. Tiles have pixels of ``pixel_size`` nm
+    times a random factor from the range ``jitter``. ``window`` is set for block networks only, and refused.
     """
 
     description = TileDataModule.description + "\n  domains, each as often: {domains}"
     normalize = "volume"
-    """How volumes are to be normalised that the network predicts: each by its own mean and deviation."""
+    """How to normalise the volumes that the network predicts: each by its own mean and standard deviation."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class DomainDataModule(TileDataModule):
         self.pixel_size, self.jitter = float(pixel_size), (float(jitter[0]), float(jitter[1]))
 
     def prepare_draws(self) -> None:
-        """Look for labels, and read all voxels."""
+        """Find the labelled slices, and read all voxels."""
         draws = DomainDraws(
             self.splits.train,
             self.tile,
@@ -92,13 +92,13 @@ class DomainDataModule(TileDataModule):
 
 
 class DomainDraws:
-    """Makes an epoch's draws from (seed, epoch) alone; see the module.
+    """Makes the draws of an epoch, which depend on seed and epoch alone; see the module's docstring.
 
-    Positions have six columns: region, z, y and x of the window's first voxel in the region's own coordinates, and its
-    voxels along y and x; it may reach beyond the region.
+    Positions have six columns: region; z, y and x of the window's first voxel in the region's coordinates; and the
+    size of the window along y and x in voxels. A window may extend beyond the region.
 
-    ``slices`` are the labelled slices by domain (region, z, and some mitochondrion voxels as places in the slice),
-    ``prior`` is the share of mitochondria among labelled voxels, its mean over domains.
+    ``slices`` lists the labelled slices of each domain (region, z, flat indices of some mitochondrion voxels);
+    ``prior`` is the share of mitochondria among labelled voxels, averaged over the domains.
     """
 
     def __init__(
@@ -138,13 +138,13 @@ class DomainDraws:
         sizes = [region.image.voxel_size for region in regions]
         pixel_r2 = np.array([own[1:] if own else (pixel_size,) * 2 for own in sizes])
         self.window_r2 = np.array(tile[1:]) * pixel_size / pixel_r2
-        """Voxels of the window of a tile of the nominal pixel size."""
+        """Window size (y, x), in voxels of each region, of a tile with the nominal pixel size."""
 
     def __len__(self) -> int:
         return self.size
 
     def draw(self, epoch: int) -> TileDraws:
-        """The draws of an epoch; a sampler mixes them."""
+        """The draws of an epoch; the sampler shuffles them."""
         rng = np.random.default_rng([self.seed, epoch, 2])
         zoom_n = np.exp(rng.uniform(math.log(self.jitter[0]), math.log(self.jitter[1]), self.size))
         domains = list(self.slices.values())
@@ -153,7 +153,7 @@ class DomainDraws:
         return TileDraws(np.array(position_n6, np.int64), symmetry_n, rng.integers(2**31, size=self.size))
 
     def _window(self, slices: Sequence[tuple[int, int, Index]], zoom: float, rng: np.random.Generator) -> list[int]:
-        """A row of the positions."""
+        """Draw one window: a row of the positions."""
         number, z, voxels = slices[int(rng.integers(len(slices)))]
         shape, side = self.shape_r2[number], np.maximum(1, np.rint(self.window_r2[number] * zoom)).astype(np.int64)
         first, last = np.minimum(0, (shape - side) // 2), np.maximum((shape - side) // 2, shape - side)
@@ -177,7 +177,7 @@ class DomainBank(nn.Module):
     def gather(
         self, position_b6: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
-        """A batch of tiles, turned: ``image`` float32 (B, 1, Y, X) and ``label`` int64 (B, Y, X)."""
+        """A batch of tiles with their symmetries applied: image float32 (B, 1, Y, X), label int64 (B, Y, X)."""
         places = zip(position_b6.tolist(), symmetries, strict=True)
         pairs = [self._tile(place, symmetry, tile[1:]) for place, symmetry in places]
         image, label = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
@@ -203,6 +203,6 @@ class DomainBank(nn.Module):
 
 
 def _reflected(at: Tensor, n: int) -> Tensor:
-    """Places along an axis of ``n``, those beyond its ends mirrored."""
+    """Indices along an axis of length ``n``, with those beyond its ends reflected."""
     around = at % (2 * n)
     return torch.minimum(around, 2 * n - 1 - around)
