@@ -7,7 +7,7 @@ from small_networks import NORMALIZATION, SmallBlock, SmallUNet, grey, predict, 
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
-from mitoseg.inference import Options, log_odds_in_memory, make_method
+from mitoseg.inference import Options, choose_method, log_odds_in_memory, make_method
 from mitoseg.networks import ContextCNN, PatchCNN
 
 SHAPE = (4, 21, 26)
@@ -130,7 +130,7 @@ def test_whole_slices_in_memory_are_predicted_alike():
         (SmallUNet(), "dense", SHAPE, "needs a block network"),
         (SmallUNet(), "window", SHAPE, "needs a block network"),
         (SmallBlock(), "sliding", SHAPE, "no such method"),
-        (SmallBlock(), "dense", (4, 7, 26), "smaller than the network's window"),
+        *((SmallBlock(), m, (4, 7, 26), "smaller than the network's window") for m in ("dense", "strided", "window")),
         (SmallBlock(3), "dense", (4, 21, 26), "volume is smaller than the network's window"),
         (SmallUNet(3), "auto", (1, 21, 26), "the image is one slice"),
     ],
@@ -138,6 +138,10 @@ def test_whole_slices_in_memory_are_predicted_alike():
 def test_a_misfit_is_one_line(network, method, shape, what):
     with pytest.raises(UserError, match=what):
         make_method(network, shape, Options(method=method))
+
+
+def test_auto_takes_the_best_that_fits():
+    assert [choose_method("auto", network) for network in (SmallBlock(), SmallUNet())] == ["dense", "blend"]
 
 
 @pytest.mark.parametrize("options", [{"window_stride": 0}, {"tile": (1, 0, 5)}, {"tile": (1, 5)}])

@@ -11,7 +11,7 @@ from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import METHODS, Prediction, Predictor, predict_volume
-from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, parse_bytes, used_bytes
+from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.volumes import ArrayVolume, Normalization
@@ -185,6 +185,13 @@ def test_operations_are_those_of_the_layers():
     first = 2 * 9 * 4 * (read[1] - 2) * (read[2] - 2)
     second = 2 * 9 * 4 * 2 * ((read[1] - 2) // 2 - 2) * ((read[2] - 2) // 2 - 2)
     assert predictor.operations((1, 8, 8)) == 2 * (first + second)
+
+
+def test_tiles_are_halved_until_they_fit():
+    for budget, tile in ((1e9, (10, 100, 100)), (3e4, (5, 64, 64))):
+        assert largest_tile((10, 100, 100), np.prod, budget, first=(10, 100, 100)) == tile
+    with pytest.raises(UserError, match="smallest tile"):
+        largest_tile((10, 100, 100), np.prod, 1, first=(10, 100, 100))
 
 
 def test_memory_is_read_as_people_write_it():

@@ -99,3 +99,9 @@ def test_context_cnn_equals_the_literal_window_up_to_the_corner():
                 window = padded[y - 33 + 80 : y + 34 + 80, x - 33 + 80 : x + 34 + 80]
                 scores = network(torch.from_numpy(window.copy())[None, None])[0, :, 0, 0]
                 torch.testing.assert_close(log_odds[y, x], (scores[1] - scores[0]).float(), rtol=0, atol=1e-6)
+
+
+def test_between_answered_pixels_the_log_odds_are_linear():
+    image = np.random.default_rng(0).random((64, 64))
+    log_odds = log_odds_in_memory("strided", WindowMean(32), torch.from_numpy(image)[None, None])[0].numpy()
+    np.testing.assert_allclose(log_odds[8, 16:25], np.linspace(log_odds[8, 16], log_odds[8, 24], 9), atol=1e-6)

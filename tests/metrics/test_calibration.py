@@ -171,6 +171,8 @@ def test_one_value_is_one_bin_and_without_voxels_there_is_nothing(adaptive):
     found = reliability_bins(logit_histogram(np.zeros(9), np.ones(9)), adaptive=adaptive)
     assert found.voxels.tolist() == [9]
     assert found.error == pytest.approx(0.5, abs=0.002)
-    assert math.isnan(reliability_bins(NOTHING, adaptive=adaptive).error)
+    empty = reliability_bins(NOTHING, adaptive=adaptive)
+    assert len(empty.voxels) == 0
+    assert math.isnan(empty.error)
     assert math.isnan(brier_score(NOTHING))
     assert math.isnan(negative_log_likelihood(NOTHING))

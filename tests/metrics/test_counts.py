@@ -40,12 +40,14 @@ def test_scores_agree_with_sklearn(shape, share, seed):
         "voxels": kept.sum(),
     }
     assert ours == pytest.approx(theirs)
+    assert ours["voxels"] == theirs["voxels"]
 
 
 def test_scores_by_hand():
     s = scores(Counts(tp=6, fp=2, fn=4, tn=88))
     jaccards = [6 / 12, 88 / 94, (6 / 12 + 88 / 94) / 2]
     assert list(s.values()) == pytest.approx([*jaccards, 12 / 18, 0.75, 0.6, 0.94, 100])
+    assert list(s.values())[4:] == [0.75, 0.6, 0.94, 100]
     published = scores(Counts(tp=5690, fp=310, fn=310, tn=93690))  # at 5 % foreground both are the same map
     assert published["jaccard_foreground"] == pytest.approx(0.902, abs=1e-3)
     assert published["jaccard_mean"] == pytest.approx(0.948, abs=1e-3)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mitoseg.errors import UserError
+from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks import PatchCNN
 from mitoseg.networks.checkpoint import FORMAT, KEY, build_network, load_model, read_checkpoint, write_weights
 
@@ -217,6 +218,12 @@ def test_an_entry_that_cannot_be_is_refused(changes, tmp_path):
     with pytest.raises(UserError) as caught:
         load_model(save(tmp_path / "a.ckpt", record(**changes)))
     assert len(str(caught.value)) < 500
+
+
+def test_a_calibration_of_other_keys_is_refused(tmp_path):
+    model = load_model(save(tmp_path / "a.ckpt", record(calibration={"temperature": 1.0, "slope": 1.0})))
+    with pytest.raises(UserError, match="calibration cannot be used"):
+        make_prediction(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])

@@ -15,6 +15,7 @@ def test_folding_slices_is_torch_s_pixel_unshuffle(factor):
     assert folded.shape == (2, 3 * factor[0] * factor[1], 12 // factor[0], 24 // factor[1])
     if factor[0] == factor[1]:
         torch.testing.assert_close(folded, torch.nn.functional.pixel_unshuffle(image, factor[0]))
+        torch.testing.assert_close(unfold(folded, factor), torch.nn.functional.pixel_shuffle(folded, factor[0]))
     assert torch.equal(unfold(folded, factor), image)
 
 

@@ -119,6 +119,7 @@ def test_a_large_mixed_batch_is_the_batches_and_blocks_that_it_is_made_of():
     regions = two_regions(rng)
     bank = VolumeBank(regions, Normalization(120.0, 33.0), 32)
     angle_b = torch.from_numpy(rng.choice([0.0, 90.0, 33.3], 500).astype(np.float32))
+    angle_b[:12] = torch.tensor([0.0, 12.5, 90.0, 300.1, 180.0, 1.0, 359.0, 270.0, 0.0, 45.0, 135.0, 90.0])
     drawn = random_positions(regions, 500, rng), angle_b, torch.from_numpy(rng.random(500) < 0.5)
     whole = bank.gather(*drawn, window=32)
     parts = [bank.gather(*(column[i : i + 100] for column in drawn), window=32) for i in range(0, 500, 100)]
@@ -203,6 +204,15 @@ def test_any_angle_agrees_with_scipy(window, pivot, interpolation, device):
         np.testing.assert_allclose(image_bcyx, oracle, atol=0.02)  # grey levels of 255
     else:  # but for places halfway between two voxels
         assert (image_bcyx != oracle).mean() < 1e-3
+
+
+def test_context_is_tissue_and_never_black():
+    """A constant volume stays constant at any angle, at any border."""
+    image_zyx = np.full((2, 64, 64), 200, np.uint8)
+    bank = VolumeBank([region(image_zyx, None, (0, 16, 16), (2, 48, 48))], AS_IS, 67)
+    position_b4 = torch.tensor([[0, 0, y, x] for y in (0, 16, 31) for x in (0, 16, 31)])
+    image_bcyx = bank.gather(position_b4, torch.linspace(1, 350, 9), torch.zeros(9, dtype=torch.bool), window=67)
+    np.testing.assert_allclose(image_bcyx, 200, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float64])

@@ -11,7 +11,7 @@ from mitoseg.errors import UserError
 from mitoseg.segmentation import export_meshes, export_skeletons
 from mitoseg.segmentation.exporting import colour_of, find_objects
 from mitoseg.segmentation.meshes import Mesh
-from mitoseg.segmentation.skeletons import Skeleton, skeletonize, swc
+from mitoseg.segmentation.skeletons import Skeleton, skeletonize, smooth_lines, swc
 from mitoseg.volumes.base import ArrayVolume
 
 for library in ("kimimaro", "trimesh", "zmesh"):
@@ -63,6 +63,16 @@ def test_a_speck_has_one_point():
     assert swc(skeleton, 3).splitlines()[-1].split()[0::6] == ["1", "-1"]
     with pytest.raises(ValueError, match="empty"):
         skeletonize(np.zeros((2, 2, 2), bool), (5, 5, 5))
+
+
+def test_smoothing_leaves_ends_and_lines():
+    points = np.array([[float(i), 0, 0] for i in range(30)])
+    edges = np.stack([np.arange(29), np.arange(1, 30)], axis=1)
+    assert smooth_lines(Skeleton(points, np.ones(30), edges)).points == pytest.approx(points, abs=1e-9)
+    zigzag = Skeleton(points + np.array([[0, i % 2, 0] for i in range(30)]), np.ones(30), edges)
+    smooth = smooth_lines(zigzag)
+    assert smooth.points[[0, -1]] == pytest.approx(zigzag.points[[0, -1]])
+    assert smooth.length < 30 < zigzag.length
 
 
 def test_swc_is_a_forest_with_parents_first():
@@ -224,7 +234,9 @@ def test_only_a_folder_of_meshes_is_replaced(instances, tmp_path):
     export_meshes(instances, folder, ids=[2])
     with pytest.raises(UserError, match="exists"):
         export_meshes(instances, folder, ids=[5])
-    export_meshes(instances, folder, ids=[5], overwrite=True)
+    for chosen in ([LARGE], [5]):
+        records = export_meshes(instances, folder, ids=chosen, reduction=1, overwrite=True)
+        assert [r.id for r in records] == chosen
     assert not (folder / "2.ply").exists()
     (tmp_path / "thesis.txt").write_text("three years")
     with pytest.raises(UserError, match="other things"):

@@ -9,7 +9,7 @@ import cc3d
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from other_places import Elsewhere, Killing
@@ -77,10 +77,14 @@ def test_cuts_do_not_depend_on_blocks(mask_zyx, block, connectivity, fragment):
 
 @settings(max_examples=20, deadline=None)
 @given(masks, blocks)
+@example(np.zeros((3, 4, 5), bool), (2, 2, 2))
+@example(np.ones((3, 4, 5), bool), (2, 2, 2))
 def test_the_table_measures_the_objects(mask_zyx, block):
     found = label_volume(ArrayVolume(mask_zyx, (1, 1, 1)), CUTS, block=block)
     label_zyx, rows = found.read(), found.objects
     flat = label_zyx.ravel()
+    assert len(found) == len(found.touches_border) == flat.max()
+    np.testing.assert_array_equal(label_zyx > 0, mask_zyx)
     for i, part in enumerate(ndimage.find_objects(label_zyx)):
         assert rows.voxels[i] == (flat == i + 1).sum()
         assert rows.first[i] == np.flatnonzero(flat == i + 1)[0]
@@ -216,7 +220,7 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(masks, blocks, st.sampled_from([6, 18, 26]), st.booleans(), st.integers(0, 99))
 def test_whoever_does_which_block(mask_zyx, block, connectivity, split, seed):
     options = Labelling(connectivity, split=split, smoothing=0.0, neck=1.0, fragment=0.0)

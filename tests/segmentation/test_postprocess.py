@@ -10,6 +10,7 @@ from other_places import Elsewhere
 from scipy import ndimage
 from scipy.special import expit, logit
 
+from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.cleaning import Cleaner
@@ -214,10 +215,12 @@ def test_blocks_do_not_matter(tmp_path, shape, block, steps, seed):
     np.testing.assert_array_equal(found.read(), Postprocess(**chosen)(map_zyx, 0.55, FINE))
 
 
-def test_elsewhere_and_from_scaled_bytes_the_mask_is_the_same(tmp_path):
+@pytest.mark.parametrize("engine", [lambda: LocalEngine(2), Elsewhere])
+def test_elsewhere_and_from_scaled_bytes_the_mask_is_the_same(tmp_path, engine):
     stored, seen = (255 * blobs((17, 50, 45), 5)).astype(np.uint8), []
-    clean = cleaner(EVERYTHING, tmp_path, engine=Elsewhere())
-    found = clean(ArrayVolume(stored), 0.6, scale=255.0, voxel_size=FINE, on_box=seen.append)
+    with engine() as started:
+        clean = cleaner(EVERYTHING, tmp_path, engine=started)
+        found = clean(ArrayVolume(stored), 0.6, scale=255.0, voxel_size=FINE, on_box=seen.append)
     expected = Postprocess(**EVERYTHING)(stored.astype(np.float32) / np.float32(255), 0.6, FINE)
     np.testing.assert_array_equal(found.read(), expected)
     assert sum(box.size for box in seen) == stored.size
@@ -244,4 +247,6 @@ def test_too_little_memory_for_a_block_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("mitoseg.segmentation.postprocess.memory_available", lambda: 100)
     with pytest.raises(UserError, match="too little memory"):
         cleaner({"fill_holes": True}, tmp_path)(ArrayVolume(blobs((9, 30, 30), 4)), 0.5)
+    with pytest.raises(UserError, match="too little memory"):
+        Postprocess()(np.zeros((2, 8, 8), np.float32), 0.5)
     assert not any(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from skimage.measure import marching_cubes, mesh_surface_area
 from solids import arc, arc_length, centreline, crop, ellipsoid, grid, helix, straight, surface_area, torus, tube
 
 from mitoseg.segmentation.smooth_shape import shape_mesh, smooth_shape
@@ -22,6 +23,14 @@ def solids(radius, spacing, rng):
 def errors(radius, spacing, seeds):
     rngs = [np.random.default_rng([radius, seed]) for seed in range(seeds)]
     return [surface_area(mask, spacing) / area - 1 for rng in rngs for mask, area in solids(radius, spacing, rng)]
+
+
+def test_the_voxel_size_is_a_unit_and_the_plain_mesh_would_fail():
+    mask, _ = ellipsoid((40.0, 30.0, 25.0), CUBIC, np.random.default_rng(2))
+    assert surface_area(mask, (10, 10, 10)) == pytest.approx(4 * surface_area(mask, (5, 5, 5)), rel=1e-5)
+    mask, area = ellipsoid((60.0, 60.0, 60.0), CUBIC, np.random.default_rng(0))
+    vertices, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(float), 0.5, spacing=CUBIC)
+    assert mesh_surface_area(vertices, faces) / area - 1 > 0.08
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def plugin(application):
             yield
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.ome.zarr"])
+@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.ome.zarr", "a.mrc"])
 def test_napari_opens_our_volumes(plugin, viewer, tmp_path, name):
     image_zyx = np.random.default_rng(0).integers(0, 200, (4, 20, 30)).astype(np.uint8)
     (layer,) = viewer.open(save(tmp_path / name, image_zyx), plugin="mitoseg")
