@@ -169,9 +169,8 @@ class TurnedVolume(DerivedVolume):
         """See `Volume.scratch_bytes`."""
         return self.volume.scratch_bytes(self._symmetry.turn_back(box, self.volume.shape))
 
-    def read(self, box: Box | None = None) -> Array:
-        """Read one box; see `Volume.read`."""
-        part = self._symmetry.turn_back(self.check_box(box), self.volume.shape)
+    def _read(self, box: Box) -> Array:
+        part = self._symmetry.turn_back(box, self.volume.shape)
         return self._symmetry.turn_array(self.volume.read(part))
 
 

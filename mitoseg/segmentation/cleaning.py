@@ -134,9 +134,7 @@ class _Local(_MaskOf):
         self._steps, self._probability, self._image = steps, probability, image
         self._threshold, self._scale, self._spacing = threshold, scale, spacing
 
-    def read(self, box: Box | None = None) -> Mask8:
-        """See `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Mask8:
         read = box.grow(self._steps.halo(self._spacing)).clip(self.box)
         stored_zyx = self._probability.read(read)
         image_zyx = None if self._image is None or self._steps.watershed is None else self._image.read(read)
@@ -162,9 +160,7 @@ class _Chosen(_MaskOf):
         """See `Volume.part`."""
         return _Chosen(self._mask, {box: self._chosen[box]}, self._connectivity, self._onto)
 
-    def read(self, box: Box | None = None) -> Mask8:
-        """See `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Mask8:
         chosen_zyx = relabel_block(self._mask, box, self._chosen[box], self._connectivity)
         if self._onto is not None:
             chosen_zyx |= self._onto.read(box).astype(bool)

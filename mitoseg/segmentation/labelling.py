@@ -229,9 +229,7 @@ class InstanceVolume(Volume):
         small._parts = {block: self._parts[block] for block in blocks if block in self._parts}
         return small
 
-    def read(self, box: Box | None = None) -> Ids:
-        """Read one box as ``id_zyx``; see `Volume.read`."""
-        box = self.check_box(box)
+    def _read(self, box: Box) -> Ids:
         id_zyx = np.zeros(box.shape, np.uint32)
         for block in meeting(self.box, self.block, box):
             common = block.clip(box)

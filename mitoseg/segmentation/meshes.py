@@ -79,7 +79,8 @@ def mesh_object(
 
     Marching cubes on the padded mask (Lewiner et al., J. Graphics Tools 8(2), 2003), smoothed by Taubin's filter,
     simplified, and moved along its normals by one small distance so that it holds the volume of the voxels: within
-    1 % for objects of 500 voxels and more. Thick slices are interpolated first, see `even_spacing`.
+    1 % for objects of 500 voxels and more. It leaves the box of the mask by half of the smallest voxel side at most.
+    Thick slices are interpolated first, see `even_spacing`.
 
     Args:
         mask_zyx: The object within any box around it, not empty.
@@ -109,8 +110,10 @@ def mesh_object(
     if reduction > 1:
         mesh = simplify(mesh, reduction)
     if smoothing or reduction > 1:
-        vertices = hold_volume(mesh.vertices, mesh.faces, volume, at_most=0.5 * min(voxel_size))
-        mesh = Mesh(vertices, mesh.faces)
+        half = 0.5 * min(voxel_size)
+        vertices = hold_volume(mesh.vertices, mesh.faces, volume, at_most=half)
+        far = np.multiply(mask_zyx.shape, voxel_size)[::-1]
+        mesh = Mesh(np.clip(vertices, -half, far + half), mesh.faces)
     corner = np.array([s * v for s, v in zip(start, voxel_size, strict=True)])[::-1]
     return Mesh(mesh.vertices + corner, mesh.faces)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import mitoseg
@@ -310,8 +311,14 @@ for _name, _schema in SCHEMAS.items():
 def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)
     """The options of a composed config; a config of another kind as it is."""
     schema: Any = OmegaConf.get_type(cfg) or dict
+    known = {} if schema is dict else {field.name: field.type for field in fields(schema)}
+    for word in HydraConfig.get().overrides.task if HydraConfig.initialized() else ():
+        key, _, value = word.partition("=")
+        switch = known.get(key) in ("bool", "bool | None")
+        if switch and value.isdigit() and int(value) > 1:  # OmegaConf takes any number but 0 for true
+            raise UserError(f"{key} is neither true nor false", value, f"give {key}=true or {key}=false")
     if not issubclass(schema, Options):
         return cfg
-    if added := {*map(str, cfg)} - {field.name for field in fields(schema)}:
+    if added := {*map(str, cfg)} - {*known}:
         raise UserError("no such option", min(added), "--help lists the options")
     return OmegaConf.to_object(cfg)

@@ -73,6 +73,7 @@ OPTIONS = {
     "overlap=nan": "the overlap is not a share of a tile: nan",
     "precision=fp16": "no such precision: 'fp16'; choose one of auto, fp32, bf16",
     "precision=16": "no such precision: '16'",
+    "report=2": "report is neither true nor false: '2'; give report=true or report=false",
     "compile=maybe": "compile is neither true nor false: 'maybe'; choose auto, true or false",
     "tta=nonsense": "no such test-time augmentation: 'nonsense'; choose one of none, flips, turns, all",
     "window_stride=0": "window_stride is not a number of pixels: 0; give 1 or more",

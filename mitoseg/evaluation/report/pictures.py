@@ -286,9 +286,8 @@ class _Held(Volume):
         super().__init__(VolumeInfo(like.path, like.shape, array_zyx.dtype, like.voxel_size, {"kind": "instances"}))
         self._part, self._placed = ArrayVolume(array_zyx), box
 
-    def read(self, box: Box | None = None) -> Array:
-        """See `Volume.read`."""
-        return self._part.read(self.check_box(box).inside(self._placed))
+    def _read(self, box: Box) -> Array:
+        return self._part.read(box.inside(self._placed))
 
 
 def hold(instances: Volume, box: Box | None = None, small: int = SMALL) -> Volume:
