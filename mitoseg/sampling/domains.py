@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from mitoseg.datasets.base import IGNORE, Recipe, Region
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box
+from mitoseg.geometry import Box, reflect
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.datamodule import TileDataModule
 from mitoseg.sampling.draws import TileDraws
@@ -186,23 +186,18 @@ class DomainBank(nn.Module):
     def _tile(self, place: list[int], symmetry: TileSymmetry, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
         number, z, *window = place
         image_yx, label_yx = getattr(self, f"image_{number}")[z], getattr(self, f"label_{number}")[z]
-        axes = [
-            torch.arange(side, device=image_yx.device) + start
-            for start, side in zip(window[:2], window[2:], strict=True)
-        ]
-        rows, columns = (_reflected(at, n) for at, n in zip(axes, image_yx.shape, strict=True))
-        image = interpolate(image_yx[rows][:, columns][None, None], tile, mode="bilinear", antialias=True)[0]
+        places = [np.arange(start, start + side) for start, side in zip(window[:2], window[2:], strict=True)]
         nearest = [
-            at[((torch.arange(n, device=at.device) + 0.5) * len(at) / n).long()]
-            for at, n in zip(axes, tile, strict=True)
+            at[((np.arange(n) + 0.5) * len(at) / n).astype(np.int64)] for at, n in zip(places, tile, strict=True)
         ]
-        rows, columns = (_reflected(at, n) for at, n in zip(nearest, image_yx.shape, strict=True))
-        outside_y, outside_x = ((at < 0) | (at >= n) for at, n in zip(nearest, image_yx.shape, strict=True))
-        label = label_yx[rows][:, columns].masked_fill(outside_y[:, None] | outside_x, IGNORE)
+        outside = [(at < 0) | (at >= n) for at, n in zip(nearest, image_yx.shape, strict=True)]
+        image = interpolate(_at(image_yx, places)[None, None], tile, mode="bilinear", antialias=True)[0]
+        unlabelled_yx = torch.from_numpy(outside[0][:, None] | outside[1]).to(label_yx.device)
+        label = _at(label_yx, nearest).masked_fill(unlabelled_yx, IGNORE)
         return symmetry(image), symmetry(label[None])
 
 
-def _reflected(at: Tensor, n: int) -> Tensor:
-    """Indices along an axis of length ``n``, with those beyond its ends reflected."""
-    around = at % (2 * n)
-    return torch.minimum(around, 2 * n - 1 - around)
+def _at(slice_yx: Tensor, places: Sequence[Index]) -> Tensor:
+    """The pixels at some places along y and x, which may lie beyond the border: there the slice is reflected."""
+    rows, columns = (torch.from_numpy(reflect(at, n)) for at, n in zip(places, slice_yx.shape, strict=True))
+    return slice_yx[rows][:, columns]
