@@ -18,6 +18,7 @@ from mitoseg.benchmark.report import (
     picture_box,
     published_rows,
     terminal,
+    text,
     write_tables,
 )
 from mitoseg.datasets import Region
@@ -99,6 +100,14 @@ def test_the_terminal_shows_methods_and_a_line_of_the_abstract(row):
     assert "50.0, -" in shown
     assert "proposed (abstract) 96.4" in " ".join(shown.split())
     assert "…" not in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "shown"),
+    [(0, "percent", "0.0"), (0.004, "seconds", "0.004 s"), (3600, "seconds", "60.0 min"), ("", "text", "-")],
+)
+def test_cells(value, kind, shown):
+    assert text(value, kind) == shown
 
 
 @pytest.mark.parametrize("size", [(5, 7), (8, 4), (1, 1), (20, 24), (99, 3)])

@@ -106,9 +106,15 @@ def test_the_halo_is_as_large_as_it_must_be():
         assert np.any(features.inside(touched) != features.inside(image))
 
 
-@pytest.mark.parametrize("arguments", [((),), ((5.0, -1.0),), ((5.0,), (5.0, 5.0)), ((5.0,), (0, 5, 5))])
-def test_wrong_lengths_are_refused(arguments):
-    with pytest.raises(UserError, match=r"scales|voxel size"):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        *((((),), "scales"), (((5.0, -1.0),), "scales")),
+        *((((5.0,), (5.0, 5.0)), "voxel size"), (((5.0,), (0, 5, 5)), "voxel size")),
+    ],
+)
+def test_wrong_lengths_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
         VoxelFeatures(*arguments)
     with pytest.raises(UserError, match="halo"):
         VoxelFeatures((10.0,)).inside(np.zeros((7, 30, 30)))
@@ -120,6 +126,13 @@ def test_slabs_are_the_whole():
     for slab in slabs(Box.of_shape(image.shape), 3):
         found = features.inside(read_with_halo(as_volume(image), slab, features.halo), threads=2)
         np.testing.assert_array_equal(found, whole[(slice(None), *slab.slices)])
+
+
+def test_beyond_the_volume_its_border_is_repeated():
+    image = random_image((7, 12, 11))
+    found = read_with_halo(as_volume(image), Box((0, 3, 0), (2, 5, 11)), (9, 4, 2))
+    padded = np.pad(image, ((9, 9), (4, 4), (2, 2)), mode="edge")
+    np.testing.assert_array_equal(found, padded[0:20, 3:13, :])
 
 
 def test_what_is_no_volume_is_refused():

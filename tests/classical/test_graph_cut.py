@@ -133,6 +133,7 @@ def test_the_loss_is_one_minus_jaccard():
         assert loss(labels) == pytest.approx(1 - both / either)
     assert loss(loss.truth) == 0
     without_foreground = VolumeLoss(np.zeros(3, bool), np.ones(3), floor=2.0)
+    assert without_foreground(np.zeros(3, bool)) == 0
     assert without_foreground(np.array([True, False, False])) == pytest.approx(1 / 3)
 
 
@@ -202,6 +203,8 @@ def test_the_objective_falls_and_so_does_the_loss():
     start = np.array([1.0, 0, 0, 0, 0])
     weights, tried = learn_structured(examples(), start, rounds=12)
     assert min(tried) < 0.8 * tried[0]
+    _, (least, *_) = learn_structured(examples(), weights, rounds=0)
+    assert least == pytest.approx(min(tried), abs=1e-3)  # the weights are those of the least objective
     assert (weights[3:] >= 0).all()
     assert weights[3:].sum() > 0
     assert mean_loss(weights) < 0.8 * mean_loss(start)

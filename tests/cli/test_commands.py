@@ -62,6 +62,22 @@ def test_predict_and_evaluate_give_the_scores_of_training(work, monkeypatch, cap
         assert found[key] == pytest.approx(trained[key], rel=1e-6), key
 
 
+@pytest.mark.parametrize("words", [["save=mask"], ["dtype=uint8"], ["save=probability"]])
+def test_the_checkpoint_s_threshold_and_every_dtype(work, monkeypatch, words, tmp_path):
+    image = next((work / "phantom").glob("fibsem_3x*/image.tif"))
+    given = ["checkpoint=run/checkpoints/best.ckpt", f"input={image}", f"output={tmp_path}/out.tif", "progress=false"]
+    assert command(monkeypatch, "predict", *given, *words) == 0
+    result = open_volume(f"{tmp_path}/out.tif")
+    voxels, metadata = result.read(), result.info.metadata
+    assert voxels.dtype == (np.float32 if "save=probability" in words else np.uint8)
+    probability = open_volume(str(work / "run" / "predictions" / "test_0.tif")).read()
+    if "save=mask" in words:
+        np.testing.assert_array_equal(voxels, probability >= metadata["threshold"])
+    else:
+        scale = metadata["scale"]
+        np.testing.assert_allclose(voxels / scale, probability, atol=0.5 / 255 if scale == 255 else 1e-6)
+
+
 def test_resume_goes_on_where_it_stopped(work, monkeypatch):
     assert command(monkeypatch, "train", *TINY, "hydra.run.dir=again", "test=false") == 0
     assert command(monkeypatch, "train", "resume=again", "epochs=2") == 0
@@ -71,7 +87,7 @@ def test_resume_goes_on_where_it_stopped(work, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["network=context_cnn", "data.channels=single"], ["experiment=paper", "data=phantom"]]
+    "words", [["network=context_cnn"], ["data.channels=single"], ["experiment=paper", "data=phantom"]]
 )
 def test_other_networks_channels_and_the_paper_train_too(work, monkeypatch, words, tmp_path):
     tiny = [

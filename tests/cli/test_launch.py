@@ -104,11 +104,17 @@ def test_further_ranks_share_the_folder(project):
     assert done.stdout.count("outputs") == 1
 
 
+def test_a_comma_in_a_path_is_no_sweep(project, call):
+    assert call("-m", "input=a,b.tif").returncode == 0
+    assert [job["input"] for job in project.told("outputs/sweeps/*/*/rank*.json")] == ["a,b.tif"]
+
+
 def test_a_sweep_relaunches_its_jobs_not_itself(project):
-    done = project.call("then=relaunch", "-m", f'input=choice("{PATH}","a,b.tif")')
+    done = project.call("then=relaunch", "-m", f'input=choice("{PATH}","a,b.tif")', "seed=5,6")
     assert done.returncode == 0, done.stderr
     told = project.told("outputs/sweeps/*/*/rank*.json")
-    assert sorted(job["input"] for job in told) == sorted([PATH, PATH, "a,b.tif", "a,b.tif"])
+    wanted = [(path, seed) for path in (PATH, "a,b.tif") for seed in (5, 6) for _ in range(2)]
+    assert sorted((job["input"], job["seed"]) for job in told) == sorted(wanted)
     assert all(job["world"] is None for job in told), "the traces of one job reached the next"
     assert not any("-m" in job["argv"] for job in told)
 

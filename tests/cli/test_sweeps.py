@@ -179,11 +179,11 @@ def test_joblib_runs_jobs_side_by_side_each_on_its_cores(project):
 
 
 def test_submitit_runs_the_jobs_alike(project):
-    words = ["-m", "hydra/launcher=submitit_local", "then=nothing,mistake", "name=s"]
+    words = ["-m", "hydra/launcher=submitit_local", "seed=1,2", "then=nothing,mistake", "name=s"]
     done = project.call(*words, SLURM_NTASKS="4", SLURM_JOB_ID="7")
-    assert "1 of 2 jobs failed" in last(done.stderr)
+    assert "2 of 4 jobs failed" in last(done.stderr)
     sweep = project.folder / "outputs" / "sweeps" / "s"
-    assert [row["status"] for row in table(sweep)] == ["failed", "finished"]
+    assert [row["status"] for row in table(sweep)] == ["failed", "finished"] * 2
     (pickles,) = (sweep / ".submitit").iterdir()
     assert len(pickles.name) == 16  # drawn anew: nobody can have put pickles there before
 
@@ -215,11 +215,11 @@ def test_slurm_gets_the_jobs_with_what_they_need(project, tmp_path):
     for name, text in SLURM.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    words = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "then=nothing,die", "name=s"]
+    words = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "seed=1,2", "then=nothing,die", "name=s"]
     done = project.call(*words, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
-    assert "1 of 2 jobs failed" in last(done.stderr), done.stderr
+    assert "2 of 4 jobs failed" in last(done.stderr), done.stderr
     sweep = project.folder / "outputs" / "sweeps" / "s"
-    assert [row["status"] for row in table(sweep)] == ["failed", "finished"]
+    assert [row["status"] for row in table(sweep)] == ["failed", "finished"] * 2
     asked = next((sweep / ".submitit").rglob("*.sh")).read_text()
     for line in ("partition=gpu", "gpus-per-node=1", "time=240", "ntasks-per-node=1", "signal=USR2@120"):
         assert f"#SBATCH --{line}" in asked

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import mitoseg.datasets
 from mitoseg.datasets import IGNORE, Files, Recipe
-from mitoseg.datasets.files import find, resolve
+from mitoseg.datasets.files import Named, find, resolve
 from mitoseg.datasets.published import Published
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -67,6 +67,22 @@ def test_a_test_volume_and_annotated_parts(data):
     splits = files(data, ["a"], train={"box": [None]}, test=test).splits()
     assert boxes(splits.test) == [("b.tif", "[3:9,0:16,8:24]")]
     assert boxes(splits.train) == [("a.tif", "[0:15,0:16,0:24]")]
+    beside = {"box": ["[0:20,0:8,:]", "[0:20,8:16,:]"]}  # of one volume
+    held = files(data, ["a", "a"], train=beside).splits().validation
+    assert boxes(held) == [("a.tif", "[17:20,0:8,0:24]"), ("a.tif", "[17:20,8:16,0:24]")]
+
+
+@pytest.mark.parametrize(
+    ("label", "given", "entries"),
+    [
+        *(("b", None, (None,)), ("b", 2, (2,)), ("b", [3, 4], ([3, 4],)), ("b", [[3, 4]], ([3, 4],))),
+        (["b", "c"], "#ff0000", ("#ff0000", "#ff0000")),
+        *((["b", "c"], [[3, 4], None], ([3, 4], None)), (["b", "c"], [3, 4], (3, 4))),
+    ],
+)
+def test_the_values_of_mitochondria_for_each_volume(label, given, entries):
+    named = Named.of({"image": label, "label": label, "foreground": given}, "train")
+    assert named.foreground_labels("train") == entries
 
 
 def test_folds(data):

@@ -45,6 +45,7 @@ def snapshot(folder):
 
 @pytest.mark.parametrize("recipe", [Lucchi, LucchiPP])
 def test_facts(recipe):
+    assert recipe.facts.voxel_size == (5.0, 5.0, 5.0)
     assert recipe.facts.train.shape == recipe.facts.test.shape == (165, 768, 1024)
     assert all(file.sha256 or file.size for file in recipe.facts.files)
     assert recipe().validation.ranges(0, 165) == ([(22, 143)], [(0, 14), (151, 165)])

@@ -109,14 +109,15 @@ def test_validation_options():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "words"),
     [
-        *({"slab": 1}, {"gap": 1.5}, {"gap": True}, {"slabs": 3}, {"slabs": [3]}, {"slabs": [[1, 2, 3]]}),
-        *({"share": share, "gap": 0} for share in ("a", 0, 1, -0.1, 15, float("nan"))),
+        *(({"slab": 1}, "slab"), ({"gap": 1.5}, "gap"), ({"gap": True}, "gap")),
+        *(({"slabs": slabs}, "slab") for slabs in (3, [3], [[1, 2, 3]])),
+        *(({"share": share, "gap": 0}, "share") for share in ("a", 0, 1, -0.1, 15, float("nan"))),
     ],
 )
-def test_validation_refuses(options):
-    with pytest.raises(UserError):
+def test_validation_refuses(options, words):
+    with pytest.raises(UserError, match=words):
         Validation.of(options).ranges(0, 10)
 
 

@@ -115,11 +115,14 @@ def test_without_the_extra(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [*(("timeout", v) for v in (0, -1, "long", True)), *(("dashboard", v) for v in (-1, 1 << 16, "8787", True))],
+    ("key", "value", "words"),
+    [
+        *(("timeout", value, "timeout is not a number of seconds") for value in (0, -1, "long", True)),
+        *(("dashboard", value, r"engine.dashboard is not a port") for value in (-1, 1 << 16, "8787", True)),
+    ],
 )
-def test_values_that_are_refused(key, value):
-    with pytest.raises(UserError, match=r"timeout is not a number of seconds|engine.dashboard is not a port"):
+def test_values_that_are_refused(key, value, words):
+    with pytest.raises(UserError, match=words):
         DaskEngine(**{key: value})
 
 

@@ -87,7 +87,7 @@ def test_workers_are_other_processes_each_with_its_rank(workers):
     places = workers.ask(pieces.where)
     assert sorted(rank for _, rank in places) == [0, 1]
     assert len({pid for pid, _ in places} - {os.getpid()}) == 2
-    assert set(mapped(workers, pieces.slow_where, range(12)).values()) <= {pid for pid, _ in places}
+    assert set(mapped(workers, pieces.slow_where, range(12)).values()) == {pid for pid, _ in places}
 
 
 def test_the_caller_does_it_itself():
@@ -140,7 +140,8 @@ def test_a_worker_killed_before_the_first_item_is_replaced(workers):
     before = [pid for pid, _ in workers.ask(pieces.where)]
     os.kill(before[0], signal.SIGKILL)
     places = workers.ask(pieces.where)
-    assert sorted(rank for _, rank in places) == [0, 1]
+    ranks = [rank for _, rank in places]
+    assert (ranks if isinstance(workers, LocalEngine) else sorted(ranks)) == [0, 1]
     assert before[0] not in {pid for pid, _ in places}
     with pytest.raises(EngineError, match=r"3 (worker processes were killed|Dask workers died) before the work began"):
         workers.ask(pieces.die)

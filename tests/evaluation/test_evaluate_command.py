@@ -70,10 +70,10 @@ def test_numbers_provenance_and_table(files, tmp_path):
     assert metrics["bootstrap"] == {"resamples": 100, "seed": 5, "level": 0.95}
     assert metrics["average_precision"] == result["average_precision"] > 0.9
     assert metrics["jaccard_foreground_oracle"] >= metrics["jaccard_foreground"]
-    mask = score_files(config(files, "bootstrap=0", kind="mask"), tmp_path / "mask")
+    mask = score_files(config(files, "bootstrap=0", "figures=true", kind="mask"), tmp_path / "mask")
     assert mask["interval"] == {}
     assert "average_precision" not in mask
-    assert not (tmp_path / "mask" / "figures").exists()
+    assert [p.name for p in (tmp_path / "mask" / "figures").iterdir()] == ["boundary.png"]
 
 
 def test_scores_without_a_denominator_are_null(files, tmp_path):
@@ -97,7 +97,7 @@ def test_figures_and_report_are_written_beside_the_numbers(files, tmp_path):
     for name in ("truth", "prediction", "image"):  # with their checksums
         assert hashlib.sha256(Path(files[name]).read_bytes()).hexdigest() in text
     score_files(config(files), tmp_path / "other")
-    assert not (tmp_path / "other" / "report.html").exists()
+    assert not {"report.html", "figures"} & {p.name for p in (tmp_path / "other").iterdir()}
 
 
 def test_chunks_that_are_missing_are_told(files, tmp_path, caplog):

@@ -142,6 +142,9 @@ def test_slices_with_mitochondria_are_chosen_evenly(tmp_path, monkeypatch):
     assert pixels.shape[1] > 3 * pixels.shape[0] / 2
     assert saved(tmp_path, [], count=2) == ["z0005.png", "z0015.png"]  # any will do
     assert saved(tmp_path, [], count=0) == []
+    one, other = (ArrayVolume(np.zeros(shape, np.uint8)) for shape in ((2, 9, 9), (1, 9, 9)))
+    with pytest.raises(UserError, match="differ in shape"):
+        save_overlays(tmp_path, one, one, other)
     assert saved(tmp_path, [1, 12], count=5, crop=Box((10, 0, 0), (20, 20, 20))) == ["z0012.png"]
 
 

@@ -133,6 +133,10 @@ def test_pooling_two_halves_is_the_whole():
     assert pooled["slab_counts"] == parts[0]["slab_counts"] + parts[1]["slab_counts"]
     assert pooled["bootstrap"] == {"resamples": 300, "seed": 7, "level": 0.95}
     assert set(pooled) >= KEYS
+    both = pool_evaluations([evaluate(*pair(seed), slabs=4, bootstrap=draws) for seed in (0, 1)])
+    counts = [Counts(**counts) for counts in both["slab_counts"]]
+    assert len(counts) == 8
+    assert both["interval"] == {n: list(e) for n, e in bootstrap_intervals(counts, resamples=300, seed=7).items()}
     assert plain({**pooled, "crop": None}) == plain({**whole, "crop": None})
     assert plain(pool_evaluations([whole])) == plain(whole)
     with pytest.raises(ValueError, match="bands"):
