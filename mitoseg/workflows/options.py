@@ -5,7 +5,7 @@ What they mean, and their defaults, stands in ``conf/COMMAND.yaml``, whose list 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +311,9 @@ for _name, _schema in SCHEMAS.items():
 def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)
     """The options of a composed config; a config of another kind as it is."""
     schema: Any = OmegaConf.get_type(cfg) or dict
-    known = {} if schema is dict else {field.name: field.type for field in fields(schema)}
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        return cfg
+    known = {field.name: field.type for field in fields(schema)}
     for word in HydraConfig.get().overrides.task if HydraConfig.initialized() else ():
         key, _, value = word.partition("=")
         switch = known.get(key) in ("bool", "bool | None")
