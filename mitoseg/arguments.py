@@ -1,13 +1,13 @@
 r"""Command-line arguments: quoted for Hydra's grammar, and saved with a run.
 
 Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment, and cannot read ``#800000``. The
-values of the keys below, most of them paths, become quoted strings, which Hydra takes as they are. Quoting twice
-changes nothing: further ranks and the jobs of a sweep get arguments that were quoted before.
+values of the keys below, most of them paths, are therefore quoted, so that Hydra takes them literally. Quoting is
+idempotent: further ranks and the jobs of a sweep receive arguments that are already quoted.
 
 To sweep over paths write ``choice(a.tif,b.tif)``: even with ``-m`` a comma in a path is part of the path. Keys that
-take several files read ``[a.tif,b.tif]`` as a list. In both, the user quotes an element with a comma, and a file of
-that very name comes first. ``null``, an empty value and what is quoted already stay; a file called ``null`` is
-``./null``. ``${...}`` in a path is refused, since it cannot be told from an interpolation; inside quotes it is one.
+take several files read ``[a.tif,b.tif]`` as a list. In both, an element that contains a comma must be quoted, unless a
+file of exactly that name exists. ``null``, empty and quoted values are unchanged; a file called ``null`` is
+``./null``. ``${...}`` in a path is refused, since it looks like an interpolation; inside quotes it is one.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PATH_KEYS = (
 )
 SAVED = Path(".hydra", "overrides.yaml")
 _ACCEPTED = Path(".hydra", "accepted.yaml")
-"""Of a command that may refuse to resume a run, the arguments of the last call that it did not refuse."""
+"""The arguments of the last accepted call, for commands that may refuse to resume a run."""
 _FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _SWITCHES = {"instances": {"true", "false"}}
-"""Keys that take a path in one command and are switched on or off in another."""
+"""Keys that take a path in one command and true or false in another."""
 _LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints|input")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
 _ARGUMENTS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
@@ -71,14 +71,14 @@ def value_of(word: str) -> str:
 
 
 def as_typed(folder: Path) -> str:
-    """A folder as the user may type it: relative where it lies below the current one."""
+    """A folder as the user would type it: relative if it is inside the current one."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Sort a command line into Hydra's options (``-m``, ``--cfg job``) and overrides, each in their order.
+    """Split a command line into Hydra's options (``-m``, ``--cfg job``) and overrides, keeping the order of each.
 
-    Hydra itself stops at ``train.py seed=1 -m epochs=2,3``, because argparse takes overrides in one run only.
+    Hydra itself fails on ``train.py seed=1 -m epochs=2,3``, because argparse needs all overrides to be adjacent.
     """
     overrides: list[str] = list(get_args_parser().parse_intermixed_args(list(argv)).overrides)
     options, rest = [], list(overrides)
@@ -91,10 +91,10 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def quote_override(word: str) -> str:
-    """Quote an argument if its key takes a path, a box, a voxel size or a colour, else hand it back.
+    """Quote an argument if its key takes a path, a box, a voxel size or a colour; others are returned unchanged.
 
     Raises:
-        UserError: A path holds ``${``.
+        UserError: A path contains ``${``.
 
     >>> print(quote_override("input=my scan, 2nd.tif"))
     input="my scan, 2nd.tif"
@@ -128,7 +128,7 @@ def quote_override(word: str) -> str:
 
 
 def requote_override(word: str) -> str:
-    r"""Quote an argument that Hydra or a sweeper has written, in which odd characters carry backslashes.
+    r"""Quote an argument written by Hydra or a sweeper, in which special characters are escaped by backslashes.
 
     >>> print(requote_override(r"input=a\ b.tif"))
     input="a b.tif"
@@ -143,7 +143,7 @@ def requote_override(word: str) -> str:
 
 
 def quote(text: str) -> str:
-    r"""Text in double quotes, escaped so that Hydra's grammar gives it back unchanged.
+    r"""Text in double quotes, escaped so that Hydra's grammar returns it unchanged.
 
     >>> print(quote('a "b" \\'))
     "a \"b\" \\"
@@ -161,7 +161,7 @@ def literal(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that OmegaConf resolves to itself, though it holds ``${``."""
+    """Text that OmegaConf resolves to itself, even if it contains ``${``."""
     return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text)
 
 
@@ -184,9 +184,9 @@ def _text(element: object) -> str:
 
 
 def _element(value: str) -> object:
-    """What Hydra's grammar makes of a value, quoted strings as such; None if it cannot be read."""
+    """A value as parsed by Hydra's grammar, with quoted strings kept as such; None if it cannot be parsed."""
     try:
-        return _parser.parse_override(f"k={value}")._value  # value() drops the difference that quotes make
+        return _parser.parse_override(f"k={value}")._value  # value() loses whether it was quoted
     except HydraException:
         return None
 
@@ -209,14 +209,14 @@ def _quote_path(key: str, value: str, may_list: bool) -> str:
             element = _element(value)
             if isinstance(element, ChoiceSweep) and any(isinstance(part, list) for part in element.list):
                 return value
-            return _quote_parts(key, bare[len("choice(") : -1])  # choice() itself would lose the quotes
+            return _quote_parts(key, bare[len("choice(") : -1])  # Hydra's choice() would lose the quotes
         if may_list and bare.startswith("[") and bare.endswith("]"):
             return f"[{_quote_parts(key, bare[1:-1])}]"
     return _quote_one(key, value)
 
 
 def _quote_parts(key: str, text: str) -> str:
-    """Quote each path of a comma-separated run, leaving the parts that are quoted already."""
+    """Quote each path in a comma-separated list, leaving those already quoted."""
     spans = [m.span() for m in _QUOTED.finditer(text)]
     commas = [i for i, c in enumerate(text) if c == "," and not any(a <= i < b for a, b in spans)]
     starts, stops = [0, *(i + 1 for i in commas)], [*commas, len(text)]
@@ -227,8 +227,8 @@ def _quote_parts(key: str, text: str) -> str:
 def _quote_one(key: str, path: str) -> str:
     if "${" in path:
         remedy = f"rename the file, or quote the value where an interpolation is meant: '{key}=\"...\"'"
-        raise UserError(f"a path with ${{ in it cannot be told from an interpolation, {key}", path, remedy)
-    if path.startswith("~/") and not _exists(path):  # a shell leaves the ~ of key=~/file alone
+        raise UserError(f"a path with ${{ in it looks like an interpolation, {key}", path, remedy)
+    if path.startswith("~/") and not _exists(path):  # the shell does not expand the ~ of key=~/file
         path = str(Path(path).expanduser())
     return quote(path)
 
@@ -243,7 +243,7 @@ def _quote_box(value: str) -> str:
 
 
 def _quote_arguments(value: str) -> str:
-    """Quote the elements of a list of arguments, which hold an equals sign and brackets of their own.
+    """Quote the elements of a list of arguments, which contain equals signs and brackets themselves.
 
     >>> print(_quote_arguments("[epochs=1,data.tile=[1,32,32]]"))
     ["epochs=1","data.tile=[1,32,32]"]
@@ -272,21 +272,21 @@ def read_saved(folder: Path) -> list[str]:
     """The arguments that a run was started with.
 
     Raises:
-        UserError: The file is no list of arguments.
+        UserError: The file is not a list of arguments.
     """
     try:
         words = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UserError("the run's saved words cannot be read", str(folder / SAVED), "start a new run") from error
+        raise UserError("the run's saved arguments cannot be read", str(folder / SAVED), "start a new run") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError("the run's saved words are no list of words", str(folder / SAVED), "start a new run")
+        raise UserError("the run's saved arguments are not a list of texts", str(folder / SAVED), "start a new run")
     return words
 
 
 def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:
-    """Add values that a run has found itself to its saved arguments, and take the keys ``drop`` out.
+    """Add values that a run has determined itself to its saved arguments, and remove the keys ``drop``.
 
-    A further rank has saved none.
+    Ranks other than 0 have saved none.
     """
     if (folder / SAVED).is_file():
         kept = [word for word in read_saved(folder) if key_of(word) not in {*values, *drop}]
@@ -295,7 +295,7 @@ def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequen
 
 @contextmanager
 def words_kept(folder: Path) -> Iterator[None]:
-    """Restore a run's saved arguments, which Hydra has replaced already, when the block refuses to resume it."""
+    """Restore a run's saved arguments, already replaced by Hydra, if the block refuses to resume the run."""
     saved, accepted = folder / SAVED, folder / _ACCEPTED
     try:
         yield

@@ -1,10 +1,10 @@
-"""Jobs as processes: in a group of their own, clean of their parent's surroundings, gone when their parent is.
+"""Run jobs as processes: each in its own process group and a clean environment, and ending when its parent does.
 
-    sweep ──stdin──> job ──> further ranks, loaders' workers          (one process group)
+    sweep ──stdin──> job ──> further ranks, data loader workers       (one process group)
 
-The job holds the reading end of a pipe whose writing end is the sweep's. However the sweep dies, the pipe closes; the
-job then ends itself as if asked to (SIGTERM), so training writes ``last.ckpt``. The other way round, when the job's
-first process ends, the sweep kills what is left of its group, so no rank waits for a partner that is gone.
+The job holds the read end of a pipe and the sweep the write end. However the sweep dies, the pipe closes, and the job
+then ends as on SIGTERM, so training writes ``last.ckpt``. Conversely, when the job's first process ends, the sweep
+kills the rest of its group, so that no rank waits for one that is gone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import psutil
 from mitoseg.storage import write_json
 
 GRACE_SECONDS = 60.0
-"""How long a job that is asked to end may write its last checkpoint."""
+"""Seconds that a terminated job has to write its last checkpoint."""
 _POLL_SECONDS = 1.0
 _PARENT_PIPE = "MITOSEG_PARENT_PIPE"
 _OUTCOME = "MITOSEG_JOB_OUTCOME"
@@ -39,14 +39,14 @@ _FAMILIES_NOT_FOR_JOBS = ("MASTER_", "SLURM_", "SUBMITIT_", "TORCHELASTIC_")
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, the one that prints and writes."""
+    """Whether this is rank 0, the only one that prints and writes."""
     return all(os.environ.get(name) in {None, "", "0"} for name in _RANK_VARIABLES)
 
 
 def job_variables(before: Mapping[str, str], outcome: Path, more: Mapping[str, str]) -> dict[str, str]:
     """The environment of a job that reports to ``outcome``.
 
-    Without the variables of SLURM, except the job's number, Lightning starts the ranks of the job itself; with them it
+    SLURM's variables are removed, except the job's number, so that Lightning starts the ranks itself; with them it
     would take the job for one of several tasks and wait for the others.
     """
     kept = {
@@ -65,17 +65,17 @@ def run_process(
     started: Callable[[psutil.Process], None] = lambda process: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Run a job to its end, also when the waiting is interrupted.
+    """Run a job to its end, even if the wait is interrupted.
 
     Args:
         command: Program and arguments.
-        environment: All of its variables.
-        console: File to append its output to; None leaves it the terminal.
-        started: Given the process as soon as it runs.
-        wanted: Asked every second; False ends the job.
+        environment: The complete environment.
+        console: File to append its output to; None: the terminal.
+        started: Called with the process as soon as it runs.
+        wanted: Called every second; returning False ends the job.
 
     Returns:
-        Its exit code, negative for a signal.
+        The exit code, negative for a signal.
     """
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(console.open("ab")) if console else None
@@ -87,7 +87,7 @@ def run_process(
             subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=error, **options)
         )
         try:
-            with contextlib.suppress(OSError):  # when memory runs out, Linux kills the job rather than the sweep
+            with contextlib.suppress(OSError):  # if memory runs out, Linux should kill the job, not the sweep
                 Path(f"/proc/{process.pid}/oom_score_adj").write_text("500", encoding="ascii")
             with contextlib.suppress(psutil.NoSuchProcess):
                 started(psutil.Process(process.pid))
@@ -103,10 +103,10 @@ def run_process(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:
-    """Ask a job to end, wait, and kill its group if it does not; another interrupt kills at once.
+    """Terminate a job, wait, and kill its group if it does not end; another interrupt kills at once.
 
-    Only its first process is asked: it passes the signal on to its ranks, while loaders' workers that died of it would
-    make the last checkpoint fail.
+    Only its first process gets the signal and forwards it to its ranks: if data loader workers died of it, the last
+    checkpoint would fail.
     """
     process.terminate()
     try:
@@ -118,7 +118,7 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
 
 
 def _kill_group(pid: int) -> None:
-    """Kill a job's first process and all that it started, as far as they are still there."""
+    """Kill a job's first process and everything it started, as far as they still run."""
     if sys.platform == "win32":
         with contextlib.suppress(psutil.Error):
             family = psutil.Process(pid).children(recursive=True)
@@ -126,19 +126,19 @@ def _kill_group(pid: int) -> None:
                 with contextlib.suppress(psutil.Error):
                     member.kill()
     else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses if only zombies are left
             os.killpg(pid, signal.SIGKILL)
 
 
 def why(code: int | None) -> str:
-    """An exit code in words.
+    """Describe an exit code.
 
     >>> why(-9)
     'killed by SIGKILL, out of memory perhaps'
     """
     if code is None:
         return "interrupted"
-    if code in {130, 143}:  # how a shell tells of a signal
+    if code in {130, 143}:  # how a shell reports a signal
         code = 128 - code
     if code >= 0:
         return f"exit code {code}"
@@ -150,7 +150,7 @@ def why(code: int | None) -> str:
 
 
 def wait_for_orphan(record: Mapping[str, Any]) -> None:
-    """Wait for a process that a killed sweep has left behind: it is writing its last checkpoint."""
+    """Wait for a process left behind by a killed sweep, which is writing its last checkpoint."""
     left = record.get("process")
     if left:
         with contextlib.suppress(psutil.Error):
@@ -161,7 +161,7 @@ def wait_for_orphan(record: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process through its ``finally`` blocks, with exit code 143, where nobody else heeds it."""
+    """Let SIGTERM end this process through its ``finally`` blocks, with exit code 143, unless already handled."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -178,9 +178,9 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def follow_parent() -> Callable[..., None]:
-    """In a job, end when the sweep does, and return where to report ``objective=0.8`` or ``error="..."``.
+    """In a job, end when the sweep does, and return a function to report ``objective=0.8`` or ``error="..."`` with.
 
-    Elsewhere nothing happens: further ranks do not see the variables.
+    Elsewhere this does nothing: further ranks do not inherit the variables.
     """
     path = os.environ.pop(_OUTCOME, None)
     if os.environ.pop(_PARENT_PIPE, None) is not None:

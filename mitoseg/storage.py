@@ -294,7 +294,7 @@ def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; that it is gone or held by somebody is no error."""
+    """Remove a file or a folder; that it is gone or held by somebody is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

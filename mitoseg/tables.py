@@ -68,7 +68,7 @@ def _cell(value: object, digits: int | None) -> object:
     return "" if type(value).__name__ in {"NAType", "NaTType"} else value  # of pandas
 
 
-def as_written(cell: object) -> Any:  # noqa: ANN401 (what is no text stays as it is)
+def as_written(cell: object) -> Any:  # noqa: ANN401 (what is not text stays as it is)
     """The text that a cell was written from.
 
     >>> as_written("'=cmd"), as_written("'quoted'"), as_written("''=cmd")

@@ -35,7 +35,7 @@ def write_files(page, folder):
 
 
 def our_words(words):
-    """Config name and the words after the command, or None if it is no command of ours."""
+    """Config name and the words after the command, or None if it is not a command of ours."""
     match words:
         case [python, script, *rest] if python.endswith("python") and re.fullmatch(rf"({SCRIPTS}).py", script):
             return script.removesuffix(".py"), rest

@@ -87,7 +87,7 @@ def make_estimator(name: str, config: Mapping[str, Any], voxel_size: VoxelSize |
     if not isinstance(made, Estimator):
         lacking = [key for key in ("fit", "tune", "predict", "save", "load") if not hasattr(made, key)]
         remedy = f"methods.{name}.estimator._target_ must name a class that has them"
-        raise UserError(f"{type(made).__name__} is no estimator, it lacks {', '.join(lacking)}", name, remedy)
+        raise UserError(f"{type(made).__name__} is not an estimator, it lacks {', '.join(lacking)}", name, remedy)
     return made
 
 

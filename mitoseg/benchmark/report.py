@@ -356,7 +356,7 @@ def picture_box(region: Region, size: object, box: object) -> Box:
             raise UserError("the picture shows one slice", str(found), "give figure_box=[z:z+1,y:y,x:x]")
         return found
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
-        raise UserError("figure_size is no size", size, "give figure_size=[y,x] in voxels, such as [384,384]")
+        raise UserError("figure_size is not a size", size, "give figure_size=[y,x] in voxels, such as [384,384]")
     return choose_box(region.read_label(), size)
 
 

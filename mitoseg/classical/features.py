@@ -59,7 +59,7 @@ class VoxelFeatures:
         object.__setattr__(self, "sigmas", tuple(float(s) for s in self.sigmas))
         object.__setattr__(self, "voxel_size", tuple(float(v) for v in self.voxel_size))
         if not self.sigmas or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
-            raise UserError("the scales of the features are no lengths", self.sigmas, "give sigmas in nm, above zero")
+            raise UserError("the scales of the features are not lengths", self.sigmas, "give sigmas in nm, above zero")
         if len(self.voxel_size) != 3 or not all(math.isfinite(v) and v > 0 for v in self.voxel_size):
             raise UserError("no voxel size", self.voxel_size, "give (z, y, x) in nm")
 

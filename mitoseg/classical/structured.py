@@ -19,7 +19,7 @@ working set; then subgradient steps follow in which the maximum runs over the wo
 A round that made L worse is taken back, its labellings stay, and the steps become shorter (a null step of bundle
 methods), so that the least L never rises.
 
-With FN what a labelling misses of the foreground and FP what it adds, Delta(y) = (FN + FP) / (P + FP), which is no sum
+With FN what a labelling misses of the foreground and FP what it adds, Delta(y) = (FN + FP) / (P + FP), not a sum
 over supervoxels. But for a given union U = P + FP its tangent at any labelling is const + FN / U + FP TP / U^2, a sum,
 under which one minimum cut finds the maximum of Delta(y) + S(y) exactly. From the truth and two other starts the
 tangent is moved to the labelling found until it stays, and the labelling of the largest true value wins. High-order

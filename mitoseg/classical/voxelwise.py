@@ -173,15 +173,15 @@ def corrected(raw: npt.NDArray[np.float64], shift: float, logits: bool) -> npt.N
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``."""
+    """Refuse what is not a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} is no whole number from {least} up", value, f"give {least} or more")
+        raise UserError(f"{name} is not a whole number from {least} up", value, f"give {least} or more")
 
 
 def check_share(name: str, value: Any) -> None:  # noqa: ANN401 (whatever the user gave)
     """Refuse what does not lie between 0 and 1."""
     if not isinstance(value, int | float) or not 0 < value < 1:
-        raise UserError(f"{name} is no probability between 0 and 1", value, "give a number such as 0.5")
+        raise UserError(f"{name} is not a probability between 0 and 1", value, "give a number such as 0.5")
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def job_arguments() -> list[str]:
 def program(run: Callable[..., object]) -> list[str]:
     """The start of the command that further ranks run: a file that Python can run, and the subcommand.
 
-    Our own commands are started through the package's ``__main__.py``, because the console script is no Python file on
+    Our own commands are started through the package's ``__main__.py``, as the console script is not a Python file on
     Windows and a sweep's worker has an ``sys.argv`` of its own. A script that brings its own ``run`` is started again.
     """
     package, _, name = run.__module__.rpartition(".")

@@ -73,7 +73,7 @@ class Domains:
         if not domains - set(self.leave_out):
             raise UserError("data.leave_out leaves nothing to train on", self.leave_out, "name fewer domains")
         if not pixel_size > 0:
-            raise UserError("data.pixel_size is no length", pixel_size, "give nm, such as 8")
+            raise UserError("data.pixel_size is not a length", pixel_size, "give nm, such as 8")
         self.pixel_size = float(pixel_size)
         rule = {"share": 0.2, "gap": 1000.0, "slices": 8, **(validation or {})}
         self.share, self.gap, self.slices = rule["share"], rule["gap"], int(rule["slices"])

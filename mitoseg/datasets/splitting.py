@@ -89,7 +89,7 @@ class Validation:
             raise UserError("unknown keys in data.validation", sorted(given), "the keys are slabs, share and gap")
         if type(gap) is not int or not isinstance(share, int | float):
             remedy = "give a whole number of slices such as gap=2, and a share such as 0.15"
-            raise UserError("data.validation.gap or share is no number", {"gap": gap, "share": share}, remedy)
+            raise UserError("data.validation.gap or share is not a number", {"gap": gap, "share": share}, remedy)
         return cls(None if slabs is None else _as_slabs(slabs), float(share), gap)
 
     def ranges(self, start: int, stop: int) -> tuple[list[Range], list[Range]]:

@@ -90,7 +90,7 @@ class ComparisonOptions:
             if type(number) is not int or number < least:
                 raise UserError(f"{name} is too small or no whole number", number, f"give {least} or more")
         if not isinstance(self.level, int | float) or not 0.5 <= self.level < 1:
-            raise UserError("level is no share", self.level, "give level=0.95")
+            raise UserError("level is not a fraction", self.level, "give level=0.95")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ voxel of the other true class is at most d (centre to centre, in units of the sm
     left out, d = 2         x  x | x  x
 
 In 3D a voxel is also left out when the other class lies above or below it; the in-plane variant asks its own slice
-alone. Ignored voxels (255) are no class: they are not counted, and nothing is near them.
+alone. Ignored voxels (255) are not a class: they are not counted, and nothing is near them.
 
 Scores of probabilities (ranking, calibration, the best threshold) all come from one log-odds histogram, so a map of
 any size costs one pass. Log-odds are known to 0.005, and those beyond ±20 count as ±20

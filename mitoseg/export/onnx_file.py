@@ -90,7 +90,7 @@ def export_onnx(
         write_onnx(made, temporary, metadata(model, made, facts or {}))
         on_step("comparing with the network")
         shapes, difference = compare(model, made, temporary)
-        if not difference <= TOLERANCE:  # also where it is no number
+        if not difference <= TOLERANCE:  # also where it is not a number
             what = f"the file's probabilities differ from the network's by up to {difference:.2g}, so it was not kept"
             raise UserError(what, made.name, "try another form, or tell the developers")
     return Exported(made.name, *described(made), shapes, difference)

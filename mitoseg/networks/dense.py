@@ -13,7 +13,7 @@ convolution of 3 and a pool of 2 with stride 2, window 4:
     output        0   1   2   3   4                 n - field + 1 = 5
 
 For O outputs, a multiple of S, and a field of R, the image must have O + R - 1 positions; then the fragments of every
-offset have one size, whether or not kernels and strides divide. Where O is no multiple of S, the image is extended at
+offset have one size, whether or not kernels and strides divide. If O is not a multiple of S, the image is extended at
 the end by less than S positions, and the outputs that see them are cut off.
 
 All padding is left out: an output is that of its field alone.

@@ -55,7 +55,7 @@ class DomainDataModule(TileDataModule):
         if tile is None or window is not None or options.get("spatial_dims", 2) != 2:
             raise UserError("data=domains needs a network on slices that answers tiles", None, "give network=unet2d")
         if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
-            raise UserError("data.jitter is no range", list(jitter), "give the least and the largest, as [0.6,1.6]")
+            raise UserError("data.jitter is not a range", list(jitter), "give the least and the largest, as [0.6,1.6]")
         if options.get("channels", "single") != "single":
             raise UserError("data=domains has single slices", options["channels"], "give data.channels=single")
         check_positive("data.epoch_tiles", epoch_tiles)

@@ -96,7 +96,7 @@ def export_meshes(
     _check_number("reduction", reduction, 1)
     _check_number("min_volume", min_volume, 0)
     if type(smoothing) is not int or smoothing < 0:
-        raise UserError("smoothing is no number of rounds", smoothing, "give 0 or more, such as smoothing=10")
+        raise UserError("smoothing is not a number of rounds", smoothing, "give 0 or more, such as smoothing=10")
     import_extra("trimesh", "trimesh", "mesh")
     if reduction > 1:
         import_extra("zmesh", "zmesh", "mesh")

@@ -97,7 +97,7 @@ def label_volume(
             cut[item[0]] = parts
 
     if labelling.split:
-        # those that have room for two parts which are no fragments, the largest box first
+        # those that have room for two parts which are not fragments, the largest box first
         volume = components.voxels * float(np.prod(spacing))
         rows = np.flatnonzero((volume >= 2 * labelling.fragment) & (components.voxels > 1))
         size_of = np.prod(components.stop[rows] - components.start[rows], axis=1)
@@ -150,7 +150,7 @@ class Labelling:
 
     def __post_init__(self) -> None:
         if self.connectivity not in (6, 18, 26):
-            raise UserError("labelling.connectivity is no neighbourhood", self.connectivity, "give 6, 18 or 26")
+            raise UserError("labelling.connectivity is not a neighbourhood", self.connectivity, "give 6, 18 or 26")
         if not isinstance(self.split, bool):
             raise UserError("labelling.split is neither true nor false", self.split, "give true or false")
         for field in fields(self)[2:]:
@@ -161,7 +161,7 @@ class Labelling:
             if not number or not math.isfinite(value) or value < 0:
                 raise UserError(f"labelling.{field.name} is not a number from 0 on", value, "give 0 or more")
         if self.neck > 1:
-            raise UserError("labelling.neck is no share", self.neck, "give a number from 0 to 1")
+            raise UserError("labelling.neck is not a fraction", self.neck, "give a number from 0 to 1")
 
     def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
         """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed."""

@@ -109,7 +109,7 @@ def measure_instances(
     if min_volume is not None and not (is_number(min_volume) and min_volume > 0):
         raise UserError("min_volume is not above zero", min_volume, "give a volume in nm3, or null")
     if not (is_number(reach) and 0 <= reach < math.inf):
-        raise UserError("reach is no distance", reach, "give nm, or 0 for no distances")
+        raise UserError("reach is not a distance", reach, "give nm, or 0 for no distances")
     size, engine = sources.voxel_size, engine or LocalEngine()
     tell = on_part or (lambda share: None)
     block = engine.fit(block, VOXEL_BYTES)
@@ -410,7 +410,7 @@ def summarise(
 ) -> dict[str, float]:
     """Counts, densities, and of whole objects the distributions of size; NaN where there is too little for a number.
 
-    ``padding`` voxels of the volume are no tissue, see `mitoseg.volumes.padding`.
+    ``padding`` voxels of the volume are not tissue, see `mitoseg.volumes.padding`.
     """
     voxels = math.prod(shape) - padding
     tissue = voxels * math.prod(voxel_size) / 1e9

@@ -61,7 +61,7 @@ class Postprocess:
         if self.z_median is not None and (type(self.z_median) is not int or self.z_median % 2 == 0):
             raise UserError("postprocess.z_median is not odd", self.z_median, "give 3, 5, 7, 9, ...")
         if self.watershed is not None and type(self.watershed) is not int:
-            raise UserError("postprocess.watershed is no number of pixels", self.watershed, "give 1, 2, 3, ...")
+            raise UserError("postprocess.watershed is not a number of pixels", self.watershed, "give 1, 2, 3, ...")
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class Postprocess:
         self.check_memory(probability_zyx.size)
         for name, mask in self.local_stages(probability_zyx, threshold, spacing, image_zyx):
             yield name, mask
-        if self.fill_holes:  # what is enclosed on all sides; what is open to the volume's border is no hole
+        if self.fill_holes:  # what is enclosed on all sides; what is open to the volume's border is not a hole
             mask = fill_voids.fill(np.ascontiguousarray(mask)).astype(bool)
             yield "fill_holes", mask
         if self.min_volume is not None:

@@ -145,11 +145,11 @@ def check_restored(trainer: Trainer) -> None:
     for config in trainer.lr_scheduler_configs:
         rates = config.scheduler.state_dict()
         if not all(math.isfinite(rate) for rate in (*rates["base_lrs"], *rates["_last_lr"], rates["last_epoch"])):
-            raise ValueError("the learning rates are no numbers")
+            raise ValueError("the learning rates are not numbers")
     counts = [*tree_leaves(trainer.fit_loop.epoch_progress.state_dict())]
     counts += tree_leaves(trainer.fit_loop.epoch_loop.state_dict())
     if not all(isinstance(count, int) for count in counts):
-        raise ValueError("the steps so far are no numbers")
+        raise ValueError("the steps so far are not numbers")
 
 
 def requeue() -> bool:

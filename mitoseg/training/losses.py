@@ -50,7 +50,7 @@ def _nothing(logits: Tensor) -> Tensor:
 
 def _checked_share(name: str, value: float) -> float:
     if not 0 <= value < 1:
-        raise UserError(f"{name} is no share", value, f"give {name} a number from 0 to below 1")
+        raise UserError(f"{name} is not a fraction", value, f"give {name} a number from 0 to below 1")
     return value
 
 
@@ -248,7 +248,7 @@ class CrossEntropy(VoxelLoss):
         self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
         if self.class_weights is not None and (len(self.class_weights) != 2 or min(self.class_weights) <= 0):
             remedy = "give two, such as [1, 4]"
-            raise UserError("class_weights are no two positive numbers", self.class_weights, remedy)
+            raise UserError("class_weights are not two positive numbers", self.class_weights, remedy)
 
     def of(self, logits: Tensor, label: Tensor) -> Tensor:
         """See `VoxelLoss.forward`."""

@@ -128,7 +128,7 @@ class SegmentationModule(LightningModule):
         self._resumed: dict[str, Any] = {}
         self.begun = False
         answering = DenseForm(network) if tiles and isinstance(network, BlockNetwork) else network
-        self._step: Callable[[Tensor], Tensor] = answering.__call__  # a method: the dense form is no second submodule
+        self._step: Callable[[Tensor], Tensor] = answering.__call__  # a method, so that it is not registered twice
         if compile:
             self._step = torch.compile(answering.forward, mode=compile if isinstance(compile, str) else None)
 

@@ -21,9 +21,9 @@ def run(cfg: DictConfig) -> None:
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key} is neither true nor false", cfg[key], f"give {key}=true or {key}=false")
     if type(cfg.port) is not int or not 0 <= cfg.port <= 65535:
-        raise UserError("port is no port", cfg.port, "give a number from 0 (any free one) to 65535")
+        raise UserError("port is not a port number", cfg.port, "give a number from 0 (any free one) to 65535")
     if not isinstance(cfg.bind, str) or not cfg.bind:
-        raise UserError("bind is no address", cfg.bind, "give bind=127.0.0.1 (this machine) or bind=0.0.0.0 (all)")
+        raise UserError("bind is not an address", cfg.bind, "give bind=127.0.0.1 (this machine) or bind=0.0.0.0 (all)")
     import_extra("neuroglancer", "neuroglancer", "viewers")
     from mitoseg.viewers.neuroglancer.scene import make_scene, serving
 

@@ -39,7 +39,7 @@ _NM = {
     "pm": 1e-3, "picometer": 1e-3, "picometre": 1e-3, "angstrom": 0.1, "angstroms": 0.1, "\u00e5ngstr\u00f6m": 0.1,
     "\u00e5": 0.1, "\u212b": 0.1, "\\u00e5": 0.1, "\\u00c5": 0.1, "\\u212b": 0.1, "\\u03bcm": 1e3,
 }  # fmt: skip
-# Other sizes are no electron micrograph's: 0.1 mm is a resolution for printing, 0.005 nm one in micrometres.
+# Other sizes are not those of electron micrographs: 0.1 mm is a resolution for printing, 0.005 nm one in micrometres.
 _SMALLEST_NM, _LARGEST_NM = 0.045, 1e5
 _CLOSE = 1e-3  # how far two statements of one voxel size may differ, as a share of it
 

@@ -116,7 +116,7 @@ def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str
             raise UserError(what, file, "pip install hdf5plugin, or write it again with gzip")
     for external, *_ in dataset.external or ():
         if os.path.exists(external) and not os.path.isfile(external):
-            raise UserError("the voxels of the HDF5 dataset lie in what is no file", external, "copy the dataset")
+            raise UserError("the voxels of the HDF5 dataset lie in what is not a file", external, "copy the dataset")
     if not dataset.is_virtual:
         return
     here = (os.path.realpath(file), dataset.name)
@@ -133,7 +133,7 @@ def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str
                     if isinstance(part, h5py.Dataset):
                         _check_dataset(path, part, (*above, here))
             elif os.path.exists(path):
-                raise UserError("a part of the virtual dataset is no file", path, "copy it again")
+                raise UserError("a part of the virtual dataset is not a file", path, "copy it again")
 
 
 def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, object], letters: str) -> VoxelSize | None:

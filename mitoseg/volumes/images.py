@@ -40,7 +40,7 @@ from mitoseg.volumes.stored import (
 from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, tiff_scale
 
 logger = logging.getLogger(__name__)
-POLYGONS = "polygons are no voxels: export masks, by labelme_json_to_dataset or as CVAT's Segmentation mask 1.1"
+POLYGONS = "polygons are not voxels: export masks, by labelme_json_to_dataset or as CVAT's Segmentation mask 1.1"
 SUFFIXES = (".png", ".tif", ".tiff")
 PICTURES = (".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _LOSSY = (".jpg", ".jpeg")
@@ -84,7 +84,7 @@ def _list_slices(folder: Path) -> list[Path]:
         raise UserError("the folder holds both png and tif files", str(folder), "keep only the slices in it")
     left = [p.name for p in files if suffixes[p] in PICTURES and p not in found]
     if left:
-        logger.warning("%s: %d other pictures are no slices, such as %s", folder, len(left), left[0])
+        logger.warning("%s: %d other pictures are not slices, such as %s", folder, len(left), left[0])
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
@@ -114,7 +114,7 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
         logger.info(text, path, colours, len(files))
     if is_grid([file.name for file in files]):
         text = (
-            "%s: the names count two things, such as %s; if these are tiles or channels, they are no stack of slices"
+            "%s: the names count two things, such as %s; if these are tiles or channels, they do not form one stack"
         )
         logger.warning(text, path, files[-1].name)
     if indexed:

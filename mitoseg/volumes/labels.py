@@ -110,7 +110,7 @@ def map_labels(
         raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
     chosen = label_values(foreground)
     if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
-        raise UserError("ignore_label is no whole number", ignore_label, "give one value of the labels, such as 255")
+        raise UserError("ignore_label is not a whole number", ignore_label, "give one label value, such as 255")
     if chosen is not None and rule != "auto":
         raise UserError("foreground= leaves no choice to a rule", rule, "leave label_rule_of_values away")
     if chosen is not None and ignore_label in chosen:
@@ -155,7 +155,7 @@ def label_values(given: object) -> tuple[int, ...] | None:
             red, green, blue = bytes.fromhex(text[1:])
             found.append(red if red == green == blue else _COLOURED + int(text[1:], 16))
         elif isinstance(value, bool) or not re.fullmatch(r"-?\d+", text):
-            raise UserError("foreground is no label value", given, _EXAMPLE)
+            raise UserError("foreground is not a label value", given, _EXAMPLE)
         else:
             found.append(int(text))
     if not found:
@@ -282,7 +282,7 @@ def _choose_rule(survey: _Survey, rule: str, path: str) -> ValueRule:
         if survey.high <= scale and (survey.integral or scale == 255):
             half = (scale + 1) // 2
             return ValueRule(half, f"label values are a mask of 0 to {scale}; {half} and above are foreground")
-    what = f"the labels run from {survey.low:g} to {survey.high:g}, which is no mask"
+    what = f"the labels run from {survey.low:g} to {survey.high:g}, which is not a mask"
     raise UserError(what, path, "choose label_rule_of_values=nonzero")
 
 

@@ -102,7 +102,7 @@ class _MrcHeader:
         if packed:
             raise UserError(f"the MRC is compressed with {packed}", path, "unpack it first")
         if len(data) < HEADER_DTYPE.itemsize or data[MAP_ID_OFFSET_BYTES:][:3] != MAP_ID[:3]:
-            raise UserError("the file is no MRC", path, "it is damaged, incomplete or of another kind")
+            raise UserError("the file is not an MRC file", path, "it is damaged, incomplete or of another kind")
         self._path = path
         self._order = _byte_order(path, data)
         self._fields = np.frombuffer(data, HEADER_DTYPE.newbyteorder(self._order))[0]

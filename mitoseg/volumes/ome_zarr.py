@@ -104,7 +104,7 @@ def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | No
 
 
 def find_levels(path: str) -> list[str]:
-    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is no image."""
+    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is not an image."""
     folder = Path(path).absolute()
     if not any((folder / mark).is_file() for mark in MARKS):
         return []

@@ -414,7 +414,7 @@ def with_padding(volume: Volume, choice: object) -> Volume:
 
 
 def has_tissue(image: Volume) -> bool:
-    """Whether any voxel of an image, be it resampled, is no padding; reads up to the first slices with some."""
+    """Whether any voxel of an image, be it resampled, is not padding; reads up to the first slices with some."""
     known: object = image.padding
     while known is not None and not isinstance(known, Padding):
         known = getattr(known, "padding", None)

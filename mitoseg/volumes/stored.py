@@ -260,7 +260,7 @@ def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
     if dtype.kind == "c":
         raise UserError("the voxels are complex numbers", path, "give their magnitude or real part")
     if dtype.kind not in "buif":
-        raise UserError(f"the voxels are no numbers but {dtype}", path, "give 8 or 16 bit integers or floats")
+        raise UserError(f"the voxels are not numbers but {dtype}", path, "give 8 or 16 bit integers or floats")
 
 
 def check_multiset(path: str, attributes: Mapping[str, Any]) -> None:
@@ -376,7 +376,7 @@ def check_regular(path: str) -> None:
     if os.path.isfile(path) or os.path.isdir(path):
         return
     if os.path.exists(path):
-        raise UserError("this is no file or folder but a pipe, a socket or a device", path, "give a file")
+        raise UserError("this is not a file or folder but a pipe, a socket or a device", path, "give a file")
     if os.path.islink(path):
         raise UserError("the link leads nowhere", path, "mend it, or give the file itself")
 

@@ -244,7 +244,7 @@ def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
         try:
             node = zarr.open(store=_CheckedStore(folder.absolute(), read_only=True), mode="r")
         except FileNotFoundError as error:
-            raise UserError("the folder is no Zarr array or group", path, "check the path") from error
+            raise UserError("the folder is not a Zarr array or group", path, "check the path") from error
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
         check_multiset(path, array.attrs.asdict())
         header = _header(path, array, stated, options)

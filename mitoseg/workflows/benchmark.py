@@ -1,9 +1,9 @@
-"""``benchmark``: every method trained, predicted and scored on the same voxels; the table and one picture of them.
+"""``benchmark``: train, predict and score every method on the same voxels; write a table and a figure.
 
-The methods run as processes, one after the other; a record is written of each.
+The methods run as processes, one after the other, and a record is written for each.
 
-benchmark ──> train resume=RUN/unet25d/train      a network is trained first, unless that is done
-          ──> benchmark job=unet25d               then each method predicts and is scored in a process of its own
+benchmark ──> train resume=RUN/unet25d/train      networks are trained first, unless that is done
+          ──> benchmark job=unet25d               then each method predicts and is scored in its own process
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ PROGRAM = (sys.executable, str(Path(mitoseg.__file__).with_name("__main__.py")))
 
 
 def run(options: BenchmarkOptions, folder: Path, tell: Tell) -> None:
-    """Compare the methods; with ``job=NAME``, do one of them in this process.
+    """Compare the methods; with ``job=NAME``, run one of them in this process.
 
     Raises:
-        UserError: An option or the data are no good, or a method failed.
+        UserError: An option or the data are invalid, or a method failed.
     """
     if options.band not in BANDS:
         raise UserError("no such boundary band", options.band, f"give band={BANDS[0]} to band={BANDS[-1]}")
@@ -90,18 +90,18 @@ def run(options: BenchmarkOptions, folder: Path, tell: Tell) -> None:
     failed = [name for name in names if not is_finished(folder / name)]
     if failed:
         named = ", ".join(f"{name} ({read_json(folder / name / RECORD).get('error')})" for name in failed)
-        remedy = f"go on with: python benchmark.py resume={as_typed(folder)}"
+        remedy = f"continue with: python benchmark.py resume={as_typed(folder)}"
         raise UserError(f"{len(failed)} of {len(names)} methods failed: {named}", None, remedy)
 
 
 def make_plan(
     options: BenchmarkOptions, folder: Path
 ) -> tuple[list[Job], dict[str, str], Report, list[str], tuple[object, object] | None]:
-    """Look at all options and the data before anything is run.
+    """Check all options and the data before anything is run.
 
     Returns:
-        The methods, in their order; by method, why what is there is to be made anew; the report; the names of these
-        methods and of others that lie there finished; size and place of the picture, None for none.
+        The methods, in order; for each method to be run again, what has changed; the report; the names of these
+        methods and of others that have already finished; size and position of the figure's crop, None for no figure.
     """
     methods, source = read_methods(options.methods, options.size), find_source(options)
     splits = open_source(source)
@@ -130,7 +130,7 @@ def make_plan(
 
 
 def find_source(options: BenchmarkOptions) -> Source:
-    """The data set, made small where that is asked for."""
+    """The data set, reduced if ``size=small``."""
     name = HydraConfig.get().runtime.choices.get("data")
     if name is None:
         raise UserError("data has no value", None, "add data=NAME, such as data=phantom")
@@ -144,8 +144,8 @@ def find_source(options: BenchmarkOptions) -> Source:
 def make_jobs(
     options: BenchmarkOptions, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
 ) -> list[Job]:
-    """What is to be run for each method (call it inside a run)."""
-    config, given = split_words(sys.argv[2:])  # of this very run, as `mitoseg.cli.ranks.job_environment` has set it
+    """The job of each method; to be called inside a run."""
+    config, given = split_words(sys.argv[2:])  # of this run, as set by `mitoseg.cli.ranks.job_environment`
     arguments = [argument for argument in given if key_of(argument) not in _NOT_PASSED_ON]
     training = training_arguments(
         source,
@@ -166,11 +166,11 @@ def make_jobs(
 
 
 def run_one(options: BenchmarkOptions, folder: Path) -> None:
-    """One method in this process: what its training has left undone, its predictions, and their scores."""
+    """Run one method in this process: finish its training, then predict and score."""
     named = {method.name: method for method in read_methods(options.methods, options.size)}
     if options.job not in named:
         raise UserError("job= names none of methods=", options.job, f"give one of {', '.join(named)}")
-    for told_before in ("mitoseg.datasets", "mitoseg.volumes"):  # by the process that started this one
+    for told_before in ("mitoseg.datasets", "mitoseg.volumes"):  # already logged by the parent process
         logging.getLogger(told_before).setLevel(logging.ERROR)
     method, part, show = named[options.job], options.part, options.progress
     splits = open_source(find_source(options))
@@ -194,10 +194,10 @@ def run_one(options: BenchmarkOptions, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A method that is to be run in its folder; ``options`` are what its result depends on.
+    """A method to run in its folder; ``options`` holds everything that its result depends on.
 
-    ``arguments`` are the benchmark's, without those that say where, ``training`` those that every training gets, and
-    ``config`` Hydra's options that choose the config.
+    ``arguments`` are the benchmark's, without those about its folder; ``training`` are those passed to every training;
+    ``config`` are Hydra's options that select the config.
     """
 
     method: Method
@@ -208,7 +208,7 @@ class Job:
     config: Sequence[str] = ()
 
     def commands(self) -> list[list[str]]:
-        """What is still to be started, in this order."""
+        """The commands that still have to be run, in order."""
         where = f"hydra.run.dir={literal(str(self.folder))}"
         scoring = [*PROGRAM, "benchmark", *self.config, *self.arguments, f"job={self.method.name}", where]
         trains = self.method.train is not None and self.method.checkpoint is None
@@ -220,11 +220,11 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
-    """Run the methods one after the other, those in ``changes`` anew; yields each when it has ended, or failed."""
+    """Run the methods one after the other, those in ``changes`` from scratch; yield each when it ends or fails."""
     for i, job in enumerate(jobs, 1):
         name = f"{job.method.name} ({i} of {len(jobs)})"
         if change := changes.get(job.method.name):
-            log.info("%s: options have changed (%s), it starts again", name, change)
+            log.info("%s: options have changed (%s), starting again", name, change)
             clear(job.folder)
         if is_finished(job.folder):
             log.info("%s: finished before", name)
@@ -237,7 +237,7 @@ def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
 
 
 def attempt(job: Job) -> None:
-    """Run the processes of a method, and write down how they ended, also if the waiting is interrupted."""
+    """Run the processes of a method, and record how they ended, even if the wait is interrupted."""
     commit, dirty = git_state(SOURCE)
     job.folder.mkdir(parents=True, exist_ok=True)
     seconds = read_json(job.folder / RECORD).get("seconds", 0.0)
@@ -267,7 +267,7 @@ def attempt(job: Job) -> None:
 
 
 def training_arguments(source: Source, *, seed: int, accelerator: str, prediction: str, progress: bool) -> list[str]:
-    """Words that every training of a benchmark gets: the same data and split, and no look at the test volume."""
+    """Arguments of every training in a benchmark: the same data and split, and no use of the test volume."""
     data = [f"{key}={word_value(value)}" for key, value in source.leaves().items()]
     looks = ["test=false", "figures=false", "save_overlays=0", f"trainer.enable_progress_bar={word_value(progress)}"]
     chosen = [f"seed={seed}", f"trainer.accelerator={accelerator}", f"method={prediction}"]
@@ -298,8 +298,8 @@ def predict_regions(
     trust: bool,
     show: bool,
 ) -> dict[str, Any]:
-    """Write the probabilities of the scored regions; returns costs, also of training, and a note on the protocol."""
-    # Imported here: torch's memory would count as an estimator's.
+    """Write the probabilities of the scored regions; returns the costs, including training, and a protocol note."""
+    # Imported here: otherwise torch's memory would count towards an estimator's.
     import torch
 
     from mitoseg.inference.prepare import make_prediction

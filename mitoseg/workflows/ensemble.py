@@ -1,6 +1,6 @@
-"""``ensemble``: several checkpoints in, one that predicts with the mean of them out; or the same for predictions.
+"""``ensemble``: combine checkpoints into one that predicts the mean of its members, or average stored predictions.
 
-Stored predictions of one volume are averaged of networks that no checkpoint can join, as one on slices and one in 3D.
+Averaging stored predictions of a volume works for any networks, such as a 2D and a 3D one, which no checkpoint joins.
 
 a.tif   0.9 0.2        log-odds   2.2 -1.4
 b.tif   0.7 0.1                   0.8 -2.2      mean   1.5 -1.8   ->   0.82 0.14
@@ -36,25 +36,25 @@ from mitoseg.workflows.session import chosen_steps
 log = logging.getLogger(__name__)
 
 CERTAIN = 1e-7
-"""How far from 0 and 1 a probability is kept: its log-odds would be infinite."""
+"""Probabilities are clipped this far from 0 and 1, where log-odds are infinite."""
 
 _SLAB = 2**24  # voxels at a time
 
 
 def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
-    """Combine checkpoints; with a data set, choose calibration and threshold on its validation slabs, and score.
+    """Combine checkpoints; given a data set, choose calibration and threshold on its validation slabs, and score.
 
     Returns:
-        The foreground JAC on the validation slabs, None without a data set.
+        The foreground JAC on the validation slabs; None without a data set.
 
     Raises:
-        UserError: A checkpoint or an option is no good, or the checkpoints do not fit together.
+        UserError: A checkpoint or an option is invalid, or the checkpoints do not fit together.
     """
     members = [str(find_weights(name)) for name in options.checkpoints or []]
     paths, output = members or options.predictions or [], Path(options.output)
     places = [Path(path).resolve() for path in paths]
     if len(set(places)) < len(places):
-        raise UserError("a file is given twice", paths, "give each one once")
+        raise UserError("a file is given twice", paths, "give each file once")
     if output.resolve() in places:
         raise UserError("the output is one of the inputs", options.output, "choose another name")
     check_output(output, options.overwrite)
@@ -90,7 +90,7 @@ def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
         )
         score = float(scores["validation"]["jaccard_foreground"])
     else:
-        log.warning("no data= to choose by: the threshold is the mean of the members', %.3f", threshold)
+        log.warning("without data= no threshold can be chosen: using the mean of the members', %.3f", threshold)
     with atomic_output(output, overwrite=options.overwrite) as temporary:
         shutil.copyfile(path, temporary)
     write_json(folder / "provenance.json", collect(**about))
@@ -99,7 +99,7 @@ def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
 
 
 def average_predictions(paths: Sequence[str], output: str, folder: Path, *, overwrite: bool) -> None:
-    """Write the mean of the predictions' log-odds as probabilities; its threshold is the mean of theirs."""
+    """Average the predictions' log-odds and write probabilities; the threshold is the mean of theirs."""
     check_volume_output(output, overwrite)
     volumes = [open_volume(path) for path in paths]
     decisions = check_predictions(volumes)
@@ -119,11 +119,11 @@ def average_predictions(paths: Sequence[str], output: str, folder: Path, *, over
 
 
 def check_predictions(volumes: Sequence[Volume]) -> list[Decision]:
-    """What the values of each prediction mean; two or more probabilities of one shape are needed."""
+    """How to interpret each prediction; requires two or more probability volumes of the same shape."""
     places = [Path(volume.path).resolve() for volume in volumes]
     if len(set(places)) < max(2, len(places)):
         remedy = "give two or more, each once: predictions=[A,B]"
-        raise UserError("a mean needs predictions that differ", [volume.path for volume in volumes], remedy)
+        raise UserError("a mean needs different predictions", [volume.path for volume in volumes], remedy)
     shapes = {volume.path: volume.shape for volume in volumes}
     if len(set(shapes.values())) > 1:
         raise UserError("the predictions differ in shape", shapes, "give predictions of one volume")
@@ -136,11 +136,11 @@ def check_predictions(volumes: Sequence[Volume]) -> list[Decision]:
 
 
 def _mean(volumes: Sequence[Volume], decisions: Sequence[Decision], box: Box) -> np.ndarray:
-    """Probabilities of a box, by the mean of the log-odds."""
+    """The probabilities of a box, averaged as log-odds."""
     total = np.zeros(box.shape, np.float32)
     for volume, decision in zip(volumes, decisions, strict=True):
         values = volume.read(box)
-        decision.foreground(values)  # refuses what is no probability
+        decision.foreground(values)  # refuses values outside [0, 1]
         if values.dtype.kind == "f":
             edge = np.float32(CERTAIN * decision.scale)
             values = np.clip(values.astype(np.float32), edge, np.float32(decision.scale) - edge)

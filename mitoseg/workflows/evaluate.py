@@ -1,4 +1,4 @@
-"""``evaluate``: score a stored result against labels; needs no model."""
+"""``evaluate``: score a stored result against ground truth; needs no model."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ log = logging.getLogger(__name__)
 
 
 def run(options: EvaluateOptions, folder: Path, tell: Tell) -> None:
-    """As `score_files`."""
+    """See `score_files`."""
     score_files(options, folder, tell)
 
 
 def score_files(options: EvaluateOptions, folder: Path, tell: Tell = lambda _: None) -> dict[str, object]:
-    """Score volumes; write numbers, provenance, figures and report to ``folder``.
+    """Score volumes; write scores, provenance, figures and report to ``folder``.
 
     Returns:
-        What ``metrics.json`` holds: the keys of `mitoseg.evaluation.evaluate`, and ``label_rule``.
+        The content of ``metrics.json``: the keys of `mitoseg.evaluation.evaluate`, and ``label_rule``.
 
     Raises:
-        UserError: A volume or an option is no good.
+        UserError: A volume or an option is invalid.
     """
     labelling = instantiate(options.labelling)
     voxel_size = None if options.voxel_size is None else check_voxel_size(options.voxel_size)
@@ -65,7 +65,7 @@ def score_files(options: EvaluateOptions, folder: Path, tell: Tell = lambda _: N
     if voxel_size is None:
         warn_of_sizes(*volumes.values())
     if options.prediction == options.truth:
-        log.warning("the prediction is compared with itself: %s is the truth as well", options.truth)
+        log.warning("the prediction is compared with itself: %s is also the truth", options.truth)
     crop = None if options.crop is None else Box.parse(options.crop, volumes["prediction"].shape)
     given = options.foreground, options.prediction_foreground
     predicted_values, true_values = chosen_values(*given, options.kind, volumes)
@@ -95,7 +95,7 @@ def score_files(options: EvaluateOptions, folder: Path, tell: Tell = lambda _: N
             meant |= {"threshold": None, "kind": None}
         scored = {**volumes, "truth": truth}
         result, numbered = _count(options, labelling, scored["prediction"], truth, engine, crop=crop, **meant)
-        engine.close()  # figures and report are made here
+        engine.close()  # figures and report are made in this process
         result["postprocess"] = None if steps is None else asdict(steps)
         write_json(folder / "metrics.json", result)
         sources = {name: volume.path for name, volume in volumes.items()}
@@ -115,7 +115,7 @@ def show_scores(
     instances: Volume | None,
     **meant: Any,  # noqa: ANN401
 ) -> None:
-    """Tell the scores; write figures and report of the volumes as they were scored, with the ids of the prediction."""
+    """Print the scores; write figures and report of the volumes as scored, with the prediction's instance ids."""
     title = Path(options.prediction).name
     tell(score_table(result, title=title))
     if "instances" in result:
@@ -154,9 +154,9 @@ def _count(
     voxel_size: VoxelSize | None,
     **meant: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], Volume | None]:
-    """The scores of voxels and, if asked for, of instances; the prediction's ids where scores or report need them.
+    """Voxel scores and, if requested, instance scores; also the prediction's ids if scores or report need them.
 
-    Whole volumes are numbered, and then cropped.
+    Instances are labelled in the whole volume, which is then cropped.
     """
     draws = Bootstrap(options.bootstrap, options.seed)
     result = dict(
@@ -178,7 +178,7 @@ def _count(
     wanted = stored if options.instances is None else options.instances
     if not (wanted or options.report):
         return result, None
-    with waiting("numbering and matching mitochondria"):
+    with waiting("labelling and matching mitochondria"):
         size = voxel_size or prediction.voxel_size or truth.voxel_size
         numbered = prediction_instances(prediction, labelling, voxel_size=size, engine=engine, **meant)
         if wanted:
@@ -192,12 +192,12 @@ def _count(
 def chosen_values(
     given: object, predicted: object, kind: str | None, volumes: Mapping[str, Volume]
 ) -> tuple[object, object]:
-    """The values that are mitochondria in the prediction and in the truth.
+    """The foreground values of the prediction and of the truth.
 
     Args:
-        given: ``foreground=``, which is about the one of the two that holds classes.
+        given: ``foreground=``, which applies to whichever of the two contains classes.
         predicted: ``prediction_foreground=``.
-        kind: What the user says the prediction is.
+        kind: ``kind=``, of the prediction.
         volumes: ``prediction`` and ``truth``.
     """
     if given is None or predicted is not None or kind not in (None, "mask"):
@@ -205,14 +205,14 @@ def chosen_values(
     if not holds_classes(volumes["prediction"]):
         return None, given
     if holds_classes(volumes["truth"]):
-        what = "the prediction and the truth both hold several values, so it is not clear which of them is meant by"
+        what = "the prediction and the truth both contain several values, so it is unclear which of them is meant by"
         remedy = "give prediction_foreground= for the prediction and foreground= for the truth, or kind=instances"
         raise UserError(what, f"foreground={given}", remedy)
     return given, None
 
 
 def open_volumes(paths: Mapping[str, str | None], axes: str | None) -> dict[str, Volume]:
-    """Open the files, and tell of parts that are missing; ``axes`` is for those that it fits, the others are clear."""
+    """Open the files, warning of missing parts; ``axes`` is applied to those files that it fits."""
     given = {name: path for name, path in paths.items() if path is not None}
     volumes: dict[str, Volume] = {}
     misfits: list[UserError] = []
@@ -241,10 +241,10 @@ def score_instances(
     crop: Box | None = None,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """Scores of the ids of a prediction; ``labelling`` says how they were made, None that they were stored.
+    """Score a prediction's instances; ``labelling`` is how they were labelled, None if their ids were stored.
 
     Returns:
-        The keys of `evaluate_instances`, ``labelling`` (None where ids were stored), ``truth_labelled``.
+        The keys of `evaluate_instances`, ``labelling``, and ``truth_labelled``.
     """
     numbered = truth_instances(truth, (labelling or Labelling()).connectivity, engine=engine)
     overlaps = find_overlaps(result, numbered, labels=truth, crop=crop, engine=engine)
@@ -256,7 +256,7 @@ def score_instances(
 def report_predicted(
     options: PredictOptions, path: Path, image: Volume, voxel_size: VoxelSize | None, chosen: Mapping[str, object]
 ) -> None:
-    """Write the report of a volume that was just predicted, with what was ``chosen`` for it."""
+    """Write the report of a volume that was just predicted, with the settings ``chosen`` for it."""
     log.info("making the report")
     prediction = open_volume(options.output)
     about = {"input": options.input, "checkpoint": options.checkpoint or DEFAULT, "output": options.output}
@@ -274,7 +274,7 @@ def report_predicted(
 
 
 def checksums(volumes: Mapping[str, Volume]) -> list[dict[str, object]]:
-    """Role, path, size and checksum of what lies behind volumes; nothing of what is no file."""
+    """Role, path, size and checksum of the volumes' files; volumes without a file are left out."""
     found: list[dict[str, object]] = []
     for role, volume in volumes.items():
         with suppress(OSError):

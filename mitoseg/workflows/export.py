@@ -1,4 +1,4 @@
-"""``export``: a checkpoint as safetensors, as ONNX, or as a bioimage.io package."""
+"""``export``: write a checkpoint as safetensors, ONNX or a bioimage.io package."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mitoseg.workflows.options import ExportOptions
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "bioimageio": ".zip"}
 PUBLISHED = (Lucchi, LucchiPP, Vnc)
-"""Recipes whose paper a package can cite: it does so by DOI alone."""
+"""Recipes whose paper a package can cite, which takes a DOI."""
 
 
 def run(options: ExportOptions, _folder: Path, tell: Tell) -> None:
-    """Write ``output`` in a format; beside safetensors also ``CARD.md``.
+    """Write ``output`` in the chosen format; safetensors also get a ``CARD.md`` beside them.
 
     Raises:
-        UserError: The checkpoint, the format, the form or the output is no good.
+        UserError: The checkpoint, the format, the form or the output is invalid.
     """
     output, overwrite, chosen = Path(options.output), options.overwrite, _format(options)
     checkpoint = find_weights(options.checkpoint)
@@ -67,7 +67,7 @@ def run(options: ExportOptions, _folder: Path, tell: Tell) -> None:
 
 
 def _format(options: ExportOptions) -> str:
-    """The format: what is asked for, else by the suffix of the output."""
+    """The format requested, else that of the output's suffix."""
     by_suffix = {suffix: name for name, suffix in FORMATS.items()}
     chosen = options.format
     if chosen == "auto":
@@ -80,7 +80,7 @@ def _format(options: ExportOptions) -> str:
 
 
 def _phantom(model: Model, shape: tuple[int, int, int]) -> Array:
-    """A piece of the phantom with the grey values of the training volume, at least as large as phantoms are."""
+    """A crop of the phantom with grey values like the training volume's; no smaller than a phantom can be."""
     wanted = tuple(max(n, least) for n, least in zip(shape, (3, 64, 64), strict=True))
     image_zyx = generate_phantom(wanted, 0)[0].astype("float32")
     mean, std = model.normalization["mean"], model.normalization["std"]
@@ -90,7 +90,7 @@ def _phantom(model: Model, shape: tuple[int, int, int]) -> Array:
 
 
 def _card(checkpoint: Path, name: str, model: Model) -> str:
-    """The card beside exported weights, else one by the provenance and scores of the checkpoint's run."""
+    """The card beside exported weights, else one made from the provenance and scores of the checkpoint's run."""
     path, run = checkpoint.with_name("CARD.md"), checkpoint.resolve().parents[1]
     if checkpoint.suffix == FORMATS["safetensors"] and path.is_file():
         return path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The Python interface: what `import mitoseg` offers, arrays and paths in, arrays and tables out.
+"""The Python interface offered by `import mitoseg`: arrays and paths in, arrays and tables out.
 
-It takes the way of the commands ``predict``, ``evaluate`` and ``measure``, and gives what they write; but it prints
-nothing and writes nothing, unless ``output`` names a file.
+It runs the same code as the commands ``predict``, ``evaluate`` and ``measure`` and returns what they would write; it
+prints and writes nothing, unless ``output`` names a file.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ from mitoseg.workflows.predict import decide_tiling
 from mitoseg.workflows.session import Prepared, cleaned, prepare
 
 Source = Any
-"""A path, or an array of three axes, z, y, x: of NumPy, Zarr, Dask, anything with ``shape``, ``dtype`` and slices; or
-a `mitoseg.volumes.Volume`."""
+"""A path; an array (z, y, x) of NumPy, Zarr or Dask, or anything else with ``shape``, ``dtype`` and slicing; or a
+`mitoseg.volumes.Volume`."""
 File = str | os.PathLike[str]
 Progress = Callable[[float], None]
 POSTPROCESS = {"none": Postprocess(), "clean": CLEAN}
-"""What ``postprocess`` may be called."""
+"""The named choices of ``postprocess``."""
 
 
 def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bool = False) -> SegmentationModel:
     """Load a model; ``accelerator`` is ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
 
     Args:
-        checkpoint: A ``best.ckpt`` that training wrote, weights as safetensors, an exported folder, or the name of a
+        checkpoint: A ``best.ckpt`` written by training, weights as safetensors, an exported folder, or the name of a
             bundled model; None: the default bundled model.
         accelerator: Where it computes.
-        trust: Whether the network's class may lie outside mitoseg and MONAI: only for files of people you trust.
+        trust: Whether to allow a network class from outside mitoseg and MONAI: only for files from people you trust.
 
     Raises:
         UserError: There is no such model, or it cannot be loaded.
@@ -88,17 +88,17 @@ def train(
     folder: File | None = None,
     **options: object,
 ) -> SegmentationModel:
-    """Train a network, as ``mitoseg train data=files`` does, and choose its threshold on slices that are held out.
+    """Train a network, as ``mitoseg train data=files`` does, and choose its threshold on held-out slices.
 
     Args:
         image: Grey values (z, y, x), or a list of several volumes.
         truth: Labels of the same shape: 0/1, 0/255, instance numbers or classes.
         voxel_size: (z, y, x) in nm; None: the files'.
-        folder: A new one for checkpoints, scores and logs, as the command writes them; None: nothing is kept.
+        folder: A new folder for checkpoints, scores and logs, as written by the command; None: nothing is kept.
         **options: Keys of the command, such as ``experiment="unet25d"``, ``epochs=4``, ``**{"data.batch_size": 8}``.
 
     Raises:
-        UserError: The volumes or an option are no good, or the folder exists.
+        UserError: The volumes or an option are invalid, or the folder exists.
     """
     from mitoseg.workflows.train import train_files  # takes seconds to load
 
@@ -123,7 +123,7 @@ def train(
 
 @dataclass(frozen=True)
 class SegmentationModel:
-    """A trained network, with all that prediction needs to know of it; `load` and `train` make one."""
+    """A trained network with everything that prediction needs; returned by `load` and `train`."""
 
     model: Model
     name: str
@@ -131,12 +131,12 @@ class SegmentationModel:
 
     @property
     def threshold(self) -> float:
-        """The probability that makes the best mask, as chosen on validation."""
+        """The probability threshold that gave the best mask on validation data."""
         return self.model.threshold
 
     @property
     def voxel_size(self) -> VoxelSize | None:
-        """(z, y, x) in nm that it was trained on, or None."""
+        """(z, y, x) in nm of the training data, or None."""
         return self.model.voxel_size
 
     def predict(
@@ -147,19 +147,19 @@ class SegmentationModel:
         output: File | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
-        """Predict the calibrated probability of mitochondrion of every voxel.
+        """Predict the calibrated probability that each voxel is mitochondrion.
 
         Args:
             image: Grey values (z, y, x): a path, an array, or a lazy array, which is read tile by tile.
             voxel_size: (z, y, x) in nm; None: the file's, else the checkpoint's.
-            output: A file to write instead, with its metadata, as ``mitoseg predict`` does; what is there is refused.
+            output: A file to write instead, with its metadata, as ``mitoseg predict`` does; it must not exist.
             **options: Those in `DEFAULTS`, which docs/PREDICTION.md explains: ``method``, ``tta``, ...
 
         Returns:
-            Probabilities (z, y, x) of float32, on the image's grid; with ``output`` the written file as a lazy volume.
+            Probabilities (z, y, x), float32, on the image's grid; with ``output``, the written file as a lazy volume.
 
         Raises:
-            UserError: The image or an option is no good, the output exists, or memory is too small.
+            UserError: The image or an option is invalid, the output exists, or there is too little memory.
         """
         return self._run(image, voxel_size, _completed(options), None, "probability", output)
 
@@ -193,7 +193,7 @@ class SegmentationModel:
         save: str,
         output: File | None,
     ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
-        """Predict, and bring the result to the image's grid: in memory, or by way of files beside the output."""
+        """Predict and restore the result to the image's grid: in memory, or through files beside the output."""
         if output is not None:
             check_volume_output(os.fspath(output), overwrite=False)
         source = with_padding(as_volume(image, voxel_size, complete=True), options["padding"])
@@ -208,12 +208,12 @@ class SegmentationModel:
             resample=options["resample"],
             kind=save if steps is None else "probability",
         )
-        if output is None:  # the tiles, what is restored of them, and what cleaning takes must fit into memory
+        if output is None:  # tiles, restored result and post-processing must fit into memory
             seen = {id(volume): volume for volume in (prepared.predictor.volume, prepared.image)}.values()
             needed = sum(volume.box.size for volume in seen) * prepared.predictor.prediction.dtype.itemsize
             if needed > (free := memory_available()):
                 what = f"the result needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
-                raise UserError(what, source.path, "give output=FILE, to which it is written tile by tile")
+                raise UserError(what, source.path, "give output=FILE, which is written tile by tile")
         with ExitStack() as stack:
             scratch = None if output is None else stack.enter_context(scratch_folder(Path(output)))
             tiles = self._predict_tiles(prepared, options, scratch)
@@ -233,7 +233,7 @@ class SegmentationModel:
         return open_volume(where)
 
     def _predict_tiles(self, prepared: Prepared, options: dict[str, Any], scratch: Path | None) -> Volume:
-        """What the network gives, in memory or in a folder."""
+        """The network's output, in memory or in a folder."""
         predictor, prediction = prepared.predictor, prepared.predictor.prediction
         volume = predictor.volume
         decided = decide_tiling(
@@ -255,7 +255,7 @@ class SegmentationModel:
 
 
 TILE = (64, 512, 512)
-"""Voxels (z, y, x) that are written at once."""
+"""Voxels (z, y, x) written at a time."""
 
 
 DEFAULTS: dict[str, Any] = {
@@ -274,11 +274,11 @@ DEFAULTS: dict[str, Any] = {
     "window_stride": 1,
     "progress": None,
 }
-"""Of the options of `SegmentationModel`; ``progress`` is called with the share of the voxels that are done, 0 to 1."""
+"""Options of `SegmentationModel`; ``progress`` is called with the fraction of voxels done, from 0 to 1."""
 
 
 def _shares(total: int, progress: Progress | None) -> Callable[[Box], None]:
-    """A function that is called with each box that is done, and tells the share of all voxels."""
+    """A callback for each finished box, which reports the fraction of voxels done to ``progress``."""
     done = 0
 
     def advance(box: Box) -> None:
@@ -291,7 +291,7 @@ def _shares(total: int, progress: Progress | None) -> Callable[[Box], None]:
 
 
 def _completed(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the defaults of those that are left out."""
+    """The options, with defaults for those left out."""
     for name in options:
         if name not in DEFAULTS:
             raise UserError("no such option", name, f"choose from {', '.join(DEFAULTS)}")
@@ -310,18 +310,18 @@ def label(
     """Number the mitochondria of a mask, 1, 2, ...
 
     Args:
-        mask: (z, y, x), not zero is mitochondrion; or probabilities, as floats from 0 to 1 or of a file.
-        voxel_size: (z, y, x) in nm, which only options in nm need; None: the file's.
-        output: A file to write instead; what is there is refused.
-        threshold: Of probabilities; arrays of them need it, files say it.
-        labelling: None: connected components. ``mitoseg.Labelling(split=True)`` cuts touching mitochondria.
-        progress: Called with the share that is done, from 0 to 1.
+        mask: (z, y, x), nonzero is mitochondrion; or probabilities, as floats from 0 to 1 or from a file.
+        voxel_size: (z, y, x) in nm, only needed by options in nm; None: the file's.
+        output: A file to write instead; it must not exist.
+        threshold: For probabilities; required for arrays, while files store it.
+        labelling: None: connected components. ``mitoseg.Labelling(split=True)`` splits touching mitochondria.
+        progress: Called with the fraction done, from 0 to 1.
 
     Returns:
-        Instance numbers (z, y, x) of uint32, 0 is background; with ``output`` the written file as a lazy volume.
+        Instance numbers (z, y, x), uint32, 0 is background; with ``output``, the written file as a lazy volume.
 
     Raises:
-        UserError: The mask or an option is no good, or the output exists.
+        UserError: The mask or an option is invalid, or the output exists.
 
     Example:
         >>> label(np.array([[[1, 0, 1, 1]]])).tolist()
@@ -354,20 +354,20 @@ def measure(
     """Measure every mitochondrion.
 
     Args:
-        labels: Instance numbers (z, y, x), as of `label`; 0 is background.
+        labels: Instance numbers (z, y, x), as returned by `label`; 0 is background.
         voxel_size: (z, y, x) in nm; None: the file's.
         image: Grey values of the same shape, for the columns of grey values and cristae.
-        probability: Of mitochondrion, of the same shape, for its mean and entropy.
-        uncertainty: Of the same shape, in place of the entropy.
+        probability: Probability of mitochondrion, same shape, for its mean and entropy.
+        uncertainty: Same shape, used in place of the entropy.
         min_volume: In nm3; smaller instances get no row.
-        reach: In nm, how far the nearest neighbour is looked for; 0: not at all.
-        progress: Called with the share of the work that is done, from 0 to 1.
+        reach: Search radius for the nearest neighbour in nm; 0: no search.
+        progress: Called with the fraction of the work done, from 0 to 1.
 
     Returns:
-        One row an instance, in order of the numbers; docs/MEASURING.md explains the columns; their names hold units.
+        One row per instance, ordered by number; docs/MEASURING.md explains the columns, whose names include units.
 
     Raises:
-        UserError: Shapes differ, the voxel size is not known, a number is out of range, or labels are a mask.
+        UserError: Shapes differ, the voxel size is unknown, a number is out of range, or the labels are a mask.
 
     Example:
         >>> measure(np.pad(np.ones((2, 2, 2), np.uint32), 1), (5, 5, 5))["volume_nm3"].tolist()
@@ -409,24 +409,24 @@ def evaluate(
     Args:
         prediction: A mask, probabilities or instances (z, y, x).
         truth: Labels of the same shape: 0/1, 0/255, instance numbers or classes.
-        voxel_size: (z, y, x) in nm; None: the files', else voxels are taken as cubic.
-        threshold: Of probabilities; arrays of them need it, files say it.
-        kind: ``probability``, ``mask`` or ``instances``; None: as metadata or type say.
-        foreground: The values that are mitochondria, in whichever of the two holds classes.
-        prediction_foreground: Those of the prediction, where both hold classes.
-        ignore_label: A value of the truth whose voxels count nowhere.
-        instances: Score mitochondria one by one; True: a mask is numbered first; None: if the prediction is numbered.
-        labelling: How it is numbered; None: connected components.
-        bands: Widths of the bands along the border that are left out, in voxels of the smallest spacing.
-        bootstrap: Draws for the 95 % intervals; 0 for none.
-        seed: Of the draws.
+        voxel_size: (z, y, x) in nm; None: the files', else voxels are assumed cubic.
+        threshold: For probabilities; required for arrays, while files store it.
+        kind: ``probability``, ``mask`` or ``instances``; None: by metadata or voxel type.
+        foreground: The label values of mitochondria, in whichever of the two contains classes.
+        prediction_foreground: Those of the prediction, if both contain classes.
+        ignore_label: A value of the truth whose voxels are excluded.
+        instances: Score individual mitochondria; True: a mask is labelled first; None: if the prediction is labelled.
+        labelling: How it is labelled; None: connected components.
+        bands: Widths of the excluded boundary bands, in voxels of the smallest spacing.
+        bootstrap: Number of bootstrap samples for the 95 % intervals; 0 for none.
+        seed: Of the bootstrap.
 
     Returns:
-        What ``metrics.json`` of the command holds, docs/EVALUATION.md explains it: ``jaccard_foreground``,
+        The content of the command's ``metrics.json``, see docs/EVALUATION.md: ``jaccard_foreground``,
         ``jaccard_background``, ``jaccard_mean``, ``precision``, ``recall``, ...
 
     Raises:
-        UserError: Shapes differ, labels cannot be read, or an option is no good.
+        UserError: Shapes differ, labels cannot be read, or an option is invalid.
 
     Example:
         >>> truth = np.zeros((8, 8, 8), np.uint8)
@@ -454,7 +454,7 @@ def evaluate(
 
 
 def _decided(volume: Volume, threshold: float | None, kind: str | None = None) -> Decision:
-    """What the values mean; an array of probabilities does not say its threshold, so it is to be given."""
+    """How to interpret the values; an array of probabilities stores no threshold, so one must be given."""
     decision = decide(volume, threshold, kind)
     if decision.source == "default" and decision.kind == "probability" and isinstance(volume, ArrayVolume):
         remedy = "give threshold=, such as model.threshold, or a mask"
@@ -465,7 +465,7 @@ def _decided(volume: Volume, threshold: float | None, kind: str | None = None) -
 def as_volume(
     source: Source, voxel_size: Sequence[float] | None = None, *, name: str = "array", complete: bool = False
 ) -> Volume:
-    """What a user gives as a lazy volume; ``complete`` refuses a file of which parts are missing."""
+    """The user's path or array as a lazy volume; ``complete`` refuses a file with missing parts."""
     size = None if voxel_size is None else check_voxel_size(voxel_size)
     if isinstance(source, str | os.PathLike):
         volume = open_volume(source, voxel_size=size)

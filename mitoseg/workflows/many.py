@@ -1,11 +1,11 @@
-r"""Which volumes ``input=`` means, where their results go, and ``summary.csv``: what became of each.
+r"""Which volumes ``input=`` means, where their results go, and ``summary.csv``, the outcome for each volume.
 
     input=a.tif                      one volume                        output=a.zarr
     input=[a.tif,b.tif]              each of them                      output=FOLDER
     input="data/*.tif"               each path that matches            output=FOLDER
     input=data                       a folder: see `volumes_in`        output=FOLDER, or one volume
 
-A path that exists is taken as it is, whatever characters are in it.
+A path that exists is taken literally, whatever characters it contains.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ DONE, FAILED, WAITING = "done", "failed", "waiting"
 
 @dataclass
 class Row:
-    """One volume; ``seconds`` are without earlier attempts, ``foreground`` is the share that is mitochondria.
+    """One volume; ``seconds`` excludes earlier attempts, ``foreground`` is the fraction of mitochondrion voxels.
 
-    ``command`` is what made the output that is there, as JSON: options, checkpoint, and the state of the input.
+    ``command`` describes, as JSON, what made the existing output: options, checkpoint, and the state of the input.
     """
 
     input: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """The rows of an earlier run by their outputs' names; none where there is no table, or another one."""
+    """The rows of an earlier run by output name; none if there is no table, or not one of ours."""
     names = [f.name for f in fields(Row)]
     try:
         text = (folder / NAME).read_bytes().decode(errors="surrogateescape")
@@ -68,7 +68,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
 
 
 def _is_object(text: str) -> bool:
-    """Whether this is a JSON object."""
+    """Whether the text is a JSON object."""
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
@@ -76,12 +76,12 @@ def _is_object(text: str) -> bool:
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """Write the table, whole or not at all."""
+    """Write the table atomically."""
     write_text(folder / NAME, to_csv([f.name for f in fields(Row)], map(astuple, rows)))
 
 
 def plan_rows(given: str | Sequence[str], output: str, suffix: str) -> list[Row] | None:
-    """The volumes that ``input=`` names, and where in the folder ``output=`` their results go; None for one volume."""
+    """The volumes that ``input=`` names and their outputs in the folder ``output=``; None for a single volume."""
     inputs = _several(given)
     if inputs is None:
         return None
@@ -89,11 +89,11 @@ def plan_rows(given: str | Sequence[str], output: str, suffix: str) -> list[Row]
     if format_of(output) is not None:
         raise UserError("several volumes need a folder for their results", output, "give output=FOLDER")
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError("the output of several volumes is no folder", output, "choose another name")
+        raise UserError("the output of several volumes is not a folder", output, "choose another name")
     place(f"x{suffix}" if suffix.startswith(".") else suffix or "x")  # refuses an unknown suffix
     if not suffix.startswith(".") or "/" in suffix or os.sep in suffix:
         raise UserError(
-            "the suffix of the outputs begins with a dot and is no path", suffix, "give for instance suffix=.zarr"
+            "the suffix of the outputs begins with a dot and is not a path", suffix, "give for instance suffix=.zarr"
         )
     rows = [Row(path, os.path.join(output, result_name(path) + suffix)) for path in inputs]
     seen: dict[str, Row] = {}
@@ -109,7 +109,7 @@ def plan_rows(given: str | Sequence[str], output: str, suffix: str) -> list[Row]
 def _several(given: str | Sequence[str]) -> list[str] | None:
     if not isinstance(given, str):
         if not all(isinstance(path, str) and path for path in given):
-            raise UserError("input is no list of paths", list(given), "give input=[a.tif,b.tif]")
+            raise UserError("input is not a list of paths", list(given), "give input=[a.tif,b.tif]")
         return list(given)
     if Path(given).is_dir() and container_format(given) is None:
         return volumes_in(Path(given))
@@ -122,7 +122,7 @@ def _several(given: str | Sequence[str]) -> list[str] | None:
 
 
 def volumes_in(folder: Path) -> list[str] | None:
-    """The volumes in a folder of volumes; None where the folder is itself one.
+    """The volumes in a folder of volumes; None if the folder is itself a volume.
 
     A folder is one volume if it holds slices: png files, or tif files of one image each. It is a folder of volumes if
     it holds tif files of several images each or volumes of other formats, or no files of images but folders of slices.
@@ -136,7 +136,7 @@ def volumes_in(folder: Path) -> list[str] | None:
     single = len(slices) - len(stacks)
     if single and (stacks or others):
         what = f"the folder holds {single} single slices beside {len(stacks) + len(others)} volumes, such as"
-        remedy = f"name what is meant: input=[{(stacks + others)[0]},...] or input={str(folder / '*.tif')!r}"
+        remedy = f"name those you mean: input=[{(stacks + others)[0]},...] or input={str(folder / '*.tif')!r}"
         raise UserError(what, (stacks + others)[0].name, remedy)
     if single:
         return None
@@ -150,7 +150,7 @@ def volumes_in(folder: Path) -> list[str] | None:
 
 
 def _is_other(path: Path) -> bool:
-    """A volume that is neither a tif nor a folder of slices."""
+    """Whether a path is a volume other than a tif or a folder of slices."""
     if path.is_dir():
         return container_format(str(path)) is not None
     found = format_of(str(path))
@@ -182,12 +182,12 @@ def result_name(path: str) -> str:
 
 
 def _check_apart(given: str | Sequence[str], output: str, rows: Sequence[Row]) -> None:
-    """Refuse results that the same command would read as inputs the next time."""
+    """Refuse results that the same command would read as inputs when run again."""
     folder = Path(os.path.realpath(output))
     if isinstance(given, str) and Path(given).is_dir():
         source = Path(os.path.realpath(given))
         if folder == source or source in folder.parents:
-            raise UserError("the output folder is or lies in the folder of inputs", output, "choose another folder")
+            raise UserError("the output folder is in, or is, the folder of inputs", output, "choose another folder")
     elif isinstance(given, str):
         for path in (output, *(row.output for row in rows)):
             if fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(given)):

@@ -1,4 +1,4 @@
-"""``measure``: a volume in, a table of its mitochondria out; or tables of several conditions, and what differs."""
+"""``measure``: measure the mitochondria of a volume, or compare the tables of several conditions."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from mitoseg.workflows.options import MeasureOptions
 from mitoseg.workflows.session import limit_memory, make_engine
 
 DIGITS = 9
-"""Of floats in tables as text: more than anything here is exact to."""
+"""Format of floats in text tables: more digits than any measurement is accurate to."""
 
 
 def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
     """Measure a volume; with ``compare=``, compare tables. ``provenance.json`` and ``report.html`` go to ``folder``.
 
     Raises:
-        UserError: A volume, an option or the output is no good.
+        UserError: A volume, an option or the output is invalid.
     """
     if options.compare is not None:
         compare_tables(options, folder, tell)
@@ -92,7 +92,7 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
 
 
 def count_padding(volumes: Mapping[str, Volume]) -> int:
-    """Voxels that are no tissue: in the image if it is given, else as `predict` has noted beside what is measured."""
+    """Number of padding voxels: counted in the image if there is one, else as recorded by `predict`."""
     image = volumes.get("image")
     if image is not None and isinstance(image.padding, Padding):
         return image.padding.count()
@@ -102,7 +102,7 @@ def count_padding(volumes: Mapping[str, Volume]) -> int:
 
 
 def summary_path(output: Path) -> Path:
-    """Where the row of the whole volume goes: CSV, whatever the table is.
+    """The file for the row of the whole volume: always CSV.
 
     >>> summary_path(Path("a/cells.parquet")).name
     'cells_summary.csv'
@@ -111,7 +111,7 @@ def summary_path(output: Path) -> Path:
 
 
 def what_was_found(table: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """One line for the console."""
+    """Summarise the result in one line for the console."""
     if not len(table):
         return "no mitochondria to measure: the table is empty"
     whole, padded = int(summary["count_whole"]), 100 * summary["padding_fraction"]
@@ -123,7 +123,7 @@ def what_was_found(table: pd.DataFrame, summary: Mapping[str, Any]) -> str:
 
 
 def check_outputs(options: MeasureOptions) -> Path:
-    """The table's path; refuse outputs that cannot be written before anything is measured."""
+    """The table's path; outputs that cannot be written are refused before anything is measured."""
     instantiate(options.labelling)
     output = Path(options.output)
     check_suffix(output)
@@ -146,7 +146,7 @@ def check_outputs(options: MeasureOptions) -> Path:
 
 
 def find_voxel_size(options: MeasureOptions, volumes: dict[str, Volume]) -> VoxelSize:
-    """The voxel size that is given, else the first that a file knows."""
+    """The given voxel size, else the first one stated by a file."""
     if options.voxel_size is not None:
         return check_voxel_size(options.voxel_size)
     warn_of_sizes(*volumes.values())
@@ -165,9 +165,9 @@ def find_sources(
     engine: Engine,
     scratch: Path,
 ) -> Sources:
-    """The volumes to measure; a mask and probabilities are numbered first, into ``scratch``.
+    """The volumes to measure; masks and probabilities are labelled first, into ``scratch``.
 
-    Objects that ``min_volume`` would leave out are not numbered: they are no neighbours.
+    In these, objects below ``min_volume`` are not labelled, so they do not count as neighbours either.
     """
     given = volumes["input"]
     probability, scale = volumes.get("probability"), 1.0
@@ -190,12 +190,12 @@ def find_sources(
 def write_shapes(
     options: MeasureOptions, folder: Path, sources: Sources, table: pd.DataFrame, engine: Engine
 ) -> list[Path]:
-    """Write instances, meshes, skeletons, picture and report, as asked for; instances without a row are left out.
+    """Write the requested instances, meshes, skeletons, picture and report; instances without a row are left out.
 
-    The engine writes the instances, and is closed then.
+    The engine writes the instances and is then closed.
     """
     labels, size, overwrite = sources.labels, sources.voxel_size, options.overwrite
-    if labels.info.metadata.get("kind", "instances") != "instances":  # the kind was given, against the file
+    if labels.info.metadata.get("kind", "instances") != "instances":  # kind= overrides the file's
         labels = copy(labels)
         labels.info = replace(labels.info, metadata={"kind": "instances"})
     ids = [int(i) for i in table["instance"]]
@@ -210,7 +210,7 @@ def write_shapes(
         ) as writer:
             write_blocks(labels, BLOCK, writer, engine=engine, dtype=dtype)
         written.append(Path(path))
-    engine.close()  # what follows is made here
+    engine.close()  # the rest is done in this process
     if options.meshes is not None and ids:
         formats, reduction = options.mesh_formats, options.mesh_reduction
         export_meshes(labels, options.meshes, formats=formats, reduction=reduction, **common)  # type: ignore[arg-type]
@@ -236,7 +236,7 @@ def write_shapes(
 
 
 def compare_tables(options: MeasureOptions, folder: Path, tell: Tell) -> None:
-    """Compare the tables of ``compare=``, and write ``output``, a folder of tables and a picture."""
+    """Compare the tables of ``compare=``; write ``output``, a folder of tables and a figure."""
     groups = read_conditions(options.compare)
     cut, output = options.cut_objects, options.output
     chosen = ComparisonOptions(options.columns, cut_objects=cut, correction=options.correction, seed=options.seed)

@@ -1,6 +1,6 @@
-"""The options of each command: Hydra checks their types while it composes them, and ranges are checked here.
+"""The options of each command: Hydra checks their types when composing them; ranges are checked here.
 
-What they mean, and their defaults, stands in ``conf/COMMAND.yaml``, whose list of defaults begins with the schema.
+Their meanings and defaults are in ``conf/COMMAND.yaml``, whose defaults list begins with the schema.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ METHODS = ("auto", "dense", "strided", "window", "blend")
 """How a network may predict a volume."""
 
 Group = dict[str, Any]
-"""What a group of options has composed; `hydra.utils.instantiate` makes an object of it."""
+"""The composed config of an option group, for `hydra.utils.instantiate`."""
 
 
 @dataclass
 class Options:
-    """Options of a command; making one checks their ranges."""
+    """Options of a command; the constructor checks their ranges."""
 
     def need(self, *keys: str) -> None:
         """Refuse keys without a value."""
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass
 class VolumeOptions(Options):
-    """Those that predict, evaluate and measure share."""
+    """Options shared by predict, evaluate and measure."""
 
     engine: Group
     labelling: Group
@@ -68,7 +68,7 @@ class VolumeOptions(Options):
 
 @dataclass
 class PredictOptions(VolumeOptions):
-    """Of ``predict``."""
+    """Options of ``predict``."""
 
     checkpoint: str | None
     input: Any
@@ -101,12 +101,12 @@ class PredictOptions(VolumeOptions):
         self.one_of("missing_chunks", "error", "fill")
         self.one_of("missing_slices", "error", "ignore")
         if self.report and self.save == "uncertainty":
-            raise UserError("the report shows mitochondria", "save=uncertainty", "leave report= or save= away")
+            raise UserError("the report shows mitochondria", "save=uncertainty", "leave out report= or save=")
 
 
 @dataclass
 class EvaluateOptions(VolumeOptions):
-    """Of ``evaluate``."""
+    """Options of ``evaluate``."""
 
     prediction: str
     truth: str
@@ -137,12 +137,12 @@ class EvaluateOptions(VolumeOptions):
             raise UserError("figures need the image", f"save_overlays={self.save_overlays}", "add image=VOLUME")
         if self.reference is not None and not 0 <= self.reference <= 1:
             remedy = "give a number from 0 to 1, such as 0.964"
-            raise UserError("the reference is no Jaccard index", self.reference, remedy)
+            raise UserError("the reference is not a Jaccard index", self.reference, remedy)
 
 
 @dataclass
 class MeasureOptions(VolumeOptions):
-    """Of ``measure``."""
+    """Options of ``measure``."""
 
     input: Any
     output: str
@@ -171,13 +171,13 @@ class MeasureOptions(VolumeOptions):
         super().__post_init__()
         self.need("output", *(["input"] if self.compare is None else []), *(["mesh_formats"] if self.meshes else []))
         if self.input is not None and not isinstance(self.input, str):
-            raise UserError("a table is of one volume", self.input, "run the command once for each")
+            raise UserError("a table is for one volume", self.input, "run the command once for each")
         self.one_of("padding", "auto", "none")
 
 
 @dataclass
 class EnsembleOptions(Options):
-    """Of ``ensemble``."""
+    """Options of ``ensemble``."""
 
     checkpoints: list[str] | None
     predictions: list[str] | None
@@ -205,7 +205,7 @@ class EnsembleOptions(Options):
 
 @dataclass
 class BenchmarkOptions(Options):
-    """Of ``benchmark``."""
+    """Options of ``benchmark``."""
 
     size: str
     part: str
@@ -235,7 +235,7 @@ class BenchmarkOptions(Options):
 
 @dataclass
 class ExportOptions(Options):
-    """Of ``export``."""
+    """Options of ``export``."""
 
     checkpoint: str
     output: str
@@ -252,7 +252,7 @@ class ExportOptions(Options):
 
 @dataclass
 class TrainOptions:
-    """Of ``train``, which takes the composed config itself, since groups refer to each other."""
+    """Options of ``train``, which takes the composed config itself because its groups refer to each other."""
 
     name: str
     seed: int
@@ -309,7 +309,7 @@ for _name, _schema in SCHEMAS.items():
 
 
 def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)
-    """The options of a composed config; a config of another kind as it is."""
+    """The options of a composed config; a config without a schema is returned unchanged."""
     schema: Any = OmegaConf.get_type(cfg) or dict
     if not (isinstance(schema, type) and is_dataclass(schema)):
         return cfg

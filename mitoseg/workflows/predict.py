@@ -1,6 +1,6 @@
-"""``predict``: volumes and a checkpoint in, for each a probability, a mask or instances of the same size out.
+"""``predict``: apply a checkpoint to volumes; for each, write probabilities, a mask or instances of the same shape.
 
-A killed prediction is continued by the same command; of several volumes, one that fails does not stop the others.
+The same command continues a killed prediction; if one of several volumes fails, the others are still predicted.
 """
 
 from __future__ import annotations
@@ -60,29 +60,29 @@ from mitoseg.workflows.session import (
 log = logging.getLogger(__name__)
 
 COUNTED = (64, 512, 512)
-"""Voxels (z, y, x) whose foreground is counted at once."""
+"""Voxels (z, y, x) counted at a time."""
 
 NEUTRAL = (
-    *("checkpoint", "trust", "accelerator", "precision"),  # the file's checksum counts, and what was chosen
+    *("checkpoint", "trust", "accelerator", "precision"),  # the file's checksum and the resolved choices count
     *("output", "suffix", "overwrite", "report", "progress"),
     *("engine", "devices", "workers", "memory"),
-    *("missing_chunks", "missing_slices"),  # which refuse a volume or read it
+    *("missing_chunks", "missing_slices"),  # which only decide whether a volume is refused
 )
-"""Options that change no voxel. Every other one makes a command another than the next: a killed run is continued by
-the same command alone."""
+"""Options that change no voxel. Any other option makes it a different command, and only the same command continues a
+killed run."""
 
 VOLATILE = ("input_files", "checkpoint_sha256", "mitoseg", "torch")
-"""What may change between two runs of one command; then what was computed is out of date."""
+"""What may change between two runs of one command, so that earlier results are out of date."""
 
 FINISHING = ("save", "postprocess", "labelling")
-"""Options of what is made of the network's tiles, which are kept when nothing else changes."""
+"""Options of the steps after the network; its tiles are kept if nothing else changes."""
 
 
 def run(options: PredictOptions, folder: Path, tell: Tell) -> None:
-    """Predict one volume or several; an unfinished prediction by the same command is continued.
+    """Predict one or several volumes; continue an unfinished prediction by the same command.
 
     Raises:
-        UserError: The checkpoint, a volume, an option or an output is no good.
+        UserError: The checkpoint, a volume, an option or an output is invalid.
     """
     if chosen_steps(options.postprocess) is not None and options.save not in ("mask", INSTANCES):
         remedy = "give save=mask or save=instances, or postprocess=none"
@@ -94,7 +94,7 @@ def run(options: PredictOptions, folder: Path, tell: Tell) -> None:
     engine = make_engine(options)
     model, checkpoint = load(options.checkpoint, trust=options.trust)
     with waiting("opening the input"):
-        source = open_input(options) if rows is None else None  # starting an engine may take minutes: look first
+        source = open_input(options) if rows is None else None  # checked first: starting an engine may take minutes
     if source is not None and not engine.in_process and not holds_finished(options.output):
         check_volume_output(options.output, options.overwrite)
     with ExitStack() as stack:
@@ -118,9 +118,9 @@ def predict_one(
     tell: Tell,
     on_written: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
-    """Predict one volume, and return what was decided for it; a killed prediction is continued.
+    """Predict one volume and return the settings chosen for it; a killed prediction is continued.
 
-    ``on_written`` is called when the output and the report are there, before it is forgotten how they were made.
+    ``on_written`` is called once output and report exist, before the records needed to continue are removed.
     """
     steps, labelling = chosen_steps(options.postprocess), instantiate(options.labelling)
     instances = options.save == INSTANCES
@@ -159,7 +159,7 @@ def predict_one(
         if prepared.restored is not None:
             chosen["resampled_to"] = prepared.predictor.volume.voxel_size
         if options.report:
-            from mitoseg.workflows import evaluate  # draws, with libraries that take a second to load
+            from mitoseg.workflows import evaluate  # imports plotting libraries, which take a second
 
             evaluate.report_predicted(options, report, as_stored(source), prepared.voxel_size, chosen)
             tell(f"report in {report}")
@@ -168,20 +168,20 @@ def predict_one(
 
 
 def note_padding(prepared: Prepared, stage: StagedVolume) -> None:
-    """Say how much of the input was left out as padding, in the log and in the output."""
+    """Record in the log and in the output how much of the input is padding."""
     source, voxels = prepared.source, prepared.padding
     if not voxels:
         return
     if voxels == source.box.size:
-        log.warning("%s: every slice is one value throughout: there is no tissue to predict", source.path)
+        log.warning("%s: every slice has a single value: there is no tissue to predict", source.path)
     else:
         share = 100 * voxels / source.box.size
-        log.info("%s: %.1f %% is padding of one value, which was left out; see padding=", source.path, share)
+        log.info("%s: %.1f %% is constant padding, which was left out; see padding=", source.path, share)
     stage.add_metadata({"padding": voxels})
 
 
 def predict_staged(options: PredictOptions, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
-    """Predict every tile that the stage does not hold yet, in this process or by the workers."""
+    """Predict every tile still missing from the stage, in this process or on the workers."""
     volume, remote = predictor.volume, None
     decider = partial(decide_tiling, memory=options.memory, compiled=options.compile, method=options.method)
     if session.workers is not None:
@@ -203,7 +203,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
         " x ".join(map(str, tile)),
     )
     voxel_size = volume.voxel_size or predictor.prediction.voxel_size
-    if volume.voxel_size is None and voxel_size is not None and options.resample != "auto":  # which logs it itself
+    if volume.voxel_size is None and voxel_size is not None and options.resample != "auto":  # which logs this itself
         log.warning(
             "%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", options.input, voxel_size
         )
@@ -211,7 +211,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
     dtype = predictor.prediction.dtype
     stage.start(VolumeInfo(options.output, volume.shape, dtype, voxel_size, metadata), tile, decisions)
     if stage.done:
-        log.info("going on: %d of %d tiles are done", len(stage.done), stage.count)
+        log.info("continuing: %d of %d tiles are done", len(stage.done), stage.count)
     try:
         title, compiled = Path(options.input).name, decisions["compile"]
         if remote is not None:
@@ -233,7 +233,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
         )
     except BaseException:
         if stage.done:
-            log.warning("%d of %d tiles are kept: the same command goes on from there", len(stage.done), stage.count)
+            log.warning("%d of %d tiles are kept: the same command continues from there", len(stage.done), stage.count)
         raise
 
 
@@ -246,7 +246,7 @@ def finish(
     *,
     show: bool,
 ) -> None:
-    """Make of the tiles the mask of post-processing, in tissue alone, or, with ``labelling``, its instances."""
+    """Post-process the tiles into a mask, within tissue only, or, with ``labelling``, into instances."""
     dtype, kind = (np.uint8, "mask") if labelling is None else (np.uint32, "instances")
     about = {"threshold": prepared.predictor.prediction.threshold, "scale": 1, **stage.found, "kind": kind}
     if labelling is not None:
@@ -275,8 +275,8 @@ def finish(
 def decide_tiling(
     predictor: Predictor, *, memory: object, compiled: str | bool, method: str, workers: int = 1, besides: int = 0
 ) -> dict[str, Any]:
-    """Tile and compilation, chosen once for a volume and kept for when the command is run again."""
-    predictor.operations((1, 1, 1))  # torch loads its compiler for this, which the budget must know of
+    """Choose tile size and compilation once per volume; they are kept when the command is run again."""
+    predictor.operations((1, 1, 1))  # loads torch's compiler, which the memory budget must include
     try:
         tile = predictor.choose_tile(budget_bytes(memory, workers=workers, besides=besides))
     except UserError as error:
@@ -288,7 +288,7 @@ def decide_tiling(
 
 
 def check_places(source: str, output: str) -> None:
-    """Refuse an output that would change its input."""
+    """Refuse an output that would overwrite its input."""
     ours, theirs = (Path(os.path.realpath(path)) for path in (place(output)[0], stored_in(source)))
     if ours == theirs or theirs in ours.parents or ours in theirs.parents:
         where = "is the input itself" if ours == theirs else "lies inside the input or around it"
@@ -296,7 +296,7 @@ def check_places(source: str, output: str) -> None:
 
 
 def open_input(options: PredictOptions) -> Volume:
-    """The volume to predict; missing chunks or slices are refused or warned of."""
+    """The volume to predict; missing chunks or slices raise an error or a warning."""
     volume = open_volume(options.input, axes=options.axes, voxel_size=options.voxel_size)
     if isinstance(volume, ZarrVolume):
         volume.check_scale()
@@ -309,7 +309,7 @@ def open_input(options: PredictOptions) -> Volume:
 
 
 def identity(options: PredictOptions, session: Session, volume: Volume) -> Mapping[str, Any]:
-    """What makes this prediction another one than the next; not who computes it."""
+    """What distinguishes this prediction from others, whatever computes it."""
     return {
         **{key: value for key, value in vars(options).items() if key not in NEUTRAL},
         "input": os.path.abspath(options.input),
@@ -323,12 +323,12 @@ def identity(options: PredictOptions, session: Session, volume: Volume) -> Mappi
 
 
 def predict_many(options: PredictOptions, session: Session, given: Sequence[Row], reports: Path, tell: Tell) -> None:
-    """Predict each volume; one that fails does not stop the others, one that is done already is left alone."""
+    """Predict each volume; one that fails does not stop the others, and finished ones are skipped."""
     folder = Path(options.output)
     with held(folder / ".lock", "another process is writing into this folder"):
         before = read_rows(folder)
         known = {Path(row.output).name: row for row in given}
-        rows = [  # the folder may have been copied, or be seen from elsewhere, since its table was written
+        rows = [  # the folder may have been copied or mounted elsewhere since its table was written
             replace(before.get(name, row), input=row.input, output=row.output) for name, row in known.items()
         ]
         others = [row for name, row in before.items() if name not in known and (row.command or row.status == DONE)]
@@ -344,7 +344,7 @@ def predict_many(options: PredictOptions, session: Session, given: Sequence[Row]
                     skipped += 1
                     continue
                 rows[number - 1] = row = Row(row.input, row.output, voxels=str(source.box.size))
-                write_rows(folder, [*rows, *others])  # an output that is replaced is no longer that of its row
+                write_rows(folder, [*rows, *others])  # an output about to be replaced no longer matches its row
                 start = time.monotonic()
 
                 def note(row: Row = row, start: float = start, command: object = command) -> None:
@@ -355,7 +355,7 @@ def predict_many(options: PredictOptions, session: Session, given: Sequence[Row]
 
                 report = reports / f"report_{Path(row.output).name}.html"
                 predict_one(own, session, source, report, tell, note)
-            except EngineError:  # with it all that was to come is gone
+            except EngineError:  # none of the remaining volumes could be predicted
                 raise
             except Exception as error:
                 row.status, row.error = FAILED, _line(error)
@@ -369,12 +369,12 @@ def predict_many(options: PredictOptions, session: Session, given: Sequence[Row]
     tell(f"{done} of {len(rows)} volumes are done{again}; table in {folder / NAME}")
     if failed:
         names = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
-        remedy = f"{folder / NAME} says why; the same command again does these alone"
+        remedy = f"see {folder / NAME} for the reasons; the same command repeats only these"
         raise UserError(f"{len(failed)} of {len(rows)} volumes have failed", names, remedy)
 
 
 def _line(error: Exception) -> str:
-    """The line for a failure; a bug also leaves its traceback in the log."""
+    """One line describing a failure; for a bug, the traceback is logged too."""
     line = explain(error)
     if line is None:
         log.error("this is a bug in mitoseg; please report it with these lines", exc_info=error)
@@ -383,13 +383,13 @@ def _line(error: Exception) -> str:
 
 
 def _is_done(row: Row, command: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether a volume's output is there, made by the same command from the same input."""
+    """Whether a volume's output exists and was made by the same command from the same input."""
     if not row.command or not os.path.lexists(row.output):
         return False
     before = json.loads(row.command)
     if before == command:
         if holds_finished(row.output):
-            remove(stage_folder(row.output))  # a kill came between the row and the end
+            remove(stage_folder(row.output))  # killed after the row was written
         return True
     if not overwrite:
         remedy = "give overwrite=true, or another output folder"
@@ -398,7 +398,7 @@ def _is_done(row: Row, command: Mapping[str, Any], *, overwrite: bool) -> bool:
 
 
 def _foreground(output: str, engine: Engine) -> str:
-    """Share of a result's voxels that are foreground; nothing where it says nothing of it."""
+    """Fraction of a result's voxels that are foreground; empty for results without foreground."""
     volume = open_volume(output)
     if volume.info.metadata.get("kind") not in KINDS:
         return ""

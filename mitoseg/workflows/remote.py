@@ -1,9 +1,9 @@
-"""Tiles of one prediction on the workers of an engine: each opens checkpoint and volume, and writes its own chunks.
+"""Predict the tiles of one volume on an engine's workers: each opens checkpoint and volume, and writes its own chunks.
 
-coordinator    decides method, precision, tile, compilation    deals out tiles    lists those that are done
+coordinator    chooses method, precision, tile, compilation    hands out tiles    records those done
 worker             network, volume     read -> compute -> write one chunk
 
-What workers can do and see is asked before anything is computed, since later it costs hours.
+The workers' devices and their access to files are checked before anything is computed; a failure later costs hours.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Decisions = dict[str, Any]
 
 @dataclass(frozen=True)
 class Remote:
-    """A prediction without its network, which every worker loads for itself.
+    """A prediction without its network, which every worker loads itself.
 
-    ``settings`` are all fields of `Prediction` but the network; ``volume`` holds where the voxels lie, not the voxels.
-    Of several GPUs of a machine, workers take one each; ``threads`` are for computing on a CPU.
+    ``settings`` are all fields of `Prediction` except the network; ``volume`` refers to the voxels without holding
+    them. Workers on a machine with several GPUs use one each; ``threads`` apply to computing on a CPU.
     """
 
     checkpoint: str
@@ -69,14 +69,14 @@ class Remote:
 
 @lru_cache(1)
 def _load(checkpoint: str, sha256: str, trust: bool) -> Model:
-    """The model, once for all volumes of a run."""
+    """The model, loaded once for all volumes of a run."""
     if sha256 != (Path(checkpoint).exists() and hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()):
-        raise UserError("a worker does not see the checkpoint, or another one", checkpoint, "put it on shared storage")
+        raise UserError("a worker sees no checkpoint there, or another", checkpoint, "put it on shared storage")
     return load_model(checkpoint, trust=trust)
 
 
 def decide_together(engine: Engine, remote: Remote, decide: Callable[[Predictor], Decisions]) -> Decisions:
-    """What suits all workers: the smallest tile that one of them has memory for, compiled where all can."""
+    """Settings that suit all workers: the smallest of their tiles, and compilation if all of them support it."""
     answers = engine.ask(partial(_decide, remote, decide))
     smallest = min(answers, key=lambda one: tuple(one["tile"]))
     return {**smallest, "compile": all(one["compile"] for one in answers)}
@@ -90,7 +90,7 @@ def _decide(remote: Remote, decide: Callable[[Predictor], Decisions]) -> Decisio
 def predict_on_workers(
     engine: Engine, remote: Remote, stage: StagedVolume, *, compiled: bool, title: str, show: bool
 ) -> None:
-    """Predict every tile that a stage does not hold yet; when workers fail, finished tiles are kept."""
+    """Predict every tile still missing from a stage; if workers fail, finished tiles are kept."""
     make = partial(_tile_writer, remote, stage.array.absolute(), stage.tile, compiled)
     missing = (tile for tile in stage.tiles() if tile not in stage.done)
     done, total = sum(tile.size for tile in stage.done), remote.volume.box.size
@@ -105,7 +105,7 @@ def predict_on_workers(
 
 
 def _tile_writer(remote: Remote, array: Path, tile: tuple[int, int, int], compiled: bool) -> Callable[[Box], None]:
-    """Load, open, compile: what then predicts and writes one tile."""
+    """Load, open and compile; return a function that predicts and writes one tile."""
     predictor = remote.predictor()
     if compiled:
         predictor.compile(tile)
@@ -115,7 +115,7 @@ def _tile_writer(remote: Remote, array: Path, tile: tuple[int, int, int], compil
     def predict(tile: Box) -> None:
         greys = predictor.read(tile)
         with one_at_a_time():
-            torch.set_num_threads(remote.threads)  # each thread has a number of its own
+            torch.set_num_threads(remote.threads)  # the setting is per thread
             found = predictor.compute(greys, tile)
         with explained(array):
             output.write(tile, predictor.encode(tile, found))
@@ -128,7 +128,7 @@ SHARED = "put it on storage that all machines share, under the same path"
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One worker: its machine, the cores it may use, its devices, those with native bfloat16, mitoseg and torch."""
+    """A worker: its machine, usable cores, devices, devices with native bfloat16, versions of mitoseg and torch."""
 
     machine: str
     cores: int
@@ -138,7 +138,7 @@ class WorkerInfo:
 
 
 def worker_info() -> WorkerInfo:
-    """What this process can do."""
+    """Describe this process."""
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     devices = tuple(name for name, there in here.items() if there)
     bf16 = tuple(name for name in devices if has_bf16(torch.device(name)))
@@ -147,10 +147,10 @@ def worker_info() -> WorkerInfo:
 
 @dataclass(frozen=True)
 class Workers:
-    """All workers of an engine, which compute alike, on ``cpu``, ``cuda`` or ``mps``.
+    """All workers of an engine, which use the same kind of device: ``cpu``, ``cuda`` or ``mps``.
 
-    ``bf16`` says that all compute with bfloat16 natively there; ``threads`` are the cores for each, the fewest that
-    one has; ``neighbours`` are the workers that share a machine, the most there are on one.
+    ``bf16``: whether all support bfloat16 natively on it; ``threads``: cores per worker, the minimum over workers;
+    ``neighbours``: workers that share a machine, the maximum over machines.
     """
 
     device: str
@@ -160,7 +160,7 @@ class Workers:
 
 
 def compare_workers(workers: Sequence[WorkerInfo], accelerator: str) -> Workers:
-    """What all workers have in common; ``accelerator`` is ``auto``, or what the user wants."""
+    """What all workers have in common; ``accelerator`` is ``auto`` or the user's choice."""
     ours = (__version__, torch.__version__)
     for worker in workers:
         if worker.versions != ours:
@@ -180,24 +180,24 @@ def compare_workers(workers: Sequence[WorkerInfo], accelerator: str) -> Workers:
 
 
 def find_files(sizes: Mapping[str, tuple[str, int | None]], token: Path, text: str) -> tuple[str, str | UserError]:
-    """Look on a worker for files, and for a token that the coordinator has written; leave another one beside it.
+    """On a worker, check for files and for the coordinator's token, and write another token beside it.
 
-    ``sizes`` has path and bytes (None: a folder) by what a file is; ``text`` is what the token holds. Returns the
-    machine's name, and the name of the worker's own token or what is wrong.
+    ``sizes`` maps what a file is to its path and size in bytes (None: a folder); ``text`` is the token's content.
+    Returns the machine's name, and the name of the worker's own token or the error.
     """
     machine, folder = socket.gethostname(), str(token.parent)
     for what, (path, size) in sizes.items():
         if not os.path.exists(path):
             return machine, UserError(f"a worker on {machine} does not see the {what}", path, SHARED)
         if size is not None and os.path.getsize(path) != size:
-            return machine, UserError(f"a worker on {machine} sees another {what}", path, SHARED)
+            return machine, UserError(f"a worker on {machine} sees a different {what}", path, SHARED)
     try:
         wait_for(token, 5)
         same = token.read_text(encoding="utf-8") == text
     except (UserError, OSError):
         same = False
     if not same:
-        return machine, UserError(f"a worker on {machine} does not see where the output is made", folder, SHARED)
+        return machine, UserError(f"a worker on {machine} does not see the output folder", folder, SHARED)
     own = token.with_name(f"{token.name}.{secrets.token_hex(8)}")
     try:
         own.write_text(text, encoding="utf-8")
@@ -210,10 +210,10 @@ def find_files(sizes: Mapping[str, tuple[str, int | None]], token: Path, text: s
 def check_shared_storage(
     engine: Engine, files: Mapping[str, str | Path], folder: Path, patience: float = PATIENCE
 ) -> None:
-    """Check that every worker sees some files, and that it and we see what the other writes in a folder.
+    """Check that every worker sees the files, and that workers and this process see each other's files in ``folder``.
 
-    ``files`` are named by what they are, such as "checkpoint"; what a worker writes must appear here within
-    ``patience`` seconds.
+    ``files`` are keyed by what they are, such as "checkpoint"; a worker's file must appear here within ``patience``
+    seconds.
     """
     sizes = {
         what: (os.path.abspath(path), None if os.path.isdir(path) else os.path.getsize(path))
@@ -229,7 +229,7 @@ def check_shared_storage(
             try:
                 wait_for(token.with_name(answer), patience)
             except UserError as error:
-                what = f"what a worker on {machine} writes beside the output does not appear here"
+                what = f"files that a worker on {machine} writes beside the output do not appear here"
                 raise UserError(what, str(folder), SHARED) from error
     finally:
         for left in folder.glob(f"{token.name}*"):

@@ -29,9 +29,9 @@ from mitoseg.workflows.session import chosen_steps, cleaned, predict_with_progre
 def score_run(
     folder: Path, splits: Splits, cfg: DictConfig, network: Mapping[str, Any], tell: Tell
 ) -> dict[str, Evaluation]:
-    """`score_checkpoint` for the ``best.ckpt`` of a run with the config of train.
+    """Call `score_checkpoint` for the ``best.ckpt`` of a training run.
 
-    A class from outside mitoseg is trusted if the run has built its network, as ``network`` says, from it.
+    A class from outside mitoseg is trusted if the run has built its own network, configured by ``network``, from it.
     """
     best = folder / "checkpoints" / "best.ckpt"
     if not best.is_file():
@@ -63,12 +63,12 @@ def score_checkpoint(
     steps: Postprocess | None = None,
     trust: bool = False,
 ) -> dict[str, Evaluation]:
-    """Finish a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
+    """Calibrate a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
 
-    The checkpoint gets its calibration and threshold. Figures, and ``save_overlays`` slices, show the last part.
+    Calibration and threshold are stored in the checkpoint. Figures and ``save_overlays`` slices show the last part.
 
     Returns:
-        What ``metrics.json`` holds: the keys of `evaluate` under ``validation`` and ``test``, and, with
+        The content of ``metrics.json``: the keys of `evaluate` under ``validation`` and ``test``, and, with
         post-processing, under ``validation_clean`` and ``test_clean``.
     """
     parts = {"validation": splits.validation}
@@ -106,7 +106,7 @@ def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> E
 
 
 def predict_region(path: Path, region: Region, prediction: Prediction, title: str, *, show: bool = True) -> None:
-    """Predict one region into a file, with a progress bar; a file that is there is replaced."""
+    """Predict one region into a file, with a progress bar; an existing file is replaced."""
     path.parent.mkdir(exist_ok=True)
     with create_volume(
         str(path),
@@ -120,7 +120,7 @@ def predict_region(path: Path, region: Region, prediction: Prediction, title: st
 
 
 def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> Evaluation:
-    """Scores of what was predicted, after post-processing."""
+    """Score stored predictions after post-processing."""
     found = []
     for i, region in enumerate(regions):
         result = open_volume(str(_prediction_path(folder, f"{name}_{i}")))

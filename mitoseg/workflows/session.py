@@ -1,4 +1,4 @@
-"""What the steps of a command share: the engine, the model and its device, an adapted volume, and post-processing."""
+"""Steps shared by the commands: the engine, the model and its device, adapting the volume, and post-processing."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from mitoseg.workflows.remote import Remote, Workers, compare_workers, worker_in
 log = logging.getLogger(__name__)
 
 SHARE = 0.75
-"""Of the memory, for items; the rest for what comes of them, and for what allocators keep."""
+"""Fraction of the memory for items; the rest is for their results and for memory held by allocators."""
 
 LEAST = 100 * 10**6
-"""Bytes for the blocks of one process, below which they would be too small to be worth it."""
+"""Least memory for the blocks of one process, in bytes; with less they would be inefficiently small."""
 
 
 def make_engine(options: VolumeOptions) -> Engine:
-    """The engine that ``engine=`` names, not started."""
+    """The engine chosen by ``engine=``, not started."""
     if options.memory is not None and parse_bytes(options.memory) > (there := psutil.virtual_memory().total):
         log.warning("memory=%s is more than this machine has, %.1f GB", options.memory, there / 1e9)
     engine: Engine = instantiate(options.engine, _convert_="all")
@@ -62,9 +62,9 @@ def make_engine(options: VolumeOptions) -> Engine:
 
 
 def limit_memory(engine: Engine, memory: object) -> None:
-    """Tell a started engine what its items may take, so that all its workers of a machine stay within ``memory``."""
+    """Limit the memory of a started engine's items so that all its workers on one machine stay within ``memory``."""
     workers = 1 if engine.in_process else max(Counter(engine.ask(socket.gethostname)).values())
-    besides = 0 if engine.in_process else used_bytes()  # by this process, which imports what its workers import
+    besides = 0 if engine.in_process else used_bytes()  # this process imports the same libraries as its workers
     budget = memory_available() // workers
     if memory is not None:
         budget = budget_bytes(memory, workers=workers, besides=besides)
@@ -76,7 +76,7 @@ def limit_memory(engine: Engine, memory: object) -> None:
 
 
 def chosen_steps(postprocess: Mapping[str, Any]) -> Postprocess | None:
-    """What ``postprocess=`` asks for; None where it is no more than the threshold."""
+    """The steps chosen by ``postprocess=``; None if there is only the threshold."""
     steps: Postprocess = instantiate(postprocess)
     return None if steps == Postprocess() else steps
 
@@ -96,8 +96,8 @@ def cleaned(
 ) -> Iterator[Volume]:
     """Post-process stored probabilities block by block; yields a mask.
 
-    A large mask lies in ``folder`` until the end of the block; the workers of an engine see it. The watershed follows
-    the edges in ``image``; ``threshold``, ``kind`` and ``voxel_size`` overrule the prediction's metadata.
+    A large mask is kept in ``folder``, visible to the engine's workers, until the with block ends. The watershed uses
+    the edges in ``image``; ``threshold``, ``kind`` and ``voxel_size`` override the prediction's metadata.
     """
     decision = decide(prediction, threshold, kind)
     if decision.kind != "probability":
@@ -107,7 +107,7 @@ def cleaned(
         cleaner = Cleaner(steps, scratch.absolute(), engine)
         if engine is not None:
             most = int(min(cleaner.in_memory, engine.item_bytes / BYTES))
-            cleaner = replace(cleaner, block=engine.fit(BLOCK, 2 * BYTES), in_memory=most)  # twice: with the halo
+            cleaner = replace(cleaner, block=engine.fit(BLOCK, 2 * BYTES), in_memory=most)  # twice, for the halo
         with progress("post-processing", prediction.box.size, unit="voxels", show=show) as task:
             mask = cleaner(
                 prediction,
@@ -124,7 +124,7 @@ def cleaned(
 
 @dataclass(frozen=True)
 class Session:
-    """What all volumes of one run share; ``workers`` is None where this process computes."""
+    """What all volumes of one run share; ``workers`` is None if this process computes."""
 
     engine: Engine
     workers: Workers | None
@@ -137,7 +137,7 @@ class Session:
 
     @classmethod
     def open(cls, options: PredictOptions, engine: Engine, model: Model, checkpoint: Path) -> Session:
-        """Ask the workers of a started engine, and decide what is decided once."""
+        """Query the workers of a started engine and make the choices that hold for the whole run."""
         with waiting("asking the workers"):
             workers = None if engine.in_process else compare_workers(engine.ask(worker_info), options.accelerator)
         device = choose_device(options.accelerator).type if workers is None else workers.device
@@ -151,7 +151,7 @@ class Session:
         return cls(engine, workers, model, checkpoint, sha256, device, precision, options.trust)
 
     def prediction(self, options: PredictOptions, normalization: Normalization | None, save: str) -> Prediction:
-        """How one volume is predicted; with workers, the network stays on this process's CPU."""
+        """The prediction of one volume; with workers, this process keeps its network on the CPU."""
         names = ["threshold", *(field.name for field in fields(Options) if hasattr(options, field.name))]
         chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {
             "accelerator": "cpu" if self.workers else options.accelerator,
@@ -162,7 +162,7 @@ class Session:
         return replace(prediction, slices=CUDA_SLICES if self.device == "cuda" else 1)
 
     def remote(self, prediction: Prediction, volume: Volume) -> Remote:
-        """The same for the workers."""
+        """The same prediction for the workers."""
         assert self.workers is not None
         settings = {f.name: getattr(prediction, f.name) for f in fields(prediction) if f.name != "network"}
         path, threads = str(self.checkpoint.absolute()), self.workers.threads
@@ -170,7 +170,7 @@ class Session:
 
 
 def load(checkpoint: str | None, *, trust: bool) -> tuple[Model, Path]:
-    """The model that ``checkpoint=`` means, and its file."""
+    """The model named by ``checkpoint=``, and its file."""
     path = find_weights(checkpoint)
     if checkpoint is None:
         log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, path.with_name("CARD.md"))
@@ -179,13 +179,13 @@ def load(checkpoint: str | None, *, trust: bool) -> tuple[Model, Path]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One volume, ready to be predicted, and the way of the result back to its grid.
+    """One volume, ready to be predicted, and how to restore the result to its grid.
 
     Attributes:
-        source: The input, its padding known if it is to be.
-        predictor: Of the volume that the network sees.
-        kind: What the tiles hold: ``probability``, ``mask`` or ``uncertainty``.
-        restored: Makes of the tiles a volume on the input's grid; None where they lie on it.
+        source: The input, with its padding if that is to be detected.
+        predictor: Predictor of the volume that the network sees.
+        kind: What the tiles contain: ``probability``, ``mask`` or ``uncertainty``.
+        restored: Turns the tiles into a volume on the input's grid; None if they are already on it.
     """
 
     source: Volume
@@ -195,7 +195,7 @@ class Prepared:
 
     @property
     def image(self) -> Volume:
-        """The grey values on the result's grid, as the network sees them where it is its grid, too."""
+        """The grey values on the result's grid; as seen by the network if that uses the same grid."""
         return self.predictor.volume if self.restored is None else self.source
 
     @property
@@ -225,11 +225,11 @@ def prepare(
 ) -> Prepared:
     """Adapt a volume to what a model was trained on; see `adapt_greys` and `resample_input`.
 
-    ``make`` makes the prediction of the volume's own normalisation, if it has one, and of what the tiles hold: that is
-    ``kind``, but a mask of a resampled volume is made of whole probabilities.
+    ``make`` creates the prediction, given the volume's own normalisation, if any, and the tiles' content: ``kind``,
+    except that the mask of a resampled volume is computed from stored probabilities.
     """
     seen = resample_input(resample, source, model)
-    with waiting("looking at the grey values"):
+    with waiting("checking the grey values"):
         volume, normalization = adapt_greys(normalize, seen, model)
     restored = None if seen is source else Restored(source, kind == "mask")
     if restored is not None and restored.mask:

@@ -1,10 +1,10 @@
 """``train``: compose, build, fit, score.
 
-``extend=N`` takes a finished run N epochs further. The schedule, which has run down over the epochs so far, runs once
-more from its start over the N new ones: a warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score
-and the numbering of epochs and steps go on.
+``extend=N`` continues a finished run for N epochs. The schedule, which has ended, runs again from its start over the N
+new epochs: a warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score and the numbering of epochs
+and steps continue.
 
-Provenance records what the run cost: time, memory, network size. Each run also writes its options and scores into
+Provenance records what the run cost: time, memory, network size. Each run also writes its options and scores to
 TensorBoard's HParams, so ``tensorboard --logdir outputs/sweeps/NAME`` shows a sweep as a table and in parallel
 coordinates.
 """
@@ -74,7 +74,7 @@ from mitoseg.workflows.session import chosen_steps
 log = logging.getLogger(__name__)
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of ``torch.compile``; the second and third replay CUDA graphs."""
+"""Modes of ``torch.compile``; the second and third replay CUDA graphs."""
 
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 
@@ -83,12 +83,12 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
     """Train one network and, on the first rank, score it.
 
     Returns:
-        The foreground JAC on the validation slabs, which a sweep maximises; None on further ranks.
+        The foreground JAC on the validation slabs, which a sweep maximises; None on other ranks.
 
     Raises:
         UserError: Something in the config or the data is wrong.
         KeyboardInterrupt: Ctrl-C; ``last.ckpt`` is written first.
-        SystemExit: The job was asked to end (143); ``last.ckpt`` is written first.
+        SystemExit: The job was terminated (143); ``last.ckpt`` is written first.
     """
     with ExitStack() as stack:
         with words_kept(folder):
@@ -100,7 +100,7 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
 
 
 def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, options: Mapping[str, object]) -> Path:
-    """Train on volumes as ``data=files`` does, with further keys of ``conf/train.yaml``; returns the checkpoint."""
+    """Train on volumes as ``data=files`` does, with further keys of ``conf/train.yaml``; return the checkpoint."""
     conf, levels = default_config_dir(), {name: logging.getLogger(name).level for name in LIGHTNING}
     files = {"data.train.image": list(images), "data.train.label": list(labels)}
     quiet = {"trainer.enable_progress_bar": False, "test": False, "figures": False, "save_overlays": 0}
@@ -109,7 +109,7 @@ def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, opti
         raise UserError("seeds= makes several runs", options["seeds"], "train once for each seed=")
     for key, value in groups.items():
         if not isinstance(value, str | list):
-            raise UserError(f"{key} is no name", value, f"give {key}=NAME")
+            raise UserError(f"{key} is not a name", value, f"give {key}=NAME")
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             cfg = compose("train", ["data=files", "name=python", *(f"{key}={value}" for key, value in groups.items())])
@@ -134,7 +134,7 @@ def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, opti
 def build(
     cfg: DictConfig, folder: Path
 ) -> tuple[Continuation, SegmentationModule, Trainer, RegionDataModule, dict[str, Any]]:
-    """What a training needs: what it starts from, the module, Trainer and data, and facts for provenance."""
+    """The parts of a training: what it starts from, module, Trainer, data, and facts for the provenance."""
     check_options(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     config = network_config(cfg)
@@ -177,7 +177,7 @@ def build(
         tune(cfg, make_module, data, folder)
     device = trainer.strategy.root_device
     if not isinstance(cfg.compile, bool) and cfg.compile not in COMPILE_MODES:
-        raise UserError("compile is none of its choices", cfg.compile, f"true, false, {', '.join(COMPILE_MODES)}")
+        raise UserError("unknown choice of compile", cfg.compile, f"give true, false, {', '.join(COMPILE_MODES)}")
     if cfg.compile and not can_compile(device):
         raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
     module = make_module(optimizer=instantiate(cfg.optimizer), compile=cfg.compile)
@@ -186,7 +186,7 @@ def build(
 
 @contextmanager
 def built_from(key: str) -> Iterator[None]:
-    """Name the key of a part that cannot be built; the traceback shows with ``hydra.verbose=true``."""
+    """Name the key of a part that cannot be built; ``hydra.verbose=true`` shows the traceback."""
     try:
         yield
     except Exception as error:
@@ -195,20 +195,20 @@ def built_from(key: str) -> Iterator[None]:
         log.debug("%s cannot be built", key, exc_info=True)
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         what = f"{key} cannot be built from its options ({type(cause).__name__}: {cause})"
-        raise UserError(what, None, f"see what is given for {key}; --help lists the options") from error
+        raise UserError(what, None, f"check the options of {key}; --help lists them") from error
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Refuse numbers out of range before anything is made: some are used hours later."""
+    """Refuse numbers out of range at the start: some are used only hours later."""
     least = {"seed": 0, "save_overlays": 0, "epochs": 1, "seeds": 1, "extend": 1, "patience": 1}
     for key, lowest in {**least, "data.epoch_blocks": 1, "data.epoch_tiles": 1}.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and not (type(value) is int and lowest <= value < 2**31):
-            raise UserError(f"{key} is no whole number from {lowest}", value, f"write {key}=NUMBER")
+            raise UserError(f"{key} is not a whole number from {lowest}", value, f"write {key}=NUMBER")
     if not cfg.checkpoint_minutes > 0:
-        raise UserError("checkpoint_minutes is no time", cfg.checkpoint_minutes, "give minutes, more than 0")
+        raise UserError("checkpoint_minutes is not a duration", cfg.checkpoint_minutes, "give a number above 0")
     if cfg.ema is not None and not 0 < cfg.ema < 1:
-        raise UserError("ema is no decay", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
+        raise UserError("ema is not a decay rate", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
     if not isinstance(cfg.trainer.enable_progress_bar, bool):
         raise UserError("trainer.enable_progress_bar is neither true nor false", cfg.trainer.enable_progress_bar)
     with built_from("postprocess"):
@@ -225,7 +225,7 @@ def train(
     origins: Mapping[str, Any],
     tell: Tell,
 ) -> float | None:
-    """Fit what `build` gives, and score it; see `run`."""
+    """Fit and score what `build` returns; see `run`."""
     if trainer.is_global_zero:
         known = OmegaConf.merge(cfg, {"network": module.network_config})
         write_text(folder / "config.yaml", OmegaConf.to_yaml(known, resolve=True))
@@ -252,7 +252,7 @@ def train(
 
 
 def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
-    """The datamodule, for what the network sees."""
+    """The datamodule that suits the network's input."""
     augmentation = instantiate(cfg.augmentation) or None
     if augmentation is not None and cfg.data.tile is None:
         what = "augmentation= is for training on tiles; blocks are augmented by data.augment="
@@ -269,7 +269,7 @@ def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
 
 
 def tile_margin(network: torch.nn.Module) -> tuple[int, int]:
-    """Pixels that a network sees before and after a tile of which it answers every pixel."""
+    """Pixels that a network needs before and after a tile to predict all of its pixels."""
     if not isinstance(network, BlockNetwork):
         return 0, 0
     form = DenseForm(network)
@@ -278,23 +278,23 @@ def tile_margin(network: torch.nn.Module) -> tuple[int, int]:
 
 
 def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, checkpoint: Path | None) -> None:
-    """Train; an interrupt or the end of a job's time leaves ``last.ckpt``, and says how to go on."""
-    go_on = f"go on with: python train.py resume={as_typed(Path(trainer.default_root_dir))}"
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's own
+    """Train; on an interrupt or at the end of a job's time, save ``last.ckpt`` and print how to continue."""
+    go_on = f"continue with: python train.py resume={as_typed(Path(trainer.default_root_dir))}"
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # by a resumed run
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:
         rank_zero_only(log.warning)("terminated; %s", go_on)
         sys.exit(128 + signal.SIGTERM)
     except SystemExit as leaving:
-        if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes Ctrl-C on
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # how Lightning passes on Ctrl-C
             rank_zero_only(log.warning)("stopped; %s", go_on)
         raise
     except Exception as error:
         if checkpoint is None or module.begun or explain(error) is not None:
             raise
         log.debug("the training cannot be restored", exc_info=True)
-        what = f"the training cannot go on from this checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
+        what = f"training cannot continue from this checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
         remedy = f"start a new run with init_from={checkpoint.with_name('best.ckpt')}"
         raise UserError(what, str(checkpoint), remedy) from error
 
@@ -302,7 +302,7 @@ def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, ch
 def tune(
     cfg: DictConfig, make_module: Callable[..., SegmentationModule], data: RegionDataModule, folder: Path
 ) -> None:
-    """Find a batch size and a learning rate first, where asked; they enter the config and the saved overrides."""
+    """Search for a batch size and a learning rate if requested; add them to the config and the saved overrides."""
     if cfg.trainer.devices != 1:
         raise UserError("tune_lr and tune_batch_size need one device", cfg.trainer.devices, "set trainer.devices=1")
     make_trainer = partial(instantiate, cfg.trainer)
@@ -319,7 +319,7 @@ def tune(
 
 
 def network_config(cfg: DictConfig) -> dict[str, Any]:
-    """What the network is built from: ``network``, with as many input channels as ``data.channels`` makes."""
+    """The network's config: ``network`` with as many input channels as ``data.channels`` makes."""
     config: dict[str, Any] = OmegaConf.to_container(cfg.network, resolve=True)  # type: ignore[assignment]
     channels = cfg.data.channels
     if channels not in CHANNEL_OFFSETS:
@@ -334,7 +334,7 @@ def network_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
-    """The Trainer with its loggers and callbacks, which write into ``folder``; ``replaced`` overrules its config."""
+    """The Trainer with its loggers and callbacks, which write to ``folder``; ``replaced`` overrides its config."""
     trainer: Trainer = instantiate(
         cfg.trainer,
         logger=make_loggers(cfg, folder),
@@ -348,11 +348,11 @@ def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  #
 
 @dataclass(frozen=True)
 class Continuation:
-    """Where a run starts: from nothing, from a checkpoint of its own, or from its own end, extended.
+    """Where a run starts: from scratch, from its own checkpoint, or from its finished state, extended.
 
-    ``extended`` are the epochs of each extension, the one that now begins included, ``epochs`` those of the whole run;
-    ``scored`` says that a finished run is extended just now, so that its scores are those of an earlier state. The
-    network, whose arguments may be a stranger's, is built within ``bounds``.
+    ``extended`` are the epochs of each extension, including the one starting now; ``epochs`` those of the whole run;
+    ``scored``: whether a finished run is being extended, so that its scores are out of date. The network is built
+    within ``bounds``, as its arguments may come from an untrusted file.
     """
 
     folder: Path
@@ -364,7 +364,7 @@ class Continuation:
 
     @classmethod
     def find(cls, cfg: DictConfig, folder: Path) -> Continuation:
-        """What ``resume``, a run's folder or a file in it, and ``extend`` ask for."""
+        """The start requested by ``resume`` (a run's folder or a file in it) and ``extend``."""
         if cfg.resume is None:
             if cfg.extend is not None:
                 raise UserError("extend= without a run", cfg.extend, "add resume=RUN, the run to extend")
@@ -380,21 +380,21 @@ class Continuation:
             raise UserError(what, str(checkpoint), "start a new run")
         if cfg.extend is not None:
             if not (folder / "metrics.json").is_file():
-                raise UserError("the run has not finished", str(folder), "go on with resume= alone, without extend=")
+                raise UserError("the run has not finished", str(folder), "continue with resume= alone")
             extended.append(cfg.extend)
         epochs = cfg.trainer.max_epochs + sum(extended)
         bounds = nullcontext() if cfg.trust else within(Bounds(found["state_dict"].values()))
         return cls(folder, checkpoint, tuple(extended), epochs, cfg.extend is not None, bounds)
 
     def put_scores_aside(self) -> None:
-        """Keep the scores of a run that is extended under another name, until there are new ones."""
+        """Rename the scores of a run that is being extended, until there are new ones."""
         if self.scored:
             name = f"metrics_after_{self.epochs - self.extended[-1]}_epochs.json"
             move_into_place(self.folder / "metrics.json", self.folder / name, overwrite=True)
 
 
 def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
-    """Checkpoints, guards, pictures, speed and progress, as the config says."""
+    """The callbacks for checkpoints, guards, pictures, speed and progress that the config selects."""
     kept, throughput = folder / "checkpoints", Throughput()
     callbacks = [FiniteLoss(), ShallowConvolutions(), SlicePictures(overlay_figure), throughput]
     if cfg.patience is not None:
@@ -404,12 +404,12 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
     callbacks.extend(map(instantiate, (cfg.callbacks or {}).values()))
-    callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer would add its own only where there is a limit
+    callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer adds its own only if there is a limit
     return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
 
 
 def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """TensorBoard and CSV always, and those of the config group ``logger``."""
+    """The loggers: TensorBoard, CSV, and those of the config group ``logger``."""
     loggers: list[Logger] = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
     for name, config in (cfg.get("logger") or {}).items():
         try:
@@ -424,8 +424,8 @@ def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 def training_costs(trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]:
     """Costs of a training that has just ended.
 
-    ``training_seconds`` are with validation, without the parts of a run that were lost when it was killed;
-    ``peak_memory`` is in bytes, of this process and, as far as torch allocated it, of its device.
+    ``training_seconds`` include validation but not work lost when the run was killed; ``peak_memory`` is in bytes, of
+    this process and, for memory allocated by torch, of its device.
     """
     (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
     device = trainer.strategy.root_device
@@ -449,7 +449,7 @@ Value = bool | int | float | str
 
 
 def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: Iterable[str]) -> dict[str, Value]:
-    """What set a run apart: the options of its groups, common numbers, the optimizer's, and each override given."""
+    """What distinguishes a run: its choice in each group, common numbers, the optimizer's, and each override."""
     found: dict[str, Value] = {
         group: option for group in CHOICES if (option := choices.get(group)) not in {None, "null"}
     }
@@ -465,7 +465,7 @@ def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: 
 
 
 def write_hparams(folder: Path, given: Mapping[str, Value], scores: Mapping[str, float]) -> None:
-    """Write hyper-parameters and scores as TensorBoard events into a folder."""
+    """Write hyperparameters and scores as TensorBoard events to a folder."""
     with SummaryWriter(str(folder)) as writer:
         file_writer = writer._get_file_writer()
         for summary in hparams(dict(given), dict(scores)):  # type: ignore[no-untyped-call]

@@ -120,7 +120,7 @@ class Refuses(NoEstimator):
     [
         ("NeedsLibrary", {}, f"needs a library that is missing: 'no_such_library'; {INSTALL}"),
         ("NoEstimator", {"depth": 3}, "has no such option"),
-        ("NoEstimator", {}, "NoEstimator is no estimator, it lacks fit, tune"),
+        ("NoEstimator", {}, "NoEstimator is not an estimator, it lacks fit, tune"),
         ("Refuses", {}, "so not: "),
     ],
 )

@@ -59,7 +59,7 @@ BAD = [
     (["grid.nonsense=[1]"], "not a list of values"),
     (["grid.neck=3"], "not a list of values"),
     (["labelling.nonsense=3"], "no such option of labelling"),
-    (["labelling.neck=3"], "neck is no share"),
+    (["labelling.neck=3"], "neck is not a fraction"),
     (["postprocess=nonsense"], "no such post-processing"),
     (["nonsense=1"], "nonsense"),
 ]

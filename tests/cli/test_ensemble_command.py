@@ -120,7 +120,7 @@ def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["predictions=[a.tif]"], "a mean needs predictions that differ"),
+        (["predictions=[a.tif]"], "a mean needs different predictions"),
         (["predictions=a.tif"], "the option takes other values: predictions=a.tif; give a list"),
         (["predictions=[a.tif,b.tif]", "checkpoints=[c,d]"], "both checkpoints= and predictions= are given"),
         (["predictions=[a.tif,b.tif]"], "the predictions differ in shape"),

@@ -269,7 +269,7 @@ class Elsewhere:
         ("in.tif", r"a worker on \S+ does not see the input: '.*in\.tif'; put it on storage that all machines share"),
         (
             ".out.tif.*",
-            r"a worker on \S+ does not see where the output is made: .*; put it on storage that all machines",
+            r"a worker on \S+ does not see the output folder: .*; put it on storage that all machines",
         ),
     ],
 )

@@ -134,11 +134,11 @@ def test_going_on_computes_the_missing_tiles_only(run, stopped, computed, capsys
     stopped(TILED)
     listed = Path(".out.tif.unfinished/done.txt").read_text().splitlines()
     assert len(listed) == 5
-    assert "5 of 27 tiles are kept: the same command goes on from there" in capsys.readouterr().err
+    assert "5 of 27 tiles are kept: the same command continues from there" in capsys.readouterr().err
     assert not Path("out.tif").exists()
     computed.clear()
     assert run(TILED) == 0
-    assert "going on: 5 of 27 tiles are done" in capsys.readouterr().err
+    assert "continuing: 5 of 27 tiles are done" in capsys.readouterr().err
     assert len(computed) == COUNT - 5
     assert not {str(box) for box in computed} & set(listed)
     assert Path("out.tif").read_bytes() == Path("whole.tif").read_bytes()

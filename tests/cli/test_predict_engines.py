@@ -97,7 +97,7 @@ def test_dask_finishes_what_one_process_began(run, monkeypatch, capsys):
         patch.setattr(Predictor, "compute", stop)
         assert run("output=out.tif") == 130
     assert run("output=out.tif", "engine=dask", "workers=2") == 0
-    assert f"going on: 5 of {COUNT} tiles are done" in capsys.readouterr().err
+    assert f"continuing: 5 of {COUNT} tiles are done" in capsys.readouterr().err
     assert Path("out.tif").read_bytes() == Path("one.tif").read_bytes()
 
 

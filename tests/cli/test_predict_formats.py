@@ -202,7 +202,7 @@ def test_a_level_of_an_image_in_and_an_image_with_levels_out(run):
 
 @pytest.mark.parametrize("name", ["em.n5", "em.n5/raw", "em.n5:/raw"])
 def test_a_dataset_of_n5(run, name):
-    """Also one of several volumes; a container is no folder of volumes."""
+    """Also one of several volumes; a container is not a folder of volumes."""
     tensorstore = pytest.importorskip("tensorstore")
     image = grey()
     spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{Path.cwd()}/em.n5/raw/"}}

@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_the_tiles_and_says_so(driver, source, tmp_path, expected, 
     words = command(source, name)
     stopped = driver.run(tmp_path, *words, at=f"{STAGING}.StagedVolume.write", call=5, name="SIGINT")
     assert stopped["code"] == 130
-    kept = re.search(r"(\d+) of 12 tiles are kept: the same command goes on from there", stopped["err"])
+    kept = re.search(r"(\d+) of 12 tiles are kept: the same command continues from there", stopped["err"])
     assert int(kept[1]) >= 5
     assert stopped["err"].endswith("interrupted\n")
     assert "Traceback" not in stopped["err"]

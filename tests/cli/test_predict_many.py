@@ -88,7 +88,7 @@ def test_one_failure_does_not_stop_the_rest_and_finished_ones_are_left_alone(run
     Path("in/d.h5").write_text("no volume")
     assert run("input=in", "output=out", "suffix=.tif", "save=mask") == 1
     told = capsys.readouterr().err
-    line = "error: 2 of 4 volumes have failed: 'in/b.tif, in/d.h5'; out/summary.csv says why; the same command again"
+    line = "error: 2 of 4 volumes have failed: 'in/b.tif, in/d.h5'; see out/summary.csv for the reasons"
     assert line in told
     assert "Traceback" not in told
     assert outputs() == ["a.tif", "c.tif", "summary.csv"]
@@ -263,13 +263,13 @@ REFUSED = {
     "twice the same": (["input=[x/a.tif,x/a.tif]", "output=out"], "two volumes would be written to"),
     "a file": (["input=x", "output=out.tif"], "several volumes need a folder for their results: 'out.tif'"),
     "a dataset": (["input=x", "output=out.h5:/a"], "several volumes need a folder"),
-    "no folder": (["input=x", "output=note"], "the output of several volumes is no folder: 'note'"),
+    "no folder": (["input=x", "output=note"], "the output of several volumes is not a folder: 'note'"),
     "nothing matches": (["input=x/*.h5", "output=out"], "no file or folder matches: 'x/*.h5'"),
-    "among the inputs": (["input=x", "output=x"], "the output folder is or lies in the folder of inputs"),
-    "below the inputs": (["input=x", "output=x/out"], "the output folder is or lies in the folder of inputs"),
+    "among the inputs": (["input=x", "output=x"], "the output folder is in, or is, the folder of inputs"),
+    "below the inputs": (["input=x", "output=x/out"], "the output folder is in, or is, the folder of inputs"),
     "matches": (["input=x/*", "output=x/out"], "matches the pattern of the inputs: 'x/*'"),
     "suffix": (["input=x", "output=out", "suffix=.png"], "unknown kind of output: 'x.png'"),
-    "path": (["input=[x/a.tif,x/b.tif]", "output=out", "suffix=../../c.tif"], "begins with a dot and is no path"),
+    "path": (["input=[x/a.tif,x/b.tif]", "output=out", "suffix=../../c.tif"], "begins with a dot and is not a path"),
     "no dot": (["input=x", "output=out", "suffix=tif"], "unknown kind of output: 'tif'"),
     "onto itself": (["input=[x/a.tif]", "output=x", "suffix=.tif"], "the output is the input itself: 'x/a.tif'"),
     "nothing": (["input=[]", "output=out"], "input has no value"),

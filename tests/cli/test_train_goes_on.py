@@ -68,7 +68,7 @@ def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
     assert command(monkeypatch, "train", *TINY, "extend=2") == 1
     assert "extend= without a run" in last_line(capsys)
     assert command(monkeypatch, "train", "resume=run", "extend=0") == 1
-    assert "extend is no whole number from 1" in last_line(capsys)
+    assert "extend is not a whole number from 1" in last_line(capsys)
 
 
 def take_up(work, *words):
@@ -213,7 +213,7 @@ def test_a_training_s_state_that_cannot_be_is_one_line(damage, work, monkeypatch
     damage(found)
     torch.save(found, work / "stranger" / "checkpoints" / "last.ckpt")
     assert command(monkeypatch, "train", "resume=stranger", "extend=1") == 1
-    assert "cannot go on from this checkpoint" in last_line(capsys)
+    assert "cannot continue from this checkpoint" in last_line(capsys)
 
 
 class Bomb:
@@ -272,8 +272,8 @@ def test_finders_set_what_they_found_and_the_run_remembers(work, monkeypatch):
     [
         (["tune_lr=true", "optimizer=sgd_paper"], "a rate of its own for each kind of layer"),
         (["tune_lr=true", "trainer.devices=2"], "tune_lr and tune_batch_size need one device: 2"),
-        (["patience=0"], "patience is no whole number from 1: 0"),
-        (["compile=fast"], "compile is none of its choices: 'fast'"),
+        (["patience=0"], "patience is not a whole number from 1: 0"),
+        (["compile=fast"], "unknown choice of compile: 'fast'"),
         (["data.voxels_on=disk"], "unknown voxels_on: 'disk'; choose one of auto, device, host"),
         (["logger=mlflow"], "pip install mlflow"),
         (["trainer.accumulate_grad_batches=200"], "1 devices, in 200 parts each, cannot share batches of 100"),
@@ -323,7 +323,7 @@ def test_a_preempted_job_writes_a_checkpoint_and_says_how_to_go_on(more, work):
         _, told = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "Traceback" not in told
-    assert f"terminated; go on with: python train.py resume={folder.name}" in told
+    assert f"terminated; continue with: python train.py resume={folder.name}" in told
     assert 0 < checkpoint(folder)["global_step"] < 200
 
 

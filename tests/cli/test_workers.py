@@ -49,7 +49,7 @@ def test_a_worker_does_not_see_the_input(place):
 def test_a_worker_sees_another_input(place):
     image = place / "in.tif"
     engine = Elsewhere(lambda: image.write_bytes(b"another"), lambda: image.write_bytes(b"image"))
-    with pytest.raises(UserError, match="sees another input"):
+    with pytest.raises(UserError, match="sees a different input"):
         check(place, engine)
 
 
@@ -69,7 +69,7 @@ def moved(place):
 
 def test_a_worker_does_not_see_the_stage(place, monkeypatch):
     monkeypatch.setattr("mitoseg.workflows.remote.wait_for", lambda file, patience: None)
-    with pytest.raises(UserError, match=r"does not see where the output is made: .*stage'; put it on storage"):
+    with pytest.raises(UserError, match=r"does not see the output folder: .*stage'; put it on storage"):
         check(place, Elsewhere(*moved(place)))
     assert list((place / "stage").iterdir()) == []
 

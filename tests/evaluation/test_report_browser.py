@@ -28,7 +28,7 @@ def window(browser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report with everything, in a folder whose name is no plain one."""
+    """A report with everything, in a folder whose name is not a plain one."""
     return write_full(tmp_path_factory.mktemp("my report #1 ü") / "report.html")
 
 

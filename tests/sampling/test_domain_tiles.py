@@ -104,7 +104,7 @@ def test_unknown_voxels_and_those_outside_count_nowhere():
         for p, label in zip(batch["position_b4"], batch["label"], strict=True)
     }
     assert known[2] == pytest.approx(48 * 32 / 64**2, abs=0.02)
-    assert data.prior == pytest.approx(0.25, abs=0.03), "unknown voxels are no background"
+    assert data.prior == pytest.approx(0.25, abs=0.03), "unknown voxels are not background"
 
 
 def test_a_share_of_the_tiles_holds_a_mitochondrion():

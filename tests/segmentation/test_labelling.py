@@ -146,7 +146,7 @@ def test_what_stays_whole(option):
     [
         ({"connectivity": 8}, "no neighbourhood: 8"),
         ({"split": "yes"}, "split is neither"),
-        ({"neck": 1.5}, "neck is no share"),
+        ({"neck": 1.5}, "neck is not a fraction"),
         ({"smoothing": -1}, "smoothing is not a number"),
         ({"fragment": float("nan")}, "fragment is not a number"),
         ({"min_volume": True}, "min_volume is not a number"),

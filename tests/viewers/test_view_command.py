@@ -88,8 +88,8 @@ def test_it_serves_and_writes_nothing(here, view, words):
     [
         ([], "there is nothing to look at; give a run's folder"),
         (["empty"], "the folder names no volumes"),
-        (["image.tif", "port=many"], "port is no port: 'many'"),
-        (["image.tif", "port=70000"], "port is no port: 70000"),
+        (["image.tif", "port=many"], "port is not a port number: 'many'"),
+        (["image.tif", "port=70000"], "port is not a port number: 70000"),
         (["image.tif", "open=often"], "open is neither true nor false"),
         (["image.tif", "voxel_size=[1,2]"], "cannot read the voxel size"),
         (["image.tif", "colour=red"], "no such option: 'colour'"),

@@ -328,7 +328,7 @@ def read(path, output):
 def main(folder, first, stop):
     import resource
 
-    logging.getLogger("mitoseg").setLevel(logging.ERROR)  # what is odd is told, and is no failure
+    logging.getLogger("mitoseg").setLevel(logging.ERROR)  # what is odd is told, and is not a failure
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM, used + _ROOM))
     for number in range(first, stop):

@@ -54,7 +54,7 @@ def test_units_of_nifti(tmp_path, unit, size):
 
 
 def test_directions_of_nifti(tmp_path):
-    """Axes may be permuted and turned round, and lie askew; skewed ones are no grid."""
+    """Axes may be permuted and turned round, and lie askew; skewed ones are not a grid."""
     image_zyx = numbered()
     affine = np.zeros((4, 4))
     affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 0.05, 0.005, -0.006, 1  # stored z, x, y

@@ -267,7 +267,7 @@ def test_folders_that_are_no_volume(tmp_path):
 
 
 OTHERS = {"header.wkw": "as OME-TIFF", "knossos.conf": "cubes as TIFF", "info": "precomputed"}
-OTHERS |= {"a.json": "polygons are no voxels", "datasource-properties.json": "FOLDER/segmentation/1"}
+OTHERS |= {"a.json": "polygons are not voxels", "datasource-properties.json": "FOLDER/segmentation/1"}
 
 
 @pytest.mark.parametrize("mark", OTHERS)
@@ -285,7 +285,7 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     assert not caplog.messages
     (tmp_path / "one kind" / "slice3.png").rename(tmp_path / "one kind" / "slice3.jpg")
     open_volume(folder)
-    assert "1 other pictures are no slices, such as slice3.jpg" in caplog.text
+    assert "1 other pictures are not slices, such as slice3.jpg" in caplog.text
     for i, image_yx in enumerate(image_zyx):
         write_slices(tmp_path / "channels", [image_yx], f"z{i // 2}_c{i % 2}.png")
     open_volume(tmp_path / "channels")

@@ -220,7 +220,7 @@ MEANINGLESS = [
     ({"foreground": "mito"}, r"no label value.*foreground=\[3,4\]"),
     *(({"foreground": value}, "no label value") for value in (True, 1.5)),
     ({"foreground": []}, "names no value"),
-    ({"ignore_label": "x"}, "ignore_label is no whole number"),
+    ({"ignore_label": "x"}, "ignore_label is not a whole number"),
     ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
 ]
 

@@ -118,7 +118,7 @@ def test_what_is_no_voxel_size(tmp_path, voxel_size):
 def test_image_and_labels_must_match():
     image, label = (ArrayVolume(np.zeros(shape), path=path) for shape, path in (((2, 3, 4), "i"), ((2, 3, 5), "l")))
     check_same_shape(image, ArrayVolume(np.zeros((2, 3, 4)), path="l"))
-    check_same_shape(image, image)  # arrays in memory are no file
+    check_same_shape(image, image)  # arrays in memory are not files
     refused(r"differ in shape: \(2, 3, 4\) of i, \(2, 3, 5\).*'l'", check_same_shape, image, label)
 
 

@@ -1,7 +1,7 @@
 """One job of a sweep, as any launcher calls it (skipped, resumed or run), and what the sweep writes and prints.
 
 ``job.json`` in the job's folder holds its arguments, status (running, finished, failed or interrupted), exit code,
-error, seconds over all attempts and objective. A job that fails is no exception here: the launcher goes on.
+error, seconds over all attempts and objective. A job that fails is not an exception here: the launcher goes on.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def _crop_picture(fault: Fault, volumes: dict[str, Volume], box: Box) -> npt.NDA
     rgb[tint] = 0.72 * rgb[tint] + 0.28 * np.array(FALSE if fault.kind == "false" else MISSED)
     for mask_yx, colour, depth in ((result_yx, RESULT, 2), (truth_yx, TRUTH, 1)):
         large_yx = np.kron(mask_yx, square).astype(bool)
-        inner_yx = binary_erosion(large_yx, iterations=depth, border_value=1)  # the picture's frame is no border
+        inner_yx = binary_erosion(large_yx, iterations=depth, border_value=1)  # the picture's frame is not a border
         rgb[large_yx & ~inner_yx] = colour
     return (255 * rgb + 0.5).astype(np.uint8)
 

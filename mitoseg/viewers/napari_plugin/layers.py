@@ -74,7 +74,7 @@ def labels_array(layer: Layer | None) -> Array:
 
 
 def layer_voxel_size(layer: Layer) -> VoxelSize | None:
-    """(z, y, x) in nm, from the layer's scale and units; None where the units are no lengths."""
+    """(z, y, x) in nm, from the layer's scale and units; None where the units are not lengths."""
     return size_of(layer.scale, layer.units)
 
 

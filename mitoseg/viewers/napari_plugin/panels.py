@@ -101,7 +101,7 @@ class VoxelSizeField(QtWidgets.QLineEdit):
         except ValueError:
             numbers = []
         if words and (len(numbers) != 3 or not all(0 < n < math.inf for n in numbers)):
-            raise UserError("this is no voxel size", self.text(), "write z, y, x in nm, such as 30, 5, 5")
+            raise UserError("this is not a voxel size", self.text(), "write z, y, x in nm, such as 30, 5, 5")
         return (numbers[0], numbers[1], numbers[2]) if numbers else None
 
 
@@ -118,7 +118,7 @@ class IdsField(QtWidgets.QLineEdit):
         """The numbers."""
         words = _words(self.text())
         if not all(word.isdecimal() for word in words):
-            raise UserError("these are no instance numbers", self.text(), "write them like 3, 7")
+            raise UserError("these are not instance numbers", self.text(), "write them like 3, 7")
         return list(dict.fromkeys(int(word) for word in words))
 
     def show_ids(self, ids: Sequence[int]) -> None:
