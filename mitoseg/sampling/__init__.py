@@ -1,4 +1,4 @@
-"""Volumes to training batches: positions, labels, balance, rotation, the LightningDataModules."""
+"""From volumes to training batches: positions, labels, class balance, augmentation, the LightningDataModules."""
 
 from mitoseg.sampling.bank import VolumeBank
 from mitoseg.sampling.datamodule import BlockDataModule, RegionDataModule, SlabLoader, TileDataModule, data_module

@@ -1,19 +1,19 @@
-r"""Augmentation of training tiles on their device: what happens to sections on their way from tissue to voxels.
+r"""Augmentation of training tiles on their device, including the artefacts of sectioning and EM imaging.
 
-A tile is taken as a stack of sections (S, Y, X): the slices of a volume, or those that make the channels of a network
-on slices. MONAI transforms do what is common to all images; what only sections suffer is defined here, as transforms
-of MONAI's dictionary kind on a normalised stack ``image``. Labels stay as they are, except those of shifted sections;
-where only the middle section is labelled, it neither goes missing nor shifts. Each sample has a seed of its own: what
-is done to it depends neither on its batch nor on the number of devices. (Noise is drawn on the device: from one seed a
-CPU and a GPU draw different noise.)
+A tile is treated as a stack of sections (S, Y, X): the slices of a volume, or those that form the channels of a 2D
+network. MONAI transforms do what is common to all images; artefacts specific to sections are defined here, as MONAI
+dictionary transforms of a normalised stack ``image``. Labels are unchanged, except those of shifted sections; if only
+the middle section is labelled, it is never removed or shifted. Each sample has its own seed, so its augmentation
+depends neither on its batch nor on the number of devices. (Noise is drawn on the device: from the same seed, a CPU and
+a GPU draw different noise.)
 
-A stack is turned by any angle, scaled and deformed in one resampling:
+Rotation by any angle, scaling and deformation are applied to a stack in one resampling:
 
-    voxel of the result  --turn, scale, tilt about the centre-->  --plus the deformation-->  where it is read
+    output voxel  --rotate, scale, tilt about the centre-->  --add the displacement-->  sampled position
 
-The deformation is a free-form one: cubic B-splines on a coarse grid of random displacements (Rueckert et al., IEEE TMI
-18(8), 1999), smooth and cheap. MONAI's elastic transforms resize the whole field in 2D, which takes five times as
-long, or smooth noise at every voxel in 3D; and they cannot mark what lies outside of the tile.
+The free-form deformation uses cubic B-splines on a coarse grid of random displacements (Rueckert et al., IEEE TMI
+18(8), 1999), which is smooth and cheap. MONAI's elastic transforms resize the whole field in 2D, which takes five
+times as long, or smooth noise at every voxel in 3D; and they cannot mark what lies outside the tile.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ Random = np.random.RandomState
 Changed = Mapping[Hashable, Tensor]
 Effect = Callable[[Tensor, Tensor, Random], Changed]
 
-IMAGE, LABEL = "image", "label"  # keys of a sample, for further transforms of MONAI's dictionary kind
+IMAGE, LABEL = "image", "label"  # keys of a sample, for further MONAI dictionary transforms
 
 _SPACING = 32  # voxels between nodes of the deformation
 
 
 class Augmenter:
-    """Applies transforms of MONAI's dictionary kind to each sample of a batch, with the sample's own seed.
+    """Applies MONAI dictionary transforms to each sample of a batch, with the sample's own seed.
 
     Samples have the keys `IMAGE`, float32 (S, Y, X), normalised, and `LABEL`, uint8 (1 or S, Y, X).
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = Compose(list(transforms))
-        self._random = np.random.RandomState()  # one for all transforms: making one takes longer than most of them
+        self._random = np.random.RandomState()  # shared: creating one takes longer than most transforms
 
     @torch.no_grad()
     def __call__(self, image: Tensor, label: Tensor, seed_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment a batch; the given tensors stay as they are.
+        """Augment a batch; the given tensors are not modified.
 
         Args:
             image: float32, normalised, (B, C, Y, X) or (B, 1, Z, Y, X).
@@ -79,7 +79,7 @@ class Augmenter:
         """
         stack = image.flatten(1, -3)
         sections = label.reshape(len(label), -1, *label.shape[-2:]).to(torch.uint8)
-        tracked = get_track_meta()  # MONAI's metadata, which cost time and which nobody asks for here
+        tracked = get_track_meta()  # MONAI's metadata, which take time and are not used here
         set_track_meta(False)
         try:
             pairs = [self._sample(*sample) for sample in zip(stack, sections, seed_b.tolist(), strict=True)]
@@ -93,10 +93,10 @@ class Augmenter:
         for transform in self.transforms.transforms:
             if isinstance(transform, Randomizable):
                 transform.set_random_state(state=self._random)
-        given = {IMAGE: image_syx.clone(), LABEL: label_syx}  # some of MONAI's write into the image
+        given = {IMAGE: image_syx.clone(), LABEL: label_syx}  # some MONAI transforms modify the image in place
         try:
             result: dict[Hashable, Any] = self.transforms(given)
-        except RuntimeError as error:  # MONAI's, around the transform's own
+        except RuntimeError as error:  # MONAI wraps the transform's own error
             cause = error.__cause__ or error
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
@@ -112,10 +112,10 @@ class Augmenter:
 
 
 class EMAugmentation(Augmenter):
-    """Augmentation for electron microscopy; each effect strikes a tile with its own probability.
+    """Augmentation for electron microscopy; each effect is applied to a tile with its own probability.
 
-    ``conf/augmentation/em.yaml`` says which of the options are such probabilities and what the others mean; ``extra``
-    transforms are applied last.
+    ``conf/augmentation/em.yaml`` explains these probabilities and the other options; ``extra`` transforms are applied
+    last.
     """
 
     def __init__(
@@ -176,9 +176,9 @@ class EMAugmentation(Augmenter):
 
 
 class Effectd(RandomizableTransform, MapTransform):
-    """Changes the image (S, Y, X) of a sample, and perhaps its label (1 or S, Y, X), with a probability.
+    """Changes the image (S, Y, X) of a sample, and possibly its label (1 or S, Y, X), with a given probability.
 
-    The effect is given both and a random state, and returns by key what is another one.
+    The effect is called with image, label and a random state, and returns a dictionary of those that it has changed.
     """
 
     def __init__(self, effect: Effect, prob: float = 0.1) -> None:
@@ -187,13 +187,13 @@ class Effectd(RandomizableTransform, MapTransform):
         self.effect = effect
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The sample, changed if chance will have it."""
+        """Apply the effect to the sample with its probability."""
         self.randomize(None)
         return {**data, **(self.effect(data[IMAGE], data[LABEL], self.R) if self._do_transform else {})}
 
 
 def missing_section(image: Tensor, label: Tensor, random: Random) -> Changed:
-    """A section, chosen at random, is replaced by its neighbour, by one grey value, or by noise."""
+    """Replace a random section by its neighbour, by a constant grey value, or by noise."""
     count = len(image)
     alone = len(label) < count or count == 1  # the labelled section is the middle one
     choices = [s for s in range(count) if not (alone and s == count // 2)]
@@ -210,7 +210,7 @@ def missing_section(image: Tensor, label: Tensor, random: Random) -> Changed:
 
 
 def blurred_section(image: Tensor, label: Tensor, random: Random, sigma: float = 3.0) -> Changed:
-    """A section, chosen at random, is out of focus: a Gaussian blur of up to ``sigma`` pixels."""
+    """Defocus a random section: a Gaussian blur of up to ``sigma`` pixels."""
     section, changed = int(random.randint(len(image))), image.clone()
     blur = GaussianFilter(2, float(random.uniform(0.5, sigma))).to(image.device)
     changed[section] = blur(image[section][None, None])[0, 0]
@@ -218,9 +218,9 @@ def blurred_section(image: Tensor, label: Tensor, random: Random, sigma: float =
 
 
 def shifted_sections(image: Tensor, label: Tensor, random: Random, reach: float = 4.0) -> Changed:
-    """A section is shifted by up to ``reach`` pixels in y and x, or all from it outwards; the middle one stays.
+    """Shift one section, or all from it outwards, by up to ``reach`` pixels in y and x; the middle one stays.
 
-    Where every section has a label, theirs move with them, to whole pixels. At the edge a section is reflected.
+    If every section is labelled, labels move with them, by whole pixels. At the edges sections are reflected.
     """
     count, found = len(image), dict[Hashable, Tensor]()
     if count == 1:
@@ -237,7 +237,7 @@ def shifted_sections(image: Tensor, label: Tensor, random: Random, reach: float 
 
 
 def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
-    """A stack moved along y and x, between pixels linearly, reflected at the edge."""
+    """Shift a stack along y and x, with linear interpolation and reflection at the edges."""
     for axis, distance in ((-2, shift[0]), (-1, shift[1])):
         length, whole = stack_syx.shape[axis], math.floor(distance)
         at = torch.arange(length, device=stack_syx.device) - whole
@@ -249,39 +249,39 @@ def shifted(stack_syx: Tensor, shift: tuple[float, float]) -> Tensor:
 
 
 def section_contrast(image: Tensor, label: Tensor, random: Random, gain: float = 0.25) -> Changed:
-    """Every section has a contrast and a brightness of its own, changed by up to ``gain`` (a share, or deviations)."""
+    """Change contrast (by a fraction) and brightness (in standard deviations) of each section by up to ``gain``."""
     factor_s2 = torch.from_numpy(random.uniform(-gain, gain, (2, len(image), 1, 1))).to(image)
     return {IMAGE: image * (1 + factor_s2[0]) + factor_s2[1]}
 
 
 def gaussian_noise(image: Tensor, label: Tensor, random: Random, std: float = 0.3) -> Changed:
-    """Noise of up to ``std``, drawn where the tile lies; MONAI's, drawn on the host, takes five times as long."""
+    """Add noise of up to ``std``, drawn on the tile's device; MONAI draws on the host, which is five times slower."""
     generator = torch.Generator(image.device).manual_seed(int(random.randint(2**31)))
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     return {IMAGE: image + float(random.uniform(0, std)) * noise}
 
 
 class AsVolumed(Randomizable):
-    """Show a stack with a label for each section to a transform as a volume: (1, Z, Y, X) in place of (S, Y, X).
+    """Pass a stack in which each section is labelled to a transform as a volume: (1, Z, Y, X) instead of (S, Y, X).
 
-    Other stacks are shown as they are, as an image (C, Y, X) of several channels.
+    Other stacks are passed unchanged, as an image (C, Y, X) of several channels.
     """
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> AsVolumed:
-        """Pass it on."""
+        """Forward the random state to the transform."""
         inner: object = self.transform
         if isinstance(inner, Randomizable):
             inner.set_random_state(seed, state)
         return self
 
     def randomize(self, data: Any) -> None:  # noqa: ANN401 (MONAI's own)
-        """Nothing is random here but what the transform does."""
+        """Do nothing: only the wrapped transform is random."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The changed sample, stacks again."""
+        """Apply the transform and return stacks again."""
         deep = len(data[LABEL]) == len(data[IMAGE]) > 1
         if not deep:
             return dict(self.transform(dict(data)))
@@ -290,13 +290,13 @@ class AsVolumed(Randomizable):
 
 
 class Warpd(Effectd):
-    """Turn, scale and deform a stack; the image linearly, the label by the nearest voxel.
+    """Rotate, scale and deform a stack, with linear interpolation of the image and nearest neighbour for labels.
 
-    ``magnitude`` is the standard deviation of the displacements of the nodes, in voxels; scales lie between
-    1 / (1 + scale) and 1 + scale, those along y and x differ by a ratio of up to ``stretch``; ``rotation`` and
-    ``tilt`` are the largest angles in degrees about z, and about y and x. All sections are moved alike unless a tilt
-    is given, for stacks of cubic voxels with a label for each section. The image goes on outside of the tile as its
-    reflection, the label as well where ``outside`` is ``reflect``, else it is `IGNORE`.
+    ``magnitude`` is the standard deviation of the nodes' displacements, in voxels; scales lie between
+    1 / (1 + scale) and 1 + scale, and those along y and x differ by a ratio of up to ``stretch``; ``rotation`` and
+    ``tilt`` are the largest angles in degrees about z, and about y and x. All sections are deformed in the same way
+    unless there is a tilt, which is for cubic voxels with every section labelled. Outside the tile the image is
+    reflected; so is the label if ``outside`` is ``reflect``, else it is `IGNORE`.
     """
 
     def __init__(
@@ -325,7 +325,7 @@ class Warpd(Effectd):
         return {IMAGE: read(tile[None], mode="bilinear").reshape(image.shape), LABEL: moved.reshape(label.shape)}
 
     def grid(self, size: Sequence[int], device: torch.device) -> Tensor:
-        """Where each voxel is read: (1, *size, dimensions), x first, from -1 to 1 over the tile's extent."""
+        """Sampling grid for ``grid_sample``: (1, *size, dimensions), x first, from -1 to 1 over the tile's extent."""
         half = np.array(size[::-1]) / 2
         matrix = torch.from_numpy(self.matrix(len(size)) * half / half[:, None])
         theta = torch.cat([matrix, torch.zeros(len(size), 1)], dim=1).float().to(device)
@@ -333,7 +333,7 @@ class Warpd(Effectd):
         return grid + self.deformation(size, device) / torch.tensor(half, dtype=torch.float32, device=device)
 
     def matrix(self, ndim: int) -> npt.NDArray[np.float64]:
-        """From the result to the tile, in voxels about the centre, x first."""
+        """The linear map from output to tile, in voxels about the centre, x first."""
         turn, about_y, about_x = (self.R.uniform(-1, 1, 3) * (self.rotation, self.tilt, self.tilt)).tolist()
         zoom, stretch = self.R.uniform(-1, 1) * self.scale, self.R.uniform(-0.5, 0.5) * self.stretch
         matrix = _rotation(ndim, 0, 1, turn)
@@ -360,7 +360,7 @@ def _rotation(ndim: int, a: int, b: int, angle: float) -> npt.NDArray[np.float64
 
 
 def spline_weights(length: int, spacing: float) -> Tensor:
-    """Cubic B-splines: the weight of each node at each voxel, (length, nodes); rows add up to 1."""
+    """Cubic B-spline weights of each node at each voxel, (length, nodes); rows add up to 1."""
     at = (torch.arange(length) + 0.5) / spacing
     away = (at[:, None] - torch.arange(-1, math.ceil(length / spacing) + 2)).abs()
     near, far = 2 / 3 - away**2 + away**3 / 2, (2 - away).clamp(min=0) ** 3 / 6
@@ -369,7 +369,7 @@ def spline_weights(length: int, spacing: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TileSymmetry:
-    """Axes z, y, x in another order (which axis comes to the place of each), then mirrored."""
+    """A permutation of the axes z, y, x followed by reflections."""
 
     order: tuple[int, ...] = (0, 1, 2)
     flips: tuple[int, ...] = ()
@@ -391,8 +391,8 @@ TILE_SYMMETRIES: dict[str, tuple[TileSymmetry, ...]] = {
     "dihedral_z": _all([(0, 1, 2), (0, 2, 1)], (0, 1, 2)),
     "cubic": _all(list(itertools.permutations(range(3))), (0, 1, 2)),
 }
-"""Ways to turn and mirror a tile that move voxels without changing them; the first of each is to leave it as it is.
+"""Rotations and reflections of a tile that need no interpolation; the first of each is the identity.
 
-``dihedral``: quarter turns and mirror images in the plane; ``dihedral_z``: those, and the same with z mirrored (the
-order of the channels, where these are neighbouring slices); ``cubic``: all of a cube, for cubic voxels and tiles.
+``dihedral``: quarter turns and reflections in the plane; ``dihedral_z``: those, and the same with z reflected (the
+order of the channels, if these are neighbouring slices); ``cubic``: all of the cube, for cubic voxels and tiles.
 """

@@ -1,32 +1,31 @@
-r"""The training voxels on one device, and whole batches of turned blocks or tiles out of them.
+r"""The training voxels on one device, from which whole batches of rotated blocks or tiles are gathered.
 
-A window of 67 pixels that answers pixel p sees context around the labelled block:
+A window of 67 pixels that classifies pixel p includes context around the labelled block:
 
     p-33 ............ p-16 ....... p ....... p+15 ............ p+33
      |<-- context -->|<---- labelled block --->|<-- context -->|
 
-A block is turned about its pivot, an index inside the window: the centre of the labelled block (``w // 2 - 0.5``)
-where the label speaks of the block, so that a quarter turn gives the same 32x32 pixels; the answered pixel
-(``w // 2``) where it speaks of that pixel.
+A block is rotated about its pivot, an index inside the window. If the label describes the block, this is the centre of
+the labelled block (``w // 2 - 0.5``), so that a quarter turn gives the same 32x32 pixels; if it describes the
+classified pixel, it is that pixel (``w // 2``).
 
-Each slice of a region is kept with as much around it as any block may read, so that no block needs to look for the
-border. A square about a pivot then is some runs of neighbouring voxels, one for each row, and the squares of a batch
-are one index into all runs that there are, which overlap (`torch.as_strided`). A square is as large as any turn of the
-window about the pivot needs; the pivot is its centre, on a pixel or between four of them:
+Each slice of a region is kept with a margin as wide as any block may read, so that blocks need no bounds checks. A
+square about a pivot then consists of runs of adjacent voxels, one per row, and the squares of a batch are a single
+index into the overlapping runs (`torch.as_strided`). A square is large enough for any rotation of the window about the
+pivot, which is its centre, on a pixel or between four of them:
 
-    window of 4, pivot 1.5        window of 4, pivot 2          any angle: the circle about
-       [. . . .]                     [. . . .] .                the window's corners, and the
-       [. . . .]                     [. . . .] .                whole pixels around that
+    window of 4, pivot 1.5        window of 4, pivot 2          any angle: the circle through
+       [. . . .]                     [. . . .] .                the window's corners, enlarged
+       [. . . .]                     [. . . .] .                to whole pixels
        [. . . .]                     [. . p .] .
        [. . . .]                     [. . . .] .
       square of 4                     . . . . .   square of 5
 
-Output (i, j) reads the pivot plus R (i - pivot, j - pivot), where j - pivot is negated first under a mirror, with
+Output (i, j) reads pivot + R (i - pivot, j - pivot), where j - pivot is negated first for a reflection, with
 
     R = [[cos, sin], [-sin, cos]]   (rows: y, x)
 
-Tiles are read with a margin in y and x: what a block network sees beyond the tile, so that each of its answers there
-is that of a whole window.
+Tiles are read with a margin in y and x, so that a block network has the full window of every pixel of the tile.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ from mitoseg.sampling.augmentation import TileSymmetry
 from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, channel_slices, check_image_values
 
 NEIGHBOURS = max(abs(offset) for offsets in CHANNEL_OFFSETS.values() for offset in offsets)
-_CACHED = 2**19  # voxels that are gathered together on a CPU, whose caches hold them until they are normalised
+_CACHED = 2**19  # voxels gathered at a time on a CPU, so that they are still in the cache when normalised
 _TURNS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of 0..3 quarter turns
 
 
 class _KeptRegion:
-    """A region and the margin that is kept around it: tissue in z, y and x, then in y and x also its reflection.
+    """A region with the margin kept around it: real tissue, and beyond the volume's edge in y and x its reflection.
 
-    Beyond the volume y and x are reflected, and a missing neighbour slice is the slice itself.
+    A missing neighbour slice in z is replaced by the slice itself.
     """
 
     def __init__(self, region: Region, margin: int) -> None:
@@ -68,7 +67,7 @@ class _KeptRegion:
         self.reflected = [(start - before, after - stop) for before, start, stop, after in ends][1:]
 
     def fill(self, voxels_zyx: npt.NDArray[Any], normalization: Normalization | None) -> None:
-        """Read it slab by slab into an array of its shape, normalised if asked to."""
+        """Read the region slab by slab into an array, normalising if a normalisation is given."""
         image, z = self.region.image, 0
         for slab in slabs(self.tissue, 16):
             image_zyx = image.read(slab)
@@ -81,12 +80,12 @@ class _KeptRegion:
 class VolumeBank(nn.Module):
     """The image voxels of some regions, with the real tissue around them, on one device.
 
-    uint8 voxels stay as they are until they are gathered, any others are kept as normalised float32. ``window`` is the
-    largest that will be gathered, in pixels.
+    uint8 voxels are normalised when gathered; others are stored as normalised float32. ``window`` is the largest
+    window that will be gathered, in pixels.
     """
 
-    voxels_n: Tensor  # all that is kept, region after region, slice after slice, row after row
-    places_r5: Tensor  # where a region's voxel (0, 0, 0) is, steps to the next slice and row, z kept from and up to
+    voxels_n: Tensor  # all voxels, ordered by region, slice and row
+    places_r5: Tensor  # offset of each region's voxel (0, 0, 0), slice and row strides, first and last z kept
     _scale_2: Tensor
 
     def __init__(self, regions: Sequence[Region], normalization: Normalization, window: int = 32) -> None:
@@ -118,15 +117,15 @@ class VolumeBank(nn.Module):
         interpolation: str = "bilinear",
         exact: bool | None = None,
     ) -> Tensor:
-        """A batch of normalised blocks, each turned counter-clockwise by its angle, then mirrored in x where asked.
+        """A batch of normalised blocks, each rotated counter-clockwise by its angle and, if requested, mirrored in x.
 
-        Multiples of 90 degrees are copied voxel by voxel, as ``torch.rot90`` and ``torch.flip`` would; any other angle
-        is sampled ("bilinear" or "nearest") from the tissue around the block, so that no corner is ever black.
+        Multiples of 90 degrees are exact, as with ``torch.rot90`` and ``torch.flip``; other angles are interpolated
+        ("bilinear" or "nearest") from the tissue around the block, so that corners are never black.
 
-        ``position_b4``, int64 (B, 4), is the region, z, y, x of the answered pixel in the region's own coordinates.
-        ``pivot`` is the index inside the window that stays in place, the answered pixel's or up to 0.5 beside it
-        (None: the centre of the labelled block); ``exact`` says whether all angles are multiples of 90 (None: look,
-        which makes the host wait for a GPU). The result is float32 (B, C, window, window), in channels-last layout.
+        ``position_b4``, int64 (B, 4): region, z, y, x of the classified pixel in the region's coordinates. ``pivot``
+        is the index inside the window that stays fixed, at most 0.5 from the classified pixel (None: the centre of the
+        labelled block). ``exact``: whether all angles are multiples of 90 (None: check, which makes the host wait for
+        a GPU). The result is float32 (B, C, window, window), in channels-last layout.
         """
         pivot = anchor(window) - 0.5 if pivot is None else pivot
         if window > self.window or abs(pivot - anchor(window)) not in (0.0, 0.5):
@@ -146,7 +145,7 @@ class VolumeBank(nn.Module):
         blocks, exact_b = (position_b4, angle_b, flip_b), angle_b % 90 == 0
         if bool(exact_b.all()) if exact is None else exact:
             return self._normalize(turned(*blocks))
-        if self.voxels_n.device.type != "cpu":  # both for all blocks, rather than wait for the number of each kind
+        if self.voxels_n.device.type != "cpu":  # do both for all blocks rather than wait for their numbers
             return self._normalize(torch.where(exact_b[:, None, None, None], turned(*blocks), rotated(*blocks)))
         if not exact_b.any():
             return self._normalize(rotated(*blocks))
@@ -156,7 +155,7 @@ class VolumeBank(nn.Module):
         return self._normalize(image_bcyx)
 
     def _turn(self, window: int, channels: str, pivot: float, *blocks: Tensor) -> Tensor:
-        """Quarter turns, voxel by voxel."""
+        """Rotate by quarter turns, without interpolation."""
         position_b4, angle_b, flip_b = blocks
         half = half_side(window, pivot, any_angle=False)
         square_bcyx = self._squares(position_b4, window, channels, pivot, half)
@@ -167,9 +166,9 @@ class VolumeBank(nn.Module):
         return turned.view(B, window, window, C).permute(0, 3, 1, 2).float()
 
     def _rotate(self, window: int, channels: str, pivot: float, interpolation: str, *blocks: Tensor) -> Tensor:
-        """Any angles, by sampling."""
+        """Rotate by any angle, with interpolation."""
         position_b4, angle_b, flip_b = blocks
-        half = half_side(window, pivot, any_angle=True)  # grid_sample counts from -1 to 1, which is from -half to half
+        half = half_side(window, pivot, any_angle=True)  # grid_sample's -1 to 1 is -half to half
         square_bcyx = self._squares(position_b4, window, channels, pivot, half).float()
         across = (torch.arange(window, dtype=torch.float32, device=square_bcyx.device) - pivot) / half
         radians = torch.deg2rad(angle_b.float())[:, None]
@@ -182,7 +181,7 @@ class VolumeBank(nn.Module):
         return turned_bcyx.contiguous(memory_format=torch.channels_last)
 
     def _squares(self, position_b4: Tensor, window: int, channels: str, pivot: float, half: float) -> Tensor:
-        """(B, C, s, s), ``half`` pixels and no more to each side of the pivot, as they are stored."""
+        """The stored voxels up to ``half`` pixels on each side of the pivot, (B, C, s, s)."""
         size, first = int(2 * half) + 1, int(pivot - half) - anchor(window)
         region_b, z_b, y_b, x_b = position_b4.unbind(1)
         start_b, plane_b, row_b, first_b, end_b = self.places_r5.index_select(0, region_b).unbind(1)
@@ -197,7 +196,7 @@ class VolumeBank(nn.Module):
         return runs.index_select(0, run_bcs.view(-1)).view(*start_bc.shape, size, size)
 
     def _normalize(self, image_bcyx: Tensor) -> Tensor:
-        """In place, unless that was done when the voxels were read."""
+        """Normalise in place, unless this was done on reading."""
         (mean, std), limit = self._scale_2.unbind(), self.normalization.limit
         return image_bcyx.sub_(mean).div_(std).clamp_(-limit, limit) if self.raw else image_bcyx
 
@@ -208,7 +207,7 @@ def _offsets(channels: str, device: torch.device) -> Tensor:
 
 
 def reach(window: int) -> int:
-    """Pixels around the answered one that any rotation and flip of a window may read.
+    """Pixels around the classified one that any rotation and reflection of a window may read.
 
     >>> reach(32), reach(67)
     (25, 49)
@@ -217,7 +216,7 @@ def reach(window: int) -> int:
 
 
 def half_side(window: int, pivot: float, *, any_angle: bool) -> float:
-    """Pixels from the pivot to the outermost pixels of its square, a multiple of 0.5 as the pivot is.
+    """Distance in pixels from the pivot to the outermost pixels of its square; like the pivot, a multiple of 0.5.
 
     >>> half_side(32, 15.5, any_angle=False), half_side(32, 16.0, any_angle=False), half_side(32, 15.5, any_angle=True)
     (15.5, 16.0, 22.5)
@@ -231,7 +230,7 @@ def half_side(window: int, pivot: float, *, any_angle: bool) -> float:
 
 @lru_cache(maxsize=32)
 def _turn_table(window: int, pivot: float, channels: int, device: torch.device) -> Tensor:
-    """Where the voxels of a turned block lie in its square, for the four turns, then for the four with a mirror.
+    """Where the voxels of a rotated block lie in its square: for the four quarter turns, then for their mirror images.
 
     int64 (8, window * window * channels): indices into a square (C, y, x), in the order y, x, C of the output.
     """
@@ -249,10 +248,10 @@ def _turn_table(window: int, pivot: float, channels: int, device: torch.device) 
 
 
 class TileBank(nn.Module):
-    """The voxels and labels of some regions on one device; kept as in `VolumeBank`.
+    """The voxels and labels of some regions on one device, stored as in `VolumeBank`.
 
-    ``margin`` is the pixels (before, after) that the network sees beyond a tile in y and x, ``channels`` a key of
-    `CHANNEL_OFFSETS`, or None for a network on volumes, whose tiles have one channel.
+    ``margin``: pixels (before, after) that the network needs beyond a tile in y and x; ``channels``: a key of
+    `CHANNEL_OFFSETS`, or None for a 3D network, whose tiles have one channel.
     """
 
     def __init__(
@@ -279,11 +278,11 @@ class TileBank(nn.Module):
     def gather(
         self, position_b4: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
-        """A batch of tiles of (z, y, x) voxels, each turned in its own way.
+        """A batch of tiles of (z, y, x) voxels, each with its own symmetry applied.
 
-        ``position_b4``, int64 (B, 4), is the region, z, y, x of the first voxel in the region's own coordinates. The
-        image is float32, (B, C, Y, X), or (B, 1, Z, Y, X) for a network on volumes, in y and x larger than the tile by
-        the margin; the label is int64, (B, Y, X) or (B, Z, Y, X).
+        ``position_b4``, int64 (B, 4): region, z, y, x of the first voxel in the region's coordinates. The image is
+        float32, (B, C, Y, X), or (B, 1, Z, Y, X) for a 3D network, and larger than the tile by the margin in y and x;
+        the label is int64, (B, Y, X) or (B, Z, Y, X).
         """
         images, labels, before, after = [], [], *(self.reach - m for m in self.margin)
         for (number, z, y, x), symmetry in zip(position_b4.tolist(), symmetries, strict=True):

@@ -1,4 +1,4 @@
-"""The datamodules: a data set in, batches of blocks or of tiles and whole validation slices or slabs out."""
+"""The datamodules, which turn a data set into batches of blocks or tiles, and validation slices or slabs."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _LOG = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor | int | float]
 Augmentation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From image (B, C, ...), label (B, ...) and a seed for each (B,) to another image and label of the same shapes."""
+"""A function of image (B, C, ...), label (B, ...) and seeds (B,) that returns image and label of the same shapes."""
 
-DEPTH, CONTEXT = 16, 16  # slices of a slab that are scored, and that the network sees before and after as well
+DEPTH, CONTEXT = 16, 16  # slices of a slab that are scored, and slices of context before and after
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process and how many there are."""
+    """The rank of this process and the number of processes."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 class SlabLoader:
-    """Iterates over slabs of some regions, shared out exactly: slab i goes to rank i % world.
+    """Iterates over slabs of some regions, divided exactly between ranks: slab i goes to rank i % world.
 
-    Yields dicts of ``image_czyx`` float32 (one channel, normalised), which reaches `CONTEXT` slices beyond the slab
-    as far as the volume does, ``label_zyx`` uint8 (0, 1 or `IGNORE`) of the slab itself, ``first``, the slice of it
-    at which the slab starts, ``region`` and ``z``, that of its first slice in the region's own coordinates.
+    Yields dicts of ``image_czyx`` float32 (one channel, normalised), which extends `CONTEXT` slices beyond the slab
+    where the volume does; ``label_zyx`` uint8 (0, 1 or `IGNORE`) of the slab itself; ``first``, the slice of the image
+    at which the slab starts; ``region``, and ``z`` of the slab's first slice in the region's coordinates.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class SlabLoader:
 
 
 class SliceLoader(SlabLoader):
-    """Iterates over every n-th slice of some regions, shared out exactly: slice i goes to rank i % world.
+    """Iterates over every n-th slice of some regions, divided exactly between ranks: slice i goes to rank i % world.
 
-    Yields dicts of ``image_cyx`` float32 (normalised; neighbours in z come from the whole volume), ``label_yx`` uint8
-    (0, 1 or `IGNORE`), ``region`` and ``z`` int, in the region's own coordinates.
+    Yields dicts of ``image_cyx`` float32 (normalised; neighbours in z may lie outside the region), ``label_yx`` uint8
+    (0, 1 or `IGNORE`), ``region`` and ``z`` int, in the region's coordinates.
     """
 
     def __init__(self, regions: Sequence[Region], normalization: Normalization, channels: str, **shared: int) -> None:
@@ -116,27 +116,27 @@ class SliceLoader(SlabLoader):
 
 
 class RegionDataModule(pl.LightningDataModule):
-    """Regions of a data set: the draws of an epoch in batches, validation slices, and how far a run is.
+    """Base class: the draws of an epoch in batches, validation slices, and the state needed to resume.
 
-    Where the voxels fit on the device they lie there, only places travel and the voxels are gathered in
-    ``on_after_batch_transfer``; else they are gathered on the host. Everything random follows from ``seed`` and the
-    epoch. The Trainer must be made with ``use_distributed_sampler=False``: batches and slices are shared out here,
-    without repeats.
+    If the voxels fit on the device they are kept there: only positions are transferred, and voxels are gathered in
+    ``on_after_batch_transfer``; otherwise they are gathered on the host. All randomness depends on ``seed`` and the
+    epoch alone. The Trainer needs ``use_distributed_sampler=False``: batches and slices are divided between ranks
+    here, without duplicates.
 
-    ``recipe`` makes the data set from ``source``; ``batch_size`` is the draws per optimizer step, over all devices and
-    accumulated parts together; ``voxels_on=auto`` is the device, if they take at most half of its free memory.
+    ``recipe`` makes the data set from ``source``; ``batch_size`` is the number of draws per optimizer step, over all
+    devices and accumulated parts; ``voxels_on=auto`` is the device if they take at most half of its free memory.
     """
 
-    splits: Splits  # after `setup`, as all below
+    splits: Splits  # set by `setup`, like all below
     voxel_size: VoxelSize | None
-    normalization: Normalization  # over the training regions, as the quantiles
+    normalization: Normalization  # measured on the training regions, like the quantiles
     grey_quantiles: list[float]
     bank: nn.Module
     draws: EpochDraws | EpochTiles
-    prior: float  # share of mitochondria among all that may be drawn
-    batch_prior: float  # share of mitochondria in the batches
+    prior: float  # fraction of mitochondria among everything that may be drawn
+    batch_prior: float  # fraction of mitochondria in the batches
     summary: Mapping[str, str | int | float]
-    description: ClassVar[str]  # of the summary, for people
+    description: ClassVar[str]  # template that prints the summary
 
     def __init__(
         self,
@@ -165,11 +165,11 @@ class RegionDataModule(pl.LightningDataModule):
 
     @abstractmethod
     def prepare_draws(self) -> None:
-        """Set ``draws``, ``bank``, both priors and ``summary``, once splits and normalisation are there."""
+        """Set ``draws``, ``bank``, both priors and ``summary``; splits and normalisation exist by then."""
 
     @abstractmethod
     def gather(self, batch: Batch) -> Batch:
-        """Places to voxels: ``image``, ``label``, ``position_b4`` and ``weight``."""
+        """Gather the voxels of a batch: ``image``, ``label``, ``position_b4`` and ``weight``."""
 
     def prepare_data(self) -> None:
         """Download or generate what is missing."""
@@ -182,7 +182,7 @@ class RegionDataModule(pl.LightningDataModule):
         with waiting("opening the data"):
             self.splits = self.recipe.splits()
             self.voxel_size = self.splits.voxel_size
-        with waiting("looking at the grey values of training"):
+        with waiting("measuring the grey values of the training data"):
             parts = [(region.image, region.box) for region in self.splits.train]
             self.normalization = measure_normalization(parts)
             self.grey_quantiles = [round(float(q), 6) for q in grey_quantiles(parts)]
@@ -192,12 +192,12 @@ class RegionDataModule(pl.LightningDataModule):
         if rank_and_world()[0] == 0:
             if padded:
                 share = 100 * padded / sum(box.size for _, box in parts)
-                _LOG.info("%.1f %% of the training voxels are padding of one value, which enters nothing", share)
+                _LOG.info("%.1f %% of the training voxels are constant padding and are left out", share)
             _LOG.info(self.description.format_map(self.summary))
         self._ready = True
 
     def train_dataloader(self) -> EpochLoader:
-        """This rank's part of every batch, cut further where the Trainer accumulates gradients."""
+        """This rank's part of every batch, divided further if the Trainer accumulates gradients."""
         self._loader = EpochLoader(self.draws, self._sampler())
         if self._progress is not None:
             self._loader.load_state_dict(self._progress)
@@ -209,16 +209,16 @@ class RegionDataModule(pl.LightningDataModule):
         return BlockSampler(len(self.draws), self.batch_size, seed=self.seed, rank=rank, world=world, parts=parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the epoch is, and the checksums of the training data, for the checkpoint.
+        """Progress within the epoch, and the checksums of the training data, for the checkpoint.
 
-        The Trainer asks the loader as well, but forgets the answer where a schedule wants to know the number of
-        steps before training starts.
+        The Trainer also saves the loader's state, but loses it if a schedule asks for the number of steps before
+        training starts.
         """
         progress = {} if self._loader is None else self._loader.state_dict()
         return {**progress, "data": checksums(self.splits.provenance, "train")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume in the middle of the epoch, where the checkpoint was written; refuses data that have changed."""
+        """Resume within the epoch, where the checkpoint was written; refuse data that have changed."""
         progress, now = dict(state_dict), checksums(self.splits.provenance, "train")
         before = progress.pop("data", now)
         if before != now:
@@ -241,12 +241,12 @@ class RegionDataModule(pl.LightningDataModule):
         return self.draws.draw(epoch).position_n4[index_b]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Gather the voxels of a training batch on the host, if that is where they are to stay."""
-        placed = "position_b4" in batch and "image" not in batch  # one of training, still without voxels
+        """Gather the voxels of a training batch on the host, if they are kept there."""
+        placed = "position_b4" in batch and "image" not in batch  # a training batch, still without voxels
         return self.gather(batch) if placed and not self._on_device else batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Gather the voxels of a training batch on the device where its positions are."""
+        """Gather the voxels of a training batch on the device of its positions."""
         if "position_b4" not in batch or "image" in batch:
             return batch
         self.bank.to(cast(Tensor, batch["position_b4"]).device)
@@ -254,7 +254,7 @@ class RegionDataModule(pl.LightningDataModule):
 
     @cached_property
     def _on_device(self) -> bool:
-        """Whether the voxels are to lie where the network is."""
+        """Whether the voxels are kept on the network's device."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if self.voxels_on != "auto" or device.type != "cuda":
             return self.voxels_on != "host"
@@ -269,8 +269,8 @@ class BlockDataModule(RegionDataModule):
     """Training blocks and validation slices of one data set.
 
     Training batches are ``{"image": float32 (B, C, window, window), "label": int64 (B,), "position_b4": int64,
-    "weight": float}``, see `EpochLoader`. Validation items are whole slices, see `SliceLoader`. Options are explained
-    at `BlockRule`, `EpochDraws`, `VolumeBank.gather` and `RegionDataModule`; others are the recipe's.
+    "weight": float}``, see `EpochLoader`. Validation items are whole slices, see `SliceLoader`. For the options see
+    `BlockRule`, `EpochDraws`, `VolumeBank.gather` and `RegionDataModule`; others are passed to the recipe.
     """
 
     bank: VolumeBank
@@ -312,14 +312,14 @@ class BlockDataModule(RegionDataModule):
         self._drawing |= {"augment": augment, "epoch_blocks": epoch_blocks}
 
     def prepare_draws(self) -> None:
-        """Classify the positions, and read all voxels."""
+        """Assign a class to every position, and read all voxels."""
         draws = EpochDraws(PositionTable(self.splits.train, self.rule), seed=self.seed, **self._drawing)
         self.bank = VolumeBank(self.splits.train, self.normalization, self.window)
         self.draws, self.summary = draws, draws.summary()
         self.prior, self.batch_prior = draws.table.prior, draws.share
 
     def gather(self, batch: Batch) -> Batch:
-        """Places to voxels."""
+        """Gather the voxels."""
         position_b4, angle_b, flip_b = (cast(Tensor, batch[k]) for k in ("position_b4", "angle_b", "flip_b"))
         pivot = anchor(self.window) - (0.0 if self.rule.label_rule == "center" else 0.5)
         form: dict[str, Any] = {"window": self.window, "channels": self.channels, "pivot": pivot}
@@ -332,12 +332,12 @@ class TileDataModule(RegionDataModule):
     """Training tiles and validation slices of one data set.
 
     Training batches are ``{"image": float32, "label": int64, "position_b4": int64, "weight": float}``. For networks on
-    slices the image is (B, C, Y, X) and the label, of 0, 1 and `IGNORE`, (B, Y, X); for networks on volumes they are
-    (B, 1, Z, Y, X) and (B, Z, Y, X), and validation items are slabs of every slice, see `SlabLoader`.
+    slices the image is (B, C, Y, X) and the label, of 0, 1 and `IGNORE`, (B, Y, X); for 3D networks they are
+    (B, 1, Z, Y, X) and (B, Z, Y, X), and validation items are slabs that cover every slice, see `SlabLoader`.
 
-    ``tile`` is (z, y, x) voxels, ``margin`` the pixels (before, after) that the network sees beyond it. Augmentation
-    is applied to each batch on its device, after turns and mirror images. Options are explained at `EpochTiles` and
-    `RegionDataModule`; others are the recipe's.
+    ``tile`` is (z, y, x) voxels, ``margin`` the pixels (before, after) that the network needs beyond it. Augmentation
+    is applied to each batch on its device, after rotations and reflections. For the options see `EpochTiles` and
+    `RegionDataModule`; others are passed to the recipe.
     """
 
     bank: TileBank
@@ -375,7 +375,7 @@ class TileDataModule(RegionDataModule):
         self.augment, self.foreground_share, self.epoch_tiles = augment, foreground_share, epoch_tiles
 
     def prepare_draws(self) -> None:
-        """Look for mitochondria, and read all voxels."""
+        """Find the mitochondrion voxels, and read all voxels."""
         share, count = self.foreground_share, self.epoch_tiles
         regions, augment = self.splits.train, self.augment
         draws = EpochTiles(
@@ -388,7 +388,7 @@ class TileDataModule(RegionDataModule):
         self.summary = {**draws.summary(), "batch_prior": self.batch_prior}
 
     def _measured_prior(self, draws: EpochTiles) -> float:
-        """Share of mitochondria in some of the first epoch's tiles."""
+        """Fraction of mitochondria in some tiles of the first epoch."""
         counts = np.zeros(2, np.int64)
         position_n4 = np.random.default_rng(0).permutation(draws.draw(0).position_n4)[:200]
         for number, *start in position_n4.tolist():
@@ -398,19 +398,19 @@ class TileDataModule(RegionDataModule):
         return float(counts[1] / counts.sum())
 
     def val_dataloader(self) -> SlabLoader:
-        """This rank's validation slices, or slabs for a network on volumes."""
+        """This rank's validation slices, or slabs for a 3D network."""
         if self.spatial_dims == 2:
             return super().val_dataloader()
         rank, world = rank_and_world()
         return SlabLoader(self.splits.validation, self.normalization, rank=rank, world=world)
 
     def gather(self, batch: Batch) -> Batch:
-        """Places to voxels, augmented."""
+        """Gather and augment the voxels."""
         position_b4, symmetry_b, seed_b = (cast(Tensor, batch[k]) for k in ("position_b4", "symmetry_b", "seed_b"))
         ways = TILE_SYMMETRIES[self.augment]
         image, label = self.bank.gather(position_b4, [ways[i] for i in symmetry_b.tolist()], self.tile)
         if self.augmentation is not None:
-            before, after = self.margin  # the label, too, is given the margin while it is augmented
+            before, after = self.margin  # the label is padded by the margin during augmentation
             image, label = self.augmentation(image, pad(label, (before, after, before, after), value=IGNORE), seed_b)
             Y, X = label.shape[-2:]
             label = label[..., before : Y - after, before : X - after]
@@ -423,9 +423,9 @@ def data_module(
     tile: tuple[int, int, int] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> BlockDataModule | TileDataModule:
-    """The datamodule for tiles of (z, y, x) voxels, or for blocks where no size is given.
+    """The datamodule for tiles of (z, y, x) voxels, or for blocks if no tile size is given.
 
-    ``options`` are those of `BlockDataModule` and of `TileDataModule`; those of the other one are left out.
+    ``options`` may include those of both `BlockDataModule` and `TileDataModule`; those of the other are ignored.
     """
     if tile is None and options.get("window") is None:
         raise UserError("this network is trained on whole tiles", None, "give data.tile=[z,y,x]")

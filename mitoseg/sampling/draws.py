@@ -1,8 +1,8 @@
-"""The draws of an epoch (which block or tile, how turned), their order, and the batches that they make.
+"""The draws of an epoch (which block or tile, in which orientation), their order, and the batches that they form.
 
-The loader is a plain iterable and not a `torch.utils.data.DataLoader`: worker processes would have nothing to do, the
-voxels being gathered on the device, and a plain iterable can save its position, so that a run resumes in the middle of
-an epoch with exactly the batches that it had not seen.
+The loader is a plain iterable, not a `torch.utils.data.DataLoader`: worker processes would have nothing to do, since
+voxels are gathered on the device, and a plain iterable can save its position, so that a run resumes within an epoch
+with exactly the batches it has not seen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mitoseg.sampling.positions import Index, PositionTable
 _LOG = logging.getLogger(__name__)
 
 Places = dict[str, Tensor | float | bool]
-_LISTED = 2**20  # mitochondrion voxels of a region that are remembered, evenly thinned out, to centre tiles on
+_LISTED = 2**20  # the most mitochondrion voxels kept per region, evenly subsampled, to place tiles around
 _CELL, _REDRAWS = 8, 100
 
 
@@ -37,8 +37,8 @@ _CELL, _REDRAWS = 8, 100
 class Draws:
     """Draws of blocks as columns; row i of each belongs to the same block.
 
-    Positions are int64: region, z, y, x of the answered pixel in the region's own coordinates; labels 0 background and
-    1 mitochondrion; angles float32 degrees counter-clockwise, in [0, 360); a block is mirrored in x after the turn.
+    Positions are int64: region, z, y, x of the classified pixel in the region's coordinates; labels: 0 background,
+    1 mitochondrion; angles: float32 degrees counter-clockwise, in [0, 360); blocks are mirrored in x after rotation.
     """
 
     position_n4: Index
@@ -50,7 +50,7 @@ class Draws:
         return len(self.label_n)
 
     def batch(self, index_b: Index) -> Places:
-        """What a batch holds besides positions and weight; ``exact``: whether all angles are quarter turns."""
+        """The contents of a batch besides positions and weight; ``exact``: whether all angles are quarter turns."""
         angle_b = self.angle_n[index_b]
         return {
             "angle_b": torch.from_numpy(angle_b),
@@ -61,22 +61,22 @@ class Draws:
 
 
 class EpochDraws:
-    """Makes an epoch's draws of blocks from (seed, epoch) alone, the same on every rank.
+    """Makes the draws of blocks of an epoch, which depend on seed and epoch alone and are the same on every rank.
 
-    On the grid, with n background and m mitochondrion blocks, m < n (the other way round alike):
+    On the grid, with n background and m < n mitochondrion blocks (if m > n, with the classes exchanged):
 
-    - ``rotate``: each background block once; each mitochondrion block again and again until there are n of them, every
-      one floor(n / m) or ceil(n / m) times: turned by 0, 90, 180, 270 degrees, then by random angles, fresh ones each
+    - ``rotate``: each background block once; mitochondrion blocks are repeated until there are n, each of them
+      floor(n / m) or ceil(n / m) times: rotated by 0, 90, 180, 270 degrees, then by random angles, new ones each
       epoch.
-    - ``subsample``: each mitochondrion block once, and m background blocks, others each epoch; none is turned.
+    - ``subsample``: each mitochondrion block once, and m background blocks, others each epoch; none is rotated.
     - ``none``: each block once.
 
-    With ``positions=any`` ``epoch_blocks`` (None: as many as the grid has) are drawn with replacement: half of each
-    class under ``rotate`` (the rarer class at random angles) and ``subsample``, in the natural proportion under
-    ``none``. ``rotate_background`` gives the commoner class the same angles as the rarer one under ``rotate``:
-    interpolation smooths what it turns, so a network may learn that smooth means mitochondrion. On top, for both
-    classes, ``augment`` is ``turns`` for a random quarter turn, ``dihedral`` for that and a mirror image half of the
-    time, ``any_angle`` for any angle and a mirror image half of the time; or ``none``.
+    With ``positions=any``, ``epoch_blocks`` (None: as many as on the grid) are drawn with replacement: half of each
+    class with ``rotate`` (the rarer class at random angles) and ``subsample``, in the natural proportion with
+    ``none``. ``rotate_background`` gives the more common class the same angles as the rarer one under ``rotate``:
+    interpolation smooths the image, so a network might learn that smooth means mitochondrion. In addition, both
+    classes are augmented by ``augment``: ``turns``, a random quarter turn; ``dihedral``, that and a reflection half of
+    the time; ``any_angle``, any angle and a reflection half of the time; or ``none``.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class EpochDraws:
 
     @property
     def share(self) -> float:
-        """Share of mitochondrion among the draws (its expectation for random draws in the natural proportion)."""
+        """Fraction of mitochondria among the draws (the expected one for draws in the natural proportion)."""
         return self.table.prior if self.balance == "none" else (self.size // 2) / self.size
 
     def draw(self, epoch: int) -> Draws:
-        """The draws of an epoch: first all of the background, then all of mitochondria; a sampler mixes them."""
+        """The draws of an epoch: first all background, then all mitochondria; the sampler shuffles them."""
         rng = np.random.default_rng([self.seed, epoch, 0])
         foreground = self.size // 2
         if self.balance == "none":
@@ -127,7 +127,7 @@ class EpochDraws:
         return Draws(self.table.positions(number_n), label_n, angle_n, flip_n)
 
     def _draw_class(self, label: int, size: int, rng: np.random.Generator) -> tuple[Index, npt.NDArray[np.float64]]:
-        """Position numbers of one class, and the angle of each before augmentation."""
+        """Position numbers of one class, and their angles before augmentation."""
         turned = self.balance == "rotate" and (label == self._rare or self.rotate_background)
         if not self.grid:
             number_n = self.table.sample(label, size, rng)
@@ -140,7 +140,7 @@ class EpochDraws:
         return number_n, angle_n if label == self._rare else rng.permutation(angle_n)
 
     def summary(self) -> dict[str, str | int | float]:
-        """Plain data for provenance: blocks, draws and shares; what is random is that of epoch 0."""
+        """Plain data for provenance: blocks, draws and fractions; random ones are those of epoch 0."""
         draws, rule = self.draw(0), self.table.rule
         distinct = pd.DataFrame(draws.position_n4).assign(angle=draws.angle_n).drop_duplicates()
         (background, foreground), drawn = self.table.counts, np.bincount(draws.label_n, minlength=2).tolist()
@@ -167,8 +167,8 @@ class EpochDraws:
 class TileDraws:
     """Draws of tiles as columns; row i of each belongs to the same tile.
 
-    Positions are int64: region, z, y, x of the first voxel in the region's own coordinates; a symmetry is a place in
-    one of `TILE_SYMMETRIES`, a seed that of what augmentation does to the tile.
+    Positions are int64: region, z, y, x of the first voxel in the region's coordinates; a symmetry is an index into
+    one of `TILE_SYMMETRIES`; seeds are for the augmentation of each tile.
     """
 
     position_n4: Index
@@ -176,21 +176,20 @@ class TileDraws:
     seed_n: Index
 
     def batch(self, index_b: Index) -> Places:
-        """What a batch holds besides positions and weight: how the tiles are turned, and their seeds."""
+        """The contents of a batch besides positions and weight: symmetries and seeds."""
         columns = {"symmetry_b": self.symmetry_n, "seed_b": self.seed_n}
         return {name: torch.from_numpy(column[index_b]) for name, column in columns.items()}
 
 
 class EpochTiles:
-    """Makes an epoch's draws of tiles from (seed, epoch) alone, the same on every rank.
+    """Makes the draws of tiles of an epoch, which depend on seed and epoch alone and are the same on every rank.
 
-    A tile lies anywhere in a region where a voxel has a label, drawn uniformly over all regions and places; or, for a
-    share of the draws, it holds a mitochondrion voxel that is drawn uniformly, at a random place inside the tile.
-    Regions that are smaller than a tile are left out, with a warning. ``counts`` are the background and mitochondrion
-    voxels of the regions.
+    Tiles that contain a labelled voxel are drawn uniformly over all regions and positions; a fraction of the draws
+    instead contains a uniformly drawn mitochondrion voxel, at a random position inside the tile. Regions smaller than
+    a tile are left out, with a warning. ``counts`` are the background and mitochondrion voxels of the regions.
 
-    A tile is (z, y, x) voxels, z is 1 for networks on slices; ``augment`` is a key of `TILE_SYMMETRIES`. An epoch has
-    as many draws as the regions have voxels for, unless ``epoch_tiles`` are given.
+    A tile is (z, y, x) voxels, with z = 1 for 2D networks; ``augment`` is a key of `TILE_SYMMETRIES`. Unless
+    ``epoch_tiles`` is given, an epoch has as many draws as tiles would fill the regions.
     """
 
     def __init__(
@@ -204,13 +203,13 @@ class EpochTiles:
         seed: int = 0,
     ) -> None:
         if augment != "none" and tile[1] != tile[2]:
-            raise UserError("a tile that is turned must be square in y and x", tile, "or give data.augment=none")
+            raise UserError("a tile to be rotated must be square in y and x", tile, "or give data.augment=none")
         if augment == "cubic" and len(set(tile)) > 1:
             remedy = "or give data.augment=dihedral_z"
             raise UserError("data.augment=cubic needs a tile with three equal sides", tile, remedy)
         if not 0 <= foreground_share <= 1:
-            remedy = "give a number from 0 to 1; data.foreground= names values of labels"
-            raise UserError("foreground_share is not a share of the tiles", foreground_share, remedy)
+            remedy = "give a number from 0 to 1; data.foreground= is for label values"
+            raise UserError("foreground_share is not a fraction of the tiles", foreground_share, remedy)
         if epoch_tiles is not None and epoch_tiles < 1:
             raise UserError("too few epoch_tiles", epoch_tiles, "draw 1 tile or more per epoch")
         self._size = " x ".join(map(str, tile))
@@ -241,15 +240,15 @@ class EpochTiles:
 
     @property
     def prior(self) -> float:
-        """Share of mitochondria among the labelled voxels of the regions."""
+        """Fraction of mitochondria among the labelled voxels of the regions."""
         return self.counts[1] / sum(self.counts)
 
     def draw(self, epoch: int) -> TileDraws:
-        """The draws of an epoch; a sampler mixes them."""
+        """The draws of an epoch; the sampler shuffles them."""
         rng = np.random.default_rng([self.seed, epoch, 2])
         chosen = round(self.foreground_share * self.size)
         position_n4 = self._uniformly(self.size - chosen, rng)
-        for _ in range(_REDRAWS):  # those without a labelled voxel, as in wide padding
+        for _ in range(_REDRAWS):  # tiles without a labelled voxel, such as in wide padding
             (empty_n,) = np.nonzero(~self._has_label(position_n4))
             if not len(empty_n):
                 break
@@ -259,7 +258,7 @@ class EpochTiles:
         return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
 
     def _has_label(self, position_n4: Index) -> npt.NDArray[np.bool_]:
-        """Which tiles hold a labelled voxel, to the cell of `_CELL` pixels."""
+        """Which tiles contain a labelled voxel, to the accuracy of `_CELL` pixels."""
         found_n = np.ones(len(position_n4), np.bool_)
         for number, summed_zyx in enumerate(self._labelled):
             (rows,) = np.nonzero(position_n4[:, 0] == number)
@@ -300,10 +299,10 @@ class EpochTiles:
 
 
 def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int32] | None]:
-    """Background and mitochondrion voxels of a region, where some of the latter lie (z, y, x), and where labels are.
+    """Count a region's background and mitochondrion voxels, and locate some of the latter (z, y, x) and the labels.
 
-    The last is None where all voxels have one; else cells of `_CELL` pixels in y and x that hold one, summed up along
-    z, y and x from a leading 0.
+    The last is None if all voxels are labelled; else whether cells of `_CELL` pixels in y and x contain a labelled
+    voxel, as cumulative sums along z, y and x with a leading 0.
     """
     background = foreground = 0
     found: list[npt.NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
@@ -327,16 +326,16 @@ def _survey(region: Region) -> tuple[tuple[int, int], npt.NDArray[np.int64], npt
 
 
 class BlockSampler(Sampler[npt.NDArray[np.int64]]):
-    """Yields what one rank takes of each batch: indices into an epoch's draws, of which there are ``size``.
+    """Yields one rank's part of each batch, as indices into the ``size`` draws of an epoch.
 
-    The order is a permutation from (seed, epoch), whatever the number of ranks. The batch of step k is
-    ``order[k * batch_size : (k + 1) * batch_size]``. With w ranks and gradients accumulated over m parts it is cut
-    into w m shares, every w m-th draw each, and rank r takes shares r, r + w, ... one after the other:
+    The order is a permutation that depends on (seed, epoch), not on the number of ranks. The batch of step k is
+    ``order[k * batch_size : (k + 1) * batch_size]``. With w ranks and gradients accumulated over m parts, it is
+    divided into w m shares of every w m-th draw, and rank r takes shares r, r + w, ... in turn:
 
         batch of 9, two ranks, two parts:   0 1 2 3 4 5 6 7 8   ->   rank 0: 0 4 8 | 2 6   rank 1: 1 5 | 3 7
 
-    so that no draw goes to two ranks and all ranks together see the one-device epoch, batch by batch. A last batch of
-    fewer draws than shares joins the one before, so that all ranks take the same number of steps.
+    so that no draw goes to two ranks and together they see the batches of a single device. A last batch with fewer
+    draws than shares is merged into the previous one, so that all ranks take the same number of steps.
     """
 
     def __init__(
@@ -378,11 +377,11 @@ class BlockSampler(Sampler[npt.NDArray[np.int64]]):
 
 
 class EpochLoader:
-    """Iterates over the batches of one epoch on one rank, as places, not yet as voxels.
+    """Iterates over the batches of one epoch on one rank, as positions rather than voxels.
 
-    Yields dicts of ``position_b4`` int64, what `Draws.batch` or `TileDraws.batch` adds, and ``weight``. The mean loss
-    of the batch times its weight, averaged over ranks and accumulated parts as the Trainer does, is the mean over all
-    draws of the optimizer step, also where these do not divide evenly; on one device, without accumulation, it is 1.
+    Yields dicts of ``position_b4`` int64, the items of `Draws.batch` or `TileDraws.batch`, and ``weight``. The mean
+    loss of a batch times its weight, averaged over ranks and accumulated parts by the Trainer, is the mean over all
+    draws of the optimizer step, even if they do not divide evenly; on one device without accumulation it is 1.
     """
 
     def __init__(self, draws: EpochDraws | EpochTiles, sampler: BlockSampler) -> None:
@@ -407,12 +406,12 @@ class EpochLoader:
                 **draws.batch(index_b),
                 "weight": len(index_b) * self.sampler.shares / total,
             }
-        self._resume = {"epoch": -1, "batch": 0}  # not before: the Trainer may begin an epoch twice
+        self._resume = {"epoch": -1, "batch": 0}  # not earlier: the Trainer may start an epoch twice
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch of the last batch, and how many of its batches are done."""
+        """The epoch of the last batch, and how many of its batches have been seen."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out, in the epoch of ``state`` until it is done, the batches that were seen."""
+        """Skip the batches already seen, in the epoch of ``state`` until it is complete."""
         self._state = self._resume = dict(state)

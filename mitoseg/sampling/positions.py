@@ -1,8 +1,8 @@
-r"""Which positions of the labelled regions may become training blocks, and of which class they are.
+r"""The positions in the labelled regions that may become training blocks, and their classes.
 
-A position is the pixel p that a block answers; the labelled block of 32 is ``[p - 16, p + 15]`` in y and x, one slice
-in z. On the grid, blocks do not overlap and p = 32 i + 16; with ``any``, p is every pixel (under ``center``) or every
-pixel whose block lies inside the region (under the rules about the whole block).
+A position is the pixel p that a block classifies; the labelled block of 32 is ``[p - 16, p + 15]`` in y and x, one
+slice in z. On the grid, blocks do not overlap and p = 32 i + 16; with ``any``, p is every pixel (for ``center``) or
+every pixel whose block lies inside the region (for the rules about the whole block).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mitoseg.volumes.base import Array
 Classes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
 
-_RARE = 1 / 16  # a class rarer than this is listed, a commoner one is found by drawing until it is hit
+_RARE = 1 / 16  # classes rarer than this are listed; others are found by rejection sampling
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
@@ -38,7 +38,7 @@ def check_positive(option: str, value: int) -> None:
 
 
 def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
-    """Sums over block x block pixels of each slice, for blocks that start at every ``step``-th pixel.
+    """Sums over block x block pixels of each slice, for blocks starting at every ``step``-th pixel.
 
     >>> box_sums(np.ones((1, 4, 6), bool), 2, 2).tolist()
     [[[4, 4, 4], [4, 4, 4]]]
@@ -55,12 +55,12 @@ def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class BlockRule:
-    """Where blocks of some side in pixels may lie and what class they get.
+    """Where blocks with a given side in pixels may lie, and which class they get.
 
-    ``purity``: mitochondrion when at least ``purity[1]`` of the block's pixels are, background when at most
-    ``purity[0]`` are, dropped in between; ``majority``: mitochondrion when more than half are; ``center``: the label
-    of the answered pixel. A block that touches an ignored voxel is dropped under the first two, a position whose own
-    label is ignored under the last.
+    ``purity``: mitochondrion if at least ``purity[1]`` of the block's pixels are, background if at most ``purity[0]``
+    are, dropped in between; ``majority``: mitochondrion if more than half are; ``center``: the label of the classified
+    pixel. The first two drop blocks that contain an ignored voxel, the last drops positions whose own label is
+    ignored.
     """
 
     label_rule: str = "purity"
@@ -86,13 +86,13 @@ class BlockRule:
         return 0 if (self.positions, self.label_rule) == ("any", "center") else anchor(self.block)
 
     def lattice(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """Number of positions along z, y, x in a region of this shape."""
+        """Number of positions along z, y and x in a region of this shape."""
         if (self.positions, self.label_rule) == ("any", "center"):
             return shape[0], shape[1], shape[2]
         return shape[0], (shape[1] - self.block) // self.step + 1, (shape[2] - self.block) // self.step + 1
 
     def classes(self, label_zyx: Classes) -> Classes:
-        """The class of each position of some whole slices: 0, 1 mitochondrion, `IGNORE` dropped; as `lattice` says."""
+        """The class of each position in whole slices, shaped as `lattice`: 0, 1 mitochondrion, `IGNORE` dropped."""
         if self.label_rule == "center":
             _, ny, nx = self.lattice(label_zyx.shape)
             return label_zyx[:, self.first :: self.step, self.first :: self.step][:, :ny, :nx]
@@ -112,10 +112,10 @@ class BlockRule:
 
 
 class PositionTable:
-    """Every position of some regions with its class; positions are numbered through all regions.
+    """Every position of some regions with its class, numbered consecutively through all regions.
 
-    ``counts`` are the positions that are background and mitochondrion, ``dropped`` those that are neither, and
-    ``grid_blocks`` the blocks that fit side by side into the regions, dropped ones too.
+    ``counts`` are the numbers of background and mitochondrion positions, ``dropped`` that of the others;
+    ``grid_blocks`` is the number of blocks that fit side by side into the regions, including dropped ones.
     """
 
     def __init__(self, regions: Sequence[Region], rule: BlockRule) -> None:
@@ -131,7 +131,7 @@ class PositionTable:
         self._class_n = np.empty(self._starts[-1], np.uint8)
         start = 0
         for region in regions:
-            for slab in slabs(region.box, 16):  # a table of every pixel costs one byte a pixel, and little more
+            for slab in slabs(region.box, 16):  # by slabs: hardly more than one byte per pixel
                 class_n = rule.classes(region.label.read(slab)).reshape(-1)
                 self._class_n[start : start + len(class_n)] = class_n
                 start += len(class_n)
@@ -150,11 +150,11 @@ class PositionTable:
 
     @property
     def prior(self) -> float:
-        """Share of mitochondrion among all positions that were not dropped."""
+        """Fraction of mitochondria among all positions that were not dropped."""
         return self.counts[1] / sum(self.counts)
 
     def members(self, label: int) -> Index:
-        """The numbers of all positions of a class, ascending."""
+        """The numbers of all positions of a class, in ascending order."""
         return np.flatnonzero(self._class_n == label).astype(np.int64, copy=False)
 
     def sample(self, label: int, size: int, rng: np.random.Generator) -> Index:
@@ -170,7 +170,7 @@ class PositionTable:
         return np.concatenate(found)[:size]
 
     def positions(self, number_n: Index) -> Index:
-        """Region, z, y, x (int64, (n, 4)) of positions given by number, in each region's own coordinates."""
+        """Region, z, y, x (int64, (n, 4)) of numbered positions, in each region's coordinates."""
         region = np.searchsorted(self._starts, number_n, side="right") - 1
         lattice_n3 = np.asarray(self.lattices)[region]
         rest, x = np.divmod(number_n - self._starts[region], lattice_n3[:, 2])

@@ -113,9 +113,7 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
         text = "%s: %d of %d slices are in colour and reduced to grey, the largest of red, green and blue"
         logger.info(text, path, colours, len(files))
     if is_grid([file.name for file in files]):
-        text = (
-            "%s: the names count two things, such as %s; if these are tiles or channels, they do not form one stack"
-        )
+        text = "%s: the names count two things, such as %s; if these are tiles or channels, they do not form one stack"
         logger.warning(text, path, files[-1].name)
     if indexed:
         logger.info("%s: indexed colours; the number is the value, and not the grey of its colour", path)
