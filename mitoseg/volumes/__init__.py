@@ -1,4 +1,4 @@
-"""Bytes to lazy z, y, x arrays with a voxel size, and back; labels, normalisation and channels on top."""
+"""Read files as lazy (z, y, x) arrays with a voxel size, and write them; labels, normalisation and channels."""
 
 from mitoseg.volumes.base import Array, ArrayVolume, Volume, VolumeInfo, VoxelSize
 from mitoseg.volumes.labels import LabelVolume, map_labels

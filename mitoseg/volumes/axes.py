@@ -1,4 +1,4 @@
-"""What files say of their axes and of the size of a voxel; an axis is taken from the file or the user, never guessed.
+"""Axes and voxel sizes as stated by files; axes come from the file or the user and are never guessed.
 
 stored (T, Z, C, Y, X) of a hyperstack, axes "tzcyx"      box [z0:z1, y0:y1, x0:x1]
 1  165  1  768 1024                                          |
@@ -41,12 +41,12 @@ _NM = {
 }  # fmt: skip
 # Other sizes are not those of electron micrographs: 0.1 mm is a resolution for printing, 0.005 nm one in micrometres.
 _SMALLEST_NM, _LARGEST_NM = 0.045, 1e5
-_CLOSE = 1e-3  # how far two statements of one voxel size may differ, as a share of it
+_CLOSE = 1e-3  # relative difference up to which two stated voxel sizes agree
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where z, y, x and colour lie in a stored array: ``z``, ``y``, ``x``, ``c``, or ``-`` for a singleton to drop."""
+    """The meaning of each stored axis: ``z``, ``y``, ``x``, ``c`` (colour), or ``-`` for a singleton to drop."""
 
     shape: tuple[int, ...]
     axes: str
@@ -68,7 +68,7 @@ class Layout:
         return tuple(of.get(a, slice(0, n)) for a, n in zip(self.axes, self.shape, strict=True))
 
     def arrange(self, stored: Array, reduce: Callable[[Array], Array] | None = None) -> Array:
-        """What was read at `index`, as ``image_zyx``; ``reduce`` takes the colours away, None: `grey`."""
+        """Rearrange what was read at `index` into ``image_zyx``; ``reduce`` removes the colour axis (None: `grey`)."""
         letters = self.axes.replace("-", "")
         array = stored.squeeze(tuple(i for i, a in enumerate(self.axes) if a == "-"))
         if "c" in letters:
@@ -81,20 +81,20 @@ class Layout:
 def grey(image_yxc: Array) -> Array:
     """Reduce 1 (grey), 2 (with alpha), 3 (RGB) or 4 (RGBA) channels to the largest of red, green and blue.
 
-    Equal channels keep their value, and whatever is not black stays above zero, which is what labels need.
+    Equal channels keep their value, and anything not black stays above zero, as labels require.
     """
     return np.asarray(image_yxc[..., 0] if image_yxc.shape[-1] < 3 else image_yxc[..., :3].max(-1))
 
 
 def colour_codes(image_yxc: Array) -> Array:
-    """Labels in colour as numbers: a grey is itself, others 2**24 + 0xRRGGBB; transparent is 0, unless all of it."""
+    """Colour labels as numbers: greys are unchanged, others are 2**24 + 0xRRGGBB; transparent is 0 unless all is."""
     colours = image_yxc[..., :3] if image_yxc.shape[-1] > 2 else image_yxc[..., [0, 0, 0]]
     coloured = (colours != colours[..., :1]).any(-1)
     codes = colours[..., 0].astype(np.uint32)
     if coloured.any():
         if image_yxc.dtype != np.uint8:
             remedy = "save them with 8 bits a channel, or as whole numbers"
-            raise UserError("labels in colours of more than 8 bits", image_yxc.dtype.name, remedy)
+            raise UserError("the labels are in colours of more than 8 bits", image_yxc.dtype.name, remedy)
         red, green, blue = (colours[coloured, i].astype(np.uint32) for i in range(3))
         codes[coloured] = 2**24 + (red << 16 | green << 8 | blue)
     if image_yxc.shape[-1] in (2, 4) and image_yxc[..., -1].any():
@@ -103,7 +103,7 @@ def colour_codes(image_yxc: Array) -> Array:
 
 
 def stated_axes(attributes: Mapping[str, Any], count: int, *first: object) -> str | None:
-    """A letter of ``tczyx`` for each axis, as ``first`` or the metadata of xarray, funlib or COSEM say it, or None."""
+    """A letter of ``tczyx`` per axis, from ``first`` or the metadata of xarray, funlib or COSEM; None if unstated."""
     transform = attributes.get("transform")
     cosem = transform.get("axes") if isinstance(transform, Mapping) else None
     for named in (*first, *(attributes.get(key) for key in ("_ARRAY_DIMENSIONS", "axis_names", "axes")), cosem):
@@ -123,10 +123,10 @@ def stated_axes(attributes: Mapping[str, Any], count: int, *first: object) -> st
 
 
 def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, asked: str | None = None) -> Layout:
-    """Decide which stored axis is which, by what the user says (``asked``) or the file states, a letter for each axis.
+    """Decide which stored axis is which, from the user's letters (``asked``) or the file's, one per axis.
 
-    ``s`` are the samples of a pixel (which only TIFF tells from channels, and which are colour), ``?`` is not known.
-    Without either a 3-D stack is z, y, x and a 2-D one y, x, unless its first or last axis may be colour.
+    ``s``: the samples of a pixel, which are colour (only TIFF distinguishes them from channels); ``?``: unknown.
+    Without letters a 3-D array is z, y, x and a 2-D one y, x, unless its first or last axis may be colour.
     """
     shape = tuple(int(n) for n in shape)
     if 0 in shape:
@@ -140,7 +140,7 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
         rest = shape[:samples] + shape[samples + 1 :]
         layout = resolve_axes(path, rest, (axes[:samples] + axes[samples + 1 :]).replace("-", "c"))
         return Layout(shape, f"{layout.axes[:samples]}c{layout.axes[samples:]}")
-    if len(axes) - axes.count("-") == 4:  # one slice of z with six "channels" is how tifffile writes six slices
+    if len(axes) - axes.count("-") == 4:  # tifffile writes six slices as one slice with six "channels"
         axes = "".join("-" if n == 1 and a == "z" else a for a, n in zip(axes, shape, strict=True))
     kept = [(a, n) for a, n in zip(axes, shape, strict=True) if a != "-"]
     letters = "".join(a for a, _ in kept)
@@ -151,7 +151,7 @@ def resolve_axes(path: str, shape: Sequence[int], stated: str | None = None, ask
     in_order = all(a in "?t" or a == b for a, b in zip(letters, _SPACE, strict=False))
     if len(kept) == 3 and in_order and kept[0][1] not in _COLOUR and kept[-1][1] not in _COLOUR:
         if "t" in letters:
-            logger.warning("%s: the axis that the file calls time is taken for z; give axes=zyx to say so", path)
+            logger.warning("%s: the axis that the file calls time is taken as z; give axes=zyx to confirm", path)
         return Layout(shape, _fill(axes, _SPACE))
     remedy = "say which axis is which, for example axes=zyx or axes=zyxc"
     raise UserError(f"the axes of a volume of shape {shape} are ambiguous", path, remedy)
@@ -163,7 +163,7 @@ def _fill(axes: str, letters: str) -> str:
 
 
 def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layout:
-    """The layout that the user names; singletons may be left out."""
+    """The layout given by the user; singleton axes may be left out."""
     letters = str(asked).lower().replace("s", "c")
     if not {"y", "x"} <= set(letters) or set(letters) - set("zyxct") or len(set(letters)) < len(letters):
         raise UserError("cannot read the axes", asked, "give each of z, y, x once, for example axes=zyx or axes=zyxc")
@@ -181,12 +181,12 @@ def _as_asked(path: str, shape: tuple[int, ...], said: str, asked: str) -> Layou
             axes[i] = "-"
         elif axes[i] == "t" or (axes[i] == "c" and n not in _COLOUR):
             what = f"axis {axes[i]} of shape {shape} holds {n} images"
-            raise UserError(what, path, "give a volume of one channel and one time, or RGB(A) colour")
+            raise UserError(what, path, "give a volume of one channel and one time point, or RGB(A) colour")
     return Layout(shape, "".join(axes))
 
 
 def in_nm(value: object, unit: object) -> float | None:
-    """A length in nm, or None where the unit is unknown or the number cannot be a voxel's size."""
+    """A length in nm, or None if the unit is unknown or the number cannot be a voxel size."""
     factor = _NM.get(str(unit).strip().lower())
     try:
         length = float(value) * factor if factor else math.nan  # type: ignore[arg-type]
@@ -198,16 +198,16 @@ def in_nm(value: object, unit: object) -> float | None:
 def voxel_size_nm(
     sizes: Sequence[object], units: Sequence[object] | str = "nm", *, flat: bool = False
 ) -> VoxelSize | None:
-    """A voxel size in nm from sizes along z, y, x and one unit or three; None unless all are known.
+    """A voxel size in nm from sizes along z, y, x and one or three units; None unless all are known.
 
-    A single slice (``flat``) without a thickness is taken to be as thick as a pixel is wide.
+    A single slice (``flat``) of unknown thickness is assumed to be as thick as its pixels are wide.
     """
     each = [units] * 3 if isinstance(units, str) else list(units)
     if len(sizes) != 3 or len(each) != 3:
         return None
     z, y, x = (in_nm(size, unit) for size, unit in zip(sizes, each, strict=True))
     if flat and z is None and y is not None and x is not None:
-        logger.warning("one slice of unknown thickness is taken to be as thick as its pixels are wide, %g nm", x)
+        logger.warning("one slice of unknown thickness is assumed as thick as its pixels are wide, %g nm", x)
         z = x
     return None if z is None or y is None or x is None else (z, y, x)
 
@@ -215,7 +215,7 @@ def voxel_size_nm(
 def stated_sizes(
     attributes: Mapping[str, object], letters: str, pixel_axes: str | None = None
 ) -> dict[str, VoxelSize]:
-    """The voxel sizes that the attributes of an array or group state, by the names of their conventions.
+    """The voxel sizes stated by the attributes of an array or group, keyed by convention.
 
     voxel_size_nm, element_size_um      z, y, x                           mitoseg; ImageJ's HDF5 plugin, ilastik
     transform                           axes, scale, units                COSEM
@@ -256,7 +256,7 @@ def stated_sizes(
 
 
 def warn_of_packing(path: str, attributes: Mapping[str, object]) -> None:
-    """One warning where attributes say that stored values mean others (CF's, xarray's and HDF5's own convention)."""
+    """Warn if attributes state a scale or offset of the stored values (CF, xarray, HDF5), which are not applied."""
     plain = {"scale_factor": 1, "add_offset": 0, "IMAGE_WHITE_IS_ZERO": 0}
     stated = {key: attributes[key] for key, value in plain.items() if np.any(attributes.get(key, value) != value)}
     if stated:
@@ -264,12 +264,12 @@ def warn_of_packing(path: str, attributes: Mapping[str, object]) -> None:
 
 
 def _as_list(value: object) -> list[object]:
-    """An attribute as a list; empty where it is missing or a mapping."""
+    """An attribute as a list; empty if it is missing or a mapping."""
     return [] if value is None or isinstance(value, Mapping) else [decoded(v) for v in np.ravel(np.asarray(value))]
 
 
 def _parsed(value: object) -> object:
-    """An attribute, which N5 in HDF5 and others write as a text of JSON, or as numbers with commas."""
+    """An attribute, which some programs (such as N5 in HDF5) write as JSON text or comma-separated numbers."""
     value = decoded(value)
     if isinstance(value, str) and "," in value:
         with contextlib.suppress(ValueError):
@@ -278,12 +278,12 @@ def _parsed(value: object) -> object:
 
 
 def decoded(value: object) -> object:
-    """An attribute, as a text where it is one in bytes."""
+    """An attribute, decoded to text if it is bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def same_size(a: VoxelSize, b: VoxelSize) -> bool:
-    """Whether two statements of a voxel size agree."""
+    """Whether two stated voxel sizes agree."""
     return all(math.isclose(p, q, rel_tol=_CLOSE) for p, q in zip(a, b, strict=True))
 
 
@@ -294,18 +294,18 @@ def agreed_size(path: str, found: Mapping[str, VoxelSize | None]) -> VoxelSize |
     if first is None or all(same_size(first, size) for size in sizes.values()):
         return first
     stated = ", ".join(f"{name} {' x '.join(f'{n:g}' for n in size)}" for name, size in sizes.items())
-    what = f"the volume states voxel sizes that contradict one another, in nm (z, y, x): {stated}"
+    what = f"the volume states contradictory voxel sizes, in nm (z, y, x): {stated}"
     raise UserError(what, path, "give voxel_size=[z,y,x] in nm")
 
 
 def coarser_size(size: VoxelSize, factors: Sequence[float]) -> VoxelSize:
-    """The voxel size of a level, from that of the full resolution and the level's factors along z, y, x."""
+    """The voxel size of a level, from that at full resolution and the level's factors along z, y, x."""
     z, y, x = (float(f"{a * factor:.12g}") for a, factor in zip(size, factors, strict=True))
     return z, y, x
 
 
 def bdv_voxel_size(container: Path, setup: int) -> VoxelSize | None:
-    """What BigDataViewer's XML file beside its HDF5 or N5 file says of a setup's full resolution."""
+    """The full-resolution voxel size of a setup, from BigDataViewer's XML file beside its HDF5 or N5 file."""
     file = container.with_suffix(".xml")
     try:
         root = ElementTree.parse(file).getroot() if file.is_file() else None
@@ -319,7 +319,7 @@ def bdv_voxel_size(container: Path, setup: int) -> VoxelSize | None:
 
 
 def check_voxel_size(voxel_size: Sequence[float] | str) -> VoxelSize:
-    """The voxel size that a user gives, (z, y, x) in nm; refuses what is not three numbers of the size of voxels."""
+    """The user's voxel size, (z, y, x) in nm; anything but three numbers in a plausible range is refused."""
     try:
         z, y, x = (float(size) for size in ([] if isinstance(voxel_size, str) else voxel_size))
     except (TypeError, ValueError):

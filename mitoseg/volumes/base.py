@@ -1,4 +1,4 @@
-"""What a volume is: a lazy z, y, x array with a voxel size and a little metadata; and volumes made of others."""
+"""Volumes: lazy (z, y, x) arrays with a voxel size and some metadata; and volumes derived from others."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LARGEST = 2**32 - 1
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """What is known of a volume before a voxel is read: ``shape`` and ``voxel_size`` are z, y, x, in nm or None.
+    """What is known about a volume without reading voxels: ``shape`` and ``voxel_size`` (nm, or None) are z, y, x.
 
-    ``metadata`` is what mitoseg wrote: ``kind`` ("probability", "mask", "instances"), ``threshold``, ``scale``.
+    ``metadata`` was written by mitoseg: ``kind`` ("probability", "mask", "instances"), ``threshold``, ``scale``.
     """
 
     path: str
@@ -38,19 +38,19 @@ class VolumeInfo:
 
 
 class Mask(Protocol):
-    """Which voxels of a volume are meant, found where they are asked for."""
+    """A mask over a volume, computed on demand."""
 
     def find(self, box: Box) -> Bools | None:
-        """The mask (z, y, x) of a box; None where it holds none of them."""
+        """The mask (z, y, x) of a box; None if it is empty there."""
         ...
 
 
 class Volume:
     """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box. Subclasses define ``_read``.
 
-    ``padding`` tells voxels that are no tissue (`mitoseg.volumes.padding`), where somebody looked; ``lossy`` whether
-    compression has changed values, as JPEG does. ``directions`` are, for z, y and x, whether the stored axis runs with
-    (``+``) the world's, to the top, front and right; empty where the file does not say.
+    ``padding``: voxels outside the tissue (`mitoseg.volumes.padding`), if known; ``lossy``: whether compression has
+    changed values, as JPEG does; ``directions``: for z, y and x, whether the stored axis runs with (``+``) the world
+    axis, to the top, front and right, or against it; empty if the file does not say.
     """
 
     padding: Mask | None = None
@@ -62,7 +62,7 @@ class Volume:
 
     @property
     def path(self) -> str:
-        """Where it came from."""
+        """The file that it was opened from."""
         return self.info.path
 
     @property
@@ -72,17 +72,17 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored voxels."""
+        """Data type of the voxels."""
         return self.info.dtype
 
     @property
     def voxel_size(self) -> VoxelSize | None:
-        """(z, y, x) in nm, or None where the file does not say."""
+        """(z, y, x) in nm, or None if unknown."""
         return self.info.voxel_size
 
     @property
     def box(self) -> Box:
-        """All of it."""
+        """The box of the whole volume."""
         return Box.of_shape(self.shape)
 
     def check_box(self, box: Box | None) -> Box:
@@ -109,30 +109,30 @@ class Volume:
         raise NotImplementedError
 
     def find_gaps(self) -> UserError | None:
-        """What is missing and would go unnoticed: chunks that read as a constant, slices that others close up."""
+        """Missing parts that would go unnoticed: chunks read as a constant, gaps in the numbering of slices."""
         return None
 
     def check_complete(self) -> None:
-        """Refuse a volume of which parts are missing; see `find_gaps`."""
+        """Refuse a volume with missing parts; see `find_gaps`."""
         gaps = self.find_gaps()
         if gaps is not None:
             raise gaps
 
     def as_labels(self) -> Volume:
-        """The same volume with its values read as labels: colours are told apart instead of reduced to grey."""
+        """The same volume read as labels: colours are distinguished instead of reduced to grey."""
         return self
 
     def scratch_bytes(self, box: Box) -> int:
-        """Memory that reading a box takes for a while, about, besides what `read` gives."""
+        """Approximate temporary memory for reading a box, besides the array that `read` returns."""
         return 0
 
     def part(self, box: Box) -> Volume:
-        """What another process needs to read a box: the volume itself, unless it holds tables of all of it."""
+        """What another process needs to read a box: the volume itself, unless it holds large tables."""
         return self
 
 
 class ArrayVolume(Volume):
-    """An array as a volume: of NumPy, or a lazy one (Zarr, Dask), of which boxes are read when they are asked for."""
+    """An array as a volume: a NumPy array, or a lazy one (Zarr, Dask) from which boxes are read on demand."""
 
     def __init__(
         self,
@@ -150,18 +150,18 @@ class ArrayVolume(Volume):
 
 
 class ArrayWriter:
-    """A writer of boxes into an array in memory, ``array_zyx``, which is zero elsewhere."""
+    """Writes boxes into an array in memory, ``array_zyx``, initially zero."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: npt.DTypeLike = np.float32) -> None:
         self.array_zyx: Array = np.zeros(shape, dtype)
 
     def write(self, box: Box, array_zyx: Array, /) -> None:
-        """Take the voxels of one box."""
+        """Write one box."""
         self.array_zyx[box.slices] = array_zyx
 
 
 class DerivedVolume(Volume):
-    """A volume computed from another, with its gaps, state, losses and directions; ``changed`` fields of its info."""
+    """A volume computed from another, with its gaps, state, losses and directions; ``changed``: fields of its info."""
 
     def __init__(self, volume: Volume, **changed: Any) -> None:  # noqa: ANN401 (of the fields' types)
         super().__init__(replace(volume.info, **changed))
@@ -182,7 +182,7 @@ class DerivedVolume(Volume):
 
 
 class ElementwiseVolume(DerivedVolume):
-    """Each voxel computed from the one at its place, such as a mask from a probability."""
+    """A volume computed voxel by voxel, such as a mask from probabilities."""
 
     def __init__(self, volume: Volume, function: Callable[[Array], Array], **changed: Any) -> None:  # noqa: ANN401
         super().__init__(volume, **changed)
@@ -199,7 +199,7 @@ class ElementwiseVolume(DerivedVolume):
 
 
 class CroppedVolume(DerivedVolume):
-    """The part of a lazy volume that lies in a box; its first voxel is the box's."""
+    """The part of a lazy volume inside a box, with coordinates from the box's first voxel."""
 
     def __init__(self, volume: Volume, box: Box) -> None:
         super().__init__(volume, shape=volume.check_box(box).shape)
@@ -220,7 +220,7 @@ class CroppedVolume(DerivedVolume):
 
 @dataclass(frozen=True)
 class CroppedMask:
-    """The part of a mask from a corner (z, y, x) on; a `Mask`."""
+    """A `Mask` with coordinates from a corner (z, y, x) of another."""
 
     padding: Mask
     corner: tuple[int, ...]
@@ -236,12 +236,12 @@ def thin_slabs(box: Box) -> Iterator[Box]:
 
 
 def mask_volume(volume: Volume, foreground: Callable[[Array], Bools]) -> Volume:
-    """A lazy mask by a rule from stored values to booleans."""
+    """A lazy mask, by a function from stored values to booleans."""
     return ElementwiseVolume(volume, foreground, dtype=np.dtype(np.bool_), metadata={"kind": "mask"})
 
 
 def integer_volume(volume: Volume, background: int | None = None) -> Volume:
-    """Instance numbers of floats or integers as uint64, checked while they are read; ``background`` is read as 0."""
+    """Instance numbers, stored as floats or integers, as uint64; checked on reading, with ``background`` read as 0."""
     whole = partial(_whole_numbers, path=volume.path, background=background)
     return ElementwiseVolume(volume, whole, dtype=np.dtype(np.uint64))
 
@@ -250,12 +250,12 @@ def _whole_numbers(values: Array, path: str, background: int | None) -> Array:
     if background is not None:
         values = np.where(values == background, 0, values)
     if values.size and not (np.isfinite(values).all() and values.min() >= 0 and (values == np.floor(values)).all()):
-        raise UserError("instances are whole numbers from 0 on", path, "say kind=probability or kind=mask")
+        raise UserError("instances are whole numbers from 0 up", path, "give kind=probability or kind=mask")
     return values.astype(np.uint64)
 
 
 def compact_ids(volume: Volume) -> Volume:
-    """Instance numbers that fit 32 bits: the volume itself where they do, else 1, 2, ... in their order, read once."""
+    """Instance numbers that fit into 32 bits: the volume itself if they do, else renumbered 1, 2, ... in order."""
     if volume.dtype.itemsize < 8 and volume.dtype.kind != "f":
         return volume
     volume = integer_volume(volume) if volume.dtype.kind == "f" else volume
@@ -274,7 +274,7 @@ def _ranks(stored: Array, ids: npt.NDArray[np.integer]) -> Array:
 
 
 def encoded_volume(volume: Volume, dtype: np.dtype[Any], metadata: Mapping[str, Any], scale: float = 1.0) -> Volume:
-    """Float32 values times ``scale`` as the type that they are saved in: a mask by ``threshold``, or rounded."""
+    """Float32 values converted to the type they are saved in: thresholded for a mask, else scaled and rounded."""
     least = metadata["threshold"] * scale if metadata.get("kind") == "mask" else None
     return ElementwiseVolume(volume, partial(_encode, dtype=dtype, least=least), dtype=dtype, metadata=dict(metadata))
 

@@ -1,6 +1,6 @@
-"""HDF5 datasets, written ``file.h5:/dataset``; Imaris files, whose chunks reach beyond the image.
+"""HDF5 datasets, written ``file.h5:/dataset``; Imaris files, whose chunks extend beyond the image.
 
-Imaris: DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data    z, y, x; of it ImageSizeZ, Y and X are the image
+Imaris: DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data    z, y, x; the image is ImageSizeZ, Y, X of it
         DataSetInfo/Image                                       ExtMin0 to ExtMax2, corners along x, y, z, and Unit
 """
 
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 CHUNK = (16, 256, 256)
 """Voxels of a chunk (z, y, x): 1 MiB of uint8, 4 MiB of float32."""
-# Filters of package hdf5plugin, by their registered numbers; it has some more.
+# Filters of the package hdf5plugin by their registered numbers; it has others, too.
 _PLUGINS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32026: "Blosc2"}
 _CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")  # BigDataViewer's datasets: time, setup and level
-_DEFLATE, _SLACK = 1032, 2**20  # how many bytes one of gzip's can become at most; and a rest
-_DEEPEST = 16  # virtual datasets of virtual datasets; each is a recursion in HDF5's own code
+_DEFLATE, _SLACK = 1032, 2**20  # gzip's largest ratio, and a tolerance in bytes
+_DEEPEST = 16  # nesting of virtual datasets; each is a recursion in HDF5's own code
 
 
 def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
@@ -92,20 +92,20 @@ def _open_file(file: str, **options: int) -> h5py.File:
     try:
         return h5py.File(file, "r", **options)
     except BlockingIOError as error:
-        what = "another program has the HDF5 file open to write it"
+        what = "another program has the HDF5 file open for writing"
         raise UserError(what, file, "close it there, or wait until it has ended") from error
     except OSError as error:
         if "unable to lock file" in str(error):
-            what = "the file system does not lock files, which HDF5 asks for"
+            what = "the file system does not support file locks, which HDF5 needs"
             raise UserError(what, file, "set HDF5_USE_FILE_LOCKING=FALSE while nothing writes the file") from error
         if "already open for write" in str(error):
-            what = "another program is writing the HDF5 file, or has broken off while it did"
-            raise UserError(what, file, "wait until it closes it; after a crash, run h5clear -s") from error
+            what = "another program is writing the HDF5 file, or crashed while writing it"
+            raise UserError(what, file, "wait until it is closed; after a crash, run h5clear -s") from error
         raise
 
 
 def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...] = ()) -> None:
-    """Refuse a dataset, or one that a virtual one is made of, that cannot be read, or not without harm."""
+    """Refuse a dataset, or a source of a virtual one, that cannot be read or not safely."""
     plist = dataset.id.get_create_plist()
     for code, *_, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
         with contextlib.suppress(ImportError):
@@ -116,12 +116,12 @@ def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str
             raise UserError(what, file, "pip install hdf5plugin, or write it again with gzip")
     for external, *_ in dataset.external or ():
         if os.path.exists(external) and not os.path.isfile(external):
-            raise UserError("the voxels of the HDF5 dataset lie in what is not a file", external, "copy the dataset")
+            raise UserError("the voxels of the HDF5 dataset are not in a regular file", external, "copy the dataset")
     if not dataset.is_virtual:
         return
     here = (os.path.realpath(file), dataset.name)
     if here in above or len(above) > _DEEPEST:
-        what = "the virtual dataset leads to itself" if here in above else "virtual datasets are nested too deeply"
+        what = "the virtual dataset refers to itself" if here in above else "virtual datasets are nested too deeply"
         raise UserError(what, f"{file}:{dataset.name}", "make it of datasets that hold voxels")
     for source in {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}:
         for number in range(_DEEPEST if any("%b" in part for part in source) else 1):
@@ -137,7 +137,7 @@ def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str
 
 
 def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, object], letters: str) -> VoxelSize | None:
-    """(z, y, x) in nm by the dataset's attributes, ilastik's axistags, or BigDataViewer's XML beside the file."""
+    """(z, y, x) in nm from the dataset's attributes, ilastik's axistags, or BigDataViewer's XML beside the file."""
     found = stated_sizes(attributes, letters)
     cells = _CELLS.fullmatch(dataset.name)
     whole = bdv_voxel_size(Path(file), int(cells[2])) if cells else None
@@ -168,7 +168,7 @@ def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
     if not name and len(three) == 1:
         return next(iter(three.values()))
     known = ", ".join(f"{file}:/{path}" for path in sorted(found)[:8]) or "none at all"
-    what = f"no dataset {name!r} in the file" if name else "the file holds not one volume but several or none"
+    what = f"no dataset {name!r} in the file" if name else "the file does not contain exactly one volume"
     raise UserError(what, file, f"name one of its datasets: {known}")
 
 
@@ -178,7 +178,7 @@ class _Hdf5Volume(StoredVolume):
         self._file, self._name = os.path.abspath(file), name
 
     def _files(self) -> list[Path]:
-        """The file, which may hold no more than a link, and those that it refers to for the voxels."""
+        """The file, which may contain just a link, and the files with the voxels that it refers to."""
         with _open_file(self._file) as h5:
             named = Path((split_dataset(self.path, SUFFIXES) or (self.path,))[0])
             return sorted({named, *_sources(h5[self._name], set())})
@@ -207,14 +207,14 @@ class _Hdf5Volume(StoredVolume):
         return np.asarray(dataset[index])
 
     def _open(self) -> tuple[h5py.Dataset, set[tuple[int, ...]]]:
-        """The dataset, and its chunks that were found to be of the right size."""
+        """The dataset, and its chunks known to have the right size."""
         h5 = _open_file(self._file, rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
         weakref.finalize(self, h5.close)
-        _check_dataset(self._file, h5[self._name])  # a new process has loaded no filters yet
+        _check_dataset(self._file, h5[self._name])  # a new process has not loaded the filters yet
         return h5[self._name], set()
 
     def _check_chunks(self, dataset: h5py.Dataset, index: tuple[slice, ...], checked: set[tuple[int, ...]]) -> None:
-        """Refuse a chunk of gzip that unpacks to more than belongs in it, which HDF5 does not look at."""
+        """Refuse a gzip chunk that unpacks to more than its size, which HDF5 does not check."""
         plist = dataset.id.get_create_plist()
         filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
         if dataset.chunks is None or dataset.is_virtual or h5py.h5z.FILTER_DEFLATE not in filters:
@@ -228,7 +228,7 @@ class _Hdf5Volume(StoredVolume):
             if found.byte_offset is None or found.filter_mask & (1 << place) or found.size * _DEFLATE <= most:
                 continue
             packed = dataset.id.read_direct_chunk(origin)[1]
-            with contextlib.suppress(zlib.error):  # HDF5 will say so
+            with contextlib.suppress(zlib.error):  # HDF5 will report it
                 if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
                     what = "a chunk unpacks to more than belongs in it"
                     raise UserError(what, self.path, "it is damaged: copy it again")
@@ -236,7 +236,7 @@ class _Hdf5Volume(StoredVolume):
 
 
 def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Path]:
-    """The files of a dataset: where a link to it leads, raw ones outside, those of a virtual dataset and theirs."""
+    """The files of a dataset: targets of links, external raw files, and sources of virtual datasets, recursively."""
     file = Path(dataset.file.filename).absolute()
     if (file, dataset.name) in seen:
         return
@@ -257,18 +257,18 @@ def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Pat
 
 
 def check_only_dataset(file: Path, dataset: str) -> None:
-    """Refuse to replace a file that holds more than the dataset to write."""
+    """Refuse to replace a file that contains other datasets."""
     items: dict[str, Any] = {}
     with opening(str(file)), h5py.File(file, "r") as h5:
         h5.visititems(items.__setitem__)
         others = [name for name, item in items.items() if isinstance(item, h5py.Dataset) and name != dataset]
     if others:
-        what = f"the output holds other datasets ({', '.join(others[:4])}) that overwriting would remove"
+        what = f"the output contains other datasets ({', '.join(others[:4])}) that overwriting would remove"
         raise UserError(what, str(file), "choose another file")
 
 
 class _Sink(io.FileIO):
-    """A file that keeps its first error to itself: HDF5 would crash the process at its end if it saw one."""
+    """A file that stores its first error instead of raising it: HDF5 would crash the process at exit."""
 
     error: OSError | None = None
 
@@ -295,7 +295,7 @@ class _Sink(io.FileIO):
 
 
 class Hdf5Output(Output):
-    """A dataset with gzip compression and its metadata as attributes."""
+    """A gzip-compressed dataset with its metadata as attributes."""
 
     def __init__(self, path: Path, info: VolumeInfo, dataset: str) -> None:
         self._sink = _Sink(path, "w+")
@@ -340,7 +340,7 @@ _FINEST = "DataSet/ResolutionLevel 0"
 
 
 def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
-    """Open the finest level of the only channel and time of an Imaris file, or the dataset that is named."""
+    """Open the named dataset of an Imaris file, or the finest level of its only channel and time point."""
     file, name = split_dataset(path, _IMARIS_SUFFIXES) or (path, "")
     with opening(file), h5py.File(file, "r") as h5:
         known = [f"{_FINEST}/{t}/{c}/Data" for t in h5[_FINEST] for c in h5[f"{_FINEST}/{t}"]]
@@ -348,7 +348,7 @@ def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
         dataset = h5.get(name) if name else None
         if not isinstance(dataset, h5py.Dataset):
             named = ", ".join(f"{file}:/{one}" for one in known[:8])
-            what = f"no dataset {name!r} in the file" if name else f"the file holds {len(known)} channels or times"
+            what = f"no dataset {name!r} in the file" if name else f"the file has {len(known)} channels or time points"
             raise UserError(what, file, f"name one of its datasets: {named}")
         sizes = [_text(dataset.parent, f"ImageSize{a}") for a in "ZYX"]
         shape = tuple(n if size is None else int(size) for n, size in zip(dataset.shape, sizes, strict=True))
@@ -360,13 +360,13 @@ def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _text(group: h5py.Group, name: str) -> str | None:
-    """An attribute, which Imaris stores letter by letter."""
+    """A text attribute, which Imaris stores as an array of characters."""
     value = group.attrs.get(name)
     return None if value is None else b"".join(np.ravel(np.asarray(value, "S"))).decode("utf-8", "replace").strip()
 
 
 def _imaris_voxel_size(h5: h5py.File, shape: tuple[int, ...]) -> VoxelSize | None:
-    """(z, y, x) in nm: the extent of the image, shared by the voxels of a level."""
+    """(z, y, x) in nm: the extent of the image divided by its number of voxels."""
     about = h5.get("DataSetInfo/Image")
     if about is None:
         return None

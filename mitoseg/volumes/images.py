@@ -1,8 +1,8 @@
-"""Folders of slices, one file a slice, in natural order of their names: PNG or single-page TIFF, else other pictures.
+"""Folders of slices, one file per slice, in natural order of their names: PNG or single-page TIFF, else other images.
 
-Of indexed colours the number is the value (as labels are stored), unless all colours of the table are greys; where
-tables differ between slices, or another number than 0 is black, programs have numbered colours as they occur, and the
-colours count. Which slices a folder lacks is told by the numbers in the names of its files.
+For indexed colours the index is the value (as in labels), unless all colours of the table are greys. If tables differ
+between slices, or an index other than 0 is black, the indices were assigned in order of occurrence, and the colours
+are used. Missing slices are detected by the numbers in the file names.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _OTHERS = {
     "info": "write Neuroglancer's precomputed volume as Zarr or N5, for example with tensorstore",
     "knossos.conf": "write KNOSSOS's cubes as TIFF or Zarr, for example with knossos_utils",
 }
-_MOST = 0.5  # share of the steps that have to be equal before numbers count slices, where several may
-_STAMP = 10**5  # from here on uneven numbers are times, not slices
+_MOST = 0.5  # fraction of equal steps needed for a number to count slices, if several might
+_STAMP = 10**5  # irregular numbers from here on are timestamps, not slices
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key that takes numbers as numbers.
+    """Sort key that compares numbers by value.
 
     >>> sorted(["slice10.png", "slice2.png", "slice1.png"], key=natural_key)
     ['slice1.png', 'slice2.png', 'slice10.png']
@@ -69,7 +69,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def _list_slices(folder: Path) -> list[Path]:
-    """The slices of a folder in natural order: PNG and TIFF, other pictures where there are none of these."""
+    """The slices of a folder in natural order: PNG or TIFF, else other images."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
     suffixes = {p: p.suffix.lower() for p in files}
     found = [p for p in files if suffixes[p] in SUFFIXES] or [p for p in files if suffixes[p] in PICTURES]
@@ -89,11 +89,11 @@ def _list_slices(folder: Path) -> list[Path]:
 
 
 def open_slices(path: str, options: ReadOptions) -> StoredVolume:
-    """Open a folder of slices, or one picture, which is one slice; reads headers only."""
+    """Open a folder of slices, or a single image as one slice; reads headers only."""
     single = os.path.isfile(path)
     if options.axes not in ((None, "zyx", "yx", "yxc") if single else (None, "zyx")):
         what = "a picture is always y, x" if single else "a folder of slices is always z, y, x"
-        raise UserError(f"{what}, colour or not", options.axes, "leave axes= away")
+        raise UserError(f"{what}, colour or not", options.axes, "leave out axes=")
     with opening(path):
         files = [Path(path)] if single else _list_slices(Path(path))
     found: list[_Slice] = []
@@ -127,7 +127,7 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
 
 
 class SliceFolder(StoredVolume):
-    """A folder of slices, decoded one by one with a small cache."""
+    """A folder of slices, decoded one at a time with a small cache."""
 
     def __init__(
         self, path: str, files: Sequence[Path], header: Header, voxel_size: Sequence[float] | None, *, indexed: bool
@@ -140,9 +140,9 @@ class SliceFolder(StoredVolume):
         return [Path(file) for file in self._slices]
 
     def find_gaps(self) -> UserError | None:
-        """Slices that are missing, or there twice, by their numbers; see `Volume.find_gaps`."""
+        """Missing or duplicate slices, by their numbers; see `Volume.find_gaps`."""
         what = find_gap([os.path.basename(file) for file in self._slices])
-        remedy = "mend the folder, or give missing_slices=ignore if the slices do follow one another"
+        remedy = "correct the folder, or give missing_slices=ignore if the slices are consecutive"
         return None if what is None else UserError(what, self.path, remedy)
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
@@ -187,7 +187,7 @@ def _header(file: Path, *, quiet: bool) -> _Slice:
             if getattr(image, "n_frames", 1) > 1:
                 raise UserError(_SEVERAL, str(file), "save them as a TIFF stack")
             if not quiet and image.getexif().get(_ORIENTATION, 1) != 1:
-                logger.warning("%s: turned for display; rows and columns are read as they are stored", file)
+                logger.warning("%s: rotated for display only; rows and columns are read as stored", file)
             shape, colour = (image.height, image.width), image.mode not in ("1", "L", "P")
             lossy = suffix in _LOSSY or (suffix == ".webp" and not lossless(file.read_bytes()[:64]))
             return _Slice(shape, np.dtype(np.uint8), colour, _palette(image), lossy)
@@ -211,30 +211,30 @@ def _palette(image: Image.Image) -> Array | None:
 
 
 def _tiff_palette(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> Array | None:
-    """(n, 3) the table of indexed colours, or None; ImageJ's says how an image looks, not what it means."""
+    """The table of indexed colours (n, 3), or None; ImageJ's tables are for display and carry no meaning."""
     if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None or tif.is_imagej:
         return None
     return np.asarray(page.colormap.T >> 8, np.uint8)
 
 
 def _is_grey(palette: Array) -> bool:
-    """Whether a table of colours holds greys that differ."""
+    """Whether a colour table contains several greys and nothing else."""
     return bool((palette == palette[:, :1]).all() and (palette != palette[0]).any())
 
 
 def _is_one_table(palettes: Sequence[Array | None]) -> bool:
-    """Whether all slices number their colours alike, and no other number than 0 is black, but for unused ends."""
+    """Whether all slices use the same colour table, in which only 0 is black, apart from unused entries at the end."""
     tables = [palette for palette in palettes if palette is not None]
     longest = max(tables, key=len)
     black: Array = np.asarray(~longest.any(axis=1))
     end = len(black) - int(np.argmin(black[::-1])) if not black.all() else 1
-    end += end == len(black) - 1  # one black at the end is used, many fill the table
+    end += end == len(black) - 1  # a single black entry at the end is used, several are filler
     same = len(tables) == len(palettes) and all((table == longest[: len(table)]).all() for table in tables)
     return same and (bool(black[0]) or not black[: max(end, 2)].any())
 
 
 def _decode(file: Path, *, indexed: bool) -> Array:
-    """One slice, as ``image_yx`` or ``image_yxc``; of indexed colours the numbers if ``indexed``."""
+    """One slice, as ``image_yx`` or ``image_yxc``; for indexed colours the indices if ``indexed``."""
     suffix = file.suffix.lower()
     if suffix == ".png" and not (indexed and _header(file, quiet=True).palette is not None):
         return np.asarray(imagecodecs.png_decode(file.read_bytes()))
@@ -255,7 +255,7 @@ def _decode(file: Path, *, indexed: bool) -> Array:
 
 
 def find_gap(names: Sequence[str]) -> str | None:
-    """What the numbers in the names of slices, in their order, say of slices that are missing or there twice.
+    """Describe missing or duplicate slices, judged by the numbers in their sorted file names.
 
     >>> find_gap(["s_001.tif", "s_002.tif", "s_004.tif"])
     '1 slice is missing by the numbers of the files, between s_002.tif and s_004.tif'
@@ -283,14 +283,14 @@ def find_gap(names: Sequence[str]) -> str | None:
 
 
 def is_grid(names: Sequence[str]) -> bool:
-    """Whether numbers in the names of files count two things, as of tiles or channels, in every combination."""
+    """Whether the file names count two things in every combination, such as tiles or channels."""
     rows = [re.findall(r"\d+", PurePath(name).stem) for name in names]
     counts = [len(set(column)) for column in zip(*rows, strict=False)]
     return max(counts, default=0) < len(names) == math.prod(counts)
 
 
 def slice_numbers(names: Sequence[str]) -> list[int] | None:
-    """The number of each slice among the numbers in the names of files; None where that is not plain."""
+    """The slice number in each file name; None if it is unclear which number that is."""
     stems = [PurePath(name).stem.lower() for name in names]
     kinds = [re.sub(r"\d+", "#", stem) for stem in stems]
     found = [tuple(int(number) for number in re.findall(r"\d+", stem)) for stem in stems]
@@ -305,7 +305,7 @@ def slice_numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def _counting(columns: Sequence[tuple[int, ...]]) -> int | None:
-    """Which of the numbers in names of one kind counts slices."""
+    """Which of the numbers in similar file names counts the slices."""
     varying = [i for i, column in enumerate(columns) if len(set(column)) > 1]
     if len(varying) < 2:
         column = columns[varying[0]] if varying else ()
@@ -317,7 +317,7 @@ def _counting(columns: Sequence[tuple[int, ...]]) -> int | None:
 
 
 def _regular(column: Sequence[int]) -> float:
-    """The share of the steps from number to number that are equal."""
+    """The fraction of equal steps between consecutive numbers."""
     steps = Counter(b - a for a, b in pairwise(sorted(column)))
     return max(steps.values()) / (len(column) - 1)
 

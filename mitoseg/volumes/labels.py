@@ -1,4 +1,4 @@
-"""Labels of any make as 0 (background), 1 (mitochondrion) and 255 (ignored), by one rule for the whole volume."""
+"""Map labels of any kind to 0 (background), 1 (mitochondrion) and 255 (ignored), by one rule for the whole volume."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 RULES = ("auto", "nonzero", "half")
 IGNORED = 255
 _SOLID_SHARE = 0.25
-_IMAGE_SHARE = 0.75  # of voxels that differ from a neighbour, from which on labels are an image; soft masks have fewer
+_IMAGE_SHARE = 0.75  # fraction of voxels unlike a neighbour from which labels are an image; soft masks have less
 _MANY_VALUES, _FEW_VALUES = 16, 8
-_KEPT = 64  # distinct values that are told apart
-_TRANSPARENT = 2**64 - 1  # what CREMI and Paintera write where there is no label
+_KEPT = 64  # largest number of distinct values that are counted
+_TRANSPARENT = 2**64 - 1  # written by CREMI and Paintera for unlabelled voxels
 _FULL_SCALES = (255, 65535)
 _MARKERS = (*_FULL_SCALES, 2**32 - 1)
 _COLOURED = 2**24
@@ -36,9 +36,9 @@ _EXAMPLE = "give a value or a list, such as foreground=[3,4]"
 
 @dataclass(frozen=True)
 class ValueRule:
-    """A label is a mitochondrion if among ``values``, else above 0 (no ``threshold``), else at least ``threshold``.
+    """Foreground is any of ``values`` if given, else labels of at least ``threshold``, else labels above 0.
 
-    ``numbered`` says whether the values tell one mitochondrion from another.
+    ``numbered``: whether the values distinguish individual mitochondria.
     """
 
     threshold: float | None
@@ -48,10 +48,10 @@ class ValueRule:
 
 
 class LabelVolume(DerivedVolume):
-    """Labels as uint8 0, 1 and 255 (ignored), mapped while they are read from ``stored``.
+    """Labels as uint8 0, 1 and 255 (ignored), mapped from ``stored`` on reading.
 
-    ``rule`` says the rule in words; ``numbered`` whether stored values are instance numbers. ``ignore_label`` and the
-    ``ignored_slices``, which nobody annotated, are ignored.
+    ``rule`` describes the rule; ``numbered``: whether stored values are instance numbers. ``ignore_label`` and the
+    unannotated ``ignored_slices`` are ignored.
     """
 
     def __init__(self, volume: Volume, value_rule: ValueRule, ignore_label: int | None) -> None:
@@ -64,7 +64,7 @@ class LabelVolume(DerivedVolume):
         self.ignored_slices: tuple[int, ...] = ()
 
     def alike(self, volume: Volume) -> LabelVolume:
-        """Other voxels of these labels, such as a coarser level, by the same rule."""
+        """Apply the same rule to another volume of these labels, such as a coarser level."""
         return LabelVolume(volume, self._value_rule, self.ignore_label)
 
     def _read(self, box: Box) -> npt.NDArray[np.uint8]:
@@ -93,18 +93,18 @@ def map_labels(
 ) -> LabelVolume:
     """Map labels to 0, 1 and 255 (ignored) by one rule for the whole volume, which is logged.
 
-    The stored values are surveyed once. The rule ``auto`` takes 0 and 1 as they are; a grey mask (0 and 255, or 65535,
-    with or without values between them along the edges) at half of full scale; other integers as instance numbers; and
-    fractions from 0 to 1 at 0.5. 2**64 - 1, which CREMI and Paintera write where there is no label, is background if
-    there is no 0. Several values of which none is 0, and what looks like an image, are refused.
+    The stored values are counted once. The rule ``auto`` keeps 0 and 1; thresholds a grey mask (0 and 255 or 65535,
+    possibly with values in between along edges) at half of full scale; takes other integers as instance numbers; and
+    thresholds fractions from 0 to 1 at 0.5. 2**64 - 1, used by CREMI and Paintera for unlabelled voxels, is background
+    if there is no 0. Several values without a 0, and anything that looks like an image, are refused.
 
     Args:
         volume: The labels.
         rule: ``auto``, ``nonzero`` or ``half`` (at least half of full scale: 1, 255 or 65535).
-        foreground: The value or values that are mitochondria, of many classes; a colour as ``#rrggbb``.
-        ignore_label: A stored value whose voxels count nowhere, or None.
-        ignore_empty_slices: Whether a slice without a foreground voxel counts nowhere, as one that nobody annotated.
-        require_foreground: Whether labels without a single foreground voxel are refused.
+        foreground: The value or values of mitochondria among several classes; colours as ``#rrggbb``.
+        ignore_label: A stored value whose voxels are ignored, or None.
+        ignore_empty_slices: Whether to ignore slices without foreground as unannotated.
+        require_foreground: Whether to refuse labels without any foreground.
     """
     if rule not in RULES:
         raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
@@ -112,16 +112,16 @@ def map_labels(
     if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
         raise UserError("ignore_label is not a whole number", ignore_label, "give one label value, such as 255")
     if chosen is not None and rule != "auto":
-        raise UserError("foreground= leaves no choice to a rule", rule, "leave label_rule_of_values away")
+        raise UserError("foreground= replaces any rule", rule, "leave out label_rule_of_values=")
     if chosen is not None and ignore_label in chosen:
-        raise UserError("a label value is both foreground and ignored", ignore_label, "take it out of one of the two")
+        raise UserError("a label value is both foreground and ignored", ignore_label, "remove it from one of the two")
     volume = volume.as_labels()
     lossy = volume.lossy
     survey = _survey(volume, ignore_label, chosen or ())
     if survey.high == _TRANSPARENT and chosen is None and not survey.zeros:
         volume = integer_volume(volume, background=_TRANSPARENT)
         survey = _survey(volume, ignore_label)
-        logger.info("%s: %d, which CREMI and Paintera write where there is no label, is 0", volume.path, _TRANSPARENT)
+        logger.info("%s: %d, used by CREMI and Paintera for unlabelled voxels, is 0", volume.path, _TRANSPARENT)
     if chosen is not None:
         value_rule = _chosen_rule(survey, chosen, volume.path)
     else:
@@ -131,7 +131,7 @@ def map_labels(
     if lossy and (value_rule.threshold is None or (rule == "auto" and survey.halves[32] > 1.5 * survey.halves[224])):
         raise UserError(_LOSSY, volume.path, _LOSSLESS)
     if require_foreground and chosen is None and survey.above(value_rule.threshold) == 0:
-        what = f"the labels hold no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
+        what = f"the labels contain no foreground ({value_rule.sentence}; values {survey.low:g} to {survey.high:g})"
         raise UserError(what, volume.path, "check that it is the right file, or set label_rule_of_values")
     labels = LabelVolume(volume, value_rule, ignore_label)
     if ignore_empty_slices:
@@ -145,7 +145,7 @@ def map_labels(
 
 
 def label_values(given: object) -> tuple[int, ...] | None:
-    """The label values that a user names: one or a list, integers or colours; None where none are named."""
+    """The label values given by the user: one or a list, integers or colours; None if none are given."""
     if given is None:
         return None
     found = []
@@ -159,25 +159,25 @@ def label_values(given: object) -> tuple[int, ...] | None:
         else:
             found.append(int(text))
     if not found:
-        raise UserError("foreground names no value", given, _EXAMPLE)
+        raise UserError("foreground= contains no value", given, _EXAMPLE)
     return tuple(dict.fromkeys(found))
 
 
 def value_name(value: float) -> str:
-    """A label value as the user writes it: colours as ``#rrggbb``."""
+    """A label value as the user would write it: colours as ``#rrggbb``."""
     if _COLOURED <= value < 2 * _COLOURED and value == int(value):
         return f"#{int(value) - _COLOURED:06x}"
     return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def map_mask(volume: Volume, foreground: object = None, kind: str | None = None) -> Volume:
-    """A stored result of another program, as a mask of the values in ``foreground``, or as it is.
+    """A stored result, possibly of another program, as a mask of the values in ``foreground``, or unchanged.
 
-    Refuses several colours, or values without a 0, whose meaning ``kind``, what the user says it is, does not tell.
+    Several colours, or values without a 0, are refused unless the user's ``kind`` makes their meaning clear.
     """
     if foreground is not None:
         if kind not in (None, "mask"):
-            raise UserError("classes are chosen from labels, not from", f"kind={kind}", "leave kind= away")
+            raise UserError("classes are chosen from labels, not from", f"kind={kind}", "leave out kind=")
         mask = map_labels(volume, foreground=foreground)
         mask.info = replace(mask.info, metadata={"kind": "mask"})
         return mask
@@ -190,14 +190,14 @@ def map_mask(volume: Volume, foreground: object = None, kind: str | None = None)
         if kind == "instances" and survey.high >= _COLOURED:
             return labels
         _check_colours(survey, volume.path, "kind=instances if each is an object")
-    is_ids = kind is None and volume.dtype != np.uint8  # of bytes, whoever asks what they are looks at them
+    is_ids = kind is None and volume.dtype != np.uint8  # bytes are checked when their kind is determined
     if volume.dtype.kind in "iu" and unknown and (kind == "mask" or is_ids):
         _check_background(_survey(volume), volume.path, "kind=instances if all are objects")
     return volume
 
 
 def holds_classes(volume: Volume) -> bool:
-    """Whether stored whole numbers look like several classes or objects, not like a mask or a probability."""
+    """Whether stored integers look like several classes or objects rather than a mask or probabilities."""
     if volume.dtype.kind not in "iu" or volume.info.metadata.get("kind") is not None:
         return False
     survey = _survey(volume)
@@ -222,30 +222,30 @@ def _chosen_rule(survey: _Survey, chosen: tuple[int, ...], path: str) -> ValueRu
 
 
 def _check_background(survey: _Survey, path: str, otherwise: str) -> None:
-    """Refuse several values of which none is 0: any of them may be the background."""
+    """Refuse several values without a 0: any of them may be the background."""
     if not survey.zeros and len(survey.values) > 1:
-        what = f"no label is 0, so which is the background is not known; the values are {survey.listed()}"
+        what = f"no label is 0, so the background is unknown; the values are {survey.listed()}"
         remedy = f"name those of mitochondria, such as foreground={value_name(max(survey.values))}"
         raise UserError(what, path, f"{remedy}, or give {otherwise}")
 
 
 def _check_meaning(survey: _Survey, path: str) -> None:
-    """Refuse values that may mean several things, and images."""
+    """Refuse ambiguous values and images."""
     rough = survey.between - survey.solid > _IMAGE_SHARE * survey.voxels
     if rough and len(survey.values) >= _MANY_VALUES and survey.solid < _SOLID_SHARE * survey.between:
-        what = f"an image in place of labels: values from {survey.low:g} to {survey.high:g} differ from voxel to voxel"
+        what = f"an image instead of labels: values from {survey.low:g} to {survey.high:g} differ from voxel to voxel"
         raise UserError(what, path, "give the labels; a probability or a soft mask needs label_rule_of_values=half")
     if not survey.integral:
         return
     _check_background(survey, path, "label_rule_of_values=nonzero if all are mitochondria")
     if survey.high == _TRANSPARENT:
-        what = f"the labels hold 0 and {_TRANSPARENT}, which CREMI and Paintera write where there is no label"
-        raise UserError(what, path, f"give ignore_label={_TRANSPARENT} to leave those voxels out")
+        what = f"the labels contain 0 and {_TRANSPARENT}, used by CREMI and Paintera for unlabelled voxels"
+        raise UserError(what, path, f"give ignore_label={_TRANSPARENT} to exclude those voxels")
     _check_colours(survey, path, "label_rule_of_values=nonzero if all but black are")
 
 
 def _check_colours(survey: _Survey, path: str, otherwise: str) -> None:
-    """Refuse several colours: which are mitochondria is not known."""
+    """Refuse several colours, as it is unknown which are mitochondria."""
     colours = sorted(value for value in survey.values if _COLOURED <= value < 2 * _COLOURED)
     if len(colours) > 1 and all(value < 2 * _COLOURED for value in survey.values):
         what = f"the labels are in {len(colours)}{'+' * survey.many} colours: {survey.listed()}"
@@ -254,13 +254,13 @@ def _check_colours(survey: _Survey, path: str, otherwise: str) -> None:
 
 
 def _warn(survey: _Survey, rule: ValueRule, path: str) -> None:
-    """Say what may be meant otherwise."""
+    """Warn of values that may have another meaning."""
     marker = survey.high in _MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
     if marker and len(survey.values) > 2:
         text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d if it means unlabelled"
         logger.warning(text, path, survey.high, survey.high)
     elif rule.numbered and 2 < len(survey.values) <= _FEW_VALUES:
-        text = "%s: values %s are taken for instances; of classes, name those of mitochondria: foreground=%s"
+        text = "%s: values %s are taken as instances; if they are classes, name those of mitochondria: foreground=%s"
         logger.warning(text, path, survey.listed(), value_name(survey.high))
     if survey.voxels and survey.above(rule.threshold) == survey.voxels:
         logger.warning("%s: every voxel is foreground; the values are %s", path, survey.listed())
@@ -268,8 +268,8 @@ def _warn(survey: _Survey, rule: ValueRule, path: str) -> None:
 
 def _choose_rule(survey: _Survey, rule: str, path: str) -> ValueRule:
     if survey.low < 0:
-        remedy = "give ignore_label=-1 if that marks unlabelled voxels, or mend the labels"
-        raise UserError(f"the labels hold negative values, down to {survey.low:g}", path, remedy)
+        remedy = "give ignore_label=-1 if that marks unlabelled voxels, or correct the labels"
+        raise UserError(f"the labels contain negative values, down to {survey.low:g}", path, remedy)
     if rule == "nonzero":
         return ValueRule(None, "label values above 0 are foreground")
     if rule == "auto" and survey.integral and survey.high <= 1:
@@ -287,7 +287,7 @@ def _choose_rule(survey: _Survey, rule: str, path: str) -> ValueRule:
 
 
 def _is_grey_mask(survey: _Survey) -> bool:
-    """Whether integers are a mask of full scale, perhaps smoothed along the edges, and no instance numbers."""
+    """Whether integers are a full-scale mask, possibly smoothed along edges, rather than instance numbers."""
     if survey.high not in _FULL_SCALES:
         return False
     smooth = survey.solid < _SOLID_SHARE * survey.between
@@ -296,10 +296,10 @@ def _is_grey_mask(survey: _Survey) -> bool:
 
 @dataclass
 class _Survey:
-    """Counts over a label volume without ignored voxels; of more than 64 ``values`` some, and no counts to rely on.
+    """Counts over a label volume without ignored voxels; beyond 64 ``values``, only some, with unreliable counts.
 
-    ``full`` are voxels of 255 or 65535, ``between`` those of neither these nor 0, ``solid`` the ones of these that are
-    equal to their four neighbours in the slice; ``halves`` those at or above each key.
+    ``full``: voxels of 255 or 65535; ``between``: those of neither these nor 0; ``solid``: those of ``between`` equal
+    to their four neighbours in the slice; ``halves``: those at or above each key.
     """
 
     low: float = math.inf
@@ -324,7 +324,7 @@ class _Survey:
         return ", ".join([value_name(value) + shares[value] for value in sorted(shares)[:10]] + more)
 
     def above(self, threshold: float | None) -> int:
-        """Voxels that are foreground: not zero, or at least ``threshold`` (a key of ``halves``)."""
+        """Number of foreground voxels: nonzero, or at least ``threshold`` (a key of ``halves``)."""
         return self.voxels - self.zeros if threshold is None else self.halves[threshold]
 
     def count(self, label_zyx: Array, ignore_label: int | None) -> None:
@@ -354,18 +354,18 @@ class _Survey:
 def _survey(volume: Volume, ignore_label: int | None = None, chosen: Sequence[int] = ()) -> _Survey:
     """Count the values of a label volume, slab by slab."""
     survey = _Survey(chosen=dict.fromkeys(chosen, 0))
-    with waiting(f"looking at the labels of {volume.path}"):
+    with waiting(f"reading the labels of {volume.path}"):
         for slab in thin_slabs(volume.box):
             label_zyx = volume.read(slab)
             if label_zyx.dtype.kind == "f" and not np.isfinite(label_zyx).all():
-                remedy = "write a number in their place, such as 255, and give it as ignore_label=255"
-                raise UserError("the labels hold NaN or infinite values", volume.path, remedy)
+                remedy = "replace them by a number, such as 255, and give ignore_label=255"
+                raise UserError("the labels contain NaN or infinite values", volume.path, remedy)
             survey.count(label_zyx.view(np.uint8) if label_zyx.dtype == bool else label_zyx, ignore_label)
     return survey
 
 
 def _histogram(label: Array, *, exact: bool) -> tuple[Array, Array]:
-    """Distinct values and their counts; unless ``exact``, integers below -1 and above 65536 are taken as those."""
+    """Distinct values and their counts; unless ``exact``, integers are clipped to -1 and 65536."""
     if label.dtype.kind == "f":
         return np.unique(label, return_counts=True)
     if exact and label.dtype.itemsize > 2:
@@ -381,8 +381,8 @@ def _histogram(label: Array, *, exact: bool) -> tuple[Array, Array]:
 
 
 def _solid(label_zyx: Array, ignore_label: int | None) -> int:
-    """Voxels between the ends of the scale that equal their four neighbours in the slice."""
-    label_zyx = label_zyx.astype(np.float32) if label_zyx.dtype == np.float16 else label_zyx  # which has no 65535
+    """Number of voxels between the ends of the scale that equal their four neighbours in the slice."""
+    label_zyx = label_zyx.astype(np.float32) if label_zyx.dtype == np.float16 else label_zyx  # float16 has no 65535
     inner = label_zyx[:, 1:-1, 1:-1]
     same = (inner == label_zyx[:, :-2, 1:-1]) & (inner == label_zyx[:, 2:, 1:-1])
     same &= (inner == label_zyx[:, 1:-1, :-2]) & (inner == label_zyx[:, 1:-1, 2:])

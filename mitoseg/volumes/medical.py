@@ -1,7 +1,7 @@
-"""NIfTI and NRRD files, whose headers nibabel and pynrrd read, which the extra ``[formats]`` brings.
+"""NIfTI and NRRD files; the headers are read by nibabel and pynrrd, installed by the extra ``[formats]``.
 
-Both count axes from the fastest one on. Voxels stay in their stored order, whichever way their axes point; those of
-NRRD follow the header (.nrrd), or lie in a file that it names (.nhdr), plain or packed by gzip or bzip2.
+Both list axes from the fastest one. Voxels keep their stored order, whichever way their axes point; those of NRRD
+follow the header (.nrrd) or are in a separate file (.nhdr), uncompressed or compressed by gzip or bzip2.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _SAVE = "save it as one .nrrd file with encoding raw or gzip"
 
 
 class Grid(NamedTuple):
-    """How the axes of a stored grid lie in the world.
+    """The orientation of a stored grid in world coordinates.
 
-    ``letters`` are the world's axes that the stored ones run along, the fastest first; ``sizes`` z, y, x in the file's
-    unit; ``directions`` as those of `Volume`.
+    ``letters``: the world axes that the stored ones run along, fastest first; ``sizes``: z, y, x in the file's unit;
+    ``directions``: as in `Volume`.
     """
 
     letters: str
@@ -126,7 +126,7 @@ def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _small_letters(line: bytes) -> str:
-    """A line of a header with its field in small letters, the only ones that pynrrd knows."""
+    """A header line with its field name in lower case, the only form that pynrrd knows."""
     field, colon, value = line.decode("ascii", "surrogateescape").partition(": ")
     return f"{field.lower()}{colon}{value}" if colon and not field.startswith("#") else f"{field}{colon}{value}"
 
@@ -142,7 +142,7 @@ def _nrrd_dtype(found: Mapping[str, Any]) -> np.dtype[Any]:
 
 
 def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelSize | None, str]:
-    """A letter for each stored axis, the fastest first; the voxel size; which way z, y and x run (see `Volume`)."""
+    """A letter per stored axis, fastest first; the voxel size; the directions of z, y and x (see `Volume`)."""
     kinds = [str(kind).lower() for kind in found.get("kinds", ["domain"] * count)]
     steps = [None if step is None else np.asarray(step, float) for step in found.get("space directions", ())]
     inside = [kind in ("domain", "space") for kind in kinds]

@@ -1,11 +1,11 @@
-"""MRC files, as IMOD and electron microscopes write them, and as IMOD, Fiji and mrcfile open them.
+"""MRC files, as written by IMOD and electron microscopes, and readable by IMOD, Fiji and mrcfile.
 
-Rows keep the order in which they are stored; IMOD and Fiji show the first one at the bottom. Mode 0 is a signed byte
-since MRC2014, and was an unsigned one in many programs. IMOD's flags say which it is, else the header's smallest and
-largest value, else the voxels themselves. IMOD's own bytes run from 0 to 255: signed ones are stored less 128.
+Rows keep their stored order; IMOD and Fiji show the first one at the bottom. Mode 0 is a signed byte since MRC2014,
+but unsigned in many older programs. IMOD's flags decide which it is, else the header's minimum and maximum, else the
+voxels themselves. IMOD's own bytes run from 0 to 255: as signed bytes they are stored minus 128.
 
-Written are modes 2 (float32), 1 (int16), 6 (uint16, and uint8 with a label that says so) and 0 (int8 with IMOD's flag,
-and masks). mitoseg's metadata are JSON in the labels, or, beyond 800 letters, in an extended header.
+Outputs use modes 2 (float32), 1 (int16), 6 (uint16, and uint8 with a label stating this) and 0 (int8 with IMOD's flag,
+and masks). mitoseg's metadata are JSON in the labels or, beyond 800 characters, in an extended header.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from mitoseg.volumes.stored import (
 )
 
 logger = logging.getLogger(__name__)
-# Where IMOD's stamp lies, with its flags behind it; the flags that say that bytes are signed, or hold two voxels.
+# Offset of IMOD's stamp, followed by its flags; the flags for signed bytes and for two voxels per byte.
 _IMOD_OFFSET, _IMOD_STAMP, _IMOD_SIGNED, _IMOD_HALF_BYTES = 152, 1146047817, 1, 16
-_SIGN_BIT = 0x80  # what differs between a byte from 0 to 255 and the same less 128 as a signed one
-_EXTENDED = b"MITO"  # the type of an extended header that is mitoseg's metadata
+_SIGN_BIT = 0x80  # the bit that differs between an unsigned byte and the same value minus 128, signed
+_EXTENDED = b"MITO"  # type of the extended header with mitoseg's metadata
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 _DTYPES = {0: "i1", 1: "i2", 2: "f4", 3: "c8", 4: "c8", 6: "u2", 12: "f2"}
-_VOLUME_STACKS = range(401, 631)  # space groups by which a file says that it holds several volumes of mz sections each
+_VOLUME_STACKS = range(401, 631)  # space groups of files with several volumes of mz sections each
 _LONGEST_NOTE = 2**20
 _UNSIGNED = np.dtype(np.uint8)
-# Rows and columns that are looked at where the header does not say how bytes are meant; more values than so many tell
-# a sign, and so many times rougher has the wrong reading to be.
+# To detect signed bytes without the header: rows and columns sampled, least number of distinct values needed, and the
+# factor by which the wrong reading must be rougher.
 _SEEN, _FEW_VALUES, _CLEARLY = 1024, 16, 2
 _MODES = {"uint8": 6, "int8": 0, "uint16": 6, "int16": 1, "float32": 2}
 _STORED = {0: "i1", 1: "<i2", 2: "<f4", 6: "<u2"}
@@ -72,7 +72,7 @@ def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
 
 
 class _Mrc(MappedVolume):
-    """An MRC whose voxels may have to stay below a limit (else the header is wrong); checked as they are read."""
+    """An MRC whose voxels are checked on reading against an upper limit, if there is one, implied by its header."""
 
     limit: int | None = None
 
@@ -85,7 +85,7 @@ class _Mrc(MappedVolume):
 
 
 class _Voxels(NamedTuple):
-    """The type in the file, the one meant if another, the bits stored inverted, the largest value that may occur."""
+    """The type in the file, the intended type if different, the bits stored inverted, the largest valid value."""
 
     stored: np.dtype[Any]
     meant: np.dtype[Any] | None = None
@@ -94,7 +94,7 @@ class _Voxels(NamedTuple):
 
 
 class _MrcHeader:
-    """The header of an open file: ``offset`` is where the voxels start, ``note`` what mitoseg wrote into it."""
+    """The header of an open file: ``offset`` is the start of the voxels, ``note`` mitoseg's metadata."""
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         data = file.read(HEADER_DTYPE.itemsize)
@@ -128,7 +128,7 @@ class _MrcHeader:
         return nz, ny, nx
 
     def axes(self, asked: str | None) -> str | None:
-        """The letters of sections, rows and columns; old files state nothing and mean z, y, x."""
+        """The letters of sections, rows and columns; old files do not state them and mean z, y, x."""
         stated = [self._int(name) for name in ("maps", "mapr", "mapc")]
         if stated == [0, 0, 0]:
             return "zyx"
@@ -150,7 +150,7 @@ class _MrcHeader:
         cells = [(float(self._fields["cella"][a]), self._int(f"m{a}")) for a in "zyx"]
         sizes = [float(f"{cell / count:.7g}") if count > 0 else 0.0 for cell, count in cells]  # digits of float32
         if sizes == [1.0, 1.0, 1.0]:
-            text = "%s: the MRC states voxels of 1 Angstrom, as programs do that do not know; give voxel_size=[z,y,x]"
+            text = "%s: the MRC states voxels of 1 Angstrom, a common default for unknown; give voxel_size=[z,y,x]"
             logger.warning(text, self._path)
             return None
         return voxel_size_nm(sizes, "angstrom")
@@ -183,10 +183,10 @@ class _MrcHeader:
         return self._by_content(file)
 
     def _by_content(self, file: BinaryIO) -> _Voxels:
-        """Whether bytes have a sign, by the reading under which neighbours differ less."""
+        """Decide whether bytes are signed, by which reading makes neighbours differ less."""
         nz, ny, nx = self.shape
         if self.offset + nz * ny * nx > os.fstat(file.fileno()).st_size or not nz * ny * nx:
-            return _Voxels(_UNSIGNED)  # refused a moment later
+            return _Voxels(_UNSIGNED)  # the caller refuses this
         image_zyx = np.memmap(file, _UNSIGNED, "r", self.offset, (nz, ny, nx))
         part_zyx = np.asarray(image_zyx[sorted({0, nz // 2, nz - 1}), :_SEEN, :_SEEN])
         if part_zyx.max() <= 127:
@@ -204,7 +204,7 @@ class _MrcHeader:
 
 
 def _byte_order(path: str, data: bytes) -> str:
-    """``<`` or ``>``, as the machine stamp says, unless the mode makes sense only in the other one."""
+    """``<`` or ``>``, as stated by the machine stamp, unless the mode is valid only in the other byte order."""
     stamp = data[MAP_ID_OFFSET_BYTES + len(MAP_ID)]
     orders = "><" if stamp == 0x11 else "<>"
     modes = [int(struct.unpack_from(f"{order}i", data, 12)[0]) for order in orders]
@@ -215,7 +215,7 @@ def _byte_order(path: str, data: bytes) -> str:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    """The JSON at the start of a text, if there is some."""
+    """The JSON object at the start of a text, if any."""
     try:
         note, _ = json.JSONDecoder().raw_decode(text.decode("ascii", errors="replace"))
     except (ValueError, RecursionError):
@@ -224,7 +224,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 class MrcOutput(FlatOutput):
-    """An MRC written at the boxes' places; the smallest and largest value go into the header at the end."""
+    """Writes boxes in place; minimum and maximum are added to the header at the end."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
         mask = info.dtype == np.uint8 and info.metadata.get("kind") == "mask"
@@ -240,7 +240,7 @@ class MrcOutput(FlatOutput):
         self._low, self._high, self._written = math.inf, -math.inf, 0
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box; refuses a mask that holds more than a signed byte can."""
+        """Write one box; refuse a mask with values that a signed byte cannot hold."""
         low, high = float(image_zyx.min()), float(image_zyx.max())
         if self._most is not None and high > self._most:
             raise ValueError(f"a mask of 0 and 1 cannot hold {high:g}")
@@ -249,11 +249,11 @@ class MrcOutput(FlatOutput):
         self._written += box.size
 
     def close(self) -> None:
-        """Write the range of values, where each voxel was written once, and close the file."""
+        """Write the range of values, if each voxel was written exactly once, and close the file."""
         known = self._written == math.prod(self._shape) and math.isfinite(self._low) and math.isfinite(self._high)
         if known and not self._file.closed:
             self._file.seek(_RANGE_OFFSET)
-            self._file.write(struct.pack("<fff", self._low, self._high, self._low - 1))  # a mean below both: not known
+            self._file.write(struct.pack("<fff", self._low, self._high, self._low - 1))  # mean unknown if below both
         super().close()
 
 
@@ -266,7 +266,7 @@ def _head(info: VolumeInfo, mode: int) -> bytes:
     header["mode"], header["ispg"], header["nversion"] = mode, VOLUME_SPACEGROUP, 20141
     header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
     header["map"], header["machst"] = MAP_ID, list(machine_stamp_from_byte_order("<"))
-    header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1  # not known
+    header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1  # unknown
     text = json.dumps({"mitoseg": dict(info.metadata), "dtype": info.dtype.name}).encode("ascii")
     extended = b""
     if len(text) <= _LABELS * _LABEL:

@@ -1,11 +1,11 @@
-"""N5 datasets, written ``file.n5:/dataset`` or ``file.n5/dataset``, by tensorstore, which the extra ``[n5]`` brings.
+"""N5 datasets, named ``file.n5:/dataset`` or ``file.n5/dataset``, read by tensorstore (extra ``[n5]``).
 
-N5 counts axes from the fastest one on. Programs differ in whether a level states its own voxel size or the full
-resolution's:
+N5 lists axes from the fastest one. Programs differ in whether a level states its own voxel size or the one at full
+resolution:
 
     transform           absolute                                            COSEM
     pixelResolution     times the dataset's own ``downsamplingFactors``     n5-viewer
-    the same            absolute, below a group with ``scales``             COSEM
+    the same            absolute, if in a group with ``scales``             COSEM
     resolution          of a group or s0, times the level's factors         Paintera
     name.xml            beside name.n5, times the level's factors           BigDataViewer
 """
@@ -99,7 +99,7 @@ def _dataset(folder: Path, path: str) -> Path:
 
 
 def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
-    """(z, y, x) in nm of a dataset, by the reading that all statements agree on; None where nothing states it."""
+    """(z, y, x) in nm of a dataset, as all statements agree; None if it is not stated."""
     own = _stated(_attributes(dataset), letters)
     absolute = own.pop("transform", None) or _listed_transform(dataset, letters)
     here, whole = agreed_size(path, own), _full_resolution(path, dataset, letters)
@@ -122,7 +122,7 @@ def _stated(attributes: Mapping[str, Any], letters: str) -> dict[str, VoxelSize]
 
 
 def _listed_transform(dataset: Path, letters: str) -> VoxelSize | None:
-    """What COSEM's list of levels in the group says of one of them."""
+    """The voxel size of a level in COSEM's list of levels in the group."""
     images = _attributes(dataset.parent).get("multiscales")
     listed = images[0].get("datasets", []) if isinstance(images, list) and images else []
     levels = [level for level in listed if str(level.get("path", "")).strip("/") == dataset.name]
@@ -130,10 +130,10 @@ def _listed_transform(dataset: Path, letters: str) -> VoxelSize | None:
 
 
 def _full_resolution(path: str, dataset: Path, letters: str) -> VoxelSize | None:
-    """What the groups around a dataset, its sibling s0 or BigDataViewer's XML say of the full resolution."""
+    """The full-resolution voxel size stated by the parent groups, the sibling s0 or BigDataViewer's XML."""
     view = re.search(r"/setup(\d+)/timepoint\d+/s\d+$", dataset.as_posix())
     container = next((f for f in dataset.parents if f.suffix.lower() in SUFFIXES), dataset.parent)
-    if view:  # a "resolution" there is in the unit that the XML states
+    if view:  # its "resolution" is in the unit stated by the XML
         return bdv_voxel_size(container, int(view[1]))
     finest = dataset.with_name("s0")
     levels = [finest] if re.fullmatch(r"s\d+", dataset.name) and finest != dataset else []
@@ -146,7 +146,7 @@ def _full_resolution(path: str, dataset: Path, letters: str) -> VoxelSize | None
 
 
 def _factors(dataset: Path, letters: str) -> tuple[VoxelSize | None, bool]:
-    """How many voxels of the full resolution make one, along z, y, x; whether the dataset itself says it."""
+    """Downsampling factors relative to full resolution along z, y, x; whether the dataset itself states them."""
     level = re.fullmatch(r"s(\d+)", dataset.name)
     own, parent = _attributes(dataset).get("downsamplingFactors"), _attributes(dataset.parent)
     groups = (parent, _attributes(dataset.parent.parent))

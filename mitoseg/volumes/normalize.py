@@ -1,4 +1,4 @@
-"""Grey values: normalisation by what was measured in training, channels made of slices, matching of histograms."""
+"""Grey values: normalisation by training statistics, channels made of slices, histogram matching."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mitoseg.volumes.base import Array, DerivedVolume, Volume, thin_slabs
 
 log = logging.getLogger(__name__)
 HOT = 10.0
-"""Standard deviations from the mean beyond which a voxel is a hot or dead pixel; networks see it as these."""
+"""Voxels more standard deviations than this from the mean are hot or dead pixels, and clipped for networks."""
 CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
     "adjacent": (-1, 0, 1),
     "adjacent5": (-2, -1, 0, 1, 2),
@@ -25,13 +25,13 @@ CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
     "repeat": (0, 0, 0),
     "single": (0,),
 }
-"""Slices relative to the one in question, by name."""
+"""Offsets of the channels' slices from the current slice, by name."""
 COUNT = 257
-"""Quantiles that are kept, from the smallest grey value to the largest."""
-_SLICES, _STEP = 64, 4  # that are looked at in each volume, and every n-th voxel of them in y and x
+"""Number of quantiles stored, from the smallest grey value to the largest."""
+_SLICES, _STEP = 64, 4  # slices sampled in each volume, and the step in y and x
 FAR_GREYS = 0.35
-"""The distance from which on grey values are another's."""
-_PLACES, _SIDE, _DEPTH = 4, 96, 2  # boxes along each axis that are sampled, and their sides in y and x, and in z
+"""Distance from which grey values count as different from those of training."""
+_PLACES, _SIDE, _DEPTH = 4, 96, 2  # number of sampled boxes along each axis, their side in y and x, and in z
 _CHECK_FILE = "check that it is the right file"
 
 
@@ -48,12 +48,12 @@ class Normalization:
 
     @property
     def limit(self) -> float:
-        """`HOT`; none where 0 and 1 leave the values to a network that brings its own normalisation."""
+        """`HOT`, or infinity if mean 0 and std 1 leave normalisation to the network."""
         return math.inf if (self.mean, self.std) == (0, 1) else HOT
 
     def apply(self, image: Array) -> npt.NDArray[np.float32]:
         """Normalise an image of any shape and real dtype; returns float32."""
-        if not np.can_cast(image.dtype, np.float32):  # keep the digits that float64 and long integers have
+        if not np.can_cast(image.dtype, np.float32):  # keep the precision of float64 and long integers
             precise = (image.astype(np.float64) - self.mean) / self.std
             return np.clip(precise, -self.limit, self.limit).astype(np.float32)
         result = image.astype(np.float32)
@@ -65,9 +65,9 @@ class Normalization:
 def check_image_values(
     image: Array, path: str, *, allow_constant: bool = True, start: tuple[int, ...] | None = None
 ) -> None:
-    """Refuse grey values that no network can take, in a part of an image whose first voxel is ``start`` (z, y, x)."""
+    """Refuse grey values unusable for a network, in a part of an image whose first voxel is ``start`` (z, y, x)."""
     if image.dtype.kind not in "buif":
-        what = f"the image's voxels are {image.dtype}, no real numbers"
+        what = f"the image's voxels are {image.dtype}, not real numbers"
         raise UserError(what, path, "convert it to real grey values")
     with np.errstate(over="ignore"):
         seen = image.astype(np.float32) if image.dtype == np.float64 else image
@@ -83,7 +83,7 @@ def check_image_values(
 
 
 def read_tissue(volume: Volume, box: Box) -> Array:
-    """The grey values of a box that are not padding: all of them (z, y, x), or (1, 1, n) of those that are left."""
+    """The grey values of a box outside padding: (z, y, x) if there is none, else the remaining ones as (1, 1, n)."""
     image_zyx = volume.read(box)
     padding_zyx = None if volume.padding is None else volume.padding.find(box)
     if padding_zyx is not None:
@@ -93,10 +93,10 @@ def read_tissue(volume: Volume, box: Box) -> Array:
 
 
 def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
-    """Mean and standard deviation of the voxels of some boxes that are not padding, read slab by slab.
+    """Mean and standard deviation of the voxels in some boxes, without padding, read slab by slab.
 
-    Slabs are merged by the pairwise update of Chan, Golub and LeVeque (1983). Voxels beyond `HOT` deviations from the
-    mean are hot pixels and no tissue: the others are measured again without them.
+    Slabs are merged by the pairwise update of Chan, Golub and LeVeque (1983). Voxels beyond `HOT` standard deviations
+    from the mean are hot pixels; if there are any, the rest is measured again without them.
     """
     parts, limits = list(parts), (-math.inf, math.inf)
     n, mean, squares, low, high = _merged_moments(parts, limits)
@@ -118,7 +118,7 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
             break
         n, mean, squares, low, high = cooler
     if n < voxels:
-        what = "%s: %d voxels are hot or dead pixels, beyond %g deviations from the mean: they enter no normalisation"
+        what = "%s: %d hot or dead pixels, beyond %g standard deviations from the mean, are left out of normalisation"
         log.info(what, path, voxels - n, HOT)
     return Normalization(mean, math.sqrt(squares / n))
 
@@ -126,7 +126,7 @@ def measure_normalization(parts: Iterable[tuple[Volume, Box]]) -> Normalization:
 def _merged_moments(
     parts: Sequence[tuple[Volume, Box]], limits: tuple[float, float]
 ) -> tuple[int, float, float, float, float]:
-    """Number, mean, sum of squared deviations, least and largest of the voxels within limits that are not padding."""
+    """Count, mean, sum of squared deviations, minimum and maximum of the voxels within limits, without padding."""
     n, mean, squares, low, high = 0, 0.0, 0.0, math.inf, -math.inf
     for volume, box in parts:
         for slab in thin_slabs(box):
@@ -148,7 +148,7 @@ def _moments(image_zyx: Array) -> tuple[float, float]:
     """Mean and sum of squared deviations, exact for 8 and 16 bit integers."""
     if image_zyx.dtype in (np.uint8, np.uint16):
         counts = np.zeros(np.iinfo(image_zyx.dtype).max + 1, np.int64)
-        for image_yx in image_zyx:  # what one slice needs stays in the processor's cache
+        for image_yx in image_zyx:  # the working set of one slice stays in the CPU cache
             counts += np.bincount(image_yx.ravel(), minlength=counts.size)
         values = np.arange(counts.size, dtype=float)
         mean = float(counts @ values) / image_zyx.size
@@ -159,7 +159,7 @@ def _moments(image_zyx: Array) -> tuple[float, float]:
 
 
 def channel_slices(z: int, depth: int, channels: str) -> list[int]:
-    """The slices that make the channels of slice ``z``; a missing neighbour is the slice itself.
+    """The slices that form the channels of slice ``z``; a missing neighbour is replaced by the slice itself.
 
     >>> channel_slices(0, 5, "adjacent"), channel_slices(2, 5, "adjacent")
     ([0, 0, 1], [1, 2, 3])
@@ -171,7 +171,7 @@ def channel_slices(z: int, depth: int, channels: str) -> list[int]:
 
 
 def read_channels(volume: Volume, z: int, channels: str, box_yx: Box | None = None) -> Array:
-    """Read the channels (a key of `CHANNEL_OFFSETS`) of slice ``z``, or of a part of it, as ``image_cyx``."""
+    """Read the channels (a key of `CHANNEL_OFFSETS`) of slice ``z`` or a part of it as ``image_cyx``."""
     numbers = channel_slices(z, volume.shape[0], channels)
     box_yx = Box.of_shape(volume.shape[1:]) if box_yx is None else box_yx
     first, last = min(numbers), max(numbers)
@@ -180,7 +180,7 @@ def read_channels(volume: Volume, z: int, channels: str, box_yx: Box | None = No
 
 
 def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float64]:
-    """`COUNT` quantiles of the grey values of some boxes, evenly spaced, from some slices of each, without padding."""
+    """`COUNT` evenly spaced quantiles of the grey values in some boxes, from a sample of slices, without padding."""
     found: list[Array] = []
     for volume, box in parts:
         step = max(1, box.shape[0] // _SLICES)
@@ -196,7 +196,7 @@ def grey_quantiles(parts: Iterable[tuple[Volume, Box]]) -> npt.NDArray[np.float6
 
 
 class MatchedVolume(DerivedVolume):
-    """A float32 volume whose grey values are spread by quantiles as those of another volume, see `grey_quantiles`."""
+    """A float32 volume whose histogram is matched to the quantiles of another volume, see `grey_quantiles`."""
 
     def __init__(self, volume: Volume, quantiles: Sequence[float]) -> None:
         super().__init__(volume, dtype=np.dtype(np.float32))
@@ -206,10 +206,10 @@ class MatchedVolume(DerivedVolume):
         wanted = np.interp(np.linspace(0, 1, COUNT), np.linspace(0, 1, len(quantiles)), quantiles)
         self._own, first = np.unique(own, return_index=True)
         last = COUNT - 1 - np.unique(own[::-1], return_index=True)[1]
-        self._wanted = (wanted[first] + wanted[last]) / 2  # a value that fills several quantiles gets their middle
+        self._wanted = (wanted[first] + wanted[last]) / 2  # a value that spans several quantiles gets their middle
 
     def scratch_bytes(self, box: Box) -> int:
-        """What is read, and its values as float64."""
+        """Memory for what is read, and for its values as float64."""
         each = self.volume.dtype.itemsize + (0 if self.volume.dtype in (np.uint8, np.uint16) else 8)
         return box.size * each + self.volume.scratch_bytes(box)
 
@@ -222,14 +222,14 @@ class MatchedVolume(DerivedVolume):
 
 
 def sample_greys(volume: Volume) -> Array:
-    """Grey values of small boxes spread evenly over a volume; padding, and what is one value alone, are left out."""
+    """Grey values of small boxes spread evenly over a volume, without padding and constant boxes."""
     found = [read_tissue(volume, box) for box in sample_boxes(volume, (_DEPTH, _SIDE, _SIDE))]
     found = [image_zyx.ravel() for image_zyx in found if image_zyx.size and image_zyx.min() < image_zyx.max()]
     return np.concatenate(found) if found else np.empty(0, volume.dtype)
 
 
 def sample_boxes(volume: Volume, sides: tuple[int, int, int]) -> Iterator[Box]:
-    """Boxes of one size (z, y, x) in the middles of equal parts of a volume."""
+    """Boxes of the given size (z, y, x), each in the middle of one of equal parts of the volume."""
     axes = [
         sorted({max(0, min(n - side, int((i + 0.5) * n / _PLACES) - side // 2)) for i in range(_PLACES)})
         for n, side in zip(volume.shape, sides, strict=True)
@@ -239,10 +239,10 @@ def sample_boxes(volume: Volume, sides: tuple[int, int, int]) -> Iterator[Box]:
 
 
 def grey_distance(greys: Array, quantiles: Sequence[float]) -> float:
-    """How far grey values are from those of training (evenly spaced quantiles), in training's standard deviations.
+    """Wasserstein-1 distance of grey values from evenly spaced quantiles of training, in its standard deviations.
 
-    The Wasserstein-1 distance. From the EPFL CA1 training volume: 0.10 to the test half, 0.65 to the ventral nerve
-    cord in another microscope, 0.72 to the inverted test half, 1113 to the test half in 16 bits.
+    Distances from the EPFL CA1 training volume: test half 0.10, ventral nerve cord in another microscope 0.65,
+    inverted test half 0.72, test half in 16 bits 1113.
     """
     wanted: npt.NDArray[np.float64] = np.asarray(quantiles, float)
     own = np.quantile(greys.astype(np.float64), np.linspace(0, 1, len(wanted)))

@@ -1,11 +1,11 @@
-"""OME-Zarr images: where they lie in a group, what each of their levels is, and outputs with coarser levels.
+"""OME-Zarr images: locating them in a group, describing their levels, and writing them with coarser levels.
 
 image.ome.zarr          multiscales             level 0
-image.ome.zarr/1        an array                level 1, with the axes and the scale that the group above states
+image.ome.zarr/1        an array                level 1, with the axes and scale stated by the parent group
 slide.zarr              bioformats2raw.layout   its only image, slide.zarr/0
 plate.zarr              plate                   its only image, plate.zarr/A/1/0
 
-A voxel of level 1 covers voxels 0 and 1 of level 0, so its centre lies half a voxel of level 0 further: every level
+The first voxel of level 1 covers voxels 0 and 1 of level 0, so its centre is half a level-0 voxel further: every level
 has a scale and a translation, ``translation = (factor - 1) / 2 * voxel``.
 """
 
@@ -34,7 +34,7 @@ from mitoseg.volumes.stored import Output, load_metadata
 MARKS = ("zarr.json", ".zarray", ".zgroup")
 SUFFIX = ".ome.zarr"
 CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
-"""Every chunk is written, also one of zeros, so that a missing one is known for missing."""
+"""Chunks of zeros are written, too, so that missing chunks can be recognised."""
 STORED: dict[str, Any] = {
     "compressors": ZstdCodec(level=1, checksum=True),
     "fill_value": 0,
@@ -43,9 +43,9 @@ STORED: dict[str, Any] = {
 }
 """How arrays are written."""
 Sizes = tuple[int, int, int]
-_DEPTH = 3  # how deep images lie in a group at most: plate, row, column, field
+_DEPTH = 3  # largest depth of an image in a group: plate, row, column, field
 _MANY = 9
-_SMALLEST_SIDE = 256  # a level whose sides are no longer than this needs no coarser one
+_SMALLEST_SIDE = 256  # no coarser level is made of one with no longer sides
 _LABEL_KINDS = ("mask", "instances")
 _VERSION, _TRANSFORMS = "0.5", "coordinateTransformations"
 _BLOCK_BYTES = 2**27
@@ -53,7 +53,7 @@ _BLOCK_BYTES = 2**27
 
 @dataclass(frozen=True)
 class LevelHeader:
-    """What an image says of the level at ``path``; ``scaled`` whether it states a scale, with a unit or without."""
+    """An image's metadata for the level at ``path``; ``scaled``: whether it states a scale, even without a unit."""
 
     path: str
     axes: str | None
@@ -63,7 +63,7 @@ class LevelHeader:
 
 
 def find_image(group: zarr.Group, path: str) -> zarr.Group | None:
-    """The group itself where it is an image, or the only image that lies in it; None without one."""
+    """The group itself if it is an image, else the only image in it; None if there is none."""
     if _multiscales(group) is not None:
         return group
     found = list(itertools.islice(_images_below(group, "", _DEPTH), _MANY))
@@ -92,7 +92,7 @@ def _multiscales(group: zarr.Group) -> Mapping[str, Any] | None:
 
 
 def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | None:
-    """What an image says of its finest level, or of the level with this path; None where it has no such level."""
+    """An image's metadata for its finest level, or the level at this path; None if there is no such level."""
     image = _multiscales(group)
     assert image is not None
     for level in image["datasets"]:
@@ -104,7 +104,7 @@ def level_header(group: zarr.Group, path: str | None = None) -> LevelHeader | No
 
 
 def find_levels(path: str) -> list[str]:
-    """Paths of the levels of an OME-Zarr image below a folder, the finest first; none where it is not an image."""
+    """Paths of an OME-Zarr image's levels relative to its folder, finest first; empty if it is not an image."""
     folder = Path(path).absolute()
     if not any((folder / mark).is_file() for mark in MARKS):
         return []
@@ -118,7 +118,7 @@ def find_levels(path: str) -> list[str]:
 
 
 def header_from_above(folder: Path) -> LevelHeader | None:
-    """What the image around an array's folder says of it; None without an image around it that lists it."""
+    """The metadata for an array in the image that contains its folder; None if no image lists it."""
     folder = folder.absolute()
     for parent in folder.parents:
         if not any((parent / mark).is_file() for mark in MARKS):
@@ -143,31 +143,31 @@ def _space(image: Mapping[str, Any], level: Mapping[str, Any]) -> tuple[str | No
 
 
 def _scales(image: Mapping[str, Any], level: Mapping[str, Any]) -> list[npt.NDArray[np.float64]]:
-    """The scales of a level and of all levels, as far as they are stated."""
+    """The scales of a level and of the whole image, as far as they are stated."""
     transforms = [*level.get(_TRANSFORMS, ()), *image.get(_TRANSFORMS, ())]
     return [np.asarray(t["scale"], float) for t in transforms if t.get("type") == "scale" and "scale" in t]
 
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a pyramid: its shape (z, y, x), and the voxels of level 0 along each axis of one of its voxels."""
+    """One level of a pyramid: its shape (z, y, x), and its factor (level-0 voxels per voxel) along each axis."""
 
     shape: Sizes
     factors: Sizes = (1, 1, 1)
 
     def scale(self, voxel: VoxelSize) -> VoxelSize:
-        """Size of its voxels from that of level 0."""
+        """Its voxel size, from that of level 0."""
         z, y, x = (size * factor for size, factor in zip(voxel, self.factors, strict=True))
         return z, y, x
 
     def transforms(self, voxel: VoxelSize) -> list[dict[str, Any]]:
-        """Its scale, and the centre of its first voxel from that of level 0's, as OME-Zarr states them."""
+        """Its OME-Zarr transformations: scale, and translation between the centres of the first voxels."""
         shift = [size * (factor - 1) / 2 for size, factor in zip(voxel, self.factors, strict=True)]
         return [{"type": "scale", "scale": list(self.scale(voxel))}, {"type": "translation", "translation": shift}]
 
 
 def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
-    """The levels of a volume, from the finest to the first whose sides are at most 256 voxels."""
+    """The levels of a volume, from the finest down to the first with sides of at most 256 voxels."""
     found = [Level(shape)]
     while max(found[-1].shape) > _SMALLEST_SIDE:
         last = found[-1]
@@ -179,9 +179,9 @@ def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
 
 
 def halved(shape: Sizes, voxel: VoxelSize) -> Sizes:
-    """By how much the next level is coarser along each axis, 1 or 2; axes of one voxel do not count.
+    """The factor of the next level along each axis, 1 or 2; axes of a single voxel are ignored.
 
-    An axis waits while its voxel is longer than the shortest one by more than the square root of two.
+    An axis is not halved while its voxel is longer than the shortest by more than a factor of the square root of two.
 
     >>> halved((100, 100, 100), (50, 5, 5)), halved((100, 100, 100), (50, 40, 40))
     ((1, 2, 2), (2, 2, 2))
@@ -192,16 +192,16 @@ def halved(shape: Sizes, voxel: VoxelSize) -> Sizes:
 
 
 def holds_labels(dtype: np.dtype[Any], metadata: Mapping[str, Any]) -> bool:
-    """Whether voxels are names, which cannot be averaged: masks, instances, and long integers of unknown kind."""
+    """Whether voxels are labels, which cannot be averaged: masks, instances, and long integers of unknown kind."""
     kind = metadata.get("kind")
     return kind in _LABEL_KINDS or (kind is None and dtype.kind in "iu" and dtype.itemsize > 2)
 
 
 def coarser(image_zyx: Array, steps: Sizes, *, labels: bool) -> Array:
-    """Make one voxel of up to eight (``steps`` of 1 or 2 along each axis), from a box that starts at a coarser voxel.
+    """Downsample by ``steps`` of 1 or 2 along each axis, from a box that starts at the edge of a coarser voxel.
 
-    Of ``labels`` the most frequent value is taken, foreground before background, then the first; otherwise the mean,
-    rounded for integers. At an odd end the last voxel counts twice, which is the same as leaving the missing one out.
+    For ``labels`` the most frequent value is taken (ties: foreground, then the first), otherwise the mean, rounded for
+    integers. At an odd end the last voxel counts twice, which is equivalent to leaving out the missing one.
     """
     margin = [(0, n % step) for n, step in zip(image_zyx.shape, steps, strict=True)]
     filled = np.pad(image_zyx, margin, mode="edge") if any(b for _, b in margin) else image_zyx
@@ -234,7 +234,7 @@ def _majority(parts: list[Array]) -> Array:
 
 
 def is_one_image(folder: Path) -> bool:
-    """Whether a folder is an OME-Zarr image and nothing else: no labels, nothing beside its levels."""
+    """Whether a folder contains only an OME-Zarr image: no labels, nothing besides its levels."""
     try:
         data = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
         (image,) = data["attributes"]["ome"]["multiscales"]
@@ -245,13 +245,13 @@ def is_one_image(folder: Path) -> bool:
 
 
 def chunk_shape(shape: Sizes, dtype: np.dtype[Any]) -> Sizes:
-    """(z, y, x) voxels of a chunk: 128 cubed for one or two bytes a voxel, else 64 cubed; never above the shape."""
+    """Chunk shape (z, y, x): 128 cubed for one or two bytes per voxel, else 64 cubed; at most the volume's shape."""
     z, y, x = (min(128 if dtype.itemsize <= 2 else 64, n) for n in shape)
     return z, y, x
 
 
 class OmeZarrOutput(Output):
-    """An image being written; `finish` makes its coarser levels."""
+    """An image being written; `finish` adds the coarser levels."""
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: Sizes | None = None) -> None:
         self._info = info
@@ -266,7 +266,7 @@ class OmeZarrOutput(Output):
         self._finest[box.slices] = image_zyx
 
     def finish(self) -> None:
-        """Make the coarser levels, each from the one before."""
+        """Make each coarser level from the previous one."""
         finer = self._finest
         for number, (before, after) in enumerate(itertools.pairwise(self._levels), 1):
             z, y, x = steps = tuple(b // a for a, b in zip(before.factors, after.factors, strict=True))
@@ -284,7 +284,7 @@ class OmeZarrOutput(Output):
         return self._group.create_array(str(number), shape=shape, dtype=dtype, chunks=chunks, **STORED)
 
     def _attributes(self, path: Path) -> dict[str, Any]:
-        """The group's attributes; without a voxel size the scales count voxels and have no unit."""
+        """The group's attributes; without a voxel size, scales are in voxels and have no unit."""
         unit, voxel = {"unit": "nanometer"} if self._info.voxel_size else {}, self._info.voxel_size or (1.0, 1.0, 1.0)
         datasets = ({"path": str(i), _TRANSFORMS: level.transforms(voxel)} for i, level in enumerate(self._levels))
         image = {
@@ -297,7 +297,7 @@ class OmeZarrOutput(Output):
 
 
 def block_shape(info: VolumeInfo, tile: Sizes) -> Sizes:
-    """(z, y, x) voxels to hand over at once: whole chunks, and as much of a tile as 128 MiB hold."""
+    """Shape (z, y, x) of the blocks to write: whole chunks, and as much of a tile as fits into 128 MiB."""
     chunks = chunk_shape(info.shape, info.dtype)
     block = list(chunks)
     for axis in (2, 1, 0):

@@ -1,7 +1,7 @@
-"""Every format of volumes that mitoseg knows, by the ends of names; open a volume, or write one.
+"""Open and write volumes in all supported formats, selected by suffix.
 
-A new format is a module that defines a `Format`, and its line in `FORMATS`. What commands open and write, what
-``input=`` finds in folders and what napari offers all follow from it.
+To add a format, write a module that defines a `Format` and add it to `FORMATS`, which determines what the commands
+open and write, what ``input=`` finds in folders and what napari offers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FORMATS: list[Format] = [
     *(tiff.FORMAT, hdf5.FORMAT, zarrs.FORMAT, zarrs.OME_FORMAT, n5.FORMAT, mrc.FORMAT, hdf5.IMARIS),
     *(medical.NIFTI, medical.NRRD, images.FORMAT),
 ]
-"""All that is told by a name; a folder of slices is told by what it holds."""
+"""All formats recognised by name; a folder of slices is recognised by its contents."""
 _TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
 # What to do with files of other kinds.
 _NOT_READ = {
@@ -57,32 +57,32 @@ _NOT_READ = {
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """The file or folder that a path names, and the dataset inside it, if it names one that way."""
+    """Split a path into the file or folder and the dataset inside it, if it names one with a colon."""
     suffixes = [suffix for one in FORMATS if one.datasets for suffix in one.suffixes]
     return (None if Path(path).exists() else split_dataset(path, suffixes)) or (path, "")
 
 
 def format_of(path: str) -> tuple[Format, str] | None:
-    """The format that a name tells, and the suffix that tells it; None where there is none."""
+    """The format recognised by name, and the matching suffix; None if there is none."""
     name = split_path(path)[0].lower().rstrip("/" + os.sep)
     found = [(one, suffix) for one in FORMATS for suffix in one.suffixes if name.endswith(suffix)]
     return max(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def container_format(path: str) -> Format | None:
-    """The format of a folder that is itself a volume, or holds some, as of Zarr or N5."""
+    """The format of a folder that is itself a volume or a container of volumes, such as Zarr or N5."""
     return next((one for one in FORMATS if one.recognize is not None and one.recognize(path)), None)
 
 
 def stored_in(path: str | os.PathLike[str]) -> Path:
-    """The file or folder that holds a volume."""
+    """The file or folder that contains a volume."""
     file, dataset = split_path(os.fspath(path))
     found = format_of(file) if dataset else None
     return Path(file, dataset) if found and found[0].recognize else Path(file)
 
 
 class Place(NamedTuple):
-    """Where an output goes: the file or folder, the dataset inside it (of formats that have such), the format."""
+    """Where an output goes: the file or folder, the dataset inside it (if the format has datasets), the format."""
 
     file: Path
     dataset: str
@@ -90,7 +90,7 @@ class Place(NamedTuple):
 
 
 def place(path: str) -> Place:
-    """Where and as what an output is written; refuses an unknown suffix."""
+    """Where and in which format an output is written; refuses an unknown suffix."""
     written = [one for one in FORMATS if one.create is not None]
     with_datasets = [suffix for one in written if one.check_replaced for suffix in one.suffixes]
     file, dataset = split_dataset(path, with_datasets) or (path, "")
@@ -102,7 +102,7 @@ def place(path: str) -> Place:
 
 
 def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
-    """Refuse voxels that an output's format cannot hold."""
+    """Refuse a voxel type that the output's format does not support."""
     target, name = place(path).format, np.dtype(dtype).name
     types = target.voxel_types
     if types is not None and name not in types:
@@ -112,7 +112,7 @@ def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
 
 
 def written_suffixes(dtype: str) -> list[str]:
-    """The suffixes of outputs that can hold such voxels, the usual one first."""
+    """The suffixes of output formats that support a voxel type, the usual one first."""
     return [suffix for one in _written(dtype) for suffix in one.suffixes]
 
 
@@ -130,9 +130,9 @@ def open_volume(
     """Open a volume; reads no voxels.
 
     ``path`` is a TIFF stack, a folder of slices, ``file.h5:/dataset``, a Zarr array, an OME-Zarr image or one of its
-    levels, ``file.n5:/dataset``, an MRC, NIfTI, NRRD or Imaris file, or a picture, which is one slice. ``axes`` is
-    the order of the stored axes where the file does not make it plain: ``zyx``, ``xyz``, ``czyx`` (c of length 1, or
-    colour, reduced to grey). ``voxel_size``, (z, y, x) in nm, comes before the file's own.
+    levels, ``file.n5:/dataset``, an MRC, NIfTI, NRRD or Imaris file, or a single image as one slice. ``axes`` is the
+    order of the stored axes, if the file leaves it open: ``zyx``, ``xyz``, ``czyx`` (c of length 1, or colour, which
+    is reduced to grey). ``voxel_size``, (z, y, x) in nm, overrides the file's own.
 
     Raises:
         UserError: The file is missing, damaged, empty, of an unknown kind, or its axes are ambiguous.
@@ -164,24 +164,24 @@ def _how_to_give(path: str) -> str:
 
 
 def warn_of_gaps(volume: Volume) -> None:
-    """One warning where parts of a volume are missing, for those who go on all the same; see `Volume.find_gaps`."""
+    """Warn if parts of a volume are missing, where this is not an error; see `Volume.find_gaps`."""
     gaps = volume.find_gaps()
     if gaps is not None:
         log.warning("%s: %s", volume.path, gaps.what)
 
 
 def warn_of_sizes(*volumes: Volume) -> None:
-    """One warning where the files of volumes that lie voxel on voxel state voxel sizes that differ by over 1 %."""
+    """Warn if the files of volumes on the same grid state voxel sizes that differ by more than 1 %."""
     stated = {volume.path: volume.voxel_size for volume in volumes if volume.voxel_size is not None}
     if stated and not np.allclose(list(stated.values()), next(iter(stated.values())), rtol=0.01):
         log.warning("the files state other voxel sizes (z, y, x) in nm, give voxel_size= if they do fit: %s", stated)
 
 
 def check_same_shape(image: Volume, label: Volume) -> None:
-    """Refuse an image and labels that are one file, differ in shape, or whose files state other directions of axes."""
+    """Refuse an image and labels that are the same file, differ in shape, or state different axis directions."""
     if image.directions and label.directions and image.directions != label.directions:
-        what = f"image and labels are turned: z, y, x run {image.directions} and {label.directions} along the world's"
-        raise UserError(what, label.path, "save both with one orientation")
+        what = f"image and labels are oriented differently: z, y, x run {image.directions} and {label.directions}"
+        raise UserError(what, label.path, "save both with the same orientation")
     if image.path == label.path and stored_in(image.path).exists():  # not two arrays in memory
         raise UserError("image and labels are one file", label.path, "give the labels of the image")
     if image.shape != label.shape:
@@ -190,7 +190,7 @@ def check_same_shape(image: Volume, label: Volume) -> None:
 
 
 def swapped(*shapes: tuple[int, ...]) -> str:
-    """What to try where shapes differ in nothing but the order of their axes; empty where they do not."""
+    """An additional remedy if shapes differ only in the order of axes; else empty."""
     if len({tuple(sorted(shape)) for shape in shapes}) > 1:
         return ""
     return ", or store the axes of both in the same order: z, y, x"
@@ -217,7 +217,7 @@ class VolumeWriter:
         return self
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box inside the volume, of a dtype that fits, in any order; what is never written is zero."""
+        """Write one box inside the volume, of a compatible dtype, in any order; voxels never written are zero."""
         if self._output is None:
             raise ValueError("write inside `with create_volume(...) as writer`")
         inside = all(a >= 0 and b <= n for a, b, n in zip(box.start, box.stop, self.info.shape, strict=True))
@@ -229,9 +229,9 @@ class VolumeWriter:
             self._output.write(box, image_zyx.astype(self.info.dtype, copy=False))
 
     def shared(self, block: Sequence[int]) -> Path | None:
-        """The Zarr array into which several processes may write whole blocks of this size, from the origin on.
+        """The Zarr array to which several processes may write whole blocks of this size, aligned to the origin.
 
-        None where the output is of another format, or blocks share chunks: then `write` is the only way.
+        None if the output has another format or blocks share chunks; then only `write` can be used.
         """
         output = self._output
         if output is None or output.array is None:
@@ -268,13 +268,13 @@ def create_volume(
 ) -> VolumeWriter:
     """Prepare a volume for writing; the file appears under its name when the context ends without an exception.
 
-    The suffix of ``path`` chooses the format: ``.tif`` and ``.tiff`` (ImageJ's, a BigTIFF with OME-XML from 4 GB on),
+    The suffix of ``path`` selects the format: ``.tif`` and ``.tiff`` (ImageJ, or BigTIFF with OME-XML from 4 GB),
     ``.h5`` and ``.hdf5`` (optionally ``file.h5:/dataset``), ``.zarr`` (format 3), ``.ome.zarr`` (OME-Zarr 0.5 with
-    coarser levels), ``.mrc`` and ``.rec``. ``shape``, ``voxel_size`` in nm, and ``chunks``, of a Zarr array, are
-    z, y, x; bool is stored as uint8; ``metadata`` are plain data that ``open_volume(path).info.metadata`` gives back.
+    coarser levels), ``.mrc`` and ``.rec``. ``shape``, ``voxel_size`` in nm and ``chunks`` of a Zarr array are z, y,
+    x; bool is stored as uint8; ``metadata`` are plain data that ``open_volume(path).info.metadata`` returns.
 
     Raises:
-        UserError: An unknown suffix, an output that exists, a folder that may not be written, an empty shape.
+        UserError: The suffix is unknown, the output exists, its folder is not writable, or the shape is empty.
     """
     text = os.fspath(path)
     sizes = tuple(int(n) for n in shape)
@@ -291,7 +291,7 @@ def create_volume(
 
 
 def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
-    """Refuse a volume that cannot be written, or would replace more than one volume, before any work is done."""
+    """Refuse, before any work is done, an output that cannot be written or would replace more than one volume."""
     file, dataset, written = place(path)
     if dtype is not None:
         check_voxel_type(path, dtype)
@@ -310,7 +310,7 @@ def convert(
     read: Callable[[Volume, Box], Array] = lambda volume, box: volume.read(box),
     on_box: Callable[[Box], None] | None = None,
 ) -> None:
-    """Write a volume to ``info.path``, whose suffix chooses the format, tile by tile (OME-Zarr: by whole chunks)."""
+    """Write a volume tile by tile (OME-Zarr: by whole chunks) to ``info.path``, whose suffix selects the format."""
     block = place(info.path).format.block
     part = tile if block is None else block(info, tile)
     options: dict[str, Any] = {"voxel_size": info.voxel_size, "metadata": info.metadata}

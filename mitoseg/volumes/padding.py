@@ -1,17 +1,17 @@
-r"""Padding: margins and holes of one value, which aligned stacks and mosaics have and which hold no tissue.
+r"""Padding: the constant margins and holes of aligned stacks and mosaics, which contain no tissue.
 
-In each slice, padding is every region of one value (or of NaN), connected along y and x, of which a stretch of the
-slice's border consists that is a `SHARE` of the slice's shorter side or more, and `LEAST` pixels:
+In each slice, padding is every region of one value (or of NaN), connected along y and x, that covers a run of the
+slice's border at least as long as a `SHARE` of the slice's shorter side and `LEAST` pixels:
 
     0 0 0 0 0 0 0        o o o o o o o
     0 0 0 7 4 6 3        o o o . . . .
     0 0 2 5 0 1 8   ->   o o . . . . .      o is padding
     0 9 4 4 2 7 5        o . . . . . .
 
-or, in slices of up to `BAND` pixels, a square of twice that side (and 64). Inside a frame of another value the border
-is what the frame leaves. One value is, for a margin's value v and the tissue's median m, all within `ONE` of
-abs(v - m), since lossy codecs add noise; and up to `RING` pixels further all within `FRINGE` of it, since codecs,
-filters and interpolation blur its edge. Resin and stains that saturate are seldom of one value over so many pixels.
+or, in slices of up to `BAND` pixels, a square of twice that side (and 64). Inside a frame of another value, the inner
+edge of the frame serves as border. For a margin's value v and the tissue's median m, "one value" means within `ONE`
+times abs(v - m), since lossy codecs add noise, and within `FRINGE` times that for up to `RING` pixels further, since
+codecs, filters and interpolation blur edges. Saturated resin and stain are seldom constant over so many pixels.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from mitoseg.volumes.base import Array, Bools, DerivedVolume, Volume
 from mitoseg.volumes.normalize import sample_boxes, sample_greys
 
 CHOICES = ("auto", "none")
-# Pixels of the border that padding fills in a row: a share of the slice's shorter side, and at least so many.
+# Length of the run of border pixels: a fraction of the slice's shorter side, and a minimum in pixels.
 SHARE, LEAST = 1 / 16, 16
-# How far from padding's value its pixels are, and those of its edge, and how many pixels wide that is; see above.
+# Tolerances for padding and for its blurred edge, and the width of that edge in pixels; see above.
 ONE, FRINGE, RING = 1 / 64, 1 / 4, 8
-BAND = 2**24  # voxels of a slice that are looked at together
-REACH = 64  # pixels from the tissue up to which padding is seen as its mirror image
-_SLAB = 2**22  # voxels that are read together where slices are small
-_STRIP = 256  # rows that are packed together
-_KEPT = 2**28  # bytes of packed masks that are kept
-_LOCK = threading.RLock()  # reading and writing are threads of their own; here and not in a volume, which is pickled
+BAND = 2**24  # pixels of a slice processed at a time
+REACH = 64  # distance from the tissue, in pixels, up to which padding is replaced by its reflection
+_SLAB = 2**22  # voxels read at a time if slices are small
+_STRIP = 256  # rows packed together
+_KEPT = 2**28  # bytes of packed masks kept in memory
+_LOCK = threading.RLock()  # for separate reader and writer threads; global because volumes are pickled
 _Packed = tuple[bytes, ...]
 _Read = Callable[[Box], Array]
 
 
 class Padding(Volume):
-    """Where a volume is padding, found by whole slices when it is asked for, and kept packed."""
+    """The padding of a volume, detected on demand in whole slices and kept packed."""
 
     def __init__(self, volume: Volume) -> None:
         super().__init__(replace(volume.info, dtype=np.dtype(np.bool_), metadata={}))
@@ -60,7 +60,7 @@ class Padding(Volume):
 
     @cached_property
     def _tissue(self) -> float:
-        """The median grey value of small boxes all over the volume that are not flat; NaN where all are."""
+        """The median grey value of small non-constant boxes spread over the volume; NaN if all are constant."""
         volume, sides = self.volume, (1, 32, 32)
         if volume.dtype.kind not in "iuf":
             return math.nan
@@ -71,7 +71,7 @@ class Padding(Volume):
         return float(np.median(np.concatenate(kept))) if kept else math.nan
 
     def find(self, box: Box) -> Bools | None:
-        """The mask (z, y, x) of a box; None where it holds no padding."""
+        """The mask (z, y, x) of a box; None if it contains no padding."""
         box = self.check_box(box)
         with _LOCK:
             self._find_missing(box)
@@ -92,7 +92,7 @@ class Padding(Volume):
         return np.zeros(box.shape, np.bool_) if mask_zyx is None else mask_zyx
 
     def part(self, box: Box) -> Padding:
-        """See `Volume.part`; what is known of other slices stays here."""
+        """See `Volume.part`; results for other slices are not included."""
         with _LOCK:
             part = copy(self)
             part._packed = {z: self._packed[z] for z in range(box.start[0], box.stop[0]) if z in self._packed}
@@ -101,7 +101,7 @@ class Padding(Volume):
         return part
 
     def count(self, box: Box | None = None) -> int:
-        """Voxels of padding in a box, or in the whole volume."""
+        """Number of padding voxels in a box or the whole volume."""
         box, found = self.check_box(box), 0
         for slab in slabs(box, self.depth):
             z_n = range(slab.start[0], slab.stop[0])
@@ -116,11 +116,11 @@ class Padding(Volume):
 
     @property
     def depth(self) -> int:
-        """Slices that are read together."""
+        """Number of slices read together."""
         return max(1, _SLAB // max(1, self.shape[1] * self.shape[2]))
 
     def _find_missing(self, box: Box) -> None:
-        """Find the padding of the slices of a box that are not known."""
+        """Detect padding in those slices of a box that have not been processed yet."""
         while self._bytes > _KEPT:
             self._bytes -= sum(map(len, self._packed.pop(next(iter(self._packed)))))
         _, Y, X = self.shape
@@ -146,13 +146,13 @@ class Padding(Volume):
 
 
 def _pack_strips(mask_yx: Bools) -> tuple[_Packed, int]:
-    """The padding of a slice, packed strip by strip, and its pixels; no strips where there is none."""
+    """The padding of a slice, packed strip by strip, and its number of pixels; strips without padding are left out."""
     packed = tuple(_pack(mask_yx[y : y + _STRIP]) for y in range(0, len(mask_yx), _STRIP)) if mask_yx.any() else ()
     return packed, int(np.count_nonzero(mask_yx))
 
 
 def _pack_bands(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[_Packed, int]:
-    """The same of a slice of more than `BAND` pixels, in bands, again where padding reaches into the next."""
+    """The same for a slice of more than `BAND` pixels, band by band, repeated where padding reaches the next band."""
     Y, X = shape
     whole = Box((0, 0), shape)
     y_n, x_n, levels = _held_border(read, whole, tissue)
@@ -183,7 +183,7 @@ def _pack_bands(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[_Pa
 
 
 def _with_edges(read: _Read, bands: list[Box], masks: dict[int, bytes], levels: list[_Level]) -> tuple[_Packed, int]:
-    """The strips of a slice and their pixels, with the blurred edge of what was found band by band."""
+    """The packed strips of a slice and their number of pixels, after adding the blurred edges of padding."""
     X = bands[0].shape[1]
     strips: list[bytes] = []
     count = 0
@@ -201,7 +201,7 @@ def _with_edges(read: _Read, bands: list[Box], masks: dict[int, bytes], levels: 
 
 
 def _find_in(image_yx: Array, tissue: float) -> Bools:
-    """The padding of a slice that is in memory."""
+    """The padding of a slice in memory."""
     mask_yx, left, held = np.zeros(image_yx.shape, np.bool_), Box((0, 0), image_yx.shape), True
     seeds_yx, levels = _flat_squares(image_yx, tissue)
     while held:
@@ -220,13 +220,13 @@ def _find_in(image_yx: Array, tissue: float) -> Bools:
 
 @dataclass(frozen=True)
 class _Level:
-    """A value of padding, and the tissue's."""
+    """A padding value, and that of the tissue."""
 
     value: float
     tissue: float
 
     def holds(self, image: Array, share: float = ONE) -> Bools:
-        """Which pixels are of it, up to a share of what lies between padding and tissue; NaN is equal to NaN."""
+        """Which pixels have this value, up to a fraction of its distance to the tissue; NaN equals NaN."""
         value = self.value
         room = 0.0 if math.isnan(self.tissue) or math.isinf(value) else share * abs(value - self.tissue)
         if math.isnan(value):
@@ -242,7 +242,7 @@ class _Level:
 def _held_border(
     read: _Read, part: Box, tissue: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[_Level]]:
-    """Pixels along the border of a part that are of long runs of one value: their y, their x, and those values."""
+    """Pixels in long runs of one value along the border of a part: their y, their x, and the values."""
     (y0, x0), (y1, x1) = part.start, part.stop
     top, bottom = (read(Box((y, x0), (y + 1, x1)))[0] for y in (y0, y1 - 1))
     left, right = (read(Box((y0, x), (y1, x + 1)))[:, 0] for x in (x0, x1 - 1))
@@ -251,7 +251,7 @@ def _held_border(
     y_n = np.concatenate([0 * x + y0, y[1:], 0 * x[1:] + y1 - 1, y[-2:0:-1]])
     x_n = np.concatenate([x, 0 * y[1:] + x1 - 1, x[-2::-1], 0 * y[-2:0:-1] + x0])
     grey_n = value_n.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         room_n = np.nan_to_num(ONE * np.abs(grey_n - tissue), nan=0.0, posinf=0.0)
         before_n = np.roll(grey_n, 1)
         same_n = (grey_n == before_n) | (np.abs(grey_n - before_n) <= room_n) | np.isnan(grey_n) & np.isnan(before_n)
@@ -270,13 +270,13 @@ def _held_border(
 
 
 def _flat_squares(image_yx: Array, tissue: float) -> tuple[Bools, list[_Level]]:
-    """Pixels of squares of one value that are no less than a hole, and those values."""
+    """Pixels of constant squares as large as a hole or larger, and their values."""
     seeds_yx, levels = np.zeros(image_yx.shape, np.bool_), []
     step = int(max(4 * LEAST, 2 * SHARE * min(image_yx.shape))) // 4  # see `LEAST`
     few_yx = image_yx[::step, ::step].astype(np.float64)
     if min(few_yx.shape) < 4:
         return seeds_yx, []
-    with np.errstate(invalid="ignore"):  # a square is looked at whole where 4 x 4 of its pixels are alike
+    with np.errstate(invalid="ignore"):  # squares are tested fully only if 4 x 4 samples agree
         windows = np.lib.stride_tricks.sliding_window_view(few_yx, (4, 4))
         low_yx, high_yx = windows.min(axis=(2, 3)), windows.max(axis=(2, 3))
         alike_yx = high_yx - low_yx <= 2 * ONE * np.nan_to_num(np.abs(low_yx - tissue))
@@ -292,7 +292,7 @@ def _flat_squares(image_yx: Array, tissue: float) -> tuple[Bools, list[_Level]]:
 
 
 def _grow(image_yx: Array, seeds_yx: Bools, levels: Sequence[_Level]) -> Bools:
-    """All pixels that are connected to a seed along y and x by pixels of its value."""
+    """All pixels connected to a seed along y and x through pixels of its value."""
     mask_yx = np.zeros(image_yx.shape, np.bool_)
     for level in levels:
         same_yx = level.holds(image_yx)
@@ -304,7 +304,7 @@ def _grow(image_yx: Array, seeds_yx: Bools, levels: Sequence[_Level]) -> Bools:
 
 
 def _with_edge(image_yx: Array, mask_yx: Bools, levels: Sequence[_Level]) -> Bools:
-    """Padding with the edge that a codec, a filter or interpolation has blurred."""
+    """Add the edge of padding blurred by a codec, a filter or interpolation."""
     for level in levels if mask_yx.any() else ():
         own_yx = mask_yx & level.holds(image_yx)
         near_yx = level.holds(image_yx, FRINGE)
@@ -325,10 +325,10 @@ def _unpack(packed: bytes, shape: tuple[int, ...]) -> Bools:
 
 
 class PaddedVolume(DerivedVolume):
-    """A volume that knows its padding, and reads there as the tissue beside it, mirrored: o o a b c -> b a b c.
+    """A volume with known padding, which is read as the mirrored tissue beside it: o o a b c -> c b a b c.
 
-    That is what a network sees beyond the border of a volume, too. Each row is mirrored at the nearest tissue, up to
-    `REACH` pixels away; what is left is mirrored along the columns, and beyond that is the mean of the tissue.
+    This is also what a network sees beyond the border of a volume. Each row is mirrored at the nearest tissue, up to
+    `REACH` pixels away; the rest is mirrored along the columns, and beyond that is the mean of the tissue.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -336,7 +336,7 @@ class PaddedVolume(DerivedVolume):
         self.known = volume.padding = self.padding = Padding(volume)
 
     def scratch_bytes(self, box: Box) -> int:
-        """A slice that is looked at, and its labels."""
+        """Memory for a slice during detection, and for its components."""
         looked_at = min(BAND, self.shape[1] * self.shape[2]) * (8 + self.dtype.itemsize)
         return looked_at + box.size * self.dtype.itemsize + self.volume.scratch_bytes(box)
 
@@ -354,15 +354,15 @@ class PaddedVolume(DerivedVolume):
 
     @cached_property
     def _mean(self) -> float:
-        """The mean grey value of the tissue, as it is stored."""
-        self.volume.padding = self.known  # a file that was opened again by another process has lost it
+        """The mean grey value of the tissue, in the stored type."""
+        self.volume.padding = self.known  # lost when another process reopens the file
         greys = sample_greys(self.volume)
         mean = float(greys.mean(dtype=np.float64)) if greys.size else 0.0
         return mean if self.dtype.kind == "f" else round(mean)
 
 
 def _mirror(image_yx: Array, tissue_yx: Bools) -> Bools:
-    """Fill in rows, in place, up to `REACH` pixels from their tissue; where there is tissue now."""
+    """Mirror rows in place, up to `REACH` pixels from their tissue; return which pixels are filled now."""
     strips = [slice(y, y + _STRIP) for y in range(0, len(image_yx), _STRIP)]
     return np.concatenate([_mirror_strip(image_yx[strip], tissue_yx[strip]) for strip in strips])
 
@@ -387,7 +387,7 @@ def _mirror_strip(image_yx: Array, tissue_yx: Bools) -> Bools:
 
 
 class BlankedVolume(DerivedVolume):
-    """A result, or labels, of one value where the image is padding."""
+    """A result or labels with a constant value where the image is padding."""
 
     def __init__(self, volume: Volume, padding: Padding, value: int = 0) -> None:
         super().__init__(volume)
@@ -407,14 +407,14 @@ class BlankedVolume(DerivedVolume):
 
 
 def with_padding(volume: Volume, choice: object) -> Volume:
-    """An image with its padding known, or as it is, by one of `CHOICES`."""
+    """An image with its padding detected, or unchanged, depending on the choice, one of `CHOICES`."""
     if choice not in CHOICES:
         raise UserError("no such way to treat padding", choice, f"choose one of {', '.join(CHOICES)}")
     return PaddedVolume(volume) if choice == "auto" else volume
 
 
 def has_tissue(image: Volume) -> bool:
-    """Whether any voxel of an image, be it resampled, is not padding; reads up to the first slices with some."""
+    """Whether an image, possibly resampled, has any tissue; reads up to the first slices that have some."""
     known: object = image.padding
     while known is not None and not isinstance(known, Padding):
         known = getattr(known, "padding", None)
@@ -429,10 +429,10 @@ def has_tissue(image: Volume) -> bool:
 
 
 def as_stored(image: Volume) -> Volume:
-    """An image with its margins as they are in the file, to be looked at."""
+    """An image with its margins as stored in the file, for display."""
     return image.volume if isinstance(image, PaddedVolume) else image
 
 
 def blanked(result: Volume, padding: object, value: int = 0) -> Volume:
-    """A result, or labels, of one value in the padding of the image, where that is known."""
+    """A result or labels with a constant value in the image's padding, if that is known."""
     return BlankedVolume(result, padding, value) if isinstance(padding, Padding) else result

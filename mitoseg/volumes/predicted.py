@@ -16,14 +16,14 @@ from mitoseg.volumes.base import Array, Volume
 
 log = logging.getLogger(__name__)
 KINDS = ("probability", "mask", "instances")
-"""What a stored prediction can be."""
+"""The kinds of stored predictions."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """How the values of a prediction (one of `KINDS`) are turned into foreground.
 
-    A probability is foreground from ``threshold`` on, of which ``source`` tells the origin; others if not zero.
+    Probabilities of at least ``threshold`` are foreground (``source``: where it comes from); other kinds if nonzero.
     ``scale`` is the stored value of probability 1.
     """
 
@@ -44,7 +44,7 @@ class Decision:
     def log_odds(self, values: Array) -> npt.NDArray[np.floating]:
         """Log-odds of a block of stored probabilities.
 
-        The first and the last whole number, which would be 0 and 1, stand for half a step each: its middle counts.
+        The smallest and largest integer, which would be 0 and 1, each cover half a step, and its middle is used.
         """
         if values.dtype.kind in "ui":
             step = 1 / self.scale
@@ -53,10 +53,10 @@ class Decision:
 
 
 def decide(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Decision:
-    """Find out what a prediction's values mean; ``threshold`` (else 0.5) and ``kind`` come before its metadata.
+    """Decide how to interpret a prediction; ``threshold`` (else 0.5) and ``kind`` override its metadata.
 
     Without these, floats are probabilities, bool is a mask, and wide integers are instance ids. Bytes with at most one
-    value besides zero are a mask; others are probabilities times 255 if a threshold is given, and an error if not.
+    value besides zero are a mask; others are probabilities times 255 if a threshold is given, and otherwise an error.
     """
     metadata = prediction.info.metadata
     kind = kind or metadata.get("kind") or _guess_kind(prediction, threshold)
@@ -79,7 +79,7 @@ def decide(prediction: Volume, threshold: float | None = None, kind: str | None 
 
 
 def kind_of_type(dtype: np.dtype[Any]) -> str | None:
-    """What voxels of a type are where no metadata says it; None for bytes, whose values must tell."""
+    """The default kind for a voxel type; None for bytes, for which it depends on the values."""
     if dtype == np.uint8:
         return None
     return {"f": "probability", "b": "mask"}.get(dtype.kind, "instances")

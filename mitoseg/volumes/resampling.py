@@ -1,9 +1,9 @@
-r"""A volume seen with voxels of another size, lazily: only what a box needs is read.
+r"""Lazy resampling of a volume to another voxel size: only what a box needs is read.
 
-Both grids begin at the same outer edge. Along an axis that gets coarser a new voxel is the mean of what it covers, as
-binning in the microscope does, so that nothing aliases; along one that gets finer it lies on the line between the two
-centres around it. A weight depends on where a voxel lies in the volume alone, so what is read does not depend on the
-box. The rim repeats the outermost voxel.
+Both grids start at the same outer edge. Along an axis that becomes coarser, a new voxel is the mean of what it covers,
+like binning in the microscope, which avoids aliasing; along one that becomes finer, it is interpolated linearly.
+Weights depend only on the position in the volume, so results do not depend on the boxes that are read. Beyond the edge
+the outermost voxel is repeated.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mitoseg.geometry import Box, tiles
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Array, Bools, DerivedVolume, Mask, Volume, VoxelSize
 
-MOST = 10.0  # the largest factor between two voxel sizes along an axis; more is a wrong unit
-READ_BYTES = 2**27  # stored voxels that are read at once: many, so that a chunk is not decoded again and again
-PIECE = 2**21  # voxels that are read or made for what is computed at once
-# Memory that this takes: float32 voxels before and after an axis, and a copy with that axis in front (8 measured).
+MOST = 10.0  # the largest factor along an axis; more suggests a wrong unit
+READ_BYTES = 2**27  # bytes of stored voxels read at once: many, so that chunks are not decoded repeatedly
+PIECE = 2**21  # voxels read or made in one computation
+# Memory for this: float32 voxels before and after an axis, and a copy with that axis in front (8 measured).
 PIECE_BYTES = 12 * PIECE
 _EQUAL = 1e-6
 _Weights = tuple[int, sparse.csr_array]
@@ -32,9 +32,9 @@ _Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.floa
 
 
 def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int, int] | None = None) -> Volume:
-    """A lazy float32 volume with voxels of another size (z, y, x) in nm; the volume itself where they are equal.
+    """A lazy float32 volume with another voxel size (z, y, x) in nm; the volume itself if they are equal.
 
-    ``shape`` is made instead of what covers the volume to half a voxel, to come back to a known grid.
+    ``shape`` overrides the shape that covers the volume to within half a voxel, to restore a known grid.
     """
     size = check_voxel_size(voxel_size)
     if volume.voxel_size is None:
@@ -50,12 +50,12 @@ def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int
 
 
 def resampled_length(n: int, ratio: float) -> int:
-    """Voxels along an axis of ``n`` when they are ``ratio`` times as long, to the nearest whole number, at least 1."""
+    """Number of voxels along an axis of ``n`` if they become ``ratio`` times as long, rounded, at least 1."""
     return max(1, int(np.floor(n / ratio + 0.5 - _EQUAL)))
 
 
 class _ResampledVolume(DerivedVolume):
-    """See the module, and `resampled`."""
+    """See the module's docstring and `resampled`."""
 
     def __init__(self, volume: Volume, voxel_size: VoxelSize, shape: tuple[int, int, int]) -> None:
         assert volume.voxel_size is not None
@@ -64,7 +64,7 @@ class _ResampledVolume(DerivedVolume):
         self._ratios = [new / old for new, old in zip(voxel_size, volume.voxel_size, strict=True)]
 
     def scratch_bytes(self, box: Box) -> int:
-        """The voxels that are read for a box, and what a piece of it takes."""
+        """Memory for the voxels read for a box, and for computing a piece of it."""
         if not box.size:
             return 0
         whole = self.source(self.weights(box))
@@ -82,11 +82,11 @@ class _ResampledVolume(DerivedVolume):
 
     @property
     def _most(self) -> int:
-        """Stored voxels to hold at once."""
+        """Number of stored voxels to hold at once."""
         return READ_BYTES // self.volume.dtype.itemsize
 
     def _read_part(self, box: Box, found_zyx: Array) -> None:
-        """Fill in a box whose stored voxels are read at once."""
+        """Compute a box whose stored voxels are read at once."""
         whole = self.source(self.weights(box))
         stored_zyx = self.volume.read(whole)
         for part in tiles(box, self._part(box, whole, PIECE)):
@@ -106,7 +106,7 @@ class _ResampledVolume(DerivedVolume):
 
     @staticmethod
     def _part(box: Box, source: Box, most: int) -> tuple[int, int, int]:
-        """(z, y, x) voxels of a box: as many slices, or rows of one, as are made of about so many voxels at most."""
+        """Shape (z, y, x) of a part of a box: as many slices, or rows of one, as need about ``most`` stored voxels."""
         z, y, x = box.shape
         room = most / (max(source.size, box.size) / box.size)
         return max(1, min(z, int(room / (y * x)))), max(1, min(y, int(room / x))), x
@@ -114,7 +114,7 @@ class _ResampledVolume(DerivedVolume):
 
 @dataclass(frozen=True)
 class _ResampledPadding:
-    """New voxels that are made of a voxel of the old ones' padding, be it in part: a `mitoseg.volumes.base.Mask`."""
+    """The resampled voxels to which any padding contributes: a `mitoseg.volumes.base.Mask`."""
 
     padding: Mask
     volume: _ResampledVolume
@@ -131,7 +131,7 @@ class _ResampledPadding:
 
 
 def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:
-    """The first old voxel that counts, and weights (new, old from there on) whose rows add up to 1.
+    """The first old voxel needed, and weights (new, old from there on) whose rows add up to 1.
 
     >>> axis_weights(0, 2, 1.5, 3)[1].toarray().astype(float).round(3).tolist()
     [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]

@@ -1,12 +1,12 @@
-r"""A volume that is written tile by tile, and taken up again where it was left, even after the process was killed.
+r"""A volume that is written tile by tile and can be resumed, even after the process was killed.
 
-A tile is listed as done after it is written, so at most the tiles in flight are computed again. The plan goes last: a
-kill before that is noticed, and the output, which has its name already, is not computed again.
+A tile is listed as done after it is written, so at most the tiles in flight are computed again. The plan is removed
+last: if the process is killed before that, the output already has its name and is not computed again.
 
-.out.tif.unfinished/            of this user, readable by nobody else
-    plan.json                   which command this is, what it decided, and what the result is once that is whole
+.out.tif.unfinished/            owned by this user, not readable by others
+    plan.json                   the command, what it decided, and a stamp of the result once that is complete
     tiles.zarr/                 one chunk with a checksum for each tile
-    done.txt                    one line for each tile that is on the disk
+    done.txt                    one line for each tile on disk
     converted/                  the output in its own format
     lock                        held while a process works here
 """
@@ -57,17 +57,17 @@ from mitoseg.volumes.zarrs import ZarrOutput, is_array, remove_partial
 
 log = logging.getLogger(__name__)
 PATIENCE = 30.0
-"""Seconds in which what another machine has written must appear here: network folders are refreshed now and then."""
+"""Seconds for files written by other machines to appear here: network folders are refreshed with a delay."""
 
 
 def stage_folder(path: str) -> Path:
-    """The folder in which an output is made."""
+    """The folder for an unfinished output."""
     file = place(path)[0]
     return file.with_name(f".{file.name}.unfinished")
 
 
 def holds_finished(path: str) -> bool:
-    """Whether an output has its name, and only what a killed command has left of its making is to be removed."""
+    """Whether an output is finished, and only the stage left by a killed command has to be removed."""
     whole = read_json(stage_folder(path) / "plan.json").get("whole")
     if not isinstance(whole, dict) or (stage_folder(path) / str(whole.get("result"))).exists():
         return False
@@ -75,7 +75,7 @@ def holds_finished(path: str) -> bool:
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """Bytes and time of a file, or of the one that describes a Zarr folder: the same before and after a rename."""
+    """Size and time of a file, or of a Zarr folder's metadata file; unchanged by renaming."""
     with suppress(OSError):
         state = (path / "zarr.json" if path.is_dir() else path).stat()
         return [state.st_size, state.st_mtime_ns]
@@ -83,21 +83,21 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 class StagedVolume:
-    """See the module; a context manager that holds the stage against other processes.
+    """See the module's docstring; a context manager that locks the stage against other processes.
 
     Args:
-        path: The output; its suffix chooses the format.
-        identity: What makes this command another one than the next: plain data.
-        volatile: Keys of the identity that speak of files and versions: if only these differ, what was computed is out
-            of date and thrown away.
-        finishing: Keys of what is done with all tiles, see `finish_as`: if only these differ, the tiles are kept.
-        overwrite: Whether an output that exists, or the unfinished one of another command, may be replaced.
-        view: Makes of the tiles, a lazy volume, another one that is the output.
+        path: The output; its suffix selects the format.
+        identity: What distinguishes this command from others, as plain data.
+        volatile: Keys of the identity about files and versions: if only these differ, earlier results are out of date
+            and discarded.
+        finishing: Keys about the processing of the tiles, see `finish_as`: if only these differ, the tiles are kept.
+        overwrite: Whether an existing output, or an unfinished one of another command, may be replaced.
+        view: Turns the lazy volume of the tiles into the one to output.
 
     Attributes:
         decisions: What the command decided when it first ran; empty in a new stage.
-        done: Tiles (z, y, x voxels: ``tile``) that are on the disk.
-        array: The Zarr array of the tiles, one chunk for each; several processes may write whole tiles into it.
+        done: The tiles on disk, of ``tile`` (z, y, x) voxels.
+        array: The Zarr array of the tiles, one chunk per tile; several processes may write whole tiles to it.
     """
 
     def __init__(
@@ -130,12 +130,12 @@ class StagedVolume:
 
     @property
     def moved(self) -> bool:
-        """Whether the output has its name already, and only the stage is left to be removed."""
+        """Whether the output already has its name, and only the stage has to be removed."""
         return read_json(self._plan).get("identity") == self._identity and holds_finished(self.path)
 
     @property
     def converts(self) -> bool:
-        """Whether the output is something else than the tiles as they are."""
+        """Whether the output differs from the array of tiles."""
         return self._view is not None or self._format is not TILES
 
     @property
@@ -163,7 +163,7 @@ class StagedVolume:
         self._release()
 
     def start(self, info: VolumeInfo, tile: Tile, decisions: Mapping[str, Any]) -> None:
-        """Begin, or go on with what was begun, which must have the same tiles; ``decisions`` are remembered."""
+        """Start, or continue an unfinished output with the same tiles; ``decisions`` are stored."""
         if self._view is None:
             check_voxel_type(self.path, info.dtype)
         self._info, self.tile, self._started = info, (tile[0], tile[1], tile[2]), True
@@ -188,13 +188,13 @@ class StagedVolume:
             self._add(box)
 
     def take(self, box: Box, patience: float = PATIENCE) -> None:
-        """List a tile as done that another process has written into `array`; it must appear here in time."""
+        """List a tile as done that another process has written to `array`; it must appear here within ``patience``."""
         wait_for(self._chunk(box), patience)
         with explained(self._file):
             self._add(box)
 
     def add_metadata(self, found: Mapping[str, Any]) -> None:
-        """Have the output say more of itself, which is known once all tiles are there."""
+        """Add metadata to the output that are only known when all tiles are done."""
         assert self._info is not None
         assert self._output is not None
         self.found = dict(found)
@@ -203,13 +203,13 @@ class StagedVolume:
             self._output.describe(self._info.metadata)
 
     def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
-        """Check that every tile is there, convert them to the output's format, and give it its name."""
+        """Check that no tile is missing, convert the tiles to the output's format, and move it into place."""
         self._finish(partial(self._convert, on_tile))
 
     def finish_as(
         self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
     ) -> None:
-        """As `finish`, but the output is what ``write`` makes of the tiles, seen through the view, in one shape."""
+        """As `finish`, but ``write`` makes the output from the tiles, seen through the view; the shape is the same."""
 
         def make() -> Path:
             source, result = self._source(), self._new_result()
@@ -221,7 +221,7 @@ class StagedVolume:
         self._finish(make)
 
     def _finish(self, make: Callable[[], Path]) -> None:
-        """Give what is made of the tiles its name, unless it has it; it may have been made before a kill."""
+        """Move the output into place if that is not done; it may have been made before the process was killed."""
         if self.moved:
             return
         with explained(self._file):
@@ -242,7 +242,7 @@ class StagedVolume:
     def _convert(self, on_tile: Callable[[Box], None] | None) -> Path:
         source = self._source()
         if not self.converts:
-            for tile in self._taken_up:  # they lay on the disk while nobody watched
+            for tile in self._taken_up:  # tiles of an earlier process may have been damaged since
                 self._read_back(source, tile)
             return self.array
         assert self._info is not None
@@ -264,7 +264,7 @@ class StagedVolume:
         return f"{result}:{self._dataset}" if self._format.check_replaced else str(result)
 
     def _read_back(self, source: Volume, box: Box) -> Array:
-        """A box from the disk; all finished tiles that were damaged there are no longer listed as done."""
+        """Read a box from disk; if tiles are damaged, remove all damaged ones from the list of those done."""
         try:
             return source.read(box)
         except UserError as error:
@@ -280,7 +280,7 @@ class StagedVolume:
             raise UserError(what, str(found), "run the same command again to compute them anew") from error
 
     def _sound_plan(self) -> dict[str, Any]:
-        """The plan, empty unless its values are of those that are written there."""
+        """The plan; empty if its values are invalid."""
         plan = read_json(self._plan)
         stored, decisions, whole = (plan.get(key) for key in ("identity", "decisions", "whole"))
         tile = decisions.get("tile") if isinstance(decisions, dict) else None
@@ -290,7 +290,7 @@ class StagedVolume:
         return plan if sound and known and isinstance(stored, dict) else {}
 
     def _take_up(self, plan: Mapping[str, Any]) -> None:
-        """Take up an existing stage, or its tiles, or refuse or discard that of another command."""
+        """Resume an existing stage, or keep its tiles, or refuse or discard it if it is another command's."""
         if not plan:
             self._discard()
             return
@@ -300,25 +300,25 @@ class StagedVolume:
         if changed <= self._finishing:
             self.decisions = dict(decisions)
             if changed:
-                log.warning("the tiles of an unfinished output are kept, and finished anew: %s", how)
+                log.warning("the tiles of an unfinished output are kept and finished in another way: %s", how)
                 self._write_plan()
             return
         if not self.overwrite and not changed <= self._volatile | self._finishing:
-            what = f"an unfinished output of another command lies there ({how})"
-            remedy = "run that one again to finish it, or give overwrite=true to start anew"
+            what = f"an unfinished output of another command is there ({how})"
+            remedy = "run that command again to finish it, or give overwrite=true to start anew"
             raise UserError(what, str(self.folder), remedy)
-        log.warning("an unfinished output is thrown away: %s changed since", ", ".join(sorted(changed)))
+        log.warning("an unfinished output is discarded: %s changed since", ", ".join(sorted(changed)))
         self._discard()
 
     def _write_plan(self, whole: Mapping[str, Any] | None = None) -> None:
-        """Say which command this is, and what its result is if that is whole and about to get its name."""
+        """Record the command and, once its result is complete and about to be moved into place, the result's stamp."""
         write_json(self._plan, {"identity": self._identity, "decisions": self.decisions, "whole": whole})
 
     def _chunk(self, tile: Box) -> Path:
         return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, self.tile, strict=True)))
 
     def _listed(self) -> set[str]:
-        """The lines of the list of tiles that are done; a half line, left by a kill, does not count."""
+        """The lines of the list of tiles done, without an incomplete last line left by a killed process."""
         try:
             lines = self._listing.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         except OSError:
@@ -350,7 +350,7 @@ class StagedVolume:
                 raise
 
     def _release(self) -> None:
-        """Let others in; a folder without a plan goes away, with the folders that were made for it and stay empty."""
+        """Release the lock; remove a folder without a plan, and parent folders created for it that are empty."""
         kept = self._plan.is_file()
         if not kept:
             self._clear()
@@ -361,13 +361,13 @@ class StagedVolume:
 
     def _remove_folders(self) -> None:
         for folder in (self.folder, *reversed(self._made)):
-            with suppress(OSError):  # not empty, or somebody else was quicker
+            with suppress(OSError):  # not empty, or another process was faster
                 folder.rmdir()
 
     def _discard(self) -> None:
-        """Remove everything but the lock, the plan first: nobody shall take up the half of it."""
+        """Remove everything but the lock, the plan first, so that nobody resumes an incomplete stage."""
         for old in (*self.folder.glob("*.old"), *self.folder.glob("converted/*.old")):
-            if not os.path.lexists(self._file):  # it had stepped aside when the command was killed
+            if not os.path.lexists(self._file):  # it was moved aside when the command was killed
                 os.replace(old, self._file)
         remove(self._plan)
         self._clear()
@@ -380,7 +380,7 @@ class StagedVolume:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Tell of a full disk or missing rights in one line."""
+    """Turn errors such as a full disk or missing permissions into a `UserError`."""
     try:
         yield
     except UserError:
@@ -400,4 +400,4 @@ def wait_for(file: Path, patience: float = PATIENCE) -> None:
             raise UserError(what, str(file), "put the output on storage that all machines share, under the same path")
         time.sleep(0.02)
         with suppress(OSError):
-            next(iter(file.parent.iterdir()), None)  # has a network folder look again
+            next(iter(file.parent.iterdir()), None)  # makes a network folder refresh

@@ -1,4 +1,4 @@
-"""What volumes in files share: boxes to stored indices, plain voxels, metadata, one line for what libraries throw."""
+"""Code shared by the file formats: indexing, uncompressed voxels, metadata, one-line errors for library exceptions."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ from mitoseg.volumes.base import Array, Volume, VolumeInfo, VoxelSize
 
 logger = logging.getLogger(__name__)
 Tile = tuple[int, int, int]
-Image.MAX_IMAGE_PIXELS = None  # montages are larger than Pillow allows; sizes are checked here, or count as memory
-_LARGE_PART = 64 * 2**20  # smaller parts are among what a reader takes anyhow
+Image.MAX_IMAGE_PIXELS = None  # montages exceed Pillow's limit; sizes are checked here or counted as memory
+_LARGE_PART = 64 * 2**20  # smaller parts are covered by the reader's general overhead
 MANY_FILES, SAMPLED_FILES = 200_000, 20_000  # see `state_of`
 CACHE_BYTES = 128 * 2**20
-"""Decoded voxels that a volume keeps, so that neighbouring boxes do not decode the same page twice."""
+"""Size of a volume's cache of decoded pages, so that neighbouring boxes do not decode the same page twice."""
 _UNPACKED_AT_ONCE = 2**24
-# What zarr and tifffile say of compressions that they do not know, and the libraries that log beside their errors.
+# Texts of zarr's and tifffile's errors for unknown compressions, and libraries that log in addition to raising.
 _UNKNOWN = ("UnknownCodecError", "not a known COMPRESSION", "> not supported")
 _NOISY = ("tifffile", "zarr", "h5py", "imagecodecs", "nibabel.global", "PIL")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its volume, in the file's own order of axes.
+    """A file's metadata about its volume, in the file's own order of axes.
 
-    ``flipped`` are the bits of a voxel that are stored inverted; ``scale`` what a stored 1 is worth, and what a stored
-    0 stands for; ``part_bytes`` what the smallest part takes that is decoded as a whole, 0 for none.
+    ``flipped``: the bits of a voxel that are stored inverted; ``scale``: slope and intercept of the stored values;
+    ``part_bytes``: decoded size of the smallest unit that is decoded as a whole, 0 for none.
     """
 
     shape: tuple[int, ...]
@@ -69,14 +69,14 @@ class Header:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user says of a file: the order of its axes and its voxel size (z, y, x) in nm; come before the file's."""
+    """The user's order of axes and voxel size (z, y, x) in nm, which override the file's."""
 
     axes: str | None = None
     voxel_size: Sequence[float] | None = None
 
 
 class StoredVolume(Volume):
-    """A volume in a file; subclasses read a box of the stored array."""
+    """A volume in a file; subclasses read boxes of the stored array."""
 
     _opened: tuple[int, Any] | None = None
 
@@ -89,7 +89,7 @@ class StoredVolume(Volume):
         self._part_bytes, self._stored_shape = header.part_bytes, header.shape
         self._flipped = dtype.type(header.flipped) if header.flipped else None
         self._scale = None if header.scale == (1, 0) else header.scale
-        if self._scale is not None:  # float32 where it holds all digits that are stored
+        if self._scale is not None:  # float32 if precise enough for the stored type
             dtype = np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
         super().__init__(VolumeInfo(path, self._layout.shape_zyx, dtype, size, dict(header.metadata)))
         if self._colour:
@@ -99,7 +99,7 @@ class StoredVolume(Volume):
         return {**self.__dict__, "_opened": None}
 
     def _handle(self) -> Any:  # noqa: ANN401 (what `_open` gives)
-        """What `_open` gives, anew in every process: a forked one would share the position in the file."""
+        """The result of `_open`, opened again in every process: forked ones would share the file position."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), self._open())
         return self._opened[1]
@@ -109,7 +109,7 @@ class StoredVolume(Volume):
         raise NotImplementedError
 
     def scratch_bytes(self, box: Box) -> int:
-        """A chunk or strip and what it is copied to, where it is large; see `Volume.scratch_bytes`."""
+        """Memory for a large chunk or strip and its copy; see `Volume.scratch_bytes`."""
         return 2 * self._part_bytes if self._part_bytes > _LARGE_PART else 0
 
     def as_labels(self) -> Volume:
@@ -132,7 +132,7 @@ class StoredVolume(Volume):
         return np.ascontiguousarray(image_zyx, dtype=self.dtype)
 
     def _files(self) -> list[Path]:
-        """Files, and folders with all that is in them, that hold the voxels or say what they mean."""
+        """Files, and folders with all their contents, that hold the voxels or their metadata."""
         return [Path(self.path)]
 
     def state(self) -> str:
@@ -150,9 +150,9 @@ class StoredVolume(Volume):
 
 
 class Output:
-    """A file being written, with all voxels 0 at first.
+    """A file being written, with all voxels initially 0.
 
-    ``array`` is the Zarr array into which several processes may write at once, if it is one; ``chunks`` its chunks.
+    ``array`` is the Zarr array to which several processes may write at once, if it is one; ``chunks`` its chunk shape.
     """
 
     array: Path | None = None
@@ -163,28 +163,28 @@ class Output:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Add what is made of the whole volume, once it is written."""
+        """Add what is derived from the whole volume, once it is written."""
 
     def close(self) -> None:
-        """Hand everything to the operating system; may be called again."""
+        """Flush everything to the operating system; may be called again."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """All that the rest of the program knows of a format of files.
+    """Everything the rest of the program needs to know about a file format.
 
     Attributes:
         example: How messages name it, such as ``file.h5:/dataset``.
-        suffixes: In small letters, the usual one first.
-        open: Opens a path, with what the user says of it.
-        create: Makes an empty output of a path, what is written, the dataset inside it, and the (z, y, x) voxels of a
-            chunk or None; None where the format is only read.
-        voxel_types: That an output can hold; None where it holds all.
-        recognize: Whether a folder is of this format, whatever its name; None for formats of single files.
-        datasets: Whether a path may go on inside the file or folder: ``file.h5:/dataset``.
-        pictures: Whether a folder of such files may be a volume, each of them a slice.
-        check_replaced: Refuses to replace a file that holds more than the dataset to write.
-        block: (z, y, x) voxels to hand over at once, of what is written and of a tile; None: the tile.
+        suffixes: In lower case, the usual one first.
+        open: Opens a path, given the user's `ReadOptions`.
+        create: Creates an empty output, given its path, the info of the volume, the dataset inside it, and the chunk
+            shape (z, y, x) or None; None if the format is read-only.
+        voxel_types: The types an output can hold; None: all.
+        recognize: Whether a folder has this format, whatever its name; None for single-file formats.
+        datasets: Whether a path may continue inside the file or folder: ``file.h5:/dataset``.
+        pictures: Whether a folder of such files may be a volume, with one file per slice.
+        check_replaced: Refuses to replace a file that contains other datasets.
+        block: Returns the block shape (z, y, x) for writing, given the volume's info and a tile; None: the tile.
     """
 
     example: str
@@ -200,7 +200,7 @@ class Format:
 
 
 def split_dataset(path: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
-    r"""Split ``file.h5:/dataset`` into file and dataset ("" where none is named); None for other paths.
+    r"""Split ``file.h5:/dataset`` into file and dataset ("" if none is named); None for other paths.
 
     >>> split_dataset(r"C:\a.h5:/b/c", [".h5"]), split_dataset("a.h5", [".h5"]), split_dataset("a.tif", [".h5"])
     (('C:\\a.h5', 'b/c'), ('a.h5', ''), None)
@@ -217,10 +217,10 @@ def inside_folder(path: str, suffixes: Iterable[str]) -> Path:
 
 
 def state_of(places: Iterable[Path]) -> str:
-    """A checksum over names, sizes and times of files, and of all files below folders; hidden ones are left out.
+    """A checksum over names, sizes and times of files, and of all files in folders, without hidden ones.
 
-    Of more than `MANY_FILES`, which take minutes to ask for on a network, these count: all names, the times of folders
-    (in which a file appears, goes or is replaced), files of metadata, and the same `SAMPLED_FILES` of the others.
+    Beyond `MANY_FILES`, which take minutes to query on a network, it covers all names, the times of folders (which
+    change when a file is added, removed or replaced), metadata files, and a fixed sample of `SAMPLED_FILES` others.
     """
     files: list[str] = []
     for place in {os.path.abspath(place) for place in places}:
@@ -243,20 +243,20 @@ def state_of(places: Iterable[Path]) -> str:
 
 
 def lossless(head: bytes) -> bool:
-    """Whether the beginning of a WebP or a JPEG 2000 says that no value was changed."""
+    """Whether the header of a WebP or JPEG 2000 image states lossless compression."""
     marker = head.find(b"\xff\x52")  # of JPEG 2000's coding style, whose last byte is the wavelet: 1 can be undone
     return b"VP8L" in head[:64] or (0 <= marker < len(head) - 13 and head[marker + 13] == 1)
 
 
 def check_picture(data: bytes, pixels: int) -> None:
-    """Refuse a strip or tile whose own header (JPEG, JPEG 2000, PNG, WebP) states more pixels than belong in it."""
+    """Refuse a strip or tile whose own header (JPEG, JPEG 2000, PNG, WebP) states more pixels than it should have."""
     with contextlib.suppress(OSError), Image.open(io.BytesIO(data)) as picture:
         if math.prod(picture.size) > 4 * pixels:
             raise ValueError(f"a strip or tile unpacks to {picture.width} x {picture.height} pixels")
 
 
 def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
-    """Refuse voxels that are no real numbers."""
+    """Refuse voxels that are not real numbers."""
     if dtype.kind == "c":
         raise UserError("the voxels are complex numbers", path, "give their magnitude or real part")
     if dtype.kind not in "buif":
@@ -264,14 +264,14 @@ def check_dtype(path: str, dtype: np.dtype[Any]) -> None:
 
 
 def check_multiset(path: str, attributes: Mapping[str, Any]) -> None:
-    """Refuse Paintera's label multisets, whose blocks hold lists of labels and not voxels."""
+    """Refuse Paintera's label multisets, whose blocks contain lists of labels instead of voxels."""
     if attributes.get("isLabelMultiset"):
         remedy = "export them with paintera-conversion-helper as scalar labels (uint64)"
         raise UserError("the labels are a multiset of Paintera", path, remedy)
 
 
 def load_metadata(text: object) -> dict[str, Any]:
-    """Mitoseg's metadata from a file's header; empty where the text is something else."""
+    """Mitoseg's metadata from a file's header; empty if the text is something else."""
     try:
         data = json.loads(text) if isinstance(text, str | bytes) else text
     except ValueError:
@@ -281,10 +281,10 @@ def load_metadata(text: object) -> dict[str, Any]:
 
 
 class MappedVolume(StoredVolume):
-    """A file of plain voxels from ``offset`` on, mapped into memory for each read.
+    """A file of uncompressed voxels from ``offset`` on, memory-mapped for each read.
 
-    Voxels behind gzip or bzip2 (``packing``, from ``start`` on), whose middle cannot be reached, are unpacked by the
-    first read of a process, into a temporary file (``TMPDIR`` says where), which is gone with the volume.
+    Voxels compressed by gzip or bzip2 (``packing``, from ``start`` on), which allow no random access, are unpacked on
+    the first read of a process to a temporary file (in ``TMPDIR``), which is removed with the volume.
     """
 
     def __init__(
@@ -315,7 +315,7 @@ class MappedVolume(StoredVolume):
         return np.array(np.memmap(file, self._dtype, "r", offset, self._stored_shape)[index])
 
     def _open(self) -> IO[bytes]:
-        """A file of the voxels alone, unpacked."""
+        """A file with just the voxels, unpacked."""
         unpacked = tempfile.TemporaryFile(prefix="mitoseg.")  # noqa: SIM115 (it lives as long as the volume)
         weakref.finalize(self, unpacked.close)
         missing = math.prod(self._stored_shape) * self._dtype.itemsize
@@ -334,12 +334,12 @@ class MappedVolume(StoredVolume):
                     remedy = "free some room, set TMPDIR to a folder with more, or unpack the file first"
                     raise UserError("there is no room to unpack the file", tempfile.gettempdir(), remedy) from error
                 missing -= len(part)
-            packed.read(1)  # the checksum is checked where the stream ends
+            packed.read(1)  # the checksum is verified at the end of the stream
         return unpacked
 
 
 def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
-    """The bytes of a volume's voxels; raises the error of a full disk where there is no room for them."""
+    """The size of a volume's voxels in bytes; raises the error of a full disk if there is no room for them."""
     size = math.prod(info.shape) * dtype.itemsize
     if shutil.disk_usage(path.parent).free < size:
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed", str(path))
@@ -347,14 +347,14 @@ def check_room(path: Path, info: VolumeInfo, dtype: np.dtype[Any]) -> int:
 
 
 class FlatOutput(Output):
-    """Writes boxes at their places in a file that exists with its final size."""
+    """Writes boxes in place into an existing file of its final size."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int) -> None:
         self._shape, self._dtype, self._offset = shape, dtype, offset
         self._file = path.open("r+b", buffering=0)
 
     def write(self, box: Box, image_zyx: Array) -> None:
-        """Write one box row by row, or slice by slice where its rows are whole."""
+        """Write one box row by row, or slice by slice if it spans whole rows."""
         _, height, width = self._shape
         image_zyx = np.ascontiguousarray(image_zyx, self._dtype)
         (z0, y0, x0), (depth, _, columns) = box.start, box.shape
@@ -363,7 +363,7 @@ class FlatOutput(Output):
             for y, run in enumerate(plane, y0):
                 self._file.seek(self._offset + ((z * height + y) * width + x0) * self._dtype.itemsize)
                 data = memoryview(run).cast("B")
-                while data:  # an unbuffered file may take less at a time
+                while data:  # an unbuffered file may write only a part
                     data = data[self._file.write(data) :]
 
     def close(self) -> None:
@@ -372,18 +372,18 @@ class FlatOutput(Output):
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is there and no file or folder: reading a pipe, a socket or a device may never end."""
+    """Refuse pipes, sockets and devices, as reading them may never end."""
     if os.path.isfile(path) or os.path.isdir(path):
         return
     if os.path.exists(path):
         raise UserError("this is not a file or folder but a pipe, a socket or a device", path, "give a file")
     if os.path.islink(path):
-        raise UserError("the link leads nowhere", path, "mend it, or give the file itself")
+        raise UserError("the link is broken", path, "repair it, or give the file itself")
 
 
 @contextmanager
 def reading(path: str) -> Iterator[list[logging.LogRecord]]:
-    """Turn any failure of a library inside the block into a `UserError`; yields what the libraries have logged."""
+    """Turn any library failure inside the block into a `UserError`; yields the libraries' log records."""
     records: list[logging.LogRecord] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -399,7 +399,7 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
         raise
     except MemoryError as error:
         remedy = "read smaller parts, or check the file: a damaged header may state absurd sizes"
-        raise UserError("the memory is too small for a part of the file", path, remedy) from error
+        raise UserError("too little memory for a part of the file", path, remedy) from error
     except FileNotFoundError as error:
         raise UserError("no such file or folder", path, "check the path") from error
     except PermissionError as error:
@@ -418,14 +418,14 @@ def reading(path: str) -> Iterator[list[logging.LogRecord]]:
 
 @contextmanager
 def opening(path: str) -> Iterator[list[logging.LogRecord]]:
-    """As `reading`, and without the libraries' warnings (not for threads: the warning filters are global)."""
+    """As `reading`, and suppresses the libraries' warnings (not thread-safe: warning filters are global)."""
     with warnings.catch_warnings(), reading(path) as records:
         warnings.simplefilter("ignore")
         yield records
 
 
 class PageCache:
-    """The last decoded pages of a volume, up to a number of bytes; other processes receive it empty."""
+    """A cache of a volume's most recently decoded pages, limited in bytes; it is pickled empty."""
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
@@ -437,7 +437,7 @@ class PageCache:
         return key in self._pages
 
     def get(self, key: Hashable, decode: Callable[[], Array]) -> Array:
-        """The page of this key, decoded by ``decode`` where it is not at hand."""
+        """The page with this key, decoded by ``decode`` if it is not cached."""
         if self._pid != os.getpid():  # the lock may have been held when this process was forked
             self.__init__(self.capacity)  # type: ignore[misc]
         with self._lock:

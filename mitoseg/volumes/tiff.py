@@ -1,6 +1,6 @@
-"""TIFF stacks: mapped into memory where they lie in one piece, otherwise decoded strip by strip (or tile by tile).
+"""TIFF stacks: memory-mapped if contiguous, otherwise decoded strip by strip (or tile by tile).
 
-Outputs are ImageJ's TIFF, with mitoseg's metadata in Info; from 4 GB on BigTIFF with OME-XML, as an annotation.
+Outputs are ImageJ TIFFs with mitoseg's metadata in Info; from 4 GB, BigTIFFs with OME-XML and an annotation.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from mitoseg.volumes.stored import (
 logger = logging.getLogger(__name__)
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
 CLASSIC_BYTES = 2**32 - 2**25
-"""The largest stack in a classic TIFF, with room for the headers of its pages."""
-_BY_TIFFFILE = "1.11a"  # the version of ImageJ that tifffile states in its files
+"""The largest stack for a classic TIFF, with room left for the page headers."""
+_BY_TIFFFILE = "1.11a"  # the ImageJ version stated by tifffile in its files
 _GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 # Compressions by JPEG, JPEG XR, JPEG 2000, LERC, WebP and JPEG XL.
 _LOSSY = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34927, 34934, 50001, 50002, 52546)
 _PICTURES = (*_LOSSY, tifffile.COMPRESSION.PNG)
 _NO_CALIBRATION = 20
-_FULL = 65535  # full intensity in a table of colours
+_FULL = 65535  # full intensity in a colour table
 _END_OF_JPEG = b"\xff\xd9"
 _THREADS = min(4, usable_cores())
 _CUT_SHORT = "the file ends within its voxels"
@@ -73,12 +73,12 @@ def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
                 what = f"the OME-TIFF is described in another file ({other.get('MetadataFile')}), which is not read"
                 raise UserError(what, path, "save the image as one OME-TIFF or OME-Zarr, for example with bfconvert")
         stack = Stack(tif)
-        for record in records:  # tifffile logs an error and goes on with fewer slices
+        for record in records:  # tifffile logs an error and continues with fewer slices
             if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
                 reason = re.sub(r"<.*?> ", "", record.getMessage())[:120]
                 raise UserError(f"the TIFF is damaged or cut short ({reason})", path, "copy it again, or save it anew")
         if len(tif.series) > 1 and tif.series[0].kind == "ome" and stack.shape[0] == len(tif.series):
-            text = "%s: the OME-TIFF lists %d images of one plane; they are taken for the slices of one stack"
+            text = "%s: the OME-TIFF lists %d images of one plane; they are taken as the slices of one stack"
             logger.warning(text, path, len(tif.series))
         dtype = stack.dtype.newbyteorder("<" if tif.byteorder == "<" else ">")
         flat = all(n == 1 for a, n in zip(stack.axes, stack.shape, strict=True) if a not in "YXS")
@@ -96,7 +96,7 @@ def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _axes(tif: tifffile.TiffFile, axes: str) -> str:
-    """Tifffile's letters as `resolve_axes` takes them; its own files count slices as channels, which says nothing."""
+    """Tifffile's axes for `resolve_axes`; its own files may label slices as channels, so these count as unknown."""
     version = (tif.imagej_metadata or {}).get("ImageJ")
     channels = version != _BY_TIFFFILE and 'Creator="tifffile' not in (tif.ome_metadata or "")
     return "".join(a if a in "TZCYXS" and (a != "C" or channels) else "?" for a in axes)
@@ -119,13 +119,13 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, 
             logger.warning(text, path)
         return 0
     if np.dtype(page.dtype).kind not in "bu":
-        what = f"the TIFF states that its smallest value is white, which {page.dtype} cannot be turned round for"
+        what = f"the TIFF states that its smallest value is white, but {page.dtype} cannot be inverted"
         raise UserError(what, path, "save it with 0 as black")
     return (1 << page.bitspersample) - 1
 
 
 def _check_samples(path: str, page: tifffile.TiffPage) -> None:
-    """Refuse pixels of several values that are neither grey nor colour, with or without alpha."""
+    """Refuse pixels with several values that are neither grey nor colour, with or without alpha."""
     samples, extra = page.samplesperpixel, tuple(page.extrasamples or ())
     packed = page.compression != tifffile.COMPRESSION.NONE
     colour = page.photometric == PHOTOMETRIC.RGB or (page.photometric == PHOTOMETRIC.YCBCR and packed)
@@ -137,7 +137,7 @@ def _check_samples(path: str, page: tifffile.TiffPage) -> None:
 
 
 def _check_table(path: str, page: tifffile.TiffPage, *, quiet: bool) -> None:
-    """Refuse a table that makes other greys of the stored numbers; numbers of colours are labels and stay."""
+    """Refuse a table that maps stored values to other greys; indices of colours are labels and are kept."""
     table = np.asarray(page.colormap).astype(int)
     used = table[:, : 1 + max(np.flatnonzero(table.any(axis=0)), default=0)]
     steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
@@ -157,7 +157,7 @@ def is_lossy(page: tifffile.TiffPage) -> bool:
 
 
 def _voxel_size(tif: tifffile.TiffFile, flat: bool) -> VoxelSize | None:
-    """(z, y, x) in nm by ImageJ or OME; the resolution of other TIFFs is one for printing and is left alone."""
+    """(z, y, x) in nm from ImageJ's or OME's metadata; the resolution of other TIFFs is for printing and not used."""
     if tif.ome_metadata:
         pixels = None
         with contextlib.suppress(ElementTree.ParseError):
@@ -171,13 +171,13 @@ def _voxel_size(tif: tifffile.TiffFile, flat: bool) -> VoxelSize | None:
     if not imagej:
         return None
     unit, spacing, tags = imagej.get("unit", ""), imagej.get("spacing"), tif.pages.first.tags
-    spacing = abs(spacing) if isinstance(spacing, int | float) else spacing  # negative where z runs downwards
+    spacing = abs(spacing) if isinstance(spacing, int | float) else spacing  # negative if z runs downwards
     sizes = [spacing, *(_per_unit(tags.valueof(f"{a}Resolution")) for a in "YX")]
     return voxel_size_nm(sizes, [imagej.get(key, unit) for key in ("zunit", "yunit", "unit")], flat=flat)
 
 
 def _per_unit(resolution: object) -> float | None:
-    """A pixel's length from a resolution in pixels per unit, a fraction."""
+    """The length of a pixel from a resolution in pixels per unit, stored as a fraction."""
     try:
         pixels, units = resolution if isinstance(resolution, tuple) else (0, 0)
         return float(units) / float(pixels)
@@ -208,7 +208,7 @@ def _metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
 
 
 class _PagedTiff(StoredVolume):
-    """A compressed or scattered TIFF; what was decoded last is kept, so that slabs do not decode a page twice."""
+    """A compressed or non-contiguous TIFF, with a cache so that neighbouring slabs do not decode a page twice."""
 
     def __init__(self, path: str, header: Header, files: Sequence[str], options: ReadOptions) -> None:
         super().__init__(path, header, options)
@@ -216,7 +216,7 @@ class _PagedTiff(StoredVolume):
         self._cache = PageCache()
 
     def _files(self) -> list[Path]:
-        """All files of a set, as OME-TIFF knows them."""
+        """All files of an OME-TIFF, which may span several."""
         return self._set
 
     def _open(self) -> Stack:
@@ -259,10 +259,10 @@ class _PagedTiff(StoredVolume):
             deque(map(fill, segments), 0)
             return
         with ThreadPoolExecutor(_THREADS) as threads:
-            deque(threads.map(fill, segments), 0)  # raises what a thread raised
+            deque(threads.map(fill, segments), 0)  # re-raises exceptions of the threads
 
     def _fill(self, stack: Stack, part: Box, segment: tuple[Array, int, int, int]) -> None:
-        """Decode the strip or tile (j, i) of a page and put what the part needs of it into the page's plane."""
+        """Decode the strip or tile (j, i) of a page and copy the overlap with the part into the page's plane."""
         plane, number, j, i = segment
 
         def decode() -> Array:
@@ -280,17 +280,17 @@ class _PagedTiff(StoredVolume):
 
 
 def check_bytes(page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
-    """Refuse a page whose strips or tiles do not lie in its file, before memory is set aside for them."""
+    """Refuse a page whose strips or tiles are not inside its file, before memory is allocated for them."""
     size = page.parent.filehandle.size
     if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
         raise EOFError(_CUT_SHORT)
 
 
 class Stack:
-    """The one stack of images in an open TIFF, as tifffile's series show it; ``axes`` are tifffile's letters.
+    """The single stack of images in an open TIFF, as listed by tifffile's series; ``axes`` are tifffile's letters.
 
-    ``offset`` is where the voxels start if they lie in one piece, not compressed, else None; the first ``split`` axes
-    count pages, the others lie within one; ``lock`` lets one thread at a time move the position in a file.
+    ``offset``: the start of the voxels if they are contiguous and uncompressed, else None; the first ``split`` axes
+    count pages, the others are within a page; ``lock`` serialises access to the file position.
     """
 
     def __init__(self, tif: tifffile.TiffFile) -> None:
@@ -316,7 +316,7 @@ class Stack:
         self.axes = first.get_axes(False)
         self.offset = first.dataoffset
         self.pages: Sequence[tifffile.TiffPage | tifffile.TiffFrame | None] = first.pages
-        if len(series) > 1:  # slices that were written one by one
+        if len(series) > 1:  # slices written one at a time
             self.shape, self.axes, self.offset = (len(series), *self.shape), "Q" + self.axes, None
             self.pages = [s.pages[0] for s in series]
         self._several_files = any(s.is_multifile for s in series)
@@ -335,14 +335,14 @@ class Stack:
 
     @property
     def grey(self) -> bool:
-        """Whether a page is one grey image y, x in this file, whose strips or tiles can be decoded one by one."""
+        """Whether pages are grey images (y, x) in this file, whose strips or tiles can be decoded individually."""
         if self._several_files:
             return False
         inside = zip(self.axes[self.split :], self.shape[self.split :], strict=True)
         return self.keyframe.shape == tuple(n for a, n in inside if a in "YX")
 
     def read_rows(self, number: int, part: Box) -> Array | None:
-        """A part (y, x) of a grey page straight from the file, where it lies in one piece; else None."""
+        """A part (y, x) of a grey page directly from the file if the page is contiguous; else None."""
         page = self._page(number)
         if not page.is_final:
             return None
@@ -358,7 +358,7 @@ class Stack:
         return np.frombuffer(data, dtype).reshape(-1, width)[:, x0:x1]
 
     def read_segment(self, number: int, index: int) -> tuple[bytes, Any] | None:
-        """The bytes of one strip or tile of a page and its JPEG tables; None where the page leaves it out."""
+        """The bytes of one strip or tile of a page and its JPEG tables; None if it is missing from the page."""
         page = self._page(number)
         if not page.databytecounts[index]:
             return None
@@ -368,22 +368,22 @@ class Stack:
         return page.parent.filehandle.read(page.databytecounts[index]), page.jpegtables
 
     def decode_segment(self, found: tuple[bytes, Any] | None, index: int) -> Array:
-        """What `read_segment` found, decoded: ``image_yx``."""
+        """Decode the result of `read_segment` as ``image_yx``."""
         if found is None:
             return np.full(self.keyframe.chunks[:2], self.keyframe.nodata, self.dtype)
         data, tables = found
         if self.keyframe.compression in _PICTURES:
             check_picture(data, math.prod(self.keyframe.chunks[:2]))
         if self.keyframe.compression == tifffile.COMPRESSION.JPEG and _END_OF_JPEG not in data:
-            raise EOFError("the JPEG ends within its voxels")  # its decoder would fill the rest with grey
+            raise EOFError("the JPEG ends within its voxels")  # the decoder would fill the rest with grey
         segment, _, shape = self.keyframe.decode(data, index, jpegtables=tables)
         return np.asarray(segment)[0, : shape[1], : shape[2], 0]
 
     def read_page(self, number: int) -> Array:
-        """One whole page, colour or several planes."""
+        """Read a whole page, with colour or several planes."""
         page = self._page(number)
         file = page.parent.filehandle
-        closed = file.closed  # another file of a set, which tifffile closed after it read the header
+        closed = file.closed  # tifffile closes the other files of a set after reading their headers
         if closed:
             file.open()
         try:
@@ -404,7 +404,7 @@ class Stack:
 
 
 class TiffOutput(FlatOutput):
-    """An uncompressed TIFF in one piece, written at the boxes' places."""
+    """An uncompressed, contiguous TIFF into which boxes are written in place."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
         dtype = info.dtype.newbyteorder("<")
@@ -419,7 +419,7 @@ def _write_empty(path: Path, info: VolumeInfo, *, big: bool) -> int:
     if big:
         names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
         units = {f"{name}Unit": "nm" for name in names}
-        uuid = str(uuid5(NAMESPACE_URL, f"{shape} {info.dtype} {info.voxel_size} {text}"))  # random, were it not given
+        uuid = str(uuid5(NAMESPACE_URL, f"{shape} {info.dtype} {info.voxel_size} {text}"))  # else it would be random
         options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": uuid, "MapAnnotation": {"mitoseg": text}}
     else:
         options |= {"metadata": None, "description": _imagej_description(info), "resolutionunit": "NONE"}
@@ -433,13 +433,13 @@ def _write_empty(path: Path, info: VolumeInfo, *, big: bool) -> int:
 
 
 def _imagej_description(info: VolumeInfo) -> str:
-    """The text by which ImageJ knows a stack; tifffile's own would refuse 32-bit integers, which ImageJ reads."""
+    """ImageJ's description of a stack; tifffile's own refuses 32-bit integers, which ImageJ can read."""
     depth = info.shape[0]
     lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
     if info.voxel_size:
         lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
     kind = info.metadata.get("kind")
-    if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
+    if kind in ("mask", "probability"):  # otherwise ImageJ shows a mask of 0 and 1 as black
         lines += ["min=0.0", f"max={float(info.metadata.get('scale') or 1) if kind == 'probability' else 1.0}"]
     return "\n".join([*lines, "loop=false", ""])
 

@@ -1,7 +1,7 @@
-"""Zarr arrays (formats 2 and 3) and OME-Zarr images: the finest level, or the one that is named; outputs in format 3.
+"""Zarr arrays (formats 2 and 3) and OME-Zarr images: the finest level, or a named one; outputs are in format 3.
 
-A chunk that is not on the disk reads as the fill value, without a word, and zarr does not look how much one unpacks
-to. The folder is listed once, because zarr's own count looks each chunk up in a list of all.
+A chunk missing on disk silently reads as the fill value, and zarr does not limit how much a chunk unpacks to. The
+folder is listed once, because zarr's own count looks up each chunk in a list of all.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ Coordinates = tuple[int, ...]
 _UNPACKERS: Mapping[str, Any] = {"zlib": zlib.decompressobj, "bz2": bz2.BZ2Decompressor, "lzma": lzma.LZMADecompressor}
 _EMPTY = 2**64 - 1
 _CRC_BYTES = 4
-# How many times larger than in memory voxels may be in a chunk (of a filter that stores another type), and a rest.
+# How much larger than in memory a chunk may be (if a filter stores another type), and a tolerance in bytes.
 _LONGEST, _SLACK = 8, 2**20
 
 
 def remove_partial(array: Path) -> None:
-    """Remove chunks of an array that were half written when their process was killed; nobody may write now."""
-    for partial in array.rglob("*.partial"):  # zarr writes a chunk under such a name first
+    """Remove partly written chunks left by a killed process; nobody may be writing to the array."""
+    for partial in array.rglob("*.partial"):  # zarr's temporary name for a chunk being written
         remove(partial)
 
 
 def is_array(folder: Path) -> bool:
-    """Whether a folder is one Zarr array, not a group that may hold several."""
+    """Whether a folder is a single Zarr array, not a group."""
     try:
         return bool(json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["node_type"] == "array")
     except (OSError, ValueError, KeyError, TypeError):
@@ -82,7 +82,7 @@ def is_array(folder: Path) -> bool:
 
 
 class ZarrOutput(Output):
-    """A Zarr array whose metadata are its attributes; every chunk is written, also one of zeros, with a checksum."""
+    """A Zarr array with its metadata as attributes; every chunk, even of zeros, is written with a checksum."""
 
     def __init__(self, path: Path, info: VolumeInfo, chunks: tuple[int, int, int] | None = None) -> None:
         self.array = path.absolute()
@@ -95,7 +95,7 @@ class ZarrOutput(Output):
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Go on writing an array, perhaps as one of several processes."""
+        """Continue writing an array, possibly as one of several processes."""
         output = cls.__new__(cls)
         output.array = path.absolute()
         with opening(str(path)):
@@ -113,16 +113,16 @@ class ZarrOutput(Output):
 
 
 class _CheckedStore(LocalStore):
-    """A folder that hands out no chunk that unpacks to more than its array's chunks hold, and reads no pipes.
+    """A folder store that refuses chunks that unpack to more than the array's chunk size, and does not read pipes.
 
-    What compressors state in a chunk is looked at before it is unpacked; others are unpacked as far as it may go.
+    Sizes stated in compressed chunks are checked before unpacking; otherwise chunks are unpacked up to the limit.
     """
 
     _stated: tuple[str, int] | None = None
     _sharded: zarr.Array[Any] | None = None
 
     def expect(self, array: zarr.Array[Any]) -> None:
-        """Remember how chunks of an array are compressed, and how large they are."""
+        """Register the compression and size of an array's chunks."""
         codecs = getattr(array.metadata, "codecs", ()) or (getattr(array.metadata, "compressor", None),)
         if array.shards is not None and isinstance(codecs[0], ShardingCodec):
             self._sharded, codecs = array, codecs[0].codecs
@@ -147,7 +147,7 @@ class _CheckedStore(LocalStore):
         return buffer
 
     def _chunks(self, data: Array, path: str, byte_range: ByteRequest | None) -> list[Array]:
-        """The compressed chunks in what was read: all of it, or those of a shard, whose index is none."""
+        """The compressed chunks in the data read: all of it, or the chunks of a shard without its index."""
         if self._sharded is None:
             return [data]
         if byte_range is not None:
@@ -159,11 +159,11 @@ class _CheckedStore(LocalStore):
 
 
 def _unpacked_bytes(codec: str, data: Array, most: int) -> int:
-    """What a compressed chunk unpacks to, as it says or up to a byte above ``most``; 0 where that is not known."""
+    """The unpacked size of a compressed chunk, as stated or by unpacking up to ``most`` + 1 bytes; 0 if unknown."""
     if codec in _UNPACKERS:
         try:
             return len(_UNPACKERS[codec]().decompress(data.tobytes(), most + 1))
-        except (OSError, ValueError, zlib.error, lzma.LZMAError):  # its decoder will say so
+        except (OSError, ValueError, zlib.error, lzma.LZMAError):  # its decoder will report it
             return 0
     head, tail = bytes(data[:18]), bytes(data[-4:])
     if codec == "blosc" and len(head) >= 16:
@@ -185,7 +185,7 @@ def _parts(shape: Coordinates, part: Coordinates) -> Coordinates:
 
 
 def _files(array: zarr.Array[Any], grid: Coordinates) -> Iterator[tuple[str, Coordinates]]:
-    """The files of chunks or shards, with their places in the grid."""
+    """The files of chunks or shards, with their grid coordinates."""
     assert isinstance(array.store, LocalStore)
     root = Path(array.store.root, array.path)
     for folder, _, names in os.walk(root, followlinks=True):
@@ -199,7 +199,7 @@ def _files(array: zarr.Array[Any], grid: Coordinates) -> Iterator[tuple[str, Coo
 
 
 def _in_shard(array: zarr.Array[Any], path: str, coordinates: Coordinates) -> int:
-    """How many chunks of a shard are there, of those inside the array; all, where its index is of an unknown kind."""
+    """How many of a shard's chunks inside the array exist; all if the kind of its index is unknown."""
     assert array.shards is not None
     per, grid = _parts(array.shards, array.chunks), _parts(array.shape, array.chunks)
     inside = tuple(slice(min(p, n - i * p)) for i, p, n in zip(coordinates, per, grid, strict=True))
@@ -210,7 +210,7 @@ def _in_shard(array: zarr.Array[Any], path: str, coordinates: Coordinates) -> in
 
 
 def _index(array: zarr.Array[Any], path: str, per: Coordinates) -> Any:  # noqa: ANN401 (an array or None)
-    """Offset and length of each chunk of a shard; no chunks where the file is too short for its index."""
+    """Offset and length of each chunk of a shard; no chunks if the file is too short for the index."""
     codec = getattr(array.metadata, "codecs", (None,))[0]
     if not isinstance(codec, ShardingCodec):
         return None
@@ -230,7 +230,7 @@ def _index(array: zarr.Array[Any], path: str, per: Coordinates) -> Any:  # noqa:
 
 
 def is_zarr(path: str) -> bool:
-    """Whether a path is a Zarr array or group, also inside one (``image.zarr/0``, ``image.zarr:/0``)."""
+    """Whether a path is a Zarr array or group, or inside one (``image.zarr/0``, ``image.zarr:/0``)."""
     folder = inside_folder(path, SUFFIXES)
     return (folder.is_dir() and folder.suffix.lower() in SUFFIXES) or any((folder / mark).is_file() for mark in MARKS)
 
@@ -248,7 +248,7 @@ def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
         array, stated = (node, header_from_above(folder)) if isinstance(node, zarr.Array) else _of_group(node, path)
         check_multiset(path, array.attrs.asdict())
         header = _header(path, array, stated, options)
-        if header.part_bytes > max(_LARGEST_CHUNK, 2 * array.nbytes):  # before memory is set aside for one
+        if header.part_bytes > max(_LARGEST_CHUNK, 2 * array.nbytes):  # before memory is allocated for one
             what = f"the Zarr array states chunks of {array.chunks} for a shape of {array.shape}"
             raise UserError(what, path, "it is damaged")
     volume = ZarrVolume(path, array, header, options)
@@ -257,7 +257,7 @@ def open_zarr(path: str, options: ReadOptions) -> StoredVolume:
 
 
 def _header(path: str, array: zarr.Array[Any], stated: LevelHeader | None, options: ReadOptions) -> Header:
-    """What the image around an array says, and the array's own metadata where there is none."""
+    """The metadata of the image that contains an array, or the array's own if there is none."""
     attributes = array.attrs.asdict()
     warn_of_packing(path, attributes)
     if stated is not None and (stated.axes is None or len(stated.axes) != array.ndim):
@@ -292,7 +292,7 @@ def _of_group(group: zarr.Group, path: str) -> tuple[zarr.Array[Any], LevelHeade
 
 
 class ZarrVolume(StoredVolume):
-    """A Zarr array; ``lacks_scale`` if its OME-Zarr image states no scale, and its voxel size is not known."""
+    """A Zarr array; ``lacks_scale`` if its OME-Zarr image states no scale and the voxel size is unknown."""
 
     def __init__(self, path: str, array: zarr.Array[Any], header: Header, options: ReadOptions) -> None:
         super().__init__(path, header, options)
@@ -302,12 +302,12 @@ class ZarrVolume(StoredVolume):
         self.lacks_scale = False
 
     def check_scale(self) -> None:
-        """Refuse an OME-Zarr image that states no scale, as its format asks; its voxels may have any size."""
+        """Refuse an OME-Zarr image that lacks the scale required by its format, as its voxel size is unknown."""
         if self.lacks_scale:
             raise UserError("the OME-Zarr image states no scale", self.path, "give voxel_size=[z,y,x] in nm")
 
     def _files(self) -> list[Path]:
-        """The array's folder, and what the groups above say of it."""
+        """The array's folder, and the metadata files of the groups above."""
         assert isinstance(self._array.store, LocalStore)
         folder = Path(self._array.store.root, self._array.path)
         found = [folder]

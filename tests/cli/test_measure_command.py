@@ -210,7 +210,7 @@ def test_instances_stored_as_floats(place, measure, tmp_path, capsys, added):
     code = measure(*given, f"output={tmp_path / 'f.csv'}")
     if added:
         assert code == 1
-        assert "instances are whole numbers from 0 on" in " ".join(capsys.readouterr().err.split())
+        assert "instances are whole numbers from 0 up" in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "f.csv").exists()
         return
     assert not code

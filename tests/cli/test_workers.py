@@ -81,7 +81,8 @@ def test_what_a_worker_writes_is_not_seen_here(place):
         for path in stage.glob("token.*.*"):
             path.unlink()
 
-    with pytest.raises(UserError, match=r"what a worker on .* writes beside the output does not appear here: .*stage"):
+    what = r"a worker on .* writes beside the output do not appear here: .*stage"
+    with pytest.raises(UserError, match=what):
         check(place, Elsewhere(undo=take_away))
 
 

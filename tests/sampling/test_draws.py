@@ -401,7 +401,7 @@ def test_a_region_smaller_than_a_tile_is_left_out(caplog):
         ({"tile": (2, 64, 64)}, "smaller than a tile"),
         ({"tile": (2, 16, 8)}, "must be square"),
         ({"augment": "cubic"}, "three equal sides"),
-        ({"foreground_share": 1.5}, "share of the tiles"),
+        ({"foreground_share": 1.5}, "fraction of the tiles"),
         ({"epoch_tiles": 0}, "too few epoch_tiles"),
         ({"regions": [region(None, np.full((4, 20, 20), 0, np.uint8))]}, "no mitochondrion voxel in the training"),
         ({"regions": [region(None, np.full((4, 20, 20), 1, np.uint8))]}, "no background voxel in the training"),

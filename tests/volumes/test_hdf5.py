@@ -203,7 +203,7 @@ def test_virtual_datasets_that_lead_to_themselves(tmp_path):
         virtual(tmp_path / f"b{i}.h5", f"b{(i + 1) % 3}.h5")
     virtual(tmp_path / "c.h5", "b1.h5")
     for name in ("a.h5", "b0.h5", "c.h5"):
-        refused("virtual dataset leads to itself", open_volume, str(tmp_path / name))
+        refused("virtual dataset refers to itself", open_volume, str(tmp_path / name))
     for i in range(20):
         virtual(tmp_path / f"d{i}.h5", f"d{i + 1}.h5")
     refused("nested too deeply", open_volume, str(tmp_path / "d0.h5"))

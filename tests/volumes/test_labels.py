@@ -216,10 +216,10 @@ def test_the_values_of_one_organelle(foreground, wanted, caplog):
 MEANINGLESS = [
     ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
     ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
-    ({"foreground": 1, "rule": "nonzero"}, "leave label_rule_of_values away"),
+    ({"foreground": 1, "rule": "nonzero"}, "leave out label_rule_of_values="),
     ({"foreground": "mito"}, r"no label value.*foreground=\[3,4\]"),
     *(({"foreground": value}, "no label value") for value in (True, 1.5)),
-    ({"foreground": []}, "names no value"),
+    ({"foreground": []}, "contains no value"),
     ({"ignore_label": "x"}, "ignore_label is not a whole number"),
     ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
 ]
@@ -261,7 +261,7 @@ def test_no_label_of_cremi_and_paintera():
 def test_an_image_in_place_of_labels(kind):
     grey = np.random.default_rng(0).normal(120, 30, (6, 40, 50)).clip(1, 255)
     stored = {"bytes": np.uint8(grey), "words": np.uint16(200 * grey), "floats": grey, "shares": grey / 255}[kind]
-    refused("an image in place of labels", map_labels, ArrayVolume(stored))
+    refused("an image instead of labels", map_labels, ArrayVolume(stored))
     assert map_labels(ArrayVolume(stored), rule="half").read().any()
 
 
