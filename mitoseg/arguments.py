@@ -279,7 +279,7 @@ def read_saved(folder: Path) -> list[str]:
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError("the run's saved arguments cannot be read", str(folder / SAVED), "start a new run") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError("the run's saved arguments are not a list of texts", str(folder / SAVED), "start a new run")
+        raise UserError("the run's saved arguments are not a list of strings", str(folder / SAVED), "start a new run")
     return words
 
 

@@ -206,7 +206,7 @@ def check_options(cfg: DictConfig) -> None:
         if value is not None and not (type(value) is int and lowest <= value < 2**31):
             raise UserError(f"{key} is not a whole number from {lowest}", value, f"write {key}=NUMBER")
     if not cfg.checkpoint_minutes > 0:
-        raise UserError("checkpoint_minutes is not a duration", cfg.checkpoint_minutes, "give a number above 0")
+        raise UserError("checkpoint_minutes is not a duration", cfg.checkpoint_minutes, "give minutes, above 0")
     if cfg.ema is not None and not 0 < cfg.ema < 1:
         raise UserError("ema is not a decay rate", cfg.ema, "give a number between 0 and 1, such as 0.995, or null")
     if not isinstance(cfg.trainer.enable_progress_bar, bool):
@@ -380,7 +380,7 @@ class Continuation:
             raise UserError(what, str(checkpoint), "start a new run")
         if cfg.extend is not None:
             if not (folder / "metrics.json").is_file():
-                raise UserError("the run has not finished", str(folder), "continue with resume= alone")
+                raise UserError("the run has not finished", str(folder), "resume it without extend=")
             extended.append(cfg.extend)
         epochs = cfg.trainer.max_epochs + sum(extended)
         bounds = nullcontext() if cfg.trust else within(Bounds(found["state_dict"].values()))

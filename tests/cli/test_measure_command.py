@@ -129,7 +129,7 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
         (["input=mask.tif", "output=a.csv", "voxel_size=[1,2]"], "error: "),
         (["input=mask.tif", "output=a.csv", "padding=atuo"], "choose padding=auto or none"),
         (["input=mask.tif", "output=a.csv", "save_instances=b.mrc"], "error: an MRC holds no uint32: 'b.mrc'"),
-        (["input=[mask.tif,mask.tif]", "output=a.csv"], "error: a table is of one volume"),
+        (["input=[mask.tif,mask.tif]", "output=a.csv"], "error: a table is for one volume"),
         (["input=mask.tif", "output=a.csv", "meshes=b", "mesh_formats=null"], "error: mesh_formats has no value"),
         (["input=mask.tif", "output=a.csv", "+labelling.other=1"], "error: Labelling has no option 'other'"),
         (["input=mask.tif", "output=a.csv", "scene=a.jpg"], "error: the scene is drawn as .png: 'a.jpg'"),

@@ -340,7 +340,7 @@ def test_a_changed_file_begins_anew_with_a_warning(run, stopped, computed, capsy
     computed.clear()
     assert run(TILED) == 0
     told = {"input": "input_files", "checkpoint": "checkpoint_sha256"}[what]
-    assert f"an unfinished output is thrown away: {told} changed since" in capsys.readouterr().err
+    assert f"an unfinished output is discarded: {told} changed since" in capsys.readouterr().err
     assert len(computed) == COUNT
 
 

@@ -45,7 +45,7 @@ def file(tmp_path, image_zyx):
 
 
 def test_a_dataset_must_be_named_where_there_are_several(file):
-    refused(r"several.*name one of its datasets: .*a\.h5:/", open_volume, file)
+    refused(r"not contain exactly one volume.*name one of its datasets: .*a\.h5:/", open_volume, file)
     refused(r"no dataset 'nope' in the file.*a\.h5:/few", open_volume, f"{file}:/nope")
     refused("no dataset 'volumes'", open_volume, f"{file}:/volumes")
 
@@ -129,7 +129,7 @@ def test_voxel_sizes_of_other_programs(tmp_path, image_zyx, attributes, nm, cont
     else:
         zarr.create_array(path, data=image_zyx, zarr_format=int(container[0])).attrs.update(attributes)
     if nm == "contradict":
-        refused(r"contradict one another.*element_size_um 50 x 2.3 x 2.3, resolution 50", open_volume, path)
+        refused(r"contradictory.*element_size_um 50 x 2.3 x 2.3, resolution 50", open_volume, path)
         nm = (5, 5, 5)
         assert open_volume(path, voxel_size=nm).voxel_size == nm
     else:
@@ -176,7 +176,7 @@ def test_a_file_that_another_program_writes_is_not_called_damaged(tmp_path, imag
         writer.communicate()
     assert "damaged" not in told
     if swmr:
-        refused(r"broken off.*h5clear -s", open_volume, path)
+        refused(r"crashed while writing.*h5clear -s", open_volume, path)
 
 
 def test_a_filter_that_is_missing_is_named(tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_voxels_in_a_pipe(tmp_path):
     with h5py.File(tmp_path / "b.h5", "w") as h5:
         h5.create_dataset("a", (5, 6, 7), "u1", external=[(str(tmp_path / "pipe.h5"), 0, 210)])
     for name in ("a.h5", "b.h5"):
-        refused(r"no file: .*pipe\.h5", open_volume, str(tmp_path / name))
+        refused(r"not (a|in a regular) file: .*pipe\.h5", open_volume, str(tmp_path / name))
 
 
 def test_a_damaged_chunk_is_one_line(tmp_path, capfd):

@@ -294,7 +294,7 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     turned[274] = 6
     frames[0].save(tmp_path / "turned.jpg", exif=turned)
     open_volume(tmp_path / "turned.jpg")
-    assert "turned for display" in caplog.text
+    assert "rotated for display" in caplog.text
     frames[0].save(tmp_path / "animated.png", save_all=True, append_images=frames[1:])
     refused("several pictures", open_volume, tmp_path / "animated.png")
 
@@ -362,7 +362,7 @@ def test_a_folder_says_so(tmp_path, caplog):
         tifffile.imwrite(tmp_path / f"slice_{i:03d}.tif", np.zeros((4, 5), np.uint8))
     volume = open_volume(tmp_path)
     assert volume.shape == (3, 4, 5)
-    refused(r"1 slice is missing .*'.*'; mend the folder, or give missing_slices=ignore", volume.check_complete)
+    refused(r"1 slice is missing .*'.*'; correct the folder, or give missing_slices=ignore", volume.check_complete)
     with caplog.at_level(logging.WARNING):
         warn_of_gaps(volume)
     assert caplog.messages == [f"{tmp_path}: {volume.find_gaps().what}"]

@@ -160,7 +160,7 @@ def test_no_foreground(value, options):
 
 
 def test_values_that_are_no_labels():
-    says = {np.nan: "NaN or infinite", np.inf: "NaN or infinite", 300.5: "no mask.*nonzero"}
+    says = {np.nan: "NaN or infinite", np.inf: "NaN or infinite", 300.5: "not a mask.*nonzero"}
     for voxel, line in {**says, -1: "negative values, down to -1.*ignore_label=-1"}.items():
         stored = np.ones((2, 3, 4))
         stored[1, 2, 3] = voxel
@@ -217,8 +217,8 @@ MEANINGLESS = [
     ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
     ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
     ({"foreground": 1, "rule": "nonzero"}, "leave out label_rule_of_values="),
-    ({"foreground": "mito"}, r"no label value.*foreground=\[3,4\]"),
-    *(({"foreground": value}, "no label value") for value in (True, 1.5)),
+    ({"foreground": "mito"}, r"not a label value.*foreground=\[3,4\]"),
+    *(({"foreground": value}, "not a label value") for value in (True, 1.5)),
     ({"foreground": []}, "contains no value"),
     ({"ignore_label": "x"}, "ignore_label is not a whole number"),
     ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
@@ -231,7 +231,7 @@ def test_values_that_cannot_be_meant(options, says):
 
 
 OTHERWISE = [
-    ((0, 1, 2), r"1 \(.*taken for instances.*foreground=2"),
+    ((0, 1, 2), r"1 \(.*taken as instances.*foreground=2"),
     ((0, 1, 2, 255), "255, counts as foreground; give ignore_label=255"),
     *(((0, 1, top), f"ignore_label={top}") for top in (255, 65535, 2**32 - 1)),
     ((7,), r"every voxel is foreground; the values are 7 \(100 %\)"),

@@ -171,7 +171,7 @@ UNREADABLE = [
     *((MODE, "<i", (mode,), "complex") for mode in (3, 4)),
     (MODE, "<i", (101,), "mode 101.*save it with mode 0, 1, 2, 6 or 12"),
     *((MODE, "<i", (mode,), f"mode {mode}") for mode in (16, -1)),
-    (MAP, "<4s", (b"PAM ",), "no MRC"),
+    (MAP, "<4s", (b"PAM ",), "not an MRC file"),
     (NX, "<i", (-50,), "size of 6 x 37 x -50"),
     *((place, "<i", (0,), "empty") for place in (NX, NZ)),
     *(

@@ -132,7 +132,7 @@ def test_voxel_size_of_a_level(tmp_path, group, finest, own, nm):
     path = write_n5(tmp_path / "a.n5" / "em" / "s1", image[::2, ::2, ::2].copy(), own)
     put(tmp_path / "a.n5" / "em", group)
     if nm is None:
-        refused(r"contradict one another.*voxel_size=\[z,y,x\]", open_volume, path)
+        refused(r"contradictory.*voxel_size=\[z,y,x\]", open_volume, path)
         assert open_volume(path, voxel_size=(9, 9, 9)).voxel_size == (9, 9, 9)
     else:
         assert open_volume(path).voxel_size == (nm, nm, nm)

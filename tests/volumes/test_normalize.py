@@ -88,7 +88,7 @@ def test_apply(dtype):
         (np.nan, "float32", "holds NaN"),
         (1e300, "float64", "holds values that are infinite"),
         (-np.inf, "float16", "holds values that are infinite"),
-        (0, "complex64", "complex64, no real numbers"),
+        (0, "complex64", "complex64, not real numbers"),
     ],
 )
 def test_images_that_no_network_can_take(voxel, dtype, says):
@@ -126,7 +126,7 @@ def test_hot_pixels_change_no_normalisation(dtype, caplog):
     hot.ravel()[1::20000] = 0
     alone, found = (measure_normalization([(v := ArrayVolume(image), v.box)]) for image in (grey, hot))
     assert (found.mean, found.std) == pytest.approx((alone.mean, alone.std), rel=0.01)
-    assert "14 voxels are hot" in caplog.text
+    assert "14 hot or dead pixels" in caplog.text
     assert alone.mean == pytest.approx(grey.mean(dtype=float), rel=1e-12)
 
 

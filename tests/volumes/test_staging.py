@@ -167,7 +167,7 @@ def test_a_changed_input_throws_it_away_with_a_warning(tmp_path, caplog):
     leave_unfinished(tmp_path / "out.tif")
     with caplog.at_level(logging.WARNING):
         assert len(finish(tmp_path / "out.tif", identity=IDENTITY | {"seen": 2})) == COUNT
-    assert caplog.messages == ["an unfinished output is thrown away: seen changed since"]
+    assert caplog.messages == ["an unfinished output is discarded: seen changed since"]
     check_result(tmp_path, "out.tif")
 
 

@@ -94,7 +94,7 @@ def test_the_finest_level_of_an_ome_image(tmp_path, image_zyx, version, axes, un
 
 def test_what_is_no_zarr_and_channels_ask(tmp_path, image_zyx):
     (tmp_path / "empty.zarr").mkdir()
-    refused("no Zarr array or group", open_volume, f"{tmp_path}/empty.zarr")
+    refused("not a Zarr array or group", open_volume, f"{tmp_path}/empty.zarr")
     refused("no such file or folder", open_volume, f"{tmp_path}/none.zarr")
     few = np.stack([image_zyx] * 2)
     path = write_array(tmp_path / "a.zarr", few)
