@@ -180,7 +180,8 @@ def warn_of_sizes(*volumes: Volume) -> None:
 def check_same_shape(image: Volume, label: Volume) -> None:
     """Refuse an image and labels that are the same file, differ in shape, or state different axis directions."""
     if image.directions and label.directions and image.directions != label.directions:
-        what = f"image and labels are oriented differently: z, y, x run {image.directions} and {label.directions} along the world's"
+        runs = f"z, y, x run {image.directions} and {label.directions} along the world's"
+        what = f"image and labels are oriented differently: {runs}"
         raise UserError(what, label.path, "save both with the same orientation")
     if image.path == label.path and stored_in(image.path).exists():  # not two arrays in memory
         raise UserError("image and labels are one file", label.path, "give the labels of the image")

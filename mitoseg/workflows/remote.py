@@ -71,9 +71,7 @@ class Remote:
 def _load(checkpoint: str, sha256: str, trust: bool) -> Model:
     """The model, loaded once for all volumes of a run."""
     if sha256 != (Path(checkpoint).exists() and hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()):
-        raise UserError(
-            "a worker does not see the checkpoint, or sees another one", checkpoint, "put it on shared storage"
-        )
+        raise UserError("a worker does not see this checkpoint, or another", checkpoint, "put it on shared storage")
     return load_model(checkpoint, trust=trust)
 
 
