@@ -20,6 +20,21 @@ from torch import Tensor, nn
 
 from mitoseg.errors import UserError
 
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each voxel, as in ConvNeXt (Liu et al., CVPR 2022).
+
+    Unlike instance and group normalisation, a voxel's score does not depend on what else its tile contains.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """Normalise (B, C, [Z,] Y, X)."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
 NORMS = {"instance_affine": ("instance", {"affine": True}), "group": ("group", {"num_groups": 8})}
 """Normalisations besides those that MONAI knows by name alone."""
 
@@ -89,7 +104,10 @@ class UNet(nn.Module):
             "deep_supervision": deep_supervision > 0,
             "deep_supr_num": max(1, deep_supervision),
         }
+        from monai.networks.layers.factories import Norm
         from monai.networks.nets.dynunet import DynUNet  # half a second, for whoever builds one
+
+        Norm.add_factory_callable("channel", lambda dim: ChannelNorm)
 
         self.body = DynUNet(spatial_dims, in_channels * fold, classes * fold, **body)
 

@@ -2,14 +2,14 @@ r"""Training tiles from many domains at random pixel sizes.
 
     domain (equally often)  ->  slice of it (uniform)  ->  pixel size (log-uniform)  ->  window  ->  tile
 
-Windows lie anywhere in the slice; a share of them is drawn to contain a mitochondrion. Beyond the edge of the slice
+Slices are those along z and, half as often each, those along y and x of volumes with cubic voxels. Windows lie anywhere in the slice; a share of them is drawn to contain a mitochondrion. Beyond the edge of the slice
 the image is reflected and has no labels. The window is resampled to the tile (bilinear, antialiased; labels nearest).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,16 @@ from torch.nn.functional import interpolate
 
 from mitoseg.datasets.base import IGNORE, Recipe, Region
 from mitoseg.errors import UserError
-from mitoseg.geometry import Box, reflect
+from mitoseg.geometry import reflect
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.datamodule import TileDataModule
 from mitoseg.sampling.draws import TileDraws
 from mitoseg.sampling.positions import Index, check_positive
 
+Random = np.random.Generator
+
+_DEEP = 64
+"""The least number of slices of a volume that is cut along y and x, too."""
 _LISTED = 4096
 """The largest number of mitochondrion voxels kept per slice, evenly subsampled, to draw windows around."""
 
@@ -82,7 +86,7 @@ class DomainDataModule(TileDataModule):
             "draws": len(draws),
             "prior": draws.prior,
             "batch_prior": draws.prior,
-            "domains": ", ".join(f"{name} ({len(slices)} slices)" for name, slices in draws.slices.items()),
+            "domains": ", ".join(f"{name} ({sum(map(len, cuts.values()))} slices)" for name, cuts in draws.slices.items()),
         }
 
     @property
@@ -94,11 +98,11 @@ class DomainDataModule(TileDataModule):
 class DomainDraws:
     """Makes the draws of an epoch, which depend on seed and epoch alone; see the module's docstring.
 
-    Positions have six columns: region; z, y and x of the window's first voxel in the region's coordinates; and the
-    size of the window along y and x in voxels. A window may extend beyond the region.
+    Positions have seven columns: region; the axis that is cut, and where; the first row and column of the window in
+    that slice; and its height and width in voxels. A window may extend beyond the slice.
 
-    ``slices`` lists the labelled slices of each domain (region, z, flat indices of some mitochondrion voxels);
-    ``prior`` is the share of mitochondria among labelled voxels, averaged over the domains.
+    ``slices`` lists the labelled slices of each domain by the axis that is cut: region, place, flat indices of some
+    mitochondrion voxels. ``prior`` is the share of mitochondria among labelled voxels, averaged over the domains.
     """
 
     def __init__(
@@ -115,18 +119,20 @@ class DomainDraws:
     ) -> None:
         self.size, self.seed, self.jitter, self.foreground_share = size, seed, jitter, foreground_share
         self.symmetries = len(TILE_SYMMETRIES[augment])
-        self.slices: dict[str, list[tuple[int, int, Index]]] = {}
+        self.slices: dict[str, dict[int, list[tuple[int, int, Index]]]] = {}
         counts: dict[str, npt.NDArray[np.int64]] = {}
         for number, region in enumerate(regions):
-            for z in range(region.box.shape[0]):
-                first = (region.box.start[0] + z, *region.box.start[1:])
-                label = region.label.read(Box(first, (first[0] + 1, *region.box.stop[1:]))).ravel()
-                found = np.flatnonzero(label == 1)
-                known = np.array([np.count_nonzero(label == 0), len(found)])
-                if known.any():
-                    voxels = found[:: len(found) // _LISTED + 1]
-                    self.slices.setdefault(region.domain, []).append((number, z, voxels))
-                    counts[region.domain] = counts.get(region.domain, np.zeros(2, np.int64)) + known
+            label_zyx = region.read_label()
+            for axis in range(3) if _is_cubic(region) else range(1):
+                for place in range(label_zyx.shape[axis]):
+                    label = label_zyx.take(place, axis).ravel()
+                    found = np.flatnonzero(label == 1)
+                    known = np.array([np.count_nonzero(label == 0), len(found)])
+                    if known.any():
+                        voxels = found[:: len(found) // _LISTED + 1].astype(np.int32)
+                        cut = self.slices.setdefault(region.domain, {}).setdefault(axis, [])
+                        cut.append((number, place, voxels))
+                        counts[region.domain] = counts.get(region.domain, np.zeros(2, np.int64)) + known
         if not counts:
             raise UserError("no training set has a labelled voxel", None, "check labels and data.sets")
         self.prior = float(
@@ -134,11 +140,10 @@ class DomainDraws:
         )
         if not 0 < self.prior < 1:
             raise UserError("the training sets hold one class alone", None, "check labels, foreground and unknown")
-        self.shape_r2 = np.array([region.box.shape[1:] for region in regions])
-        sizes = [region.image.voxel_size for region in regions]
-        pixel_r2 = np.array([own[1:] if own else (pixel_size,) * 2 for own in sizes])
-        self.window_r2 = np.array(tile[1:]) * pixel_size / pixel_r2
-        """Window size (y, x), in voxels of each region, of a tile with the nominal pixel size."""
+        self.shape_r3 = np.array([region.box.shape for region in regions])
+        voxel_r3 = np.array([region.image.voxel_size or (pixel_size,) * 3 for region in regions])
+        self.window_r3 = np.array([tile[1], *tile[1:]]) * pixel_size / voxel_r3
+        """Window size (z, y, x), in voxels of each region, of a tile with the nominal pixel size."""
 
     def __len__(self) -> int:
         return self.size
@@ -148,20 +153,28 @@ class DomainDraws:
         rng = np.random.default_rng([self.seed, epoch, 2])
         zoom_n = np.exp(rng.uniform(math.log(self.jitter[0]), math.log(self.jitter[1]), self.size))
         domains = list(self.slices.values())
-        position_n6 = [self._window(domains[i % len(domains)], zoom, rng) for i, zoom in enumerate(zoom_n)]
+        position_n7 = [self._window(domains[i % len(domains)], zoom, rng) for i, zoom in enumerate(zoom_n)]
         symmetry_n = rng.integers(self.symmetries, size=self.size)
-        return TileDraws(np.array(position_n6, np.int64), symmetry_n, rng.integers(2**31, size=self.size))
+        return TileDraws(np.array(position_n7, np.int64), symmetry_n, rng.integers(2**31, size=self.size))
 
-    def _window(self, slices: Sequence[tuple[int, int, Index]], zoom: float, rng: np.random.Generator) -> list[int]:
+    def _window(self, cuts: Mapping[int, Sequence[tuple[int, int, Index]]], zoom: float, rng: Random) -> list[int]:
         """Draw one window: a row of the positions."""
-        number, z, voxels = slices[int(rng.integers(len(slices)))]
-        shape, side = self.shape_r2[number], np.maximum(1, np.rint(self.window_r2[number] * zoom)).astype(np.int64)
+        axis = int(rng.choice([a for a in (0, 0, 1, 2) if a in cuts]))
+        number, place, voxels = cuts[axis][int(rng.integers(len(cuts[axis])))]
+        shape, window = np.delete(self.shape_r3[number], axis), np.delete(self.window_r3[number], axis)
+        side = np.maximum(1, np.rint(window * zoom)).astype(np.int64)
         first, last = np.minimum(0, (shape - side) // 2), np.maximum((shape - side) // 2, shape - side)
         start = rng.integers(first, last + 1)
         if len(voxels) and rng.random() < self.foreground_share:
             voxel = np.array(divmod(voxels[rng.integers(len(voxels))], shape[1]))
             start = np.clip(voxel - rng.integers(side), first, last)
-        return [number, z, *start.tolist(), *side.tolist()]
+        return [number, axis, place, *start.tolist(), *side.tolist()]
+
+
+def _is_cubic(region: Region) -> bool:
+    """Whether slices along y and x look like those along z: voxels are cubic within a tenth, and there are enough."""
+    size = region.image.voxel_size
+    return size is not None and max(size) <= 1.1 * min(size) and region.box.shape[0] >= _DEEP
 
 
 class DomainBank(nn.Module):
@@ -175,17 +188,17 @@ class DomainBank(nn.Module):
             self.register_buffer(f"label_{number}", torch.from_numpy(region.read_label().copy()))
 
     def gather(
-        self, position_b6: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
+        self, position_b7: Tensor, symmetries: Sequence[TileSymmetry], tile: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
         """A batch of tiles with their symmetries applied: image float32 (B, 1, Y, X), label int64 (B, Y, X)."""
-        places = zip(position_b6.tolist(), symmetries, strict=True)
+        places = zip(position_b7.tolist(), symmetries, strict=True)
         pairs = [self._tile(place, symmetry, tile[1:]) for place, symmetry in places]
         image, label = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
         return image, label[:, 0].long()
 
     def _tile(self, place: list[int], symmetry: TileSymmetry, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        number, z, *window = place
-        image_yx, label_yx = getattr(self, f"image_{number}")[z], getattr(self, f"label_{number}")[z]
+        number, axis, at, *window = place
+        image_yx, label_yx = (getattr(self, f"{kind}_{number}").select(axis, at) for kind in ("image", "label"))
         places = [np.arange(start, start + side) for start, side in zip(window[:2], window[2:], strict=True)]
         nearest = [
             at[((np.arange(n) + 0.5) * len(at) / n).astype(np.int64)] for at, n in zip(places, tile, strict=True)

@@ -13,6 +13,8 @@ from mitoseg.geometry import Box
 from mitoseg.inference.prepare import adapt_greys
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.sampling import DomainDataModule
+from mitoseg.sampling.augmentation import TileSymmetry
+from mitoseg.sampling.domains import DomainBank, DomainDraws
 from mitoseg.training import SegmentationModule, adamw
 from mitoseg.volumes import ArrayVolume
 
@@ -60,7 +62,7 @@ def batches(data):
 def test_draws_are_even_by_domain_and_then_by_image():
     data = module(epoch_tiles=2400)
     draws = data.draws.draw(0)
-    number_n, z_n = draws.position_n4[:, 0], draws.position_n4[:, 1]
+    number_n, z_n = draws.position_n4[:, 0], draws.position_n4[:, 2]
     assert np.bincount(number_n == 2).tolist() == [1200, 1200]
     slices = Counter(zip(number_n[number_n < 2].tolist(), z_n[number_n < 2].tolist(), strict=True))
     assert len(slices) == 12
@@ -85,9 +87,26 @@ def test_tiles_have_the_pixel_size_that_was_asked_for(zoom):
     assert seen == {0, 1, 2}
 
 
+def test_deep_volumes_of_cubic_voxels_are_cut_along_all_axes(monkeypatch):
+    monkeypatch.setattr("mitoseg.sampling.domains._DEEP", 8)
+    image = np.random.default_rng(0).random((9, 20, 30), np.float32)
+    volumes = (ArrayVolume(a, (8.0, 8.0, 8.0)) for a in (image, (image > 0.5).astype(np.uint8)))
+    cube = Region(*volumes, Box.of_shape(image.shape), "cube", "cube")
+    draws = DomainDraws(
+        [cube], (1, 8, 8), pixel_size=8, jitter=(1, 1), augment="none", foreground_share=0, size=900, seed=0
+    )
+    positions, bank = draws.draw(0).position_n4, DomainBank([cube])
+    assert np.bincount(positions[:, 1]).tolist() == pytest.approx([450, 225, 225], abs=60)
+    for number, axis, place, *window in positions[:50].tolist():
+        tile, label = bank.gather(torch.tensor([[number, axis, place, *window]]), [TileSymmetry()], (1, 8, 8))
+        y, x = window[:2]
+        np.testing.assert_allclose(tile[0, 0], image.take(place, axis)[y : y + 8, x : x + 8], atol=1e-6)
+        np.testing.assert_array_equal(label[0], image.take(place, axis)[y : y + 8, x : x + 8] > 0.5)
+
+
 def test_jitter_is_log_uniform_and_windows_stay_inside_where_they_can():
     data = module(jitter=(0.5, 2.0), epoch_tiles=4000)
-    number_n, _, y_n, _, height_n, _ = data.draws.draw(0).position_n4.T
+    number_n, _, _, y_n, _, height_n, _ = data.draws.draw(0).position_n4.T
     rows = np.array([96, 160, 96])[number_n]
     zoom = np.log2(height_n / 64 * np.array([8, 4, 8])[number_n] / 8)
     assert abs(zoom.mean()) < 0.05
