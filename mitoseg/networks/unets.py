@@ -30,7 +30,7 @@ class ChannelNorm(nn.LayerNorm):
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, [Z,] Y, X)."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
@@ -52,7 +52,8 @@ class UNet(nn.Module):
         stem: Voxels along each axis that become channels; one number for all axes, or one each.
         strides: Between the levels; each a number, or one for each axis.
         kernels: Of the convolutions of each level; None: 3 along all axes.
-        norm: One of `NORMS`, or that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile.
+        norm: One of `NORMS`, ``channel`` (`ChannelNorm`), or of MONAI; with batch and channel a voxel's score does
+            not depend on the rest of its tile.
         residual: Residual blocks.
         deep_supervision: Number of coarser levels that are scored in training as well.
         dropout: Share of the values that are dropped in training, or None.

@@ -2,8 +2,9 @@ r"""Training tiles from many domains at random pixel sizes.
 
     domain (equally often)  ->  slice of it (uniform)  ->  pixel size (log-uniform)  ->  window  ->  tile
 
-Slices are those along z and, half as often each, those along y and x of volumes with cubic voxels. Windows lie anywhere in the slice; a share of them is drawn to contain a mitochondrion. Beyond the edge of the slice
-the image is reflected and has no labels. The window is resampled to the tile (bilinear, antialiased; labels nearest).
+Slices are those along z and, half as often each, along y and x of volumes with cubic voxels. Windows lie anywhere
+in the slice; a share of them is drawn to contain a mitochondrion. Beyond the edge of the slice the image is reflected
+and has no labels. The window is resampled to the tile (bilinear, antialiased; labels nearest).
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class DomainDataModule(TileDataModule):
             "draws": len(draws),
             "prior": draws.prior,
             "batch_prior": draws.prior,
-            "domains": ", ".join(f"{name} ({sum(map(len, cuts.values()))} slices)" for name, cuts in draws.slices.items()),
+            "domains": ", ".join(
+                f"{name} ({sum(map(len, cuts.values()))} slices)" for name, cuts in draws.slices.items()
+            ),
         }
 
     @property
@@ -129,7 +132,7 @@ class DomainDraws:
                     found = np.flatnonzero(label == 1)
                     known = np.array([np.count_nonzero(label == 0), len(found)])
                     if known.any():
-                        voxels = found[:: len(found) // _LISTED + 1].astype(np.int32)
+                        voxels = found[:: len(found) // _LISTED + 1]
                         cut = self.slices.setdefault(region.domain, {}).setdefault(axis, [])
                         cut.append((number, place, voxels))
                         counts[region.domain] = counts.get(region.domain, np.zeros(2, np.int64)) + known

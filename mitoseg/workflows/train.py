@@ -42,7 +42,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.geometry import anchor
 from mitoseg.inference import choose_method
-from mitoseg.inference.precision import can_compile
+from mitoseg.inference.precision import can_compile, has_bf16
 from mitoseg.networks import DenseForm
 from mitoseg.networks.bounds import Bounds, within
 from mitoseg.networks.checkpoint import read_checkpoint
@@ -136,6 +136,7 @@ def build(
 ) -> tuple[Continuation, SegmentationModule, Trainer, RegionDataModule, dict[str, Any]]:
     """The parts of a training: what it starts from, module, Trainer, data, and facts for the provenance."""
     check_options(cfg)
+    choose_precision(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     config = network_config(cfg)
     before = Continuation.find(cfg, folder)
@@ -215,6 +216,18 @@ def check_options(cfg: DictConfig) -> None:
         chosen_steps(cfg.postprocess)
 
 
+def choose_precision(cfg: DictConfig) -> None:
+    """Decide ``trainer.precision=auto``: bf16-mixed where the device has it natively, else float32."""
+    if cfg.trainer.precision == "auto":
+        on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+        native = has_bf16(torch.device("cuda" if on_gpu else "cpu"))
+        cfg.trainer.precision = "bf16-mixed" if native else "32-true"
+    clipped = cfg.trainer.gradient_clip_val is not None and "mixed" in str(cfg.trainer.precision)
+    if clipped and cfg.optimizer.get("fused"):
+        what = "a fused optimizer cannot clip gradients in mixed precision"
+        raise UserError(what, cfg.trainer.gradient_clip_val, "add optimizer.fused=false")
+
+
 def train(
     cfg: DictConfig,
     folder: Path,
@@ -233,7 +246,8 @@ def train(
         before.put_scores_aside()
     kind = trainer.strategy.root_device.type
     threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
-    rank_zero_only(log.info)("training on %d %s device(s)%s", trainer.world_size, kind, threads)
+    line = "training on %d %s device(s)%s, precision %s"
+    rank_zero_only(log.info)(line, trainer.world_size, kind, threads, cfg.trainer.precision)
     if cfg.compile:
         rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
     fit(trainer, module, data, before.checkpoint)

@@ -1,10 +1,15 @@
 """The stock schedule, rate by rate, and what one step does."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from mitoseg.errors import UserError
 from mitoseg.networks import PatchCNN
 from mitoseg.training import adamw, one_cycle, sgd_paper, stages
+from mitoseg.workflows.train import choose_precision
 
 
 def test_rates_of_each_kind_of_parameter():
@@ -60,3 +65,17 @@ def test_one_cycle_rises_and_falls():
     assert max(rates) == pytest.approx(1e-3, rel=0.01)
     assert 15 <= rates.index(max(rates)) <= 21
     assert rates[-1] == pytest.approx(1e-5, rel=0.6)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_follows_the_device_and_clipping_needs_an_unfused_optimizer(monkeypatch, native):
+    monkeypatch.setattr("mitoseg.workflows.train.has_bf16", lambda device: native)
+    trainer = {"precision": "auto", "accelerator": "cpu", "gradient_clip_val": None}
+    cfg = OmegaConf.create({"trainer": trainer, "optimizer": {"fused": True}})
+    choose_precision(cfg)
+    assert cfg.trainer.precision == ("bf16-mixed" if native else "32-true")
+    cfg.trainer.gradient_clip_val = 1.0
+    with pytest.raises(UserError, match=r"add optimizer\.fused=false") if native else nullcontext():
+        choose_precision(cfg)
+    cfg.optimizer.fused = False
+    choose_precision(cfg)
