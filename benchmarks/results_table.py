@@ -142,7 +142,7 @@ def results(methods: Mapping[str, Sequence[Run]], parts: Sequence[str]) -> list[
 
 def boundary(methods: Mapping[str, Sequence[Run]], part: str) -> list[str]:
     """The curves without a band at the border, of the widths that all runs of a method have."""
-    columns = [f"{where}: {name}" for where in ("3D", "2D") for name in ("fg", "mean", "left out of fg, bg (%)")]
+    columns = [f"{where}: {name}" for where in ("3D", "2D") for name in ("fg", "mean", "excluded from fg, bg (%)")]
     lines = table_head(["method", "d", *columns])
     for name, runs in methods.items():
         found = [run.parts[part] for run in runs if part in run.parts]
