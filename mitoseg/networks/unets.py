@@ -20,21 +20,6 @@ from torch import Tensor, nn
 
 from mitoseg.errors import UserError
 
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each voxel, as in ConvNeXt (Liu et al., CVPR 2022).
-
-    Unlike instance and group normalisation, a voxel's score does not depend on what else its tile contains.
-    """
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, [Z,] Y, X)."""
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
-
-
 NORMS = {"instance_affine": ("instance", {"affine": True}), "group": ("group", {"num_groups": 8})}
 """Normalisations besides those that MONAI knows by name alone."""
 
@@ -52,8 +37,7 @@ class UNet(nn.Module):
         stem: Voxels along each axis that become channels; one number for all axes, or one each.
         strides: Between the levels; each a number, or one for each axis.
         kernels: Of the convolutions of each level; None: 3 along all axes.
-        norm: One of `NORMS`, ``channel`` (`ChannelNorm`), or of MONAI; with batch and channel a voxel's score does
-            not depend on the rest of its tile.
+        norm: One of `NORMS`, or that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile.
         residual: Residual blocks.
         deep_supervision: Number of coarser levels that are scored in training as well.
         dropout: Share of the values that are dropped in training, or None.
@@ -105,10 +89,7 @@ class UNet(nn.Module):
             "deep_supervision": deep_supervision > 0,
             "deep_supr_num": max(1, deep_supervision),
         }
-        from monai.networks.layers.factories import Norm
         from monai.networks.nets.dynunet import DynUNet  # half a second, for whoever builds one
-
-        Norm.add_factory_callable("channel", lambda dim: ChannelNorm)
 
         self.body = DynUNet(spatial_dims, in_channels * fold, classes * fold, **body)
 
