@@ -1,5 +1,6 @@
 """The one exception that a user is meant to see, and what checks need."""
 
+import os
 from numbers import Real
 
 
@@ -16,6 +17,13 @@ class UserError(Exception):
         self.what, self.value, self.remedy = what, value, remedy
         line = what if value is None else f"{what}: {value!r}"
         super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
+
+
+def as_path(given: object) -> str:
+    """A path as text; refuses what is none."""
+    if not isinstance(given, str | os.PathLike):
+        raise UserError("not a path", given, "give text or a pathlib.Path")
+    return os.fsdecode(given)
 
 
 def is_number(value: object) -> bool:

@@ -27,6 +27,7 @@ _TALKATIVE_FILES = re.compile(r"[/\\](lightning\w*|pytorch_lightning|tensorboard
 # What to give, by what OmegaConf says of a value that it refuses.
 _WANTED = {"Integer": "whole numbers", "Float": "numbers", "int, float": "numbers", "valid bool": "true or false"}
 _WANTED |= {"not a ListConfig": "a list, such as [a,b,c]", "not Optional": "a value", "to string": "one value"}
+_WANTED |= {"DictConfig with ListConfig": "a list, such as [a,b,c]"}
 
 
 class LineFormatter(logging.Formatter):
@@ -127,10 +128,11 @@ def unknown_option(error: BaseException, config_dir: Path, config_name: str, ove
 def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
     """A line with the nearest name, if a list of options names one that is not there."""
     missing = getattr(error, "missing_cfg_file", None)
-    if not isinstance(missing, str) or "Could not load" not in str(error):
+    if not isinstance(missing, str):
         return None
     group, _, name = missing.rpartition("/")
-    names = sorted(path.stem for path in (config_dir / group).glob("*.yaml")) if group else []
+    listed = getattr(error, "options", None) or [path.stem for path in (config_dir / group).glob("*.yaml")]
+    names = sorted(listed) if group else []
     if not names:
         return None
     near = difflib.get_close_matches(name, names, n=1)

@@ -33,7 +33,7 @@ from mitoseg.evaluation.effects import (
 )
 from mitoseg.evaluation.figures import new_figure
 from mitoseg.evaluation.table import column_label
-from mitoseg.storage import atomic_output, write_text
+from mitoseg.storage import atomic_output, check_output, write_text
 from mitoseg.tables import SUFFIXES, read_csv, to_markdown, write_table
 
 Row = dict[str, Any]
@@ -139,16 +139,22 @@ class Comparison:
         It appears when all files are written, and replaces only a folder that this wrote before.
         """
         folder = Path(folder)
-        if overwrite and folder.is_dir() and any(folder.iterdir()) and not (folder / "comparison.md").is_file():
-            raise UserError(
-                "the folder holds other things", str(folder), "give a new name: all of it would be replaced"
-            )
+        check_comparison(folder, overwrite)
         with atomic_output(folder, overwrite=overwrite) as place:
             place.mkdir()
             write_table(place / "groups.csv", self.groups)
             write_table(place / "tests.csv", self.tests)
             write_text(place / "comparison.md", self.markdown())
             comparison_plot(self).savefig(place / "comparison.png", format="png")
+
+
+def check_comparison(folder: Path | str, overwrite: bool) -> None:
+    """Refuse to write a comparison over anything but an earlier one."""
+    folder = Path(folder)
+    check_output(folder, overwrite)
+    earlier = (folder / "comparison.md").is_file()
+    if folder.exists() and not earlier and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError("other things are there", str(folder), "give a new name: they would be replaced as a whole")
 
 
 def compare_conditions(

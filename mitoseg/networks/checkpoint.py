@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, as_path
 from mitoseg.networks.bounds import REMEDY, Bounds, within
 
 KEY = "mitoseg"
@@ -284,7 +284,7 @@ def find_weights(name: str | os.PathLike[str] | None) -> Path:
     >>> find_weights("run/best.ckpt").name
     'best.ckpt'
     """
-    chosen = DEFAULT if name is None else os.fspath(name)
+    chosen = DEFAULT if name is None else as_path(name)
     if chosen in bundled():
         return FOLDER / chosen / f"model{SUFFIX}"
     inside = Path(chosen) / f"model{SUFFIX}"

@@ -90,16 +90,10 @@ def export_meshes(
         overwrite: Whether an earlier folder of meshes may be replaced.
         progress: Called after each object.
     """
-    formats = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
-    if not formats or any(name not in FORMATS for name in formats):
-        raise UserError("unknown formats of meshes", formats, f"choose of {', '.join(FORMATS)}")
-    _check_number("reduction", reduction, 1)
+    formats = check_meshes(formats, reduction)
     _check_number("min_volume", min_volume, 0)
     if type(smoothing) is not int or smoothing < 0:
         raise UserError("smoothing is not a number of rounds", smoothing, "give 0 or more, such as smoothing=10")
-    import_extra("trimesh", "trimesh", "mesh")
-    if reduction > 1:
-        import_extra("zmesh", "zmesh", "mesh")
     size = known_voxel_size(instances, voxel_size)
     records: list[MeshRecord] = []
     scene: dict[int, Mesh] = {}
@@ -118,6 +112,18 @@ def export_meshes(
         options = {"formats": formats, "reduction": reduction, "smoothing": smoothing, "min_volume_nm3": min_volume}
         _write_list(place / MESH_LIST, instances, size, options, records)
     return records
+
+
+def check_meshes(formats: Sequence[str], reduction: float) -> list[str]:
+    """The formats, each once; refuse others, a reduction out of range, and to write without the libraries."""
+    formats = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
+    if not formats or any(name not in FORMATS for name in formats):
+        raise UserError("unknown formats of meshes", formats, f"choose of {', '.join(FORMATS)}")
+    _check_number("reduction", reduction, 1)
+    import_extra("trimesh", "trimesh", "mesh")
+    if reduction > 1:
+        import_extra("zmesh", "zmesh", "mesh")
+    return formats
 
 
 def export_skeletons(
@@ -169,13 +175,17 @@ def _objects(
             progress(done, len(chosen))
 
 
+def check_folder(folder: Path, its_list: str, overwrite: bool) -> None:
+    """Refuse to write a folder of meshes or skeletons over anything but an earlier one, which has the list."""
+    check_output(folder, overwrite)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / its_list))):
+        raise UserError("other things are there", str(folder), "give a new name: they would be replaced as a whole")
+
+
 @contextlib.contextmanager
 def _new_folder(folder: Path, its_list: str, overwrite: bool) -> Iterator[Path]:
     """An empty folder that takes its name at the end; with ``overwrite`` it replaces only one of its own kind."""
-    check_output(folder, overwrite)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / its_list))):
-        remedy = "give a new name: it would be replaced as a whole"
-        raise UserError("the folder holds other things", str(folder), remedy)
+    check_folder(folder, its_list, overwrite)
     with atomic_output(folder, overwrite=overwrite) as place:
         place.mkdir()
         yield place

@@ -12,6 +12,7 @@ resolution:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -190,6 +191,9 @@ class _N5Volume(StoredVolume):
         return [f for f in found if all(part.isdecimal() for part in f)]
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
+        ranges = (range(s.start // n, -(-s.stop // n)) for s, n in zip(index, self._block, strict=True))
+        for block in itertools.product(*ranges):
+            check_regular(os.path.join(self._folder, *map(str, block)))
         return np.asarray(self._handle()[index].read().result())
 
     def _open(self) -> Any:  # noqa: ANN401 (tensorstore's)

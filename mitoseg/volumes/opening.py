@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, as_path
 from mitoseg.geometry import Box, tiles
 from mitoseg.storage import atomic_output, check_output, plain
 from mitoseg.volumes import hdf5, images, medical, mrc, n5, tiff, zarrs
@@ -137,7 +137,7 @@ def open_volume(
     Raises:
         UserError: The file is missing, damaged, empty, of an unknown kind, or its axes are ambiguous.
     """
-    text = os.fspath(path)
+    text = as_path(path)
     with reading(text):
         check_regular(str(stored_in(text)))
         found, container = format_of(text), container_format(text)
@@ -277,7 +277,7 @@ def create_volume(
     Raises:
         UserError: The suffix is unknown, the output exists, its folder is not writable, or the shape is empty.
     """
-    text = os.fspath(path)
+    text = as_path(path)
     sizes = tuple(int(n) for n in shape)
     if len(sizes) != 3 or min(sizes) < 1:
         raise UserError("not the shape of a volume", sizes, "give z, y, x, each at least 1")
@@ -291,11 +291,11 @@ def create_volume(
     return VolumeWriter(info, overwrite=overwrite, chunks=chunks)
 
 
-def check_volume_output(path: str, overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
+def check_volume_output(path: str | os.PathLike[str], overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
     """Refuse, before any work is done, an output that cannot be written or would replace more than one volume."""
-    file, dataset, written = place(path)
+    file, dataset, written = place(as_path(path))
     if dtype is not None:
-        check_voxel_type(path, dtype)
+        check_voxel_type(os.fspath(path), dtype)
     check_output(file, overwrite)
     if file.is_dir() and not zarrs.is_array(file) and not is_one_image(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")

@@ -302,6 +302,7 @@ class MappedVolume(StoredVolume):
         super().__init__(path, header, options)
         self._file, self._packing, self._start = os.path.abspath(file or path), packing, start
         self._dtype, self._offset = header.dtype, offset
+        check_regular(self._file)
         needed, size = offset + math.prod(header.shape) * header.dtype.itemsize, os.path.getsize(self._file)
         if packing is None and needed > size:
             what = f"the {kind} is cut short, {size} of {needed} bytes are there"

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mitoseg.control_groups import memory_available
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, as_path
 from mitoseg.evaluation import BANDS, Bootstrap
 from mitoseg.evaluation import evaluate as score
 from mitoseg.evaluation.instances import label_prediction, prediction_instances
@@ -76,6 +76,8 @@ def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bo
         >>> model.voxel_size, round(model.threshold, 3) > 0
         ((5.0, 5.0, 5.0), True)
     """
+    if not isinstance(trust, bool):
+        raise UserError("trust is neither True nor False", trust, "give trust=True for files of people you trust")
     model = load_model(find_weights(checkpoint), trust=trust)
     return SegmentationModel(model, Path(DEFAULT if checkpoint is None else checkpoint).name, accelerator)
 
@@ -104,7 +106,7 @@ def train(
 
     images, truths = (list(given) if isinstance(given, list | tuple) else [given] for given in (image, truth))
     with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch) / "run" if folder is None else Path(folder)
+        where = Path(scratch) / "run" if folder is None else Path(as_path(folder))
         check_output(where, overwrite=False)
         if voxel_size is not None:
             options["data.voxel_size"] = list(check_voxel_size(voxel_size))
@@ -195,7 +197,7 @@ class SegmentationModel:
     ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
         """Predict and restore the result to the image's grid: in memory, or through files beside the output."""
         if output is not None:
-            check_volume_output(os.fspath(output), overwrite=False)
+            check_volume_output(output, overwrite=False)
         source = with_padding(as_volume(image, voxel_size, complete=True), options["padding"])
         others = ("padding", "normalize", "resample", "compile", "memory", "progress")
         chosen: dict[str, Any] = {key: value for key, value in options.items() if key not in others}
@@ -279,15 +281,21 @@ DEFAULTS: dict[str, Any] = {
 
 def _shares(total: int, progress: Progress | None) -> Callable[[Box], None]:
     """A callback for each finished box, which reports the fraction of voxels done to ``progress``."""
-    done = 0
+    done, tell = 0, _callable(progress)
 
     def advance(box: Box) -> None:
         nonlocal done
         done += box.size
-        if progress is not None:
-            progress(done / total)
+        if tell is not None:
+            tell(done / total)
 
     return advance
+
+
+def _callable(progress: Progress | None) -> Progress | None:
+    if progress is not None and not callable(progress):
+        raise UserError("progress is not a function", progress, "give one that takes the fraction done")
+    return progress
 
 
 def _completed(options: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +336,7 @@ def label(
         [[[1, 0, 2, 2]]]
     """
     if output is not None:
-        check_volume_output(os.fspath(output), overwrite=False, dtype=np.uint32)
+        check_volume_output(output, overwrite=False, dtype=np.uint32)
     volume = as_volume(mask, voxel_size)
     advance = _shares(volume.box.size, progress)
     found = label_prediction(volume, _decided(volume, threshold), labelling, on_block=advance)
@@ -385,7 +393,7 @@ def measure(
     scale = decide(others["probability"], None, "probability").scale if "probability" in others else 1.0
     ids = integer_volume(volume) if volume.dtype.kind == "f" else volume
     sources = Sources(ids, volume.voxel_size, scale=scale, **others)
-    return measure_instances(sources, min_volume=min_volume, reach=reach, on_part=progress)
+    return measure_instances(sources, min_volume=min_volume, reach=reach, on_part=_callable(progress))
 
 
 def evaluate(
@@ -476,7 +484,7 @@ def as_volume(
         volume = copy(source)
         volume.info = replace(source.info, voxel_size=size or source.voxel_size)
         return volume
-    if not all(hasattr(source, part) for part in ("shape", "dtype", "__getitem__")):
+    if isinstance(source, type) or not all(hasattr(source, part) for part in ("shape", "dtype", "__getitem__")):
         raise UserError(
             "neither a path nor an array", type(source).__name__, "give a path or an array of axes z, y, x"
         )

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.evaluation.conditions import ComparisonOptions, compare_conditions
+from mitoseg.evaluation.conditions import ComparisonOptions, check_comparison, compare_conditions
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.evaluation.report import write_report
 from mitoseg.evaluation.scene import save_scene
@@ -25,6 +25,7 @@ from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Sources, export_meshes, export_skeletons, measure_instances, summarise
 from mitoseg.segmentation.blockwise import store, write_blocks
+from mitoseg.segmentation.exporting import MESH_LIST, SKELETON_LIST, check_folder, check_meshes
 from mitoseg.segmentation.labelling import BLOCK
 from mitoseg.storage import check_output, make_folders, read_json, scratch_folder, write_json
 from mitoseg.tables import check_suffix, write_table
@@ -49,8 +50,10 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
     Raises:
         UserError: A volume, an option or the output is invalid.
     """
+    cut, correction = options.cut_objects, options.correction
+    chosen = ComparisonOptions(options.columns, cut_objects=cut, correction=correction, seed=options.seed)
     if options.compare is not None:
-        compare_tables(options, folder, tell)
+        compare_tables(options, chosen, folder, tell)
         return
     output = check_outputs(options)
     names = ("input", "image", "probability", "uncertainty")
@@ -127,21 +130,26 @@ def check_outputs(options: MeasureOptions) -> Path:
     instantiate(options.labelling)
     output = Path(options.output)
     check_suffix(output)
-    for path in (output, summary_path(output)):
-        if os.path.realpath(path) == os.path.realpath(stored_in(options.input)):
-            raise UserError("the output is the input itself", options.output, "choose another name")
-        check_output(path, options.overwrite)
+    sources = (options.input, options.image, options.probability, options.uncertainty)
+    taken = {os.path.realpath(stored_in(path)): "the output is the input itself" for path in sources if path}
+    instances = options.save_instances and stored_in(options.save_instances)
+    for path in (output, summary_path(output), instances, options.meshes, options.skeletons, options.scene):
+        if path is not None:
+            place = os.path.realpath(path)
+            if place in taken:
+                raise UserError(taken[place], str(path), "choose another name")
+            check_output(path, options.overwrite)
+            taken[place] = "two outputs have the same name"
     if options.save_instances is not None:
         check_volume_output(options.save_instances, options.overwrite)
-    for given in (options.meshes, options.skeletons, options.scene):
-        if given is not None:
-            check_output(given, options.overwrite)
     if options.scene is not None and Path(options.scene).suffix.lower() != ".png":
         raise UserError("the scene is drawn as .png", options.scene, "write scene=NAME.png")
     if options.meshes is not None:
-        import_extra("trimesh", "trimesh", "mesh")
+        check_meshes(options.mesh_formats, options.mesh_reduction)
+        check_folder(Path(options.meshes), MESH_LIST, options.overwrite)
     if options.skeletons is not None:
         import_extra("kimimaro", "kimimaro", "mesh")
+        check_folder(Path(options.skeletons), SKELETON_LIST, options.overwrite)
     return output
 
 
@@ -184,6 +192,7 @@ def find_sources(
         with waiting("numbering mitochondria"):
             found = label_prediction(given, decision, labelling, voxel_size=size, engine=engine)
             labels = store(found, found.block, scratch / "instances.zarr", engine=engine)
+            labels.info = replace(labels.info, path=given.path)  # the list of meshes names it
     return Sources(labels, size, volumes.get("image"), probability, volumes.get("uncertainty"), scale)
 
 
@@ -235,11 +244,11 @@ def write_shapes(
     return written
 
 
-def compare_tables(options: MeasureOptions, folder: Path, tell: Tell) -> None:
+def compare_tables(options: MeasureOptions, chosen: ComparisonOptions, folder: Path, tell: Tell) -> None:
     """Compare the tables of ``compare=``; write ``output``, a folder of tables and a figure."""
     groups = read_conditions(options.compare)
-    cut, output = options.cut_objects, options.output
-    chosen = ComparisonOptions(options.columns, cut_objects=cut, correction=options.correction, seed=options.seed)
+    output = options.output
+    check_comparison(output, options.overwrite)
     found = compare_conditions(groups, chosen)
     found.save(output, overwrite=options.overwrite)
     paths = {f"{name}_{i}": path for name, files in groups.items() for i, path in enumerate(files)}

@@ -99,9 +99,11 @@ def test_shapes_and_report(measure, tmp_path, place):
     pytest.importorskip("kimimaro")
     words = [f"{key}={tmp_path / key}" for key in ("meshes", "skeletons")]
     scene = tmp_path / "scene.png"
-    assert measure("input=instances.tif", f"output={tmp_path / 'a.csv'}", *words, f"scene={scene}", "report=true") == 0
+    words += [f"output={tmp_path / 'a.csv'}", f"scene={scene}", "min_volume=1e5", "report=true"]
+    assert measure("input=mask.tif", *words) == 0
     assert {p.name for p in (tmp_path / "meshes").iterdir()} >= {"1.ply", "4.ply", "instances.glb", "meshes.json"}
     assert len(list((tmp_path / "skeletons").glob("*.swc"))) == 4
+    assert json.loads((tmp_path / "meshes" / "meshes.json").read_text())["source"] == "mask.tif"
     assert scene.stat().st_size > 10_000
     assert "<html" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
@@ -149,6 +151,24 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
             ["input=mask.tif", "output=a.csv", "memory=1MB"],
             "error: too little memory for 1 process: '1MB'; give memory=",
         ),
+        (["input=mask.tif", "output=a.csv", "engine=foo"], "error: engine has no 'foo'; choose of dask, local, slurm"),
+        (
+            ["input=mask.tif", "output=a.csv", "voxel_size={a:1}"],
+            "error: the option takes other values: voxel_size={a:1}",
+        ),
+        (["input=mask.tif", "output=a.csv", "seed=-1"], "error: seed is too small"),
+        (["input=mask.tif", "output=a.csv", "cut_objects=foo"], "error: unknown cut_objects"),
+        (["input=mask.tif", "output=a.csv", "correction=foo"], "error: unknown correction"),
+        (["input=mask.tif", "output=a.csv", "mesh_formats=[foo]", "meshes=b"], "error: unknown formats of meshes"),
+        (["input=mask.tif", "output=a.csv", "mesh_reduction=0.5", "meshes=b"], "error: reduction is out of range"),
+        (["input=mask.tif", "output=a.csv", "meshes=a.csv"], "error: two outputs have the same name: 'a.csv'"),
+        (
+            ["input=mask.tif", "output=a.csv", "save_instances=mask.tif", "overwrite=true"],
+            "the output is the input itself",
+        ),
+        (["input=mask.tif", "output=a.csv", "meshes=other.tif", "overwrite=true"], "error: other things are there"),
+        (["input=mask.tif", "output=a.csv", "skeletons=.", "overwrite=true"], "error: other things are there"),
+        (["compare={a:[none.csv],b:[other.csv]}", "output=.", "overwrite=true"], "error: other things are there"),
         (["compare={control:[a.csv]}", "output=b"], "error: compare does not name two conditions"),
         (["compare={a:[none.csv],b:[none.csv]}", "output=b"], "none.csv"),
         (["compare={a:[none.csv],b:[]}", "output=b"], "error: compare names no files for b"),

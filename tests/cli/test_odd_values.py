@@ -58,7 +58,7 @@ def test_all_nonsense_is_told(tmp_path):
 
 def test_nonsense_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for word in ("trainer.devices=two", "optimizer.lr=-1", "epochs=many", "scheduler=nothing"):
+    for word in ("trainer.devices=two", "optimizer.lr=-1", "epochs=many", "scheduler=nothing", "+foo=1"):
         kept = [given for given in TINY if given.split("=")[0] != word.split("=")[0]]
         assert command(monkeypatch, "train", *kept, word) == 1
         err = capsys.readouterr().err

@@ -179,6 +179,7 @@ def test_a_block_that_is_missing_or_damaged(tmp_path, image_zyx):
     if hasattr(os, "mkfifo"):
         os.mkfifo(block)
         refused("a pipe, a socket or a device", open_volume(path).check_complete)
+        refused("a pipe, a socket or a device", lambda: open_volume(path).read())
 
 
 def test_a_compression_that_is_not_read_is_named(tmp_path, image_zyx):
