@@ -10,7 +10,7 @@ import pytest
 
 from mitoseg import storage
 from mitoseg.errors import UserError
-from mitoseg.storage import atomic_output, check_output, write_json, write_text
+from mitoseg.storage import atomic_output, check_output, held, write_json, write_text
 
 
 def names(folder):
@@ -252,6 +252,16 @@ def test_the_old_folder_comes_back_after_a_kill_between_the_renames(tmp_path):
 
 
 @needs_fork
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_under_a_lock_s_name_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".lock").symlink_to(victim)
+    with pytest.raises(UserError, match="cannot be written"), held(tmp_path / ".lock", "busy"):
+        pass
+    assert victim.read_text() == "precious"
+
+
 def test_what_others_write_is_left_alone(tmp_path, monkeypatch):
     (tmp_path / ".a.3f9c2a1b.partial.txt").touch()  # of no process that is named
     killed_while_writing(tmp_path / "a.b.txt")
