@@ -319,6 +319,7 @@ def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)
         switch = known.get(key) in ("bool", "bool | None")
         if switch and value.isdigit() and int(value) > 1:  # OmegaConf takes any number but 0 for true
             raise UserError(f"{key} is neither true nor false", value, f"give {key}=true or {key}=false")
-    if (added := {*map(str, cfg)} - {*known}) and cfg.get("resume") is None:  # runs with such were begun before
+    made = issubclass(schema, Options)
+    if (added := {*map(str, cfg)} - {*known}) and (made or cfg.get("resume") is None):  # older runs may have such
         raise UserError("no such option", min(added), "--help lists the options")
-    return OmegaConf.to_object(cfg) if issubclass(schema, Options) else cfg
+    return OmegaConf.to_object(cfg) if made else cfg
