@@ -51,9 +51,9 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
         UserError: A volume, an option or the output is invalid.
     """
     cut, correction = options.cut_objects, options.correction
-    chosen = ComparisonOptions(options.columns, cut_objects=cut, correction=correction, seed=options.seed)
+    comparison = ComparisonOptions(options.columns, cut_objects=cut, correction=correction, seed=options.seed)
     if options.compare is not None:
-        compare_tables(options, chosen, folder, tell)
+        compare_tables(options, comparison, folder, tell)
         return
     output = check_outputs(options)
     names = ("input", "image", "probability", "uncertainty")
@@ -244,12 +244,12 @@ def write_shapes(
     return written
 
 
-def compare_tables(options: MeasureOptions, chosen: ComparisonOptions, folder: Path, tell: Tell) -> None:
+def compare_tables(options: MeasureOptions, comparison: ComparisonOptions, folder: Path, tell: Tell) -> None:
     """Compare the tables of ``compare=``; write ``output``, a folder of tables and a figure."""
     groups = read_conditions(options.compare)
     output = options.output
     check_comparison(output, options.overwrite)
-    found = compare_conditions(groups, chosen)
+    found = compare_conditions(groups, comparison)
     found.save(output, overwrite=options.overwrite)
     paths = {f"{name}_{i}": path for name, files in groups.items() for i, path in enumerate(files)}
     write_json(folder / "provenance.json", collect(seed=options.seed, output=output, **paths))
