@@ -268,19 +268,28 @@ def _exists(path: str) -> bool:
         return False
 
 
-def read_saved(folder: Path) -> list[str]:
+def read_saved(folder: Path, file: Path = SAVED) -> list[str]:
     """The arguments that a run was started with.
 
     Raises:
         UserError: The file is not a list of arguments.
     """
     try:
-        words = yaml.safe_load((folder / SAVED).read_text(encoding="utf-8")) or []
+        words = yaml.safe_load((folder / file).read_text(encoding="utf-8")) or []
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UserError("the run's saved arguments cannot be read", str(folder / SAVED), "start a new run") from error
+        raise UserError("the run's saved arguments cannot be read", str(folder / file), "start a new run") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError("the run's saved arguments are not a list of strings", str(folder / SAVED), "start a new run")
+        raise UserError("the run's saved arguments are not a list of strings", str(folder / file), "start a new run")
     return words
+
+
+def changed_arguments(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """By key, the arguments of a run's last accepted call and of this one, as far as they differ."""
+    if not (folder / _ACCEPTED).is_file():
+        return {}, {}
+    before, now = ({key_of(w): value_of(w) for w in read_saved(folder, file)} for file in (_ACCEPTED, SAVED))
+    same = {key for key in before if now.get(key) == before[key]} | {"resume", "extend", "trust"}
+    return {k: v for k, v in before.items() if k not in same}, {k: v for k, v in now.items() if k not in same}
 
 
 def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:

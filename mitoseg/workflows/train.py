@@ -37,7 +37,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mitoseg.arguments import as_typed, key_of, replace_saved_words, words_kept
+from mitoseg.arguments import as_typed, changed_arguments, key_of, replace_saved_words, words_kept
 from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.geometry import anchor
@@ -52,7 +52,7 @@ from mitoseg.processes import is_main_process
 from mitoseg.progress import Tell, on_terminal
 from mitoseg.provenance import collect, peak_memory
 from mitoseg.sampling import RegionDataModule
-from mitoseg.storage import explain, held, move_into_place, write_json, write_text
+from mitoseg.storage import changes, explain, held, move_into_place, write_json, write_text
 from mitoseg.training import SegmentationModule
 from mitoseg.training.callbacks import (
     FiniteLoss,
@@ -140,6 +140,8 @@ def build(
     seed_everything(cfg.seed, workers=True, verbose=False)
     config = network_config(cfg)
     before = Continuation.find(cfg, folder)
+    if before.checkpoint is not None:
+        check_changes(folder, extends=before.scored)
     with built_from("network"):
         with before.bounds:
             network = instantiate(config)
@@ -183,6 +185,20 @@ def build(
         raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
     module = make_module(optimizer=instantiate(cfg.optimizer), compile=cfg.compile)
     return before, module, trainer, data, {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
+
+
+def check_changes(folder: Path, *, extends: bool) -> None:
+    """Log the options that a resumed run changes; refuse those that the checkpoint would silently override.
+
+    That is the state of the optimizer; only the learning rate of an extension is new.
+    """
+    old, new = changed_arguments(folder)
+    for key in sorted({*old, *new}):
+        if key.partition(".")[0] == "optimizer" and not (extends and key == "optimizer.lr"):
+            remedy = "resume without it, or start a new run with init_from=RUN/checkpoints/best.ckpt"
+            raise UserError(f"a resumed run restores its optimizer, {key} would have no effect", new.get(key), remedy)
+    if how := changes(old, new):
+        rank_zero_only(log.warning)("the run continues with other options than before: %s", how)
 
 
 @contextmanager

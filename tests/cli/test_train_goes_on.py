@@ -89,6 +89,17 @@ def test_a_run_that_is_going_on_is_taken_up_by_nobody_else(work, monkeypatch, ca
     assert (work / "busy" / ".hydra" / "overrides.yaml").read_text() == saved
 
 
+def test_changed_options_are_told_or_refused(work, monkeypatch, capsys):
+    """The checkpoint restores the optimizer's rate, whatever is given; config.yaml would say otherwise."""
+    shutil.copytree(work / "run", work / "changed")
+    saved = (work / "changed" / ".hydra" / "overrides.yaml").read_text()
+    assert command(monkeypatch, "train", "resume=changed", "optimizer.lr=1") == 1
+    assert "restores its optimizer, optimizer.lr would have no effect: '1'; resume without" in last_line(capsys)
+    assert (work / "changed" / ".hydra" / "overrides.yaml").read_text() == saved
+    assert command(monkeypatch, "train", "resume=changed", "data.batch_size=7", "freeze=[nothing]") == 1
+    assert "other options than before: data.batch_size was null, is now 7" in capsys.readouterr().err
+
+
 def test_changed_training_data_are_noticed(work, monkeypatch, capsys):
     shutil.copytree(work / "run", work / "interrupted")
     image = next((work / "phantom").glob("*10x96x128*/image.tif"))
