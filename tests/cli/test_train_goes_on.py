@@ -227,6 +227,13 @@ def test_a_training_s_state_that_cannot_be_is_one_line(damage, work, monkeypatch
     assert "cannot continue from this checkpoint" in last_line(capsys)
 
 
+def test_a_run_that_was_copied_in_part_is_told(work, monkeypatch, capsys):
+    take_up(work)
+    (work / "stranger" / "checkpoints" / "best.ckpt").unlink()
+    assert command(monkeypatch, "train", "resume=stranger") == 1
+    assert last_line(capsys).startswith("error: the best checkpoint of the run is missing: 'stranger/checkpoints/best")
+
+
 class Bomb:
     """Runs something when it is unpickled."""
 
