@@ -409,8 +409,10 @@ class Continuation:
             what = "the checkpoint does not say how far the run was extended"
             raise UserError(what, str(checkpoint), "start a new run")
         best, states = folder / "checkpoints" / "best.ckpt", found.get("callbacks")
-        kept = [str(state) for name, state in dict(states or {}).items() if "BestCheckpoint" in str(name)]
-        if "best.ckpt" in "".join(kept) and not best.is_file():
+        had_best = isinstance(states, dict) and any(
+            "BestCheckpoint" in str(name) and "best.ckpt" in str(state) for name, state in states.items()
+        )
+        if had_best and not best.is_file():
             remedy = f"copy it from where the run was made, or start a new run with init_from={checkpoint}"
             raise UserError("the best checkpoint of the run is missing", str(best), remedy)
         if cfg.extend is not None:
