@@ -231,7 +231,7 @@ def test_a_run_that_was_copied_in_part_is_told(work, monkeypatch, capsys):
     take_up(work)
     (work / "stranger" / "checkpoints" / "best.ckpt").unlink()
     assert command(monkeypatch, "train", "resume=stranger") == 1
-    assert last_line(capsys).startswith("error: the best checkpoint of the run is missing: 'stranger/checkpoints/best")
+    assert last_line(capsys).startswith("error: the best checkpoint of the run is missing: ")
 
 
 class Bomb:
