@@ -17,13 +17,19 @@ from mitoseg.tables import as_written, frame_csv, read_csv, to_csv, to_markdown,
 from mitoseg.viewers.napari_plugin.layers import save_table
 from mitoseg.workflows.many import Row, read_rows, write_rows
 
+WIDE = (
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)  # = + - @ as wide as a Chinese sign, which some spreadsheets compute, too
 NASTY = ["=cmd|' /C calc'!A0.tif", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=quoted", "'kept'", "plain"]
 
 
 def computed(text):
     """The cells of a CSV text that a spreadsheet would compute."""
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
-    return [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(cell)]
+    return [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", *WIDE)) and not is_number(cell)]
 
 
 def is_number(text):
@@ -34,7 +40,7 @@ def is_number(text):
 
 
 @given(st.lists(st.one_of(st.sampled_from(NASTY), st.text()), min_size=1))
-@example(["-1.5", "+2e-3", "-inf", "-", "=", "''=x"])
+@example(["-1.5", "+2e-3", "-inf", "-", "=", "''=x", *WIDE])
 def test_text_comes_back_and_is_not_computed(cells):
     text = to_csv(["name"], [[cell] for cell in cells])
     assert computed(text) == []
