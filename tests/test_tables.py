@@ -22,7 +22,7 @@ WIDE = (
     "\uff0b",
     "\uff0d",
     "\uff20",
-)  # = + - @ as wide as a Chinese sign, which some spreadsheets compute, too
+)  # full-width = + - @, which some spreadsheets compute
 NASTY = ["=cmd|' /C calc'!A0.tif", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=quoted", "'kept'", "plain"]
 
 
