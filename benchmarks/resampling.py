@@ -26,8 +26,8 @@ from mitoseg.geometry import Box
 from mitoseg.metrics import Counts, scores
 from mitoseg.storage import write_json
 from mitoseg.volumes import ArrayVolume, create_volume, map_labels, open_volume
-from mitoseg.volumes.ome_zarr import coarser
 from mitoseg.volumes.resampling import resampled
+from mitoseg.volumes.zarrs import coarser
 
 HELP = {
     "checkpoint": "what predicts",

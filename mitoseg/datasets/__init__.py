@@ -3,8 +3,8 @@
 from mitoseg.datasets.base import IGNORE, Recipe, Region, Splits
 from mitoseg.datasets.domains import Domains
 from mitoseg.datasets.files import Files
-from mitoseg.datasets.official import Lucchi, LucchiPP, Vnc
 from mitoseg.datasets.phantom import Phantom
+from mitoseg.datasets.published import Lucchi, LucchiPP, Vnc
 
 __all__ = [
     "IGNORE",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
@@ -30,26 +29,16 @@ from mitoseg.volumes.base import Array, DerivedVolume, ElementwiseVolume, Volume
 from mitoseg.volumes.resampling import resampled, resampled_length
 
 _log = logging.getLogger(__name__)
-
 KEYS = ("image", "label", "phantom", "domain", "axes", "voxel_size", "foreground", "unknown", "unlabelled", "licence")
 """The options of a set."""
-SHAPE = (8, 1024, 1024)
-"""Voxels (z, y, x) of a phantom that is one of the sets."""
+SHAPE = (8, 1024, 1024)  # voxels (z, y, x) of a phantom that is one of the sets
 
 
 class Domains:
-    """A recipe that combines many sets.
+    """A recipe that combines many sets; ``conf/data/domains.yaml`` explains every option.
 
     Grey values are normalised per image (mean 0, standard deviation 1). Training regions keep their stored pixel size,
     and tiles are resampled from them; validation and test regions are resampled to square pixels of ``pixel_size`` nm.
-
-    A set has ``image`` and ``label`` (paths, relative to ``root`` if they exist there), or ``phantom`` (a preset of
-    `Phantom`); ``voxel_size`` (z, y, x) in nm, ``axes``, ``domain`` (None: its name), ``foreground`` (label values of
-    mitochondria), ``unknown`` (a label value excluded from loss, class balance and score), ``unlabelled`` (whether to
-    exclude slices without mitochondria, too) and ``licence``. ``more`` adds sets; a set that is None is left out.
-
-    ``leave_out`` lists the domains to test on. Of each other set, the last ``validation.share`` of the rows, in at
-    most ``validation.slices`` slices, is for validation, separated from training by ``validation.gap`` nm.
     """
 
     def __init__(
@@ -98,7 +87,7 @@ class Domains:
             found, role = self.annotated(name), "test" if left_out else "train"
             for region in found:
                 files += [
-                    {"role": f"{role}.{kind}", **asdict(fingerprint(volume.path))}
+                    {"role": f"{role}.{kind}", **fingerprint(volume.path)}
                     for kind, volume in (("image", region.image), ("label", region.label))
                 ]
                 self._cut(region, name, options["domain"], left_out, regions)
@@ -147,7 +136,6 @@ class Domains:
         )
 
     def _cut(self, region: Region, name: str, domain: str, left_out: bool, regions: dict[str, list[Region]]) -> None:
-        """Add an image to the splits."""
         normalization = measure_normalization([(region.image, region.box)])
         image = ElementwiseVolume(region.image, normalization.apply, dtype=np.dtype(np.float32))
         called = f"{name} {PurePath(region.image.path).name}"

@@ -12,16 +12,14 @@ import lzma
 import os
 import re
 import stat
-import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import requests
 from filelock import FileLock
@@ -33,12 +31,10 @@ from mitoseg.volumes.opening import split_path
 from mitoseg.volumes.stored import state_of
 
 _log = logging.getLogger(__name__)
-
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone at the next try
 _CHUNK = 1 << 16  # bytes that a cut connection may cost: a chunk that is not complete is lost
 LIMIT_BYTES, LIMIT_FILES = 8 * 1024**3, 100_000  # that an archive may hold
 HASH_LIMIT_BYTES = 16 * 1024**3  # larger volumes are recorded by size alone: hashing them would take minutes
-
 _WRITABLE = "free some space, or choose a folder that can be written with data.root="
 
 
@@ -163,43 +159,55 @@ def _request(file: RemoteFile, part: Path) -> None:
 
 
 _CLUTTER = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
-
 _DAMAGED = (
     zipfile.BadZipFile,
-    tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
     EOFError,
     NotImplementedError,  # an unknown compression
-    RuntimeError,  # a zip with a password
+    RuntimeError,  # a password
 )
 
 
 def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
-    """Unpack a zip or tar archive into a new folder, which appears only when all of it is there.
+    """Unpack a zip archive into a new folder, which appears only when all of it is there.
 
     Refused are absolute paths, ``..``, drive letters, links, devices, and archives that grow beyond the limit,
     whatever sizes they claim. Clutter of macOS and Windows is left out.
     """
+
+    def refuse(why: str) -> None:
+        what = f"refused to unpack the archive, which {why}"
+        raise UserError(what, str(archive), "get it from its official source")
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if not zipfile.is_zipfile(archive):
+            raise UserError("not a zip archive", str(archive), "remove it and run again")
         with (
             scratch_folder(folder) as temporary,
-            closing(_members(archive)) as members,
+            zipfile.ZipFile(archive) as file,
             progress(f"unpacking {archive.name}", unit="bytes") as task,
         ):
             root, left = temporary / folder.name, limit_bytes
             root.mkdir()
-            for count, (name, stream) in enumerate(members):
-                if count >= LIMIT_FILES:
-                    raise _refusal(archive, f"holds more than {LIMIT_FILES} files")
-                target = root / _safe_name(name, archive)
+            infos = [info for info in file.infolist() if not info.is_dir() and not _CLUTTER.search(info.filename)]
+            if len(infos) > LIMIT_FILES:
+                refuse(f"holds more than {LIMIT_FILES} files")
+            for info in infos:
+                name = info.filename
+                parts = name.replace("\\", "/").split("/")
+                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+                    refuse(f"holds a link or device, {name!r}")
+                if parts[0] == "" or ":" in name or "\0" in name or ".." in parts:
+                    refuse(f"holds a path that leaves the folder, {name!r}")
+                target = root.joinpath(*(part for part in parts if part not in ("", ".")))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as out:
+                with target.open("xb") as out, file.open(info) as stream:
                     while chunk := stream.read(1 << 20):
                         left -= len(chunk)  # of what comes out, whatever the archive claims
                         if left < 0:
-                            raise _refusal(archive, f"unpacks to more than {limit_bytes} bytes")
+                            refuse(f"unpacks to more than {limit_bytes} bytes")
                         out.write(chunk)
                 task.reach(limit_bytes - left)
             try:
@@ -214,70 +222,25 @@ def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> No
         raise UserError(what, str(folder), _WRITABLE) from error
 
 
-def _members(archive: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
-    """Names and streams of the archive's files."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            for info in file.infolist():
-                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise _refusal(archive, f"holds a link or device, {info.filename!r}")
-                if not info.is_dir() and not _CLUTTER.search(info.filename):
-                    with file.open(info) as unpacked:
-                        yield info.filename, unpacked
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if not member.isreg() and not member.isdir():
-                    raise _refusal(archive, f"holds a link or device, {member.name!r}")
-                stream = None if _CLUTTER.search(member.name) else tar.extractfile(member)
-                if stream is not None:
-                    with stream:
-                        yield member.name, stream
-    else:
-        raise UserError("not a zip or tar archive", str(archive), "remove it and run again")
-
-
-def _safe_name(name: str, archive: Path) -> Path:
-    """The member's name as a path that stays below the folder on every system."""
-    parts = name.replace("\\", "/").split("/")
-    if parts[0] == "" or ":" in name or "\0" in name or ".." in parts:
-        raise _refusal(archive, f"holds a path that leaves the folder, {name!r}")
-    return Path(*[part for part in parts if part not in ("", ".")])
-
-
-def _refusal(archive: Path, why: str) -> UserError:
-    return UserError(f"refused to unpack the archive, which {why}", str(archive), "get it from its official source")
-
-
 def file_of(path: str) -> Path:
     """The file or folder behind a volume's path: ``a.h5:/raw`` lies in ``a.h5``."""
     return Path(split_path(path)[0])
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """Size in bytes and checksum of the file or folder behind a volume's path.
+def fingerprint(path: str) -> dict[str, Any]:
+    """The path, bytes and sha256 of the file or folder behind a volume's path.
 
     The checksum of a folder is over the names and checksums of its files; None above `HASH_LIMIT_BYTES`.
     """
-
-    path: str
-    bytes: int
-    sha256: str | None
-
-
-def fingerprint(path: str) -> Fingerprint:
-    """Measure what lies behind a volume's path."""
     source = file_of(path)
     files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-    total = sum(p.stat().st_size for p in files)
-    if total > HASH_LIMIT_BYTES:
-        return Fingerprint(path, total, None)
-    sums = [_sha256(os.fspath(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    if files == [source]:
-        return Fingerprint(path, total, sums[0])
-    lines = (f"{p.relative_to(source).as_posix()} {found}\n" for p, found in zip(files, sums, strict=True))
-    return Fingerprint(path, total, hashlib.sha256("".join(lines).encode()).hexdigest())
+    found: dict[str, Any] = {"path": path, "bytes": sum(p.stat().st_size for p in files), "sha256": None}
+    if found["bytes"] <= HASH_LIMIT_BYTES:
+        sums = [_sha256(os.fspath(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        lines = (f"{p.relative_to(source).as_posix()} {one}\n" for p, one in zip(files, sums, strict=True))
+        of_folder = hashlib.sha256("".join(lines).encode()).hexdigest()
+        found["sha256"] = sums[0] if files == [source] else of_folder
+    return found
 
 
 def checksums(provenance: Mapping[str, Any], part: str = "") -> dict[str, str]:
@@ -293,12 +256,8 @@ def checksums(provenance: Mapping[str, Any], part: str = "") -> dict[str, str]:
 
 def changed_files(provenance: Mapping[str, Any]) -> list[str]:
     """Files in a data set's `Splits.provenance` that are there and no longer the same."""
-    found = []
-    for file in provenance.get("files") or ():
-        if file_of(file["path"]).exists():
-            now = fingerprint(file["path"])
-            found += [file["path"]] if (now.bytes, now.sha256) != (file["bytes"], file["sha256"]) else []
-    return found
+    there = [file for file in provenance.get("files") or () if file_of(file["path"]).exists()]
+    return [file["path"] for file in there if not fingerprint(file["path"]).items() <= file.items()]
 
 
 @lru_cache(maxsize=4096)

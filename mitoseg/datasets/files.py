@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations, islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path, PurePath
 from typing import ClassVar
 
-from mitoseg.datasets.base import IGNORE, Region, Splits
+from mitoseg.datasets.base import IGNORE, Range, Region, Splits, Validation, fold_slabs
 from mitoseg.datasets.download import file_of, fingerprint
-from mitoseg.datasets.splitting import Range, Validation, fold_slabs
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import check_same_shape, map_labels, open_volume
@@ -22,24 +22,12 @@ from mitoseg.volumes.opening import warn_of_gaps, warn_of_sizes
 from mitoseg.volumes.padding import blanked, with_padding
 
 _log = logging.getLogger(__name__)
-
 _SEARCH_DEPTH = 4  # levels of folders in which official names are looked for: an unpacked archive has up to so many
 _SEARCH_ENTRIES = 50_000  # files that are examined before giving up: data.root may be somebody's whole disk
 
 
 class Files:
-    """A recipe of volumes that are on disk; ``conf/data/files.yaml`` explains every option.
-
-    Args:
-        root: Folder in which relative names are looked for first.
-        train: ``image``, ``label`` (a path or a list of paths), ``box`` (the annotated part of each volume, such as
-            ``[0:20,:,:]``, None for all of it) and ``foreground`` (as below, an entry for each volume).
-        test: The same for the test split; may be left out.
-        validation: See `Validation`; applied to each training volume.
-        folds: Number of z-slabs that each training volume is cut into; see `fold_slabs`.
-        fold: The test slab, or the validation slab where a test volume is named.
-        foreground: The label values that are mitochondria, one or a list; None: by ``label_rule_of_values``.
-    """
+    """A recipe of volumes that are on disk; ``conf/data/files.yaml`` explains every option."""
 
     name: ClassVar[str] = "files"
     default_validation: ClassVar[Validation] = Validation()
@@ -92,7 +80,7 @@ class Files:
         provenance = {
             **self.facts_for_provenance(),
             "files": [
-                {"role": f"{key}.{kind}", **asdict(fingerprint(path))}
+                {"role": f"{key}.{kind}", **fingerprint(path)}
                 for key in paths
                 for kind in ("image", "label")
                 for path in getattr(paths[key], kind)
@@ -193,7 +181,6 @@ class Files:
 
 
 def _slab(region: Region, start: int, stop: int) -> Region:
-    """A run of slices of a region."""
     box = Box((start, *region.box.start[1:]), (stop, *region.box.stop[1:]))
     return replace(region, box=box, name=f"{PurePath(region.image.path).name} {box}")
 
@@ -230,7 +217,11 @@ class Named:
         if given:
             remedy = "the keys are image, label, box and foreground"
             raise UserError(f"unknown keys in data.{key}", sorted(given), remedy)
-        return cls(image, label, _boxes(box), foreground)
+        # one box may come as a text or as a list of its axes, several as a list of either
+        boxes = list(box) if isinstance(box, Sequence) and not isinstance(box, str | bytes) else [box]
+        if boxes and all(isinstance(item, str) and re.fullmatch(r"\s*\d*:\d*\s*", item) for item in boxes):
+            boxes = [tuple(boxes)]
+        return cls(image, label, () if box is None else tuple(boxes), foreground)
 
     def boxes(self, key: str) -> tuple[object, ...]:
         """One entry a volume: what `mitoseg.geometry.Box.parse` reads, or None for all of it."""
@@ -268,40 +259,25 @@ def find(root: Path, name: str, *, deep: bool) -> str | None:
 
     A name of two parts, such as ``stack1/raw``, is found by both parts, or by the last alone right in ``root``.
     """
-    parts = name.lower().split("/")
-    for path in islice(_walk(root, _SEARCH_DEPTH if deep else 1), _SEARCH_ENTRIES):
-        tail = [part.lower() for part in path.relative_to(root).parts]
-        if tail == parts[-1:] or tail[-len(parts) :] == parts:
-            return str(path)
-    return None
-
-
-def _walk(root: Path, depth: int) -> Iterator[Path]:
-    """Files and folders level by level, hidden ones left out."""
-    level = [root]
-    for _ in range(depth):
-        deeper = []
-        for folder in level:
-            try:
+    parts, level, seen = name.lower().split("/"), [root], 0
+    for _ in range(_SEARCH_DEPTH if deep else 1):
+        folders, level = level, []
+        for folder in folders:
+            entries: list[Path] = []
+            with contextlib.suppress(OSError):  # no folder, or closed to us
                 entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-            except OSError:  # no folder, or closed to us
-                continue
-            yield from entries
-            deeper += entries
-        level = deeper
+            for path in entries:
+                seen += 1
+                tail = [part.lower() for part in path.relative_to(root).parts]
+                if seen <= _SEARCH_ENTRIES and (tail == parts[-1:] or tail[-len(parts) :] == parts):
+                    return str(path)
+            level += entries
+            if seen >= _SEARCH_ENTRIES:
+                return None
+    return None
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(str(item) for item in value)
     return () if value is None else (str(value),)
-
-
-def _boxes(value: object) -> tuple[object, ...]:
-    """Entries for `Box.parse`: one box may come as text or as a list of its axes, several as a list of either."""
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        return (value,)
-    one_box = value and all(isinstance(item, str) and re.fullmatch(r"\s*\d*:\d*\s*", item) for item in value)
-    return (tuple(value),) if one_box else tuple(value)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pooch
 from filelock import FileLock
 
+from mitoseg.datasets.base import Validation
 from mitoseg.datasets.files import Files, Named
-from mitoseg.datasets.splitting import Validation
 from mitoseg.datasets.synthetic import VERSION, generate_phantom, get_preset
 from mitoseg.datasets.synthetic.generate import checked_shape, seed_sequences
 from mitoseg.errors import UserError

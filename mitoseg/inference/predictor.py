@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from mitoseg.inference.sizing import Sizing, Tile, budget_bytes
 from mitoseg.inference.views import Grey, assemble, check_answers, gather, make_views, read_grey
 from mitoseg.networks.kinds import input_channels
 from mitoseg.volumes import Volume, channel_slices
+from mitoseg.volumes.base import BoxWriter
 from mitoseg.volumes.padding import Padding
 
 
@@ -136,13 +137,6 @@ def _halves(write: Box, *, along_z: bool) -> list[Box]:
     sizes = list(write.shape)
     sizes[axis] = -(-sizes[axis] // 2)
     return list(tiles(write, sizes))
-
-
-class BoxWriter(Protocol):
-    """Whatever takes finished boxes: a volume writer, or an array in memory."""
-
-    def write(self, box: Box, array_zyx: npt.NDArray[Any], /) -> None:
-        """Take the voxels of one box."""
 
 
 def predict_volume(

@@ -1,4 +1,4 @@
-r"""Connected components of a volume that is too large for memory: block by block, then joined across the blocks.
+"""Connected components of a volume that is too large for memory: block by block, then joined across the blocks.
 
 A block is read with one voxel more at its far sides, the first layer of the next block:
 
@@ -6,9 +6,8 @@ A block is read with one voxel more at its far sides, the first layer of the nex
     block B           |4 5 6 7|8
 
 Two voxels that touch, even at a corner, share a corner of smallest coordinates, and the block that holds this corner
-reads both. So every contact lies within what one block reads, whatever the connectivity, and blocks are joined where
-they share a voxel of a layer. Layers between blocks that meet in a face are enough: those at edges and corners lie in
-several of them. `summarize_block` and `relabel_block` need one block alone and run anywhere; `Joiner` needs them all.
+reads both, whatever the connectivity. So blocks are joined where they share a voxel of a layer; layers between blocks
+that meet in a face are enough. `summarize_block` and `relabel_block` need one block alone; `Joiner` needs them all.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import cc3d
 import numpy as np
@@ -32,14 +31,13 @@ from scipy.sparse.csgraph import connected_components
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.volumes.base import Array, ArrayVolume, ArrayWriter, Volume
+from mitoseg.volumes.base import Array, ArrayVolume, ArrayWriter, BoxWriter, Volume
 from mitoseg.volumes.opening import VolumeWriter, create_volume, open_volume
 from mitoseg.volumes.staging import explained
 from mitoseg.volumes.zarrs import ZarrOutput, remove_partial
 
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint32]
-
 Value = TypeVar("Value", bound=np.generic)
 
 
@@ -136,7 +134,11 @@ class Joiner:
         first, second = np.concatenate(self._pairs).T
         contacts = coo_array((np.ones(len(first), bool), (first, second)), (total, total))
         count, group = connected_components(contacts, directed=False) if total else (0, np.zeros(0, np.int32))
-        joined = unite_objects(join_objects(self._pieces), group, count)
+        pieces, joined = join_objects(self._pieces), _no_objects(count)
+        np.add.at(joined.voxels, group, pieces.voxels)
+        np.minimum.at(joined.first, group, pieces.first)
+        np.minimum.at(joined.start, group, pieces.start)
+        np.maximum.at(joined.stop, group, pieces.stop)
         order = np.argsort(joined.first)
         rank = np.empty(count, np.uint32)
         rank[order] = np.arange(1, count + 1)
@@ -173,41 +175,35 @@ class Objects:
         return at_border
 
 
-NO_OBJECTS = Objects(*(np.zeros(shape, np.int64) for shape in ((0,), (0, 3), (0, 3), (0,))))
+def _no_objects(count: int) -> Objects:
+    """Rows of objects without a voxel yet."""
+    start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
+    return Objects(np.zeros(count, np.int64), start, stop, np.full(count, NOWHERE))
+
+
+NO_OBJECTS = _no_objects(0)
 
 
 def measure_objects(
     label_zyx: npt.NDArray[np.integer], count: int, origin: Sequence[int], shape: Sequence[int]
 ) -> Objects:
     """Measure labels 1 to ``count``, which may be absent, of a part that begins at ``origin`` of a volume."""
-    voxels = np.bincount(label_zyx.ravel(), minlength=count + 1)[1:].astype(np.int64)
-    start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
+    voxels, found = np.bincount(label_zyx.ravel(), minlength=count + 1)[1:].astype(np.int64), _no_objects(count)
     for i, part in enumerate(find_objects(label_zyx, count)):
         if part is not None:
-            start[i] = [s.start + o for s, o in zip(part, origin, strict=True)]
-            stop[i] = [s.stop + o for s, o in zip(part, origin, strict=True)]
+            found.start[i] = [s.start + o for s, o in zip(part, origin, strict=True)]
+            found.stop[i] = [s.stop + o for s, o in zip(part, origin, strict=True)]
     flat = np.flatnonzero(label_zyx)
     first = np.full(count, -1)
     first[label_zyx.ravel()[flat[::-1]] - 1] = flat[::-1]  # of voxels of one label the last written, the first, stays
     z, y, x = (axis + o for axis, o in zip(np.unravel_index(first.clip(0), label_zyx.shape), origin, strict=True))
     place = np.where(first < 0, NOWHERE, (z * shape[1] + y) * shape[2] + x)
-    return Objects(voxels, start, stop, place)
+    return Objects(voxels, found.start, found.stop, place)
 
 
 def join_objects(objects: Sequence[Objects]) -> Objects:
     """The rows of several tables, one after the other."""
     return Objects(*(np.concatenate([getattr(o, field.name) for o in objects]) for field in fields(Objects)))
-
-
-def unite_objects(objects: Objects, group: npt.NDArray[np.integer], count: int) -> Objects:
-    """One row for each of ``count`` groups of rows that belong together."""
-    voxels, first = np.zeros(count, np.int64), np.full(count, NOWHERE)
-    start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
-    np.add.at(voxels, group, objects.voxels)
-    np.minimum.at(first, group, objects.first)
-    np.minimum.at(start, group, objects.start)
-    np.maximum.at(stop, group, objects.stop)
-    return Objects(voxels, start, stop, first)
 
 
 def least_voxels(volume: float, voxel_size: Sequence[float]) -> int:
@@ -251,29 +247,14 @@ def store(
         memory = ArrayWriter(about.shape, about.dtype)
         write_blocks(volume, block, memory, engine=engine, on_block=on_block)
         return ArrayVolume(memory.array_zyx, about.voxel_size, about.path, about.metadata)
-    chunks = tuple(_chunk(side, n, most) for side, n, most in zip(block, about.shape, CHUNK, strict=True))
-    options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": chunks}
+    chunks = []  # that no two blocks share
+    for side, n, most in zip(block, about.shape, CHUNK, strict=True):
+        whole = side >= n
+        chunks.append(min(most, n) if whole else max(d for d in range(1, min(side, most) + 1) if side % d == 0))
+    options = {"voxel_size": about.voxel_size, "metadata": about.metadata, "chunks": tuple(chunks)}
     with create_volume(str(path), about.shape, about.dtype, **options) as writer:  # type: ignore[arg-type]
         write_blocks(volume, block, writer, engine=engine, on_block=on_block)
     return open_volume(str(path))
-
-
-def _chunk(side: int, total: int, most: int) -> int:
-    """Side of a chunk that no two blocks share: a divisor of the side of a block, unless that is the whole axis.
-
-    >>> _chunk(512, 1000, 128), _chunk(96, 1000, 64), _chunk(1000, 1000, 128)
-    (128, 48, 128)
-    """
-    if side >= total:
-        return min(most, total)
-    return max(d for d in range(1, min(side, most) + 1) if side % d == 0)
-
-
-class BoxWriter(Protocol):
-    """Whatever takes finished boxes, such as a volume writer."""
-
-    def write(self, box: Box, array_zyx: Array, /) -> None:
-        """Take the voxels of one box."""
 
 
 def write_blocks(
@@ -285,18 +266,10 @@ def write_blocks(
     engine: Engine | None = None,
     dtype: np.dtype[Any] | None = None,
 ) -> None:
-    """Write a volume block by block.
+    """Write a volume, all of it, block by block (z, y, x) into a `VolumeWriter` or such; None: in this process.
 
     Other processes write into a Zarr array themselves, where their blocks are made of whole chunks. For other outputs
-    they send compressed blocks, and this process writes.
-
-    Args:
-        volume: What is written, all of it; see `Volume.part`.
-        block: (z, y, x) voxels at once.
-        writer: Such as `mitoseg.volumes.create_volume` gives.
-        on_block: Called with each block that is written.
-        engine: Started; None: this process.
-        dtype: What voxels are cast to.
+    they send compressed blocks, and this process writes. ``on_block`` is called with each block that is written.
     """
     engine = engine or LocalEngine()
     array = writer.shared(block) if isinstance(writer, VolumeWriter) and not engine.in_process else None
@@ -331,9 +304,7 @@ def _make_block(
 BLOCK = (32, 512, 512)  # voxels that are read at once, unless memory is short
 VOXEL_BYTES = 32  # of each of them, at most
 STARTS = ["box_z0", "box_y0", "box_x0"]
-
 STOPS = ["box_z1", "box_y1", "box_x1"]
-
 COLUMNS = ["instance", "voxels", *STARTS, *STOPS]
 
 

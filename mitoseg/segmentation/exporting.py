@@ -1,7 +1,4 @@
-"""Meshes and skeletons of a whole volume, object by object, into a folder that appears when all are there.
-
-Meshes are PLY and OBJ with one object each, or GLB with all of them, named and coloured.
-"""
+"""Meshes and skeletons of a whole volume, object by object, into a folder that appears when all are there."""
 
 from __future__ import annotations
 
@@ -11,24 +8,24 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
 from mitoseg.segmentation.blockwise import STARTS, STOPS, count_instances
+from mitoseg.segmentation.centreline import CONST, SCALE, skeletonize, swc
 from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
-from mitoseg.segmentation.skeletons import CONST, SCALE, skeletonize, swc
 from mitoseg.storage import atomic_output, check_output, read_json, write_json
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
 
 Progress = Callable[[int, int], None]  # takes how many objects are done, and of how many
-
 MESH_LIST, SKELETON_LIST = "meshes.json", "skeletons.json"
 """What a folder holds, in itself; a folder without one is never replaced."""
-
 SCENE = "instances.glb"
 
 
@@ -57,9 +54,6 @@ class SkeletonRecord:
     touches_border: bool
 
 
-Record = MeshRecord | SkeletonRecord
-
-
 def export_meshes(
     instances: Volume,
     folder: Path | str,
@@ -73,44 +67,38 @@ def export_meshes(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[MeshRecord]:
-    """Write the surface of every instance.
+    """Write the surface of every instance (or of ``ids``) of at least ``min_volume`` nm^3.
 
-    The folder gets ``<id>.ply`` and ``<id>.obj``, one ``instances.glb``, and ``meshes.json`` with a `MeshRecord` of
-    each. One object is in memory at a time; for GLB the simplified meshes are kept until the end.
-
-    Args:
-        instances: Numbers from 1, 0 for background.
-        folder: It appears when all files are written.
-        formats: Of ``ply``, ``obj``, ``glb``.
-        voxel_size: (z, y, x) in nm; None: the volume's.
-        ids: Only these instances; None for all.
-        reduction: How many times fewer faces; 1 keeps all.
-        smoothing: Rounds of smoothing; 0 keeps the steps of the voxels.
-        min_volume: In nm^3; smaller objects are left out.
-        overwrite: Whether an earlier folder of meshes may be replaced.
-        progress: Called after each object.
+    The folder, which appears when all files are written, gets ``<id>.ply`` and ``<id>.obj``, one ``instances.glb``, as
+    ``formats`` asks, and ``meshes.json`` with a `MeshRecord` of each. One object is in memory at a time; for GLB the
+    simplified meshes are kept until the end. ``voxel_size`` (z, y, x) in nm replaces the volume's; ``reduction`` is
+    how many times fewer faces, 1 keeps all; after 0 rounds of ``smoothing`` the steps of the voxels stay.
+    ``overwrite`` replaces an earlier folder of meshes alone.
     """
     formats = check_meshes(formats, reduction)
     _check_number("min_volume", min_volume, 0)
     if type(smoothing) is not int or smoothing < 0:
         raise UserError("smoothing is not a number of rounds", smoothing, "give 0 or more, such as smoothing=10")
+    trimesh = import_extra("trimesh", "trimesh", "mesh")
     size = known_voxel_size(instances, voxel_size)
-    records: list[MeshRecord] = []
+    options = {"formats": formats, "reduction": reduction, "smoothing": smoothing, "min_volume_nm3": min_volume}
     scene: dict[int, Mesh] = {}
-    with _new_folder(Path(folder), MESH_LIST, overwrite) as place:
-        for one, source in _objects(instances, size, ids, min_volume, progress):
-            mask_zyx = source.read(one.box) == one.id
+    with _new_folder(instances, Path(folder), MESH_LIST, overwrite, size, options) as (place, records):
+        for one, mask_zyx, cut in _objects(instances, size, ids, min_volume, progress):
             mesh = mesh_object(mask_zyx, size, start=one.box.start, smoothing=smoothing, reduction=reduction)
-            for name in (f for f in formats if f in ONE_EACH):
-                write_mesh(place / f"{one.id}.{name}", mesh, one.id)
+            body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+            if "obj" in formats:
+                head: dict[str, Any] = {"header": f"instance {one.id}, nm", "include_normals": False}
+                body.export(place / f"{one.id}.obj", file_type="obj", include_color=False, **head)
+            if "ply" in formats:  # binary, float32
+                body.visual.vertex_colors = _rgba(one.id)
+                body.export(place / f"{one.id}.ply", file_type="ply", encoding="binary", vertex_normal=False)
             if "glb" in formats:
                 scene[one.id] = mesh
-            cut, counts = one.touches_border(instances.shape), (len(mesh.vertices), len(mesh.faces))
+            counts = (len(mesh.vertices), len(mesh.faces))
             records.append(MeshRecord(one.id, *counts, mesh.volume, mesh.area, cut, mesh.is_closed))
         if scene:
             write_scene(place / SCENE, scene)
-        options = {"formats": formats, "reduction": reduction, "smoothing": smoothing, "min_volume_nm3": min_volume}
-        _write_list(place / MESH_LIST, instances, size, options, records)
     return records
 
 
@@ -146,56 +134,56 @@ def export_skeletons(
         _check_number(name, value, 0)
     import_extra("kimimaro", "kimimaro", "mesh")
     size = known_voxel_size(instances, voxel_size)
-    records: list[SkeletonRecord] = []
-    with _new_folder(Path(folder), SKELETON_LIST, overwrite) as place:
-        for one, source in _objects(instances, size, ids, min_volume, progress):
-            mask_zyx = source.read(one.box) == one.id
+    options = {"scale": scale, "const_nm": const, "min_volume_nm3": min_volume}
+    with _new_folder(instances, Path(folder), SKELETON_LIST, overwrite, size, options) as (place, records):
+        for one, mask_zyx, cut in _objects(instances, size, ids, min_volume, progress):
             skeleton = skeletonize(mask_zyx, size, start=one.box.start, scale=scale, const=const)
             text = swc(skeleton, one.id)
             (place / f"{one.id}.swc").write_text(text, encoding="ascii", newline="\n")
-            degree, cut = skeleton.degree, one.touches_border(instances.shape)
+            degree = skeleton.degree
             counts = (len(skeleton.points), int((degree == 1).sum()), int((degree > 2).sum()))
             records.append(SkeletonRecord(one.id, *counts, skeleton.length, cut))
-        options = {"scale": scale, "const_nm": const, "min_volume_nm3": min_volume}
-        _write_list(place / SKELETON_LIST, instances, size, options, records)
     return records
+
+
+def check_folder(folder: Path, listing: str, overwrite: bool) -> None:
+    """Refuse to write a folder of meshes or skeletons over anything but an earlier one, which has the list."""
+    check_output(folder, overwrite)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / listing))):
+        raise UserError("other things are there", str(folder), "give a new name: they would be replaced as a whole")
+
+
+@contextlib.contextmanager
+def _new_folder(
+    instances: Volume, folder: Path, listing: str, overwrite: bool, size: VoxelSize, options: Mapping[str, object]
+) -> Iterator[tuple[Path, list[Any]]]:
+    """An empty folder, which takes its name at the end, when the records that were appended are listed in it.
+
+    With ``overwrite`` it replaces only a folder of its own kind.
+    """
+    check_folder(folder, listing, overwrite)
+    with atomic_output(folder, overwrite=overwrite) as place:
+        place.mkdir()
+        records: list[Any] = []
+        yield place, records
+        head = {"unit": "nm", "axes": "x, y, z", "voxel_size_zyx": size, "shape_zyx": instances.shape}
+        objects = [asdict(record) for record in records]
+        write_json(place / listing, {**head, "source": instances.path, **options, "objects": objects})
 
 
 def _objects(
     instances: Volume, size: VoxelSize, ids: Iterable[int] | None, min_volume: float, progress: Progress | None
-) -> Iterator[tuple[FoundObject, Volume]]:
-    """The objects one by one, with the volume to read them from; tells the progress after each."""
+) -> Iterator[tuple[FoundObject, npt.NDArray[np.bool_], bool]]:
+    """The objects one by one, each in its box, and whether the volume's border cuts it."""
     source = held(instances)
     chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
     if not chosen:
         raise UserError("no instance to write", instances.path, "check ids, min_volume and that it holds instances")
     for done, one in enumerate(chosen, 1):
-        yield one, source
+        cut = any(a == 0 or b == n for a, b, n in zip(one.box.start, one.box.stop, instances.shape, strict=True))
+        yield one, source.read(one.box) == one.id, cut
         if progress is not None:
             progress(done, len(chosen))
-
-
-def check_folder(folder: Path, its_list: str, overwrite: bool) -> None:
-    """Refuse to write a folder of meshes or skeletons over anything but an earlier one, which has the list."""
-    check_output(folder, overwrite)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / its_list))):
-        raise UserError("other things are there", str(folder), "give a new name: they would be replaced as a whole")
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path, its_list: str, overwrite: bool) -> Iterator[Path]:
-    """An empty folder that takes its name at the end; with ``overwrite`` it replaces only one of its own kind."""
-    check_folder(folder, its_list, overwrite)
-    with atomic_output(folder, overwrite=overwrite) as place:
-        place.mkdir()
-        yield place
-
-
-def _write_list(
-    path: Path, instances: Volume, size: VoxelSize, options: Mapping[str, object], records: Sequence[Record]
-) -> None:
-    head = {"unit": "nm", "axes": "x, y, z", "voxel_size_zyx": size, "shape_zyx": instances.shape}
-    write_json(path, {**head, "source": instances.path, **options, "objects": [asdict(r) for r in records]})
 
 
 def known_voxel_size(instances: Volume, voxel_size: Sequence[float] | None) -> VoxelSize:
@@ -206,7 +194,7 @@ def known_voxel_size(instances: Volume, voxel_size: Sequence[float] | None) -> V
 
 
 def _check_number(name: str, value: object, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+    if not is_number(value) or not least <= value < math.inf:  # type: ignore[operator]
         raise UserError(f"{name} is out of range", value, f"give a number from {least:g} up")
 
 
@@ -220,10 +208,6 @@ class FoundObject:
     id: int
     box: Box
     voxels: int
-
-    def touches_border(self, shape: tuple[int, ...]) -> bool:
-        """Whether it reaches a face of a volume of that shape."""
-        return any(a == 0 or b == n for a, b, n in zip(self.box.start, self.box.stop, shape, strict=True))
 
 
 def held(instances: Volume) -> Volume:
@@ -240,10 +224,8 @@ def find_objects(instances: Volume) -> dict[int, FoundObject]:
     if kind != "instances" or not np.issubdtype(instances.dtype, np.integer):
         kind = kind if kind != "instances" else str(instances.dtype)
         raise UserError(f"instances are needed, not {kind}", instances.path, "give what save=instances wrote")
-    table = count_instances(instances)
-    corners = zip(table[STARTS].to_numpy().tolist(), table[STOPS].to_numpy().tolist(), strict=True)
-    rows = zip(table["instance"].tolist(), corners, table["voxels"].tolist(), strict=True)
-    return {i: FoundObject(i, Box(tuple(start), tuple(stop)), voxels) for i, (start, stop), voxels in rows}
+    rows = count_instances(instances)[["instance", "voxels", *STARTS, *STOPS]].itertuples(index=False)
+    return {i: FoundObject(i, Box(tuple(box[:3]), tuple(box[3:])), voxels) for i, voxels, *box in rows}
 
 
 def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, least_voxels: float) -> list[FoundObject]:
@@ -255,8 +237,7 @@ def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, lea
     return [found[i] for i in wanted if found[i].voxels >= least_voxels]
 
 
-ONE_EACH = ("ply", "obj")  # formats that hold one object in a file
-FORMATS = (*ONE_EACH, "glb")  # all that can be written
+FORMATS = ("ply", "obj", "glb")  # that can be written, the first two with one object in a file
 
 
 def colour_of(number: int) -> tuple[float, float, float]:
@@ -267,17 +248,6 @@ def colour_of(number: int) -> tuple[float, float, float]:
     hue = number * 0.618033988749895 % 1
     saturation, value = (0.55, 0.75, 0.65)[number % 3], (0.95, 0.85, 0.9)[number % 3]
     return colorsys.hsv_to_rgb(hue, saturation, value)
-
-
-def write_mesh(path: Path, mesh: Mesh, number: int) -> None:
-    """Write one object, PLY (binary, float32, with the number's colour) or OBJ (text), by the suffix."""
-    trimesh = import_extra("trimesh", "trimesh", "mesh")
-    body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    if path.suffix == ".obj":
-        body.export(path, file_type="obj", include_color=False, include_normals=False, header=f"instance {number}, nm")
-        return
-    body.visual.vertex_colors = _rgba(number)
-    body.export(path, file_type="ply", encoding="binary", vertex_normal=False)
 
 
 def write_scene(path: Path, meshes: Mapping[int, Mesh]) -> None:

@@ -1,13 +1,7 @@
-r"""Surfaces of instances as closed triangle meshes, in nm.
+"""Surfaces of instances as closed triangle meshes, in nm.
 
 Vertices are (x, y, z) as mesh files expect them, while arrays are z, y, x. Voxel i covers [i, i + 1) voxel sizes, so
-its centre is at i + 1/2 and a mesh fills the box of its voxels:
-
-    voxel         0     1     2     3                 an object of the voxels 1 and 2
-              |-----|-----|-----|-----|               has a mesh from 1 to 3 voxel sizes
-    nm / size 0     1     2     3     4
-
-An object that the border of the volume cuts is closed there by a flat face.
+a mesh fills the box of its voxels. An object that the border of the volume cuts is closed there by a flat face.
 """
 
 from __future__ import annotations
@@ -75,19 +69,13 @@ def mesh_object(
     smoothing: int = SMOOTHING,
     reduction: float = 1.0,
 ) -> Mesh:
-    """The surface of one object.
+    """The surface of one object: ``mask_zyx`` is any box around it, ``start`` the box's first voxel in the volume.
 
-    Marching cubes on the padded mask (Lewiner et al., J. Graphics Tools 8(2), 2003), smoothed by Taubin's filter,
-    simplified, and moved along its normals by one small distance so that it holds the volume of the voxels: within
-    1 % for objects of 500 voxels and more. It leaves the box of the mask by half of the smallest voxel side at most.
-    Thick slices are interpolated first, see `even_spacing`.
-
-    Args:
-        mask_zyx: The object within any box around it, not empty.
-        voxel_size: (z, y, x) in nm.
-        start: The voxel of the volume that the mask begins with.
-        smoothing: Rounds of Taubin's filter; 0 keeps the steps of the voxels.
-        reduction: How many times fewer faces; 1 keeps all. Above 1 it needs the extra ``[mesh]``.
+    Marching cubes on the padded mask (Lewiner et al., J. Graphics Tools 8(2), 2003), smoothed by rounds of Taubin's
+    filter, simplified to ``reduction`` times fewer faces (above 1 with the extra ``[mesh]``), and moved along its
+    normals by one small distance so that it holds the volume of the voxels: within 1 % for objects of 500 voxels and
+    more. It leaves the box of the mask by half of the smallest voxel side at most. For thick slices see
+    `even_spacing`.
     """
     if not mask_zyx.any():
         raise ValueError("an empty mask has no surface")
@@ -198,7 +186,10 @@ def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tup
     factor = min(round(z / min(y, x)), _MOST) if z / min(y, x) > _EVEN else 1
     if factor == 1:
         return mask_zyx, (z, y, x)
-    distance_zyx = [_signed_distance(mask_yx, (y, x)) for mask_yx in mask_zyx]
+    distance_zyx: list[npt.NDArray[np.float32] | None] = []  # to the outline, positive inside; None of an empty slice
+    for padded_yx in np.pad(mask_zyx, ((0, 0), (1, 1), (1, 1))):
+        inside, outside = (edt.edt(np.ascontiguousarray(m), anisotropy=(y, x)) for m in (padded_yx, ~padded_yx))
+        distance_zyx.append((inside - outside)[1:-1, 1:-1] if padded_yx.any() else None)
     fine_zyx = np.empty((len(mask_zyx) * factor, *mask_zyx.shape[1:]), bool)
     for index in range(len(fine_zyx)):
         where = min(max((index + 0.5) / factor - 0.5, 0), len(mask_zyx) - 1)  # in slices, at their middles
@@ -209,14 +200,3 @@ def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tup
         else:
             fine_zyx[index] = (1 - (where - low)) * lower + (where - low) * upper > 0
     return fine_zyx, (z / factor, y, x)
-
-
-def _signed_distance(mask_yx: Mask, size_yx: tuple[float, float]) -> npt.NDArray[np.float32] | None:
-    """Distance to the outline in nm, positive inside; None of an empty slice."""
-    if not mask_yx.any():
-        return None
-    padded_yx = np.pad(mask_yx, 1)
-    inside = edt.edt(padded_yx, anisotropy=size_yx)
-    outside = edt.edt(~padded_yx, anisotropy=size_yx)
-    signed: npt.NDArray[np.float32] = (inside - outside)[1:-1, 1:-1]
-    return signed

@@ -5,15 +5,14 @@ objects       groups of neighbouring boxes, each read once -> shape, grey values
 surfaces      blocks -> points on surfaces, in files
 neighbours    tiles, from the points within reach -> distances from surface to surface
 
-Every step maps a pure function over parts and merges tables, so that parts may go to other processes or machines.
-Memory holds a block, a group or the largest object at a time; of surfaces, the points within reach of a tile.
+Parts may go to other processes. Memory holds a block, a group or the largest object; of surfaces, a tile's reach.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,6 @@ REACH = 1000.0  # in nm, how far a neighbour is looked for
 TILE = (128, 512, 512)  # neighbours are looked for at once
 GROUP = (64, 256, 256)  # objects whose boxes start in the same part of this size are read together
 _GROUP_VOXELS = 2**25
-
 _VOXEL_BYTES = {"group": 24, "object": 64, "piece": 24, "tile": 8}
 """Memory for each voxel of what is held at once, at most."""
 
@@ -85,20 +83,12 @@ def measure_instances(
     scratch: Path | None = None,
     on_part: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """Measure every instance of a volume.
+    """Measure every instance of a volume: one row each, in order of the ids, with the columns of docs/MEASURING.md.
 
-    Args:
-        sources: The volumes.
-        min_volume: In nm3; smaller instances get no row (they still count as neighbours).
-        reach: In nm: `neighbour_distance_nm` is NaN where no other instance is nearer; 0 leaves it out.
-        engine: Started; None: this process. Others read the volumes for themselves.
-        block: Voxels (z, y, x) of the first pass, read at once.
-        tile: Voxels (z, y, x) of which neighbours are looked for at once.
-        scratch: A folder for points on surfaces, which the engine's processes must see; None: the system's own.
-        on_part: Called with the share of the work that is done, from 0 to 1.
-
-    Returns:
-        One row an instance, in order of the ids, with the columns of docs/MEASURING.md, also if there are none.
+    Instances below ``min_volume`` nm3 get no row (they still count as neighbours). `neighbour_distance_nm` is NaN
+    where no other instance is within ``reach`` nm; 0 leaves it out. ``block`` and ``tile`` (z, y, x) are read at once
+    in the first pass and for neighbours; ``scratch`` is a folder, which the engine's processes must see, for points on
+    surfaces (None: the system's own); ``on_part`` takes the share of the work that is done, from 0 to 1.
     """
     for name in ("image", "probability", "uncertainty"):
         volume = getattr(sources, name)
@@ -145,9 +135,9 @@ def measure_instances(
 
 
 def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math.inf) -> list[dict[str, object]]:
-    """Rows of some objects, read at once if their common box is small, else one by one.
+    """Rows (`column_names`) of some objects, read at once if their common box is small, else one by one.
 
-    Objects that need more than so many bytes of memory are refused.
+    Objects that need more than so many bytes of memory are refused. One that touches the volume's faces is cut there.
     """
     around = margin(sources.voxel_size) if sources.image is not None else (0, 0, 0)
     whole = Box(tuple(map(int, group[STARTS].min())), tuple(map(int, group[STOPS].max())))
@@ -167,7 +157,23 @@ def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math
             crop = sources.read(outer)
         else:
             crop = {name: array[outer.inside(whole).slices] for name, array in arrays.items()}
-        rows.append(object_row(instance, crop, box, outer, sources.labels.shape, sources.voxel_size))
+        around_zyx, inner = crop["labels"] == instance, box.inside(outer).slices
+        mask_zyx = np.ascontiguousarray(around_zyx[inner])
+        shape = shape_measures(mask_zyx, box, sources.labels.shape, sources.voxel_size)
+        row: dict[str, object] = dict(zip(SHAPE, (instance, *shape), strict=True))
+        if "image" in crop:
+            grey = crop["image"][inner][mask_zyx].astype(np.float64)
+            texture = cristae_texture(crop["image"], around_zyx, sources.voxel_size)
+            row |= dict(zip(IMAGE, (float(grey.mean()), float(grey.std()), *texture), strict=True))
+        if "probability" in crop:
+            p = crop["probability"][inner][mask_zyx].astype(np.float64)
+            q = np.stack([p, 1 - p]).clip(0, 1)
+            terms = -q * np.log2(q, where=q > 0, out=np.zeros_like(q))
+            # in bits: 0 where the network is sure, 1 where it says 0.5
+            row |= {"probability_mean": float(p.mean()), "uncertainty": float(terms.sum(axis=0).mean())}
+        if "uncertainty" in crop:
+            row["uncertainty"] = float(crop["uncertainty"][inner][mask_zyx].mean(dtype=np.float64))
+        rows.append(row)
     return rows
 
 
@@ -199,7 +205,6 @@ def measure_distances(
 
 FEW_VOXELS = 30  # objects of fewer have no centreline: their length and diameter are those of a box
 THIN = 2.0  # so have those whose middle axis is shorter than this many standard deviations of the surface's blur
-
 SHAPE = [
     *("instance", "voxels", "volume_nm3", "surface_nm2", "sphericity"),
     *("axis_long_nm", "axis_middle_nm", "axis_short_nm"),
@@ -208,13 +213,11 @@ SHAPE = [
     *(*STARTS, *STOPS, "touches_border"),
 ]
 """Columns that need the labels alone."""
-
 TYPES: dict[str, type] = {
     **dict.fromkeys(["voxels", "branches", *STARTS, *STOPS], np.int64),
     **{"instance": np.uint64, "touches_border": bool},
 }
 """Of the columns that are not floats."""
-
 IMAGE = ["grey_mean", "grey_sd", "cristae_sd", "cristae_share"]
 
 
@@ -222,33 +225,6 @@ def column_names(*, image: bool, probability: bool, uncertainty: bool = False) -
     """The columns of a row, given what is measured beside the shape."""
     more = (["probability_mean"] if probability else []) + (["uncertainty"] if probability or uncertainty else [])
     return SHAPE + (IMAGE if image else []) + more
-
-
-def object_row(
-    instance: int, crop: Mapping[str, Array], box: Box, outer: Box, shape: Sequence[int], voxel_size: Sequence[float]
-) -> dict[str, object]:
-    """All of one object's measures, the columns of `column_names`.
-
-    ``crop`` is what `Sources.read` gives of ``outer``, the object's box or what the texture's filter reaches to. An
-    object that touches the faces of the volume is cut off there.
-    """
-    around_zyx = crop["labels"] == instance
-    inner = box.inside(outer).slices
-    mask_zyx = np.ascontiguousarray(around_zyx[inner])
-    row = dict(zip(SHAPE, (instance, *shape_measures(mask_zyx, box, shape, voxel_size)), strict=True))
-    if "image" in crop:
-        grey = crop["image"][inner][mask_zyx].astype(np.float64)
-        texture = cristae_texture(crop["image"], around_zyx, voxel_size)
-        row |= dict(zip(IMAGE, (float(grey.mean()), float(grey.std()), *texture), strict=True))
-    if "probability" in crop:
-        p = crop["probability"][inner][mask_zyx].astype(np.float64)
-        q = np.stack([p, 1 - p]).clip(0, 1)
-        terms = -q * np.log2(q, where=q > 0, out=np.zeros_like(q))
-        # in bits: 0 where the network is sure, 1 where it says 0.5
-        row |= {"probability_mean": float(p.mean()), "uncertainty": float(terms.sum(axis=0).mean())}
-    if "uncertainty" in crop:
-        row["uncertainty"] = float(crop["uncertainty"][inner][mask_zyx].mean(dtype=np.float64))
-    return row
 
 
 def shape_measures(mask_zyx: Mask, box: Box, shape: Sequence[int], voxel_size: Sequence[float]) -> tuple[object, ...]:
@@ -307,7 +283,6 @@ def moments(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[tuple[float, .
 
 FINE, COARSE = 6.0, 18.0
 """Standard deviations in nm of the two Gaussians: structures of about 15 to 40 nm remain, as cristae are."""
-
 MEMBRANE = 20.0  # depth in nm of what is left out at the surface: the two outer membranes
 
 
@@ -338,7 +313,6 @@ def margin(voxel_size: Sequence[float]) -> tuple[int, ...]:
 
 
 DISTANCE = "neighbour_distance_nm"
-
 _FEW = 8  # one in so many points is looked at first, for a bound
 
 
@@ -353,22 +327,16 @@ def nearest_neighbours(
     halo = tile.grow([math.ceil(reach / v) + 2 for v in voxel_size]).clip(surfaces.labels.box)
     points, ids = surfaces.read(halo)
     inside = np.asarray(((points >= tile.start) & (points < tile.stop)).all(axis=1))
-    with one_at_a_time():
-        return _nearest(points, ids, inside, np.asarray(voxel_size, float), reach)
-
-
-def _nearest(
-    points: npt.NDArray[np.integer], ids: Array, inside: npt.NDArray[np.bool_], size: Floats, reach: float
-) -> pd.DataFrame:
+    size = np.asarray(voxel_size, float)
     order = np.argsort(ids, kind="stable")
     keys, starts = np.unique(ids[order], return_index=True)
     places = np.split(points[order], starts)[1:]  # in nm only where they are looked at, which takes less memory
     chosen = np.split(inside[order], starts)[1:]
     lows, highs = (np.array([getattr(p, f)(axis=0) for p in places]).reshape(-1, 3) * size for f in ("min", "max"))
     rows = []
-    for i, own_inside in enumerate(chosen):
-        if own_inside.any():
-            own = places[i][own_inside] * size
+    with one_at_a_time():
+        for i in [i for i, own_inside in enumerate(chosen) if own_inside.any()]:
+            own = places[i][chosen[i]] * size
             gap = np.maximum(np.maximum(own.min(axis=0) - highs, lows - own.max(axis=0)), 0)
             away = np.linalg.norm(gap, axis=1)
             away[i] = math.inf
@@ -401,7 +369,6 @@ def _gap(own: Floats, others: Sequence[tuple[float, VoxelPoints]], size: Floats,
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 DISTRIBUTIONS = ("volume_nm3", "length_nm", "diameter_mean_nm")
 
 

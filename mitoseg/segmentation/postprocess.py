@@ -1,14 +1,16 @@
-"""What is done to a probability map until it is a mask: the steps of `Postprocess`.
+"""From a probability map to a mask: the steps of `Postprocess`, on an array, or by `Cleaner` on a volume of any size.
 
-Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN. Every
-step is an option, and what each gains is to be measured on validation: see ``benchmarks/postprocessing.py``.
+Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN; what
+each step gains is measured by ``benchmarks/postprocessing.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cc3d
@@ -24,10 +26,22 @@ from skimage.morphology import disk
 from skimage.segmentation import watershed
 
 from mitoseg.control_groups import memory_available
-from mitoseg.engines import Engine
+from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError
-from mitoseg.segmentation.blockwise import least_voxels
+from mitoseg.geometry import Box, tiles
+from mitoseg.segmentation.blockwise import (
+    CHUNK,
+    Joiner,
+    Labels,
+    Objects,
+    least_voxels,
+    relabel_block,
+    store,
+    summarize_block,
+)
+from mitoseg.volumes.base import Array, DerivedVolume, Volume, mask_volume
 
+BLOCK = (64, 512, 512)  # voxels (z, y, x) that `Cleaner` cleans at once
 BYTES = 24  # memory that a voxel takes at most, with all steps on
 ITERATIONS = 5  # of the mean field; more change nothing that is seen
 
@@ -84,28 +98,16 @@ class Postprocess:
         threshold: float,
         voxel_size: Sequence[float] | None = None,
         image_zyx: npt.NDArray[np.generic] | None = None,
+        *,
+        local: bool = False,
     ) -> Iterator[tuple[str, Mask]]:
-        """The mask after the threshold and after every further step that is on, with the step's name."""
-        spacing = self.spacing(voxel_size)
-        self.check_memory(probability_zyx.size)
-        for name, mask in self.local_stages(probability_zyx, threshold, spacing, image_zyx):
-            yield name, mask
-        if self.fill_holes:  # what is enclosed on all sides; what is open to the volume's border is not a hole
-            mask = fill_voids.fill(np.ascontiguousarray(mask)).astype(bool)
-            yield "fill_holes", mask
-        if self.min_volume is not None:
-            least = least_voxels(self.min_volume, spacing)
-            dusted = cc3d.dust(np.ascontiguousarray(mask), threshold=least, connectivity=26, in_place=False)
-            yield "min_volume", dusted.astype(bool)
+        """The mask after the threshold and after every further step that is on, with the step's name.
 
-    def local_stages(
-        self,
-        probability_zyx: Probability,
-        threshold: float,
-        spacing: Sequence[float],
-        image_zyx: npt.NDArray[np.generic] | None = None,
-    ) -> Iterator[tuple[str, Mask]]:
-        """`stages` up to those that need the whole volume; what a voxel becomes depends on what `halo` says."""
+        ``local``: only the steps for which what a voxel becomes depends on no more than `halo` says.
+        """
+        spacing = self.spacing(voxel_size)
+        if not local:
+            self.check_memory(probability_zyx.size)
         p = probability_zyx
         if self.smooth is not None:
             p = smooth_probability(p, self.smooth, spacing)
@@ -129,7 +131,15 @@ class Postprocess:
             yield "opening", mask
         if self.fill_slices:
             filled = [fill_voids.fill(np.ascontiguousarray(mask_yx)).astype(bool) for mask_yx in mask]
-            yield "fill_slices", np.stack(filled)
+            mask = np.stack(filled)
+            yield "fill_slices", mask
+        if self.fill_holes and not local:  # what is enclosed on all sides; what the volume's border opens is no hole
+            mask = fill_voids.fill(np.ascontiguousarray(mask)).astype(bool)
+            yield "fill_holes", mask
+        if self.min_volume is not None and not local:
+            least = least_voxels(self.min_volume, spacing)
+            dusted = cc3d.dust(np.ascontiguousarray(mask), threshold=least, connectivity=26, in_place=False)
+            yield "min_volume", dusted.astype(bool)
 
     @property
     def by_slice(self) -> bool:
@@ -137,7 +147,7 @@ class Postprocess:
         return self.min_mean is not None or self.watershed is not None or self.fill_slices
 
     def halo(self, spacing: Sequence[float]) -> tuple[int, int, int]:
-        """Voxels (z, y, x) around a box that `local_stages` depend on; along y and x, unless `by_slice`."""
+        """Voxels (z, y, x) around a box that local `stages` depend on; along y and x, unless `by_slice`."""
         reach = [0, 0, 0]
         for axis, size in enumerate(spacing):
             if self.smooth is not None:
@@ -168,7 +178,6 @@ class Postprocess:
 
 CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)
 """What ``postprocess=clean`` does; `conf/postprocess/clean.yaml` holds the same."""
-
 Probability = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 TRUNCATE = 3.0  # standard deviations at which a Gaussian filter ends
@@ -226,26 +235,23 @@ def refine_boundaries(mask_zyx: Mask, relief_zyx: npt.NDArray[np.generic], *, ra
     the opened mask, dilated. Between them a watershed is flooded from both. Ridges are the Canny edges of an image, or
     the gradient of a probability.
     """
-    pairs, ball = zip(mask_zyx, relief_zyx, strict=True), disk(radius)  # type: ignore[no-untyped-call]
-    return np.stack([_refine(m, r.astype(np.float32), ball, is_image) if m.any() else m for m, r in pairs])
-
-
-def _refine(mask_yx: Mask, relief_yx: npt.NDArray[np.float32], ball: npt.NDArray[np.generic], is_image: bool) -> Mask:
-    opened_yx = binary_opening(mask_yx, ball)
-    inside_yx = binary_erosion(opened_yx, ball, border_value=1)
-    component_yx, count = label(opened_yx)
-    survives = np.zeros(count + 1, bool)
-    survives[np.unique(component_yx[inside_yx])] = True
-    inside_yx |= opened_yx & ~survives[component_yx]
-    marker_yx = np.where(inside_yx, 2, np.where(binary_dilation(opened_yx, ball), 0, 1))
-    if is_image:  # Canny's thresholds are shares of the range of grey values
-        low, high = float(relief_yx.min()), float(relief_yx.max())
-        unit_yx = (relief_yx - low) / (high - low) if high > low else np.zeros_like(relief_yx)
-        ridges_yx = canny(unit_yx, sigma=2).astype(np.float32)  # type: ignore[no-untyped-call]
-    else:
-        ridges_yx = sobel(relief_yx)  # type: ignore[no-untyped-call]
-    flooded: Mask = watershed(ridges_yx, marker_yx) == 2  # type: ignore[no-untyped-call]
-    return flooded
+    refined_zyx, ball = np.zeros_like(mask_zyx), disk(radius)  # type: ignore[no-untyped-call]
+    for z in np.flatnonzero(mask_zyx.any(axis=(1, 2))):
+        relief_yx, opened_yx = relief_zyx[z].astype(np.float32), binary_opening(mask_zyx[z], ball)
+        inside_yx = binary_erosion(opened_yx, ball, border_value=1)
+        component_yx, count = label(opened_yx)
+        survives = np.zeros(count + 1, bool)
+        survives[np.unique(component_yx[inside_yx])] = True
+        inside_yx |= opened_yx & ~survives[component_yx]
+        marker_yx = np.where(inside_yx, 2, np.where(binary_dilation(opened_yx, ball), 0, 1))
+        if is_image:  # Canny's thresholds are shares of the range of grey values
+            low, high = float(relief_yx.min()), float(relief_yx.max())
+            unit_yx = (relief_yx - low) / (high - low) if high > low else np.zeros_like(relief_yx)
+            ridges_yx = canny(unit_yx, sigma=2).astype(np.float32)  # type: ignore[no-untyped-call]
+        else:
+            ridges_yx = sobel(relief_yx)  # type: ignore[no-untyped-call]
+        refined_zyx[z] = watershed(ridges_yx, marker_yx) == 2  # type: ignore[no-untyped-call]
+    return refined_zyx
 
 
 def remove_unsure(mask_zyx: Mask, probability_zyx: npt.NDArray[np.float32], least: float) -> Mask:
@@ -259,3 +265,129 @@ def remove_unsure(mask_zyx: Mask, probability_zyx: npt.NDArray[np.float32], leas
         sure[0] = False
         kept_yx[:] = sure[label_yx]
     return kept_zyx
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """`Postprocess` of volumes that are too large for memory, block by block, to the same result.
+
+    Local steps see a block and the halo around it; those that need whole slices (min_mean, watershed, fill_slices) get
+    blocks of whole slices. For fill_holes and min_volume components are joined across blocks.
+    """
+
+    steps: Postprocess
+    folder: Path  # of masks between two steps, if they are large; every worker of the engine must see it
+    engine: Engine | None = None  # started; None: this process; others read the volumes themselves
+    block: tuple[int, int, int] = BLOCK  # (z, y, x) voxels at once; it does not change the result
+    in_memory: int = 2**28  # voxels up to which masks stay in memory, where the engine is this process
+
+    def __call__(
+        self,
+        probability: Volume,
+        threshold: float,
+        *,
+        scale: float = 1.0,
+        voxel_size: Sequence[float] | None = None,
+        image: Volume | None = None,
+        on_box: Callable[[Box], None] | None = None,
+    ) -> Volume:
+        """The mask, a volume of uint8, 0 and 1, in memory or in ``folder``; see `Postprocess`.
+
+        The probability is stored times ``scale``; ``on_box`` takes each block that the first pass is done with.
+        """
+        spacing = self.steps.spacing(voxel_size)
+        halo = self.steps.halo(spacing)
+        block = self.block
+        if self.steps.by_slice:  # as many voxels in whole slices, not much thinner than the halo
+            _, y, x = probability.shape
+            slices = max(math.prod(block) // (y * x), 2 * halo[0], 1)
+            block = (slices - slices % CHUNK[0] or slices, y, x)
+        whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, block)), default=0)
+        self.steps.check_memory(whole, self.engine)
+        stages = partial(self.steps.stages, threshold=threshold, voxel_size=spacing, local=True)
+        seen = None if self.steps.watershed is None else image
+        local = _Local(probability, seen, halo, scale, stages)
+        mask = self._store("local", local, block, on_box)
+        if self.steps.fill_holes:
+            outside = mask_volume(mask, np.logical_not)
+            objects, tables = self._components(outside, 6)
+            hole = ~objects.touches_border(mask.shape)
+            if hole.any():
+                mask = self._store("filled", _Chosen(outside, _of_labels(hole, tables), 6, mask))
+        if self.steps.min_volume is not None:
+            objects, tables = self._components(mask, 26)
+            large = objects.voxels >= least_voxels(self.steps.min_volume, spacing)
+            if not large.all():
+                mask = self._store("large", _Chosen(mask, _of_labels(large, tables), 26))
+        return mask
+
+    def _components(self, mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
+        joiner, function = Joiner(), partial(summarize_block, mask, connectivity=connectivity)
+        engine = self.engine or LocalEngine()
+        engine.map(function, tiles(mask.box, self.block), lambda _, summary: joiner.add(summary))
+        return joiner.finish()
+
+    def _store(
+        self,
+        name: str,
+        mask: Volume,
+        block: tuple[int, int, int] | None = None,
+        on_box: Callable[[Box], None] | None = None,
+    ) -> Volume:
+        path, most = self.folder / f"{name}.zarr", self.in_memory
+        return store(mask, block or self.block, path, engine=self.engine, in_memory=most, on_block=on_box)
+
+
+def _of_labels(chosen: Mask, tables: Mapping[Box, Labels]) -> dict[Box, Mask]:
+    """For each block, which of its labels are among the chosen objects; 0 is not."""
+    of_objects = np.concatenate([[False], chosen])
+    return {block: of_objects[table] for block, table in tables.items()}
+
+
+_MASK: dict[str, Any] = {"dtype": np.dtype(np.uint8), "metadata": {"kind": "mask"}}
+
+
+class _Local(DerivedVolume):
+    """What the steps that need no more than a halo make of a probability; for the halo see `Postprocess.halo`."""
+
+    def __init__(
+        self,
+        probability: Volume,
+        image: Volume | None,
+        halo: tuple[int, int, int],
+        scale: float,
+        stages: Callable[..., Iterator[tuple[str, Mask]]],
+    ) -> None:
+        super().__init__(probability, **_MASK)
+        self._image, self._halo, self._scale, self._stages = image, halo, scale, stages
+
+    def _read(self, box: Box) -> Array:
+        read = box.grow(self._halo).clip(self.box)
+        stored_zyx = self.volume.read(read)
+        image_zyx = None if self._image is None else self._image.read(read)
+        with one_at_a_time():
+            stages = list(self._stages(stored_zyx.astype(np.float32) / np.float32(self._scale), image_zyx=image_zyx))
+            return stages[-1][1][box.inside(read).slices].astype(np.uint8)
+
+
+class _Chosen(DerivedVolume):
+    """The components of a mask whose labels are chosen in each block, with what is set in ``onto``.
+
+    It is read along the grid of blocks that the components were found in.
+    """
+
+    def __init__(
+        self, mask: Volume, chosen: Mapping[Box, Mask], connectivity: int, onto: Volume | None = None
+    ) -> None:
+        super().__init__(mask, **_MASK)
+        self._chosen, self._connectivity, self._onto = chosen, connectivity, onto
+
+    def part(self, box: Box) -> Volume:
+        """See `Volume.part`."""
+        return _Chosen(self.volume, {box: self._chosen[box]}, self._connectivity, self._onto)
+
+    def _read(self, box: Box) -> Array:
+        chosen_zyx = relabel_block(self.volume, box, self._chosen[box], self._connectivity)
+        if self._onto is not None:
+            chosen_zyx |= self._onto.read(box).astype(bool)
+        return chosen_zyx.astype(np.uint8)

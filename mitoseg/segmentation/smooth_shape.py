@@ -1,13 +1,10 @@
 """A binary object as a smooth field on a nearly isotropic grid, from which its surface and skeleton are taken.
 
-A mask's own surface is a staircase, whose area is 8 to 9 % too large on cubic voxels and 20 to 26 % on voxels six
-times as deep as wide, however fine the voxels are. So the mask is blurred by a Gaussian of the same width in nm on all
-axes; resampled to a step of about that width, by cubic interpolation (Keys 1981) where the voxels are coarser, and
-every n-th sample where they are finer; and cut at the level that leaves as much volume inside as the mask has, which
-takes back most of the shrinking of what is convex. Blurring and resampling are one banded matrix for each axis.
-
-The voxels on the surfaces of a volume's instances (`SurfacePoints`) are found once and kept in files, one for each
-piece of the volume, of which a tile reads those that its halo meets.
+A mask's own surface is a staircase, 8 to 9 % too large on cubic voxels and 20 to 26 % on voxels six times as deep as
+wide, however fine they are. So the mask is blurred by a Gaussian of the same width in nm on all axes; resampled to a
+step of about that width, by cubic interpolation (Keys 1981) where the voxels are coarser, and every n-th sample where
+they are finer; and cut at the level that leaves as much volume inside as the mask has, which takes back most of the
+shrinking of what is convex. The voxels on surfaces (`SurfacePoints`) are kept in a file for each piece of the volume.
 """
 
 from __future__ import annotations
@@ -29,12 +26,9 @@ from mitoseg.volumes import Array, Volume
 from mitoseg.volumes.staging import explained, wait_for
 
 Mask = npt.NDArray[np.bool_]
-
 Floats = npt.NDArray[np.floating]
-
 Cut = Sequence[tuple[bool, bool]]
 """For each axis, whether the object is cut off by the volume's border at its low and high end."""
-
 WHOLE: Cut = ((False, False),) * 3
 BLUR_FINE = 1.2  # standard deviation of the blur, in voxels of the smallest spacing, at least
 BLUR_COARSE = 0.45  # the same in voxels of the largest spacing
@@ -75,7 +69,14 @@ def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
         pad = stride * math.ceil(math.ceil(_TRUNCATE * sigma / size) / stride) + stride
         matrix = _blur_and_resample(mask_zyx.shape[axis], sigma / size, pad, stride / finer, ends)
         field = _apply(matrix, field, axis)
-        mask = _any_voxel(mask, axis, pad, stride, finer, field.shape[axis], ends)
+        n, count = mask.shape[axis], field.shape[axis]  # on the grid of samples: any of the voxels that one stands for
+        first = np.floor(np.arange(count) * (stride / finer) + 0.5).astype(int) - pad - stride // 2
+        found = np.zeros([count if a == axis else m for a, m in enumerate(mask.shape)], bool)
+        for voxel in (first + k for k in range(stride)):
+            known = ((voxel >= 0) | ends[0]) & ((voxel < n) | ends[1])
+            known_zyx = known.reshape([-1 if a == axis else 1 for a in range(3)])
+            found |= np.take(mask, voxel.clip(0, n - 1), axis=axis) & known_zyx
+        mask = found
         steps.append(size * stride / finer)
         lows.append((pad - 0.5) * size)
     step, low = tuple(steps), tuple(lows)
@@ -83,10 +84,15 @@ def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
     volume = float(np.count_nonzero(mask_zyx) * math.prod(voxel_size))
     uncut = []
     for n, interval, a, b, ends in zip(field.shape, step, low, high, cut, strict=True):
-        first = math.ceil(a / interval - 1e-6) if ends[0] else 0
-        last = math.floor(b / interval + 1e-6) + 1 if ends[1] else n
-        uncut.append(slice(first, max(last, first + 1)))
-    level = _level_of_volume(field[tuple(uncut)], volume / math.prod(step))
+        start = math.ceil(a / interval - 1e-6) if ends[0] else 0
+        stop = math.floor(b / interval + 1e-6) + 1 if ends[1] else n
+        uncut.append(slice(start, max(stop, start + 1)))
+    flat = field[tuple(uncut)].ravel()
+    k = max(round(volume / math.prod(step)), 1)  # as many samples lie above the level
+    level = float(flat.min()) / 2
+    if k < flat.size:
+        ordered = np.partition(flat, [flat.size - k - 1, flat.size - k])
+        level = float(ordered[flat.size - k - 1] + ordered[flat.size - k]) / 2
     return SmoothShape(field, level, step, low, high, cut, volume, mask, tuple(uncut))
 
 
@@ -125,28 +131,6 @@ def _apply(matrix: sparse.csr_array, field: npt.NDArray[np.float32], axis: int) 
     first = np.ascontiguousarray(np.moveaxis(field, axis, 0))
     result = matrix @ first.reshape(len(first), -1)
     return np.ascontiguousarray(np.moveaxis(result.reshape(-1, *first.shape[1:]), 0, axis))
-
-
-def _any_voxel(mask: Mask, axis: int, pad: int, stride: int, finer: int, count: int, ends: tuple[bool, bool]) -> Mask:
-    """The mask on the grid of samples: true where any of the voxels is that a sample stands for."""
-    n = mask.shape[axis]
-    first = np.floor(np.arange(count) * (stride / finer) + 0.5).astype(int) - pad - stride // 2
-    found = np.zeros([count if a == axis else m for a, m in enumerate(mask.shape)], bool)
-    shape = [-1 if a == axis else 1 for a in range(3)]
-    for voxel in (first + k for k in range(stride)):
-        known = ((voxel >= 0) | ends[0]) & ((voxel < n) | ends[1])
-        found |= np.take(mask, voxel.clip(0, n - 1), axis=axis) & known.reshape(shape)
-    return found
-
-
-def _level_of_volume(field: npt.NDArray[np.float32], samples: float) -> float:
-    """The level that as many samples lie above; between two samples the mean of them."""
-    flat = field.ravel()
-    k = max(round(samples), 1)
-    if k >= flat.size:
-        return float(flat.min()) / 2
-    ordered = np.partition(flat, [flat.size - k - 1, flat.size - k])
-    return float(ordered[flat.size - k - 1] + ordered[flat.size - k]) / 2
 
 
 def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.integer]) -> float:
@@ -202,7 +186,6 @@ def _divide(a: Floats, b: Floats) -> Floats:
 
 
 PIECE = (32, 512, 512)
-
 VoxelPoints = npt.NDArray[np.integer]
 
 

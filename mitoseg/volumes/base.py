@@ -37,14 +37,6 @@ class VolumeInfo:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Mask(Protocol):
-    """A mask over a volume, computed on demand."""
-
-    def find(self, box: Box) -> Bools | None:
-        """The mask (z, y, x) of a box; None if it is empty there."""
-        ...
-
-
 class Volume:
     """A lazy (z, y, x) array: opening reads no voxels, ``read`` reads one box. Subclasses define ``_read``.
 
@@ -53,7 +45,7 @@ class Volume:
     axis, to the top, front and right, or against it; empty if the file does not say.
     """
 
-    padding: Mask | None = None
+    padding: Volume | None = None
     lossy = False
     directions = ""
 
@@ -104,6 +96,11 @@ class Volume:
     def _read(self, box: Box) -> Array:
         raise NotImplementedError
 
+    def find(self, box: Box) -> Array | None:
+        """Of a mask: `read`, or None if it is empty there."""
+        mask_zyx = self.read(box)
+        return mask_zyx if mask_zyx.any() else None
+
     def state(self) -> str:
         """A checksum that changes when the files of the volume do."""
         raise NotImplementedError
@@ -147,6 +144,13 @@ class ArrayVolume(Volume):
 
     def _read(self, box: Box) -> Array:
         return np.asarray(self._image_zyx[box.slices])
+
+
+class BoxWriter(Protocol):
+    """Whatever takes finished boxes: a volume writer, or an array in memory."""
+
+    def write(self, box: Box, array_zyx: Array, /) -> None:
+        """Take the voxels of one box."""
 
 
 class ArrayWriter:
@@ -204,7 +208,7 @@ class CroppedVolume(DerivedVolume):
     def __init__(self, volume: Volume, box: Box) -> None:
         super().__init__(volume, shape=volume.check_box(box).shape)
         self._box = box
-        self.padding = volume.padding and CroppedMask(volume.padding, box.start)
+        self.padding = volume.padding and CroppedVolume(volume.padding, box)
 
     def as_labels(self) -> Volume:
         """See `Volume.as_labels`."""
@@ -216,18 +220,6 @@ class CroppedVolume(DerivedVolume):
 
     def _read(self, box: Box) -> Array:
         return self.volume.read(box.shift(self._box.start))
-
-
-@dataclass(frozen=True)
-class CroppedMask:
-    """A `Mask` with coordinates from a corner (z, y, x) of another."""
-
-    padding: Mask
-    corner: tuple[int, ...]
-
-    def find(self, box: Box) -> Bools | None:
-        """See `Mask.find`."""
-        return self.padding.find(box.shift(self.corner))
 
 
 def thin_slabs(box: Box) -> Iterator[Box]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes import stored
 from mitoseg.volumes.axes import (
     agreed_size,
     bdv_voxel_size,
@@ -37,25 +38,12 @@ from mitoseg.volumes.axes import (
     warn_of_packing,
 )
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
-from mitoseg.volumes.stored import (
-    CACHE_BYTES,
-    Format,
-    Header,
-    Output,
-    ReadOptions,
-    StoredVolume,
-    load_metadata,
-    opening,
-    reading,
-    split_dataset,
-)
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
-CHUNK = (16, 256, 256)
-"""Voxels of a chunk (z, y, x): 1 MiB of uint8, 4 MiB of float32."""
+CHUNK = (16, 256, 256)  # voxels of a chunk (z, y, x): 1 MiB of uint8, 4 MiB of float32
 # Filters of the package hdf5plugin by their registered numbers; it has others, too.
 _PLUGINS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32026: "Blosc2"}
 _CELLS = re.compile(r"/t(\d{5,})/s(\d{2,})/(\d+)/cells")  # BigDataViewer's datasets: time, setup and level
@@ -63,10 +51,10 @@ _DEFLATE, _SLACK = 1032, 2**20  # gzip's largest ratio, and a tolerance in bytes
 _DEEPEST = 16  # nesting of virtual datasets; each is a recursion in HDF5's own code
 
 
-def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
+def open_hdf5(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     """Open a dataset of an HDF5 file; reads its header only."""
-    file, name = split_dataset(path, SUFFIXES) or (path, "")
-    with opening(file), _open_file(file) as h5:
+    file, name = stored.split_dataset(path, SUFFIXES) or (path, "")
+    with stored.opening(file), _open_file(file) as h5:
         dataset = _dataset(h5, file, name)
         held_in = dataset.file.filename if dataset.file != h5 else file  # an external link leads to another file
         _check_dataset(held_in, dataset)
@@ -84,7 +72,9 @@ def open_hdf5(path: str, options: ReadOptions) -> StoredVolume:
             size = _voxel_size(held_in, dataset, attributes, stated or options.axes or "zyx"[-len(shape) :])
     if _CELLS.fullmatch(name) and dtype == np.int16:
         dtype = np.dtype(np.uint16)  # BigDataViewer stores unsigned numbers as signed ones
-    header = Header(shape, dtype, stated, size, load_metadata(attributes.get("mitoseg")), part_bytes=part)
+    header = stored.Header(
+        shape, dtype, stated, size, stored.load_metadata(attributes.get("mitoseg")), part_bytes=part
+    )
     return _Hdf5Volume(path, held_in, name, header, options)
 
 
@@ -172,19 +162,19 @@ def _dataset(h5: h5py.File, file: str, name: str) -> h5py.Dataset:
     raise UserError(what, file, f"name one of its datasets: {known}")
 
 
-class _Hdf5Volume(StoredVolume):
-    def __init__(self, path: str, file: str, name: str, header: Header, options: ReadOptions) -> None:
+class _Hdf5Volume(stored.StoredVolume):
+    def __init__(self, path: str, file: str, name: str, header: stored.Header, options: stored.ReadOptions) -> None:
         super().__init__(path, header, options)
         self._file, self._name = os.path.abspath(file), name
 
     def _files(self) -> list[Path]:
         """The file, which may contain just a link, and the files with the voxels that it refers to."""
         with _open_file(self._file) as h5:
-            named = Path((split_dataset(self.path, SUFFIXES) or (self.path,))[0])
+            named = Path((stored.split_dataset(self.path, SUFFIXES) or (self.path,))[0])
             return sorted({named, *_sources(h5[self._name], set())})
 
     def find_gaps(self) -> UserError | None:
-        with reading(self.path), _open_file(self._file) as h5:
+        with stored.reading(self.path), _open_file(self._file) as h5:
             dataset = h5[self._name]
             value = dataset.fillvalue
             if dataset.is_virtual:
@@ -208,7 +198,7 @@ class _Hdf5Volume(StoredVolume):
 
     def _open(self) -> tuple[h5py.Dataset, set[tuple[int, ...]]]:
         """The dataset, and its chunks known to have the right size."""
-        h5 = _open_file(self._file, rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
+        h5 = _open_file(self._file, rdcc_nbytes=stored.CACHE_BYTES, rdcc_nslots=10007)
         weakref.finalize(self, h5.close)
         _check_dataset(self._file, h5[self._name])  # a new process has not loaded the filters yet
         return h5[self._name], set()
@@ -259,7 +249,7 @@ def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Pat
 def check_only_dataset(file: Path, dataset: str) -> None:
     """Refuse to replace a file that contains other datasets."""
     items: dict[str, Any] = {}
-    with opening(str(file)), h5py.File(file, "r") as h5:
+    with stored.opening(str(file)), h5py.File(file, "r") as h5:
         h5.visititems(items.__setitem__)
         others = [name for name, item in items.items() if isinstance(item, h5py.Dataset) and name != dataset]
     if others:
@@ -294,12 +284,12 @@ class _Sink(io.FileIO):
             raise self.error
 
 
-class Hdf5Output(Output):
+class Hdf5Output(stored.Output):
     """A gzip-compressed dataset with its metadata as attributes."""
 
     def __init__(self, path: Path, info: VolumeInfo, dataset: str) -> None:
         self._sink = _Sink(path, "w+")
-        self._h5 = h5py.File(self._sink, "w", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=10007)
+        self._h5 = h5py.File(self._sink, "w", rdcc_nbytes=stored.CACHE_BYTES, rdcc_nslots=10007)
         try:
             chunks = tuple(min(c, n) for c, n in zip(CHUNK, info.shape, strict=True))
             self._dataset = self._h5.create_dataset(
@@ -327,7 +317,7 @@ class Hdf5Output(Output):
         self._sink.check()
 
 
-FORMAT = Format(
+FORMAT = stored.Format(
     "file.h5:/dataset",
     SUFFIXES,
     open_hdf5,
@@ -339,10 +329,10 @@ _IMARIS_SUFFIXES = (".ims",)
 _FINEST = "DataSet/ResolutionLevel 0"
 
 
-def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
+def open_imaris(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     """Open the named dataset of an Imaris file, or the finest level of its only channel and time point."""
-    file, name = split_dataset(path, _IMARIS_SUFFIXES) or (path, "")
-    with opening(file), h5py.File(file, "r") as h5:
+    file, name = stored.split_dataset(path, _IMARIS_SUFFIXES) or (path, "")
+    with stored.opening(file), h5py.File(file, "r") as h5:
         known = [f"{_FINEST}/{t}/{c}/Data" for t in h5[_FINEST] for c in h5[f"{_FINEST}/{t}"]]
         name = name or (known[0] if len(known) == 1 else "")
         dataset = h5.get(name) if name else None
@@ -352,10 +342,17 @@ def open_imaris(path: str, options: ReadOptions) -> StoredVolume:
             raise UserError(what, file, f"name one of its datasets: {named}")
         sizes = [_text(dataset.parent, f"ImageSize{a}") for a in "ZYX"]
         shape = tuple(n if size is None else int(size) for n, size in zip(dataset.shape, sizes, strict=True))
-        if any(n > stored for n, stored in zip(shape, dataset.shape, strict=True)):
+        if any(n > most for n, most in zip(shape, dataset.shape, strict=True)):
             what = f"the image of {shape} is larger than its dataset of {dataset.shape}"
             raise UserError(what, path, "the file is damaged: export it again")
-        header = Header(shape, dataset.dtype, "zyx", _imaris_voxel_size(h5, shape))
+        about, size = h5.get("DataSetInfo/Image"), None
+        if about is not None:  # the extent of the image, divided by its number of voxels
+            ends = [[_text(about, f"Ext{end}{i}") for end in ("Min", "Max")] for i in (2, 1, 0)]
+            extents = zip(ends, shape, strict=True)
+            if all(value is not None for pair in ends for value in pair):
+                lengths = [(float(high or 0) - float(low or 0)) / n for (low, high), n in extents]
+                size = voxel_size_nm(lengths, _text(about, "Unit") or "")
+        header = stored.Header(shape, dataset.dtype, "zyx", size)
     return _Hdf5Volume(path, file, name, header, options)
 
 
@@ -365,16 +362,4 @@ def _text(group: h5py.Group, name: str) -> str | None:
     return None if value is None else b"".join(np.ravel(np.asarray(value, "S"))).decode("utf-8", "replace").strip()
 
 
-def _imaris_voxel_size(h5: h5py.File, shape: tuple[int, ...]) -> VoxelSize | None:
-    """(z, y, x) in nm: the extent of the image divided by its number of voxels."""
-    about = h5.get("DataSetInfo/Image")
-    if about is None:
-        return None
-    ends = [[_text(about, f"Ext{end}{i}") for end in ("Min", "Max")] for i in (2, 1, 0)]
-    if any(value is None for pair in ends for value in pair):
-        return None
-    lengths = [(float(high or 0) - float(low or 0)) / n for (low, high), n in zip(ends, shape, strict=True)]
-    return voxel_size_nm(lengths, _text(about, "Unit") or "")
-
-
-IMARIS = Format("an Imaris file", _IMARIS_SUFFIXES, open_imaris, datasets=True)
+IMARIS = stored.Format("an Imaris file", _IMARIS_SUFFIXES, open_imaris, datasets=True)

@@ -25,18 +25,8 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from mitoseg.errors import UserError
+from mitoseg.volumes import stored
 from mitoseg.volumes.base import Array
-from mitoseg.volumes.stored import (
-    Format,
-    Header,
-    PageCache,
-    ReadOptions,
-    StoredVolume,
-    check_regular,
-    lossless,
-    opening,
-    reading,
-)
 from mitoseg.volumes.tiff import check_bytes, flipped_bits, is_lossy, tiff_scale
 
 logger = logging.getLogger(__name__)
@@ -74,7 +64,7 @@ def _list_slices(folder: Path) -> list[Path]:
     suffixes = {p: p.suffix.lower() for p in files}
     found = [p for p in files if suffixes[p] in SUFFIXES] or [p for p in files if suffixes[p] in PICTURES]
     for file in found:
-        check_regular(str(file))
+        stored.check_regular(str(file))
     if not found:
         marks = [mark for mark in _OTHERS if (folder / mark).is_file() or (folder.parent / mark).is_file()]
         others = POLYGONS if {".json", ".xml"} & set(suffixes.values()) else "give a folder of slices, or a file"
@@ -88,17 +78,17 @@ def _list_slices(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
-def open_slices(path: str, options: ReadOptions) -> StoredVolume:
+def open_slices(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     """Open a folder of slices, or a single image as one slice; reads headers only."""
     single = os.path.isfile(path)
     if options.axes not in ((None, "zyx", "yx", "yxc") if single else (None, "zyx")):
         what = "a picture is always y, x" if single else "a folder of slices is always z, y, x"
         raise UserError(f"{what}, colour or not", options.axes, "leave out axes=")
-    with opening(path):
+    with stored.opening(path):
         files = [Path(path)] if single else _list_slices(Path(path))
     found: list[_Slice] = []
     for file in files:
-        with opening(str(file)):
+        with stored.opening(str(file)):
             found.append(_header(file, quiet=bool(found)))
         if found[-1][:2] != found[0][:2]:
             pairs = ((files[0], found[0]), (file, found[-1]))
@@ -112,7 +102,9 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
     if colours:
         text = "%s: %d of %d slices are in colour and reduced to grey, the largest of red, green and blue"
         logger.info(text, path, colours, len(files))
-    if is_grid([file.name for file in files]):
+    rows = [re.findall(r"\d+", file.stem) for file in files]
+    counts = [len(set(column)) for column in zip(*rows, strict=False)]
+    if max(counts, default=0) < len(files) == math.prod(counts):  # in every combination
         text = "%s: the names count two things, such as %s; if these are tiles or channels, they do not form one stack"
         logger.warning(text, path, files[-1].name)
     if indexed:
@@ -120,21 +112,21 @@ def open_slices(path: str, options: ReadOptions) -> StoredVolume:
     elif any(coloured):
         logger.info("%s: the tables of indexed colours differ, or not 0 is black; the colours are read", path)
     part = math.prod(first.shape) * first.dtype.itemsize
-    header = Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part, scale=first.scale)
-    volume = SliceFolder(path, files, header, options.voxel_size, indexed=indexed)
+    header = stored.Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part, scale=first.scale)
+    volume = SliceFolder(path, files, header, stored.ReadOptions(voxel_size=options.voxel_size), indexed=indexed)
     volume._colour, volume.lossy = bool(colours), any(s.lossy for s in found)
     return volume
 
 
-class SliceFolder(StoredVolume):
+class SliceFolder(stored.StoredVolume):
     """A folder of slices, decoded one at a time with a small cache."""
 
     def __init__(
-        self, path: str, files: Sequence[Path], header: Header, voxel_size: Sequence[float] | None, *, indexed: bool
+        self, path: str, files: Sequence[Path], header: stored.Header, options: stored.ReadOptions, *, indexed: bool
     ) -> None:
-        super().__init__(path, header, ReadOptions(voxel_size=voxel_size))
+        super().__init__(path, header, options)
         self._slices, self._indexed = [os.path.abspath(file) for file in files], indexed
-        self._cache = PageCache()
+        self._cache = stored.PageCache()
 
     def _files(self) -> list[Path]:
         return [Path(file) for file in self._slices]
@@ -151,8 +143,7 @@ class SliceFolder(StoredVolume):
         return np.stack([self._cache.get((i, self._reduce), decode)[y, x] for i, decode in pages])
 
     def _decode(self, file: str) -> Array:
-        """One slice as ``image_yx``."""
-        with reading(file):
+        with stored.reading(file):
             image = _decode(Path(file), indexed=self._indexed)
             image = image if image.ndim == 2 else self._reduce(image)
         if image.shape != self.shape[1:]:
@@ -189,7 +180,7 @@ def _header(file: Path, *, quiet: bool) -> _Slice:
             if not quiet and image.getexif().get(_ORIENTATION, 1) != 1:
                 logger.warning("%s: rotated for display only; rows and columns are read as stored", file)
             shape, colour = (image.height, image.width), image.mode not in ("1", "L", "P")
-            lossy = suffix in _LOSSY or (suffix == ".webp" and not lossless(file.read_bytes()[:64]))
+            lossy = suffix in _LOSSY or (suffix == ".webp" and not stored.lossless(file.read_bytes()[:64]))
             return _Slice(shape, np.dtype(np.uint8), colour, _palette(image), lossy)
     with tifffile.TiffFile(file) as tif:
         page = tif.pages.first
@@ -282,13 +273,6 @@ def find_gap(names: Sequence[str]) -> str | None:
     return f"{slices} by the numbers of the files, {'first ' if len(jumps) > 1 else ''}{where}"
 
 
-def is_grid(names: Sequence[str]) -> bool:
-    """Whether the file names count two things in every combination, such as tiles or channels."""
-    rows = [re.findall(r"\d+", PurePath(name).stem) for name in names]
-    counts = [len(set(column)) for column in zip(*rows, strict=False)]
-    return max(counts, default=0) < len(names) == math.prod(counts)
-
-
 def slice_numbers(names: Sequence[str]) -> list[int] | None:
     """The slice number in each file name; None if it is unclear which number that is."""
     stems = [PurePath(name).stem.lower() for name in names]
@@ -322,4 +306,4 @@ def _regular(column: Sequence[int]) -> float:
     return max(steps.values()) / (len(column) - 1)
 
 
-FORMAT = Format("a picture", (".png", *PICTURES), open_slices, pictures=True)
+FORMAT = stored.Format("a picture", (".png", *PICTURES), open_slices, pictures=True)

@@ -95,16 +95,11 @@ def map_labels(
 
     The stored values are counted once. The rule ``auto`` keeps 0 and 1; thresholds a grey mask (0 and 255 or 65535,
     possibly with values in between along edges) at half of full scale; takes other integers as instance numbers; and
-    thresholds fractions from 0 to 1 at 0.5. 2**64 - 1, used by CREMI and Paintera for unlabelled voxels, is background
-    if there is no 0. Several values without a 0, and anything that looks like an image, are refused.
-
-    Args:
-        volume: The labels.
-        rule: ``auto``, ``nonzero`` or ``half`` (at least half of full scale: 1, 255 or 65535).
-        foreground: The value or values of mitochondria among several classes; colours as ``#rrggbb``.
-        ignore_label: A stored value whose voxels are ignored, or None.
-        ignore_empty_slices: Whether to ignore slices without foreground as unannotated.
-        require_foreground: Whether to refuse labels without any foreground.
+    thresholds fractions from 0 to 1 at 0.5. ``nonzero`` and ``half`` (at least half of full scale: 1, 255 or 65535)
+    ask nothing. 2**64 - 1, used by CREMI and Paintera for unlabelled voxels, is background if there is no 0. Several
+    values without a 0, and anything that looks like an image, are refused. ``foreground`` are the value or values of
+    mitochondria among several classes, colours as ``#rrggbb``; voxels of ``ignore_label``, and slices without
+    foreground with ``ignore_empty_slices``, are ignored.
     """
     if rule not in RULES:
         raise UserError("no such rule for label values", rule, f"choose one of {', '.join(RULES)}")
@@ -230,7 +225,6 @@ def _check_background(survey: _Survey, path: str, otherwise: str) -> None:
 
 
 def _check_meaning(survey: _Survey, path: str) -> None:
-    """Refuse ambiguous values and images."""
     rough = survey.between - survey.solid > _IMAGE_SHARE * survey.voxels
     if rough and len(survey.values) >= _MANY_VALUES and survey.solid < _SOLID_SHARE * survey.between:
         what = f"an image instead of labels: values from {survey.low:g} to {survey.high:g} differ from voxel to voxel"
@@ -254,7 +248,6 @@ def _check_colours(survey: _Survey, path: str, otherwise: str) -> None:
 
 
 def _warn(survey: _Survey, rule: ValueRule, path: str) -> None:
-    """Warn of values that may have another meaning."""
     marker = survey.high in _MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
     if marker and len(survey.values) > 2:
         text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d if it means unlabelled"
@@ -274,7 +267,11 @@ def _choose_rule(survey: _Survey, rule: str, path: str) -> ValueRule:
         return ValueRule(None, "label values above 0 are foreground")
     if rule == "auto" and survey.integral and survey.high <= 1:
         return ValueRule(None, "label values are 0 and 1; 1 is foreground")
-    if rule == "auto" and survey.integral and not _is_grey_mask(survey):
+    # a mask of full scale may be smooth along its edges
+    smooth = survey.solid < _SOLID_SHARE * survey.between
+    smooth = smooth and (survey.full >= survey.between or len(survey.values) >= _MANY_VALUES)
+    is_mask = survey.high in _FULL_SCALES and (survey.between == 0 or smooth)
+    if rule == "auto" and survey.integral and not is_mask:
         return ValueRule(None, "label values are instance numbers; all but 0 are foreground", numbered=True)
     if survey.high <= 1:
         return ValueRule(0.5, "label values run from 0 to 1; 0.5 and above are foreground")
@@ -284,14 +281,6 @@ def _choose_rule(survey: _Survey, rule: str, path: str) -> ValueRule:
             return ValueRule(half, f"label values are a mask of 0 to {scale}; {half} and above are foreground")
     what = f"the labels run from {survey.low:g} to {survey.high:g}, which is not a mask"
     raise UserError(what, path, "choose label_rule_of_values=nonzero")
-
-
-def _is_grey_mask(survey: _Survey) -> bool:
-    """Whether integers are a full-scale mask, possibly smoothed along edges, rather than instance numbers."""
-    if survey.high not in _FULL_SCALES:
-        return False
-    smooth = survey.solid < _SOLID_SHARE * survey.between
-    return survey.between == 0 or (smooth and (survey.full >= survey.between or len(survey.values) >= _MANY_VALUES))
 
 
 @dataclass
@@ -352,7 +341,6 @@ class _Survey:
 
 
 def _survey(volume: Volume, ignore_label: int | None = None, chosen: Sequence[int] = ()) -> _Survey:
-    """Count the values of a label volume, slab by slab."""
     survey = _Survey(chosen=dict.fromkeys(chosen, 0))
     with waiting(f"reading the labels of {volume.path}"):
         for slab in thin_slabs(volume.box):

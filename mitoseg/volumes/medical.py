@@ -96,12 +96,20 @@ def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
         if re.search(rb"^data ?file: *(LIST|[^\n]*%\d*d)", stream.read(2**16), re.MULTILINE | re.IGNORECASE):
             raise UserError("the voxels of the NRRD header lie in several files", path, _SAVE)
         stream.seek(0)
-        found = nrrd.read_header(_small_letters(line) for line in iter(stream.readline, b""))
+        lines = (line.decode("ascii", "surrogateescape") for line in iter(stream.readline, b""))
+        # pynrrd knows fields in small letters only
+        found = nrrd.read_header(re.sub("^[^#:][^:]*: ", lambda field: field[0].lower(), line) for line in lines)
         start = stream.tell()
         encoding = str(found["encoding"]).lower()
         if encoding not in _PACKINGS:
             raise UserError(f"the voxels of the NRRD are stored as {encoding}", path, _SAVE)
-        dtype, shape = _nrrd_dtype(found), tuple(int(n) for n in found["sizes"])
+        kind = str(found["type"]).strip().lower()
+        kinds = [code for code, names in _TYPES.items() if re.fullmatch(names, kind)]
+        if not kinds:
+            raise ValueError(f"voxels of type {found['type']}")
+        dtype, shape = np.dtype(kinds[0]), tuple(int(n) for n in found["sizes"])
+        if dtype.itemsize > 1:
+            dtype = dtype.newbyteorder({"little": "<", "big": ">"}[str(found["endian"]).lower()])  # type: ignore[arg-type]
         letters, size, directions = _space(path, found, len(shape))
         header = Header(shape[::-1], dtype, letters[::-1], size)
         file = str(found.get("data file") or found.get("datafile") or "")
@@ -123,22 +131,6 @@ def open_nrrd(path: str, options: ReadOptions) -> StoredVolume:
     volume = MappedVolume(path, header, options, skip, "NRRD", file=file, packing=packing, start=start)
     volume.directions = directions
     return volume
-
-
-def _small_letters(line: bytes) -> str:
-    """A header line with its field name in lower case, the only form that pynrrd knows."""
-    field, colon, value = line.decode("ascii", "surrogateescape").partition(": ")
-    return f"{field.lower()}{colon}{value}" if colon and not field.startswith("#") else f"{field}{colon}{value}"
-
-
-def _nrrd_dtype(found: Mapping[str, Any]) -> np.dtype[Any]:
-    kinds = [code for code, names in _TYPES.items() if re.fullmatch(names, str(found["type"]).strip().lower())]
-    if not kinds:
-        raise ValueError(f"voxels of type {found['type']}")
-    dtype = np.dtype(kinds[0])
-    if dtype.itemsize > 1:
-        dtype = np.dtype({"little": "<", "big": ">"}[str(found["endian"]).lower()] + dtype.str[1:])
-    return dtype
 
 
 def _space(path: str, found: Mapping[str, Any], count: int) -> tuple[str, VoxelSize | None, str]:

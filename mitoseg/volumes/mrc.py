@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -26,19 +27,9 @@ from mrcfile.utils import machine_stamp_from_byte_order
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes import stored
 from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
-from mitoseg.volumes.stored import (
-    FlatOutput,
-    Format,
-    Header,
-    MappedVolume,
-    ReadOptions,
-    StoredVolume,
-    check_room,
-    load_metadata,
-    opening,
-)
 
 logger = logging.getLogger(__name__)
 # Offset of IMOD's stamp, followed by its flags; the flags for signed bytes and for two voxels per byte.
@@ -59,35 +50,37 @@ _LABELS, _LABEL = 10, 80
 _RANGE_OFFSET = 76
 
 
-def open_mrc(path: str, options: ReadOptions) -> StoredVolume:
+def open_mrc(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     """Open an MRC file; reads its header only."""
-    with opening(path), open(path, "rb") as file:
+    with stored.opening(path), open(path, "rb") as file:
         found = _MrcHeader(path, file)
         size = found.voxel_size if options.voxel_size is None else None
-        stored, meant, flipped, limit = found.voxels
-        header = Header(found.shape, stored, found.axes(options.axes), size, load_metadata(found.note), flipped)
+        dtype, meant, flipped, limit = found.voxels
+        header = stored.Header(
+            found.shape, dtype, found.axes(options.axes), size, stored.load_metadata(found.note), flipped
+        )
     volume = _Mrc(path, header, options, found.offset, "MRC")
     volume.info, volume.limit = replace(volume.info, dtype=meant or volume.dtype), limit
     return volume
 
 
-class _Mrc(MappedVolume):
+class _Mrc(stored.MappedVolume):
     """An MRC whose voxels are checked on reading against an upper limit, if there is one, implied by its header."""
 
     limit: int | None = None
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
-        stored = super()._read_stored(index)
-        if self.limit is not None and stored.max() > self.limit:
-            what = f"by its header the MRC's voxels are at most {self.limit}, but some are {stored.max()}"
+        voxels = super()._read_stored(index)
+        if self.limit is not None and voxels.max() > self.limit:
+            what = f"by its header the MRC's voxels are at most {self.limit}, but some are {voxels.max()}"
             raise UserError(what, self.path, "the header is out of date: save it with IMOD's newstack, or as 16 bits")
-        return stored
+        return voxels
 
 
 class _Voxels(NamedTuple):
     """The type in the file, the intended type if different, the bits stored inverted, the largest valid value."""
 
-    stored: np.dtype[Any]
+    dtype: np.dtype[Any]
     meant: np.dtype[Any] | None = None
     flipped: int = 0
     limit: int | None = None
@@ -104,7 +97,11 @@ class _MrcHeader:
         if len(data) < HEADER_DTYPE.itemsize or data[MAP_ID_OFFSET_BYTES:][:3] != MAP_ID[:3]:
             raise UserError("the file is not an MRC file", path, "it is damaged, incomplete or of another kind")
         self._path = path
-        self._order = _byte_order(path, data)
+        orders = "><" if data[MAP_ID_OFFSET_BYTES + len(MAP_ID)] == 0x11 else "<>"  # by the stamp, unless only the
+        modes = [int(struct.unpack_from(f"{order}i", data, 12)[0]) for order in orders]  # other gives a valid mode
+        self._order = next((order for order, mode in zip(orders, modes, strict=True) if mode in _DTYPES), "")
+        if not self._order:
+            raise UserError(f"the MRC's voxels are of mode {modes[0]}", path, "save it with mode 0, 1, 2, 6 or 12")
         self._fields = np.frombuffer(data, HEADER_DTYPE.newbyteorder(self._order))[0]
         self._imod = struct.unpack_from(f"{self._order}ii", data, _IMOD_OFFSET)
         extended = self._int("nsymbt")
@@ -112,7 +109,11 @@ class _MrcHeader:
             raise UserError(f"the MRC states an extended header of {extended} bytes", path, "it is damaged")
         self.offset = len(data) + extended
         ours = self._fields["exttyp"] == _EXTENDED and extended <= _LONGEST_NOTE
-        self.note = _parse(file.read(extended) if ours else b"".join(self._fields["label"]))
+        text = file.read(extended) if ours else b"".join(self._fields["label"])
+        note = None
+        with suppress(ValueError, RecursionError):
+            note, _ = json.JSONDecoder().raw_decode(text.decode("ascii", errors="replace"))
+        self.note: dict[str, Any] = note if isinstance(note, dict) else {}
         self.voxels = self._voxels(file)
 
     def _int(self, name: str) -> int:
@@ -203,35 +204,35 @@ class _MrcHeader:
         return found
 
 
-def _byte_order(path: str, data: bytes) -> str:
-    """``<`` or ``>``, as stated by the machine stamp, unless the mode is valid only in the other byte order."""
-    stamp = data[MAP_ID_OFFSET_BYTES + len(MAP_ID)]
-    orders = "><" if stamp == 0x11 else "<>"
-    modes = [int(struct.unpack_from(f"{order}i", data, 12)[0]) for order in orders]
-    for order, mode in zip(orders, modes, strict=True):
-        if mode in _DTYPES:
-            return order
-    raise UserError(f"the MRC's voxels are of mode {modes[0]}", path, "save it with mode 0, 1, 2, 6 or 12")
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    """The JSON object at the start of a text, if any."""
-    try:
-        note, _ = json.JSONDecoder().raw_decode(text.decode("ascii", errors="replace"))
-    except (ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-class MrcOutput(FlatOutput):
+class MrcOutput(stored.FlatOutput):
     """Writes boxes in place; minimum and maximum are added to the header at the end."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
         mask = info.dtype == np.uint8 and info.metadata.get("kind") == "mask"
         mode = 0 if mask else _MODES[info.dtype.name]
         dtype = np.dtype(_STORED[mode])
-        size = check_room(path, info, dtype)
-        head = _head(info, mode)
+        size = stored.check_room(path, info, dtype)
+        header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
+        for n, a, length in zip(info.shape, "zyx", info.voxel_size or (0, 0, 0), strict=True):
+            header[f"n{a}"] = header[f"m{a}"] = n
+            header["cella"][a] = length * 10 * n
+        header["cellb"] = 90, 90, 90
+        header["mode"], header["ispg"], header["nversion"] = mode, VOLUME_SPACEGROUP, 20141
+        header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+        header["map"], header["machst"] = MAP_ID, list(machine_stamp_from_byte_order("<"))
+        header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1  # unknown
+        text = json.dumps({"mitoseg": dict(info.metadata), "dtype": info.dtype.name}).encode("ascii")
+        extended = b""
+        if len(text) <= _LABELS * _LABEL:
+            labels = [text[i : i + _LABEL] for i in range(0, len(text), _LABEL)]
+            header["label"][: len(labels)], header["nlabl"] = labels, len(labels)
+        else:
+            extended = text.ljust(-(-len(text) // 16) * 16)
+            header["exttyp"], header["nsymbt"] = _EXTENDED, len(extended)
+        data = bytearray(header.tobytes())
+        if info.dtype == np.int8:
+            struct.pack_into("<ii", data, _IMOD_OFFSET, _IMOD_STAMP, _IMOD_SIGNED)
+        head = bytes(data) + extended
         with path.open("wb") as file:
             file.write(head)
             file.truncate(len(head) + size)
@@ -257,31 +258,7 @@ class MrcOutput(FlatOutput):
         super().close()
 
 
-def _head(info: VolumeInfo, mode: int) -> bytes:
-    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
-    for n, a, size in zip(info.shape, "zyx", info.voxel_size or (0, 0, 0), strict=True):
-        header[f"n{a}"] = header[f"m{a}"] = n
-        header["cella"][a] = size * 10 * n
-    header["cellb"] = 90, 90, 90
-    header["mode"], header["ispg"], header["nversion"] = mode, VOLUME_SPACEGROUP, 20141
-    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-    header["map"], header["machst"] = MAP_ID, list(machine_stamp_from_byte_order("<"))
-    header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1  # unknown
-    text = json.dumps({"mitoseg": dict(info.metadata), "dtype": info.dtype.name}).encode("ascii")
-    extended = b""
-    if len(text) <= _LABELS * _LABEL:
-        labels = [text[i : i + _LABEL] for i in range(0, len(text), _LABEL)]
-        header["label"][: len(labels)], header["nlabl"] = labels, len(labels)
-    else:
-        extended = text.ljust(-(-len(text) // 16) * 16)
-        header["exttyp"], header["nsymbt"] = _EXTENDED, len(extended)
-    data = bytearray(header.tobytes())
-    if info.dtype == np.int8:
-        struct.pack_into("<ii", data, _IMOD_OFFSET, _IMOD_STAMP, _IMOD_SIGNED)
-    return bytes(data) + extended
-
-
-FORMAT = Format(
+FORMAT = stored.Format(
     "an MRC",
     (".mrc", ".mrcs", ".rec", ".map", ".st", ".ali"),
     open_mrc,

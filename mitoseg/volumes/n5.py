@@ -25,20 +25,9 @@ import numpy as np
 
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
+from mitoseg.volumes import stored
 from mitoseg.volumes.axes import agreed_size, bdv_voxel_size, coarser_size, same_size, stated_axes, stated_sizes
 from mitoseg.volumes.base import Array, VoxelSize
-from mitoseg.volumes.stored import (
-    CACHE_BYTES,
-    Format,
-    Header,
-    ReadOptions,
-    StoredVolume,
-    check_multiset,
-    check_regular,
-    inside_folder,
-    opening,
-    reading,
-)
 
 SUFFIXES = (".n5",)
 _NEEDED = {"dimensions", "blockSize", "dataType"}
@@ -49,19 +38,19 @@ _AXES = {2: "xy", 3: "xyz"}
 
 def is_n5(path: str) -> bool:
     """Whether a path is an N5 container, or a group or dataset in one."""
-    folder = inside_folder(path, SUFFIXES)
+    folder = stored.inside_folder(path, SUFFIXES)
     return folder.is_dir() and any(part.suffix.lower() in SUFFIXES for part in (folder, *folder.parents))
 
 
-def open_n5(path: str, options: ReadOptions) -> StoredVolume:
+def open_n5(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     """Open a dataset, or the finest level or only dataset of a group; reads attributes only."""
-    folder = inside_folder(path, SUFFIXES)
+    folder = stored.inside_folder(path, SUFFIXES)
     if not folder.is_dir():
         raise UserError("no such folder", path, "check the path")
-    with opening(path):
+    with stored.opening(path):
         dataset = _dataset(folder, path)
         attributes = _attributes(dataset)
-        check_multiset(path, attributes)
+        stored.check_multiset(path, attributes)
         shape, dtype = tuple(int(n) for n in attributes["dimensions"]), np.dtype(str(attributes["dataType"]))
         block = tuple(int(n) for n in attributes["blockSize"])
         if len(block) != len(shape) or min(block) < 1 or math.prod(block) * dtype.itemsize > _LARGEST_BLOCK:
@@ -72,9 +61,11 @@ def open_n5(path: str, options: ReadOptions) -> StoredVolume:
             raise UserError(what, path, f"write it again with {', '.join(_COMPRESSIONS[1:])}")
         letters = stated_axes({}, len(shape), attributes.get("axes")) or _AXES.get(len(shape))
         size = _voxel_size(path, dataset, letters) if letters and options.voxel_size is None else None
-        header = Header(shape, dtype, letters, size, part_bytes=math.prod(block) * dtype.itemsize)
+        header = stored.Header(shape, dtype, letters, size, part_bytes=math.prod(block) * dtype.itemsize)
         import_extra("tensorstore", "tensorstore", "n5")
-    return _N5Volume(path, dataset, header, block, options)
+    volume = _N5Volume(path, header, options)
+    volume._folder, volume._block = dataset.absolute(), block
+    return volume
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
@@ -102,7 +93,11 @@ def _dataset(folder: Path, path: str) -> Path:
 def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
     """(z, y, x) in nm of a dataset, as all statements agree; None if it is not stated."""
     own = _stated(_attributes(dataset), letters)
-    absolute = own.pop("transform", None) or _listed_transform(dataset, letters)
+    images = _attributes(dataset.parent).get("multiscales")  # COSEM's list of levels in the group
+    listed = images[0].get("datasets", []) if isinstance(images, list) and images else []
+    levels = [level for level in listed if str(level.get("path", "")).strip("/") == dataset.name]
+    in_list = _stated({"transform": levels[0].get("transform")}, letters) if levels else {}
+    absolute = own.pop("transform", None) or in_list.get("transform")
     here, whole = agreed_size(path, own), _full_resolution(path, dataset, letters)
     factors, own_factors = _factors(dataset, letters)
     if factors is None:
@@ -120,14 +115,6 @@ def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
 
 def _stated(attributes: Mapping[str, Any], letters: str) -> dict[str, VoxelSize]:
     return stated_sizes(attributes, letters, "".join(a for a in letters if a in "zyx"))
-
-
-def _listed_transform(dataset: Path, letters: str) -> VoxelSize | None:
-    """The voxel size of a level in COSEM's list of levels in the group."""
-    images = _attributes(dataset.parent).get("multiscales")
-    listed = images[0].get("datasets", []) if isinstance(images, list) and images else []
-    levels = [level for level in listed if str(level.get("path", "")).strip("/") == dataset.name]
-    return _stated({"transform": levels[0].get("transform")}, letters).get("transform") if levels else None
 
 
 def _full_resolution(path: str, dataset: Path, letters: str) -> VoxelSize | None:
@@ -164,17 +151,16 @@ def _factors(dataset: Path, letters: str) -> tuple[VoxelSize | None, bool]:
     return (z, y, x), own is not None
 
 
-class _N5Volume(StoredVolume):
-    def __init__(self, path: str, dataset: Path, header: Header, block: tuple[int, ...], options: ReadOptions) -> None:
-        super().__init__(path, header, options)
-        self._folder, self._block = dataset.absolute(), block
+class _N5Volume(stored.StoredVolume):
+    _folder: Path
+    _block: tuple[int, ...]
 
     def _files(self) -> list[Path]:
         above = [folder / "attributes.json" for folder in self._folder.parents]
         return [self._folder, *(file for file in above if file.is_file())]
 
     def find_gaps(self) -> UserError | None:
-        with reading(self.path):
+        with stored.reading(self.path):
             grid = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)]
             there = sum(all(int(i) < n for i, n in zip(name, grid, strict=True)) for name in self._blocks())
         missing = math.prod(grid) - there
@@ -186,21 +172,21 @@ class _N5Volume(StoredVolume):
             above = Path(folder).relative_to(self._folder).parts
             blocks = [name for name in names if name.isdecimal() and len(above) + 1 == len(self._block)]
             for name in blocks:
-                check_regular(os.path.join(folder, name))
+                stored.check_regular(os.path.join(folder, name))
             found += [(*above, name) for name in blocks]
         return [f for f in found if all(part.isdecimal() for part in f)]
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         ranges = (range(s.start // n, -(-s.stop // n)) for s, n in zip(index, self._block, strict=True))
         for block in itertools.product(*ranges):
-            check_regular(os.path.join(self._folder, *map(str, block)))
+            stored.check_regular(os.path.join(self._folder, *map(str, block)))
         return np.asarray(self._handle()[index].read().result())
 
     def _open(self) -> Any:  # noqa: ANN401 (tensorstore's)
         store = {"driver": "file", "path": f"{self._folder}{os.sep}"}
-        context = {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
+        context = {"cache_pool": {"total_bytes_limit": stored.CACHE_BYTES}}
         spec = {"driver": "n5", "kvstore": store, "context": context}
         return import_extra("tensorstore", "tensorstore", "n5").open(spec, read=True, open=True).result()
 
 
-FORMAT = Format("an N5 folder", SUFFIXES, open_n5, recognize=is_n5, datasets=True)
+FORMAT = stored.Format("an N5 folder", SUFFIXES, open_n5, recognize=is_n5, datasets=True)

@@ -16,8 +16,7 @@ from mitoseg.geometry import Box, slabs
 from mitoseg.volumes.base import Array, DerivedVolume, Volume, thin_slabs
 
 log = logging.getLogger(__name__)
-HOT = 10.0
-"""Voxels more standard deviations than this from the mean are hot or dead pixels, and clipped for networks."""
+HOT = 10.0  # voxels more standard deviations than this from the mean are hot or dead pixels, and clipped for networks
 CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
     "adjacent": (-1, 0, 1),
     "adjacent5": (-2, -1, 0, 1, 2),
@@ -26,11 +25,9 @@ CHANNEL_OFFSETS: dict[str, tuple[int, ...]] = {
     "single": (0,),
 }
 """Offsets of the channels' slices from the current slice, by name."""
-COUNT = 257
-"""Number of quantiles stored, from the smallest grey value to the largest."""
+COUNT = 257  # number of quantiles stored, from the smallest grey value to the largest
 _SLICES, _STEP = 64, 4  # slices sampled in each volume, and the step in y and x
-FAR_GREYS = 0.35
-"""Distance from which grey values count as different from those of training."""
+FAR_GREYS = 0.35  # distance from which grey values count as different from those of training
 _PLACES, _SIDE, _DEPTH = 4, 96, 2  # number of sampled boxes along each axis, their side in y and x, and in z
 _CHECK_FILE = "check that it is the right file"
 
@@ -62,9 +59,7 @@ class Normalization:
         return np.clip(result, -self.limit, self.limit, out=result)
 
 
-def check_image_values(
-    image: Array, path: str, *, allow_constant: bool = True, start: tuple[int, ...] | None = None
-) -> None:
+def check_image_values(image: Array, path: str, *, start: tuple[int, ...] | None = None) -> None:
     """Refuse grey values unusable for a network, in a part of an image whose first voxel is ``start`` (z, y, x)."""
     if image.dtype.kind not in "buif":
         what = f"the image's voxels are {image.dtype}, not real numbers"
@@ -78,8 +73,6 @@ def check_image_values(
             first = tuple(int(n + a) for n, a in zip(np.argwhere(~finite)[0], start, strict=True))
             where = f" at (z, y, x) = {first}"
         raise UserError(f"the image holds {kind}{where}", path, "replace them, for example by the mean grey value")
-    if not allow_constant and image.size and image.min() == image.max():
-        raise UserError(f"the image is constant, every voxel is {image.flat[0]}", path, _CHECK_FILE)
 
 
 def read_tissue(volume: Volume, box: Box) -> Array:

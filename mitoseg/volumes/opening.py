@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -23,7 +23,6 @@ from mitoseg.storage import atomic_output, check_output, plain
 from mitoseg.volumes import hdf5, images, medical, mrc, n5, tiff, zarrs
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import Array, Volume, VolumeInfo
-from mitoseg.volumes.ome_zarr import is_one_image
 from mitoseg.volumes.stored import (
     Format,
     Output,
@@ -42,6 +41,7 @@ FORMATS: list[Format] = [
 ]
 """All formats recognised by name; a folder of slices is recognised by its contents."""
 _TIFF = "save it as TIFF or OME-TIFF, for example with Fiji"
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 # What to do with files of other kinds.
 _NOT_READ = {
     ".am": "Amira's own format: export it as NRRD or TIFF (Export Data As)",
@@ -106,18 +106,14 @@ def check_voxel_type(path: str, dtype: npt.DTypeLike) -> None:
     target, name = place(path).format, np.dtype(dtype).name
     types = target.voxel_types
     if types is not None and name not in types:
-        others = [one.suffixes[0] for one in _written(name)]
-        remedy = f"choose {', '.join(types)}, or a name that ends in {_either(others)}"
+        remedy = f"choose {', '.join(types)}, or a name that ends in {_either(written_suffixes(name, usual=True))}"
         raise UserError(f"{target.example} holds no {name}", path, remedy)
 
 
-def written_suffixes(dtype: str) -> list[str]:
-    """The suffixes of output formats that support a voxel type, the usual one first."""
-    return [suffix for one in _written(dtype) for suffix in one.suffixes]
-
-
-def _written(dtype: str) -> list[Format]:
-    return [one for one in FORMATS if one.create and dtype in (one.voxel_types or [dtype])]
+def written_suffixes(dtype: str, *, usual: bool = False) -> list[str]:
+    """The suffixes of output formats that support a voxel type, of each the usual one first, or alone."""
+    formats = [one for one in FORMATS if one.create and dtype in (one.voxel_types or [dtype])]
+    return [suffix for one in formats for suffix in one.suffixes[: 1 if usual else None]]
 
 
 def _either(names: list[str]) -> str:
@@ -150,17 +146,12 @@ def open_volume(
         elif found is not None:
             open_format = found[0].open
         else:
-            raise UserError("unknown kind of volume", text, _how_to_give(text))
+            first, *others = (one.example for one in FORMATS)
+            remedy, suffix = f"give {first}, a folder of slices, {_either(others)}", Path(text).suffix.lower()
+            if suffix in _PACKED and format_of(text[: -len(suffix)]):
+                remedy = "unpack it first"
+            raise UserError("unknown kind of volume", text, _NOT_READ.get(suffix, remedy))
     return open_format(text, ReadOptions(axes, voxel_size))
-
-
-def _how_to_give(path: str) -> str:
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz", ".zst", ".zip") and format_of(path[: -len(suffixes[-1])]):
-        return "unpack it first"
-    first, *others = (one.example for one in FORMATS)
-    known = f"give {first}, a folder of slices, {_either(others)}"
-    return _NOT_READ.get(suffixes[-1], known) if suffixes else known
 
 
 def warn_of_gaps(volume: Volume) -> None:
@@ -244,15 +235,13 @@ class VolumeWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         output, self._output = self._output, None
+        hidden = [] if error is None else [Exception]
         with self._stack:  # renames the file or, on an exception, removes it
-            try:
+            with suppress(*hidden):
+                if output is not None and error is None:
+                    output.finish()
                 if output is not None:
-                    if error is None:
-                        output.finish()
                     output.close()
-            except Exception:
-                if error is None:
-                    raise
             if error is not None:
                 raise error
 
@@ -283,11 +272,11 @@ def create_volume(
         raise UserError("not the shape of a volume", sizes, "give z, y, x, each at least 1")
     if chunks is not None and (len(chunks) != 3 or min(chunks) < 1):
         raise ValueError(f"chunks={chunks}: give z, y, x, each at least 1")
-    stored = np.dtype(np.uint8) if np.dtype(dtype) == bool else np.dtype(dtype)
-    check_dtype(text, stored)
+    held = np.dtype(np.uint8) if np.dtype(dtype) == bool else np.dtype(dtype)
+    check_dtype(text, held)
     size = None if voxel_size is None else check_voxel_size(voxel_size)
     z, y, x = sizes
-    info = VolumeInfo(text, (z, y, x), stored, size, plain(metadata or {}))
+    info = VolumeInfo(text, (z, y, x), held, size, plain(metadata or {}))
     return VolumeWriter(info, overwrite=overwrite, chunks=chunks)
 
 
@@ -297,7 +286,7 @@ def check_volume_output(path: str | os.PathLike[str], overwrite: bool, dtype: np
     if dtype is not None:
         check_voxel_type(os.fspath(path), dtype)
     check_output(file, overwrite)
-    if file.is_dir() and not zarrs.is_array(file) and not is_one_image(file):
+    if file.is_dir() and not zarrs.is_array(file) and not zarrs.is_one_image(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")
     if file.is_file() and written.check_replaced is not None:
         written.check_replaced(file, dataset)

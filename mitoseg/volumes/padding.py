@@ -135,7 +135,8 @@ class Padding(Volume):
                 found = [_pack_bands(partial(self._read_part, z), (Y, X), self._tissue)]
             else:
                 image_zyx = self.volume.read(Box((z, 0, 0), (z + depth, Y, X)))
-                found = [_pack_strips(_find_in(image_yx, self._tissue)) for image_yx in image_zyx]
+                masks = [_find_in(image_yx, self._tissue) for image_yx in image_zyx]
+                found = [(_pack_strips(mask_yx) if mask_yx.any() else (), int(mask_yx.sum())) for mask_yx in masks]
             for packed, count in found:
                 self._packed[z], self._counts[z] = packed, count
                 self._bytes += sum(map(len, packed))
@@ -143,12 +144,6 @@ class Padding(Volume):
 
     def _read_part(self, z: int, part: Box) -> Array:
         return np.asarray(self.volume.read(Box((z, *part.start), (z + 1, *part.stop)))[0])
-
-
-def _pack_strips(mask_yx: Bools) -> tuple[_Packed, int]:
-    """The padding of a slice, packed strip by strip, and its number of pixels; strips without padding are left out."""
-    packed = tuple(_pack(mask_yx[y : y + _STRIP]) for y in range(0, len(mask_yx), _STRIP)) if mask_yx.any() else ()
-    return packed, int(np.count_nonzero(mask_yx))
 
 
 def _pack_bands(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[_Packed, int]:
@@ -179,12 +174,6 @@ def _pack_bands(read: _Read, shape: tuple[int, int], tissue: float) -> tuple[_Pa
         found[i], masks[i] = (image_yx[[0, -1]], mask_yx[[0, -1]]), _pack(mask_yx)
         if before is None or not np.array_equal(before[1], found[i][1]):
             waiting += [j for j in (i - 1, i + 1) if j in found and j not in waiting]
-    return _with_edges(read, bands, masks, levels)
-
-
-def _with_edges(read: _Read, bands: list[Box], masks: dict[int, bytes], levels: list[_Level]) -> tuple[_Packed, int]:
-    """The packed strips of a slice and their number of pixels, after adding the blurred edges of padding."""
-    X = bands[0].shape[1]
     strips: list[bytes] = []
     count = 0
     for i, band in enumerate(bands):
@@ -195,13 +184,12 @@ def _with_edges(read: _Read, bands: list[Box], masks: dict[int, bytes], levels: 
             common = part.clip(bands[j])
             mask_yx[common.inside(part).slices] = _unpack(masks[j], bands[j].shape)[common.inside(bands[j]).slices]
         mask_yx = _with_edge(read(part), mask_yx, levels)[band.inside(part).slices]
-        strips += [_pack(mask_yx[y : y + _STRIP]) for y in range(0, len(mask_yx), _STRIP)]
+        strips += _pack_strips(mask_yx)
         count += int(np.count_nonzero(mask_yx))
     return tuple(strips), count
 
 
 def _find_in(image_yx: Array, tissue: float) -> Bools:
-    """The padding of a slice in memory."""
     mask_yx, left, held = np.zeros(image_yx.shape, np.bool_), Box((0, 0), image_yx.shape), True
     seeds_yx, levels = _flat_squares(image_yx, tissue)
     while held:
@@ -313,6 +301,10 @@ def _with_edge(image_yx: Array, mask_yx: Bools, levels: Sequence[_Level]) -> Boo
     return mask_yx
 
 
+def _pack_strips(mask_yx: Bools) -> _Packed:
+    return tuple(_pack(mask_yx[y : y + _STRIP]) for y in range(0, len(mask_yx), _STRIP))
+
+
 def _pack(mask_yx: Bools) -> bytes:
     return zlib.compress(np.packbits(mask_yx, axis=1).tobytes(), 1) if mask_yx.any() else b""
 
@@ -363,26 +355,23 @@ class PaddedVolume(DerivedVolume):
 
 def _mirror(image_yx: Array, tissue_yx: Bools) -> Bools:
     """Mirror rows in place, up to `REACH` pixels from their tissue; return which pixels are filled now."""
-    strips = [slice(y, y + _STRIP) for y in range(0, len(image_yx), _STRIP)]
-    return np.concatenate([_mirror_strip(image_yx[strip], tissue_yx[strip]) for strip in strips])
-
-
-def _mirror_strip(image_yx: Array, tissue_yx: Bools) -> Bools:
-    if tissue_yx.all() or not tissue_yx.any():
-        return tissue_yx
-    X = image_yx.shape[1]
+    filled_yx, X = tissue_yx.copy(), image_yx.shape[1]
     x, nowhere = np.arange(X), X + REACH  # a row without tissue has none within reach
-    before = np.maximum.accumulate(np.where(tissue_yx, x, -1 - REACH), axis=1)
-    after = np.minimum.accumulate(np.where(tissue_yx, x, nowhere)[:, ::-1], axis=1)[:, ::-1]
-    edge = np.where(x - before <= after - x, before, after)
-    y_n, x_n = np.nonzero(~tissue_yx & (np.abs(x - edge) <= REACH))
-    edge_n = edge[y_n, x_n]
-    mirrored_n = 2 * edge_n - x_n
-    inside_n = (mirrored_n >= 0) & (mirrored_n < X)
-    mirrored_n = np.where(inside_n & tissue_yx[y_n, np.where(inside_n, mirrored_n, 0)], mirrored_n, edge_n)
-    image_yx[y_n, x_n] = image_yx[y_n, mirrored_n]
-    filled_yx = tissue_yx.copy()
-    filled_yx[y_n, x_n] = True
+    for first in range(0, len(image_yx), _STRIP):
+        strip = slice(first, first + _STRIP)
+        image, tissue, filled = image_yx[strip], tissue_yx[strip], filled_yx[strip]
+        if tissue.all() or not tissue.any():
+            continue
+        before = np.maximum.accumulate(np.where(tissue, x, -1 - REACH), axis=1)
+        after = np.minimum.accumulate(np.where(tissue, x, nowhere)[:, ::-1], axis=1)[:, ::-1]
+        edge = np.where(x - before <= after - x, before, after)
+        y_n, x_n = np.nonzero(~tissue & (np.abs(x - edge) <= REACH))
+        edge_n = edge[y_n, x_n]
+        mirrored_n = 2 * edge_n - x_n
+        inside_n = (mirrored_n >= 0) & (mirrored_n < X)
+        mirrored_n = np.where(inside_n & tissue[y_n, np.where(inside_n, mirrored_n, 0)], mirrored_n, edge_n)
+        image[y_n, x_n] = image[y_n, mirrored_n]
+        filled[y_n, x_n] = True
     return filled_yx
 
 
@@ -417,7 +406,7 @@ def has_tissue(image: Volume) -> bool:
     """Whether an image, possibly resampled, has any tissue; reads up to the first slices that have some."""
     known: object = image.padding
     while known is not None and not isinstance(known, Padding):
-        known = getattr(known, "padding", None)
+        known = getattr(known, "volume", None)
     if known is None:
         return True
     if any(known.count(slab) < slab.size for slab in slabs(known.box, known.depth)):

@@ -15,8 +15,7 @@ from mitoseg.geometry import slabs
 from mitoseg.volumes.base import Array, Volume
 
 log = logging.getLogger(__name__)
-KINDS = ("probability", "mask", "instances")
-"""The kinds of stored predictions."""
+KINDS = ("probability", "mask", "instances")  # the kinds of stored predictions
 
 
 @dataclass(frozen=True)

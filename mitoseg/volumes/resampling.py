@@ -9,7 +9,7 @@ the outermost voxel is repeated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import sparse
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes.axes import check_voxel_size
-from mitoseg.volumes.base import Array, Bools, DerivedVolume, Mask, Volume, VoxelSize
+from mitoseg.volumes.base import Array, Bools, DerivedVolume, Volume, VoxelSize
 
 MOST = 10.0  # the largest factor along an axis; more suggests a wrong unit
 READ_BYTES = 2**27  # bytes of stored voxels read at once: many, so that chunks are not decoded repeatedly
@@ -28,7 +28,6 @@ PIECE = 2**21  # voxels read or made in one computation
 PIECE_BYTES = 12 * PIECE
 _EQUAL = 1e-6
 _Weights = tuple[int, sparse.csr_array]
-_Parts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 def resampled(volume: Volume, voxel_size: Sequence[float], shape: tuple[int, int, int] | None = None) -> Volume:
@@ -55,8 +54,6 @@ def resampled_length(n: int, ratio: float) -> int:
 
 
 class _ResampledVolume(DerivedVolume):
-    """See the module's docstring and `resampled`."""
-
     def __init__(self, volume: Volume, voxel_size: VoxelSize, shape: tuple[int, int, int]) -> None:
         assert volume.voxel_size is not None
         super().__init__(volume, shape=shape, dtype=np.dtype(np.float32), voxel_size=voxel_size)
@@ -86,7 +83,6 @@ class _ResampledVolume(DerivedVolume):
         return READ_BYTES // self.volume.dtype.itemsize
 
     def _read_part(self, box: Box, found_zyx: Array) -> None:
-        """Compute a box whose stored voxels are read at once."""
         whole = self.source(self.weights(box))
         stored_zyx = self.volume.read(whole)
         for part in tiles(box, self._part(box, whole, PIECE)):
@@ -112,22 +108,26 @@ class _ResampledVolume(DerivedVolume):
         return max(1, min(z, int(room / (y * x)))), max(1, min(y, int(room / x))), x
 
 
-@dataclass(frozen=True)
-class _ResampledPadding:
-    """The resampled voxels to which any padding contributes: a `mitoseg.volumes.base.Mask`."""
+class _ResampledPadding(Volume):
+    """The resampled voxels to which any padding contributes."""
 
-    padding: Mask
-    volume: _ResampledVolume
+    def __init__(self, padding: Volume, resampled: _ResampledVolume) -> None:
+        super().__init__(replace(resampled.info, dtype=np.dtype(np.bool_)))
+        self.volume, self._resampled = padding, resampled
 
     def find(self, box: Box) -> Bools | None:
-        weights = self.volume.weights(box)
-        found = self.padding.find(self.volume.source(weights))
+        weights = self._resampled.weights(box)
+        found = self.volume.find(self._resampled.source(weights))
         if found is None:
             return None
         share_zyx: Array = found.astype(np.float32)
         for axis, (_, matrix) in enumerate(weights):
             share_zyx = _along(matrix, share_zyx, axis)
         return share_zyx > 0
+
+    def _read(self, box: Box) -> Bools:
+        found = self.find(box)
+        return np.zeros(box.shape, np.bool_) if found is None else found
 
 
 def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, sparse.csr_array]:
@@ -137,33 +137,24 @@ def axis_weights(start: int, stop: int, ratio: float, n: int) -> tuple[int, spar
     [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]
     """
     new = np.arange(start, stop)
-    rows, columns, weights = _covered(new, ratio) if ratio > 1 else _between(new, ratio)
-    columns = np.clip(columns, 0, n - 1)
-    kept = weights > 0
+    if ratio > 1:  # a new voxel j covers old ones from j * ratio to (j + 1) * ratio
+        low, high = new[:, None] * ratio, (new[:, None] + 1) * ratio
+        columns = np.floor(low).astype(np.int64) + np.arange(int(np.ceil(ratio)) + 2)
+        share = np.clip(np.minimum(high, columns + 1) - np.maximum(low, columns), 0, None)
+        share[share < _EQUAL] = 0
+        weights = (share / share.sum(1, keepdims=True)).astype(np.float32)
+    else:  # its centre lies at (j + 1/2) * ratio - 1/2, between two old ones
+        centre = (new + 0.5) * ratio - 0.5
+        centre = np.where(np.abs(centre - np.rint(centre)) < _EQUAL, np.rint(centre), centre)
+        left = np.floor(centre).astype(np.int64)
+        right = (centre - left).astype(np.float32)
+        columns, weights = np.stack([left, left + 1], 1), np.stack([1 - right, right], 1)
+    columns, kept = np.clip(columns, 0, n - 1), weights > 0
+    rows = np.broadcast_to(np.arange(len(new))[:, None], columns.shape)
     first, last = int(columns[kept].min()), int(columns[kept].max())
     shape = (len(new), last - first + 1)
     matrix = sparse.coo_array((weights[kept], (rows[kept], columns[kept] - first)), shape=shape).tocsr()
     return first, matrix
-
-
-def _covered(new: npt.NDArray[np.int64], ratio: float) -> _Parts:
-    """A new voxel j covers old ones from j * ratio to (j + 1) * ratio."""
-    low, high = new[:, None] * ratio, (new[:, None] + 1) * ratio
-    old = np.floor(low).astype(np.int64) + np.arange(int(np.ceil(ratio)) + 2)
-    share = np.clip(np.minimum(high, old + 1) - np.maximum(low, old), 0, None)
-    share[share < _EQUAL] = 0
-    rows = np.broadcast_to(np.arange(len(new))[:, None], old.shape)
-    return rows.ravel(), old.ravel(), (share / share.sum(1, keepdims=True)).ravel().astype(np.float32)
-
-
-def _between(new: npt.NDArray[np.int64], ratio: float) -> _Parts:
-    """A new voxel's centre lies at (j + 1/2) * ratio - 1/2, between two old ones."""
-    centre = (new + 0.5) * ratio - 0.5
-    centre = np.where(np.abs(centre - np.rint(centre)) < _EQUAL, np.rint(centre), centre)
-    left = np.floor(centre).astype(np.int64)
-    right = (centre - left).astype(np.float32)
-    rows = np.arange(len(new))
-    return np.tile(rows, 2), np.concatenate([left, left + 1]), np.concatenate([1 - right, right])
 
 
 def _along(matrix: sparse.csr_array, image_zyx: Array, axis: int) -> Array:

@@ -85,19 +85,12 @@ def _stamp(path: Path) -> list[int] | None:
 class StagedVolume:
     """See the module's docstring; a context manager that locks the stage against other processes.
 
-    Args:
-        path: The output; its suffix selects the format.
-        identity: What distinguishes this command from others, as plain data.
-        volatile: Keys of the identity about files and versions: if only these differ, earlier results are out of date
-            and discarded.
-        finishing: Keys about the processing of the tiles, see `finish_as`: if only these differ, the tiles are kept.
-        overwrite: Whether an existing output, or an unfinished one of another command, may be replaced.
-        view: Turns the lazy volume of the tiles into the one to output.
-
-    Attributes:
-        decisions: What the command decided when it first ran; empty in a new stage.
-        done: The tiles on disk, of ``tile`` (z, y, x) voxels.
-        array: The Zarr array of the tiles, one chunk per tile; several processes may write whole tiles to it.
+    ``identity`` is what distinguishes this command from others, as plain data. If only ``volatile`` keys of it differ
+    (files and versions), earlier results are out of date and discarded; if only ``finishing`` ones (the processing of
+    the tiles, see `finish_as`), the tiles are kept. ``overwrite`` replaces an output, or an unfinished one of another
+    command; ``view`` turns the lazy volume of the tiles into the one to output. ``decisions`` are what the command
+    decided when it first ran, empty in a new stage; ``done`` the tiles on disk; to ``array`` several processes may
+    write whole tiles.
     """
 
     def __init__(
@@ -151,7 +144,7 @@ class StagedVolume:
     def __enter__(self) -> Self:
         self._acquire()
         try:
-            self._take_up(self._sound_plan())
+            self._take_up()
         except BaseException:
             self._release()
             raise
@@ -279,22 +272,17 @@ class StagedVolume:
             found = min(damaged, key=lambda tile: tile.start, default=box)
             raise UserError(what, str(found), "run the same command again to compute them anew") from error
 
-    def _sound_plan(self) -> dict[str, Any]:
-        """The plan; empty if its values are invalid."""
+    def _take_up(self) -> None:
+        """Resume an existing stage, or keep its tiles, or refuse or discard it if it is another command's."""
         plan = read_json(self._plan)
         stored, decisions, whole = (plan.get(key) for key in ("identity", "decisions", "whole"))
         tile = decisions.get("tile") if isinstance(decisions, dict) else None
         sound = isinstance(tile, list) and [type(side) is int and side > 0 for side in tile] == [True] * 3
         results = [self.array.name, f"converted/{self._file.name}"]
         known = whole is None or (isinstance(whole, dict) and whole.get("result") in results)
-        return plan if sound and known and isinstance(stored, dict) else {}
-
-    def _take_up(self, plan: Mapping[str, Any]) -> None:
-        """Resume an existing stage, or keep its tiles, or refuse or discard it if it is another command's."""
-        if not plan:
+        if not (sound and known and isinstance(stored, dict) and isinstance(decisions, dict)):
             self._discard()
             return
-        stored, decisions = plan["identity"], plan["decisions"]
         changed = {key for key in {*stored, *self._identity} if stored.get(key) != self._identity.get(key)}
         how = changes(stored, self._identity)
         if changed <= self._finishing:
@@ -373,7 +361,6 @@ class StagedVolume:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove everything but the lock and the plan."""
         for path in {*self.folder.iterdir()} - {self.folder / "lock", self._plan}:
             remove(path)
 

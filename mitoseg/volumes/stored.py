@@ -171,32 +171,19 @@ class Output:
 
 @dataclass(frozen=True)
 class Format:
-    """Everything the rest of the program needs to know about a file format.
+    """Everything the rest of the program needs to know about a file format."""
 
-    Attributes:
-        example: How messages name it, such as ``file.h5:/dataset``.
-        suffixes: In lower case, the usual one first.
-        open: Opens a path, given the user's `ReadOptions`.
-        create: Creates an empty output, given its path, the info of the volume, the dataset inside it, and the chunk
-            shape (z, y, x) or None; None if the format is read-only.
-        voxel_types: The types an output can hold; None: all.
-        recognize: Whether a folder has this format, whatever its name; None for single-file formats.
-        datasets: Whether a path may continue inside the file or folder: ``file.h5:/dataset``.
-        pictures: Whether a folder of such files may be a volume, with one file per slice.
-        check_replaced: Refuses to replace a file that contains other datasets.
-        block: Returns the block shape (z, y, x) for writing, given the volume's info and a tile; None: the tile.
-    """
-
-    example: str
-    suffixes: tuple[str, ...]
+    example: str  # how messages name it, such as ``file.h5:/dataset``
+    suffixes: tuple[str, ...]  # in lower case, the usual one first
     open: Callable[[str, ReadOptions], Volume]
     create: Callable[[Path, VolumeInfo, str, Tile | None], Output] | None = None
-    voxel_types: tuple[str, ...] | None = None
-    recognize: Callable[[str], bool] | None = None
-    datasets: bool = False
-    pictures: bool = False
-    check_replaced: Callable[[Path, str], None] | None = None
-    block: Callable[[VolumeInfo, Tile], Tile] | None = None
+    """Creates an empty output: its path, what is written, the dataset inside it, the chunks (z, y, x) or None."""
+    voxel_types: tuple[str, ...] | None = None  # that an output can hold; None: all
+    recognize: Callable[[str], bool] | None = None  # whether a folder has this format, whatever its name
+    datasets: bool = False  # whether a path may continue inside the file or folder: ``file.h5:/dataset``
+    pictures: bool = False  # whether a folder of such files may be a volume, with one file per slice
+    check_replaced: Callable[[Path, str], None] | None = None  # refuses to replace other datasets
+    block: Callable[[VolumeInfo, Tile], Tile] | None = None  # to write at once, given a tile; None: the tile
 
 
 def split_dataset(path: str, suffixes: Iterable[str]) -> tuple[str, str] | None:

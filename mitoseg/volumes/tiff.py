@@ -30,27 +30,13 @@ from tifffile import PHOTOMETRIC
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes import stored
 from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import Array, VolumeInfo, VoxelSize
-from mitoseg.volumes.stored import (
-    FlatOutput,
-    Format,
-    Header,
-    MappedVolume,
-    PageCache,
-    ReadOptions,
-    StoredVolume,
-    check_picture,
-    check_room,
-    load_metadata,
-    lossless,
-    opening,
-)
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
-CLASSIC_BYTES = 2**32 - 2**25
-"""The largest stack for a classic TIFF, with room left for the page headers."""
+CLASSIC_BYTES = 2**32 - 2**25  # the largest stack for a classic TIFF, with room left for the page headers
 _BY_TIFFFILE = "1.11a"  # the ImageJ version stated by tifffile in its files
 _GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
@@ -64,9 +50,9 @@ _THREADS = min(4, usable_cores())
 _CUT_SHORT = "the file ends within its voxels"
 
 
-def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
+def open_tiff(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     """Open a TIFF stack; reads its header only."""
-    with opening(path) as records, tifffile.TiffFile(path) as tif:
+    with stored.opening(path) as records, tifffile.TiffFile(path) as tif:
         if tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
             other = ElementTree.fromstring(tif.ome_metadata).find(".//{*}BinaryOnly")
             if other is not None:
@@ -86,10 +72,10 @@ def open_tiff(path: str, options: ReadOptions) -> StoredVolume:
         flipped = flipped_bits(path, tif, stack.keyframe)
         part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
         axes, scale = _axes(tif, stack.axes), tiff_scale(path, tif)
-        header = Header(stack.shape, dtype, axes, size, _metadata(tif), flipped, part, scale)
+        header = stored.Header(stack.shape, dtype, axes, size, _metadata(tif), flipped, part, scale)
         lossy = is_lossy(stack.keyframe)
     if stack.offset is not None:
-        return MappedVolume(path, header, options, stack.offset, "TIFF")
+        return stored.MappedVolume(path, header, options, stack.offset, "TIFF")
     volume = _PagedTiff(path, header, stack.files, options)
     volume.lossy = lossy
     return volume
@@ -103,14 +89,33 @@ def _axes(tif: tifffile.TiffFile, axes: str) -> str:
 
 
 def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, quiet: bool = False) -> int:
-    """The bits that a TIFF stores inverted: all, where 0 is white; none of ImageJ's, which measures them as stored."""
-    _check_samples(path, page)
+    """Check a page's samples and colours, and return the bits that it stores inverted: all, where 0 is white.
+
+    None of ImageJ's are, which measures them as stored. Refused are pixels with several values that are neither grey
+    nor colour, and tables that map stored values to other greys; indices of colours are labels and are kept.
+    """
+    samples, extra = page.samplesperpixel, tuple(page.extrasamples or ())
+    packed = page.compression != tifffile.COMPRESSION.NONE
+    colour = page.photometric == PHOTOMETRIC.RGB or (page.photometric == PHOTOMETRIC.YCBCR and packed)
+    alone = samples == 1 or (samples == 2 and extra[:1] in [(alpha,) for alpha in _ALPHA])
+    single = alone and page.photometric in (*_GREY, PHOTOMETRIC.PALETTE)
+    if not single and not (colour and samples in (3, 4)) and "PhotometricInterpretation" in page.tags:
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise UserError(f"a pixel of the TIFF holds {samples} values ({kind})", path, "save one grey channel")
     orientation = page.tags.valueof("Orientation")
     if isinstance(orientation, int) and 1 < orientation <= 8 and not quiet:
         text = "%s: the TIFF states orientation %d; rows and columns are read in the order in which they are stored"
         logger.warning(text, path, orientation)
     if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None and not tif.is_imagej:
-        _check_table(path, page, quiet=quiet)
+        table = np.asarray(page.colormap).astype(int)
+        used = table[:, : 1 + max(np.flatnonzero(table.any(axis=0)), default=0)]
+        steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
+        if (used == used[0]).all() and abs(used[0] - steps).max() > _FULL / 255:
+            raise UserError("the TIFF's numbers stand for other greys in a table", path, "save it as a grey image")
+        if not (used == used[0]).all() and not quiet:
+            logger.warning(
+                "%s: a pixel of the TIFF is the number of a colour; numbers are read, as labels need it", path
+            )
     if page.photometric != PHOTOMETRIC.MINISWHITE or "PhotometricInterpretation" not in page.tags:
         return 0
     if tif.is_imagej:
@@ -124,36 +129,13 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, 
     return (1 << page.bitspersample) - 1
 
 
-def _check_samples(path: str, page: tifffile.TiffPage) -> None:
-    """Refuse pixels with several values that are neither grey nor colour, with or without alpha."""
-    samples, extra = page.samplesperpixel, tuple(page.extrasamples or ())
-    packed = page.compression != tifffile.COMPRESSION.NONE
-    colour = page.photometric == PHOTOMETRIC.RGB or (page.photometric == PHOTOMETRIC.YCBCR and packed)
-    alone = samples == 1 or (samples == 2 and extra[:1] in [(alpha,) for alpha in _ALPHA])
-    grey = alone and page.photometric in (*_GREY, PHOTOMETRIC.PALETTE)
-    if not grey and not (colour and samples in (3, 4)) and "PhotometricInterpretation" in page.tags:
-        kind = getattr(page.photometric, "name", page.photometric)
-        raise UserError(f"a pixel of the TIFF holds {samples} values ({kind})", path, "save one grey channel")
-
-
-def _check_table(path: str, page: tifffile.TiffPage, *, quiet: bool) -> None:
-    """Refuse a table that maps stored values to other greys; indices of colours are labels and are kept."""
-    table = np.asarray(page.colormap).astype(int)
-    used = table[:, : 1 + max(np.flatnonzero(table.any(axis=0)), default=0)]
-    steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
-    if (used == used[0]).all() and abs(used[0] - steps).max() > _FULL / 255:
-        raise UserError("the TIFF's numbers stand for other greys in a table", path, "save it as a grey image")
-    if not (used == used[0]).all() and not quiet:
-        logger.warning("%s: a pixel of the TIFF is the number of a colour; numbers are read, as labels need it", path)
-
-
 def is_lossy(page: tifffile.TiffPage) -> bool:
     """Whether a page's compression has changed its values, as JPEG does, or may have."""
     if page.compression not in _LOSSY:
         return False
     offset, count = (next((n for n in numbers if n), 0) for numbers in (page.dataoffsets, page.databytecounts))
     page.parent.filehandle.seek(offset)
-    return not lossless(page.parent.filehandle.read(min(count, 4096)))
+    return not stored.lossless(page.parent.filehandle.read(min(count, 4096)))
 
 
 def _voxel_size(tif: tifffile.TiffFile, flat: bool) -> VoxelSize | None:
@@ -172,17 +154,11 @@ def _voxel_size(tif: tifffile.TiffFile, flat: bool) -> VoxelSize | None:
         return None
     unit, spacing, tags = imagej.get("unit", ""), imagej.get("spacing"), tif.pages.first.tags
     spacing = abs(spacing) if isinstance(spacing, int | float) else spacing  # negative if z runs downwards
-    sizes = [spacing, *(_per_unit(tags.valueof(f"{a}Resolution")) for a in "YX")]
+    sizes: list[object] = [spacing]
+    for resolution in (tags.valueof(f"{a}Resolution") for a in "YX"):  # pixels per unit, as a fraction
+        known = isinstance(resolution, tuple) and len(resolution) == 2 and resolution[0]
+        sizes.append(resolution[1] / resolution[0] if known else None)
     return voxel_size_nm(sizes, [imagej.get(key, unit) for key in ("zunit", "yunit", "unit")], flat=flat)
-
-
-def _per_unit(resolution: object) -> float | None:
-    """The length of a pixel from a resolution in pixels per unit, stored as a fraction."""
-    try:
-        pixels, units = resolution if isinstance(resolution, tuple) else (0, 0)
-        return float(units) / float(pixels)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
 
 
 def tiff_scale(path: str, tif: tifffile.TiffFile, *, quiet: bool = False) -> tuple[float, float]:
@@ -200,23 +176,22 @@ def _metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
     """Mitoseg's metadata: in ImageJ's Info, or an annotation of OME-XML."""
     imagej: Mapping[str, Any] = tif.imagej_metadata or {}
     if "Info" in imagej:
-        return load_metadata(imagej["Info"])
+        return stored.load_metadata(imagej["Info"])
     if tif.ome_metadata and "mitoseg" in tif.ome_metadata:
         ours = ElementTree.fromstring(tif.ome_metadata).find(".//{*}M[@K='mitoseg']")
-        return {} if ours is None else load_metadata(ours.text)
+        return {} if ours is None else stored.load_metadata(ours.text)
     return {}
 
 
-class _PagedTiff(StoredVolume):
+class _PagedTiff(stored.StoredVolume):
     """A compressed or non-contiguous TIFF, with a cache so that neighbouring slabs do not decode a page twice."""
 
-    def __init__(self, path: str, header: Header, files: Sequence[str], options: ReadOptions) -> None:
+    def __init__(self, path: str, header: stored.Header, files: Sequence[str], options: stored.ReadOptions) -> None:
         super().__init__(path, header, options)
         self._file, self._set = os.path.abspath(path), [Path(file).absolute() for file in files]
-        self._cache = PageCache()
+        self._cache = stored.PageCache()
 
     def _files(self) -> list[Path]:
-        """All files of an OME-TIFF, which may span several."""
         return self._set
 
     def _open(self) -> Stack:
@@ -243,7 +218,6 @@ class _PagedTiff(StoredVolume):
         return result.reshape(*numbers.shape, *inside)
 
     def _read_grey(self, stack: Stack, numbers: Sequence[int], part: Box, planes: Array) -> None:
-        """Fill ``planes`` with a part (y, x) of some grey pages."""
         segments: list[tuple[Array, int, int, int]] = []
         sizes = stack.keyframe.chunks[:2]
         for plane, number in zip(planes, numbers, strict=True):
@@ -264,13 +238,7 @@ class _PagedTiff(StoredVolume):
     def _fill(self, stack: Stack, part: Box, segment: tuple[Array, int, int, int]) -> None:
         """Decode the strip or tile (j, i) of a page and copy the overlap with the part into the page's plane."""
         plane, number, j, i = segment
-
-        def decode() -> Array:
-            index = j * stack.keyframe.chunked[1] + i
-            with stack.lock:
-                found = stack.read_segment(number, index)
-            return stack.decode_segment(found, index)
-
+        decode = partial(stack.segment, number, j * stack.keyframe.chunked[1] + i)
         image_yx = self._cache.get((number, j, i), decode)
         height, width = stack.keyframe.chunks[:2]
         (y0, x0), (y1, x1) = part.start, part.stop
@@ -367,13 +335,15 @@ class Stack:
         page.parent.filehandle.seek(page.dataoffsets[index])
         return page.parent.filehandle.read(page.databytecounts[index]), page.jpegtables
 
-    def decode_segment(self, found: tuple[bytes, Any] | None, index: int) -> Array:
-        """Decode the result of `read_segment` as ``image_yx``."""
+    def segment(self, number: int, index: int) -> Array:
+        """One strip or tile of a page, decoded as ``image_yx``; only reading its bytes needs the lock."""
+        with self.lock:
+            found = self.read_segment(number, index)
         if found is None:
             return np.full(self.keyframe.chunks[:2], self.keyframe.nodata, self.dtype)
         data, tables = found
         if self.keyframe.compression in _PICTURES:
-            check_picture(data, math.prod(self.keyframe.chunks[:2]))
+            stored.check_picture(data, math.prod(self.keyframe.chunks[:2]))
         if self.keyframe.compression == tifffile.COMPRESSION.JPEG and _END_OF_JPEG not in data:
             raise EOFError("the JPEG ends within its voxels")  # the decoder would fill the rest with grey
         segment, _, shape = self.keyframe.decode(data, index, jpegtables=tables)
@@ -390,7 +360,7 @@ class Stack:
             check_bytes(page)
             for index in range(len(page.dataoffsets) if self.keyframe.compression in _PICTURES else 0):
                 found = self.read_segment(number, index)
-                check_picture(found[0] if found else b"", math.prod(self.keyframe.chunks[:2]))
+                stored.check_picture(found[0] if found else b"", math.prod(self.keyframe.chunks[:2]))
             return np.asarray(page.asarray())
         finally:
             if closed:
@@ -403,48 +373,40 @@ class Stack:
         return page
 
 
-class TiffOutput(FlatOutput):
+class TiffOutput(stored.FlatOutput):
     """An uncompressed, contiguous TIFF into which boxes are written in place."""
 
     def __init__(self, path: Path, info: VolumeInfo) -> None:
-        dtype = info.dtype.newbyteorder("<")
-        offset = _write_empty(path, info, big=check_room(path, info, dtype) > CLASSIC_BYTES)
-        super().__init__(path, info.shape, dtype, offset)
+        dtype, text = info.dtype.newbyteorder("<"), json.dumps({"mitoseg": dict(info.metadata)})
+        options: dict[str, Any] = {"photometric": "minisblack", "returnoffset": True}
+        big = stored.check_room(path, info, dtype) > CLASSIC_BYTES
+        if big:
+            names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
+            units = {f"{name}Unit": "nm" for name in names}
+            unique = f"{info.shape} {info.dtype} {info.voxel_size} {text}"  # else it would be random
+            uuid = str(uuid5(NAMESPACE_URL, unique))
+            options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": uuid, "MapAnnotation": {"mitoseg": text}}
+        else:
+            # tifffile's own description refuses 32-bit integers, which ImageJ can read
+            depth, kind = info.shape[0], info.metadata.get("kind")
+            lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
+            if info.voxel_size:
+                lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
+            if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
+                most = float(info.metadata.get("scale") or 1) if kind == "probability" else 1.0
+                lines += ["min=0.0", f"max={most}"]
+            description = "\n".join([*lines, "loop=false", ""])
+            options |= {"metadata": None, "description": description, "resolutionunit": "NONE"}
+            options["extratags"] = tifffile.imagej_metadata_tag({"Info": text}, "<")
+            if info.voxel_size:
+                options["resolution"] = (1 / info.voxel_size[2], 1 / info.voxel_size[1])
+        with tifffile.TiffWriter(path, bigtiff=big, ome=big, byteorder="<") as tif:
+            place = tif.write(None, shape=info.shape, dtype=info.dtype, **options)
+        assert place is not None
+        super().__init__(path, info.shape, dtype, int(place[0]))
 
 
-def _write_empty(path: Path, info: VolumeInfo, *, big: bool) -> int:
-    """Write the headers of a TIFF whose voxels are zero; returns where they start."""
-    shape, text = info.shape, json.dumps({"mitoseg": dict(info.metadata)})
-    options: dict[str, Any] = {"shape": shape, "dtype": info.dtype, "photometric": "minisblack", "returnoffset": True}
-    if big:
-        names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
-        units = {f"{name}Unit": "nm" for name in names}
-        uuid = str(uuid5(NAMESPACE_URL, f"{shape} {info.dtype} {info.voxel_size} {text}"))  # else it would be random
-        options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": uuid, "MapAnnotation": {"mitoseg": text}}
-    else:
-        options |= {"metadata": None, "description": _imagej_description(info), "resolutionunit": "NONE"}
-        options["extratags"] = tifffile.imagej_metadata_tag({"Info": text}, "<")
-        if info.voxel_size:
-            options["resolution"] = (1 / info.voxel_size[2], 1 / info.voxel_size[1])
-    with tifffile.TiffWriter(path, bigtiff=big, ome=big, byteorder="<") as tif:
-        place = tif.write(None, **options)
-    assert place is not None
-    return int(place[0])
-
-
-def _imagej_description(info: VolumeInfo) -> str:
-    """ImageJ's description of a stack; tifffile's own refuses 32-bit integers, which ImageJ can read."""
-    depth = info.shape[0]
-    lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
-    if info.voxel_size:
-        lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
-    kind = info.metadata.get("kind")
-    if kind in ("mask", "probability"):  # otherwise ImageJ shows a mask of 0 and 1 as black
-        lines += ["min=0.0", f"max={float(info.metadata.get('scale') or 1) if kind == 'probability' else 1.0}"]
-    return "\n".join([*lines, "loop=false", ""])
-
-
-FORMAT = Format(
+FORMAT = stored.Format(
     "a TIFF stack",
     SUFFIXES,
     open_tiff,

@@ -160,7 +160,7 @@ def make_jobs(
         if method.estimator is None:
             found["prediction"] = options.prediction
         if method.checkpoint is not None:
-            found["checkpoint_sha256"] = fingerprint(method.checkpoint).sha256
+            found["checkpoint_sha256"] = fingerprint(method.checkpoint)["sha256"]
         jobs.append(Job(method, folder / method.name, found, arguments, training, config))
     return jobs
 

@@ -278,5 +278,5 @@ def checksums(volumes: Mapping[str, Volume]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for role, volume in volumes.items():
         with suppress(OSError):
-            found.append({"role": role, **asdict(fingerprint(volume.path))})
+            found.append({"role": role, **fingerprint(volume.path)})
     return found

@@ -34,7 +34,7 @@ from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
 from mitoseg.segmentation.blockwise import write_blocks
-from mitoseg.segmentation.cleaning import BLOCK
+from mitoseg.segmentation.postprocess import BLOCK
 from mitoseg.storage import changes, explain, held, plain, remove, write_json
 from mitoseg.volumes import Volume, VolumeInfo, VolumeWriter, open_volume
 from mitoseg.volumes.images import SliceFolder

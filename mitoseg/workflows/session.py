@@ -22,7 +22,6 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Options, Prediction, Predictor, predict_volume
 from mitoseg.inference.precision import choose_precision
-from mitoseg.inference.predictor import BoxWriter
 from mitoseg.inference.prepare import (
     CUDA_SLICES,
     Restored,
@@ -35,10 +34,10 @@ from mitoseg.inference.sizing import HEAPS, budget_bytes, parse_bytes, used_byte
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
 from mitoseg.progress import progress, waiting
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.cleaning import BLOCK, Cleaner
-from mitoseg.segmentation.postprocess import BYTES
+from mitoseg.segmentation.postprocess import BLOCK, BYTES, Cleaner
 from mitoseg.storage import scratch_folder
 from mitoseg.volumes import Normalization, Volume, VoxelSize
+from mitoseg.volumes.base import BoxWriter
 from mitoseg.volumes.padding import Padding
 from mitoseg.volumes.predicted import decide
 from mitoseg.workflows.options import PredictOptions, VolumeOptions

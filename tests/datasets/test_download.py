@@ -1,14 +1,12 @@
 import hashlib
-import io
 import stat
-import tarfile
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
 from mitoseg.datasets import download
-from mitoseg.datasets.download import Fingerprint, RemoteFile, changed_files, checksums, fetch, fingerprint, unpack
+from mitoseg.datasets.download import RemoteFile, changed_files, checksums, fetch, fingerprint, unpack
 from mitoseg.errors import UserError
 
 STEP = 1 << 16  # what the downloader reads at once
@@ -138,60 +136,42 @@ def make_zip(path, files, compression=zipfile.ZIP_DEFLATED):
     return path
 
 
-def make_tar(path, files, mode="w:gz"):
-    with tarfile.open(path, mode) as file:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
-
-
 def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize(("make", "name"), [(make_zip, "a.zip"), (make_tar, "a.tar.gz")])
-def test_round_trip_without_clutter(tmp_path, make, name):
+def test_round_trip_without_clutter(tmp_path):
     clutter = {"__MACOSX/Set/._0.png": b"x", "Set/In/.DS_Store": b"x", "Set/In/._mask0000.png": b"x"}
-    unpack(make(tmp_path / name, FILES | clutter), tmp_path / "out" / "set")
+    unpack(make_zip(tmp_path / "a.zip", FILES | clutter), tmp_path / "out" / "set")
     assert contents(tmp_path / "out" / "set") == FILES
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize(
     "name", ["../evil.txt", "a/../../evil.txt", "/evil.txt", "C:/evil.txt", "C:evil.txt", "..\\evil.txt", "\\evil.txt"]
 )
-def test_paths_that_leave_the_folder_are_refused(tmp_path, make, name):
-    archive = make(tmp_path / "archive", {"fine.txt": b"fine", name: b"evil"})
+def test_paths_that_leave_the_folder_are_refused(tmp_path, name):
+    archive = make_zip(tmp_path / "archive", {"fine.txt": b"fine", name: b"evil"})
     with pytest.raises(UserError, match=r"leaves the folder.*official source"):
         unpack(archive, tmp_path / "out" / "set")
     assert not list(tmp_path.rglob("*.txt"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [None, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
 def test_links_and_devices_are_refused(tmp_path, kind):
-    if kind is None:
-        link = zipfile.ZipInfo("inside")
-        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-        with zipfile.ZipFile(tmp_path / "archive", "w") as file:
-            file.writestr(link, "/etc")
-            file.writestr("inside/passwd", "evil")
-    else:
-        info = tarfile.TarInfo("inside")
-        info.type, info.linkname = kind, "/etc"
-        with tarfile.open(tmp_path / "archive", "w") as file:
-            file.addfile(info)
+    link = zipfile.ZipInfo("inside")
+    link.create_system, link.external_attr = 3, (kind | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "archive", "w") as file:
+        file.writestr(link, "/etc")
+        file.writestr("inside/passwd", "evil")
     with pytest.raises(UserError, match="holds a link or device, 'inside'"):
         unpack(tmp_path / "archive", tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_bombs_are_refused(tmp_path, make, monkeypatch):
-    archive = make(tmp_path / "archive", {"a": bytes(600_000), "b": bytes(600_000)})
+def test_bombs_are_refused(tmp_path, monkeypatch):
+    archive = make_zip(tmp_path / "archive", {"a": bytes(600_000), "b": bytes(600_000)})
     assert archive.stat().st_size < 10_000
     with pytest.raises(UserError, match="unpacks to more than 1000000 bytes"):
         unpack(archive, tmp_path / "out" / "set", limit_bytes=1_000_000)
@@ -216,17 +196,9 @@ def damaged(data):
     return data[:middle] + bytes(b ^ 255 for b in data[middle : middle + 8]) + data[middle + 8 :]
 
 
-@pytest.mark.parametrize(
-    ("make", "harm"),
-    [
-        (make_zip, lambda data: b"no archive"),
-        (make_zip, lambda data: data[: len(data) // 2]),
-        (make_zip, damaged),
-        (make_tar, lambda data: data[:-200]),
-    ],
-)
-def test_damaged_archives(tmp_path, make, harm):
-    archive = make(tmp_path / "archive", FILES | {"big": bytes(range(256)) * 4000})
+@pytest.mark.parametrize("harm", [lambda data: b"no archive", lambda data: data[: len(data) // 2], damaged])
+def test_damaged_archives(tmp_path, harm):
+    archive = make_zip(tmp_path / "archive", FILES | {"big": bytes(range(256)) * 4000})
     archive.write_bytes(harm(archive.read_bytes()))
     with pytest.raises(UserError, match=r"archive.*run again") as caught:
         unpack(archive, tmp_path / "set")
@@ -245,9 +217,9 @@ def test_a_file_and_a_dataset_in_it(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     path.write_bytes(b"abc")
     for text in (str(path), f"{path}:/raw/x"):
-        assert fingerprint(text) == Fingerprint(text, 3, hashlib.sha256(b"abc").hexdigest())
+        assert fingerprint(text) == {"path": text, "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
     monkeypatch.setattr(download, "HASH_LIMIT_BYTES", 2)
-    assert fingerprint(str(path)).sha256 is None
+    assert fingerprint(str(path))["sha256"] is None
 
 
 def test_a_folder_by_names_and_contents(tmp_path):
@@ -257,9 +229,9 @@ def test_a_folder_by_names_and_contents(tmp_path):
     (folder / "deep" / "a.png").write_bytes(b"aa")
     lines = f"b.png {hashlib.sha256(b'b').hexdigest()}\ndeep/a.png {hashlib.sha256(b'aa').hexdigest()}\n"
     expected = hashlib.sha256(lines.encode()).hexdigest()
-    assert fingerprint(str(folder)) == Fingerprint(str(folder), 3, expected)
+    assert fingerprint(str(folder)) == {"path": str(folder), "bytes": 3, "sha256": expected}
     (folder / "b.png").rename(folder / "c.png")
-    assert fingerprint(str(folder)).sha256 != expected
+    assert fingerprint(str(folder))["sha256"] != expected
 
 
 def test_what_a_run_has_learnt_from_is_compared(tmp_path, monkeypatch):
@@ -267,7 +239,7 @@ def test_what_a_run_has_learnt_from_is_compared(tmp_path, monkeypatch):
     for path in paths:
         path.write_bytes(b"abc")
     roles = ["train.image", "train.image", "test.image"]
-    about = {"files": [{"role": r, **asdict(fingerprint(str(p)))} for r, p in zip(roles, paths, strict=True)]}
+    about = {"files": [{"role": r, **(fingerprint(str(p)))} for r, p in zip(roles, paths, strict=True)]}
     known = hashlib.sha256(b"abc").hexdigest()
     assert checksums(about) == {f"{role} {i}": known for i, role in enumerate(roles, 1)}
     assert checksums(about, "train") == {"train.image 1": known, "train.image 2": known}

@@ -13,8 +13,7 @@ from mitoseg.datasets import phantom as phantom_module
 from mitoseg.datasets.phantom import Phantom
 from mitoseg.datasets.synthetic import PRESETS, generate_phantom, get_preset
 from mitoseg.datasets.synthetic.generate import section_offsets, seed_sequences, shift_sections
-from mitoseg.datasets.synthetic.scene import SPACING, plan_scene
-from mitoseg.datasets.synthetic.shapes import Body, Grid, Neurite, smooth_noise, upsample
+from mitoseg.datasets.synthetic.scene import SPACING, Body, Grid, Neurite, plan_scene, smooth_noise, upsample
 from mitoseg.errors import UserError
 from mitoseg.volumes import open_volume
 

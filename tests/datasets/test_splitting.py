@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoseg.datasets.splitting import Validation, fold_slabs, split_slabs
+from mitoseg.datasets.base import Validation, fold_slabs, split_slabs
 from mitoseg.errors import UserError
 
 

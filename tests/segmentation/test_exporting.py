@@ -9,9 +9,9 @@ from solids import ball, round_tube
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import export_meshes, export_skeletons
+from mitoseg.segmentation.centreline import Skeleton, skeletonize, smooth_lines, swc
 from mitoseg.segmentation.exporting import colour_of, find_objects
 from mitoseg.segmentation.meshes import Mesh
-from mitoseg.segmentation.skeletons import Skeleton, skeletonize, smooth_lines, swc
 from mitoseg.volumes.base import ArrayVolume
 
 for library in ("kimimaro", "trimesh", "zmesh"):

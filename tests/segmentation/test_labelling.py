@@ -144,7 +144,7 @@ def test_what_stays_whole(option):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"connectivity": 8}, "no neighbourhood: 8"),
+        ({"connectivity": 8}, "not a neighbourhood: 8"),
         ({"split": "yes"}, "split is neither"),
         ({"neck": 1.5}, "neck is not a fraction"),
         ({"smoothing": -1}, "smoothing is not a number"),

@@ -13,8 +13,7 @@ from scipy.special import expit, logit
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.cleaning import Cleaner
-from mitoseg.segmentation.postprocess import mean_field, opening, refine_boundaries
+from mitoseg.segmentation.postprocess import Cleaner, mean_field, opening, refine_boundaries
 from mitoseg.volumes import ArrayVolume
 
 RNG = np.random.default_rng(0)
@@ -132,7 +131,7 @@ BAD = [
     ({"z_median": 4}, "not odd"),
     ({"z_median": 3.5}, "not odd"),
     ({"min_mean": 1.5}, "not a probability"),
-    ({"watershed": 1.5}, "no number of pixels"),
+    ({"watershed": 1.5}, "not a number of pixels"),
     ({"smooth": float("nan")}, "above zero"),
     ({"smooth": "a"}, "above zero"),
     *(({name: 10.0}, f"{name} is in nm") for name in ("smooth", "smoothness", "opening", "min_volume")),

@@ -104,7 +104,6 @@ def test_constant_images(dtype):
     image_zyx = np.full((4, 50, 60), 0.1).astype(dtype)  # 0.1 has rounding, so the variance alone would not tell
     volume = ArrayVolume(image_zyx, path="em.tif")
     refused(r"constant, every voxel is 0.*em\.tif", measure_normalization, [(volume, volume.box)])
-    refused("constant", check_image_values, image_zyx, "em.tif", allow_constant=False)
     check_image_values(image_zyx, "em.tif")
 
 

@@ -16,7 +16,7 @@ from test_zarrs import write_ome
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.volumes import check_volume_output, create_volume, open_volume
-from mitoseg.volumes.ome_zarr import coarser, halved, holds_labels, levels
+from mitoseg.volumes.zarrs import coarser, halved, holds_labels, levels
 
 STEPS = st.tuples(*[st.integers(1, 2)] * 3)
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
@@ -166,10 +166,10 @@ def test_nothing_is_left_where_a_level_or_the_writing_fails(tmp_path, monkeypatc
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", full)
+    monkeypatch.setattr("mitoseg.volumes.zarrs.coarser", full)
     refused(r"a\.ome\.zarr", save, tmp_path / "a.ome.zarr", np.zeros((2, 300, 4), "uint8"))
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("mitoseg.volumes.ome_zarr.coarser", lambda *_, **__: pytest.fail("levels were made"))
+    monkeypatch.setattr("mitoseg.volumes.zarrs.coarser", lambda *_, **__: pytest.fail("levels were made"))
     with pytest.raises(RuntimeError, match="mine"), create_volume(tmp_path / "a.ome.zarr", (2, 300, 4), "uint8"):
         raise RuntimeError("mine")
     assert list(tmp_path.iterdir()) == []

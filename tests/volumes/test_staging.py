@@ -348,7 +348,7 @@ def test_a_stage_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, broken)
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "out.zarr"])
 def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
-    modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "ome_zarr.OmeZarrOutput"}
+    modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "zarrs.OmeZarrOutput"}
     module = modules.get(name[-4:], "hdf5.Hdf5Output")
     monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
     refused(r"^the disk is full", finish, f"{tmp_path}/{name}")

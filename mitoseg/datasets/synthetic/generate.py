@@ -13,19 +13,21 @@ from mitoseg.datasets.synthetic.presets import Microscope, Preset, get_preset
 from mitoseg.datasets.synthetic.scene import (
     SPACING,
     Cells,
+    FloatArray,
+    Grid,
     InstanceArray,
+    Neurite,
     paint_bodies,
     paint_small,
     partition,
     plan_scene,
+    smooth_noise,
     warped,
 )
-from mitoseg.datasets.synthetic.shapes import FloatArray, Grid, Neurite, smooth_noise
 from mitoseg.errors import UserError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 ByteArray = npt.NDArray[np.uint8]
-
 VERSION = 1  # raised whenever the same seed gives other voxels
 SMALLEST = (3, 64, 64)
 

@@ -24,10 +24,9 @@ from mitoseg.inference.sizing import budget_bytes
 from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, Sources, label_array
 from mitoseg.segmentation.blockwise import count_block, merge_counts
-from mitoseg.segmentation.labelling import split_object
+from mitoseg.segmentation.labelling import split_at_seeds, split_object
 from mitoseg.segmentation.morphometry import TYPES, measure_group
 from mitoseg.segmentation.postprocess import BYTES, CLEAN
-from mitoseg.segmentation.splitting import split_at_seeds
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize
 from mitoseg.volumes.base import ArrayWriter
 from mitoseg.volumes.normalize import FAR_GREYS

@@ -22,8 +22,8 @@ from mitoseg.viewers.napari_plugin.jobs import show_mistake
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.normalize import sample_greys
-from mitoseg.volumes.ome_zarr import find_levels, holds_labels
 from mitoseg.volumes.opening import container_format, stored_in, written_suffixes
+from mitoseg.volumes.zarrs import find_levels, holds_labels
 
 if TYPE_CHECKING:
     import dask.array

@@ -39,10 +39,10 @@ from mitoseg.viewers.shown import KINDS, Shown
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, open_volume
 from mitoseg.volumes.base import CroppedVolume, mask_volume
 from mitoseg.volumes.labels import map_labels
-from mitoseg.volumes.ome_zarr import Sizes, coarser, find_levels
 from mitoseg.volumes.opening import stored_in
 from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.stored import opening
+from mitoseg.volumes.zarrs import Sizes, coarser, find_levels
 
 log = logging.getLogger(__name__)
 
