@@ -402,7 +402,8 @@ class Continuation:
         given = Path(cfg.resume)
         checkpoint = given if given.is_file() else given / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
-            raise UserError("nothing to resume from", cfg.resume, "name a run folder that has checkpoints/last.ckpt")
+            remedy = "name a run folder that has checkpoints/last.ckpt, or start the run again if it had none yet"
+            raise UserError("nothing to resume from", cfg.resume, remedy)
         found = read_checkpoint(checkpoint)
         extended = list(found.get(STATE, {}).get("extended", []))
         if not all(isinstance(epochs, int) for epochs in extended):
