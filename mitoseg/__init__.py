@@ -18,6 +18,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "finetune",
     "label",
     "load",
     "measure",
@@ -27,7 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mitoseg.errors import UserError
     from mitoseg.segmentation import Labelling, Postprocess
-    from mitoseg.workflows.interface import SegmentationModel, evaluate, label, load, measure, train
+    from mitoseg.workflows.interface import SegmentationModel, evaluate, finetune, label, load, measure, train
 
 _PLACES = {"UserError": "errors", "Labelling": "segmentation", "Postprocess": "segmentation"}
 """Modules of the names that are not of the interface's own."""

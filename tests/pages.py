@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = "train|predict|evaluate|measure|benchmark|ensemble|view"
+SCRIPTS = "train|finetune|predict|evaluate|measure|benchmark|ensemble|view"
 _SHELL = re.compile(r"```(?:sh|bash|console)\n(.*?)```", re.DOTALL)
 _FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
 

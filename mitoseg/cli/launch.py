@@ -48,6 +48,7 @@ Run = Callable[[DictConfig], float | None]
 """A command: it takes its config; a number it returns is what a search maximises."""
 COMMANDS = {
     "train": "train a network and score it on the held-out volume",
+    "finetune": "teach a model your tissue from a few painted slices, with an honest score",
     "predict": "write the mitochondria of a volume, with a trained network",
     "evaluate": "score a result against labels",
     "measure": "a table of what each mitochondrion of a volume measures",

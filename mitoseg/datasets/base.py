@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.volumes import Normalization
 from mitoseg.volumes.base import Array, Volume, VoxelSize
 
 IGNORE = 255  # label of voxels that are excluded from loss, class balance and scores
@@ -53,6 +54,7 @@ class Splits:
     """The regions of each split, the voxel size (z, y, x) in nm if known, and what a run records of the data.
 
     ``provenance`` is plain data: name, licence, citation, files with size and sha256, warnings, label rules.
+    ``normalization`` None: that of the training regions.
     """
 
     train: tuple[Region, ...]
@@ -60,6 +62,7 @@ class Splits:
     test: tuple[Region, ...] = ()
     voxel_size: VoxelSize | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    normalization: Normalization | None = None
 
 
 class Recipe(Protocol):

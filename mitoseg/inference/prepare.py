@@ -169,7 +169,7 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
         if own is None or trained is None:
             _tell_unknown(volume, model)
             return volume
-        target = _wanted(own, trained, model)
+        target = size_seen(own, trained, model)
     elif isinstance(choice, str) or not isinstance(choice, Sequence):
         raise UserError("no such way to resample", choice, "choose none, auto, or [z,y,x] in nm")
     else:
@@ -181,7 +181,7 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
     return seen
 
 
-def _wanted(own: VoxelSize, trained: Sequence[float], model: Model) -> VoxelSize:
+def size_seen(own: VoxelSize, trained: Sequence[float], model: Model) -> VoxelSize:
     """The checkpoint's voxel size where it differs, the volume's own along other axes.
 
     Between thick sections there is nothing to interpolate: along z, networks on single slices keep what there is, and
@@ -222,7 +222,7 @@ def has_other_voxels(volume: Volume, model: Model) -> bool:
     """Whether voxels are far from training's, along the axes that ``resample=auto`` would change."""
     if volume.voxel_size is None or model.voxel_size is None:
         return False
-    wanted = _wanted(volume.voxel_size, model.voxel_size, model)
+    wanted = size_seen(volume.voxel_size, model.voxel_size, model)
     return max(_ratio(a, b) for a, b in zip(volume.voxel_size, wanted, strict=True)) > FAR_VOXEL_SIZE
 
 

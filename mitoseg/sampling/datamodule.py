@@ -184,7 +184,7 @@ class RegionDataModule(pl.LightningDataModule):
             self.voxel_size = self.splits.voxel_size
         with waiting("measuring the grey values of the training data"):
             parts = [(region.image, region.box) for region in self.splits.train]
-            self.normalization = measure_normalization(parts)
+            self.normalization = self.splits.normalization or measure_normalization(parts)
             self.grey_quantiles = [round(float(q), 6) for q in grey_quantiles(parts)]
         padded = sum(image.padding.count(box) for image, box in parts if isinstance(image.padding, Padding))
         with waiting("choosing where to train"):

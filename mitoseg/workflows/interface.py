@@ -11,14 +11,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from mitoseg.control_groups import memory_available
+from mitoseg.datasets.painted import open_painted
 from mitoseg.errors import UserError, as_path
 from mitoseg.evaluation import BANDS, Bootstrap
 from mitoseg.evaluation import evaluate as score
@@ -47,8 +48,12 @@ from mitoseg.volumes.opening import convert
 from mitoseg.volumes.padding import blanked, with_padding
 from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.workflows.evaluate import chosen_values, score_instances
+from mitoseg.workflows.options import FinetuneOptions
 from mitoseg.workflows.predict import decide_tiling
 from mitoseg.workflows.session import Prepared, cleaned, prepare
+
+if TYPE_CHECKING:
+    from mitoseg.workflows.finetune import Finetuned
 
 Source = Any
 """A path; an array (z, y, x) of NumPy, Zarr or Dask, or anything else with ``shape``, ``dtype`` and slicing; or a
@@ -121,6 +126,52 @@ def train(
                 paths[name].append(os.fspath(path))
         checkpoint = train_files(paths["image"], paths["truth"], where, options)
         return load(checkpoint, accelerator=str(options.get("trainer.accelerator", "auto")))
+
+
+def finetune(
+    image: Source | Sequence[Source],
+    labels: Source | Sequence[Source],
+    voxel_size: Sequence[float] | None = None,
+    *,
+    folder: File | None = None,
+    progress: Callable[[Any], None] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[SegmentationModel, Finetuned]:
+    """Teach a model a tissue from a few painted regions, as ``mitoseg finetune`` does.
+
+    Args:
+        image: Grey values (z, y, x), or a list of several volumes.
+        labels: What is painted, of the same shape: 1 mitochondrion, 2 background, 0 unknown; or masks or instances.
+        voxel_size: (z, y, x) in nm; None: the files'.
+        folder: A new one for the checkpoint and all that the command writes; None: nothing is kept.
+        progress: Called after each step with a `mitoseg.workflows.finetune.Progress`; what it raises ends the work.
+        **options: Keys of the command, such as ``reviewed=[3, 7]``, ``model="start.ckpt"``, ``steps=100``.
+
+    Returns:
+        The model, and its score: the foreground JAC of voxels that were left out, ``start``, ``tuned`` and ``gain``,
+        each with ``value``, ``low`` and ``high``; and ``advice``, what to paint next.
+
+    Raises:
+        UserError: The image, what is painted, or an option is no good, or the folder exists.
+    """
+    from mitoseg.workflows.finetune import finetune as tune  # takes seconds to load
+
+    if unknown := {*options} - {field.name for field in fields(FinetuneOptions)}:
+        raise UserError("no such option", min(unknown), "docs/FINETUNING.md lists them")
+    images, painted = (list(given) if isinstance(given, list | tuple) else [given] for given in (image, labels))
+    given = FinetuneOptions(**options)
+    names = [f"{name} {number}" for name, sources in (("image", images), ("labels", painted)) for number in
+             range(1, len(sources) + 1)]  # fmt: skip
+    volumes = [
+        as_volume(source, voxel_size, name=name) for name, source in zip(names, [*images, *painted], strict=True)
+    ]
+    meant = {key: getattr(given, key) for key in ("reviewed", "foreground", "background", "unknown")}
+    regions = open_painted(volumes[: len(images)], volumes[len(images) :], **meant)
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch) / "run" if folder is None else Path(folder)
+        check_output(where, overwrite=False)
+        found = tune(given, where, progress or (lambda _: None), regions)
+        return load(found.checkpoint, accelerator=given.accelerator, trust=given.trust), found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Their meanings and defaults are in ``conf/COMMAND.yaml``, whose defaults list be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,40 @@ class ExportOptions(Options):
 
 
 @dataclass
+class FinetuneOptions(Options):
+    """Of ``finetune``."""
+
+    image: Any = None
+    labels: Any = None
+    output: str | None = None
+    reviewed: Any = None
+    model: str | None = None
+    foreground: Any = None
+    background: Any = None
+    unknown: Any = None
+    axes: str | None = None
+    voxel_size: list[float] | None = None
+    pixel_size: float | None = None
+    steps: int | None = None
+    rate: float = 1e-3
+    freeze: list[str] = field(default_factory=list)
+    accelerator: str = "auto"
+    precision: str = "auto"
+    seed: int = 1
+    trust: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.at_least(0, "seed")
+        self.at_least(1, "steps")
+        self.one_of("precision", "auto", "fp32", "bf16")
+        for key in ("rate", "pixel_size"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{key} is no number above 0", value, f"give {key}=NUMBER")
+
+
+@dataclass
 class TrainOptions:
     """Options of ``train``, which takes the composed config itself because its groups refer to each other."""
 
@@ -302,6 +336,7 @@ SCHEMAS = {
     "ensemble": EnsembleOptions,
     "benchmark": BenchmarkOptions,
     "export": ExportOptions,
+    "finetune": FinetuneOptions,
     "train": TrainOptions,
 }
 for _name, _schema in SCHEMAS.items():

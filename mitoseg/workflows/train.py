@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
@@ -38,6 +39,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mitoseg.arguments import as_typed, changed_arguments, key_of, replace_saved_words, words_kept
+from mitoseg.datasets.base import Recipe
 from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import overlay_figure
 from mitoseg.geometry import anchor
@@ -101,40 +103,64 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
 
 def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, options: Mapping[str, object]) -> Path:
     """Train on volumes as ``data=files`` does, with further keys of ``conf/train.yaml``; return the checkpoint."""
-    conf, levels = default_config_dir(), {name: logging.getLogger(name).level for name in LIGHTNING}
     files = {"data.train.image": list(images), "data.train.label": list(labels)}
-    quiet = {"trainer.enable_progress_bar": False, "test": False, "figures": False, "save_overlays": 0}
-    groups = {key: value for key, value in options.items() if (conf / key).is_dir()}
+    groups = {key: value for key, value in options.items() if (default_config_dir() / key).is_dir()}
     if options.get("seeds", 1) != 1:
         raise UserError("seeds= makes several runs", options["seeds"], "train once for each seed=")
     for key, value in groups.items():
         if not isinstance(value, str | list):
             raise UserError(f"{key} is not a name", value, f"give {key}=NAME")
+    words = ["name=python", *(f"{key}={value}" for key, value in groups.items())]
+    changed = {key: value for key, value in options.items() if key not in groups}
+    with quiet_lightning():
+        run(compose_training(words, {**files, **changed}), folder, lambda _: None)
+    return folder / "checkpoints" / "best.ckpt"
+
+
+def compose_training(words: Sequence[str], changed: Mapping[str, object]) -> DictConfig:
+    """The config of a training on files that shows no bar and tests nothing, with further keys changed."""
+    quiet = {"trainer.enable_progress_bar": False, "test": False, "figures": False, "save_overlays": 0}
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            cfg = compose("train", ["data=files", "name=python", *(f"{key}={value}" for key, value in groups.items())])
-        for key, value in {**files, **quiet, **options}.items():
-            if key not in {*groups, *cfg} and OmegaConf.select(cfg, key, default=key) == key:
+        outer = GlobalHydra.instance().hydra  # of the command that calls, if there is one
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
+                cfg = compose("train", ["data=files", *words])
+        finally:
+            GlobalHydra.instance().hydra = outer
+        for key, value in {**quiet, **changed}.items():
+            if key not in cfg and OmegaConf.select(cfg, key, default=key) == key:
                 raise UserError("no such option", key, "docs/TRAINING.md lists them")
-            if key not in groups:
-                OmegaConf.update(cfg, key, value)
+            OmegaConf.update(cfg, key, value, merge=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error) or str(error).partition("\n    full_key")[0]) from error
+    return cfg
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Show nothing of Lightning's own remarks, and errors of a config in one line."""
+    levels = {name: logging.getLogger(name).level for name in LIGHTNING}
+    try:
         for name in LIGHTNING:
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning")
-            run(cfg, folder, lambda _: None)
+            yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error) or str(error).partition("\n    full_key")[0]) from error
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-    return folder / "checkpoints" / "best.ckpt"
 
 
 def build(
-    cfg: DictConfig, folder: Path
+    cfg: DictConfig, folder: Path, recipe: Callable[..., Recipe] | None = None
 ) -> tuple[Continuation, SegmentationModule, Trainer, RegionDataModule, dict[str, Any]]:
-    """The parts of a training: what it starts from, module, Trainer, data, and facts for the provenance."""
+    """The parts of a training: what it starts from, module, Trainer, data, and facts for the provenance.
+
+    ``recipe`` replaces the config's.
+    """
     check_options(cfg)
     choose_precision(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -154,7 +180,7 @@ def build(
     with built_from("freeze"):
         frozen = freeze(network, cfg.freeze)
     with built_from("data"):
-        data = make_data(cfg, network)
+        data = make_data(cfg, network, recipe)
     with built_from("trainer"):
         trainer = build_trainer(cfg, folder, max_epochs=before.epochs)
     with built_from("optimizer"):
@@ -255,6 +281,27 @@ def train(
     tell: Tell,
 ) -> float | None:
     """Fit and score what `build` returns; see `run`."""
+    if not fit_run(cfg, folder, before, module, trainer, data, origins):
+        return None
+    validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
+    if HydraConfig.initialized():
+        runtime = HydraConfig.get()
+        given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
+        scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
+        write_hparams(folder / "tensorboard", given, scores)
+    return float(validation["jaccard_foreground"])
+
+
+def fit_run(
+    cfg: DictConfig,
+    folder: Path,
+    before: Continuation,
+    module: SegmentationModule,
+    trainer: Trainer,
+    data: RegionDataModule,
+    origins: Mapping[str, Any],
+) -> bool:
+    """Fit what `build` returns and record config, provenance and costs; return whether this is the first rank."""
     if trainer.is_global_zero:
         known = OmegaConf.merge(cfg, {"network": module.network_config})
         write_text(folder / "config.yaml", OmegaConf.to_yaml(known, resolve=True))
@@ -267,21 +314,16 @@ def train(
     if cfg.compile:
         rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
     fit(trainer, module, data, before.checkpoint)
-    if not trainer.is_global_zero:
-        return None
-    costs = training_costs(trainer, module.network)
-    provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
-    write_json(folder / "provenance.json", provenance)
-    validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
-    if HydraConfig.initialized():
-        runtime = HydraConfig.get()
-        given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
-        scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
-        write_hparams(folder / "tensorboard", given, scores)
-    return float(validation["jaccard_foreground"])
+    if trainer.is_global_zero:
+        costs = training_costs(trainer, module.network)
+        provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
+        write_json(folder / "provenance.json", provenance)
+    return trainer.is_global_zero
 
 
-def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
+def make_data(
+    cfg: DictConfig, network: torch.nn.Module, recipe: Callable[..., Recipe] | None = None
+) -> RegionDataModule:
     """The datamodule that suits the network's input."""
     augmentation = instantiate(cfg.augmentation) or None
     if augmentation is not None and cfg.data.tile is None:
@@ -294,6 +336,7 @@ def make_data(cfg: DictConfig, network: torch.nn.Module) -> RegionDataModule:
         margin=tile_margin(network),
         augmentation=augmentation,
         seed=cfg.seed,
+        **({} if recipe is None else {"recipe": recipe}),
     )
     return data
 

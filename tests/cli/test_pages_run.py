@@ -63,11 +63,11 @@ def smaller(words):
     if name == "train":
         if "resume=" in line:
             return []
-        if "experiment=unet25d_wide" in line:  # fine-tuning on the painted slices
-            return [*SMALL, "data.tile=[1,64,64]", "data.epoch_tiles=4", "trainer.check_val_every_n_epoch=1"]
         if "data=files" in line:  # labels of all slices
             return [*SMALL, *BLOCKS, "data.validation.gap=1", "data.train.label=labels.tif"]
         return [*SMALL, *(LUCCHI if "data=lucchi" in line else PHANTOM)]
+    if name == "finetune":
+        return ["steps=2", "accelerator=cpu", "progress=false"]
     if name == "benchmark":
         forest = [f"methods.forest.estimator.{word}" for word in ("samples=4000", "trees=5")]
         train = "experiment=paper_tiles,epochs=1,ema=null,data.epoch_tiles=8"
@@ -111,7 +111,7 @@ def made(tmp_path_factory):
         assert command(patch, "train", *TINY, f"hydra.run.dir={run.relative_to(folder).as_posix()}") == 0
         for name in ("best", "a", "b", "c"):
             shutil.copy(run / "checkpoints" / "best.ckpt", folder / f"{name}.ckpt")
-        shutil.copytree(run, folder / "outputs" / "train" / "mine" / RUN)
+        shutil.copytree(run, folder / "mine")
         for output in ("out.zarr", "prob.tif", "better.tif"):
             words = ["checkpoint=best.ckpt", "input=my.tif", f"output={output}", "method=strided"]
             assert command(patch, "predict", *words) == 0

@@ -1,0 +1,134 @@
+"""How good fine-tuning gets with how much paint: slices or fields drawn at random, scored where nobody painted.
+
+    python benchmarks/few_labels.py set=vnc [sizes=[1,3,5,10]] [draws=5] [first=0] [output=FOLDER] [steps=STEPS]
+    python benchmarks/few_labels.py image=my.tif labels=dense.tif voxel_size=[50,5,5] [unknown=255]
+
+``1`` stands for a field of 256 x 256 pixels, more for so many slices; a set of one slice is painted in its left half.
+Sets lie in MITOSEG_DATA. The table has a row for each draw: the JAC of what nobody painted, the interval that was
+predicted for it, and whether it holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from mitoseg.datasets.painted import IGNORE, Painted, grouped, open_painted
+from mitoseg.geometry import Box
+from mitoseg.metrics import Counts, logit_histogram
+from mitoseg.networks.checkpoint import load_model
+from mitoseg.workflows.finetune import decided, finetune, jaccard, log_odds
+from mitoseg.workflows.options import FinetuneOptions
+
+ROOT = Path(os.environ.get("MITOSEG_DATA", "."))
+FIELD = 256
+SETS: dict[str, dict[str, Any]] = {
+    "vnc": {
+        "image": "vnc_sstem/image_z00-14.tif",
+        "labels": "vnc_sstem/mitochondria_z00-14.tif",
+        "voxel_size": [50, 4.6, 4.6],
+    },
+    "snemi3d": {
+        "image": "tissues/snemi3d_uniem/image.tif",
+        "labels": "tissues/snemi3d_uniem/label.tif",
+        "voxel_size": [30, 6, 6],
+        "unknown": 255,
+    },
+    "heart": {
+        "image": "tissues/cardiac_muscle_tem/image.tif",
+        "labels": "tissues/cardiac_muscle_tem/label.tif",
+        "voxel_size": [50, 8, 8],
+        "unknown": 255,
+    },
+    "hela": {
+        "image": "tissues/hela_sbfsem_partial/image.tif",
+        "labels": "tissues/hela_sbfsem_partial/label.tif",
+        "voxel_size": [50, 10, 10],
+        "unknown": 255,
+    },
+}
+DEFAULTS = {"set": None, "sizes": [1, 3, 5, 10], "draws": 5, "first": 0, "output": None, "steps": None, "model": None}
+DEFAULTS |= {"image": None, "labels": None, "voxel_size": None, "unknown": None}
+
+
+def draw(regions: list[Painted], size: int, rng: np.random.Generator) -> list[Painted]:
+    """So many of the annotated slices, or a field with a mitochondrion; of a single slice its left half."""
+    if len(regions) == 1:
+        start, stop = regions[0].box.start, regions[0].box.stop
+        return [regions[0].cut(Box(start, (*stop[:2], (start[2] + stop[2]) // 2)))]
+    if size > 1:
+        return [regions[i] for i in sorted(rng.permutation(len(regions))[:size])]
+    region = regions[int(rng.integers(len(regions)))]
+    inside = np.argwhere(region.label_zyx[0] == 1)
+    centre = inside[rng.integers(len(inside))]
+    sides = [min(FIELD, n) for n in region.box.shape[1:]]
+    first = [
+        a + int(np.clip(c - side // 2, 0, n - side))
+        for a, c, side, n in zip(region.box.start[1:], centre, sides, region.box.shape[1:], strict=True)
+    ]
+    z = region.box.start[0]
+    return [region.cut(Box((z, *first), (z + 1, *(a + side for a, side in zip(first, sides, strict=True)))))]
+
+
+def score(checkpoint: Path, regions: list[Painted], painted: list[Painted], **options: Any) -> Counts:
+    """Counts of all annotated voxels of slices without paint, or, of a single one, beside the paint."""
+    model, total = load_model(checkpoint), Counts()
+    slices = {region.box.start[0] for region in painted}
+    for region in regions:
+        label_zyx = region.label_zyx.copy()
+        if region.box.start[0] in slices:
+            if len(regions) > 1:
+                continue
+            for other in painted:
+                label_zyx[other.box.inside(region.box).slices] = IGNORE
+        found = log_odds(model, region.image, region.box, None, **options)
+        total += decided(model, logit_histogram(found, label_zyx))
+    return total
+
+
+def main(words: list[str]) -> None:
+    """Draw, fine-tune, score; a table and all numbers."""
+    options: dict[str, Any] = DEFAULTS | dict(OmegaConf.to_container(OmegaConf.from_dotlist(words)))  # type: ignore[call-overload]
+    if unknown := set(options) - set(DEFAULTS):
+        raise SystemExit(f"no such option: {', '.join(sorted(unknown))}; choose among {', '.join(DEFAULTS)}")
+    if options["set"] is None and options["image"] is None:
+        raise SystemExit(f"give set={'|'.join(SETS)}, or image= and labels=")
+    files = SETS[options["set"]] if options["set"] else {key: options[key] for key in ("image", "labels")}
+    files = {"voxel_size": options["voxel_size"], "unknown": options["unknown"], **files}
+    paths = [str(ROOT / files[key]) if options["set"] else files[key] for key in ("image", "labels")]
+    meant = {"voxel_size": files["voxel_size"], "unknown": files["unknown"], "axes": "zyx"}
+    regions = [r for r in open_painted([paths[0]], [paths[1]], **meant) if (r.label_zyx == 1).any()]
+    folder = Path(options["output"] or f"few_labels_{options['set'] or 'own'}")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(options["first"], options["first"] + options["draws"]):
+        for size in options["sizes"]:
+            if size >= len(regions) > 1:
+                continue
+            rng = np.random.default_rng([number, size])
+            painted = grouped(draw(regions, size, rng))
+            given = FinetuneOptions(steps=options["steps"], model=options["model"], seed=number, progress=False)
+            began = time.monotonic(), time.process_time()
+            found = finetune(given, folder / f"{size}_{number}", regions=painted)
+            seconds = time.monotonic() - began[0], time.process_time() - began[1]
+            beyond = jaccard([score(found.checkpoint, regions, painted)])
+            row = {"painted": size, "draw": number, "jaccard": beyond, "start": found.start.value, "kept": found.kept}
+            row |= {"predicted": found.tuned.value, "low": found.tuned.low, "high": found.tuned.high}
+            row |= {"held": found.tuned.low <= beyond <= found.tuned.high, "expected": found.advice.expected}
+            rows.append(row | {"seconds": round(seconds[0]), "cpu_seconds": round(seconds[1])})
+            print(json.dumps(rows[-1]), flush=True)
+            pd.DataFrame(rows).to_csv(folder / "draws.csv", index=False)
+    table = pd.DataFrame(rows)
+    print(table.groupby("painted")[["jaccard", "predicted", "held", "expected"]].agg(["mean", "std"]).round(3))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,475 @@
+r"""A few painted regions of one or several volumes, as data to fine-tune on, and in parts that are left out in turn.
+
+What is painted may be a whole slice, a box, or scribbles. Painted voxels are 0 background, 1 mitochondrion, all others
+`IGNORE`. Regions that lie closer together than a mitochondrion is wide show the same ones: they make one group. With
+three groups or more, whole groups are left out; fewer are cut into strips, so that something can be left out:
+
+    three groups         z 3 |AAAAAA|   z 40 |BBBBBB|   z 90 |CCCCCC|
+    one group, strips    z 3 |AABBCC|   z 5  |AABBCC|   a strip along the longer of y and x
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import ndimage
+
+from mitoseg.datasets.base import IGNORE, Region, Splits
+from mitoseg.datasets.domains import ChosenVolume
+from mitoseg.datasets.download import file_of, fingerprint
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.volumes import Normalization, check_same_shape, measure_normalization, open_volume
+from mitoseg.volumes.base import Array, DerivedVolume, ElementwiseVolume, Volume, thin_slabs
+from mitoseg.volumes.labels import label_values
+from mitoseg.volumes.padding import with_padding
+from mitoseg.volumes.resampling import resampled
+
+_log = logging.getLogger(__name__)
+Labels = npt.NDArray[np.uint8]
+CELL = 16
+"""Side (y, x) of the cells in which painted voxels are looked for."""
+PARTS = 3
+"""Strips that too few groups are cut into."""
+WIDTH = 500.0
+"""Of a mitochondrion in nm, where too few are painted to measure it."""
+FULL_SCALES = (255, 65535)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Which label values are mitochondria and which are background, of one file.
+
+    ``foreground`` None: all others than 0 that have no other meaning; ``background`` are values besides the 0 of what
+    is reviewed; ``unknown`` counts nowhere.
+    """
+
+    foreground: tuple[int, ...] | None = None
+    background: tuple[int, ...] = ()
+    unknown: tuple[int, ...] = ()
+
+    def apply(self, stored: Array, reviewed: npt.NDArray[np.bool_]) -> Labels:
+        """Labels of some voxels, of which ``reviewed`` says where a 0 means background."""
+        others = np.isin(stored, (0, *self.background, *self.unknown))
+        inside = ~others if self.foreground is None else np.isin(stored, self.foreground)
+        outside = np.isin(stored, self.background) | (reviewed & ~inside & ~np.isin(stored, self.unknown))
+        return np.where(inside, np.uint8(1), np.where(outside, np.uint8(0), np.uint8(IGNORE)))
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A painted region: its ``box`` (z, y, x) in an image, and ``label_zyx`` in it, uint8 0, 1 and `IGNORE`."""
+
+    image: Volume
+    box: Box
+    label_zyx: Labels
+    group: int = 0
+
+    @property
+    def name(self) -> str:
+        """The image's file and the box."""
+        return f"{os.path.basename(self.image.path)} {self.box}"
+
+    def cut(self, box: Box) -> Painted:
+        """The part that lies in a box."""
+        part = self.box.clip(box)
+        return replace(self, box=part, label_zyx=self.label_zyx[part.inside(self.box).slices])
+
+
+def read_painted(
+    image: Volume,
+    label: Volume,
+    *,
+    reviewed: object = None,
+    foreground: object = None,
+    background: object = None,
+    unknown: object = None,
+) -> list[Painted]:
+    """Find the painted regions of an image.
+
+    Values are mitochondria, but 0. A 2 is background in a file that has no other values than 0, 1 and 2. A 0 is
+    background where it is reviewed, else unknown. Where nothing says what background is, every slice that holds a
+    mitochondrion is taken as reviewed.
+
+    Args:
+        image: Grey values.
+        label: What was painted, of the same shape.
+        reviewed: ``all``, slices such as ``[3, 7]``, boxes such as ``["[3:4,0:256,0:256]"]``, or the name of a CSV of
+            a Shapes layer of napari.
+        foreground: The values of mitochondria, one or a list; None: as above.
+        background: The values of background.
+        unknown: The values that count nowhere.
+
+    Raises:
+        UserError: The shapes differ, the values make no sense, or one of the two classes is missing.
+    """
+    check_same_shape(image, label)
+    label, image = label.as_labels(), with_padding(image, "auto")
+    if label.dtype.kind not in "bui":
+        raise UserError("the labels hold no whole numbers", label.path, "save what is painted as integers")
+    values, present = _values(label)
+    meaning = Meaning(label_values(foreground), label_values(background) or (), label_values(unknown) or ())
+    if foreground is None and background is None and {1, 2} <= values - {*meaning.unknown} <= {0, 1, 2}:
+        meaning = replace(meaning, background=(2,))
+        _log.info("%s: 1 is mitochondrion, 2 background, 0 unknown", label.path)
+    if not (values - {0, *meaning.background, *meaning.unknown}):
+        raise UserError("no mitochondrion is painted", label.path, "paint some with the value 1")
+    boxes = reviewed_boxes(reviewed, image.shape)
+    if not boxes and not values & {*meaning.background}:
+        _log.info(
+            "%s: no background is painted and reviewed= is not given: taking slices with mitochondria as reviewed",
+            label.path,
+        )
+        boxes = [Box((z, 0, 0), (z + 1, *image.shape[1:])) for z in np.flatnonzero(present).tolist()]
+    return list(_regions(image, label, meaning, boxes, present))
+
+
+def _values(label: Volume) -> tuple[set[int], npt.NDArray[np.bool_]]:
+    """The values that occur (a few more than 2 tell enough), and whether each slice holds another than 0."""
+    values: set[int] = set()
+    present = np.zeros(label.shape[0], np.bool_)
+    for slab in thin_slabs(label.box):
+        stored_zyx = label.read(slab)
+        present[slab.start[0] : slab.stop[0]] = stored_zyx.any((1, 2))
+        values |= {int(value) for value in pd.unique(stored_zyx.ravel())[:65536]}
+    return values, present
+
+
+def reviewed_boxes(given: object, shape: Sequence[int]) -> list[Box]:
+    """The boxes that are completely annotated, from any of the forms of ``reviewed=``."""
+    Z, Y, X = shape
+    if given is None:
+        return []
+    if given == "all":
+        return [Box.of_shape(shape)]
+    if isinstance(given, str) and given.lower().endswith(".csv"):
+        return _shapes(given, shape)
+    found = []
+    for item in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+        if isinstance(item, int) and not isinstance(item, bool):
+            if not 0 <= item < Z:
+                raise UserError("there is no such slice to be reviewed", item, f"give reviewed= from 0 to {Z - 1}")
+            found.append(Box((item, 0, 0), (item + 1, Y, X)))
+        else:
+            found.append(Box.parse(item, shape))
+    return found
+
+
+def _shapes(path: str, shape: Sequence[int]) -> list[Box]:
+    """The rectangles of a Shapes layer as napari saves it: a row a corner, its axes last."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError("cannot read the boxes", path, "save the Shapes layer of napari as CSV") from error
+    axes = [name for name in table.columns if name.startswith("axis-")][-3:]
+    if "index" not in table or len(axes) < 2 or table[axes].isna().to_numpy().any() or not len(table):
+        raise UserError("this is no Shapes layer of napari", path, "save it as CSV, with rectangles in it")
+    found = []
+    for _, corners in table.groupby("index"):
+        low, high = (getattr(corners[axes], name)().to_numpy() for name in ("min", "max"))
+        start = [0] * (3 - len(axes)) + np.floor(low + 0.5).astype(int).tolist()
+        stop = [1] * (3 - len(axes)) + np.floor(high + 0.5).astype(int).tolist()
+        stop[0] = max(stop[0], start[0] + 1)
+        box = Box(tuple(max(0, a) for a in start), tuple(max(0, b) for b in stop)).clip(Box.of_shape(shape))
+        if box.size:
+            found.append(box)
+    if not found:
+        raise UserError("no box of the Shapes layer lies in the volume", path, f"it has {tuple(shape)} voxels")
+    return found
+
+
+def _regions(
+    image: Volume, label: Volume, meaning: Meaning, boxes: Sequence[Box], present: npt.NDArray[np.bool_]
+) -> Iterator[Painted]:
+    """Connected parts of the painted voxels, slice by slice, each in its bounding box."""
+    padding = image.padding
+    for z in range(image.shape[0]):
+        plane = Box((z, 0, 0), (z + 1, *image.shape[1:]))
+        here = [part for box in boxes if (part := box.clip(plane)).size]
+        if not present[z] and not here:
+            continue
+        reviewed = np.zeros(plane.shape, np.bool_)
+        for part in here:
+            reviewed[part.inside(plane).slices] = True
+        label_zyx = meaning.apply(label.read(plane), reviewed)
+        padded = None if padding is None else padding.find(plane)
+        if padded is not None:
+            label_zyx[padded] = IGNORE
+        for box in _parts(label_zyx[0] != IGNORE):
+            whole = Box((z, *box.start), (z + 1, *box.stop))
+            yield Painted(image, whole, label_zyx[whole.inside(plane).slices].copy())
+
+
+def _parts(known_yx: npt.NDArray[np.bool_]) -> list[Box]:
+    """Bounding boxes of known pixels that are less than two cells apart; boxes that overlap are one."""
+    Y, X = (-(-n // CELL) for n in known_yx.shape)
+    padded = np.zeros((Y * CELL, X * CELL), np.bool_)
+    padded[: known_yx.shape[0], : known_yx.shape[1]] = known_yx
+    cells = padded.reshape(Y, CELL, X, CELL).any((1, 3))
+    label_yx = cc3d.connected_components(ndimage.binary_dilation(cells, np.ones((3, 3))), connectivity=8)
+    boxes: list[Box] = []
+    for number in range(1, int(label_yx.max()) + 1):
+        rows, columns = np.nonzero((label_yx == number) & cells)
+        window = Box((rows.min() * CELL, columns.min() * CELL), ((rows.max() + 1) * CELL, (columns.max() + 1) * CELL))
+        window = window.clip(Box.of_shape(known_yx.shape))
+        y, x = np.nonzero(known_yx[window.slices])
+        box = Box((y.min(), x.min()), (y.max() + 1, x.max() + 1)).shift(window.start)
+        for other in [other for other in boxes if other.clip(box).size]:
+            boxes.remove(other)
+            ends = zip(box.start, other.start, box.stop, other.stop, strict=True)
+            lows, highs = zip(*(((min(a, c)), max(b, d)) for a, c, b, d in ends), strict=True)
+            box = Box(lows, highs)
+        boxes.append(Box(tuple(map(int, box.start)), tuple(map(int, box.stop))))
+    return boxes
+
+
+def mitochondrion_width(regions: Sequence[Painted]) -> float:
+    """The median width in nm of the painted mitochondria in y and x, twice the largest distance to their outlines."""
+    widths = []
+    for region in regions:
+        size = region.image.voxel_size or (5.0, 5.0, 5.0)
+        inside = np.pad(region.label_zyx[0] == 1, 1, constant_values=False)
+        distance = ndimage.distance_transform_edt(inside, size[1:])
+        found = cc3d.connected_components(inside, connectivity=4)
+        if (count := int(found.max())) > 0:
+            widths += (2 * np.asarray(ndimage.maximum(distance, found, range(1, count + 1)))).tolist()
+    return float(np.median(widths)) if len(widths) >= 3 else WIDTH
+
+
+def grouped(regions: Sequence[Painted]) -> list[Painted]:
+    """The regions with the number of their group: those of an image that are closer than a mitochondrion's width."""
+    width, group = mitochondrion_width(regions), list(range(len(regions)))
+    for i, a in enumerate(regions):
+        size = a.image.voxel_size or (5.0, 5.0, 5.0)
+        margin = [math.ceil(width / step) for step in size]
+        for j, b in enumerate(regions[:i]):
+            if a.image.path == b.image.path and a.box.grow(margin).clip(b.box).size and group[i] != group[j]:
+                old, new = group[i], group[j]
+                group = [new if number == old else number for number in group]
+    order = {number: k for k, number in enumerate(dict.fromkeys(group))}
+    return [replace(region, group=order[number]) for region, number in zip(regions, group, strict=True)]
+
+
+def parts_to_leave_out(regions: Sequence[Painted], most: int = PARTS) -> list[list[Painted]]:
+    """The regions in two parts or more, each of which can be left out: whole groups, or strips of them.
+
+    Parts hold about as many painted voxels each; a part without mitochondria joins the next.
+    """
+    groups = {region.group for region in regions}
+    if len(groups) >= PARTS:
+        pieces = [[region for region in regions if region.group == group] for group in sorted(groups)]
+    else:
+        cut = [strips(region, most) for region in regions]
+        pieces = [
+            [strip for strip in strips if (strip.label_zyx != IGNORE).any()] for strips in zip(*cut, strict=True)
+        ]
+    parts: list[list[Painted]] = [[] for _ in range(min(most, len(pieces)))]
+    for piece in sorted(pieces, key=_known, reverse=True):
+        min(parts, key=_known).extend(piece)
+    found: list[list[Painted]] = []
+    for part in sorted(parts, key=lambda part: sum(int((region.label_zyx == 1).sum()) for region in part)):
+        if found and not any((region.label_zyx == 1).any() for region in found[-1]):
+            found[-1] += part
+        else:
+            found.append(part)
+    if len(found) < 2 or not any((region.label_zyx == 1).any() for region in found[-1]):
+        remedy = "paint mitochondria in two places, or some more slices"
+        raise UserError("too little is painted to leave a part of it out", len(regions), remedy)
+    return found
+
+
+def _known(part: Sequence[Painted]) -> int:
+    return sum(int((region.label_zyx != IGNORE).sum()) for region in part)
+
+
+def strips(region: Painted, count: int) -> list[Painted]:
+    """A region cut into strips along the longer of y and x, each with as much paint.
+
+    Mitochondria weigh as much as all painted voxels do, so that at least two of three strips hold some.
+    """
+    axis = 1 if region.box.shape[1] >= region.box.shape[2] else 2
+    masses = [np.cumsum(mask.sum(axis=(0, 3 - axis))) for mask in (region.label_zyx != IGNORE, region.label_zyx == 1)]
+    known = np.sum([mass / max(1, mass[-1]) for mass in masses], axis=0)
+    cuts = [0, *(int(np.searchsorted(known, known[-1] * i / count)) for i in range(1, count)), len(known)]
+    first = region.box.start[axis]
+    strips = []
+    for low, high in pairwise(cuts):
+        start, stop = list(region.box.start), list(region.box.stop)
+        start[axis], stop[axis] = first + low, first + max(low, high)
+        strips.append(region.cut(Box(tuple(start), tuple(stop))))
+    return strips
+
+
+class PlacedLabels(DerivedVolume):
+    """The labels of some regions in their image's coordinates: `IGNORE` elsewhere, and in the boxes ``without``."""
+
+    def __init__(self, image: Volume, regions: Sequence[Painted], without: Sequence[Box] = ()) -> None:
+        super().__init__(image, dtype=np.dtype(np.uint8))
+        self.padding = None
+        self._regions, self._without = list(regions), list(without)
+
+    def _read(self, box: Box) -> Labels:
+        label_zyx = np.full(box.shape, IGNORE, np.uint8)
+        for region in self._regions:
+            part = region.box.clip(box)
+            if part.size:
+                there = label_zyx[part.inside(box).slices]
+                np.copyto(there, region.label_zyx[part.inside(region.box).slices], where=there == IGNORE)
+        for left_out in self._without:
+            part = left_out.clip(box)
+            if part.size:
+                label_zyx[part.inside(box).slices] = IGNORE
+        return label_zyx
+
+
+@dataclass(frozen=True)
+class PaintedRecipe:
+    """The recipe of a data module: train on ``regions`` but for what is near the ``left_out``.
+
+    Images are resampled to ``pixel_size`` nm (y, x; None: as they are), and training boxes reach ``margin`` pixels
+    beyond the paint, and to at least ``tile`` pixels. With several images each is normalised by its own statistics.
+    """
+
+    regions: Sequence[Painted]
+    left_out: Sequence[Painted] = ()
+    pixel_size: tuple[float, float] | None = None
+    tile: int = 256
+    margin: int = 0
+    statistics: dict[str, Normalization] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Nothing to do."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """How the network's images are normalised: of one image, its own statistics; of several, they already are."""
+        found = list(self.statistics.values())
+        return found[0] if len(found) == 1 else Normalization(0.0, 1.0)
+
+    def seen(self, image: Volume) -> Volume:
+        """An image as the network sees it."""
+        if len(self.statistics) > 1:
+            image = ElementwiseVolume(image, self.statistics[image.path].apply, dtype=np.dtype(np.float32))
+        if self.pixel_size is None or image.voxel_size is None:
+            return image
+        return resampled(image, (image.voxel_size[0], *self.pixel_size))
+
+    def splits(self) -> Splits:
+        """Training regions, and the same ones, as painted, for the validation that ends a training."""
+        images = {region.image.path: region.image for region in self.regions}
+        train, validation = [], []
+        for path, image in images.items():
+            mine = [region for region in self.regions if region.image.path == path]
+            width = mitochondrion_width(mine) / (image.voxel_size or (5.0, 5.0, 5.0))[1]
+            near = [(other.box, math.ceil(min(width, min(other.box.shape[1:]) / 4))) for other in self.left_out
+                    if other.image.path == path]  # fmt: skip
+            for share in (1, 0.5, 0.25, 0):  # less where too little paint would be left to learn from
+                without = [box.grow((0, round(gap * share), round(gap * share))) for box, gap in near]
+                label: Volume = PlacedLabels(image, mine, without)
+                kept = [label.read(region.box) for region in mine]
+                if all(any((part == value).any() for part in kept) for value in (0, 1)):
+                    break
+            seen = self.seen(image)
+            scale = [new / old for new, old in zip(seen.shape, image.shape, strict=True)]
+            if seen.shape != image.shape:
+                places = [np.minimum((np.arange(n) + 0.5) / f, m - 1).astype(np.int64)
+                          for n, f, m in zip(seen.shape, scale, image.shape, strict=True)]  # fmt: skip
+                label = ChosenVolume(label, image.box, places)
+            for part in stacked([region.box for region in mine]):
+                low = tuple(math.floor(a * f) for a, f in zip(part.start, scale, strict=True))
+                high = tuple(max(a + 1, math.ceil(b * f)) for a, b, f in zip(low, part.stop, scale, strict=True))
+                box = Box(low, high).clip(seen.box)
+                if (label.read(box) != IGNORE).any():
+                    train.append(Region(seen, label, self._grown(box, seen.box), str(part)))
+                    validation.append(Region(seen, label, box, str(part)))
+        size = train[0].image.voxel_size if train else None
+        about: dict[str, Any] = {
+            "name": "painted",
+            "files": [{"role": "train.image", **asdict(fingerprint(p))} for p in images if file_of(p).exists()],
+            "regions": [region.name for region in self.regions],
+            "pixel_size": self.pixel_size,
+        }
+        return Splits(tuple(train), tuple(validation), (), size, about, self.normalization)
+
+    def _grown(self, box: Box, whole: Box) -> Box:
+        """A box with the margin around it, of at least a tile, inside the image."""
+        start, stop = list(box.start), list(box.stop)
+        for axis in (1, 2):
+            most = whole.stop[axis]
+            side = min(most, max(self.tile, box.shape[axis] + 2 * self.margin))
+            start[axis] = max(0, min((box.start[axis] + box.stop[axis] - side) // 2, most - side))
+            stop[axis] = start[axis] + side
+        return Box(tuple(start), tuple(stop))
+
+
+def stacked(boxes: Sequence[Box]) -> list[Box]:
+    """The boxes, those that lie one upon the other in z as one.
+
+    >>> [str(box) for box in stacked([Box((z, 0, 0), (z + 1, 5, 5)) for z in (3, 4, 8)])]
+    ['[3:5,0:5,0:5]', '[8:9,0:5,0:5]']
+    """
+    found: list[Box] = []
+    for box in sorted(boxes, key=lambda box: (box.start[1:], box.stop[1:], box.start[0])):
+        before = found[-1] if found else None
+        if before is not None and (before.start[1:], before.stop) == (box.start[1:], (box.start[0], *box.stop[1:])):
+            found[-1] = Box(before.start, box.stop)
+        else:
+            found.append(box)
+    return found
+
+
+def own_statistics(regions: Sequence[Painted]) -> dict[str, Normalization]:
+    """Mean and standard deviation of each image."""
+    images = {region.image.path: region.image for region in regions}
+    return {path: measure_normalization([(image, image.box)]) for path, image in images.items()}
+
+
+def open_painted(
+    images: Sequence[str | Volume],
+    labels: Sequence[str | Volume],
+    *,
+    reviewed: object = None,
+    axes: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+    **meaning: object,
+) -> list[Painted]:
+    """The painted regions of several volumes, grouped; options as of `read_painted`.
+
+    One image may have several labels; several images have one each, and ``reviewed`` may then be a list with an entry
+    for each.
+    """
+    if len(images) == 1:
+        images = [images[0]] * len(labels)
+    if len(images) != len(labels) or not labels:
+        raise UserError(f"{len(images)} images and {len(labels)} labels", None, "give as many, in the same order")
+    each = [reviewed] * len(labels)
+    several = isinstance(reviewed, Sequence) and not isinstance(reviewed, str) and len(reviewed) == len(labels)
+    if len(labels) > 1 and several:
+        each = list(reviewed)  # type: ignore[call-overload]
+    opened: dict[str, Volume] = {}
+    regions: list[Painted] = []
+    for image, label, marked in zip(images, labels, each, strict=True):
+        volumes = []
+        for given in (image, label):
+            if isinstance(given, Volume):
+                volumes.append(given)
+            else:
+                opened[given] = opened.get(given) or open_volume(given, axes=axes, voxel_size=voxel_size)
+                volumes.append(opened[given])
+        regions += read_painted(*volumes, reviewed=marked, **meaning)
+    classes = [sum(int((region.label_zyx == value).sum()) for region in regions) for value in (0, 1)]
+    for name, count in zip(("background", "mitochondrion"), classes, strict=True):
+        if not count:
+            remedy = "paint background with the value 2, or name complete slices with reviewed=[3,7]"
+            raise UserError(f"no {name} is painted", None, remedy)
+    return grouped(regions)

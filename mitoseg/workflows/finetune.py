@@ -1,0 +1,514 @@
+"""``finetune``: a model that knows the tissue of a few painted regions, and how good it is where nobody painted.
+
+    final model   trained on all regions                               -> checkpoints/best.ckpt
+    score         trained anew without a part, which is then predicted  -> metrics.json
+                  threshold and calibration of a part come from the other parts
+
+The start model predicts the same voxels. Unless the gain is above the noise, the start model is what is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, LightningModule, Trainer
+from scipy import stats
+from scipy.special import expit
+
+from mitoseg.datasets.painted import (
+    IGNORE,
+    Painted,
+    PaintedRecipe,
+    open_painted,
+    own_statistics,
+    parts_to_leave_out,
+    strips,
+)
+from mitoseg.errors import UserError
+from mitoseg.geometry import Box
+from mitoseg.inference.precision import has_bf16
+from mitoseg.inference.prediction import KINDS
+from mitoseg.inference.predictor import predict_volume
+from mitoseg.inference.prepare import NEAR, choose_device, make_prediction, size_seen
+from mitoseg.metrics import BINS, Counts, choose_decision, curve, logit_histogram, scores
+from mitoseg.networks.checkpoint import KEY, Model, find_weights, load_model
+from mitoseg.progress import Tell, clock
+from mitoseg.progress import progress as show_progress
+from mitoseg.storage import atomic_output, write_json
+from mitoseg.volumes import CHANNEL_OFFSETS, ArrayVolume, Normalization, Volume
+from mitoseg.volumes.base import Array, ArrayWriter, CroppedVolume
+from mitoseg.volumes.resampling import resampled
+from mitoseg.workflows.options import FinetuneOptions
+from mitoseg.workflows.suggest import Advice, advise, draw
+from mitoseg.workflows.train import build, compose_training, fit_run, quiet_lightning
+
+log = logging.getLogger(__name__)
+TILE, BATCH = 256, 4
+STEPS = 300
+"""Of the final model; those that score take half as many each."""
+LEVEL = 0.95
+THICK = 2.0
+"""Slices thicker than so many pixels are wide, or voxels of the start model, show too little of each other."""
+CONTEXT = 64
+"""Pixels around what is predicted that the network sees as well."""
+LEAST_UNITS = 6
+"""Pieces of tissue over which intervals are made; larger ones are halved until there are so many."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far fine-tuning is: its ``stage``, the share that is ``done``, and the seconds that are ``left``.
+
+    While the final model is trained, ``preview`` predicts a box of an image, (z, y, x) probabilities, with the network
+    as it is.
+    """
+
+    stage: str
+    done: float
+    left: float
+    preview: Callable[[Volume, Box], Array] | None = None
+
+
+Report = Callable[[Progress], None]
+"""Called after each step; what it raises ends the work, and no model is written."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What fine-tuning gave: the ``checkpoint`` to use, and the foreground JAC on voxels that were left out.
+
+    ``kept`` is ``tuned`` or ``start``.
+    """
+
+    checkpoint: Path
+    kept: str
+    start: Estimate
+    tuned: Estimate
+    gain: Estimate
+    regions: int
+    parts: int
+    advice: Advice
+
+    def __str__(self) -> str:
+        how = f"{self.regions} painted region(s) in {self.parts} parts, each predicted without having been painted"
+        end = "the tuned model is kept" if self.kept == "tuned" else "no gain above the noise: the start model is kept"
+        lines = [f"foreground JAC, 95 % interval; {how}:", f"  start model  {self.start}"]
+        lines += [f"  tuned model  {self.tuned}", f"  gain         {self.gain}", end, str(self.advice)]
+        return "\n".join(lines)
+
+
+def run(options: FinetuneOptions, folder: Path, tell: Tell) -> float:
+    """Fine-tune, and say how good it is; returns the foreground JAC of the tuned model.
+
+    Raises:
+        UserError: The image, what is painted, or an option is no good.
+    """
+    with show_progress("fine-tuning", 1.0, show=options.progress) as task:
+        found = finetune(options, folder, lambda progress: task.reach(progress.done))
+    tell(str(found))
+    return found.tuned.value
+
+
+def finetune(
+    options: FinetuneOptions,
+    folder: Path,
+    report: Report = lambda _: None,
+    regions: Sequence[Painted] | None = None,
+) -> Finetuned:
+    """Fine-tune in a folder; ``regions`` are those of the options' files, unless they are given.
+
+    Raises:
+        UserError: The image, what is painted, or an option is no good.
+    """
+    painted = open_regions(options) if regions is None else list(regions)
+    parts = parts_to_leave_out(painted)
+    work = Work.plan(options, painted)
+    fold_steps = max(1, work.steps // 2)
+    pixels = sum(region.label_zyx.size for region in painted)
+    meter = Meter(report, 1.2 * (work.steps + len(parts) * fold_steps) + 4 * pixels / (BATCH * TILE**2))
+    log.info(
+        "%d painted region(s), %.2f megapixels; from %s, %s, %s; about %s: %d steps of %.2f s in %s, and %d times %d",
+        *(len(painted), pixels / 1e6, work.start.name, work.channels, work.layers),
+        *(clock(meter.total * work.seconds), work.steps, work.seconds, work.precision, len(parts), fold_steps),
+    )
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    try:
+        work.train(painted, (), folder, work.steps, meter, "training")
+        before, after, models = left_out(work, parts, fold_steps, meter)
+        predict = partial(work.probabilities, models)
+        meter.advance(0, "choosing what to paint next")
+        decision = choose_decision(sum(after.histograms, np.zeros((2, BINS), np.int64)), 0.0)
+        fixed, tuned = [decided(work.start.model, h) for h in before.histograms], after.left_out_counts()
+        result = Finetuned(
+            checkpoint=checkpoint,
+            kept="tuned",
+            start=jackknife(fixed, jaccard),
+            tuned=jackknife(tuned, jaccard),
+            gain=jackknife(list(zip(fixed, tuned, strict=True)), _gain),
+            regions=len(painted),
+            parts=len(parts),
+            advice=advise(painted, predict, seed=options.seed),
+        )
+        result = result if result.gain.low > 0 else replace(result, kept="start")
+        record = {"calibration": asdict(decision.calibration), "threshold": decision.threshold}
+        if len(work.statistics) > 1:
+            record["normalize"] = "volume"
+        work.save(record, result)
+    except BaseException:  # what is not scored does not stay
+        checkpoint.unlink(missing_ok=True)
+        raise
+    write_metrics(folder, result, fixed, tuned, decision.threshold)
+    draw(result.advice, predict, folder / "next")
+    report(Progress("done", 1.0, 0.0))
+    return result
+
+
+def left_out(
+    work: Work, parts: Sequence[Sequence[Painted]], steps: int, meter: Meter
+) -> tuple[Tally, Tally, list[Model]]:
+    """Predict each part by the start model and by one that was trained on the others; returns the latter, too."""
+    before, after, models = Tally(), Tally(), []
+    start, accelerator = work.start.model, work.options.accelerator
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, part in enumerate(parts):
+            stage = f"scoring, part {number + 1} of {len(parts)}"
+            others = [region for k, other in enumerate(parts) if k != number for region in other]
+            models.append(work.train(others, part, Path(scratch) / str(number), steps, meter, stage))
+            for unit in units_of(part, len(parts)):
+                own = work.statistics[unit.image.path]
+                usual = None if start.record.get("normalize", "checkpoint") == "checkpoint" else own
+                before.add(number, log_odds(start, unit.image, unit.box, usual, accelerator), unit)
+                after.add(number, log_odds(models[-1], unit.image, unit.box, own, accelerator), unit)
+                meter.advance(2 * unit.label_zyx.size / (BATCH * TILE**2), stage)
+    return before, after, models
+
+
+def open_regions(options: FinetuneOptions) -> list[Painted]:
+    """The painted regions of the files that the options name."""
+    named = {key: getattr(options, key) for key in ("image", "labels")}
+    images, labels = ([given] if isinstance(given, str) else list(given) for given in named.values())
+    keys = ("reviewed", "foreground", "background", "unknown", "axes", "voxel_size")
+    return open_painted(images, labels, **{key: getattr(options, key) for key in keys})
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to start from."""
+
+    name: str
+    path: Path
+    model: Model
+
+
+def start_model(name: str | None, *, trust: bool = False) -> Start:
+    """The model to start from, a bundled one by name or a checkpoint; None: the one that fits most tissue."""
+    path = find_weights(name)
+    return Start(name or path.parent.name, path, load_model(path, trust=trust))
+
+
+def choose_channels(model: Model, image: Volume) -> str:
+    """Those of the start model, or single slices where the sections are thick or few."""
+    own = image.voxel_size
+    spread = max(map(abs, CHANNEL_OFFSETS[model.channels]))
+    thick = own is not None and own[0] > THICK * max(min(own[1:]), (model.voxel_size or own)[0] / 2)
+    return "single" if thick or image.shape[0] <= spread else model.channels
+
+
+def choose_pixel_size(model: Model, image: Volume, wanted: float | None) -> tuple[float, float] | None:
+    """(y, x) in nm: what is asked for; else the start model's where the image's are finer, which costs time alone."""
+    if wanted is not None:
+        if image.voxel_size is None:
+            raise UserError("the image has no voxel size", image.path, "give voxel_size=[z,y,x] in nm")
+        return wanted, wanted
+    if image.voxel_size is None or model.voxel_size is None:
+        return None
+    y, x = (new if new / old >= NEAR else old for old, new in
+            zip(image.voxel_size[1:], model.voxel_size[1:], strict=True))  # fmt: skip
+    return (y, x)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the models of one fine-tuning are trained."""
+
+    options: FinetuneOptions
+    start: Start
+    channels: str
+    pixel_size: tuple[float, float] | None
+    tile: int
+    steps: int
+    precision: str
+    seconds: float
+    statistics: dict[str, Normalization]
+
+    @classmethod
+    def plan(cls, options: FinetuneOptions, regions: Sequence[Painted]) -> Work:
+        """Choose all that the options leave open."""
+        start, image = start_model(options.model, trust=options.trust), regions[0].image
+        channels = choose_channels(start.model, image)
+        pixel_size = choose_pixel_size(start.model, image, options.pixel_size)
+        recipe = PaintedRecipe(regions, pixel_size=pixel_size)
+        sides = [min(recipe.seen(region.image).shape[1:]) for region in regions]
+        step = max(getattr(start.model.network, "multiple", (32,)))
+        tile = min(TILE, min(sides) // step * step)
+        if not tile:
+            raise UserError("the image is too small to train on", image.shape, f"it takes {step} x {step} pixels")
+        network = start.model.network
+        shape = (BATCH, getattr(network, "in_channels", len(CHANNEL_OFFSETS[channels])), tile, tile)
+        precision, seconds = fastest_precision(network, shape, options.accelerator, options.precision)
+        statistics = own_statistics(regions)
+        steps = options.steps or STEPS
+        return cls(options, start, channels, pixel_size, tile, steps, precision, seconds, statistics)
+
+    @property
+    def layers(self) -> str:
+        """Which layers learn, in words."""
+        return f"all layers but {', '.join(self.options.freeze)}" if self.options.freeze else "all layers"
+
+    def train(
+        self,
+        regions: Sequence[Painted],
+        left_out: Sequence[Painted],
+        folder: Path,
+        steps: int,
+        meter: Meter,
+        stage: str,
+    ) -> Model:
+        """Train on regions, but not on what lies close to those that are left out."""
+        recipe = PaintedRecipe(regions, left_out, self.pixel_size, self.tile, self.tile // 4, self.statistics)
+        with quiet_lightning():
+            cfg = self.config(steps)
+            before, module, trainer, data, origins = build(cfg, folder, lambda **_: recipe)
+            watcher = Watcher(meter, stage, None if left_out else self)
+            trainer.callbacks.append(watcher)  # type: ignore[attr-defined]
+            fit_run(cfg, folder, before, module, trainer, data, origins)
+        return load_model(folder / "checkpoints" / "best.ckpt", trust=self.options.trust)
+
+    def probabilities(self, models: Sequence[Model], image: Volume, box: Box) -> list[Array]:
+        """Of a box of an image, by each of the models."""
+        own = self.statistics[image.path]
+        return [expit(log_odds(model, image, box, own, self.options.accelerator)) for model in models]
+
+    def config(self, steps: int) -> DictConfig:
+        """The options of ``train`` for one of the models."""
+        options, model = self.options, self.start.model
+        changed: dict[str, Any] = {
+            "network": {**model.config, **({"in_channels": None} if "in_channels" in model.config else {})},
+            "init_from": str(self.start.path),
+            "freeze": list(options.freeze),
+            "seed": options.seed,
+            "epochs": 1,
+            "data.tile": [1, self.tile, self.tile],
+            "data.batch_size": BATCH,
+            "data.channels": self.channels,
+            "data.augment": "dihedral" if self.channels == "single" else "dihedral_z",
+            "data.epoch_tiles": steps * BATCH,
+            "data.foreground_share": 0.5,
+            "optimizer.lr": options.rate,
+            "trainer.precision": self.precision,
+            "trainer.accelerator": options.accelerator,
+        }
+        groups = ["network=unet2d", "augmentation=em_strong", "loss=dice_cross_entropy", "name=finetune"]
+        return compose_training(groups, changed)
+
+    def save(self, record: Mapping[str, Any], result: Finetuned) -> None:
+        """Write the checkpoint that is kept as ``best.ckpt``, and beside a start model that is kept the tuned one."""
+        kept = {True: result.checkpoint, False: result.checkpoint.with_name("tuned.ckpt")}
+        found = torch.load(result.checkpoint, map_location="cpu", weights_only=True)
+        found[KEY] |= record
+        with atomic_output(kept[result.kept == "tuned"], overwrite=True) as temporary:
+            torch.save(found, temporary)
+        if result.kept == "start":
+            own = self.start.model
+            weights = {f"network.{name}": weight.cpu() for name, weight in own.network.state_dict().items()}
+            with atomic_output(result.checkpoint, overwrite=True) as temporary:
+                torch.save({"state_dict": weights, KEY: dict(own.record)}, temporary)
+
+
+def fastest_precision(
+    network: torch.nn.Module, shape: tuple[int, ...], accelerator: str, wanted: str
+) -> tuple[str, float]:
+    """Lightning's name of a precision, and the seconds of a step: bfloat16 where the device has it, if it is faster.
+
+    On a CPU with AVX-512 bfloat16 a step takes about half as long; without it several times as long.
+    """
+    device, names = choose_device(accelerator), {"fp32": "32-true", "bf16": "bf16-mixed"}
+    chosen = [wanted] if wanted in names else ["fp32", *(["bf16"] if has_bf16(device) else [])]
+    trial = deepcopy(network).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    image = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    found: dict[str, float] = {}
+    for name in chosen:
+        for _ in range(2):  # the first one makes the kernels
+            began = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+                answers = trial(image)
+            answers.float().mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            found[names[name]] = time.perf_counter() - began
+    best = min(found, key=found.__getitem__)
+    return best, found[best]
+
+
+class Meter:
+    """Counts work in steps, and reports how much is done."""
+
+    def __init__(self, report: Report, total: float) -> None:
+        self.report, self.total, self.done, self.began = report, total, 0.0, time.monotonic()
+
+    def advance(self, steps: float, stage: str, preview: Callable[[Volume, Box], Array] | None = None) -> None:
+        """So many steps more are done."""
+        self.done = min(self.total, self.done + 1.2 * steps)
+        spent = time.monotonic() - self.began
+        self.report(Progress(stage, self.done / self.total, spent * (self.total / self.done - 1), preview))
+
+
+class Watcher(Callback):
+    """Reports each step of a training; with ``work``, with a preview."""
+
+    def __init__(self, meter: Meter, stage: str, work: Work | None) -> None:
+        self.meter, self.stage, self.work = meter, stage, work
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """Report one step."""
+        self.meter.advance(1, self.stage, None if self.work is None else self.preview(self.work, pl_module))
+
+    @staticmethod
+    def preview(work: Work, module: Any) -> Callable[[Volume, Box], Array]:  # noqa: ANN401
+        """A function that predicts with the network as it is."""
+
+        def predict(image: Volume, box: Box) -> Array:
+            size = None if work.pixel_size is None else (image.voxel_size or (0.0,))[:1] + work.pixel_size
+            model = replace(work.start.model, network=module.network.eval(), channels=work.channels, voxel_size=size)
+            own = work.statistics.get(image.path) or next(iter(work.statistics.values()))
+            found: Array = expit(log_odds(model, image, box, own, work.options.accelerator))
+            module.network.train()
+            return found
+
+        return predict
+
+
+def log_odds(
+    model: Model, image: Volume, box: Box, normalization: Normalization | None, accelerator: str = "auto"
+) -> npt.NDArray[np.float32]:
+    """Log-odds, not calibrated, of a box of an image on the image's own grid.
+
+    ``normalization`` None is that of the checkpoint.
+    """
+    depth = max(map(abs, CHANNEL_OFFSETS[model.channels]))
+    around = box.grow((depth, CONTEXT, CONTEXT)).clip(image.box)
+    crop: Volume = CroppedVolume(image, around)
+    seen = crop
+    if crop.voxel_size is not None and model.voxel_size is not None:
+        seen = resampled(crop, size_seen(crop.voxel_size, model.voxel_size, model))
+    prediction = make_prediction(model, accelerator=accelerator, normalization=normalization)
+    writer = ArrayWriter(seen.shape, KINDS["probability"])
+    predict_volume(replace(prediction, save="log_odds"), seen, writer)
+    found: Volume = ArrayVolume(writer.array_zyx, seen.voxel_size)
+    if seen is not crop and crop.voxel_size is not None:
+        found = resampled(found, crop.voxel_size, crop.shape)
+    return found.read(box.inside(around)).astype(np.float32)
+
+
+def units_of(part: Sequence[Painted], parts: int) -> list[Painted]:
+    """The pieces of a part over which intervals are made: its regions, halved while there are too few."""
+    found = list(part)
+    while len(found) * parts < LEAST_UNITS:
+        found = [half for piece in found for half in strips(piece, 2)]
+    return [piece for piece in found if (piece.label_zyx != IGNORE).any()]
+
+
+@dataclass
+class Tally:
+    """Log-odds of the pieces, by class, with the number of the part of each."""
+
+    histograms: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+
+    def add(self, part: int, found: npt.NDArray[np.float32], unit: Painted) -> None:
+        """Count one piece."""
+        self.histograms.append(logit_histogram(found, unit.label_zyx))
+        self.parts.append(part)
+
+    def left_out_counts(self) -> list[Counts]:
+        """The counts of each piece at the threshold that is best for the other parts."""
+        found = []
+        for histogram, part in zip(self.histograms, self.parts, strict=True):
+            others = [h for h, p in zip(self.histograms, self.parts, strict=True) if p != part]
+            found.append(curve(histogram).at(choose_decision(np.sum(others, axis=0), 0.0).raw_threshold))
+        return found
+
+
+def decided(model: Model, histogram: npt.NDArray[np.int64]) -> Counts:
+    """The counts at a model's own threshold."""
+    calibration = model.calibration
+    wanted = math.log(max(model.threshold, 1e-9)) - math.log(max(1 - model.threshold, 1e-9))
+    raw = (wanted - calibration["bias"]) * calibration["temperature"] - calibration["prior_shift"]
+    return curve(histogram).at(raw)
+
+
+def jaccard(counts: Sequence[Counts]) -> float:
+    """The foreground JAC of all pieces together; 0 where there is neither a true nor a found voxel."""
+    tp, wrong = sum(c.tp for c in counts), sum(c.fp + c.fn for c in counts)
+    return tp / (tp + wrong) if tp + wrong else 0.0
+
+
+def _gain(pairs: Sequence[tuple[Counts, Counts]]) -> float:
+    return jaccard([after for _, after in pairs]) - jaccard([before for before, _ in pairs])
+
+
+def jackknife(pieces: Sequence[Any], statistic: Callable[[Sequence[Any]], float]) -> Estimate:
+    """A statistic of all pieces, with an interval by leaving out one after the other (Tukey, 1958; Student's t).
+
+    Fewer than two pieces determine no interval: it is all that a difference of two JAC may be.
+    """
+    value, n = statistic(pieces), len(pieces)
+    if n < 2:
+        return Estimate(value, -1.0, 1.0)
+    without = np.array([statistic([*pieces[:i], *pieces[i + 1 :]]) for i in range(n)])
+    spread = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
+    return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach))
+
+
+def write_metrics(
+    folder: Path, result: Finetuned, start: Sequence[Counts], tuned: Sequence[Counts], threshold: float
+) -> None:
+    """Write ``metrics.json``: scores of the left-out voxels, of the tuned and of the start model."""
+    found: dict[str, Any] = {}
+    for name, counts, estimate in (("validation", tuned, result.tuned), ("start", start, result.start)):
+        found[name] = scores(sum(counts, Counts()))
+        found[name]["interval"] = {"jaccard_foreground": [estimate.low, estimate.high]}
+    found["validation"]["threshold"] = threshold
+    found["next"] = [
+        {"image": s.image.path, "box": str(s.box), "disagreement": s.disagreement, "share": s.share}
+        for s in result.advice.suggestions
+    ]
+    found["expected_gain_of_another"] = result.advice.expected
+    found |= {"gain": asdict(result.gain), "kept": result.kept, "regions": result.regions, "parts": result.parts}
+    write_json(folder / "metrics.json", found)
