@@ -96,7 +96,7 @@ def test_boxes_of_a_shapes_layer(tmp_path):
         (lambda a: a, {"reviewed": [77]}, "no such slice"),
         (lambda a: a, {"reviewed": "no.csv"}, "cannot read the boxes"),
         (lambda a: a, {"reviewed": ["[0:99,:,:]"]}, "leaves the volume"),
-        (lambda a: a, {"foreground": "mito"}, "no label value"),
+        (lambda a: a, {"foreground": "mito"}, "label value"),
     ],
 )
 def test_bad_paint_is_one_line(change, options, word):
