@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -395,7 +395,7 @@ class PaintedRecipe:
         size = train[0].image.voxel_size if train else None
         about: dict[str, Any] = {
             "name": "painted",
-            "files": [{"role": "train.image", **asdict(fingerprint(p))} for p in images if file_of(p).exists()],
+            "files": [{"role": "train.image", **fingerprint(p)} for p in images if file_of(p).exists()],
             "regions": [region.name for region in self.regions],
             "pixel_size": self.pixel_size,
         }
@@ -441,7 +441,7 @@ def open_painted(
     reviewed: object = None,
     axes: str | None = None,
     voxel_size: Sequence[float] | None = None,
-    **meaning: object,
+    **meaning: Any,  # noqa: ANN401 (those of `read_painted`)
 ) -> list[Painted]:
     """The painted regions of several volumes, grouped; options as of `read_painted`.
 

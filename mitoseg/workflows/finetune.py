@@ -28,8 +28,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy import stats
 from scipy.special import expit
 
+from mitoseg.datasets.base import IGNORE
 from mitoseg.datasets.painted import (
-    IGNORE,
     Painted,
     PaintedRecipe,
     open_painted,

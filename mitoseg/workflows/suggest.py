@@ -119,7 +119,8 @@ def _spread(
 
     What lies within ``width`` nm of paint shows the same mitochondria, and counts half or less.
     """
-    taken, chosen, left = [(image.path, box) for image, box in painted], [], list(found)
+    taken, left = [(image.path, box) for image, box in painted], list(found)
+    chosen: list[Suggestion] = []
     while left and len(chosen) < count:
 
         def worth(s: Suggestion) -> float:
