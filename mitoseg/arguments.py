@@ -1,13 +1,14 @@
-r"""Command-line arguments: quoted for Hydra's grammar, and saved with a run.
+"""Command-line arguments: quoted for Hydra's grammar, saved with a run, and taken up again by ``resume=RUN``.
 
-Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment, and cannot read ``#800000``. The
-values of the keys below, most of them paths, are therefore quoted, so that Hydra takes them literally. Quoting is
-idempotent: further ranks and the jobs of a sweep receive arguments that are already quoted.
+Hydra reads ``input=scan (1),b=2.tif`` as a function call, a sweep and an assignment. The values of the keys below,
+most of them paths, are therefore quoted, so that Hydra takes them literally; quoting is idempotent. To sweep over
+paths write ``choice(a.tif,b.tif)``; keys that take several files read ``[a.tif,b.tif]`` as a list. In both, an element
+that contains a comma must be quoted. ``null``, empty and quoted values are unchanged. ``${...}`` in a path is refused,
+since it looks like an interpolation; inside quotes it is one.
 
-To sweep over paths write ``choice(a.tif,b.tif)``: even with ``-m`` a comma in a path is part of the path. Keys that
-take several files read ``[a.tif,b.tif]`` as a list. In both, an element that contains a comma must be quoted, unless a
-file of exactly that name exists. ``null``, empty and quoted values are unchanged; a file called ``null`` is
-``./null``. ``${...}`` in a path is refused, since it looks like an interpolation; inside quotes it is one.
+Saved arguments may come from somebody else, and a config is code: Hydra runs whatever ``_target_`` names. Unless
+``trust=true`` is given, they may therefore select only the options that a group of ``conf/`` lists, and
+`refuse_targets` checks the composed config.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from mitoseg.errors import UserError
 from mitoseg.storage import write_text
@@ -48,25 +50,23 @@ _COLOUR = re.compile(r"""(?<!["'])#[0-9a-fA-F]{6}\b(?!["'])""")
 _SIZE_KEY = re.compile(r"(.*\.)?voxel_size")
 _NUMBERS = re.compile(r"\s*[\d.]+\s*(,\s*[\d.]+\s*)+")
 _HEAD = re.compile(r"(\+{0,2})([^=+~][^=]*)=(.*)", re.DOTALL)
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|.', re.DOTALL)
+"""Something in quotes, or one character."""
+_ONCE = {"resume", "extend", "trust", "overwrite"}  # said for one call, not for the run
+_CODE = re.compile(r"_(target|args|partial|recursive|convert)_|\$\{|://")
+"""What a saved argument may not hold: what `instantiate` heeds, an interpolation, a server that would be called."""
+_TARGET = re.compile(r"""_target_["']?\s*[:=]\s*["']?([\w.]+)""")
+_REMEDY = "give trust=true if you know who made this run"
 _parser = OverridesParser.create()
 
 
 def key_of(word: str) -> str:
-    """The key of an argument.
-
-    >>> key_of("+a.b=1")
-    'a.b'
-    """
+    """The key of an argument, without the signs of Hydra's grammar."""
     return word.partition("=")[0].strip().lstrip("+~")
 
 
 def value_of(word: str) -> str:
-    """The value of an argument, without quotes.
-
-    >>> value_of('input="a b.tif"')
-    'a b.tif'
-    """
+    """The value of an argument, without quotes."""
     return unquote(word.partition("=")[2])
 
 
@@ -93,9 +93,6 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def quote_override(word: str) -> str:
     """Quote an argument if its key takes a path, a box, a voxel size or a colour; others are returned unchanged.
 
-    Raises:
-        UserError: A path contains ``${``.
-
     >>> print(quote_override("input=my scan, 2nd.tif"))
     input="my scan, 2nd.tif"
     >>> print(quote_override("crop=0:82,64:768"))
@@ -104,8 +101,6 @@ def quote_override(word: str) -> str:
     data.train.foreground=["#800000",'#008000',3]
     >>> print(quote_override("voxel_size=40,6,6"))
     voxel_size=[40,6,6]
-    >>> print(quote_override("seed=1,2,3"))
-    seed=1,2,3
     """
     match = _HEAD.fullmatch(word)
     if match is None:
@@ -143,20 +138,12 @@ def requote_override(word: str) -> str:
 
 
 def quote(text: str) -> str:
-    r"""Text in double quotes, escaped so that Hydra's grammar returns it unchanged.
-
-    >>> print(quote('a "b" \\'))
-    "a \"b\" \\"
-    """
+    """Text in double quotes, escaped so that Hydra's grammar returns it unchanged."""
     return QuotedString(text, Quote.double).with_quotes()
 
 
 def literal(text: str) -> str:
-    r"""Like :func:`quote`, and ``${`` stays ``${`` when OmegaConf resolves the value once.
-
-    >>> print(literal("a${b}"))
-    "a\${b}"
-    """
+    """Like `quote`, and ``${`` stays ``${`` when OmegaConf resolves the value once."""
     return quote(escape(text))
 
 
@@ -166,11 +153,7 @@ def escape(text: str) -> str:
 
 
 def unquote(value: str) -> str:
-    """The text that Hydra reads from a value: the inside of quotes, else the value itself.
-
-    >>> unquote('"a, b"'), unquote("a, b")
-    ('a, b', 'a, b')
-    """
+    """The text that Hydra reads from a value: the inside of quotes, else the value itself."""
     element = _element(value)
     return _text(element) if isinstance(element, QuotedString) else value
 
@@ -215,13 +198,20 @@ def _quote_path(key: str, value: str, may_list: bool) -> str:
     return _quote_one(key, value)
 
 
+def _split(text: str, *, nested: bool = False) -> list[str]:
+    """Cut a list at its commas, except those inside quotes and, if it is ``nested``, brackets."""
+    parts, depth = [""], 0
+    for piece in _PIECE.findall(text):
+        depth += nested and (piece == "[") - (piece == "]")
+        if piece == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return [part.strip() for part in parts]
+
+
 def _quote_parts(key: str, text: str) -> str:
-    """Quote each path in a comma-separated list, leaving those already quoted."""
-    spans = [m.span() for m in _QUOTED.finditer(text)]
-    commas = [i for i, c in enumerate(text) if c == "," and not any(a <= i < b for a, b in spans)]
-    starts, stops = [0, *(i + 1 for i in commas)], [*commas, len(text)]
-    parts = [text[a:b].strip() for a, b in zip(starts, stops, strict=True)]
-    return ",".join(part if _is_ready(_element(part), False) else _quote_one(key, part) for part in parts)
+    return ",".join(part if _is_ready(_element(part), False) else _quote_one(key, part) for part in _split(text))
 
 
 def _quote_one(key: str, path: str) -> str:
@@ -243,22 +233,11 @@ def _quote_box(value: str) -> str:
 
 
 def _quote_arguments(value: str) -> str:
-    """Quote the elements of a list of arguments, which contain equals signs and brackets themselves.
-
-    >>> print(_quote_arguments("[epochs=1,data.tile=[1,32,32]]"))
-    ["epochs=1","data.tile=[1,32,32]"]
-    """
+    """Quote the elements of a list of arguments, which contain equals signs and brackets themselves."""
     bare = value.strip()
     if not (bare.startswith("[") and bare.endswith("]")) or _element(value) is not None:
         return value
-    words, depth = [""], 0
-    for character in bare[1:-1]:
-        depth += (character == "[") - (character == "]")
-        if character == "," and depth == 0:
-            words.append("")
-        else:
-            words[-1] += character
-    return f"[{','.join(quote(word.strip()) for word in words)}]"
+    return f"[{','.join(map(quote, _split(bare[1:-1], nested=True)))}]"
 
 
 def _exists(path: str) -> bool:
@@ -269,11 +248,7 @@ def _exists(path: str) -> bool:
 
 
 def read_saved(folder: Path, file: Path = SAVED) -> list[str]:
-    """The arguments that a run was started with.
-
-    Raises:
-        UserError: The file is not a list of arguments.
-    """
+    """The arguments that a run was started with."""
     try:
         words = yaml.safe_load((folder / file).read_text(encoding="utf-8")) or []
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
@@ -293,10 +268,7 @@ def changed_arguments(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def replace_saved_words(folder: Path, values: Mapping[str, object], drop: Sequence[str] = ()) -> None:
-    """Add values that a run has determined itself to its saved arguments, and remove the keys ``drop``.
-
-    Ranks other than 0 have saved none.
-    """
+    """Add values that a run has determined itself to its saved arguments, and remove the keys ``drop``."""
     if (folder / SAVED).is_file():
         kept = [word for word in read_saved(folder) if key_of(word) not in {*values, *drop}]
         write_text(folder / SAVED, yaml.safe_dump([*kept, *(f"{key}={value}" for key, value in values.items())]))
@@ -314,3 +286,91 @@ def words_kept(folder: Path) -> Iterator[None]:
         raise
     if saved.is_file():
         write_text(accepted, saved.read_text(encoding="utf-8"))
+
+
+def resume_overrides(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
+    """The saved arguments of the resumed run, then the given ones, which replace those of the same key.
+
+    ``overrides`` are quoted; ``config_dirs`` are mitoseg's own folder of configs, then that of the command line.
+    """
+    values = [value_of(word) for word in overrides if key_of(word) == "resume"]
+    if not values or values[-1] in {"", "null"}:
+        return list(overrides)
+    path = Path(values[-1])
+    if not path.exists():
+        raise UserError("no run to resume", str(path), "name a run's folder under outputs, or a checkpoint in one")
+    above = (path, *path.parents, *path.resolve().parents)
+    folder = next((folder for folder in above if (folder / SAVED).is_file()), None)
+    if folder is None:
+        raise UserError("not a run, it has no .hydra/overrides.yaml", str(path), "name a run's folder under outputs")
+    given = {key_of(word) for word in overrides}
+    saved = [word for word in read_saved(folder) if key_of(word) not in given | _ONCE]
+    if "trust=true" not in [word.lower() for word in overrides]:
+        refuse_code(saved, folder, config_dirs)
+        for path in folder.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError("the run's folder holds a link to another place", str(path), _REMEDY)
+    return [*map(requote_override, saved), *overrides, f"hydra.run.dir={literal(str(folder))}"]
+
+
+def refuse_code(words: Sequence[str], folder: Path, config_dirs: Sequence[Path]) -> None:
+    """Raise if a saved argument could make Hydra run something of its writer's choice."""
+    for word in words:
+        if not _is_harmless(word, config_dirs):
+            what = f"{folder / SAVED} holds a word that can run code"
+            raise UserError(what, word, f"{_REMEDY}, and --config-dir if it had one")
+
+
+def refuse_targets(cfg: DictConfig, typed: Sequence[str], config_dirs: Sequence[Path]) -> None:
+    """Raise if a resumed run would build anything that neither the yaml files nor the arguments of this call name.
+
+    Only files of the groups that the first folder has count.
+    """
+    if cfg.get("resume") is None or cfg.get("trust") is True:
+        return
+    groups = [".", *(path.name for path in config_dirs[0].iterdir() if path.is_dir())]
+    files = [file for root in config_dirs for group in groups for file in (root / group).glob("*.y*ml")]
+    texts = [*typed, *(file.read_text(encoding="utf-8") for file in files)]
+    known = {found for text in texts for found in _TARGET.findall(text)}
+    for target in _targets(OmegaConf.to_container(cfg, resolve=True)):
+        if target not in known:
+            raise UserError("the resumed run names code that is not in the configs", target, _REMEDY)
+
+
+def _is_harmless(word: str, config_dirs: Sequence[Path]) -> bool:
+    """Whether a saved argument sets plain values, or chooses an option that is listed."""
+    try:
+        parsed = _parser.parse_override(word)
+        value = parsed.value()
+    except (HydraException, ValueError):
+        return False
+    group, package = parsed.key_or_group, parsed.package or ""
+    if parsed.is_sweep_override() or group in _ONCE or any(map(_CODE.search, (word, *_strings(value)))):
+        return False
+    if any(re.match(r"hydra\b", name, re.IGNORECASE) for name in (group, package)):
+        return False
+    if group.partition(".")[0] == "methods" and not group.endswith((".checkpoint", ".title")):
+        inner = [text for text in _strings(value) if "=" in text or text.startswith("-")]
+        if not all(_is_harmless(text, config_dirs) for text in inner):  # arguments of a training
+            return False
+    if "/" not in group and not any((root / group).is_dir() for root in config_dirs):
+        return not package
+    listed = {file.stem for root in config_dirs for file in (root / group).glob("*.y*ml")}
+    chosen = {text.removesuffix(".yaml") for text in _strings(value)}
+    return isinstance(value, dict) or ((config_dirs[0] / group).is_dir() and chosen <= listed)
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield str(value)
+    for item in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(item)
+
+
+def _targets(config: object) -> Iterator[object]:
+    """The value of every ``_target_`` in a config."""
+    pairs = config.items() if isinstance(config, dict) else enumerate(config if isinstance(config, list) else ())
+    for key, item in pairs:
+        if key == "_target_":
+            yield item
+        yield from _targets(item)

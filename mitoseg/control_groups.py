@@ -1,11 +1,7 @@
 """Memory and cores that this process may take: of the machine, of its control groups, of its resource limits.
 
-SLURM, systemd and containers put a process into a control group of Linux, whose limits may be far below what the
-machine has. Groups are nested, and each of them limits everything below it::
-
-    /sys/fs/cgroup                      the root, without limits; in a container often its own group
-    /sys/fs/cgroup/system.slice         no limit: "max"
-    /sys/fs/cgroup/system.slice/job_7   memory.max = 2 GB, memory.current = 0.5 GB
+SLURM, systemd and containers put a process into nested control groups of Linux, each of which may limit it far below
+what the machine has: ``/sys/fs/cgroup/system.slice/job_7/memory.max``.
 """
 
 from __future__ import annotations
@@ -24,7 +20,6 @@ def memory_available(root: Path = Path("/")) -> int:
     """Bytes that this process may still take: the least that the machine and each limit leave.
 
     Of a group's memory, the pages of files not used lately do not count: the kernel frees them on demand.
-    ``proc/self`` and the mounted control groups are looked for below ``root``.
     """
     left = [psutil.virtual_memory().available, *_left_by_resource_limits()]
     for folder, version in _groups("memory", root):
@@ -107,5 +102,4 @@ def _text(path: Path) -> str:
 
 
 def _unescaped(field: str) -> str:
-    r"""A path of ``mountinfo``, where a blank is written ``\040``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -11,8 +11,7 @@ from mitoseg.errors import UserError
 def import_extra(module: str, library: str, extra: str) -> ModuleType:
     """Import a module of an extra, such as ``classical``; ``library`` is the name that it is installed by.
 
-    Some of these libraries are GPL or LGPL (PyMaxflow, kimimaro, zmesh): mitoseg neither contains nor needs them, and
-    imports them nowhere but here.
+    Some of these libraries are GPL or LGPL (PyMaxflow, kimimaro, zmesh): they are imported nowhere but here.
     """
     try:
         return importlib.import_module(module)

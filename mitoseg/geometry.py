@@ -24,11 +24,7 @@ from mitoseg.errors import UserError
 
 
 def anchor(window: int) -> int:
-    """Index inside a window of the pixel that the window answers.
-
-    >>> anchor(32), anchor(67)
-    (16, 33)
-    """
+    """Index inside a window of the pixel that the window answers."""
     return window // 2
 
 

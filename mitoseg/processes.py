@@ -16,14 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
 
-from mitoseg.storage import write_json
+from mitoseg.storage import read_json, write_json
 
 GRACE_SECONDS = 60.0
 """Seconds that a terminated job has to write its last checkpoint."""
@@ -41,6 +41,48 @@ _FAMILIES_NOT_FOR_JOBS = ("MASTER_", "SLURM_", "SUBMITIT_", "TORCHELASTIC_")
 def is_main_process() -> bool:
     """Whether this is rank 0, the only one that prints and writes."""
     return all(os.environ.get(name) in {None, "", "0"} for name in _RANK_VARIABLES)
+
+
+def attempt(
+    path: Path,
+    record: dict[str, Any],
+    commands: Iterable[Sequence[str]],
+    variables: Mapping[str, str] | None = None,
+    *,
+    started: Callable[[psutil.Process], None] = lambda process: None,
+    **options: Any,  # noqa: ANN401 (of `run_process`)
+) -> int | None:
+    """Run the processes of a job, one after the other, until one fails; the exit code of the last.
+
+    ``record`` gets status, error and seconds over all attempts, exit code and objective if it has such keys, and while
+    a process runs, which it is. It is written to ``path``, also if the waiting is interrupted.
+    """
+    outcome, start, code = path.with_name(".outcome.json"), time.time(), None
+    seconds = record["seconds"] = read_json(path).get("seconds", 0.0)
+
+    def note(process: psutil.Process) -> None:
+        started(process)
+        record["process"] = {"pid": process.pid, "born": process.create_time()}
+        write_json(path, record)
+
+    try:
+        for command in commands:
+            outcome.unlink(missing_ok=True)
+            code = None
+            code = run_process(command, job_variables(os.environ, outcome, variables or {}), started=note, **options)
+            if code:
+                break
+    finally:
+        reported = read_json(outcome)
+        outcome.unlink(missing_ok=True)
+        record.pop("process", None)
+        record["status"] = "finished" if code == 0 else "interrupted" if code is None else "failed"
+        found = {"exit": code, "objective": reported.get("objective") if code == 0 else None}
+        record |= {key: value for key, value in found.items() if key in record}
+        record["error"] = None if code == 0 else reported.get("error") or why(code)
+        record["seconds"] = round(seconds + time.time() - start, 1)
+        write_json(path, record)
+    return code
 
 
 def job_variables(before: Mapping[str, str], outcome: Path, more: Mapping[str, str]) -> dict[str, str]:
@@ -65,17 +107,9 @@ def run_process(
     started: Callable[[psutil.Process], None] = lambda process: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Run a job to its end, even if the wait is interrupted.
+    """Run a job to its end, also when the waiting is interrupted; its exit code, negative for a signal.
 
-    Args:
-        command: Program and arguments.
-        environment: The complete environment.
-        console: File to append its output to; None: the terminal.
-        started: Called with the process as soon as it runs.
-        wanted: Called every second; returning False ends the job.
-
-    Returns:
-        The exit code, negative for a signal.
+    ``console`` gets its output, else the terminal; it is ended once ``wanted``, asked every second, is False.
     """
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(console.open("ab")) if console else None
@@ -131,11 +165,7 @@ def _kill_group(pid: int) -> None:
 
 
 def why(code: int | None) -> str:
-    """Describe an exit code.
-
-    >>> why(-9)
-    'killed by SIGKILL, out of memory perhaps'
-    """
+    """Describe an exit code."""
     if code is None:
         return "interrupted"
     if code in {130, 143}:  # how a shell reports a signal
@@ -178,10 +208,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def follow_parent() -> Callable[..., None]:
-    """In a job, end when the sweep does, and return a function to report ``objective=0.8`` or ``error="..."`` with.
-
-    Elsewhere this does nothing: further ranks do not inherit the variables.
-    """
+    """In a job, end when the sweep does, and return a function to report ``objective=0.8`` or ``error="..."`` with."""
     path = os.environ.pop(_OUTCOME, None)
     if os.environ.pop(_PARENT_PIPE, None) is not None:
         threading.Thread(target=_end_with_parent, daemon=True, name="parent-watch").start()

@@ -87,11 +87,7 @@ def on_terminal() -> bool:
 
 
 def clock(seconds: float) -> str:
-    """A time as hours:minutes:seconds.
-
-    >>> clock(200.7)
-    '0:03:20'
-    """
+    """A time as hours:minutes:seconds."""
     return str(timedelta(seconds=int(seconds)))
 
 

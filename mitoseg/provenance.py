@@ -21,11 +21,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 
 def collect(**more: object) -> dict[str, object]:
-    """Record what is needed to make a result again; write it beside the result.
-
-    ``arguments`` is what ``sys.argv`` holds now: inside a command of mitoseg what runs this one job again,
-    also from within a sweep.
-    """
+    """What is needed to make a result again; ``arguments`` run this one job again, also from within a sweep."""
     commit, dirty = git_state(SOURCE)
     return {
         "mitoseg": __version__,
@@ -44,10 +40,7 @@ def collect(**more: object) -> dict[str, object]:
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """``(commit, dirty)``: the commit of a clone, and whether tracked files differ from it.
-
-    ``(None, None)`` where there is no clone, no commit or no git, and for a folder inside another project's clone.
-    """
+    """The commit of a clone, and whether tracked files differ from it; None where there is no clone."""
     top = _git(folder, "rev-parse", "--show-toplevel")
     commit = _git(folder, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != folder.resolve():

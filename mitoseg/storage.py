@@ -1,10 +1,7 @@
-"""Outputs that appear whole or not at all.
+"""Outputs that appear whole or not at all: written under a temporary name beside the final one, and renamed at last.
 
-Everything is first written under a temporary name beside the final one and renamed at the end, so that a full disk,
-an error or an interrupt leaves nothing behind that looks like a result.
-
-    out.tif   <- rename -   .out.5e0d41c7-4711-6a2b90f4.3f9c2a1b.partial.tif   (removed on any exception)
-                                 machine  process, start  chance
+    .out.5e0d41c7-4711-6a2b90f4.3f9c2a1b.partial.tif   (removed on any exception)
+         machine  process, start  chance
 
 A process that is killed leaves its temporary file; the next one that writes the same output removes it (`sweep`).
 Where a folder is replaced, the old one steps aside under the same name and ``.old`` for a moment.
@@ -46,13 +43,7 @@ _SHOWN = 3
 
 
 def check_output(path: Path | str, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done; remove what killed processes have left of it.
-
-    Missing parent folders are fine: `atomic_output` makes them.
-
-    Raises:
-        UserError: The output exists and may not be replaced, or its folder cannot be written.
-    """
+    """Refuse an output that cannot be written, before any work is done; remove what killed processes left of it."""
     path = Path(path)
     try:
         sweep(path)
@@ -60,7 +51,11 @@ def check_output(path: Path | str, overwrite: bool) -> None:
             path.lstat()
             if not overwrite:
                 raise UserError("the output exists", str(path), "choose another name or give overwrite=true")
-        folder = _nearest_folder(path)
+        folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, "no such drive", str(path))
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
         with tempfile.TemporaryFile(dir=folder):  # asking os.access is not reliable for root and on Windows
             pass
     except OSError as error:
@@ -72,17 +67,6 @@ def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     """Write a file or a folder that appears under its name only when the block ends without an exception.
 
     Yields a free temporary name beside the final one, with the same suffix: write a file or make a folder there.
-
-    Raises:
-        UserError: As `check_output`; or the disk is full; or something may not be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_output(f"{folder}/a.txt") as temporary:
-        ...         _ = temporary.write_text("whole")
-        ...     print([p.name for p in Path(folder).iterdir()])
-        ['a.txt']
     """
     path = Path(path)
     check_output(path, overwrite)
@@ -137,10 +121,9 @@ def _machine() -> str:
 
 
 def sweep(path: Path) -> None:
-    """Remove the temporary files of an output whose processes are gone, and put an old folder back that stepped aside.
+    """Remove temporary files of an output whose processes are gone, and put an old folder back that stepped aside.
 
-    Those of a running process stay. Whether a process of another machine runs cannot be told from here: its files stay
-    for a week after the last change.
+    Whether a process of another machine runs cannot be told: its files stay for a week after the last change.
     """
     start, left = _prefix(path), []
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
@@ -188,10 +171,7 @@ def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
 
 
 def write_json(path: Path | str, data: object) -> None:
-    """Write plain data as indented JSON, atomically; NaN and infinities become ``null``.
-
-    Mappings, sequences, sets, paths and numpy scalars and arrays are taken.
-    """
+    """Write plain data, see `plain`, as indented JSON, atomically."""
     text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
     escaped = text.encode(errors="backslashreplace").decode()  # of names that are no UTF-8, as JSON writes such
     write_text(path, escaped + "\n")
@@ -254,16 +234,6 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
     return text if len(text) <= 60 else f"{text[:26]} ... {text[-29:]}"
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The deepest ancestor of ``path`` that exists; it must be a folder."""
-    for folder in path.absolute().parents:
-        if folder.is_dir():
-            return folder
-        if os.path.lexists(folder):
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
-    raise FileNotFoundError(errno.ENOENT, "no such drive", str(path))
 
 
 def make_folders(folder: Path) -> list[Path]:
@@ -334,7 +304,7 @@ def explain_storage_error(error: BaseException, path: Path) -> UserError:
 def held(lock: Path, busy: str, remedy: str = "wait for it") -> Iterator[None]:
     """Hold a folder while the block runs, so that no second process writes into it; a killed process holds nothing.
 
-    The file ``lock`` is made, with its folder, if missing; ``busy`` is what to say if another process holds it.
+    ``busy`` is what to say if another process holds the file ``lock``.
     """
     file = FileLock(lock, timeout=0)
     try:
@@ -356,11 +326,6 @@ def explain(error: BaseException) -> str | None:
     """The line for an error that the user can mend; None if it is a bug.
 
     A `UserError` counts wherever it is the cause of another one: ``hydra.utils.instantiate`` wraps what is raised.
-
-    >>> explain(UserError("no such file", "a.tif", "check the path"))
-    "no such file: 'a.tif'; check the path"
-    >>> explain(ValueError("a bug")) is None
-    True
     """
     if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "by peer" in str(error)):
         return "another rank has stopped; its own message tells why"

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -47,16 +48,22 @@ def project(tmp_path):
     return Project(tmp_path / "my [1] = ü#, a")
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with one finished run of training in ``run``, for the tests of the command line."""
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with the phantom and one finished run of training in ``run``; to be copied."""
     from tiny_training import TINY, command  # in tests/cli
 
-    folder = tmp_path_factory.mktemp("work")
+    folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(trained, tmp_path_factory):
+    """A copy of it for the tests of one file."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("work") / "copy"))
 
 
 @pytest.fixture

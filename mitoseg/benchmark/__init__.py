@@ -1,6 +1,5 @@
 """The abstract's table: every method on the same voxels, with the same scores."""
 
-from mitoseg.benchmark.estimator import Estimator
-from mitoseg.benchmark.methods import Method, Source, open_source, read_methods
+from mitoseg.benchmark.methods import Estimator, Method, Source, open_source, read_methods
 
 __all__ = ["Estimator", "Method", "Source", "open_source", "read_methods"]

@@ -1,23 +1,36 @@
-"""What a benchmark compares: methods and data as their configs describe them, and what stands in its folder.
+"""What a benchmark compares: methods and data as their configs describe them, estimators as they run, their folders.
 
 outputs/benchmark/<date>_<time>/
     table.md, table.csv, table.html, methods.png, provenance.json
-    forest/     record.json, metrics.json, costs.json, model/, predictions/
-    unet25d/    record.json, metrics.json, costs.json, train/ (a run of training), predictions/
+    forest/     record.json, metrics.json, costs.json, predictions/, model/ (estimator and training.json: what it cost)
+    unet25d/    record.json, metrics.json, costs.json, predictions/, train/ (a run of training)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from mitoseg.datasets import Recipe, Region, Splits
+from mitoseg.datasets import IGNORE, Recipe, Region, Splits
 from mitoseg.errors import UserError
-from mitoseg.storage import changes, flatten, read_json, remove
+from mitoseg.geometry import Box
+from mitoseg.progress import progress
+from mitoseg.provenance import peak_memory
+from mitoseg.storage import atomic_output, changes, flatten, read_json, remove, write_json
+from mitoseg.volumes import VoxelSize, create_volume
+from mitoseg.volumes.base import Array
+
+log = logging.getLogger(__name__)
 
 SIZES = ("full", "small")
 KEYS = ("title", "estimator", "train", "small", "checkpoint")
@@ -31,18 +44,22 @@ TRAINING_KEYS = {
     "voxels_on",
 }
 """Keys of ``data`` that say how a network is trained (``conf/data/blocks.yaml``), not what the data are."""
+Labels = npt.NDArray[np.uint8]
+"""0 background, 1 mitochondrion, 255 ignored."""
+CONTEXT = 16
+"""Voxels around the regions that an estimator sees as well."""
+INSTALL = 'pip install "mitoseg[classical]"'
+_SAVED, _TRAINING = "estimator", "training.json"
+_OWN_NOTE = "trained here; every choice on the validation slabs"
+_GIVEN_NOTE = "given, not trained here; whether it has seen these voxels is not known"
+_SAME_NOTE = "given, not trained here; its run learnt from the same regions of the same files"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method; it has either an estimator or arguments of ``train.py``.
+    """A file of ``conf/methods``: an `Estimator`'s config, or arguments of ``train.py``.
 
-    Attributes:
-        name: Of its file in ``conf/methods``.
-        title: For the table.
-        estimator: ``_target_`` and keywords of a `mitoseg.benchmark.Estimator`.
-        train: Arguments for ``train.py``.
-        checkpoint: What is scored instead of training; None to train.
+    ``checkpoint`` is what is scored instead of training; None to train.
     """
 
     name: str
@@ -93,36 +110,15 @@ def _checked(value: Any, kind: type, key: str) -> Any:  # noqa: ANN401 (what a y
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the config names it.
-
-    Attributes:
-        name: Of the option in ``conf/data``.
-        recipe: Config of the recipe, which takes ``options``.
-        options: What the data are: files, shapes, the split.
-    """
+    """A data set: an option of ``conf/data``, and the config of its recipe, which takes ``options``."""
 
     name: str
     recipe: Mapping[str, Any]
     options: Mapping[str, Any]
 
-    def leaves(self) -> dict[str, Any]:
-        """Options by their full key, such as ``data.train.image``."""
-        return {f"data.{key}": value for key, value in flatten(self.options).items()}
-
-    def record(self) -> dict[str, Any]:
-        """What a result depends on."""
-        return {"name": self.name, **self.options}
-
 
 def read_source(name: str, config: Mapping[str, Any], less: Mapping[str, Any], given: Collection[str]) -> Source:
-    """The data set of a config.
-
-    Args:
-        name: The chosen option of the group ``data``.
-        config: What it composes to, as plain data.
-        less: Changes that make it small, none to leave it as it is.
-        given: Keys that the user has set, which stay.
-    """
+    """The data set of ``data=NAME``; ``less`` makes it small, but for keys that the user has ``given``."""
     options = {key: value for key, value in config.items() if key not in TRAINING_KEYS | {"_target_", "recipe"}}
     for key, value in flatten(less).items():
         if f"data.{key}" not in given:
@@ -163,7 +159,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwrite: bool) -> str | None:
-    """How the options given now differ from those that a method's folder was made with, if it is to be made anew.
+    """How the options differ from those that a method's folder was made with, if it is to be made anew.
 
     A result of other options is refused, unless it may be overwritten.
     """
@@ -190,3 +186,176 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name != ".lock":
             remove(path)
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A method over volumes, in the manner of scikit-learn.
+
+    Its constructor takes keywords, ``voxel_size`` ((z, y, x) in nm) among them. `fit` and `tune` take a volume and its
+    labels, which are 255 outside the regions in question: what lies there is tissue to look at, not to learn from.
+    """
+
+    def fit(self, image_zyx: Array, label_zyx: Labels, /) -> object:
+        """Learn from the training regions."""
+        ...
+
+    def tune(self, image_zyx: Array, label_zyx: Labels, /) -> object:
+        """Choose the threshold, weights of the regularisation and the like on the validation slabs, all together."""
+        ...
+
+    def predict_proba(self, image_zyx: Array, /) -> npt.NDArray[np.float32]:
+        """Probability of mitochondrion of every voxel, before regularisation."""
+        ...
+
+    def predict(self, image_zyx: Array, /) -> npt.NDArray[np.uint8]:
+        """The mask, 0 or 1, as tuned."""
+        ...
+
+    def save(self, path: Path, /) -> None:
+        """Write everything that `load` needs into one file or folder of this name."""
+        ...
+
+    @classmethod
+    def load(cls, path: Path, /) -> Self:
+        """The estimator that `save` has written."""
+        ...
+
+
+def make_estimator(name: str, config: Mapping[str, Any], voxel_size: VoxelSize | None) -> Estimator:
+    """The estimator that a config's ``_target_`` names, for cubic voxels where their size is not known."""
+    try:
+        made = instantiate(dict(config), voxel_size=voxel_size or (1.0, 1.0, 1.0))
+    except InstantiationException as error:
+        raise _explained(name, error) from error
+    if not isinstance(made, Estimator):
+        lacking = [key for key in ("fit", "tune", "predict", "save", "load") if not hasattr(made, key)]
+        remedy = f"methods.{name}.estimator._target_ must name a class that has them"
+        raise UserError(f"{type(made).__name__} is not an estimator, it lacks {', '.join(lacking)}", name, remedy)
+    return made
+
+
+def _explained(name: str, error: InstantiationException) -> Exception:
+    """A missing library and an unknown keyword in one line; anything else as it is."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, UserError):
+            return link
+        if isinstance(link, ImportError) and not (link.name or "mitoseg").startswith("mitoseg"):
+            return UserError(f"the method {name} needs a library that is missing", link.name, INSTALL)
+        if isinstance(link, TypeError) and "keyword argument" in str(link):
+            return UserError(f"the method {name} has no such option ({link})", None, f"see conf/methods/{name}.yaml")
+        link = link.__cause__
+    return error
+
+
+def read_regions(regions: Sequence[Region], context: int = CONTEXT) -> tuple[Array, Labels]:
+    """Image and labels of the box around one volume's regions; labels are `IGNORE` outside them.
+
+    z   |<-context->|<- slab ->|   (not labelled)   |<- slab ->|<-context->|
+    """
+    volumes = sorted({region.image.path for region in regions})
+    if len(volumes) > 1:
+        remedy = "give one with data.train.image= and data.train.label=, or methods that are networks"
+        raise UserError("an estimator learns from one volume, there are several", volumes, remedy)
+    image = regions[0].image
+    starts, stops = (np.array([getattr(r.box, end) for r in regions]) for end in ("start", "stop"))
+    around = Box(tuple(starts.min(axis=0).tolist()), tuple(stops.max(axis=0).tolist())).grow(context).clip(image.box)
+    label_zyx = np.full(around.shape, IGNORE, np.uint8)
+    for region in regions:
+        label_zyx[region.box.inside(around).slices] = region.read_label()
+    return image.read(around), label_zyx
+
+
+@contextmanager
+def timed(record: dict[str, Any], *stages: str, title: str, show: bool = True) -> Iterator[None]:
+    """Show how long the block goes on; add its time to ``<stage>_seconds`` and ``<stage>_cpu_seconds`` of a record."""
+    clock, processor = time.perf_counter(), time.process_time()
+    with progress(title, show=show):
+        yield
+    spent = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
+    for key, seconds in [(f"{stage}_{kind}", value) for stage in stages for kind, value in spent.items()]:
+        record[key] = round(record.get(key, 0.0) + seconds, 6)
+
+
+def run_estimator(
+    method: Method, splits: Splits, regions: Sequence[Region], folder: Path, *, part: str, show: bool = True
+) -> dict[str, Any]:
+    """Fit and tune, unless that is done, and write the masks of the regions of a part; costs and a note."""
+    record: dict[str, Any] = {"protocol": _GIVEN_NOTE}
+    estimator = make_estimator(method.name, method.estimator or {}, splits.voxel_size)
+    if method.checkpoint is not None:
+        estimator = type(estimator).load(check_saved(Path(method.checkpoint)))
+    elif (folder / MODEL).is_dir():
+        log.info("%s: fitted before", method.name)
+        estimator = type(estimator).load(check_saved(folder / MODEL / _SAVED))
+        record = read_json(folder / MODEL / _TRAINING)
+    else:
+        record = {"protocol": _OWN_NOTE}
+        with timed(record, "training", title="fitting", show=show):
+            estimator.fit(*read_regions(splits.train))
+        with timed(record, "training", "tuning", title="tuning", show=show):
+            estimator.tune(*read_regions(splits.validation))
+        record["peak_memory"] = {"process": peak_memory(), "device": None}
+        with atomic_output(folder / MODEL, overwrite=True) as temporary:
+            temporary.mkdir()
+            estimator.save(temporary / _SAVED)
+            write_json(temporary / _TRAINING, record)
+    for i, region in enumerate(regions):
+        with timed(record, "prediction", title=f"predicting {part}_{i}", show=show):
+            _write_mask(prediction_path(folder, part, i), estimator, region)
+    before = record.get("peak_memory", {}).get("process", 0)
+    return {**record, "peak_memory": {"process": max(before, peak_memory()), "device": None}}
+
+
+def check_saved(path: Path) -> Path:
+    """Refuse a fitted estimator that is not there."""
+    if not path.exists():
+        raise UserError("no such fitted estimator", str(path), "name what save wrote, RUN/METHOD/model/estimator")
+    return path
+
+
+def _write_mask(path: Path, estimator: Estimator, region: Region) -> None:
+    mask_zyx = np.asarray(estimator.predict(region.read_image()))
+    if mask_zyx.shape != region.box.shape or mask_zyx.dtype.kind not in "bu" or mask_zyx.max(initial=0) > 1:
+        kind = type(estimator).__name__
+        raise UserError(f"{kind}.predict gave no mask of 0 and 1", (mask_zyx.shape, str(mask_zyx.dtype)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"voxel_size": region.image.voxel_size, "metadata": {"kind": "mask"}, "overwrite": True}
+    with create_volume(str(path), region.box.shape, np.uint8, **options) as writer:
+        writer.write(region.box.inside(region.box), mask_zyx.astype(np.uint8))
+
+
+def checkpoint_of(method: Method, folder: Path) -> Path:
+    """The checkpoint that is scored: the given one, or that of the method's own training."""
+    path = Path(method.checkpoint) if method.checkpoint is not None else folder / TRAIN / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError("no such checkpoint", str(path), "name a best.ckpt that train wrote")
+    return path
+
+
+def describe_run(method: Method, checkpoint: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``provenance.json`` of a checkpoint's run tells of its training, and a note on the protocol.
+
+    ``data`` is the provenance of the benchmark's own data: a method that was trained here must have learnt from them.
+    """
+    found = read_json(checkpoint.resolve().parents[1] / "provenance.json")
+    same = bool(found.get("data")) and training_data(found["data"]) == training_data(data)
+    if method.checkpoint is None and not same:
+        remedy = f"leave data.* out of methods.{method.name}.train; the benchmark sets them"
+        raise UserError("the method was trained on another split than the benchmark's", method.name, remedy)
+    given = _SAME_NOTE if same else _GIVEN_NOTE
+    return {
+        "training_seconds": found.get("training_seconds"),
+        "peak_memory": found.get("peak_memory") or {},
+        "parameters": found.get("parameters"),
+        "trained_by": {"commit": found.get("commit"), "arguments": found.get("arguments")},
+        "protocol": _OWN_NOTE if method.checkpoint is None else given,
+    }
+
+
+def training_data(provenance: Mapping[str, Any]) -> tuple[object, object, object]:
+    """What tells whether two runs have learnt from the same voxels, and chosen by the same."""
+    regions = provenance.get("regions") or {}
+    sums = sorted(file["sha256"] for file in provenance.get("files") or () if file["role"].startswith("train"))
+    return regions.get("train"), regions.get("validation"), sums

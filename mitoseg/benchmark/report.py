@@ -16,7 +16,6 @@ from scipy.ndimage import uniform_filter
 
 from mitoseg.benchmark.methods import COSTS, FINISHED, METRICS, RECORD, is_finished, known_before, prediction_path
 from mitoseg.datasets import Region, Splits
-from mitoseg.datasets.download import checksums
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Evaluation, decide, evaluate, pool_evaluations
 from mitoseg.evaluation.figures import comparison_figure, save_figure
@@ -60,13 +59,10 @@ img {max-width: 100%}"""
 
 @dataclass(frozen=True)
 class Report:
-    """A benchmark's table and picture.
-
-    ``regions`` of the ``part`` are scored, and ``crop`` as well, in coordinates of the one region. ``band`` is the
-    width of the boundary band. With ``published`` the abstract's figures are shown.
-    """
+    """A benchmark's table and picture; ``crop`` is in coordinates of the one region, ``band`` in voxels."""
 
     folder: Path
+    names: Sequence[str]
     data: str
     splits: Splits
     regions: Sequence[Region]
@@ -75,9 +71,9 @@ class Report:
     crop: Box | None
     published: bool
 
-    def write(self, names: Sequence[str]) -> Page:
-        """Write the tables of the methods as they stand."""
-        rows = [self._row(name) for name in names]
+    def write(self) -> Page:
+        """Write ``table.md``, ``table.html`` and ``table.csv`` of the methods as they stand."""
+        rows = [self._row(name) for name in self.names]
         published = published_rows() if self.published else []
         if self.data != "lucchi":
             for row in published:
@@ -87,11 +83,11 @@ class Report:
         write_tables(self.folder, page)
         return page
 
-    def draw(self, names: Sequence[str], size: object, box: object) -> None:
+    def draw(self, size: object, box: object) -> None:
         """Draw the same crop under every finished method; nothing where there is none."""
         region, results = self.regions[0], {}
         place = picture_box(region, size, box)
-        for name in names:
+        for name in self.names:
             if is_finished(self.folder / name):
                 score = read_json(self.folder / name / METRICS)[self.part].get("jaccard_foreground")
                 prediction = open_volume(str(prediction_path(self.folder / name, self.part, 0)))
@@ -109,16 +105,6 @@ class Report:
             voxel_size=region.image.voxel_size,
         )
         save_figure(figure, self.folder / _PICTURE)
-
-    def others(self, names: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-        """Finished methods in the folder besides ``names`` that were run on the same data, see `common_options`."""
-        found = []
-        for path in sorted(self.folder.glob(f"*/{RECORD}")):
-            before = read_json(path).get("options") or {}
-            same = not changes({key: before.get(key) for key in options}, known_before(before, options))
-            if path.parent.name not in names and is_finished(path.parent) and same:
-                found.append(path.parent.name)
-        return found
 
     def _row(self, name: str) -> Row:
         """The row of a method; scores of the crop are kept in ``crops.json``."""
@@ -158,9 +144,15 @@ class Report:
         ]
 
 
-def common_options(data: Mapping[str, Any], splits: Splits, part: str, seed: int) -> dict[str, Any]:
-    """What the results of all methods of one table depend on."""
-    return {"data": data, "files": checksums(splits.provenance), "part": part, "seed": seed}
+def finished_before(folder: Path, names: Sequence[str], common: Mapping[str, Any]) -> list[str]:
+    """Finished methods in a benchmark's folder besides ``names`` whose results depend on the same data and options."""
+    found = []
+    for path in sorted(folder.glob(f"*/{RECORD}")):
+        before = read_json(path).get("options") or {}
+        same = not changes({key: before.get(key) for key in common}, known_before(before, common))
+        if path.parent.name not in names and is_finished(path.parent) and same:
+            found.append(path.parent.name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -222,7 +214,7 @@ def text(value: Any, kind: str) -> str:  # noqa: ANN401 (a cell)
 
 
 def write_tables(folder: Path, page: Page) -> None:
-    """Write ``table.md``, ``table.html`` and ``table.csv``, which holds all that is known in plain numbers."""
+    """Write the three tables; ``table.csv`` holds all that is known, in plain numbers."""
     write_text(folder / "table.md", markdown(page))
     write_text(folder / "table.csv", to_csv(COLUMNS, ([row[column] for column in COLUMNS] for row in page.rows)))
     write_text(folder / "table.html", as_html(page))
@@ -283,10 +275,7 @@ def terminal(page: Page) -> Table:
 
 
 def published_rows() -> list[Row]:
-    """The abstract's figures, each with what is known of how it came about.
-
-    No figure is put beside a method of ours, since the abstract does not say which of their papers it means.
-    """
+    """The abstract's figures, in rows of their own: it does not say which paper, and so which method, it means."""
     return [
         dict.fromkeys(COLUMNS)
         | {

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -34,7 +34,7 @@ class LineFormatter(logging.Formatter):
     """Information as it is; everything above it with its level in front (``warning: ...``)."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one record."""
+        """See the class."""
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
@@ -43,7 +43,7 @@ class OwnInformation(logging.Filter):
     """Let through what mitoseg and Hydra log, and from other libraries only warnings and errors."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Decide on one record."""
+        """See the class."""
         source = record.name.split(".")[0]
         least = logging.ERROR if source in _TALKATIVE else logging.WARNING
         return record.levelno >= least or source in {"mitoseg", "hydra", "HYDRA", "__main__"}
@@ -105,10 +105,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def unknown_option(error: BaseException, config_dir: Path, config_name: str, overrides: Sequence[str]) -> str | None:
-    """A line with the nearest option, if the error is that a key does not exist.
-
-    The choices among the overrides (``data=lucchi``) decide which keys there are.
-    """
+    """A line with the nearest option, if the error is that a key does not exist."""
     match = re.match(r"Could not override '([^']*)'", str(error))
     if match is None:
         return None
@@ -120,9 +117,7 @@ def unknown_option(error: BaseException, config_dir: Path, config_name: str, ove
         keys = []
     if match[1] in keys:  # it is there, but what it is given has keys that it has not
         return f"{match[1]} has no such keys; --help lists the options"
-    near = difflib.get_close_matches(match[1], keys, n=1)
-    hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-    return f"no such option: {match[1]!r}; {hint}"
+    return f"no such option: {match[1]!r}; {nearest(match[1], keys, '--help lists the options')}"
 
 
 def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
@@ -135,9 +130,14 @@ def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
     names = sorted(listed) if group else []
     if not names:
         return None
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose of {', '.join(names)}"
-    return f"{group} has no {name!r}; {hint}"
+    otherwise = f"choose of {', '.join(names)}"
+    return f"{group} has no {name!r}; {nearest(name, names, otherwise)}"
+
+
+def nearest(name: str, names: Iterable[str], otherwise: str) -> str:
+    """Which of the names may have been meant; ``otherwise`` where none is like it."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

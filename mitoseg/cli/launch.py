@@ -1,16 +1,10 @@
 """From a command line to a run: quoting, Hydra, the run's folder, errors in one line, exit codes.
 
-0    done and written
-1    ``error: ...``: the user's mistake in one line, or a bug with its traceback
-2    a command line that cannot be read
-130  interrupted
-
-``mitoseg train|predict|evaluate ...``: choose the command, and import only that one.
+0 done; 1 the user's mistake, or a bug with its traceback; 2 a command line that cannot be read; 130 interrupted
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -30,10 +24,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 import mitoseg
-from mitoseg.arguments import as_typed, escape, key_of, quote_override, split_words
-from mitoseg.cli.console import tell, unknown_choice, unknown_option, user_message, warnings_as_lines
-from mitoseg.cli.ranks import job_arguments, job_environment, outside_job, pin_common_folder, pin_run_dir, program
-from mitoseg.cli.resume import refuse_targets, resume_overrides
+from mitoseg.arguments import (
+    as_typed,
+    escape,
+    key_of,
+    literal,
+    quote_override,
+    refuse_targets,
+    resume_overrides,
+    split_words,
+)
+from mitoseg.cli.console import nearest, tell, unknown_choice, unknown_option, user_message, warnings_as_lines
+from mitoseg.cli.ranks import RUN_DIR, job_arguments, job_environment, outside_job, pin_common_folder, program
 from mitoseg.cli.sweeps.jobs import conclude, jobs_end_first, run_job
 from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin, register_sweeper
 from mitoseg.cli.sweeps.plan import Sweep, find_sweep, pin_sweep, plan_sweep
@@ -69,13 +71,7 @@ SHORT = {"train": {"voxel_size": "data.voxel_size"}}
 
 
 def launch(config_name: str, run: Run, *, config_dir: Path | None = None) -> None:
-    """Run a command with the arguments of ``sys.argv``; return if it is done, else leave with an exit code.
-
-    Args:
-        config_name: Primary config, such as ``train``.
-        run: The command. Inside it, `run_dir` is the folder to write to.
-        config_dir: Folder of the config; default: mitoseg's own.
-    """
+    """Run a command of a config with the arguments of ``sys.argv``; leave with an exit code unless it is done."""
     argv_before, path_before = sys.argv, list(sys.path)
     full_error_before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us instead of being printed by Hydra
@@ -221,7 +217,7 @@ def _call_hydra(
 
 
 def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
-    """What Hydra and its launchers call once for each job of a sweep; workers get it pickled."""
+    """What Hydra's launchers call for each job of a sweep; workers get it pickled."""
 
     @wraps(run)
     def task(cfg: DictConfig) -> float:
@@ -242,14 +238,7 @@ def _say(line: str, code: int, sweep: Sweep | None = None) -> int:
 def prepare_words(
     words: Sequence[str], *, sweep: bool, command: str = "train", config_dirs: Sequence[Path] = ()
 ) -> list[str]:
-    """Overrides as Hydra is to parse them: quoted, folders pinned, those of a resumed run added.
-
-    Args:
-        words: Overrides as typed.
-        sweep: Whether they are to run a sweep.
-        command: Its name.
-        config_dirs: As of `mitoseg.cli.resume.resume_overrides`; default: mitoseg's own.
-    """
+    """Overrides as Hydra is to parse them: quoted, folders pinned, those of a resumed run added."""
     quoted, config_dirs = list(map(quote_override, words)), config_dirs or [default_config_dir()]
     if sweep:
         if resume_overrides(quoted, config_dirs) != quoted:
@@ -260,16 +249,15 @@ def prepare_words(
         return pin_sweep(quoted, context=[command])
     if outside_job() is not None:
         return pin_common_folder(quoted, command)
-    quoted = pin_run_dir(quoted)
+    folder = os.environ.get(RUN_DIR)
+    if folder and os.environ.get("LOCAL_RANK") not in {None, "", "0"}:  # a further rank
+        quoted = [word for word in quoted if not word.startswith("hydra.run.dir=")]
+        quoted.append(f"hydra.run.dir={literal(folder)}")
     return resume_overrides(quoted, config_dirs) if is_main_process() else quoted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; ``argv`` follows the program's name, and is that of ``sys`` by default.
-
-    Returns:
-        The exit code, unless the command leaves with one itself.
-    """
+    """Run one command; ``argv`` follows the program's name. Returns the exit code, unless the command leaves."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
         run_command(words[0], words[1:])
@@ -278,25 +266,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mitoseg {mitoseg.__version__}")
         return 0
     if not words or words[0] in {"--help", "-h"}:
-        width = max(map(len, COMMANDS))
-        lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+        lines = [f"  {name:{max(map(len, COMMANDS))}}  {what}" for name, what in COMMANDS.items()]
         usage = ["usage: mitoseg COMMAND [key=value ...]", "", "commands:", *lines, ""]
-        last = "mitoseg COMMAND --help lists its options."
-        print("\n".join([*usage, last]), file=sys.stdout if words else sys.stderr)
+        print(*usage, "mitoseg COMMAND --help lists its options.", sep="\n", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
-    near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    hint = nearest(words[0], COMMANDS, f"choose one of {', '.join(COMMANDS)}")
     print(f"error: no such command: {words[0]!r}; {hint}", file=sys.stderr)
     return 2
 
 
 def run_command(name: str, words: Sequence[str] | None = None) -> None:
-    """Run one command by its name; its module, and torch with it, is imported when the config stands.
-
-    Args:
-        name: A key of `COMMANDS`.
-        words: Its ``key=value`` arguments; default: those of ``sys.argv``.
-    """
+    """Run one command; its module, and torch with it, is imported when the config stands."""
     words = sys.argv[1:] if words is None else words
     sys.argv = [sys.argv[0], *with_keys(name, words)]
     launch(name, _Command(name))

@@ -1,6 +1,5 @@
-"""Further processes of one run, and the folder that they share.
+"""Further processes of one run, which Lightning starts with ``sys.argv``, and the folder that they share.
 
-With more than one device Lightning starts the further ranks itself: it runs ``sys.argv`` again, ``LOCAL_RANK`` set.
 Inside a job ``sys.argv`` is therefore the command of this one job (no sweep, everything quoted), and the folder of
 rank 0 travels in an environment variable. When a job ends, its traces go: otherwise the next job of a sweep would
 take itself for a rank that somebody else has started and wait for ever.
@@ -33,14 +32,6 @@ _OF_THE_SWEEP = (
     *("hydra.mode", "hydra.run.", "hydra.output_subdir"),
     *("hydra.sweep", "hydra.launcher", "hydra/sweeper", "hydra/launcher"),
 )
-
-
-def pin_run_dir(overrides: Sequence[str]) -> list[str]:
-    """On a further rank, replace ``hydra.run.dir`` by the folder of rank 0; elsewhere change nothing."""
-    folder = os.environ.get(RUN_DIR)
-    if not folder or os.environ.get("LOCAL_RANK") in {None, "", "0"}:
-        return list(overrides)
-    return [*(word for word in overrides if not word.startswith("hydra.run.dir=")), f"hydra.run.dir={literal(folder)}"]
 
 
 def outside_job() -> str | None:
@@ -82,10 +73,9 @@ def job_arguments() -> list[str]:
 
 
 def program(run: Callable[..., object]) -> list[str]:
-    """The start of the command that further ranks run: a file that Python can run, and the subcommand.
+    """The start of the command of further ranks: a file that Python can run, and the subcommand.
 
-    Our own commands are started through the package's ``__main__.py``, as the console script is not a Python file on
-    Windows and a sweep's worker has an ``sys.argv`` of its own. A script that brings its own ``run`` is started again.
+    The console script is no Python file on Windows, and a sweep's worker has an ``sys.argv`` of its own.
     """
     package, _, name = run.__module__.rpartition(".")
     if package in {"mitoseg.workflows", "mitoseg.viewers"}:
@@ -126,8 +116,7 @@ def job_environment(argv: Sequence[str], folder: Path) -> Iterator[None]:
 def _kill_ranks() -> None:
     """Kill the further ranks of a job that failed: they wait in a collective for a partner that is gone.
 
-    Lightning's observer thread knows them. It loses its list first, since it ends this process too when a child dies,
-    and a sweep has other jobs to do.
+    Lightning's observer thread knows them. It loses its list first, since it ends this process too when a child dies.
     """
     for thread in threading.enumerate():
         children: list[Popen[bytes]] = getattr(thread, "_child_processes", [])

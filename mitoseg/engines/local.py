@@ -1,4 +1,4 @@
-r"""This machine: the caller's own process, or worker processes, each at the other end of a pipe.
+r"""What every engine does, and the engine of this machine: the caller's own process, or workers at the end of a pipe.
 
     this process     -- number, function, item -->      worker 0: two threads
                      <-- number, fine, result  --
@@ -11,35 +11,162 @@ r"""This machine: the caller's own process, or worker processes, each at the oth
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import pickle
+import secrets
 import signal
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
-from mitoseg.engines.base import (
-    DEATHS,
-    LANES,
-    MEMORY,
-    Engine,
-    EngineError,
-    Item,
-    Result,
-    interrupts_blocked,
-    portable,
-    set_worker_rank,
-)
 from mitoseg.errors import UserError
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+LANES = 2
+"""Items that a worker has at the same time, so that one is read or written while another one is computed."""
+DEATHS = 3
+"""Workers that may die over one item before it is given up."""
+MEMORY = "perhaps memory is short: give less of it, or use fewer workers"
 _GONE = (EOFError, ConnectionError, BrokenPipeError, OSError)
 _SPAWN = multiprocessing.get_context("spawn")  # a forked process may not use the threads that torch has started
+
+
+class EngineError(UserError):
+    """The workers are gone, or an item kills every worker; nothing more can be done with this engine."""
+
+
+class Engine(ABC):
+    """Does the same thing with many items; a context manager that starts and ends its workers."""
+
+    in_process = False
+    """Whether items are done by the caller itself, so that nothing has to be picklable."""
+    item_bytes: float = math.inf
+    """Memory that one item may take where it is done; who maps parts of arrays cuts them accordingly."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def fit(self, block: tuple[int, int, int], voxel_bytes: int) -> tuple[int, int, int]:
+        """The largest part of a block (z, y, x) that one item may hold, found by halving its longest axis.
+
+        >>> from mitoseg.engines import LocalEngine
+        >>> engine = LocalEngine()
+        >>> engine.item_bytes = 10**7
+        >>> engine.fit((64, 512, 512), 16)
+        (64, 64, 128)
+        """
+        sides = list(block)
+        while math.prod(sides) * voxel_bytes > self.item_bytes and max(sides) > 1:
+            longest = sides.index(max(sides))
+            sides[longest] = (sides[longest] + 1) // 2
+        return sides[0], sides[1], sides[2]
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the workers, or find them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers that were started; may be called again."""
+
+    @abstractmethod
+    def ask(self, function: Callable[[], Result]) -> list[Result]:
+        """Call a function once in each worker that there is now; one that dies is replaced, and asked again."""
+
+    @abstractmethod
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], on_done: Callable[[Item, Result], None]
+    ) -> None:
+        """Call a picklable function with each item, and ``on_done`` in the caller's thread with item and result.
+
+        Items are taken as workers get free, and done in any order; one whose worker has died is done again. The first
+        exception ends the run, after what was begun has ended.
+
+        Raises:
+            EngineError: The workers are gone, or died again and again over one item.
+        """
+
+
+def portable(error: BaseException) -> Exception:
+    """What a worker sends back of an exception, which may not be picklable, and must not end the other process."""
+    with suppress(Exception):
+        if isinstance(pickle.loads(pickle.dumps(error)), Exception):
+            return error  # type: ignore[return-value]
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes and threads started inside are spared Ctrl-C, which is for the process that the user has started."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # started inside, it would let this thread hear again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_rank = 0
+_lock = Lock()
+_made: dict[str, Any] = {}
+
+
+def worker_rank() -> int:
+    """The number of this process among the workers that were started together; the n-th takes the n-th device."""
+    return _rank
+
+
+def set_worker_rank(rank: int) -> None:
+    """Make this process a worker; for engines."""
+    global _rank
+    _rank = rank
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Computing happens inside this: reading and writing of another item goes on meanwhile."""
+    with _lock:
+        yield
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[Item, Result]):
+    """A function as `Engine.map` takes it, made by ``make`` on first use in each worker, which keeps the last one."""
+
+    make: Callable[[], Callable[[Item], Result]]
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __call__(self, item: Item) -> Result:
+        """Call the function with an item."""
+        with _lock:
+            if self.key not in _made:
+                _made.clear()  # what the one before holds must be free before the next is made
+                _made[self.key] = self.make()
+            function: Callable[[Item], Result] = _made[self.key]
+        return function(item)
 
 
 def check_workers(workers: object) -> int:
@@ -119,7 +246,7 @@ class LocalEngine(Engine):
             number, fine, value = pickle.loads(worker.connection.recv_bytes())
         except _GONE:
             lost = dict(worker.items)
-            self._replace(worker)
+            self._processes[worker.rank] = worker.replace()
             deaths.update(lost.keys())
             again.extend(lost.items())
             if deadly := [item for number, item in lost.items() if deaths[number] >= DEATHS]:
@@ -132,10 +259,6 @@ class LocalEngine(Engine):
             raise value
         on_done(item, value)
 
-    def _replace(self, worker: _Worker) -> None:
-        worker.end()
-        self._processes[self._processes.index(worker)] = _Worker(worker.rank)
-
     def _answer(self, rank: int, function: Callable[[], object]) -> tuple[bool, Any]:
         """What the worker of a rank answers to the one message that it was sent, or one that replaces it."""
         for death in range(DEATHS):
@@ -145,7 +268,7 @@ class LocalEngine(Engine):
             try:
                 _, fine, value = pickle.loads(worker.connection.recv_bytes())
             except _GONE:
-                self._replace(worker)
+                self._processes[rank] = worker.replace()
                 log.warning("a worker process was killed; another one takes its place")
             else:
                 worker.items.clear()
@@ -180,6 +303,11 @@ class _Worker:
             self._process.kill()
             self._process.join()
         self._process.close()
+
+    def replace(self) -> _Worker:
+        """End it, and start another one of the same rank."""
+        self.end()
+        return _Worker(self.rank)
 
 
 def _serve(connection: Connection, rank: int) -> None:

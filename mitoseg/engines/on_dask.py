@@ -1,9 +1,7 @@
 """Dask workers: processes of this machine, those of a scheduler that runs already, or SLURM jobs.
 
-Whoever may talk to a Dask worker may run code as its owner. The cluster that is started here therefore listens to this
-machine alone, and to nobody without the key to a certificate that is made for it and known to its processes only.
-SLURM jobs and this process talk over the cluster's network, encrypted, with a certificate for this run alone: it lies
-in a folder that only its owner may read, and goes with the run.
+Whoever may talk to a Dask worker may run code as its owner. A cluster that is started here listens to this machine
+alone, or talks to SLURM jobs over their network; either way nobody can join without the certificate of this run.
 """
 
 from __future__ import annotations
@@ -18,12 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mitoseg.engines.base import (
+from mitoseg.engines.local import (
     DEATHS,
     LANES,
     MEMORY,
@@ -31,11 +30,11 @@ from mitoseg.engines.base import (
     EngineError,
     Item,
     Result,
+    check_workers,
     interrupts_blocked,
     portable,
     set_worker_rank,
 )
-from mitoseg.engines.local import check_workers
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 
@@ -47,17 +46,7 @@ _AHEAD = 2  # items on their way for each lane, so that no worker waits for the 
 
 
 class DaskEngine(Engine):
-    """Dask workers on this machine, or of a scheduler that runs already.
-
-    Args:
-        workers: Processes to start here; of no account where ``scheduler`` is given.
-        scheduler: Address of a scheduler that runs already, such as ``tls://10.0.0.1:8786``.
-        timeout: Seconds to wait for the scheduler, for the first worker, and for another one when all have gone.
-        dashboard: Port of this machine where Dask shows what it does, to all users of the machine.
-        tls_ca_file: Certificate, a ``.pem``, of who signed those of that scheduler and of its workers.
-        tls_cert: Our own certificate, signed by the same.
-        tls_key: The key to it; None: in the same file.
-    """
+    """Dask workers on this machine, or of a scheduler that runs already; see ``conf/engine/dask.yaml``."""
 
     def __init__(
         self,
@@ -76,7 +65,14 @@ class DaskEngine(Engine):
         self.workers, self.scheduler = check_workers(workers), scheduler
         self.timeout, self.dashboard = timeout, dashboard
         self._expected = self.workers if scheduler is None else 1  # workers to wait for before the work begins
-        self.credentials = self._check_credentials(tls_ca_file, tls_cert, tls_key)
+        if (tls_ca_file or tls_cert or tls_key) and (tls_ca_file is None or tls_cert is None or scheduler is None):
+            what = "engine.scheduler, engine.tls_ca_file and engine.tls_cert go together"
+            raise UserError(what, None, "give all three, or none of the certificates")
+        files = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert, "tls_client_key": tls_key or tls_cert}
+        for path in filter(None, files.values()):
+            if not os.path.isfile(path):
+                raise UserError("no such certificate or key", path, "check the path")
+        self.credentials = {name: os.path.abspath(path) for name, path in files.items() if path}
         self._cluster: Any = None
         self._client: Any = None
         self._ends_on_sigterm = False  # whether SIGTERM ends this process as an exception does
@@ -84,7 +80,7 @@ class DaskEngine(Engine):
 
     def start(self) -> None:
         """See `Engine.start`."""
-        distributed = import_extra("distributed", "distributed", "cluster")
+        distributed = _distributed()
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it we say ourselves, in one line
         on_main_thread = threading.current_thread() is threading.main_thread()
         if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # jobs and files shall go as well
@@ -140,7 +136,8 @@ class DaskEngine(Engine):
             missing = [address for address in self._alive() if address not in answers]
             if not missing:
                 return list(answers.values())
-            for address, future in [(address, self._submit(*call, workers=[address])) for address in missing]:
+            submit = partial(self._client.submit, *call, pure=False)
+            for address, future in [(address, submit(workers=[address])) for address in missing]:
                 try:
                     answers[address] = get(future, address)
                 except _WorkerGoneError:
@@ -160,7 +157,7 @@ class DaskEngine(Engine):
         while True:
             room = _AHEAD * sum(self._alive().values()) - len(pending)  # workers may come and go
             for item in islice(coming, max(room, 0 if pending else 1)) if failure is None else ():
-                future = self._submit(_call, function, item)
+                future = self._client.submit(_call, function, item, pure=False)
                 pending[future] = item
                 future.add_done_callback(done.put)
             if not pending:
@@ -174,19 +171,6 @@ class DaskEngine(Engine):
                 failure = failure or error
         if failure is not None:
             raise failure
-
-    def _check_credentials(self, ca: str | None, cert: str | None, key: str | None) -> dict[str, str]:
-        """Arguments of Dask's for certificates; none where there are none."""
-        if ca is None and cert is None and key is None:
-            return {}
-        if ca is None or cert is None or self.scheduler is None:
-            what = "engine.scheduler, engine.tls_ca_file and engine.tls_cert go together"
-            raise UserError(what, None, "give all three, or none of the certificates")
-        files = {"tls_ca_file": ca, "tls_client_cert": cert, "tls_client_key": key or cert}
-        for path in files.values():
-            if not os.path.isfile(path):
-                raise UserError("no such certificate or key", path, "check the path")
-        return {name: os.path.abspath(path) for name, path in files.items()}
 
     def _start_cluster(self) -> Any:  # noqa: ANN401 (Dask has no types)
         """Workers of our own, spared Ctrl-C, without Dask's web pages unless they are wanted."""
@@ -202,12 +186,10 @@ class DaskEngine(Engine):
         return cluster
 
     def _make_cluster(self) -> Any:  # noqa: ANN401
-        """Worker processes on this machine; some may die while they start."""
-        distributed = import_extra("distributed", "distributed", "cluster")
         self._folder = tempfile.TemporaryDirectory(prefix="mitoseg-dask-", ignore_cleanup_errors=True)
         for _ in range(DEATHS):
             try:
-                return distributed.LocalCluster(
+                return _distributed().LocalCluster(
                     n_workers=self.workers,
                     threads_per_worker=LANES,
                     processes=True,
@@ -244,7 +226,6 @@ class DaskEngine(Engine):
         self._ask_each(check, importlib.import_module, __name__)
 
     def _alive(self) -> dict[str, int]:
-        """The threads of each worker that there is, by its address."""
         try:
             if self._client.status == "running":
                 return dict(self._client.nthreads())
@@ -268,12 +249,9 @@ class DaskEngine(Engine):
                     remedy = "start workers, and run the same command again"
                     raise EngineError("all Dask workers have gone from", self.scheduler or "here", remedy) from None
 
-    def _submit(self, call: Callable[..., Any], *arguments: object, workers: list[str] | None = None) -> Any:  # noqa: ANN401
-        return self._client.submit(call, *arguments, pure=False, workers=workers)
-
     def _result(self, future: Any, address: str | None = None) -> Any:  # noqa: ANN401
         """What a worker answered; an exception of the function is raised."""
-        distributed = import_extra("distributed", "distributed", "cluster")
+        distributed = _distributed()
         try:
             fine, value = self._wait(lambda seconds: future.result(timeout=seconds), address)
         except distributed.KilledWorker as error:
@@ -285,10 +263,14 @@ class DaskEngine(Engine):
         return value
 
 
+def _distributed() -> Any:  # noqa: ANN401
+    return import_extra("distributed", "distributed", "cluster")
+
+
 def _temporary_security() -> Any:  # noqa: ANN401
     """A certificate for one cluster alone, and its key."""
     import_extra("cryptography", "cryptography", "cluster")
-    return import_extra("distributed", "distributed", "cluster").Security.temporary()
+    return _distributed().Security.temporary()
 
 
 async def _submitted(cluster: Any) -> None:  # noqa: ANN401
@@ -312,19 +294,7 @@ def _call(function: Callable[..., Result], *item: object) -> tuple[bool, Result 
 
 
 class SlurmEngine(DaskEngine):
-    """One worker in each job; the work begins when the first has come.
-
-    Args:
-        workers: Jobs.
-        timeout: Seconds to wait for the first of them in the queue, and for another one when all have gone.
-        partition: As ``sinfo`` lists them.
-        cpus: Cores of a job; as ``memory`` (such as ``32GB``), ``walltime`` and ``gpus``.
-        interface: Network interface that jobs reach this process by, such as ``ib0``.
-        directives: Further lines for ``#SBATCH``.
-        prologue: Lines of shell before the worker starts, such as ``module load cuda``.
-        shared_temp_directory: Folder that this process and all jobs see under the same path, for the certificate.
-        dashboard: As `DaskEngine`.
-    """
+    """One worker in each job; the work begins when the first has come. See ``conf/engine/slurm.yaml``."""
 
     def __init__(
         self,
@@ -388,7 +358,7 @@ class SlurmEngine(DaskEngine):
         except (RuntimeError, OSError) as error:
             for job in cluster.workers.values():
                 if job.job_id is None:  # else Dask waits for it to end
-                    job.status = import_extra("distributed", "distributed", "cluster").Status.failed
+                    job.status = _distributed().Status.failed
             cluster.close()
             said = " ".join((str(error).partition("stderr:\n")[2] or str(error)).split())
             raise UserError("SLURM takes no job", said, "check the options of engine=slurm, and sbatch") from error

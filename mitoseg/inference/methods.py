@@ -38,7 +38,7 @@ from torch.nn import functional
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, anchor, reflect
-from mitoseg.inference.prediction import Options, is_tile
+from mitoseg.inference.prepare import Options, is_tile
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.ensemble import log_odds
 from mitoseg.networks.kinds import BlockNetwork, dimensions, per_axis
@@ -97,12 +97,9 @@ def make_method(network: nn.Module, shape: tuple[int, int, int], options: Option
 
 
 def log_odds_in_memory(name: str, network: nn.Module, image: Tensor) -> Tensor:
-    """Log-odds of "mitochondrion", float32 (B, Y, X) or (Z, Y, X), of an image in memory.
+    """Log-odds, float32 (B, Y, X) or (Z, Y, X), of an image in memory, with a network in eval mode on its device.
 
-    Args:
-        name: ``auto`` or one of `METHODS`.
-        network: In eval mode, on the device of the image.
-        image: Normalised, float: slices (B, C, Y, X), or a volume (1, C, Z, Y, X) for a network on volumes.
+    ``image`` is normalised: slices (B, C, Y, X), or a volume (1, C, Z, Y, X) for a network on volumes.
     """
     ndim = dimensions(network)
     shape = (image.shape[0] if ndim == 2 else image.shape[2], image.shape[-2], image.shape[-1])
@@ -183,7 +180,6 @@ class OnGrid(Method):
     slices: int
 
     def _axes(self) -> list[tuple[int, int, int]]:
-        """Axis of the volume, window and stride, for each axis of the network."""
         return list(zip(range(3 - self.ndim, 3), per_axis(self.network.window, self.ndim), self.strides, strict=True))
 
     def reads(self, write: Box) -> Box:
@@ -324,7 +320,6 @@ class Blend(Method):
         return (..., *box.inside(other).slices[3 - self.ndim :])
 
     def _weights(self) -> Tensor:
-        """Gaussian weights of one tile, over the network's axes."""
         weight = np.ones(())
         for size in self.tile[3 - self.ndim :]:
             weight = np.multiply.outer(weight, gaussian(size, size / 8))
@@ -332,11 +327,7 @@ class Blend(Method):
 
 
 def starts(length: int, size: int, overlap: float) -> list[int]:
-    """Where the tiles of an axis start; a tile longer than the axis starts with it.
-
-    >>> starts(10, 4, 0.5), starts(9, 4, 0.5), starts(3, 4, 0.5)
-    ([0, 2, 4, 6], [0, 2, 4, 5], [0])
-    """
+    """Where the tiles of an axis start, the last so that it ends where the axis ends."""
     step = max(1, math.floor(size * (1 - overlap)))
     last = max(length - size, 0)
     return [*range(0, last, step), last]

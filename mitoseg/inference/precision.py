@@ -25,8 +25,7 @@ COMPILE_OPERATIONS = {"cpu": 2.5e13, "cuda": 1e16}
 def choose_precision(name: str, device: torch.device, record: Mapping[str, Any], *, able: bool | None = None) -> str:
     """One of `PRECISIONS`; ``auto`` is bfloat16 if it costs less than `LIMIT` and the device has it natively.
 
-    ``record`` is the checkpoint's, such as ``{"precision": {"bf16": {"jaccard_drop": 0.0002}}}``; ``able`` says that
-    the device is native, None that it is this machine's.
+    ``record`` is the checkpoint's, ``able`` whether the device is native; None: look at this machine's.
     """
     if name not in ("auto", *PRECISIONS):
         raise UserError("no such precision", name, f"choose one of auto, {', '.join(PRECISIONS)}")

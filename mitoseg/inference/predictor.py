@@ -22,7 +22,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
 from mitoseg.inference.methods import Blend, Dense
 from mitoseg.inference.precision import computing
-from mitoseg.inference.prediction import Prediction
+from mitoseg.inference.prepare import Prediction
 from mitoseg.inference.sizing import Sizing, Tile, budget_bytes
 from mitoseg.inference.views import Grey, assemble, check_answers, gather, make_views, read_grey
 from mitoseg.networks.kinds import input_channels
@@ -60,10 +60,7 @@ class Predictor:
         ]
 
     def compute(self, greys: Sequence[Grey], write: Box) -> npt.NDArray[np.float32]:
-        """Log-odds (z, y, x) of a box from what `read` returned; in parts where a GPU's memory is too small.
-
-        Where uncertainty is to be saved, the deviation of the answers instead.
-        """
+        """Log-odds (z, y, x) of a box, or their deviation, from what `read` returned; in parts if memory is short."""
         if write.size <= self._limit:
             try:
                 return self._compute(greys, write)
@@ -71,8 +68,13 @@ class Predictor:
                 self._limit = write.size // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        along_z = self.ndim == 2 and self.sizing.upright and write.shape[0] > 1
+        axis, sizes = 0 if along_z else int(np.argmax(write.shape)), list(write.shape)
+        if sizes[axis] < 2:
+            raise UserError("the GPU's memory is too small for a single voxel", write.shape, "use accelerator=cpu")
+        sizes[axis] = -(-sizes[axis] // 2)
         result = np.empty(write.shape, np.float32)
-        for part in _halves(write, along_z=self.ndim == 2 and self.sizing.upright):
+        for part in tiles(write, sizes):
             result[part.inside(write).slices] = self.compute(self.read(part), part)
         return result
 
@@ -129,16 +131,6 @@ class Predictor:
         return Box(write.start, tuple(a + n for a, n in zip(write.start, sizes, strict=True)))
 
 
-def _halves(write: Box, *, along_z: bool) -> list[Box]:
-    """A box in two parts, along its longest side or along z."""
-    axis = 0 if along_z and write.shape[0] > 1 else int(np.argmax(write.shape))
-    if write.shape[axis] < 2:
-        raise UserError("the GPU's memory is too small for a single voxel", write.shape, "use accelerator=cpu")
-    sizes = list(write.shape)
-    sizes[axis] = -(-sizes[axis] // 2)
-    return list(tiles(write, sizes))
-
-
 def predict_volume(
     prediction: Prediction | Predictor,
     volume: Volume,
@@ -149,16 +141,10 @@ def predict_volume(
     done: Container[Box] = (),
     on_tile: Callable[[Box], None] | None = None,
 ) -> None:
-    """Predict a volume, or one box of it, and hand it to a writer.
+    """Predict a volume, or one box of it, tile by tile, and hand it to a writer in order.
 
-    Args:
-        prediction: The network and its options, or a predictor made for this volume.
-        volume: The image.
-        writer: Takes tiles in order, in coordinates of the box.
-        box: The part to predict; what lies around it in the volume is still seen by the network.
-        tile: (z, y, x) voxels at a time; None: by the memory that is free.
-        done: Tiles to leave out, in coordinates of the box.
-        on_tile: Called with each tile that is written.
+    ``tile`` is (z, y, x) voxels at a time, None by the free memory; ``done`` are tiles to leave out; the writer and
+    ``on_tile`` get coordinates of the box. What lies around the box is still seen by the network.
     """
     predictor = prediction if isinstance(prediction, Predictor) else Predictor(prediction, volume)
     area = volume.check_box(box)

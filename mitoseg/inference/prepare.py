@@ -1,4 +1,4 @@
-"""From a checkpoint's model, a volume and a user's choices to a `Prediction` and the volume that the network sees."""
+"""What a prediction is, and how it is made of a checkpoint's model, a volume and a user's choices."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.special import expit
+from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.inference.precision import choose_precision
-from mitoseg.inference.prediction import KINDS, Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
 from mitoseg.networks.kinds import dimensions
@@ -25,10 +27,81 @@ from mitoseg.volumes.padding import blanked, has_tissue
 from mitoseg.volumes.resampling import resampled
 
 log = logging.getLogger(__name__)
+KINDS: dict[str, np.dtype[Any]] = {
+    "probability": np.dtype(np.float32),
+    "mask": np.dtype(np.uint8),
+    "uncertainty": np.dtype(np.float32),
+}
+"""What can be saved, and the type of its voxels unless the user names another."""
 INSTANCES = "instances"
 """What can be saved besides `KINDS`; it is made of masks."""
 CUDA_SLICES = 8
 """Slices that go through a network on slices together on a GPU; on a CPU one after the other is faster."""
+
+
+def is_tile(tile: object) -> TypeGuard[tuple[int, int, int] | list[int]]:
+    """Whether a value is a size (z, y, x) in voxels."""
+    return isinstance(tile, list | tuple) and len(tile) == 3 and all(type(n) is int and n >= 1 for n in tile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a network is used; commands and the Python interface have options of these names.
+
+    ``tile``: voxels (z, y, x) computed at once, None by the free memory; ``slices``: how many go through together.
+    """
+
+    method: str = "auto"
+    tile: tuple[int, int, int] | None = None
+    overlap: float | None = None
+    window_stride: int = 1
+    tta: str = "none"
+    consensus: str = "mean"
+    precision: str = "fp32"
+    save: str = "probability"
+    dtype: np.dtype[Any] = KINDS["probability"]
+    slices: int = 1
+
+    def __post_init__(self) -> None:
+        if type(self.window_stride) is not int or self.window_stride < 1:
+            raise UserError("window_stride is not a number of pixels", self.window_stride, "give 1 or more")
+        if self.overlap is not None and (not isinstance(self.overlap, int | float) or not 0 <= self.overlap < 1):
+            raise UserError("the overlap is not a share of a tile", self.overlap, "give a number from 0 to below 1")
+        if self.tile is not None and not is_tile(self.tile):
+            raise UserError("tile is not a size", self.tile, "give tile=[z,y,x], each at least 1")
+
+
+@dataclass(frozen=True)
+class Prediction(Options):
+    """A network in eval mode, on its device, its options, and what is known from its training.
+
+    ``voxel_size`` is (z, y, x) in nm for volumes that do not state it; from ``threshold`` on a voxel is foreground.
+    """
+
+    network: nn.Module
+    normalization: Normalization
+    channels: str
+    calibration: Calibration
+    threshold: float
+    voxel_size: VoxelSize | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the output: its kind, the threshold, and the factor from probability to voxel."""
+        scale = 255 if self.save != "mask" and self.dtype == np.uint8 else 1
+        return {"kind": self.save, "threshold": self.threshold, "scale": scale}
+
+    def encode(self, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """The voxels to save: from log-odds a calibrated probability or mask; a deviation stays as it is."""
+        if self.save == "log_odds":
+            return found
+        values = found if self.save == "uncertainty" else expit(self.calibration.apply(found))
+        if self.save == "mask":
+            values = values >= self.threshold
+        elif self.dtype == np.uint8:
+            values = np.rint(values * 255)
+        encoded: npt.NDArray[Any] = values.astype(self.dtype)
+        return encoded
 
 
 def make_prediction(
@@ -57,6 +130,12 @@ def make_prediction(
         raise UserError(what, [model.normalization, model.calibration], "train again, or use another") from error
     device = choose_device(accelerator)
     layout = torch.channels_last if dimensions(model.network) == 2 else torch.channels_last_3d
+    if save not in KINDS:
+        raise UserError("cannot save that", save, f"choose one of {', '.join((*KINDS, INSTANCES))}")
+    kind = np.dtype(dtype) if dtype in ("uint8", "float32") else KINDS[save]
+    if (dtype is not None and kind != dtype) or (save == "mask" and kind != np.uint8):
+        remedy = "use dtype=float32 or dtype=uint8; masks are uint8"
+        raise UserError(f"cannot save a {save} as that type", dtype, remedy)
     return Prediction(
         network=model.network.to(device, memory_format=layout),  # type: ignore[call-overload]
         normalization=normalization or recorded,
@@ -66,21 +145,11 @@ def make_prediction(
         voxel_size=model.voxel_size and check_voxel_size(model.voxel_size),
         precision=choose_precision(precision, device, model.record),
         save=save,
-        dtype=_saved_type(save, dtype),
+        dtype=kind,
         tile=tuple(tile) if isinstance(tile, list) else tile,  # type: ignore[arg-type]
         slices=CUDA_SLICES if device.type == "cuda" else 1,
         **options,
     )
-
-
-def _saved_type(save: str, dtype: str | None) -> np.dtype[np.generic]:
-    if save not in KINDS:
-        raise UserError("cannot save that", save, f"choose one of {', '.join((*KINDS, INSTANCES))}")
-    kind = np.dtype(dtype) if dtype in ("uint8", "float32") else KINDS[save]
-    if (dtype is not None and kind != dtype) or (save == "mask" and kind != np.uint8):
-        remedy = "use dtype=float32 or dtype=uint8; masks are uint8"
-        raise UserError(f"cannot save a {save} as that type", dtype, remedy)
-    return kind
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -101,8 +170,7 @@ CHOICES = ("checkpoint", "volume", "match")
 def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Normalization | None]:
     """The volume as it is to be read, and its normalisation; None for that of the checkpoint.
 
-    ``choice`` is ``checkpoint``: as in training; ``volume``: by the volume's own mean and standard deviation; or
-    ``match``: distributed as in training, quantile by quantile.
+    ``choice``: as in training (checkpoint), by the volume's own mean and deviation, or matched quantile by quantile.
     """
     if choice == "checkpoint":
         choice = model.record.get("normalize", choice)
@@ -153,21 +221,27 @@ FAR_VOXEL_SIZE = 1.25
 def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
     """The volume as the network is to see it.
 
-    ``choice`` is ``none``; ``auto``: the checkpoint's voxel size along y and x, and along z for networks on volumes,
-    or that see neighbouring slices, up to twice, where the two differ by `NEAR` or more; or (z, y, x) in nm.
+    ``choice`` is ``none``, (z, y, x) in nm, or ``auto``: the checkpoint's voxel size where it differs by `NEAR` or
+    more.
     """
     own, trained = volume.voxel_size, model.voxel_size
     choice = choice.tolist() if isinstance(choice, np.ndarray) else choice
     if choice == "none":
         if has_other_voxels(volume, model):
-            text = (
-                "%s has voxels of %s nm, the network was trained on %s nm: give resample=auto to resample on the way"
-            )
+            advice = "give resample=auto to resample on the way"
+            text = f"%s has voxels of %s nm, the network was trained on %s nm: {advice}"
             log.warning(text, volume.path, _by(own or ()), _by(trained or ()))
         return volume
     if choice == "auto":
+        if own is not None and trained is None:
+            text = "the checkpoint does not know its voxel size, so %s is not resampled: give resample=[z,y,x] in nm"
+            log.warning(text, volume.path)
+        elif trained is None:
+            log.warning("%s and the checkpoint have no voxel size, so nothing is resampled", volume.path)
+        elif own is None:
+            text = "%s has no voxel size: taking the checkpoint's, %s nm, so it is not resampled; or give voxel_size="
+            log.warning(text + "[z,y,x]", volume.path, _by(trained))
         if own is None or trained is None:
-            _tell_unknown(volume, model)
             return volume
         target = size_seen(own, trained, model)
     elif isinstance(choice, str) or not isinstance(choice, Sequence):
@@ -204,20 +278,6 @@ def _by(sizes: Sequence[float]) -> str:
     return " x ".join(f"{n:g}" if isinstance(n, float) else str(n) for n in sizes)
 
 
-def _tell_unknown(volume: Volume, model: Model) -> None:
-    """Warn that nothing is resampled, since a voxel size is not known."""
-    if volume.voxel_size is not None:
-        text = "the checkpoint does not know its voxel size, so %s is not resampled: give resample=[z,y,x] in nm"
-        log.warning(text, volume.path)
-    elif model.voxel_size is None:
-        log.warning("%s and the checkpoint have no voxel size, so nothing is resampled", volume.path)
-    else:
-        text = (
-            "%s has no voxel size: taking the checkpoint's, %s nm, so it is not resampled; or give voxel_size=[z,y,x]"
-        )
-        log.warning(text, volume.path, _by(model.voxel_size))
-
-
 def has_other_voxels(volume: Volume, model: Model) -> bool:
     """Whether voxels are far from training's, along the axes that ``resample=auto`` would change."""
     if volume.voxel_size is None or model.voxel_size is None:
@@ -228,10 +288,7 @@ def has_other_voxels(volume: Volume, model: Model) -> bool:
 
 @dataclass(frozen=True)
 class Restored:
-    """From the network's tiles to the input's grid, for `mitoseg.volumes.staging.StagedVolume`.
-
-    ``mask`` says whether the tiles are probabilities of which a mask is to be made on the input's grid.
-    """
+    """From the network's tiles to the input's grid; ``mask``: from probabilities a mask is made there."""
 
     source: Volume
     mask: bool

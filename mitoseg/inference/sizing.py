@@ -1,8 +1,4 @@
-"""How large a tile may be, and how much work a volume is.
-
-The method runs once on tensors without voxels ("meta" tensors), and the bytes that are alive at the same time are
-counted.
-"""
+"""How large a tile may be, and how much work a volume is: the method runs once on tensors without voxels ("meta")."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference.methods import Blend, Method, Window, on_meta
-from mitoseg.inference.prediction import Prediction
+from mitoseg.inference.prepare import Prediction
 from mitoseg.inference.views import View, along_z, gather_bytes
 from mitoseg.networks.kinds import input_channels
 from mitoseg.volumes import CHANNEL_OFFSETS, Volume
@@ -164,11 +160,7 @@ class Rehearsal(NamedTuple):
 
 
 def _cube(shape: Sequence[int], voxels: int) -> Tile:
-    """The largest tile with sides as equal as a volume allows, up to about a number of voxels.
-
-    >>> _cube((500, 500, 500), 2**24), _cube((14, 768, 1024), 2**24)
-    ((256, 256, 256), (14, 768, 1024))
-    """
+    """The largest tile with sides as equal as a volume allows, up to about a number of voxels."""
     side = round(voxels ** (1 / 3))
     while side < max(shape) and math.prod(min(n, 2 * side) for n in shape) <= voxels:
         side *= 2
@@ -185,11 +177,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes from a number or a text such as ``4GB`` or ``500 MiB``.
-
-    >>> parse_bytes("1GB"), parse_bytes("1.5 GiB"), parse_bytes(200)
-    (1000000000, 1610612736, 200)
-    """
+    """Bytes from a number or a text such as ``4GB`` or ``500 MiB``."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(value).lower())
     count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if count <= 0:
@@ -205,8 +193,7 @@ def used_bytes() -> int:
 def budget_bytes(memory: object | None, *, workers: int = 1, besides: int = 0) -> int:
     """Bytes that tiles may take besides what the process has already.
 
-    ``memory`` is for all ``workers`` of this machine and the bytes ``besides`` that the process which started them
-    takes, or None for a share of what is free.
+    ``memory`` is for all ``workers`` of this machine and ``besides`` for their parent; None: a share of what is free.
     """
     if memory is None:
         return int(HOST_SHARE * memory_available()) // workers
@@ -236,8 +223,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        if any(kind in func.name() for kind in ("conv", "pool")) and _has_gaps(args[0]):
-            self.peak = max(self.peak, self.now + args[0].nbytes)  # they copy it first
+        if any(kind in func.name() for kind in ("conv", "pool")):
+            last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(args[0].ndim, torch.contiguous_format)
+            if not (args[0].is_contiguous() or args[0].is_contiguous(memory_format=last)):
+                self.peak = max(self.peak, self.now + args[0].nbytes)  # a view with gaps, which they copy first
         return result
 
     def remembering(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -275,12 +264,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def _has_gaps(image: torch.Tensor) -> bool:
-    """Whether a tensor is a view that leaves out some of what lies between its first and last number."""
-    last = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
-    return not (image.is_contiguous() or (image.ndim in (4, 5) and image.is_contiguous(memory_format=last)))
-
-
 def largest_tile(
     shape: Sequence[int],
     cost: Callable[[Tile], float],
@@ -293,9 +276,6 @@ def largest_tile(
 
     z counts eightfold, as slices are cheap to take one by one, unless all axes are alike (``cube``). Sides that are
     cut are multiples of 16, without ``cube`` not z.
-
-    >>> largest_tile((1, 1000, 1000), math.prod, 3e5, first=(1, 1000, 1000))
-    (1, 512, 512)
     """
     tile = [min(a, b) for a, b in zip(first, shape, strict=True)]
     while (needed := cost((tile[0], tile[1], tile[2]))) > budget:

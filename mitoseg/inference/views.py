@@ -26,7 +26,7 @@ from torch import Tensor
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, reflect
 from mitoseg.inference.methods import Method, make_method
-from mitoseg.inference.prediction import Prediction
+from mitoseg.inference.prepare import Prediction
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import Normalization, Volume, VoxelSize, channel_slices, check_image_values
 from mitoseg.volumes.base import Array, DerivedVolume
@@ -230,22 +230,18 @@ CONSENSUS = ("mean", "median")
 def gather(answers: Iterator[Tensor], save: str, consensus: str, calibration: Calibration) -> Tensor:
     """One number for each voxel from maps of log-odds (z, y, x): their mean or median, or the deviation.
 
-    The mask of the median of an odd number of answers is the majority of their masks, whatever the threshold.
+    The mask of the median of an odd number of answers is the majority of their masks, whatever the threshold; of an
+    even number it is the mean of the middle two, which `torch.median` does not take.
     """
     if save == "uncertainty":
         return _deviation(answers, calibration)
     if consensus == "median":
-        return torch.stack([_median(maps_yx) for maps_yx in zip(*answers, strict=True)])
+        ordered = (torch.stack(maps_yx).sort(0).values for maps_yx in zip(*answers, strict=True))
+        return torch.stack([(maps[(len(maps) - 1) // 2] + maps[len(maps) // 2]) / 2 for maps in ordered])
     total, count = next(answers), 1
     for odds_zyx in answers:
         total, count = total + odds_zyx, count + 1
     return total / count
-
-
-def _median(maps_yx: Sequence[Tensor]) -> Tensor:
-    """The median; of an even number, the mean of the middle two, which `torch.median` does not take."""
-    ordered = torch.stack(list(maps_yx)).sort(0).values
-    return (ordered[(len(maps_yx) - 1) // 2] + ordered[len(maps_yx) // 2]) / 2
 
 
 def _deviation(answers: Iterator[Tensor], calibration: Calibration) -> Tensor:

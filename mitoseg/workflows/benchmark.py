@@ -1,38 +1,24 @@
 """``benchmark``: train, predict and score every method on the same voxels; write a table and a figure.
 
-The methods run as processes, one after the other, and a record is written for each.
-
-benchmark ──> train resume=RUN/unet25d/train      networks are trained first, unless that is done
-          ──> benchmark job=unet25d               then each method predicts and is scored in its own process
+benchmark --> train resume=RUN/unet25d/train      networks are trained first, unless that is done
+          --> benchmark job=unet25d               then each method predicts and is scored in its own process
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
 import mitoseg
 from mitoseg.arguments import as_typed, key_of, literal, split_words, words_kept
 from mitoseg.benchmark import Method, Source, open_source, read_methods
-from mitoseg.benchmark.estimator import (
-    Cost,
-    check_saved,
-    checkpoint_of,
-    describe_run,
-    make_estimator,
-    run_estimator,
-    stage,
-)
 from mitoseg.benchmark.methods import (
     COSTS,
     LAST,
@@ -40,21 +26,26 @@ from mitoseg.benchmark.methods import (
     RECORD,
     TRAIN,
     check_options,
+    check_saved,
+    checkpoint_of,
     clear,
+    describe_run,
     is_finished,
+    make_estimator,
     prediction_path,
     read_source,
+    run_estimator,
     scored_regions,
+    timed,
 )
-from mitoseg.benchmark.report import Report, common_options, picture_box, read_crop, score_part, terminal
-from mitoseg.datasets import Splits
-from mitoseg.datasets.download import fingerprint
+from mitoseg.benchmark.report import Report, finished_before, picture_box, read_crop, score_part, terminal
+from mitoseg.datasets.download import checksums, fingerprint
 from mitoseg.errors import UserError
 from mitoseg.evaluation import BANDS
-from mitoseg.processes import ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
+from mitoseg.processes import attempt, ended_by_sigterm, wait_for_orphan
 from mitoseg.progress import Tell
 from mitoseg.provenance import SOURCE, collect, git_state, peak_memory
-from mitoseg.storage import held, read_json, write_json, write_text
+from mitoseg.storage import flatten, held, read_json, write_json, write_text
 from mitoseg.workflows.options import BenchmarkOptions
 
 log = logging.getLogger(__name__)
@@ -78,30 +69,28 @@ def run(options: BenchmarkOptions, folder: Path, tell: Tell) -> None:
             return
         with held(folder / ".lock", "another benchmark is running in this folder"):
             with words_kept(folder):
-                jobs, changes, report, names, figure = make_plan(options, folder)
+                jobs, changes, report = make_plan(options, folder)
             write_text(folder / "config.yaml", yaml.safe_dump(vars(options), sort_keys=False, allow_unicode=True))
             provenance = collect(seed=options.seed, data=dict(report.splits.provenance))
             write_json(folder / "provenance.json", provenance)
-            for _ in run_jobs(jobs, changes):
-                report.write(names)
-            if figure is not None:
-                report.draw(names, *figure)
-            tell(terminal(report.write(names)))
-    failed = [name for name in names if not is_finished(folder / name)]
+            for i, job in enumerate(jobs, 1):
+                run_job(job, f"{job.method.name} ({i} of {len(jobs)})", changes.get(job.method.name))
+                report.write()
+            if options.figure:
+                report.draw(options.figure_size, options.figure_box)
+            tell(terminal(report.write()))
+    failed = [name for name in report.names if not is_finished(folder / name)]
     if failed:
         named = ", ".join(f"{name} ({read_json(folder / name / RECORD).get('error')})" for name in failed)
         remedy = f"continue with: python benchmark.py resume={as_typed(folder)}"
-        raise UserError(f"{len(failed)} of {len(names)} methods failed: {named}", None, remedy)
+        raise UserError(f"{len(failed)} of {len(report.names)} methods failed: {named}", None, remedy)
 
 
-def make_plan(
-    options: BenchmarkOptions, folder: Path
-) -> tuple[list[Job], dict[str, str], Report, list[str], tuple[object, object] | None]:
-    """Check all options and the data before anything is run.
+def make_plan(options: BenchmarkOptions, folder: Path) -> tuple[list[Job], dict[str, str], Report]:
+    """Check all options and the data before anything is run; to be called inside a run.
 
-    Returns:
-        The methods, in order; for each method to be run again, what has changed; the report; the names of these
-        methods and of others that have already finished; size and position of the figure's crop, None for no figure.
+    Returns the methods in order; for each method to be run again, what has changed; and the report, which includes
+    methods that have finished before.
     """
     methods, source = read_methods(options.methods, options.size), find_source(options)
     splits = open_source(source)
@@ -113,20 +102,35 @@ def make_plan(
                 check_saved(Path(method.checkpoint))
         elif method.checkpoint is not None:
             checkpoint_of(method, folder / method.name)
-    figure = (options.figure_size, options.figure_box) if options.figure else None
-    if figure is not None:
-        picture_box(regions[0], *figure)
+    if options.figure:
+        picture_box(regions[0], options.figure_size, options.figure_box)
     crop = read_crop(options.crop, regions)
-    common = common_options(source.record(), splits, options.part, options.seed)
-    jobs = make_jobs(options, folder, methods, source, common)
-    report = Report(folder, source.name, splits, regions, options.part, options.band, crop, options.published)
+    data = {"name": source.name, **source.options}
+    common = {"data": data, "files": checksums(splits.provenance), "part": options.part, "seed": options.seed}
+    config, given = split_words(sys.argv[2:])  # of this run, as set by `mitoseg.cli.ranks.job_environment`
+    arguments = [argument for argument in given if key_of(argument) not in _NOT_PASSED_ON]
+    training = training_arguments(
+        source,
+        seed=options.seed,
+        accelerator=options.accelerator,
+        prediction=options.prediction,
+        progress=options.progress,
+    )
+    jobs, changes = [], {}
+    for method in methods:
+        found = {**method.record(), **common}
+        if method.estimator is None:
+            found["prediction"] = options.prediction
+        if method.checkpoint is not None:
+            found["checkpoint_sha256"] = fingerprint(method.checkpoint)["sha256"]
+        jobs.append(Job(method, folder / method.name, found, arguments, training, config))
+        change = check_options(method.name, folder / method.name, found, overwrite=options.overwrite)
+        if change is not None:
+            changes[method.name] = change
     names = [method.name for method in methods]
-    checked = {
-        job.method.name: check_options(job.method.name, job.folder, job.options, overwrite=options.overwrite)
-        for job in jobs
-    }
-    changes = {name: change for name, change in checked.items() if change is not None}
-    return jobs, changes, report, [*names, *report.others(names, common)], figure
+    names += finished_before(folder, names, common)
+    report = Report(folder, names, source.name, splits, regions, options.part, options.band, crop, options.published)
+    return jobs, changes, report
 
 
 def find_source(options: BenchmarkOptions) -> Source:
@@ -139,30 +143,6 @@ def find_source(options: BenchmarkOptions) -> Source:
     less = options.small.get(name, {}) if options.size == "small" else {}
     given = {key_of(word) for word in HydraConfig.get().overrides.task}
     return read_source(str(name), options.data, less, given)
-
-
-def make_jobs(
-    options: BenchmarkOptions, folder: Path, methods: Sequence[Method], source: Source, common: dict[str, Any]
-) -> list[Job]:
-    """The job of each method; to be called inside a run."""
-    config, given = split_words(sys.argv[2:])  # of this run, as set by `mitoseg.cli.ranks.job_environment`
-    arguments = [argument for argument in given if key_of(argument) not in _NOT_PASSED_ON]
-    training = training_arguments(
-        source,
-        seed=options.seed,
-        accelerator=options.accelerator,
-        prediction=options.prediction,
-        progress=options.progress,
-    )
-    jobs = []
-    for method in methods:
-        found = {**method.record(), **common}
-        if method.estimator is None:
-            found["prediction"] = options.prediction
-        if method.checkpoint is not None:
-            found["checkpoint_sha256"] = fingerprint(method.checkpoint)["sha256"]
-        jobs.append(Job(method, folder / method.name, found, arguments, training, config))
-    return jobs
 
 
 def run_one(options: BenchmarkOptions, folder: Path) -> None:
@@ -178,16 +158,24 @@ def run_one(options: BenchmarkOptions, folder: Path) -> None:
     if method.estimator is not None:
         costs = run_estimator(method, splits, regions, folder, part=part, show=show)
     else:
-        costs = predict_regions(
-            method,
-            splits,
-            folder,
-            part=part,
-            prediction_method=options.prediction,
-            accelerator=options.accelerator,
-            trust=options.trust,
-            show=show,
-        )
+        # Imported here: otherwise torch's memory would count towards an estimator's.
+        import torch
+
+        from mitoseg.inference.prepare import make_prediction
+        from mitoseg.networks.checkpoint import load_model
+        from mitoseg.workflows.scoring import predict_region
+
+        path = checkpoint_of(method, folder)
+        costs = describe_run(method, path, splits.provenance)
+        model = load_model(path, trust=options.trust)
+        prediction = make_prediction(model, method=options.prediction, accelerator=options.accelerator)
+        for i, region in enumerate(regions):
+            with timed(costs, "prediction", title=f"predicting {part}_{i}", show=False):
+                predict_region(prediction_path(folder, part, i), region, prediction, f"{part}_{i}", show=show)
+        on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        before = costs["peak_memory"]  # of the training
+        here = {"process": peak_memory(), "device": on_gpu}
+        costs["peak_memory"] = {k: max(before.get(k) or 0, value or 0) or None for k, value in here.items()}
     write_json(folder / COSTS, costs)
     score_part(folder, regions, part)
 
@@ -196,8 +184,7 @@ def run_one(options: BenchmarkOptions, folder: Path) -> None:
 class Job:
     """A method to run in its folder; ``options`` holds everything that its result depends on.
 
-    ``arguments`` are the benchmark's, without those about its folder; ``training`` are those passed to every training;
-    ``config`` are Hydra's options that select the config.
+    ``arguments`` are the benchmark's, ``training`` those of every training, ``config`` Hydra's that select the config.
     """
 
     method: Method
@@ -219,56 +206,26 @@ class Job:
         return [[*PROGRAM, "train", *self.config, *arguments], scoring]
 
 
-def run_jobs(jobs: Sequence[Job], changes: Mapping[str, str]) -> Iterator[Job]:
-    """Run the methods one after the other, those in ``changes`` from scratch; yield each when it ends or fails."""
-    for i, job in enumerate(jobs, 1):
-        name = f"{job.method.name} ({i} of {len(jobs)})"
-        if change := changes.get(job.method.name):
-            log.info("%s: options have changed (%s), starting again", name, change)
-            clear(job.folder)
-        if is_finished(job.folder):
-            log.info("%s: finished before", name)
-        else:
-            wait_for_orphan(read_json(job.folder / RECORD))
-            going_on = (job.folder / LAST).is_file() or (job.folder / MODEL).is_dir()
-            log.info("%s: %s", name, "goes on" if going_on else "starts")
-            attempt(job)
-        yield job
-
-
-def attempt(job: Job) -> None:
-    """Run the processes of a method, and record how they ended, even if the wait is interrupted."""
+def run_job(job: Job, name: str, change: str | None) -> None:
+    """Run a method, unless it is finished, until it ends or fails; from scratch if its options have a ``change``."""
+    if change:
+        log.info("%s: options have changed (%s), starting again", name, change)
+        clear(job.folder)
+    if is_finished(job.folder):
+        log.info("%s: finished before", name)
+        return
+    wait_for_orphan(read_json(job.folder / RECORD))
+    going_on = (job.folder / LAST).is_file() or (job.folder / MODEL).is_dir()
+    log.info("%s: %s", name, "goes on" if going_on else "starts")
     commit, dirty = git_state(SOURCE)
     job.folder.mkdir(parents=True, exist_ok=True)
-    seconds = read_json(job.folder / RECORD).get("seconds", 0.0)
-    record: dict[str, Any] = {"name": job.method.name, "title": job.method.title, "options": job.options}
-    record |= {"status": "running", "commit": commit, "dirty": dirty}
-    outcome, start, code = job.folder / ".outcome.json", time.time(), None
-
-    def started(process: psutil.Process) -> None:
-        record["process"] = {"pid": process.pid, "born": process.create_time()}
-        write_json(job.folder / RECORD, record)
-
-    try:
-        for command in job.commands():
-            outcome.unlink(missing_ok=True)
-            code = None
-            code = run_process(command, job_variables(os.environ, outcome, {}), started=started)
-            if code:
-                break
-    finally:
-        report = read_json(outcome)
-        outcome.unlink(missing_ok=True)
-        record.pop("process", None)
-        record["status"] = "finished" if code == 0 else "interrupted" if code is None else "failed"
-        record["error"] = None if code == 0 else report.get("error") or why(code)
-        record["seconds"] = round(seconds + time.time() - start, 1)
-        write_json(job.folder / RECORD, record)
+    record = {"name": job.method.name, "title": job.method.title, "options": job.options}
+    attempt(job.folder / RECORD, record | {"status": "running", "commit": commit, "dirty": dirty}, job.commands())
 
 
 def training_arguments(source: Source, *, seed: int, accelerator: str, prediction: str, progress: bool) -> list[str]:
     """Arguments of every training in a benchmark: the same data and split, and no use of the test volume."""
-    data = [f"{key}={word_value(value)}" for key, value in source.leaves().items()]
+    data = [f"data.{key}={word_value(value)}" for key, value in flatten(source.options).items()]
     looks = ["test=false", "figures=false", "save_overlays=0", f"trainer.enable_progress_bar={word_value(progress)}"]
     chosen = [f"seed={seed}", f"trainer.accelerator={accelerator}", f"method={prediction}"]
     return [f"data={source.name}", *data, *chosen, *looks]
@@ -285,38 +242,3 @@ def word_value(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return literal(value) if isinstance(value, str) else str(value)
-
-
-def predict_regions(
-    method: Method,
-    splits: Splits,
-    folder: Path,
-    *,
-    part: str,
-    prediction_method: str,
-    accelerator: str,
-    trust: bool,
-    show: bool,
-) -> dict[str, Any]:
-    """Write the probabilities of the scored regions; returns the costs, including training, and a protocol note."""
-    # Imported here: otherwise torch's memory would count towards an estimator's.
-    import torch
-
-    from mitoseg.inference.prepare import make_prediction
-    from mitoseg.networks.checkpoint import load_model
-    from mitoseg.workflows.scoring import predict_region
-
-    path = checkpoint_of(method, folder)
-    record = describe_run(method, path, splits.provenance)
-    prediction = make_prediction(load_model(path, trust=trust), method=prediction_method, accelerator=accelerator)
-    total = Cost()
-    for i, region in enumerate(scored_regions(splits, part)):
-        where = prediction_path(folder, part, i)
-        with stage(f"predicting {part}_{i}", show=False) as cost:
-            predict_region(where, region, prediction, f"{part}_{i}", show=show)
-        total += cost
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    here = {"process": peak_memory(), "device": on_gpu}
-    before = record["peak_memory"]
-    memory = {key: max(before.get(key) or 0, value or 0) or None for key, value in here.items()}
-    return {**record, **total.record("prediction"), "peak_memory": memory}

@@ -1,9 +1,6 @@
 """``ensemble``: combine checkpoints into one that predicts the mean of its members, or average stored predictions.
 
-Averaging stored predictions of a volume works for any networks, such as a 2D and a 3D one, which no checkpoint joins.
-
-a.tif   0.9 0.2        log-odds   2.2 -1.4
-b.tif   0.7 0.1                   0.8 -2.2      mean   1.5 -1.8   ->   0.82 0.14
+Stored predictions are averaged, by their log-odds, of networks that no checkpoint can join, as on slices and in 3D.
 """
 
 from __future__ import annotations

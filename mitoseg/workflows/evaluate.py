@@ -49,14 +49,7 @@ def run(options: EvaluateOptions, folder: Path, tell: Tell) -> None:
 
 
 def score_files(options: EvaluateOptions, folder: Path, tell: Tell = lambda _: None) -> dict[str, object]:
-    """Score volumes; write scores, provenance, figures and report to ``folder``.
-
-    Returns:
-        The content of ``metrics.json``: the keys of `mitoseg.evaluation.evaluate`, and ``label_rule``.
-
-    Raises:
-        UserError: A volume or an option is invalid.
-    """
+    """Score volumes; write scores, provenance, figures and report to ``folder``; the content of ``metrics.json``."""
     labelling = instantiate(options.labelling)
     voxel_size = None if options.voxel_size is None else check_voxel_size(options.voxel_size)
     paths = {"prediction": options.prediction, "truth": options.truth, "image": options.image}
@@ -154,10 +147,7 @@ def _count(
     voxel_size: VoxelSize | None,
     **meant: Any,  # noqa: ANN401
 ) -> tuple[dict[str, Any], Volume | None]:
-    """Voxel scores and, if requested, instance scores; also the prediction's ids if scores or report need them.
-
-    Instances are labelled in the whole volume, which is then cropped.
-    """
+    """Voxel scores and, if requested, instance scores; also the prediction's ids if scores or report need them."""
     draws = Bootstrap(options.bootstrap, options.seed)
     result = dict(
         evaluate(
@@ -192,13 +182,10 @@ def _count(
 def chosen_values(
     given: object, predicted: object, kind: str | None, volumes: Mapping[str, Volume]
 ) -> tuple[object, object]:
-    """The foreground values of the prediction and of the truth.
+    """The values that are mitochondria in the prediction and in the truth.
 
-    Args:
-        given: ``foreground=``, which applies to whichever of the two contains classes.
-        predicted: ``prediction_foreground=``.
-        kind: ``kind=``, of the prediction.
-        volumes: ``prediction`` and ``truth``.
+    ``given`` is ``foreground=``, which applies to whichever of the two contains classes; ``predicted`` is
+    ``prediction_foreground=``.
     """
     if given is None or predicted is not None or kind not in (None, "mask"):
         return predicted, given
@@ -241,11 +228,7 @@ def score_instances(
     crop: Box | None = None,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """Score a prediction's instances; ``labelling`` is how they were labelled, None if their ids were stored.
-
-    Returns:
-        The keys of `evaluate_instances`, ``labelling``, and ``truth_labelled``.
-    """
+    """Score a prediction's instances; ``labelling`` is how they were labelled, None if their ids were stored."""
     numbered = truth_instances(truth, (labelling or Labelling()).connectivity, engine=engine)
     overlaps = find_overlaps(result, numbered, labels=truth, crop=crop, engine=engine)
     scores = evaluate_instances([overlaps], small=small, bootstrap=bootstrap)

@@ -31,7 +31,13 @@ def run(options: ExportOptions, _folder: Path, tell: Tell) -> None:
     Raises:
         UserError: The checkpoint, the format, the form or the output is invalid.
     """
-    output, overwrite, chosen = Path(options.output), options.overwrite, _format(options)
+    output, overwrite, chosen = Path(options.output), options.overwrite, options.format
+    if chosen == "auto":
+        chosen = {suffix: name for name, suffix in FORMATS.items()}.get(output.suffix, "safetensors")
+    if chosen not in FORMATS:
+        raise UserError("cannot export to that format", chosen, f"choose one of auto, {', '.join(FORMATS)}")
+    if options.form != "auto" and chosen != "onnx":
+        raise UserError(f"form is for format=onnx, not {chosen}", options.form, "leave form out")
     checkpoint = find_weights(options.checkpoint)
     model = load_model(checkpoint, trust=options.trust)
     package = chosen == "bioimageio"
@@ -64,19 +70,6 @@ def run(options: ExportOptions, _folder: Path, tell: Tell) -> None:
     tell(f"checked against the network on inputs of {sizes}: largest difference {exported.difference:.1e}")
     if package:
         tell("bioimageio.core's own test passed")
-
-
-def _format(options: ExportOptions) -> str:
-    """The format requested, else that of the output's suffix."""
-    by_suffix = {suffix: name for name, suffix in FORMATS.items()}
-    chosen = options.format
-    if chosen == "auto":
-        chosen = by_suffix.get(Path(options.output).suffix, "safetensors")
-    if chosen not in FORMATS:
-        raise UserError("cannot export to that format", chosen, f"choose one of auto, {', '.join(FORMATS)}")
-    if options.form != "auto" and chosen != "onnx":
-        raise UserError(f"form is for format=onnx, not {chosen}", options.form, "leave form out")
-    return chosen
 
 
 def _phantom(model: Model, shape: tuple[int, int, int]) -> Array:

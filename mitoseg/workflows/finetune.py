@@ -40,9 +40,8 @@ from mitoseg.datasets.painted import (
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference.precision import has_bf16
-from mitoseg.inference.prediction import KINDS
 from mitoseg.inference.predictor import predict_volume
-from mitoseg.inference.prepare import NEAR, choose_device, make_prediction, size_seen
+from mitoseg.inference.prepare import KINDS, NEAR, choose_device, make_prediction, size_seen
 from mitoseg.metrics import BINS, Counts, choose_decision, curve, logit_histogram, scores
 from mitoseg.networks.checkpoint import KEY, Model, find_weights, load_model
 from mitoseg.progress import Tell, clock

@@ -1,7 +1,6 @@
-"""The Python interface offered by `import mitoseg`: arrays and paths in, arrays and tables out.
+"""The Python interface: what `import mitoseg` offers, arrays and paths in, arrays and tables out.
 
-It runs the same code as the commands ``predict``, ``evaluate`` and ``measure`` and returns what they would write; it
-prints and writes nothing, unless ``output`` names a file.
+It returns what the commands write, but prints nothing and writes nothing, unless ``output`` names a file.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from mitoseg.volumes.predicted import Decision, decide
 from mitoseg.workflows.evaluate import chosen_values, score_instances
 from mitoseg.workflows.options import FinetuneOptions
 from mitoseg.workflows.predict import decide_tiling
-from mitoseg.workflows.session import Prepared, cleaned, prepare
+from mitoseg.workflows.session import PreparedVolume, cleaned, prepare
 
 if TYPE_CHECKING:
     from mitoseg.workflows.finetune import Finetuned
@@ -67,11 +66,9 @@ POSTPROCESS = {"none": Postprocess(), "clean": CLEAN}
 def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bool = False) -> SegmentationModel:
     """Load a model; ``accelerator`` is ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
 
-    Args:
-        checkpoint: A ``best.ckpt`` written by training, weights as safetensors, an exported folder, or the name of a
-            bundled model; None: the default bundled model.
-        accelerator: Where it computes.
-        trust: Whether to allow a network class from outside mitoseg and MONAI: only for files from people you trust.
+    ``checkpoint``: a ``best.ckpt`` that training wrote, weights as safetensors, an exported folder, or the name of a
+    bundled model; None: the default one. ``trust`` a file whose network's class lies outside mitoseg and MONAI only if
+    you know who made it.
 
     Raises:
         UserError: There is no such model, or it cannot be loaded.
@@ -97,12 +94,9 @@ def train(
 ) -> SegmentationModel:
     """Train a network, as ``mitoseg train data=files`` does, and choose its threshold on held-out slices.
 
-    Args:
-        image: Grey values (z, y, x), or a list of several volumes.
-        truth: Labels of the same shape: 0/1, 0/255, instance numbers or classes.
-        voxel_size: (z, y, x) in nm; None: the files'.
-        folder: A new folder for checkpoints, scores and logs, as written by the command; None: nothing is kept.
-        **options: Keys of the command, such as ``experiment="unet25d"``, ``epochs=4``, ``**{"data.batch_size": 8}``.
+    ``image`` and ``truth`` are volumes (z, y, x) of the same shape, or lists of them; ``voxel_size`` is (z, y, x) in
+    nm, None: the files'. A new ``folder`` gets checkpoints, scores and logs; without it nothing is kept. ``options``
+    are keys of the command, such as ``experiment="unet25d"``, ``epochs=4``, ``**{"data.batch_size": 8}``.
 
     Raises:
         UserError: The volumes or an option are invalid, or the folder exists.
@@ -200,21 +194,17 @@ class SegmentationModel:
         output: File | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
-        """Predict the calibrated probability that each voxel is mitochondrion.
+        """Predict the calibrated probability that each voxel is mitochondrion: float32 (z, y, x), on the image's grid.
 
-        Args:
-            image: Grey values (z, y, x): a path, an array, or a lazy array, which is read tile by tile.
-            voxel_size: (z, y, x) in nm; None: the file's, else the checkpoint's.
-            output: A file to write instead, with its metadata, as ``mitoseg predict`` does; it must not exist.
-            **options: Those in `DEFAULTS`, which docs/PREDICTION.md explains: ``method``, ``tta``, ...
-
-        Returns:
-            Probabilities (z, y, x), float32, on the image's grid; with ``output``, the written file as a lazy volume.
+        ``image`` holds grey values (z, y, x): a path, an array, or a lazy array, which is read tile by tile.
+        ``voxel_size`` is (z, y, x) in nm; None: the file's, else the checkpoint's. With ``output``, a file that must
+        not exist, it is written instead, with its metadata, and returned as a lazy volume. ``options`` are those in
+        `DEFAULTS`, see docs/PREDICTION.md.
 
         Raises:
-            UserError: The image or an option is invalid, the output exists, or there is too little memory.
+            UserError: The image or an option is invalid, the output exists, or memory is too small.
         """
-        return self._run(image, voxel_size, _completed(options), None, "probability", output)
+        return self._run(image, voxel_size, options, None, "probability", output)
 
     def segment(
         self,
@@ -234,8 +224,7 @@ class SegmentationModel:
         if not isinstance(steps, Postprocess):
             remedy = f"choose one of {', '.join(POSTPROCESS)}, or give a mitoseg.segmentation.Postprocess"
             raise UserError("no such post-processing", postprocess, remedy)
-        return self._run(image, voxel_size, _completed(options), None if steps == Postprocess() else steps,
-                         "mask", output)  # fmt: skip
+        return self._run(image, voxel_size, options, None if steps == Postprocess() else steps, "mask", output)
 
     def _run(
         self,
@@ -247,6 +236,10 @@ class SegmentationModel:
         output: File | None,
     ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
         """Predict and restore the result to the image's grid: in memory, or through files beside the output."""
+        for name in options:
+            if name not in DEFAULTS:
+                raise UserError("no such option", name, f"choose from {', '.join(DEFAULTS)}")
+        options = {**DEFAULTS, **options}
         if output is not None:
             check_volume_output(output, overwrite=False)
         source = with_padding(as_volume(image, voxel_size, complete=True), options["padding"])
@@ -285,8 +278,7 @@ class SegmentationModel:
             convert(result, replace(result.info, path=where, metadata=metadata), TILE)
         return open_volume(where)
 
-    def _predict_tiles(self, prepared: Prepared, options: dict[str, Any], scratch: Path | None) -> Volume:
-        """The network's output, in memory or in a folder."""
+    def _predict_tiles(self, prepared: PreparedVolume, options: dict[str, Any], scratch: Path | None) -> Volume:
         predictor, prediction = prepared.predictor, prepared.predictor.prediction
         volume = predictor.volume
         decided = decide_tiling(
@@ -330,6 +322,12 @@ DEFAULTS: dict[str, Any] = {
 """Options of `SegmentationModel`; ``progress`` is called with the fraction of voxels done, from 0 to 1."""
 
 
+def _callable(progress: Progress | None) -> Progress | None:
+    if progress is not None and not callable(progress):
+        raise UserError("progress is not a function", progress, "give one that takes the fraction done")
+    return progress
+
+
 def _shares(total: int, progress: Progress | None) -> Callable[[Box], None]:
     """A callback for each finished box, which reports the fraction of voxels done to ``progress``."""
     done, tell = 0, _callable(progress)
@@ -343,20 +341,6 @@ def _shares(total: int, progress: Progress | None) -> Callable[[Box], None]:
     return advance
 
 
-def _callable(progress: Progress | None) -> Progress | None:
-    if progress is not None and not callable(progress):
-        raise UserError("progress is not a function", progress, "give one that takes the fraction done")
-    return progress
-
-
-def _completed(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with defaults for those left out."""
-    for name in options:
-        if name not in DEFAULTS:
-            raise UserError("no such option", name, f"choose from {', '.join(DEFAULTS)}")
-    return {**DEFAULTS, **options}
-
-
 def label(
     mask: Source,
     voxel_size: Sequence[float] | None = None,
@@ -366,18 +350,12 @@ def label(
     labelling: Labelling | None = None,
     progress: Progress | None = None,
 ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
-    """Number the mitochondria of a mask, 1, 2, ...
+    """Number the mitochondria of a mask, 1, 2, ...: uint32 (z, y, x), 0 is background.
 
-    Args:
-        mask: (z, y, x), nonzero is mitochondrion; or probabilities, as floats from 0 to 1 or from a file.
-        voxel_size: (z, y, x) in nm, only needed by options in nm; None: the file's.
-        output: A file to write instead; it must not exist.
-        threshold: For probabilities; required for arrays, while files store it.
-        labelling: None: connected components. ``mitoseg.Labelling(split=True)`` splits touching mitochondria.
-        progress: Called with the fraction done, from 0 to 1.
-
-    Returns:
-        Instance numbers (z, y, x), uint32, 0 is background; with ``output``, the written file as a lazy volume.
+    ``mask`` is nonzero where mitochondria are, or holds probabilities, whose ``threshold`` is required for arrays,
+    while files store it. With ``output``, a file that must not exist, they are written instead and returned as a lazy
+    volume. ``labelling``, None: connected components; ``mitoseg.Labelling(split=True)`` splits touching mitochondria.
+    ``progress`` is called with the fraction done, from 0 to 1.
 
     Raises:
         UserError: The mask or an option is invalid, or the output exists.
@@ -410,23 +388,16 @@ def measure(
     reach: float = 1000.0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Measure every mitochondrion.
+    """Measure every mitochondrion: one row per instance, ordered by number; docs/MEASURING.md explains the columns.
 
-    Args:
-        labels: Instance numbers (z, y, x), as returned by `label`; 0 is background.
-        voxel_size: (z, y, x) in nm; None: the file's.
-        image: Grey values of the same shape, for the columns of grey values and cristae.
-        probability: Probability of mitochondrion, same shape, for its mean and entropy.
-        uncertainty: Same shape, used in place of the entropy.
-        min_volume: In nm3; smaller instances get no row.
-        reach: Search radius for the nearest neighbour in nm; 0: no search.
-        progress: Called with the fraction of the work done, from 0 to 1.
-
-    Returns:
-        One row per instance, ordered by number; docs/MEASURING.md explains the columns, whose names include units.
+    ``labels`` are instance numbers (z, y, x), as returned by `label`; ``voxel_size`` is (z, y, x) in nm, None: the
+    file's. Of the same shape: ``image``, grey values, for columns of them and of cristae; ``probability`` for its mean
+    and entropy; ``uncertainty``, used in place of the entropy. Instances below ``min_volume`` in nm3 get no row;
+    ``reach`` is the search radius for the nearest neighbour in nm, 0: no search. ``progress`` is called with the
+    fraction done, from 0 to 1.
 
     Raises:
-        UserError: Shapes differ, the voxel size is unknown, a number is out of range, or the labels are a mask.
+        UserError: Shapes differ, the voxel size is not known, a number is out of range, or labels are a mask.
 
     Example:
         >>> measure(np.pad(np.ones((2, 2, 2), np.uint32), 1), (5, 5, 5))["volume_nm3"].tolist()
@@ -463,7 +434,7 @@ def evaluate(
     bootstrap: int = 2000,
     seed: int = 1,
 ) -> dict[str, Any]:
-    """Score a result against the truth, as ``mitoseg evaluate`` does.
+    """Score a result against the truth, as ``mitoseg evaluate`` does; docs/EVALUATION.md explains the scores.
 
     Args:
         prediction: A mask, probabilities or instances (z, y, x).
@@ -479,10 +450,6 @@ def evaluate(
         bands: Widths of the excluded boundary bands, in voxels of the smallest spacing.
         bootstrap: Number of bootstrap samples for the 95 % intervals; 0 for none.
         seed: Of the bootstrap.
-
-    Returns:
-        The content of the command's ``metrics.json``, see docs/EVALUATION.md: ``jaccard_foreground``,
-        ``jaccard_background``, ``jaccard_mean``, ``precision``, ``recall``, ...
 
     Raises:
         UserError: Shapes differ, labels cannot be read, or an option is invalid.

@@ -17,6 +17,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -63,16 +64,11 @@ def read_rows(folder: Path) -> dict[str, Row]:
     except (OSError, csv.Error):
         return {}
     for row in rows:
-        row.command = row.command if _is_object(row.command) else ""
+        with suppress(ValueError, RecursionError):
+            if isinstance(json.loads(row.command), dict):
+                continue
+        row.command = ""
     return {Path(row.output).name: row for row in rows}
-
-
-def _is_object(text: str) -> bool:
-    """Whether the text is a JSON object."""
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
@@ -102,7 +98,16 @@ def plan_rows(given: str | Sequence[str], output: str, suffix: str) -> list[Row]
         if other is not row:
             what = f"two volumes would be written to {row.output}, {other.input} and"
             raise UserError(what, row.input, "rename one of them, or predict it alone")
-    _check_apart(given, output, rows)
+    # results that the same command would read as inputs the next time
+    place_of = Path(os.path.realpath(output))
+    if isinstance(given, str) and Path(given).is_dir():
+        if Path(os.path.realpath(given)) in (place_of, *place_of.parents):
+            raise UserError("the output folder is in, or is, the folder of inputs", output, "choose another folder")
+    elif isinstance(given, str):
+        for path in (output, *(row.output for row in rows)):
+            if fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(given)):
+                what = f"the output {path} matches the pattern of the inputs"
+                raise UserError(what, given, "choose another folder")
     return rows
 
 
@@ -132,7 +137,11 @@ def volumes_in(folder: Path) -> list[str] | None:
     )
     slices = [p for p in names if p.is_file() and p.suffix.lower() in images.SUFFIXES]
     stacks = [p for p in slices if p.suffix.lower() in tiff.SUFFIXES and _is_stack(p)]
-    others = [p for p in names if _is_other(p)]
+    others = []  # neither tifs nor folders of slices
+    for path in names:
+        found = None if path.is_dir() else format_of(str(path))
+        if (path.is_dir() and container_format(str(path)) is not None) or (found and not found[0].pictures):
+            others.append(path)
     single = len(slices) - len(stacks)
     if single and (stacks or others):
         what = f"the folder holds {single} single slices beside {len(stacks) + len(others)} volumes, such as"
@@ -141,20 +150,12 @@ def volumes_in(folder: Path) -> list[str] | None:
     if single:
         return None
     inner = [p for p in names if p.is_dir() and container_format(str(p)) is None and _holds_slices(p)]
-    found = sorted([*stacks, *others, *inner], key=lambda p: images.natural_key(p.name))
-    if not found and _holds_slices(folder):
+    volumes = sorted([*stacks, *others, *inner], key=lambda p: images.natural_key(p.name))
+    if not volumes and _holds_slices(folder):
         return None
-    if not found:
+    if not volumes:
         raise UserError("the folder holds no volume", str(folder), "give a folder of slices or of volumes, or a file")
-    return [str(path) for path in found]
-
-
-def _is_other(path: Path) -> bool:
-    """Whether a path is a volume other than a tif or a folder of slices."""
-    if path.is_dir():
-        return container_format(str(path)) is not None
-    found = format_of(str(path))
-    return found is not None and not found[0].pictures
+    return [str(path) for path in volumes]
 
 
 def _is_stack(file: Path) -> bool:
@@ -179,17 +180,3 @@ def result_name(path: str) -> str:
     name, found = Path(parts[0]).name, format_of(parts[0])
     name = name if found is None else name[: -len(found[1])]
     return "_".join([name, *filter(None, parts[1].split("/"))])
-
-
-def _check_apart(given: str | Sequence[str], output: str, rows: Sequence[Row]) -> None:
-    """Refuse results that the same command would read as inputs when run again."""
-    folder = Path(os.path.realpath(output))
-    if isinstance(given, str) and Path(given).is_dir():
-        source = Path(os.path.realpath(given))
-        if folder == source or source in folder.parents:
-            raise UserError("the output folder is in, or is, the folder of inputs", output, "choose another folder")
-    elif isinstance(given, str):
-        for path in (output, *(row.output for row in rows)):
-            if fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(given)):
-                what = f"the output {path} matches the pattern of the inputs"
-                raise UserError(what, given, "choose another folder")

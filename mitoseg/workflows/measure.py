@@ -62,7 +62,13 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
     check_shapes(**volumes)
     if "image" in volumes:
         volumes["image"] = with_padding(volumes["image"], options.padding)
-    size = find_voxel_size(options, volumes)
+    size = None if options.voxel_size is None else check_voxel_size(options.voxel_size)
+    if size is None:
+        warn_of_sizes(*volumes.values())
+        size = next((volume.voxel_size for volume in volumes.values() if volume.voxel_size is not None), None)
+    if size is None:
+        what = "measuring needs the voxel size, and no file has one"
+        raise UserError(what, options.input, "give voxel_size=[z,y,x] in nm")
     make_folders(output.parent)
     engine = make_engine(options)
     decision = decide(volumes["input"], options.threshold, options.kind)
@@ -105,11 +111,7 @@ def count_padding(volumes: Mapping[str, Volume]) -> int:
 
 
 def summary_path(output: Path) -> Path:
-    """The file for the row of the whole volume: always CSV.
-
-    >>> summary_path(Path("a/cells.parquet")).name
-    'cells_summary.csv'
-    """
+    """The file for the row of the whole volume: always CSV."""
     return output.with_name(f"{output.stem}_summary.csv")
 
 
@@ -151,18 +153,6 @@ def check_outputs(options: MeasureOptions) -> Path:
         import_extra("kimimaro", "kimimaro", "mesh")
         check_folder(Path(options.skeletons), SKELETON_LIST, options.overwrite)
     return output
-
-
-def find_voxel_size(options: MeasureOptions, volumes: dict[str, Volume]) -> VoxelSize:
-    """The given voxel size, else the first one stated by a file."""
-    if options.voxel_size is not None:
-        return check_voxel_size(options.voxel_size)
-    warn_of_sizes(*volumes.values())
-    for volume in volumes.values():
-        if volume.voxel_size is not None:
-            return volume.voxel_size
-    what = "measuring needs the voxel size, and no file has one"
-    raise UserError(what, options.input, "give voxel_size=[z,y,x] in nm")
 
 
 def find_sources(

@@ -21,11 +21,11 @@ import torch
 from hydra.utils import instantiate
 
 from mitoseg import __version__
-from mitoseg.engines import Engine, EngineError, one_at_a_time
+from mitoseg.engines import Engine, EngineError, Prepared, one_at_a_time
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.geometry import Box, tiles
-from mitoseg.inference import Predictor, choose_method
+from mitoseg.inference import Predictor, choose_method, predict_volume
 from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.sizing import budget_bytes, used_bytes
@@ -42,19 +42,20 @@ from mitoseg.volumes.opening import check_volume_output, check_voxel_type, place
 from mitoseg.volumes.padding import as_stored, blanked, with_padding
 from mitoseg.volumes.predicted import KINDS, Decision, decide
 from mitoseg.volumes.staging import StagedVolume, holds_finished, stage_folder
-from mitoseg.volumes.zarrs import ZarrVolume
+from mitoseg.volumes.zarrs import ZarrVolume, remove_partial
 from mitoseg.workflows.many import DONE, FAILED, NAME, Row, plan_rows, read_rows, write_rows
 from mitoseg.workflows.options import PredictOptions
-from mitoseg.workflows.remote import check_shared_storage, decide_together, predict_on_workers
 from mitoseg.workflows.session import (
-    Prepared,
+    PreparedVolume,
     Session,
+    ask_predictors,
+    check_shared_storage,
     chosen_steps,
     cleaned,
     load,
     make_engine,
-    predict_with_progress,
     prepare,
+    tile_writer,
 )
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,10 @@ def run(options: PredictOptions, folder: Path, tell: Tell) -> None:
     instantiate(options.labelling)
     rows = plan_rows(options.input, options.output, options.suffix)
     for row in [Row(options.input, options.output)] if rows is None else rows:
-        check_places(row.input, row.output)
+        ours, theirs = (Path(os.path.realpath(path)) for path in (place(row.output)[0], stored_in(row.input)))
+        if ours == theirs or theirs in ours.parents or ours in theirs.parents:
+            where = "is the input itself" if ours == theirs else "lies inside the input or around it"
+            raise UserError(f"the output {where}", row.output, "choose another name")
     engine = make_engine(options)
     model, checkpoint = load(options.checkpoint, trust=options.trust)
     with waiting("opening the input"):
@@ -146,7 +150,13 @@ def predict_one(
     with StagedVolume(options.output, about, overwrite=options.overwrite, view=prepared.restored, **kept) as stage:
         if not stage.moved:
             predict_staged(options, session, prepared.predictor, stage)
-            note_padding(prepared, stage)
+            if voxels := prepared.padding:
+                share = 100 * voxels / source.box.size
+                if voxels == source.box.size:
+                    log.warning("%s: every slice has a single value: there is no tissue to predict", source.path)
+                else:
+                    log.info("%s: %.1f %% is constant padding, which was left out; see padding=", source.path, share)
+                stage.add_metadata({"padding": voxels})
         if (instances or steps is not None) and not stage.moved:
             finish(prepared, stage, session.engine, steps, labelling if instances else None, show=options.progress)
         else:
@@ -167,19 +177,6 @@ def predict_one(
     return chosen
 
 
-def note_padding(prepared: Prepared, stage: StagedVolume) -> None:
-    """Record in the log and in the output how much of the input is padding."""
-    source, voxels = prepared.source, prepared.padding
-    if not voxels:
-        return
-    if voxels == source.box.size:
-        log.warning("%s: every slice has a single value: there is no tissue to predict", source.path)
-    else:
-        share = 100 * voxels / source.box.size
-        log.info("%s: %.1f %% is constant padding, which was left out; see padding=", source.path, share)
-    stage.add_metadata({"padding": voxels})
-
-
 def predict_staged(options: PredictOptions, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
     """Predict every tile still missing from the stage, in this process or on the workers."""
     volume, remote = predictor.volume, None
@@ -192,7 +189,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
     decisions = stage.decisions
     if not decisions:
         with waiting("choosing the tiles"):
-            decisions = decider(predictor) if remote is None else decide_together(session.engine, remote, decider)
+            decisions = decider(predictor) if remote is None else ask_predictors(session.engine, remote, decider)
     tile = tuple(decisions["tile"])
     log.info(
         "%s on %s, %s%s, tiles of %s voxels",
@@ -212,25 +209,24 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
     stage.start(VolumeInfo(options.output, volume.shape, dtype, voxel_size, metadata), tile, decisions)
     if stage.done:
         log.info("continuing: %d of %d tiles are done", len(stage.done), stage.count)
+    done, title = sum(part.size for part in stage.done), f"predicting {Path(options.input).name}"
     try:
-        title, compiled = Path(options.input).name, decisions["compile"]
-        if remote is not None:
-            show = options.progress
-            predict_on_workers(session.engine, remote, stage, compiled=compiled, title=title, show=show)
-            return
-        if compiled:
-            log.info("compiling: the first tile takes ten seconds or more")
-            predictor.compile(stage.tile)
-        predict_with_progress(
-            predictor,
-            volume,
-            stage,
-            tile=stage.tile,
-            done=frozenset(stage.done),
-            done_voxels=sum(part.size for part in stage.done),
-            title=title,
-            show=options.progress,
-        )
+        with progress(title, volume.box.size, done=done, unit="voxels", show=options.progress) as task:
+            if remote is None:
+                if decisions["compile"]:
+                    log.info("compiling: the first tile takes ten seconds or more")
+                    predictor.compile(stage.tile)
+                given: dict[str, Any] = {"tile": stage.tile, "done": frozenset(stage.done)}
+                predict_volume(predictor, volume, stage, on_tile=lambda part: task.advance(part.size), **given)
+                return
+
+            def take(part: Box, _: None) -> None:
+                stage.take(part)
+                task.advance(part.size)
+
+            make = partial(tile_writer, remote, stage.array.absolute(), stage.tile, decisions["compile"])
+            session.engine.map(Prepared(make), (part for part in stage.tiles() if part not in stage.done), take)
+        remove_partial(stage.array)
     except BaseException:
         if stage.done:
             log.warning("%d of %d tiles are kept: the same command continues from there", len(stage.done), stage.count)
@@ -238,7 +234,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
 
 
 def finish(
-    prepared: Prepared,
+    prepared: PreparedVolume,
     stage: StagedVolume,
     engine: Engine,
     steps: Postprocess | None,
@@ -285,14 +281,6 @@ def decide_tiling(
     chosen = choose_method(method, predictor.prediction.network)
     compiles = choose_compile(compiled, predictor.device, predictor.operations(tile))
     return {"tile": list(tile), "compile": compiles, "method": chosen}
-
-
-def check_places(source: str, output: str) -> None:
-    """Refuse an output that would overwrite its input."""
-    ours, theirs = (Path(os.path.realpath(path)) for path in (place(output)[0], stored_in(source)))
-    if ours == theirs or theirs in ours.parents or ours in theirs.parents:
-        where = "is the input itself" if ours == theirs else "lies inside the input or around it"
-        raise UserError(f"the output {where}", output, "choose another name")
 
 
 def open_input(options: PredictOptions) -> Volume:

@@ -14,16 +14,16 @@ from mitoseg.evaluation import Evaluation, evaluate, pool_evaluations
 from mitoseg.evaluation.figures import save_curves
 from mitoseg.evaluation.figures import save_overlays as draw_overlays
 from mitoseg.evaluation.table import score_table
-from mitoseg.inference import Prediction
+from mitoseg.inference import Prediction, predict_volume
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import KEY, load_model, read_checkpoint
-from mitoseg.progress import Tell, waiting
+from mitoseg.progress import Tell, progress, waiting
 from mitoseg.segmentation import Postprocess
 from mitoseg.storage import write_json
 from mitoseg.training.module import finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Volume, create_volume, open_volume
 from mitoseg.volumes.padding import as_stored
-from mitoseg.workflows.session import chosen_steps, cleaned, predict_with_progress
+from mitoseg.workflows.session import chosen_steps, cleaned
 
 
 def score_run(
@@ -63,13 +63,11 @@ def score_checkpoint(
     steps: Postprocess | None = None,
     trust: bool = False,
 ) -> dict[str, Evaluation]:
-    """Calibrate a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
+    """Finish a checkpoint on validation, predict and score validation and test; write ``metrics.json`` and figures.
 
-    Calibration and threshold are stored in the checkpoint. Figures and ``save_overlays`` slices show the last part.
-
-    Returns:
-        The content of ``metrics.json``: the keys of `evaluate` under ``validation`` and ``test``, and, with
-        post-processing, under ``validation_clean`` and ``test_clean``.
+    The checkpoint gets its calibration and threshold. Figures, and ``save_overlays`` slices, show the last part.
+    Returns the content of ``metrics.json``: scores by part, with post-processing also of ``validation_clean`` and so
+    on.
     """
     parts = {"validation": splits.validation}
     if test and splits.test:
@@ -108,19 +106,15 @@ def _score(folder: Path, name: str, region: Region, prediction: Prediction) -> E
 def predict_region(path: Path, region: Region, prediction: Prediction, title: str, *, show: bool = True) -> None:
     """Predict one region into a file, with a progress bar; an existing file is replaced."""
     path.parent.mkdir(exist_ok=True)
-    with create_volume(
-        str(path),
-        region.box.shape,
-        prediction.dtype,
-        voxel_size=region.image.voxel_size,
-        metadata=prediction.metadata,
-        overwrite=True,
-    ) as writer:
-        predict_with_progress(prediction, region.image, writer, box=region.box, title=title, show=show)
+    about: dict[str, Any] = {"voxel_size": region.image.voxel_size, "metadata": prediction.metadata}
+    with (
+        create_volume(str(path), region.box.shape, prediction.dtype, overwrite=True, **about) as writer,
+        progress(f"predicting {title}", region.box.size, unit="voxels", show=show) as task,
+    ):
+        predict_volume(prediction, region.image, writer, box=region.box, on_tile=lambda part: task.advance(part.size))
 
 
 def _score_clean(folder: Path, name: str, regions: Sequence[Region], steps: Postprocess) -> Evaluation:
-    """Score stored predictions after post-processing."""
     found = []
     for i, region in enumerate(regions):
         result = open_volume(str(_prediction_path(folder, f"{name}_{i}")))

@@ -1,14 +1,21 @@
-"""Steps shared by the commands: the engine, the model and its device, adapting the volume, and post-processing."""
+"""Steps shared by the commands: the engine and its workers, the model, adapting the volume, and post-processing.
+
+Workers open checkpoint and volume for themselves, and write their own chunks. Their devices and their access to files
+are checked before anything is computed; a failure later costs hours.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +23,13 @@ import psutil
 import torch
 from hydra.utils import instantiate
 
-from mitoseg.control_groups import memory_available
-from mitoseg.engines import LANES, Engine, LocalEngine
+from mitoseg import __version__
+from mitoseg.control_groups import memory_available, usable_cores
+from mitoseg.engines import LANES, Engine, LocalEngine, one_at_a_time, worker_rank
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference import Options, Prediction, Predictor, predict_volume
-from mitoseg.inference.precision import choose_precision
+from mitoseg.inference import Options, Prediction, Predictor
+from mitoseg.inference.precision import choose_precision, has_bf16
 from mitoseg.inference.prepare import (
     CUDA_SLICES,
     Restored,
@@ -32,16 +40,17 @@ from mitoseg.inference.prepare import (
 )
 from mitoseg.inference.sizing import HEAPS, budget_bytes, parse_bytes, used_bytes
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
+from mitoseg.networks.kinds import dimensions
 from mitoseg.progress import progress, waiting
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.postprocess import BLOCK, BYTES, Cleaner
-from mitoseg.storage import scratch_folder
+from mitoseg.storage import remove, scratch_folder
 from mitoseg.volumes import Normalization, Volume, VoxelSize
-from mitoseg.volumes.base import BoxWriter
 from mitoseg.volumes.padding import Padding
 from mitoseg.volumes.predicted import decide
+from mitoseg.volumes.staging import PATIENCE, explained, wait_for
+from mitoseg.volumes.zarrs import ZarrOutput
 from mitoseg.workflows.options import PredictOptions, VolumeOptions
-from mitoseg.workflows.remote import Remote, Workers, compare_workers, worker_info
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +102,9 @@ def cleaned(
     engine: Engine | None = None,
     show: bool = False,
 ) -> Iterator[Volume]:
-    """Post-process stored probabilities block by block; yields a mask.
+    """Post-process stored probabilities block by block; yield a mask, a large one kept in ``folder`` until the end.
 
-    A large mask is kept in ``folder``, visible to the engine's workers, until the with block ends. The watershed uses
-    the edges in ``image``; ``threshold``, ``kind`` and ``voxel_size`` override the prediction's metadata.
+    The watershed uses the edges in ``image``; ``threshold``, ``kind`` and ``voxel_size`` override the metadata.
     """
     decision = decide(prediction, threshold, kind)
     if decision.kind != "probability":
@@ -123,7 +131,10 @@ def cleaned(
 
 @dataclass(frozen=True)
 class Session:
-    """What all volumes of one run share; ``workers`` is None if this process computes."""
+    """A model and those who compute with it, for all volumes of one command.
+
+    ``workers`` is None where this process computes.
+    """
 
     engine: Engine
     workers: Workers | None
@@ -160,12 +171,70 @@ class Session:
         prediction = make_prediction(self.model, normalization=normalization, **chosen)
         return replace(prediction, slices=CUDA_SLICES if self.device == "cuda" else 1)
 
-    def remote(self, prediction: Prediction, volume: Volume) -> Remote:
-        """The same prediction for the workers."""
+    def remote(self, prediction: Prediction, volume: Volume) -> Callable[[], Predictor]:
+        """What makes the predictor in a worker: the volume holds where the voxels lie, not the voxels."""
         assert self.workers is not None
         settings = {f.name: getattr(prediction, f.name) for f in fields(prediction) if f.name != "network"}
-        path, threads = str(self.checkpoint.absolute()), self.workers.threads
-        return Remote(path, self.sha256, self.trust, settings, volume, self.device, threads)
+        file = str(self.checkpoint.absolute()), self.sha256, self.trust
+        return partial(remote_predictor, file, settings, volume, self.device, self.workers.threads)
+
+
+def remote_predictor(
+    file: tuple[str, str, bool], settings: Mapping[str, Any], volume: Volume, device: str, threads: int
+) -> Predictor:
+    """A predictor on this worker's device, of a checkpoint (path, SHA-256, whether it is trusted).
+
+    them. Workers on a machine with several GPUs use one each; ``threads`` apply to computing on a CPU.
+    """
+    torch.set_num_threads(threads)
+    network = _load(*file).network
+    layout = torch.channels_last if dimensions(network) == 2 else torch.channels_last_3d
+    place = f"cuda:{worker_rank() % torch.cuda.device_count()}" if device == "cuda" else device
+    network.to(torch.device(place), memory_format=layout)  # type: ignore[call-overload]
+    return Predictor(Prediction(network=network, **settings), volume)
+
+
+@lru_cache(1)
+def _load(checkpoint: str, sha256: str, trust: bool) -> Model:
+    """The model, loaded once for all volumes of a run."""
+    if sha256 != (Path(checkpoint).exists() and hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()):
+        raise UserError("a worker does not see this checkpoint, or another", checkpoint, "put it on shared storage")
+    return load_model(checkpoint, trust=trust)
+
+
+def ask_predictors(
+    engine: Engine, make: Callable[[], Predictor], decide: Callable[[Predictor], dict[str, Any]]
+) -> dict[str, Any]:
+    """Settings that suit all workers: the smallest of their tiles, and compilation if all of them support it."""
+    answers = engine.ask(partial(_ask, make, decide))
+    smallest = min(answers, key=lambda one: tuple(one["tile"]))
+    return {**smallest, "compile": all(one["compile"] for one in answers)}
+
+
+def _ask(make: Callable[[], Predictor], decide: Callable[[Predictor], dict[str, Any]]) -> dict[str, Any]:
+    with one_at_a_time():
+        return decide(make())
+
+
+def tile_writer(
+    make: Callable[[], Predictor], array: Path, tile: tuple[int, int, int], compiled: bool
+) -> Callable[[Box], None]:
+    """Load, open and compile in a worker; return a function that predicts and writes one tile."""
+    predictor, threads = make(), torch.get_num_threads()
+    if compiled:
+        predictor.compile(tile)
+    with explained(array):
+        output = ZarrOutput.reopen(array)
+
+    def predict(tile: Box) -> None:
+        greys = predictor.read(tile)
+        with one_at_a_time():
+            torch.set_num_threads(threads)  # each thread has a number of its own
+            found = predictor.compute(greys, tile)
+        with explained(array):
+            output.write(tile, predictor.encode(tile, found))
+
+    return predict
 
 
 def load(checkpoint: str | None, *, trust: bool) -> tuple[Model, Path]:
@@ -177,14 +246,11 @@ def load(checkpoint: str | None, *, trust: bool) -> tuple[Model, Path]:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One volume, ready to be predicted, and how to restore the result to its grid.
+class PreparedVolume:
+    """One volume, ready to be predicted.
 
-    Attributes:
-        source: The input, with its padding if that is to be detected.
-        predictor: Predictor of the volume that the network sees.
-        kind: What the tiles contain: ``probability``, ``mask`` or ``uncertainty``.
-        restored: Turns the tiles into a volume on the input's grid; None if they are already on it.
+    ``kind`` is what the tiles contain: ``probability``, ``mask`` or ``uncertainty``; ``restored`` turns them into a
+    volume on the input's grid; None if they are already on it.
     """
 
     source: Volume
@@ -221,11 +287,10 @@ def prepare(
     normalize: str,
     resample: object,
     kind: str,
-) -> Prepared:
-    """Adapt a volume to what a model was trained on; see `adapt_greys` and `resample_input`.
+) -> PreparedVolume:
+    """Adapt a volume to what a model was trained on; ``make`` creates the prediction, given normalisation and content.
 
-    ``make`` creates the prediction, given the volume's own normalisation, if any, and the tiles' content: ``kind``,
-    except that the mask of a resampled volume is computed from stored probabilities.
+    Tiles contain ``kind``, except that the mask of a resampled volume is computed from stored probabilities.
     """
     seen = resample_input(resample, source, model)
     with waiting("checking the grey values"):
@@ -233,24 +298,112 @@ def prepare(
     restored = None if seen is source else Restored(source, kind == "mask")
     if restored is not None and restored.mask:
         kind = "probability"
-    return Prepared(source, Predictor(make(normalization, kind), volume), kind, restored)
+    return PreparedVolume(source, Predictor(make(normalization, kind), volume), kind, restored)
 
 
-def predict_with_progress(
-    prediction: Prediction | Predictor,
-    volume: Volume,
-    writer: BoxWriter,
-    *,
-    box: Box | None = None,
-    tile: tuple[int, int, int] | None = None,
-    done: Container[Box] = (),
-    done_voxels: int = 0,
-    title: str = "",
-    show: bool = True,
+SHARED = "put it on storage that all machines share, under the same path"
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker; ``bf16`` are its devices with native bfloat16, ``versions`` those of mitoseg and torch."""
+
+    machine: str
+    cores: int
+    devices: tuple[str, ...]
+    bf16: tuple[str, ...]
+    versions: tuple[str, str]
+
+
+def worker_info() -> WorkerInfo:
+    """Describe this process."""
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    devices = tuple(name for name, there in here.items() if there)
+    bf16 = tuple(name for name in devices if has_bf16(torch.device(name)))
+    return WorkerInfo(socket.gethostname(), usable_cores(), devices, bf16, (__version__, torch.__version__))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What all workers of an engine have in common; ``neighbours`` is the most that share a machine."""
+
+    device: str
+    bf16: bool
+    threads: int
+    neighbours: int
+
+
+def compare_workers(workers: Sequence[WorkerInfo], accelerator: str) -> Workers:
+    """What the workers have in common; each has as many threads as the one with the fewest cores can have."""
+    ours = (__version__, torch.__version__)
+    for worker in workers:
+        if worker.versions != ours:
+            what = f"a worker on {worker.machine} has other versions of mitoseg and torch than {ours}"
+            raise UserError(what, worker.versions, "install the same everywhere")
+    wanted = {"gpu": "cuda"}.get(accelerator, accelerator)
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if all(name in worker.devices for worker in workers))
+    lacking = [worker.machine for worker in workers if wanted not in worker.devices]
+    if lacking:
+        choose_device("cpu" if wanted in ("cuda", "mps") else wanted)  # refuses what does not exist at all
+        what = f"{len(lacking)} of {len(workers)} workers lack the accelerator {wanted}, among them one on"
+        raise UserError(what, lacking[0], "use accelerator=auto")
+    crowd = Counter(worker.machine for worker in workers)
+    threads = min(max(1, worker.cores // crowd[worker.machine]) for worker in workers)
+    return Workers(wanted, all(wanted in worker.bf16 for worker in workers), threads, max(crowd.values()))
+
+
+def find_files(sizes: Mapping[str, tuple[str, int | None]], token: Path, text: str) -> tuple[str, str | UserError]:
+    """On a worker, check for files and for the coordinator's token, and write another token beside it.
+
+    ``sizes`` maps what a file is to its path and size in bytes (None: a folder); ``text`` is the token's content.
+    Returns the machine's name, and the name of the worker's own token or the error.
+    """
+    machine, folder = socket.gethostname(), str(token.parent)
+    for what, (path, size) in sizes.items():
+        if not os.path.exists(path):
+            return machine, UserError(f"a worker on {machine} does not see the {what}", path, SHARED)
+        if size is not None and os.path.getsize(path) != size:
+            return machine, UserError(f"a worker on {machine} sees a different {what}", path, SHARED)
+    try:
+        wait_for(token, 5)
+        same = token.read_text(encoding="utf-8") == text
+    except (UserError, OSError):
+        same = False
+    if not same:
+        return machine, UserError(f"a worker on {machine} does not see the output folder", folder, SHARED)
+    own = token.with_name(f"{token.name}.{secrets.token_hex(8)}")
+    try:
+        own.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"a worker on {machine} cannot write ({error.strerror or error})"
+        return machine, UserError(what, folder, "check its permissions")
+    return machine, own.name
+
+
+def check_shared_storage(
+    engine: Engine, files: Mapping[str, str | Path], folder: Path, patience: float = PATIENCE
 ) -> None:
-    """`predict_volume` with a progress bar over the voxels."""
-    total = (box or volume.box).size
-    with progress(f"predicting {title}", total, done=done_voxels, unit="voxels", show=show) as task:
-        predict_volume(
-            prediction, volume, writer, box=box, tile=tile, done=done, on_tile=lambda part: task.advance(part.size)
-        )
+    """Check that every worker sees the files, and that workers and this process see each other's files in ``folder``.
+
+    ``files`` are keyed by what they are; a worker's file must appear here within ``patience`` seconds.
+    """
+    sizes = {
+        what: (os.path.abspath(path), None if os.path.isdir(path) else os.path.getsize(path))
+        for what, path in files.items()
+    }
+    text = secrets.token_hex(8)
+    token = folder.absolute() / f"token.{text}"
+    try:
+        token.write_text(text, encoding="utf-8")
+        for machine, answer in engine.ask(partial(find_files, sizes, token, text)):
+            if isinstance(answer, UserError):
+                raise answer
+            try:
+                wait_for(token.with_name(answer), patience)
+            except UserError as error:
+                what = f"files that a worker on {machine} writes beside the output do not appear here"
+                raise UserError(what, str(folder), SHARED) from error
+    finally:
+        for left in folder.glob(f"{token.name}*"):
+            remove(left)

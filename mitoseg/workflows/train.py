@@ -1,12 +1,7 @@
 """``train``: compose, build, fit, score.
 
-``extend=N`` continues a finished run for N epochs. The schedule, which has ended, runs again from its start over the N
-new epochs: a warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score and the numbering of epochs
-and steps continue.
-
-Provenance records what the run cost: time, memory, network size. Each run also writes its options and scores to
-TensorBoard's HParams, so ``tensorboard --logdir outputs/sweeps/NAME`` shows a sweep as a table and in parallel
-coordinates.
+``extend=N`` continues a finished run for N epochs. The schedule runs again from its start over the N new epochs: a
+warm restart (Loshchilov and Hutter, SGDR, 2017). Momentum, the best score and the numbering of epochs continue.
 """
 
 from __future__ import annotations
@@ -35,8 +30,6 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from mitoseg.arguments import as_typed, changed_arguments, key_of, replace_saved_words, words_kept
 from mitoseg.datasets.base import Recipe
@@ -82,10 +75,7 @@ LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 
 
 def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
-    """Train one network and, on the first rank, score it.
-
-    Returns:
-        The foreground JAC on the validation slabs, which a sweep maximises; None on other ranks.
+    """Train one network and, on the first rank, score it: the foreground JAC on the validation slabs, or None.
 
     Raises:
         UserError: Something in the config or the data is wrong.
@@ -288,7 +278,7 @@ def train(
         runtime = HydraConfig.get()
         given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
         scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
-        write_hparams(folder / "tensorboard", given, scores)
+        write_hparams(folder, given, scores)
     return float(validation["jaccard_foreground"])
 
 
@@ -306,7 +296,9 @@ def fit_run(
         known = OmegaConf.merge(cfg, {"network": module.network_config})
         write_text(folder / "config.yaml", OmegaConf.to_yaml(known, resolve=True))
         write_json(folder / "provenance.json", collect(**origins))
-        before.put_scores_aside()
+        if before.scored:  # the run is extended: until there are new scores, those of before have another name
+            name = f"metrics_after_{before.epochs - before.extended[-1]}_epochs.json"
+            move_into_place(folder / "metrics.json", folder / name, overwrite=True)
     kind = trainer.strategy.root_device.type
     threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
     line = "training on %d %s device(s)%s, precision %s"
@@ -315,7 +307,13 @@ def fit_run(
         rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
     fit(trainer, module, data, before.checkpoint)
     if trainer.is_global_zero:
-        costs = training_costs(trainer, module.network)
+        (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+        on_device = torch.cuda.max_memory_allocated(trainer.strategy.root_device) if kind == "cuda" else None
+        costs = {
+            "training_seconds": round(timer.time_elapsed(), 1),  # without the parts that were lost when it was killed
+            "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+            "peak_memory": {"process": peak_memory(), "device": on_device},
+        }
         provenance = collect(**origins, **costs, data=dict(data.splits.provenance), draws=dict(data.summary))
         write_json(folder / "provenance.json", provenance)
     return trainer.is_global_zero
@@ -406,29 +404,14 @@ def network_config(cfg: DictConfig) -> dict[str, Any]:
     return {**config, "in_channels": count}
 
 
-def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
-    """The Trainer with its loggers and callbacks, which write to ``folder``; ``replaced`` overrides its config."""
-    trainer: Trainer = instantiate(
-        cfg.trainer,
-        logger=make_loggers(cfg, folder),
-        callbacks=make_callbacks(cfg, folder),
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder,
-        **replaced,
-    )
-    return trainer
-
-
 @dataclass(frozen=True)
 class Continuation:
     """Where a run starts: from scratch, from its own checkpoint, or from its finished state, extended.
 
-    ``extended`` are the epochs of each extension, including the one starting now; ``epochs`` those of the whole run;
-    ``scored``: whether a finished run is being extended, so that its scores are out of date. The network is built
-    within ``bounds``, as its arguments may come from an untrusted file.
+    ``extended`` are the epochs of each extension, including the one starting now (``scored``); ``epochs`` those of the
+    whole run. The network is built within ``bounds``, as its arguments may come from an untrusted file.
     """
 
-    folder: Path
     checkpoint: Path | None
     extended: tuple[int, ...]
     epochs: int
@@ -441,7 +424,7 @@ class Continuation:
         if cfg.resume is None:
             if cfg.extend is not None:
                 raise UserError("extend= without a run", cfg.extend, "add resume=RUN, the run to extend")
-            return cls(folder, None, (), cfg.trainer.max_epochs, False)
+            return cls(None, (), cfg.trainer.max_epochs, False)
         given = Path(cfg.resume)
         checkpoint = given if given.is_file() else given / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
@@ -465,32 +448,11 @@ class Continuation:
             extended.append(cfg.extend)
         epochs = cfg.trainer.max_epochs + sum(extended)
         bounds = nullcontext() if cfg.trust else within(Bounds(found["state_dict"].values()))
-        return cls(folder, checkpoint, tuple(extended), epochs, cfg.extend is not None, bounds)
-
-    def put_scores_aside(self) -> None:
-        """Rename the scores of a run that is being extended, until there are new ones."""
-        if self.scored:
-            name = f"metrics_after_{self.epochs - self.extended[-1]}_epochs.json"
-            move_into_place(self.folder / "metrics.json", self.folder / name, overwrite=True)
+        return cls(checkpoint, tuple(extended), epochs, cfg.extend is not None, bounds)
 
 
-def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
-    """The callbacks for checkpoints, guards, pictures, speed and progress that the config selects."""
-    kept, throughput = folder / "checkpoints", Throughput()
-    callbacks = [FiniteLoss(), ShallowConvolutions(), SlicePictures(overlay_figure), throughput]
-    if cfg.patience is not None:
-        callbacks.append(EarlyStopping(SCORE, mode="max", patience=cfg.patience, check_on_train_epoch_end=False))
-    if cfg.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=cfg.ema))
-    if cfg.trainer.enable_progress_bar:
-        callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
-    callbacks.extend(map(instantiate, (cfg.callbacks or {}).values()))
-    callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer adds its own only if there is a limit
-    return [*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)]
-
-
-def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """The loggers: TensorBoard, CSV, and those of the config group ``logger``."""
+def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  # noqa: ANN401 (the Trainer's own)
+    """The Trainer with its loggers and callbacks, which write to ``folder``; ``replaced`` overrides its config."""
     loggers: list[Logger] = [TensorBoardLogger(folder, name="", version="tensorboard"), CSVLogger(folder, name="csv")]
     for name, config in (cfg.get("logger") or {}).items():
         try:
@@ -499,23 +461,25 @@ def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             if isinstance(error.__cause__, ImportError):
                 raise UserError(f"logger={name} needs a package", str(name), f"run: pip install {name}") from error
             raise
-    return loggers
-
-
-def training_costs(trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]:
-    """Costs of a training that has just ended.
-
-    ``training_seconds`` include validation but not work lost when the run was killed; ``peak_memory`` is in bytes, of
-    this process and, for memory allocated by torch, of its device.
-    """
-    (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
-    device = trainer.strategy.root_device
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {
-        "training_seconds": round(timer.time_elapsed(), 1),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "peak_memory": {"process": peak_memory(), "device": on_device},
-    }
+    kept, throughput = folder / "checkpoints", Throughput()
+    callbacks: list[Callback] = [FiniteLoss(), ShallowConvolutions(), SlicePictures(overlay_figure), throughput]
+    if cfg.patience is not None:
+        callbacks.append(EarlyStopping(SCORE, mode="max", patience=cfg.patience, check_on_train_epoch_end=False))
+    if cfg.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=cfg.ema))
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(Progress(throughput) if on_terminal() else ProgressLines())
+    callbacks.extend(map(instantiate, (cfg.callbacks or {}).values()))
+    callbacks.append(Timer(cfg.trainer.max_time))  # the Trainer adds its own only if there is a limit
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        logger=loggers,
+        callbacks=[*callbacks, BestCheckpoint(kept), LastCheckpoint(kept, cfg.checkpoint_minutes)],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        **replaced,
+    )
+    return trainer
 
 
 CHOICES = ("data", "network", "optimizer", "scheduler", "experiment")
@@ -546,10 +510,7 @@ def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: 
 
 
 def write_hparams(folder: Path, given: Mapping[str, Value], scores: Mapping[str, float]) -> None:
-    """Write hyperparameters and scores as TensorBoard events to a folder."""
-    with SummaryWriter(str(folder)) as writer:
-        file_writer = writer._get_file_writer()
-        for summary in hparams(dict(given), dict(scores)):  # type: ignore[no-untyped-call]
-            file_writer.add_summary(summary)
-        for tag, score in scores.items():
-            writer.add_scalar(tag, score, 0)
+    """Write hyperparameters and scores as TensorBoard events to a run's folder."""
+    logger = TensorBoardLogger(folder, name="", version="tensorboard")
+    logger.log_hyperparams(dict(given), dict(scores))
+    logger.finalize("success")

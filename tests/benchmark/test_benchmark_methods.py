@@ -9,23 +9,21 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mitoseg.benchmark import read_methods
-from mitoseg.benchmark.estimator import (
-    INSTALL,
-    checkpoint_of,
-    describe_run,
-    make_estimator,
-    read_regions,
-    training_data,
-)
 from mitoseg.benchmark.methods import (
+    INSTALL,
     TRAINING_KEYS,
     Method,
     check_options,
+    checkpoint_of,
     clear,
+    describe_run,
+    make_estimator,
     open_source,
     read_method,
+    read_regions,
     read_source,
     scored_regions,
+    training_data,
 )
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.datasets import Region

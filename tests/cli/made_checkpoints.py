@@ -1,12 +1,12 @@
 """Checkpoints of tiny networks with weights that are always the same, and the words to predict with them."""
 
-import os
-import sys
+from pathlib import Path
 
+import tifffile
 import torch
+from tiny_training import command as run_command
 from torch import nn
 
-from mitoseg.cli.launch import main
 from mitoseg.networks import PatchCNN
 from mitoseg.networks.checkpoint import FORMAT, KEY
 
@@ -37,14 +37,7 @@ class Padded(nn.Module):
 
 
 def save_checkpoint(path, network=None, *, arguments=None, **changes):
-    """Write a checkpoint of a network, PatchCNN on single slices unless another is given.
-
-    Args:
-        path: Where.
-        network: Its weights are drawn anew.
-        arguments: Of its class.
-        changes: To its record.
-    """
+    """Write a checkpoint of a network with weights drawn anew, PatchCNN on single slices unless another is given."""
     network = network or PatchCNN(in_channels=1)
     arguments = arguments or {"in_channels": 1}
     generator = torch.Generator().manual_seed(0)
@@ -71,14 +64,18 @@ def predict(monkeypatch, *words):
     return run_command(monkeypatch, "predict", "progress=false", "accelerator=cpu", *words)
 
 
-def run_command(monkeypatch, *words):
-    """Run any command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["mitoseg"])
-    before = dict(os.environ)
-    try:
-        return main(list(map(str, words)))
-    except SystemExit as leaving:
-        return leaving.code
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def prepare(folder, monkeypatch, image=None, truth=None):
+    """Make a folder the current one, with a checkpoint and, if they are given, a volume and its labels."""
+    monkeypatch.chdir(folder)
+    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
+    for name, array in (("in.tif", image), ("truth.tif", truth)):
+        if array is not None:
+            tif(name, array)
+    return folder
+
+
+def tif(path, array, **options):
+    """Write a TIFF, with its folders; its path."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, array, photometric="minisblack", **options)
+    return str(path)

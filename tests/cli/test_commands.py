@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-import tifffile
 import torch
+from made_checkpoints import tif
 from small_project import heed_interrupts
 from tiny_training import TINY, command
 
@@ -62,22 +62,6 @@ def test_predict_and_evaluate_give_the_scores_of_training(work, monkeypatch, cap
         assert found[key] == pytest.approx(trained[key], rel=1e-6), key
 
 
-@pytest.mark.parametrize("words", [["save=mask"], ["dtype=uint8"], ["save=probability"]])
-def test_the_checkpoint_s_threshold_and_every_dtype(work, monkeypatch, words, tmp_path):
-    image = next((work / "phantom").glob("fibsem_3x*/image.tif"))
-    given = ["checkpoint=run/checkpoints/best.ckpt", f"input={image}", f"output={tmp_path}/out.tif", "progress=false"]
-    assert command(monkeypatch, "predict", *given, *words) == 0
-    result = open_volume(f"{tmp_path}/out.tif")
-    voxels, metadata = result.read(), result.info.metadata
-    assert voxels.dtype == (np.float32 if "save=probability" in words else np.uint8)
-    probability = open_volume(str(work / "run" / "predictions" / "test_0.tif")).read()
-    if "save=mask" in words:
-        np.testing.assert_array_equal(voxels, probability >= metadata["threshold"])
-    else:
-        scale = metadata["scale"]
-        np.testing.assert_allclose(voxels / scale, probability, atol=0.5 / 255 if scale == 255 else 1e-6)
-
-
 def test_resume_goes_on_where_it_stopped(work, monkeypatch):
     assert command(monkeypatch, "train", *TINY, "hydra.run.dir=again", "test=false") == 0
     assert command(monkeypatch, "train", "resume=again", "epochs=2") == 0
@@ -97,11 +81,6 @@ def test_other_networks_channels_and_the_paper_train_too(work, monkeypatch, word
     model = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert model.network.in_channels == (1 if "data.channels=single" in words else 3)
     assert model.network.window == (67 if "network=context_cnn" in words else 32)
-
-
-def tif(path, array):
-    tifffile.imwrite(path, array, photometric="minisblack")
-    return path
 
 
 RNG = np.random.default_rng(0)
@@ -136,34 +115,6 @@ def test_bad_volumes_end_training_in_one_line(name, tmp_path, monkeypatch, capsy
     assert code == 1
     assert len(errors) == 1
     assert told.lower() in errors[0].lower()
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["checkpoint=none.ckpt"], "no such checkpoint"),
-        (["checkpoint=foreign.ckpt"], "not written by mitoseg"),
-        (["input=none.tif"], "none.tif"),
-        (["input=empty"], "empty"),
-        (["output=exists.tif"], "overwrite=true"),
-        (["output=out.xyz"], "xyz"),
-        (["save=everything"], "probability"),
-        (["dtype=int64"], "float32"),
-    ],
-)
-def test_bad_input_ends_prediction_in_one_line(words, told, work, monkeypatch, capsys):
-    torch.save({"state_dict": {}}, "foreign.ckpt")
-    (work / "exists.tif").touch()
-    (work / "empty").mkdir(exist_ok=True)
-    image = next((work / "phantom").glob("fibsem_3x*/image.tif"))
-    given = ["checkpoint=run/checkpoints/best.ckpt", f"input={image}", "output=out.tif", "progress=false"]
-    kept = [word for word in given if word.split("=")[0] != words[0].split("=")[0]]
-    code = command(monkeypatch, "predict", *kept, *words)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert (code, len(errors)) == (1, 1)
-    assert told in errors[0]
-    assert not [p for p in work.iterdir() if "out." in p.name]
-    assert (work / "exists.tif").stat().st_size == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")

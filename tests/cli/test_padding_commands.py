@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from made_checkpoints import OneConvolution, Padded, run_command, save_checkpoint
+from made_checkpoints import OneConvolution, Padded, run_command, save_checkpoint, tif
 
 from mitoseg.datasets import Files
 from mitoseg.sampling import data_module
@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
     quantiles = np.linspace(60, 200, 257).tolist()
     for name, network in (("block", OneConvolution()), ("whole", Padded())):
         save_checkpoint(f"{name}.ckpt", network, arguments={"in_channels": 1}, grey_quantiles=quantiles, threshold=0.1)
-    tifffile.imwrite("in.tif", np.where(TISSUE, GREY, 0), photometric="minisblack")
+    tif("in.tif", np.where(TISSUE, GREY, 0))
 
     def command(name, *words):
         return run_command(monkeypatch, name, "progress=false", "hydra.run.dir=run", *words)
@@ -56,7 +56,7 @@ def test_nothing_is_predicted_in_padding(run, network, method, save, capsys):
     assert not found.read()[~TISSUE].any()
     assert (found.read()[TISSUE] > 0).mean() > 0.5
     assert found.info.metadata["padding"] == (~TISSUE).sum()
-    assert f"{100 * (~TISSUE).mean():.1f} % is padding" in capsys.readouterr().err
+    assert f"{100 * (~TISSUE).mean():.1f} % is constant padding" in capsys.readouterr().err
     assert run(*words, "output=b.h5", "tile=[6,60,70]") == 0
     if method != "blend":  # whose tile is the network's
         np.testing.assert_array_equal(open_volume("b.h5").read(), found.read())
@@ -83,7 +83,7 @@ def test_margins_change_no_grey_value_inside(run, capsys):
 
 
 def test_nan_around_tissue_is_padding(run):
-    tifffile.imwrite("in.tif", np.where(TISSUE, GREY, np.nan).astype(np.float32), photometric="minisblack")
+    tif("in.tif", np.where(TISSUE, GREY, np.nan).astype(np.float32))
     for choice in ("volume", "match"):
         assert run("checkpoint=whole.ckpt", "output=a.tif", f"normalize={choice}") == 0
         found = open_volume("a.tif").read()
@@ -95,12 +95,12 @@ def test_nan_around_tissue_is_padding(run):
 @pytest.mark.parametrize("normalize", ["checkpoint", "volume", "match"])
 def test_a_stack_of_nothing_is_told(run, capsys, normalize):
     words = ("checkpoint=whole.ckpt", "output=a.tif", f"normalize={normalize}")
-    tifffile.imwrite("in.tif", np.full(SHAPE, 7, np.uint8), photometric="minisblack")
+    tif("in.tif", np.full(SHAPE, 7, np.uint8))
     for resampled in ([], ["voxel_size=[5,7,7]"]):
         assert run(*words, *resampled) == 0
         assert "no tissue" in capsys.readouterr().err
         assert not open_volume("a.tif").read().any()
-        tifffile.imwrite("nan.tif", np.full(SHAPE, np.nan, np.float32), photometric="minisblack")
+        tif("nan.tif", np.full(SHAPE, np.nan, np.float32))
         assert run(*words, *resampled, "input=nan.tif", "output=b.tif") == 1
         assert "NaN alone" in capsys.readouterr().err
         assert not Path("b.tif").exists()
@@ -109,7 +109,7 @@ def test_a_stack_of_nothing_is_told(run, capsys, normalize):
 def test_densities_are_those_of_tissue(run, capsys):
     assert run("checkpoint=whole.ckpt", "output=a.zarr", "save=mask") == 0
     mask = open_volume("a.zarr").read() > 0
-    tifffile.imwrite("mask.tif", mask.astype(np.uint8), photometric="minisblack")
+    tif("mask.tif", mask.astype(np.uint8))
     tissue = TISSUE.sum() * 125 / 1e9
     rows = {}
     for name, words in {
@@ -138,7 +138,7 @@ def test_margins_cost_no_mitochondria(run, monkeypatch):
     image, truth = (np.stack([tifffile.imread(path, key=z)[part] for z in range(20, 22)]) for path in stacks)
     for name, margin in (("plain", 0), ("margins", 28)):
         wide = ((0, 0), (margin, margin), (margin, margin))
-        tifffile.imwrite("in.tif", np.pad(image, wide), photometric="minisblack")
+        tif("in.tif", np.pad(image, wide))
         words = ("save=mask", "normalize=match", "voxel_size=[5,5,5]", f"output={name}.tif")
         assert run(*words) == 0
     inner = np.s_[:, 28:-28, 28:-28]
@@ -150,10 +150,10 @@ def test_margins_cost_no_mitochondria(run, monkeypatch):
 @pytest.mark.parametrize("tile", [None, [1, 16, 16]])
 def test_training_learns_nothing_from_padding(tmp_path, tile):
     label = (GREY > 120).astype(np.uint8)
-    tifffile.imwrite(tmp_path / "label.tif", label, photometric="minisblack")
+    tif(tmp_path / "label.tif", label)
     found = {}
     for choice in ("auto", "none"):
-        tifffile.imwrite(tmp_path / "image.tif", np.where(TISSUE, GREY, 0), photometric="minisblack")
+        tif(tmp_path / "image.tif", np.where(TISSUE, GREY, 0))
         named = {"image": "image.tif", "label": "label.tif"}
         source = {"root": str(tmp_path), "train": named, "validation": {"slabs": [[5, 6]], "gap": 0}}
         options = {"window": 16, "block": 16, "label_rule": "center", "spatial_dims": 2, "batch_size": 4}

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ import pytest
 import tifffile
 import torch
 import zarr
-from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from made_checkpoints import OneConvolution, Padded, predict, prepare, save_checkpoint, tif
 from monai.networks.nets import UNet
 
 from mitoseg import storage
@@ -21,19 +22,11 @@ from mitoseg.volumes.staging import StagedVolume
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
 
 
-def tif(image, name="in.tif", **options):
-    tifffile.imwrite(name, image, photometric="minisblack", **options)
-    return name
-
-
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """An empty folder to work in, but for a checkpoint, a good volume, and where runs are recorded."""
-    monkeypatch.chdir(tmp_path)
-    Path("runs").mkdir()
-    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
-    tif(GREY)
-    return tmp_path
+    (tmp_path / "runs").mkdir()
+    return prepare(tmp_path, monkeypatch, GREY)
 
 
 def files(folder):
@@ -134,7 +127,7 @@ def test_too_little_memory_says_how_much_is_enough(work, refused, monkeypatch):
     line = refused("memory=100MB", *words)
     remedy = re.search(r"too little memory: the smallest tile needs (\d+) MB.*; give (memory=[\d.]+GB) or more", line)
     assert int(remedy[1]) >= 134
-    monkeypatch.setattr("mitoseg.workflows.predict.predict_with_progress", lambda *_, **__: 1 / 0)  # far enough
+    monkeypatch.setattr("mitoseg.workflows.predict.predict_volume", lambda *_, **__: 1 / 0)  # far enough
     given = ["checkpoint=a.ckpt", "output=out.tif", "trust=true", "hydra.run.dir=runs", *words]
     assert predict(monkeypatch, *given, remedy[2]) == 1
     monkeypatch.undo()
@@ -153,76 +146,109 @@ def cut(path, share):
     Path(path).write_bytes(data[: int(share * len(data))])
 
 
-@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits"])
-def test_a_corrupt_page_of_a_tiff(refused, compression):
-    tif(GREY, compression=compression)
+def corrupt_page(compression):
+    tif("in.tif", GREY, compression=compression)
     with tifffile.TiffFile("in.tif") as opened:
         offset = opened.pages[3].dataoffsets[0]
     damaged("in.tif", offset, 200)
-    assert "the file cannot be read" in refused()
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
-def test_a_truncated_tiff(refused, compression, share):
-    tif(GREY, compression=compression)
+def truncated(compression, share):
+    tif("in.tif", GREY, compression=compression)
     cut("in.tif", share)
-    assert re.search("cut short|cannot be read", refused())
 
 
-def hdf5():
+def hdf5(share=1.0, *, damage=False):
     with h5py.File("in.h5", "w") as h5:
         dataset = h5.create_dataset("image", data=GREY, chunks=(1, 40, 48), compression="gzip")
-        return dataset.id.get_chunk_info(4).byte_offset
-
-
-@pytest.mark.parametrize("share", [0.3, 0.95])
-def test_a_truncated_hdf5(refused, share):
-    hdf5()
+        offset = dataset.id.get_chunk_info(4).byte_offset
     cut("in.h5", share)
-    assert "truncated file" in refused("input=in.h5:/image")
+    if damage:
+        damaged("in.h5", offset + 5)
 
 
-def test_a_damaged_chunk_of_an_hdf5(refused):
-    damaged("in.h5", hdf5() + 5)
-    assert "the file cannot be read" in refused("input=in.h5:/image")
+def hdf5_of(shape, **options):
+    with h5py.File("in.h5", "w") as h5:
+        dataset = h5.create_dataset("image", shape=shape, dtype="u1", **options)
+        if dataset.size:
+            dataset[:4] = GREY[:4]
 
 
-def zarr_with(**options):
+def zarr_with(chunk=None, **options):
     array = zarr.create_array(store="in.zarr", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1", **options)
     array[:] = GREY
+    if chunk is not None:
+        Path("in.zarr/c/3/0/0").write_bytes(chunk)
 
 
-def test_a_missing_chunk_of_a_zarr(refused):
+def zarr_without_a_chunk():
     zarr_with(fill_value=7)
     Path("in.zarr/c/3/0/0").unlink()
-    assert re.search(r"1 of 6 chunks are missing .* 7.*'in.zarr'.*missing_chunks=fill", refused("input=in.zarr"))
 
 
-def test_a_chunk_of_an_hdf5_that_was_never_written(refused):
-    with h5py.File("in.h5", "w") as h5:
-        h5.create_dataset("image", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1")[:4] = GREY[:4]
-    assert "2 of 6 chunks were never written and would read as 0: 'in.h5'" in refused("input=in.h5")
+def ome_without_a_scale():
+    """Which its format asks for: without one its pixels may have any size."""
+    group = zarr.create_group(store="in.zarr")
+    group.create_array("0", shape=GREY.shape, dtype="u1", chunks=GREY.shape)[:] = GREY
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+
+
+def no_number(value):
+    image = GREY.astype(np.float32)
+    image[5, 30, 30] = value
+    tif("in.tif", image)
+
+
+UNREAD, SHORT = "the file cannot be read", "cut short|cannot be read"
+VOLUMES = {
+    **{f"corrupt {name}": ("in.tif", partial(corrupt_page, name), UNREAD) for name in ("zlib", "lzw", "packbits")},
+    **{
+        f"{share} of {name}": ("in.tif", partial(truncated, name, share), SHORT)
+        for name in (None, "zlib")
+        for share in (0.3, 0.7, 0.99)
+    },
+    **{f"{share} of HDF5": ("in.h5:/image", partial(hdf5, share), "truncated file") for share in (0.3, 0.95)},
+    "a damaged chunk": ("in.h5:/image", partial(hdf5, damage=True), UNREAD),
+    "an unwritten chunk": (
+        "in.h5",
+        partial(hdf5_of, GREY.shape, chunks=(1, 40, 48)),
+        "2 of 6 chunks were never written and would read as 0: 'in.h5'",
+    ),
+    "no voxels": ("in.h5", partial(hdf5_of, (6, 0, 48)), r"the volume is empty, its shape is \(6, 0, 48\)"),
+    "a missing chunk": (
+        "in.zarr",
+        zarr_without_a_chunk,
+        r"1 of 6 chunks are missing .* 7.*'in.zarr'.*missing_chunks=fill",
+    ),
+    "an empty chunk": ("in.zarr", partial(zarr_with, b""), UNREAD),
+    "an odd chunk": ("in.zarr", partial(zarr_with, b"abc"), UNREAD),
+    "no scale": (
+        "in.zarr",
+        ome_without_a_scale,
+        r"the OME-Zarr image states no scale: 'in.zarr'; give voxel_size=\[z,y,x\] in nm",
+    ),
+    "NaN": ("in.tif", partial(no_number, np.nan), "the image holds NaN"),
+    "infinite": ("in.tif", partial(no_number, np.inf), "values that are infinite"),
+}
+
+
+@pytest.mark.parametrize("case", VOLUMES)
+def test_volumes(refused, case):
+    path, make, told = VOLUMES[case]
+    make()
+    assert re.search(told, refused(f"input={path}"))
 
 
 @pytest.mark.parametrize("names", [("1", "2", "4"), ("1", "2", "02")])
 def test_numbers_of_slices_that_are_missing_or_there_twice(work, refused, monkeypatch, capsys, names):
     Path("slices").mkdir()
     for name, image in zip(names, GREY, strict=False):
-        tif(image, f"slices/z{name}.tif")
+        tif(f"slices/z{name}.tif", image)
     assert re.search("slice is missing|is there twice", refused("input=slices"))
     words = ["checkpoint=a.ckpt", "trust=true", "hydra.run.dir=runs", "input=slices", "output=out.tif"]
     assert predict(monkeypatch, *words, "missing_slices=ignore") == 0
     assert re.search("slices: .*(slice is missing|is there twice)", capsys.readouterr().err)
-
-
-def test_an_ome_zarr_without_a_scale(refused):
-    """Which its format asks for: without one its pixels may have any size."""
-    group = zarr.create_group(store="in.zarr")
-    group.create_array("0", shape=GREY.shape, dtype="u1", chunks=GREY.shape)[:] = GREY
-    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
-    assert "the OME-Zarr image states no scale: 'in.zarr'; give voxel_size=[z,y,x] in nm" in refused("input=in.zarr")
 
 
 def test_two_runs_into_one_output(refused):
@@ -275,41 +301,20 @@ class Elsewhere:
 )
 def test_a_machine_that_does_not_share_the_storage(refused, monkeypatch, lacks, told):
     monkeypatch.setattr("mitoseg.workflows.predict.make_engine", lambda cfg: Elsewhere(lacks))
-    monkeypatch.setattr("mitoseg.workflows.remote.wait_for", lambda file, patience: None)
+    monkeypatch.setattr("mitoseg.workflows.session.wait_for", lambda file, patience: None)
     assert re.search(told, refused())
-
-
-@pytest.mark.parametrize("data", [b"", b"abc"])
-def test_a_damaged_chunk_of_a_zarr(refused, data):
-    zarr_with()
-    Path("in.zarr/c/3/0/0").write_bytes(data)
-    assert "the file cannot be read" in refused("input=in.zarr")
-
-
-@pytest.mark.parametrize(("value", "told"), [(np.nan, "the image holds NaN"), (np.inf, "values that are infinite")])
-def test_voxels_that_are_no_numbers(refused, value, told):
-    image = GREY.astype(np.float32)
-    image[5, 30, 30] = value
-    tif(image)
-    assert told in refused()
-
-
-def test_a_shape_without_voxels(refused):
-    with h5py.File("in.h5", "w") as h5:
-        h5.create_dataset("image", shape=(6, 0, 48), dtype="u1")
-    assert "the volume is empty, its shape is (6, 0, 48)" in refused("input=in.h5")
 
 
 def test_a_volume_smaller_than_the_window(refused):
     save_checkpoint("a.ckpt")
-    tif(GREY[:, :20, :20])
+    tif("in.tif", GREY[:, :20, :20])
     assert "smaller than the network's window: (20, 20); it takes 32 x 32 voxels" in refused()
 
 
 @pytest.mark.parametrize("network", [Padded(ndim=3), OneConvolution(ndim=3)], ids=["blend", "dense"])
 def test_one_slice_for_a_network_on_volumes(refused, network):
     save_checkpoint("a.ckpt", network, arguments={"in_channels": 1, "ndim": 3})
-    tif(GREY[:1])
+    tif("in.tif", GREY[:1])
     assert re.search(r"works on volumes, the image is one slice|smaller than the network's window: \(1,", refused())
 
 
@@ -367,54 +372,49 @@ def test_a_name_that_is_too_long(refused, length):
 
 @pytest.mark.parametrize("image", ["in.tif", "nan.tif"])
 def test_folders_made_for_the_output_go_away(refused, image):
-    tif(np.where(GREY[1, 20, 20] == GREY, np.nan, GREY).astype(np.float32), "nan.tif")
+    tif("nan.tif", np.where(GREY[1, 20, 20] == GREY, np.nan, GREY).astype(np.float32))
     word = "memory=nonsense" if image == "in.tif" else "input=nan.tif"
     refused(word, "output=new/deep/out.tif")
 
 
+def links():
+    os.symlink("in.tif", "link.tif")
+    os.symlink(".", "folder")
+
+
+def datasets():
+    with h5py.File("in.h5", "w") as h5:
+        h5["x"] = h5["volume"] = GREY
+
+
+def slices():
+    for i, image in enumerate(GREY):
+        tif(f"slices/{i}.tif", image)
+
+
+def group():
+    made = zarr.create_group(store="in.zarr")
+    made.create_array("a", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1")[:] = GREY
+
+
+ITSELF, INSIDE = "the output is the input itself", "the output lies inside the input or around it"
+PLACES = [
+    (lambda: None, "in.tif", "./in.tif", ITSELF),
+    *((links, *names, ITSELF) for names in (("in.tif", "link.tif"), ("in.tif", "folder/in.tif"))),
+    (links, "link.tif", "in.tif", ITSELF),
+    *((datasets, f"in.h5{a}", f"in.h5{b}", ITSELF) for a, b in ((":/x", ":/y"), (":/x", ":/x"), ("", ":/x"))),
+    *((datasets, f"in.h5{a}", "in.h5", ITSELF) for a in (":/x", ":/volume")),
+    *((slices, "slices", f"slices/{name}.tif", INSIDE) for name in ("3", "out")),
+    *((zarr_with, "in.zarr", name, "the output ") for name in ("in.zarr", "in.zarr/out.tif")),
+    *((group, name, "in.zarr", INSIDE) for name in ("in.zarr/a", "in.zarr:/a")),
+]
+
+
 @pytest.mark.parametrize("overwrite", ["true", "false"])
-class TestTheOutputIsTheInput:
-    def test_a_tiff(self, refused, overwrite):
-        assert "the output is the input itself" in refused("output=./in.tif", f"overwrite={overwrite}")
-
-    def test_through_a_link(self, refused, overwrite):
-        os.symlink("in.tif", "link.tif")
-        os.symlink(".", "folder")
-        for word in ("output=link.tif", "output=folder/in.tif"):
-            assert "the output is the input itself" in refused(word, f"overwrite={overwrite}")
-        assert "itself" in refused("input=link.tif", "output=in.tif", f"overwrite={overwrite}")
-
-    @pytest.mark.parametrize("names", [(":/x", ":/y"), (":/x", ":/x"), ("", ":/x"), (":/x", "")])
-    def test_datasets_of_one_file(self, refused, overwrite, names):
-        with h5py.File("in.h5", "w") as h5:
-            h5["x"] = GREY
-        line = refused(f"input=in.h5{names[0]}", f"output=in.h5{names[1]}", f"overwrite={overwrite}")
-        assert "the output is the input itself" in line
-
-    def test_the_default_dataset(self, refused, overwrite):
-        with h5py.File("in.h5", "w") as h5:
-            h5["volume"] = GREY
-        assert "itself" in refused("input=in.h5:/volume", "output=in.h5", f"overwrite={overwrite}")
-
-    def test_one_of_the_slices(self, refused, overwrite):
-        Path("slices").mkdir()
-        for i, image in enumerate(GREY):
-            tif(image, f"slices/{i}.tif")
-        for name in ("3.tif", "out.tif"):
-            line = refused("input=slices", f"output=slices/{name}", f"overwrite={overwrite}")
-            assert "the output lies inside the input" in line
-
-    def test_a_zarr(self, refused, overwrite):
-        zarr_with()
-        for name in ("in.zarr", "in.zarr/out.tif"):
-            assert "the output " in refused("input=in.zarr", f"output={name}", f"overwrite={overwrite}")
-
-    def test_an_array_of_a_group(self, refused, overwrite):
-        group = zarr.create_group(store="in.zarr")
-        group.create_array("a", shape=GREY.shape, chunks=(1, 40, 48), dtype="u1")[:] = GREY
-        for name in ("in.zarr/a", "in.zarr:/a"):
-            line = refused(f"input={name}", "output=in.zarr", f"overwrite={overwrite}")
-            assert "the output lies inside the input or around it" in line
+@pytest.mark.parametrize(("make", "source", "output", "told"), PLACES)
+def test_the_output_is_the_input(refused, make, source, output, told, overwrite):
+    make()
+    assert told in refused(f"input={source}", f"output={output}", f"overwrite={overwrite}")
 
 
 def test_a_folder_that_is_no_array(refused):

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 import zarr
 from hydra import compose, initialize_config_dir
-from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from made_checkpoints import OneConvolution, Padded, predict, prepare, save_checkpoint, tif
 from scipy.special import expit
 
 from mitoseg.cli.launch import default_config_dir
@@ -28,16 +27,9 @@ TILED = "tile=[2,16,16]"
 COUNT = 3 * 3 * 3
 
 
-def write_input(path="in.tif", image=GREY):
-    tifffile.imwrite(path, image, photometric="minisblack")
-
-
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
-    write_input()
-    return tmp_path
+    return prepare(tmp_path, monkeypatch, GREY)
 
 
 @pytest.fixture
@@ -178,7 +170,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("word", CHANGES)
 def test_another_command_does_not_go_on(run, stopped, capsys, computed, word):
-    write_input("other.tif")
+    tif("other.tif", GREY)
     stopped(TILED)
     before = Path(".out.tif.unfinished/done.txt").read_text()
     computed.clear()
@@ -310,7 +302,7 @@ def test_an_output_that_was_replaced_meanwhile_is_not_taken_for_finished(run, mo
     with monkeypatch.context() as patch:
         patch.setattr("rich.console.Console.print", interrupt)
         assert run() == 130
-    write_input("out.tif")
+    tif("out.tif", GREY)
     assert run() == 1
     assert "the output exists" in capsys.readouterr().err
 
@@ -332,7 +324,7 @@ def test_a_link_where_the_stage_would_be_is_not_followed(run, work, capsys):
 def test_a_changed_file_begins_anew_with_a_warning(run, stopped, computed, capsys, what):
     stopped(TILED)
     if what == "input":
-        write_input(image=GREY[::-1])
+        tif("in.tif", GREY[::-1])
         os.utime("in.tif", (1, 1))
     else:
         network = OneConvolution()
@@ -383,7 +375,7 @@ def test_missing_chunks_may_be_filled(run):
     assert run("input=in.zarr", "missing_chunks=fill") == 0
     filled = GREY.copy()
     filled[2:4] = 9
-    write_input("filled.tif", filled)
+    tif("filled.tif", filled)
     assert run("input=filled.tif", "output=b.tif") == 0
     np.testing.assert_array_equal(open_volume("out.tif").read(), open_volume("b.tif").read())
 

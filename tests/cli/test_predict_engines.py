@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import tifffile
-from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from made_checkpoints import Padded, predict, prepare, save_checkpoint, tif
 
 from mitoseg.inference.predictor import Predictor
 from mitoseg.volumes import open_volume
@@ -26,9 +25,7 @@ FIXED = ("checkpoint=a.ckpt", "trust=true", "hydra.run.dir=run", "precision=fp32
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the command in a folder with a checkpoint and a volume; its exit code."""
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
-    tifffile.imwrite("in.tif", GREY, photometric="minisblack")
+    prepare(tmp_path, monkeypatch, GREY)
     return lambda *words: predict(monkeypatch, *FIXED, "input=in.tif", "tile=[2,16,16]", *words)
 
 
@@ -114,7 +111,7 @@ def test_whatever_is_predicted(run, words):
 
 @pytest.mark.slow
 def test_tiles_chosen_by_the_workers_memory_and_a_second_volume(run, monkeypatch):
-    tifffile.imwrite("b.tif", GREY[:5, ::-1], photometric="minisblack")
+    tif("b.tif", GREY[:5, ::-1])
     words = ["input=[in.tif,b.tif]", "output=out", "tile=null", "memory=4GB"]
     assert run(*words, "devices=2") == 0
     assert run(*words, "output=one") == 0
@@ -126,7 +123,7 @@ def test_tiles_chosen_by_the_workers_memory_and_a_second_volume(run, monkeypatch
 def test_a_bad_volume_on_workers_is_one_line(run, capsys):
     image = GREY.astype(np.float32)
     image[5, 30, 30] = np.nan
-    tifffile.imwrite("in.tif", image, photometric="minisblack")
+    tif("in.tif", image)
     assert run("output=out.zarr", "devices=2") == 1
     assert "error: the image holds NaN" in capsys.readouterr().err
     assert not Path("out.zarr").exists()

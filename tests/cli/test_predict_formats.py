@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from made_checkpoints import OneConvolution, Padded, predict, save_checkpoint
+from made_checkpoints import OneConvolution, Padded, predict, prepare, save_checkpoint
 from scipy import ndimage
 
 from mitoseg.geometry import Box
@@ -30,9 +30,7 @@ def write(path, image, voxel_size):
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint(tmp_path / "a.ckpt", OneConvolution(), arguments={"in_channels": 1})
-    return tmp_path
+    return prepare(tmp_path, monkeypatch)
 
 
 @pytest.fixture

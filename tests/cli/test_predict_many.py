@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import zarr
 from filelock import FileLock
-from made_checkpoints import OneConvolution, predict, save_checkpoint
+from made_checkpoints import predict, prepare
+from made_checkpoints import tif as write_tif
 
 from mitoseg.geometry import Box
 from mitoseg.inference.predictor import Predictor
@@ -24,16 +24,12 @@ GREY = np.random.default_rng(0).integers(0, 255, (5, 24, 32), np.uint8)
 
 
 def tif(path, image=GREY):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, image, photometric="minisblack")
-    return str(path)
+    return write_tif(path, image)
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
-    return tmp_path
+    return prepare(tmp_path, monkeypatch)
 
 
 @pytest.fixture

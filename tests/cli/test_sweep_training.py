@@ -9,20 +9,9 @@ import sys
 import time
 
 import pytest
+from tiny_training import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")]
-TINY = [
-    "data=phantom",
-    "data.root=phantom",
-    "data.train_shape=[10,96,128]",
-    "data.test_shape=[3,96,128]",
-    "data.epoch_blocks=400",
-    "epochs=1",
-    "save_overlays=1",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "trainer.log_every_n_steps=1",
-]
 
 
 def start(folder, *words):

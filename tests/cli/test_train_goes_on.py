@@ -15,8 +15,8 @@ import yaml
 from small_project import heed_interrupts
 from tiny_training import TINY, command
 
+from mitoseg.arguments import refuse_code
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.cli.resume import refuse_code
 from mitoseg.errors import UserError
 from mitoseg.storage import held
 
@@ -171,7 +171,7 @@ def test_the_words_that_people_type_are_taken_up_without_trust(tmp_path):
 
 def test_a_resumed_run_builds_only_what_the_configs_name(work, monkeypatch, capsys):
     take_up(work, "network=patch_cnn")
-    monkeypatch.setattr("mitoseg.cli.resume.refuse_code", lambda *_: None)  # as if it had been outwitted
+    monkeypatch.setattr("mitoseg.arguments.refuse_code", lambda *_: None)  # as if it had been outwitted
     take_up(work, "+loss.more={_target_: os.mkdir, path: pwned}")
     assert command(monkeypatch, "train", "resume=stranger") == 1
     assert "names code that is not in the configs: 'os.mkdir'" in last_line(capsys)

@@ -28,7 +28,7 @@ def command(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["mitoseg"])
     before = dict(os.environ)
     try:
-        return main(list(words))
+        return main(list(map(str, words)))
     except SystemExit as leaving:
         return leaving.code
     finally:

@@ -153,7 +153,7 @@ def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
         ({"bootstrap": -1}, "not a whole number"),
         ({"seed": 1.5}, "1.5.* could not be converted to Integer"),
         ({"report": "maybe"}, "'maybe' is not a valid bool"),
-        ({"reference": 96.4}, "no Jaccard index"),
+        ({"reference": 96.4}, "not a Jaccard index"),
         ({"reference": "high"}, "'high'.* could not be converted to Float"),
         ({"label_rule_of_values": "other"}, "other"),
         ({"ignore_empty_slices": "some"}, "'some' is not a valid bool"),

@@ -1,5 +1,6 @@
-"""Memory: what a tile needs, the tile that fits, and a device that has less than it said."""
+"""Memory: what a tile needs, and a device that has less than it said; precision; stages that overlap."""
 
+import threading
 import time
 
 import numpy as np
@@ -10,7 +11,9 @@ from small_networks import Memory, SmallBlock, SmallUNet, grey, shaken
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
-from mitoseg.inference import METHODS, Prediction, Predictor, predict_volume
+from mitoseg.inference import METHODS, Prediction, Predictor, precision, predict_volume
+from mitoseg.inference.precision import choose_compile, choose_precision, computing
+from mitoseg.inference.predictor import run_overlapped
 from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
@@ -206,3 +209,108 @@ def test_the_budget_is_a_share_of_what_is_free_or_what_is_given():
     assert budget_bytes("100GB", workers=4, besides=4 * 10**9) == pytest.approx(24e9 - used_bytes(), rel=0.01)
     assert budget_bytes(None, workers=10) < 0.6 * budget_bytes(None, workers=5)
     assert budget_bytes("100GB") == pytest.approx(100e9 - used_bytes(), rel=0.01)
+
+
+def test_items_go_through_in_order():
+    seen = []
+    run_overlapped(range(7), lambda i: i * 10, lambda i, s: s + i, lambda i, r: seen.append((i, r)))
+    run_overlapped([], lambda i: i, lambda i, s: s, lambda i, r: None)
+    assert seen == [(i, 11 * i) for i in range(7)]
+
+
+def test_the_stages_work_at_the_same_time():
+    """Each stage waits until the other two are at work too: one after the other they would never meet."""
+    meeting = threading.Barrier(3, timeout=10)
+
+    def stage(item, met):
+        if item == met:
+            meeting.wait()
+        return item
+
+    run_overlapped(range(5), lambda i: stage(i, 3), lambda i, s: stage(i, 2), lambda i, r: stage(i, 1) and None)
+
+
+def test_few_items_are_in_memory():
+    now, most, lock = [0], [0], threading.Lock()
+
+    def read(item):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        return item
+
+    def write(item, result):
+        time.sleep(0.005)
+        with lock:
+            now[0] -= 1
+
+    run_overlapped(range(40), read, lambda i, s: s, write)
+    assert most[0] <= 4
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+def test_an_error_ends_the_run(stage):
+    written = []
+
+    def failing(name):
+        def work(item, *_):
+            if name == stage and item == 3:
+                raise ValueError(f"{name} failed")
+            if name == "write":
+                written.append(item)
+            return item
+
+        return work
+
+    with pytest.raises(ValueError, match=f"{stage} failed"):
+        run_overlapped(range(9), failing("read"), failing("compute"), failing("write"))
+    assert written == [0, 1, 2]
+
+
+CPU = torch.device("cpu")
+
+
+def record(drop):
+    return {"precision": {"bf16": {"jaccard_drop": drop}}}
+
+
+@pytest.mark.parametrize(
+    ("native", "found", "chosen"),
+    [(True, 0.0002, "bf16"), (True, -0.01, "bf16"), (True, 0.002, "fp32"), (True, None, "fp32"), (False, 0.0, "fp32")],
+)
+def test_auto_needs_a_small_loss_and_native_arithmetic(monkeypatch, native, found, chosen):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: native)
+    assert choose_precision("auto", CPU, record(found)) == chosen
+    assert choose_precision("auto", CPU, {}) == "fp32"
+
+
+def test_what_the_user_says_is_done():
+    assert choose_precision("bf16", CPU, {}) == "bf16"
+    assert choose_precision("fp32", CPU, record(0.0)) == "fp32"
+    assert choose_precision("auto", torch.device("mps"), record(0.0)) == "fp32"
+    with pytest.raises(UserError, match="no such precision"):
+        choose_precision("fp16", CPU, {})
+    with pytest.raises(UserError, match="no bfloat16"):
+        choose_precision("bf16", torch.device("mps"), {})
+
+
+def test_bf16_is_computed_with():
+    layer, image = torch.nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 5, 5)
+    with computing("bf16", CPU):
+        assert layer(image).dtype == torch.bfloat16
+    with computing("fp32", CPU):
+        assert layer(image).dtype == torch.float32
+
+
+def test_compiling_must_pay_and_be_possible(monkeypatch):
+    monkeypatch.setattr(precision, "can_compile", lambda device: True)
+    assert choose_compile("auto", CPU, 1e15)
+    assert not choose_compile("auto", CPU, 1e10)
+    assert choose_compile("true", CPU, 0)
+    assert not choose_compile(False, CPU, 1e15)
+    with pytest.raises(UserError, match="neither true nor false"):
+        choose_compile("maybe", CPU, 0)
+    monkeypatch.setattr(precision, "can_compile", lambda device: False)
+    assert not choose_compile("auto", CPU, 1e15)
+    with pytest.raises(UserError, match="cannot compile here"):
+        choose_compile(True, CPU, 0)

@@ -1,16 +1,21 @@
-"""The volume predicted along each of its axes."""
+"""The volume predicted along each of its axes; turning there and back; several answers to one, against numpy."""
 
+import itertools
+import logging
 import math
 
 import numpy as np
 import pytest
 import torch
-from small_networks import NORMALIZATION, Memory, SmallBlock, SmallUNet, grey, predict, shaken
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit
+from small_networks import NORMALIZATION, Memory, SmallBlock, SmallUNet, ensemble, grey, member, predict, shaken
 
 from mitoseg.errors import UserError
-from mitoseg.geometry import tiles
+from mitoseg.geometry import Box, tiles
 from mitoseg.inference import Prediction, Predictor
-from mitoseg.inference.views import symmetries
+from mitoseg.inference.views import CONSENSUS, SYMMETRIES, TurnedVolume, check_answers, check_cubic, gather, symmetries
 from mitoseg.metrics import Calibration
 from mitoseg.volumes import ArrayVolume
 
@@ -131,3 +136,142 @@ def test_voxels_that_are_not_cubic_are_refused(adjacent, caplog):
 def test_a_volume_too_thin_to_lie_on_its_side_is_told(adjacent):
     with pytest.raises(UserError, match=r"smaller than the network's window: \(16, 5\)"):
         predictor(adjacent, grey((5, 12, 16)), channels="adjacent", tta="axes")
+
+
+COUNTS = {"none": 1, "flips": 4, "turns": 8, "all": 16, "axes": 3, "cube": 48}
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_each_symmetry_is_another_one(name):
+    image = np.arange(60).reshape(3, 4, 5)
+    turned = {(symmetry.shape(image.shape), symmetry.turn_array(image).tobytes()) for symmetry in symmetries(name)}
+    assert len(turned) == COUNTS[name]
+    with pytest.raises(UserError, match="no such test-time augmentation"):
+        symmetries(name + "s")
+
+
+@pytest.mark.parametrize("name", [name for name in SYMMETRIES if name != "cube"])
+def test_one_after_the_other_is_a_third(name):
+    """So the result of a turned volume is the turned result."""
+    image = np.arange(27).reshape(3, 3, 3)
+    single = {symmetry.turn_array(image).tobytes() for symmetry in symmetries(name)}
+    pairs = itertools.product(symmetries(name), repeat=2)
+    assert {a.turn_array(b.turn_array(image)).tobytes() for a, b in pairs} == single
+
+
+def test_the_cube_has_all_that_numpy_can_do():
+    image = np.arange(60).reshape(3, 4, 5)
+    expected = {
+        (turned.shape, turned.tobytes())
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1, -1), repeat=3)
+        for turned in [np.ascontiguousarray(image.transpose(order)[tuple(slice(None, None, s) for s in signs)])]
+    }
+    assert {(t.shape, t.tobytes()) for t in (s.turn_array(image) for s in symmetries("cube"))} == expected
+
+
+@given(st.sampled_from(SYMMETRIES["cube"]), st.data())
+def test_a_box_of_the_turned_volume_is_the_turned_box(symmetry, data):
+    shape = (4, 5, 7)
+    start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True))
+    box, image = Box(start, stop), np.arange(4 * 5 * 7).reshape(shape)
+    turned = symmetry.turn(box, shape)
+    assert symmetry.turn_back(turned, shape) == box
+    read = TurnedVolume(ArrayVolume(image), symmetry).read(turned)
+    np.testing.assert_array_equal(read, symmetry.turn_array(image)[turned.slices])
+    back = symmetry.turn_tensor_back(torch.from_numpy(read))
+    np.testing.assert_array_equal(back.numpy(), image[box.slices])
+
+
+@pytest.mark.parametrize("name", ["axes", "cube"])
+def test_axes_change_places_with_z_where_voxels_are_cubic(name, caplog):
+    check_cubic(name, (5.0, 5.0, 5.0))
+    check_cubic(name, (5.2, 5.0, 5.0))
+    assert not caplog.records
+    with pytest.raises(UserError, match=r"needs cubic voxels.*\(50\.0, 5\.0, 5\.0\); use tta=turns or tta=all"):
+        check_cubic(name, (50.0, 5.0, 5.0))
+    with caplog.at_level(logging.WARNING):
+        check_cubic(name, None)
+    assert "takes the voxels as cubic" in caplog.text
+    for other in ("none", "flips", "turns", "all"):
+        check_cubic(other, (50.0, 5.0, 5.0))
+        check_cubic(other, None)
+
+
+CALIBRATION = Calibration(-1.0, 1.5, 0.3)
+
+
+def gathered(save, consensus, maps):
+    return gather(map(torch.from_numpy, maps), save, consensus, CALIBRATION).numpy()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_against_numpy(count):
+    maps = np.random.default_rng(count).normal(0, 3, (count, 3, 5, 4)).astype(np.float32)
+    np.testing.assert_allclose(gathered("probability", "mean", maps), maps.mean(0), atol=1e-6)
+    np.testing.assert_allclose(gathered("probability", "median", maps), np.median(maps, 0), atol=1e-6)
+    deviation = expit(CALIBRATION.apply(maps.astype(float))).std(0)
+    np.testing.assert_allclose(gathered("uncertainty", "mean", maps), deviation, atol=1e-6)
+
+
+def test_small_deviations_keep_their_digits():
+    maps = (5 + np.random.default_rng(0).normal(0, 1e-3, (8, 1, 1, 50))).astype(np.float32)
+    expected = expit(CALIBRATION.apply(maps.astype(float))).std(0)
+    np.testing.assert_allclose(gathered("uncertainty", "mean", maps), expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 2.0])
+def test_the_median_of_an_odd_number_is_a_vote(threshold):
+    maps = np.random.default_rng(1).normal(0, 3, (3, 4, 6, 5)).astype(np.float32)
+    votes = (maps >= threshold).sum(0) >= 2
+    np.testing.assert_array_equal(gathered("mask", "median", maps) >= threshold, votes)
+
+
+def each_view(network, image, name):
+    """What the network says of each turned volume, turned back."""
+    found = []
+    for symmetry in symmetries(name):
+        turned = torch.from_numpy(predict(network, symmetry.turn_array(image)))
+        found.append(symmetry.turn_tensor_back(turned).numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("tta", ["flips", "axes"])
+def test_the_deviation_is_over_views(tta):
+    network, image = shaken(SmallBlock()), grey((10, 12, 9))
+    maps = each_view(network, image, tta)
+    options = {"tta": tta, "calibration": CALIBRATION}
+    deviation = predict(network, image, (4, 8, 9), save="uncertainty", **options)
+    np.testing.assert_allclose(deviation, expit(CALIBRATION.apply(maps)).std(0), atol=1e-5)
+    median = predict(network, image, (4, 8, 9), consensus="median", **options)
+    np.testing.assert_allclose(median, np.median(maps, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["none", "flips"])
+def test_the_deviation_is_over_members_and_views(tta):
+    networks, image = [shaken(SmallBlock(), seed) for seed in (1, 2, 3)], grey((3, 12, 11))
+    both = ensemble(networks, [member(network) for network in networks])
+    maps = np.concatenate([each_view(network, image, tta) for network in networks])
+    deviation = predict(both, image, save="uncertainty", tta=tta)
+    np.testing.assert_allclose(deviation, expit(maps).std(0), atol=1e-5)
+    np.testing.assert_allclose(predict(both, image, consensus="median", tta=tta), np.median(maps, 0), atol=1e-5)
+
+
+def test_bytes_hold_255_times_the_deviation():
+    network, image = shaken(SmallBlock()), grey((2, 12, 11))
+    options = {"save": "uncertainty", "tta": "flips"}
+    exact = predict(network, image, **options)
+    coarse = predict(network, image, dtype=np.dtype(np.uint8), **options)
+    assert coarse.dtype == np.uint8
+    np.testing.assert_allclose(coarse / 255, exact, atol=0.5 / 255 + 1e-6)
+    assert 0 < exact.max() <= 0.5
+
+
+def test_one_answer_has_no_deviation():
+    with pytest.raises(UserError, match=r"here there is: 1; give tta=flips or an ensemble"):
+        predict(shaken(SmallBlock()), grey((2, 12, 11)), save="uncertainty")
+    for consensus in CONSENSUS:
+        check_answers("probability", consensus, 1)
+    with pytest.raises(UserError, match="no such consensus: 'vote'; choose one of mean, median"):
+        check_answers("mask", "vote", 3)

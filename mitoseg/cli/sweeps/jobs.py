@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,10 +31,10 @@ from rich.table import Table
 
 from mitoseg.arguments import SAVED, as_typed, key_of, literal, value_of
 from mitoseg.cli.ranks import job_arguments
-from mitoseg.cli.sweeps.plan import Slot, Sweep, free_slot, job_name
+from mitoseg.cli.sweeps.plan import Sweep, free_slot, job_name
 from mitoseg.datasets.download import changed_files
 from mitoseg.errors import UserError
-from mitoseg.processes import GRACE_SECONDS, ended_by_sigterm, job_variables, run_process, wait_for_orphan, why
+from mitoseg.processes import GRACE_SECONDS, attempt, ended_by_sigterm, wait_for_orphan, why
 from mitoseg.storage import held, read_json, write_json, write_text
 from mitoseg.tables import to_csv
 
@@ -52,35 +51,18 @@ _LISTED = 5
 _SHORT = {"validation_jaccard_foreground": "validation JAC", "test_jaccard_foreground": "test JAC"}
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job: its folder, what follows the program's name, and the values that vary, by key."""
-
-    folder: Path
-    arguments: list[str]
-    varied: dict[str, str]
-
-    @property
-    def words(self) -> list[str]:
-        """What the job does, as compared with what an earlier one in its folder did."""
-        return sorted(word for word in self.arguments if not key_of(word).startswith("hydra."))
-
-
 def run_job(sweep: Sweep, cfg: DictConfig) -> float:
-    """Do one job of a sweep (call it where Hydra calls the task); its objective, NaN if it failed or has none.
-
-    Only what interrupts the sweep is raised.
-    """
+    """Do one job of a sweep (call it where Hydra calls the task); its objective, NaN if it failed or has none."""
     hydra = HydraConfig.get()
     keys = sweep.varied | {str(key) for key in hydra.sweeper.get("params") or {}}
     varied = [word for word in hydra.overrides.task if key_of(word) in keys]
     folder = Path(hydra.runtime.output_dir) if sweep.own_folders else sweep.folder / job_name(varied)
-    job = Job(folder, job_arguments(), {key_of(word): value_of(word) for word in varied})
-    record: dict[str, Any] = {"status": "running", "varied": job.varied}
+    words = sorted(word for word in job_arguments() if not key_of(word).startswith("hydra."))
+    record: dict[str, Any] = {"status": "running", "varied": {key_of(word): value_of(word) for word in varied}}
     _report(sweep, folder.name, record)
     try:
         with held(folder / ".lock", "another sweep is running this job"), ended_by_sigterm():
-            record = _done_before(job) or _attempt(sweep, job, cfg)
+            record = _done_before(folder, words) or _attempt(sweep, folder, {"words": words, **record}, cfg)
     except UserError as error:  # the folder is somebody else's: nothing is written there
         record |= {"status": "failed", "error": str(error)}
         log.error("%s: %s", folder.name, error)
@@ -94,81 +76,49 @@ def run_job(sweep: Sweep, cfg: DictConfig) -> float:
     return float(objective) if objective is not None and record["status"] == "finished" else math.nan
 
 
-def _done_before(job: Job) -> dict[str, Any] | None:
+def _done_before(folder: Path, words: Sequence[str]) -> dict[str, Any] | None:
     """The record of a job that has finished; `UserError` if the folder holds a job of other arguments or data."""
-    record = read_json(job.folder / RECORD)
-    if record and record.get("words") != job.words:
-        theirs, ours = set(record.get("words", [])), set(job.words)
-        change = " ".join(
-            [*(f"-{word}" for word in sorted(theirs - ours)), *(f"+{word}" for word in sorted(ours - theirs))]
-        )
-        what = f"the folder holds a job of other words ({change})"
-        raise UserError(what, str(job.folder), "choose another name=...")
+    record = read_json(folder / RECORD)
+    if record and record.get("words") != words:
+        theirs, ours = set(record.get("words", [])), set(words)
+        change = [*(f"-{word}" for word in sorted(theirs - ours)), *(f"+{word}" for word in sorted(ours - theirs))]
+        what = f"the folder holds a job of other words ({' '.join(change)})"
+        raise UserError(what, str(folder), "choose another name=...")
     if record.get("status") != "finished":
         return None
-    data = read_json(job.folder / "provenance.json").get("data") or {}
+    data = read_json(folder / "provenance.json").get("data") or {}
     if changed := changed_files(data):
         what = f"the data have changed since the job finished, among them {changed[0]}"
-        raise UserError(what, str(job.folder), "choose another name=..., or put them back")
-    log.info("%s: finished before", job.folder.name)
+        raise UserError(what, str(folder), "choose another name=..., or put them back")
+    log.info("%s: finished before", folder.name)
     return record
 
 
-def _attempt(sweep: Sweep, job: Job, cfg: DictConfig) -> dict[str, Any]:
-    """Run the job; its record, which is written however it ends, also when the sweep is interrupted."""
-    before = read_json(job.folder / RECORD)
-    wait_for_orphan(before)
-    outcome = job.folder / ".outcome.json"
-    outcome.unlink(missing_ok=True)
-    record = {"words": job.words, "varied": job.varied, "status": "running", "seconds": before.get("seconds", 0.0)}
-    start = time.time()
-    code: int | None = None
-    try:
-        with free_slot(sweep.folder, cfg, sweep.threads) as slot:
-            start = time.time()
-            code = _run(sweep, job, slot, record, outcome)
-    finally:
-        reported = read_json(outcome)
-        outcome.unlink(missing_ok=True)
-        record.pop("process", None)
-        if code == 0:
-            record |= {"status": "finished", "exit": 0, "error": None, "objective": reported.get("objective")}
-        else:
-            status = "interrupted" if code is None else "failed"
-            error = reported.get("error") or why(code)
-            record |= {"status": status, "exit": code, "error": error, "objective": None}
-        record["seconds"] = round(record["seconds"] + time.time() - start, 1)
-        write_json(job.folder / RECORD, record)
-    return record
-
-
-def _run(sweep: Sweep, job: Job, slot: Slot, record: dict[str, Any], outcome: Path) -> int:
-    """Start the job's process in its folder, from ``last.ckpt`` if there is one, and wait."""
-    resumes = (job.folder / LAST).is_file() and (job.folder / SAVED).is_file()
-    where = f"{'resume' if resumes else 'hydra.run.dir'}={literal(str(job.folder))}"
-    in_worker = sweep.pid != os.getpid()
-
-    def started(process: psutil.Process) -> None:
-        slot.bind(process)
-        record["process"] = {"pid": process.pid, "born": process.create_time()}
-        write_json(job.folder / RECORD, record)
+def _attempt(sweep: Sweep, folder: Path, record: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    wait_for_orphan(read_json(folder / RECORD))
+    name, in_worker = folder.name, sweep.pid != os.getpid()
+    resumes = (folder / LAST).is_file() and (folder / SAVED).is_file()
+    where = f"{'resume' if resumes else 'hydra.run.dir'}={literal(str(folder))}"
+    record |= {"exit": None, "objective": None}
 
     def wanted() -> bool:  # a worker of joblib does not notice its launcher's death; submitit's jobs may outlive it
         alive = os.getppid() == sweep.pid and psutil.pid_exists(sweep.pid)
         return not in_worker or "SUBMITIT_EXECUTOR" in os.environ or alive
 
-    name = job.folder.name
-    log.info("%s: %s%s", name, "goes on" if resumes else "starts", f" on {slot}" if slot.variables else "")
-    code = run_process(
-        [sys.executable, *sweep.command, *job.arguments, where],
-        job_variables(os.environ, outcome, slot.variables),
-        console=job.folder / "console.log" if in_worker else None,
-        started=started,
-        wanted=wanted,
-    )
+    with free_slot(sweep.folder, cfg, sweep.threads) as slot:
+        log.info("%s: %s%s", name, "goes on" if resumes else "starts", f" on {slot}" if slot.variables else "")
+        code = attempt(
+            folder / RECORD,
+            record,
+            [[sys.executable, *sweep.command, *job_arguments(), where]],
+            slot.variables,
+            console=folder / "console.log" if in_worker else None,
+            started=slot.bind,
+            wanted=wanted,
+        )
     if in_worker or code:
         log.info("%s: %s", name, "done" if code == 0 else f"ended, {why(code)}")
-    return code
+    return record
 
 
 def conclude(sweep: Sweep) -> str | None:
@@ -208,11 +158,7 @@ def _result_table(rows: Sequence[Row]) -> Table:
 
 
 def _short(value: object) -> str:
-    """A value that varies, numbers with few digits.
-
-    >>> _short("0.0013648156854197653"), _short("patch_cnn"), _short(None)
-    ('0.001365', 'patch_cnn', '-')
-    """
+    """A value that varies, numbers with few digits."""
     text = "-" if value is None else escape(str(value))
     with contextlib.suppress(ValueError):
         return f"{float(text):.4g}" if len(text) > 8 else text
@@ -225,10 +171,9 @@ def _number(value: Any) -> str:  # noqa: ANN401 (a cell of a table)
 
 @contextlib.contextmanager
 def jobs_end_first(sweep: Sweep) -> Iterator[None]:
-    """While a sweep runs, let an interrupt (SIGINT, SIGTERM) reach joblib's workers, and wait until their jobs ended.
+    """Let an interrupt reach joblib's workers, and wait until their jobs ended; a second one does not wait.
 
-    Otherwise joblib kills its workers, and all below them, before ``last.ckpt`` is written. A second interrupt does
-    not wait.
+    Otherwise joblib kills its workers, and all below them, before ``last.ckpt`` is written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -252,7 +197,6 @@ def jobs_end_first(sweep: Sweep) -> Iterator[None]:
 
 
 def _end_workers(sweep: Sweep) -> None:
-    """Ask the workers to end their jobs, and wait until all have; a job of this very process ends afterwards."""
     if "joblib" not in sys.modules:
         return
     for worker in psutil.Process().children():
@@ -275,16 +219,11 @@ def _report(sweep: Sweep, job: str, record: Mapping[str, Any]) -> None:
 
 
 def _peek_reports(sweep: Sweep) -> list[dict[str, Any]]:
-    """The reports of this call's jobs so far, in order of their names."""
     return [read_json(path) for path in sorted(_reports(sweep).glob("*.json"))]
 
 
 def write_results(folder: Path) -> list[Row]:
-    """Write ``results.csv``, and ``summary.csv`` where seeds vary, from the jobs in a sweep's folder.
-
-    Returns:
-        The rows of ``results.csv``.
-    """
+    """Write ``results.csv``, whose rows it returns, and ``summary.csv`` where seeds vary, from a sweep's jobs."""
     with FileLock(folder / ".results.lock"):
         jobs = [(path.parent, record) for path in sorted(folder.rglob("job.json")) if (record := read_json(path))]
         keys = _union(record.get("varied", {}) for _, record in jobs)
@@ -312,9 +251,7 @@ def _row(name: str, job: Path, record: Mapping[str, Any], keys: Sequence[str]) -
 def summarise(rows: Sequence[Row]) -> list[Row]:
     """Mean and sample standard deviation of each score over the seeds of finished jobs that agree in all else.
 
-    Returns:
-        A row for each setting: what varies but the seed, ``n``, then ``<score>_mean`` and ``<score>_sd`` (empty for
-        one seed). No rows if seeds do not vary.
+    No rows if seeds do not vary; the deviation of one seed is empty.
     """
     if len({row.get("seed") for row in rows}) < 2:
         return []
@@ -323,16 +260,13 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row["status"] == "finished":
             groups.setdefault(tuple((key, row.get(key)) for key in keys), []).append(row)
-    return [{**dict(setting), "n": len(members), **_spreads(members)} for setting, members in groups.items()]
-
-
-def _spreads(members: Sequence[Row]) -> Row:
-    found: Row = {}
-    for name in _MEASURED:
-        values = [float(row[name]) for row in members if row.get(name) is not None]
-        if values:
-            found[f"{name}_mean"] = statistics.fmean(values)
-            found[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    found = [{**dict(setting), "n": len(members)} for setting, members in groups.items()]
+    for row, members in zip(found, groups.values(), strict=True):
+        for name in _MEASURED:
+            values = [float(one[name]) for one in members if one.get(name) is not None]
+            if values:
+                row[f"{name}_mean"] = statistics.fmean(values)
+                row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     return found
 
 
@@ -351,11 +285,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def failure_line(reports: Sequence[Mapping[str, Any]]) -> str | None:
-    """The line that names the jobs of a sweep that did not finish; None if all did.
-
-    >>> failure_line([{"job": "a=1", "status": "finished"}, {"job": "a=2", "status": "failed", "error": "why"}])
-    '1 of 2 jobs failed: a=2 (why); the same command runs it again'
-    """
+    """The line that names the jobs of a sweep that did not finish; None if all did."""
     failed = [found for found in reports if found.get("status") != "finished"]
     if not failed:
         return None

@@ -1,11 +1,8 @@
 """The sweeper ``hydra/sweeper=optuna``: each job's parameters follow from the scores of those before.
 
 It is our own because Hydra's plugin wants Optuna 2, counts ``n_trials`` anew in each call, and forgets the trials that
-a killed sweep left behind. The study lies in the sweep's folder and ``n_trials`` counts all of it. Trials that failed,
-or that a killed sweep left running, are asked for again with the same parameters, and so come back to the same job
-folders, where training resumes from ``last.ckpt``. Nothing is pruned: a job does not know of its trial.
-
-Optuna, an extra, is imported when a search begins.
+a killed sweep left behind. Those, and trials that failed, are asked for again with the same parameters, and so come
+back to the same job folders. Nothing is pruned: a job does not know of its trial.
 """
 
 from __future__ import annotations
@@ -98,7 +95,7 @@ class OptunaSweeper(Sweeper):
         _write_best(study, folder)
 
     def _open_study(self, folder: Path) -> optuna.Study:
-        """The study of a sweep's folder, made if there is none, with what must be asked again in its queue.
+        """The study of a sweep's folder, with what must be asked again in its queue.
 
         The sampler's seed differs from call to call: the same one would draw the first parameters again.
         """
@@ -149,7 +146,6 @@ def _counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _write_best(study: optuna.Study, folder: Path) -> None:
-    """Write ``optimization_results.yaml``: the best parameters and their score."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if done:
         best = study.best_trial
@@ -163,11 +159,7 @@ def register_sweeper() -> None:
 
 
 def missing_plugin(error: BaseException) -> str | None:
-    """The line for a launcher whose plugin is not installed; None for another error.
-
-    >>> missing_plugin(RuntimeError("Unknown plugin class : 'hydra_plugins.hydra_joblib_launcher.X'"))
-    'hydra/launcher=joblib needs a library that is missing; pip install "mitoseg[sweep]"'
-    """
+    """The line for a launcher whose plugin is not installed; None for another error."""
     match = re.search(
         r"Unknown plugin class.*hydra_(\w+)_launcher|Could not (?:load|find) 'hydra/launcher/([a-z]+)", str(error)
     )

@@ -1,19 +1,14 @@
 """What a command line with ``-m`` or ``seeds=N`` asks for: the sweep's folder, the keys that vary, a job's devices.
 
-python train.py -m network=patch_cnn,context_cnn seed=1,2,3
-
-outputs/sweeps/network=patch_cnn+context_cnn_seed=1+2+3_5d1c09f2/     the sweep, the same for the same arguments
+outputs/sweeps/network=patch_cnn+context_cnn_seed=1+2+3_5d1c09f2/     the same for the same arguments
     network=patch_cnn,seed=1/                                         a job, a run's folder like any other
-    ...
     results.csv, summary.csv
 
-Names of folders are the same on every machine and in every run. Letters, digits and ``. _ + = , -`` stay, which every
-file system takes. Where something else is replaced, or a name is cut, or only capitals would tell two names apart,
-eight digits of a hash follow.
+Names are the same on every machine. Where a character is replaced, or a name is cut, or only capitals would tell two
+names apart, eight digits of a hash follow.
 
-Where a launcher runs several jobs at once on this machine, a job gets a slot. With ``n_jobs=2`` on four GPUs and
-``trainer.devices=2``, slot 0 has GPUs 0 and 1, slot 1 has 2 and 3. On a CPU each slot has its share of the cores. More
-slots than devices share them. A slot is a lock file in the sweep's folder, so it is free again however its job ended.
+Where joblib runs several jobs at once, a job gets a slot: its share of the GPUs, or of the cores. A slot is a lock
+file in the sweep's folder, so it is free again however its job ended.
 """
 
 from __future__ import annotations
@@ -57,14 +52,9 @@ Thing = TypeVar("Thing")
 class Sweep:
     """What every job of a sweep knows of it; pickled into the workers of a launcher.
 
-    Attributes:
-        folder: Absolute folder of the sweep.
-        command: Start of a job's command line after the interpreter: the program, and options that choose the config.
-        varied: Keys with several values on the command line.
-        own_folders: Whether the user names the jobs' folders (``hydra.sweep.subdir``).
-        threads: ``OMP_NUM_THREADS`` as the user has set it; joblib sets its own in its workers.
-        invocation: Name of this call of the sweep, which reports are filed under.
-        pid: The process that was started by the user.
+    ``command`` starts a job's command line; ``varied`` are keys with several values; with ``own_folders`` the user
+    names the jobs' folders; ``threads``: ``OMP_NUM_THREADS`` as the user has set it, since joblib sets its own in
+    workers; ``invocation`` names this call, for its reports; ``pid`` is the process that the user has started.
     """
 
     folder: Path
@@ -93,11 +83,7 @@ def find_sweep(words: Sequence[str], options: Sequence[str]) -> tuple[list[str],
 
 
 def expand_seeds(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Turn ``seeds=3`` into ``seed=1,2,3``, counted from the given seed, and say whether that makes a sweep.
-
-    >>> expand_seeds(["epochs=2", "seeds=3", "seed=5"])
-    (['epochs=2', 'seed=5,6,7'], True)
-    """
+    """Turn ``seeds=3`` into ``seed=1,2,3``, counted from the given seed, and say whether that makes a sweep."""
     seeds = _given(words, "seeds")
     if seeds is None:
         return list(words), False
@@ -134,7 +120,6 @@ def pin_sweep(words: Sequence[str], context: Sequence[str] = ()) -> list[str]:
 
 
 def _launcher_defaults(launcher: str | None) -> dict[str, str]:
-    """What suits long jobs better than the plugins' own defaults."""
     if launcher == "joblib":
         count = max(len(visible_gpus()), 2)  # a job on each GPU; batches would keep jobs from free slots
         return {"hydra.launcher.n_jobs": str(count), "hydra.launcher.batch_size": "1"}
@@ -154,11 +139,6 @@ def plan_sweep(pinned: Sequence[str], command: Sequence[str]) -> Sweep:
 
 
 def _is_sweep(word: str) -> bool:
-    """Whether an argument holds several values.
-
-    >>> [_is_sweep(word) for word in ("seed=1,2", "epochs=3", "network=choice(a,b)", "optimizer.lr=interval(0.1,1)")]
-    [True, False, True, True]
-    """
     if key_of(word).startswith("hydra"):
         return False
     try:
@@ -173,26 +153,14 @@ def _given(words: Sequence[str], key: str) -> str | None:
 
 
 def job_name(words: Iterable[str]) -> str:
-    """The folder of a job, from the arguments that set it apart, in whatever order.
-
-    >>> job_name(["seed=2", "network=patch_cnn"])
-    'network=patch_cnn,seed=2'
-    >>> job_name([])
-    'job'
-    """
+    """The folder of a job, from the arguments that set it apart, in whatever order."""
     ordered = sorted(words, key=key_of)
     plain = ",".join(f"{key_of(word)}={value_of(word)}" for word in ordered)
     return safe_name(plain, identity="\n".join(ordered), longest=LONGEST_JOB) if plain else "job"
 
 
 def sweep_name(words: Sequence[str], swept: Sequence[str], context: Sequence[str] = ()) -> str:
-    """The folder of a sweep: ``name=`` if it is given, else what varies and a hash of all that decides the jobs.
-
-    Args:
-        words: The command line, quoted.
-        swept: Those of its arguments that hold several values.
-        context: What else decides the jobs, such as the name of the config.
-    """
+    """The folder of a sweep: ``name=`` if it is given, else what varies and a hash of all that decides the jobs."""
     named = [word for word in words if key_of(word) == "name" and word not in swept]
     if named:
         return safe_name(value_of(named[-1]), identity=value_of(named[-1]), longest=LONGEST_SWEEP)
@@ -206,11 +174,7 @@ def sweep_name(words: Sequence[str], swept: Sequence[str], context: Sequence[str
 
 
 def safe_name(text: str, identity: str, longest: int) -> str:
-    """A file name for ``text``, with a hash of ``identity`` if the text does not survive as it is.
-
-    >>> safe_name("paper", "paper", 60), safe_name("a/b", "a/b", 60)
-    ('paper', 'a-b_c14cddc0')
-    """
+    """A file name for ``text``, with a hash of ``identity`` if the text does not survive as it is."""
     plain = _ODD.sub("-", text.lower())
     if plain == text and len(plain) <= longest and plain.strip(".") == plain and not _RESERVED.fullmatch(plain):
         return plain
@@ -243,13 +207,7 @@ class Slot:
 
 @contextlib.contextmanager
 def free_slot(folder: Path, cfg: DictConfig, threads: str | None = None) -> Iterator[Slot]:
-    """Wait for a slot of a sweep's folder and hold it; it binds nothing unless joblib runs several jobs at once.
-
-    Args:
-        folder: The sweep's folder.
-        cfg: The job's config; its ``trainer.devices`` and ``trainer.accelerator`` count, if there are any.
-        threads: ``OMP_NUM_THREADS`` of the job's processes; None divides the slot's cores among them.
-    """
+    """Wait for a slot of a sweep's folder and hold it; it binds nothing unless joblib runs several jobs at once."""
     launcher = HydraConfig.get().launcher
     count = 1
     if str(launcher.get("_target_", "")).endswith("JoblibLauncher"):
