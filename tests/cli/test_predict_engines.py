@@ -145,7 +145,7 @@ def test_no_scheduler(run, capsys):
         ("devices=0", "not a number of workers: 0"),
         ("workers=many", "the option takes other values: workers=many; give whole numbers"),
         ("devices=null", "the option takes other values: devices=null; give a value"),
-        ("engine=cloud", "Could not find 'engine/cloud'"),
+        ("engine=cloud", "engine has no 'cloud'"),
     ],
 )
 def test_options(run, capsys, word, told):
