@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, predict_volume
 from mitoseg.inference.methods import starts
-from mitoseg.metrics import Calibration, best_threshold, curve, logit_histogram
+from mitoseg.metrics import Calibration
+from mitoseg.metrics.histogram import best_threshold, curve, logit_histogram
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
 from mitoseg.storage import write_json
 from mitoseg.volumes import ArrayVolume, Normalization, map_labels, measure_normalization, open_volume

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "segmentation": BASE | {"engines", "volumes"},
     "inference": BASE | {"metrics", "networks", "volumes"},
     "sampling": BASE | {"datasets", "volumes"},
-    "training": BASE | {"inference", "metrics", "networks", "volumes"},
+    "training": BASE | {"datasets", "inference", "metrics", "networks", "volumes"},
     "classical": BASE | {"segmentation", "volumes"},
     "evaluation": BASE | {"engines", "metrics", "segmentation", "volumes"},
     "export": BASE | {"networks", "volumes"},

@@ -171,12 +171,9 @@ def cast_rays(
     reach: float,
     level: int = 128,
 ) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
-    """Walk along every ray from every centre, a step of the smallest voxel spacing at a time, until the map ends it.
+    """Lengths (N, R) in nm of rays from every centre, and what the map says where each ended: 0 beyond the volume.
 
-    Centres (N, 3) are in voxels, unit vectors (1 or N, R, 3) and ``reach`` in nm.
-
-    Returns:
-        Lengths (N, R) in nm, and what the map says where the ray ended (N, R): 0 beyond the volume.
+    Centres (N, 3) are in voxels, unit vectors (1 or N, R, 3) and ``reach`` in nm; steps are of the smallest spacing.
     """
     step = float(min(voxel_size))
     count = int(reach / step)
@@ -210,38 +207,30 @@ def ray_features(
     level: int = 128,
 ) -> FloatArray:
     """Rotation-invariant descriptors (N, `RAY_FEATURES`) of what surrounds the centres, lengths as shares of reach."""
-    parts = [
-        _describe(boundary_zyx, centre[a : a + CHUNK], voxel_size, reach, level) for a in range(0, len(centre), CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, RAY_FEATURES), np.float32)
-
-
-def _describe(
-    boundary_zyx: npt.NDArray[np.uint8], centre: FloatArray, voxel_size: Sequence[float], reach: float, level: int
-) -> FloatArray:
     unit, group = directions()
-    length, found = cast_rays(boundary_zyx, centre, unit[None], voxel_size, reach=reach, level=level)
-    share = length / np.float32(reach)
-    chord = share + share[:, ::-1]
-    moments = np.einsum("nr,ri,rj->nij", share * share, unit, unit) / np.float32(len(unit))
-    value, vector = np.linalg.eigh(moments)
-    own = np.einsum("rk,nik->nri", unit, vector).astype(np.float32)
-    turned, turned_found = cast_rays(boundary_zyx, centre, own, voxel_size, reach=reach, level=level)
-    turned /= np.float32(reach)
-    axes = np.sqrt(np.maximum(value, 0))
-    pooled = [f(turned[:, group == g], axis=1) for g in range(group.max() + 1) for f in (np.mean, np.min)]
-    columns = [
-        *np.quantile(share, QUANTILES, axis=1),
-        *np.quantile(chord, (0.0, 0.25, 0.5), axis=1),
-        *axes.T,
-        axes[:, 0] / (axes[:, 2] + 1e-3),
-        axes[:, 1] / (axes[:, 2] + 1e-3),
-        *pooled,
-        (found >= level).mean(1),
-        found.mean(1) / 255,
-        turned_found.std(1) / 255,
-    ]
-    return np.stack(columns, axis=1).astype(np.float32)
+    parts = [np.zeros((0, RAY_FEATURES), np.float32)]
+    for some in (centre[a : a + CHUNK] for a in range(0, len(centre), CHUNK)):
+        length, found = cast_rays(boundary_zyx, some, unit[None], voxel_size, reach=reach, level=level)
+        share = length / np.float32(reach)
+        moments = np.einsum("nr,ri,rj->nij", share * share, unit, unit) / np.float32(len(unit))
+        value, vector = np.linalg.eigh(moments)
+        own = np.einsum("rk,nik->nri", unit, vector).astype(np.float32)
+        turned, turned_found = cast_rays(boundary_zyx, some, own, voxel_size, reach=reach, level=level)
+        turned /= np.float32(reach)
+        axes = np.sqrt(np.maximum(value, 0))
+        columns = [
+            *np.quantile(share, QUANTILES, axis=1),
+            *np.quantile(share + share[:, ::-1], (0.0, 0.25, 0.5), axis=1),
+            *axes.T,
+            axes[:, 0] / (axes[:, 2] + 1e-3),
+            axes[:, 1] / (axes[:, 2] + 1e-3),
+            *(f(turned[:, group == g], axis=1) for g in range(group.max() + 1) for f in (np.mean, np.min)),
+            (found >= level).mean(1),
+            found.mean(1) / 255,
+            turned_found.std(1) / 255,
+        ]
+        parts.append(np.stack(columns, axis=1).astype(np.float32))
+    return np.concatenate(parts)
 
 
 RAY_FEATURES = len(QUANTILES) + 3 + 3 + 2 + 14 + 3  # numbers that `ray_features` gives for a centre
@@ -310,25 +299,19 @@ def region_graph(
     for z in range(0, len(region_zyx), depth):
         for axis in range(3):
             stop = z + depth + (axis == 0)
-            tables.append(_faces(region_zyx[z:stop], boundary_zyx[z:stop], axis, count, faces[axis]))
+            low, high = ([slice(None)] * axis + [ends] for ends in (slice(None, -1), slice(1, None)))
+            (a, b), (near, far) = ((part[z:stop][*low], part[z:stop][*high]) for part in (region_zyx, boundary_zyx))
+            differ = a != b
+            one, other = a[differ].astype(np.int64), b[differ].astype(np.int64)
+            crest = np.maximum(near[differ], far[differ]).astype(np.float64)
+            key, area = np.minimum(one, other) * count + np.maximum(one, other), np.full(len(one), faces[axis])
+            tables.append(_merged([key, area, crest * faces[axis], crest]))
     key, area, weighted, crest = _merged([np.concatenate(column) for column in zip(*tables, strict=True)])
     pairs = np.stack([key // count, key % count], 1)
     return RegionGraph(pairs, area.astype(np.float32), (weighted / area).astype(np.float32), crest.astype(np.float32))
 
 
 Columns = list[npt.NDArray[Any]]
-
-
-def _faces(
-    region_zyx: Regions, boundary_zyx: npt.NDArray[np.uint8], axis: int, count: np.int64, area: float
-) -> Columns:
-    """Keys, areas, area times boundary, and crests of the pairs of one slab along one axis."""
-    low = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
-    high = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
-    differ = region_zyx[low] != region_zyx[high]
-    a, b = region_zyx[low][differ].astype(np.int64), region_zyx[high][differ].astype(np.int64)
-    value = np.maximum(boundary_zyx[low][differ], boundary_zyx[high][differ]).astype(np.float64)
-    return _merged([np.minimum(a, b) * count + np.maximum(a, b), np.full(len(a), area), value * area, value])
 
 
 def _merged(columns: Columns) -> Columns:

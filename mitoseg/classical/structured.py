@@ -194,10 +194,8 @@ def learn_structured(
     """Lower the primal objective L from where the weights (A + B,) start, the last B of them not below zero.
 
     The working sets of the examples grow. ``rounds`` of inference come after those that find the scale of the start;
-    ``rate`` is the length of the first steps, as a share of the weights'.
-
-    Returns:
-        The weights of the least L seen, and L of each round's own weights, those taken back included.
+    ``rate`` is the length of the first steps, as a share of the weights'. Gives the weights of the least L seen, and L
+    of each round's own weights, those taken back included.
     """
     split = examples[0].nodes.shape[1]
     best, least = start, np.inf

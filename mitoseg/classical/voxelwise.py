@@ -46,8 +46,7 @@ class VoxelClassifier(ABC):
     fitted: tuple[TreeEnsemble, float] | None = field(default=None, init=False, repr=False)
     """The trees, and what their log-odds are too high by (`Samples.shift`)."""
 
-    gives_logits: ClassVar[bool]
-    """Whether the trees sum up to log-odds, or to probabilities."""
+    gives_logits: ClassVar[bool]  # whether the trees sum up to log-odds, or to probabilities
 
     def __post_init__(self) -> None:
         self.features = VoxelFeatures(self.sigmas, self.voxel_size)

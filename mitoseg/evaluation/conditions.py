@@ -38,47 +38,37 @@ from mitoseg.tables import SUFFIXES, read_csv, to_markdown, write_table
 
 Row = dict[str, Any]
 
-Groups = Mapping[str, Mapping[str, pd.DataFrame]]
-"""Tables by path, by condition."""
+Groups = Mapping[str, Mapping[str, pd.DataFrame]]  # tables by path, by condition
 
-CUT = "touches_border"
-"""The column that says whether the border of the volume cuts an object."""
+CUT = "touches_border"  # the column that says whether the border of the volume cuts an object
 
 _NO_MEASURE = ("id", "instance", "label", "voxels", "index", "Unnamed: 0", CUT)
 _PLACES = ("centroid", "box_", "bbox", "start", "stop", "position")
 _CUT_MATTERS_NOT = ("grey", "gray", "intensity", "probability", "uncertainty", "score", "cristae", "confidence")
 """A cut object's value of these is that of the whole object."""
 
-_FEW = 5
-"""Volumes in a group below which a bootstrap over them is too narrow."""
+_FEW = 5  # volumes in a group below which a bootstrap over them is too narrow
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKS = "osD^vP*X"
-_MOST_DOTS = 400
-"""Dots drawn of a group; of more, so many are drawn, evenly spread over the sorted values."""
-_SKEW = 20.0
-"""Positive values whose largest is so many times the median are drawn on a logarithmic scale."""
+_MOST_DOTS = 400  # dots drawn of a group; of more, so many are drawn, evenly spread over the sorted values
+_SKEW = 20.0  # positive values whose largest is so many times the median are drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
 class ComparisonOptions:
     """What is compared, and how.
 
-    Attributes:
-        columns: Names; None for all measures that every table has.
-        cut_objects: ``leave_out``: objects that the border of the volume cuts do not count for shapes and sizes, only
-            for grey levels and probabilities; ``keep``: they count for all.
-        correction: Of the p-values for the number of columns and pairs: ``holm``, ``benjamini_hochberg`` or ``none``.
-        level: Share of the draws that an interval holds.
-        permutations: Up to so many ways of dealing volumes to groups all are tried, else so many random ones.
+    With ``cut_objects=leave_out`` objects that the border of the volume cuts do not count for shapes and sizes, only
+    for grey levels and probabilities; with ``keep`` they count for all.
     """
 
-    columns: Sequence[str] | None = None
+    columns: Sequence[str] | None = None  # None for all measures that every table has
     cut_objects: str = "leave_out"
-    correction: str = "holm"
-    level: float = 0.95
+    correction: str = "holm"  # for the number of columns and pairs; one of `CORRECTIONS`
+    level: float = 0.95  # share of the draws that an interval holds
     resamples: int = 2000
-    permutations: int = 10_000
+    permutations: int = 10_000  # of volumes: all, where there are no more, else random ones
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -97,22 +87,18 @@ class ComparisonOptions:
 class Comparison:
     """What a comparison found.
 
-    Attributes:
-        groups: A row for each column and condition: ``column``, ``group``, ``objects``, ``volumes``, ``cut_left_out``,
-            ``missing``, ``mean``, ``mean_low``, ``mean_high``, ``median``, ``median_low``, ``median_high``,
-            ``mean_of_volumes``.
-        tests: A row for each column and pair of conditions: ``column``, ``group_a``, ``group_b``, ``difference`` of
-            the means (b - a), ``hedges_g`` and ``cliffs_delta``, each with ``_low`` and ``_high``; ``p_objects`` (Mann
-            and Whitney, which takes objects for independent), ``p_volumes`` (permutation of volume means), both also
-            ``_adjusted``; and ``p_volumes_least``, the smallest that so many volumes allow.
-        notes: What a reader must know, a line each, the gravest first.
-        values: Values of each volume by column and condition, for pictures.
+    ``groups`` has a row for each column and condition: ``column``, ``group``, ``objects``, ``volumes``,
+    ``cut_left_out``, ``missing``, ``mean`` and ``median``, each also ``_low`` and ``_high``, and ``mean_of_volumes``.
+    ``tests`` has one for each column and pair of conditions: ``column``, ``group_a``, ``group_b``, ``difference`` of
+    the means (b - a), ``hedges_g`` and ``cliffs_delta``, each also ``_low`` and ``_high``; ``p_objects`` (Mann and
+    Whitney, which takes objects for independent) and ``p_volumes`` (permutation of volume means), both also
+    ``_adjusted``; and ``p_volumes_least``, the smallest that so many volumes allow.
     """
 
     groups: pd.DataFrame
     tests: pd.DataFrame
-    notes: tuple[str, ...]
-    values: Mapping[str, Mapping[str, Sequence[Floats]]] = field(repr=False)
+    notes: tuple[str, ...]  # what a reader must know, a line each, the gravest first
+    values: Mapping[str, Mapping[str, Sequence[Floats]]] = field(repr=False)  # by column, condition and volume
     options: ComparisonOptions
 
     def markdown(self) -> str:

@@ -18,8 +18,7 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Group = Sequence[Floats]
-"""Finite values of one measure, an array for each volume."""
+Group = Sequence[Floats]  # finite values of one measure, an array for each volume
 Interval = tuple[float, float]
 
 CORRECTIONS = ("holm", "benjamini_hochberg", "none")

@@ -24,9 +24,10 @@ from mitoseg.volumes.base import Array, Volume
 from mitoseg.volumes.predicted import decide
 
 Colour = tuple[float, float, float]
+Labels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
-Layer = tuple[npt.NDArray[np.bool_], Colour, float]
-"""Where, in what colour, and how opaque."""
+Layer = tuple[Mask, Colour, float]  # where, in what colour, and how opaque
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart (jfly.uni-koeln.de/color).
 HIT: Colour = (0.0, 0.72, 0.50)
@@ -35,11 +36,11 @@ MISSED: Colour = (0.34, 0.71, 0.95)
 TRUTH: Colour = (0.94, 0.89, 0.26)
 LEFT_OUT: Colour = (0.5, 0.5, 0.5)
 
-_TRUTH_KEY = (("mitochondria", TRUTH),)
-_ERROR_KEY = (("found (TP)", HIT), ("false (FP)", FALSE), ("missed (FN)", MISSED))
+_KEY = (("mitochondria", TRUTH), ("found (TP)", HIT), ("false (FP)", FALSE), ("missed (FN)", MISSED))
 
 JACCARD_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the lines behind a precision-recall curve
-_GAP = 0.06  # inches between panels
+_GAP, _TOP, _BOTTOM = 0.06, 0.32, 0.4  # inches between panels, above each, and below all
+_WHOLE = 20  # values of whole numbers that have a bin each
 
 
 def new_figure(width: float, height: float, dpi: float | None = None, layout: str | None = None) -> Figure:
@@ -55,50 +56,51 @@ def save_figure(figure: Figure, path: Path, *, overwrite: bool = True, dpi: floa
         figure.savefig(temporary, format="png", dpi=dpi or "figure")
 
 
-def overlay_figure(
-    image_yx: Array,
-    truth_yx: npt.NDArray[np.uint8],
-    result_yx: npt.NDArray[np.bool_],
-    *,
-    title: str = "image",
-    voxel_size: Sequence[float] | None = None,
-    dpi: float = 200,
-) -> Figure:
-    """Three panels side by side: image, truth (0, 1, 255 ignored), and result with its errors in colour.
-
-    The contrast of the image is stretched. The last two of ``voxel_size`` are y and x in nm; without it the scale bar
-    counts pixels.
-    """
-    panels = _layers(image_yx, truth_yx, {"result": result_yx}, title)
-    figure, axes = _draw_panels(image_yx, panels, voxel_size, dpi, across=3, side=5.0, top=0.34, bottom=0.36, font=10)
-    for ax, entries in zip(axes[1:], (_TRUTH_KEY, _ERROR_KEY), strict=True):
-        handles = _handles(entries, truth_yx)
-        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 0.25}
-        size: dict[str, Any] = {"fontsize": 9, "handlelength": 1.0, "handleheight": 1.0, "columnspacing": 1.4}
-        ax.legend(handles=handles, ncols=len(handles), frameon=False, **place, **size)
-    return figure
+def overlay_figure(image_yx: Array, truth_yx: Labels, result_yx: Mask, **options: Any) -> Figure:  # noqa: ANN401
+    """`comparison_figure` of one result: image, truth, and the result with its errors in colour."""
+    return comparison_figure(image_yx, truth_yx, {"result": result_yx}, **options)
 
 
 def comparison_figure(
     image_yx: Array,
-    truth_yx: npt.NDArray[np.uint8],
-    results: Mapping[str, npt.NDArray[np.bool_]],
+    truth_yx: Labels,
+    results: Mapping[str, Mask],
     *,
     title: str = "image",
     voxel_size: Sequence[float] | None = None,
-    dpi: float = 160,
+    dpi: float | None = None,
 ) -> Figure:
-    """Panels in rows: the image, its truth, and every result under its name; arguments as of `overlay_figure`."""
-    panels, count = _layers(image_yx, truth_yx, results, title), len(results) + 2
+    """Panels in rows: the image, its truth (0, 1, 255 ignored), and every result under its name, errors in colour.
+
+    The contrast of the image is stretched. The last two of ``voxel_size`` are y and x in nm; without it the scale bar
+    counts pixels.
+    """
+    panels, few = _layers(image_yx, truth_yx, results, title), len(results) < 2
+    pixel_y, pixel_x = (1.0, 1.0) if voxel_size is None else (float(s) for s in voxel_size[-2:])
+    height, width = image_yx.shape[0] * pixel_y, image_yx.shape[1] * pixel_x
+    side, font = (5.0, 10) if few else (3.4, 9)  # inches of the longer side
+    h, w = (max(length * side / max(height, width), 0.5) for length in (height, width))
+    count = len(panels)
     across = min(range(min(count, 5), min(count, 3) - 1, -1), key=lambda n: -count % n)  # a last row that is full
-    figure, _ = _draw_panels(image_yx, panels, voxel_size, dpi, across=across, side=3.4, top=0.32, bottom=0.4, font=9)
-    handles = _handles((*_TRUTH_KEY, *_ERROR_KEY), truth_yx)
+    rows = -(-count // across)
+    total_w, total_h = across * (w + _GAP) + _GAP, rows * (h + _TOP) + _BOTTOM
+    figure, grey_yx = new_figure(total_w, total_h, dpi or (200 if few else 160)), stretch(image_yx)
+    for i, (name, layers) in enumerate(panels):
+        row, column = divmod(i, across)
+        left, low = _GAP + column * (w + _GAP), _BOTTOM + (rows - 1 - row) * (h + _TOP)
+        ax = figure.add_axes((left / total_w, low / total_h, w / total_w, h / total_h))
+        ax.imshow(_blend(grey_yx, layers), aspect=pixel_y / pixel_x, interpolation="antialiased")
+        ax.set_title(name, fontsize=font, pad=font - 6)
+        ax.set_axis_off()
+    _scale_bar(figure.axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
+    left_out = [("not counted", LEFT_OUT)] if (truth_yx == IGNORE).any() else []
+    handles = [Patch(facecolor=colour, edgecolor="none", label=name) for name, colour in (*_KEY, *left_out)]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 
 def _layers(
-    image_yx: Array, truth_yx: npt.NDArray[np.uint8], results: Mapping[str, npt.NDArray[np.bool_]], title: str
+    image_yx: Array, truth_yx: Labels, results: Mapping[str, Mask], title: str
 ) -> list[tuple[str, list[Layer]]]:
     """What lies over the image in each panel, by the name above it."""
     shapes = {name: array.shape for name, array in {"image": image_yx, "truth": truth_yx, **results}.items()}
@@ -112,37 +114,6 @@ def _layers(
         errors = [(truth & result, HIT, 0.5), (wrong, FALSE, 0.95), (missed, MISSED, 0.95), (ignored, LEFT_OUT, 0.6)]
         panels.append((name, errors))
     return panels
-
-
-def _draw_panels(
-    image_yx: Array,
-    panels: Sequence[tuple[str, list[Layer]]],
-    voxel_size: Sequence[float] | None,
-    dpi: float,
-    *,
-    across: int,
-    side: float,
-    top: float,
-    bottom: float,
-    font: int,
-) -> tuple[Figure, list[Axes]]:
-    """Panels of one shape row by row; lengths in inches: the longer side of each, above it, and below all."""
-    pixel_y, pixel_x = (1.0, 1.0) if voxel_size is None else (float(s) for s in voxel_size[-2:])
-    height, width = image_yx.shape[0] * pixel_y, image_yx.shape[1] * pixel_x
-    h, w = (max(length * side / max(height, width), 0.5) for length in (height, width))
-    rows = -(-len(panels) // across)
-    total_w, total_h = across * (w + _GAP) + _GAP, rows * (h + top) + bottom
-    figure, grey_yx, axes = new_figure(total_w, total_h, dpi), stretch(image_yx), []
-    for i, (name, layers) in enumerate(panels):
-        row, column = divmod(i, across)
-        left, low = _GAP + column * (w + _GAP), bottom + (rows - 1 - row) * (h + top)
-        ax = figure.add_axes((left / total_w, low / total_h, w / total_w, h / total_h))
-        ax.imshow(_blend(grey_yx, layers), aspect=pixel_y / pixel_x, interpolation="antialiased")
-        ax.set_title(name, fontsize=font, pad=font - 6)
-        ax.set_axis_off()
-        axes.append(ax)
-    _scale_bar(axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
-    return figure, axes
 
 
 def stretch(image_yx: Array, percentiles: tuple[float, float] = (0.3, 99.7)) -> npt.NDArray[np.float32]:
@@ -193,12 +164,6 @@ def _scale_bar(ax: Axes, shape_yx: tuple[int, ...], pixel_nm: float | None) -> N
     label.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
 
 
-def _handles(entries: Sequence[tuple[str, Colour]], truth_yx: npt.NDArray[np.uint8]) -> list[Patch]:
-    """Handles of a legend, with one for ignored voxels where there are some."""
-    left_out = [("not counted", LEFT_OUT)] if (truth_yx == IGNORE).any() else []
-    return [Patch(facecolor=colour, edgecolor="none", label=name) for name, colour in (*entries, *left_out)]
-
-
 def save_overlays(
     folder: Path | str,
     image: Volume,
@@ -238,22 +203,27 @@ def save_overlays(
 def save_curves(
     folder: Path | str, result: Mapping[str, Any], *, title: str = "", reference: float | None = None
 ) -> list[Path]:
-    """Write ``boundary.png``, and for probabilities ``precision_recall.png`` and ``reliability.png``.
+    """Write `curve_figures` as PNG."""
+    figures = curve_figures(result, title=title, reference=reference)
+    for name, figure in figures.items():
+        save_figure(figure, Path(folder) / f"{name}.png", dpi=150)
+    return [Path(folder) / f"{name}.png" for name in figures]
 
-    From what `mitoseg.evaluation.evaluate` gave or ``metrics.json`` holds; a figure with nothing to show is not
-    written. ``reference`` is a Jaccard index to draw beside ours in ``boundary.png``, such as a published one.
+
+def curve_figures(result: Mapping[str, Any], *, title: str = "", reference: float | None = None) -> dict[str, Figure]:
+    """Figures of ``boundary``, and for probabilities of ``precision_recall`` and ``reliability``.
+
+    From what `mitoseg.evaluation.evaluate` gave or ``metrics.json`` holds; one with nothing to show is left out.
+    ``reference`` is a Jaccard index to draw beside ours in ``boundary``, such as a published one.
     """
     figures: dict[str, Figure] = {}
-    if result["boundary"]:
+    if result.get("boundary"):
         figures["boundary"] = boundary_figure(result, title=title, reference=reference)
-    if result.get("precision_recall", {}).get("recall"):
+    if (result.get("precision_recall") or {}).get("recall"):
         figures["precision_recall"] = precision_recall_figure(result, title=title)
-    if result.get("reliability", {}).get("voxels"):
+    if (result.get("reliability") or {}).get("voxels"):
         figures["reliability"] = reliability_figure(result, title=title)
-    paths = [Path(folder) / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save_figure(figure, path, dpi=150)
-    return paths
+    return figures
 
 
 def boundary_figure(result: Mapping[str, Any], *, title: str = "", reference: float | None = None) -> Figure:
@@ -263,7 +233,9 @@ def boundary_figure(result: Mapping[str, Any], *, title: str = "", reference: fl
     names = (("jaccard_foreground", "mitochondria", HIT), ("jaccard_mean", "mean of both classes", MISSED))
     for key, name, colour in names:
         for dims, style, where in ((3, "o-", "3D"), (2, "s--", "in plane")):
-            widths, values = boundary_line(result, key, dims)
+            rows = [row for row in result["boundary"] if row["dims"] == dims]
+            widths = [0.0, *(float(row["distance"]) for row in rows)]
+            values = [as_float(row.get(key)) for row in (result, *rows)]
             ax.plot(widths, values, style, color=colour, markersize=4, label=f"{name}, {where}")
     if reference is not None:
         ax.axhline(reference, color="black", linestyle=":", label=f"reference, {reference:g}")
@@ -275,19 +247,14 @@ def boundary_figure(result: Mapping[str, Any], *, title: str = "", reference: fl
     return figure
 
 
-def boundary_line(result: Mapping[str, Any], key: str, dims: int) -> tuple[list[float], list[float]]:
-    """Widths of the bands, from none on, and a score without each."""
-    rows = [row for row in result["boundary"] if row["dims"] == dims]
-    return [0.0, *(float(row["distance"]) for row in rows)], [as_float(row.get(key)) for row in (result, *rows)]
-
-
 def precision_recall_figure(result: Mapping[str, Any], *, title: str = "") -> Figure:
     """Precision over recall, with the threshold that was used and the best one for these voxels."""
     points = result["precision_recall"]
     figure = new_figure(6.0, 4.0, layout="constrained")
     ax = figure.subplots()
     for level in JACCARD_LEVELS:
-        ax.plot(*equal_jaccard(level, 100), color=LEFT_OUT, linewidth=0.7, alpha=0.6, zorder=1)
+        recall = np.linspace(level, 1, 100)  # equal JAC, which is 1 / (1 / precision + 1 / recall - 1)
+        ax.plot(recall, 1 / (1 / level + 1 - 1 / recall), color=LEFT_OUT, linewidth=0.7, alpha=0.6, zorder=1)
         at = 2 * level / (1 + level)  # where precision and recall are equal
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         ax.text(at, at, f"{level:g}", fontsize=7, color=LEFT_OUT, ha="center", va="center", bbox=box, zorder=1)
@@ -295,8 +262,13 @@ def precision_recall_figure(result: Mapping[str, Any], *, title: str = "") -> Fi
     ax.plot(points["recall"], points["precision"], color=HIT, label=f"area under the curve {area:.3f}")
     threshold, jaccard = result["threshold"], as_float(result["jaccard_foreground"])
     used = f"threshold {threshold:.3f}" if isinstance(threshold, float) else "the thresholds used"
-    recall, precision = as_float(result["recall"]), as_float(result["precision"])
-    ax.plot(recall, precision, "o", color="black", label=f"{used}: JAC {jaccard:.3f}")
+    ax.plot(
+        as_float(result["recall"]),
+        as_float(result["precision"]),
+        "o",
+        color="black",
+        label=f"{used}: JAC {jaccard:.3f}",
+    )
     best = int(np.argmin(np.abs(np.subtract(points["threshold"], as_float(result["threshold_oracle"])))))
     label = f"oracle, best on these voxels: JAC {as_float(result['jaccard_foreground_oracle']):.3f}"
     ax.plot(points["recall"][best], points["precision"][best], "o", color=FALSE, fillstyle="none", label=label)
@@ -304,12 +276,6 @@ def precision_recall_figure(result: Mapping[str, Any], *, title: str = "") -> Fi
     ax.set(xlabel="recall (grey lines: equal JAC)", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(fontsize=8, loc="lower left")
     return figure
-
-
-def equal_jaccard(level: float, points: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Recall and precision of equal foreground JAC, which is 1 / (1 / precision + 1 / recall - 1)."""
-    recall = np.linspace(level, 1, points)
-    return recall, 1 / (1 / level + 1 - 1 / recall)
 
 
 def reliability_figure(result: Mapping[str, Any], *, title: str = "") -> Figure:
@@ -330,6 +296,40 @@ def reliability_figure(result: Mapping[str, Any], *, title: str = "") -> Figure:
     ax.legend(fontsize=8)
     below.set(xlabel="mean probability of the bin", ylabel="voxels")
     return figure
+
+
+def distribution_figure(values: npt.NDArray[np.float64], name: str, unit: str, log: bool) -> Figure:
+    """Histogram of ascending values, their cumulative share and their median."""
+    figure = new_figure(5.0, 3.2, layout="constrained")
+    ax = figure.subplots()
+    ax.hist(values, bins(values, log).tolist(), color=MISSED, edgecolor="white", linewidth=0.5)
+    ax.axvline(float(np.median(values)), color="black", linestyle="--")
+    ax.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="mitochondria", xscale="log" if log else "linear")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    share = ax.twinx()
+    share.plot(values, np.arange(1, len(values) + 1) / len(values), color=FALSE, drawstyle="steps-post")
+    share.set(ylabel="share of those that are smaller", ylim=(0, 1.05))
+    return figure
+
+
+def bins(values: npt.NDArray[np.float64], log: bool) -> npt.NDArray[np.float64]:
+    """Edges of bins by the rule of Freedman and Diaconis, 5 to 40 of them, on a logarithmic axis if asked.
+
+    Whole numbers that span few values have a bin each.
+
+    >>> bins(np.array([1, 1, 2, 4]), log=False).tolist()
+    [0.5, 1.5, 2.5, 3.5, 4.5]
+    """
+    low, high = values.min(), values.max()
+    if not log and high - low < _WHOLE and np.array_equal(values, np.rint(values)):
+        return np.arange(low - 0.5, high + 1)
+    v = np.log10(values) if log else values
+    width = 2 * np.subtract(*np.percentile(v, (75, 25))) / len(v) ** (1 / 3)
+    count = int(np.clip(np.ceil(np.ptp(v) / width) if width > 0 else 10, 5, 40))
+    edges = np.linspace(v.min(), v.max(), count + 1)
+    result: npt.NDArray[np.float64] = 10**edges if log else edges
+    result[[0, -1]] = low, high  # rounding would leave an end outside
+    return result
 
 
 def as_float(value: object) -> float:

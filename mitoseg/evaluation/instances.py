@@ -24,8 +24,7 @@ from mitoseg.volumes.base import Volume, compact_ids, integer_volume, mask_volum
 from mitoseg.volumes.labels import IGNORED, LabelVolume
 from mitoseg.volumes.predicted import Decision, decide
 
-SMALL = 1000
-"""Objects of fewer voxels are left out and counted apart."""
+SMALL = 1000  # objects of fewer voxels are left out and counted apart
 
 Pairs = tuple[Ints, Ints, Ints]
 

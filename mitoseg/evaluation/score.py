@@ -33,26 +33,18 @@ from mitoseg.control_groups import usable_cores
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
 from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import Box, tiles
-from mitoseg.metrics import (
+from mitoseg.metrics.calibration import brier_score, negative_log_likelihood, reliability_bins
+from mitoseg.metrics.counts import IGNORE, LEVEL, Counts, bootstrap_intervals, count, ratio, scores
+from mitoseg.metrics.histogram import (
     BINS,
-    IGNORE,
-    LEVEL,
-    Counts,
     Curve,
+    Ints,
     average_precision,
     best_threshold,
-    bootstrap_intervals,
-    brier_score,
-    count,
     curve,
     logit_histogram,
-    negative_log_likelihood,
     precision_recall,
-    reliability_bins,
-    scores,
 )
-from mitoseg.metrics.counts import ratio
-from mitoseg.metrics.histogram import Ints
 from mitoseg.progress import progress as show_progress
 from mitoseg.volumes.base import Volume
 from mitoseg.volumes.opening import swapped
@@ -60,17 +52,13 @@ from mitoseg.volumes.predicted import Decision, decide
 
 Labels = npt.NDArray[np.uint8]
 
-BANDS = tuple(range(1, 11))
-"""Widths of the boundary bands, in voxels of the smallest spacing."""
+BANDS = tuple(range(1, 11))  # widths of the boundary bands, in voxels of the smallest spacing
 
-DIMS = (3, 2)
-"""The boundary band in 3D, and its in-plane variant."""
+DIMS = (3, 2)  # the boundary band in 3D, and its in-plane variant
 
-SLABS = 8
-"""Equal parts of the crop along z; their spread makes the intervals."""
+SLABS = 8  # equal parts of the crop along z; their spread makes the intervals
 
-BLOCK_VOXELS = 2**25
-"""Voxels held at once, the halo included, unless memory is short."""
+BLOCK_VOXELS = 2**25  # voxels held at once, the halo included, unless memory is short
 
 VOXEL_BYTES = 24  # of each of them
 _PLANE = 2048  # longest side, in y and x, of what is held at once
@@ -98,7 +86,7 @@ DRAWS = Bootstrap()
 class Evaluation(dict[str, Any]):
     """What scoring gives: plain data, as ``metrics.json`` holds it.
 
-    ``histogram`` is `mitoseg.metrics.logit_histogram` of a prediction that holds probabilities; it is too long for the
+    ``histogram`` is `logit_histogram` of a prediction that holds probabilities; it is too long for the
     file, and needed to pool volumes.
     """
 
@@ -127,28 +115,17 @@ def evaluate(
     """Score a prediction of any kind against labels mapped to 0, 1 and 255 (ignored), pooled over voxels.
 
     The keys are those of `mitoseg.metrics.scores`; ``interval``, by score the ends of its 95 % interval over the slabs
-    (`mitoseg.metrics.bootstrap_intervals`); ``threshold``, ``threshold_source``, ``kind``, ``crop``, ``shape``,
+    (`bootstrap_intervals`); ``threshold``, ``threshold_source``, ``kind``, ``crop``, ``shape``,
     ``voxel_size`` (None: taken as cubic), ``bootstrap``, ``counts``, ``slab_counts``, and ``boundary``: for each
     band and each of `DIMS`, ``distance``, ``dims``, the scores of what is left, its ``counts``, and the shares
     ``left_out_foreground`` and ``left_out_background``. For probabilities also those of `probability_scores`. A score
     without a denominator is NaN.
 
-    Args:
-        prediction: See `mitoseg.volumes.predicted.decide`, also for ``threshold`` and ``kind``.
-        truth: Mapped labels.
-        threshold: Overrides the one in the prediction's metadata.
-        crop: The part that is scored; the truth beyond it still tells what is near a border.
-        bands: Widths of the boundary bands, in voxels of the smallest spacing; none for no such scores.
-        kind: Overrides what the prediction's metadata says it is.
-        voxel_size: (z, y, x), any unit; None: the truth's, else the prediction's, else taken as cubic.
-        slabs: Equal parts along z whose spread makes the intervals; at most as many as the crop has slices.
-        bootstrap: How the intervals are made.
-        depth: Slices held at once; None: as many as the engine's memory allows. It does not change the result.
-        progress: Show a bar on stderr.
-        engine: Started, counts the blocks; its workers must see the files. None: this process.
-
-    Raises:
-        UserError: The shapes differ, the crop leaves the volume, or an argument is out of range.
+    ``threshold`` and ``kind`` overrule the prediction's metadata (`mitoseg.volumes.predicted.decide`). Only the
+    ``crop`` is scored; the truth beyond it still tells what is near a border. ``bands`` are widths in voxels of the
+    smallest spacing; the voxel size (z, y, x) is the truth's where it is not given, else the prediction's. ``slabs``
+    are equal parts along z, at most as many as the crop has slices. ``depth`` is how many slices are held at once
+    (None: as many as the engine's memory allows), and changes no result. A started ``engine`` counts the blocks.
     """
     check_shapes(prediction=prediction, truth=truth)
     if not np.iterable(bands) or not all(is_number(d) and d > 0 for d in bands):
@@ -374,7 +351,7 @@ def near_counts(
 
 
 def probability_scores(hist: Ints) -> dict[str, object]:
-    """Scores of the probabilities as they are stored, from the `mitoseg.metrics.logit_histogram` of all of them.
+    """Scores of the probabilities as they are stored, from the `logit_histogram` of all of them.
 
     ``average_precision`` (the area under precision over recall); ``expected_calibration_error`` and
     ``adaptive_calibration_error`` (15 bins of equal width, and of equally many voxels); ``negative_log_likelihood``

@@ -41,17 +41,11 @@ HALO = 32
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the sides of an input may be, for each axis after the channels.
+    """What the sides of an input may be, for each axis after the channels."""
 
-    Attributes:
-        least: The smallest size that is vouched for.
-        step: Sizes are the smallest plus multiples of this; 0 where the size is fixed.
-        halo: Voxels on either side whose answers lack context, to be cut where pieces are put together.
-    """
-
-    least: tuple[int, ...]
-    step: tuple[int, ...]
-    halo: tuple[int, ...]
+    least: tuple[int, ...]  # the smallest size that is vouched for
+    step: tuple[int, ...]  # sizes are the smallest plus multiples of this; 0 where the size is fixed
+    halo: tuple[int, ...]  # voxels on either side whose answers lack context, to be cut where pieces are put together
 
     @property
     def piece(self) -> tuple[int, ...]:
@@ -65,30 +59,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Form:
-    """A network ready to be traced.
+    """A network ready to be traced."""
 
-    Attributes:
-        name: One of `FORMS`, not auto.
-        inner: The form of the network inside ``volume``; else the same as the name.
-        module: Grey values in, probabilities out.
-        axes: Of the input, such as bcyx.
-        channels: Of the input.
-        sizes: That the input may have.
-        stride: Pixels between answers, for each axis after the channels.
-    """
-
-    name: str
-    inner: str
-    module: nn.Module
-    axes: str
-    channels: int
-    sizes: Sizes
-    stride: tuple[int, ...]
-
-    @property
-    def output_axes(self) -> str:
-        """Axes of the output; a block's are the batch and the two classes."""
-        return "bc" if self.name == "block" else self.axes
+    name: str  # one of `FORMS`, not auto
+    inner: str  # the form of the network inside ``volume``; else the same as the name
+    module: nn.Module  # grey values in, probabilities out
+    axes: str  # of the input, such as bcyx
+    channels: int  # of the input
+    sizes: Sizes  # that the input may have
+    stride: tuple[int, ...]  # pixels between answers, for each axis after the channels
 
     def example(self, steps: Sequence[int] | int = 0, batch: int = 1) -> tuple[int, ...]:
         """The shape of an input, so many steps larger than the smallest."""
@@ -239,15 +218,7 @@ class Dense(nn.Module):
 
 
 class Probability(nn.Module):
-    """Calibrated probabilities of grey values as they are stored.
-
-    Args:
-        network: Or an ensemble, whose members' calibrated log-odds are averaged.
-        normalization: ``mean`` and ``std`` of the training voxels.
-        calibration: ``prior_shift``, ``temperature`` and ``bias``.
-        form: block, strided, dense or tile.
-        ndim: 2 or 3, the network's axes.
-    """
+    """Calibrated probabilities of grey values as they are stored; of an ensemble, from the mean of its members."""
 
     def __init__(
         self,

@@ -6,8 +6,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Template
 
 import mitoseg
 from mitoseg.errors import UserError
@@ -31,66 +34,32 @@ _SCORES = {
 def model_card(
     name: str, model: Model, provenance: Mapping[str, Any] | None, metrics: Mapping[str, Any] | None
 ) -> str:
-    """A card in Markdown, from the records ``provenance.json`` and ``metrics.json`` of a model's run.
-
-    What is not known is said to be so.
-    """
-    size = "its training volume's" if model.voxel_size is None else f"{model.voxel_size[0]:g} nm"
-    limits = (
-        "## Limits\n\n"
-        f"Trained on the data above and no other. Volumes with other voxel sizes than {size}, other "
-        "staining or other tissue may be segmented badly without any sign of it: label a few slices, and score them "
-        "with `mitoseg evaluate`. Not for diagnosis.\n"
+    """A card in Markdown, from the records ``provenance.json`` and ``metrics.json`` of a model's run."""
+    provenance, metrics = provenance or {}, metrics or {}
+    splits = [split for split in ("validation", "test") if split in metrics]
+    rows = [["", *splits]]
+    for key, label in _SCORES.items():
+        found = [metrics[split].get(key) for split in splits]
+        rows.append([label, *("" if f is None else f"{f:.4f}" for f in found)])
+    left_out = ("hydra.", "data.root", "trainer.enable_progress")
+    words = [w for w in provenance.get("arguments") or () if not w.startswith(left_out) and w != "train"]
+    template = files("mitoseg.export").joinpath("card.md").read_text(encoding="utf-8")
+    card: str = Template(template, trim_blocks=True, keep_trailing_newline=True).render(
+        name=name,
+        model=model,
+        weights=sum(p.numel() for p in model.network.parameters()),
+        voxels=voxels_of(model),
+        data=provenance.get("data") or {},
+        provenance=provenance,
+        command=" ".join(words),
+        scores=to_markdown(rows) if splits else None,
     )
-    return "\n".join([_network(name, model), _data(provenance or {}), _scores(metrics or {}), limits])
+    return card
 
 
 def voxels_of(model: Model) -> str:
     """The voxel size (z, y, x) that a model was trained on, as text."""
     return "not recorded" if model.voxel_size is None else " x ".join(f"{v:g}" for v in model.voxel_size) + " nm"
-
-
-def _network(name: str, model: Model) -> str:
-    weights = sum(p.numel() for p in model.network.parameters())
-    mean, std = model.normalization["mean"], model.normalization["std"]
-    greys = f"grey values of its training volume: mean {mean:.1f}, standard deviation {std:.1f}"
-    if model.record.get("normalize") == "volume":
-        greys = "grey values: each volume is normalised by its own mean and standard deviation"
-    lines = [
-        f"# {name}\n\nMitochondria in electron-microscopy volumes: a probability for every voxel.\n",
-        f"- network: `{model.config.get('_target_')}`, {weights:,} weights, input channels: {model.channels}",
-        f"- voxel size of its training volume (z, y, x): {voxels_of(model)}",
-        f"- {greys}",
-        f"- threshold chosen on validation: {model.threshold:.3f}; written by mitoseg {model.record.get('version')}\n",
-        "## Use\n\n    mitoseg predict checkpoint=model.safetensors input=VOLUME output=OUT.zarr\n",
-    ]
-    return "\n".join(lines)
-
-
-def _data(provenance: Mapping[str, Any]) -> str:
-    data = provenance.get("data") or {}
-    known = [key for key in ("name", "title", "licence", "citation", "url") if data.get(key)]
-    lines = ["## Training data\n", *(f"- {key}: {data[key]}" for key in known)]
-    if len(lines) == 1:
-        lines.append("Not recorded.")
-    arguments = provenance.get("arguments")
-    if arguments:
-        kept = [w for w in arguments if not w.startswith(("hydra.", "data.root", "trainer.enable_progress"))]
-        command = " ".join(word for word in kept if word != "train")
-        lines.append(f"\nCommand: `train {command}`, commit {provenance.get('commit') or 'not recorded'}.")
-    return "\n".join([*lines, ""])
-
-
-def _scores(metrics: Mapping[str, Any]) -> str:
-    lines = ["## Scores\n", "Pooled over the voxels of each split, at the threshold chosen on validation.\n"]
-    splits = [split for split in ("validation", "test") if split in metrics]
-    if not splits:
-        return "## Scores\n\nNot recorded.\n"
-    rows = [["", *splits]]
-    for key, label in _SCORES.items():
-        found = [metrics[split].get(key) for split in splits]
-        rows.append([label, *("" if f is None else f"{f:.4f}" for f in found)])
-    return "\n".join([*lines, to_markdown(rows), ""])
 
 
 def read_facts(card: str) -> dict[str, str]:
@@ -143,7 +112,7 @@ def metadata(model: Model, form: Form, facts: Mapping[str, Any]) -> dict[str, st
         "input": f"{input_values(model)}, float32",
         "input_axes": json.dumps(list(form.axes)),
         "output": "probability of mitochondrion, calibrated; prior correction and calibration are inside",
-        "output_axes": json.dumps(list(form.output_axes)),
+        "output_axes": json.dumps(list("bc" if form.name == "block" else form.axes)),
         "edges": _VOLUME if form.name == "volume" else _GIVES[form.name],
         "sizes_least": json.dumps(form.sizes.least),
         "sizes_step": json.dumps(form.sizes.step),

@@ -28,8 +28,7 @@ from mitoseg.metrics.histogram import CENTRES, Curve, Floats, Ints, best_thresho
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPERATURES = (0.02, 50.0)
-"""A fit that leaves this range says that the voxels determine no temperature."""
+TEMPERATURES = (0.02, 50.0)  # a fit that leaves this range says that the voxels determine no temperature
 
 Logits = TypeVar("Logits", float, npt.NDArray[np.floating], "Tensor")
 
@@ -37,9 +36,6 @@ Logits = TypeVar("Logits", float, npt.NDArray[np.floating], "Tensor")
 @dataclass(frozen=True)
 class Calibration:
     """An increasing map of log-odds; the default is the identity.
-
-    Raises:
-        UserError: The temperature is not positive, or a number is not finite.
 
     >>> Calibration(prior_shift=-3.0, temperature=2.0, bias=0.5).apply(1.0)
     -0.5

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-IGNORE = 255
-"""Truth of voxels that count nowhere."""
+IGNORE = 255  # truth of voxels that count nowhere
 
-LEVEL = 0.95
-"""Share of the draws of a bootstrap that an interval holds."""
+LEVEL = 0.95  # share of the draws of a bootstrap that an interval holds
 
 INTERVALS = ("jaccard_foreground", "jaccard_background", "jaccard_mean", "dice", "precision", "recall")
 """The scores that have an interval."""
@@ -63,10 +61,7 @@ class Counts:
 
 
 def count(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.generic]) -> Counts:
-    """Count agreement voxel by voxel; truth is 0 background, 1 foreground, 255 ignored.
-
-    Raises:
-        ValueError: The shapes differ, the prediction is not boolean, or the truth holds another value.
+    """Count agreement voxel by voxel; truth is 0 background, 1 foreground, 255 ignored, any other a `ValueError`.
 
     >>> count(np.array([True, True, False]), np.array([1, 0, 255]))
     Counts(tp=1, fp=1, fn=0, tn=0)

@@ -21,8 +21,7 @@ import numpy.typing as npt
 from mitoseg.errors import UserError
 from mitoseg.metrics.counts import Counts
 
-LIMIT = 20.0
-"""Log-odds are clamped to [-LIMIT, LIMIT] (probabilities of 2e-9 and 1 - 2e-9)."""
+LIMIT = 20.0  # log-odds are clamped to [-LIMIT, LIMIT] (probabilities of 2e-9 and 1 - 2e-9)
 BINS_PER_UNIT = 100
 """The inverse of the bin width of 0.01, by which a threshold's probability is known to 0.0025 or better."""
 BINS = int(2 * LIMIT) * BINS_PER_UNIT
@@ -31,8 +30,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 EDGES: Floats = (np.arange(BINS + 1) - BINS // 2) / BINS_PER_UNIT
-CENTRES: Floats = (np.arange(BINS) - BINS // 2 + 0.5) / BINS_PER_UNIT
-"""The log-odds that stand for each bin."""
+CENTRES: Floats = (np.arange(BINS) - BINS // 2 + 0.5) / BINS_PER_UNIT  # the log-odds that stand for each bin
 
 
 def nan_error() -> UserError:
@@ -46,10 +44,6 @@ def logit_histogram(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.gene
     """Count log-odds of any shape by class and bin, (2, BINS): row 0 the background's voxels, row 1 the foreground's.
 
     Truth is 0 background, 1 foreground, anything else ignored (255 by convention).
-
-    Raises:
-        ValueError: The shapes differ.
-        UserError: A logit is NaN.
     """
     if logits.shape != truth.shape:
         raise ValueError(f"logits and truth differ in shape: {logits.shape} and {truth.shape}")
@@ -77,14 +71,11 @@ class Curve:
     fn: Ints
     tn: Ints
 
-    def counts(self, index: int) -> Counts:
-        """The counts at one of the thresholds."""
-        return Counts(int(self.tp[index]), int(self.fp[index]), int(self.fn[index]), int(self.tn[index]))
-
     def at(self, threshold_logit: float) -> Counts:
         """The counts at the edge nearest to a threshold."""
         clamped = min(max(threshold_logit, -LIMIT), LIMIT)
-        return self.counts(BINS if threshold_logit == math.inf else round((clamped + LIMIT) * BINS_PER_UNIT))
+        index = BINS if threshold_logit == math.inf else round((clamped + LIMIT) * BINS_PER_UNIT)
+        return Counts(int(self.tp[index]), int(self.fp[index]), int(self.fn[index]), int(self.tn[index]))
 
 
 def curve(hist: npt.NDArray[np.integer]) -> Curve:

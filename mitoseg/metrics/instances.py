@@ -17,8 +17,6 @@ or more links is split, a result with two or more links is a merge of several. A
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,38 +25,13 @@ from scipy.stats import entropy
 from skimage.metrics import adapted_rand_error
 
 from mitoseg.metrics.counts import LEVEL, ratio
-from mitoseg.metrics.overlaps import Ints, Overlaps, match_objects
+from mitoseg.metrics.overlaps import Overlaps, match_objects
 
 Bools = npt.NDArray[np.bool_]
 
-THRESHOLDS = (0.5, 0.75)
-"""Of IoU."""
-SHARE = 0.25
-"""Of the smaller of two objects that makes them linked."""
-ROWS = ("all", "whole", "cut")
-"""All objects; those inside the volume; those that its border cuts."""
-
-
-@dataclass(frozen=True)
-class _Objects:
-    """The objects of one side, in ascending order of their ids: voxels, links to the other side, cut by the border."""
-
-    voxels: Ints
-    links: Ints
-    cut: Bools
-
-
-@dataclass(frozen=True)
-class _Matched:
-    """The pairs above a threshold: index of the true objects, IoU, and which results count as cut.
-
-    A result goes where the true object goes that it is matched to, and without a partner by its own border.
-    """
-
-    threshold: float
-    truth: Ints
-    iou: npt.NDArray[np.float64]
-    result_cut: Bools
+THRESHOLDS = (0.5, 0.75)  # of IoU
+SHARE = 0.25  # of the smaller of two objects that makes them linked
+ROWS = ("all", "whole", "cut")  # all objects; those inside the volume; those that its border cuts
 
 
 def instance_scores(
@@ -68,59 +41,52 @@ def instance_scores(
 
     For each of `ROWS`: ``truth``, ``result`` (how many objects), ``splits``, ``merges``, ``splits_and_merges_share``
     (of the true objects), ``volume_truth``, ``volume_result`` (voxels), ``volume_error`` (their relative difference),
-    and ``matched``: a list with the scores of each of `THRESHOLDS`. Results are shared out to ``whole`` and ``cut`` by
-    the matches (``splits`` to ``volume_error``: at the first threshold). Beside them the keys of `partition_scores`.
-    What has no denominator is NaN.
+    and ``matched``: a list with the scores of each of `THRESHOLDS`. A result is ``whole`` or ``cut`` as the true
+    object that it is matched to, and without a partner by its own border (``splits`` to ``volume_error``: at the first
+    threshold). Beside them the keys of `partition_scores`. What has no denominator is NaN.
     """
     (truths, truth_voxels), (results, result_voxels) = (overlaps.sizes(side) for side in ("truth", "result"))
     pairs = (overlaps.truth > 0) & (overlaps.result > 0)
     i, j = np.searchsorted(truths, overlaps.truth[pairs]), np.searchsorted(results, overlaps.result[pairs])
     linked = overlaps.voxels[pairs] >= share * np.minimum(truth_voxels[i], result_voxels[j])
-    sides = [
-        _Objects(voxels, np.bincount(at[linked], minlength=len(ids)), np.isin(ids, cut))
-        for ids, voxels, at, cut in (
-            (truths, truth_voxels, i, overlaps.truth_cut),
-            (results, result_voxels, j, overlaps.result_cut),
-        )
-    ]
+    split = np.bincount(i[linked], minlength=len(truths)) > 1
+    merged = np.bincount(j[linked], minlength=len(results)) > 1
+    truth_cut, own_cut = np.isin(truths, overlaps.truth_cut), np.isin(results, overlaps.result_cut)
     matched = []
     for threshold in THRESHOLDS:
-        matches = match_objects(overlaps, threshold)
-        partners, result_cut = np.searchsorted(truths, matches.truth), sides[1].cut.copy()
-        result_cut[np.searchsorted(results, matches.result)] = sides[0].cut[partners]
-        matched.append(_Matched(threshold, partners, matches.iou, result_cut))
-    rows = {row: _row(row, sides[0], sides[1], matched, resamples, seed) for row in ROWS}
+        truth, result, iou = match_objects(overlaps, threshold)
+        partners, result_cut = np.searchsorted(truths, truth), own_cut.copy()
+        result_cut[np.searchsorted(results, result)] = truth_cut[partners]
+        matched.append((threshold, partners, iou, result_cut))
+    rows: dict[str, object] = {}
+    for row in ROWS:
+
+        def own(cut: Bools, row: str = row) -> Bools:
+            return np.full(len(cut), True) if row == "all" else cut == (row == "cut")
+
+        of_truth, of_result = own(truth_cut), own(matched[0][3])
+        count, found = int(of_truth.sum()), []
+        for threshold, partners, iou, result_cut in matched:
+            mine = of_truth[partners]
+            tp = int(mine.sum())
+            wrong = tp, int(own(result_cut).sum()) - tp, count - tp
+            interval = f1_interval(*wrong, resamples=resamples, seed=seed)
+            scores = match_scores(*wrong, float(iou[mine].sum()))
+            found.append({"iou": threshold, **scores, "f1_interval": list(interval)})
+        splits, merges = int(split[of_truth].sum()), int(merged[of_result].sum())
+        volume, volume_result = int(truth_voxels[of_truth].sum()), int(result_voxels[of_result].sum())
+        rows[row] = {
+            "truth": count,
+            "result": int(of_result.sum()),
+            "splits": splits,
+            "merges": merges,
+            "splits_and_merges_share": ratio(splits + merges, count),
+            "volume_truth": volume,
+            "volume_result": volume_result,
+            "volume_error": ratio(volume_result - volume, volume),
+            "matched": found,
+        }
     return {**rows, **partition_scores(overlaps)}
-
-
-def _row(
-    row: str, truth: _Objects, result: _Objects, matched: Sequence[_Matched], resamples: int, seed: int
-) -> dict[str, object]:
-    def own(cut: Bools) -> Bools:
-        return np.full(len(cut), True) if row == "all" else cut == (row == "cut")
-
-    truths, count = own(truth.cut), int(own(truth.cut).sum())
-    found = []
-    for pairs in matched:
-        mine = truths[pairs.truth]
-        tp, results = int(mine.sum()), int(own(pairs.result_cut).sum())
-        scores = match_scores(tp, results - tp, count - tp, float(pairs.iou[mine].sum()))
-        interval = f1_interval(tp, results - tp, count - tp, resamples=resamples, seed=seed)
-        found.append({"iou": pairs.threshold, **scores, "f1_interval": list(interval)})
-    of_result = own(matched[0].result_cut)
-    splits, merges = int((truth.links[truths] > 1).sum()), int((result.links[of_result] > 1).sum())
-    volume, volume_result = int(truth.voxels[truths].sum()), int(result.voxels[of_result].sum())
-    return {
-        "truth": count,
-        "result": int(of_result.sum()),
-        "splits": splits,
-        "merges": merges,
-        "splits_and_merges_share": ratio(splits + merges, count),
-        "volume_truth": volume,
-        "volume_result": volume_result,
-        "volume_error": ratio(volume_result - volume, volume),
-        "matched": found,
-    }
 
 
 def match_scores(tp: int, fp: int, fn: int, iou_sum: float) -> dict[str, float]:

@@ -91,17 +91,8 @@ def pool_overlaps(tables: Sequence[Overlaps]) -> Overlaps:
     return Overlaps.collect(parts, truth_cut, result_cut)
 
 
-@dataclass(frozen=True)
-class Matches:
-    """Pairs of a true object and a result that are taken for the same, one to one: ids and IoU, (k,) each."""
-
-    truth: Ints
-    result: Ints
-    iou: npt.NDArray[np.float64]
-
-
-def match_objects(overlaps: Overlaps, threshold: float) -> Matches:
-    """Match objects whose intersection over union is above ``threshold``, from 0 on.
+def match_objects(overlaps: Overlaps, threshold: float) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+    """Match objects one to one whose intersection over union is above ``threshold``: true ids, results' ids and IoU.
 
     Above one half an object has one such partner at most (Kirillov et al., CVPR 2019). Below, as many pairs as
     possible are taken, and among such choices the one of the largest sum (linear assignment).
@@ -113,7 +104,7 @@ def match_objects(overlaps: Overlaps, threshold: float) -> Matches:
     near = iou > threshold
     truth, result, iou = truth[near], result[near], iou[near]
     chosen = np.arange(len(iou)) if threshold >= 0.5 else _assign(truth, result, iou)
-    return Matches(truth[chosen], result[chosen], iou[chosen])
+    return truth[chosen], result[chosen], iou[chosen]
 
 
 def _assign(truth: Ints, result: Ints, iou: npt.NDArray[np.float64]) -> Ints:

@@ -15,7 +15,7 @@ from mitoseg.metrics.histogram import BINS, BINS_PER_UNIT, LIMIT, nan_error
 
 
 class LogitHistogram(Metric):
-    """Sums `mitoseg.metrics.logit_histogram`, int64 (2, BINS), over batches and devices.
+    """Sums `logit_histogram`, int64 (2, BINS), over batches and devices.
 
     With several domains those of each, (domains, 2, BINS).
     """
@@ -30,12 +30,7 @@ class LogitHistogram(Metric):
         self.add_state("histogram", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor, domain: int = 0) -> None:
-        """Add log-odds of any shape and float type; the target is 0 background, 1 foreground, 255 ignored.
-
-        Raises:
-            ValueError: The shapes differ.
-            UserError: A logit is NaN.
-        """
+        """Add log-odds of any shape and float type; the target is 0 background, 1 foreground, 255 ignored."""
         if logits.shape != target.shape:
             raise ValueError(f"logits and target differ in shape: {tuple(logits.shape)} and {tuple(target.shape)}")
         if torch.isnan(logits).any():
@@ -78,10 +73,6 @@ class BlockCounts(Metric):
         self.reset()
         self.update(self.counts.new_empty((0, 2)), self.counts.new_empty(0))  # torchmetrics warns without any
         self.counts += torch.tensor(counts, device=self.counts.device)
-
-    def here(self) -> Counts:
-        """What this process has counted so far."""
-        return as_counts(self.counts)
 
 
 def as_counts(counts: Tensor) -> Counts:

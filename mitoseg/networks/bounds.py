@@ -27,8 +27,7 @@ _FORBIDDEN = (
 )
 """Prefixes of the names of Python's audit events that are refused."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_SLACK = {"operations": 5000, "numbers": 2**24}
-"""What any network may take, even one without weights."""
+_SLACK = {"operations": 5000, "numbers": 2**24}  # what any network may take, even one without weights
 _building = threading.local()
 
 

@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from mitoseg.errors import UserError, as_path
 from mitoseg.networks.bounds import REMEDY, Bounds, within
 
-KEY = "mitoseg"
-"""The entry of a checkpoint that prediction reads."""
+KEY = "mitoseg"  # the entry of a checkpoint that prediction reads
 FORMAT = 2
 """Version of that entry. 2 names the prediction method, the cost of lower precision and the version of mitoseg."""
 ALLOWED = ("mitoseg.networks", "monai.networks.nets")
@@ -50,36 +49,23 @@ _NOT_BUILT = (
     *(ImportError, OSError, MemoryError),
 )
 """What building a network raises whose arguments are wrong."""
-_DEEPEST, _MOST_ITEMS = 20, 10**5
-"""Of an entry `KEY`."""
-_LEAST = 1e-30
-"""No number of a checkpoint is closer to zero where it divides, and none is further than its inverse."""
-_PLAUSIBLE = 2**14
-"""No argument of a network is larger, unless one of its weights is as long."""
+_DEEPEST, _MOST_ITEMS = 20, 10**5  # of an entry `KEY`
+_LEAST = 1e-30  # no number of a checkpoint is closer to zero where it divides, and none is further than its inverse
+_PLAUSIBLE = 2**14  # no argument of a network is larger, unless one of its weights is as long
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network in eval mode, on the CPU, and all that prediction needs to use it.
-
-    Attributes:
-        config: ``_target_`` and plain keyword arguments of the network.
-        normalization: ``mean`` and ``std`` of the training voxels.
-        channels: How slices become input channels.
-        voxel_size: (z, y, x) in nm of the training volume, or None.
-        calibration: ``prior_shift``, ``temperature`` and ``bias`` of the log-odds.
-        threshold: Probability that maximises the foreground JAC on the validation slabs.
-        record: The whole entry `KEY`.
-    """
+    """A network in eval mode, on the CPU, and all that prediction needs to use it."""
 
     network: nn.Module
-    config: Mapping[str, Any]
-    normalization: Mapping[str, float]
-    channels: str
-    voxel_size: tuple[float, float, float] | None
-    calibration: Mapping[str, float]
-    threshold: float
-    record: Mapping[str, Any]
+    config: Mapping[str, Any]  # ``_target_`` and plain keyword arguments of the network
+    normalization: Mapping[str, float]  # ``mean`` and ``std`` of the training voxels
+    channels: str  # how slices become input channels
+    voxel_size: tuple[float, float, float] | None  # (z, y, x) in nm of the training volume
+    calibration: Mapping[str, float]  # ``prior_shift``, ``temperature`` and ``bias`` of the log-odds
+    threshold: float  # probability that maximises the foreground JAC on the validation slabs
+    record: Mapping[str, Any]  # the whole entry `KEY`
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -269,8 +255,7 @@ def _refuse_code(value: object, largest: int | None, where: str = "network") -> 
 
 SUFFIX = ".safetensors"
 FOLDER = Path(__file__).parents[1] / "models"
-DEFAULT = "epfl-unet25d"
-"""The model that predicts where no checkpoint is named."""
+DEFAULT = "epfl-unet25d"  # the model that predicts where no checkpoint is named
 
 
 def bundled() -> list[str]:

@@ -48,20 +48,14 @@ from mitoseg.networks.kinds import per_axis
 class DenseForm(nn.Module):
     """A block network that answers at every position.
 
-    The given network is a part of this module, not a copy: parameters, buffers, device and mode are shared.
+    The given network is a part of this module, not a copy: parameters, buffers, device and mode are shared. It is an
+    ``nn.Sequential`` (others may be nested in it), or a module that only applies one, its attribute ``layers``, of
+    convolutions and max or average pools, 2D or 3D, activations, dropout, BatchNorm with running statistics, and a
+    softmax over channels. ``depth_first`` follows each fragment to its end before the next (least memory; fastest on a
+    CPU, where it is the default), else fragments are stacked along the batch (fewer, larger operations).
 
-    Args:
-        network: An ``nn.Sequential`` (others may be nested in it), or a module that only applies its attribute
-            ``layers``, an ``nn.Sequential``. It may hold convolutions and max or average pools, 2D or 3D,
-            activations, dropout, BatchNorm with running statistics, and a softmax over channels.
-        depth_first: Follow each fragment to its end before the next (least memory; fastest on a CPU), or stack the
-            fragments along the batch (fewer, larger operations; fastest on a GPU). None: the first on a CPU.
-
-    Attributes:
-        ndim: Axes of the network, 2 or 3.
-        field: Positions of the image that one output depends on, per axis.
-        stride: Of the original network, per axis.
-        padding: How far the field of output i starts before stride * i in the original network, per axis.
+    Attributes, the last three per axis: ``ndim``, 2 or 3; ``field``, positions of the image that one output depends
+    on; ``stride`` of the original network; ``padding``, how far the field of output i starts before stride * i in it.
 
     Raises:
         UserError: A layer has no dense form; or, in use, the image does not fit, or a layer is in training mode.
@@ -187,8 +181,7 @@ def _format(*tensors: Tensor) -> torch.memory_format:
 Axes = tuple[int, ...]
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH_NORM = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-MODAL = (*DROPOUT, *BATCH_NORM, nn.RReLU)
-"""Layers whose answer in training differs from that in eval mode."""
+MODAL = (*DROPOUT, *BATCH_NORM, nn.RReLU)  # layers whose answer in training differs from that in eval mode
 _CONVOLUTION = (nn.Conv2d, nn.Conv3d)
 _MAXIMUM = (nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE = (nn.AvgPool2d, nn.AvgPool3d)
@@ -227,18 +220,6 @@ class Layer:
     kernel: Axes  # positions from the first to the last that one output depends on
     stride: Axes
     padding: Axes  # positions that the original adds before the first
-
-
-def _run_itself(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return module(x)
-
-
-def _run_on_copy(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return module(x.clone())
-
-
-def _relu_in_place(_: nn.Module, x: Tensor) -> Tensor:
-    return x.relu_()
 
 
 def _convolve(m: Any, x: Tensor) -> Tensor:  # noqa: ANN401 (2D or 3D)
@@ -327,11 +308,11 @@ def read_layers(chain: nn.Sequential) -> list[Layer]:
             layers.append(_spatial(module, ndim))
             ours = True
             continue
-        run: Callable[[Any, Tensor], Tensor] = _run_itself
+        run: Callable[[Any, Tensor], Tensor] = lambda module, x: module(x)  # noqa: E731
         if isinstance(module, nn.ReLU) and layers and layers[-1].run in _SPATIAL.values():
-            run = _relu_in_place
+            run = lambda _, x: x.relu_()  # noqa: E731
         elif not ours and getattr(module, "inplace", False):
-            run = _run_on_copy
+            run = lambda module, x: module(x.clone())  # noqa: E731
         layers.append(Layer(module, run, (1,) * ndim, (1,) * ndim, (0,) * ndim))
     return layers
 

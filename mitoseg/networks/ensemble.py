@@ -68,12 +68,9 @@ class Ensemble(nn.Module):
     """Networks whose calibrated log-odds are averaged.
 
     `mitoseg.inference` predicts with each member by its own method; called directly, all must give scores of one size.
-
-    Args:
-        members: For each: ``name`` of its class and ``arguments``, ``normalization`` and ``calibration`` (see
-            `Member`), and optionally ``tile``, the (z, y, x) that it was trained on.
-        normalization: ``mean`` and ``std`` that images are normalised with.
-        trust: Allow classes of members from outside mitoseg and MONAI.
+    Of each member it is given the ``name`` of its class, ``arguments``, ``normalization`` and ``calibration`` (see
+    `Member`), and optionally ``tile``, the (z, y, x) that it was trained on; ``normalization`` is that of the images,
+    and ``trust`` allows classes from outside mitoseg and MONAI.
 
     Raises:
         UserError: There are no members, a config is not as above, or a class may not be used.
@@ -85,8 +82,7 @@ class Ensemble(nn.Module):
     torch.Size([1, 1, 2, 1])
     """
 
-    nested = True
-    """Its arguments name further classes; see `build_network`."""
+    nested = True  # its arguments name further classes; see `build_network`
 
     def __init__(
         self, members: Sequence[Mapping[str, Any]], normalization: Mapping[str, float], *, trust: bool = False

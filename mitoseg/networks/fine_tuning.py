@@ -21,8 +21,7 @@ from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import KEY, find_weights, read_checkpoint
 
 log = logging.getLogger(__name__)
-PREFIX = "network."
-"""Of the network's weights in a training checkpoint."""
+PREFIX = "network."  # of the network's weights in a training checkpoint
 
 
 def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -38,16 +37,10 @@ def init_from(network: nn.Module, path: str | Path) -> dict[str, Any]:
     last = weights[-1].removesuffix("weight") if weights else ""
     entry = wanted[weights[0]] if weights else torch.empty(0, 1)
     voxels = entry.shape[1] // getattr(network, "in_channels", entry.shape[1])  # that became channels of one slice
-    adapted = {
-        name: _adapt(
-            name,
-            given[name],
-            tensor,
-            first=voxels if tensor.data_ptr() == entry.data_ptr() else 0,  # MONAI gives a layer several names
-            last=name.startswith(last),
-        )
-        for name, tensor in wanted.items()
-    }
+    adapted = {}
+    for name, tensor in wanted.items():
+        first = voxels if tensor.data_ptr() == entry.data_ptr() else 0  # MONAI gives a layer several names
+        adapted[name] = _adapt(name, given[name], tensor, first=first, last=name.startswith(last))
     network.load_state_dict(adapted)
     record: dict[str, Any] = checkpoint[KEY]
     return record

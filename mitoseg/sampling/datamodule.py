@@ -57,15 +57,9 @@ class SlabLoader:
     """
 
     def __init__(
-        self,
-        regions: Sequence[Region],
-        normalization: Normalization,
-        *,
-        depth: int = DEPTH,
-        stride: int = 1,
-        rank: int = 0,
-        world: int = 1,
+        self, regions: Sequence[Region], normalization: Normalization, *, depth: int = DEPTH, stride: int = 1
     ) -> None:
+        rank, world = rank_and_world()
         found = [(r, slab) for r, region in enumerate(regions) for slab in [*slabs(region.box, depth)][::stride]]
         if found and len(found) < world:
             remedy = "use fewer devices, or a lower data.validation_stride"
@@ -98,8 +92,10 @@ class SliceLoader(SlabLoader):
     (0, 1 or `IGNORE`), ``region`` and ``z`` int, in the region's coordinates.
     """
 
-    def __init__(self, regions: Sequence[Region], normalization: Normalization, channels: str, **shared: int) -> None:
-        super().__init__(regions, normalization, depth=1, **shared)
+    def __init__(
+        self, regions: Sequence[Region], normalization: Normalization, channels: str, *, stride: int = 1
+    ) -> None:
+        super().__init__(regions, normalization, depth=1, stride=stride)
         self.channels = channels
 
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
@@ -229,9 +225,8 @@ class RegionDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> SlabLoader:
         """This rank's validation slices."""
-        rank, world = rank_and_world()
         regions, stride = self.splits.validation, self.validation_stride
-        return SliceLoader(regions, self.normalization, self.channels, stride=stride, rank=rank, world=world)
+        return SliceLoader(regions, self.normalization, self.channels, stride=stride)
 
     def batch_positions(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
         """Positions of one of this rank's batches: (B, 4), region, z, y, x."""
@@ -376,33 +371,27 @@ class TileDataModule(RegionDataModule):
 
     def prepare_draws(self) -> None:
         """Find the mitochondrion voxels, and read all voxels."""
-        share, count = self.foreground_share, self.epoch_tiles
-        regions, augment = self.splits.train, self.augment
-        draws = EpochTiles(
-            regions, self.tile, augment=augment, foreground_share=share, epoch_tiles=count, seed=self.seed
-        )
+        regions, share = self.splits.train, self.foreground_share
+        options: dict[str, Any] = {"augment": self.augment, "epoch_tiles": self.epoch_tiles, "seed": self.seed}
+        draws = EpochTiles(regions, self.tile, foreground_share=share, **options)
         channels = self.channels if self.spatial_dims == 2 else None
         self.bank = TileBank(regions, self.normalization, margin=self.margin, channels=channels)
-        self.draws, self.prior = draws, draws.prior
-        self.batch_prior = self._measured_prior(draws) if share else draws.prior
+        self.draws, self.prior, self.batch_prior = draws, draws.prior, draws.prior
+        if share:  # measured in some of the first epoch's tiles
+            counts = np.zeros(2, np.int64)
+            position_n4 = np.random.default_rng(0).permutation(draws.draw(0).position_n4)[:200]
+            for number, *start in position_n4.tolist():
+                label_zyx = getattr(self.bank, f"label_{number}")
+                part = label_zyx[tuple(slice(a, a + n) for a, n in zip(start, self.tile, strict=True))]
+                counts += [int((part == c).sum()) for c in (0, 1)]
+            self.batch_prior = float(counts[1] / counts.sum())
         self.summary = {**draws.summary(), "batch_prior": self.batch_prior}
-
-    def _measured_prior(self, draws: EpochTiles) -> float:
-        """Fraction of mitochondria in some tiles of the first epoch."""
-        counts = np.zeros(2, np.int64)
-        position_n4 = np.random.default_rng(0).permutation(draws.draw(0).position_n4)[:200]
-        for number, *start in position_n4.tolist():
-            label_zyx = getattr(self.bank, f"label_{number}")
-            part = label_zyx[tuple(slice(a, a + n) for a, n in zip(start, self.tile, strict=True))]
-            counts += [int((part == c).sum()) for c in (0, 1)]
-        return float(counts[1] / counts.sum())
 
     def val_dataloader(self) -> SlabLoader:
         """This rank's validation slices, or slabs for a 3D network."""
         if self.spatial_dims == 2:
             return super().val_dataloader()
-        rank, world = rank_and_world()
-        return SlabLoader(self.splits.validation, self.normalization, rank=rank, world=world)
+        return SlabLoader(self.splits.validation, self.normalization)
 
     def gather(self, batch: Batch) -> Batch:
         """Gather and augment the voxels."""

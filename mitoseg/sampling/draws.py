@@ -253,7 +253,11 @@ class EpochTiles:
             if not len(empty_n):
                 break
             position_n4[empty_n] = self._uniformly(len(empty_n), rng)
-        position_n4 = np.concatenate([position_n4, self._on_foreground(chosen, rng)])
+        voxel_n4 = self._voxels_n4[rng.integers(len(self._voxels_n4), size=chosen)]
+        start_n3 = voxel_n4[:, 1:] - rng.integers(self.tile, size=(chosen, 3))
+        last_n3 = self.shapes_r3[voxel_n4[:, 0]] - np.array(self.tile)
+        on_foreground_n4 = np.concatenate([voxel_n4[:, :1], np.clip(start_n3, 0, last_n3)], axis=1)
+        position_n4 = np.concatenate([position_n4, on_foreground_n4])
         symmetry_n = rng.integers(len(TILE_SYMMETRIES[self.augment]), size=self.size)
         return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
 
@@ -278,12 +282,6 @@ class EpochTiles:
         region_n = rng.choice(len(self._places_r), size=size, p=self._places_r / self._places_r.sum())
         start_n3 = rng.integers(self.shapes_r3[region_n] - np.array(self.tile) + 1)
         return np.concatenate([region_n[:, None], start_n3], axis=1)
-
-    def _on_foreground(self, size: int, rng: np.random.Generator) -> Index:
-        voxel_n4 = self._voxels_n4[rng.integers(len(self._voxels_n4), size=size)]
-        start_n3 = voxel_n4[:, 1:] - rng.integers(self.tile, size=(size, 3))
-        last_n3 = self.shapes_r3[voxel_n4[:, 0]] - np.array(self.tile)
-        return np.concatenate([voxel_n4[:, :1], np.clip(start_n3, 0, last_n3)], axis=1)
 
     def summary(self) -> dict[str, str | int | float]:
         """Plain data for provenance."""

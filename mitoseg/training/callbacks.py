@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mitoseg.errors import UserError
 from mitoseg.metrics.histogram import CENTRES
-from mitoseg.metrics.torch_metrics import block_scores
+from mitoseg.metrics.torch_metrics import as_counts, block_scores
 from mitoseg.progress import clock, lines
 from mitoseg.training.checkpointing import SCORE
 from mitoseg.training.module import SegmentationModule
@@ -29,16 +29,13 @@ from mitoseg.training.module import SegmentationModule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROBABILITIES = np.linspace(0, 1, 51)
-"""Bounds of the bars in the histograms of probabilities."""
+PROBABILITIES = np.linspace(0, 1, 51)  # bounds of the bars in the histograms of probabilities
 
 
 class SlicePictures(Callback):
     """Pictures of a few validation slices and the precision-recall curve, into TensorBoard after each validation.
 
-    Args:
-        draw: From ``image_yx``, ``truth_yx`` and ``result_yx`` (bool) to a figure of them with the errors in colour.
-        count: Slices, evenly spaced over the validation slabs.
+    ``draw`` makes a figure of ``image_yx``, ``truth_yx`` and ``result_yx`` (bool); the slices are evenly spaced.
     """
 
     def __init__(self, draw: Callable[..., Figure], count: int = 3) -> None:
@@ -54,12 +51,18 @@ class SlicePictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the slice if it is one of the chosen."""
+        """Keep the slice if it is one of the chosen; of a slab the middle one."""
         total = int(trainer.num_val_batches[0])
         chosen = {round((i + 0.5) * total / self.count - 0.5) for i in range(self.count)}
         if trainer.is_global_zero and batch_idx in chosen and isinstance(outputs, Tensor):
+            if "image_cyx" in batch:
+                image_cyx = batch["image_cyx"]
+                found = image_cyx[len(image_cyx) // 2], batch["label_yx"], outputs
+            else:
+                z = len(outputs) // 2
+                found = batch["image_czyx"][0, int(batch["first"]) + z], batch["label_zyx"][z], outputs[z]
             name = f"region {int(batch['region'])}, z {int(batch['z'])}"
-            self._kept.append((name, [tensor.float().cpu().numpy() for tensor in _middle_slice(batch, outputs)]))
+            self._kept.append((name, [tensor.float().cpu().numpy() for tensor in found]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was kept, with the calibration and threshold of this validation."""
@@ -84,15 +87,6 @@ class SlicePictures(Callback):
             moments = 0.0, 1.0, int(count.sum()), float(count @ probability), float(count @ probability**2)
             tag, bounds = f"validation/probability of {name}", PROBABILITIES[1:].tolist()
             board.add_histogram_raw(tag, *moments, bounds, bars.tolist(), step)
-
-
-def _middle_slice(batch: Mapping[str, Any], outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, label and log-odds (Y, X) of what was validated: the slice, or the middle one of the slab."""
-    if "image_cyx" in batch:
-        channels = batch["image_cyx"]
-        return channels[len(channels) // 2], batch["label_yx"], outputs
-    z = len(outputs) // 2
-    return batch["image_czyx"][0, int(batch["first"]) + z], batch["label_zyx"][z], outputs[z]
 
 
 class FiniteLoss(Callback):
@@ -236,7 +230,7 @@ class Progress(_Clock, RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if isinstance(pl_module, SegmentationModule) and trainer.training:
-            counts = pl_module.block_counts.here()
+            counts = as_counts(pl_module.block_counts.counts)
             if pl_module.last_loss is not None:
                 metrics["loss"] = float(pl_module.last_loss)
             if counts.voxels:

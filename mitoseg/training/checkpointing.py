@@ -32,8 +32,7 @@ from torch.utils._pytree import tree_leaves
 from mitoseg.storage import atomic_output
 
 log = logging.getLogger(__name__)
-SCORE = "val/jaccard_foreground"
-"""What a run is judged by, on the validation slabs."""
+SCORE = "val/jaccard_foreground"  # what a run is judged by, on the validation slabs
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -122,7 +121,6 @@ class LastCheckpoint(Checkpoint):
         self._saved = time.monotonic()
 
     def _end(self, number: int) -> None:
-        """Leave training if a signal asks for it."""
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == REQUEUE:
@@ -160,8 +158,7 @@ def requeue() -> bool:
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
 
 
-REQUEUE = getattr(signal, "SIGUSR1", None)
-"""What SLURM is asked to send before a job's time is up."""
+REQUEUE = getattr(signal, "SIGUSR1", None)  # what SLURM is asked to send before a job's time is up
 
 
 class StopRequest:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,22 +19,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import mitoseg
+from mitoseg.datasets.base import Region
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import Prediction, choose_method, log_odds_in_memory, predict_volume
 from mitoseg.inference.precision import has_bf16
-from mitoseg.metrics import (
-    BINS,
-    Calibration,
-    average_precision,
-    choose_decision,
-    curve,
-    evened,
-    logit_histogram,
-    prior_shift,
-    reliability_bins,
-    scores,
-)
+from mitoseg.metrics.calibration import Calibration, choose_decision, evened, prior_shift, reliability_bins
+from mitoseg.metrics.counts import scores
+from mitoseg.metrics.histogram import BINS, average_precision, curve, logit_histogram
 from mitoseg.metrics.torch_metrics import BlockCounts, LogitHistogram, as_counts, block_scores
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import FORMAT, KEY, Model, build_network, migrate
@@ -43,11 +35,10 @@ from mitoseg.networks.kinds import BlockNetwork, dimensions, input_channels
 from mitoseg.storage import atomic_output
 from mitoseg.training.checkpointing import capture_ranks, check_restored, restore
 from mitoseg.training.optimizers import adamw
-from mitoseg.volumes import CHANNEL_OFFSETS, Normalization, Volume
+from mitoseg.volumes import CHANNEL_OFFSETS, Normalization
 
 log = logging.getLogger(__name__)
-STATE = "mitoseg_training"
-"""Entry of a checkpoint with what a run needs to resume and prediction does not."""
+STATE = "mitoseg_training"  # entry of a checkpoint with what a run needs to resume and prediction does not
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
@@ -72,20 +63,13 @@ class SegmentationModule(LightningModule):
     region: the score is then the mean over domains), and the share of mitochondria among all that may be drawn,
     ``prior``, and in the batches, ``batch_prior``.
 
-    Args:
-        network: Maps an image to scores (B, 2, ...), in training also of several levels, (B, levels, 2, ...). None:
-            it is built from ``network_config``.
-        network_config: Rebuilds the network from a checkpoint: ``_target_``, a class of mitoseg or MONAI, and its
-            arguments.
-        optimizer: From the network to its optimizer.
-        scheduler: From the optimizer and the number of steps to a schedule, stepped every batch; or None.
-        loss: From scores (B, 2, ...) and labels (B, ...) of 0, 1 and 255 (ignored) to a scalar.
-        method: How whole slices are predicted in validation; ``auto`` takes the fast one, strided, for block networks.
-        extended: Epochs by which the finished run was extended, one number for each time. The schedule restarts over
-            each extension; momentum is kept.
-        channels_last: Memory layout of images and weights.
-        compile: False, True, or a mode of ``torch.compile``.
-        tiles: Train on tiles rather than on blocks.
+    The ``network`` maps an image to scores (B, 2, ...), in training also of several levels, (B, levels, 2, ...);
+    ``network_config``, ``_target_`` (a class of mitoseg or MONAI) and arguments, rebuilds it from a checkpoint, and
+    builds it where none is given. The optimizer is made from the network, the schedule, stepped every batch, from the
+    optimizer and the number of steps; the loss takes scores (B, 2, ...) and labels (B, ...) of 0, 1 and 255 (ignored).
+    ``method`` is how whole slices are predicted in validation (``auto``: strided, the fast one, for block networks),
+    ``extended`` the epochs of each time that the finished run was extended, over which the schedule restarts, and
+    ``compile`` may be a mode of ``torch.compile``.
 
     Raises:
         UserError: There is no config, or it names no network; in ``setup``, the datamodule lacks an attribute.
@@ -274,28 +258,17 @@ class SegmentationModule(LightningModule):
             checkpoint["callbacks"] = {name: value for name, value in kept if not name.startswith("EarlyStopping")}
 
 
-class _Region(Protocol):
-    """A `mitoseg.datasets.Region`."""
-
-    @property
-    def image(self) -> Volume: ...
-    @property
-    def label(self) -> Volume: ...
-    @property
-    def box(self) -> Box: ...
-
-
-def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.NDArray[np.int64]:
+def count_log_odds(prediction: Prediction, regions: Sequence[Region]) -> npt.NDArray[np.int64]:
     """Raw log-odds of all regions, counted by class (2, bins); of several domains apart, (domains, 2, bins)."""
     domains: dict[str, npt.NDArray[np.int64]] = {}
 
     @dataclass
     class Counter:
-        region: _Region
+        region: Region
 
         def write(self, box: Box, log_odds_zyx: npt.NDArray[Any], /) -> None:
             label_zyx = self.region.label.read(box.shift(self.region.box.start))
-            total = domains.setdefault(getattr(self.region, "domain", ""), np.zeros((2, BINS), np.int64))
+            total = domains.setdefault(self.region.domain, np.zeros((2, BINS), np.int64))
             total += logit_histogram(log_odds_zyx, label_zyx)
 
     for region in regions:
@@ -305,7 +278,7 @@ def count_log_odds(prediction: Prediction, regions: Sequence[_Region]) -> npt.ND
     )
 
 
-def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[_Region]) -> dict[str, Any]:
+def finish_checkpoint(path: Path, prediction: Prediction, validation: Sequence[Region]) -> dict[str, Any]:
     """Choose calibration and threshold for a method and measure the cost of bfloat16, on the validation slabs.
 
     The prediction is calibrated with the prior shift of training; the checkpoint's new entries are returned.
@@ -352,7 +325,16 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
     if len(ways) > 1:
         remedy = "combine networks of a kind"
         raise UserError("the checkpoints differ in how volumes are normalised", sorted(ways), remedy)
-    members = [_member(model) for model in models.values()]
+    members = []
+    for model in models.values():
+        member: dict[str, Any] = {
+            "name": str(model.config["_target_"]),
+            "arguments": {key: value for key, value in model.config.items() if key != "_target_"},
+            "normalization": dict(model.normalization),
+            "calibration": dict(model.calibration),
+        }
+        tile = getattr(model.network, "tile", None)
+        members.append(member if tile is None else member | {"tile": list(tile)})
     arguments: dict[str, Any] = {"members": members, "normalization": dict(first.normalization)}
     network = Ensemble(**arguments, trust=True)  # `load_model` has judged their classes
     dimensions(network), input_channels(network), choose_method("auto", network)  # or they do not fit together
@@ -377,14 +359,3 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
         ],
     }
     return {"state_dict": weights, KEY: record}
-
-
-def _member(model: Model) -> dict[str, Any]:
-    member = {
-        "name": str(model.config["_target_"]),
-        "arguments": {key: value for key, value in model.config.items() if key != "_target_"},
-        "normalization": dict(model.normalization),
-        "calibration": dict(model.calibration),
-    }
-    tile = getattr(model.network, "tile", None)
-    return member if tile is None else member | {"tile": list(tile)}

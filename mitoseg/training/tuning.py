@@ -15,8 +15,7 @@ from pytorch_lightning.tuner.tuning import Tuner
 from mitoseg.errors import UserError
 
 log = logging.getLogger(__name__)
-MakeTrainer = Callable[..., Trainer]
-"""Makes a Trainer like the run's, given keyword arguments that replace its own."""
+MakeTrainer = Callable[..., Trainer]  # makes a Trainer like the run's, given keyword arguments that replace its own
 
 
 def find_learning_rate(

@@ -43,17 +43,11 @@ _MANY = "name one of them: image=VOLUME and probability=, mask= or instances=VOL
 
 @dataclass(frozen=True)
 class Shown:
-    """What is looked at.
+    """What is looked at."""
 
-    Attributes:
-        volumes: By kind, in the order of `KINDS`; all of one shape.
-        voxel_size: (z, y, x) in nm.
-        axes: The axes that each was opened with, by path.
-    """
-
-    volumes: Mapping[str, Volume]
-    voxel_size: VoxelSize
-    axes: Mapping[str, str | None] = field(default_factory=dict)
+    volumes: Mapping[str, Volume]  # by kind, in the order of `KINDS`; all of one shape
+    voxel_size: VoxelSize  # (z, y, x) in nm
+    axes: Mapping[str, str | None] = field(default_factory=dict)  # the axes that each was opened with, by path
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,11 +64,8 @@ def open_shown(
 ) -> Shown:
     """Open the volumes of a run, or one volume, and those that are given by kind; reads no more than a few slices.
 
-    Args:
-        run: A run's folder, or a volume whose kind its metadata says; None for neither.
-        given: Paths by kind, of `KINDS`; they come before the run's.
-        axes: The order of the stored axes, for the files that it fits.
-        voxel_size: (z, y, x) in nm, before the files'.
+    ``run`` is a run's folder, or a volume whose kind its metadata says, or None; paths that are given by kind come
+    before the run's, the voxel size (z, y, x) in nm before the files', and ``axes`` are for the files that they fit.
     """
     size = None if voxel_size is None else check_voxel_size(voxel_size)
     opened: dict[str, str | None] = {}
@@ -129,7 +120,7 @@ def kind_of(volume: Volume) -> str:
 
 def _sources(run: str) -> dict[str, Source]:
     """The volumes of a run; or the one volume that was named in its place."""
-    if is_run(run):
+    if (Path(run) / RECORD).is_file():
         return volumes_of_run(run)
     if not stored_in(run).exists():
         raise UserError("no such run or volume", run, "check the path")
@@ -170,11 +161,6 @@ class Source:
     voxel_size: Sequence[float] | None = None
 
 
-def is_run(folder: Path | str) -> bool:
-    """Whether a folder holds the record that every command leaves."""
-    return (Path(folder) / RECORD).is_file()
-
-
 def volumes_of_run(folder: Path | str) -> dict[str, Source]:
     """What a run of predict, evaluate, measure or train read and wrote.
 
@@ -194,9 +180,13 @@ def volumes_of_run(folder: Path | str) -> dict[str, Source]:
     config = _yaml(folder / ".hydra" / "config.yaml")
     config = (config.get("data") or {}) if "data" in record else config
     options = {key: config.get(key) for key in ("axes", "voxel_size")}
-    started = _started_in(folder)
+    try:  # the working directory of the run, as Hydra has recorded it
+        started = Path(_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["runtime"]["cwd"])
+    except (KeyError, TypeError):
+        started = Path.cwd()
+    start = started if started.is_dir() else Path()
     return {
-        name: replace(source, path=_found(source.path, started), **(options if name in read else {}))
+        name: replace(source, path=str(start / source.path), **(options if name in read else {}))
         for name, source in named.items()
     }
 
@@ -245,14 +235,6 @@ def _pair(files: Sequence[Mapping[str, str]], name: str, split: str) -> tuple[st
     return None, None
 
 
-def _started_in(folder: Path) -> Path:
-    """The working directory of the run, as Hydra has recorded it; the current one where it has not."""
-    try:
-        return Path(_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["runtime"]["cwd"])
-    except (KeyError, TypeError):
-        return Path.cwd()
-
-
 def _yaml(path: Path) -> dict[str, Any]:
     """A mapping from a file that Hydra wrote; empty where there is none."""
     try:
@@ -260,10 +242,3 @@ def _yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _found(path: str, started: Path) -> str:
-    """A recorded path from here: from where the run was started, where that folder is still there."""
-    if Path(path).is_absolute() or not started.is_dir():
-        return path
-    return str(started / path)

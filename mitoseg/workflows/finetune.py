@@ -42,7 +42,9 @@ from mitoseg.geometry import Box
 from mitoseg.inference.precision import has_bf16
 from mitoseg.inference.predictor import predict_volume
 from mitoseg.inference.prepare import KINDS, NEAR, choose_device, make_prediction, size_seen
-from mitoseg.metrics import BINS, Counts, choose_decision, curve, logit_histogram, scores
+from mitoseg.metrics.calibration import choose_decision
+from mitoseg.metrics.counts import Counts, scores
+from mitoseg.metrics.histogram import BINS, curve, logit_histogram
 from mitoseg.networks.checkpoint import KEY, Model, find_weights, load_model
 from mitoseg.progress import Tell, clock
 from mitoseg.progress import progress as show_progress

@@ -9,8 +9,9 @@ from report_pages import Page, unpack
 from scipy import ndimage
 from small_report import BALLS, RADII, SHAPE, SIZE, ball, small_volumes
 
+from mitoseg.evaluation.figures import bins
 from mitoseg.evaluation.report.errors import crop_window, worst_faults
-from mitoseg.evaluation.report.markup import Axis, Chart, Content, ReportOptions, pack
+from mitoseg.evaluation.report.markup import Content, ReportOptions, pack
 from mitoseg.evaluation.report.page import render
 from mitoseg.evaluation.report.pictures import (
     coarse_labels,
@@ -22,7 +23,7 @@ from mitoseg.evaluation.report.pictures import (
     small_labels,
     surfaces,
 )
-from mitoseg.evaluation.report.tables import bins, whole_instances
+from mitoseg.evaluation.report.tables import whole_instances
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume
 
@@ -180,24 +181,6 @@ def test_errors_of_each_slab_and_none_where_voxels_are_ignored(monkeypatch):
     assert sum(f.voxels for f in faults if f.kind == "false") == ball(BALLS[4], RADII[4]).sum()
     ignored = ArrayVolume(np.full(SHAPE, 255, np.uint8))
     assert worst_faults(result, ignored, ignored.box, 3) == []
-
-
-@given(st.floats(1e-6, 1e6), st.floats(1.01, 1e6), st.booleans())
-def test_ticks_lie_on_the_axis(low, factor, log):
-    axis = Axis("", low, low * factor, log)
-    ticks = axis.ticks()
-    assert len(ticks) <= 25
-    assert all(-1e-6 <= place <= 1 + 1e-6 for place in axis.place(ticks))
-
-
-def test_a_chart_leaves_out_what_is_not_finite():
-    chart = Chart(Axis("a", 0, 1), Axis("b", 0, 1), "label")
-    chart.draw([0, np.nan, 1], [0, 0.5, 1], points=True)
-    assert [tag for tag, _, _ in chart.parts] == ["polyline", "circle", "circle"]
-    assert "nan" not in str(chart.parts)
-    left, right = chart.at([0, 1], [0, 1])
-    assert left[0] < right[0]
-    assert left[1] > right[1]
 
 
 @pytest.mark.parametrize("log", [False, True])

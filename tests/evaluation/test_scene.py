@@ -5,7 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.scene import Camera, save_scene, scene_figure, shade
+from mitoseg.evaluation.scene import save_scene, scene_figure
 from mitoseg.segmentation.exporting import colour_of
 from mitoseg.segmentation.meshes import mesh_object
 from mitoseg.volumes.base import ArrayVolume
@@ -49,22 +49,6 @@ def test_what_is_near_hides_what_is_far():
     below = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, elevation=-90 + 1e-6, azimuth=-90))
     assert len(places(above, 1)) < 20 < len(places(above, 2))
     assert len(places(below, 1)) > 500
-
-
-def test_camera_and_light():
-    camera = Camera((300.0, 200.0, 50.0))
-    flat, depth = camera.project(np.array([[150.0, 100, 25]]))
-    assert np.abs(flat).max() < 1e-9
-    assert depth == pytest.approx(0)
-    assert camera.eye @ camera.right == pytest.approx(0)
-    near, far = (camera.project(np.array([camera.eye * s + [150, 100, 25]]))[1] for s in (10, -10))
-    assert near > 0 > far
-    ball = mesh_object(np.pad(np.ones((6, 6, 6), bool), 2), (5, 5, 5))
-    corners = ball.vertices[ball.faces]
-    light = shade(corners, np.full((len(corners), 3), 0.6), Camera((50.0, 50.0, 50.0))).mean(axis=1)
-    height = corners.mean(axis=1)[:, 2]
-    assert light[height > 39].mean() > light[height < 11].mean() + 0.1
-    assert 0 <= light.min() <= light.max() <= 1
 
 
 def test_a_picture_without_the_extra(tmp_path, monkeypatch):

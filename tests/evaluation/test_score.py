@@ -20,7 +20,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, decide, evaluate, pool_evaluations
 from mitoseg.evaluation.score import VOXEL_BYTES, _blocks
 from mitoseg.geometry import Box
-from mitoseg.metrics import Counts, bootstrap_intervals, count, scores
+from mitoseg.metrics.counts import Counts, bootstrap_intervals, count, scores
 from mitoseg.storage import plain
 from mitoseg.volumes.base import ArrayVolume
 

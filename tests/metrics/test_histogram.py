@@ -51,7 +51,7 @@ def test_every_threshold_counts_exactly(seed):
     logits, truth = sample(seed, n=300)
     points = curve(logit_histogram(logits, truth))
     for k in range(0, BINS + 1, 37):
-        assert points.counts(k) == count(logits >= points.threshold_logit[k], truth)
+        assert points.at(points.threshold_logit[k]) == count(logits >= points.threshold_logit[k], truth)
     assert points.at(0.0) == count(logits >= 0, truth)
     assert points.at(math.inf) == count(np.zeros(300, bool), truth)
     assert points.at(-50.0) == count(np.ones(300, bool), truth)

@@ -289,17 +289,20 @@ def test_a_resumed_epoch_goes_on_where_it_stood(regions):
 
 
 @pytest.mark.parametrize(("stride", "world"), [(1, 1), (1, 2), (1, 5), (3, 1), (3, 3)])
-def test_slices_are_shared_exactly(regions, world, stride):
-    options = {"stride": stride, "world": world}
-    ranks = [SliceLoader(regions, Normalization(50, 2), "adjacent", rank=r, **options) for r in range(world)]
+def test_slices_are_shared_exactly(regions, world, stride, monkeypatch):
+    def share(rank, regions=regions, world=world, stride=stride):
+        monkeypatch.setattr("mitoseg.sampling.datamodule.rank_and_world", lambda: (rank, world))
+        return SliceLoader(regions, Normalization(50, 2), "adjacent", stride=stride)
+
+    ranks = [share(rank) for rank in range(world)]
     every = [(r, z) for r, depth in ((0, 5), (1, 4)) for z in range(0, depth, stride)]
     seen = [[(item["region"], item["z"]) for item in rank] for rank in ranks]
     assert [len(rank) for rank in ranks] == [len(items) for items in seen]
     for rank, items in enumerate(seen):
         assert items == every[rank::world]
     with pytest.raises(UserError, match="cannot share the slices"):
-        SliceLoader(regions, Normalization(0, 1), "single", stride=4, world=4)
-    assert list(SliceLoader([], Normalization(0, 1), "single", world=2)) == []
+        share(0, world=4, stride=4)
+    assert list(share(0, [], world=2)) == []
 
 
 @pytest.mark.parametrize("channels", ["adjacent", "single"])

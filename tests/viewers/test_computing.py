@@ -36,7 +36,7 @@ from mitoseg.viewers.napari_plugin.computing import (
     split_seeds,
 )
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
-from mitoseg.viewers.napari_plugin.layers import save_table, save_volume
+from mitoseg.viewers.napari_plugin.layers import save_volume
 from mitoseg.volumes import ArrayVolume, open_volume
 
 SIZE = (5.0, 5.0, 5.0)
@@ -174,7 +174,7 @@ def test_rows_after_a_correction_are_those_of_measuring_again(correct):
     table = measure_instances(make_sources(labels_zyx, SIZE, grey))
     assert len(table) == 6
     edit = correct(labels_zyx)
-    edit.apply(labels_zyx)
+    labels_zyx[edit.index] = edit.values
     sources = make_sources(labels_zyx, SIZE, grey)
     again, expected = measure_again(table, sources, edit.changed), measure_instances(sources)
     kept = [name for name in expected if name != "neighbour_distance_nm"]
@@ -186,7 +186,7 @@ def test_rows_after_a_correction_are_those_of_measuring_again(correct):
 def test_the_shown_columns_have_their_units():
     table = shown(measure_instances(make_sources(cubes(), SIZE)))
     assert table["volume (µm³)"][0] == pytest.approx(5 * 9 * 8 * 125e-9)
-    assert table["number"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert table["instance"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_probabilities_of_another_shape_are_not_measured():
@@ -224,22 +224,12 @@ def test_numbers_that_do_not_fit_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saved_tables_have_every_column(tmp_path):
-    table, path = measure_instances(make_sources(cubes(), SIZE)), tmp_path / "a.csv"
-    save_table(str(path), table)
-    assert list(pd.read_csv(path).columns) == list(table.columns)
-    with pytest.raises(UserError, match="exists"):
-        save_table(str(path), table)
-    with pytest.raises(UserError, match="csv"):
-        save_table(str(tmp_path / "a.xlsx"), table)
-
-
 LARGE = (15.0, 15.0, 15.0)  # the distance is smoothed by 20 nm
 
 
 def corrected(labels_zyx, edit):
     after_zyx = labels_zyx.copy()
-    edit.apply(after_zyx)
+    after_zyx[edit.index] = edit.values
     return after_zyx
 
 

@@ -237,7 +237,7 @@ def test_measuring_and_cutting_ask_for_the_voxel_size(window, viewer, said, wait
     assert "cutting needs the voxel size" in said.pop()[1]
     window.voxel_size.setText("5, 5")
     click(window.instances.measure)
-    assert "no voxel size" in said.pop()[1]
+    assert "not a voxel size" in said.pop()[1]
     window.voxel_size.setText("10 5 5")
     click(window.instances.measure)
     wait(lambda: not window.tasks.busy)
@@ -295,7 +295,7 @@ def test_merge_delete_and_undo(measured, wait, said):
     assert "nothing to undo" in said.pop()[1]
     panel.ids.setText("1, x")
     click(panel.merge)
-    assert "no instance numbers" in said.pop()[1]
+    assert "not instance numbers" in said.pop()[1]
     panel.ids.setText("1, 77")
     click(panel.merge)
     assert "no instance has the number" in said.pop()[1]

@@ -254,7 +254,6 @@ def test_the_coarsest_level_that_fits_is_read():
         found = levels.read(Box((0, 0, 0), stop), factors)
         assert found.shape == stop
         assert (found == expected).all()
-    assert levels.coarsest == (4, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from made_volumes import SIZE, make_run, places, save
 
 from mitoseg.errors import UserError
-from mitoseg.viewers.shown import Source, is_run, kind_of, open_shown, volumes_of_run
+from mitoseg.viewers.shown import Source, kind_of, open_shown, volumes_of_run
 from mitoseg.volumes import ArrayVolume
 
 NONE = {}
@@ -116,7 +116,6 @@ def paths(found):
 
 def test_predict(tmp_path):
     run = make_run(tmp_path / "run", input="a.tif", output="out/b.zarr", checkpoint=None, started=tmp_path)
-    assert is_run(run)
     assert paths(volumes_of_run(run)) == {"image": str(tmp_path / "a.tif"), "result": str(tmp_path / "out" / "b.zarr")}
     run = make_run(tmp_path / "datasets", input="/a.h5:/raw", output="/b.h5:/mask")
     assert paths(volumes_of_run(run)) == {"image": "/a.h5:/raw", "result": "/b.h5:/mask"}

@@ -22,14 +22,11 @@ from mitoseg.geometry import Box, slabs
 from mitoseg.metrics import IGNORE
 from mitoseg.volumes.base import Array, Volume
 
-SLAB_VOXELS = 2**26
-"""Looked at in one piece; an error that reaches from one slab into the next counts as two."""
+SLAB_VOXELS = 2**26  # looked at in one piece; an error that reaches from one slab into the next counts as two
 
-WHOLE = 0.8
-"""Share of an object from which the whole object is wrong."""
+WHOLE = 0.8  # share of an object from which the whole object is wrong
 
-LEAST = 1000
-"""Voxels from which a whole object comes before larger parts."""
+LEAST = 1000  # voxels from which a whole object comes before larger parts
 
 KINDS = {"false": 1, "missed": 2}
 """The code of a voxel in the result alone, and in the truth alone; 3 in both, 0 in neither."""
@@ -87,11 +84,16 @@ def _faults(code_zyx: npt.NDArray[np.uint8], slab: Box, count: int) -> list[Faul
         own = np.flatnonzero(share >= 0)
         later = (share[own] < WHOLE) | (voxels[own] < LEAST)
         order = own[np.lexsort((-voxels[own].astype(np.int64), later))]
-        for label in order[:count].tolist():
-            if label:
-                inside = boxes[label]
-                whole = bool(share[label] >= WHOLE)
-                found.append(_fault(label_zyx[inside] == label, [s.start for s in inside], kind, whole, slab))
+        for label in (label for label in order[:count].tolist() if label):
+            own_zyx = label_zyx[boxes[label]] == label
+            start = tuple(s.start + n for s, n in zip(boxes[label], slab.start, strict=True))
+            stop = tuple(a + n for a, n in zip(start, own_zyx.shape, strict=True))
+            z = int(own_zyx.sum(axis=(1, 2)).argmax())
+            ys, xs = np.nonzero(own_zyx[z])
+            nearest = int(np.hypot(ys - ys.mean(), xs - xs.mean()).argmin())  # the mean may lie beside a bend
+            at = (start[0] + z, start[1] + int(ys[nearest]), start[2] + int(xs[nearest]))
+            whole = bool(share[label] >= WHOLE)
+            found.append(Fault(kind, whole, int(own_zyx.sum()), Box(start, stop), at))
     return found
 
 
@@ -111,17 +113,6 @@ def _share_of_object(
     label, owner = label_zyx[wrong_zyx], object_zyx[wrong_zyx]  # an error lies in one object, as it is connected
     share[label] = voxels[label].astype(np.float64) / size[owner]
     return share
-
-
-def _fault(own_zyx: npt.NDArray[np.bool_], inside: list[int], kind: str, whole: bool, slab: Box) -> Fault:
-    by_slice = own_zyx.sum(axis=(1, 2))
-    z = int(by_slice.argmax())
-    ys, xs = np.nonzero(own_zyx[z])
-    nearest = int(np.hypot(ys - ys.mean(), xs - xs.mean()).argmin())  # a voxel of it: the mean may lie beside a bend
-    start = tuple(a + b for a, b in zip(inside, slab.start, strict=True))
-    stop = tuple(a + n for a, n in zip(start, own_zyx.shape, strict=True))
-    at = (start[0] + z, start[1] + int(ys[nearest]), start[2] + int(xs[nearest]))
-    return Fault(kind, whole, int(by_slice.sum()), Box(start, stop), at)
 
 
 def gallery_section(content: Content) -> Section | None:

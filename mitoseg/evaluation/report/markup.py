@@ -1,8 +1,4 @@
-"""What a report is made of and how large it may be; arrays, pictures and small charts that a page holds.
-
-Charts are drawn here, not by matplotlib, because inline SVG of classes follows the page: its letters, its light and
-dark colours and print. One takes 2 to 5 kB.
-"""
+"""What a report is made of and how large it may be; arrays, pictures and figures that a page holds."""
 
 from __future__ import annotations
 
@@ -10,14 +6,15 @@ import base64
 import io
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.ticker import MaxNLocator
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from pandas import DataFrame
 from PIL import Image
 
@@ -25,16 +22,7 @@ from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.volumes.base import Volume, VoxelSize, mask_volume
 
-Section = dict[str, Any]
-"""What the template of a section is given."""
-
-Values = Sequence[float] | npt.NDArray[np.floating]
-
-Shape = tuple[str, str, dict[str, object]]
-"""An element of SVG: its tag, its text and its attributes."""
-
-WIDTH, HEIGHT = 380, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
+Section = dict[str, Any]  # what the template of a section is given
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -55,6 +43,14 @@ def picture(array: npt.NDArray[np.uint8], quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> str:
+    """The address of a figure as SVG, with the same bytes each time."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "mitoseg"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return data_uri("image/svg+xml", buffer.getvalue())
+
+
 def number(value: object, digits: int = 4) -> str:
     """A number to read; a dash where there is none.
 
@@ -71,40 +67,31 @@ def number(value: object, digits: int = 4) -> str:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Limits of a report.
+    """Limits of a report."""
 
-    Attributes:
-        slices: Pictures along z, at most.
-        pixels: Longest side of each.
-        quality: Of their WebP, from 0 to 100.
-        triangles: Of the 3D scene, about; it is coarser where this is less.
-        rows: Of the table that is shown; the file to download has them all.
-        errors: Pictures of errors, at most, of each kind.
-    """
-
-    slices: int = 40
-    pixels: int = 768
-    quality: int = 70
-    triangles: int = 150_000
-    rows: int = 500
-    errors: int = 12
+    slices: int = 40  # pictures along z, at most
+    pixels: int = 768  # longest side of each
+    quality: int = 70  # of their WebP, from 0 to 100
+    triangles: int = 150_000  # of the 3D scene, about; it is coarser where this is less
+    rows: int = 500  # of the table that is shown; the file to download has them all
+    errors: int = 12  # pictures of errors, at most, of each kind
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a report tells of, see `write_report`; whatever is None has no place in it."""
+    """What a report tells of; whatever is None has no place in it."""
 
     title: str
-    image: Volume | None = None
-    truth: Volume | None = None
-    mask: Volume | None = None
-    instances: Volume | None = None
-    table: DataFrame | None = None
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, object] = field(default_factory=dict)
-    voxel_size: VoxelSize | None = None
-    crop: Box | None = None
-    options: ReportOptions = ReportOptions()
+    image: Volume | None = None  # grey values
+    truth: Volume | None = None  # mapped labels: 0 background, 1 foreground, 255 ignored
+    mask: Volume | None = None  # what was found: not zero is foreground; see `foreground_of`. None: the instances
+    instances: Volume | None = None  # ids, 0 for background
+    table: DataFrame | None = None  # a row an instance, its id in ``instance``. None: size and place of the instances
+    scores: Mapping[str, Any] = field(default_factory=dict)  # of `mitoseg.evaluation.evaluate`, or ``metrics.json``
+    provenance: Mapping[str, object] = field(default_factory=dict)  # what ``provenance.json`` holds
+    voxel_size: VoxelSize | None = None  # (z, y, x) in nm; None: as the first volume that knows says
+    crop: Box | None = None  # the part of the volumes that is shown; None: everything
+    options: ReportOptions = ReportOptions()  # how much of everything, and so how large the file is
 
     @cached_property
     def volumes(self) -> dict[str, Volume]:
@@ -127,123 +114,3 @@ class Content:
         """(z, y, x) in nm, as given or as a volume says."""
         sizes = [self.voxel_size, *(volume.voxel_size for volume in self.volumes.values())]
         return next((size for size in sizes if size is not None), None)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a chart, whose name has its unit; ``whole`` marks whole numbers alone."""
-
-    name: str
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def place(self, values: Values) -> npt.NDArray[np.float64]:
-        """Values from 0 at the start to 1 at the end."""
-        v, low, high = np.asarray(values, float), self.low, self.high
-        if self.log:
-            v, low, high = np.log10(np.maximum(v, 1e-300)), math.log10(low), math.log10(high)
-        placed: npt.NDArray[np.float64] = (v - low) / ((high - low) or 1)
-        return placed
-
-    def ticks(self) -> list[float]:
-        """Round values along the axis.
-
-        >>> Axis("", 0, 1).ticks(), Axis("", 0.002, 3, log=True).ticks()
-        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.01, 0.1, 1.0])
-        """
-        if self.log:
-            low, high = math.log10(self.low), math.log10(self.high)
-            heads = (1,) if high - low > 2 else (1, 2, 5)
-            ticks = [h * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for h in heads]
-            return [float(f"{t:.3g}") for t in ticks if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]
-        found = MaxNLocator(6, steps=[1, 2, 5, 10], integer=self.whole).tick_values(self.low, self.high)
-        slack = 1e-9 * (self.high - self.low)
-        return [round(float(t), 12) for t in found if self.low - slack <= t <= self.high + slack]
-
-
-@dataclass
-class Chart:
-    """A chart that is drawn piece by piece, from the bottom up.
-
-    ``label`` says what it shows for those who cannot see it; the legend has name and style of each entry.
-    """
-
-    width, height = WIDTH, HEIGHT
-
-    x: Axis
-    y: Axis
-    label: str
-    parts: list[Shape] = field(default_factory=list)
-    legend: list[tuple[str, str]] = field(default_factory=list)
-
-    def at(self, x: Values, y: Values) -> npt.NDArray[np.float64]:
-        """(n, 2) points on the drawing."""
-        across = LEFT + self.x.place(x) * (WIDTH - LEFT - RIGHT)
-        down = HEIGHT - BOTTOM - self.y.place(y) * (HEIGHT - TOP - BOTTOM)
-        return np.stack([across, down], axis=-1)
-
-    def bars(self, edges: Values, heights: Values) -> None:
-        """Bars from zero, one between every two edges."""
-        base = HEIGHT - BOTTOM
-        tops = self.at(np.asarray(edges)[:-1], heights)
-        ends = self.at(np.asarray(edges)[1:], heights)[:, 0]
-        for (left, top), right in zip(tops, ends, strict=True):
-            place = {"x": f"{left + 0.4:.1f}", "y": f"{top:.1f}"}
-            size = {"width": f"{max(right - left - 0.8, 0.4):.1f}", "height": f"{max(base - top, 0):.1f}"}
-            self.parts.append(("rect", "", {"class": "fill1", **place, **size}))
-
-    def draw(
-        self, x: Values, y: Values, style: str = "c1", name: str = "", *, points: bool = False, line: bool = True
-    ) -> None:
-        """A line or points; what is not finite is left out.
-
-        The style is a class: ``c1`` to ``c4`` or ``faint``, with `` dashed`` for a broken line.
-        """
-        across, up = np.asarray(x, float), np.asarray(y, float)
-        keep = np.isfinite(across) & np.isfinite(up)
-        places = self.at(across[keep], up[keep])
-        if line and len(places) > 1:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            self.parts.append(("polyline", "", {"class": f"line {style}", "points": path}))
-        if points or not line:
-            for x_, y_ in places:
-                dot = {"class": f"dot {style}", "cx": f"{x_:.1f}", "cy": f"{y_:.1f}", "r": 3}
-                self.parts.append(("circle", "", dot))
-        if name:
-            self.legend.append((name, style))
-
-    def upright(self, x: float, name: str) -> None:
-        """A line across the chart at one value, with its name."""
-        ((at, _),) = self.at([x], [self.y.low])
-        self.parts.append(_line("mark-line", (at, at), (TOP, HEIGHT - BOTTOM)))
-        self.parts.append(_text(name, at - 4, TOP + 9, "end") if at > WIDTH * 0.72 else _text(name, at + 4, TOP + 9))
-
-    def frame(self) -> list[Shape]:
-        """Grid, axes and their names."""
-        base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
-        parts = []
-        for tick in self.y.ticks():
-            ((_, y),) = self.at([self.x.low], [tick])
-            parts += [_line("grid", (LEFT, end), (y, y)), _text(_tick(tick), LEFT - 6, y + 3.5, "end")]
-        for tick in self.x.ticks():
-            ((x, _),) = self.at([tick], [self.y.low])
-            parts += [_line("grid", (x, x), (base, base + 4)), _text(_tick(tick), x, base + 16, "middle")]
-        parts.append(_text(self.x.name, (LEFT + end) / 2, HEIGHT - 8, "middle", "name"))
-        turned = f"translate(13 {(TOP + base) / 2}) rotate(-90)"
-        name: dict[str, object] = {"class": "name", "transform": turned, "text-anchor": "middle"}
-        return [*parts, ("text", self.y.name, name), _line("axis", (LEFT, end), (base, base))]
-
-
-def _line(style: str, x: tuple[float, float], y: tuple[float, float]) -> Shape:
-    ends = {"x1": f"{x[0]:.1f}", "x2": f"{x[1]:.1f}", "y1": f"{y[0]:.1f}", "y2": f"{y[1]:.1f}"}
-    return "line", "", {"class": style, **ends}
-
-
-def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "tick") -> Shape:
-    return "text", text, {"class": style, "x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}
-
-
-def _tick(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -6,7 +6,6 @@ Each section is a dictionary and the template of its name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,65 +13,36 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from pandas import DataFrame
 
 from mitoseg import __version__
 from mitoseg.evaluation.instances import SMALL, prediction_instances
 from mitoseg.evaluation.report.errors import gallery_section
-from mitoseg.evaluation.report.markup import Content, ReportOptions, number
+from mitoseg.evaluation.report.markup import Content, number
 from mitoseg.evaluation.report.pictures import hold, plain_table, scene_section, slices_section
 from mitoseg.evaluation.report.tables import (
     curve_section,
     distribution_section,
     headline_section,
+    interval,
     origin_section,
     score_section,
     table_section,
-    volume_line,
+    text,
 )
-from mitoseg.geometry import Box
 from mitoseg.segmentation import Labelling
 from mitoseg.storage import check_output, plain, write_text
-from mitoseg.volumes.base import Volume, VoxelSize, mask_volume
+from mitoseg.volumes.base import Volume, mask_volume
 from mitoseg.volumes.predicted import decide
 
 
-def write_report(
-    path: Path | str,
-    *,
-    title: str,
-    image: Volume | None = None,
-    truth: Volume | None = None,
-    mask: Volume | None = None,
-    instances: Volume | None = None,
-    table: DataFrame | None = None,
-    scores: Mapping[str, object] | None = None,
-    provenance: Mapping[str, object] | None = None,
-    voxel_size: VoxelSize | None = None,
-    crop: Box | None = None,
-    options: ReportOptions | None = None,
-    overwrite: bool = True,
-) -> Path:
-    """Write a report; a section appears where there is something to show in it.
+def write_report(path: Path | str, *, title: str, overwrite: bool = True, **shown: Any) -> Path:  # noqa: ANN401
+    """Write a report, one HTML file; a section appears where there is something to show in it.
 
-    Args:
-        path: The HTML file.
-        title: Over the page.
-        image: Grey levels.
-        truth: Mapped labels: 0 background, 1 foreground, 255 ignored.
-        mask: What was found: not zero is foreground. `foreground_of` makes it from probabilities. None: the instances.
-        instances: Ids, 0 for background.
-        table: One row an instance, with its id in ``instance``. None: size and place, from the instances.
-        scores: What `mitoseg.evaluation.evaluate` gave, or ``metrics.json`` holds.
-        provenance: What ``provenance.json`` holds.
-        voxel_size: (z, y, x) in nm; None: as the first volume that knows says.
-        crop: The part of the volumes that is shown; None: everything.
-        options: How much of everything, and so how large the file is.
-        overwrite: Whether a file that exists may be replaced.
+    ``shown`` are the fields of `Content`: ``image``, ``truth``, ``mask``, ``instances``, ``table``, ``scores``,
+    ``provenance``, ``voxel_size``, ``crop`` and ``options``.
     """
     check_output(path, overwrite)
-    shown = (title, image, truth, mask, instances, table, scores or {}, provenance or {}, voxel_size, crop)
-    write_text(path, render(Content(*shown, options or ReportOptions())), overwrite=overwrite)
+    write_text(path, render(Content(title, **shown)), overwrite=overwrite)
     return Path(path)
 
 
@@ -122,13 +92,16 @@ def render(content: Content) -> str:
         ("errors", "Worst errors", gallery_section(content)),
         ("origin", "Where this comes from", origin_section(content.provenance)),
     )
+    sizes = zip(content.box.shape, content.spacing, strict=True) if content.box and content.spacing else ()
+    extent = [(f"{size:g}", f"{n * size / 1000:.3g}") for n, size in sizes]
     return (
         _templates()
         .get_template("page.html")
         .render(
             title=content.title,
             style=_static("report.css"),
-            volume=volume_line(content),
+            content=content,
+            extent=extent,
             sections=[section for section in sections if section[2] is not None],
             script=Markup("\n").join(_static(f"{name}.js") for name in ("base", "slices", "scene", "table")),
             version=__version__,
@@ -140,14 +113,10 @@ def render(content: Content) -> str:
 def _templates() -> Environment:
     loader = PackageLoader("mitoseg.evaluation.report")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.policies["json.dumps_function"] = _dumps
-    environment.filters["number"] = number
+    environment.policies["json.dumps_function"] = lambda values, **options: json.dumps(plain(values), **options)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {"number": number, "interval": interval, "text": text}
     return environment
-
-
-def _dumps(values: object, **_: object) -> str:
-    """JSON that no script element ends at, once ``tojson`` has escaped it."""
-    return json.dumps(plain(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def _static(name: str) -> Markup:

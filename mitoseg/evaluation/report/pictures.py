@@ -34,23 +34,17 @@ Factors = tuple[int, int, int]
 RESULT: Colour = (0.86, 0.47, 0.78)
 COLOURS = {"truth": TRUTH, "result": RESULT, "hit": HIT, "false": FALSE, "missed": MISSED, "ignored": LEFT_OUT}
 
-IN_TRUTH, IN_RESULT, NOT_COUNTED = 1, 2, 4
-"""Bits of a pixel's code."""
+IN_TRUTH, IN_RESULT, NOT_COUNTED = 1, 2, 4  # bits of a pixel's code
 
-STRIP_VOXELS = 2**24
-"""Read at once."""
+STRIP_VOXELS = 2**24  # read at once
 
-SLAB_VOXELS = 2**22
-"""Counted at once."""
+SLAB_VOXELS = 2**22  # counted at once
 
-LARGEST_BOX = 2**28
-"""Voxels whose ids are held in memory."""
+LARGEST_BOX = 2**28  # voxels whose ids are held in memory
 
-CELLS = 2**23
-"""Cells in which the instances are first read."""
+CELLS = 2**23  # cells in which the instances are first read
 
-MOST_SURFACES = 3000
-"""Instances that are drawn, at most."""
+MOST_SURFACES = 3000  # instances that are drawn, at most
 
 SMOOTHING = 0.8  # standard deviation in cells: takes the steps of voxels away
 
@@ -149,17 +143,15 @@ def coarse_labels(instances: Volume, crop: Box, factors: Factors) -> tuple[Float
 
     Gives the share of each cell that is foreground, and its id: the largest of those in it.
     """
-    shares, labels = [], []
-    for z in range(crop.start[0], crop.stop[0], factors[0]):
-        stop = min(z + factors[0], crop.stop[0])
-        rows = max(1, STRIP_VOXELS // max((stop - z) * crop.shape[2], 1) // factors[1]) * factors[1]
-        layer = []
-        for y in range(crop.start[1], crop.stop[1], rows):
-            box = Box((z, y, crop.start[2]), (stop, min(y + rows, crop.stop[1]), crop.stop[2]))
-            layer.append(pool(instances.read(box), factors))
-        shares.append(np.concatenate([share for share, _ in layer], axis=1))
-        labels.append(np.concatenate([label for _, label in layer], axis=1))
-    return np.concatenate(shares), np.concatenate(labels)
+    shape = [-(-n // f) for n, f in zip(crop.shape, factors, strict=True)]
+    share_zyx, label_zyx = np.empty(shape, np.float32), np.empty(shape, np.uint32)
+    rows = max(1, STRIP_VOXELS // max(factors[0] * crop.shape[2], 1) // factors[1]) * factors[1]
+    for part in tiles(crop, (factors[0], rows, max(1, crop.shape[2]))):
+        inside = part.inside(crop)
+        ends = zip(inside.start, inside.stop, factors, strict=True)
+        cells = tuple(slice(a // f, -(-b // f)) for a, b, f in ends)
+        share_zyx[cells], label_zyx[cells] = pool(instances.read(part), factors)
+    return share_zyx, label_zyx
 
 
 def pool(label_zyx: Array, factors: Factors, share_zyx: Floats | None = None) -> tuple[Floats, Ids]:

@@ -17,6 +17,7 @@ from scipy.ndimage import find_objects
 
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
+from mitoseg.evaluation.table import column_label
 from mitoseg.geometry import Box
 from mitoseg.inference import predict_volume
 from mitoseg.inference.prepare import greys_apart, has_other_voxels, make_prediction
@@ -38,10 +39,8 @@ if TYPE_CHECKING:
 
 Probability = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
-PREDICTED = 0.9
-"""Share of the progress bar that the network takes."""
-STEPS = 20
-"""Of the progress bar, at least, where they cost nothing."""
+PREDICTED = 0.9  # share of the progress bar that the network takes
+STEPS = 20  # of the progress bar, at least, where they cost nothing
 
 
 @dataclass(frozen=True)
@@ -151,18 +150,14 @@ def number(
 def _notes(image: Volume, model: Model, choice: Choice) -> tuple[str, ...]:
     """What may make the result worse than it could be."""
     notes = []
+    trained = " x ".join(f"{n:g}" for n in model.voxel_size or ())
     if choice.greys == "checkpoint" and greys_apart(image, model) > FAR_GREYS:
         notes.append("the grey values are unlike those of training: try grey values “matched to training”")
     if image.voxel_size is None and model.voxel_size is not None:
-        notes.append(f"the image has no voxel size: the model's is taken, {_size(model.voxel_size)} nm")
+        notes.append(f"the image has no voxel size: the model's is taken, {trained} nm")
     if not choice.resample and has_other_voxels(image, model):
-        trained = _size(model.voxel_size or ())
         notes.append(f"the model was trained on voxels of {trained} nm: try “resample to the model's voxels”")
     return tuple(notes)
-
-
-def _size(voxel_size: Sequence[float]) -> str:
-    return " x ".join(f"{n:g}" for n in voxel_size)
 
 
 Index = tuple[npt.NDArray[np.intp], ...]
@@ -175,10 +170,6 @@ class Edit:
     index: Index
     values: Array
     changed: frozenset[int]
-
-    def apply(self, labels_zyx: Array) -> None:
-        """Change labels in place."""
-        labels_zyx[self.index] = self.values
 
 
 def merge(labels_zyx: Array, ids: Sequence[int]) -> Edit:
@@ -293,19 +284,11 @@ def _joined(edits: Sequence[Edit]) -> Edit:
     return Edit(index, np.concatenate([edit.values for edit in edits]), changed)
 
 
-COLUMNS = {
-    "instance": ("number", 1.0),
-    "volume_nm3": ("volume (µm³)", 1e-9),
-    "surface_nm2": ("surface (µm²)", 1e-6),
-    "length_nm": ("length (nm)", 1.0),
-    "diameter_mean_nm": ("diameter (nm)", 1.0),
-    "sphericity": ("sphericity", 1.0),
-    "branches": ("branches", 1.0),
-    "grey_mean": ("grey", 1.0),
-    "probability_mean": ("probability", 1.0),
-    "touches_border": ("at the border", 1.0),
-}
-"""What the panel shows, with its title and factor; the saved table has every column, in nm."""
+COLUMNS = (
+    *("instance", "volume_nm3", "surface_nm2", "length_nm", "diameter_mean_nm", "sphericity", "branches"),
+    *("grey_mean", "probability_mean", "touches_border"),
+)
+"""What the panel shows; the saved table has every column, in nm."""
 
 
 def make_sources(
@@ -339,7 +322,8 @@ def measure_again(table: pd.DataFrame, sources: Sources, changed: Collection[int
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that the panel shows, in its units."""
-    known = {name: column for name, column in COLUMNS.items() if name in table}
-    return pd.DataFrame(
-        {t: table[name] if factor == 1 else table[name] * factor for name, (t, factor) in known.items()}
-    )
+    found = {}
+    for key in (key for key in COLUMNS if key in table):
+        name, unit, scale = column_label(key)
+        found[f"{name} ({unit})" if unit else name] = table[key] if scale == 1 else table[key] / scale
+    return pd.DataFrame(found)

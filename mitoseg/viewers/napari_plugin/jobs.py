@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
@@ -16,21 +16,16 @@ from superqt.utils import WorkerBase
 
 from mitoseg.errors import UserError
 
-STEPS = 1000
-"""Of the progress bar."""
-LOOK_MS = 100
-"""How often progress is looked at."""
+STEPS = 1000  # of the progress bar
+LOOK_MS = 100  # how often progress is looked at
 
 
 class Cancelled(Exception):  # noqa: N818 (no mistake was made)
     """The user has changed her mind; nothing is kept."""
 
 
-class Progress(Protocol):
-    """Progress of a job."""
-
-    def __call__(self, share: float, text: str = "", /) -> None:
-        """Take the share that is done, from 0 to 1, and what is being done; raise `Cancelled` to stop."""
+Progress = Callable[[float, str], None]
+"""Takes the share of a job that is done, from 0 to 1, and what is being done; raises `Cancelled` to stop."""
 
 
 def show_mistake(error: UserError | str) -> None:
@@ -38,13 +33,6 @@ def show_mistake(error: UserError | str) -> None:
     from napari.utils.notifications import show_error
 
     show_error(str(error))
-
-
-def show_note(text: str) -> None:
-    """Show what is worth knowing."""
-    from napari.utils.notifications import show_warning
-
-    show_warning(text)
 
 
 def showing_mistakes(act: Callable[..., None]) -> Callable[..., None]:
@@ -76,7 +64,7 @@ class Task(WorkerBase[Any]):
         """Do the job."""
         return self._job(self.progress)
 
-    def progress(self, share: float, text: str = "", /) -> None:
+    def progress(self, share: float, text: str) -> None:
         """Take progress, or stop the job."""
         if self._stop.is_set():
             raise Cancelled

@@ -12,39 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from mitoseg.control_groups import memory_available
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.tables import write_table
 from mitoseg.viewers.napari_plugin.jobs import show_mistake
 from mitoseg.volumes import Array, ArrayVolume, Volume, VoxelSize, create_volume, open_volume
 from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.normalize import sample_greys
-from mitoseg.volumes.opening import container_format, stored_in, written_suffixes
+from mitoseg.volumes.opening import container_format, stored_in
 from mitoseg.volumes.zarrs import find_levels, holds_labels
 
 if TYPE_CHECKING:
     import dask.array
 
 
-Layer = Any
-"""An image or labels layer; typed so that nothing here imports napari."""
+Layer = Any  # an image or labels layer; typed so that nothing here imports napari
 LayerData = tuple[Any, dict[str, Any], str]
-KEY = "mitoseg"
-"""The entry of a layer's metadata with those of the volume."""
-IN_MEMORY = 0.25
-"""Share of the free memory up to which labels are read at once: only then can they be corrected."""
-BRICK = (64, 256, 256)
-"""Voxels (z, y, x) that are read together from chunked formats; others give whole slices."""
-BLOCK = (64, 512, 512)
-"""Voxels (z, y, x) that are written at once."""
-NOTHING: list[Any] = [(None,)]
-"""napari's word for: this was a file of ours, and there is no layer."""
+KEY = "mitoseg"  # the entry of a layer's metadata with those of the volume
+IN_MEMORY = 0.25  # share of the free memory up to which labels are read at once: only then can they be corrected
+BRICK = (64, 256, 256)  # voxels (z, y, x) that are read together from chunked formats; others give whole slices
+BLOCK = (64, 512, 512)  # voxels (z, y, x) that are written at once
+NOTHING: list[Any] = [(None,)]  # napari's word for: this was a file of ours, and there is no layer
 LABELS = np.dtype(np.uint32)
-DIGITS = 9
-"""Of floats in tables, as of `mitoseg measure`."""
 
 
 def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> ArrayVolume:
@@ -53,7 +43,7 @@ def layer_volume(layer: Layer | None, voxel_size: VoxelSize | None = None) -> Ar
         raise UserError("there is no image layer", None, "open an image first")
     if getattr(layer, "rgb", False):
         raise UserError("the layer is in colour", layer.name, "give a grey image")
-    data = finest(layer.data, layer.multiscale)
+    data = layer.data[0] if layer.multiscale else layer.data  # the finest level
     if len(data.shape) != 3:
         remedy = "mitoseg needs a volume with the axes z, y, x"
         raise UserError(f"the layer has {len(data.shape)} axes, not 3", layer.name, remedy)
@@ -83,11 +73,6 @@ def size_of(scale: Sequence[float] | None, units: Sequence[object] | None) -> Vo
     if scale is None or units is None or len(scale) != 3:
         return None
     return voxel_size_nm([float(s) for s in scale], [str(unit) for unit in units])
-
-
-def finest(data: Any, multiscale: bool) -> Any:  # noqa: ANN401 (any array)
-    """The array of a layer, the finest of several levels."""
-    return data[0] if multiscale else data
 
 
 def same_place(layer: Layer) -> dict[str, Any]:
@@ -233,7 +218,7 @@ def write_image(path: str, data: Any, meta: Mapping[str, Any]) -> list[str]:  # 
 
 def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> list[str]:  # noqa: ANN401
     try:
-        array = finest(data, bool(meta.get("multiscale")))
+        array = data[0] if meta.get("multiscale") else data
         if meta.get("rgb") or len(array.shape) != 3:
             raise UserError("not a volume of grey values or labels", meta.get("name"), "it takes three axes: z, y, x")
         about = dict(meta.get("metadata", {}).get(KEY, {}))
@@ -260,26 +245,9 @@ def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overw
             writer.write(box, values_zyx.astype(dtype, copy=False))
 
 
-def label_formats() -> str:
-    """The formats that hold labels, as Qt's dialogs write them."""
-    return f"Volumes ({' '.join(f'*{suffix}' for suffix in written_suffixes(LABELS.name))})"
-
-
-def save_table(path: str, table: pd.DataFrame, *, overwrite: bool = False) -> None:
-    """Write a table as CSV."""
-    if Path(path).suffix.lower() != ".csv":
-        raise UserError("cannot write a table of that kind", Path(path).name, "end its name with .csv")
-    write_table(Path(path), table, overwrite=overwrite, digits=DIGITS)
-
-
-def is_there(path: str) -> bool:
-    """Whether saving under this name would replace something."""
-    return stored_in(path).exists()
-
-
 def may_replace(path: str) -> bool:
     """Whether something that lies under this name may be replaced; without a window nobody can say yes."""
-    if not is_there(path):
+    if not stored_in(path).exists():
         return False
     from qtpy.QtWidgets import QApplication, QMessageBox
 
@@ -298,4 +266,4 @@ def ask_path(parent: Any, title: str, kinds: str, suffix: str) -> str | None:  #
     if not path:
         return None
     path = path if "." in path.replace("\\", "/").rsplit("/", 1)[-1] else path + suffix
-    return path if not is_there(path) or may_replace(path) else None
+    return path if not stored_in(path).exists() or may_replace(path) else None

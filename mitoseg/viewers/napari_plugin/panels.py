@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from qtpy import QtWidgets
-from qtpy.QtCore import (
-    QAbstractTableModel,
-    QItemSelection,
-    QItemSelectionModel,
-    QModelIndex,
-    QSignalBlocker,
-    Qt,
-    Signal,
-)
+from qtpy.QtCore import QSignalBlocker, Qt, Signal
 
 from mitoseg.errors import UserError
 from mitoseg.inference import METHODS
@@ -27,8 +19,6 @@ from mitoseg.viewers.napari_plugin.computing import Choice, Numbering, shown
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
 from mitoseg.volumes import VoxelSize
 
-Index = Any
-"""``QModelIndex``, whose stubs differ between Qt's bindings."""
 FILE = "a checkpoint file …"
 GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
 _WIDE = (QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed)
@@ -130,116 +120,79 @@ def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[,;\s]+", text) if word]
 
 
-class TableModel(QAbstractTableModel):
-    """A data frame, sorted by a column: the whole ``table``, and the ``view`` that is shown of it."""
+class Cell(QtWidgets.QTableWidgetItem):
+    """A measurement, sorted by its value; what is missing comes last.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.view = pd.DataFrame(), pd.DataFrame()
-
-    def replace(self, table: pd.DataFrame) -> None:
-        """Show another table."""
-        self.beginResetModel()
-        self.table, self.view = table, shown(table)
-        self.endResetModel()
-
-    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: N802, B008 (Qt's own)
-        """Qt's."""
-        return 0 if parent.isValid() else len(self.view)
-
-    def columnCount(self, parent: Index = QModelIndex()) -> int:  # noqa: N802, B008 (Qt's own)
-        """Qt's."""
-        return 0 if parent.isValid() else len(self.view.columns)
-
-    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
-        """Qt's."""
-        if role == Qt.ItemDataRole.DisplayRole:
-            return as_text(self.view.iat[index.row(), index.column()])
-        if role == Qt.ItemDataRole.TextAlignmentRole:
-            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
-        return None
-
-    def headerData(  # noqa: N802 (Qt's own)
-        self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
-    ) -> object:
-        """Qt's."""
-        if role != Qt.ItemDataRole.DisplayRole or orientation != Qt.Orientation.Horizontal:
-            return None
-        return str(self.view.columns[section])
-
-    def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
-        """Qt's."""
-        if not 0 <= column < len(self.view.columns):
-            return
-        keys = self.view.iloc[:, column]
-        rows = keys.sort_values(ascending=order == Qt.SortOrder.AscendingOrder, kind="stable").index
-        self.layoutAboutToBeChanged.emit()
-        self.table = self.table.loc[rows].reset_index(drop=True)
-        self.view = self.view.loc[rows].reset_index(drop=True)
-        self.layoutChanged.emit()
-
-
-def as_text(value: object) -> str:
-    """A cell.
-
-    >>> as_text(np.float64(0.123456)), as_text(np.float64("nan")), as_text(np.bool_(True)), as_text(np.uint64(7))
-    ('0.1235', '', 'yes', '7')
+    >>> [Cell.text_of(value) for value in (np.float64(0.123456), np.float64("nan"), np.bool_(True), np.uint64(7))]
+    ['0.1235', '', 'yes', '7']
     """
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        number = float(value)
-        return "" if math.isnan(number) else f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
-    return str(value)
+
+    def __init__(self, value: Any) -> None:  # noqa: ANN401 (a number of any kind)
+        super().__init__(self.text_of(value))
+        self.value = math.inf if value != value else value  # NaN differs from itself
+        self.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+
+    def __lt__(self, other: QtWidgets.QTableWidgetItem) -> bool:
+        return bool(self.value < other.value)
+
+    @staticmethod
+    def text_of(value: object) -> str:
+        """What is shown."""
+        if isinstance(value, bool | np.bool_):
+            return "yes" if value else "no"
+        if isinstance(value, float | np.floating):
+            number = float(value)
+            return "" if math.isnan(number) else f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
+        return str(value)
 
 
-class InstanceTable(QtWidgets.QTableView):
-    """The table as a widget; ``chosen`` is emitted with the numbers of the rows that the user selects."""
+class InstanceTable(QtWidgets.QTableWidget):
+    """Some columns of a ``table``; ``chosen`` is emitted with the numbers of the rows that the user selects."""
 
     chosen = Signal(list)
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = TableModel()
-        self.setModel(self.rows)
+        self.table = pd.DataFrame()
         self.setSelectionBehavior(QtWidgets.QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QtWidgets.QAbstractItemView.SelectionMode.ExtendedSelection)
-        self.setSortingEnabled(True)
+        self.setEditTriggers(QtWidgets.QAbstractItemView.EditTrigger.NoEditTriggers)
         self.verticalHeader().hide()
         self.verticalHeader().setDefaultSectionSize(22)
         self.horizontalHeader().setSortIndicator(0, Qt.SortOrder.AscendingOrder)
         self.setMinimumHeight(120)
-        self.selectionModel().selectionChanged.connect(self._tell)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """All measurements, as they are shown."""
-        return self.rows.table
+        self.itemSelectionChanged.connect(self._selected)
 
     def replace(self, table: pd.DataFrame) -> None:
         """Show another table, sorted as the last one."""
-        self.rows.replace(table)
-        header = self.horizontalHeader()
-        self.rows.sort(header.sortIndicatorSection(), header.sortIndicatorOrder())
+        self.table, view = table, shown(table)
+        self.setSortingEnabled(False)  # or cells would move while they are filled in
+        self.setRowCount(len(view))
+        self.setColumnCount(len(view.columns))
+        self.setHorizontalHeaderLabels(list(view.columns))
+        for row, values in enumerate(view.itertuples(index=False)):
+            for column, value in enumerate(values):
+                self.setItem(row, column, Cell(value))
+        self.setSortingEnabled(True)
         self.resizeColumnsToContents()
 
     def select(self, ids: list[int]) -> None:
-        """Select the rows of some instances, without telling."""
-        selection = QItemSelection()
-        places: list[int] = np.flatnonzero(self.table["instance"].isin(ids)).tolist() if len(self.table) else []
-        for row in places:
-            selection.select(self.rows.index(row, 0), self.rows.index(row, self.rows.columnCount() - 1))
-        model = self.selectionModel()
-        model.blockSignals(True)
-        model.select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
-        model.blockSignals(False)
-        self.viewport().update()
-        if places:
-            self.scrollTo(self.rows.index(places[0], 0))
+        """Select the rows of some instances, without a signal."""
+        rows = [row for row in range(self.rowCount()) if self._number(row) in ids]
+        kept = QtWidgets.QAbstractItemView.SelectionMode
+        with QSignalBlocker(self):
+            self.clearSelection()
+            self.setSelectionMode(kept.MultiSelection)
+            for row in rows:
+                self.selectRow(row)
+            self.setSelectionMode(kept.ExtendedSelection)
+        if rows:
+            self.scrollToItem(self.item(rows[0], 0))
 
-    def _tell(self, *_: object) -> None:
-        rows = sorted(index.row() for index in self.selectionModel().selectedRows())
-        self.chosen.emit(self.table["instance"].iloc[rows].tolist())
+    def _number(self, row: int) -> int:
+        return int(self.item(row, 0).value)
+
+    def _selected(self) -> None:
+        self.chosen.emit([self._number(row) for row in sorted({item.row() for item in self.selectedItems()})])
 
 
 class PredictPanel(QtWidgets.QWidget):

@@ -4,38 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from napari.layers import Image, Labels, Points
+from napari.utils.notifications import show_warning
 from qtpy.QtWidgets import QFormLayout, QTabWidget, QVBoxLayout, QWidget
 
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Labelling, Sources, measure_instances
+from mitoseg.tables import write_table
 from mitoseg.viewers.napari_plugin import computing
 from mitoseg.viewers.napari_plugin.computing import Outcome, make_sources, measure_again, middle, number, predict
-from mitoseg.viewers.napari_plugin.jobs import Progress, TaskBar, show_note, showing_mistakes
+from mitoseg.viewers.napari_plugin.jobs import Progress, TaskBar, showing_mistakes
 from mitoseg.viewers.napari_plugin.layers import (
     KEY,
+    LABELS,
     Layer,
     ask_path,
     fitting_volume,
     is_probability,
-    label_formats,
     labels_array,
     layer_volume,
     layer_voxel_size,
     probability_style,
     same_place,
-    save_table,
     save_volume,
     voxels_of_points,
 )
 from mitoseg.viewers.napari_plugin.panels import InstancePanel, LayerChoice, PredictPanel, VoxelSizeField
 from mitoseg.volumes import ArrayVolume, VoxelSize
+from mitoseg.volumes.opening import written_suffixes
 
 SEEDS = "seed points"
+DIGITS = 9  # of floats in tables, as of `mitoseg measure`
 
 
 class Segmenter(QWidget):
@@ -50,11 +54,11 @@ class Segmenter(QWidget):
         self.predicting = PredictPanel(self.run_prediction, self.run_numbering)
         self.instances = InstancePanel(LayerChoice(napari_viewer, Labels))
         self.chooser = Chooser(napari_viewer, self.instances)
-        self.image.chosen.connect(self._take_voxel_size)
+        self.image.chosen.connect(lambda: self.voxel_size.take(self.image.layer))
         self.tasks.running.connect(self._rest)
         self._connect_buttons()
         self._lay_out()
-        self._take_voxel_size()
+        self.voxel_size.take(self.image.layer)
 
     def _connect_buttons(self) -> None:
         panel = self.instances
@@ -114,7 +118,7 @@ class Segmenter(QWidget):
         options = {**same_place(image), **probability_style(), "metadata": {KEY: outcome.probability}}
         layer = self.viewer.add_image(outcome.probability_zyx, name=f"{image.name} probability", **options)
         for note in outcome.notes:
-            show_note(note)
+            show_warning(note)
         said = self._add_instances(layer, outcome.instances_zyx, outcome.instances, name=image.name)
         layer.visible = False
         return said
@@ -127,9 +131,6 @@ class Segmenter(QWidget):
         self.instances.labels.choose(layer)
         count = int(instances_zyx.max(initial=0))
         return f"{count} mitochondria, threshold {about['threshold']:.3f}"
-
-    def _take_voxel_size(self) -> None:
-        self.voxel_size.take(self.image.layer)
 
     def _rest(self, running: bool) -> None:
         panel = self.instances
@@ -166,7 +167,7 @@ class Segmenter(QWidget):
             raise UserError("there is no table", None, "measure first")
         path = ask_path(self, "Save the table", "Tables (*.csv)", ".csv")
         if path is not None:
-            save_table(path, table, overwrite=True)
+            write_table(Path(path), table, overwrite=True, digits=DIGITS)
             self.tasks.status.setText(f"{len(table)} rows written to {path}")
 
     @showing_mistakes
@@ -177,7 +178,8 @@ class Segmenter(QWidget):
         about = {"kind": "instances", **layer.metadata.get(KEY, {})}
         if labels_zyx.max(initial=0) > 1:
             about["kind"] = "instances"
-        path = ask_path(self, "Save the labels", label_formats(), ".tif")
+        formats = f"Volumes ({' '.join(f'*{suffix}' for suffix in written_suffixes(LABELS.name))})"
+        path = ask_path(self, "Save the labels", formats, ".tif")
         if path is not None:
             volume = ArrayVolume(labels_zyx, self.labels_size, layer.name)
             self.tasks.start(

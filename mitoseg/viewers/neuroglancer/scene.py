@@ -46,24 +46,15 @@ from mitoseg.volumes.zarrs import Sizes, coarser, find_levels
 
 log = logging.getLogger(__name__)
 
-DARKEST, BRIGHTEST = 0.5, 99.5
-"""Percentiles of a sample of the image that are shown as black and as white."""
-_SURVEYED = 2**28
-"""Voxels of labels up to which all are looked at to tell what their values mean."""
-MOST_SEGMENTS = 1000
-"""Instances whose surfaces are shown from the beginning: the largest."""
-PANEL = (500, 320)
-"""Pixels of a panel, across and down, that the volume fills at first."""
-COARSEST_VIEW = 4.0
-"""Voxels to a pixel at first, at most: more would read much of a large volume at once."""
-TILTED = (0.46, 0.3, 0.13, 0.82)
-"""Quaternion (x, y, z, w) of the view in 3D: from above and aside."""
-FLAT_HALVINGS = 64
-"""How many stored voxels at most become one while a chunk is read: 4 x 4 x 4."""
-MOST_VOXELS = 2**22
-"""Voxels of an object's box at which its surface is made of every second voxel, and so on."""
-LARGEST_BOX = 2**28
-"""An object in a larger box has no surface here: the box would be read at once."""
+DARKEST, BRIGHTEST = 0.5, 99.5  # percentiles of a sample of the image that are shown as black and as white
+_SURVEYED = 2**28  # voxels of labels up to which all are looked at to tell what their values mean
+MOST_SEGMENTS = 1000  # instances whose surfaces are shown from the beginning: the largest
+PANEL = (500, 320)  # pixels of a panel, across and down, that the volume fills at first
+COARSEST_VIEW = 4.0  # voxels to a pixel at first, at most: more would read much of a large volume at once
+TILTED = (0.46, 0.3, 0.13, 0.82)  # quaternion (x, y, z, w) of the view in 3D: from above and aside
+FLAT_HALVINGS = 64  # how many stored voxels at most become one while a chunk is read: 4 x 4 x 4
+MOST_VOXELS = 2**22  # voxels of an object's box at which its surface is made of every second voxel, and so on
+LARGEST_BOX = 2**28  # an object in a larger box has no surface here: the box would be read at once
 REDUCTION = 4.0
 _GREYS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 """Types of voxels that the browser takes for grey values."""
@@ -98,7 +89,11 @@ def make_scene(shown: Shown, *, surfaces: bool = True) -> neuroglancer.ViewerSta
     state = neuroglancer.ViewerState()
     state.title = " ".join(dict.fromkeys(Path(volume.path).name for volume in shown.volumes.values()))
     for kind in filter(levels.__contains__, KINDS):
-        layer = _layer(kind, levels[kind], shown.voxel_size, surfaces=surfaces)
+        if kind in ("image", "probability", "uncertainty"):
+            layer = _picture(kind, levels[kind], shown.voxel_size)
+        else:
+            found = Levels(_truth(levels[kind]) if kind == "truth" else levels[kind], labels=True)
+            layer = _segments(kind, found, shown.voxel_size, surfaces=surfaces and kind == "instances")
         state.layers.append(name=kind, layer=layer, visible=kind in {"image", on_top} or len(levels) == 1)
     _look(state, shown)
     return state
@@ -118,14 +113,6 @@ def _look(state: neuroglancer.ViewerState, shown: Shown) -> None:
     state.cross_section_background_color = "#000000"
     state.hide_cross_section_background_3d = True
     state.show_slices = whole <= COARSEST_VIEW
-
-
-def _layer(kind: str, levels: list[Level], size: VoxelSize, *, surfaces: bool) -> neuroglancer.Layer:
-    if kind in ("image", "probability", "uncertainty"):
-        return _picture(kind, levels, size)
-    if kind == "truth":
-        levels = _truth(levels)
-    return _segments(kind, Levels(levels, labels=True), size, surfaces=surfaces and kind == "instances")
 
 
 def _picture(kind: str, levels: list[Level], size: VoxelSize) -> neuroglancer.ImageLayer:
@@ -242,7 +229,7 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
             SimpleNamespace(shape=volume.shape[::-1], dtype=self._dtype),  # all that the library reads by itself
             dimensions=space(voxel_size),
             volume_type="segmentation" if labels else "image",
-            max_downsampling=FLAT_HALVINGS * int(np.prod(levels.coarsest)),
+            max_downsampling=FLAT_HALVINGS * math.prod(levels.stored[-1].factors),
         )
 
     def get_encoded_subvolume(
@@ -291,37 +278,24 @@ class Levels:
     """A volume at any halving, from its levels, the finest first; ``labels`` are names, which have no mean."""
 
     def __init__(self, levels: Sequence[Level], *, labels: bool) -> None:
-        self._levels, self._labels = list(levels), labels
-
-    @property
-    def finest(self) -> Volume:
-        """The volume itself."""
-        return self._levels[0].volume
-
-    @property
-    def coarsest(self) -> Sizes:
-        """Factors of the coarsest level that is stored."""
-        return self._levels[-1].factors
+        self.stored, self._labels = list(levels), labels
+        self.finest = self.stored[0].volume
 
     def read(self, box: Box, factors: Sizes = (1, 1, 1)) -> Array:
-        """Read a box of the volume whose voxels are ``factors`` as long; it may end at a voxel that is cut.
+        """Read a box of the volume whose voxels are ``factors`` (powers of two) as long.
 
-        Args:
-            box: In the coarser voxels (z, y, x); coarse voxel i covers fine voxels [i f, (i + 1) f).
-            factors: Powers of two.
+        The box is in the coarser voxels (z, y, x), of which i covers fine voxels [i f, (i + 1) f), and may end at one
+        that is cut.
         """
         whole = Box.of_shape([-(-n // f) for n, f in zip(self.finest.shape, factors, strict=True)])
         if any(f < 1 or f & (f - 1) for f in factors) or box.clip(whole) != box:
             raise ValueError(f"no box {box} of a volume of {whole} at {factors}")
-        fitting = [
-            one for one in self._levels if not any(f % own for f, own in zip(factors, one.factors, strict=True))
-        ]
+        fitting = [one for one in self.stored if not any(f % own for f, own in zip(factors, one.factors, strict=True))]
         level = max(fitting, key=lambda one: math.prod(one.factors))
         rest = [f // own for f, own in zip(factors, level.factors, strict=True)]
         start = tuple(a * step for a, step in zip(box.start, rest, strict=True))
         stop = tuple(b * step for b, step in zip(box.stop, rest, strict=True))
-        stored = Box(start, stop).clip(level.volume.box)
-        values_zyx = level.volume.read(stored)
+        values_zyx = level.volume.read(Box(start, stop).clip(level.volume.box))
         if self._labels:
             return values_zyx[tuple(slice(None, None, step) for step in rest)]
         while max(rest) > 1:
@@ -357,10 +331,7 @@ def serving(
 ) -> Iterator[neuroglancer.Viewer]:
     """Serve a scene to browsers until the block is left; ``get_viewer_url()`` of the viewer is its link.
 
-    Args:
-        state: What is shown.
-        bind: The address that is listened on; ``0.0.0.0`` is every one of this machine, for whoever has the link.
-        port: 0 chooses a free one.
+    ``bind=0.0.0.0`` listens on every address of this machine, for whoever has the link; port 0 chooses a free one.
     """
     try:
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
@@ -368,20 +339,17 @@ def serving(
         neuroglancer.set_server_bind_address(bind, port)
         viewer = neuroglancer.Viewer()
     except OSError as error:
-        raise _refused(error, bind, port) from error
+        remedies = {
+            errno.EADDRINUSE: ("the port is taken", port, "choose another, or port=0 for a free one"),
+            errno.EACCES: ("the port may not be used", port, "choose one above 1023, or port=0 for a free one"),
+        }
+        other = ("cannot listen on that address", bind, "give bind=127.0.0.1, or an address of this machine")
+        raise UserError(*remedies.get(error.errno or 0, other)) from error
     try:
         viewer.set_state(state)
         yield viewer
     finally:
         neuroglancer.stop()
-
-
-def _refused(error: OSError, bind: str, port: int) -> UserError:
-    if error.errno == errno.EADDRINUSE:
-        return UserError("the port is taken", port, "choose another, or port=0 for a free one")
-    if error.errno == errno.EACCES:
-        return UserError("the port may not be used", port, "choose one above 1023, or port=0 for a free one")
-    return UserError("cannot listen on that address", bind, "give bind=127.0.0.1, or an address of this machine")
 
 
 class Surfaces:
