@@ -75,11 +75,8 @@ class Domains:
 
     def splits(self) -> Splits:
         """Open the sets and split them; this reads all grey values, to normalise them."""
-        if self._splits is None:
-            self._splits = self._open()
-        return self._splits
-
-    def _open(self) -> Splits:
+        if self._splits is not None:
+            return self._splits
         regions: dict[str, list[Region]] = {"train": [], "validation": [], "test": []}
         files: list[dict[str, Any]] = []
         for name, options in self.sets.items():
@@ -106,7 +103,8 @@ class Domains:
             "voxel_size": list(size),
         }
         train, validation, test = (tuple(found) for found in regions.values())
-        return Splits(train, validation, test, size, provenance)
+        self._splits = Splits(train, validation, test, size, provenance)
+        return self._splits
 
     def annotated(self, name: str) -> list[Region]:
         """The images of a set with their labels, at their stored pixel size."""

@@ -304,7 +304,7 @@ def split_object(
     place = np.array(maximum_position(height_zyx, basins_zyx, np.arange(1, count + 1))).reshape(-1, 3)
     peaks = height_zyx[tuple(place.T.astype(int))].astype(float)
     voxels = np.bincount(basins_zyx.ravel(), minlength=count + 1)[1:]
-    parts = _Parts(voxels.tolist(), peaks.tolist(), place * np.asarray(voxel_size))
+    parts = _Basins(voxels.tolist(), peaks.tolist(), place * np.asarray(voxel_size))
     # joined from the highest saddle on
     pairs, saddles = _saddles(basins_zyx, height_zyx, labelling.connectivity)
     order = np.lexsort((pairs[:, 1], pairs[:, 0], -saddles))
@@ -380,7 +380,7 @@ def _saddles(
     return np.stack([code // count - 1, code % count - 1], -1), saddles
 
 
-class _Parts:
+class _Basins:
     """Basins from 0 to n - 1 as they are joined; the peak of a part is the highest of its basins."""
 
     def __init__(self, voxels: Sequence[int], peaks: Sequence[float], places: npt.NDArray[np.float64]) -> None:

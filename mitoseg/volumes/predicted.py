@@ -58,7 +58,16 @@ def decide(prediction: Volume, threshold: float | None = None, kind: str | None 
     value besides zero are a mask; others are probabilities times 255 if a threshold is given, and otherwise an error.
     """
     metadata = prediction.info.metadata
-    kind = kind or metadata.get("kind") or _guess_kind(prediction, threshold)
+    kind = kind or metadata.get("kind") or kind_of_type(prediction.dtype)
+    if kind is None:  # bytes
+        seen = np.zeros(256, bool)
+        for slab in slabs(prediction.box, 16):
+            seen |= np.bincount(prediction.read(slab).ravel(), minlength=256) > 0
+        kind = "mask" if seen[1:].sum() <= 1 else "probability"
+        if kind == "probability" and threshold is None:
+            chosen = "foreground= (of evaluate: prediction_foreground=) with the values of mitochondria"
+            remedy = f"say kind=mask, kind=instances, kind=probability with a threshold=, or {chosen}"
+            raise UserError("cannot tell a probability from a label in the bytes of", prediction.path, remedy)
     if kind not in KINDS:
         raise UserError("no such kind of prediction", kind, f"choose one of {', '.join(KINDS)}")
     if threshold is not None:
@@ -82,18 +91,3 @@ def kind_of_type(dtype: np.dtype[Any]) -> str | None:
     if dtype == np.uint8:
         return None
     return {"f": "probability", "b": "mask"}.get(dtype.kind, "instances")
-
-
-def _guess_kind(prediction: Volume, threshold: float | None) -> str:
-    if (kind := kind_of_type(prediction.dtype)) is not None:
-        return kind
-    seen = np.zeros(256, bool)
-    for slab in slabs(prediction.box, 16):
-        seen |= np.bincount(prediction.read(slab).ravel(), minlength=256) > 0
-    if seen[1:].sum() <= 1:
-        return "mask"
-    if threshold is not None:
-        return "probability"
-    chosen = "foreground= (of evaluate: prediction_foreground=) with the values of mitochondria"
-    remedy = f"say kind=mask, kind=instances, kind=probability with a threshold=, or {chosen}"
-    raise UserError("cannot tell a probability from a label in the bytes of", prediction.path, remedy)

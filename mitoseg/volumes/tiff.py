@@ -15,7 +15,7 @@ import re
 import weakref
 import xml.etree.ElementTree as ElementTree
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,11 @@ def open_tiff(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
         flipped = flipped_bits(path, tif, stack.keyframe)
         part = 0 if stack.offset is not None else math.prod(stack.keyframe.chunks) * dtype.itemsize
         axes, scale = _axes(tif, stack.axes), tiff_scale(path, tif)
-        header = stored.Header(stack.shape, dtype, axes, size, _metadata(tif), flipped, part, scale)
+        note = (tif.imagej_metadata or {}).get("Info")
+        if note is None and "mitoseg" in (tif.ome_metadata or ""):  # an annotation of OME-XML
+            note = ElementTree.fromstring(tif.ome_metadata or "").findtext(".//{*}M[@K='mitoseg']")
+        metadata = stored.load_metadata(note)
+        header = stored.Header(stack.shape, dtype, axes, size, metadata, flipped, part, scale)
         lossy = is_lossy(stack.keyframe)
     if stack.offset is not None:
         return stored.MappedVolume(path, header, options, stack.offset, "TIFF")
@@ -170,17 +174,6 @@ def tiff_scale(path: str, tif: tifffile.TiffFile, *, quiet: bool = False) -> tup
     if function is not None and function not in (0, _NO_CALIBRATION) and not quiet:
         logger.warning("%s: ImageJ measures the TIFF by a curve; its values are read as they are stored", path)
     return 1.0, 0.0
-
-
-def _metadata(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """Mitoseg's metadata: in ImageJ's Info, or an annotation of OME-XML."""
-    imagej: Mapping[str, Any] = tif.imagej_metadata or {}
-    if "Info" in imagej:
-        return stored.load_metadata(imagej["Info"])
-    if tif.ome_metadata and "mitoseg" in tif.ome_metadata:
-        ours = ElementTree.fromstring(tif.ome_metadata).find(".//{*}M[@K='mitoseg']")
-        return {} if ours is None else stored.load_metadata(ours.text)
-    return {}
 
 
 class _PagedTiff(stored.StoredVolume):
