@@ -36,9 +36,16 @@ from mitoseg.arguments import (
 )
 from mitoseg.cli.console import nearest, tell, unknown_choice, unknown_option, user_message, warnings_as_lines
 from mitoseg.cli.ranks import RUN_DIR, job_arguments, job_environment, outside_job, pin_common_folder, program
-from mitoseg.cli.sweeps.jobs import conclude, jobs_end_first, run_job
+from mitoseg.cli.sweeps.jobs import (
+    Sweep,
+    conclude,
+    find_sweep,
+    jobs_end_first,
+    pin_sweep,
+    plan_sweep,
+    run_job,
+)
 from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin, register_sweeper
-from mitoseg.cli.sweeps.plan import Sweep, find_sweep, pin_sweep, plan_sweep
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 from mitoseg.processes import follow_parent, is_main_process

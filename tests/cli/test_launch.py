@@ -110,11 +110,10 @@ def test_a_comma_in_a_path_is_no_sweep(project, call):
 
 
 def test_a_sweep_relaunches_its_jobs_not_itself(project):
-    done = project.call("then=relaunch", "-m", f'input=choice("{PATH}","a,b.tif")', "seed=5,6")
+    done = project.call("then=relaunch", "-m", f'input=choice("{PATH}","a,b.tif")', "seed=5")
     assert done.returncode == 0, done.stderr
     told = project.told("outputs/sweeps/*/*/rank*.json")
-    wanted = [(path, seed) for path in (PATH, "a,b.tif") for seed in (5, 6) for _ in range(2)]
-    assert sorted((job["input"], job["seed"]) for job in told) == sorted(wanted)
+    assert sorted((job["input"], job["seed"]) for job in told) == sorted([(PATH, 5), ("a,b.tif", 5)] * 2)
     assert all(job["world"] is None for job in told), "the traces of one job reached the next"
     assert not any("-m" in job["argv"] for job in told)
 

@@ -20,6 +20,9 @@ from mitoseg.cli.launch import default_config_dir
 from mitoseg.errors import UserError
 from mitoseg.storage import held
 
+QUIET = ("test=false", "figures=false", "save_overlays=0")
+"""For a training of which only the state matters."""
+
 
 def last_line(capsys):
     return capsys.readouterr().err.splitlines()[-1]
@@ -52,7 +55,7 @@ def test_a_run_too_short_to_be_validated_says_so(work, monkeypatch, capsys):
 
 def test_a_finished_run_can_be_extended(work, monkeypatch, capsys):
     shutil.copytree(work / "run", work / "longer")
-    assert command(monkeypatch, "train", "resume=longer", "extend=2") == 0
+    assert command(monkeypatch, "train", "resume=longer", "extend=2", *QUIET) == 0
     assert checkpoint(work / "longer")["global_step"] == 3 * checkpoint(work / "run")["global_step"]
     assert (work / "longer" / "metrics_after_1_epochs.json").is_file()
     seconds = [
@@ -110,7 +113,7 @@ def test_changed_training_data_are_noticed(work, monkeypatch, capsys):
         assert "the training data have changed since the run was interrupted (train.image 1 was" in last_line(capsys)
     finally:
         image.write_bytes(before)
-    assert command(monkeypatch, "train", "resume=interrupted") == 0
+    assert command(monkeypatch, "train", "resume=interrupted", *QUIET) == 0
 
 
 def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
@@ -257,7 +260,7 @@ def test_a_hostile_checkpoint_is_not_run(work, monkeypatch, capsys):
 
 def test_fine_tuning_starts_from_the_weights_and_keeps_what_is_frozen(work, monkeypatch, capsys):
     words = ["init_from=run/checkpoints/best.ckpt", "freeze=[layers.conv1,layers.conv2]", "hydra.run.dir=tuned"]
-    assert command(monkeypatch, "train", *TINY, *words, "test=false") == 0
+    assert command(monkeypatch, "train", *TINY, *words, *QUIET) == 0
     before, after = weights(work / "run", "best"), weights(work / "tuned")
     for name in before:
         assert torch.equal(before[name], after[name]) == ("conv1" in name or "conv2" in name), name
@@ -304,7 +307,7 @@ def test_mistakes_are_one_line(words, line, work, monkeypatch, capsys):
 
 def test_early_stopping_and_other_options(work, monkeypatch):
     words = ["epochs=9", "patience=1", "optimizer.lr=0", "trainer.precision=bf16-mixed", "channels_last=false"]
-    assert command(monkeypatch, "train", *TINY, *words, "hydra.run.dir=early", "test=false") == 0
+    assert command(monkeypatch, "train", *TINY, *words, "hydra.run.dir=early", *QUIET) == 0
     assert checkpoint(work / "early")["epoch"] == 1
 
 
