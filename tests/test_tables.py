@@ -14,7 +14,6 @@ from mitoseg.cli.sweeps.jobs import write_results
 from mitoseg.evaluation.report.markup import Content
 from mitoseg.evaluation.report.page import render
 from mitoseg.tables import as_written, frame_csv, read_csv, to_csv, to_markdown, write_table
-from mitoseg.viewers.napari_plugin.layers import save_table
 from mitoseg.workflows.many import Row, read_rows, write_rows
 
 WIDE = (
@@ -67,7 +66,7 @@ def test_every_table_quotes(tmp_path, name):
     cells = dict.fromkeys(COLUMNS) | {"method": name, "source": "measured"}
     (tmp_path / "page").mkdir()
     write_tables(tmp_path / "page", Page([cells], "title"))
-    save_table(str(tmp_path / "saved.csv"), pd.DataFrame({name: [name]}))
+    write_table(tmp_path / "saved.csv", pd.DataFrame({name: [name]}))
     found = {path.name: computed(path.read_bytes().decode()) for path in tmp_path.rglob("*.csv")}
     assert found == {"summary.csv": [], "results.csv": [], "table.csv": [], "saved.csv": []}
 
