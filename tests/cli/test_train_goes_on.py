@@ -307,6 +307,7 @@ def test_mistakes_are_one_line(words, line, work, monkeypatch, capsys):
 
 def test_early_stopping_and_other_options(work, monkeypatch):
     words = ["epochs=9", "patience=1", "optimizer.lr=0", "trainer.precision=bf16-mixed", "channels_last=false"]
+    words += ["data.epoch_blocks=100", "data.validation_stride=8"]
     assert command(monkeypatch, "train", *TINY, *words, "hydra.run.dir=early", *QUIET) == 0
     assert checkpoint(work / "early")["epoch"] == 1
 
