@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 
 from mitoseg.datasets.base import IGNORE, Region, Splits
 from mitoseg.datasets.domains import ChosenVolume
@@ -218,18 +219,16 @@ def _parts(known_yx: npt.NDArray[np.bool_]) -> list[Box]:
     cells = padded.reshape(Y, CELL, X, CELL).any((1, 3))
     label_yx = cc3d.connected_components(ndimage.binary_dilation(cells, np.ones((3, 3))), connectivity=8)
     boxes: list[Box] = []
-    for number in range(1, int(label_yx.max()) + 1):
-        rows, columns = np.nonzero((label_yx == number) & cells)
-        window = Box((rows.min() * CELL, columns.min() * CELL), ((rows.max() + 1) * CELL, (columns.max() + 1) * CELL))
+    for rows, columns in ndimage.find_objects(label_yx):
+        window = Box((rows.start * CELL, columns.start * CELL), (rows.stop * CELL, columns.stop * CELL))
         window = window.clip(Box.of_shape(known_yx.shape))
         y, x = np.nonzero(known_yx[window.slices])
-        box = Box((y.min(), x.min()), (y.max() + 1, x.max() + 1)).shift(window.start)
-        for other in [other for other in boxes if other.clip(box).size]:
-            boxes.remove(other)
-            ends = zip(box.start, other.start, box.stop, other.stop, strict=True)
-            lows, highs = zip(*(((min(a, c)), max(b, d)) for a, c, b, d in ends), strict=True)
-            box = Box(lows, highs)
-        boxes.append(Box(tuple(map(int, box.start)), tuple(map(int, box.stop))))
+        box = Box((int(y.min()), int(x.min())), (int(y.max()) + 1, int(x.max()) + 1)).shift(window.start)
+        while others := [other for other in boxes if other.clip(box).size]:
+            boxes = [other for other in boxes if other not in others]
+            ends = [box, *others]
+            box = Box(tuple(map(min, *(b.start for b in ends))), tuple(map(max, *(b.stop for b in ends))))
+        boxes.append(box)
     return boxes
 
 
@@ -248,16 +247,13 @@ def mitochondrion_width(regions: Sequence[Painted]) -> float:
 
 def grouped(regions: Sequence[Painted]) -> list[Painted]:
     """The regions with the number of their group: those of an image that are closer than a mitochondrion's width."""
-    width, group = mitochondrion_width(regions), list(range(len(regions)))
+    width, near = mitochondrion_width(regions), np.zeros((len(regions),) * 2, np.bool_)
     for i, a in enumerate(regions):
-        size = a.image.voxel_size or (5.0, 5.0, 5.0)
-        margin = [math.ceil(width / step) for step in size]
+        margin = [math.ceil(width / step) for step in a.image.voxel_size or (5.0, 5.0, 5.0)]
         for j, b in enumerate(regions[:i]):
-            if a.image.path == b.image.path and a.box.grow(margin).clip(b.box).size and group[i] != group[j]:
-                old, new = group[i], group[j]
-                group = [new if number == old else number for number in group]
-    order = {number: k for k, number in enumerate(dict.fromkeys(group))}
-    return [replace(region, group=order[number]) for region, number in zip(regions, group, strict=True)]
+            near[i, j] = a.image.path == b.image.path and a.box.grow(margin).clip(b.box).size > 0
+    _, group = connected_components(near, directed=False)
+    return [replace(region, group=int(number)) for region, number in zip(regions, group, strict=True)]
 
 
 def parts_to_leave_out(regions: Sequence[Painted], most: int = PARTS) -> list[list[Painted]]:
