@@ -10,6 +10,7 @@ three groups or more, whole groups are left out; fewer are cut into strips, so t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -393,9 +394,17 @@ class PaintedRecipe:
             "name": "painted",
             "files": [{"role": "train.image", **fingerprint(p)} for p in images if file_of(p).exists()],
             "regions": [region.name for region in self.regions],
+            "labels_sha256": self.digest(),
             "pixel_size": self.pixel_size,
         }
         return Splits(tuple(train), tuple(validation), (), size, about, self.normalization)
+
+    def digest(self) -> str:
+        """A checksum of all that is painted, and where."""
+        found = hashlib.sha256()
+        for region in self.regions:
+            found.update(region.name.encode() + np.ascontiguousarray(region.label_zyx).tobytes())
+        return found.hexdigest()
 
     def _grown(self, box: Box, whole: Box) -> Box:
         """A box with the margin around it, of at least a tile, inside the image."""
