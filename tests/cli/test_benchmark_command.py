@@ -193,7 +193,7 @@ def test_overwrite_runs_again_what_has_changed(finished, benchmark, capsys):
     before = record(finished / "grey")
     assert benchmark("resume=run", *words, "overwrite=true") == 0
     said = told(capsys)
-    assert "sharp (2 of 2): options have changed (estimator.sigmas was [5.0], is now [8.0]), it starts again" in said
+    assert "sharp (2 of 2): options have changed (estimator.sigmas was [5.0], is now [8.0]), starting again" in said
     assert record(finished / "sharp")["options"]["estimator"]["sigmas"] == [8.0]
     assert record(finished / "grey") == before
     assert benchmark("resume=run", "methods.sharp.estimator.sigmas=[5.0]") == 1  # it was said once
