@@ -93,8 +93,7 @@ class VoxelFeatures:
         # the largest first: it takes the longest
         order = sorted(range(len(self.sigmas)), key=lambda scale: -self.sigmas[scale])
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(fill, order):
-                pass
+            list(pool.map(fill, order))  # raises what a thread has raised
         return out
 
     def _reach(self, sigma: float) -> Margin:

@@ -96,8 +96,7 @@ class TreeEnsemble:
             out[begin : begin + _BLOCK] = sum(walk(x_nf) for walk in walks)
 
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(fill, range(0, len(out), _BLOCK)):
-                pass
+            list(pool.map(fill, range(0, len(out), _BLOCK)))  # raises what a thread has raised
         return out
 
 

@@ -131,9 +131,9 @@ def test_the_place_holds_most_mitochondria(size):
     ("size", "box", "line"),
     [
         (None, ["2:3", "0:5", "5:"], None),
-        ([5], None, "no size"),
-        ([0, 5], None, "no size"),
-        ("big", None, "no size"),
+        ([5], None, "not a size"),
+        ([0, 5], None, "not a size"),
+        ("big", None, "not a size"),
         (None, ["0:2", "0:5", "0:5"], "one slice"),
         (None, ["3:4", "0:5", "0:5"], "leaves the volume"),
     ],
