@@ -91,6 +91,7 @@ class PredictOptions(VolumeOptions):
     resample: Any
     missing_chunks: str
     missing_slices: str
+    expect: bool
     overwrite: bool
     trust: bool
     postprocess: Group

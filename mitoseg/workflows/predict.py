@@ -26,6 +26,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.geometry import Box, tiles
 from mitoseg.inference import Predictor, choose_method, predict_volume
+from mitoseg.inference.confidence import DOUBTFUL, SPREAD, examine, expected_jaccard
 from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.sizing import budget_bytes, used_bytes
@@ -65,7 +66,7 @@ COUNTED = (64, 512, 512)
 
 NEUTRAL = (
     *("checkpoint", "trust", "accelerator", "precision"),  # the file's checksum and the resolved choices count
-    *("output", "suffix", "overwrite", "report", "progress"),
+    *("output", "suffix", "overwrite", "report", "progress", "expect"),
     *("engine", "devices", "workers", "memory"),
     *("missing_chunks", "missing_slices"),  # which only decide whether a volume is refused
 )
@@ -148,6 +149,7 @@ def predict_one(
     about = {**identity(options, session, source), "tiles": prepared.kind}
     kept: dict[str, Any] = {"volatile": VOLATILE, "finishing": FINISHING}
     with StagedVolume(options.output, about, overwrite=options.overwrite, view=prepared.restored, **kept) as stage:
+        line, expected = expected_score(prepared) if options.expect else ("", {})
         if not stage.moved:
             predict_staged(options, session, prepared.predictor, stage)
             if voxels := prepared.padding:
@@ -168,6 +170,9 @@ def predict_one(
         chosen = {"precision": prediction.precision, "device": session.device, **stage.decisions, **stage.found}
         if prepared.restored is not None:
             chosen["resampled_to"] = prepared.predictor.volume.voxel_size
+        if line:
+            tell(line)
+            chosen["expected"] = expected
         if options.report:
             from mitoseg.workflows import evaluate  # imports plotting libraries, which take a second
 
@@ -175,6 +180,26 @@ def predict_one(
             tell(f"report in {report}")
         on_written()
     return chosen
+
+
+def expected_score(prepared: PreparedVolume) -> tuple[str, dict[str, Any]]:
+    """The foreground JAC to expect without labels: one line for the user, and a record; both empty without tissue."""
+    with waiting("judging the model on a few fields"):
+        fields = list(examine(prepared.predictor))
+    if not fields:
+        return "", {}
+    jaccard = expected_jaccard(fields)
+    each = [{"start": f.box.start, "stop": f.box.stop, "jaccard": expected_jaccard([f])} for f in fields]
+    record = {"jaccard": jaccard, "fields": each}
+    remedy = "look at the result, and fine-tune the model on a few painted slices if it is wrong: docs/MICROSCOPIST.md"
+    if jaccard is None:
+        return f"no mitochondria found in {len(fields)} fields of the volume: {remedy}", record
+    low, high = max(0.0, jaccard - SPREAD), min(1.0, jaccard + SPREAD)
+    line = f"expected foreground JAC {low:.2f} to {high:.2f} (from {len(fields)} fields, without labels)"
+    if jaccard < DOUBTFUL:
+        log.warning("the model seems not to know this tissue; %s", line)
+        line += f": {remedy}"
+    return line, record
 
 
 def predict_staged(options: PredictOptions, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
