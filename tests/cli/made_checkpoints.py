@@ -61,7 +61,7 @@ def save_checkpoint(path, network=None, *, arguments=None, **changes):
 
 def predict(monkeypatch, *words):
     """Run the command in this process; its exit code."""
-    return run_command(monkeypatch, "predict", "progress=false", "accelerator=cpu", *words)
+    return run_command(monkeypatch, "predict", "progress=false", "accelerator=cpu", "expect=false", *words)
 
 
 def prepare(folder, monkeypatch, image=None, truth=None):

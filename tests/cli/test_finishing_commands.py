@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def call(command, *words):
         if command == "predict":
-            words = ("checkpoint=a.ckpt", "input=in.tif", "trust=true", "accelerator=cpu", *words)
+            words = ("checkpoint=a.ckpt", "input=in.tif", "trust=true", "accelerator=cpu", "expect=false", *words)
         code = run_command(monkeypatch, command, "progress=false", *words)
         told = capsys.readouterr()
         return code, " ".join((told.err + told.out).split())

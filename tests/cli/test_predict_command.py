@@ -73,6 +73,14 @@ def expected():
     return expit(scores[:, 1] - scores[:, 0])
 
 
+def test_the_score_to_expect_is_told_and_recorded(work, run, capsys):
+    assert run("expect=true") == 0
+    assert "expected foreground JAC" in capsys.readouterr().out
+    found = json.loads(Path("run/provenance.json").read_text())["chosen"]["expected"]
+    assert 0 < found["jaccard"] < 1
+    assert found["fields"][0]["stop"][1:] == [40, 48]
+
+
 @pytest.mark.parametrize(
     "name", ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr", "out.mrc", "new/ä b, [1].zarr"]
 )
@@ -178,9 +186,9 @@ def test_another_command_does_not_go_on(run, stopped, capsys, computed, word):
     assert run(*([TILED, word] if not word.startswith("tile") else [word])) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "an unfinished output of another command lies there (" in errors[0]
+    assert "an unfinished output of another command is there (" in errors[0]
     assert f"{CHANGES[word]} was" in errors[0]
-    assert "run that one again to finish it, or give overwrite=true" in errors[0]
+    assert "run that command again to finish it, or give overwrite=true" in errors[0]
     assert computed == []
     assert Path(".out.tif.unfinished/done.txt").read_text() == before
     assert run(TILED) == 0

@@ -65,7 +65,14 @@ def source(tmp_path_factory):
 
 def command(source, name, *words):
     given = [f"checkpoint={source}/a.ckpt", f"input={source}/in.tif", f"output=out/{name}", "trust=true"]
-    fixed = ["progress=false", "accelerator=cpu", "precision=fp32", "compile=false", f"tile={list(TILE)}"]
+    fixed = [
+        "progress=false",
+        "expect=false",
+        "accelerator=cpu",
+        "precision=fp32",
+        "compile=false",
+        f"tile={list(TILE)}",
+    ]
     return ["predict", *given, *fixed, *words]
 
 
