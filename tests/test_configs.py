@@ -12,7 +12,7 @@ from mitoseg.errors import UserError
 from mitoseg.networks.checkpoint import build_network
 from mitoseg.sampling import BlockDataModule, TileDataModule
 from mitoseg.segmentation import Labelling
-from mitoseg.workflows.train import make_data, network_config
+from mitoseg.workflows.train import choose_precision, make_data, network_config
 
 CONF = default_config_dir()
 OUTSIDE = {"engine", "hydra", "experiment", "labelling", "methods"}
@@ -29,6 +29,7 @@ def composed(*overrides, config="train"):
 
 
 def check(cfg, tmp_path):
+    choose_precision(cfg)
     network = instantiate(network_config(cfg))
     assert isinstance(network, nn.Module)
     assert type(build_network(network_config(cfg))) is type(network)
