@@ -50,7 +50,7 @@ def expect(network, image, noise=0):
 def test_a_sure_and_consistent_network_is_trusted_and_others_are_not():
     assert expect(Grey(30), discs()) > 0.9
     assert expect(Grey(0.5), discs()) < 0.5, "unsure"
-    assert expect(FineDots(60), np.full((2, 512, 512), 120), noise=40) < 0.3, "other pixels, other mask"
+    assert expect(FineDots(60), np.full((2, 512, 512), 120), noise=40) < 0.7, "other pixels, other mask"
     assert expect(Grey(30), np.full((2, 300, 300), 200)) is None, "nothing found"
     assert expected_jaccard([]) is None
 
