@@ -56,9 +56,9 @@ def test_every_page_is_there(site):
 def test_the_api_comes_from_the_docstrings(site):
     page = (site / "api" / "mitoseg.errors.html").read_text(encoding="utf-8")
     assert 'id="mitoseg.errors.UserError"' in page
-    volumes = (site / "api" / "mitoseg.volumes.html").read_text(encoding="utf-8")
-    assert 'id="mitoseg.volumes.open_volume"' in volumes
-    assert "<th>PARAMETER</th>" in volumes or "Parameters:" in volumes
+    assert 'id="mitoseg.volumes.open_volume"' in (site / "api" / "mitoseg.volumes.html").read_text(encoding="utf-8")
+    networks = (site / "api" / "mitoseg.networks.html").read_text(encoding="utf-8")
+    assert "<th>PARAMETER</th>" in networks or "Parameters:" in networks
 
 
 def test_nothing_is_fetched_from_elsewhere(site):

@@ -191,7 +191,7 @@ def expected_score(prepared: PreparedVolume) -> tuple[str, dict[str, Any]]:
     jaccard = expected_jaccard(fields)
     each = [{"start": f.box.start, "stop": f.box.stop, "jaccard": expected_jaccard([f])} for f in fields]
     record = {"jaccard": jaccard, "fields": each}
-    remedy = "look at the result, and fine-tune the model on a few painted slices if it is wrong: docs/MICROSCOPIST.md"
+    remedy = "look at the result, and fine-tune the model on a few painted slices if it is wrong: docs/FINETUNING.md"
     if jaccard is None:
         return f"no mitochondria found in {len(fields)} fields of the volume: {remedy}", record
     low, high = max(0.0, jaccard - SPREAD), min(1.0, jaccard + SPREAD)

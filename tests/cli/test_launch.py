@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from mitoseg.arguments import split_words
 from mitoseg.cli.launch import claim, prepare_words, run_dir
@@ -144,7 +145,8 @@ def test_words_and_options_may_be_mixed(words, options):
     assert split_words(words) == (options, [word for word in words if word not in options])
 
 
-def test_there_is_no_run_folder_outside_a_run():
+def test_there_is_no_run_folder_outside_a_run(monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with pytest.raises(ValueError, match="HydraConfig"):
         run_dir()
 

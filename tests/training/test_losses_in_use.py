@@ -53,7 +53,7 @@ def test_the_heads_of_monai():
 
 
 BAD = {
-    "no share": lambda: CrossEntropy(label_smoothing=1.0),
+    "not a fraction": lambda: CrossEntropy(label_smoothing=1.0),
     "two positive numbers": lambda: CrossEntropy(class_weights=[1.0]),
     "three numbers": lambda: BoundaryCrossEntropy(spacing=[1.0, 1.0]),
     "spacing must be positive": lambda: BoundaryCrossEntropy(spacing=[0.0, 1.0, 1.0]),
