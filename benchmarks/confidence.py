@@ -91,7 +91,9 @@ def main(words: list[str]) -> None:
                 rows.append({"model": name, "set": key, "expected": expected, "true": true})
             mean = np.nanmean([[r["expected"], r["true"]] for r in rows if (r["model"], r["set"]) == (name, key)], 0)
             print(f"{name} {key}: expected {mean[0]:.3f}, true {mean[1]:.3f}", flush=True)
-    kept = [r for r in rows if np.isfinite(r["true"])]
+    kept = [
+        r for i, r in enumerate(rows) if np.isfinite(r["true"]) and r not in rows[:i]
+    ]  # small images have one field
     found = summary(*(np.array([r[key] for r in kept]) for key in ("expected", "true")))
     print(json.dumps(found, indent=1))
     if options["out"]:
