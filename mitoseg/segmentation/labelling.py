@@ -84,7 +84,7 @@ def label_volume(
     ``on_block`` is called with each block that the first pass is done with.
     """
     labelling = labelling or Labelling()
-    if not hasattr(labelling, "spacing"):
+    if not isinstance(labelling, Labelling):
         raise UserError("no such labelling", labelling, "give mitoseg.Labelling(split=True), or leave it out")
     size = voxel_size or mask.voxel_size
     spacing = labelling.spacing(size)

@@ -93,7 +93,8 @@ def _dataset(folder: Path, path: str) -> Path:
 def _voxel_size(path: str, dataset: Path, letters: str) -> VoxelSize | None:
     """(z, y, x) in nm of a dataset, as all statements agree; None if it is not stated."""
     own = _stated(_attributes(dataset), letters)
-    images = _attributes(dataset.parent).get("multiscales")  # COSEM's list of levels in the group
+    # COSEM's list of levels in the group
+    images = None if "transform" in own else _attributes(dataset.parent).get("multiscales")
     listed = images[0].get("datasets", []) if isinstance(images, list) and images else []
     levels = [level for level in listed if str(level.get("path", "")).strip("/") == dataset.name]
     in_list = _stated({"transform": levels[0].get("transform")}, letters) if levels else {}

@@ -9,6 +9,7 @@ import cc3d
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,7 +20,7 @@ from scipy.ndimage import find_objects
 from mitoseg.engines import DaskEngine, LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box, tiles
-from mitoseg.segmentation import Labelling, label_array, label_volume, write_instances
+from mitoseg.segmentation import Labelling, Postprocess, label_array, label_volume, write_instances
 from mitoseg.segmentation.blockwise import (
     COLUMNS,
     STARTS,
@@ -28,6 +29,7 @@ from mitoseg.segmentation.blockwise import (
     count_instances,
     merge_counts,
     pack,
+    store,
     unpack,
     write_blocks,
 )
@@ -126,6 +128,12 @@ def test_a_dumbbell_is_cut_at_its_neck():
     assert label_array(dumbbell(), Labelling(), voxel_size=SIZE).max() == 1
 
 
+@pytest.mark.parametrize("labelling", ["split", Labelling, Postprocess()])
+def test_what_is_not_a_labelling(labelling):
+    with pytest.raises(UserError, match="no such labelling"):
+        label_array(dumbbell(), labelling, voxel_size=SIZE)
+
+
 def bent_tube():
     z, y, x = np.indices((40, 60, 120))
     tube_zyx = (z - 20) ** 2 + (y - 30 - 15 * np.sin(x / 15)) ** 2 < (7 + np.sin(x / 4)) ** 2
@@ -218,6 +226,18 @@ class Kept:
 
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_no_two_blocks_share_a_chunk(tmp_path):
+    for number, (shape, block, chunks) in enumerate(
+        [
+            ((100, 1, 600), (96, 1, 512), (48, 1, 128)),
+            ((20, 1, 300), (20, 1, 300), (20, 1, 128)),
+        ]
+    ):
+        path = tmp_path / f"{number}.zarr"
+        store(ArrayVolume(np.ones(shape, np.uint8)), block, path)
+        assert zarr.open_array(path, mode="r").chunks == chunks
 
 
 @settings(max_examples=60, deadline=None)

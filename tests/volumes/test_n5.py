@@ -110,6 +110,7 @@ LEVELS = {"multiscales": [{"datasets": [{"path": f"s{i}", **transform(n, n, n)} 
         (SCALES, {}, stated(8, 8, 8), 8),
         (SCALES, {}, transform(8, 8, 8), 8),
         (SCALES | LEVELS, {}, {}, 8),
+        ({"multiscales": ["s0", "s1"]}, {}, transform(8, 8, 8), 8),  # of another kind, and not needed
         (SCALES, stated(4, 4, 4), {}, 8),
         (SCALES | stated(4, 4, 4), {}, stated(4, 4, 4), 8),  # repeated at every level
         (SCALES | stated(4, 4, 4), {}, {}, 8),
