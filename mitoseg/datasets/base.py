@@ -19,11 +19,10 @@ from scipy import ndimage
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import Normalization
-from mitoseg.volumes.base import Array, Volume, VoxelSize
+from mitoseg.volumes.base import Array, Bools, Volume, VoxelSize
 
 IGNORE = 255  # label of voxels that are excluded from loss, class balance and scores
 Range = tuple[int, int]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

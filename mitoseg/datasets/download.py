@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import requests
 from filelock import FileLock
@@ -176,7 +176,7 @@ def unpack(archive: Path, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> No
     whatever sizes they claim. Clutter of macOS and Windows is left out.
     """
 
-    def refuse(why: str) -> None:
+    def refuse(why: str) -> NoReturn:
         what = f"refused to unpack the archive, which {why}"
         raise UserError(what, str(archive), "get it from its official source")
 

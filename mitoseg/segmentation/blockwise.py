@@ -266,10 +266,11 @@ def write_blocks(
     engine: Engine | None = None,
     dtype: np.dtype[Any] | None = None,
 ) -> None:
-    """Write a volume, all of it, block by block (z, y, x) into a `VolumeWriter` or such; None: in this process.
+    """Write a whole volume to a `VolumeWriter`, or anything like it, in blocks of ``block`` (z, y, x) voxels.
 
     Other processes write into a Zarr array themselves, where their blocks are made of whole chunks. For other outputs
-    they send compressed blocks, and this process writes. ``on_block`` is called with each block that is written.
+    they send compressed blocks, and this process writes. Without an ``engine`` this process does it all. ``on_block``
+    is called with each block that is written.
     """
     engine = engine or LocalEngine()
     array = writer.shared(block) if isinstance(writer, VolumeWriter) and not engine.in_process else None

@@ -5,7 +5,7 @@ objects       groups of neighbouring boxes, each read once -> shape, grey values
 surfaces      blocks -> points on surfaces, in files
 neighbours    tiles, from the points within reach -> distances from surface to surface
 
-Parts may go to other processes. Memory holds a block, a group or the largest object; of surfaces, a tile's reach.
+Parts may go to other processes. Memory holds a block, a group or the largest object, and surface points near one tile.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Postprocess:
             filled = [fill_voids.fill(np.ascontiguousarray(mask_yx)).astype(bool) for mask_yx in mask]
             mask = np.stack(filled)
             yield "fill_slices", mask
-        if self.fill_holes and not local:  # what is enclosed on all sides; what the volume's border opens is no hole
+        if self.fill_holes and not local:  # background enclosed on all sides; what reaches the volume's border stays
             mask = fill_voids.fill(np.ascontiguousarray(mask)).astype(bool)
             yield "fill_holes", mask
         if self.min_volume is not None and not local:

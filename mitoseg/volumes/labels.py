@@ -95,10 +95,10 @@ def map_labels(
 
     The stored values are counted once. The rule ``auto`` keeps 0 and 1; thresholds a grey mask (0 and 255 or 65535,
     possibly with values in between along edges) at half of full scale; takes other integers as instance numbers; and
-    thresholds fractions from 0 to 1 at 0.5. ``nonzero`` and ``half`` (at least half of full scale: 1, 255 or 65535)
-    ask nothing. 2**64 - 1, used by CREMI and Paintera for unlabelled voxels, is background if there is no 0. Several
-    values without a 0, and anything that looks like an image, are refused. ``foreground`` are the value or values of
-    mitochondria among several classes, colours as ``#rrggbb``; voxels of ``ignore_label``, and slices without
+    thresholds fractions from 0 to 1 at 0.5; it refuses several values without a 0, and anything that looks like an
+    image. ``nonzero`` and ``half`` (at least half of full scale: 1, 255 or 65535) do not check this. 2**64 - 1, used
+    by CREMI and Paintera for unlabelled voxels, is background if there is no 0. ``foreground`` are the value or values
+    of mitochondria among several classes, colours as ``#rrggbb``; voxels of ``ignore_label``, and slices without
     foreground with ``ignore_empty_slices``, are ignored.
     """
     if rule not in RULES:

@@ -171,7 +171,7 @@ def warn_of_sizes(*volumes: Volume) -> None:
 def check_same_shape(image: Volume, label: Volume) -> None:
     """Refuse an image and labels that are the same file, differ in shape, or state different axis directions."""
     if image.directions and label.directions and image.directions != label.directions:
-        runs = f"z, y, x run {image.directions} and {label.directions} along the world's"
+        runs = f"z, y, x run {image.directions} and {label.directions} along the world axes"
         what = f"image and labels are oriented differently: {runs}"
         raise UserError(what, label.path, "save both with the same orientation")
     if image.path == label.path and stored_in(image.path).exists():  # not two arrays in memory
@@ -282,9 +282,10 @@ def create_volume(
 
 def check_volume_output(path: str | os.PathLike[str], overwrite: bool, dtype: npt.DTypeLike | None = None) -> None:
     """Refuse, before any work is done, an output that cannot be written or would replace more than one volume."""
-    file, dataset, written = place(as_path(path))
+    text = as_path(path)
+    file, dataset, written = place(text)
     if dtype is not None:
-        check_voxel_type(os.fspath(path), dtype)
+        check_voxel_type(text, dtype)
     check_output(file, overwrite)
     if file.is_dir() and not zarrs.is_array(file) and not zarrs.is_one_image(file):
         raise UserError("the output is a folder that overwriting would remove", str(file), "choose another name")

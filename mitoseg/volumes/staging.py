@@ -89,8 +89,8 @@ class StagedVolume:
     (files and versions), earlier results are out of date and discarded; if only ``finishing`` ones (the processing of
     the tiles, see `finish_as`), the tiles are kept. ``overwrite`` replaces an output, or an unfinished one of another
     command; ``view`` turns the lazy volume of the tiles into the one to output. ``decisions`` are what the command
-    decided when it first ran, empty in a new stage; ``done`` the tiles on disk; to ``array`` several processes may
-    write whole tiles.
+    decided when it first ran, empty in a new stage; ``done`` are the tiles on disk; ``array`` is their Zarr array,
+    with one chunk per tile, to which several processes may write.
     """
 
     def __init__(

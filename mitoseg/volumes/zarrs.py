@@ -65,7 +65,7 @@ STORED: dict[str, Any] = {
 Sizes = tuple[int, int, int]
 _DEPTH = 3  # largest depth of an image in a group: plate, row, column, field
 _MANY = 9
-_SMALLEST_SIDE = 256  # no coarser level is made of one with no longer sides
+_SMALLEST_SIDE = 256  # a level with no side longer than this needs no coarser one
 _TRANSFORMS = "coordinateTransformations"
 _BLOCK_BYTES = 2**27
 
@@ -210,7 +210,7 @@ def _index(array: zarr.Array[Any], path: str, per: Coordinates) -> Any:  # noqa:
     if not isinstance(first, BytesCodec) or any(not isinstance(c, Crc32cCodec) for c in rest):
         return None
     size = 16 * math.prod(per)
-    total = size + 4 * len(rest)
+    total = size + 4 * len(rest)  # a CRC-32C has 4 bytes
     with open(path, "rb") as file:
         length = os.fstat(file.fileno()).st_size
         file.seek(0 if codec.index_location.value == "start" else max(length - total, 0))

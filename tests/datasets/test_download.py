@@ -234,12 +234,12 @@ def test_a_folder_by_names_and_contents(tmp_path):
     assert fingerprint(str(folder))["sha256"] != expected
 
 
-def test_what_a_run_has_learnt_from_is_compared(tmp_path, monkeypatch):
+def test_what_a_run_has_learnt_from_is_compared(tmp_path):
     paths = [tmp_path / name for name in ("a.tif", "b.tif", "c.tif")]
     for path in paths:
         path.write_bytes(b"abc")
     roles = ["train.image", "train.image", "test.image"]
-    about = {"files": [{"role": r, **(fingerprint(str(p)))} for r, p in zip(roles, paths, strict=True)]}
+    about = {"files": [{"role": r, **fingerprint(str(p))} for r, p in zip(roles, paths, strict=True)]}
     known = hashlib.sha256(b"abc").hexdigest()
     assert checksums(about) == {f"{role} {i}": known for i, role in enumerate(roles, 1)}
     assert checksums(about, "train") == {"train.image 1": known, "train.image 2": known}

@@ -14,7 +14,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import create_volume, open_volume
 
-MODE, NX, NZ, MAPC, RANGE, SPACE_GROUP, EXTENDED, IMOD, MAP = 12, 0, 8, 64, 76, 88, 92, 152, 208
+MODE, NX, NZ, RANGE, SPACE_GROUP, EXTENDED, IMOD, MAP = 12, 0, 8, 76, 88, 92, 152, 208
 
 
 def write(path, image_zyx, voxel_size=None, **header):

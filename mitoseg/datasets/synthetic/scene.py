@@ -399,7 +399,8 @@ def partition(grid: Grid, bodies: list[Body], neurites: list[Neurite], positions
         nearest[part][distance < first[part]] = index
         np.minimum(second[part], np.maximum(first[part], distance), out=second[part])
         np.minimum(first[part], distance, out=first[part])
-    body_distance, owner = np.full(coarse, REACH, np.float32), np.full(coarse, -1, np.int32)  # of the nearest
+    # distance to the nearest body (at most `REACH`), and its index, which is that of its neurite (-1: none)
+    body_distance, owner = np.full(coarse, REACH, np.float32), np.full(coarse, -1, np.int32)
     for index, body in enumerate(bodies):
         part = grid.coarse_around(body.centre, (body.reach + 4 * CLEARANCE,) * 3)
         distance = body.distance(part_of(grid.coarse_positions(), part))
