@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generalist import DEFAULTS, recipe, scored_box
+from generalist import DEFAULTS as SETS
+from generalist import recipe, scored_box
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
@@ -28,6 +29,7 @@ from mitoseg.metrics import count, scores
 from mitoseg.volumes.base import ArrayVolume, CroppedVolume
 from mitoseg.workflows.session import prepare
 
+DEFAULTS = {"models": ["epfl-unet25d:checkpoint"], "out": None, "fields": 8, "nm": 4000}
 GOOD = 0.6
 """A prediction with a smaller JAC should have been doubted."""
 
@@ -75,10 +77,11 @@ def summary(expected: np.ndarray[Any, Any], true: np.ndarray[Any, Any]) -> dict[
 
 def main(words: list[str]) -> None:
     """Judge all models on all sets, and write what was found."""
-    options: Any = {"models": ["epfl-unet25d:checkpoint"], "out": None, "fields": 8, "nm": 4000}
-    options |= OmegaConf.to_container(OmegaConf.from_dotlist(words))
+    options: Any = DEFAULTS | dict(OmegaConf.to_container(OmegaConf.from_dotlist(words)))  # type: ignore[call-overload]
+    if unknown := set(options) - set(DEFAULTS):
+        raise SystemExit(f"no such option: {', '.join(sorted(unknown))}; choose among {', '.join(DEFAULTS)}")
     logging.disable(logging.WARNING)
-    domains, rows = recipe(dict(DEFAULTS)), []
+    domains, rows = recipe(SETS), []
     for name in options["models"]:
         checkpoint, _, rule = name.partition(":")
         model, rng = mitoseg.load(checkpoint), np.random.default_rng(0)

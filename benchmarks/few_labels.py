@@ -4,14 +4,13 @@
     python benchmarks/few_labels.py image=my.tif labels=dense.tif voxel_size=[50,5,5] [unknown=255]
 
 ``1`` stands for a field of 256 x 256 pixels, more for so many slices; a set of one slice is painted in its left half.
-Sets lie in MITOSEG_DATA. The table has a row for each draw: the JAC of what nobody painted, the interval that was
-predicted for it, and whether it holds it.
+Sets are those of `data=domains` (vnc, cortex, heart, hela, ...) in MITOSEG_DATA. The table has a row per draw: the
+JAC where nobody painted, the interval that was predicted for it, and whether it contains that JAC.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,42 +18,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from generalist import DEFAULTS as SETS
+from generalist import recipe
 from omegaconf import OmegaConf
 
+from mitoseg.datasets.files import resolve
 from mitoseg.datasets.painted import IGNORE, Painted, grouped, open_painted
 from mitoseg.geometry import Box
-from mitoseg.metrics import Counts, logit_histogram
+from mitoseg.metrics import Counts
+from mitoseg.metrics.histogram import logit_histogram
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.workflows.finetune import decided, finetune, jaccard, log_odds
 from mitoseg.workflows.options import FinetuneOptions
 
-ROOT = Path(os.environ.get("MITOSEG_DATA", "."))
 FIELD = 256
-SETS: dict[str, dict[str, Any]] = {
-    "vnc": {
-        "image": "vnc_sstem/image_z00-14.tif",
-        "labels": "vnc_sstem/mitochondria_z00-14.tif",
-        "voxel_size": [50, 4.6, 4.6],
-    },
-    "snemi3d": {
-        "image": "tissues/snemi3d_uniem/image.tif",
-        "labels": "tissues/snemi3d_uniem/label.tif",
-        "voxel_size": [30, 6, 6],
-        "unknown": 255,
-    },
-    "heart": {
-        "image": "tissues/cardiac_muscle_tem/image.tif",
-        "labels": "tissues/cardiac_muscle_tem/label.tif",
-        "voxel_size": [50, 8, 8],
-        "unknown": 255,
-    },
-    "hela": {
-        "image": "tissues/hela_sbfsem_partial/image.tif",
-        "labels": "tissues/hela_sbfsem_partial/label.tif",
-        "voxel_size": [50, 10, 10],
-        "unknown": 255,
-    },
-}
 DEFAULTS = {"set": None, "sizes": [1, 3, 5, 10], "draws": 5, "first": 0, "output": None, "steps": None, "model": None}
 DEFAULTS |= {"image": None, "labels": None, "voxel_size": None, "unknown": None}
 
@@ -100,12 +77,16 @@ def main(words: list[str]) -> None:
     if unknown := set(options) - set(DEFAULTS):
         raise SystemExit(f"no such option: {', '.join(sorted(unknown))}; choose among {', '.join(DEFAULTS)}")
     if options["set"] is None and options["image"] is None:
-        raise SystemExit(f"give set={'|'.join(SETS)}, or image= and labels=")
-    files = SETS[options["set"]] if options["set"] else {key: options[key] for key in ("image", "labels")}
-    files = {"voxel_size": options["voxel_size"], "unknown": options["unknown"], **files}
-    paths = [str(ROOT / files[key]) if options["set"] else files[key] for key in ("image", "labels")]
-    meant = {"voxel_size": files["voxel_size"], "unknown": files["unknown"], "axes": "zyx"}
-    regions = [r for r in open_painted([paths[0]], [paths[1]], **meant) if (r.label_zyx == 1).any()]
+        raise SystemExit("give set=NAME, or image= and labels=")
+    files = {**options, "label": options["labels"], "axes": "zyx"}
+    if options["set"]:
+        domains = recipe(SETS)
+        if options["set"] not in domains.sets:
+            raise SystemExit(f"no such set: {options['set']}; choose among {', '.join(domains.sets)}")
+        files = domains.sets[options["set"]]
+        files |= {key: resolve(files[key], domains.root) for key in ("image", "label")}
+    meant = {key: files[key] for key in ("voxel_size", "unknown", "axes")}
+    regions = [r for r in open_painted([files["image"]], [files["label"]], **meant) if (r.label_zyx == 1).any()]
     folder = Path(options["output"] or f"few_labels_{options['set'] or 'own'}")
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -65,7 +65,7 @@ def open_cases(
         threshold: In place of those in the metadata.
 
     Raises:
-        UserError: A volume or a word is no good.
+        UserError: A volume or an option is invalid.
     """
     lists = {"truths": truths, "images": images, "score": score}
     for key, words in lists.items():

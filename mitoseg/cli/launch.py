@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -101,6 +102,8 @@ def run_dir() -> Path:
 class RunFolder(Callback):
     """Makes a run's folder before Hydra does, under a name that no other run has (a callback of Hydra's)."""
 
+    made: Path | None = None
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401 (Hydra's signature)
         """Number the folder, ``12-00-00_2``, if there is one of this second; a folder that the user names stays."""
         given = any(key_of(word) == "hydra.run.dir" for word in config.hydra.overrides.hydra)
@@ -113,7 +116,8 @@ class RunFolder(Callback):
         if given or folder == Path():
             return
         with suppress(OSError), read_write(config.hydra.run):  # Hydra's own attempt raises the error again
-            config.hydra.run.dir = escape(claim(folder).as_posix())
+            RunFolder.made = claim(folder)
+            config.hydra.run.dir = escape(RunFolder.made.as_posix())
 
 
 def claim(folder: Path) -> Path:
@@ -125,6 +129,13 @@ def claim(folder: Path) -> Path:
             free.mkdir()
             break
     return free
+
+
+def _remove_unused_folder() -> None:
+    """Remove the folder of a run that failed before it wrote anything, so that the corrected command gets its name."""
+    made, RunFolder.made = RunFolder.made, None
+    if made is not None and all(path.name == ".hydra" or path.suffix == ".log" for path in made.iterdir()):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _launch(config_name: str, run: Run, config_dir: Path) -> int:
@@ -219,6 +230,8 @@ def _call_hydra(
         remedy = f"give hydra.{'run' if sweep is None else 'sweep'}.dir=FOLDER where there is room and you may write"
         raise UserError(f"the run's folder cannot be made ({error.strerror})", error.filename, remedy) from error
     if failures:
+        if user_message(failures[0]) is not None:
+            _remove_unused_folder()
         raise failures[0]
     return results[0] if results else None
 

@@ -45,7 +45,6 @@ PARTS = 3
 """Strips that too few groups are cut into."""
 WIDTH = 500.0
 """Of a mitochondrion in nm, where too few are painted to measure it."""
-FULL_SCALES = (255, 65535)
 
 
 @dataclass(frozen=True)

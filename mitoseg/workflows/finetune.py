@@ -26,7 +26,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from mitoseg.datasets.base import IGNORE
 from mitoseg.datasets.painted import (
@@ -127,7 +127,7 @@ def run(options: FinetuneOptions, folder: Path, tell: Tell) -> float:
     """Fine-tune, and say how good it is; returns the foreground JAC of the tuned model.
 
     Raises:
-        UserError: The image, what is painted, or an option is no good.
+        UserError: The image, the paint or an option is invalid.
     """
     with show_progress("fine-tuning", 1.0, show=options.progress) as task:
         found = finetune(options, folder, lambda progress: task.reach(progress.done))
@@ -144,7 +144,7 @@ def finetune(
     """Fine-tune in a folder; ``regions`` are those of the options' files, unless they are given.
 
     Raises:
-        UserError: The image, what is painted, or an option is no good.
+        UserError: The image, the paint or an option is invalid.
     """
     painted = open_regions(options) if regions is None else list(regions)
     parts = parts_to_leave_out(painted)
@@ -468,7 +468,7 @@ class Tally:
 def decided(model: Model, histogram: npt.NDArray[np.int64]) -> Counts:
     """The counts at a model's own threshold."""
     calibration = model.calibration
-    wanted = math.log(max(model.threshold, 1e-9)) - math.log(max(1 - model.threshold, 1e-9))
+    wanted = float(logit(np.clip(model.threshold, 1e-9, 1 - 1e-9)))
     raw = (wanted - calibration["bias"]) * calibration["temperature"] - calibration["prior_shift"]
     return curve(histogram).at(raw)
 

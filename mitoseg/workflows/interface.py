@@ -146,7 +146,7 @@ def finetune(
         each with ``value``, ``low`` and ``high``; and ``advice``, what to paint next.
 
     Raises:
-        UserError: The image, what is painted, or an option is no good, or the folder exists.
+        UserError: The image, the paint or an option is invalid, or the folder exists.
     """
     from mitoseg.workflows.finetune import finetune as tune  # takes seconds to load
 

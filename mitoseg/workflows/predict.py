@@ -197,7 +197,7 @@ def expected_score(prepared: PreparedVolume) -> tuple[str, dict[str, Any]]:
     low, high = max(0.0, jaccard - SPREAD), min(1.0, jaccard + SPREAD)
     line = f"expected foreground JAC {low:.2f} to {high:.2f} (from {len(fields)} fields, without labels)"
     if jaccard < DOUBTFUL:
-        log.warning("the model seems not to know this tissue; %s", line)
+        log.warning("the model does not seem to know this tissue; %s", line)
         line += f": {remedy}"
     return line, record
 

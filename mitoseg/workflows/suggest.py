@@ -77,7 +77,10 @@ def advise(regions: Sequence[Painted], predict: Predict, count: int = 3, seed: i
             for one, other in combinations(probability >= 0.5, 2):
                 agreed += (one & other).sum(), (one | other).sum()
     if whole:
-        found = [_mean([s for s in found if (s.image, s.box) == key]) for key in {(s.image, s.box): 0 for s in found}]
+        found = [
+            _mean([s for s in found if (s.image, s.box) == key])
+            for key in dict.fromkeys((s.image, s.box) for s in found)
+        ]
     disagreement = float(1 - agreed[0] / agreed[1]) if agreed[1] else 0.0
     painted = [(region.image, region.box) for region in regions]
     n = len({(image.path, box.start[0]) for image, box in painted}) if whole else len(painted)

@@ -1,6 +1,21 @@
 """The command lines of the benchmarks: what cannot be read is one line, and --help names every option."""
 
+from pathlib import Path
+
 import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_finds_what_it_imports(scripts, path):
+    assert scripts(path.stem).__doc__
+
+
+@pytest.mark.parametrize("name", ["confidence", "few_labels", "generalist"])
+def test_unknown_options_are_told(scripts, name):
+    with pytest.raises(SystemExit, match="no such option: nonsense"):
+        scripts(name).main(["nonsense=1"])
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_bad_input_is_one_line(place, monkeypatch, capsys, words, line):
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("error: ")
     assert line in said[-1]
-    assert not Path("mine/checkpoints").exists()
+    assert not Path("mine").exists(), "the corrected command gets the name"
 
 
 def histogram(scores, truth):
