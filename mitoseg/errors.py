@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 def as_path(given: object) -> str:
-    """A path as text; refuses what is none."""
+    """A path as text; anything else is refused."""
     if not isinstance(given, str | os.PathLike):
         raise UserError("not a path", given, "give text or a pathlib.Path")
     return os.fsdecode(given)

@@ -77,6 +77,20 @@ def test_a_list_a_pattern_and_a_folder(run, how):
         assert float(row["seconds"]) >= 0
 
 
+def test_a_few_of_many_are_judged(run, monkeypatch, capsys):
+    monkeypatch.setattr(module, "JUDGED", 2)
+    for name in "abcd":
+        tif(f"in/{name}.tif")
+    assert run("input=in", "output=out", "expect=true") == 0
+    lines = capsys.readouterr().out.splitlines()
+    written = [i for i, line in enumerate(lines) if "voxels written to" in line]
+    expected = [i for i, line in enumerate(lines) if "expected foreground JAC" in line]
+    assert len(written) == 4
+    assert [i in range(*pair) for i, pair in zip(expected, (written[:2], (written[3], len(lines))), strict=True)] == [
+        True
+    ] * 2
+
+
 def test_one_failure_does_not_stop_the_rest_and_finished_ones_are_left_alone(run, computed, capsys):
     for name in "abc":
         tif(f"in/{name}.tif", GREY)
