@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box, slabs
@@ -306,6 +306,10 @@ def distribution_figure(values: npt.NDArray[np.float64], name: str, unit: str, l
     ax.axvline(float(np.median(values)), color="black", linestyle="--")
     ax.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="mitochondria", xscale="log" if log else "linear")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if log and values[-1] < 100 * values[0]:  # labels of matplotlib's own choice overlap
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     share = ax.twinx()
     share.plot(values, np.arange(1, len(values) + 1) / len(values), color=FALSE, drawstyle="steps-post")
     share.set(ylabel="share of those that are smaller", ylim=(0, 1.05))

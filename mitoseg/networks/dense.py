@@ -222,6 +222,18 @@ class Layer:
     padding: Axes  # positions that the original adds before the first
 
 
+def _run_itself(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # no lambda: networks can be pickled
+    return module(x)
+
+
+def _run_on_copy(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return module(x.clone())
+
+
+def _relu_in_place(_: nn.Module, x: Tensor) -> Tensor:
+    return x.relu_()
+
+
 def _convolve(m: Any, x: Tensor) -> Tensor:  # noqa: ANN401 (2D or 3D)
     convolve = functional.conv2d if x.ndim == 4 else functional.conv3d
     return convolve(x, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
@@ -308,11 +320,11 @@ def read_layers(chain: nn.Sequential) -> list[Layer]:
             layers.append(_spatial(module, ndim))
             ours = True
             continue
-        run: Callable[[Any, Tensor], Tensor] = lambda module, x: module(x)  # noqa: E731
+        run: Callable[[Any, Tensor], Tensor] = _run_itself
         if isinstance(module, nn.ReLU) and layers and layers[-1].run in _SPATIAL.values():
-            run = lambda _, x: x.relu_()  # noqa: E731
+            run = _relu_in_place
         elif not ours and getattr(module, "inplace", False):
-            run = lambda module, x: module(x.clone())  # noqa: E731
+            run = _run_on_copy
         layers.append(Layer(module, run, (1,) * ndim, (1,) * ndim, (0,) * ndim))
     return layers
 

@@ -33,7 +33,7 @@ def check_choice(option: str, value: str, choices: Collection[str]) -> None:
 
 def check_positive(option: str, value: int) -> None:
     """Refuse a number below 1."""
-    if value < 1 or value != int(value):
+    if not (value >= 1 and value % 1 == 0):  # also NaN and infinity
         raise UserError(f"{option} is not positive", value, "give a whole number, 1 or more")
 
 

@@ -1,5 +1,6 @@
 """Figures: the right colours at the right places, the right slices and curves, what has none, and no global state."""
 
+import itertools
 import json
 import sys
 from functools import partial
@@ -17,6 +18,7 @@ from mitoseg.evaluation.figures import (
     TRUTH,
     boundary_figure,
     comparison_figure,
+    distribution_figure,
     nice_length,
     overlay_figure,
     precision_recall_figure,
@@ -213,3 +215,16 @@ def test_what_has_nothing_to_show_is_not_written(tmp_path):
     half, ignored = np.full((1, 9, 9), 0.5, np.float32), np.full((1, 9, 9), 255, np.uint8)
     nothing = evaluate(ArrayVolume(half), ArrayVolume(ignored))
     assert [p.name for p in save_curves(tmp_path, nothing)] == ["boundary.png"]
+
+
+@pytest.mark.parametrize("decades", [0.1, 0.7, 1.1, 2.5, 9])
+def test_labels_of_a_logarithmic_axis_do_not_overlap(decades):
+    figure = distribution_figure(np.logspace(-1.5, decades - 1.5, 50), "surface", "µm²", log=True)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = figure.axes[0].get_xlim()
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    labels = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    spans = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
+    assert len(spans) > 1
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))

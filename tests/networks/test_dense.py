@@ -1,6 +1,7 @@
 """The dense form against its definition: the network on every window, or its passes over shifted images."""
 
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -205,3 +206,11 @@ def test_patch_cnn_equals_its_64_shifted_passes():
     places, expected = shifted_passes(network, image, dense)
     assert len({(i % 8, j % 8) for i, j in places}) == 64
     torch.testing.assert_close(pick(dense(image), places), expected, rtol=0, atol=1e-9)
+
+
+def test_a_pickled_dense_form_answers_alike():
+    dense, image = (
+        DenseForm(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3), nn.ReLU())),
+        torch.randn(1, 1, 9, 9),
+    )
+    assert torch.equal(pickle.loads(pickle.dumps(dense.eval()))(image), dense(image))

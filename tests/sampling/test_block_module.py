@@ -183,6 +183,7 @@ def test_a_trainer_sees_each_epoch_s_own_draws_and_resumes_within_one(tmp_path):
         ({"voxels_on": "x"}, "choose one of auto, device, host"),
         *(({"purity": purity}, "purity") for purity in ([0.5], [0.8, 0.2])),
         *(({name: 0}, f"{name} is not positive") for name in ("batch_size", "validation_stride", "block", "window")),
+        ({"batch_size": float("nan")}, "batch_size is not positive"),
         *(({"seed": -1}, "seed"), ({"shape": (6, 31, 100), "stop": 4}, "smaller than a block")),
     ],
 )

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_volumes import dumbbell, save
+from qtpy.QtCore import Qt
 
 import mitoseg
 from mitoseg.viewers.napari_plugin.computing import Outcome
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
 from mitoseg.viewers.napari_plugin.layers import KEY, NOTHING, get_reader, write_image, write_labels
+from mitoseg.viewers.napari_plugin.panels import InstanceTable
 from mitoseg.volumes import open_volume
 
 MANIFEST = Path(mitoseg.__file__).parent / "viewers" / "napari_plugin" / "napari.yaml"
@@ -383,3 +385,17 @@ def test_a_window_that_is_closed_stops_its_job(endless, application, viewer, wai
         application.processEvents()
     viewer.layers.clear()
     assert swallowed == []
+
+
+def test_a_sorted_table_keeps_its_numbers(application):
+    table, chosen = InstanceTable(), []
+    table.chosen.connect(chosen.append)
+    table.replace(pd.DataFrame({"instance": [1, 2, 3], "sphericity": [0.5, np.nan, 0.9]}))
+    for order, expected in ((Qt.SortOrder.AscendingOrder, "132"), (Qt.SortOrder.DescendingOrder, "312")):
+        table.sortByColumn(1, order)
+        assert "".join(table.item(row, 0).text() for row in range(3)) == expected  # what is missing comes last
+    table.selectRow(2)
+    assert chosen.pop() == [2]
+    table.replace(pd.DataFrame({"instance": [1, 3], "sphericity": [0.5, 0.9]}))
+    assert chosen == []
+    assert table.selectedItems() == []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from qtpy import QtWidgets
-from qtpy.QtCore import QSignalBlocker, Qt, Signal
+from qtpy.QtCore import QItemSelection, QItemSelectionModel, QSignalBlocker, Qt, Signal
 
 from mitoseg.errors import UserError
 from mitoseg.inference import METHODS
@@ -129,11 +129,14 @@ class Cell(QtWidgets.QTableWidgetItem):
 
     def __init__(self, value: Any) -> None:  # noqa: ANN401 (a number of any kind)
         super().__init__(self.text_of(value))
-        self.value = math.inf if value != value else value  # NaN differs from itself
+        self.value = value
         self.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 
     def __lt__(self, other: QtWidgets.QTableWidgetItem) -> bool:
-        return bool(self.value < other.value)
+        ascending = self.tableWidget().horizontalHeader().sortIndicatorOrder() == Qt.SortOrder.AscendingOrder
+        last = math.inf if ascending else -math.inf
+        ours, theirs = (last if v != v else v for v in (self.value, other.value))  # NaN differs from itself
+        return bool(ours < theirs)
 
     @staticmethod
     def text_of(value: object) -> str:
@@ -166,25 +169,26 @@ class InstanceTable(QtWidgets.QTableWidget):
         """Show another table, sorted as the last one."""
         self.table, view = table, shown(table)
         self.setSortingEnabled(False)  # or cells would move while they are filled in
-        self.setRowCount(len(view))
-        self.setColumnCount(len(view.columns))
-        self.setHorizontalHeaderLabels(list(view.columns))
-        for row, values in enumerate(view.itertuples(index=False)):
-            for column, value in enumerate(values):
-                self.setItem(row, column, Cell(value))
-        self.setSortingEnabled(True)
+        with QSignalBlocker(self):  # the selected rows go, but what the user has chosen stays
+            self.clearSelection()
+            self.setRowCount(len(view))
+            self.setColumnCount(len(view.columns))
+            self.setHorizontalHeaderLabels(list(view.columns))
+            for row, values in enumerate(view.itertuples(index=False)):
+                for column, value in enumerate(values):
+                    self.setItem(row, column, Cell(value))
+            self.setSortingEnabled(True)
         self.resizeColumnsToContents()
 
     def select(self, ids: list[int]) -> None:
         """Select the rows of some instances, without a signal."""
-        rows = [row for row in range(self.rowCount()) if self._number(row) in ids]
-        kept = QtWidgets.QAbstractItemView.SelectionMode
+        chosen = set(ids)
+        rows = [row for row in range(self.rowCount()) if self._number(row) in chosen]
+        model, selection = self.model(), QItemSelection()
+        for row in rows:
+            selection.select(model.index(row, 0), model.index(row, self.columnCount() - 1))
         with QSignalBlocker(self):
-            self.clearSelection()
-            self.setSelectionMode(kept.MultiSelection)
-            for row in rows:
-                self.selectRow(row)
-            self.setSelectionMode(kept.ExtendedSelection)
+            self.selectionModel().select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
         if rows:
             self.scrollToItem(self.item(rows[0], 0))
 
