@@ -186,9 +186,13 @@ def predict_one(
 
 
 def expected_score(prepared: PreparedVolume) -> tuple[str, dict[str, Any]]:
-    """The foreground JAC to expect without labels: one line for the user, and a record; both empty without tissue."""
-    with waiting("judging the model on a few fields"):
-        fields = list(examine(prepared.predictor))
+    """The foreground JAC to expect without labels: a line for the user, and a record; empty if it is not known."""
+    try:
+        with waiting("judging the model on a few fields"):
+            fields = list(examine(prepared.predictor))
+    except UserError as error:  # a field with larger pixels may be smaller than the window of a network that fits
+        log.info("the foreground JAC to expect is not known: %s", error)
+        fields = []
     if not fields:
         return "", {}
     jaccard = expected_jaccard(fields)

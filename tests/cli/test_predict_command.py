@@ -81,6 +81,15 @@ def test_the_score_to_expect_is_told_and_recorded(work, run, capsys):
     assert found["fields"][0]["stop"][1:] == [40, 48]
 
 
+def test_a_volume_too_small_to_be_judged_is_predicted(work, run, capsys):
+    """With larger pixels it would be smaller than the network's window."""
+    save_checkpoint("a.ckpt")
+    tif("in.tif", GREY[:, :33, :33])
+    assert run("expect=true") == 0
+    assert "the foreground JAC to expect is not known: the slice is smaller" in capsys.readouterr().err
+    assert "expected" not in json.loads(Path("run/provenance.json").read_text())["chosen"]
+
+
 @pytest.mark.parametrize(
     "name", ["out.tif", "out.h5", "out.h5:/maps/mito", "out.zarr", "out.mrc", "new/ä b, [1].zarr"]
 )
