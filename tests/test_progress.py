@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mitoseg import progress as module
-from mitoseg.progress import on_terminal, progress, waiting
+from mitoseg.progress import clock, on_terminal, progress, waiting
 
 
 @pytest.fixture
@@ -92,3 +92,7 @@ def test_what_takes_long_is_told_soon_and_again(quick, monkeypatch):
     with waiting("nothing"):
         pass
     assert quick.messages[told + 1 :] == []
+
+
+def test_a_time_is_written_in_hours_minutes_and_seconds():
+    assert clock(200.7) == "0:03:20"

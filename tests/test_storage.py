@@ -251,7 +251,6 @@ def test_the_old_folder_comes_back_after_a_kill_between_the_renames(tmp_path):
     assert names(tmp_path / "a") == ["old"]
 
 
-@needs_fork
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_link_under_a_lock_s_name_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
@@ -262,6 +261,7 @@ def test_a_link_under_a_lock_s_name_is_not_followed(tmp_path):
     assert victim.read_text() == "precious"
 
 
+@needs_fork
 def test_what_others_write_is_left_alone(tmp_path, monkeypatch):
     (tmp_path / ".a.3f9c2a1b.partial.txt").touch()  # of no process that is named
     killed_while_writing(tmp_path / "a.b.txt")

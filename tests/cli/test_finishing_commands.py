@@ -165,7 +165,7 @@ def test_evaluate_scores_instances(run):
         ("evaluate", ["postprocess=clean"], "postprocess needs probabilities"),
         ("evaluate", ["prediction=p.tif", "postprocess.min_mean=7"], "min_mean is not a probability"),
         ("predict", ["save=instances", "dtype=uint8"], "cannot save instances as that type"),
-        ("predict", ["save=instances", "labelling.connectivity=8"], "neighbourhood"),
+        ("predict", ["save=instances", "labelling.connectivity=8"], "not a neighbourhood"),
         ("predict", ["save=nonsense"], "uncertainty, instances"),
         ("evaluate", ["instances=perhaps"], "the option takes other values: instances=perhaps; give true or false"),
         ("evaluate", ["small_objects=-1"], "small_objects is too small: -1"),

@@ -91,6 +91,10 @@ OPTIONS = {
     "+engine.other=1": "LocalEngine has no option 'other'; --help lists the options",
     "+postprocess.other=1": "Postprocess has no option 'other'",
     "checkpoint=": "no such checkpoint",
+    "checkpoint=none.ckpt": "no such checkpoint: 'none.ckpt'",
+    "input=none.tif": "'none.tif'",
+    "output=out.xyz": "unknown kind of output: 'out.xyz'",
+    "dtype=int64": "cannot save a probability as that type: 'int64'; use dtype=float32 or dtype=uint8",
     "engine=[]": "engine has no value; add engine=... to the command",
     "postprocess=[]": "postprocess has no value",
     "output=.": "unknown kind of output: '.'",
@@ -100,6 +104,15 @@ OPTIONS = {
 @pytest.mark.parametrize("word", OPTIONS)
 def test_options(refused, word):
     assert OPTIONS[word] in refused(word)
+
+
+def test_what_is_there_but_does_not_serve(refused):
+    Path("empty").mkdir()
+    assert "empty" in refused("input=empty")
+    Path("out.tif").touch()
+    assert "the output exists: 'out.tif'; choose another name or give overwrite=true" in refused()
+    torch.save({"state_dict": {}}, "a.ckpt")
+    assert "not written by mitoseg" in refused("output=new.tif")
 
 
 def test_instances_do_not_fit_an_mrc(refused):

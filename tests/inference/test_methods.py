@@ -8,6 +8,7 @@ from small_networks import NORMALIZATION, SmallBlock, SmallUNet, grey, predict, 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
 from mitoseg.inference import Options, choose_method, log_odds_in_memory, make_method
+from mitoseg.inference.methods import starts
 from mitoseg.networks import ContextCNN, PatchCNN
 
 SHAPE = (4, 21, 26)
@@ -138,6 +139,10 @@ def test_whole_slices_in_memory_are_predicted_alike():
 def test_a_misfit_is_one_line(network, method, shape, what):
     with pytest.raises(UserError, match=what):
         make_method(network, shape, Options(method=method))
+
+
+def test_the_last_tile_of_an_axis_ends_where_the_axis_ends():
+    assert [starts(length, 4, 0.5) for length in (10, 9, 3)] == [[0, 2, 4, 6], [0, 2, 4, 5], [0]]
 
 
 def test_auto_takes_the_best_that_fits():

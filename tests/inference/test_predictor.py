@@ -191,6 +191,7 @@ def test_operations_are_those_of_the_layers():
 
 
 def test_tiles_are_halved_until_they_fit():
+    assert largest_tile((1, 1000, 1000), np.prod, 3e5, first=(1, 1000, 1000)) == (1, 512, 512)
     for budget, tile in ((1e9, (10, 100, 100)), (3e4, (5, 64, 64))):
         assert largest_tile((10, 100, 100), np.prod, budget, first=(10, 100, 100)) == tile
     with pytest.raises(UserError, match="smallest tile"):
@@ -199,6 +200,7 @@ def test_tiles_are_halved_until_they_fit():
 
 def test_memory_is_read_as_people_write_it():
     assert [parse_bytes(t) for t in ("4GB", "4 gb", "512MiB", 1e6, "2T")] == [4e9, 4e9, 2**29, 1e6, 2e12]
+    assert parse_bytes("1.5 GiB") == 1.5 * 2**30
     for bad in ("much", "-4GB", "0", "4 apples", ""):
         with pytest.raises(UserError, match="not an amount of memory"):
             parse_bytes(bad)
