@@ -269,11 +269,11 @@ def read_regions(regions: Sequence[Region], context: int = CONTEXT) -> tuple[Arr
 
 @contextmanager
 def timed(record: dict[str, Any], *stages: str, title: str, show: bool = True) -> Iterator[None]:
-    """Show how long the block goes on; add its time to ``<stage>_seconds`` and ``<stage>_cpu_seconds`` of a record."""
-    clock, processor = time.perf_counter(), time.process_time()
+    """Show the time that the block takes; add it to ``<stage>_seconds`` and ``<stage>_cpu_seconds`` of a record."""
     with progress(title, show=show):
+        clock, processor = time.perf_counter(), time.process_time()
         yield
-    spent = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
+        spent = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
     for key, seconds in [(f"{stage}_{kind}", value) for stage in stages for kind, value in spent.items()]:
         record[key] = round(record.get(key, 0.0) + seconds, 6)
 

@@ -131,7 +131,7 @@ def cleaned(
 
 @dataclass(frozen=True)
 class Session:
-    """A model and those who compute with it, for all volumes of one command.
+    """A model and the workers that compute with it, for all volumes of one command.
 
     ``workers`` is None where this process computes.
     """
@@ -184,7 +184,7 @@ def remote_predictor(
 ) -> Predictor:
     """A predictor on this worker's device, of a checkpoint (path, SHA-256, whether it is trusted).
 
-    them. Workers on a machine with several GPUs use one each; ``threads`` apply to computing on a CPU.
+    Workers on a machine with several GPUs use one each; ``threads`` apply to computing on a CPU.
     """
     torch.set_num_threads(threads)
     network = _load(*file).network

@@ -88,7 +88,15 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
                 lock = folder / "checkpoints" / ".lock"
                 stack.enter_context(held(lock, "another training is running in this folder"))
             before, module, trainer, data, origins = build(cfg, folder)
-        return train(cfg, folder, before, module, trainer, data, origins, tell)
+        if not fit_run(cfg, folder, before, module, trainer, data, origins):
+            return None
+        validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
+        if HydraConfig.initialized():
+            runtime = HydraConfig.get()
+            given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
+            scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
+            write_hparams(folder, given, scores)
+        return float(validation["jaccard_foreground"])
 
 
 def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, options: Mapping[str, object]) -> Path:
@@ -108,28 +116,25 @@ def train_files(images: Sequence[str], labels: Sequence[str], folder: Path, opti
 
 
 def compose_training(words: Sequence[str], changed: Mapping[str, object]) -> DictConfig:
-    """The config of a training on files that shows no bar and tests nothing, with further keys changed."""
+    """The config of a training on files, without progress bar, test and figures; call it in `quiet_lightning`."""
     quiet = {"trainer.enable_progress_bar": False, "test": False, "figures": False, "save_overlays": 0}
+    outer = GlobalHydra.instance().hydra  # of the command that calls, if there is one
+    GlobalHydra.instance().clear()
     try:
-        outer = GlobalHydra.instance().hydra  # of the command that calls, if there is one
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
-                cfg = compose("train", ["data=files", *words])
-        finally:
-            GlobalHydra.instance().hydra = outer
-        for key, value in {**quiet, **changed}.items():
-            if key not in cfg and OmegaConf.select(cfg, key, default=key) == key:
-                raise UserError("no such option", key, "docs/TRAINING.md lists them")
-            OmegaConf.update(cfg, key, value, merge=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error) or str(error).partition("\n    full_key")[0]) from error
+        with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
+            cfg = compose("train", ["data=files", *words])
+    finally:
+        GlobalHydra.instance().hydra = outer
+    for key, value in {**quiet, **changed}.items():
+        if key not in cfg and OmegaConf.select(cfg, key, default=key) == key:
+            raise UserError("no such option", key, "docs/TRAINING.md lists them")
+        OmegaConf.update(cfg, key, value, merge=False)
     return cfg
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Show nothing of Lightning's own remarks, and errors of a config in one line."""
+    """Silence Lightning, and raise errors of a config as a `UserError`."""
     levels = {name: logging.getLogger(name).level for name in LIGHTNING}
     try:
         for name in LIGHTNING:
@@ -258,28 +263,6 @@ def choose_precision(cfg: DictConfig) -> None:
     if clipped and cfg.optimizer.get("fused"):
         what = "a fused optimizer cannot clip gradients in mixed precision"
         raise UserError(what, cfg.trainer.gradient_clip_val, "add optimizer.fused=false")
-
-
-def train(
-    cfg: DictConfig,
-    folder: Path,
-    before: Continuation,
-    module: SegmentationModule,
-    trainer: Trainer,
-    data: RegionDataModule,
-    origins: Mapping[str, Any],
-    tell: Tell,
-) -> float | None:
-    """Fit and score what `build` returns; see `run`."""
-    if not fit_run(cfg, folder, before, module, trainer, data, origins):
-        return None
-    validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
-    if HydraConfig.initialized():
-        runtime = HydraConfig.get()
-        given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
-        scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
-        write_hparams(folder, given, scores)
-    return float(validation["jaccard_foreground"])
 
 
 def fit_run(
