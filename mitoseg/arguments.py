@@ -317,7 +317,7 @@ def refuse_code(words: Sequence[str], folder: Path, config_dirs: Sequence[Path])
     """Raise if a saved argument could make Hydra run something of its writer's choice."""
     for word in words:
         if not _is_harmless(word, config_dirs):
-            what = f"{folder / SAVED} holds a word that can run code"
+            what = f"{folder / SAVED} holds an argument that can run code"
             raise UserError(what, word, f"{_REMEDY}, and --config-dir if it had one")
 
 

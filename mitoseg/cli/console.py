@@ -130,7 +130,7 @@ def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
     names = sorted(listed) if group else []
     if not names:
         return None
-    otherwise = f"choose of {', '.join(names)}"
+    otherwise = f"choose one of {', '.join(names)}"
     return f"{group} has no {name!r}; {nearest(name, names, otherwise)}"
 
 

@@ -75,7 +75,7 @@ def job_arguments() -> list[str]:
 def program(run: Callable[..., object]) -> list[str]:
     """The start of the command of further ranks: a file that Python can run, and the subcommand.
 
-    The console script is no Python file on Windows, and a sweep's worker has an ``sys.argv`` of its own.
+    The console script is not a Python file on Windows, and a sweep's worker has an ``sys.argv`` of its own.
     """
     package, _, name = run.__module__.rpartition(".")
     if package in {"mitoseg.workflows", "mitoseg.viewers"}:

@@ -135,9 +135,9 @@ def finetune(
 
     Args:
         image: Grey values (z, y, x), or a list of several volumes.
-        labels: What is painted, of the same shape: 1 mitochondrion, 2 background, 0 unknown; or masks or instances.
+        labels: Painted labels of the same shape: 1 mitochondrion, 2 background, 0 unknown; or masks or instances.
         voxel_size: (z, y, x) in nm; None: the files'.
-        folder: A new one for the checkpoint and all that the command writes; None: nothing is kept.
+        folder: A new one for the checkpoint and everything else that the command writes; None: nothing is kept.
         progress: Called after each step with a `mitoseg.workflows.finetune.Progress`; what it raises ends the work.
         **options: Keys of the command, such as ``reviewed=[3, 7]``, ``model="start.ckpt"``, ``steps=100``.
 
@@ -146,23 +146,24 @@ def finetune(
         each with ``value``, ``low`` and ``high``; and ``advice``, what to paint next.
 
     Raises:
-        UserError: The image, the paint or an option is invalid, or the folder exists.
+        UserError: The image, the labels or an option is invalid, or the folder exists.
     """
     from mitoseg.workflows.finetune import finetune as tune  # takes seconds to load
 
-    if unknown := {*options} - {field.name for field in fields(FinetuneOptions)}:
+    known = {field.name for field in fields(FinetuneOptions)} - {"axes", "output"}  # the command's, for its files
+    if unknown := {*options} - known:
         raise UserError("no such option", min(unknown), "docs/FINETUNING.md lists them")
     images, painted = (list(given) if isinstance(given, list | tuple) else [given] for given in (image, labels))
     given = FinetuneOptions(**options)
-    names = [f"{name} {number}" for name, sources in (("image", images), ("labels", painted)) for number in
-             range(1, len(sources) + 1)]  # fmt: skip
     volumes = [
-        as_volume(source, voxel_size, name=name) for name, source in zip(names, [*images, *painted], strict=True)
+        as_volume(source, voxel_size, name=f"{name} {number}")
+        for name, sources in (("image", images), ("labels", painted))
+        for number, source in enumerate(sources, 1)
     ]
     meant = {key: getattr(given, key) for key in ("reviewed", "foreground", "background", "unknown")}
     regions = open_painted(volumes[: len(images)], volumes[len(images) :], **meant)
     with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch) / "run" if folder is None else Path(folder)
+        where = Path(scratch) / "run" if folder is None else Path(as_path(folder))
         check_output(where, overwrite=False)
         found = tune(given, where, progress or (lambda _: None), regions)
         return load(found.checkpoint, accelerator=given.accelerator, trust=given.trust), found

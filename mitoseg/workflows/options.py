@@ -253,7 +253,7 @@ class ExportOptions(Options):
 
 @dataclass
 class FinetuneOptions(Options):
-    """Of ``finetune``."""
+    """Options of ``finetune``."""
 
     image: Any = None
     labels: Any = None
@@ -282,7 +282,7 @@ class FinetuneOptions(Options):
         for key in ("rate", "pixel_size"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"{key} is no number above 0", value, f"give {key}=NUMBER")
+                raise UserError(f"{key} is not a number above 0", value, f"give {key}=NUMBER")
 
 
 @dataclass

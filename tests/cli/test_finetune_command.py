@@ -138,7 +138,7 @@ def test_python_gives_the_model_and_its_score_and_previews_come_while_it_learns(
     [
         (["labels=none.tif"], "no such"),
         (["steps=0"], "steps is too small"),
-        (["rate=-1"], "rate is no number above 0"),
+        (["rate=-1"], "rate is not a number above 0"),
         (["model=nothing.ckpt"], "no such checkpoint"),
         (["reviewed=[99]"], "no such slice"),
         (["precision=half"], "no such choice of precision"),

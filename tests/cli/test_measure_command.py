@@ -151,7 +151,7 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
             ["input=mask.tif", "output=a.csv", "memory=1MB"],
             "error: too little memory for 1 process: '1MB'; give memory=",
         ),
-        (["input=mask.tif", "output=a.csv", "engine=foo"], "error: engine has no 'foo'; choose of dask, local, slurm"),
+        (["input=mask.tif", "output=a.csv", "engine=foo"], "error: engine has no 'foo'; choose one of dask,"),
         (
             ["input=mask.tif", "output=a.csv", "voxel_size={a:1}"],
             "error: the option takes other values: voxel_size={a:1}",

@@ -220,6 +220,8 @@ def test_tables_are_those_of_the_command(model, monkeypatch):
         (lambda m: mitoseg.load(3), "not a path: 3"),
         (lambda m: mitoseg.load(trust="false"), "trust is neither"),
         (lambda m: mitoseg.train(IMAGE, IMAGE > 120, SIZE, folder=3), "not a path: 3"),
+        (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, folder=3), "not a path: 3"),
+        (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, output="mine"), "no such option: 'output'"),
         (lambda m: mitoseg.measure(IMAGE, SIZE, image=IMAGE[1:]), "shape"),
     ],
 )

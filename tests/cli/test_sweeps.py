@@ -92,7 +92,7 @@ def test_jobs_that_die_stop_no_other_and_the_same_command_takes_them_up(project)
     assert rows["then=mistake"]["error"] == "no such thing; choose another"
 
     other = project.call("-m", "then=nothing,mistake", "lr=0.1", "name=s")
-    assert "the folder holds a job of other words (-lr=0.01 +lr=0.1)" in other.stderr
+    assert "the folder holds a job of other arguments (-lr=0.01 +lr=0.1)" in other.stderr
     assert record(sweep / "then=nothing")["status"] == "finished"
 
 
@@ -377,7 +377,11 @@ def test_sweep_names(values):
 
 
 def test_names_to_read():
-    assert job_name(["network=patch_cnn", "seed=1"]) == "network=patch_cnn,seed=1"
+    assert job_name(["seed=1", "network=patch_cnn"]) == "network=patch_cnn,seed=1"
+    assert job_name([]) == "job"
+    assert (safe_name("paper", "paper", 60), safe_name("a/b", "a/b", 60)) == ("paper", "a-b_c14cddc0")
+    varied = ["seed=1,2", "network=choice(a,b)", "optimizer.lr=interval(0.1,1)"]
+    assert plan_sweep([*varied, "epochs=3"], []).varied == {"seed", "network", "optimizer.lr"}
     assert sweep_name(["seed=1,2", "name=mine"], ["seed=1,2"]) == "mine"
     assert sweep_name(["experiment=paper", "seed=1,2"], ["seed=1,2"]).startswith("paper_seed=1+2_")
     assert safe_name("con", "con", 60) != "con"

@@ -130,7 +130,7 @@ def test_a_stranger_s_run_cannot_run_code(work, monkeypatch, capsys):
     ):
         take_up(work, word)
         assert command(monkeypatch, "train", "resume=stranger") == 1, word
-        assert "holds a word that can run code" in last_line(capsys), word
+        assert "holds an argument that can run code" in last_line(capsys), word
         assert not (work / "pwned").exists(), word
     take_up(work)
     (work / "kept.yaml").write_text("kept")

@@ -325,7 +325,7 @@ def _done_before(folder: Path, words: Sequence[str]) -> dict[str, Any] | None:
     if record and record.get("words") != words:
         theirs, ours = set(record.get("words", [])), set(words)
         change = [*(f"-{word}" for word in sorted(theirs - ours)), *(f"+{word}" for word in sorted(ours - theirs))]
-        what = f"the folder holds a job of other words ({' '.join(change)})"
+        what = f"the folder holds a job of other arguments ({' '.join(change)})"
         raise UserError(what, str(folder), "choose another name=...")
     if record.get("status") != "finished":
         return None
