@@ -5,6 +5,7 @@ The eye looks down at a slice: x runs to the right, y away, z up, so that nothin
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 from matplotlib.colors import LightSource
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageChops, ImageOps
 
 from mitoseg.errors import UserError
-from mitoseg.evaluation.figures import new_figure, save_figure
+from mitoseg.evaluation.figures import new_figure
 from mitoseg.segmentation.exporting import (
     FoundObject,
     choose_objects,
@@ -26,7 +28,7 @@ from mitoseg.segmentation.exporting import (
     known_voxel_size,
 )
 from mitoseg.segmentation.meshes import Mesh, mesh_object
-from mitoseg.storage import check_output
+from mitoseg.storage import atomic_output, check_output
 from mitoseg.volumes.base import Volume
 
 ELEVATION, AZIMUTH = 32.0, -62.0  # where the eye is, in degrees: above the plane of a slice, and around z from x to y
@@ -57,7 +59,12 @@ def save_scene(
     if not chosen:
         raise UserError("no instance to draw", instances.path, "check ids, min_volume and that it holds instances")
     meshes = {one.id: _coarse_mesh(source, one, size, max(shape_nm) / _DETAIL) for one in chosen}
-    save_figure(scene_figure(meshes, shape_nm, dpi=dpi), Path(path), overwrite=overwrite)
+    buffer = io.BytesIO()
+    scene_figure(meshes, shape_nm, dpi=dpi).savefig(buffer, format="png")
+    picture = Image.open(buffer).convert("RGB")
+    cropped = picture.crop(ImageChops.invert(picture).getbbox())  # the box may have any shape
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        ImageOps.expand(cropped, 8, "white").save(temporary, "PNG", dpi=(dpi, dpi))
     return len(chosen)
 
 
@@ -101,22 +108,18 @@ def scene_figure(
     unit, scale = ("µm", 1000.0) if longest >= 1000 else ("nm", 1.0)
     corners = np.concatenate([mesh.vertices[mesh.faces] for mesh in meshes.values()]) / scale
     base = np.concatenate([np.tile(colour_of(number), (len(mesh.faces), 1)) for number, mesh in meshes.items()])
-    x, y, z = sides = [n / scale for n in reversed(shape_nm)]
-    tilt, turn = math.radians(elevation), math.radians(azimuth)
-    across = x * abs(math.sin(turn)) + y * abs(math.cos(turn))
-    tall = z * math.cos(tilt) + (x * abs(math.cos(turn)) + y * abs(math.sin(turn))) * abs(math.sin(tilt))
-    height = min(8.0, 8 * tall / across + 1.2)
-    figure = new_figure(8.0, height, dpi)
+    sides = [n / scale for n in reversed(shape_nm)]
+    figure = new_figure(10.0, 10.0, dpi)
     ax: Any = figure.add_axes((0, 0, 1, 1), projection="3d")
     light = LightSource(azdeg=130 - azimuth, altdeg=45)  # from the upper left of the eye
     bodies = Poly3DCollection(corners, facecolors=base, edgecolors=base, linewidths=0.2, shade=True, lightsource=light)
     ax.add_collection3d(bodies)
-    bodies.set_clip_on(False)  # the axes are a square, and the box is wider
     for name, axis, side in zip("xyz", (ax.xaxis, ax.yaxis, ax.zaxis), sides, strict=True):
         ax.set(**{f"{name}lim": (0, side), f"{name}label": f"{name} ({unit})"})
         axis.set_major_locator(MaxNLocator(max(1, round(6 * side / max(sides)))))
         axis.set_pane_color((0.98, 0.98, 0.98))
-    ax.set_box_aspect(sides, zoom=6.1 / height)
+        axis.labelpad = 7  # or the name lies on numbers
+    ax.set_box_aspect(sides, zoom=0.75)  # leaves room for the numbers
     ax.set_proj_type("persp", focal_length=2.5)
     ax.view_init(elevation, azimuth)
     return figure

@@ -51,6 +51,14 @@ def test_what_is_near_hides_what_is_far():
     assert len(places(below, 1)) > 500
 
 
+@pytest.mark.parametrize("shape", [(2000, 2000, 2000), (5000, 2000, 2000), (300, 1000, 6000), (300, 6000, 1000)])
+def test_nothing_is_cut_off(shape):
+    mesh = mesh_object(block(np.s_[2:8], np.s_[2:8], np.s_[2:8]), (20, 20, 20))
+    picture = pixels(scene_figure({1: mesh}, shape, dpi=30))
+    assert (np.concatenate([picture[[0, -1]], picture[:, [0, -1]].swapaxes(0, 1)]) == 1).all()
+    assert (picture < 1).any()
+
+
 def test_a_picture_without_the_extra(tmp_path, monkeypatch):
     for module in ("zmesh", "trimesh", "kimimaro"):
         monkeypatch.setitem(__import__("sys").modules, module, None)
@@ -60,7 +68,11 @@ def test_a_picture_without_the_extra(tmp_path, monkeypatch):
     volume = ArrayVolume(label, (20.0, 5.0, 5.0))
     path = tmp_path / "new" / "scene.png"
     assert save_scene(path, volume, dpi=40) == 2
-    assert len(places(imread(path)[..., :3], 3)) > 200
+    picture = imread(path)[..., :3]
+    assert len(places(picture, 3)) > 200
+    rows, columns = np.nonzero((picture < 1).any(axis=-1))
+    height, width = picture.shape[:2]
+    assert [rows.min(), height - 1 - rows.max(), columns.min(), width - 1 - columns.max()] == [8] * 4
     with pytest.raises(UserError, match="exists"):
         save_scene(path, volume)
     assert save_scene(path, volume, min_volume=5000, overwrite=True, dpi=40) == 1
