@@ -6,8 +6,6 @@ import torch
 
 from mitoseg.networks import ContextCNN, PatchCNN
 
-LAYERS = {"conv1": (5, 32), "conv2": (5, 32), "conv3": (5, 64), "conv4": (4, 64), "fc": (1, 2)}
-
 
 def convolve(x_cyx, weight, bias, pad):
     x = np.pad(x_cyx, ((0, 0), (pad, pad), (pad, pad)))

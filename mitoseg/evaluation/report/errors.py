@@ -84,7 +84,7 @@ def _faults(code_zyx: npt.NDArray[np.uint8], slab: Box, count: int) -> list[Faul
         own = np.flatnonzero(share >= 0)
         later = (share[own] < WHOLE) | (voxels[own] < LEAST)
         order = own[np.lexsort((-voxels[own].astype(np.int64), later))]
-        for label in (label for label in order[:count].tolist() if label):
+        for label in filter(None, order[:count].tolist()):
             own_zyx = label_zyx[boxes[label]] == label
             start = tuple(s.start + n for s, n in zip(boxes[label], slab.start, strict=True))
             stop = tuple(a + n for a, n in zip(start, own_zyx.shape, strict=True))
