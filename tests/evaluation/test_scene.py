@@ -51,6 +51,17 @@ def test_what_is_near_hides_what_is_far():
     assert len(places(below, 1)) > 500
 
 
+def test_light_comes_from_the_upper_left():
+    z, y, x = np.ogrid[-8:9, -8:9, -8:9]
+    mesh = mesh_object(np.pad(z**2 + y**2 + x**2 < 50, 1), (5, 5, 5))
+    picture = pixels(scene_figure({1: mesh}, (95, 95, 95), dpi=50))
+    ball = places(picture, 1)
+    for axis in (0, 1):
+        low, high = np.quantile(ball[:, axis], (0.1, 0.9))
+        near, far = (picture[tuple(ball[half].T)].mean() for half in (ball[:, axis] < low, ball[:, axis] > high))
+        assert near > far + 0.08
+
+
 @pytest.mark.parametrize("shape", [(2000, 2000, 2000), (5000, 2000, 2000), (300, 1000, 6000), (300, 6000, 1000)])
 def test_nothing_is_cut_off(shape):
     mesh = mesh_object(block(np.s_[2:8], np.s_[2:8], np.s_[2:8]), (20, 20, 20))

@@ -335,7 +335,9 @@ def test_saving_from_the_panel(measured, wait, tmp_path, monkeypatch, said):
         "mitoseg.viewers.napari_plugin.widget.ask_path", lambda parent, title, kinds, suffix: answers[title]
     )
     click(measured.panel.save_table)
-    assert pd.read_csv(answers["Save the table"])["instance"].tolist() == [1, 2, 3]
+    saved = pd.read_csv(answers["Save the table"])
+    assert saved["instance"].tolist() == [1, 2, 3]
+    assert list(saved.columns) == list(measured.panel.table.table.columns)
     click(measured.panel.save_labels)
     wait(lambda: not measured.window.tasks.busy)
     back = open_volume(answers["Save the labels"])
