@@ -112,11 +112,11 @@ def _write_tests(model: Model, form: Form, image: Callable[[tuple[int, int, int]
     z, y, x = form.sizes.piece
     grey = image((z, y, x)).astype(np.float32)[None, None]
     np.save(place / "test_input.npy", grey)
-    np.save(place / "test_output.npy", expected(form, grey))
+    np.save(place / "test_output.npy", expected(model, form, grey))
     _, step_y, step_x = form.sizes.step
     wide_y, wide_x = (n + (max(0, COVER - n) // s * s if s else 0) for n, s in ((y, step_y), (x, step_x)))
     grey = image((z, wide_y, wide_x)).astype(np.float32)[None, None]
-    found = expected(form, grey)
+    found = expected(model, form, grey)
     draw_cover(grey[0, 0, z // 2], found[0, 0, z // 2], model.threshold).save(place / "cover.png")
 
 
