@@ -65,7 +65,7 @@ class DaskEngine(Engine):
         self.workers, self.scheduler = check_workers(workers), scheduler
         self.timeout, self.dashboard = timeout, dashboard
         self._expected = self.workers if scheduler is None else 1  # workers to wait for before the work begins
-        if (tls_ca_file or tls_cert or tls_key) and (tls_ca_file is None or tls_cert is None or scheduler is None):
+        if (tls_ca_file or tls_cert or tls_key) and not (tls_ca_file and tls_cert and scheduler):
             what = "engine.scheduler, engine.tls_ca_file and engine.tls_cert go together"
             raise UserError(what, None, "give all three, or none of the certificates")
         files = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert, "tls_client_key": tls_key or tls_cert}

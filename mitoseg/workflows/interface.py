@@ -150,11 +150,12 @@ def finetune(
     """
     from mitoseg.workflows.finetune import finetune as tune  # takes seconds to load
 
-    known = {field.name for field in fields(FinetuneOptions)} - {"axes", "output"}  # the command's, for its files
+    others = {"image", "labels", "voxel_size", "axes", "output", "progress"}  # arguments here, or of the command alone
+    known = {field.name for field in fields(FinetuneOptions)} - others
     if unknown := {*options} - known:
-        raise UserError("no such option", min(unknown), "docs/FINETUNING.md lists them")
+        raise UserError("no such option", min(unknown), f"choose from {', '.join(sorted(known))}")
     images, painted = (list(given) if isinstance(given, list | tuple) else [given] for given in (image, labels))
-    given = FinetuneOptions(**options)
+    given, report = FinetuneOptions(**options), _callable(progress) or (lambda _: None)
     volumes = [
         as_volume(source, voxel_size, name=f"{name} {number}")
         for name, sources in (("image", images), ("labels", painted))
@@ -165,7 +166,7 @@ def finetune(
     with tempfile.TemporaryDirectory() as scratch:
         where = Path(scratch) / "run" if folder is None else Path(as_path(folder))
         check_output(where, overwrite=False)
-        found = tune(given, where, progress or (lambda _: None), regions)
+        found = tune(given, where, report, regions)
         return load(found.checkpoint, accelerator=given.accelerator, trust=given.trust), found
 
 
@@ -323,9 +324,9 @@ DEFAULTS: dict[str, Any] = {
 """Options of `SegmentationModel`; ``progress`` is called with the fraction of voxels done, from 0 to 1."""
 
 
-def _callable(progress: Progress | None) -> Progress | None:
+def _callable(progress: Callable[[Any], None] | None) -> Callable[[Any], None] | None:
     if progress is not None and not callable(progress):
-        raise UserError("progress is not a function", progress, "give one that takes the fraction done")
+        raise UserError("progress is not a function", progress, "give a function of how much is done")
     return progress
 
 

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import mitoseg
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 
 METHODS = ("auto", "dense", "strided", "window", "blend")
 """How a network may predict a volume."""
@@ -37,7 +37,7 @@ class Options:
         """Refuse smaller values."""
         for key in keys:
             value = getattr(self, key)
-            if value is not None and not value >= least:
+            if value is not None and not (is_number(value) and value >= least):
                 raise UserError(f"{key} is too small", value, f"give {key}=NUMBER, {least:g} or more")
 
     def one_of(self, key: str, *choices: str) -> None:
@@ -279,9 +279,11 @@ class FinetuneOptions(Options):
         self.at_least(0, "seed")
         self.at_least(1, "steps")
         self.one_of("precision", "auto", "fp32", "bf16")
+        if not isinstance(self.trust, bool):  # from Python, where Hydra does not check it
+            raise UserError("trust is neither true nor false", self.trust, "give true for files of people you trust")
         for key in ("rate", "pixel_size"):
             value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
+            if value is not None and not (is_number(value) and 0 < value < float("inf")):
                 raise UserError(f"{key} is not a number above 0", value, f"give {key}=NUMBER")
 
 

@@ -222,6 +222,10 @@ def test_tables_are_those_of_the_command(model, monkeypatch):
         (lambda m: mitoseg.train(IMAGE, IMAGE > 120, SIZE, folder=3), "not a path: 3"),
         (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, folder=3), "not a path: 3"),
         (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, output="mine"), "no such option: 'output'"),
+        (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, progress=3), "progress is not a function"),
+        (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, steps="many"), "steps is too small: 'many'"),
+        (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, rate="fast"), "rate is not a number above 0: 'fast'"),
+        (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, trust="false"), "trust is neither"),
         (lambda m: mitoseg.measure(IMAGE, SIZE, image=IMAGE[1:]), "shape"),
     ],
 )

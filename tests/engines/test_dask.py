@@ -80,6 +80,8 @@ def test_a_scheduler_with_certificates(engine, tmp_path):
         DaskEngine(scheduler=address, timeout=2).start()
     with pytest.raises(UserError, match=r"no such certificate or key: 'a.pem'"):
         DaskEngine(scheduler=address, **(words | {"tls_key": "a.pem"}))
+    with pytest.raises(UserError, match="go together"):
+        DaskEngine(scheduler=address, **(words | {"tls_ca_file": ""}))
     with pytest.raises(UserError, match=r"engine.scheduler, engine.tls_ca_file and engine.tls_cert go together"):
         DaskEngine(**words)
 
