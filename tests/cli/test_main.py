@@ -1,6 +1,7 @@
 """The dispatcher, and that it stays quick; where a run cannot write, it says so in one line, with what to do."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tiny_training import command
 
 import mitoseg
 from mitoseg.cli.console import user_message
-from mitoseg.cli.launch import COMMANDS, SPINS, _Command, main
+from mitoseg.cli.launch import COMMANDS, SPINS, RunFolder, _Command, main
 
 ROOT = Path(mitoseg.__file__).parents[1]
 
@@ -112,6 +113,18 @@ def test_a_folder_that_cannot_be_made(said, monkeypatch, name, number):
     line = said(name)
     assert line.startswith(f"error: the run's folder cannot be made ({os.strerror(number)})")
     assert "hydra.run.dir=FOLDER" in line
+
+
+def test_a_refused_run_leaves_neither_folder_nor_log_and_touches_no_other(said, tmp_path, monkeypatch, capsys):
+    said("evaluate")
+    assert not list((tmp_path / "outputs").rglob("*.log"))
+    logging.getLogger("mitoseg").warning("the process runs on, and its log is closed")
+    assert "runs on" in capsys.readouterr().err
+    before = tmp_path / "before"
+    before.mkdir()
+    monkeypatch.setattr(RunFolder, "made", before)
+    said("evaluate", "hydra.run.dir=given")
+    assert before.is_dir()
 
 
 def test_outputs_is_a_file(said, tmp_path):
