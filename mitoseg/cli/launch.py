@@ -106,7 +106,6 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401 (Hydra's signature)
         """Number the folder, ``12-00-00_2``, if there is one of this second; a folder that the user names stays."""
-        RunFolder.made = None
         given = any(key_of(word) == "hydra.run.dir" for word in config.hydra.overrides.hydra)
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)  # names speak of ${hydra:...}
@@ -135,7 +134,11 @@ def claim(folder: Path) -> Path:
 def _remove_unused_folder() -> None:
     """Remove the folder of a run that failed before it wrote anything, so that the corrected command gets its name."""
     made = RunFolder.made
-    if made is not None and all(path.name == ".hydra" or path.suffix == ".log" for path in made.iterdir()):
+    if (
+        made is not None
+        and made.is_dir()
+        and all(path.name == ".hydra" or path.suffix == ".log" for path in made.iterdir())
+    ):
         for handler in list(logging.root.handlers):  # which would open the log again, in a folder that is gone
             if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.absolute():
                 logging.root.removeHandler(handler)
@@ -145,6 +148,7 @@ def _remove_unused_folder() -> None:
 
 def _launch(config_name: str, run: Run, config_dir: Path) -> int:
     report = follow_parent()
+    RunFolder.made = None
     words: list[str] = []
     sweep: Sweep | None = None
     try:
