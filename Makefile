@@ -1,5 +1,5 @@
-# One environment in .venv. `make demo` installs what the commands need, `make test` adds the tests' tools; running a
-# target again installs nothing. uv is used where it is installed, else pip.
+# All targets share the environment .venv. `make demo` installs what the commands need, `make test` adds what the tests
+# need; running a target again installs nothing. uv is used if it is installed, else pip.
 #   make demo                     train on the built-in data
 #   make test PYTHON=python3.13   another Python
 #   make test CONSTRAINTS=constraints/cpu.txt
@@ -36,7 +36,7 @@ endif
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(READY)  ## make the environment with everything in it
+install: $(READY)  ## create the environment with all dependencies
 
 $(BIN)/python:
 	$(MAKE_VENV)
@@ -52,23 +52,23 @@ $(READY): pyproject.toml | $(BIN)/python
 demo: $(CORE)  ## train the block CNN on the built-in data; minutes on a CPU (ARGS="key=value ...")
 	$(BIN)/python train.py $(ARGS)
 
-check: $(READY)  ## lint, formatting, types
+check: $(READY)  ## check lint, formatting and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-test: check  ## check, then every test that is not slow
+test: check  ## check, then run the quick tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-test-slow: $(READY)  ## the slow tests
+test-slow: $(READY)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE) $(ARGS)
 
-coverage: $(READY)  ## the quick tests with the branches they leave out
+coverage: $(READY)  ## run the quick tests and list uncovered lines and branches
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-docs: $(READY)  ## the documentation site, into site/ (then: python -m http.server --directory site)
+docs: $(READY)  ## build the documentation site in site/ (then: python -m http.server --directory site)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-clean:  ## remove the environment and every cache; results in outputs/ stay
+clean:  ## remove the environment and all caches; results in outputs/ are kept
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -92,7 +92,7 @@ def read_method(name: str, config: Mapping[str, Any], *, small: bool) -> Method:
         raise UserError(f"a method has the keys {', '.join(KEYS)}; this one", found, f"see {where}")
     estimator, train, less = config.get("estimator"), config.get("train"), config.get("small")
     if (estimator is None) == (train is None):
-        raise UserError("a method has either an estimator or words to train", name, f"see {where}")
+        raise UserError("a method has either an estimator or arguments of train", name, f"see {where}")
     title = str(config.get("title") or name)
     if estimator is not None:
         changed = {**estimator, **(_checked(less or {}, Mapping, f"{name}.small") if small else {})}
@@ -103,7 +103,7 @@ def read_method(name: str, config: Mapping[str, Any], *, small: bool) -> Method:
 
 def _checked(value: Any, kind: type, key: str) -> Any:  # noqa: ANN401 (what a yaml holds)
     if not isinstance(value, kind):
-        what = "a list of words" if kind is list else "a mapping of options"
+        what = "a list of arguments" if kind is list else "a mapping of options"
         raise UserError(f"methods.{key} is not {what}", value, "see the files in conf/methods")
     return value
 
@@ -311,7 +311,7 @@ def run_estimator(
 def check_saved(path: Path) -> Path:
     """Refuse a fitted estimator that is not there."""
     if not path.exists():
-        raise UserError("no such fitted estimator", str(path), "name what save wrote, RUN/METHOD/model/estimator")
+        raise UserError("no such fitted estimator", str(path), "name a saved one, such as RUN/METHOD/model/estimator")
     return path
 
 
@@ -330,7 +330,7 @@ def checkpoint_of(method: Method, folder: Path) -> Path:
     """The checkpoint that is scored: the given one, or that of the method's own training."""
     path = Path(method.checkpoint) if method.checkpoint is not None else folder / TRAIN / "checkpoints" / "best.ckpt"
     if not path.is_file():
-        raise UserError("no such checkpoint", str(path), "name a best.ckpt that train wrote")
+        raise UserError("no such checkpoint", str(path), "name a best.ckpt written by train")
     return path
 
 

@@ -365,5 +365,5 @@ def read_crop(text: object, regions: Sequence[Region]) -> Box | None:
     if text is None:
         return None
     if len(regions) != 1:
-        raise UserError("crop= is of one region, there are several", [r.name for r in regions], "leave out crop=")
+        raise UserError("crop= is for one region, but there are several", [r.name for r in regions], "leave out crop=")
     return Box.parse(text, regions[0].box.shape)

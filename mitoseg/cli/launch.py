@@ -271,7 +271,7 @@ def prepare_words(
     quoted, config_dirs = list(map(quote_override, words)), config_dirs or [default_config_dir()]
     if sweep:
         if resume_overrides(quoted, config_dirs) != quoted:
-            raise UserError("resume= takes up one run, not a sweep", None, "leave out -m")
+            raise UserError("resume= continues a single run, not a sweep", None, "leave out -m")
         if outside_job() is not None and {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ):
             remedy = "run it once, without srun or torchrun"
             raise UserError("a sweep starts the ranks of its jobs itself", None, remedy)

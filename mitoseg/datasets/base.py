@@ -167,7 +167,7 @@ class Validation:
         if self.slabs is None:
             if not 0 < self.share < 1:
                 remedy = "give data.validation.share between 0 and 1, such as 0.15"
-                raise UserError("not a share of the slices", self.share, remedy)
+                raise UserError("data.validation.share is not a fraction", self.share, remedy)
             slabs: tuple[Range, ...] = ((depth - max(1, round(depth * self.share)), depth),)
             if slabs[0][0] <= self.gap:
                 what = f"too few slices to hold some out for validation behind a gap of {self.gap}"

@@ -145,7 +145,7 @@ class Domains:
         if strip.size:
             regions["validation"].append(self._seen(image, region.label, strip, called, domain))
         else:
-            _log.warning("%s is too small to hold rows out for validation: all of it trains", called)
+            _log.warning("%s is too small to hold out rows for validation: all of it is used for training", called)
 
     def cut(self, region: Region) -> tuple[Box, Box]:
         """The training and the validation box of an image; the latter is empty if strip and gap exceed half of it."""

@@ -119,7 +119,7 @@ def _download(file: RemoteFile, part: Path, retries: int, wait_s: float) -> bool
             kind = type(error).__name__
             reason = str(error) if isinstance(error, _CutError) else reasons.get(kind, kind)  # theirs run to lines
             if failures > retries:
-                remedy = "check the connection and run again (what arrived is kept), or name a copy with data.root="
+                remedy = "check the connection and run again to resume it, or name a copy with data.root="
                 raise UserError(f"the download failed ({reason})", file.url, remedy) from error
             _log.info("%s was interrupted at %d bytes (%s); trying again", file.url, _size(part), reason)
             time.sleep(min(wait_s * 2 ** max(failures - 1, 0), 60))

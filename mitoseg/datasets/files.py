@@ -251,7 +251,7 @@ def resolve(name: str, root: Path | None) -> str:
         if file_of(path).exists():
             return path
     where = f"{root} and the working directory" if root else "the working directory"
-    raise UserError("no such volume", name, f"relative names are looked for in {where}: check data.root=")
+    raise UserError("no such volume", name, f"relative names are searched in {where}: check data.root=")
 
 
 def find(root: Path, name: str, *, deep: bool) -> str | None:

@@ -92,7 +92,7 @@ class Phantom(Files):
         """Image and labels of a split, which `prepare` must have made."""
         missing = [name for name in _FILES if not (self.volume_folder(key) / name).is_file()]
         if missing:
-            remedy = "remove that folder if it is there, then train once: the phantom is made anew"
+            remedy = "remove that folder if it exists; the next training run generates the phantom again"
             raise UserError(f"the phantom lacks {', '.join(missing)}", str(self.volume_folder(key)), remedy)
         return super().paths(key)
 

@@ -252,7 +252,7 @@ class LocalEngine(Engine):
             if deadly := [item for number, item in lost.items() if deaths[number] >= DEATHS]:
                 what = f"{DEATHS} worker processes were killed over the same part"
                 raise EngineError(what, str(deadly[0]), MEMORY) from None
-            log.warning("a worker process was killed; another one does its part again")
+            log.warning("a worker process was killed; another one repeats its part")
             return
         item = worker.items.pop(number)
         if not fine:

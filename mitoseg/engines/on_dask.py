@@ -91,7 +91,7 @@ class DaskEngine(Engine):
         security = distributed.Security(require_encryption=True, **self.credentials) if self.credentials else None
         encrypted = (security or distributed.Security()).get_connection_args("client").get("ssl_context")
         if str(self.scheduler).startswith("tls:") and encrypted is None:
-            what = "this scheduler wants a certificate"
+            what = "this scheduler requires a certificate"
             raise UserError(what, self.scheduler, "give engine.tls_ca_file=, engine.tls_cert= and engine.tls_key=")
         try:
             self._client = distributed.Client(
@@ -182,7 +182,7 @@ class DaskEngine(Engine):
         with interrupts_blocked(), dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1, **shown}):
             cluster = self._make_cluster()
         if self.dashboard is not None:
-            log.info("Dask shows what it does at %s", cluster.dashboard_link)
+            log.info("Dask's dashboard is at %s", cluster.dashboard_link)
         return cluster
 
     def _make_cluster(self) -> Any:  # noqa: ANN401
@@ -209,7 +209,7 @@ class DaskEngine(Engine):
         end = time.monotonic() + self.timeout
         while (there := len(self._alive())) < self._expected:
             if time.monotonic() > end:
-                what = f"{there} of {self._expected} Dask workers have come within {self.timeout:g} s to"
+                what = f"{there} of {self._expected} Dask workers have connected within {self.timeout:g} s to"
                 remedy = "start workers there, or give a longer engine.timeout="
                 raise UserError(what, self.scheduler or "the scheduler", remedy)
             time.sleep(0.1)
@@ -361,7 +361,7 @@ class SlurmEngine(DaskEngine):
                     job.status = _distributed().Status.failed
             cluster.close()
             said = " ".join((str(error).partition("stderr:\n")[2] or str(error)).split())
-            raise UserError("SLURM takes no job", said, "check the options of engine=slurm, and sbatch") from error
+            raise UserError("SLURM rejected the job", said, "check the options of engine=slurm, and sbatch") from error
         return cluster
 
     def _shared_security(self) -> Any:  # noqa: ANN401

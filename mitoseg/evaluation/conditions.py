@@ -74,11 +74,11 @@ class ComparisonOptions:
     def __post_init__(self) -> None:
         for name, known in (("cut_objects", ("leave_out", "keep")), ("correction", CORRECTIONS)):
             if getattr(self, name) not in known:
-                raise UserError(f"unknown {name}", getattr(self, name), f"choose of {', '.join(known)}")
+                raise UserError(f"unknown {name}", getattr(self, name), f"choose from {', '.join(known)}")
         for name, least in (("resamples", 100), ("permutations", 100), ("seed", 0)):
             number = getattr(self, name)
             if type(number) is not int or number < least:
-                raise UserError(f"{name} is too small or no whole number", number, f"give {least} or more")
+                raise UserError(f"{name} is too small or not a whole number", number, f"give {least} or more")
         if not isinstance(self.level, int | float) or not 0.5 <= self.level < 1:
             raise UserError("level is not a fraction", self.level, "give level=0.95")
 
@@ -140,7 +140,7 @@ def check_comparison(folder: Path | str, overwrite: bool) -> None:
     check_output(folder, overwrite)
     earlier = (folder / "comparison.md").is_file()
     if folder.exists() and not earlier and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError("other things are there", str(folder), "give a new name: they would be replaced as a whole")
+        raise UserError("the folder contains other files", str(folder), "give a new name: it would be replaced")
 
 
 def compare_conditions(
@@ -389,13 +389,13 @@ def choose_columns(groups: Groups, wanted: Sequence[str] | None) -> list[str]:
         measures = [c for c in map(str, table) if c not in _NO_MEASURE and not any(word in c for word in _PLACES)]
         found = [c for c in measures if all(_numeric(table, c) for table in tables.values())]
         if not found:
-            raise UserError("the tables share no measure", first, "give tables of measure.py")
+            raise UserError("the tables have no measurement in common", first, "give tables of measure.py")
         return found
     columns = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
     for column, (path, table) in itertools.product(columns, tables.items()):
         if not _numeric(table, column):
             what = f"a table has no numbers in the column {column!r}"
-            raise UserError(what, path, f"choose of {', '.join(map(str, table.columns))}")
+            raise UserError(what, path, f"choose from {', '.join(map(str, table.columns))}")
     if not columns:
         raise UserError("no column to compare", None, "give columns=[volume_nm3] or leave it out for all")
     return columns
@@ -410,7 +410,7 @@ def _numeric(table: pd.DataFrame, column: str) -> bool:
 
 def _read(path: Path) -> pd.DataFrame:
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError("unknown kind of table", str(path), "give a .csv or .parquet that measure.py wrote")
+        raise UserError("unknown kind of table", str(path), "give a .csv or .parquet file written by measure.py")
     if not path.is_file():
         raise UserError("no such table", str(path), "check the path")
     try:

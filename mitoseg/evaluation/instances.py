@@ -141,10 +141,10 @@ def _ids(volume: Volume, box: Box, counted: npt.NDArray[np.bool_] | None) -> npt
     if counted is not None:
         values = np.where(counted, values, 0)
     if values.dtype.kind == "f" and (values != np.rint(values)).any():
-        raise UserError("instance ids are not whole numbers", volume.path, "say kind=probability or kind=mask")
+        raise UserError("instance ids are not whole numbers", volume.path, "give kind=probability or kind=mask")
     if values.size and not (values.min() >= 0 and values.max() < 2**32):
         span = f"{values.min():g} to {values.max():g}"
-        raise UserError(f"instance ids run from {span}", volume.path, "they must lie in 0 to 2**32 - 1")
+        raise UserError(f"instance ids run from {span}", volume.path, "they must be from 0 to 2**32 - 1")
     return values.astype(np.uint32, copy=False)
 
 

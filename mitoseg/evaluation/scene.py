@@ -57,7 +57,7 @@ def save_scene(
     source = held(instances)
     chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
     if not chosen:
-        raise UserError("no instance to draw", instances.path, "check ids, min_volume and that it holds instances")
+        raise UserError("no instance to draw", instances.path, "check ids, min_volume, and its contents")
     meshes = {one.id: _coarse_mesh(source, one, size, max(shape_nm) / _DETAIL) for one in chosen}
     buffer = io.BytesIO()
     scene_figure(meshes, shape_nm, dpi=dpi).savefig(buffer, format="png")

@@ -92,9 +92,9 @@ def choose_form(name: str, network: nn.Module) -> tuple[str, str]:
     own = "dense" if blocks.pop() else "tile"
     chosen = own if name == "auto" else name
     if own == "tile" and chosen in ("block", "strided", "dense"):
-        raise UserError(f"form {chosen} is for networks that answer blocks, not {kind}", name, "use form=tile")
+        raise UserError(f"form {chosen} is for block networks, not {kind}", name, "use form=tile")
     if own == "dense" and chosen == "tile":
-        raise UserError(f"form tile is for networks that answer whole tiles, not {kind}", name, "use form=dense")
+        raise UserError(f"form tile is for networks that predict whole tiles, not {kind}", name, "use form=dense")
     return chosen, own if chosen == "volume" else chosen
 
 

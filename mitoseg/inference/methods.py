@@ -64,7 +64,7 @@ def choose_method(name: str, network: nn.Module) -> str:
         raise UserError("no such method", name, f"choose one of auto, {', '.join(METHODS)}")
     kind = type(network).__name__
     if chosen == "blend" and is_block:
-        raise UserError(f"method blend does not fit a network that answers blocks, {kind}", name, "use method=dense")
+        raise UserError(f"method blend does not fit a block network, {kind}", name, "use method=dense")
     if chosen != "blend" and not is_block:
         raise UserError(f"method {chosen} needs a block network, not {kind}", name, "use method=blend")
     return chosen
@@ -81,7 +81,7 @@ def make_method(network: nn.Module, shape: tuple[int, int, int], options: Option
             raise UserError("the network's own tile is not a size", own, "give tile=[z,y,x]")
         z, y, x = options.tile or own or BLEND_TILES[ndim]
         if ndim == 3 and shape[0] == 1:
-            raise UserError("the network works on volumes, the image is one slice", shape, "use a network on slices")
+            raise UserError("the network is 3D, the image is one slice", shape, "use a 2D network")
         overlap = OVERLAPS[ndim] if options.overlap is None else options.overlap
         return Blend(network, ndim, shape, (1 if ndim == 2 else z, y, x), overlap, options.slices)
     window = per_axis(network.window, ndim)

@@ -94,9 +94,9 @@ class Predictor:
             found = gather(answers(), prediction.save, prediction.consensus, prediction.calibration)
             result: npt.NDArray[np.float32] = found[write.inside(filled).slices].cpu().numpy()
         if not finite:
-            what = f"the network answers NaN or infinity in the tile (z, y, x) = {write} of"
+            what = f"the network outputs NaN or infinity in the tile (z, y, x) = {write} of"
             remedy = "give precision=fp32" if prediction.precision != "fp32" else "use another checkpoint"
-            raise UserError(what, self.volume.path, f"{remedy}, and look at the image there")
+            raise UserError(what, self.volume.path, f"{remedy}, and check the image there")
         return result
 
     def encode(self, write: Box, found: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

@@ -66,7 +66,7 @@ class Options:
         if type(self.window_stride) is not int or self.window_stride < 1:
             raise UserError("window_stride is not a number of pixels", self.window_stride, "give 1 or more")
         if self.overlap is not None and (not isinstance(self.overlap, int | float) or not 0 <= self.overlap < 1):
-            raise UserError("the overlap is not a share of a tile", self.overlap, "give a number from 0 to below 1")
+            raise UserError("the overlap is not a fraction of a tile", self.overlap, "give a number from 0 to below 1")
         if self.tile is not None and not is_tile(self.tile):
             raise UserError("tile is not a size", self.tile, "give tile=[z,y,x], each at least 1")
 
@@ -183,7 +183,7 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
     if choice == "match":
         quantiles = _quantiles(model)
         if quantiles is None:
-            what = "the checkpoint does not know how its training volume's grey values are spread"
+            what = "the checkpoint lacks the grey-value quantiles of its training volume"
             raise UserError(what, None, "give normalize=volume")
         return MatchedVolume(volume, quantiles), None
     distance = greys_apart(volume, model)
@@ -228,13 +228,13 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
     choice = choice.tolist() if isinstance(choice, np.ndarray) else choice
     if choice == "none":
         if has_other_voxels(volume, model):
-            advice = "give resample=auto to resample on the way"
+            advice = "give resample=auto to resample it"
             text = f"%s has voxels of %s nm, the network was trained on %s nm: {advice}"
             log.warning(text, volume.path, _by(own or ()), _by(trained or ()))
         return volume
     if choice == "auto":
         if own is not None and trained is None:
-            text = "the checkpoint does not know its voxel size, so %s is not resampled: give resample=[z,y,x] in nm"
+            text = "the checkpoint states no voxel size, so %s is not resampled: give resample=[z,y,x] in nm"
             log.warning(text, volume.path)
         elif trained is None:
             log.warning("%s and the checkpoint have no voxel size, so nothing is resampled", volume.path)
@@ -250,7 +250,7 @@ def resample_input(choice: object, volume: Volume, model: Model) -> Volume:
         target = check_voxel_size(choice)
     seen = resampled(volume, target)
     if seen is not volume:
-        text = "%s: resampled from voxels of %s nm to %s nm, %s voxels to %s; the result comes back to its grid"
+        text = "%s: resampled from voxels of %s nm to %s nm, %s voxels to %s; the result is resampled back to its grid"
         log.info(text, volume.path, _by(own or ()), _by(target), _by(volume.shape), _by(seen.shape))
     return seen
 

@@ -152,7 +152,7 @@ def check_cubic(name: str, voxel_size: VoxelSize | None) -> None:
     if along_z(name):
         return
     if voxel_size is None:
-        log.warning("tta=%s takes the voxels as cubic, since no voxel size is known", name)
+        log.warning("tta=%s assumes cubic voxels, since no voxel size is known", name)
     elif max(voxel_size) > 1.05 * min(voxel_size):
         what = f"tta={name} needs cubic voxels, (z, y, x) in nm"
         raise UserError(what, tuple(voxel_size), "use tta=turns or tta=all")
@@ -269,5 +269,5 @@ def check_answers(save: str, consensus: str, count: int) -> None:
     if consensus not in CONSENSUS:
         raise UserError("no such consensus", consensus, f"choose one of {', '.join(CONSENSUS)}")
     if save == "uncertainty" and count < 2:
-        what = "uncertainty is how far several answers differ, here there is"
+        what = "uncertainty needs several predictions, here there is"
         raise UserError(what, count, "give tta=flips or an ensemble")

@@ -68,7 +68,7 @@ def prior_shift(pi: float, pi_batches: float) -> float:
     """
     for share in (pi, pi_batches):
         if not 0 < share < 1:
-            raise UserError("a share of mitochondria must lie between 0 and 1", share, "training needs both classes")
+            raise UserError("a fraction of mitochondria is not in 0 to 1", share, "training needs both classes")
     return float(logit(pi) - logit(pi_batches))
 
 

@@ -74,7 +74,7 @@ def count(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.generic]) -> 
     n_foreground, n_background = int(np.count_nonzero(foreground)), int(np.count_nonzero(background))
     n_ignored = 0 if truth.dtype == np.bool_ else int(np.count_nonzero(truth == IGNORE))
     if n_foreground + n_background + n_ignored != truth.size:
-        raise ValueError(f"truth must hold 0, 1 and {IGNORE} alone; map the labels first")
+        raise ValueError(f"truth must hold 0, 1 and {IGNORE} only; map the labels first")
     tp = int(np.count_nonzero(prediction & foreground))
     fp = int(np.count_nonzero(prediction & background))
     return Counts(tp, fp, n_foreground - tp, n_background - fp)

@@ -71,13 +71,13 @@ class Model:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file with ``weights_only=True``, or weights from safetensors."""
     path = Path(path)
-    remedy = "give a best.ckpt or last.ckpt that `train` wrote"
+    remedy = "give a best.ckpt or last.ckpt written by `train`"
     if not path.is_file():
         known = f", or one of the bundled models: {', '.join(bundled())}" if bundled() else ""
         raise UserError("no such checkpoint", str(path), remedy + known)
     best = path.with_name("best.ckpt")
     if path.name != best.name and best.is_file():
-        remedy = f"take the best one instead: {best}"
+        remedy = f"use the best one instead: {best}"
     if path.suffix == SUFFIX:
         weights, record = read_weights(path)
         if not isinstance(record, dict):
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
         raise UserError("the checkpoint was not written by mitoseg", str(path), remedy)
     if not _is_plain(found[KEY], [_MOST_ITEMS]) or not _are_weights(found.get("state_dict")):
-        raise UserError("the checkpoint holds something else than weights and plain data", str(path), remedy)
+        raise UserError("the checkpoint contains more than weights and plain data", str(path), remedy)
     return {**found, KEY: migrate(found[KEY])}
 
 
@@ -172,7 +172,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> Model:
         what = f"the checkpoint is incomplete ({reason})"
         raise UserError(what, str(path), "train again, or use another") from error
     if not sound:
-        raise UserError("the checkpoint holds numbers that cannot be", str(path), "train again, or use another")
+        raise UserError("the checkpoint contains invalid values", str(path), "train again, or use another")
     return model
 
 
@@ -300,7 +300,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         full = {name: w.float() if w.dtype == torch.float16 else w for name, w in kept.items()}
         weights = {name: full[source] for name, source in (names or dict(zip(full, full, strict=True))).items()}
     except (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        remedy = "give a file that `mitoseg export` wrote"
+        remedy = "give a file written by `mitoseg export`"
         raise UserError("not a file of weights that can be read", str(path), remedy) from error
     return weights, record
 

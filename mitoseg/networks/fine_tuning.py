@@ -54,11 +54,11 @@ def _adapt(name: str, given: Tensor, wanted: Tensor, *, first: int, last: bool) 
     same_but_channels = first > 0 and (before[0], before[2:]) == (now[0], now[2:]) and before[1] % first == 0
     if same_but_channels and first in (before[1], now[1]):
         there, here = before[1] // first, now[1] // first
-        log.warning("init_from: %s goes from %d to %d input channels", name, there, here)
+        log.warning("init_from: %s is adapted from %d to %d input channels", name, there, here)
         single = given.reshape(before[0], there, first, *before[2:]).sum(1) / here
         return torch.cat([single] * here, dim=1)
     if last and before[1:] == now[1:]:
-        log.warning("init_from: %s has %d classes now and had %d: it starts afresh", name, now[0], before[0])
+        log.warning("init_from: %s has %d classes now and had %d: it is initialised afresh", name, now[0], before[0])
         return wanted
     reason = "channels adapt from or to one alone" if same_but_channels else "only channels and classes can adapt"
     raise UserError(f"init_from: {name} has shape {before} there and {now} here; {reason}", None, "match the networks")

@@ -107,7 +107,7 @@ class Augmenter:
                 raise UserError(f"augmentation changed the shape of the {key}", shapes, "leave that transform out")
         found = result[LABEL]
         if found is not given[LABEL] and not ((found == 0) | (found == 1) | (found == IGNORE)).all():
-            raise UserError("augmentation made labels other than 0, 1 and 255", None, "give mode=nearest for them")
+            raise UserError("augmentation produced labels other than 0, 1 and 255", None, "give mode=nearest for them")
         return result[IMAGE].float(), found.to(torch.uint8)
 
 

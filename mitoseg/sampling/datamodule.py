@@ -151,7 +151,7 @@ class RegionDataModule(pl.LightningDataModule):
         check_positive("batch_size", batch_size)
         check_positive("validation_stride", validation_stride)
         if seed < 0:
-            raise UserError("a negative seed", seed, "give a seed of 0 or more")
+            raise UserError("the seed is negative", seed, "give a seed of 0 or more")
         self.recipe = recipe(**source)
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
         self.validation_stride, self.voxels_on = validation_stride, voxels_on
@@ -219,7 +219,7 @@ class RegionDataModule(pl.LightningDataModule):
         before = progress.pop("data", now)
         if before != now:
             what = f"the training data have changed since the run was interrupted ({changes(before, now)})"
-            remedy = "put the files back as they were, or start a new run, from its weights with init_from="
+            remedy = "put the files back as they were, or start a new run from its weights with init_from="
             raise UserError(what, None, remedy)
         self._progress = progress or None
 
@@ -361,9 +361,9 @@ class TileDataModule(RegionDataModule):
             raise UserError("data.tile is not a size", list(tile), "give data.tile=[z,y,x], each at least 1")
         if spatial_dims == 2 and tile[0] != 1:
             remedy = f"give [1,{tile[1]},{tile[2]}]"
-            raise UserError("a network on slices takes tiles of one slice", list(tile), remedy)
+            raise UserError("a 2D network takes tiles of one slice", list(tile), remedy)
         if spatial_dims == 3 and channels != "single":
-            raise UserError("a network on volumes takes data.channels=single", channels, "give data.channels=single")
+            raise UserError("a 3D network takes data.channels=single", channels, "give data.channels=single")
         super().__init__(recipe, batch_size=batch_size, channels=channels, **options)
         self.tile = (tile[0], tile[1], tile[2])
         self.spatial_dims, self.margin, self.augmentation = spatial_dims, margin, augmentation

@@ -58,7 +58,7 @@ class DomainDataModule(TileDataModule):
         **options: Any,  # noqa: ANN401
     ) -> None:
         if tile is None or window is not None or options.get("spatial_dims", 2) != 2:
-            raise UserError("data=domains needs a network on slices that answers tiles", None, "give network=unet2d")
+            raise UserError("data=domains needs a 2D network that predicts whole tiles", None, "give network=unet2d")
         if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
             raise UserError("data.jitter is not a range", list(jitter), "give the least and the largest, as [0.6,1.6]")
         if options.get("channels", "single") != "single":
@@ -142,7 +142,7 @@ class DomainDraws:
             np.mean([foreground / (background + foreground) for background, foreground in counts.values()])
         )
         if not 0 < self.prior < 1:
-            raise UserError("the training sets hold one class alone", None, "check labels, foreground and unknown")
+            raise UserError("the training sets contain only one class", None, "check labels, foreground and unknown")
         self.shape_r3 = np.array([region.box.shape for region in regions])
         voxel_r3 = np.array([region.image.voxel_size or (pixel_size,) * 3 for region in regions])
         self.window_r3 = np.array([tile[1], *tile[1:]]) * pixel_size / voxel_r3

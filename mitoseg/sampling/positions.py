@@ -72,7 +72,7 @@ class BlockRule:
         check_choice("label_rule", self.label_rule, ("purity", "majority", "center"))
         check_choice("positions", self.positions, ("grid", "any"))
         if len(self.purity) != 2 or not 0 <= self.purity[0] < self.purity[1] <= 1:
-            raise UserError("purity is not [low, high]", list(self.purity), "give two shares, 0 <= low < high <= 1")
+            raise UserError("purity is not [low, high]", list(self.purity), "give two fractions, 0 <= low < high <= 1")
         check_positive("block", self.block)
 
     @property

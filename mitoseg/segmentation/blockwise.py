@@ -351,7 +351,7 @@ def count_instances(
 ) -> pd.DataFrame:
     """`count_block` of a whole volume, in order of the ids, read ``block`` by block; see `write_blocks`."""
     if labels.dtype.kind not in "uib":
-        raise UserError("instances are whole numbers", str(labels.dtype), "give instances, or say kind=probability")
+        raise UserError("instances are whole numbers", str(labels.dtype), "give instances, or kind=probability")
     total, waiting = merge_counts([]), list[pd.DataFrame]()
 
     def take(box: Box, table: pd.DataFrame) -> None:

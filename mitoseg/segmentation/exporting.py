@@ -150,7 +150,7 @@ def check_folder(folder: Path, listing: str, overwrite: bool) -> None:
     """Refuse to write a folder of meshes or skeletons over anything but an earlier one, which has the list."""
     check_output(folder, overwrite)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / listing))):
-        raise UserError("other things are there", str(folder), "give a new name: they would be replaced as a whole")
+        raise UserError("the folder contains other files", str(folder), "give a new name: it would be replaced")
 
 
 @contextlib.contextmanager
@@ -178,7 +178,7 @@ def _objects(
     source = held(instances)
     chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
     if not chosen:
-        raise UserError("no instance to write", instances.path, "check ids, min_volume and that it holds instances")
+        raise UserError("no instance to write", instances.path, "check ids, min_volume, and its contents")
     for done, one in enumerate(chosen, 1):
         cut = any(a == 0 or b == n for a, b, n in zip(one.box.start, one.box.stop, instances.shape, strict=True))
         yield one, source.read(one.box) == one.id, cut
@@ -223,7 +223,7 @@ def find_objects(instances: Volume) -> dict[int, FoundObject]:
     kind = instances.info.metadata.get("kind", "instances")
     if kind != "instances" or not np.issubdtype(instances.dtype, np.integer):
         kind = kind if kind != "instances" else str(instances.dtype)
-        raise UserError(f"instances are needed, not {kind}", instances.path, "give what save=instances wrote")
+        raise UserError(f"instances are needed, not {kind}", instances.path, "give the output of save=instances")
     rows = count_instances(instances)[["instance", "voxels", *STARTS, *STOPS]].itertuples(index=False)
     return {i: FoundObject(i, Box(tuple(box[:3]), tuple(box[3:])), voxels) for i, voxels, *box in rows}
 
@@ -233,7 +233,7 @@ def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, lea
     wanted = list(found) if ids is None else list(dict.fromkeys(ids))
     if unknown := [i for i in wanted if i not in found]:
         held = f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
-        raise UserError("no instance has the number", unknown[0], f"the volume holds {held}")
+        raise UserError("no instance has the number", unknown[0], f"the volume contains {held}")
     return [found[i] for i in wanted if found[i].voxels >= least_voxels]
 
 

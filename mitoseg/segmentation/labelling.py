@@ -167,7 +167,7 @@ class Labelling:
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value < 0:
-                raise UserError(f"labelling.{field.name} is not a number from 0 on", value, "give 0 or more")
+                raise UserError(f"labelling.{field.name} is negative or not a number", value, "give 0 or more")
         if self.neck > 1:
             raise UserError("labelling.neck is not a fraction", self.neck, "give a number from 0 to 1")
 
@@ -272,7 +272,7 @@ def _split(
     _, component = item
     box = Box(tuple(map(int, component.start[0])), tuple(map(int, component.stop[0])))
     if box.size * BYTES > memory_available():
-        log.warning("the component in %s is too large for memory and is not cut", box)
+        log.warning("the component in %s is too large for memory and is not split", box)
         return None
     mask_zyx = mask.read(box)
     with one_at_a_time():

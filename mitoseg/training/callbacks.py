@@ -145,9 +145,9 @@ def _not_finite(trainer: Trainer, step: int, epoch: int, batch: int) -> UserErro
         position_b4 = data.batch_positions(epoch, batch)
         shown = ", ".join(f"{r}:[{z},{y},{x}]" for r, z, y, x in position_b4[:3].tolist())
         more = f" and {len(position_b4) - 3} more" if len(position_b4) > 3 else ""
-        what = f"{what}, whose blocks lie at region:[z,y,x] {shown}{more}"
-    remedy = "lower optimizer.lr, set trainer.gradient_clip_val=1, use trainer.precision=32-true, or look there"
-    return UserError(what, None, f"{remedy}; last.ckpt is from before it")
+        what = f"{what}, whose blocks are at region:[z,y,x] {shown}{more}"
+    remedy = "lower optimizer.lr, set trainer.gradient_clip_val=1, use trainer.precision=32-true, or check the data"
+    return UserError(what, None, f"{remedy}; last.ckpt is from before this step")
 
 
 class Throughput(Callback):
@@ -313,6 +313,6 @@ class ShallowConvolutions(Callback):
     @staticmethod
     def _check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if layer.training and inputs[0].shape[2] == 2:
-            what = "gradients in bfloat16 on a CPU are wrong where the network's coarsest level is two slices deep"
+            what = "gradients in bfloat16 on a CPU are wrong if the network's coarsest level is two slices deep"
             remedy = "give a deeper data.tile=[z,y,x], or trainer.precision=32-true"
             raise UserError(what, tuple(inputs[0].shape[2:]), remedy)

@@ -29,7 +29,7 @@ class VoxelLoss(nn.Module):
         B, *S = label.shape
         if logits.shape != (B, 2, *S):
             found = f"logits {tuple(logits.shape)}, labels {tuple(label.shape)}"
-            raise UserError("a loss takes two scores for each label", found, "logits (B, 2, ...) to labels (B, ...)")
+            raise UserError("a loss needs two scores for each label", found, "logits (B, 2, ...) to labels (B, ...)")
         with torch.autocast(logits.device.type, enabled=False):
             return self.of(logits if logits.dtype == torch.float64 else logits.float(), label)
 
@@ -50,13 +50,13 @@ def _nothing(logits: Tensor) -> Tensor:
 
 def _checked_share(name: str, value: float) -> float:
     if not 0 <= value < 1:
-        raise UserError(f"{name} is not a fraction", value, f"give {name} a number from 0 to below 1")
+        raise UserError(f"{name} is not a fraction", value, f"set {name} to a number from 0 to below 1")
     return value
 
 
 def _checked_positive(name: str, value: float) -> float:
     if not value > 0:
-        raise UserError(f"{name} must be positive", value, f"give {name} a number above 0")
+        raise UserError(f"{name} must be positive", value, f"set {name} to a number above 0")
     return value
 
 
@@ -151,7 +151,7 @@ class BoundaryCrossEntropy(VoxelLoss):
         self.spacing = [_checked_positive("spacing", step) for step in spacing]
         if len(self.spacing) != 3:
             remedy = "give those of z, y and x, such as [10, 1, 1]"
-            raise UserError("spacing has no three numbers", self.spacing, remedy)
+            raise UserError("spacing is not three numbers", self.spacing, remedy)
         self.label_smoothing = _checked_share("label_smoothing", label_smoothing)
 
     def of(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class DeepSupervision(nn.Module):
         self.weights = None if weights is None else [float(weight) for weight in weights]
         if self.weights is not None and not (all(w >= 0 for w in self.weights) and any(self.weights)):
             remedy = "give one for each head, such as [1, 0.5]"
-            raise UserError("weights of heads are not positive", self.weights, remedy)
+            raise UserError("head weights are not positive", self.weights, remedy)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of logits (B, 2, *S), or of heads (B, heads, 2, *S) as MONAI's DynUNet returns in training."""
@@ -229,7 +229,7 @@ class DeepSupervision(nn.Module):
         weights = [0.5**head for head in range(len(heads))] if self.weights is None else self.weights
         if len(weights) != len(heads):
             found = f"{len(heads)} heads, {len(weights)} weights"
-            raise UserError("each head of the network needs a weight", found, "give as many, or none for halves")
+            raise UserError("each head of the network needs a weight", found, "give as many, or null for 1, 1/2, ...")
         parts = [weight * self.loss(head, label) for weight, head in zip(weights, heads, strict=True) if weight]
         return torch.stack(parts).sum() / sum(weights)
 

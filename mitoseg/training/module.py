@@ -91,7 +91,7 @@ class SegmentationModule(LightningModule):
         super().__init__()
         if network_config is None:
             remedy = "give network_config={'_target_': 'mitoseg.networks.UNet', ...}"
-            raise UserError("nothing says how the network is built", network_config, remedy)
+            raise UserError("the network is not specified", network_config, remedy)
         network = build_network(network_config) if network is None else network
         self.network_config = dict(network_config)
         self.save_hyperparameters("network_config", "method", "channels_last", "tiles", logger=False)
@@ -313,7 +313,7 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
         raise UserError("an ensemble needs two checkpoints or more", list(models), "give checkpoints=[A,B,C]")
     for name, model in models.items():
         if isinstance(model.network, Ensemble):
-            raise UserError("a checkpoint is an ensemble already", name, "give the checkpoints of its members")
+            raise UserError("a checkpoint is already an ensemble", name, "give the checkpoints of its members")
     channels = {name: model.channels for name, model in models.items()}
     if len(set(channels.values())) > 1:
         raise UserError("the checkpoints differ in channels", channels, "combine networks of one kind")
@@ -323,7 +323,7 @@ def combine(models: Mapping[str, Model]) -> dict[str, Any]:
         log.warning("the members were trained on voxels of different sizes: %s nm", sorted(set(sizes)))
     ways = {str(model.record.get("normalize", "checkpoint")) for model in models.values()}
     if len(ways) > 1:
-        remedy = "combine networks of a kind"
+        remedy = "combine networks of one kind"
         raise UserError("the checkpoints differ in how volumes are normalised", sorted(ways), remedy)
     members = []
     for model in models.values():

@@ -28,7 +28,7 @@ def find_learning_rate(
     trial = deepcopy(module)
     rates = {group["lr"] for group in trial.optimizer_factory(trial.network).param_groups}  # type: ignore[operator]
     if len(rates) > 1:
-        what = "tune_lr: this optimizer has a rate of its own for each kind of layer"
+        what = "tune_lr: this optimizer has a separate rate for each kind of layer"
         raise UserError(what, None, "choose optimizer=adamw, or leave out tune_lr")
     with TemporaryDirectory() as folder:
         trainer = _quiet(make_trainer, folder)

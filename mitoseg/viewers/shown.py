@@ -89,12 +89,12 @@ def open_shown(
         if name in found:
             continue
         if not stored_in(source.path).exists():
-            log.warning("the run's %s is not there any more: %s; it is left out", name, source.path)
+            log.warning("the run's %s no longer exists: %s; it is left out", name, source.path)
             continue
         volume = open_source(source)
         found.setdefault(kind_of(volume) if name == RESULT else name, volume)
     if not found:
-        raise UserError("there is nothing to look at", run, "give a run's folder, or image=, mask=, instances= VOLUME")
+        raise UserError("there is nothing to show", run, "give a run's folder, or image=, mask=, instances= VOLUME")
     if axes and not opened:
         raise misfits[0]
     volumes = {kind: found[kind] for kind in KINDS if kind in found}
@@ -114,7 +114,7 @@ def kind_of(volume: Volume) -> str:
     depth = volume.shape[0]
     values = {v for z in {0, depth // 2, depth - 1} for v in np.unique(volume.read(one_slice(volume, z))).tolist()}
     if len(values - {0}) > 1:
-        raise UserError("cannot tell what the bytes of the volume are", volume.path, "give probability= or instances=")
+        raise UserError("bytes may be probabilities or instances", volume.path, "give probability= or instances=")
     return "mask"
 
 
@@ -144,7 +144,7 @@ def _voxel_size(volumes: Mapping[str, Volume], given: VoxelSize | None) -> Voxel
         raise UserError("no file has a voxel size", paths[0], "give voxel_size=[z,y,x] in nm")
     others = {kind: other for kind, other in known.items() if not np.allclose(other, size, rtol=1e-3)}
     if others:
-        log.warning("voxels are shown as %s nm, but files say otherwise: %s", size, others)
+        log.warning("voxels are shown as %s nm, but files state other sizes: %s", size, others)
     return size
 
 

@@ -108,9 +108,9 @@ def open_slices(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
         text = "%s: the names count two things, such as %s; if these are tiles or channels, they do not form one stack"
         logger.warning(text, path, files[-1].name)
     if indexed:
-        logger.info("%s: indexed colours; the number is the value, and not the grey of its colour", path)
+        logger.info("%s: indexed colours; the index is the value, not the grey of its colour", path)
     elif any(coloured):
-        logger.info("%s: the tables of indexed colours differ, or not 0 is black; the colours are read", path)
+        logger.info("%s: the colour tables differ, or black is not index 0; the colours are read", path)
     part = math.prod(first.shape) * first.dtype.itemsize
     header = stored.Header((len(files), *first.shape), first.dtype, "zyx", part_bytes=part, scale=first.scale)
     volume = SliceFolder(path, files, header, stored.ReadOptions(voxel_size=options.voxel_size), indexed=indexed)

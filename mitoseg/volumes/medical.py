@@ -59,10 +59,10 @@ class Grid(NamedTuple):
             raise UserError("the file states no grid of voxels", path, "it is damaged: write it again")
         steps = matrix / lengths
         if np.abs(steps.T @ steps - np.eye(3)).max() > _SKEW:
-            raise UserError("the axes of the volume do not stand at right angles", path, "resample it first")
+            raise UserError("the axes of the volume are not at right angles", path, "resample it first")
         along = [int(np.abs(row).argmax()) for row in steps]
         if sorted(along) != [0, 1, 2]:
-            raise UserError("the volume lies askew, between the axes of the world", path, "give axes=, or resample it")
+            raise UserError("the volume is oblique to the world axes", path, "give axes=, or resample it")
         letters = "".join("xyz"[along.index(n)] for n in range(3))
         signs = "".join("+" if steps[world, along[world]] > 0 else "-" for world in (2, 1, 0))
         return cls(letters, tuple(float(lengths[along[world]]) for world in (2, 1, 0)), signs)

@@ -165,7 +165,7 @@ def warn_of_sizes(*volumes: Volume) -> None:
     """Warn if the files of volumes on the same grid state voxel sizes that differ by more than 1 %."""
     stated = {volume.path: volume.voxel_size for volume in volumes if volume.voxel_size is not None}
     if stated and not np.allclose(list(stated.values()), next(iter(stated.values())), rtol=0.01):
-        log.warning("the files state other voxel sizes (z, y, x) in nm, give voxel_size= if they do fit: %s", stated)
+        log.warning("the files state different voxel sizes (z, y, x) in nm; if wrong, give voxel_size=: %s", stated)
 
 
 def check_same_shape(image: Volume, label: Volume) -> None:

@@ -413,7 +413,7 @@ def has_tissue(image: Volume) -> bool:
         return True
     first = known.volume.read(Box((0, 0, 0), (1, 1, 1)))
     if np.isnan(first).any():
-        raise UserError("the image holds NaN alone", image.path, "check that it is the right file")
+        raise UserError("the image contains only NaN", image.path, "check that it is the right file")
     return False
 
 

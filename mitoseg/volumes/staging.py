@@ -288,7 +288,7 @@ class StagedVolume:
         if changed <= self._finishing:
             self.decisions = dict(decisions)
             if changed:
-                log.warning("the tiles of an unfinished output are kept and finished in another way: %s", how)
+                log.warning("the tiles of an unfinished output are kept and finished with other options: %s", how)
                 self._write_plan()
             return
         if not self.overwrite and not changed <= self._volatile | self._finishing:
@@ -383,7 +383,7 @@ def wait_for(file: Path, patience: float = PATIENCE) -> None:
     end = time.monotonic() + patience
     while not file.is_file():
         if time.monotonic() > end:
-            what = f"what a worker has written does not appear here within {patience:g} s"
+            what = f"a worker's output does not appear here within {patience:g} s"
             raise UserError(what, str(file), "put the output on storage that all machines share, under the same path")
         time.sleep(0.02)
         with suppress(OSError):

@@ -115,11 +115,9 @@ def flipped_bits(path: str, tif: tifffile.TiffFile, page: tifffile.TiffPage, *, 
         used = table[:, : 1 + max(np.flatnonzero(table.any(axis=0)), default=0)]
         steps = np.arange(used.shape[1]) * _FULL / (table.shape[1] - 1)
         if (used == used[0]).all() and abs(used[0] - steps).max() > _FULL / 255:
-            raise UserError("the TIFF's numbers stand for other greys in a table", path, "save it as a grey image")
+            raise UserError("the TIFF's colour table maps its values to other greys", path, "save it as a grey image")
         if not (used == used[0]).all() and not quiet:
-            logger.warning(
-                "%s: a pixel of the TIFF is the number of a colour; numbers are read, as labels need it", path
-            )
+            logger.warning("%s: the TIFF has indexed colours; the indices are read, as labels need", path)
     if page.photometric != PHOTOMETRIC.MINISWHITE or "PhotometricInterpretation" not in page.tags:
         return 0
     if tif.is_imagej:
@@ -172,7 +170,7 @@ def tiff_scale(path: str, tif: tifffile.TiffFile, *, quiet: bool = False) -> tup
     if function == 0 and isinstance(slope, int | float) and isinstance(intercept, int | float) and slope:
         return float(slope), float(intercept)
     if function is not None and function not in (0, _NO_CALIBRATION) and not quiet:
-        logger.warning("%s: ImageJ measures the TIFF by a curve; its values are read as they are stored", path)
+        logger.warning("%s: ImageJ's calibration of the TIFF is not linear; its values are read as stored", path)
     return 1.0, 0.0
 
 

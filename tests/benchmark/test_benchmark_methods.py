@@ -73,8 +73,8 @@ def test_every_estimator_can_be_made(name):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"title": "a"}, "either an estimator or words"),
-        ({"estimator": {}, "train": []}, "either an estimator or words"),
+        ({"title": "a"}, "either an estimator or arguments"),
+        ({"estimator": {}, "train": []}, "either an estimator or arguments"),
         ({"estimater": {}}, "a method has the keys"),
         ("words", "a method has the keys"),
         ({"train": "experiment=paper"}, "m.train is not a list"),

@@ -97,7 +97,7 @@ def test_the_card_of_the_bundled_model_gives_its_facts():
         (["checkpoint=a.ckpt", "output=b/m.safetensors", "format=tflite"], "cannot export to that format: 'tflite'"),
         (["checkpoint=a.ckpt", "output=b/m.safetensors", "format=onnx"], "give output=NAME.onnx"),
         (["checkpoint=a.ckpt", "output=b/m.onnx", "format=bioimageio"], "give output=NAME.zip"),
-        (["checkpoint=a.ckpt", "output=b/m.onnx", "form=tile"], "form tile is for networks that answer whole tiles"),
+        (["checkpoint=a.ckpt", "output=b/m.onnx", "form=tile"], "form tile is for networks that predict whole tiles"),
         (["checkpoint=a.ckpt", "output=b/m.onnx", "form=all"], "no such form"),
         (["checkpoint=a.ckpt", "output=b/m.zip", "form=dense"], "form is for format=onnx, not bioimageio"),
         (["checkpoint=a.ckpt", "output=there/a.onnx"], "the output exists"),

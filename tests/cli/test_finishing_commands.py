@@ -199,7 +199,7 @@ def test_files_that_do_not_lie_on_each_other(run):
     for words in (["evaluate", "prediction=eight.tif", "truth=five.tif", "figures=false"],
                   ["measure", "input=eight.tif", "image=five.tif", "output=a.csv", "overwrite=true"]):  # fmt: skip
         code, told = run(*words)
-        assert (code, "the files state other voxel sizes" in told) == (0, True), told
+        assert (code, "the files state different voxel sizes" in told) == (0, True), told
         assert "voxel sizes" not in run(*words, "voxel_size=[5,5,5]")[1]
     assert "the prediction is compared with itself" in run("evaluate", "prediction=five.tif", "truth=five.tif")[1]
 

@@ -129,7 +129,7 @@ def test_resume_takes_the_saved_words_first(project, call):
         assert done.returncode == 0, done.stderr
         (told,) = project.told()
         assert (told["group"], told["seed"], told["input"]) == (2, 4, PATH)
-    assert call("-m", "seed=1,2", f"resume={run}").stderr.startswith("error: resume= takes up one run")
+    assert call("-m", "seed=1,2", f"resume={run}").stderr.startswith("error: resume= continues a single run")
     assert "not a run" in call("resume=conf").stderr
 
 

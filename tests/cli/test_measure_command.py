@@ -166,9 +166,18 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
             ["input=mask.tif", "output=a.csv", "save_instances=mask.tif", "overwrite=true"],
             "the output is the input itself",
         ),
-        (["input=mask.tif", "output=a.csv", "meshes=other.tif", "overwrite=true"], "error: other things are there"),
-        (["input=mask.tif", "output=a.csv", "skeletons=.", "overwrite=true"], "error: other things are there"),
-        (["compare={a:[none.csv],b:[other.csv]}", "output=.", "overwrite=true"], "error: other things are there"),
+        (
+            ["input=mask.tif", "output=a.csv", "meshes=other.tif", "overwrite=true"],
+            "error: the folder contains other files",
+        ),
+        (
+            ["input=mask.tif", "output=a.csv", "skeletons=.", "overwrite=true"],
+            "error: the folder contains other files",
+        ),
+        (
+            ["compare={a:[none.csv],b:[other.csv]}", "output=.", "overwrite=true"],
+            "error: the folder contains other files",
+        ),
         (["compare={control:[a.csv]}", "output=b"], "error: compare does not name two conditions"),
         (["compare={a:[none.csv],b:[none.csv]}", "output=b"], "none.csv"),
         (["compare={a:[none.csv],b:[]}", "output=b"], "error: compare names no files for b"),

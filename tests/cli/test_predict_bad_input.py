@@ -61,9 +61,9 @@ OPTIONS = {
     "tile=[1,1]": "tile is not a size: (1, 1); give tile=[z,y,x], each at least 1",
     "tile=[0,1,1]": "tile is not a size: (0, 1, 1)",
     "tile=[1.5,8,8]": "the option takes other values: tile=[1.5,8,8]; give whole numbers",
-    "overlap=1": "the overlap is not a share of a tile: 1.0; give a number from 0 to below 1",
-    "overlap=-0.1": "the overlap is not a share of a tile: -0.1",
-    "overlap=nan": "the overlap is not a share of a tile: nan",
+    "overlap=1": "the overlap is not a fraction of a tile: 1.0; give a number from 0 to below 1",
+    "overlap=-0.1": "the overlap is not a fraction of a tile: -0.1",
+    "overlap=nan": "the overlap is not a fraction of a tile: nan",
     "precision=fp16": "no such precision: 'fp16'; choose one of auto, fp32, bf16",
     "precision=16": "no such precision: '16'",
     "report=2": "report is neither true nor false: '2'; give report=true or report=false",
@@ -76,7 +76,7 @@ OPTIONS = {
     "memory=nonsense": "not an amount of memory: 'nonsense'; write for instance memory=4GB",
     "memory=0": "not an amount of memory: 0",
     "memory=-1GB": "not an amount of memory: '-1GB'",
-    "method=blend": "method blend does not fit a network that answers blocks, OneConvolution",
+    "method=blend": "method blend does not fit a block network, OneConvolution",
     "method=null": "the option takes other values: method=null; give a value",
     "method=other": "no such method: 'other'; choose one of auto, dense, strided, window, blend",
     "missing_chunks=maybe": "no such choice of missing chunks: 'maybe'; choose missing_chunks=error or fill",
@@ -328,20 +328,20 @@ def test_a_volume_smaller_than_the_window(refused):
 def test_one_slice_for_a_network_on_volumes(refused, network):
     save_checkpoint("a.ckpt", network, arguments={"in_channels": 1, "ndim": 3})
     tif("in.tif", GREY[:1])
-    assert re.search(r"works on volumes, the image is one slice|smaller than the network's window: \(1,", refused())
+    assert re.search(r"is 3D, the image is one slice|smaller than the network's window: \(1,", refused())
 
 
 RECORDS = {
     "other channels": ({"channels": "adjacent"}, "takes 1 channels, its channels=adjacent make: 3"),
     "unknown channels": ({"channels": "rgb"}, "no such channels: 'rgb'"),
-    "no spread": ({"normalization": {"mean": 1.0, "std": 0.0}}, "numbers that cannot be"),
+    "no spread": ({"normalization": {"mean": 1.0, "std": 0.0}}, "invalid values"),
     "half a normalisation": ({"normalization": {"mean": 1.0}}, "incomplete (KeyError: 'std')"),
     "words": ({"normalization": {"mean": "grey", "std": 1.0}}, "incomplete (TypeError"),
     "unknown calibration": ({"calibration": {"slope": 1.0}}, "incomplete (KeyError"),
     "no calibration": ({"calibration": None}, "incomplete (TypeError"),
-    "no temperature": ({"calibration": {"temperature": 0.0}}, "numbers that cannot be"),
-    "threshold": ({"threshold": 7}, "numbers that cannot be"),
-    "voxel size": ({"voxel_size": [5.0, 5.0]}, "numbers that cannot be"),
+    "no temperature": ({"calibration": {"temperature": 0.0}}, "invalid values"),
+    "threshold": ({"threshold": 7}, "invalid values"),
+    "voxel size": ({"voxel_size": [5.0, 5.0]}, "invalid values"),
 }
 
 

@@ -291,7 +291,7 @@ def test_finders_set_what_they_found_and_the_run_remembers(work, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["tune_lr=true", "optimizer=sgd_paper"], "a rate of its own for each kind of layer"),
+        (["tune_lr=true", "optimizer=sgd_paper"], "a separate rate for each kind of layer"),
         (["tune_lr=true", "trainer.devices=2"], "tune_lr and tune_batch_size need one device: 2"),
         (["patience=0"], "patience is not a whole number from 1: 0"),
         (["compile=fast"], "unknown choice of compile: 'fast'"),

@@ -65,7 +65,7 @@ def test_a_small_set_trains_whole(tmp_path, sets, caplog):
     splits = Domains(root=str(tmp_path), sets={"a": sets["a"]}, validation={"gap": 1000}).splits()
     assert splits.train[0].box.shape == (3, 80, 64)
     assert not splits.validation
-    assert "too small to hold rows out" in caplog.text
+    assert "too small to hold out rows" in caplog.text
 
 
 def test_a_phantom_may_be_one_of_the_sets(tmp_path, sets, monkeypatch):

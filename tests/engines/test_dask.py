@@ -76,7 +76,7 @@ def test_a_scheduler_with_certificates(engine, tmp_path):
     with DaskEngine(scheduler=address, **words) as connected:
         assert mapped(connected, pieces.square, range(5)) == {n: n * n for n in range(5)}
     assert mapped(engine, pieces.square, range(5)) == {n: n * n for n in range(5)}
-    with pytest.raises(UserError, match="this scheduler wants a certificate"):
+    with pytest.raises(UserError, match="this scheduler requires a certificate"):
         DaskEngine(scheduler=address, timeout=2).start()
     with pytest.raises(UserError, match=r"no such certificate or key: 'a.pem'"):
         DaskEngine(scheduler=address, **(words | {"tls_key": "a.pem"}))
@@ -186,7 +186,7 @@ def test_what_slurm_says_against_a_job_is_said_at_once(tmp_path, monkeypatch, sc
         (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     engine = SlurmEngine(2, timeout=20, interface="lo", shared_temp_directory=str(tmp_path))
-    with pytest.raises(UserError, match=f"SLURM takes no job: .*{said}"), engine:
+    with pytest.raises(UserError, match=f"SLURM rejected the job: .*{said}"), engine:
         pass
     assert not list(tmp_path.glob(".mitoseg*"))
 

@@ -126,7 +126,7 @@ def test_what_a_killed_worker_had_is_done_by_another(workers, tmp_path, caplog):
     assert all(number == answer for number, (answer, _) in found.items())
     assert (tmp_path / "killed").exists()
     if isinstance(workers, LocalEngine):
-        assert "a worker process was killed; another one does its part again" in caplog.text
+        assert "a worker process was killed; another one repeats its part" in caplog.text
     assert sorted(rank for _, rank in workers.ask(pieces.where)) == [0, 1]
 
 

@@ -155,7 +155,7 @@ def test_a_folder_is_written(tmp_path, small):
         found.save(tmp_path / "out")
     found.save(tmp_path / "out", overwrite=True)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match="other files"):
         found.save(tmp_path, overwrite=True)
 
 

@@ -127,7 +127,7 @@ def test_whole_slices_in_memory_are_predicted_alike():
 @pytest.mark.parametrize(
     ("network", "method", "shape", "what"),
     [
-        (SmallBlock(), "blend", SHAPE, "does not fit a network that answers blocks"),
+        (SmallBlock(), "blend", SHAPE, "does not fit a block network"),
         (SmallUNet(), "dense", SHAPE, "needs a block network"),
         (SmallUNet(), "window", SHAPE, "needs a block network"),
         (SmallBlock(), "sliding", SHAPE, "no such method"),

@@ -130,7 +130,7 @@ def test_voxels_that_are_not_cubic_are_refused(adjacent, caplog):
     with pytest.raises(UserError, match="needs cubic voxels"):
         predictor(adjacent, image, None, "adjacent", tta="axes", voxel_size=(30, 4, 4))
     assert predictor(adjacent, image, None, "adjacent", tta="axes").views
-    assert "takes the voxels as cubic" in caplog.text
+    assert "assumes cubic voxels" in caplog.text
 
 
 def test_a_volume_too_thin_to_lie_on_its_side_is_told(adjacent):
@@ -193,7 +193,7 @@ def test_axes_change_places_with_z_where_voxels_are_cubic(name, caplog):
         check_cubic(name, (50.0, 5.0, 5.0))
     with caplog.at_level(logging.WARNING):
         check_cubic(name, None)
-    assert "takes the voxels as cubic" in caplog.text
+    assert "assumes cubic voxels" in caplog.text
     for other in ("none", "flips", "turns", "all"):
         check_cubic(other, (50.0, 5.0, 5.0))
         check_cubic(other, None)

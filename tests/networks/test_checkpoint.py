@@ -231,7 +231,7 @@ def test_weights_of_another_kind_are_refused(dtype, tmp_path):
     checkpoint = torch.load(save(tmp_path / "a.ckpt", record()), weights_only=True)
     checkpoint["state_dict"] = {name: weight.to(dtype) for name, weight in checkpoint["state_dict"].items()}
     torch.save(checkpoint, tmp_path / "b.ckpt")
-    with pytest.raises(UserError, match="numbers that cannot be"):
+    with pytest.raises(UserError, match="invalid values"):
         load_model(tmp_path / "b.ckpt")
 
 
@@ -241,8 +241,8 @@ ONE = torch.zeros(2**20)
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        ({"a": torch.zeros(1).expand(10**6, 10**6)}, "something else than weights"),
-        ({"a": torch.empty(10**6, 10**6, device="meta")}, "something else than weights"),
+        ({"a": torch.zeros(1).expand(10**6, 10**6)}, "more than weights"),
+        ({"a": torch.empty(10**6, 10**6, device="meta")}, "more than weights"),
         ({str(i): ONE for i in range(10**4)}, "larger than its weights"),
         ({str(i): ONE[i : i + 10**6] for i in range(10**4)}, "larger than its weights"),
     ],
@@ -306,7 +306,7 @@ def test_a_damaged_last_checkpoint_offers_the_best(tmp_path):
     shutil.copy(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
     for damaged in (whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :], whole[:1000], b""):
         (tmp_path / "last.ckpt").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"take the best one instead: .*best.ckpt"):
+        with pytest.raises(UserError, match=r"use the best one instead: .*best.ckpt"):
             load_model(tmp_path / "last.ckpt")
 
 

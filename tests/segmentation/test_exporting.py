@@ -239,7 +239,7 @@ def test_only_a_folder_of_meshes_is_replaced(instances, tmp_path):
         assert [r.id for r in records] == chosen
     assert not (folder / "2.ply").exists()
     (tmp_path / "thesis.txt").write_text("three years")
-    with pytest.raises(UserError, match="other things"):
+    with pytest.raises(UserError, match="other files"):
         export_meshes(instances, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
 

@@ -267,9 +267,9 @@ def test_deleting_makes_background(labels_zyx, ids):
         (lambda a: delete(a, []), "no instance is chosen"),
         (lambda a: delete(a, [0]), "no instance has the number: 0"),
         (lambda a: split_necks(a, [], SIZE), "no instance is chosen"),
-        (lambda a: split_seeds(a, np.zeros((0, 3)), SIZE), "no instance holds two seed points"),
-        (lambda a: split_seeds(a, np.array([[0, 0, 0], [0, 0, 1]]), SIZE), "no instance holds two seed points"),
-        (lambda a: split_seeds(a, np.array([[-5, 0, 0], [0, 99, 1]]), SIZE), "no instance holds two seed points"),
+        (lambda a: split_seeds(a, np.zeros((0, 3)), SIZE), "no instance contains two seed points"),
+        (lambda a: split_seeds(a, np.array([[0, 0, 0], [0, 0, 1]]), SIZE), "no instance contains two seed points"),
+        (lambda a: split_seeds(a, np.array([[-5, 0, 0], [0, 99, 1]]), SIZE), "no instance contains two seed points"),
     ],
 )
 def test_what_cannot_be_corrected(act, message):
@@ -325,7 +325,7 @@ def test_seeds_in_one_ball_cut_it_as_well():
 
 def test_numbers_that_the_type_does_not_have_are_not_given():
     labels_zyx, first, second = dumbbell(255)
-    with pytest.raises(UserError, match="no more numbers"):
+    with pytest.raises(UserError, match="no free numbers"):
         split_seeds(labels_zyx.astype(np.uint8), np.array([first, second]), SIZE)
 
 

@@ -211,7 +211,7 @@ def test_a_prediction_is_cancelled(endless, window, viewer, said, wait):
     click(window.predicting.predict)
     wait(begun.is_set)
     window.run_prediction()
-    assert "something else is being computed" in said.pop()[1]
+    assert "another computation is running" in said.pop()[1]
     click(window.tasks.cancel)
     wait(lambda: not window.tasks.busy)
     assert window.tasks.status.text() == "cancelled"
@@ -236,7 +236,7 @@ def test_measuring_and_cutting_ask_for_the_voxel_size(window, viewer, said, wait
     assert "measuring needs the voxel size" in said.pop()[1]
     window.instances.ids.setText("1")
     click(window.instances.split_necks)
-    assert "cutting needs the voxel size" in said.pop()[1]
+    assert "splitting needs the voxel size" in said.pop()[1]
     window.voxel_size.setText("5, 5")
     click(window.instances.measure)
     assert "not a voxel size" in said.pop()[1]

@@ -61,21 +61,21 @@ def test_a_volume_in_place_of_a_run(here):
 def test_a_voxel_size_that_is_given_comes_first(here, caplog):
     shown = open_shown("image.tif", NONE, voxel_size=[1, 2, 3])
     assert shown.voxel_size == (1, 2, 3)
-    assert "say otherwise" in caplog.text
+    assert "state other sizes" in caplog.text
 
 
 def test_what_is_gone_is_left_out(here, caplog):
     run = make_run(here / "run", input="gone.tif", output="probability.tif")
     assert list(open_shown(run, NONE).volumes) == ["probability"]
     assert "gone.tif" in caplog.text
-    with pytest.raises(UserError, match="nothing to look at"):
+    with pytest.raises(UserError, match="nothing to show"):
         open_shown(make_run(here / "both", input="gone.tif", output="gone_too.tif"), NONE)
 
 
 @pytest.mark.parametrize(
     ("run", "given", "line"),
     [
-        (None, {}, "nothing to look at"),
+        (None, {}, "nothing to show"),
         ("image.tif", {"mask": "other.tif"}, r"differ in shape .*'image': \(4, 5, 6\), 'mask': \(4, 5, 7\)"),
         ("nowhere", {}, "no such run or volume: 'nowhere'"),
         ("empty", {}, "neither a run nor a volume"),

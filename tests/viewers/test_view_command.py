@@ -86,7 +86,7 @@ def test_it_serves_and_writes_nothing(here, view, words):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "there is nothing to look at; give a run's folder"),
+        ([], "there is nothing to show; give a run's folder"),
         (["empty"], "the folder names no volumes"),
         (["image.tif", "port=many"], "port is not a port number: 'many'"),
         (["image.tif", "port=70000"], "port is not a port number: 70000"),

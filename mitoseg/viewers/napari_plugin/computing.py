@@ -90,7 +90,7 @@ def predict(image: Volume, choice: Choice, progress: Progress = lambda *_: None)
     needed, free = math.prod(image.shape) * (BYTES + 8), memory_available()  # with what post-processing takes
     if needed > free:
         what = f"the results need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
-        raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open what it wrote")
+        raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open its output")
     image = with_padding(image, "auto")
     resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
     prepared = prepare(
@@ -176,7 +176,7 @@ def merge(labels_zyx: Array, ids: Sequence[int]) -> Edit:
     """Give several instances the lowest of their numbers."""
     wanted = sorted(set(ids))
     if len(wanted) < 2:
-        raise UserError("merging takes two instances or more", list(wanted), "choose them in the table or the viewer")
+        raise UserError("merging needs two instances or more", list(wanted), "select them in the table or the viewer")
     index = np.nonzero(_where(labels_zyx, wanted))
     moved = labels_zyx[index] != wanted[0]
     return _edit(labels_zyx, tuple(axis[moved] for axis in index), wanted[0], wanted)
@@ -202,7 +202,7 @@ def split_necks(
         if part_zyx.max() > 1:
             edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
     if not edits:
-        raise UserError("no neck to cut at", wanted, "place two seed points in it, or raise the neck's share")
+        raise UserError("no neck to cut at", wanted, "place two seed points in it, or increase “Neck at most”")
     return _joined(edits)
 
 
@@ -222,7 +222,7 @@ def split_seeds(labels_zyx: Array, seeds_zyx: npt.NDArray[np.floating], voxel_si
             part_zyx = split_at_seeds(labels_zyx[box.slices] == i, mine - np.array(box.start), voxel_size)
             edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
     if not edits:
-        raise UserError("no instance holds two seed points", len(at), "place one in each part, inside the instance")
+        raise UserError("no instance contains two seed points", len(at), "place one in each part, inside the instance")
     return _joined(edits)
 
 
@@ -267,7 +267,7 @@ def _parted(labels_zyx: Array, i: int, box: Box, part_zyx: Array, before: Sequen
     others = [p for p in np.flatnonzero(sizes).tolist() if p != largest]
     table[others] = np.arange(first, first + len(others))
     if first + len(others) - 1 > np.iinfo(labels_zyx.dtype).max:
-        raise UserError("the labels' type has no more numbers", str(labels_zyx.dtype), "save them as instances first")
+        raise UserError("the labels' type has no free numbers", str(labels_zyx.dtype), "save them as instances first")
     inside = np.nonzero(table[part_zyx])
     index = tuple(axis + start for axis, start in zip(inside, box.start, strict=True))
     return _edit(labels_zyx, index, table[part_zyx[inside]], [i, *table[others].tolist()])

@@ -112,7 +112,7 @@ class TaskBar(QWidget):
         ``then`` gets the result, in the window's thread, and returns what the status says.
         """
         if self.busy:
-            raise UserError("something else is being computed", None, "wait, or cancel it")
+            raise UserError("another computation is running", None, "wait, or cancel it")
         task, self._then = Task(job), then
         self._task = task
         task.returned.connect(self._end)  # methods of this widget: Qt lets go of them when it is gone

@@ -56,7 +56,7 @@ def labels_array(layer: Layer | None) -> Array:
     if layer is None:
         raise UserError("there is no labels layer", None, "predict first, or open instances")
     if layer.multiscale or not isinstance(layer.data, np.ndarray):
-        raise UserError("the labels are too large for memory", layer.name, "they can be looked at, not corrected")
+        raise UserError("the labels are too large for memory", layer.name, "they can be viewed but not corrected")
     if layer.data.ndim != 3:
         raise UserError(f"the labels have {layer.data.ndim} axes, not 3", layer.name, "mitoseg needs z, y, x")
     labels_zyx: Array = layer.data
@@ -98,7 +98,7 @@ def fitting_volume(layer: Layer | None, shape: Sequence[int]) -> ArrayVolume | N
 def voxels_of_points(points: Layer, layer: Layer | None) -> Array:
     """Where the points of one layer lie in the voxels of another, (n, 3)."""
     if points.ndim != 3:
-        raise UserError("the seed points have not three axes", points.name, "press “Seed points” for a layer that has")
+        raise UserError("the points do not have three axes", points.name, "use a layer made by “Seed points”")
     assert layer is not None
     found = [layer.world_to_data(points.data_to_world(point)) for point in points.data]
     return np.reshape(np.asarray(found, float), (-1, 3))
@@ -220,7 +220,7 @@ def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> l
     try:
         array = data[0] if meta.get("multiscale") else data
         if meta.get("rgb") or len(array.shape) != 3:
-            raise UserError("not a volume of grey values or labels", meta.get("name"), "it takes three axes: z, y, x")
+            raise UserError("not a volume of grey values or labels", meta.get("name"), "it needs three axes: z, y, x")
         about = dict(meta.get("metadata", {}).get(KEY, {}))
         if kind is not None:
             about.setdefault("kind", kind)
@@ -241,7 +241,7 @@ def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overw
         for box in tiles(volume.box, BLOCK):
             values_zyx = volume.read(box)
             if kind == "instances" and values_zyx.size and not 0 <= values_zyx.min() <= values_zyx.max() < 2**32:
-                raise UserError("an instance number does not fit 32 bits", int(values_zyx.max()), "number them from 1")
+                raise UserError("an instance number exceeds 32 bits", int(values_zyx.max()), "number them from 1")
             writer.write(box, values_zyx.astype(dtype, copy=False))
 
 

@@ -212,7 +212,7 @@ class Segmenter(QWidget):
         layers = (self.viewer.layers.selection.active, *reversed(self.viewer.layers))
         points = next((one for one in layers if isinstance(one, Points)), None)
         if points is None:
-            raise UserError("there are no seed points", None, "press “Seed points”, then click one into each part")
+            raise UserError("there are no seed points", None, "press “Seed points”, then place one in each part")
         arguments = (labels_zyx, voxels_of_points(points, self.layer), self._lengths())
         self._cut(partial(computing.split_seeds, *arguments), points)
 
@@ -296,7 +296,7 @@ class Segmenter(QWidget):
         """The voxel size for cutting, which needs it."""
         size = self.labels_size
         if size is None:
-            raise UserError("cutting needs the voxel size", None, "fill in the field “Voxels (nm)”")
+            raise UserError("splitting needs the voxel size", None, "fill in the field “Voxels (nm)”")
         return size
 
     def closeEvent(self, event: Any) -> None:  # noqa: N802, ANN401 (Qt's own)

@@ -180,7 +180,7 @@ def _truth(levels: list[Level]) -> list[Level]:
     try:
         labels = map_labels(looked_at, require_foreground=False)
     except UserError as error:
-        log.warning("the truth is shown by its numbers: %s", error)
+        log.warning("the truth is shown with its stored values: %s", error)
         return levels
     return levels if labels.numbered else _each(levels, labels.alike)
 
@@ -341,7 +341,11 @@ def serving(
     except OSError as error:
         remedies = {
             errno.EADDRINUSE: ("the port is taken", port, "choose another, or port=0 for a free one"),
-            errno.EACCES: ("the port may not be used", port, "choose one above 1023, or port=0 for a free one"),
+            errno.EACCES: (
+                "the port needs special permission",
+                port,
+                "choose one above 1023, or port=0 for a free one",
+            ),
         }
         other = ("cannot listen on that address", bind, "give bind=127.0.0.1, or an address of this machine")
         raise UserError(*remedies.get(error.errno or 0, other)) from error
