@@ -120,18 +120,19 @@ def unknown_option(error: BaseException, config_dir: Path, config_name: str, ove
     return f"no such option: {match[1]!r}; {nearest(match[1], keys, '--help lists the options')}"
 
 
-def unknown_choice(error: BaseException, config_dir: Path) -> str | None:
-    """A line with the nearest name, if a list of options names one that is not there."""
+def unknown_choice(error: BaseException, config_dirs: Sequence[Path]) -> str | None:
+    """A line with the nearest name, if a list of options names one that is in none of the folders."""
     missing = getattr(error, "missing_cfg_file", None)
     if not isinstance(missing, str):
         return None
     group, _, name = missing.rpartition("/")
-    listed = getattr(error, "options", None) or [path.stem for path in (config_dir / group).glob("*.yaml")]
+    listed = getattr(error, "options", None) or [path.stem for path in (config_dirs[0] / group).glob("*.yaml")]
     names = sorted(listed) if group else []
     if not names:
         return None
     otherwise = f"choose one of {', '.join(names)}"
-    return f"{group} has no {name!r}; {nearest(name, names, otherwise)}"
+    own = "" if len(config_dirs) > 1 else " (your own need --config-dir FOLDER)"
+    return f"{group} has no {name!r}; {nearest(name, names, otherwise)}{own}"
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str) -> str:

@@ -58,7 +58,7 @@ Run = Callable[[DictConfig], float | None]
 """A command: it takes its config; a number it returns is what a search maximises."""
 COMMANDS = {
     "train": "train a network and score it on the held-out volume",
-    "finetune": "teach a model your tissue from a few painted slices, with an honest score",
+    "finetune": "fine-tune a model on a few annotated slices, and score it on tissue it has not seen",
     "predict": "write the mitochondria of a volume, with a trained network",
     "evaluate": "score a result against labels",
     "measure": "a table of what each mitochondrion of a volume measures",
@@ -137,7 +137,10 @@ def _remove_unused_folder() -> None:
     if (
         made is not None
         and made.is_dir()
-        and all(path.name == ".hydra" or path.suffix == ".log" for path in made.iterdir())
+        and all(
+            path.is_dir() or path.parent.name == ".hydra" or path.suffix == ".log" or path.name == ".lock"
+            for path in made.rglob("*")
+        )
     ):
         for handler in list(logging.root.handlers):  # which would open the log again, in a folder that is gone
             if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.absolute():
@@ -151,6 +154,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
     RunFolder.made = None
     words: list[str] = []
     sweep: Sweep | None = None
+    config_dirs = [config_dir]
     try:
         try:
             os.getcwd()
@@ -162,6 +166,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         if known.config_dir:  # a class of one's own may lie beside its yaml; engines' processes inherit the path
             sys.path.insert(0, os.path.abspath(known.config_dir))
         config_dirs = [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
+        refuse_shadows(*config_dirs)
         judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
         words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]
@@ -185,7 +190,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
             conclude(sweep)
         raise
     except Exception as error:
-        line = missing_plugin(error) or unknown_choice(error, config_dir)
+        line = missing_plugin(error) or unknown_choice(error, config_dirs)
         line = line or unknown_option(error, config_dir, config_name, words) or user_message(error)
         if line is None:
             traceback.print_exc()
@@ -194,6 +199,14 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         return _say(f"error: {line}", 1, sweep)
     failures = conclude(sweep) if sweep else None
     return _say(f"error: {failures}", 1) if failures else 0
+
+
+def refuse_shadows(config_dir: Path, own: Path | None = None) -> None:
+    """Refuse a file of the user's that Hydra would ignore, since mitoseg has an option of that name."""
+    for path in sorted(config_dir.rglob("*.yaml")) if own is not None else ():
+        name = path.relative_to(config_dir)
+        if (own / name).is_file() and not (own / name).samefile(path):
+            raise UserError(f"{name} in {own} has the name of one of mitoseg's own options", None, "rename it")
 
 
 def _call_hydra(

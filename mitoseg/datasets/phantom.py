@@ -55,7 +55,8 @@ class Phantom(Files):
         super().__init__(root=root, validation=validation)
         self.folder = self.root or Path(pooch.os_cache("mitoseg")) / self.name
         self.preset, self.seed = get_preset(preset), seed
-        self.shapes = {"train": checked_shape(train_shape), "test": checked_shape(test_shape)}
+        shapes = {"train": train_shape, "test": test_shape}
+        self.shapes = {name: checked_shape(shape, f"data.{name}_shape") for name, shape in shapes.items()}
         seed_sequences(seed)  # refuses a negative one
 
     def prepare(self) -> None:

@@ -1,19 +1,20 @@
 r"""The ways to turn a network into a map of log-odds, by name.
 
-dense     the window's answer at every pixel, in one pass                   block networks
-strided   one pass, an answer every ``stride`` pixels, linear in between    block networks
+dense     the window's score at every pixel, in one pass                    block networks
+strided   one pass, a score every ``stride`` pixels, linear in between      block networks
 window    each window cut out and put through alone; the reference          block networks
-blend     overlapping tiles, averaged with Gaussian weights                 networks that answer a whole tile
+blend     overlapping tiles, averaged with Gaussian weights                 networks that score a whole tile
 
-A score stays on the pixel that its window answers, and the margins come from reflecting the image. Reading starts
-``anchor(window)`` pixels before the first pixel, so that output i answers pixel ``stride * i``:
+A score belongs to the pixel at its window's anchor. For the voxels of a box a method also reads a halo, which is
+reflected beyond the image. Reading starts ``anchor(window)`` pixels before the first pixel, so that output i is the
+score of pixel ``stride * i``:
 
     slice                     |0 . . . . . . . 8 . . . . . . . 16 ...            L-1|
     read        <spill|anchor>|0                                                 L-1|<reflected>
-    windows           |--- answers 0 ---|
-                              |--- answers 8 ---|
+    windows           |--- scores 0 ----|
+                              |--- scores 8 ----|
 
-The grid of answered pixels starts at the origin of the volume, and a box takes all answers around it, so that a
+The grid of scored pixels starts at the origin of the volume, and a box takes all scores around it, so that a
 pixel's value depends, to the last bit, on its place in the volume alone. So do the tiles of ``blend``; the last along
 an axis ends where the volume ends. A voxel gets the mean log-odds of the tiles that cover it, weighted by a Gaussian
 around each tile's centre with a standard deviation of an eighth of the tile (Isensee et al., 2021, Nature Methods 18,
@@ -124,7 +125,7 @@ class Method(ABC):
 
     @abstractmethod
     def reads(self, write: Box) -> Box:
-        """What must be read for the voxels of a box; it may leave the volume, which is reflected there."""
+        """The voxels of a box with their halo, as they must be read; beyond its border the volume is reflected."""
 
     @abstractmethod
     def __call__(self, image: Tensor, write: Box) -> Tensor:
@@ -171,7 +172,7 @@ class Dense(Method):
 
 @dataclass(frozen=True)
 class OnGrid(Method):
-    """A method that answers the pixels of a regular grid, with outputs that see pixels around their window."""
+    """A method that scores the pixels of a regular grid, with outputs that see pixels around their window."""
 
     network: BlockNetwork
     ndim: int
@@ -241,7 +242,7 @@ class Window(OnGrid):
 
 
 def answered(start: int, stop: int, stride: int) -> range:
-    """Numbers of the grid's answers that the pixels of an axis need.
+    """Numbers of the grid's scores that the pixels of an axis need.
 
     >>> answered(0, 33, 8), answered(5, 8, 8), answered(8, 9, 8)
     (range(0, 5), range(0, 2), range(1, 2))
@@ -250,7 +251,7 @@ def answered(start: int, stop: int, stride: int) -> range:
 
 
 def fill(coarse: Tensor, axis: int, start: int, stop: int, stride: int) -> Tensor:
-    """Linear interpolation along one axis from the answers `answered` to the pixels from start to before stop.
+    """Linear interpolation along one axis from the scores of `answered` to the pixels from start to before stop.
 
     >>> fill(torch.tensor([0.0, 8.0, 0.0]), 0, 6, 11, 8).tolist()
     [6.0, 7.0, 8.0, 7.0, 6.0]
@@ -366,7 +367,7 @@ class Members(Method):
 
 
 def on_meta(method: Any, dtype: torch.dtype, wrap: Callable[[Any], Any]) -> Any:  # noqa: ANN401 (a frozen dataclass, whose type it keeps)
-    """The same method with a network of tensors that have a shape but no voxels; what answers one tile is wrapped."""
+    """The same method with a network of tensors that have a shape but no voxels; what scores one tile is wrapped."""
     if isinstance(method, Members):
         return replace(method, methods=tuple(on_meta(part, dtype, wrap) for part in method.methods))
     network = copy.deepcopy(method.network).to(device="meta", dtype=dtype)

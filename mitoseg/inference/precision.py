@@ -55,7 +55,7 @@ def has_bf16(device: torch.device) -> bool:
 def computing(precision: str, device: torch.device, *, compiled: bool = False) -> AbstractContextManager[Any]:
     """A context in which convolutions compute with a precision; in float32 a GPU uses no TF32.
 
-    On a CPU, unless compiled, a tile's answers in float32 are those of the whole to the last bit.
+    On a CPU, unless compiled, a tile's outputs in float32 are those of the whole to the last bit.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)

@@ -1,4 +1,4 @@
-r"""The volume as the symmetries of test-time augmentation show it, what a network sees of it, and one answer of many.
+r"""The volume as the symmetries of test-time augmentation show it, what a network sees of it, and one output of many.
 
 Where voxels are cubic, axes may change places with z, so that the volume is predicted along each of them. A turned
 volume is predicted like any other, with its own grid and borders, so the result does not depend on the tiles either.
@@ -224,13 +224,13 @@ def _select(image: Tensor, index: npt.NDArray[np.integer], axis: int) -> Tensor:
 
 
 CONSENSUS = ("mean", "median")
-"""How several answers may be combined."""
+"""How several outputs may be combined."""
 
 
 def gather(answers: Iterator[Tensor], save: str, consensus: str, calibration: Calibration) -> Tensor:
     """One number for each voxel from maps of log-odds (z, y, x): their mean or median, or the deviation.
 
-    The mask of the median of an odd number of answers is the majority of their masks, whatever the threshold; of an
+    The mask of the median of an odd number of maps is the majority of their masks, whatever the threshold; of an
     even number it is the mean of the middle two, which `torch.median` does not take.
     """
     if save == "uncertainty":
@@ -258,14 +258,14 @@ def _deviation(answers: Iterator[Tensor], calibration: Calibration) -> Tensor:
 
 
 def gather_bytes(save: str, consensus: str, count: int) -> int:
-    """Memory for each voxel while answers are gathered, besides that of one answer."""
+    """Memory for each voxel while outputs are gathered, besides that of one."""
     if save == "uncertainty":
         return 20
     return 4 * count if consensus == "median" else 4
 
 
 def check_answers(save: str, consensus: str, count: int) -> None:
-    """Refuse an unknown consensus, and the deviation of a single answer."""
+    """Refuse an unknown consensus, and the deviation of a single output."""
     if consensus not in CONSENSUS:
         raise UserError("no such consensus", consensus, f"choose one of {', '.join(CONSENSUS)}")
     if save == "uncertainty" and count < 2:

@@ -220,6 +220,10 @@ def _resolve(name: str, trust: bool) -> type[nn.Module]:
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
+        if trust:
+            what = f"the checkpoint's network cannot be imported ({type(error).__name__}: {error})"
+            remedy = "add its folder: --config-dir mine, in Python sys.path.append('mine')"
+            raise UserError(what, name, remedy) from error
         raise UserError("the checkpoint names a network that does not exist", name, REMEDY) from error
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
         raise UserError("the checkpoint's network is not a torch module", name, "do not use this file")

@@ -1,8 +1,8 @@
-r"""The dense form of a block network: the answer of a window at every position, in one pass.
+r"""The dense form of a block network: the output of a window at every position, in one pass.
 
-A network with strides answers every S-th position only, S being the product of its strides. The dense form applies
-each strided layer at every one of its s offsets along each axis; each offset makes a fragment, a smaller image that
-goes on at its own low resolution, and the last fragments are woven back (Giusti et al. 2013, "Fast image scanning
+A network with strides has an output at every S-th position only, S being the product of its strides. The dense form
+applies each strided layer at every one of its s offsets along each axis; each offset makes a fragment, a smaller image
+that goes on at its own low resolution, and the last fragments are woven back (Giusti et al. 2013, "Fast image scanning
 with deep max-pooling convolutional neural networks", ICIP). Each value is computed once. Along one axis, for a
 convolution of 3 and a pool of 2 with stride 2, window 4:
 
@@ -23,7 +23,7 @@ All padding is left out: an output is that of its field alone.
     padding inside (PatchCNN):        dense[i] = network(image[r:])[k]   with i + padding = k S + r,  0 <= r < S,
                                                  wherever the field lies inside image[r:]
 
-A part of an image answers what the whole does: to rounding, and in float32 on a CPU to the last bit where every
+A part of an image gives the outputs of the whole: to rounding, and in float32 on a CPU to the last bit where every
 convolution is computed in one way (torch may take another for small images).
 """
 
@@ -46,7 +46,7 @@ from mitoseg.networks.kinds import per_axis
 
 
 class DenseForm(nn.Module):
-    """A block network that answers at every position.
+    """A block network with an output at every position.
 
     The given network is a part of this module, not a copy: parameters, buffers, device and mode are shared. It is an
     ``nn.Sequential`` (others may be nested in it), or a module that only applies one, its attribute ``layers``, of
@@ -91,7 +91,7 @@ class DenseForm(nn.Module):
         self._segments = [Segment(layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
-        """The original's answer at every position.
+        """The original's output at every position.
 
         An image (B, in_channels, [Z,] Y, X) of sides n gives (B, classes, [Z,] Y, X) of sides ``n - field + 1``, in
         the same memory format.
@@ -181,7 +181,7 @@ def _format(*tensors: Tensor) -> torch.memory_format:
 Axes = tuple[int, ...]
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH_NORM = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-MODAL = (*DROPOUT, *BATCH_NORM, nn.RReLU)  # layers whose answer in training differs from that in eval mode
+MODAL = (*DROPOUT, *BATCH_NORM, nn.RReLU)  # layers whose output in training differs from that in eval mode
 _CONVOLUTION = (nn.Conv2d, nn.Conv3d)
 _MAXIMUM = (nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE = (nn.AvgPool2d, nn.AvgPool3d)
@@ -193,7 +193,7 @@ _POINTWISE = (
 )
 _REFUSED: dict[tuple[type[nn.Module], ...], tuple[str, str]] = {
     (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d): (
-        "a layer that normalises over space has no dense form: its answer depends on the whole image",
+        "a layer that normalises over space has no dense form: its output depends on the whole image",
         "use BatchNorm",
     ),
     (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d): (
@@ -202,7 +202,7 @@ _REFUSED: dict[tuple[type[nn.Module], ...], tuple[str, str]] = {
     ),
     (nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Upsample, nn.PixelShuffle, nn.MaxUnpool2d, nn.MaxUnpool3d): (
         "a layer that enlarges its image has no dense form",
-        "use a network of convolutions and pools that answers one pixel per window",
+        "use a network of convolutions and pools that scores one pixel per window",
     ),
     (nn.Flatten, nn.Unflatten, nn.Linear): (
         "a fully connected layer has no dense form",
@@ -277,7 +277,7 @@ def _dimensions(modules: Sequence[tuple[str, nn.Module]]) -> int:
 
 
 def _check(name: str, module: nn.Module) -> None:
-    """Refuse a layer that is not known, or whose answer depends on more than a neighbourhood."""
+    """Refuse a layer that is not known, or whose output depends on more than a neighbourhood."""
     for kinds, (what, remedy) in _REFUSED.items():
         if isinstance(module, kinds):
             raise UserError(what, name, remedy)
@@ -345,11 +345,11 @@ class Segment:
         return x
 
     def one(self, x: Tensor, offset: Axes) -> Tensor:
-        """The answers for the fragment at one offset."""
+        """The outputs for the fragment at one offset."""
         return self._run(self.layers, [self._fragment(x, offset)])
 
     def every(self, x: Tensor) -> Tensor:
-        """The answers for all fragments, one after the other along the batch axis."""
+        """The outputs for all fragments, one after the other along the batch axis."""
         return self._run(self.layers, [self._fragment(x, offset) for offset in self.offsets])
 
     def compile(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """Start from the weights of another run, adapted to the channels and classes of this one; freeze layers.
 
-first layer    n -> 1 channels: the sum over channels; 1 -> n: an n-th of it for each. Either gives the same answer
+first layer    n -> 1 channels: the sum over channels; 1 -> n: an n-th of it for each. Either gives the same scores
                as before on slices that are the same in every channel.
 last layer     another number of classes: initialised anew
 anything else  must keep its shape

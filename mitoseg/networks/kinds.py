@@ -1,4 +1,4 @@
-"""What may be asked of any network: whether it answers blocks, its number of axes, its input channels."""
+"""What may be asked of any network: whether it classifies windows, its number of axes, its input channels."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Both networks have the same parameters under the same names, so weights move fro
 
 The pools pad only at the bottom and right, as torch's ``ceil_mode`` does.
 
-In a whole image output i stands for the window that starts at pixel 8i. ContextCNN's answer is that of the window
+In a whole image output i stands for the window that starts at pixel 8i. ContextCNN's output is that of the window
 alone, to rounding; PatchCNN's depends on pixels 8i-14 .. 8i+52 (`spill`), which around a block are zeros.
 """
 

@@ -1,4 +1,4 @@
-r"""U-Nets that answer a whole tile, on slices, on neighbouring slices as channels, or on volumes.
+r"""U-Nets that score a whole tile, on slices, on neighbouring slices as channels, or on volumes.
 
 The body is MONAI's DynUNet, the architecture of nnU-Net (Isensee et al., Nature Methods 18, 2021). With a ``stem`` of
 s > 1 it works on a coarser grid without losing a voxel: s x s (x s) voxels become channels before the first

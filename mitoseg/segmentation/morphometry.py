@@ -11,6 +11,7 @@ Parts may go to other processes. Memory holds a block, a group or the largest ob
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.blockwise import BLOCK, STARTS, STOPS, VOXEL_BYTES, count_instances
 from mitoseg.segmentation.centreline import Centreline, shape_centreline
+from mitoseg.segmentation.labelling import Labelling, label_volume
 from mitoseg.segmentation.smooth_shape import (
     PIECE,
     Floats,
@@ -43,7 +45,9 @@ from mitoseg.segmentation.smooth_shape import (
     smooth_shape,
 )
 from mitoseg.volumes import Array, Volume, VoxelSize
+from mitoseg.volumes.base import CroppedVolume
 
+log = logging.getLogger(__name__)
 REACH = 1000.0  # in nm, how far a neighbour is looked for
 TILE = (128, 512, 512)  # neighbours are looked for at once
 GROUP = (64, 256, 256)  # objects whose boxes start in the same part of this size are read together
@@ -108,6 +112,8 @@ def measure_instances(
     found = count_instances(
         sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)), engine=engine
     )
+    if len(found) == 1:
+        _warn_of_a_mask(sources.labels, found.iloc[0], engine)
     if min_volume is not None:
         found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
     keys = [found[name] // n for name, n in zip(STARTS, GROUP, strict=True)]
@@ -132,6 +138,15 @@ def measure_instances(
         table = table.merge(least, on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
     return table.sort_values("instance", ignore_index=True)
+
+
+def _warn_of_a_mask(labels: Volume, row: pd.Series, engine: Engine) -> None:
+    """Warn if the only number of a volume belongs to several separate objects."""
+    crop = CroppedVolume(labels, Box(tuple(map(int, row[STARTS])), tuple(map(int, row[STOPS]))))
+    count = len(label_volume(crop, Labelling(connectivity=26), engine=engine).objects)
+    if count > 1:
+        remedy = "number the objects first: kind=mask, in Python mitoseg.label(mask)"
+        log.warning("%s: all %d objects have one number, as in a mask; %s", labels.path, count, remedy)
 
 
 def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math.inf) -> list[dict[str, object]]:

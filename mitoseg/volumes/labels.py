@@ -199,6 +199,11 @@ def holds_classes(volume: Volume) -> bool:
     return not survey.many and len(survey.values) > 2 - (not survey.zeros)
 
 
+def holds_image(volume: Volume) -> bool:
+    """Whether the values are those of an image rather than labels."""
+    return _survey(volume).is_image
+
+
 def one_slice(volume: Volume, z: int) -> Box:
     """The box of a whole slice."""
     return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
@@ -225,8 +230,7 @@ def _check_background(survey: _Survey, path: str, otherwise: str) -> None:
 
 
 def _check_meaning(survey: _Survey, path: str) -> None:
-    rough = survey.between - survey.solid > _IMAGE_SHARE * survey.voxels
-    if rough and len(survey.values) >= _MANY_VALUES and survey.solid < _SOLID_SHARE * survey.between:
+    if survey.is_image:
         what = f"an image instead of labels: values from {survey.low:g} to {survey.high:g} differ from voxel to voxel"
         raise UserError(what, path, "give the labels; a probability or a soft mask needs label_rule_of_values=half")
     if not survey.integral:
@@ -306,6 +310,11 @@ class _Survey:
     @property
     def many(self) -> bool:
         return len(self.values) > _KEPT
+
+    @property
+    def is_image(self) -> bool:
+        rough = self.between - self.solid > _IMAGE_SHARE * self.voxels
+        return rough and len(self.values) >= _MANY_VALUES and self.solid < _SOLID_SHARE * self.between
 
     def listed(self) -> str:
         shares = {value: "" if self.many else f" ({100 * n / self.voxels:.3g} %)" for value, n in self.values.items()}

@@ -42,7 +42,7 @@ from mitoseg.volumes import (
 )
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayWriter, integer_volume
-from mitoseg.volumes.labels import map_mask
+from mitoseg.volumes.labels import holds_image, map_mask
 from mitoseg.volumes.opening import convert
 from mitoseg.volumes.padding import blanked, with_padding
 from mitoseg.volumes.predicted import Decision, decide
@@ -399,7 +399,7 @@ def measure(
     fraction done, from 0 to 1.
 
     Raises:
-        UserError: Shapes differ, the voxel size is not known, a number is out of range, or labels are a mask.
+        UserError: Shapes differ, the voxel size is unknown, a number is out of range, or labels are no instances.
 
     Example:
         >>> measure(np.pad(np.ones((2, 2, 2), np.uint32), 1), (5, 5, 5))["volume_nm3"].tolist()
@@ -410,6 +410,9 @@ def measure(
         raise UserError("measuring needs instances, not a mask", volume.path, "number them first: mitoseg.label(mask)")
     if volume.voxel_size is None:
         raise UserError("measuring needs the voxel size", volume.path, "give voxel_size=(z, y, x) in nm")
+    if (volume.dtype.kind == "f" or volume.dtype == np.uint8) and holds_image(volume):
+        remedy = "give the result of mitoseg.label"
+        raise UserError("measuring needs instances, not an image or probabilities", volume.path, remedy)
     given = {"image": image, "probability": probability, "uncertainty": uncertainty}
     others = {name: as_volume(source, name=name) for name, source in given.items() if source is not None}
     if "image" in others:
@@ -423,8 +426,8 @@ def measure(
 def evaluate(
     prediction: Source,
     truth: Source,
-    *,
     voxel_size: Sequence[float] | None = None,
+    *,
     threshold: float | None = None,
     kind: str | None = None,
     foreground: object = None,

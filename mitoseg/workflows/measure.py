@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from copy import copy
@@ -40,6 +41,7 @@ from mitoseg.workflows.evaluate import open_volumes
 from mitoseg.workflows.options import MeasureOptions
 from mitoseg.workflows.session import limit_memory, make_engine
 
+log = logging.getLogger(__name__)
 DIGITS = 9
 """Format of floats in text tables: more digits than any measurement is accurate to."""
 
@@ -72,6 +74,9 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
     make_folders(output.parent)
     engine = make_engine(options)
     decision = decide(volumes["input"], options.threshold, options.kind)
+    if decision.source == "default" and decision.kind == "probability":
+        text = "%s states no threshold: taking %g; give threshold= (predict printed it)"
+        log.warning(text, options.input, decision.threshold)
     if options.save_instances is not None and decision.kind != "instances":
         check_voxel_type(options.save_instances, np.uint32)
     with engine, scratch_folder(output) as scratch:

@@ -233,7 +233,10 @@ def built_from(key: str) -> Iterator[None]:
         log.debug("%s cannot be built", key, exc_info=True)
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         what = f"{key} cannot be built from its options ({type(cause).__name__}: {cause})"
-        raise UserError(what, None, f"check the options of {key}; --help lists them") from error
+        remedy = f"check the options of {key}; --help lists them"
+        if str(error).startswith("Error locating target"):
+            remedy = f"check _target_ in {key}/NAME.yaml"
+        raise UserError(what, None, remedy) from error
 
 
 def check_options(cfg: DictConfig) -> None:

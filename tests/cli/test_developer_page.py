@@ -14,8 +14,10 @@ from pages import ROOT, commands, files, our_words, write_files
 from tiny_training import TINY, command
 
 from mitoseg.datasets.phantom import Phantom
+from mitoseg.errors import UserError
 from mitoseg.viewers.napari_plugin import layers
 from mitoseg.volumes import open_volume, opening
+from mitoseg.volumes.stored import ReadOptions
 from mitoseg.workflows.many import plan_rows
 
 PAGE = ROOT / "docs" / "DEVELOPER.md"
@@ -119,12 +121,29 @@ def test_the_paired_test(mine):
     assert done.stdout.rstrip().endswith("p = 0.062")
 
 
+@pytest.mark.parametrize(
+    ("write", "line"),
+    [
+        (lambda file, image: np.save(file, np.asfortranarray(image)), "in Fortran order"),
+        (lambda file, image: np.savez(file, image), "a package of several"),
+    ],
+)
+def test_arrays_that_cannot_be_mapped_are_refused(write, line, mine, monkeypatch):
+    monkeypatch.syspath_prepend(str(mine))
+    npy = importlib.import_module("npy")
+    monkeypatch.delitem(sys.modules, "npy")
+    with open("a.npy", "wb") as file:
+        write(file, np.zeros((2, 3, 4), np.uint8))
+    with pytest.raises(UserError, match=line):
+        npy.open_npy("a.npy", ReadOptions())
+
+
 def test_a_new_format_is_known_everywhere_at_once(mine, monkeypatch):
     pytest.importorskip("dask.array")
     monkeypatch.syspath_prepend(str(mine))
     npy = importlib.import_module("npy")
     monkeypatch.delitem(sys.modules, "npy")
-    monkeypatch.setattr(opening, "FORMATS", [*opening.FORMATS, npy.FORMAT])
+    monkeypatch.setattr(opening, "FORMATS", [*opening.FORMATS[:-1], npy.FORMAT, opening.FORMATS[-1]])
     image_zyx = np.random.default_rng(0).integers(0, 255, (5, 24, 32), np.uint8)
     (mine / "in").mkdir()
     for name in ("a", "b"):

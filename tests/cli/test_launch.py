@@ -69,7 +69,7 @@ def test_six_threads_make_six_folders(tmp_path):
         (["then=missing"], "error: must has no value; add must=... to the command"),
         (["trainer.max_epoch=3"], "error: no such option: 'trainer.max_epoch'; did you mean trainer.max_epochs?"),
         (["group=two", "group.c=3"], "error: no such option: 'group.c'; did you mean group.b?"),
-        (["group=three"], "error: group has no 'three'"),
+        (["group=three"], "error: group has no 'three'; choose one of one, two (your own need --config-dir FOLDER)"),
         (["seed=[1"], "error: no viable alternative"),
         (["input=${a}"], "error: a path with ${ in it"),
         (["resume=nowhere"], "error: no run to resume: 'nowhere'"),
@@ -82,6 +82,19 @@ def test_a_mistake_is_one_line(call, words, line):
     assert len(said) == 1
     assert said[0].startswith(line)
     assert "outputs" not in done.stdout
+
+
+def test_an_option_of_ones_own_needs_a_name_of_its_own(call, project):
+    (project.folder / "mine" / "group").mkdir(parents=True)
+    own = project.folder / "mine" / "group" / "one.yaml"
+    own.write_text("a: 5")
+    done = call("--config-dir", "mine")
+    assert done.returncode == 1
+    assert "error: group/one.yaml in mine has the name of one of mitoseg's own options; rename it" in done.stderr
+    own.rename(own.with_name("five.yaml"))
+    assert call("--config-dir", "mine", "group=five").returncode == 0
+    assert project.told()[0]["group"] == 5
+    assert "--config-dir FOLDER" not in call("--config-dir", "mine", "group=six").stderr
 
 
 def test_exit_codes(call):

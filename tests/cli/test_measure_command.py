@@ -232,6 +232,12 @@ def test_nm_need_a_voxel_size(measure, tmp_path, capsys):
     assert "the output exists" in capsys.readouterr().err
 
 
+def test_a_threshold_that_no_file_states_is_told(measure, tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "p.tif", (balls() > 0).astype(np.float32), photometric="minisblack")
+    assert measure(f"input={tmp_path / 'p.tif'}", f"output={tmp_path / 'a.csv'}", "voxel_size=[20,10,10]") == 0
+    assert "p.tif states no threshold: taking 0.5; give threshold=" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("added", [0.0, 0.5])
 def test_instances_stored_as_floats(place, measure, tmp_path, capsys, added):
     tifffile.imwrite(tmp_path / "f.tif", balls().astype(np.float32) + np.float32(added), photometric="minisblack")

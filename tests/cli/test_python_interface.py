@@ -33,6 +33,7 @@ def smooth_noise(shape=(6, 40, 48)):
 
 
 IMAGE = smooth_noise()
+LABELS = (IMAGE > 120).astype(np.uint32)
 FEW = 0.9
 """A threshold above which there are several objects in it."""
 
@@ -132,7 +133,7 @@ def test_from_an_image_to_scores_in_silence(model, capfd):
     mask_zyx = model.segment(IMAGE, SIZE, threshold=FEW, progress=shares.append)
     label_zyx = mitoseg.label(mask_zyx, SIZE, progress=shares.append)
     table = mitoseg.measure(label_zyx, SIZE, image=IMAGE, probability=model.predict(IMAGE, SIZE))
-    scores = mitoseg.evaluate(mask_zyx, mask_zyx, voxel_size=SIZE, instances=True, bootstrap=10)
+    scores = mitoseg.evaluate(mask_zyx, mask_zyx, SIZE, instances=True, bootstrap=10)
     assert shares.count(1.0) == 2
     expected_zyx, count = ndimage.label(mask_zyx)
     assert count > 1
@@ -146,6 +147,17 @@ def test_from_an_image_to_scores_in_silence(model, capfd):
     assert "instances" in scores
     assert set(Path().iterdir()) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("high", "dtype"), [(1, np.uint8), (255, np.uint8), (1, np.int64)])
+def test_a_mask_to_be_measured_is_told(caplog, high, dtype):
+    mask_zyx = np.zeros((4, 16, 16), dtype)
+    mask_zyx[1:3, 2:7, 2:7] = high
+    mitoseg.measure(mask_zyx, SIZE)
+    assert not caplog.records
+    mask_zyx[1:3, 9:14, 2:7] = high
+    assert len(mitoseg.measure(mask_zyx, SIZE)) == 1
+    assert "all 2 objects have one number, as in a mask; number the objects first" in caplog.text
 
 
 def test_scores_are_those_of_the_command(model, monkeypatch):
@@ -200,8 +212,8 @@ def test_tables_are_those_of_the_command(model, monkeypatch):
         (lambda m: mitoseg.label(IMAGE / 255, threshold="high"), "not a probability"),
         (lambda m: mitoseg.evaluate(IMAGE > 120, IMAGE > 120, bands=3), "no width"),
         (lambda m: mitoseg.evaluate(IMAGE > 120, IMAGE > 120, bands=["a"]), "no width"),
-        (lambda m: mitoseg.measure(IMAGE, SIZE, reach="far"), "reach is not a distance"),
-        (lambda m: mitoseg.measure(IMAGE, SIZE, min_volume="small"), "min_volume is not above"),
+        (lambda m: mitoseg.measure(LABELS, SIZE, reach="far"), "reach is not a distance"),
+        (lambda m: mitoseg.measure(LABELS, SIZE, min_volume="small"), "min_volume is not above"),
         (lambda m: mitoseg.train(IMAGE, IMAGE > 120, SIZE, experiment=3), "experiment is not a name"),
         (lambda m: mitoseg.train(IMAGE, IMAGE > 120, SIZE, seeds=2), "several runs"),
         (lambda m: mitoseg.train(IMAGE, IMAGE > 120, SIZE, **{"data.batch_size": 1.5}), "^batch_size is not positive"),
@@ -212,7 +224,7 @@ def test_tables_are_those_of_the_command(model, monkeypatch):
         (lambda m: mitoseg.measure(IMAGE > 120, SIZE), "mitoseg.label"),
         (lambda m: mitoseg.measure(IMAGE), "voxel_size"),
         (lambda m: mitoseg.measure(np.ndarray, SIZE), "neither a path nor an array"),
-        (lambda m: mitoseg.measure(IMAGE, SIZE, progress=3), "progress is not a function"),
+        (lambda m: mitoseg.measure(LABELS, SIZE, progress=3), "progress is not a function"),
         (lambda m: mitoseg.label(IMAGE > 120, progress=3), "progress is not a function"),
         (lambda m: mitoseg.label(IMAGE > 120, output=3), "not a path: 3"),
         (lambda m: m.predict(IMAGE, output=3), "not a path: 3"),
@@ -226,7 +238,9 @@ def test_tables_are_those_of_the_command(model, monkeypatch):
         (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, steps="many"), "steps is too small: 'many'"),
         (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, rate="fast"), "rate is not a number above 0: 'fast'"),
         (lambda m: mitoseg.finetune(IMAGE, IMAGE > 120, SIZE, trust="false"), "trust is neither"),
-        (lambda m: mitoseg.measure(IMAGE, SIZE, image=IMAGE[1:]), "shape"),
+        (lambda m: mitoseg.measure(LABELS, SIZE, image=IMAGE[1:]), "shape"),
+        (lambda m: mitoseg.measure(IMAGE, SIZE), "not an image"),
+        (lambda m: mitoseg.measure(IMAGE.astype(np.float32), SIZE), "not an image"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(model, call, words):

@@ -4,6 +4,7 @@ import random
 
 import hydra
 import pytest
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -11,7 +12,8 @@ from tiny_training import TINY, command
 
 from mitoseg.cli.console import user_message
 from mitoseg.cli.launch import default_config_dir
-from mitoseg.workflows.train import build, hyper_parameters, write_hparams
+from mitoseg.errors import UserError
+from mitoseg.workflows.train import build, built_from, hyper_parameters, write_hparams
 
 NONSENSE = ("many", "-1", "0", "null", "[]", "{}", "1.5", "true", "[many]")
 GROUPS = ("data", "network", "augmentation", "optimizer", "scheduler", "loss", "postprocess", "trainer", "logger")
@@ -60,12 +62,28 @@ def test_all_nonsense_is_told(tmp_path):
 
 def test_nonsense_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for word in ("trainer.devices=two", "optimizer.lr=-1", "epochs=many", "scheduler=nothing", "+foo=1"):
+    for word in (
+        "trainer.devices=two",
+        "data.test_shape=[2,96,128]",
+        "optimizer.lr=-1",
+        "epochs=many",
+        "scheduler=nothing",
+        "+foo=1",
+    ):
         kept = [given for given in TINY if given.split("=")[0] != word.split("=")[0]]
         assert command(monkeypatch, "train", *kept, word) == 1
         err = capsys.readouterr().err
         assert "Traceback" not in err
         assert err.splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.glob("outputs/train/*/*")), "a run that was refused leaves a folder"
+
+
+def test_a_class_that_is_not_there_is_told():
+    with (
+        pytest.raises(UserError, match=r"No module named 'my_losses'.*; check _target_ in loss/NAME\.yaml$"),
+        built_from("loss"),
+    ):
+        instantiate({"_target_": "my_losses.Tverski"})
 
 
 NAMES = sorted(path.stem for path in (default_config_dir() / "network").glob("*.yaml"))

@@ -123,8 +123,12 @@ def test_the_default_volumes_hold_as_much_as_real_tissue():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(({"test_shape": shape}, "shape") for shape in ((6, 96), (2, 96, 96), (6, 96, 63))),
-        *(({"train_shape": [3, 3, 3]}, "shape"), ({"seed": -1}, "seed"), ({"preset": "tem"}, "fibsem, sbem")),
+        *(({"test_shape": shape}, r"this (data\.test_)?shape") for shape in ((6, 96), (2, 96, 96), (6, 96, 63))),
+        *(
+            ({"train_shape": [3, 3, 3]}, r"this (data\.train_)?shape"),
+            ({"seed": -1}, "seed"),
+            ({"preset": "tem"}, "fibsem, sbem"),
+        ),
         ({"validation": {"slab": 1}}, "slab"),
     ],
 )

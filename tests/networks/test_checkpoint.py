@@ -220,6 +220,12 @@ def test_an_entry_that_cannot_be_is_refused(changes, tmp_path):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("name", ["nowhere_at_all.Net", "mitoseg.networks.Net"])
+def test_a_trusted_network_that_is_not_there(name):
+    with pytest.raises(UserError, match=r"cannot be imported \(.*'(nowhere_at_all|Net)'.*--config-dir"):
+        build_network({"_target_": name}, trust=True)
+
+
 def test_a_calibration_of_other_keys_is_refused(tmp_path):
     model = load_model(save(tmp_path / "a.ckpt", record(calibration={"temperature": 1.0, "slope": 1.0})))
     with pytest.raises(UserError, match="calibration cannot be used"):

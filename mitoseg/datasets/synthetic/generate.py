@@ -74,11 +74,11 @@ def seed_sequences(seed: int) -> list[np.random.SeedSequence]:
     return np.random.SeedSequence([VERSION, seed]).spawn(4)
 
 
-def checked_shape(shape_zyx: Sequence[int]) -> tuple[int, ...]:
+def checked_shape(shape_zyx: Sequence[int], name: str = "shape") -> tuple[int, ...]:
     """The shape of a phantom as integers."""
     if len(shape_zyx) != 3 or any(n < least for n, least in zip(shape_zyx, SMALLEST, strict=False)):
         remedy = f"give (z, y, x) voxels, at least {SMALLEST}"
-        raise UserError("cannot make a phantom of this shape", tuple(shape_zyx), remedy)
+        raise UserError(f"cannot make a phantom of this {name}", tuple(shape_zyx), remedy)
     return tuple(int(n) for n in shape_zyx)
 
 
