@@ -166,7 +166,7 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         if known.config_dir:  # a class of one's own may lie beside its yaml; engines' processes inherit the path
             sys.path.insert(0, os.path.abspath(known.config_dir))
         config_dirs = [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
-        refuse_shadows(*config_dirs)
+        refuse_shadows(config_dirs[0], config_dirs[-1])
         judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
         words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]
@@ -201,9 +201,9 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
     return _say(f"error: {failures}", 1) if failures else 0
 
 
-def refuse_shadows(config_dir: Path, own: Path | None = None) -> None:
+def refuse_shadows(config_dir: Path, own: Path) -> None:
     """Refuse a file of the user's that Hydra would ignore, since mitoseg has an option of that name."""
-    for path in sorted(config_dir.rglob("*.yaml")) if own is not None else ():
+    for path in sorted(config_dir.rglob("*.yaml")):
         name = path.relative_to(config_dir)
         if (own / name).is_file() and not (own / name).samefile(path):
             raise UserError(f"{name} in {own} has the name of one of mitoseg's own options", None, "rename it")
