@@ -1,9 +1,10 @@
 """Scores a model on every real set of `data=domains`, as `predict` would: with the pixel size stated, and wrong.
 
-    python benchmarks/generalist.py checkpoint=best.ckpt [output=FOLDER] [factors=[1,1.5,0.667]] [normalize=checkpoint]
+    python benchmarks/generalist.py [checkpoint=best.ckpt] [output=FOLDER] [factors=[1,1.5,0.667]] [normalize=volume]
 
 Sets that train (`leave_out=` as in the run of the checkpoint) are scored on their validation rows, EPFL on the first
-half of the test volume. The slice of each image that holds most mitochondria is drawn with its errors.
+half of the test volume. Without `checkpoint=`, the bundled model is chosen for each image. The slice of each image
+that holds most mitochondria is drawn with its errors.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main(words: list[str]) -> None:
     options: dict[str, Any] = DEFAULTS | dict(OmegaConf.to_container(OmegaConf.from_dotlist(words)))  # type: ignore[call-overload]
     if unknown := set(options) - set(DEFAULTS):
         raise SystemExit(f"no such option: {', '.join(sorted(unknown))}; choose among {', '.join(DEFAULTS)}")
-    model, domains = mitoseg.load(options["checkpoint"]), recipe(options)
+    named, domains = options["checkpoint"], recipe(options)
     folder = None if options["output"] is None else Path(options["output"])
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,7 @@ def main(words: list[str]) -> None:
             assert region.image.voxel_size is not None
             for factor in options["factors"]:
                 size = [n * factor for n in region.image.voxel_size]
+                model = mitoseg.load(named, **({"image": image, "voxel_size": size} if named is None else {}))
                 how = {"normalize": options["normalize"], "tta": options["tta"]}
                 mask = model.predict(image, size, **how) >= model.threshold  # type: ignore[arg-type]
                 found[factor] += count(mask, label)

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "mitoseg"
 OUTSIDE = {
     "README.md": "index.md",
     "mitoseg/models/epfl-unet25d/CARD.md": "model-card.md",
+    "mitoseg/models/generalist/CARD.md": "generalist-card.md",
     "CITATION.cff": "CITATION.cff",
 }
 """Files of the repository that are part of the site, and their names there."""

@@ -52,12 +52,15 @@ def to_csv(columns: Iterable[str], rows: Iterable[Iterable[object]], digits: int
 
     >>> to_csv(["name", "x"], [["=cmd", -1.5], ["-1.5", None]])
     "name,x\n'=cmd,-1.5\n-1.5,\n"
+    >>> to_csv(["a;=1"], [])
+    '"a;=1"\n'
     """
     lines: list[str] = []
-    writer = csv.writer(SimpleNamespace(write=lines.append))  # with \r\n it puts cells that hold either into quotes
+    end = ";\t\r\n"  # cells that hold one of these are put into quotes: elsewhere a semicolon separates cells
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator=end)
     writer.writerow([_cell(name, digits) for name in columns])
     writer.writerows([_cell(value, digits) for value in row] for row in rows)
-    return "".join(f"{line[:-2]}\n" for line in lines)
+    return "".join(f"{line.removesuffix(end)}\n" for line in lines)
 
 
 def _cell(value: object, digits: int | None) -> object:

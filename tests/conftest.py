@@ -1,6 +1,7 @@
 """What the tests share: real data where there is some, and few threads."""
 
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,16 @@ def few_threads():
     import torch
 
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers():
+    """Take away the log handlers of a command that ran in this process: what they write to is gone."""
+    before = list(logging.root.handlers)
+    yield
+    for handler in [handler for handler in logging.root.handlers if handler not in before]:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="session")

@@ -298,6 +298,25 @@ def reliability_figure(result: Mapping[str, Any], *, title: str = "") -> Figure:
     return figure
 
 
+def expected_figure(fields: Sequence[Mapping[str, Any]], doubtful: float) -> Figure:
+    """The foreground JAC to expect of each field that `predict` judged without labels, over its first slice.
+
+    A field without a mitochondrion is a cross at 0; scores below ``doubtful`` are worth a look.
+    """
+    figure = new_figure(6.0, 3.2, layout="constrained")
+    ax = figure.subplots()
+    values = [field["jaccard"] or 0.0 for field in fields]
+    colours = [MISSED if value >= doubtful else FALSE for value in values]
+    for found, marker in ((True, "o"), (False, "x")):
+        shown = [i for i, field in enumerate(fields) if (field["jaccard"] is not None) == found]
+        places, heights = ([fields[i]["start"][0] for i in shown], [values[i] for i in shown])
+        ax.scatter(places, heights, marker=marker, c=[colours[i] for i in shown])
+    ax.axhline(doubtful, color="black", linestyle=":")
+    ax.set(xlabel="slice (z) of the field", ylabel="JAC to expect", ylim=(-0.05, 1.05))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
 def distribution_figure(values: npt.NDArray[np.float64], name: str, unit: str, log: bool) -> Figure:
     """Histogram of ascending values, their cumulative share and their median."""
     figure = new_figure(5.0, 3.2, layout="constrained")

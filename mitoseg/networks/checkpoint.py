@@ -259,7 +259,8 @@ def _refuse_code(value: object, largest: int | None, where: str = "network") -> 
 
 SUFFIX = ".safetensors"
 FOLDER = Path(__file__).parents[1] / "models"
-DEFAULT = "epfl-unet25d"  # the model that predicts where no checkpoint is named
+DEFAULT = "epfl-unet25d"  # where no model is named, and there is no volume to choose one by
+AUTO = "auto"  # the bundled model that suits the volume, see `mitoseg.workflows.suitable`
 
 
 def bundled() -> list[str]:

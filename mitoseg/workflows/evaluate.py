@@ -27,7 +27,6 @@ from mitoseg.evaluation.report import report_prediction
 from mitoseg.evaluation.score import DRAWS, check_shapes
 from mitoseg.evaluation.table import instance_table, score_table
 from mitoseg.geometry import Box
-from mitoseg.networks.checkpoint import DEFAULT
 from mitoseg.progress import Tell, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling
@@ -242,7 +241,7 @@ def report_predicted(
     """Write the report of a volume that was just predicted, with the settings ``chosen`` for it."""
     log.info("making the report")
     prediction = open_volume(options.output)
-    about = {"input": options.input, "checkpoint": options.checkpoint or DEFAULT, "output": options.output}
+    about = {"input": options.input, "checkpoint": options.checkpoint, "output": options.output}
     origin = collect(**about, chosen=chosen)
     origin["files"] = checksums({"input": image, "prediction": prediction})
     report_prediction(

@@ -45,7 +45,7 @@ from mitoseg.inference.prepare import KINDS, NEAR, choose_device, make_predictio
 from mitoseg.metrics.calibration import choose_decision
 from mitoseg.metrics.counts import Counts, scores
 from mitoseg.metrics.histogram import BINS, curve, logit_histogram
-from mitoseg.networks.checkpoint import KEY, Model, find_weights, load_model
+from mitoseg.networks.checkpoint import AUTO, KEY, Model, find_weights, load_model
 from mitoseg.progress import Tell, clock
 from mitoseg.progress import progress as show_progress
 from mitoseg.storage import atomic_output, write_json
@@ -54,6 +54,7 @@ from mitoseg.volumes.base import Array, ArrayWriter, CroppedVolume
 from mitoseg.volumes.resampling import resampled
 from mitoseg.workflows.options import FinetuneOptions
 from mitoseg.workflows.suggest import Advice, advise, draw
+from mitoseg.workflows.suitable import choose_model
 from mitoseg.workflows.train import build, compose_training, fit_run, quiet_lightning
 
 log = logging.getLogger(__name__)
@@ -226,10 +227,14 @@ class Start:
     model: Model
 
 
-def start_model(name: str | None, *, trust: bool = False) -> Start:
-    """The model to start from, a bundled one by name or a checkpoint; None: the one that fits most tissue."""
+def start_model(options: FinetuneOptions, regions: Sequence[Painted]) -> Start:
+    """The model to start from: what is named, or the bundled one that suits the painted images."""
+    name = options.model
+    if name in (None, AUTO):
+        images = {region.image.path: region.image for region in regions}
+        name = choose_model(list(images.values()), accelerator=options.accelerator)
     path = find_weights(name)
-    return Start(name or path.parent.name, path, load_model(path, trust=trust))
+    return Start(name, path, load_model(path, trust=options.trust))
 
 
 def choose_channels(model: Model, image: Volume) -> str:
@@ -270,7 +275,7 @@ class Work:
     @classmethod
     def plan(cls, options: FinetuneOptions, regions: Sequence[Painted]) -> Work:
         """Choose all that the options leave open."""
-        start, image = start_model(options.model, trust=options.trust), regions[0].image
+        start, image = start_model(options, regions), regions[0].image
         channels = choose_channels(start.model, image)
         pixel_size = choose_pixel_size(start.model, image, options.pixel_size)
         recipe = PaintedRecipe(regions, pixel_size=pixel_size)

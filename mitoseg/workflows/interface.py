@@ -50,6 +50,7 @@ from mitoseg.workflows.evaluate import chosen_values, score_instances
 from mitoseg.workflows.options import FinetuneOptions
 from mitoseg.workflows.predict import decide_tiling
 from mitoseg.workflows.session import PreparedVolume, cleaned, prepare
+from mitoseg.workflows.suitable import choose_model
 
 if TYPE_CHECKING:
     from mitoseg.workflows.finetune import Finetuned
@@ -63,12 +64,20 @@ POSTPROCESS = {"none": Postprocess(), "clean": CLEAN}
 """The named choices of ``postprocess``."""
 
 
-def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bool = False) -> SegmentationModel:
+def load(
+    checkpoint: File | None = None,
+    *,
+    image: Source | None = None,
+    voxel_size: Sequence[float] | None = None,
+    accelerator: str = "auto",
+    trust: bool = False,
+) -> SegmentationModel:
     """Load a model; ``accelerator`` is ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
 
     ``checkpoint``: a ``best.ckpt`` that training wrote, weights as safetensors, an exported folder, or the name of a
-    bundled model; None: the default one. ``trust`` a file whose network's class lies outside mitoseg and MONAI only if
-    you know who made it.
+    bundled model; None: the bundled model that suits ``image``, a volume (z, y, x) with its ``voxel_size`` in nm, and
+    without one, that of hippocampus. ``trust`` a file whose network's class lies outside mitoseg and MONAI only if you
+    know who made it.
 
     Raises:
         UserError: There is no such model, or it cannot be loaded.
@@ -80,8 +89,11 @@ def load(checkpoint: File | None = None, *, accelerator: str = "auto", trust: bo
     """
     if not isinstance(trust, bool):
         raise UserError("trust is neither True nor False", trust, "give trust=True for files of people you trust")
+    if checkpoint is None:
+        volumes = [] if image is None else [with_padding(as_volume(image, voxel_size), "auto")]
+        checkpoint = choose_model(volumes, accelerator=accelerator) if volumes else DEFAULT
     model = load_model(find_weights(checkpoint), trust=trust)
-    return SegmentationModel(model, Path(DEFAULT if checkpoint is None else checkpoint).name, accelerator)
+    return SegmentationModel(model, Path(checkpoint).name, accelerator)
 
 
 def train(
@@ -465,6 +477,8 @@ def evaluate(
         >>> evaluate(truth, truth, bootstrap=0)["jaccard_foreground"]
         1.0
     """
+    if instances not in (None, True, False):
+        raise UserError("instances is neither True, False nor None", instances, "give one of them")
     sources = {"prediction": prediction, "truth": truth}
     volumes = {name: as_volume(source, voxel_size, name=name) for name, source in sources.items()}
     check_shapes(**volumes)

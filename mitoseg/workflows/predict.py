@@ -5,12 +5,13 @@ The same command continues a killed prediction; if one of several volumes fails,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,10 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.geometry import Box, tiles
 from mitoseg.inference import Predictor, choose_method, predict_volume
-from mitoseg.inference.confidence import DOUBTFUL, SPREAD, examine, expected_jaccard
 from mitoseg.inference.precision import choose_compile
 from mitoseg.inference.prepare import INSTANCES
 from mitoseg.inference.sizing import budget_bytes, used_bytes
-from mitoseg.networks.checkpoint import DEFAULT
+from mitoseg.networks.checkpoint import AUTO, bundled, find_weights, load_model
 from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Labelling, Postprocess, write_instances
@@ -53,11 +53,11 @@ from mitoseg.workflows.session import (
     check_shared_storage,
     chosen_steps,
     cleaned,
-    load,
     make_engine,
     prepare,
     tile_writer,
 )
+from mitoseg.workflows.suitable import choose_model, expected_score, judge
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,11 @@ def run(options: PredictOptions, folder: Path, tell: Tell) -> None:
             where = "is the input itself" if ours == theirs else "lies inside the input or around it"
             raise UserError(f"the output {where}", row.output, "choose another name")
     engine = make_engine(options)
-    model, checkpoint = load(options.checkpoint, trust=options.trust)
     with waiting("opening the input"):
         source = open_input(options) if rows is None else None  # checked first: starting an engine may take minutes
+    options = replace(options, checkpoint=chosen_model(options, source, rows or []))
+    checkpoint = find_weights(options.checkpoint)
+    model = load_model(checkpoint, trust=options.trust)
     if source is not None and not engine.in_process and not holds_finished(options.output):
         check_volume_output(options.output, options.overwrite)
     with ExitStack() as stack:
@@ -116,6 +118,28 @@ def run(options: PredictOptions, folder: Path, tell: Tell) -> None:
             predict_many(options, session, rows or [], folder, tell)
     about = {"input": options.input, "checkpoint": options.checkpoint, "output": options.output}
     write_json(folder / "provenance.json", collect(**about, chosen=chosen))
+
+
+def chosen_model(options: PredictOptions, source: Volume | None, rows: Sequence[Row]) -> str:
+    """The checkpoint that is named, else the bundled model that suits the input; for several volumes, one for all.
+
+    A folder of results is continued with the model that began it.
+    """
+    if options.checkpoint not in (None, AUTO):
+        return str(options.checkpoint)
+    commands = (
+        [json.loads(row.command) for row in read_rows(Path(options.output)).values() if row.command] if rows else []
+    )
+    used = {command.get("checkpoint_sha256") for command in commands}
+    for name in bundled():
+        if hashlib.sha256(find_weights(name).read_bytes()).hexdigest() in used:
+            return name
+    volumes = [] if source is None else [source]
+    for row in rows[:: -(-len(rows) // JUDGED) or 1]:
+        with suppress(Exception):  # which is told when its turn comes
+            volumes.append(open_input(replace(options, input=row.input)))
+    given = {"accelerator": options.accelerator, "normalize": options.normalize, "resample": options.resample}
+    return choose_model(volumes, **given)
 
 
 def predict_one(
@@ -152,7 +176,8 @@ def predict_one(
     about = {**identity(options, session, source), "tiles": prepared.kind}
     kept: dict[str, Any] = {"volatile": VOLATILE, "finishing": FINISHING}
     with StagedVolume(options.output, about, overwrite=options.overwrite, view=prepared.restored, **kept) as stage:
-        line, expected = expected_score(prepared) if options.expect else ("", {})
+        with waiting("judging the model on a few fields"):
+            line, expected = expected_score(judge(prepared.predictor) if options.expect else [])
         if not stage.moved:
             predict_staged(options, session, prepared.predictor, stage)
             if voxels := prepared.padding:
@@ -185,30 +210,6 @@ def predict_one(
     return chosen
 
 
-def expected_score(prepared: PreparedVolume) -> tuple[str, dict[str, Any]]:
-    """The foreground JAC to expect without labels: a line for the user, and a record; empty if it is not known."""
-    try:
-        with waiting("judging the model on a few fields"):
-            fields = list(examine(prepared.predictor))
-    except UserError as error:  # a field with larger pixels may be smaller than the window of a network that fits
-        log.info("the foreground JAC to expect is not known: %s", error)
-        fields = []
-    if not fields:
-        return "", {}
-    jaccard = expected_jaccard(fields)
-    each = [{"start": f.box.start, "stop": f.box.stop, "jaccard": expected_jaccard([f])} for f in fields]
-    record = {"jaccard": jaccard, "fields": each}
-    remedy = "look at the result, and fine-tune the model on a few painted slices if it is wrong: docs/FINETUNING.md"
-    if jaccard is None:
-        return f"no mitochondria found in {len(fields)} fields of the volume: {remedy}", record
-    low, high = max(0.0, jaccard - SPREAD), min(1.0, jaccard + SPREAD)
-    line = f"expected foreground JAC {low:.2f} to {high:.2f} (from {len(fields)} fields, without labels)"
-    if jaccard < DOUBTFUL:
-        log.warning("the model does not seem to know this tissue; %s", line)
-        line += f": {remedy}"
-    return line, record
-
-
 def predict_staged(options: PredictOptions, session: Session, predictor: Predictor, stage: StagedVolume) -> None:
     """Predict every tile still missing from the stage, in this process or on the workers."""
     volume, remote = predictor.volume, None
@@ -236,7 +237,7 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
         log.warning(
             "%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", options.input, voxel_size
         )
-    metadata = {**predictor.prediction.metadata, "checkpoint": Path(options.checkpoint or DEFAULT).name}
+    metadata = {**predictor.prediction.metadata, "checkpoint": Path(options.checkpoint or "").name}
     dtype = predictor.prediction.dtype
     stage.start(VolumeInfo(options.output, volume.shape, dtype, voxel_size, metadata), tile, decisions)
     if stage.done:

@@ -39,7 +39,7 @@ from mitoseg.inference.prepare import (
     resample_input,
 )
 from mitoseg.inference.sizing import HEAPS, budget_bytes, parse_bytes, used_bytes
-from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
+from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.networks.kinds import dimensions
 from mitoseg.progress import progress, waiting
 from mitoseg.segmentation import Postprocess
@@ -235,14 +235,6 @@ def tile_writer(
             output.write(tile, predictor.encode(tile, found))
 
     return predict
-
-
-def load(checkpoint: str | None, *, trust: bool) -> tuple[Model, Path]:
-    """The model named by ``checkpoint=``, and its file."""
-    path = find_weights(checkpoint)
-    if checkpoint is None:
-        log.info("no checkpoint= is given: predicting with %s, see %s", DEFAULT, path.with_name("CARD.md"))
-    return load_model(path, trust=trust), path
 
 
 @dataclass(frozen=True)

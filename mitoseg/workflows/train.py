@@ -384,7 +384,7 @@ def network_config(cfg: DictConfig) -> dict[str, Any]:
     if "in_channels" not in config:
         return config
     count = len(CHANNEL_OFFSETS[channels])
-    if config["in_channels"] not in {None, count}:
+    if config["in_channels"] not in (None, count):
         what = f"the network takes other channels than the {count} that data.channels={channels} makes"
         raise UserError(what, f"network.in_channels={config['in_channels']}", "give network.in_channels=null")
     return {**config, "in_channels": count}

@@ -29,11 +29,12 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("save", ["probability", "mask", "instances"])
 def test_one_volume(run, capsys, save):
-    assert run("output=out.h5", f"save={save}") == 0
+    assert run("output=out.h5", f"save={save}", f"expect={save == 'mask'}") == 0
     text = Path("run/report.html").read_text(encoding="utf-8")
     assert "Prediction of in.tif" in text
     assert text.count('id="slices"') == text.count('id="scene-part"') == 1
     assert 'id="errors"' not in text  # there is no truth
+    assert ("JAC to expect, without labels" in text) == (save == "mask")
     for told in ("20 \N{MULTIPLICATION SIGN} 10 \N{MULTIPLICATION SIGN} 10 nm", "a.ckpt", "out.h5"):
         assert told in text
     assert "report in" in capsys.readouterr().out

@@ -241,6 +241,7 @@ def test_tables_are_those_of_the_command(model, monkeypatch):
         (lambda m: mitoseg.measure(LABELS, SIZE, image=IMAGE[1:]), "shape"),
         (lambda m: mitoseg.measure(IMAGE, SIZE), "not an image"),
         (lambda m: mitoseg.measure(IMAGE.astype(np.float32), SIZE), "not an image"),
+        (lambda m: mitoseg.evaluate(IMAGE > 9, IMAGE > 9, instances="x"), "instances is neither"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(model, call, words):

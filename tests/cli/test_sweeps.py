@@ -319,6 +319,10 @@ def test_results_of_jobs_that_vary_in_different_keys(tmp_path):
     (tmp_path / "a" / "metrics.json").write_text(json.dumps({"test": {"dice": 0.25}}))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "job.json").write_text("{damaged")
+    for name, wrong in [("d", {"varied": [1]}), ("e", {"words": [[1]]}), ("f", {"process": {"pid": "1"}})]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text(json.dumps({"status": "finished", "seconds": 1.0} | wrong))
+    (tmp_path / "b" / "metrics.json").write_text(json.dumps({"test": [0.5]}))
     write_results(tmp_path)
     first, second = table(tmp_path)
     assert (first["seed"], first["x"], first["test_dice"], first["error"]) == ("1", "", "0.25", "")

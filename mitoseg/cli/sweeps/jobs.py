@@ -49,7 +49,7 @@ from mitoseg.arguments import SAVED, as_typed, key_of, literal, value_of
 from mitoseg.cli.ranks import job_arguments
 from mitoseg.control_groups import usable_cores
 from mitoseg.datasets.download import changed_files
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.processes import GRACE_SECONDS, attempt, ended_by_sigterm, wait_for_orphan, why
 from mitoseg.storage import held, read_json, write_json, write_text
 from mitoseg.tables import to_csv
@@ -319,9 +319,19 @@ def run_job(sweep: Sweep, cfg: DictConfig) -> float:
     return float(objective) if objective is not None and record["status"] == "finished" else math.nan
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """A job's record; empty if there is none or it is damaged."""
+    record = read_json(path)
+    process = record.get("process") or {"pid": 0, "born": 0.0}
+    sound = isinstance(record.get("varied", {}), dict) and isinstance(record.get("words", []), list)
+    sound = sound and all(isinstance(word, str) for word in record.get("words", []))
+    sound = sound and isinstance(process, dict) and all(is_number(process.get(key)) for key in ("pid", "born"))
+    return record if sound else {}
+
+
 def _done_before(folder: Path, words: Sequence[str]) -> dict[str, Any] | None:
     """The record of a job that has finished; `UserError` if the folder holds a job of other arguments or data."""
-    record = read_json(folder / RECORD)
+    record = _read_record(folder / RECORD)
     if record and record.get("words") != words:
         theirs, ours = set(record.get("words", [])), set(words)
         change = [*(f"-{word}" for word in sorted(theirs - ours)), *(f"+{word}" for word in sorted(ours - theirs))]
@@ -338,7 +348,7 @@ def _done_before(folder: Path, words: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _attempt(sweep: Sweep, folder: Path, record: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
-    wait_for_orphan(read_json(folder / RECORD))
+    wait_for_orphan(_read_record(folder / RECORD))
     name, in_worker = folder.name, sweep.pid != os.getpid()
     resumes = (folder / LAST).is_file() and (folder / SAVED).is_file()
     where = f"{'resume' if resumes else 'hydra.run.dir'}={literal(str(folder))}"
@@ -468,7 +478,7 @@ def _peek_reports(sweep: Sweep) -> list[dict[str, Any]]:
 def write_results(folder: Path) -> list[Row]:
     """Write ``results.csv``, whose rows it returns, and ``summary.csv`` where seeds vary, from a sweep's jobs."""
     with FileLock(folder / ".results.lock"):
-        jobs = [(path.parent, record) for path in sorted(folder.rglob("job.json")) if (record := read_json(path))]
+        jobs = [(path.parent, record) for path in sorted(folder.rglob(RECORD)) if (record := _read_record(path))]
         keys = _union(record.get("varied", {}) for _, record in jobs)
         rows = [_row(job.relative_to(folder).as_posix(), job, record, keys) for job, record in jobs]
         write_text(folder / "results.csv", _table(rows))
@@ -479,7 +489,8 @@ def write_results(folder: Path) -> list[Row]:
 
 def _row(name: str, job: Path, record: Mapping[str, Any], keys: Sequence[str]) -> Row:
     metrics = read_json(job / "metrics.json")
-    scores = {f"{part}_{score}": metrics[part].get(score) for part in _PARTS if part in metrics for score in _SCORES}
+    parts = {part: found for part in _PARTS if isinstance(found := metrics.get(part), dict)}
+    scores = {f"{part}_{score}": found.get(score) for part, found in parts.items() for score in _SCORES}
     return {
         "job": name,
         "status": record.get("status"),
@@ -506,7 +517,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     found = [{**dict(setting), "n": len(members)} for setting, members in groups.items()]
     for row, members in zip(found, groups.values(), strict=True):
         for name in _MEASURED:
-            values = [float(one[name]) for one in members if one.get(name) is not None]
+            values = [float(one[name]) for one in members if is_number(one.get(name))]
             if values:
                 row[f"{name}_mean"] = statistics.fmean(values)
                 row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None

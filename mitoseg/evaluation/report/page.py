@@ -88,7 +88,7 @@ def render(content: Content) -> str:
         ("distributions", "Size and shape", distribution_section(table)),
         ("measurements", "Measurements", table_section(table, content.options.rows)),
         ("scores", "Scores", score_section(content.scores)),
-        ("curves", "Curves", curve_section(content.scores)),
+        ("curves", "Curves", curve_section(content.scores, content.provenance)),
         ("errors", "Worst errors", gallery_section(content)),
         ("origin", "Where this comes from", origin_section(content.provenance)),
     )

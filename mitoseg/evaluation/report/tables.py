@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pandas import DataFrame
 
-from mitoseg.evaluation.figures import curve_figures, distribution_figure
+from mitoseg.evaluation.figures import curve_figures, distribution_figure, expected_figure
 from mitoseg.evaluation.report.markup import Content, Section, data_uri, number, svg
 from mitoseg.evaluation.table import SCORES, column_label
 from mitoseg.metrics.instances import ROWS
@@ -127,15 +127,18 @@ def text(value: object) -> str:
 
 
 _CURVES = {
+    "expected": ("JAC to expect, without labels", "Of some fields; look where it is below the line."),
     "precision_recall": ("Precision over recall", "Thin lines: equal JAC, 0.5 to 0.9."),
     "boundary": ("Without a band at the border", "Annotators differ by a voxel or two at a membrane."),
     "reliability": ("Reliability", "Below the line the map promises too much."),
 }
 
 
-def curve_section(scores: Mapping[str, Any]) -> Section | None:
-    """The curves that the scores hold; None without any."""
+def curve_section(scores: Mapping[str, Any], provenance: Mapping[str, Any]) -> Section | None:
+    """The curves that the scores hold, and the JAC that was to be expected without labels; None without any."""
     found = curve_figures(scores)
+    if expected := (provenance.get("chosen") or {}).get("expected"):
+        found["expected"] = expected_figure(expected["fields"], expected["doubtful"])
     figures = [(svg(found[key]), *said) for key, said in _CURVES.items() if key in found]
     return {"figures": figures} if figures else None
 

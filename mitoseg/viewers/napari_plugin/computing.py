@@ -22,7 +22,7 @@ from mitoseg.geometry import Box
 from mitoseg.inference import predict_volume
 from mitoseg.inference.prepare import greys_apart, has_other_voxels, make_prediction
 from mitoseg.inference.sizing import budget_bytes
-from mitoseg.networks.checkpoint import Model, find_weights, load_model
+from mitoseg.networks.checkpoint import AUTO, Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, Sources, label_array
 from mitoseg.segmentation.blockwise import count_block, merge_counts
 from mitoseg.segmentation.labelling import split_at_seeds, split_object
@@ -33,6 +33,7 @@ from mitoseg.volumes.base import ArrayWriter
 from mitoseg.volumes.normalize import FAR_GREYS
 from mitoseg.volumes.padding import blanked, with_padding
 from mitoseg.workflows.session import prepare
+from mitoseg.workflows.suitable import choose_model
 
 if TYPE_CHECKING:
     from mitoseg.viewers.napari_plugin.jobs import Progress
@@ -58,7 +59,7 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose: None is the default model, or the model's own threshold.
+    """What the user chose: a checkpoint of None is the default model, a threshold of None the model's own.
 
     Method, grey values (``normalize=``) and resampling are those of the command ``predict``.
     """
@@ -84,14 +85,17 @@ class Outcome:
 
 def predict(image: Volume, choice: Choice, progress: Progress = lambda *_: None) -> Outcome:
     """Predict a volume of grey values in memory."""
+    image = with_padding(image, "auto")
+    progress(0.0, "choosing the model")
+    path = find_weights(
+        choose_model([image], normalize=choice.greys) if choice.checkpoint == AUTO else choice.checkpoint
+    )
     progress(0.0, "loading the model")
-    path = find_weights(choice.checkpoint)
     model = load_model(path)
     needed, free = math.prod(image.shape) * (BYTES + 8), memory_available()  # with what post-processing takes
     if needed > free:
         what = f"the results need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
         raise UserError(what, image.path, "predict with the command `mitoseg predict`, and open its output")
-    image = with_padding(image, "auto")
     resamples = choice.resample and None not in (image.voxel_size, model.voxel_size)
     prepared = prepare(
         model,

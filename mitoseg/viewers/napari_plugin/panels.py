@@ -14,7 +14,7 @@ from qtpy.QtCore import QItemSelection, QItemSelectionModel, QSignalBlocker, Qt,
 
 from mitoseg.errors import UserError
 from mitoseg.inference import METHODS
-from mitoseg.networks.checkpoint import DEFAULT, bundled
+from mitoseg.networks.checkpoint import AUTO, bundled
 from mitoseg.viewers.napari_plugin.computing import Choice, Numbering, shown
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
 from mitoseg.volumes import VoxelSize
@@ -204,8 +204,9 @@ class PredictPanel(QtWidgets.QWidget):
 
     def __init__(self, on_predict: Callable[[], None], on_number: Callable[[], None]) -> None:
         super().__init__()
-        self.model = _choice((*bundled(), FILE), "A bundled model, or a checkpoint of yours")
-        self.model.setCurrentText(DEFAULT)
+        self.model = _choice(
+            (AUTO, *bundled(), FILE), "auto: the bundled model that suits the image; or a checkpoint of yours"
+        )
         self.file = QtWidgets.QLineEdit()
         self.file.setPlaceholderText("best.ckpt or .safetensors")
         self.browse = _button("Browse …", "Choose the file")
