@@ -30,7 +30,7 @@ from mitoseg.storage import write_text
 
 PATH_KEYS = (
     *("input", "output", "checkpoint", "prediction", "truth", "image", "probability", "uncertainty"),
-    *("run", "mask", "instances"),
+    *("run", "mask", "instances", "model"),
     *("save_instances", "meshes", "skeletons", "scene"),
     *("data.root", "resume", "init_from"),
 )
@@ -40,12 +40,12 @@ _ACCEPTED = Path(".hydra", "accepted.yaml")
 _FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _SWITCHES = {"instances": {"true", "false"}}
 """Keys that take a path in one command and true or false in another."""
-_LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints|input")
+_LIST_KEY = re.compile(r"data\.\w+\.(image|label)|checkpoints|input|image|labels")
 _OTHER_PATH_KEY = re.compile(r"methods\.[\w-]+\.checkpoint")
 _ARGUMENTS_KEY = re.compile(r"methods\.[\w-]+\.(train|small)")
 _BOX_KEY = re.compile(r"crop|figure_box|data\.\w+\.box")
 _BOX = re.compile(r"\s*\d*:\d*\s*(,\s*\d*:\d*\s*)*")
-_COLOUR_KEY = re.compile(r"(.*\.)?(prediction_)?foreground")
+_COLOUR_KEY = re.compile(r"(.*\.)?((prediction_)?foreground|background|unknown)")
 _COLOUR = re.compile(r"""(?<!["'])#[0-9a-fA-F]{6}\b(?!["'])""")
 _SIZE_KEY = re.compile(r"(.*\.)?voxel_size")
 _NUMBERS = re.compile(r"\s*[\d.]+\s*(,\s*[\d.]+\s*)+")

@@ -24,16 +24,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mitoseg.datasets.base import IGNORE, Region, Splits
 from mitoseg.datasets.domains import ChosenVolume
 from mitoseg.datasets.download import file_of, fingerprint
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, as_path
 from mitoseg.geometry import Box
 from mitoseg.volumes import Normalization, check_same_shape, measure_normalization, open_volume
 from mitoseg.volumes.base import Array, DerivedVolume, ElementwiseVolume, Volume, thin_slabs
-from mitoseg.volumes.labels import label_values
+from mitoseg.volumes.labels import label_values, map_labels
 from mitoseg.volumes.padding import with_padding
 from mitoseg.volumes.resampling import resampled
 
@@ -59,10 +60,13 @@ class Meaning:
     background: tuple[int, ...] = ()
     unknown: tuple[int, ...] = ()
 
-    def apply(self, stored: Array, reviewed: npt.NDArray[np.bool_]) -> Labels:
-        """Labels of some voxels, of which ``reviewed`` says where a 0 means background."""
-        others = np.isin(stored, (0, *self.background, *self.unknown))
-        inside = ~others if self.foreground is None else np.isin(stored, self.foreground)
+    def apply(self, stored: Array, reviewed: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_] | None) -> Labels:
+        """Labels of some voxels, of which ``reviewed`` says where a 0 means background.
+
+        ``inside`` are mitochondria where ``foreground`` is None.
+        """
+        if inside is None:
+            inside = np.isin(stored, self.foreground or ())
         outside = np.isin(stored, self.background) | (reviewed & ~inside & ~np.isin(stored, self.unknown))
         return np.where(inside, np.uint8(1), np.where(outside, np.uint8(0), np.uint8(IGNORE)))
 
@@ -95,12 +99,13 @@ def read_painted(
     foreground: object = None,
     background: object = None,
     unknown: object = None,
+    marks: bool | None = None,
 ) -> list[Painted]:
     """Find the painted regions of an image.
 
-    Values are mitochondria, but 0. A 2 is background in a file that has no other values than 0, 1 and 2. A 0 is
-    background where it is reviewed, else unknown. Where nothing says what background is, every slice that holds a
-    mitochondrion is taken as reviewed.
+    Values are mitochondria, but 0. A 2 is background in a file that has no other values than 0, 1 and 2, and is no
+    result with ids. A 0 is background where it is reviewed, else unknown. Where nothing says what background is, every
+    slice that holds a mitochondrion is taken as reviewed.
 
     Args:
         image: Grey values.
@@ -110,39 +115,78 @@ def read_painted(
         foreground: The values of mitochondria, one or a list; None: as above.
         background: The values of background.
         unknown: The values that count nowhere.
+        marks: Whether a 2 is background; None: as above.
 
     Raises:
-        UserError: The shapes differ, the values make no sense, or one of the two classes is missing.
+        UserError: The shapes differ, or the values make no sense.
     """
     check_same_shape(image, label)
     label, image = label.as_labels(), with_padding(image, "auto")
     if label.dtype.kind not in "bui":
         raise UserError("the labels hold no whole numbers", label.path, "save what is painted as integers")
-    values, present = _values(label)
     meaning = Meaning(label_values(foreground), label_values(background) or (), label_values(unknown) or ())
-    if foreground is None and background is None and {1, 2} <= values - {*meaning.unknown} <= {0, 1, 2}:
-        meaning = replace(meaning, background=(2,))
+    named = [*(meaning.foreground or ()), *meaning.background, *meaning.unknown]
+    if twice := [value for value in set(named) if named.count(value) > 1]:
+        raise UserError("a label value has two meanings", twice[0], "give it to foreground=, background= or unknown=")
+    values, present = _values(label, named)
+    if marks is None:
+        marks = foreground is None and background is None and _has_marks(label, values, meaning.unknown)
+    if marks:
+        meaning = replace(meaning, foreground=(1,), background=(2,))
         _log.info("%s: 1 is mitochondrion, 2 background, 0 unknown", label.path)
-    if not (values - {0, *meaning.background, *meaning.unknown}):
+    if not (values - {0, *meaning.unknown}):
         raise UserError("no mitochondrion is painted", label.path, "paint some with the value 1")
+    if meaning.foreground is not None:
+        if label.lossy:
+            raise UserError("the labels are compressed with loss, which changes values", label.path, "save PNG files")
+        wanted = {*meaning.foreground, *meaning.background}
+        if not values & wanted:
+            what = f"none of the values {sorted(wanted)} that are named is in the labels"
+            raise UserError(what, label.path, f"they hold {sorted(values)[:10]}")
+        if absent := sorted(() if marks else wanted - values):
+            _log.warning("%s: the labels hold no %s", label.path, ", ".join(map(str, absent)))
     boxes = reviewed_boxes(reviewed, image.shape)
-    if not boxes and not values & {*meaning.background}:
+    if not boxes and not meaning.background:
         _log.info(
             "%s: no background is painted and reviewed= is not given: taking slices with mitochondria as reviewed",
             label.path,
         )
         boxes = [Box((z, 0, 0), (z + 1, *image.shape[1:])) for z in np.flatnonzero(present).tolist()]
-    return list(_regions(image, label, meaning, boxes, present))
+    mapped = None if meaning.foreground is not None else _mapped(label, {*named} & values - {0})
+    regions = list(_regions(image, label, mapped, meaning, boxes, present))
+    if not regions:
+        raise UserError("all that is painted is in the padding of the image", label.path, "paint tissue")
+    return regions
 
 
-def _values(label: Volume) -> tuple[set[int], npt.NDArray[np.bool_]]:
-    """The values that occur (a few more than 2 tell enough), and whether each slice holds another than 0."""
+def _has_marks(label: Volume, values: set[int], unknown: Sequence[int]) -> bool:
+    """Whether 1 and 2 are painted, for mitochondria and background."""
+    return {1, 2} <= values - {*unknown} <= {0, 1, 2} and label.info.metadata.get("kind") != "instances"
+
+
+def _mapped(label: Volume, marked: set[int]) -> Volume:
+    """Masks and instances as 0 and 1, by the rule of all commands; values that are ``marked`` are neither."""
+    if label.info.metadata.get("kind") == "probability":
+        raise UserError("probabilities instead of labels", label.path, "predict with save=mask, or paint")
+    one = min(marked, default=None)
+    if one is not None:
+        label = ElementwiseVolume(label, lambda stored: np.where(np.isin(stored, [*marked]), one, stored))
+    try:
+        return map_labels(label, ignore_label=one, require_foreground=False)
+    except UserError as error:
+        remedy = "name what the values mean with foreground=, background= and unknown="
+        raise UserError(error.what, error.value, error.remedy if label.lossy else remedy) from error
+
+
+def _values(label: Volume, named: Sequence[int] = ()) -> tuple[set[int], npt.NDArray[np.bool_]]:
+    """The values that occur (those ``named`` and a few more tell enough), and whether each slice has one but 0."""
     values: set[int] = set()
     present = np.zeros(label.shape[0], np.bool_)
     for slab in thin_slabs(label.box):
         stored_zyx = label.read(slab)
         present[slab.start[0] : slab.stop[0]] = stored_zyx.any((1, 2))
-        values |= {int(value) for value in pd.unique(stored_zyx.ravel())[:65536]}
+        found = pd.unique(stored_zyx.ravel())
+        values |= {int(value) for value in found[:65536]} | {value for value in named if (found == value).any()}
     return values, present
 
 
@@ -190,7 +234,12 @@ def _shapes(path: str, shape: Sequence[int]) -> list[Box]:
 
 
 def _regions(
-    image: Volume, label: Volume, meaning: Meaning, boxes: Sequence[Box], present: npt.NDArray[np.bool_]
+    image: Volume,
+    label: Volume,
+    mapped: Volume | None,
+    meaning: Meaning,
+    boxes: Sequence[Box],
+    present: npt.NDArray[np.bool_],
 ) -> Iterator[Painted]:
     """Connected parts of the painted voxels, slice by slice, each in its bounding box."""
     padding = image.padding
@@ -202,7 +251,7 @@ def _regions(
         reviewed = np.zeros(plane.shape, np.bool_)
         for part in here:
             reviewed[part.inside(plane).slices] = True
-        label_zyx = meaning.apply(label.read(plane), reviewed)
+        label_zyx = meaning.apply(label.read(plane), reviewed, None if mapped is None else mapped.read(plane) == 1)
         padded = None if padding is None else padding.find(plane)
         if padded is not None:
             label_zyx[padded] = IGNORE
@@ -247,13 +296,35 @@ def mitochondrion_width(regions: Sequence[Painted]) -> float:
 
 def grouped(regions: Sequence[Painted]) -> list[Painted]:
     """The regions with the number of their group: those of an image that are closer than a mitochondrion's width."""
-    width, near = mitochondrion_width(regions), np.zeros((len(regions),) * 2, np.bool_)
-    for i, a in enumerate(regions):
-        margin = [math.ceil(width / step) for step in a.image.voxel_size or (5.0, 5.0, 5.0)]
-        for j, b in enumerate(regions[:i]):
-            near[i, j] = a.image.path == b.image.path and a.box.grow(margin).clip(b.box).size > 0
+    width = mitochondrion_width(regions)
+    margins = [[math.ceil(width / step) for step in r.image.voxel_size or (5.0, 5.0, 5.0)] for r in regions]
+    pairs = np.array([*_near(regions, margins)], np.int64).reshape(-1, 2)
+    near = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(regions),) * 2)
     _, group = connected_components(near, directed=False)
     return [replace(region, group=int(number)) for region, number in zip(regions, group, strict=True)]
+
+
+def _near(regions: Sequence[Painted], margins: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """The pairs (later, earlier) of regions of an image of which one, with a margin, overlaps the other."""
+    paths = np.unique([region.image.path for region in regions], return_inverse=True)[1]
+    start, stop = (np.array([getattr(region.box, end) for region in regions]) for end in ("start", "stop"))
+    for i, margin in enumerate(margins):
+        touching = ((start[i] - margin < stop[:i]) & (start[:i] < stop[i] + margin)).all(1)
+        yield from ((i, int(j)) for j in np.flatnonzero(touching & (paths[:i] == paths[i])))
+
+
+def counted_once(regions: Sequence[Painted]) -> list[Painted]:
+    """The regions without what an earlier one paints as well; two that disagree are refused."""
+    for later, earlier in _near(regions, [(0, 0, 0)] * len(regions)):
+        a, b = regions[later], regions[earlier]
+        common = a.box.clip(b.box)
+        new, old = (region.label_zyx[common.inside(region.box).slices] for region in (a, b))
+        both = (new != IGNORE) & (old != IGNORE)
+        if (new != old)[both].any():
+            what = "voxels are mitochondrion in one file of labels and background in another"
+            raise UserError(what, f"{a.image.path} {common}", "paint each place in one file, or name reviewed=")
+        new[both] = IGNORE
+    return [region for region in regions if (region.label_zyx != IGNORE).any()]
 
 
 def parts_to_leave_out(regions: Sequence[Painted], most: int = PARTS) -> list[list[Painted]]:
@@ -449,31 +520,59 @@ def open_painted(
 ) -> list[Painted]:
     """The painted regions of several volumes, grouped; options as of `read_painted`.
 
-    One image may have several labels; several images have one each, and ``reviewed`` may then be a list with an entry
-    for each.
+    One image may have several labels; several images have one each. ``reviewed`` is for all, unless it is a list with
+    an entry for each, such as ``[[3], [3, 7]]``.
     """
     if len(images) == 1:
         images = [images[0]] * len(labels)
     if len(images) != len(labels) or not labels:
         raise UserError(f"{len(images)} images and {len(labels)} labels", None, "give as many, in the same order")
-    each = [reviewed] * len(labels)
-    several = isinstance(reviewed, Sequence) and not isinstance(reviewed, str) and len(reviewed) == len(labels)
-    if len(labels) > 1 and several:
-        each = list(reviewed)  # type: ignore[call-overload]
+    each: Sequence[object] = [reviewed] * len(labels)
+    if isinstance(reviewed, Sequence) and len(labels) == len(reviewed) and not all(map(_is_place, reviewed)):
+        each = reviewed
     opened: dict[str, Volume] = {}
+    pairs = []
+    for pair in zip(images, labels, strict=True):
+        for given in pair:
+            if not isinstance(given, Volume) and as_path(given) not in opened:
+                opened[given] = open_volume(given, axes=axes, voxel_size=voxel_size)
+        pairs.append([given if isinstance(given, Volume) else opened[given] for given in pair])
+    if len({image.voxel_size is None for image, _ in pairs}) > 1:
+        raise UserError("only some of the images have a voxel size", None, "give voxel_size=[z,y,x] in nm")
+    marks = _agreed([label for _, label in pairs], **meaning)
     regions: list[Painted] = []
-    for image, label, marked in zip(images, labels, each, strict=True):
-        volumes = []
-        for given in (image, label):
-            if isinstance(given, Volume):
-                volumes.append(given)
-            else:
-                opened[given] = opened.get(given) or open_volume(given, axes=axes, voxel_size=voxel_size)
-                volumes.append(opened[given])
-        regions += read_painted(*volumes, reviewed=marked, **meaning)
+    for (image, label), marked in zip(pairs, each, strict=True):
+        regions += read_painted(image, label, reviewed=marked, marks=marks, **meaning)
+    regions = counted_once(regions)
     classes = [sum(int((region.label_zyx == value).sum()) for region in regions) for value in (0, 1)]
-    for name, count in zip(("background", "mitochondrion"), classes, strict=True):
+    remedies = "paint background with the value 2, or name complete slices with reviewed=[3,7]", "paint some with 1"
+    for name, count, remedy in zip(("background", "mitochondrion"), classes, remedies, strict=True):
         if not count:
-            remedy = "paint background with the value 2, or name complete slices with reviewed=[3,7]"
             raise UserError(f"no {name} is painted", None, remedy)
     return grouped(regions)
+
+
+def _is_place(item: object) -> bool:
+    """Whether an entry of ``reviewed=`` is a slice or a box, not what is reviewed of a whole file."""
+    if isinstance(item, str):
+        return item != "all" and not item.lower().endswith(".csv")
+    if isinstance(item, Sequence):  # what Hydra makes of a bracketed box
+        return bool(item) and all(isinstance(axis, str) and "," not in axis for axis in item)
+    return isinstance(item, int)
+
+
+def _agreed(labels: Sequence[Volume], *, unknown: object = None, **named: object) -> bool | None:
+    """Whether a 2 is background in all of several files, also in those that have no 1; None: in some, or in none."""
+    if len(labels) == 1 or any(value is not None for value in named.values()):
+        return None
+    ignored = label_values(unknown) or ()
+    whole = [label for label in map(Volume.as_labels, labels) if label.dtype.kind in "bui"]
+    values = [_values(label)[0] for label in whole]
+    marked = [_has_marks(*found, ignored) for found in zip(whole, values, strict=True)]
+    if not any(marked):
+        return None
+    if set().union(*values) - {*ignored} <= {0, 1, 2}:
+        return True
+    one = whole[marked.index(True)].path
+    _log.warning("%s: 1 is mitochondrion and 2 background, but not in all of the files", one)
+    return None

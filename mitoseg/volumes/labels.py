@@ -254,8 +254,8 @@ def _check_colours(survey: _Survey, path: str, otherwise: str) -> None:
 def _warn(survey: _Survey, rule: ValueRule, path: str) -> None:
     marker = survey.high in _MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
     if marker and len(survey.values) > 2:
-        text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d if it means unlabelled"
-        logger.warning(text, path, survey.high, survey.high)
+        text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d (finetune: unknown=%d) if not"
+        logger.warning(text, path, survey.high, survey.high, survey.high)
     elif rule.numbered and 2 < len(survey.values) <= _FEW_VALUES:
         text = "%s: values %s are taken as instances; if they are classes, name those of mitochondria: foreground=%s"
         logger.warning(text, path, survey.listed(), value_name(survey.high))

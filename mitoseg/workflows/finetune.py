@@ -48,7 +48,8 @@ from mitoseg.metrics.histogram import BINS, curve, logit_histogram
 from mitoseg.networks.checkpoint import AUTO, KEY, Model, find_weights, load_model
 from mitoseg.progress import Tell, clock
 from mitoseg.progress import progress as show_progress
-from mitoseg.storage import atomic_output, write_json
+from mitoseg.storage import atomic_output, held, write_json
+from mitoseg.training.checkpointing import BestCheckpoint
 from mitoseg.volumes import CHANNEL_OFFSETS, ArrayVolume, Normalization, Volume
 from mitoseg.volumes.base import Array, ArrayWriter, CroppedVolume
 from mitoseg.volumes.resampling import resampled
@@ -59,6 +60,8 @@ from mitoseg.workflows.train import build, compose_training, fit_run, quiet_ligh
 
 log = logging.getLogger(__name__)
 TILE, BATCH = 256, 4
+UNSCORED = "unscored.ckpt"
+"""What a training writes; it becomes ``best.ckpt`` when the score is known."""
 STEPS = 300
 """Of the final model; those that score take half as many each."""
 LEVEL = 0.95
@@ -158,7 +161,22 @@ def finetune(
         *(len(painted), pixels / 1e6, work.start.name, work.channels, work.layers),
         *(clock(meter.total * work.seconds), work.steps, work.seconds, work.precision, len(parts), fold_steps),
     )
+    with held(folder / ".lock", "another fine-tuning is running in this folder"):
+        return _finetune(work, painted, parts, fold_steps, meter, folder)
+
+
+def _finetune(
+    work: Work,
+    painted: Sequence[Painted],
+    parts: Sequence[Sequence[Painted]],
+    fold_steps: int,
+    meter: Meter,
+    folder: Path,
+) -> Finetuned:
+    """Train, score, and write ``best.ckpt`` last of all: what is not scored never has that name."""
     checkpoint = folder / "checkpoints" / "best.ckpt"
+    if checkpoint.exists():
+        raise UserError("the folder holds a model already", str(folder), "choose another folder")
     try:
         work.train(painted, (), folder, work.steps, meter, "training")
         before, after, models = left_out(work, parts, fold_steps, meter)
@@ -174,19 +192,18 @@ def finetune(
             gain=jackknife(list(zip(fixed, tuned, strict=True)), _gain),
             regions=len(painted),
             parts=len(parts),
-            advice=advise(painted, predict, seed=options.seed),
+            advice=advise(painted, predict, seed=work.options.seed),
         )
         result = result if result.gain.low > 0 else replace(result, kept="start")
         record = {"calibration": asdict(decision.calibration), "threshold": decision.threshold}
         if len(work.statistics) > 1:
             record["normalize"] = "volume"
+        write_metrics(folder, result, fixed, tuned, decision.threshold)
+        draw(result.advice, predict, folder / "next")
         work.save(record, result)
-    except BaseException:  # what is not scored does not stay
-        checkpoint.unlink(missing_ok=True)
-        raise
-    write_metrics(folder, result, fixed, tuned, decision.threshold)
-    draw(result.advice, predict, folder / "next")
-    report(Progress("done", 1.0, 0.0))
+    finally:
+        checkpoint.with_name(UNSCORED).unlink(missing_ok=True)
+    meter.report(Progress("done", 1.0, 0.0))
     return result
 
 
@@ -213,7 +230,8 @@ def left_out(
 def open_regions(options: FinetuneOptions) -> list[Painted]:
     """The painted regions of the files that the options name."""
     named = {key: getattr(options, key) for key in ("image", "labels")}
-    images, labels = ([given] if isinstance(given, str) else list(given) for given in named.values())
+    images, labels = (list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+                      for given in named.values())  # fmt: skip
     keys = ("reviewed", "foreground", "background", "unknown", "axes", "voxel_size")
     return open_painted(images, labels, **{key: getattr(options, key) for key in keys})
 
@@ -276,7 +294,9 @@ class Work:
     def plan(cls, options: FinetuneOptions, regions: Sequence[Painted]) -> Work:
         """Choose all that the options leave open."""
         start, image = start_model(options, regions), regions[0].image
-        channels = choose_channels(start.model, image)
+        images = {region.image.path: region.image for region in regions}
+        found = {choose_channels(start.model, one) for one in images.values()}
+        channels = found.pop() if len(found) == 1 else "single"
         pixel_size = choose_pixel_size(start.model, image, options.pixel_size)
         recipe = PaintedRecipe(regions, pixel_size=pixel_size)
         sides = [min(recipe.seen(region.image).shape[1:]) for region in regions]
@@ -312,8 +332,16 @@ class Work:
             before, module, trainer, data, origins = build(cfg, folder, lambda **_: recipe)
             watcher = Watcher(meter, stage, None if left_out else self)
             trainer.callbacks.append(watcher)  # type: ignore[attr-defined]
-            fit_run(cfg, folder, before, module, trainer, data, origins)
-        return load_model(folder / "checkpoints" / "best.ckpt", trust=self.options.trust)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, BestCheckpoint):
+                    callback.filename = Path(UNSCORED).stem
+            try:
+                fit_run(cfg, folder, before, module, trainer, data, origins, resumable=False)
+            except UserError as error:
+                if "the loss is not finite" not in error.what:
+                    raise
+                raise UserError("the loss is not finite", None, "lower rate=, or check the image") from error
+        return load_model(folder / "checkpoints" / UNSCORED, trust=self.options.trust)
 
     def probabilities(self, models: Sequence[Model], image: Volume, box: Box) -> list[Array]:
         """Of a box of an image, by each of the models."""
@@ -345,7 +373,8 @@ class Work:
     def save(self, record: Mapping[str, Any], result: Finetuned) -> None:
         """Write the checkpoint that is kept as ``best.ckpt``, and beside a start model that is kept the tuned one."""
         kept = {True: result.checkpoint, False: result.checkpoint.with_name("tuned.ckpt")}
-        found = torch.load(result.checkpoint, map_location="cpu", weights_only=True)
+        trained = result.checkpoint.with_name(UNSCORED)
+        found = torch.load(trained, map_location="cpu", weights_only=True)
         found[KEY] |= record
         with atomic_output(kept[result.kept == "tuned"], overwrite=True) as temporary:
             torch.save(found, temporary)

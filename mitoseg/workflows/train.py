@@ -276,6 +276,8 @@ def fit_run(
     trainer: Trainer,
     data: RegionDataModule,
     origins: Mapping[str, Any],
+    *,
+    resumable: bool = True,
 ) -> bool:
     """Fit what `build` returns and record config, provenance and costs; return whether this is the first rank."""
     if trainer.is_global_zero:
@@ -291,7 +293,7 @@ def fit_run(
     rank_zero_only(log.info)(line, trainer.world_size, kind, threads, cfg.trainer.precision)
     if cfg.compile:
         rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
-    fit(trainer, module, data, before.checkpoint)
+    fit(trainer, module, data, before.checkpoint, resumable=resumable)
     if trainer.is_global_zero:
         (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
         on_device = torch.cuda.max_memory_allocated(trainer.strategy.root_device) if kind == "cuda" else None
@@ -334,9 +336,17 @@ def tile_margin(network: torch.nn.Module) -> tuple[int, int]:
     return before, form.field[-1] - 1 - before
 
 
-def fit(trainer: Trainer, module: SegmentationModule, data: RegionDataModule, checkpoint: Path | None) -> None:
+def fit(
+    trainer: Trainer,
+    module: SegmentationModule,
+    data: RegionDataModule,
+    checkpoint: Path | None,
+    *,
+    resumable: bool = True,
+) -> None:
     """Train; on an interrupt or at the end of a job's time, save ``last.ckpt`` and print how to continue."""
-    go_on = f"continue with: python train.py resume={as_typed(Path(trainer.default_root_dir))}"
+    folder = as_typed(Path(trainer.default_root_dir))
+    go_on = f"continue with: python train.py resume={folder}" if resumable else "give the command again"
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # by a resumed run
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

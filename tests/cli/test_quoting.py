@@ -119,7 +119,8 @@ def test_words_that_a_sweeper_wrote_keep_their_meaning(key, path):
     ],
 )
 def test_lists_of_files(value, expected):
-    assert hydra_value(quote_override(f"data.train.image={value}")) == expected
+    for key in ("data.train.image", "image", "labels", "checkpoints"):
+        assert hydra_value(quote_override(f"{key}={value}")) == expected
 
 
 def test_a_file_with_brackets_for_a_name_is_no_list(tmp_path, monkeypatch):

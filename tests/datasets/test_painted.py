@@ -1,11 +1,14 @@
 """What is painted is found, read as meant, grouped, and cut into parts that can be left out."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mitoseg.datasets.base import IGNORE
 from mitoseg.datasets.painted import (
+    Painted,
     PaintedRecipe,
     PlacedLabels,
     grouped,
@@ -104,6 +107,87 @@ def test_bad_paint_is_one_line(change, options, word):
     with pytest.raises(UserError, match=word) as caught:
         open_painted([image()], [label], **options)
     assert "\n" not in str(caught.value)
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("label_zyx", "options", "word"),
+    [
+        (NOISE.astype(np.uint8), {}, "an image instead of labels"),
+        (discs([3]).astype(np.int16) - (NOISE > 200), {}, "negative values.*unknown="),
+        (np.where(NOISE > 200, np.uint64(2**64 - 1), discs([3])), {}, "Paintera for unlabelled.*unknown="),
+        (np.uint32(7) + discs([3]) * np.uint32(9), {}, "no label is 0"),
+        (discs([3]), {"foreground": 7}, r"none of the values \[7\]"),
+        (discs([3]), {"foreground": [1, 2], "background": 2}, "two meanings: 2"),
+        (discs([3]), {"foreground": 1, "unknown": 1}, "two meanings: 1"),
+        (discs([3]), {"background": 3}, "no background is painted"),
+    ],
+)
+def test_values_that_mean_something_else_are_refused(label_zyx, options, word):
+    with pytest.raises(UserError, match=word):
+        open_painted([image()], [ArrayVolume(label_zyx, SIZE, "labels")], **options)
+
+
+def test_values_of_results_keep_their_meaning():
+    two_zyx = discs([3], value=None) % 3  # ids 1 and 2, and 1 again
+    found, _ = read(two_zyx)
+    assert (found[3] == 0).sum() == (two_zyx == 2).sum()
+    stored = ArrayVolume(two_zyx, SIZE, "labels", metadata={"kind": "instances"})
+    regions = open_painted([image()], [stored])
+    assert sum((region.label_zyx == 1).sum() for region in regions) == (two_zyx > 0).sum()
+    soft_zyx = np.clip(discs([3]) * 255 - discs([3], 9) * 0 + (discs([3], 9) - discs([3])) * 60, 0, 255)
+    found, _ = read(soft_zyx.astype(np.uint8))
+    assert (found == 1).sum() == discs([3]).sum()
+    with pytest.raises(UserError, match="probabilities instead of labels"):
+        open_painted([image()], [ArrayVolume(soft_zyx.astype(np.uint8), SIZE, metadata={"kind": "probability"})])
+
+
+def test_files_of_one_kind_are_read_alike():
+    both_zyx, one_zyx, two_zyx = discs([3]), discs([12]), discs([20], value=2)
+    both_zyx[3, 40:44] = 2
+    images = [image(name) for name in "abc"]
+    regions = open_painted(images, [ArrayVolume(label, SIZE, "labels") for label in (both_zyx, one_zyx, two_zyx)])
+    values = {
+        name: {int(v) for r in regions if r.image.path == name for v in np.unique(r.label_zyx)} for name in "abc"
+    }
+    assert values == {"a": {0, 1, IGNORE}, "b": {1, IGNORE}, "c": {0, IGNORE}}
+
+
+def test_what_is_painted_twice_counts_once():
+    first, second = (ArrayVolume(discs(z), SIZE, f"labels {z}") for z in ([3, 12, 20], [3]))
+    alone, both = (open_painted([image()], given) for given in ([first], [first, second]))
+    assert [(r.box, r.label_zyx.sum()) for r in alone] == [(r.box, r.label_zyx.sum()) for r in both]
+    with pytest.raises(UserError, match="mitochondrion in one file of labels and background in another"):
+        open_painted([image()], [first, ArrayVolume(discs([3], radius=5), SIZE, "other")])
+
+
+@pytest.mark.parametrize("reviewed", [[3, 9], [[3, 9], [3, 9]]])
+def test_slices_are_reviewed_in_all_files_unless_each_has_a_list(reviewed):
+    labels = [ArrayVolume(discs([3, 9]), SIZE, "labels")] * 2
+    regions = open_painted([image("a"), image("b")], labels, reviewed=reviewed)
+    assert [(r.image.path, r.box.start[0]) for r in regions] == [("a", 3), ("a", 9), ("b", 3), ("b", 9)]
+
+
+def test_paint_in_padding_and_images_of_unknown_size_are_told():
+    black = ArrayVolume(np.zeros(SHAPE, np.uint8), SIZE, "black")
+    label = ArrayVolume(discs([3]), SIZE, "labels")
+    with pytest.raises(UserError, match="padding"):
+        open_painted([black], [label])
+    with pytest.raises(UserError, match="only some of the images have a voxel size"):
+        open_painted([image(), ArrayVolume(NOISE.astype(np.uint8), None, "other")], [label, label])
+
+
+def test_many_scribbles_are_grouped_in_time():
+    painted_zyx = np.zeros((60, 1024, 1024), np.uint8)
+    painted_zyx[:, ::64, ::64] = 1
+    volume = ArrayVolume(np.broadcast_to(NOISE[:1, :1, :1].astype(np.uint8), painted_zyx.shape), SIZE)
+    regions = [Painted(volume, Box((z, y, x), (z + 1, y + 1, x + 1)), np.ones((1, 1, 1), np.uint8))
+               for z, y, x in np.argwhere(painted_zyx)[::6].tolist()]  # fmt: skip
+    began = time.monotonic()
+    assert len({region.group for region in grouped(regions)}) >= 1
+    assert time.monotonic() - began < 20
 
 
 def test_scribbles_without_background_in_them_are_refused():
