@@ -278,26 +278,27 @@ def is_storage_error(error: BaseException) -> bool:
 
 
 def _errno(error: BaseException) -> int | None:
-    """The error number of an exception or of its causes; HDF5 hides it in the text."""
+    """The error number of an exception or of its causes; HDF5 and safetensors hide it in the text."""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (match := re.search(r"errno = (\d+)", str(error))):
+    if number is None and (match := re.search(r"(?:errno =|os error) (\d+)", str(error))):
         number = int(match[1])
+    if isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error):
+        number = errno.ENOSPC  # torch, whose writer got a part of its bytes to the disk
     cause = error.__cause__ or error.__context__
     return number if number is not None or cause is None else _errno(cause)
 
 
-def explain_storage_error(error: BaseException, path: Path) -> UserError:
+def explain_storage_error(error: BaseException, path: Path | None) -> UserError:
     """The one line for an operating system's refusal."""
+    place = None if path is None else str(path)
     if _errno(error) in _FULL:
-        return UserError(
-            "the disk is full or the file too large for it", str(path), "free some space or write elsewhere"
-        )
+        return UserError("the disk is full or the file too large for it", place, "free some space or write elsewhere")
     if _errno(error) in _DENIED:
         return UserError(
-            "the output cannot be written", str(path), "check the permissions, and that no other program holds it"
+            "the output cannot be written", place, "check the permissions, and that no other program holds it"
         )
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"the output cannot be written ({reason})", str(path), "check the path")
+    return UserError(f"the output cannot be written ({reason})", place, "check the path")
 
 
 @contextlib.contextmanager
@@ -342,7 +343,7 @@ def explain(error: BaseException) -> str | None:
         if type(link).__name__ == "MisconfigurationException":  # Lightning's
             return " ".join(str(link).split())
         if isinstance(link, OSError) and is_storage_error(link):
-            return str(explain_storage_error(link, Path(link.filename or ".")))
+            return str(explain_storage_error(link, Path(os.fsdecode(link.filename)) if link.filename else None))
         if isinstance(link, MemoryError):  # numpy's says how much of what
             return f"there is not enough memory ({link}); give smaller volumes or batches".replace(" ()", "")
         link = link.__cause__

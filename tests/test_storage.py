@@ -89,11 +89,17 @@ def test_what_the_system_refuses_is_one_line(tmp_path, number, says):
     assert names(tmp_path) == []
 
 
-def test_a_full_disk_is_known_from_a_librarys_text(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Can't close file (file write failed: errno = 28, error message = 'No space left on device')",
+        "Error while serializing: I/O error: File too large (os error 27)",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0",
+    ],
+)
+def test_a_full_disk_is_known_from_a_librarys_text(tmp_path, text):
     with pytest.raises(UserError, match="disk is full"), atomic_output(tmp_path / "a.h5"):
-        raise RuntimeError(
-            "Can't close file (file write failed: errno = 28, error message = 'No space left on device')"
-        )
+        raise RuntimeError(text)
 
 
 def test_other_errors_are_not_mistaken_for_a_full_disk(tmp_path):

@@ -6,11 +6,12 @@ import difflib
 import logging
 import re
 import sys
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 from rich.console import Console
 
-from mitoseg.storage import explain
+from mitoseg.storage import explain, is_storage_error
 
 _TALKATIVE = {"lightning", "lightning_fabric", "pytorch_lightning", "distributed", "dask", "matplotlib", "tornado"}
 """Libraries whose warnings are about how they are called, which is our affair; what goes wrong they raise."""
@@ -56,11 +57,20 @@ def warnings_as_lines() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a Windows console's code page lacks most letters
     before, logging.raiseExceptions = warnings.showwarning, False  # a full disk stops the log, and nothing else
-    warnings.showwarning = _log_warning
+    warnings.showwarning, hook = _log_warning, threading.excepthook
+    threading.excepthook = lambda failed: _log_storage_error(failed, hook)
     try:
         yield
     finally:
-        warnings.showwarning, logging.raiseExceptions = before, True
+        warnings.showwarning, logging.raiseExceptions, threading.excepthook = before, True, hook
+
+
+def _log_storage_error(failed: threading.ExceptHookArgs, otherwise: Callable[[threading.ExceptHookArgs], Any]) -> None:
+    """A full disk that a library's thread meets, such as TensorBoard's, which raises it again, in one line."""
+    if failed.exc_value is not None and is_storage_error(failed.exc_value):
+        logging.getLogger(__name__).warning(explain(failed.exc_value))
+    else:
+        otherwise(failed)
 
 
 def _log_warning(

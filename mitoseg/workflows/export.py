@@ -87,4 +87,9 @@ def _card(checkpoint: Path, name: str, model: Model) -> str:
     path, run = checkpoint.with_name("CARD.md"), checkpoint.resolve().parents[1]
     if checkpoint.suffix == FORMATS["safetensors"] and path.is_file():
         return path.read_text(encoding="utf-8")
-    return model_card(name, model, read_json(run / "provenance.json"), read_json(run / "metrics.json"))
+    provenance, metrics = (read_json(run / f"{file}.json") for file in ("provenance", "metrics"))
+    if (
+        metrics.get("kept") == "start" and checkpoint.name == "best.ckpt"
+    ):  # the others are of tuned.ckpt
+        provenance, metrics = {}, {"validation": metrics["start"]}
+    return model_card(name, model, provenance, metrics)

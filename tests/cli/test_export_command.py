@@ -49,6 +49,17 @@ def test_weights_and_card(export, tmp_path):
     assert "/x" not in card
 
 
+def test_the_card_of_a_start_model_that_was_kept_has_its_own_scores(export, tmp_path):
+    checkpoint = run_folder(tmp_path / "run")
+    found = {"kept": "start", "validation": {"jaccard_foreground": 0.8}, "start": {"jaccard_foreground": 0.3}}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(found))
+    assert not export(f"checkpoint={checkpoint}", "output=mine/model.safetensors")[0]
+    card = (tmp_path / "mine" / "CARD.md").read_text()
+    assert "0.3000" in card
+    assert "0.8000" not in card
+    assert "lucchi" not in card
+
+
 def test_onnx_tells_what_it_is(export, tmp_path):
     checkpoint = run_folder(tmp_path / "run")
     code, told = export(f"checkpoint={checkpoint}", "output=mine/model.onnx", "form=strided")

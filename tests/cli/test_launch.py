@@ -1,5 +1,6 @@
 """Commands started as a user starts them, or by srun and torchrun, from a folder that Hydra's grammar dislikes."""
 
+import errno
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from mitoseg.arguments import split_words
+from mitoseg.cli.console import warnings_as_lines
 from mitoseg.cli.launch import claim, prepare_words, run_dir
 from mitoseg.cli.ranks import outside_job
 from mitoseg.errors import UserError
@@ -242,3 +244,15 @@ def test_torchrun_on_two_processes(project):
     assert sorted(path.name for path in run.glob("rank*.json")) == ["rank0.json", "rank1.json"]
     assert (run / ".hydra" / "overrides.yaml").is_file()
     assert done.stdout.count("outputs") == 1
+
+
+def test_a_full_disk_in_a_librarys_thread_is_one_line(caplog, capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with warnings_as_lines():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    assert caplog.messages == ["the disk is full or the file too large for it; free some space or write elsewhere"]
+    assert "Traceback" not in capsys.readouterr().err
