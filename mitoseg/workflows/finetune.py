@@ -46,6 +46,8 @@ from mitoseg.metrics.calibration import choose_decision
 from mitoseg.metrics.counts import Counts, scores
 from mitoseg.metrics.histogram import BINS, curve, logit_histogram
 from mitoseg.networks.checkpoint import AUTO, KEY, Model, find_weights, load_model
+from mitoseg.networks.ensemble import Ensemble
+from mitoseg.networks.kinds import dimensions
 from mitoseg.progress import Tell, clock
 from mitoseg.progress import progress as show_progress
 from mitoseg.storage import atomic_output, held, write_json
@@ -294,6 +296,12 @@ class Work:
     def plan(cls, options: FinetuneOptions, regions: Sequence[Painted]) -> Work:
         """Choose all that the options leave open."""
         start, image = start_model(options, regions), regions[0].image
+        network = start.model.network
+        if isinstance(network, Ensemble) or dimensions(network) != 2:
+            kind = "an ensemble" if isinstance(network, Ensemble) else "a 3D network"
+            raise UserError(f"{kind} cannot be fine-tuned", start.name, "give model= a checkpoint of one 2D network")
+        if start.model.channels not in CHANNEL_OFFSETS:
+            raise UserError("the checkpoint makes channels in an unknown way", start.model.channels, "use another one")
         images = {region.image.path: region.image for region in regions}
         found = {choose_channels(start.model, one) for one in images.values()}
         channels = found.pop() if len(found) == 1 else "single"
@@ -304,7 +312,6 @@ class Work:
         tile = min(TILE, min(sides) // step * step)
         if not tile:
             raise UserError("the image is too small to train on", image.shape, f"it takes {step} x {step} pixels")
-        network = start.model.network
         shape = (BATCH, getattr(network, "in_channels", len(CHANNEL_OFFSETS[channels])), tile, tile)
         precision, seconds = fastest_precision(network, shape, options.accelerator, options.precision)
         statistics = own_statistics(regions)

@@ -15,6 +15,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.networks.checkpoint import KEY, load_model
 from mitoseg.networks.unets import UNet
+from mitoseg.training.module import combine
 from mitoseg.volumes import ArrayVolume, create_volume
 from mitoseg.workflows import finetune as workflow
 
@@ -158,6 +159,34 @@ def test_a_model_that_is_there_stays(place, monkeypatch, capsys):
     assert command(monkeypatch, "finetune", *words) == 1
     assert "holds a model already" in capsys.readouterr().err
     assert Path("mine/checkpoints/best.ckpt").read_text() == "an earlier one"
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "line"),
+    [
+        ({"channels": "${oc.env:HOME}"}, {}, "makes channels in an unknown way"),
+        ({"version": None}, {}, "the loss is not finite"),  # it gets as far as that
+        ({"channels": "single"}, {"in_channels": 1, "spatial_dims": 3}, "a 3D network cannot be fine-tuned"),
+        (None, {}, "an ensemble cannot be fine-tuned"),
+    ],
+)
+def test_checkpoints_that_cannot_be_tuned_are_told(place, monkeypatch, capsys, change, arguments, line):
+    found = torch.load("start.ckpt", weights_only=True)
+    record = {
+        key: value for key, value in {**found[KEY], **(change or {})}.items() if value is not None or change is None
+    }
+    record["grey_quantiles"] = None
+    record["network"] = {**record["network"], **arguments}
+    given = {key: value for key, value in record["network"].items() if key != "_target_"}
+    weights = {f"network.{name}": weight for name, weight in UNet(**given).state_dict().items()}
+    torch.save({"state_dict": weights, KEY: record}, "start.ckpt")
+    if change is None:
+        paths = ["start.ckpt", "again.ckpt"]
+        torch.save({"state_dict": weights, KEY: {**record, "threshold": 0.4}}, "again.ckpt")
+        torch.save(combine({path: load_model(path) for path in paths}), "start.ckpt")
+    words = ["image=my.tif", "labels=painted.tif", "output=mine", "model=start.ckpt", *FEW, "rate=1e30"]
+    assert command(monkeypatch, "finetune", *words) == 1
+    assert line in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_several_files_are_given_as_a_list(place, monkeypatch, capsys):
