@@ -34,7 +34,7 @@ from mitoseg.errors import UserError, as_path
 from mitoseg.geometry import Box
 from mitoseg.volumes import Normalization, check_same_shape, measure_normalization, open_volume
 from mitoseg.volumes.base import Array, DerivedVolume, ElementwiseVolume, Volume, thin_slabs
-from mitoseg.volumes.labels import label_values, map_labels
+from mitoseg.volumes.labels import MARKERS, LabelVolume, label_values, map_labels
 from mitoseg.volumes.padding import with_padding
 from mitoseg.volumes.resampling import resampled
 
@@ -153,6 +153,10 @@ def read_painted(
         )
         boxes = [Box((z, 0, 0), (z + 1, *image.shape[1:])) for z in np.flatnonzero(present).tolist()]
     mapped = None if meaning.foreground is not None else _mapped(label, {*named} & values - {0})
+    top = max(values - {*named}, default=0)
+    if mapped is not None and mapped.numbered and top in MARKERS and len(values) <= 64 and top - 1 not in values:
+        remedy = f"give unknown={top}, or name those of mitochondria with foreground="
+        raise UserError(f"the value {top} beside others may mean unknown or a mitochondrion", label.path, remedy)
     regions = list(_regions(image, label, mapped, meaning, boxes, present))
     if not regions:
         raise UserError("all that is painted is in the padding of the image", label.path, "paint tissue")
@@ -164,7 +168,7 @@ def _has_marks(label: Volume, values: set[int], unknown: Sequence[int]) -> bool:
     return {1, 2} <= values - {*unknown} <= {0, 1, 2} and label.info.metadata.get("kind") != "instances"
 
 
-def _mapped(label: Volume, marked: set[int]) -> Volume:
+def _mapped(label: Volume, marked: set[int]) -> LabelVolume:
     """Masks and instances as 0 and 1, by the rule of all commands; values that are ``marked`` are neither."""
     if label.info.metadata.get("kind") == "probability":
         raise UserError("probabilities instead of labels", label.path, "predict with save=mask, or paint")

@@ -27,7 +27,7 @@ _MANY_VALUES, _FEW_VALUES = 16, 8
 _KEPT = 64  # largest number of distinct values that are counted
 _TRANSPARENT = 2**64 - 1  # written by CREMI and Paintera for unlabelled voxels
 _FULL_SCALES = (255, 65535)
-_MARKERS = (*_FULL_SCALES, 2**32 - 1)
+MARKERS = (*_FULL_SCALES, 2**32 - 1)
 _COLOURED = 2**24
 _LOSSY = "the labels are compressed with loss, which changes values; only a mask of black and white survives it"
 _LOSSLESS = "save them as PNG, or as TIFF with deflate"
@@ -252,10 +252,10 @@ def _check_colours(survey: _Survey, path: str, otherwise: str) -> None:
 
 
 def _warn(survey: _Survey, rule: ValueRule, path: str) -> None:
-    marker = survey.high in _MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
+    marker = survey.high in MARKERS and rule.numbered and not survey.many and survey.high - 1 not in survey.values
     if marker and len(survey.values) > 2:
-        text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d (finetune: unknown=%d) if not"
-        logger.warning(text, path, survey.high, survey.high, survey.high)
+        text = "%s: the highest value, %d, counts as foreground; give ignore_label=%d if it means unlabelled"
+        logger.warning(text, path, survey.high, survey.high)
     elif rule.numbered and 2 < len(survey.values) <= _FEW_VALUES:
         text = "%s: values %s are taken as instances; if they are classes, name those of mitochondria: foreground=%s"
         logger.warning(text, path, survey.listed(), value_name(survey.high))

@@ -119,6 +119,7 @@ NOISE = np.random.default_rng(0).integers(0, 255, SHAPE)
         (discs([3]).astype(np.int16) - (NOISE > 200), {}, "negative values.*unknown="),
         (np.where(NOISE > 200, np.uint64(2**64 - 1), discs([3])), {}, "Paintera for unlabelled.*unknown="),
         (np.uint32(7) + discs([3]) * np.uint32(9), {}, "no label is 0"),
+        (np.where(NOISE > 200, 255, discs([3])), {}, "255 beside others.*unknown=255"),
         (discs([3]), {"foreground": 7}, r"none of the values \[7\]"),
         (discs([3]), {"foreground": [1, 2], "background": 2}, "two meanings: 2"),
         (discs([3]), {"foreground": 1, "unknown": 1}, "two meanings: 1"),
