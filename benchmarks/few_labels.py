@@ -23,7 +23,7 @@ from generalist import recipe
 from omegaconf import OmegaConf
 
 from mitoseg.datasets.files import resolve
-from mitoseg.datasets.painted import IGNORE, Painted, grouped, open_painted
+from mitoseg.datasets.painted import IGNORE, Painted, grouped, open_painted, own_statistics
 from mitoseg.geometry import Box
 from mitoseg.metrics import Counts
 from mitoseg.metrics.histogram import logit_histogram
@@ -58,6 +58,7 @@ def draw(regions: list[Painted], size: int, rng: np.random.Generator) -> list[Pa
 def score(checkpoint: Path, regions: list[Painted], painted: list[Painted], **options: Any) -> Counts:
     """Counts of all annotated voxels of slices without paint, or, of a single one, beside the paint."""
     model, total = load_model(checkpoint), Counts()
+    rule, own = model.record.get("normalize", "checkpoint"), own_statistics(regions)
     slices = {region.box.start[0] for region in painted}
     for region in regions:
         label_zyx = region.label_zyx.copy()
@@ -66,7 +67,9 @@ def score(checkpoint: Path, regions: list[Painted], painted: list[Painted], **op
                 continue
             for other in painted:
                 label_zyx[other.box.inside(region.box).slices] = IGNORE
-        found = log_odds(model, region.image, region.box, None, **options)
+        found = log_odds(
+            model, region.image, region.box, None if rule == "checkpoint" else own[region.image.path], **options
+        )
         total += decided(model, logit_histogram(found, label_zyx))
     return total
 

@@ -4,7 +4,8 @@
     score         trained anew without a part, which is then predicted  -> metrics.json
                   threshold and calibration of a part come from the other parts
 
-The start model predicts the same voxels. Unless the gain is above the noise, the start model is what is kept.
+The start model predicts the same voxels, at its own threshold and at one that the other parts choose. Unless the gain
+is above the noise, the start model is what is kept, with a new threshold if at least that gains.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from mitoseg.geometry import Box
 from mitoseg.inference.precision import has_bf16
 from mitoseg.inference.predictor import predict_volume
 from mitoseg.inference.prepare import KINDS, NEAR, choose_device, make_prediction, size_seen
-from mitoseg.metrics.calibration import choose_decision
+from mitoseg.metrics.calibration import Decision, choose_decision
 from mitoseg.metrics.counts import Counts, scores
 from mitoseg.metrics.histogram import BINS, curve, logit_histogram
 from mitoseg.networks.checkpoint import AUTO, KEY, Model, find_weights, load_model
@@ -93,6 +94,13 @@ Report = Callable[[Progress], None]
 """Called after each step; what it raises ends the work, and no model is written."""
 
 
+ENDS = {
+    "tuned": "the tuned model is kept",
+    "threshold": "tuning gains nothing above the noise: the start model is kept, with a new threshold",
+    "start": "no gain above the noise: the start model is kept",
+}
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with the ends of its 95 % interval."""
@@ -109,12 +117,14 @@ class Estimate:
 class Finetuned:
     """What fine-tuning gave: the ``checkpoint`` to use, and the foreground JAC on voxels that were left out.
 
-    ``kept`` is ``tuned`` or ``start``.
+    ``kept`` is ``tuned``, ``start``, or ``threshold``: the start model with a new threshold and calibration, whose JAC
+    is ``recalibrated``. ``gain`` is that of the tuned model over the better of the two.
     """
 
     checkpoint: Path
     kept: str
     start: Estimate
+    recalibrated: Estimate
     tuned: Estimate
     gain: Estimate
     regions: int
@@ -123,9 +133,9 @@ class Finetuned:
 
     def __str__(self) -> str:
         how = f"{self.regions} painted region(s) in {self.parts} parts, each predicted without having been painted"
-        end = "the tuned model is kept" if self.kept == "tuned" else "no gain above the noise: the start model is kept"
-        lines = [f"foreground JAC, 95 % interval; {how}:", f"  start model  {self.start}"]
-        lines += [f"  tuned model  {self.tuned}", f"  gain         {self.gain}", end, str(self.advice)]
+        lines = [f"foreground JAC, 95 % interval; {how}:", f"  start model         {self.start}"]
+        lines += [f"  with new threshold  {self.recalibrated}", f"  tuned model         {self.tuned}"]
+        lines += [f"  gain of tuning      {self.gain}", ENDS[self.kept], str(self.advice)]
         return "\n".join(lines)
 
 
@@ -184,25 +194,28 @@ def _finetune(
         before, after, models = left_out(work, parts, fold_steps, meter)
         predict = partial(work.probabilities, models)
         meter.advance(0, "choosing what to paint next")
-        decision = choose_decision(sum(after.histograms, np.zeros((2, BINS), np.int64)), 0.0)
-        fixed, tuned = [decided(work.start.model, h) for h in before.histograms], after.left_out_counts()
+        decision = after.decision()
+        fixed = [decided(work.start.model, h) for h in before.histograms]
+        anew, tuned = before.left_out_counts(), after.left_out_counts()
+        better = max(fixed, anew, key=jaccard)
         result = Finetuned(
             checkpoint=checkpoint,
-            kept="tuned",
+            kept="threshold" if jackknife(list(zip(fixed, anew, strict=True)), _gain).low > 0 else "start",
             start=jackknife(fixed, jaccard),
+            recalibrated=jackknife(anew, jaccard),
             tuned=jackknife(tuned, jaccard),
-            gain=jackknife(list(zip(fixed, tuned, strict=True)), _gain),
+            gain=jackknife(list(zip(better, tuned, strict=True)), _gain),
             regions=len(painted),
             parts=len(parts),
             advice=advise(painted, predict, seed=work.options.seed),
         )
-        result = result if result.gain.low > 0 else replace(result, kept="start")
-        record = {"calibration": asdict(decision.calibration), "threshold": decision.threshold}
-        if len(work.statistics) > 1:
-            record["normalize"] = "volume"
-        write_metrics(folder, result, fixed, tuned, decision.threshold)
+        result = replace(result, kept="tuned") if result.gain.low > 0 else result
+        record = _record(decision) | ({"normalize": "volume"} if len(work.statistics) > 1 else {})
+        counts = {"validation": tuned, "start": fixed, "new_threshold": anew}
+        totals = {name: sum(found, Counts()) for name, found in counts.items()}
+        write_metrics(folder, result, totals, decision.threshold)
         draw(result.advice, predict, folder / "next")
-        work.save(record, result)
+        work.save(record, result, _record(before.decision()) if result.kept == "threshold" else {})
     finally:
         checkpoint.with_name(UNSCORED).unlink(missing_ok=True)
     meter.report(Progress("done", 1.0, 0.0))
@@ -377,7 +390,7 @@ class Work:
         groups = ["network=unet2d", "augmentation=em_strong", "loss=dice_cross_entropy", "name=finetune"]
         return compose_training(groups, changed)
 
-    def save(self, record: Mapping[str, Any], result: Finetuned) -> None:
+    def save(self, record: Mapping[str, Any], result: Finetuned, for_start: Mapping[str, Any]) -> None:
         """Write the checkpoint that is kept as ``best.ckpt``, and beside a start model that is kept the tuned one."""
         kept = {True: result.checkpoint, False: result.checkpoint.with_name("tuned.ckpt")}
         trained = result.checkpoint.with_name(UNSCORED)
@@ -385,11 +398,11 @@ class Work:
         found[KEY] |= record
         with atomic_output(kept[result.kept == "tuned"], overwrite=True) as temporary:
             torch.save(found, temporary)
-        if result.kept == "start":
+        if result.kept != "tuned":
             own = self.start.model
             weights = {f"network.{name}": weight.cpu() for name, weight in own.network.state_dict().items()}
             with atomic_output(result.checkpoint, overwrite=True) as temporary:
-                torch.save({"state_dict": weights, KEY: dict(own.record)}, temporary)
+                torch.save({"state_dict": weights, KEY: dict(own.record) | for_start}, temporary)
 
 
 def fastest_precision(
@@ -462,8 +475,7 @@ def log_odds(
 
     ``normalization`` None is that of the checkpoint.
     """
-    depth = max(map(abs, CHANNEL_OFFSETS[model.channels]))
-    around = box.grow((depth, CONTEXT, CONTEXT)).clip(image.box)
+    around = box.grow(_context(model, image, box)).clip(image.box)
     crop: Volume = CroppedVolume(image, around)
     seen = crop
     if crop.voxel_size is not None and model.voxel_size is not None:
@@ -475,6 +487,16 @@ def log_odds(
     if seen is not crop and crop.voxel_size is not None:
         found = resampled(found, crop.voxel_size, crop.shape)
     return found.read(box.inside(around)).astype(np.float32)
+
+
+def _context(model: Model, image: Volume, box: Box) -> tuple[int, int, int]:
+    """Voxels to see around a box: with it no less than a tile, on which instance normalisation depends."""
+    own = image.voxel_size or (1.0, 1.0, 1.0)
+    trained = own if image.voxel_size is None else model.voxel_size or own
+    tile = getattr(model.network, "tile", None) or (1, TILE, TILE)
+    sides = zip(tile[1:], trained[1:], own[1:], box.shape[1:], strict=True)
+    y, x = (max(CONTEXT, math.ceil((n * new / old - side) / 2)) for n, new, old, side in sides)
+    return max(map(abs, CHANNEL_OFFSETS[model.channels])), y, x
 
 
 def units_of(part: Sequence[Painted], parts: int) -> list[Painted]:
@@ -497,6 +519,10 @@ class Tally:
         self.histograms.append(logit_histogram(found, unit.label_zyx))
         self.parts.append(part)
 
+    def decision(self) -> Decision:
+        """The calibration and the threshold for all pieces together."""
+        return choose_decision(sum(self.histograms, np.zeros((2, BINS), np.int64)), 0.0)
+
     def left_out_counts(self) -> list[Counts]:
         """The counts of each piece at the threshold that is best for the other parts."""
         found = []
@@ -504,6 +530,11 @@ class Tally:
             others = [h for h, p in zip(self.histograms, self.parts, strict=True) if p != part]
             found.append(curve(histogram).at(choose_decision(np.sum(others, axis=0), 0.0).raw_threshold))
         return found
+
+
+def _record(decision: Decision) -> dict[str, Any]:
+    """What a checkpoint says of a decision."""
+    return {"calibration": asdict(decision.calibration), "threshold": decision.threshold}
 
 
 def decided(model: Model, histogram: npt.NDArray[np.int64]) -> Counts:
@@ -538,13 +569,11 @@ def jackknife(pieces: Sequence[Any], statistic: Callable[[Sequence[Any]], float]
     return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach))
 
 
-def write_metrics(
-    folder: Path, result: Finetuned, start: Sequence[Counts], tuned: Sequence[Counts], threshold: float
-) -> None:
+def write_metrics(folder: Path, result: Finetuned, counts: Mapping[str, Counts], threshold: float) -> None:
     """Write ``metrics.json``: scores of the left-out voxels, of the tuned and of the start model."""
-    found: dict[str, Any] = {}
-    for name, counts, estimate in (("validation", tuned, result.tuned), ("start", start, result.start)):
-        found[name] = scores(sum(counts, Counts()))
+    found: dict[str, Any] = {name: scores(total) for name, total in counts.items()}
+    estimates = {"validation": result.tuned, "start": result.start, "new_threshold": result.recalibrated}
+    for name, estimate in estimates.items():
         found[name]["interval"] = {"jaccard_foreground": [estimate.low, estimate.high]}
     found["validation"]["threshold"] = threshold
     found["next"] = [
