@@ -88,6 +88,7 @@ def _card(checkpoint: Path, name: str, model: Model) -> str:
     if checkpoint.suffix == FORMATS["safetensors"] and path.is_file():
         return path.read_text(encoding="utf-8")
     provenance, metrics = (read_json(run / f"{file}.json") for file in ("provenance", "metrics"))
-    if metrics.get("kept") == "start" and checkpoint.name == "best.ckpt":  # the others are of tuned.ckpt
-        provenance, metrics = {}, {"validation": metrics["start"]}
+    kept = {"start": "start", "threshold": "new_threshold"}.get(metrics.get("kept", ""))
+    if kept is not None and checkpoint.name == "best.ckpt":  # the others are of tuned.ckpt
+        provenance, metrics = {}, {"validation": metrics[kept]}
     return model_card(name, model, provenance, metrics)
