@@ -402,7 +402,7 @@ class Work:
             own = self.start.model
             weights = {f"network.{name}": weight.cpu() for name, weight in own.network.state_dict().items()}
             with atomic_output(result.checkpoint, overwrite=True) as temporary:
-                torch.save({"state_dict": weights, KEY: dict(own.record) | for_start}, temporary)
+                torch.save({"state_dict": weights, KEY: {**own.record, **for_start}}, temporary)
 
 
 def fastest_precision(
