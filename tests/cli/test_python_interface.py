@@ -304,5 +304,5 @@ def test_the_notebook_and_the_page_run(path, code, tmp_path, monkeypatch):
     names = {}
     for part in code(ROOT / path):
         exec(compile(part, path, "exec"), names)
-    assert names["scores"]["jaccard_foreground"] > 0.2
+    assert names["scores"]["jaccard_foreground"] > 0.5
     assert len(names["table"]) > 1
