@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_told_and_the_best_one_goes_on(work, monkeypatch
     assert "damaged" in line
     best = line.rpartition("instead: ")[2]
 
-    def reached(trainer, module, data, checkpoint):
+    def reached(trainer, module, data, checkpoint, **options):
         raise UserError("reached", checkpoint.name)
 
     monkeypatch.setattr("mitoseg.workflows.train.fit", reached)

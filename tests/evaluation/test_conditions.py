@@ -202,7 +202,7 @@ def test_columns_that_all_tables_have(tmp_path, small):
     other = write(tmp_path, "d.csv", volume_nm3=[1.0], name=["x"])
     read = read_groups({"a": small["disease"], "b": [other]})
     assert choose_columns(read, None) == ["volume_nm3"]
-    with pytest.raises(UserError, match=r"grey_mean.*d\.csv.*choose of volume_nm3, name"):
+    with pytest.raises(UserError, match=r"grey_mean.*d\.csv.*choose from volume_nm3, name"):
         choose_columns(read, ["grey_mean"])
     with pytest.raises(UserError, match="no numbers"):
         choose_columns(read_groups({"a": [other], "b": [write(tmp_path, "e.csv", name=["y"])]}), ["name"])

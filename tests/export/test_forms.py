@@ -139,7 +139,7 @@ def test_real_images(form, real_data, tmp_path):
 @pytest.mark.parametrize(
     ("model", "form", "line"),
     [
-        (unet_model(), "dense", "form dense is for networks that answer blocks"),
+        (unet_model(), "dense", "form dense is for block networks"),
         (unet_model(), "block", "use form=tile"),
         (block_model(), "tile", "use form=dense"),
         (block_model(), "whole", "no such form: 'whole'; choose one of auto, block"),

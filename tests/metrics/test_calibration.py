@@ -90,7 +90,7 @@ def test_prior_shift_moves_the_odds_by_the_ratio_of_the_priors(pi, pi_batches, l
 @pytest.mark.parametrize("share", [0.0, 1.0, math.nan, -0.1])
 def test_prior_shift_needs_both_classes(share):
     for pair in ((share, 0.5), (0.5, share)):
-        with pytest.raises(UserError, match="share"):
+        with pytest.raises(UserError, match="fraction"):
             prior_shift(*pair)
 
 

@@ -106,7 +106,7 @@ def test_kinds(values, metadata, kind):
 
 
 def test_bytes_of_many_values_are_a_question():
-    with pytest.raises(UserError, match="cannot tell"):
+    with pytest.raises(UserError, match="may be probabilities or instances"):
         kind_of(ArrayVolume(np.arange(24, dtype=np.uint8).reshape(2, 3, 4)))
 
 
