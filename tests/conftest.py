@@ -14,12 +14,12 @@ from browsers import browser  # noqa: F401 (a fixture)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def few_threads():
-    """Keep torch to two threads: the tests' arrays are small, and the machine may be shared."""
+    """Keep torch to two threads, one where tests run side by side: its threads spin while they wait for a core."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(autouse=True)
