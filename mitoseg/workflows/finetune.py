@@ -5,7 +5,8 @@
                   threshold and calibration of a part come from the other parts
 
 The start model predicts the same voxels, at its own threshold and at one that the other parts choose. Unless the gain
-is above the noise, the start model is what is kept, with a new threshold if at least that gains.
+is above the noise, the start model is what is kept, with a new threshold if at least that gains. Pieces of one or two
+regions do not show how places differ: then the gain must also be above the noise over the new threshold.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ THICK = 2.0
 """Slices thicker than so many pixels are wide, or voxels of the start model, show too little of each other."""
 CONTEXT = 64
 """Pixels around what is predicted that the network sees as well."""
+ENOUGH = 3
+"""Regions from which pieces show how places differ."""
 LEAST_UNITS = 6
 """Pieces of tissue over which intervals are made; larger ones are halved until there are so many."""
 
@@ -118,7 +121,7 @@ class Finetuned:
     """What fine-tuning gave: the ``checkpoint`` to use, and the foreground JAC on voxels that were left out.
 
     ``kept`` is ``tuned``, ``start``, or ``threshold``: the start model with a new threshold and calibration, whose JAC
-    is ``recalibrated``. ``gain`` is that of the tuned model over the better of the two.
+    is ``recalibrated``. ``gain`` is that of the tuned model over the start model.
     """
 
     checkpoint: Path
@@ -197,19 +200,17 @@ def _finetune(
         decision = after.decision()
         fixed = [decided(work.start.model, h) for h in before.histograms]
         anew, tuned = before.left_out_counts(), after.left_out_counts()
-        better = max(fixed, anew, key=jaccard)
         result = Finetuned(
             checkpoint=checkpoint,
-            kept="threshold" if jackknife(list(zip(fixed, anew, strict=True)), _gain).low > 0 else "start",
+            kept=choose_kept(fixed, anew, tuned, len(painted)),
             start=jackknife(fixed, jaccard),
             recalibrated=jackknife(anew, jaccard),
             tuned=jackknife(tuned, jaccard),
-            gain=jackknife(list(zip(better, tuned, strict=True)), _gain),
+            gain=gain(fixed, tuned),
             regions=len(painted),
             parts=len(parts),
             advice=advise(painted, predict, seed=work.options.seed),
         )
-        result = replace(result, kept="tuned") if result.gain.low > 0 else result
         record = _record(decision) | ({"normalize": "volume"} if len(work.statistics) > 1 else {})
         counts = {"validation": tuned, "start": fixed, "new_threshold": anew}
         totals = {name: sum(found, Counts()) for name, found in counts.items()}
@@ -551,8 +552,18 @@ def jaccard(counts: Sequence[Counts]) -> float:
     return tp / (tp + wrong) if tp + wrong else 0.0
 
 
-def _gain(pairs: Sequence[tuple[Counts, Counts]]) -> float:
-    return jaccard([after for _, after in pairs]) - jaccard([before for before, _ in pairs])
+def gain(before: Sequence[Counts], after: Sequence[Counts]) -> Estimate:
+    """The difference of two JAC on the same pieces."""
+    pairs = list(zip(before, after, strict=True))
+    return jackknife(pairs, lambda some: jaccard([b for _, b in some]) - jaccard([a for a, _ in some]))
+
+
+def choose_kept(start: Sequence[Counts], recalibrated: Sequence[Counts], tuned: Sequence[Counts], regions: int) -> str:
+    """Which model is kept, by the counts of each on the same pieces; see `Finetuned`."""
+    others = [start, recalibrated] if regions < ENOUGH else [start]
+    if jaccard(tuned) > jaccard(recalibrated) and all(gain(other, tuned).low > 0 for other in others):
+        return "tuned"
+    return "threshold" if gain(start, recalibrated).low > 0 else "start"
 
 
 def jackknife(pieces: Sequence[Any], statistic: Callable[[Sequence[Any]], float]) -> Estimate:

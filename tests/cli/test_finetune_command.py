@@ -13,6 +13,7 @@ from mitoseg.datasets.painted import Painted, open_painted
 from mitoseg.datasets.synthetic import generate_phantom, get_preset
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
+from mitoseg.metrics import Counts
 from mitoseg.networks.checkpoint import KEY, load_model
 from mitoseg.networks.unets import UNet
 from mitoseg.training.module import combine
@@ -316,3 +317,18 @@ def test_three_painted_sections_beat_the_start_model(real_data, tmp_path):
     assert found.kept == "tuned"
     assert found.tuned.value > 0.65 > found.start.value
     assert found.gain.low > 0
+
+
+def test_one_place_must_gain_more_than_several():
+    def pieces(right, wrong):
+        return [Counts(right + i % 3, wrong, 0, 10) for i in range(6)]
+
+    start, anew, tuned = pieces(50, 50), pieces(70, 30), [Counts(72 - 9 * (i % 2), 18, 0, 10) for i in range(6)]
+    assert workflow.jaccard(tuned) > workflow.jaccard(anew)
+    assert workflow.choose_kept(start, anew, tuned, 3) == "tuned"
+    noisy = [Counts(*((93, 7) if i % 2 else (60, 40)), 0, 10) for i in range(6)]
+    assert workflow.choose_kept(start, anew, noisy, 3) == "tuned"
+    assert workflow.jaccard(noisy) > workflow.jaccard(anew)
+    assert workflow.choose_kept(start, anew, noisy, 1) == "threshold"
+    assert workflow.choose_kept(start, anew, pieces(60, 40), 3) == "threshold", "less than a new threshold gives"
+    assert workflow.choose_kept(start, start, start, 3) == "start"
