@@ -134,19 +134,15 @@ def claim(folder: Path) -> Path:
 def _remove_unused_folder() -> None:
     """Remove the folder of a run that failed before it wrote anything, so that the corrected command gets its name."""
     made = RunFolder.made
-    if (
-        made is not None
-        and made.is_dir()
-        and all(
-            path.is_dir() or path.parent.name == ".hydra" or path.suffix == ".log" or path.name == ".lock"
-            for path in made.rglob("*")
-        )
-    ):
-        for handler in list(logging.root.handlers):  # which would open the log again, in a folder that is gone
-            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.absolute():
-                logging.root.removeHandler(handler)
-                handler.close()
-        shutil.rmtree(made, ignore_errors=True)
+    files = [path for path in made.rglob("*") if not path.is_dir()] if made is not None else []
+    ours = [path for path in files if path.parent.name == ".hydra" or path.suffix == ".log" or path.name == ".lock"]
+    if made is None or files != ours:
+        return
+    for handler in list(logging.root.handlers):  # which would open the log again, in a folder that is gone
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.absolute():
+            logging.root.removeHandler(handler)
+            handler.close()
+    shutil.rmtree(made, ignore_errors=True)
 
 
 def _launch(config_name: str, run: Run, config_dir: Path) -> int:
@@ -165,8 +161,8 @@ def _launch(config_name: str, run: Run, config_dir: Path) -> int:
         known = get_args_parser().parse_args(options)
         if known.config_dir:  # a class of one's own may lie beside its yaml; engines' processes inherit the path
             sys.path.insert(0, os.path.abspath(known.config_dir))
+            refuse_shadows(Path(known.config_path or config_dir), Path(known.config_dir))
         config_dirs = [Path(known.config_path or config_dir), *([Path(known.config_dir)] if known.config_dir else [])]
-        refuse_shadows(config_dirs[0], config_dirs[-1])
         judge = partial(refuse_targets, typed=words, config_dirs=config_dirs)
         words = prepare_words(words, sweep=sweeps, command=config_name, config_dirs=config_dirs)
         sys.argv = [sys.argv[0], *words, *options]

@@ -18,17 +18,19 @@ from mitoseg.workflows.session import prepare
 
 log = logging.getLogger(__name__)
 
-REMEDY = "look at the result, and fine-tune the model on a few painted slices if it is wrong: docs/FINETUNING.md"
+REMEDY = "look at the result, and fine-tune the model on a few annotated slices if it is wrong: docs/FINETUNING.md"
 
 
 def choose_model(
     sources: Sequence[Volume], *, accelerator: str = "auto", normalize: str = "checkpoint", resample: object = "auto"
 ) -> str:
-    """The name of the bundled model that promises the highest foreground JAC, pooled over volumes.
+    """The name of the bundled model with the highest expected foreground JAC, pooled over volumes.
 
     Raises:
         UserError: ``accelerator``, ``normalize`` or ``resample`` is not a choice.
     """
+    if not sources:
+        return DEFAULT
     expected: dict[str, float] = {}
     with waiting("trying the bundled models on a few fields"), _quiet():
         for name in bundled():
@@ -44,7 +46,7 @@ def choose_model(
                 )
                 fields += judge(prepared.predictor)
             expected[name] = expected_jaccard(fields) or 0.0
-    best = max(expected, key=lambda name: expected[name]) if sources else DEFAULT
+    best = max(expected, key=lambda name: expected[name])
     told = ", ".join(f"{name} {jaccard:.2f}" for name, jaccard in expected.items())
     log.info("predicting with the bundled model %s; foreground JAC to expect without labels: %s", best, told)
     return best
