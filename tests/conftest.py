@@ -10,16 +10,24 @@ from pathlib import Path
 
 import pytest
 from browsers import browser  # noqa: F401 (a fixture)
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # a machine that does other work is slow now and then
 
 
-@pytest.fixture(autouse=True)
-def few_threads():
+def keep_few_threads():
     """Keep torch to two threads, one where tests run side by side: its threads spin while they wait for a core."""
     import torch
 
     torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    """See `keep_few_threads`."""
+    keep_few_threads()
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +73,7 @@ def trained(tmp_path_factory):
     from tiny_training import TINY, command  # in tests/cli
 
     folder = tmp_path_factory.mktemp("trained")
+    keep_few_threads()  # which is set up before it is for the test: the bits depend on their number
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command(patch, "train", *TINY, "hydra.run.dir=run") == 0

@@ -1,17 +1,11 @@
 """The commands as a user types them, on a small phantom: train, predict, evaluate, resume; and what goes wrong."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from made_checkpoints import tif
-from small_project import heed_interrupts
 from tiny_training import TINY, command
 
 from mitoseg.networks.checkpoint import load_model
@@ -115,28 +109,3 @@ def test_bad_volumes_end_training_in_one_line(name, tmp_path, monkeypatch, capsy
     assert code == 1
     assert len(errors) == 1
     assert told.lower() in errors[0].lower()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
-def test_ctrl_c_in_training_leaves_last_ckpt_and_exits_with_130(work):
-    """A real process, a real signal, some way into the first epoch."""
-    words = [w for w in TINY if not w.startswith(("epochs", "data.epoch_blocks"))]
-    words += ["epochs=1", "data.epoch_blocks=200000", "hydra.run.dir=interrupted"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command_line = [sys.executable, "-m", "mitoseg", "train", *words]
-    with subprocess.Popen(
-        command_line, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_interrupts
-    ) as process:
-        table = work / "interrupted" / "csv" / "version_0" / "metrics.csv"
-        deadline = time.monotonic() + 120
-        while not (table.is_file() and len(table.read_text().splitlines()) > 5):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in told
-    checkpoint = torch.load(work / "interrupted" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] > 0
-    assert checkpoint["mitoseg"]["channels"] == "adjacent"

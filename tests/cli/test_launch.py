@@ -125,8 +125,8 @@ def test_a_comma_in_a_path_is_no_sweep(project, call):
     assert [job["input"] for job in project.told("outputs/sweeps/*/*/rank*.json")] == ["a,b.tif"]
 
 
-def test_a_sweep_relaunches_its_jobs_not_itself(project):
-    done = project.call("then=relaunch", "-m", f'input=choice("{PATH}","a,b.tif")', "seed=5")
+def test_a_sweep_relaunches_its_jobs_not_itself(project, call):
+    done = call("then=relaunch", "-m", f'input=choice("{PATH}","a,b.tif")', "seed=5")
     assert done.returncode == 0, done.stderr
     told = project.told("outputs/sweeps/*/*/rank*.json")
     assert sorted((job["input"], job["seed"]) for job in told) == sorted([(PATH, 5), ("a,b.tif", 5)] * 2)

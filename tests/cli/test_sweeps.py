@@ -33,6 +33,7 @@ from mitoseg.cli.sweeps.jobs import (
 from mitoseg.cli.sweeps.optuna_sweeper import missing_plugin
 from mitoseg.errors import UserError
 from mitoseg.processes import job_variables
+from mitoseg.storage import held
 
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
 
@@ -59,10 +60,17 @@ def last(text):
     return text.splitlines()[-1]
 
 
+@pytest.fixture
+def call(project, monkeypatch, capfd):
+    """Run a sweep in this process; its jobs are processes."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *words: project.call_here(monkeypatch, capfd, *words)
+
+
 @UNIX
-def test_jobs_that_die_stop_no_other_and_the_same_command_takes_them_up(project):
+def test_jobs_that_die_stop_no_other_and_the_same_command_takes_them_up(project, call):
     words = ["-m", "then=lose_ranks,save_and_die,mistake,nothing", "lr=0.01", "name=s"]
-    done = project.call(*words)
+    done = call(*words)
     sweep = project.folder / "outputs" / "sweeps" / "s"
     assert done.returncode == 1
     assert "Error executing job" not in done.stderr
@@ -79,7 +87,7 @@ def test_jobs_that_die_stop_no_other_and_the_same_command_takes_them_up(project)
     ]  # fmt: skip
     finished = (sweep / "then=nothing" / "rank0.json").stat().st_mtime_ns
 
-    again = project.call(*words[:1], "then=save_and_die,nothing,mistake", *words[2:])
+    again = call(*words[:1], "then=save_and_die,nothing,mistake", *words[2:])
     assert "1 of 3 jobs failed: then=mistake" in last(again.stderr)
     assert (sweep / "then=nothing" / "rank0.json").stat().st_mtime_ns == finished
     assert "then=nothing: finished before" in again.stderr
@@ -91,14 +99,13 @@ def test_jobs_that_die_stop_no_other_and_the_same_command_takes_them_up(project)
     assert rows["then=save_and_die"]["objective"] == rows["then=nothing"]["validation_jaccard_foreground"] == "1.0"
     assert rows["then=mistake"]["error"] == "no such thing; choose another"
 
-    other = project.call("-m", "then=nothing,mistake", "lr=0.1", "name=s")
+    other = call("-m", "then=nothing,mistake", "lr=0.1", "name=s")
     assert "the folder holds a job of other arguments (-lr=0.01 +lr=0.1)" in other.stderr
     assert record(sweep / "then=nothing")["status"] == "finished"
 
 
-def test_seeds_report_mean_and_spread(project, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
-    done = project.call_here(monkeypatch, capsys, "seeds=3", "seed=4", "lr=0.01")
+def test_seeds_report_mean_and_spread(project, call):
+    done = call("seeds=3", "seed=4", "lr=0.01")
     assert done.returncode == 0, done.stderr
     sweep = project.folder / last(done.stdout)
     assert sorted(path.name for path in sweep.glob("seed=*")) == ["seed=4", "seed=5", "seed=6"]
@@ -116,7 +123,7 @@ def test_seeds_report_mean_and_spread(project, monkeypatch, capsys):
 
 
 @UNIX
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_a_job_ends_when_its_sweep_is_killed(project, launcher):
     words = [] if launcher == "basic" else [f"hydra/launcher={launcher}"]
     sweep = project.folder / "outputs" / "sweeps" / "s"
@@ -128,25 +135,25 @@ def test_a_job_ends_when_its_sweep_is_killed(project, launcher):
     until((job / "checkpoints" / "last.ckpt").exists)
 
 
-@UNIX
-def test_a_second_sweep_of_the_same_name_is_refused(project):
+def test_a_second_sweep_of_the_same_name_is_refused(project, call):
     sweep = project.folder / "outputs" / "sweeps" / "s"
-    with project.start("-m", "then=wait", "seed=1,2", "name=s") as process:
-        until(lambda: next(sweep.glob("seed=*/pid.json"), None))
+    with held(sweep / ".lock", "a sweep"):
         before = sorted(sweep.rglob("*"))
-        other = project.call("-m", "lr=1,2", "name=s")
-        assert (other.returncode, other.stdout) == (1, "")
-        assert other.stderr.startswith("error: another sweep is running in this folder: ")
-        assert other.stderr.count("\n") == 1
-        assert sorted(sweep.rglob("*")) == before
-        process.terminate()
-        process.communicate(timeout=60)
+        other = call("-m", "lr=1,2", "name=s")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert other.stderr.startswith("error: another sweep is running in this folder: ")
+    assert other.stderr.count("\n") == 1
+    assert sorted(sweep.rglob("*")) == before
 
 
 @UNIX
 @pytest.mark.parametrize(
     ("launcher", "number", "code"),
-    [("basic", signal.SIGINT, 130), ("basic", signal.SIGTERM, 143), ("joblib", signal.SIGINT, 130)],
+    [
+        ("basic", signal.SIGINT, 130),
+        pytest.param("basic", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("joblib", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_sweep_lets_its_jobs_save(project, launcher, number, code):
     sweep = project.folder / "outputs" / "sweeps" / "s"
@@ -181,6 +188,7 @@ def test_joblib_runs_jobs_side_by_side_each_on_its_cores(project):
     assert {row["status"] for row in table(sweep)} == {"finished", "failed"}
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_jobs_alike(project):
     words = ["-m", "hydra/launcher=submitit_local", "then=nothing,mistake", "name=s"]
     done = project.call(*words, SLURM_NTASKS="4", SLURM_JOB_ID="7")
@@ -229,6 +237,7 @@ def test_slurm_gets_the_jobs_with_what_they_need(project, tmp_path):
 
 
 @UNIX
+@pytest.mark.slow
 def test_a_job_that_submitit_queues_again_goes_on(project):
     """What `max_num_timeout` does on SLURM, with the executor for one machine: a signal, then the job once more."""
     sweep = project.folder / "outputs" / "sweeps" / "s"
@@ -245,21 +254,21 @@ def test_a_job_that_submitit_queues_again_goes_on(project):
 
 
 @UNIX
-def test_a_search_that_was_killed_goes_on_with_the_same_study(project):
+def test_a_search_that_was_killed_goes_on_with_the_same_study(project, call):
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "lr=tag(log,interval(1e-4,1))", "name=s"]
     sweep = project.folder / "outputs" / "sweeps" / "s"
     with project.start(*words, "then=wait_once") as process:
         job = until(lambda: next(sweep.glob("lr=*/pid.json"), None)).parent
         process.kill()
     until((job / "checkpoints" / "last.ckpt").exists)
-    done = project.call(*words, "then=wait_once", "hydra.sweeper.max_failure_rate=1")
+    done = call(*words, "then=wait_once", "hydra.sweeper.max_failure_rate=1")
     assert done.returncode == 0, done.stderr
     assert json.loads((job / "rank0.json").read_text())["resume"] == str(job), "the trial that was under way"
     found = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
     rows = table(sweep)
     assert len(rows) == found["trials"] == 3
     assert found["best_value"] == max(float(row["objective"]) for row in rows)
-    more = project.call(*words, "then=wait_once")
+    more = call(*words, "then=wait_once")
     assert more.returncode == 0
     assert "starts" not in more.stderr, "n_trials counts the whole study"
 

@@ -19,6 +19,7 @@ from mitoseg.arguments import refuse_code
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.errors import UserError
 from mitoseg.storage import held
+from mitoseg.training import SegmentationModule
 
 QUIET = ("test=false", "figures=false", "save_overlays=0")
 """For a training of which only the state matters."""
@@ -335,18 +336,48 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+ENDS = [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
+
+
+def check_ended(folder, number, code, told):
+    """A training that got a signal has left its last checkpoint and said how to go on."""
+    (expected, word), *_ = [(code, word) for other, code, word in ENDS if other == number]
+    assert code == expected
+    assert "Traceback" not in told
+    assert f"{word}; continue with: python train.py resume={folder.name}" in told
+    found = checkpoint(folder)
+    assert 0 < found["global_step"] < 200
+    assert found["mitoseg"]["channels"] == "adjacent"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process there")
+@pytest.mark.parametrize("number", [number for number, *_ in ENDS])
+def test_a_training_that_gets_a_signal_writes_a_checkpoint(number, work, monkeypatch, capsys, interruptible):
+    """Some way into the first epoch."""
+    step, taken = SegmentationModule.training_step, []
+
+    def signalled(*args, **options):
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), number)
+        return step(*args, **options)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", signalled)
+    code = command(monkeypatch, "train", *TINY, "epochs=50", f"hydra.run.dir=ended{number}")
+    check_ended(work / f"ended{number}", number, code, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process there")
+@pytest.mark.parametrize("number", [number for number, *_ in ENDS])
 @pytest.mark.parametrize("more", [[], ["trainer.devices=2", "data.validation_stride=1"]], ids=["alone", "two"])
-def test_a_preempted_job_writes_a_checkpoint_and_says_how_to_go_on(more, work):
-    folder = work / f"preempted{len(more)}"
+def test_a_real_training_that_gets_a_signal_writes_a_checkpoint(number, more, work):
+    folder = work / f"ended{number}_{len(more)}"
     with start(*more, "epochs=50", f"hydra.run.dir={folder.name}") as process:
         wait_for(folder / "checkpoints" / "last.ckpt", process)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, told = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "Traceback" not in told
-    assert f"terminated; continue with: python train.py resume={folder.name}" in told
-    assert 0 < checkpoint(folder)["global_step"] < 200
+    check_ended(folder, number, process.returncode, told)
 
 
 @pytest.mark.slow

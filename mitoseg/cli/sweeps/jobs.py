@@ -48,7 +48,6 @@ from rich.table import Table
 from mitoseg.arguments import SAVED, as_typed, key_of, literal, value_of
 from mitoseg.cli.ranks import job_arguments
 from mitoseg.control_groups import usable_cores
-from mitoseg.datasets.download import changed_files
 from mitoseg.errors import UserError, is_number
 from mitoseg.processes import GRACE_SECONDS, attempt, ended_by_sigterm, wait_for_orphan, why
 from mitoseg.storage import held, read_json, write_json, write_text
@@ -339,6 +338,8 @@ def _done_before(folder: Path, words: Sequence[str]) -> dict[str, Any] | None:
         raise UserError(what, str(folder), "choose another name=...")
     if record.get("status") != "finished":
         return None
+    from mitoseg.datasets.download import changed_files  # half a second, that the start of each command would take
+
     data = read_json(folder / "provenance.json").get("data") or {}
     if changed := changed_files(data):
         what = f"the data have changed since the job finished, among them {changed[0]}"
