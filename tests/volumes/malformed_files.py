@@ -12,16 +12,11 @@ import struct
 import sys
 import time
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 
-import h5py
-import imagecodecs
-import mrcfile
 import numpy as np
 import tifffile
-import zarr
-from made_files import save
+from made_files import KINDS, save, walk_image
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
@@ -30,149 +25,6 @@ from mitoseg.volumes import open_volume
 COUNT, SECONDS = 200, 10
 _ROOM = 2**31
 _LARGEST = 2**26
-_SHAPE = (5, 40, 48)
-
-
-def image():
-    steps = np.random.default_rng(0).integers(-2, 3, _SHAPE)
-    return (np.cumsum(steps, 2) + 120).astype(np.uint8)
-
-
-def ours(path):
-    save(path, image(), voxel_size=(50, 5, 5), metadata={"kind": "image"})
-
-
-def tiff(**options):
-    return lambda path: tifffile.imwrite(path, image(), **{"photometric": "minisblack", **options})
-
-
-def slices(suffix):
-    def build(path):
-        path.mkdir()
-        for i, image_yx in enumerate(image()):
-            file = path / f"{i}.{suffix}"
-            if suffix == "png":
-                file.write_bytes(imagecodecs.png_encode(image_yx))
-            else:
-                tifffile.imwrite(file, image_yx, compression="lzw")
-
-    return build
-
-
-def mrc(path):
-    with mrcfile.new(path, image().astype("float32")) as file:
-        file.voxel_size = 50
-
-
-def imod(path):
-    """Bytes that IMOD stores less 128, as its flag says."""
-    mrcfile.new(path, (image() ^ 0x80).view("int8")).close()
-    with path.open("r+b") as file:
-        file.seek(152)
-        file.write(struct.pack("<ii", 1146047817, 1))
-
-
-def virtual(path):
-    layout = h5py.VirtualLayout(_SHAPE, "uint8")
-    layout[...] = h5py.VirtualSource(".", "raw", _SHAPE)
-    with h5py.File(path, "w") as h5:
-        h5.create_dataset("raw", data=image()[None, None], chunks=(1, 1, 1, 40, 48), compression="gzip")
-        h5["raw"].attrs["resolution"] = (50.0, 5, 5)
-        h5.create_virtual_dataset("em", layout)
-
-
-def plain_hdf5(path):
-    with h5py.File(path, "w") as h5:
-        h5["raw"] = image()
-
-
-def zarr_array(**options):
-    return lambda path: zarr.create_array(store=path, data=image(), **options)
-
-
-def ome4(path):
-    group = zarr.create_group(store=path, zarr_format=2)
-    group.create_array("0", shape=_SHAPE, dtype="uint8", chunks=(2, 40, 48))[...] = image()
-    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
-    scale = [{"type": "scale", "scale": [50.0, 5.0, 5.0]}]
-    datasets = [{"path": "0", "coordinateTransformations": scale}]
-    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
-
-
-def n5(path):
-    import tensorstore
-
-    path.mkdir()
-    (path / "attributes.json").write_text(json.dumps({"scales": [[1, 1, 1]], "pixelResolution": [5, 5, 50]}))
-    metadata = {"dimensions": [48, 40, 5], "dataType": "uint8", "blockSize": [32, 32, 4]}
-    metadata["compression"] = {"type": "gzip"}
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/s0/"}, "metadata": metadata}
-    tensorstore.open(spec, create=True).result()[...].write(image().transpose()).result()
-
-
-def nifti(path):
-    import nibabel
-
-    nibabel.save(nibabel.Nifti1Image(image().T, np.diag([0.005, 0.005, 0.05, 1])), path)
-
-
-def nrrd(encoding):
-    def build(path):
-        import nrrd as library
-
-        library.write(str(path), image(), {"spacings": [5, 5, 50], "encoding": encoding}, index_order="C")
-
-    return build
-
-
-def imaris(path):
-    with h5py.File(path, "w") as h5:
-        group = h5.create_group("DataSet/ResolutionLevel 0/TimePoint 0/Channel 0")
-        group.create_dataset("Data", data=np.pad(image(), ((0, 3), (0, 0), (0, 0))), chunks=(8, 8, 8))
-        for axis, n in zip("ZYX", _SHAPE, strict=True):
-            group.attrs[f"ImageSize{axis}"] = np.array(list(str(n)), "S1")
-
-
-def indexed(path):
-    from PIL import Image
-
-    picture = Image.fromarray(image()[0], "P")
-    picture.putpalette(list(range(256)) * 3)
-    picture.save(path)
-
-
-BUILDERS = {
-    "plain.tif": tiff(metadata=None),
-    "ours.tif": ours,
-    "zlib.tif": tiff(compression="zlib", metadata={"axes": "ZYX"}),
-    "lzw.tif": tiff(compression="lzw", rowsperstrip=7, metadata={"axes": "ZYX"}),
-    "jpeg.tif": tiff(compression="jpeg", metadata={"axes": "ZYX"}),
-    "ome.tif": tiff(ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}),
-    "one.tif": lambda path: tifffile.imwrite(path, image()[0], compression="zlib"),
-    "big.tif": tiff(bigtiff=True, tile=(16, 16), compression="zstd", metadata={"axes": "ZYX"}),
-    "png": slices("png"),
-    "one": lambda path: (path.mkdir(), (path / "0.png").write_bytes(imagecodecs.png_encode(image()[0]))),
-    "slices": slices("tif"),
-    "ours.h5": ours,
-    "plain.h5": plain_hdf5,
-    "ours.zarr": ours,
-    "ours.ome.zarr": ours,
-    "two.zarr": zarr_array(chunks=(5, 20, 48), zarr_format=2),
-    "four.ome.zarr": ome4,
-    "sharded.zarr": zarr_array(chunks=(1, 20, 24), shards=(5, 40, 48)),
-    "ours.mrc": ours,
-    "imod.mrc": imod,
-    "white.tif": tiff(photometric="miniswhite", compression="zlib"),
-    "virtual.h5": virtual,
-    "plain.mrc": mrc,
-    "raw.n5": n5,
-    "index.png": indexed,
-    "a.ims": imaris,
-    "plain.nii": nifti,
-    "packed.nii.gz": nifti,
-    "plain.nrrd": nrrd("raw"),
-    "packed.nrrd": nrrd("gzip"),
-}
 JUNK = [None, -1, 0, 3.7, "", "x", [], {}, [0], [-5, 4, 4], [10**12] * 3, [10**6] * 3, [1500] * 3, 10**30, True]
 JUNK += ["uint99", [[]]]
 
@@ -180,11 +32,9 @@ JUNK += ["uint99", [[]]]
 def malform(folder, number):
     """Make damaged file ``number``; its path and what was done to it."""
     rng = np.random.default_rng(number)
-    needed = {".n5": "tensorstore", ".nii": "nibabel", ".gz": "nibabel", ".nrrd": "nrrd"}
-    names = [name for name in BUILDERS if find_spec(needed.get(Path(name).suffix, "sys"))]
-    name = names[number % len(names)]
+    name = list(KINDS)[number % len(KINDS)]
     path = folder / f"{number}_{name}"
-    BUILDERS[name](path)
+    KINDS[name](path, walk_image())
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     texts = [f for f in files if f.suffix == ".json" or f.name.startswith(".z")]
     file = files[rng.integers(len(files))] if rng.random() < 0.4 or not texts else texts[rng.integers(len(texts))]
