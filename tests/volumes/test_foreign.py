@@ -1,16 +1,12 @@
 """NIfTI, NRRD, Imaris and single pictures, and what is not read."""
 
-import bz2
-import gzip
-import json
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import yaml
-from made_files import check, refused
+from made_files import SPACINGS, check, put, refused, write_imaris, write_nifti, write_nrrd
 from PIL import Image
 
 from mitoseg.geometry import Box
@@ -26,31 +22,14 @@ def numbered(dtype="uint16"):
     return (np.arange(np.prod(SHAPE)) * 3 % 251).reshape(SHAPE).astype(dtype)
 
 
-def write_nifti(path, image_zyx, affine=None, unit="micron", slope=None):
-    nibabel = pytest.importorskip("nibabel")
-    affine = np.diag([0.005, 0.006, 0.05, 1]) if affine is None else affine
-    image = nibabel.Nifti1Image(image_zyx.T, affine, dtype=image_zyx.dtype)
-    image.header.set_xyzt_units(unit)
-    if slope is not None:
-        image.header.set_slope_inter(*slope)
-    nibabel.save(image, path)
-    return path
-
-
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", "float32", "uint64"])
-def test_nifti(tmp_path, suffix, dtype):
-    image_zyx = numbered(dtype)
-    path = write_nifti(tmp_path / f"a{suffix}", image_zyx)
-    check(path, image_zyx, (50.0, 6.0, 5.0))
-    check(path, image_zyx, (8.0, 8.0, 8.0), voxel_size=(8, 8, 8))
-
-
-@pytest.mark.parametrize(("unit", "size"), [("mm", None), ("unknown", None), ("micron", (50.0, 6.0, 5.0))])
-def test_units_of_nifti(tmp_path, unit, size):
-    """Lengths of mm are a scanner's, or nm without a word: the size of a voxel is not known."""
-    affine = np.diag([0.005, 0.006, 0.05, 1]) if unit == "micron" else np.diag([5, 6, 50, 1])
-    assert open_volume(str(write_nifti(tmp_path / "a.nii", numbered(), affine, unit))).voxel_size == size
+def test_nifti(tmp_path, suffix):
+    for dtype in ("uint8", ">u2", "int16", "float32", "uint64"):
+        image_zyx = numbered(dtype)
+        check(write_nifti(tmp_path / f"a{suffix}", image_zyx), image_zyx, (50.0, 6.0, 5.0))
+    matrix = np.diag([5, 6, 50, 1])
+    for unit in ("mm", "unknown"):  # lengths of mm are a scanner's, or nm without a word
+        assert open_volume(write_nifti(tmp_path / f"b{suffix}", numbered(), matrix, unit)).voxel_size is None
 
 
 def test_directions_of_nifti(tmp_path):
@@ -60,20 +39,15 @@ def test_directions_of_nifti(tmp_path):
     affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 0.05, 0.005, -0.006, 1  # stored z, x, y
     turned = check(write_nifti(tmp_path / "a.nii", image_zyx.transpose(1, 2, 0), affine), image_zyx, (50.0, 6.0, 5.0))
     assert turned.directions == "+-+"
-    refused(
-        r"oriented differently.*\+\+\+",
-        check_same_shape,
-        open_volume(str(write_nifti(tmp_path / "b.nii", image_zyx))),
-        turned,
-    )
+    plain = open_volume(write_nifti(tmp_path / "b.nii", image_zyx))
+    refused(r"oriented differently.*\+\+\+", check_same_shape, plain, turned)
     askew = np.eye(4)
     askew[:2, :2] = [[0.995, -0.0998334], [0.0998334, 0.995]]
-    assert open_volume(str(write_nifti(tmp_path / "c.nii", image_zyx, askew / 100))).voxel_size == pytest.approx(
-        (10.0, 10.0, 10.0), rel=1e-3
-    )
+    size = open_volume(write_nifti(tmp_path / "c.nii", image_zyx, askew / 100)).voxel_size
+    assert size == pytest.approx((10.0, 10.0, 10.0), rel=1e-3)
     skewed = np.diag([0.01, 0.01, 0.01, 1])
     skewed[0, 1] = 0.005
-    refused("right angles", open_volume, str(write_nifti(tmp_path / "d.nii", image_zyx, skewed)))
+    refused("right angles", open_volume, write_nifti(tmp_path / "d.nii", image_zyx, skewed))
     for matrix in (np.full((3, 3), np.nan), np.zeros((3, 3))):
         refused("no grid", Grid.of, "a.nii", matrix)
 
@@ -89,52 +63,34 @@ def test_scaled_numbers_of_nifti(tmp_path):
     assert volume.state()
 
 
-def write_nrrd(path, image_zyx, header=(), *, encoding="raw", voxels=None):
-    """Written by hand, with the voxels in a file of their own if ``voxels`` names one."""
-    kind = {"uint16": "unsigned short", "uint8": "uchar", "float32": "float"}[image_zyx.dtype.name]
-    sizes = " ".join(map(str, image_zyx.shape[::-1]))
-    lines = ["NRRD0004", f"type: {kind}", f"dimension: {image_zyx.ndim}", f"sizes: {sizes}", f"encoding: {encoding}"]
-    endian = {">": "big"}.get(image_zyx.dtype.byteorder, "little")
-    lines += [f"endian: {endian}", *header, *([f"data file: {voxels}"] if voxels else [])]
-    pack = {"raw": bytes, "gzip": gzip.compress, "bzip2": bz2.compress}[encoding]
-    data = pack(image_zyx.tobytes())
-    path.write_bytes("\n".join([*lines, "", ""]).encode() + (b"" if voxels else data))
-    if voxels:
-        (path.parent / voxels).write_bytes(data)
-    return path
-
-
 SPACE = (
     "space: left-posterior-superior",
     "space directions: (0.005,0,0) (0,0.006,0) (0,0,0.05)",
     'space units: "um" "um" "um"',
 )
-SPACINGS = ("spacings: 5 6 50", 'units: "nm" "nm" "nm"')
 
 
-@pytest.mark.parametrize("header", [SPACE, SPACINGS])
 @pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2"])
 @pytest.mark.parametrize("voxels", [None, "a.data"])
-def test_nrrd(tmp_path, header, encoding, voxels):
+def test_nrrd(tmp_path, encoding, voxels):
     pytest.importorskip("nrrd")
-    for dtype in ("uint8", ">u2", "float32"):
-        path = write_nrrd(tmp_path / "a.nhdr", numbered(dtype), header, encoding=encoding, voxels=voxels)
-        volume = check(path, numbered(dtype), (50.0, 6.0, 5.0))
-        assert volume.directions == ("+--" if header is SPACE else "")
+    for header in (SPACE, SPACINGS):
+        for dtype in ("uint8", ">u2", "float32"):
+            path = write_nrrd(tmp_path / "a.nhdr", numbered(dtype), header, encoding=encoding, voxels=voxels)
+            volume = check(path, numbered(dtype), (50.0, 6.0, 5.0))
+            assert volume.directions == ("+--" if header is SPACE else "")
 
 
 def test_what_pynrrd_writes(tmp_path):
     nrrd = pytest.importorskip("nrrd")
-    for options in ({}, {"encoding": "raw"}, {"detached_header": True}):
-        name = "a.nhdr" if options.get("detached_header") else "a.nrrd"
-        header = {"spacings": [5, 6, 50], **{key: value for key, value in options.items() if key == "encoding"}}
-        detached = bool(options.get("detached_header"))
-        nrrd.write(str(tmp_path / name), numbered(), header, detached, index_order="C")
+    for name, options in (("a.nrrd", {}), ("b.nrrd", {"encoding": "raw"}), ("c.nhdr", {})):
+        header = {"spacings": [5, 6, 50], **options}
+        nrrd.write(str(tmp_path / name), numbered(), header, detached_header=name == "c.nhdr", index_order="C")
         check(tmp_path / name, numbered(), None)  # without a unit
     permuted = {"space": "RAS", "space directions": np.array([[0, 0, 0.05], [0.005, 0, 0], [0, 0.006, 0]])}
     stored = numbered().transpose(1, 2, 0)
-    nrrd.write(str(tmp_path / "b.nrrd"), stored, permuted | {"space units": ["um"] * 3}, index_order="C")
-    assert check(tmp_path / "b.nrrd", numbered(), (50.0, 6.0, 5.0)).directions == "+++"
+    nrrd.write(str(tmp_path / "d.nrrd"), stored, permuted | {"space units": ["um"] * 3}, index_order="C")
+    assert check(tmp_path / "d.nrrd", numbered(), (50.0, 6.0, 5.0)).directions == "+++"
 
 
 UNREAD = {"data file: LIST\na.raw": "several files", "data file: slice%03d.raw 1 4 1": "several files"}
@@ -145,14 +101,10 @@ def test_nrrd_that_is_not_read(tmp_path):
     pytest.importorskip("nrrd")
     for header, says in UNREAD.items():
         refused(says, open_volume, str(write_nrrd(tmp_path / "a.nhdr", numbered(), [header])))
-
-
-def test_packed_files_that_are_cut_short(tmp_path):
-    pytest.importorskip("nrrd")
     path = write_nrrd(tmp_path / "a.nrrd", numbered(), encoding="gzip")
-    path.write_bytes(path.read_bytes()[:-20])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
     refused(r"cut short|damaged", lambda: open_volume(str(path)).read())
-    whole = write_nrrd(path, numbered(), encoding="gzip").read_bytes()
     path.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # another checksum
     refused("CRC", lambda: open_volume(str(path)).read())
     header = write_nrrd(tmp_path / "b.nrrd", numbered()[:2], encoding="gzip").read_bytes()
@@ -165,28 +117,6 @@ def test_a_library_that_is_missing(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
         (tmp_path / name).write_bytes(b"")
         refused(r'pip install "mitoseg\[formats\]"', open_volume, str(tmp_path / name))
-
-
-def write_imaris(path, image_zyx, channels=1, unit="um"):
-    def letters(text):
-        return np.array(list(str(text)), "S1")
-
-    with h5py.File(path, "w") as h5:
-        about = h5.create_group("DataSetInfo/Image")
-        z, y, x = image_zyx.shape
-        ends = {"ExtMin0": -1, "ExtMax0": x * 0.005 - 1, "ExtMin1": 0, "ExtMax1": y * 0.006}
-        for key, value in {**ends, "ExtMin2": 0, "ExtMax2": z * 0.05, "Unit": unit}.items():
-            about.attrs[key] = letters(value)
-        for level in range(2):
-            part = image_zyx[:, :: level + 1, :: level + 1]
-            for channel in range(channels):
-                group = h5.create_group(f"DataSet/ResolutionLevel {level}/TimePoint 0/Channel {channel}")
-                padded = np.zeros([-(-n // 8) * 8 for n in part.shape], part.dtype)
-                padded[tuple(slice(n) for n in part.shape)] = part
-                group.create_dataset("Data", data=padded, chunks=(8, 8, 8), compression="gzip")
-                for axis, n in zip("ZYX", part.shape, strict=True):
-                    group.attrs[f"ImageSize{axis}"] = letters(n)
-    return path
 
 
 def test_imaris(tmp_path):
@@ -203,24 +133,20 @@ def test_imaris(tmp_path):
     check(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 0/Channel 1/Data", image_zyx, (50.0, 6.0, 5.0))
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp", "jpg"])
-def test_a_picture_is_a_slice(tmp_path, suffix):
+def test_a_picture_is_a_slice(tmp_path):
     grey_yx = np.repeat(np.arange(40, dtype=np.uint8)[:, None] * 6, 50, 1)
-    Image.fromarray(grey_yx).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    volume = open_volume(str(tmp_path / f"a.{suffix}"), voxel_size=(50, 5, 5))
-    assert (volume.shape, volume.dtype, volume.voxel_size) == ((1, 40, 50), np.uint8, (50, 5, 5))
-    np.testing.assert_allclose(volume.read()[0].astype(int), grey_yx, atol=2 if suffix == "jpg" else 0)
-    folder = tmp_path / "slices"
-    folder.mkdir()
-    for z in range(3):
-        (folder / f"{z}.{suffix}").write_bytes((tmp_path / f"a.{suffix}").read_bytes())
-    assert open_volume(str(folder)).shape == (3, 40, 50)
-
-
-def test_pictures_that_are_no_slice(tmp_path):
+    for suffix in ("png", "bmp", "gif", "webp", "jpg"):
+        Image.fromarray(grey_yx).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+        volume = open_volume(str(tmp_path / f"a.{suffix}"), voxel_size=(50, 5, 5))
+        assert (volume.shape, volume.dtype, volume.voxel_size) == ((1, 40, 50), np.uint8, (50, 5, 5))
+        np.testing.assert_allclose(volume.read()[0].astype(int), grey_yx, atol=2 if suffix == "jpg" else 0)
+        (tmp_path / suffix).mkdir()
+        for z in range(3):
+            (tmp_path / suffix / f"{z}.{suffix}").write_bytes((tmp_path / f"a.{suffix}").read_bytes())
+        assert open_volume(str(tmp_path / suffix)).shape == (3, 40, 50)
     frames = [Image.fromarray(np.full((8, 8), n, np.uint8)) for n in (1, 90)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    refused("several pictures", open_volume, str(tmp_path / "a.gif"))
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
+    refused("several pictures", open_volume, str(tmp_path / "b.gif"))
     (tmp_path / "b.png").write_bytes(b"\x89PNG")
     refused("cannot be read", open_volume, str(tmp_path / "b.png"))
 
@@ -238,15 +164,11 @@ def test_files_of_other_kinds(tmp_path):
 def test_multisets_of_paintera(tmp_path):
     import zarr
 
-    for attributes in ({"isLabelMultiset": True}, {}):
-        zarr.create_array(store=tmp_path / "a.zarr", data=numbered(), attributes=attributes, overwrite=True)
-        (tmp_path / "a.n5").mkdir(exist_ok=True)
-        about = {"dimensions": [7, 5, 4], "dataType": "uint16", "blockSize": [7, 5, 4], "compression": {"type": "raw"}}
-        (tmp_path / "a.n5" / "attributes.json").write_text(json.dumps(about | attributes))
-        for name in ("a.zarr", "a.n5"):
-            if attributes:
-                refused(r"multiset of Paintera.*scalar labels", open_volume, str(tmp_path / name))
-    assert open_volume(str(tmp_path / "a.zarr"), axes="zyx").shape == SHAPE
+    about = {"dimensions": [7, 5, 4], "dataType": "uint16", "blockSize": [7, 5, 4], "compression": {"type": "raw"}}
+    zarr.create_array(store=tmp_path / "a.zarr", data=numbered(), attributes={"isLabelMultiset": True})
+    put(tmp_path / "a.n5", about | {"isLabelMultiset": True})
+    for name in ("a.zarr", "a.n5"):
+        refused(r"multiset of Paintera.*scalar labels", open_volume, str(tmp_path / name))
 
 
 def test_napari_asks_for_every_format():
