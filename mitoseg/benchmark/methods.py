@@ -2,19 +2,18 @@
 
 outputs/benchmark/<date>_<time>/
     table.md, table.csv, table.html, methods.png, provenance.json
-    forest/     record.json, metrics.json, costs.json, predictions/, model/ (estimator and training.json: what it cost)
+    forest/     record.json, metrics.json, costs.json, predictions/
     unet25d/    record.json, metrics.json, costs.json, predictions/, train/ (a run of training)
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +25,14 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.progress import progress
 from mitoseg.provenance import peak_memory
-from mitoseg.storage import atomic_output, changes, flatten, read_json, remove, write_json
+from mitoseg.storage import changes, flatten, read_json, remove
 from mitoseg.volumes import VoxelSize, create_volume
 from mitoseg.volumes.base import Array
-
-log = logging.getLogger(__name__)
 
 SIZES = ("full", "small")
 KEYS = ("title", "estimator", "train", "small", "checkpoint")
 """Of a file in ``conf/methods``."""
-RECORD, METRICS, COSTS, MODEL, TRAIN = "record.json", "metrics.json", "costs.json", "model", "train"
+RECORD, METRICS, COSTS, TRAIN = "record.json", "metrics.json", "costs.json", "train"
 LAST = Path(TRAIN, "checkpoints", "last.ckpt")
 FINISHED = "finished"
 TRAINING_KEYS = {
@@ -49,7 +46,6 @@ Labels = npt.NDArray[np.uint8]
 CONTEXT = 16
 """Voxels around the regions that an estimator sees as well."""
 INSTALL = 'pip install "mitoseg[classical]"'
-_SAVED, _TRAINING = "estimator", "training.json"
 _OWN_NOTE = "trained here; every choice on the validation slabs"
 _GIVEN_NOTE = "given, not trained here; whether it has seen these voxels is not known"
 _SAME_NOTE = "given, not trained here; its run learnt from the same regions of the same files"
@@ -59,7 +55,7 @@ _SAME_NOTE = "given, not trained here; its run learnt from the same regions of t
 class Method:
     """A file of ``conf/methods``: an `Estimator`'s config, or arguments of ``train.py``.
 
-    ``checkpoint`` is what is scored instead of training; None to train.
+    ``checkpoint`` is a network's, scored instead of training; None to train.
     """
 
     name: str
@@ -95,8 +91,11 @@ def read_method(name: str, config: Mapping[str, Any], *, small: bool) -> Method:
         raise UserError("a method has either an estimator or arguments of train", name, f"see {where}")
     title = str(config.get("title") or name)
     if estimator is not None:
+        if config.get("checkpoint") is not None:
+            remedy = f"leave out methods.{name}.checkpoint: estimators are fitted here"
+            raise UserError("only networks have a checkpoint to score", config["checkpoint"], remedy)
         changed = {**estimator, **(_checked(less or {}, Mapping, f"{name}.small") if small else {})}
-        return Method(name, title, changed, None, config.get("checkpoint"))
+        return Method(name, title, changed, None, None)
     words = _checked(train, list, f"{name}.train") + (_checked(less or [], list, f"{name}.small") if small else [])
     return Method(name, title, None, tuple(map(str, words)), config.get("checkpoint"))
 
@@ -169,7 +168,7 @@ def check_options(name: str, folder: Path, options: Mapping[str, Any], *, overwr
     change = changes(before, known_before(before, options))
     if not change:
         return None
-    holds = is_finished(folder) or (folder / MODEL).is_dir() or (folder / LAST).is_file()
+    holds = is_finished(folder) or (folder / LAST).is_file()
     if holds and not overwrite:
         remedy = "give the options as they were, overwrite=true to run it again, or start a new benchmark"
         raise UserError(f"the method {name} is there with other options ({change})", str(folder), remedy)
@@ -212,15 +211,6 @@ class Estimator(Protocol):
         """The mask, 0 or 1, as tuned."""
         ...
 
-    def save(self, path: Path, /) -> None:
-        """Write everything that `load` needs into one file or folder of this name."""
-        ...
-
-    @classmethod
-    def load(cls, path: Path, /) -> Self:
-        """The estimator that `save` has written."""
-        ...
-
 
 def make_estimator(name: str, config: Mapping[str, Any], voxel_size: VoxelSize | None) -> Estimator:
     """The estimator that a config's ``_target_`` names, for cubic voxels where their size is not known."""
@@ -229,7 +219,7 @@ def make_estimator(name: str, config: Mapping[str, Any], voxel_size: VoxelSize |
     except InstantiationException as error:
         raise _explained(name, error) from error
     if not isinstance(made, Estimator):
-        lacking = [key for key in ("fit", "tune", "predict", "save", "load") if not hasattr(made, key)]
+        lacking = [key for key in ("fit", "tune", "predict_proba", "predict") if not hasattr(made, key)]
         remedy = f"methods.{name}.estimator._target_ must name a class that has them"
         raise UserError(f"{type(made).__name__} is not an estimator, it lacks {', '.join(lacking)}", name, remedy)
     return made
@@ -281,38 +271,17 @@ def timed(record: dict[str, Any], *stages: str, title: str, show: bool = True) -
 def run_estimator(
     method: Method, splits: Splits, regions: Sequence[Region], folder: Path, *, part: str, show: bool = True
 ) -> dict[str, Any]:
-    """Fit and tune, unless that is done, and write the masks of the regions of a part; costs and a note."""
-    record: dict[str, Any] = {"protocol": _GIVEN_NOTE}
+    """Fit, tune, and write the masks of the regions of a part; costs and a note."""
+    record: dict[str, Any] = {"protocol": _OWN_NOTE}
     estimator = make_estimator(method.name, method.estimator or {}, splits.voxel_size)
-    if method.checkpoint is not None:
-        estimator = type(estimator).load(check_saved(Path(method.checkpoint)))
-    elif (folder / MODEL).is_dir():
-        log.info("%s: fitted before", method.name)
-        estimator = type(estimator).load(check_saved(folder / MODEL / _SAVED))
-        record = read_json(folder / MODEL / _TRAINING)
-    else:
-        record = {"protocol": _OWN_NOTE}
-        with timed(record, "training", title="fitting", show=show):
-            estimator.fit(*read_regions(splits.train))
-        with timed(record, "training", "tuning", title="tuning", show=show):
-            estimator.tune(*read_regions(splits.validation))
-        record["peak_memory"] = {"process": peak_memory(), "device": None}
-        with atomic_output(folder / MODEL, overwrite=True) as temporary:
-            temporary.mkdir()
-            estimator.save(temporary / _SAVED)
-            write_json(temporary / _TRAINING, record)
+    with timed(record, "training", title="fitting", show=show):
+        estimator.fit(*read_regions(splits.train))
+    with timed(record, "training", "tuning", title="tuning", show=show):
+        estimator.tune(*read_regions(splits.validation))
     for i, region in enumerate(regions):
         with timed(record, "prediction", title=f"predicting {part}_{i}", show=show):
             _write_mask(prediction_path(folder, part, i), estimator, region)
-    before = record.get("peak_memory", {}).get("process", 0)
-    return {**record, "peak_memory": {"process": max(before, peak_memory()), "device": None}}
-
-
-def check_saved(path: Path) -> Path:
-    """Refuse a fitted estimator that is not there."""
-    if not path.exists():
-        raise UserError("no such fitted estimator", str(path), "name a saved one, such as RUN/METHOD/model/estimator")
-    return path
+    return {**record, "peak_memory": {"process": peak_memory(), "device": None}}
 
 
 def _write_mask(path: Path, estimator: Estimator, region: Region) -> None:

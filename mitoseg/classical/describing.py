@@ -64,8 +64,8 @@ class RegionDescriber:
     reach: float = 400.0  # of rays, in nm
     samples: int = 240_000  # voxels that the maps are learned from
     seed: int = 0
-    grey_: tuple[float, float] | None = field(default=None, repr=False)  # grey values that are 0 and 1, once fitted
-    maps_: VoxelMaps | None = field(default=None, repr=False)  # once fitted
+    grey_: tuple[float, float] | None = field(default=None, init=False, repr=False)  # greys that are 0 and 1
+    maps_: VoxelMaps | None = field(default=None, init=False, repr=False)  # once fitted
 
     def __post_init__(self) -> None:
         self.voxel_size = tuple(float(v) for v in self.voxel_size)  # type: ignore[assignment]
@@ -110,7 +110,7 @@ class RegionDescriber:
     def _block(self, image: Volume, box: Box) -> tuple[Regions, npt.NDArray[np.uint8], FloatArray, FloatArray]:
         """Supervoxels, boundary map, own features and centres of one block."""
         if self.maps_ is None or self.grey_ is None:
-            raise UserError("the classical method is not fitted", None, "call fit first, or load one that is")
+            raise UserError("the classical method is not fitted", None, "call fit first")
         voxel = VoxelFeatures(self.sigmas, self.voxel_size)
         padded = scaled(read_with_halo(image, box, voxel.halo), self.grey_)
         features_fzyx = voxel.inside(padded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,9 @@ from scipy.special import expit, logit
 
 from mitoseg.classical.features import FloatArray, ImageLike
 from mitoseg.classical.graph_cut import Mask, cut_in_parts, pair_weights, unary_costs
-from mitoseg.classical.trees import TreeEnsemble
 from mitoseg.classical.voxelwise import (
+    ROWS,
+    Floats,
     Pair,
     Samples,
     Trial,
@@ -55,8 +56,6 @@ class NeilaSegmenter(VoxelClassifier):
     smoothness: float = 1.0  # weight of two neighbours that differ, in units of log-odds; `tune` sets it
     cut_threshold: float = 0.5  # that the regularisation starts from; `tune` sets it
 
-    gives_logits: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("trees", self.trees, 1)
@@ -66,7 +65,7 @@ class NeilaSegmenter(VoxelClassifier):
         if not self.smoothness >= 0:
             raise UserError("smoothness is negative or no number", self.smoothness, "give 0 or more")
 
-    def _grow(self, samples: Samples) -> TreeEnsemble:
+    def _grow(self, samples: Samples) -> Any:  # noqa: ANN401
         ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
         boosting = ensemble.HistGradientBoostingClassifier(
             max_iter=self.trees,
@@ -75,7 +74,13 @@ class NeilaSegmenter(VoxelClassifier):
             early_stopping=False,
             random_state=self.seed,
         )
-        return TreeEnsemble.from_boosting(boosting.fit(samples.features_nf, samples.label_n))
+        return boosting.fit(samples.features_nf, samples.label_n)
+
+    def _evaluate(self, model: Any, features_fn: FloatArray, shift: float) -> Floats:  # noqa: ANN401
+        parts = (features_fn[:, begin : begin + ROWS].T for begin in range(0, features_fn.shape[1], ROWS))
+        log_odds = np.concatenate([model.decision_function(x_nf) for x_nf in parts])
+        prob_n: Floats = expit(log_odds - shift)
+        return prob_n
 
     def predict(
         self, image_zyx: ImageLike, threshold: float | None = None, *, regularize: bool = True

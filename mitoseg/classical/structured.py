@@ -30,10 +30,8 @@ examples here are runs of neighbouring supervoxels of one volume; the context fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,15 +94,6 @@ class StructuredSegmenter(SupervoxelSegmenter):
         split = nodes.shape[1]
         unary, pair = self.weights_[:split], self.weights_[split:]
         return (nodes @ unary).astype(np.float32), (edges @ pair).astype(np.float32)
-
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        arrays = super()._arrays()
-        assert self.weights_ is not None
-        return {**arrays, "weights": self.weights_, "objective": np.array(self.objective_)}
-
-    def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        super()._restore(arrays)
-        self.weights_, self.objective_ = arrays["weights"], arrays["objective"].tolist()
 
 
 def _node_features(machine: KernelMachine, description: Description, log_odds: FloatArray) -> FloatArray:

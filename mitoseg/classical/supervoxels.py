@@ -23,10 +23,8 @@ made by machines which had not seen the sample (Platt, 1999).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +34,6 @@ from scipy.special import expit
 from mitoseg.classical.describing import Description, RegionDescriber
 from mitoseg.classical.features import as_volume
 from mitoseg.classical.graph_cut import cut_ladder
-from mitoseg.classical.trees import load_arrays, save_arrays
-from mitoseg.classical.voxel_maps import VoxelMaps
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
 from mitoseg.volumes import Array, Volume
@@ -62,9 +58,11 @@ class SupervoxelSegmenter:
     seed: int = 0
     describer: RegionDescriber | None = field(default=None, repr=False)
     """Makes and describes supervoxels; one that is fitted is used as it is, so that two methods can share it."""
-    pairwise_weight_: float = 1.0  # of the pairs against the unary terms, as tuned
-    threshold_: float = 0.5  # probability at and above which a voxel is foreground, as tuned
-    unary_threshold_: float = 0.5  # the same without neighbours
+    pairwise_weight_: float = field(default=1.0, init=False)  # of the pairs against the unary terms, as tuned
+    threshold_: float = field(
+        default=0.5, init=False
+    )  # probability at and above which a voxel is foreground, as tuned
+    unary_threshold_: float = field(default=0.5, init=False)  # the same without neighbours
     unary_: KernelMachine | None = field(default=None, init=False, repr=False)  # of p_i, once fitted
     pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)  # of p_ij
 
@@ -143,17 +141,8 @@ class SupervoxelSegmenter:
     @property
     def _machines(self) -> tuple[KernelMachine, KernelMachine]:
         if self.unary_ is None or self.pairwise_ is None:
-            raise UserError("the classical method is not fitted", None, "call fit first, or load one that is")
+            raise UserError("the classical method is not fitted", None, "call fit first")
         return self.unary_, self.pairwise_
-
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What `_learn` learned, by name."""
-        machines = zip(("unary", "pairwise"), self._machines, strict=True)
-        return {f"{name}.{k}": v for name, machine in machines for k, v in vars(machine).items()}
-
-    def _restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Put back what `_arrays` gave."""
-        self.unary_, self.pairwise_ = (KernelMachine(**_named(arrays, f"{name}.")) for name in ("unary", "pairwise"))
 
     def _tune(
         self, description: Description, log_odds: FloatArray, pair_cost: FloatArray, fg: Counts, known: Counts
@@ -164,31 +153,6 @@ class SupervoxelSegmenter:
             level, score = best_level(_cut(description, log_odds, weight * pair_cost), fg, known)
             if score > best:
                 self.pairwise_weight_, self.threshold_, best = weight, _threshold(level), score
-
-    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write it to an .npz file of plain arrays, atomically."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SAVED}
-        arrays, described = self._arrays(), {k: v for k, v in vars(self._describer).items() if not k.endswith("_")}
-        facts = {"own": own, "describer": {**described, "grey": self._describer.grey_}}
-        arrays |= {f"describer.{k}": v for k, v in vars(self._describer.maps_).items()}
-        save_arrays(path, type(self).__name__, facts, arrays, overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """The estimator that was saved there."""
-        facts, arrays = load_arrays(path, cls.__name__)
-        described = dict(facts["describer"])
-        low, high = described.pop("grey")
-        maps = VoxelMaps(**_named(arrays, "describer."))
-        describer = RegionDescriber(**described, grey_=(float(low), float(high)), maps_=maps)
-        segmenter = cls(**facts["own"], describer=describer)
-        segmenter._restore(arrays)
-        return segmenter
-
-
-def _named(arrays: Mapping[str, npt.NDArray[Any]], start: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays whose names begin so, without that beginning."""
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 def learn_unary(
@@ -237,7 +201,6 @@ def pair_costs(machine: KernelMachine, description: Description) -> FloatArray:
 
 LEVELS = np.linspace(-6.0, 4.0, 21)  # log-odds at which the graph is cut; a threshold is one of them
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)  # pairwise weights that `tune` tries
-_SAVED = {f.name for f in fields(SupervoxelSegmenter) if f.init} - {"describer"}
 
 
 def region_labels(description: Description, label_zyx: Array | Volume) -> tuple[Counts, Counts]:

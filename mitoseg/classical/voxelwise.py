@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 
 from mitoseg.classical.features import FloatArray, ImageLike, VoxelFeatures, as_volume, read_with_halo, slab_depth
-from mitoseg.classical.graph_cut import OVERLAP, PART
-from mitoseg.classical.trees import TreeEnsemble, load_arrays, save_arrays
 from mitoseg.control_groups import usable_cores
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
@@ -27,8 +24,8 @@ from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import Array, Volume, check_same_shape
 from mitoseg.volumes.labels import IGNORED
 
-RETIRED: dict[str, Any] = {"tensor": False, "surface": None, "part": PART, "overlap": OVERLAP}
-"""Parameters that old files hold, with the only values that can still be loaded."""
+ROWS = 2**15  # voxels that go through the trees together: their features stay in the cache from tree to tree
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -43,10 +40,8 @@ class VoxelClassifier(ABC):
     samples: int = 400_000  # voxels to learn from, half of each class
     seed: int = 0  # of the sample and of the trees
     threshold: float = 0.5  # probability at and above which a voxel is foreground; `tune` sets it
-    fitted: tuple[TreeEnsemble, float] | None = field(default=None, init=False, repr=False)
-    """The trees, and what their log-odds are too high by (`Samples.shift`)."""
-
-    gives_logits: ClassVar[bool]  # whether the trees sum up to log-odds, or to probabilities
+    fitted: tuple[Any, float] | None = field(default=None, init=False, repr=False)
+    """Scikit-learn's model, and what its log-odds are too high by (`Samples.shift`)."""
 
     def __post_init__(self) -> None:
         self.features = VoxelFeatures(self.sigmas, self.voxel_size)
@@ -56,8 +51,12 @@ class VoxelClassifier(ABC):
         check_share("threshold", self.threshold)
 
     @abstractmethod
-    def _grow(self, samples: Samples) -> TreeEnsemble:
-        """Learn from a balanced sample."""
+    def _grow(self, samples: Samples) -> Any:  # noqa: ANN401 (scikit-learn has no types)
+        """Scikit-learn's model of a balanced sample."""
+
+    @abstractmethod
+    def _evaluate(self, model: Any, features_fn: FloatArray, shift: float) -> Floats:  # noqa: ANN401
+        """Probability (N,) under the volume's prior of voxels with features (F, N)."""
 
     def fit(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Self:
         """Learn from labels 0, 1 (mitochondrion) and 255 (ignored); slices without labels cost nothing."""
@@ -84,47 +83,19 @@ class VoxelClassifier(ABC):
         self.threshold = best_threshold(self._validation(image_zyx, label_zyx)).threshold
         return self
 
-    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write parameters and trees to an ``.npz``."""
-        trees, shift = self._fitted
-        facts = {"parameters": {f.name: getattr(self, f.name) for f in fields(self) if f.init}, "shift": shift}
-        save_arrays(path, type(self).__name__, facts, vars(trees), overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read what `save` wrote."""
-        facts, arrays = load_arrays(path, cls.__name__)
-        try:
-            parameters: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
-            }
-            if any(parameters.pop(name, value) != value for name, value in RETIRED.items()):
-                raise ValueError("the file uses an option that is no longer there")
-            loaded = cls(**parameters)
-            trees = TreeEnsemble(**arrays).check(len(loaded.features.names))
-            loaded.fitted = trees, float(facts["shift"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError("the file holds no trained method", str(path), "save it again") from error
-        return loaded
-
     @property
     def _threads(self) -> int:
         return int(os.environ.get("OMP_NUM_THREADS") or 0) or usable_cores()
 
-    @property
-    def _fitted(self) -> tuple[TreeEnsemble, float]:
-        if self.fitted is None:
-            raise UserError(f"{type(self).__name__} is not trained", None, "call fit or load before")
-        return self.fitted
-
     def _probability(self, volume: Volume, box: Box) -> FloatArray:
         """Probability of the voxels of a box."""
-        trees, shift = self._fitted
+        if self.fitted is None:
+            raise UserError(f"{type(self).__name__} is not trained", None, "call fit before")
         prob_zyx = np.empty(box.shape, np.float32)
         for slab in slabs(box, slab_depth(volume, self.features)):
             found = self.features.inside(read_with_halo(volume, slab, self.features.halo), self._threads)
-            raw = trees(found.reshape(len(found), -1), self._threads)
-            prob_zyx[slab.inside(box).slices] = corrected(raw, shift, self.gives_logits).reshape(slab.shape)
+            prob_n = self._evaluate(self.fitted[0], found.reshape(len(found), -1), self.fitted[1])
+            prob_zyx[slab.inside(box).slices] = prob_n.reshape(slab.shape)
         return prob_zyx
 
     def _validation(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Iterator[Pair]:
@@ -149,26 +120,29 @@ class ForestClassifier(VoxelClassifier):
     trees: int = 100
     leaf: int = 5  # least number of voxels of a leaf
 
-    gives_logits: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("trees", self.trees, 1)
         check_whole("leaf", self.leaf, 1)
 
-    def _grow(self, samples: Samples) -> TreeEnsemble:
+    def _grow(self, samples: Samples) -> Any:  # noqa: ANN401
         ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
         options = {"max_features": "sqrt", "n_jobs": self._threads, "random_state": self.seed}
         forest = ensemble.RandomForestClassifier(self.trees, min_samples_leaf=self.leaf, **options)
-        return TreeEnsemble.from_forest(forest.fit(samples.features_nf, samples.label_n).estimators_)
+        return forest.fit(samples.features_nf, samples.label_n)
 
+    def _evaluate(self, model: Any, features_fn: FloatArray, shift: float) -> Floats:  # noqa: ANN401
+        # not predict_proba: its threads add up the trees in any order, which changes the last bit
+        trees = [estimator.tree_ for estimator in model.estimators_]
+        vote_n = np.empty(features_fn.shape[1])
 
-def corrected(raw: npt.NDArray[np.float64], shift: float, logits: bool) -> npt.NDArray[np.float64]:
-    """Probability under the volume's prior, of log-odds or a probability under the sample's."""
-    if logits:
-        share: npt.NDArray[np.float64] = expit(raw - shift)
-        return share
-    return np.asarray(raw / (raw + (1 - raw) * np.exp(shift)))
+        def fill(begin: int) -> None:
+            x_nf = np.ascontiguousarray(features_fn[:, begin : begin + ROWS].T)
+            vote_n[begin : begin + ROWS] = sum(tree.predict(x_nf)[:, 1] / len(trees) for tree in trees)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(fill, range(0, len(vote_n), ROWS)))  # raises what a thread has raised
+        return np.asarray(vote_n / (vote_n + (1 - vote_n) * np.exp(shift)))
 
 
 def check_whole(name: str, value: object, least: int) -> None:

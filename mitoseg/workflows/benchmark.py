@@ -22,11 +22,9 @@ from mitoseg.benchmark import Method, Source, open_source, read_methods
 from mitoseg.benchmark.methods import (
     COSTS,
     LAST,
-    MODEL,
     RECORD,
     TRAIN,
     check_options,
-    check_saved,
     checkpoint_of,
     clear,
     describe_run,
@@ -98,8 +96,6 @@ def make_plan(options: BenchmarkOptions, folder: Path) -> tuple[list[Job], dict[
     for method in methods:
         if method.estimator is not None:
             make_estimator(method.name, method.estimator, splits.voxel_size)
-            if method.checkpoint is not None:
-                check_saved(Path(method.checkpoint))
         elif method.checkpoint is not None:
             checkpoint_of(method, folder / method.name)
     if options.figure:
@@ -215,8 +211,7 @@ def run_job(job: Job, name: str, change: str | None) -> None:
         log.info("%s: finished before", name)
         return
     wait_for_orphan(read_json(job.folder / RECORD))
-    going_on = (job.folder / LAST).is_file() or (job.folder / MODEL).is_dir()
-    log.info("%s: %s", name, "goes on" if going_on else "starts")
+    log.info("%s: %s", name, "goes on" if (job.folder / LAST).is_file() else "starts")
     commit, dirty = git_state(SOURCE)
     job.folder.mkdir(parents=True, exist_ok=True)
     record = {"name": job.method.name, "title": job.method.title, "options": job.options}

@@ -147,7 +147,8 @@ def test_options_of_a_folder(tmp_path):
 def test_a_failed_method_with_nothing_to_lose_may_change(tmp_path):
     made(tmp_path, "failed", a=1)
     assert check_options("m", tmp_path, {"a": 2}, overwrite=False) == "a was 1, is now 2"
-    (tmp_path / "model").mkdir()
+    (tmp_path / "train" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "train" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(UserError):
         check_options("m", tmp_path, {"a": 2}, overwrite=False)
     clear(tmp_path)

@@ -1,6 +1,5 @@
 """A small real estimator: logistic regression on the grey value and on two blurred ones."""
 
-import json
 import os
 import signal
 
@@ -53,18 +52,6 @@ class GreyClassifier:
     def predict(self, image_zyx):
         self._die("predict")
         return (self.predict_proba(image_zyx) >= self.threshold).astype(np.uint8)
-
-    def save(self, path):
-        state = {"weights": self.weights.tolist(), "bias": self.bias, "threshold": self.threshold}
-        path.write_text(json.dumps(state | {"voxel_size": self.voxel_size, "sigmas": self.sigmas, "dies": self.dies}))
-
-    @classmethod
-    def load(cls, path):
-        state = json.loads(path.read_text())
-        made = cls(voxel_size=state["voxel_size"], sigmas=state["sigmas"], dies=state["dies"])
-        made.weights, made.bias = np.array(state["weights"]), state["bias"]
-        made.threshold = state["threshold"]
-        return made
 
     def _die(self, stage):
         if self.dies == stage and not os.path.exists("alive"):
