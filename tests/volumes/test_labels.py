@@ -11,7 +11,6 @@ from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume, Volume, base, map_labels, open_volume
 from mitoseg.volumes.labels import map_mask
 
-ID_RULE = "label values are instance numbers; all but 0 are foreground"
 MASK_RULE = "label values are a mask of 0 to 255; 128 and above are foreground"
 
 
@@ -65,63 +64,53 @@ RULED = {
 }
 
 
-@pytest.mark.parametrize(("rule", "make"), [(rule, make) for rule, made in RULED.items() for make in made])
-def test_what_values_are_taken_for(blobs_zyx, rule, make):
-    stored = make(blobs_zyx > 0, blobs_zyx)
-    labels = map_labels(ArrayVolume(stored, voxel_size=(50, 4, 4), path="truth.tif"))
-    assert labels.rule == f"label values {rule}"
-    assert (labels.dtype, labels.voxel_size, labels.path) == (np.uint8, (50, 4, 4), "truth.tif")
-    least = next((n for n in (128, 32768, 0.5) if f" {n} and above" in rule), 1)
-    assert np.array_equal(labels.read(), stored >= least)
+@pytest.mark.parametrize("rule", RULED)
+def test_what_values_are_taken_for(blobs_zyx, rule):
+    for make in RULED[rule]:
+        stored = make(blobs_zyx > 0, blobs_zyx)
+        labels = map_labels(ArrayVolume(stored, voxel_size=(50, 4, 4), path="truth.tif"))
+        assert labels.rule == f"label values {rule}"
+        assert (labels.dtype, labels.voxel_size, labels.path) == (np.uint8, (50, 4, 4), "truth.tif")
+        least = next((n for n in (128, 32768, 0.5) if f" {n} and above" in rule), 1)
+        assert np.array_equal(labels.read(), stored >= least)
 
 
-@pytest.mark.parametrize("top", [255, 300, 65535, 70_000, 2**31])
-@pytest.mark.parametrize("largest", [False, True])
-def test_instances_of_which_one_is_number_255(blobs_zyx, top, largest):
+def test_instances_of_which_one_is_number_255(blobs_zyx):
     sizes = np.bincount(blobs_zyx.ravel())[1:]
-    chosen = 1 + (sizes.argmax() if largest else sizes.argmin())
-    ids = np.where(blobs_zyx == chosen, top, blobs_zyx).astype(np.uint32)
-    labels = map_labels(ArrayVolume(ids))
-    assert labels.rule == ID_RULE
-    assert np.array_equal(labels.read(), blobs_zyx > 0)
+    for top in (255, 300, 65535, 70_000, 2**31):
+        for chosen in (1 + sizes.argmax(), 1 + sizes.argmin()):
+            labels = map_labels(ArrayVolume(np.where(blobs_zyx == chosen, top, blobs_zyx).astype(np.uint32)))
+            assert labels.rule == "label values are instance numbers; all but 0 are foreground"
+            assert np.array_equal(labels.read(), blobs_zyx > 0)
 
 
 def test_the_rule_is_one_for_the_whole_volume(monkeypatch):
     """The first slab alone looks like 0 and 1, or like a mask; the whole is instances."""
     monkeypatch.setattr(base, "SLAB_VOXELS", 400)
     ids = np.zeros((6, 20, 20), np.uint16)
-    ids[0, 2:8, 2:8] = 1
-    ids[1, 2:8, 2:8] = 255
-    ids[5, 2:8, 2:8] = 256
+    ids[0, 2:8, 2:8], ids[1, 2:8, 2:8], ids[5, 2:8, 2:8] = 1, 255, 256
     volume = Watched(ids)
     labels = map_labels(volume)
     assert len(volume.boxes) == 6  # streamed
     for z in (0, 1, 5):
-        assert labels.read(Box((z, 0, 0), (z + 1, 20, 20))).sum() == 36
+        volume.boxes.clear()
+        box = Box((z, 0, 0), (z + 1, 20, 20))
+        assert labels.read(box).sum() == 36
+        assert volume.boxes == [box]  # nothing is kept in memory
     mask = np.zeros((6, 20, 20), np.uint8)
     mask[0, 2:8, 2] = 90  # a slab with an edge only
     mask[3, 1:18, 1:18] = 255
     assert map_labels(ArrayVolume(mask)).read().sum((1, 2)).tolist() == [0, 0, 0, 17 * 17, 0, 0]
 
 
-def test_nothing_is_kept_in_memory(blobs_zyx):
-    volume = Watched(blobs_zyx.astype(np.uint8))
-    labels = map_labels(volume)
-    volume.boxes.clear()
-    box = Box((1, 2, 3), (4, 5, 60))
-    assert np.array_equal(labels.read(box), blobs_zyx[box.slices] > 0)
-    assert volume.boxes == [box]
-
-
-@pytest.mark.parametrize("ignore_label", [255, 7, -1, 2**32 - 1])  # the first would be a mask's foreground
-def test_ignored_voxels(blobs_zyx, ignore_label):
-    stored = (blobs_zyx > 0).astype(np.int64)
-    stored[:, :10] = ignore_label
-    volume = ArrayVolume(stored)
-    labels = map_labels(volume, ignore_label=ignore_label)
-    assert labels.rule == f"label values are 0 and 1; 1 is foreground; value {ignore_label} is ignored"
-    assert (labels.read()[:, :10] == 255).all()
-    assert np.array_equal(labels.read()[:, 10:], blobs_zyx[:, 10:] > 0)
+def test_ignored_voxels(blobs_zyx):
+    for ignore_label in (255, 7, -1, 2**32 - 1):  # the first would be a mask's foreground
+        stored = (blobs_zyx > 0).astype(np.int64)
+        stored[:, :10] = ignore_label
+        labels = map_labels(ArrayVolume(stored), ignore_label=ignore_label)
+        assert labels.rule == f"label values are 0 and 1; 1 is foreground; value {ignore_label} is ignored"
+        assert (labels.read()[:, :10] == 255).all()
+        assert np.array_equal(labels.read()[:, 10:], blobs_zyx[:, 10:] > 0)
 
 
 def test_slices_that_nobody_annotated(blobs_zyx):
@@ -139,35 +128,45 @@ def test_slices_that_nobody_annotated(blobs_zyx):
     assert map_labels(ArrayVolume(stored)).read().max() == 1
 
 
+MEANINGLESS = [
+    ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
+    ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
+    ({"foreground": 1, "rule": "nonzero"}, "leave out label_rule_of_values="),
+    ({"foreground": "mito"}, r"not a label value.*foreground=\[3,4\]"),
+    *(({"foreground": value}, "not a label value") for value in (True, 1.5)),
+    ({"foreground": []}, "contains no value"),
+    ({"ignore_label": "x"}, "ignore_label is not a whole number"),
+    ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
+]
+
+
 def test_rules_that_the_user_chooses():
     for rule, stored, foreground in (
-        ("nonzero", [0, 100, 128, 255], [0, 1, 1, 1]),
-        ("half", [0, 100, 128, 255], [0, 0, 1, 1]),
-        ("half", [0, 0, 0, 1], [0, 0, 0, 1]),
-        ("nonzero", [0, 0, 0, 1], [0, 0, 0, 1]),
+        *(("nonzero", [0, 100, 128, 255], [0, 1, 1, 1]), ("half", [0, 100, 128, 255], [0, 0, 1, 1])),
+        *(("half", [0, 0, 0, 1], [0, 0, 0, 1]), ("nonzero", [0, 0, 0, 1], [0, 0, 0, 1])),
+        ("auto", [0, 1, 2, 255], [0, 1, 1, 1]),  # few voxels
     ):
         labels = map_labels(ArrayVolume(np.array(stored, np.uint8).reshape(1, 1, 4)), rule=rule)
         assert labels.read().ravel().tolist() == foreground
-    ids = np.array([[[0, 1], [2, 255]]], np.uint8)  # few voxels
-    assert map_labels(ArrayVolume(ids)).read().tolist() == [[[0, 1], [1, 1]]]
-
-
-@pytest.mark.parametrize(("value", "options"), [(0, {}), (100, {"rule": "half"}), (7, {"ignore_label": 7}), (0.4, {})])
-def test_no_foreground(value, options):
-    volume = ArrayVolume(np.full((2, 3, 4), value, None if value == 0.4 else np.uint8), path="truth.tif")
-    refused(r"no foreground.*truth\.tif", map_labels, volume, **options)
-    assert set(np.unique(map_labels(volume, require_foreground=False, **options).read())) <= {0, 255}
-
-
-def test_values_that_are_no_labels():
-    says = {np.nan: "NaN or infinite", np.inf: "NaN or infinite", 300.5: "not a mask.*nonzero"}
-    for voxel, line in {**says, -1: "negative values, down to -1.*ignore_label=-1"}.items():
+    for options, says in MEANINGLESS:
+        refused(says, map_labels, ArrayVolume(classes(0, 1, 4)), **options)
+    for voxel, line in {
+        **{np.nan: "NaN or infinite", np.inf: "NaN or infinite", 300.5: "not a mask.*nonzero"},
+        -1: "negative values, down to -1.*ignore_label=-1",
+    }.items():
         stored = np.ones((2, 3, 4))
         stored[1, 2, 3] = voxel
         refused(line, map_labels, ArrayVolume(stored))
+    for value, options in ((0, {}), (100, {"rule": "half"}), (7, {"ignore_label": 7}), (0.4, {})):
+        volume = ArrayVolume(np.full((2, 3, 4), value, None if value == 0.4 else np.uint8), path="truth.tif")
+        refused(r"no foreground.*truth\.tif", map_labels, volume, **options)
+        assert set(np.unique(map_labels(volume, require_foreground=False, **options).read())) <= {0, 255}
 
 
-@pytest.mark.parametrize(("name", "depth", "share"), [("training", 165, 0.0563), ("testing_z000-081", 82, 0.0619)])
+@pytest.mark.parametrize(
+    ("name", "depth", "share"),
+    [pytest.param("training", 165, 0.0563, marks=pytest.mark.slow), ("testing_z000-081", 82, 0.0619)],
+)
 def test_labels_of_epfl(real_data, name, depth, share):
     labels = map_labels(open_volume(str(real_data / "epfl_ca1" / f"{name}_groundtruth.tif")))
     assert labels.rule == MASK_RULE
@@ -186,48 +185,31 @@ def classes(*values, shape=(6, 20, 30)):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint64, np.float32])
-@pytest.mark.parametrize("values", [(1, 2), (1, 2, 3), (255, 128)])
-def test_several_values_without_0_are_asked_for(dtype, values):
-    stored = classes(*values).astype(dtype)
-    says = rf"no label is 0.* {values[1]} \(\d.*foreground=.*label_rule_of_values=nonzero"
-    refused(says, map_labels, ArrayVolume(stored))
-    assert map_labels(ArrayVolume(stored), rule="nonzero").read().all()
-    assert np.array_equal(map_labels(ArrayVolume(stored), foreground=values[1]).read(), stored == values[1])
-    marked = map_labels(ArrayVolume(stored, metadata={"kind": "instances"}))
-    assert marked.read().all()
+def test_several_values_without_0_are_asked_for(dtype):
+    for values in ((1, 2), (1, 2, 3), (255, 128)):
+        stored = classes(*values).astype(dtype)
+        says = rf"no label is 0.* {values[1]} \(\d.*foreground=.*label_rule_of_values=nonzero"
+        refused(says, map_labels, ArrayVolume(stored))
+        assert map_labels(ArrayVolume(stored), rule="nonzero").read().all()
+        assert np.array_equal(map_labels(ArrayVolume(stored), foreground=values[1]).read(), stored == values[1])
+        assert map_labels(ArrayVolume(stored, metadata={"kind": "instances"})).read().all()
 
 
-@pytest.mark.parametrize(
-    ("foreground", "wanted"), [(2, [2]), ([2, 3], [2, 3]), ("3", [3]), ([3, 2**63 + 7], [3, 2**63 + 7]), (0, [0])]
-)
-def test_the_values_of_one_organelle(foreground, wanted, caplog):
+CHOSEN = [(2, [2]), ([2, 3], [2, 3]), ("3", [3]), ([3, 2**63 + 7], [3, 2**63 + 7]), (0, [0])]
+
+
+def test_the_values_of_one_organelle(caplog):
     stored = classes(0, 1, 2, 3, 2**63 + 7).astype(np.uint64)
-    labels = map_labels(ArrayVolume(stored, metadata={"kind": "instances"}), foreground=foreground, ignore_label=1)
-    read = labels.read()
-    assert np.array_equal(read == 1, np.isin(stored, np.array(wanted, np.uint64)))
-    assert np.array_equal(read == 255, stored == 1)
-    assert not labels.numbered
-    assert "foreground, as chosen" in labels.rule
+    for foreground, wanted in CHOSEN:
+        labels = map_labels(ArrayVolume(stored, metadata={"kind": "instances"}), foreground=foreground, ignore_label=1)
+        read = labels.read()
+        assert np.array_equal(read == 1, np.isin(stored, np.array(wanted, np.uint64)))
+        assert np.array_equal(read == 255, stored == 1)
+        assert not labels.numbered
+        assert "foreground, as chosen" in labels.rule
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
     map_labels(ArrayVolume(classes(0, 1, 4)), foreground=[4, 9])
     assert "hold no 9, only 0 (" in caplog.text
-
-
-MEANINGLESS = [
-    ({"foreground": 7}, r"none of the values of foreground=\[7\].*they hold 0 \(\d.*%\), 1 \(\d.*%\), 4"),
-    ({"foreground": [1, 4], "ignore_label": 4}, "both foreground and ignored"),
-    ({"foreground": 1, "rule": "nonzero"}, "leave out label_rule_of_values="),
-    ({"foreground": "mito"}, r"not a label value.*foreground=\[3,4\]"),
-    *(({"foreground": value}, "not a label value") for value in (True, 1.5)),
-    ({"foreground": []}, "contains no value"),
-    ({"ignore_label": "x"}, "ignore_label is not a whole number"),
-    ({"rule": "majority"}, r"no such rule.*'majority'; choose one of auto, nonzero, half"),
-]
-
-
-@pytest.mark.parametrize(("options", "says"), MEANINGLESS)
-def test_values_that_cannot_be_meant(options, says):
-    refused(says, map_labels, ArrayVolume(classes(0, 1, 4)), **options)
 
 
 OTHERWISE = [
@@ -239,10 +221,11 @@ OTHERWISE = [
 ]
 
 
-@pytest.mark.parametrize(("values", "says"), OTHERWISE)
-def test_what_may_be_meant_otherwise_is_told(values, says, caplog):
-    map_labels(ArrayVolume(classes(*values)))
-    assert re.search(says, caplog.text)
+def test_what_may_be_meant_otherwise_is_told(caplog):
+    for values, says in OTHERWISE:
+        caplog.clear()
+        map_labels(ArrayVolume(classes(*values)))
+        assert re.search(says, caplog.text)
 
 
 def test_no_label_of_cremi_and_paintera():
@@ -257,12 +240,11 @@ def test_no_label_of_cremi_and_paintera():
     assert (map_labels(ArrayVolume(stored), ignore_label=top).read() == 255).sum() == (stored == top).sum()
 
 
-@pytest.mark.parametrize("kind", ["bytes", "words", "floats", "shares"])
-def test_an_image_in_place_of_labels(kind):
+def test_an_image_in_place_of_labels():
     grey = np.random.default_rng(0).normal(120, 30, (6, 40, 50)).clip(1, 255)
-    stored = {"bytes": np.uint8(grey), "words": np.uint16(200 * grey), "floats": grey, "shares": grey / 255}[kind]
-    refused("an image instead of labels", map_labels, ArrayVolume(stored))
-    assert map_labels(ArrayVolume(stored), rule="half").read().any()
+    for stored in (np.uint8(grey), np.uint16(200 * grey), grey, grey / 255):
+        refused("an image instead of labels", map_labels, ArrayVolume(stored))
+        assert map_labels(ArrayVolume(stored), rule="half").read().any()
 
 
 def test_results_of_other_programs_as_masks():

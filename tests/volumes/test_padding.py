@@ -34,22 +34,20 @@ def stack(value=0, dtype=np.uint8, tissue=TISSUE):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.bool_])
-@pytest.mark.parametrize("value", [0, 255, 128, np.nan])
-def test_margins_of_any_value_are_found(value, dtype):
-    if np.isnan(value) and dtype != np.float32:
-        value = 1
-    image = stack(value, dtype)
-    found = Padding(ArrayVolume(image))
-    if dtype == np.bool_:  # noise of two values; here the margin's value goes on into the tissue
-        same = ndimage.label(image[3])[0]
-        assert found.count() >= (~TISSUE).sum() or same.any()
-        return
-    same_greys = (image == value) & TISSUE  # grey values that join the margin
-    assert not (found.read() & TISSUE & ~same_greys).any()
-    assert found.read()[~TISSUE].all()
-    assert found.count() == found.read().sum()
-    assert found.find(Box((3, 0, 0), (4, 90, 110))) is None
-    assert found.count(Box((1, 10, 0), (2, 20, 50))) == 10 * 20
+def test_margins_of_any_value_are_found(dtype):
+    for value in (0, 255, 128, np.nan if dtype == np.float32 else 1):
+        image = stack(value, dtype)
+        found = Padding(ArrayVolume(image))
+        if dtype == np.bool_:  # noise of two values; here the margin's value goes on into the tissue
+            same = ndimage.label(image[3])[0]
+            assert found.count() >= (~TISSUE).sum() or same.any()
+            continue
+        same_greys = (image == value) & TISSUE  # grey values that join the margin
+        assert not (found.read() & TISSUE & ~same_greys).any()
+        assert found.read()[~TISSUE].all()
+        assert found.count() == found.read().sum()
+        assert found.find(Box((3, 0, 0), (4, 90, 110))) is None
+        assert found.count(Box((1, 10, 0), (2, 20, 50))) == 10 * 20
 
 
 def test_slices_too_large_to_hold_are_looked_at_band_by_band(monkeypatch):

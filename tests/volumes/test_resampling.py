@@ -33,11 +33,6 @@ def centre_of(volume):
     return (places + 0.5) * volume.voxel_size
 
 
-def test_equal_voxels_are_the_volume_itself():
-    volume = ArrayVolume(np.zeros((3, 4, 5), np.uint8), (50, 5, 5))
-    assert resampled(volume, (50, 5, 5)) is volume
-
-
 @settings(max_examples=50, deadline=None)
 @given(image=hnp.arrays(np.uint8, (5, 11, 13)), ratios=st.tuples(RATIOS, RATIOS, RATIOS), data=st.data())
 def test_a_box_is_that_part_of_the_whole(image, ratios, data):
@@ -97,31 +92,29 @@ def test_an_edge_keeps_its_place(ratio):
     assert crossing == pytest.approx(17, abs=ratio / 2 if ratio > 1 else 0.01)
 
 
-@pytest.mark.parametrize("size", [(10, 10, 10), (5, 5, 5), (7, 9, 6)])
-def test_there_and_back_is_nearly_the_same(size):
+def test_there_and_back_is_nearly_the_same():
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).random((30, 40, 50)), 4).astype(np.float32)
     volume = ArrayVolume(smooth, (6, 6, 6))
-    back = resampled(resampled(volume, size), (6, 6, 6), volume.shape).read()
-    inner = (slice(3, -3),) * 3
-    assert np.abs(back - smooth)[inner].max() < 0.05 * np.ptp(smooth)
+    assert resampled(volume, (6, 6, 6)) is volume
+    for size in ((10, 10, 10), (5, 5, 5), (7, 9, 6)):
+        back = resampled(resampled(volume, size), (6, 6, 6), volume.shape).read()
+        assert np.abs(back - smooth)[3:-3, 3:-3, 3:-3].max() < 0.05 * np.ptp(smooth)
 
 
-def test_what_is_finer_than_the_new_voxels_does_not_alias():
+def test_stripes_do_not_alias_and_a_constant_stays_one_up_to_the_rim():
     stripes = np.tile(np.array([0, 255], np.uint8), 60).reshape(1, 1, -1)
     found = resampled(ArrayVolume(stripes, (1, 1, 1)), (1, 1, 4.1)).read()
     assert np.abs(found - 127.5).max() < 0.1 * 255
-
-
-def test_a_constant_stays_one_up_to_the_rim():
     volume = ArrayVolume(np.full((5, 7, 9), 200, np.uint8), (5, 5, 5))
     for size in ((7, 3, 11), (2, 2, 2), (12, 12, 12)):
         np.testing.assert_allclose(resampled(volume, size).read(), 200, rtol=1e-6)
 
 
 def test_what_cannot_be_resampled():
-    refused("no voxel size to resample by", resampled, ArrayVolume(np.zeros((1, 1, 1))), (5, 5, 5))
-    refused(f"more than {MOST:g} times", resampled, ArrayVolume(np.zeros((1, 1, 1)), (5, 5, 5)), (5, 5, 5000))
-    refused("cannot read the voxel size", resampled, ArrayVolume(np.zeros((1, 1, 1)), (5, 5, 5)), (5, 5))
+    flat = np.zeros((1, 1, 1))
+    refused("no voxel size to resample by", resampled, ArrayVolume(flat), (5, 5, 5))
+    refused(f"more than {MOST:g} times", resampled, ArrayVolume(flat, (5, 5, 5)), (5, 5, 5000))
+    refused("cannot read the voxel size", resampled, ArrayVolume(flat, (5, 5, 5)), (5, 5))
 
 
 def test_it_travels_and_reads_only_what_it_needs(monkeypatch):
@@ -136,15 +129,15 @@ def test_it_travels_and_reads_only_what_it_needs(monkeypatch):
     assert np.array_equal(pickle.loads(pickle.dumps(found)).read(), found.read())
 
 
-@pytest.mark.parametrize("scale", [1, 255])
-def test_a_mask_is_made_of_probabilities(scale):
-    image = (np.array([[[0.2, 0.5, 0.7]]]) * scale).astype(np.float32)
-    volume = ArrayVolume(image, (5, 5, 5))
-    mask = encoded_volume(volume, np.dtype("uint8"), {"kind": "mask", "threshold": 0.5, "scale": 1}, scale)
-    assert mask.read().tolist() == [[[0, 1, 1]]]
-    assert mask.dtype == np.uint8
-    whole = encoded_volume(volume, np.dtype("uint8"), {"kind": "probability", "scale": scale})
-    assert whole.read().tolist() == np.rint(image).tolist()
+def test_a_mask_is_made_of_probabilities():
+    for scale in (1, 255):
+        image = (np.array([[[0.2, 0.5, 0.7]]]) * scale).astype(np.float32)
+        volume = ArrayVolume(image, (5, 5, 5))
+        mask = encoded_volume(volume, np.dtype("uint8"), {"kind": "mask", "threshold": 0.5, "scale": 1}, scale)
+        assert mask.read().tolist() == [[[0, 1, 1]]]
+        assert mask.dtype == np.uint8
+        whole = encoded_volume(volume, np.dtype("uint8"), {"kind": "probability", "scale": scale})
+        assert whole.read().tolist() == np.rint(image).tolist()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
