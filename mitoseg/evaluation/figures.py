@@ -27,8 +27,6 @@ Colour = tuple[float, float, float]
 Labels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-Layer = tuple[Mask, Colour, float]  # where, in what colour, and how opaque
-
 # Okabe and Ito's palette, which colour-blind readers can tell apart (jfly.uni-koeln.de/color).
 HIT: Colour = (0.0, 0.72, 0.50)
 FALSE: Colour = (0.90, 0.29, 0.0)
@@ -75,7 +73,17 @@ def comparison_figure(
     The contrast of the image is stretched. The last two of ``voxel_size`` are y and x in nm; without it the scale bar
     counts pixels.
     """
-    panels, few = _layers(image_yx, truth_yx, results, title), len(results) < 2
+    shapes = {name: array.shape for name, array in {"image": image_yx, "truth": truth_yx, **results}.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes differ: {shapes}")
+    truth, ignored = truth_yx == 1, truth_yx == IGNORE
+    unknown = (ignored, LEFT_OUT, 0.6)
+    panels: list[tuple[str, list[tuple[Mask, Colour, float]]]] = [(title, []), ("truth", [(truth, TRUTH, 0.45), unknown])]
+    for name, result_yx in results.items():
+        result = np.asarray(result_yx, bool)
+        wrong, missed = result & ~truth & ~ignored, truth & ~result
+        panels.append((name, [(truth & result, HIT, 0.5), (wrong, FALSE, 0.95), (missed, MISSED, 0.95), unknown]))
+    few = len(results) < 2
     pixel_y, pixel_x = (1.0, 1.0) if voxel_size is None else (float(s) for s in voxel_size[-2:])
     height, width = image_yx.shape[0] * pixel_y, image_yx.shape[1] * pixel_x
     side, font = (5.0, 10) if few else (3.4, 9)  # inches of the longer side
@@ -89,31 +97,18 @@ def comparison_figure(
         row, column = divmod(i, across)
         left, low = _GAP + column * (w + _GAP), _BOTTOM + (rows - 1 - row) * (h + _TOP)
         ax = figure.add_axes((left / total_w, low / total_h, w / total_w, h / total_h))
-        ax.imshow(_blend(grey_yx, layers), aspect=pixel_y / pixel_x, interpolation="antialiased")
+        dimmed_yx = 0.1 + 0.72 * grey_yx if layers else grey_yx  # colours stand out from softer greys
+        rgb_yxc = np.repeat(dimmed_yx[..., None], 3, axis=-1)
+        for mask_yx, colour, alpha in layers:
+            rgb_yxc[mask_yx] = (1 - alpha) * rgb_yxc[mask_yx] + alpha * np.array(colour, np.float32)
+        ax.imshow(rgb_yxc, aspect=pixel_y / pixel_x, interpolation="antialiased")
         ax.set_title(name, fontsize=font, pad=font - 6)
         ax.set_axis_off()
     _scale_bar(figure.axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
-    left_out = [("not counted", LEFT_OUT)] if (truth_yx == IGNORE).any() else []
+    left_out = [("not counted", LEFT_OUT)] if ignored.any() else []
     handles = [Patch(facecolor=colour, edgecolor="none", label=name) for name, colour in (*_KEY, *left_out)]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
-
-
-def _layers(
-    image_yx: Array, truth_yx: Labels, results: Mapping[str, Mask], title: str
-) -> list[tuple[str, list[Layer]]]:
-    """What lies over the image in each panel, by the name above it."""
-    shapes = {name: array.shape for name, array in {"image": image_yx, "truth": truth_yx, **results}.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"shapes differ: {shapes}")
-    truth, ignored = truth_yx == 1, truth_yx == IGNORE
-    panels: list[tuple[str, list[Layer]]] = [(title, []), ("truth", [(truth, TRUTH, 0.45), (ignored, LEFT_OUT, 0.6)])]
-    for name, result_yx in results.items():
-        result = np.asarray(result_yx, bool)
-        wrong, missed = result & ~truth & ~ignored, truth & ~result
-        errors = [(truth & result, HIT, 0.5), (wrong, FALSE, 0.95), (missed, MISSED, 0.95), (ignored, LEFT_OUT, 0.6)]
-        panels.append((name, errors))
-    return panels
 
 
 def stretch(image_yx: Array, percentiles: tuple[float, float] = (0.3, 99.7)) -> npt.NDArray[np.float32]:
@@ -124,32 +119,15 @@ def stretch(image_yx: Array, percentiles: tuple[float, float] = (0.3, 99.7)) -> 
     return result
 
 
-def _blend(grey_yx: npt.NDArray[np.float32], layers: Sequence[Layer]) -> npt.NDArray[np.float32]:
-    """Grey levels in [0, 1] under layers of colour, as RGB."""
-    dimmed_yx = 0.1 + 0.72 * grey_yx if layers else grey_yx  # colours stand out from softer greys
-    rgb_yxc = np.repeat(dimmed_yx[..., None], 3, axis=-1)
-    for mask_yx, colour, alpha in layers:
-        rgb_yxc[mask_yx] = (1 - alpha) * rgb_yxc[mask_yx] + alpha * np.array(colour, np.float32)
-    return rgb_yxc
-
-
-def nice_length(longest: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not longer.
-
-    >>> nice_length(1024), nice_length(4999), nice_length(0.3)
-    (1000.0, 2000.0, 0.2)
-    """
-    power = 10.0 ** math.floor(math.log10(longest))
-    return next(round(step * power, 12) for step in (5, 2, 1) if step * power <= longest * (1 + 1e-9))
-
-
-def bar_length(width: int, pixel_nm: float | None) -> tuple[float, str]:
-    """Pixels and text of a scale bar of a round length, at most a quarter of the width.
+def bar_length(width: float, pixel_nm: float | None) -> tuple[float, str]:
+    """Pixels and text of a scale bar: 1, 2 or 5 times a power of ten long, at most a quarter of the width.
 
     >>> bar_length(1000, 5.0), bar_length(100, None)
     ((200.0, '1 µm'), (20.0, '20 px'))
     """
-    length = nice_length(0.25 * width * (pixel_nm or 1))
+    longest = 0.25 * width * (pixel_nm or 1)
+    power = 10.0 ** math.floor(math.log10(longest))
+    length = next(round(step * power, 12) for step in (5, 2, 1) if step * power <= longest * (1 + 1e-9))
     if not pixel_nm:
         return length, f"{length:g} px"
     return length / pixel_nm, f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
@@ -192,9 +170,8 @@ def save_overlays(
     for i in range(count):  # the middle of each of equal shares: neither the first nor the last stands for a volume
         z = candidates[int((i + 0.5) * len(candidates) / count)]
         box = Box((z, *crop.start[1:]), (z + 1, *crop.stop[1:]))
-        result_yx = decision.foreground(prediction.read(box))[0]
-        title = f"image, z = {z}"
-        figure = overlay_figure(image.read(box)[0], truth.read(box)[0], result_yx, title=title, voxel_size=spacing)
+        slices = image.read(box)[0], truth.read(box)[0], decision.foreground(prediction.read(box))[0]
+        figure = overlay_figure(*slices, title=f"image, z = {z}", voxel_size=spacing)
         paths.append(Path(folder) / f"z{z:04d}.png")
         save_figure(figure, paths[-1])
     return paths
@@ -262,13 +239,8 @@ def precision_recall_figure(result: Mapping[str, Any], *, title: str = "") -> Fi
     ax.plot(points["recall"], points["precision"], color=HIT, label=f"area under the curve {area:.3f}")
     threshold, jaccard = result["threshold"], as_float(result["jaccard_foreground"])
     used = f"threshold {threshold:.3f}" if isinstance(threshold, float) else "the thresholds used"
-    ax.plot(
-        as_float(result["recall"]),
-        as_float(result["precision"]),
-        "o",
-        color="black",
-        label=f"{used}: JAC {jaccard:.3f}",
-    )
+    place = as_float(result["recall"]), as_float(result["precision"])
+    ax.plot(*place, "o", color="black", label=f"{used}: JAC {jaccard:.3f}")
     best = int(np.argmin(np.abs(np.subtract(points["threshold"], as_float(result["threshold_oracle"])))))
     label = f"oracle, best on these voxels: JAC {as_float(result['jaccard_foreground_oracle']):.3f}"
     ax.plot(points["recall"][best], points["precision"][best], "o", color=FALSE, fillstyle="none", label=label)

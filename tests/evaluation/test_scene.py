@@ -33,20 +33,19 @@ def places(picture, number):
     return np.argwhere((np.abs(unit - wanted).max(axis=-1) < 0.08) & (np.ptp(picture, axis=-1) > 0.15))
 
 
-def test_objects_are_where_they_lie():
-    masks = {1: block(np.s_[:], np.s_[2:12], np.s_[2:12]), 2: block(np.s_[:], np.s_[28:38], np.s_[48:58])}
-    meshes = {number: mesh_object(mask, (5, 5, 5)) for number, mask in masks.items()}
-    picture = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, **RIGHT))
+def scene_of(one, two, **eye):
+    meshes = {number: mesh_object(block(*where), (5, 5, 5)) for number, where in ((1, one), (2, two))}
+    return pixels(scene_figure(meshes, (50, 200, 300), dpi=50, **eye))
+
+
+def test_objects_are_where_they_lie_and_what_is_near_hides_what_is_far():
+    picture = scene_of(np.s_[:, 2:12, 2:12], np.s_[:, 28:38, 48:58], **RIGHT)
     one, two = (places(picture, number).mean(axis=0) for number in (1, 2))
     assert one[1] + picture.shape[1] / 3 < two[1]
     assert two[0] + picture.shape[0] / 4 < one[0]
-
-
-def test_what_is_near_hides_what_is_far():
-    low, high = block(np.s_[:3], np.s_[10:30], np.s_[20:40]), block(np.s_[7:], np.s_[8:32], np.s_[18:42])
-    meshes = {1: mesh_object(low, (5, 5, 5)), 2: mesh_object(high, (5, 5, 5))}
-    above = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, **RIGHT))
-    below = pixels(scene_figure(meshes, (50, 200, 300), dpi=50, elevation=-90 + 1e-6, azimuth=-90))
+    low_and_high = np.s_[:3, 10:30, 20:40], np.s_[7:, 8:32, 18:42]
+    above = scene_of(*low_and_high, **RIGHT)
+    below = scene_of(*low_and_high, elevation=-90 + 1e-6, azimuth=-90)
     assert len(places(above, 1)) < 20 < len(places(above, 2))
     assert len(places(below, 1)) > 500
 
@@ -84,13 +83,14 @@ def test_a_picture_without_the_extra(tmp_path, monkeypatch):
     rows, columns = np.nonzero((picture < 1).any(axis=-1))
     height, width = picture.shape[:2]
     assert [rows.min(), height - 1 - rows.max(), columns.min(), width - 1 - columns.max()] == [8] * 4
-    with pytest.raises(UserError, match="exists"):
-        save_scene(path, volume)
     assert save_scene(path, volume, min_volume=5000, overwrite=True, dpi=40) == 1
-    with pytest.raises(UserError, match="no instance"):
-        save_scene(tmp_path / "b.png", volume, min_volume=1e12)
-    with pytest.raises(UserError, match="voxel size"):
-        save_scene(tmp_path / "b.png", ArrayVolume(label))
+    for name, given, options, match in (
+        ("new/scene.png", volume, {}, "exists"),
+        ("b.png", volume, {"min_volume": 1e12}, "no instance"),
+        ("b.png", ArrayVolume(label), {}, "voxel size"),
+    ):
+        with pytest.raises(UserError, match=match):
+            save_scene(tmp_path / name, given, **options)
     assert not (tmp_path / "b.png").exists()
     with pytest.raises(ValueError, match="no meshes"):
         scene_figure({}, (1, 1, 1))

@@ -1,14 +1,20 @@
-"""Streamed scores, their intervals and those of probabilities are those of the whole volume, for any slab and crop."""
+"""Streamed scores, their intervals and those of probabilities are those of the whole volume, for any slab and crop.
 
+Boundary bands are checked against distances measured by brute force and by scipy; the printed table says the same.
+"""
+
+import io
 import json
 import math
-import os
-from itertools import pairwise
-from pathlib import Path
+import re
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 from scipy.ndimage import distance_transform_edt
 from scipy.special import logit
 from sklearn.calibration import calibration_curve
@@ -18,9 +24,10 @@ import mitoseg.evaluation.score as score_module
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.evaluation import Bootstrap, decide, evaluate, pool_evaluations
-from mitoseg.evaluation.score import VOXEL_BYTES, _blocks
+from mitoseg.evaluation.score import VOXEL_BYTES, _blocks, halo, near_counts, relative_spacing, squared_distance
+from mitoseg.evaluation.table import score_table
 from mitoseg.geometry import Box
-from mitoseg.metrics.counts import Counts, bootstrap_intervals, count, scores
+from mitoseg.metrics.counts import INTERVALS, Counts, bootstrap_intervals, count, scores
 from mitoseg.storage import plain
 from mitoseg.volumes.base import ArrayVolume
 
@@ -97,17 +104,6 @@ def test_the_same_in_little_memory():
     assert str(evaluate(prediction, truth, engine=engine)) == str(evaluate(prediction, truth))
 
 
-def test_a_shift_by_two_is_forgiven_by_a_band_of_two():
-    truth = np.zeros((6, 40, 40), np.uint8)
-    truth[:, 10:30, 10:30] = 1
-    shifted = np.roll(truth, 2, axis=2)
-    result = evaluate(ArrayVolume(shifted, metadata={"kind": "mask"}), ArrayVolume(truth))
-    assert result["jaccard_foreground"] == pytest.approx(18 / 22)
-    by_band = {row["distance"]: row["jaccard_foreground"] for row in result["boundary"] if row["dims"] == 2}
-    assert by_band[1] < 1
-    assert by_band[2] == by_band[5] == 1
-
-
 def test_arguments_win():
     prediction, truth = pair()
     default = evaluate(prediction, truth)
@@ -171,11 +167,13 @@ def test_mistakes_are_one_line(change, match):
     with pytest.raises(UserError, match=match) as caught:
         evaluate(**{"prediction": prediction, "truth": truth, **change})
     assert "\n" not in str(caught.value)
+    for options in ({"resamples": -1}, {"seed": -1}, {"resamples": 1.5}, {"seed": True}):
+        with pytest.raises(UserError, match="not a whole number"):
+            Bootstrap(**options)
 
 
-@pytest.mark.skipif("MITOSEG_DATA" not in os.environ, reason="MITOSEG_DATA names no folder of real data")
-def test_real_labels_shifted_by_two_pixels():
-    path = Path(os.environ["MITOSEG_DATA"]) / "epfl_ca1" / "testing_z000-081_groundtruth.tif"
+def test_real_labels_shifted_by_two_pixels(real_data):
+    path = real_data / "epfl_ca1" / "testing_z000-081_groundtruth.tif"
     truth = (tifffile.imread(path, key=range(12)) > 0).astype(np.uint8)
     prediction = ArrayVolume(np.roll(truth, 2, axis=2), metadata={"kind": "mask"})
     result = evaluate(prediction, ArrayVolume(truth, (5.0, 5.0, 5.0)))
@@ -209,12 +207,6 @@ def test_few_slices_and_no_draws():
     assert single["dice"] > 0
     undrawn = evaluate(prediction, truth, bootstrap=Bootstrap(0))
     assert (undrawn["interval"], len(undrawn["slab_counts"])) == ({}, 8)
-
-
-@pytest.mark.parametrize("options", [{"resamples": -1}, {"seed": -1}, {"resamples": 1.5}, {"seed": True}])
-def test_bad_draws_are_one_line(options):
-    with pytest.raises(UserError, match="not a whole number"):
-        Bootstrap(**options)
 
 
 def made(seed=0, dtype=np.float32, ignored=0.1):
@@ -310,3 +302,141 @@ def test_one_class_or_none_is_no_error(value):
     assert math.isnan(found["brier_score"]) == (value == 255)
     assert len(found["reliability"]["voxels"]) == (0 if value == 255 else 15)
     json.dumps(plain(found))
+
+
+SIZES = [(1, 1, 1), (5, 5, 5), (50, 4.6, 4.6), (30, 10, 5), (4, 9, 9), (1, 2.5, 1)]
+
+
+def phantom(seed, shape, ignored=0.0, share=0.5):
+    """Blobs, with a sprinkle of ignored voxels."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random([-(-n // 3) for n in shape]) < share
+    truth = np.kron(coarse, np.ones((3,) * len(shape), bool))[tuple(slice(n) for n in shape)].astype(np.uint8)
+    truth[rng.random(shape) < ignored] = 255
+    return truth
+
+
+def brute_force(truth, spacing):
+    """Distance to the nearest voxel of the other class, over all pairs of voxels."""
+    at = np.argwhere(np.ones(truth.shape, bool)) * np.asarray(spacing)
+    labels = truth.ravel()
+    out = np.full(labels.shape, np.inf)
+    for own in (0, 1):
+        others = at[labels == 1 - own]
+        if len(others):
+            mine = at[labels == own]
+            out[labels == own] = np.sqrt(((mine[:, None] - others[None]) ** 2).sum(-1)).min(1)
+    return out.reshape(truth.shape)
+
+
+def left_out(truth, distance, band, prediction):
+    out = (distance <= band + 1e-6) & (truth != 255)
+    return count(prediction[out], truth[out])
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.2])
+@pytest.mark.parametrize("voxel_size", SIZES)
+@pytest.mark.parametrize("shape", [(1, 6, 7), (5, 8, 9), (6, 5, 11)])
+def test_bands_agree_with_brute_force(shape, voxel_size, ignored):
+    truth = phantom(sum(shape), shape, ignored)
+    prediction = np.random.default_rng(1).random(shape) < 0.5
+    bands = [1, 1.5, 2, 3, 5]
+    box = Box.of_shape(shape)
+    distance_3d = brute_force(truth, relative_spacing(voxel_size))
+    distance_2d = np.stack([brute_force(t, relative_spacing(voxel_size[1:])) for t in truth])
+    for dims, distance in ((3, distance_3d), (2, distance_2d)):
+        found = near_counts(prediction, truth, box, bands=bands, voxel_size=voxel_size, dims=dims)
+        assert found == [left_out(truth, distance, d, prediction) for d in bands]
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+def test_distances_agree_with_scipy(voxel_size):
+    truth = phantom(3, (20, 31, 27), share=0.4)
+    spacing = relative_spacing(voxel_size)
+    ours = np.sqrt(squared_distance(truth, spacing))
+    theirs = np.where(truth, distance_transform_edt(truth, spacing), distance_transform_edt(truth == 0, spacing))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_by_hand():
+    truth = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.uint8).reshape(1, 1, 8)
+    prediction = np.zeros((1, 1, 8), bool)
+    found = near_counts(prediction, truth, Box.of_shape((1, 1, 8)), bands=[1, 2, 9], voxel_size=(1, 1, 1), dims=3)
+    assert found == [Counts(fn=1, tn=1), Counts(fn=2, tn=2), Counts(fn=4, tn=4)]
+    halos = [halo([1, 5], (1, 1, 1)), halo([5], (50, 5, 5)), halo([5], (1, 5, 10)), halo([], (1, 1, 1))]
+    assert halos == [(5, 5, 5), (0, 5, 5), (5, 5, 2), (0, 0, 0)]  # in-plane distances count in-plane spacings
+
+
+def test_ignored_voxels_are_no_class_and_one_class_has_no_border():
+    """A wall of ignored voxels hides nothing and is itself near nothing."""
+    truth = np.array([0, 255, 255, 1, 255], np.uint8).reshape(1, 1, 5)
+    box, prediction = Box.of_shape(truth.shape), np.ones((1, 1, 5), bool)
+    found = near_counts(prediction, truth, box, bands=[1, 2, 3], voxel_size=(1, 1, 1), dims=3)
+    assert found == [Counts(), Counts(), Counts(tp=1, fp=1)]
+    for value, dims in product((0, 1, 255), (2, 3)):
+        truth = np.full((2, 3, 4), value, np.uint8)
+        box = Box.of_shape(truth.shape)
+        assert near_counts(truth == 1, truth, box, bands=[99], voxel_size=(1, 1, 1), dims=dims) == [Counts()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(SIZES),
+    st.sampled_from([0.0, 0.1]),
+    st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 6)),
+    st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)),
+)
+def test_the_halo_suffices(seed, voxel_size, ignored, start, size):
+    shape, bands = (10, 14, 15), [1, 2, 3]
+    truth = phantom(seed, shape, ignored)
+    prediction = np.random.default_rng(seed).random(shape) < 0.5
+    inner = Box(start, tuple(a + n for a, n in zip(start, size, strict=True)))
+    outer = inner.grow(halo(bands, voxel_size)).clip(Box.of_shape(shape))
+    for dims in (3, 2):
+        options = {"bands": bands, "voxel_size": voxel_size, "dims": dims}
+        local = near_counts(prediction[inner.slices], truth[outer.slices], inner.inside(outer), **options)
+        assert local == near_counts(prediction[inner.slices], truth, inner, **options)
+
+
+def printed(result, width=80):
+    out = io.StringIO()
+    Console(file=out, width=width).print(score_table(result, title="a [bracketed] name"))
+    return out.getvalue()
+
+
+def test_every_score_is_in_the_table_and_nothing_is_cut_off():
+    found = evaluate(*pair(), bands=[1, 3])
+    text, (low, high) = printed(found), found["interval"]["dice"]
+    more = ("average_precision", "brier_score", "adaptive_calibration_error", "jaccard_foreground_oracle")
+    words = [f"{found[key]:.4f}" for key in (*INTERVALS, *more)] + [f"{low:.4f} to {high:.4f}", f"{found['voxels']:,}"]
+    words += ["a [bracketed] name", "0.4500", "(the prediction's metadata)", "[0:13,0:24,0:21]", "5, 5, 5 nm"]
+    assert [w for w in (*words, "bootstrap over 8 z-slabs", "upper bound, no result") if w not in text] == []
+    assert "…" not in text
+    rows = re.findall(r"│\s+([13]) │(.*)│", text)
+    assert [row[0] for row in rows] == ["1", "3"]
+    for distance, cells in rows:
+        expected = []
+        for row in (row for row in found["boundary"] if row["distance"] == int(distance)):
+            shares = (row["left_out_foreground"], row["left_out_background"])
+            expected += [f"{row['jaccard_foreground']:.4f}", f"{row['jaccard_mean']:.4f}"]
+            expected.append(", ".join(f"{100 * share:.1f}" for share in shares))
+        assert [cell.strip() for cell in cells.split("│")] == [e.replace("nan", "-") for e in expected]
+
+
+def test_what_is_missing_has_no_place_in_the_table():
+    prediction, truth = pair()
+    text = printed(evaluate(prediction, truth, slabs=1, kind="mask"))
+    assert "one z-slab: no intervals" in text
+    assert not {" to ", "Brier"} & set(re.findall(" to |Brier", text))
+    assert "slab" not in printed(evaluate(prediction, truth, bootstrap=Bootstrap(0)))
+    nothing = ArrayVolume(np.zeros((1, 4, 4), np.uint8))
+    text = printed(evaluate(nothing, nothing, bands=[]))
+    assert re.search(r"Dice\s+│\s+- │", text)
+    assert "border" not in text
+    assert "voxel_size=[z,y,x] sets it" in printed(evaluate(nothing, nothing))
+    crops = {0.5: Box((0, 0, 0), (3, 20, 20)), 0.4: Box((3, 0, 0), (6, 20, 20))}
+    parts = [evaluate(prediction, truth, crop=crop, threshold=threshold) for threshold, crop in crops.items()]
+    text = printed(pool_evaluations(parts))
+    assert "0.5000, 0.4000" in text
+    assert "[3:6,0:20,0:20]" in text
