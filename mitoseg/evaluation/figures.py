@@ -26,6 +26,7 @@ from mitoseg.volumes.predicted import decide
 Colour = tuple[float, float, float]
 Labels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Layer = tuple[Mask, Colour, float]  # where, in what colour, and how opaque
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart (jfly.uni-koeln.de/color).
 HIT: Colour = (0.0, 0.72, 0.50)
@@ -78,7 +79,10 @@ def comparison_figure(
         raise ValueError(f"shapes differ: {shapes}")
     truth, ignored = truth_yx == 1, truth_yx == IGNORE
     unknown = (ignored, LEFT_OUT, 0.6)
-    panels: list[tuple[str, list[tuple[Mask, Colour, float]]]] = [(title, []), ("truth", [(truth, TRUTH, 0.45), unknown])]
+    panels: list[tuple[str, list[tuple[Mask, Colour, float]]]] = [
+        (title, []),
+        ("truth", [(truth, TRUTH, 0.45), unknown]),
+    ]
     for name, result_yx in results.items():
         result = np.asarray(result_yx, bool)
         wrong, missed = result & ~truth & ~ignored, truth & ~result

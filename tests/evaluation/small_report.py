@@ -1,12 +1,18 @@
-"""A small volume with everything that a report can show, made by hand."""
+"""A small volume with everything that a report can show, made by hand, and a reader of reports like a browser."""
+
+import base64
+import json
+import zlib
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 from skimage.draw import ellipsoid
 
 from mitoseg.evaluation import Bootstrap, evaluate
-from mitoseg.evaluation.report import ReportOptions, foreground_of, write_report
+from mitoseg.evaluation.report import ReportOptions, write_report
 from mitoseg.volumes import ArrayVolume
+from mitoseg.volumes.base import mask_volume
 
 SHAPE = (16, 60, 80)
 SIZE = (10.0, 5.0, 5.0)
@@ -60,7 +66,6 @@ def small_table():
 
 
 def small_scores(volumes):
-    """What an evaluation gives."""
     return evaluate(volumes["prediction"], volumes["truth"], bands=[1, 2], slabs=4, bootstrap=Bootstrap(50, 1))
 
 
@@ -68,10 +73,8 @@ def everything():
     """What `write_report` can be given."""
     volumes = small_volumes()
     return {
-        "image": volumes["image"],
-        "truth": volumes["truth"],
-        "mask": foreground_of(volumes["prediction"]),
-        "instances": volumes["instances"],
+        **{name: volumes[name] for name in ("image", "truth", "instances")},
+        "mask": mask_volume(volumes["prediction"], lambda values: values >= 0.5),
         "table": small_table(),
         "scores": small_scores(volumes),
         "provenance": {"command": ["evaluate.py", "a b"], "seed": 1, "data": {"licence": "CC0"}},
@@ -81,3 +84,59 @@ def everything():
 def write_full(path):
     """A report with everything."""
     return write_report(path, title="a small one", options=ReportOptions(slices=5), **everything())
+
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """The elements of a page; an end tag that does not fit is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts, self.blocks = [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, attributes = self.open[-1] if self.open else ("", {})
+        if attributes.get("type") == "application/json":
+            self.blocks[attributes["id"]] = json.loads(data)
+        elif tag not in {"script", "style"} and data.strip():
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.texts)
+
+    def all(self, tag):
+        """The attributes of every such element."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def sections(self):
+        return [attributes["id"] for attributes in self.all("section")]
+
+    @property
+    def places(self):
+        """Voxels (z, y, x) that the buttons of errors lead to."""
+        return [tuple(int(b[f"data-{axis}"]) for axis in "zyx") for b in self.all("button") if "data-z" in b]
+
+    @property
+    def rows(self):
+        """Instances of the rows of the table."""
+        return [row["data-instance"] for row in self.all("tr") if "data-instance" in row]
+
+
+def unpack(text, dtype, shape=-1):
+    """The array that `mitoseg.evaluation.report.markup.pack` packed."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.dtype(dtype).newbyteorder("<")).reshape(shape)

@@ -119,20 +119,15 @@ def test_several_volumes_have_a_test_of_volumes(tmp_path):
     assert any("cannot be below 0.33" in note for note in few.notes)
 
 
-def test_three_conditions_are_compared_in_pairs(tmp_path, small):
+def test_three_conditions_are_compared_in_pairs_and_everything_cut_is_no_value(tmp_path, small):
     small["third"] = [write(tmp_path, "d.csv", volume_nm3=[1.0, 7.0], grey_mean=[1.0, 1.0], touches_border=[0, 0])]
     found = compare_conditions(small, ComparisonOptions(resamples=100, columns=["volume_nm3"]))
     pairs = found.tests[["group_a", "group_b"]].to_numpy().tolist()
     assert pairs == [["control", "disease"], ["control", "third"], ["disease", "third"]]
     assert any("3 columns and pairs" in note for note in found.notes)
     comparison_plot(found)
-
-
-def test_everything_cut_is_no_value(tmp_path):
-    groups = {
-        "a": [write(tmp_path, "a.csv", volume_nm3=[1.0, 2.0], touches_border=["True", "True"])],
-        "b": [write(tmp_path, "b.csv", volume_nm3=[1.0, 2.0], touches_border=[False, True])],
-    }
+    cut = {"a": ["True", "True"], "b": [False, True]}
+    groups = {n: [write(tmp_path, f"{n}.csv", volume_nm3=[1.0, 2.0], touches_border=c)] for n, c in cut.items()}
     found = compare_conditions(groups, QUICK)
     assert found.groups["objects"].tolist() == [0, 1]
     assert found.groups["mean_low"].isna().all()
@@ -143,9 +138,10 @@ def test_everything_cut_is_no_value(tmp_path):
 
 def test_a_folder_is_written(tmp_path, small):
     found = compare_conditions(small, QUICK)
-    found.save(tmp_path / "out")
-    names = ["comparison.md", "comparison.png", "groups.csv", "tests.csv"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    for options in ({}, {"overwrite": True}):
+        found.save(tmp_path / "out", **options)
+        names = ["comparison.md", "comparison.png", "groups.csv", "tests.csv"]
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "tests.csv"), found.tests)
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "WARNING, pseudoreplication" in text
@@ -153,26 +149,8 @@ def test_a_folder_is_written(tmp_path, small):
     assert imread(tmp_path / "out" / "comparison.png").shape[2] == 4
     with pytest.raises(UserError, match="exists"):
         found.save(tmp_path / "out")
-    found.save(tmp_path / "out", overwrite=True)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     with pytest.raises(UserError, match="other files"):
         found.save(tmp_path, overwrite=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"cut_objects": "maybe"}, "cut_objects.*leave_out, keep"),
-        ({"correction": "bonferroni"}, "correction.*holm"),
-        ({"resamples": 5}, "resamples"),
-        ({"permutations": 1.5}, "permutations"),
-        ({"level": 95}, "level"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(UserError, match=message):
-        ComparisonOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -192,19 +170,33 @@ def test_bad_tables(tmp_path, small, name, content, match):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=match):
         read_groups({"a": small["disease"], "b": [tmp_path / "." / name]})
-    with pytest.raises(UserError, match="two conditions"):
-        read_groups({"a": small["disease"]})
-    with pytest.raises(UserError, match="no files"):
-        read_groups({"a": small["disease"], "b": []})
+
+
+def test_bad_options(small):
+    bad = {
+        "cut_objects": "maybe",
+        "correction": "bonferroni",
+        "resamples": 5,
+        "permutations": 1.5,
+        "level": 95,
+        "seed": -1,
+    }
+    for name, value in bad.items():
+        with pytest.raises(UserError, match=name):
+            ComparisonOptions(**{name: value})
+    for groups, message in (({}, "two conditions"), ({"b": []}, "no files")):
+        with pytest.raises(UserError, match=message):
+            read_groups({"a": small["disease"], **groups})
 
 
 def test_columns_that_all_tables_have(tmp_path, small):
-    other = write(tmp_path, "d.csv", volume_nm3=[1.0], name=["x"])
-    read = read_groups({"a": small["disease"], "b": [other]})
+    other, named = write(tmp_path, "d.csv", volume_nm3=[1.0], name=["x"]), write(tmp_path, "e.csv", name=["y"])
+    read, words = read_groups({"a": small["disease"], "b": [other]}), read_groups({"a": [other], "b": [named]})
     assert choose_columns(read, None) == ["volume_nm3"]
-    with pytest.raises(UserError, match=r"grey_mean.*d\.csv.*choose from volume_nm3, name"):
-        choose_columns(read, ["grey_mean"])
-    with pytest.raises(UserError, match="no numbers"):
-        choose_columns(read_groups({"a": [other], "b": [write(tmp_path, "e.csv", name=["y"])]}), ["name"])
-    with pytest.raises(UserError, match="no measure"):
-        choose_columns(read_groups({"a": [other], "b": [write(tmp_path, "f.csv", name=["y"])]}), None)
+    for groups, columns, match in (
+        (read, ["grey_mean"], r"grey_mean.*d\.csv.*choose from volume_nm3, name"),
+        (words, ["name"], "no numbers"),
+        (words, None, "no measure"),
+    ):
+        with pytest.raises(UserError, match=match):
+            choose_columns(groups, columns)

@@ -70,17 +70,14 @@ def test_numbers_provenance_and_table(files, tmp_path):
     assert metrics["bootstrap"] == {"resamples": 100, "seed": 5, "level": 0.95}
     assert metrics["average_precision"] == result["average_precision"] > 0.9
     assert metrics["jaccard_foreground_oracle"] >= metrics["jaccard_foreground"]
+    found = score_files(config(files, crop="[0:1,0:2,0:2]", threshold=0.99), tmp_path / "none")
+    assert found["jaccard_foreground"] != found["jaccard_foreground"]  # without a denominator, null in the file
+    text = (tmp_path / "none" / "metrics.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail)["jaccard_foreground"] is None
     mask = score_files(config(files, "bootstrap=0", "figures=true", kind="mask"), tmp_path / "mask")
     assert mask["interval"] == {}
     assert "average_precision" not in mask
     assert [p.name for p in (tmp_path / "mask" / "figures").iterdir()] == ["boundary.png"]
-
-
-def test_scores_without_a_denominator_are_null(files, tmp_path):
-    metrics = score_files(config(files, crop="[0:1,0:2,0:2]", threshold=0.99), tmp_path / "run")
-    assert metrics["jaccard_foreground"] != metrics["jaccard_foreground"]
-    text = (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")
-    assert json.loads(text, parse_constant=pytest.fail)["jaccard_foreground"] is None
 
 
 def test_figures_and_report_are_written_beside_the_numbers(files, tmp_path):
@@ -145,16 +142,11 @@ def test_axes_are_for_the_files_that_they_fit(files, tmp_path):
         ({"threshold": "high"}, "'high'.* could not be converted to Float"),
         ({"threshold": 3}, "not a probability"),
         ({"bands": [1, "x"]}, "'x'.* is incompatible with type hint"),
-        ({"bands": 3}, "is not a ListConfig, list or tuple"),
         ({"voxel_size": [5, 5]}, "voxel_size"),
         ({"kind": "maps"}, "choose one of"),
         ({"slabs": 0}, "number of parts"),
-        ({"slabs": "many"}, "'many'.* could not be converted to Integer"),
         ({"bootstrap": -1}, "not a whole number"),
-        ({"seed": 1.5}, "1.5.* could not be converted to Integer"),
-        ({"report": "maybe"}, "'maybe' is not a valid bool"),
         ({"reference": 96.4}, "not a Jaccard index"),
-        ({"reference": "high"}, "'high'.* could not be converted to Float"),
         ({"label_rule_of_values": "other"}, "other"),
         ({"ignore_empty_slices": "some"}, "'some' is not a valid bool"),
         ({"truth": "nowhere.tif"}, "nowhere.tif"),
@@ -219,31 +211,22 @@ def test_volumes_of_one_object_or_none(tmp_path, truth, prediction):
     assert [found["instances"]["all"][side] for side in ("truth", "result")] == [1, prediction != "none"]
 
 
-def test_shapes_that_differ_are_named(files, tmp_path):
-    tifffile.imwrite(files["image"], np.zeros((5, 24, 32), np.uint8), photometric="minisblack")
-    score_files(config(files), tmp_path / "without")
-    with pytest.raises(UserError, match=r"prediction and truth and image differ in shape.*\(5, 24, 32\)"):
-        score_files(config(files, image=True), tmp_path / "with")
-
-
-def test_the_numbers_do_not_depend_on_who_counts(files, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["workers", pytest.param("dask", marks=pytest.mark.slow)])
+def test_the_numbers_do_not_depend_on_who_counts(files, tmp_path, monkeypatch, engine):
+    if engine == "dask":
+        pytest.importorskip("distributed")
     monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)  # several blocks
     one = score_files(config(files), tmp_path / "one")
-    two = score_files(config(files, "workers=2"), tmp_path / "two")
+    two = score_files(config(files, "workers=2", *(["engine=dask"] if engine == "dask" else [])), tmp_path / "two")
     assert plain(two) == plain(one)
     assert (tmp_path / "two" / "metrics.json").read_bytes() == (tmp_path / "one" / "metrics.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_dask_counts_the_same(files, tmp_path, monkeypatch):
-    pytest.importorskip("distributed")
-    monkeypatch.setattr("mitoseg.evaluation.score.BLOCK_VOXELS", 20_000)
-    one = score_files(config(files), tmp_path / "one")
-    assert plain(score_files(config(files, "engine=dask", "workers=2"), tmp_path / "two")) == plain(one)
-
-
-def test_what_must_be_given(files, tmp_path):
+def test_what_must_be_given_and_shapes_that_differ(files, tmp_path):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         assert OmegaConf.missing_keys(hydra.compose("evaluate")) == {"prediction", "truth"}
     with pytest.raises(Exception, match="not a number of workers: 0"):
         score_files(config(files, "workers=0"), tmp_path / "run")
+    tifffile.imwrite(files["image"], np.zeros((5, 24, 32), np.uint8), photometric="minisblack")
+    with pytest.raises(UserError, match=r"prediction and truth and image differ in shape.*\(5, 24, 32\)"):
+        score_files(config(files, image=True), tmp_path / "with")

@@ -1,4 +1,4 @@
-"""The report as a file: what is in it, what is not, and that the data come out as they went in."""
+"""The report: what is in the file and what is not, and each of its pieces against what it should be."""
 
 import base64
 import io
@@ -6,13 +6,45 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pandas import DataFrame
 from PIL import Image
-from report_pages import Page, unpack
-from small_report import BALLS, MISSED, SHAPE, SIZE, everything, small_scores, small_table, small_volumes, write_full
+from scipy import ndimage
+from small_report import (
+    BALLS,
+    MISSED,
+    RADII,
+    SHAPE,
+    SIZE,
+    Page,
+    ball,
+    everything,
+    small_scores,
+    small_table,
+    small_volumes,
+    unpack,
+    write_full,
+)
 
 from mitoseg.errors import UserError
+from mitoseg.evaluation.figures import bins
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps
 from mitoseg.evaluation.report import ReportOptions, report_prediction, write_report
+from mitoseg.evaluation.report.errors import crop_window, worst_faults
+from mitoseg.evaluation.report.markup import Content, pack
+from mitoseg.evaluation.report.page import render
+from mitoseg.evaluation.report.pictures import (
+    coarse_labels,
+    hold,
+    plain_table,
+    pool,
+    scene_data,
+    small_image,
+    small_labels,
+    surfaces,
+)
+from mitoseg.evaluation.report.tables import whole_instances
 from mitoseg.geometry import Box
 from mitoseg.storage import plain
 from mitoseg.volumes import ArrayVolume
@@ -85,8 +117,7 @@ def test_the_table_and_its_file(full):
     (link,) = (a for a in page.all("a") if a.get("id") == "csv")
     text = base64.b64decode(link["href"].removeprefix("data:text/csv;base64,")).decode()
     assert text == small_table().to_csv(index=False, lineterminator="\n")
-    rows = [row["data-instance"] for row in page.all("tr") if "data-instance" in row]
-    assert rows == ["20", "10", "40", "30"]
+    assert page.rows == ["20", "10", "40", "30"]
     columns = page.blocks["columns"]
     assert columns["instance"] == [20, 10, 40, 30]
     assert columns["sphericity"] == [0.8, 0.9, None, 0.7]
@@ -96,7 +127,7 @@ def test_limits(tmp_path, volumes):
     options = ReportOptions(rows=2, slices=1, pixels=40)
     given = {"image": volumes["image"], "table": small_table(), "instances": volumes["instances"]}
     page = read(write_report(tmp_path / "r.html", title="t", options=options, **given))
-    assert len([row for row in page.all("tr") if "data-instance" in row]) == 2
+    assert page.rows == ["20", "10"]
     assert "4 mitochondria, of which the first 2 are shown" in page.text
     assert "scores" not in page.sections
     data = page.blocks["slice-data"]
@@ -106,8 +137,7 @@ def test_limits(tmp_path, volumes):
 
 def test_the_worst_errors_are_those_that_were_made(full):
     page = read(full)
-    found = [(int(b["data-z"]), int(b["data-y"]), int(b["data-x"])) for b in page.all("button") if "data-z" in b]
-    assert found == [BALLS[4], MISSED]
+    assert page.places == [BALLS[4], MISSED]
     assert sum(picture["src"].startswith("data:image/webp;") for picture in page.all("img")) == 2
     assert "false object" in page.text
     assert "missed object" in page.text
@@ -133,16 +163,11 @@ def test_sections_are_absent_when_their_data_are(tmp_path, given, sections):
     assert page.sections == sections
 
 
-def test_hostile_text_stays_text(tmp_path, volumes):
+def test_hostile_text_stays_text(tmp_path):
     table = small_table().assign(**{HOSTILE: 1.0, "word": HOSTILE})
-    path = write_report(
-        tmp_path / "r.html",
-        title=HOSTILE,
-        table=table,
-        scores={"threshold_source": HOSTILE, "jaccard_foreground": 0.5, "crop": HOSTILE},
-        provenance={HOSTILE: HOSTILE, "command": [HOSTILE], "data": {"licence": HOSTILE}},
-    )
-    page = read(path)
+    scores = {"threshold_source": HOSTILE, "jaccard_foreground": 0.5, "crop": HOSTILE}
+    origin = {HOSTILE: HOSTILE, "command": [HOSTILE], "data": {"licence": HOSTILE}}
+    page = read(write_report(tmp_path / "r.html", title=HOSTILE, table=table, scores=scores, provenance=origin))
     assert len(page.all("script")) == 2  # the numbers of the table, and ours
     assert all(picture["src"].startswith("data:image/svg+xml;") for picture in page.all("img"))
     assert page.text.count(HOSTILE) >= 8
@@ -172,24 +197,14 @@ def test_scores_of_instances_are_a_table_of_their_own(tmp_path, volumes):
 
 
 def test_a_crop_keeps_the_coordinates_of_the_volume(tmp_path, volumes):
-    crop = Box((2, 30, 10), (14, 60, 80))
-    path = report_prediction(
-        tmp_path / "r.html",
-        title="t",
-        prediction=volumes["prediction"],
-        truth=volumes["truth"],
-        image=volumes["image"],
-        crop=crop,
-        small=100,
-        options=ReportOptions(slices=3),
-    )
-    page = read(path)
+    shown = {name: volumes[name] for name in ("prediction", "truth", "image")}
+    shown |= {"crop": Box((2, 30, 10), (14, 60, 80)), "options": ReportOptions(slices=3)}
+    page = read(report_prediction(tmp_path / "r.html", title="t", small=100, **shown))
     data = page.blocks["slice-data"]
     assert (data["start"], data["size"], data["z"]) == ([2, 30, 10], [12, 30, 70], [2, 8, 13])
     ids = unpack(data["ids"][1], np.uint32, (30, 70))
     np.testing.assert_array_equal(ids > 0, volumes["instances"].read()[8, 30:60, 10:80] > 0)
-    found = [(int(b["data-z"]), int(b["data-y"]), int(b["data-x"])) for b in page.all("button") if "data-z" in b]
-    assert found == [BALLS[4]]
+    assert page.places == [BALLS[4]]
 
 
 def test_mistakes_leave_nothing(tmp_path, volumes):
@@ -203,3 +218,159 @@ def test_mistakes_leave_nothing(tmp_path, volumes):
     with pytest.raises(UserError, match="exists"):
         write_report(path, title="t", overwrite=False)
     assert path.read_text(encoding="utf-8") == "mine"
+
+
+def write_page(content):
+    return Page(render(content))
+
+
+@given(st.text(), st.text())
+def test_text_never_becomes_markup_and_data_never_end_their_block(text, value):
+    assume("\r" not in text + value)
+    plain = write_page(Content("t", provenance={"seed": "0"}, table=DataFrame({"x": ["0"], "y": [0.5]})))
+    table = DataFrame({"x": [text], f"y{value}": [0.5]})
+    page = write_page(Content(text, provenance={"seed": value}, table=table))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
+    assert page.blocks["columns"] == {f"y{value}": [0.5]}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, ">i4"])
+def test_packing(dtype):
+    array = np.arange(-50, 50).astype(dtype).reshape(4, 25)[:, ::2]
+    np.testing.assert_array_equal(unpack(pack(array), dtype, array.shape), array)
+
+
+@pytest.mark.parametrize("strip", [2**24, 1])
+def test_slices_are_reduced_strip_by_strip(monkeypatch, strip):
+    monkeypatch.setattr("mitoseg.evaluation.report.pictures.STRIP_VOXELS", strip)
+    image = np.random.default_rng(0).integers(0, 255, (2, 24, 36)).astype(np.uint8)
+    volume, box = ArrayVolume(image), Box((0, 0, 0), (2, 24, 36))
+    means = image[1].reshape(8, 3, 12, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(small_image(volume, 1, box, (8, 12)), means, rtol=1e-6)
+    np.testing.assert_array_equal(small_labels(volume, 1, box, (8, 12)), image[1, 1::3, 1::3])
+    np.testing.assert_array_equal(small_image(volume, 1, box, (24, 36)), image[1])
+    image = np.random.default_rng(0).normal(100, 10, (1, 40, 52)).astype(np.float32)
+    small = small_image(ArrayVolume(image), 0, Box((0, 0, 0), image.shape), (29, 38))  # no whole number
+    assert small.shape == (29, 38)
+    assert small.mean() == pytest.approx(image.mean(), abs=0.2)
+
+
+@pytest.mark.parametrize("strip", [2**24, 1])
+def test_cells_of_labels(monkeypatch, strip):
+    monkeypatch.setattr("mitoseg.evaluation.report.pictures.STRIP_VOXELS", strip)
+    label = np.random.default_rng(0).integers(0, 3, (5, 7, 9)).astype(np.uint32)
+    share, ids = coarse_labels(ArrayVolume(label), Box((0, 0, 0), label.shape), (2, 3, 4))
+    assert share.shape == ids.shape == (3, 3, 3)
+    for z, y, x in np.ndindex(3, 3, 3):
+        cell = label[2 * z : 2 * z + 2, 3 * y : 3 * y + 3, 4 * x : 4 * x + 4]
+        assert share[z, y, x] == pytest.approx((cell != 0).mean(), abs=1e-6)
+        assert ids[z, y, x] == cell.max()
+    once_share, once_ids = pool(label[:4, :6, :8], (2, 3, 2))
+    twice_share, _ = pool(once_ids, (2, 2, 2), once_share)
+    np.testing.assert_allclose(twice_share, pool(label[:4, :6, :8], (4, 6, 4))[0], rtol=1e-6)
+
+
+def test_the_plain_table_against_scipy(monkeypatch, volumes):
+    monkeypatch.setattr("mitoseg.evaluation.report.pictures.SLAB_VOXELS", 3 * SHAPE[1] * SHAPE[2])
+    volume = volumes["instances"]
+    label = volume.read()
+    table = plain_table(volume, volume.box, SIZE).set_index("instance")
+    assert table.index.tolist() == [10, 20, 30, 40]
+    for number, place in enumerate(ndimage.find_objects(label), 1):
+        if place is not None:
+            row = table.loc[number]
+            assert row["voxels"] == (label == number).sum()
+            assert row["volume_nm3"] == row["voxels"] * np.prod(SIZE)
+            assert [row[f"box_{a}0"] for a in "zyx"] == [s.start for s in place]
+            assert [row[f"box_{a}1"] for a in "zyx"] == [s.stop for s in place]
+    assert not table["touches_border"].any()
+    cropped = plain_table(volume, Box((0, 0, 15), SHAPE), None)
+    assert cropped.set_index("instance")["touches_border"].to_dict() == {10: True, 20: False, 30: False, 40: False}
+    assert len(whole_instances(cropped)) == 3
+
+
+def test_small_instances_are_left_out_of_what_is_held(volumes):
+    label = volumes["instances"].read().copy()
+    label[0, 0, :3] = 5
+    held = hold(ArrayVolume(label), Box((0, 0, 0), (12, 60, 80)), small=4)
+    np.testing.assert_array_equal(held.read(Box((5, 2, 0), (12, 60, 70))), label[5:12, 2:60, :70])
+    assert not (held.read(Box((0, 0, 0), (1, 60, 80))) == 5).any()
+
+
+def surface_volume(surface):
+    a, b, c = (surface.vertices.astype(float)[surface.faces[:, i]] for i in range(3))
+    return abs(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+
+
+def scene_of(instances, triangles=150_000, size=SIZE):
+    options = ReportOptions(triangles=triangles)
+    content = Content("t", instances=ArrayVolume(instances), voxel_size=size, options=options)
+    return surfaces(content, content.box), content
+
+
+def test_surfaces_enclose_what_they_should_and_come_out_as_they_went_in(volumes):
+    instances = volumes["instances"].read()
+    (found, cell), content = scene_of(instances)
+    assert cell == 10  # the thickness of a section
+    assert sorted(surface.instance for surface in found) == [10, 20, 30, 40]
+    for surface in found:
+        there = instances == surface.instance
+        assert surface_volume(surface) == pytest.approx(there.sum() * np.prod(SIZE), rel=0.2)
+        middle = (np.argwhere(there).mean(axis=0) + 0.5) * SIZE
+        np.testing.assert_allclose(surface.vertices.mean(axis=0), middle, atol=4)
+    data = scene_data(found, content.box, content)
+    positions = (unpack(data["positions"], np.int16, (-1, 3)) / 32767.0 + 1) / 2 * data["extent"]
+    corners = np.cumsum(unpack(data["corners"], np.int32)).reshape(-1, 3)
+    np.testing.assert_allclose(positions, np.concatenate([s.vertices for s in found]), atol=0.02)
+    first = np.cumsum([0, *data["vertices"]])
+    start = np.cumsum([0, *data["triangles"]])
+    for i, surface in enumerate(found):
+        np.testing.assert_array_equal(corners[start[i] : start[i + 1]] - first[i], surface.faces)
+    assert data["instances"] == [s.instance for s in found]
+
+
+def test_fewer_triangles_where_they_are_asked_for_and_thin_instances_are_drawn(volumes):
+    instances = volumes["instances"].read()
+    counts = [sum(len(s.faces) for s in scene_of(instances, budget)[0][0]) for budget in (10**6, 2000, 600)]
+    assert counts[0] > 2000 >= counts[1] > 600 >= counts[2] > 0
+    thin = np.zeros((40, 40, 40), np.uint32)
+    thin[20, 20, 5:35] = 1
+    (found, _), _ = scene_of(thin, 200, (5, 5, 5))
+    assert [surface.instance for surface in found] == [1]
+
+
+def test_errors_against_scipy(volumes):
+    result = ArrayVolume((volumes["instances"].read() > 0) & ~ball((8, 15, 16), (3, 3, 3)))
+    faults = worst_faults(result, volumes["truth"], volumes["truth"].box, 5)
+    missed = (volumes["truth"].read() == 1) & ~result.read()
+    label, count = ndimage.label(missed)
+    assert sorted(f.voxels for f in faults if f.kind == "missed") == sorted(np.bincount(label.ravel())[1:])
+    assert [f.whole for f in faults] == [True, True, False]
+    assert count == 2
+    for fault in faults:
+        wrong = missed if fault.kind == "missed" else result.read() & (volumes["truth"].read() == 0)
+        assert wrong[fault.at]
+        window = crop_window(fault, volumes["truth"].box)
+        assert window.shape[0] == 1
+        assert fault.at[0] == window.start[0]
+        assert all(a <= n < b for a, n, b in zip(window.start, fault.at, window.stop, strict=True))
+    assert faults[0].at == BALLS[4]
+
+
+def test_errors_of_each_slab_and_none_where_voxels_are_ignored(monkeypatch, volumes):
+    monkeypatch.setattr("mitoseg.evaluation.report.errors.SLAB_VOXELS", 8 * SHAPE[1] * SHAPE[2])
+    result = ArrayVolume(volumes["instances"].read() > 0)
+    faults = worst_faults(result, volumes["truth"], volumes["truth"].box, 5)
+    assert [f.kind for f in faults] == ["false", "false", "missed", "missed"]
+    assert sum(f.voxels for f in faults if f.kind == "false") == ball(BALLS[4], RADII[4]).sum()
+    ignored = ArrayVolume(np.full(SHAPE, 255, np.uint8))
+    assert worst_faults(result, ignored, ignored.box, 3) == []
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bins_hold_every_value(log):
+    values = np.random.default_rng(0).lognormal(0, 1, 500)
+    edges = bins(values, log)
+    assert np.histogram(values, edges)[0].sum() == 500
+    steps = np.diff(np.log(edges) if log else edges)
+    np.testing.assert_allclose(steps, steps[0])

@@ -173,22 +173,16 @@ def test_without_webgl_a_text_says_so(browser, report):
         browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", done)
 
 
-@pytest.mark.parametrize("width", [380, 1100])
-def test_nothing_is_wider_than_the_window(page, width):
-    page.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    )
+def test_nothing_is_wider_than_the_window_and_dark_and_light_differ(page):
+    size, seen = {"height": 900, "deviceScaleFactor": 1, "mobile": False}, set()
     try:
-        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        for width in (380, 1100):
+            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, **size})
+            assert page.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_dark_and_light_differ(page):
-    seen = set()
     for scheme in ("light", "dark"):
-        page.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         seen.add(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert len(seen) == 2

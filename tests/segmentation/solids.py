@@ -62,13 +62,6 @@ def tube(lines, radius, spacing, rng, turned=True):
     return crop(np.isfinite(distance).reshape(at.shape[:3]))
 
 
-def ball(radius, size):
-    """A ball of ``radius`` nm in the smallest grid that leaves a margin."""
-    steps = [int(radius / s) + 2 for s in size]
-    z, y, x = np.meshgrid(*(np.arange(-n, n + 1) * s for n, s in zip(steps, size, strict=True)), indexing="ij")
-    return z**2 + y**2 + x**2 <= radius**2
-
-
 def round_tube(direction, length, radius, size):
     """A tube with round ends: its axis is ``length`` nm long, and it reaches ``radius`` farther at both ends."""
     unit = np.array(direction) / np.linalg.norm(direction)
@@ -77,6 +70,10 @@ def round_tube(direction, length, radius, size):
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     along = np.clip(places @ unit, -length / 2, length / 2)
     return np.linalg.norm(places - along[..., None] * unit, axis=-1) <= radius
+
+
+def ball(radius, size):
+    return round_tube((0, 0, 1), 0, radius, size)
 
 
 def straight(start, stop, count=300):

@@ -1,7 +1,6 @@
-"""Skeletons of tubes, branches and specks; files of meshes and skeletons, read back by hand; nothing half-written."""
+"""Skeletons of tubes, branches and specks; files of meshes and skeletons, read back; nothing half-written."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from mitoseg.segmentation.exporting import colour_of, find_objects
 from mitoseg.segmentation.meshes import Mesh
 from mitoseg.volumes.base import ArrayVolume
 
-for library in ("kimimaro", "trimesh", "zmesh"):
-    pytest.importorskip(library)
+trimesh, *_ = (pytest.importorskip(library) for library in ("trimesh", "kimimaro", "zmesh"))
 
 SIZE = (5.0, 5.0, 5.0)
 LARGE = 2_000_000_000
@@ -66,8 +64,7 @@ def test_a_speck_has_one_point():
 
 
 def test_smoothing_leaves_ends_and_lines():
-    points = np.array([[float(i), 0, 0] for i in range(30)])
-    edges = np.stack([np.arange(29), np.arange(1, 30)], axis=1)
+    points, edges = np.eye(1, 3) * np.arange(30.0)[:, None], np.arange(29)[:, None] + [0, 1]
     assert smooth_lines(Skeleton(points, np.ones(30), edges)).points == pytest.approx(points, abs=1e-9)
     zigzag = Skeleton(points + np.array([[0, i % 2, 0] for i in range(30)]), np.ones(30), edges)
     smooth = smooth_lines(zigzag)
@@ -81,21 +78,11 @@ def test_swc_is_a_forest_with_parents_first():
     rows = [row.split() for row in swc(Skeleton(points, np.arange(6.0), edges), 7).splitlines() if row[0] != "#"]
     assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row[6] for row in rows].count("-1") == 2
-    found = set()
-    by_number = {row[0]: row for row in rows}
-    for row in rows:
-        assert int(row[6]) < int(row[0])
-        if row[6] != "-1":
-            ends = [tuple(map(float, by_number[n][2:5])) for n in (row[0], row[6])]
-            found.add(frozenset(ends))
+    assert all(int(row[6]) < int(row[0]) for row in rows)
+    place = {row[0]: tuple(map(float, row[2:5])) for row in rows}
+    found = {frozenset((place[row[0]], place[row[6]])) for row in rows if row[6] != "-1"}
     assert found == {frozenset(tuple(points[i].tolist()) for i in edge) for edge in edges.tolist()}
     assert [float(row[5]) for row in rows if row[2:5] == ["1.000", "1.000", "0.000"]] == [3]
-
-
-def test_skeletons_need_an_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "kimimaro", None)
-    with pytest.raises(UserError, match=r"kimimaro.*pip install \"mitoseg\[mesh\]\""):
-        skeletonize(ball(20, (5, 5, 5)), (5, 5, 5))
 
 
 @pytest.mark.parametrize(
@@ -135,52 +122,6 @@ def instances():
     return ArrayVolume(label, SIZE, metadata={"kind": "instances"})
 
 
-def read_ply(path):
-    head, _, body = path.read_bytes().partition(b"end_header\n")
-    counts = {w[1]: int(w[2]) for w in (row.split() for row in head.decode().splitlines()) if w[0] == "element"}
-    assert b"format binary_little_endian 1.0" in head
-    point = np.dtype([("xyz", "<f4", 3), ("rgba", "u1", 4)])
-    points = np.frombuffer(body, point, counts["vertex"])
-    triangle = np.dtype([("n", "u1"), ("index", "<i4", 3)])
-    faces = np.frombuffer(body, triangle, counts["face"], points.nbytes)
-    assert len(body) == points.nbytes + faces.nbytes
-    assert (faces["n"] == 3).all()
-    return Mesh(points["xyz"].astype(float), faces["index"].astype(int)), points["rgba"][0]
-
-
-def read_glb(path):
-    data = path.read_bytes()
-    magic, version, length = struct.unpack("<4sII", data[:12])
-    assert (magic, version, length) == (b"glTF", 2, len(data))
-    size, kind = struct.unpack("<I4s", data[12:20])
-    assert kind == b"JSON"
-    tree, blob = json.loads(data[20 : 20 + size]), data[28 + size :]
-
-    def values(index):
-        accessor = tree["accessors"][index]
-        view = tree["bufferViews"][accessor["bufferView"]]
-        dtype, width = (
-            {5126: "<f4", 5125: "<u4"}[accessor["componentType"]],
-            {"VEC3": 3, "SCALAR": 1}[accessor["type"]],
-        )
-        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-        return np.frombuffer(blob, dtype, accessor["count"] * width, start).reshape(-1, width)
-
-    found = {}
-    for node in tree["nodes"]:
-        if "mesh" in node:
-            assert "matrix" not in node
-            (part,) = tree["meshes"][node["mesh"]]["primitives"]
-            colour = tree["materials"][part["material"]]["pbrMetallicRoughness"]["baseColorFactor"]
-            mesh = Mesh(
-                values(part["attributes"]["POSITION"]).astype(float),
-                values(part["indices"]).reshape(-1, 3).astype(int),
-            )
-            assert len(values(part["attributes"]["NORMAL"])) == len(mesh.vertices)
-            found[node["name"]] = mesh, colour
-    return found
-
-
 def test_all_formats_hold_the_same_closed_meshes(instances, tmp_path):
     told = []
     out = tmp_path / "a" / "meshes"
@@ -191,17 +132,15 @@ def test_all_formats_hold_the_same_closed_meshes(instances, tmp_path):
     assert told == [(1, 2), (2, 2)]
     names = sorted(p.name for p in out.iterdir())
     assert names == ["2.obj", "2.ply", "5.obj", "5.ply", "instances.glb", "meshes.json"]
-    scene = read_glb(out / "instances.glb")
-    assert list(scene) == ["2", "5"]
+    scene = trimesh.load(out / "instances.glb", process=False)
+    assert list(scene.geometry) == ["2", "5"]
+    assert all((scene.graph[name][0] == np.eye(4)).all() for name in scene.geometry)
     label = instances.read()
     for record in records:
-        ply, rgba = read_ply(out / f"{record.id}.ply")
-        glb, colour = scene[str(record.id)]
-        box = find_objects(instances)[record.id].box
-        rows = [row.split() for row in (out / f"{record.id}.obj").read_text().splitlines()]
-        vertices = np.array([row[1:4] for row in rows if row[:1] == ["v"]], float)
-        faces = np.array([[int(w.split("/")[0]) for w in row[1:4]] for row in rows if row[:1] == ["f"]])
-        for mesh in (ply, glb, Mesh(vertices, faces - 1)):
+        box, glb = find_objects(instances)[record.id].box, scene.geometry[str(record.id)]
+        ply, obj = (trimesh.load(out / f"{record.id}.{name}", process=False) for name in ("ply", "obj"))
+        for body in (ply, glb, obj):
+            mesh = Mesh(np.asarray(body.vertices, float), np.asarray(body.faces, np.int64))
             assert (len(mesh.vertices), len(mesh.faces)) == (record.vertices, record.faces)
             assert mesh.is_closed
             assert mesh.volume == pytest.approx((label == record.id).sum() * 125, rel=0.01)
@@ -209,8 +148,8 @@ def test_all_formats_hold_the_same_closed_meshes(instances, tmp_path):
             assert mesh.area == pytest.approx(record.surface_nm2, rel=1e-4)
             assert mesh.vertices.min(axis=0) == pytest.approx(np.array(box.start[::-1]) * 5.0, abs=5)
             assert mesh.vertices.max(axis=0) == pytest.approx(np.array(box.stop[::-1]) * 5.0, abs=5)
-        assert rgba[:3] / 255 == pytest.approx(colour_of(record.id), abs=0.01)
-        assert colour[:3] == pytest.approx(colour_of(record.id), abs=0.01)
+        for colour in (ply.visual.vertex_colors[0], glb.visual.material.baseColorFactor):
+            assert colour[:3] / 255 == pytest.approx(colour_of(record.id), abs=0.01)
     assert [r.touches_border for r in records] == [False, True]
     listed = json.loads((out / "meshes.json").read_text())
     assert listed["unit"] == "nm"
@@ -251,9 +190,10 @@ def test_an_error_leaves_nothing(instances, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export_meshes(instances, tmp_path / "m", progress=stop)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setitem(__import__("sys").modules, "trimesh", None)
-    with pytest.raises(UserError, match=r"trimesh.*mitoseg\[mesh\]"):
-        export_meshes(instances, tmp_path / "m")
+    for library, function in (("trimesh", export_meshes), ("kimimaro", export_skeletons)):
+        monkeypatch.setitem(__import__("sys").modules, library, None)
+        with pytest.raises(UserError, match=rf"{library}.*pip install \"mitoseg\[mesh\]\""):
+            function(instances, tmp_path / "m")
 
 
 def test_colours_of_neighbouring_numbers_differ():

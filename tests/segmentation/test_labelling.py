@@ -1,6 +1,5 @@
 """Labels and counts of blocks joined are those of the whole, in raster order, cut or not, whoever does which block."""
 
-import itertools
 import logging
 import sys
 from pathlib import Path
@@ -128,12 +127,6 @@ def test_a_dumbbell_is_cut_at_its_neck():
     assert label_array(dumbbell(), Labelling(), voxel_size=SIZE).max() == 1
 
 
-@pytest.mark.parametrize("labelling", ["split", Labelling, Postprocess()])
-def test_what_is_not_a_labelling(labelling):
-    with pytest.raises(UserError, match="no such labelling"):
-        label_array(dumbbell(), labelling, voxel_size=SIZE)
-
-
 def bent_tube():
     z, y, x = np.indices((40, 60, 120))
     tube_zyx = (z - 20) ** 2 + (y - 30 - 15 * np.sin(x / 15)) ** 2 < (7 + np.sin(x / 4)) ** 2
@@ -165,6 +158,9 @@ def test_what_stays_whole(option):
 def test_options_out_of_range(options, line):
     with pytest.raises(UserError, match=line):
         label_array(np.ones((2, 2, 2)), Labelling(**options))
+    for labelling in ("split", Labelling, Postprocess()):
+        with pytest.raises(UserError, match="no such labelling"):
+            label_array(np.ones((2, 2, 2)), labelling, voxel_size=SIZE)
 
 
 def test_three_touching_balls_in_thick_sections():
@@ -180,7 +176,7 @@ def test_beyond_the_border_a_mitochondrion_goes_on():
     assert label_array(np.ones((4, 5, 6), bool), CUTS, voxel_size=SIZE).max() == 1
 
 
-def test_small_objects_are_left_out():
+def test_small_objects_are_left_out_and_what_is_too_large_for_memory_is_not_cut(monkeypatch, caplog):
     mask_zyx = np.zeros((4, 6, 20), bool)
     mask_zyx[0, 0, :3] = mask_zyx[2, 2, :8] = mask_zyx[3, 5, 10:15] = True
     found = label_volume(ArrayVolume(mask_zyx, SIZE), Labelling(min_volume=5000.0), block=(2, 2, 4))
@@ -189,7 +185,6 @@ def test_small_objects_are_left_out():
     assert found.read()[0].max() == 0
 
 
-def test_a_component_too_large_for_memory_is_not_cut(monkeypatch, caplog):
     monkeypatch.setattr("mitoseg.segmentation.labelling.BYTES", 10**12)
     assert len(label_volume(ArrayVolume(dumbbell(), SIZE), Labelling(split=True, fragment=1e6))) == 1
     assert "too large for memory" in caplog.text
@@ -198,11 +193,10 @@ def test_a_component_too_large_for_memory_is_not_cut(monkeypatch, caplog):
 def test_real_labels_in_blocks(real_data):
     labels = open_volume(real_data / "epfl_ca1" / "testing_z000-081_groundtruth.tif")
     mask = ArrayVolume(labels.read(Box((0, 200, 300), (40, 560, 700))) > 0, SIZE)
-    whole = label_volume(mask, Labelling(split=True, neck=0.7, fragment=1e5)).read()
-    for block in itertools.islice(itertools.product((17, 40), (90, 100), (64,)), 0, 4, 3):
-        np.testing.assert_array_equal(
-            label_volume(mask, Labelling(split=True, neck=0.7, fragment=1e5), block=block).read(), whole
-        )
+    cuts = Labelling(split=True, neck=0.7, fragment=1e5)
+    whole = label_volume(mask, cuts).read()
+    for block in ((17, 90, 64), (40, 100, 64)):
+        np.testing.assert_array_equal(label_volume(mask, cuts, block=block).read(), whole)
     plain = label_volume(mask, block=(17, 100, 90)).read()
     np.testing.assert_array_equal(plain, scipy_labels(mask.read(), 6))
     assert whole.max() > plain.max() > 5
@@ -229,13 +223,9 @@ def files(folder):
 
 
 def test_no_two_blocks_share_a_chunk(tmp_path):
-    for number, (shape, block, chunks) in enumerate(
-        [
-            ((100, 1, 600), (96, 1, 512), (48, 1, 128)),
-            ((20, 1, 300), (20, 1, 300), (20, 1, 128)),
-        ]
-    ):
-        path = tmp_path / f"{number}.zarr"
+    cases = ((100, 1, 600), (96, 1, 512), (48, 1, 128)), ((20, 1, 300), (20, 1, 300), (20, 1, 128))
+    for shape, block, chunks in cases:
+        path = tmp_path / f"{shape[0]}.zarr"
         store(ArrayVolume(np.ones(shape, np.uint8)), block, path)
         assert zarr.open_array(path, mode="r").chunks == chunks
 
@@ -343,18 +333,13 @@ def test_what_a_killed_worker_half_wrote_goes(stored, tmp_path):
     np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr").read(), MASK)
 
 
-def test_two_processes(stored, tmp_path):
-    one = label_file(stored, tmp_path / "one.zarr", LocalEngine())
-    with LocalEngine(2) as engine:
-        assert label_file(stored, tmp_path / "two.zarr", engine) == one
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_two_dask_workers(stored, tmp_path):
-    pytest.importorskip("distributed")
+@pytest.mark.parametrize("kind", [LocalEngine, pytest.param(DaskEngine, marks=pytest.mark.slow)])
+def test_two_processes(stored, tmp_path, kind):
+    if kind is DaskEngine:
+        pytest.importorskip("distributed")
     one = label_file(stored, tmp_path / "one.zarr", LocalEngine())
-    with DaskEngine(2) as engine:
+    with kind(2) as engine:
         assert label_file(stored, tmp_path / "two.zarr", engine) == one
 
 
@@ -421,7 +406,6 @@ def test_any_type_and_any_id(dtype):
     assert empty.dtypes.to_dict() == full.dtypes.to_dict()
 
 
-@pytest.mark.parametrize(("labels", "told"), [(np.full((2, 2, 2), -3), "negative"), (np.ones((2, 2, 2)), "whole")])
-def test_what_are_no_labels(labels, told):
-    with pytest.raises(UserError, match=told):
-        count_instances(ArrayVolume(labels))
+    for wrong, message in ((np.full((2, 2, 2), -3), "negative"), (np.ones((2, 2, 2)), "whole")):
+        with pytest.raises(UserError, match=message):
+            count_instances(ArrayVolume(wrong))

@@ -55,7 +55,6 @@ def test_vertices_are_x_y_z_in_nm_and_fill_the_voxels():
     assert mesh.vertices.max(axis=0) == pytest.approx([35 * 4, 23 * 5, 12 * 40], abs=1e-6)
 
 
-def test_an_object_at_the_border_is_closed_by_a_flat_face():
     mask = ball(60, (5, 5, 5))[13:]
     mesh = mesh_object(mask, (5, 5, 5))
     assert mesh.is_closed
@@ -111,7 +110,6 @@ def test_without_the_extra_there_is_one_line(monkeypatch):
         mesh_object(mask, (5, 5, 5), reduction=4)
 
 
-def test_a_held_volume_is_reached_or_the_way_there_ends():
     assert Mesh(hold_volume(CUBE.vertices, CUBE.faces, 26, 1), CUBE.faces).volume == pytest.approx(26, rel=5e-3)
     moved = hold_volume(CUBE.vertices, CUBE.faces, 1e9, 0.1)
     assert np.linalg.norm(moved - CUBE.vertices, axis=1).max() == pytest.approx(0.1)

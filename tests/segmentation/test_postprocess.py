@@ -29,19 +29,15 @@ def probability(mask, inside=0.9, outside=0.1):
     return np.where(mask, inside, outside).astype(np.float32)
 
 
-def test_without_steps_there_is_the_threshold():
-    map_zyx = RNG.random((4, 20, 20)).astype(np.float32)
+def test_without_steps_there_is_the_threshold_and_z_median_is_scipy_s():
+    map_zyx = RNG.random((20, 8, 8)).astype(np.float32)
     found = Postprocess()(map_zyx, 0.6)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, map_zyx >= 0.6)
     np.testing.assert_array_equal(Postprocess(threshold=0.3)(map_zyx, 0.6), map_zyx >= 0.3)
-
-
-@pytest.mark.parametrize("depth", [3, 9])
-def test_z_median_is_scipy_s(depth):
-    mask = RNG.random((20, 8, 8)) < 0.5
-    expected = ndimage.median_filter(mask.astype(np.uint8), (depth, 1, 1), mode="nearest")
-    np.testing.assert_array_equal(Postprocess(z_median=depth)(mask.astype(np.float32), 0.5), expected)
+    for depth in (3, 9):
+        expected = ndimage.median_filter((map_zyx >= 0.5).astype(np.uint8), (depth, 1, 1), mode="nearest")
+        np.testing.assert_array_equal(Postprocess(z_median=depth)(map_zyx, 0.5), expected)
 
 
 def test_unsure_components_of_a_slice_go():
@@ -56,8 +52,8 @@ def test_unsure_components_of_a_slice_go():
 
 
 def test_small_components_go_by_volume_in_nm():
-    mask = ball(radius=6) | ball(centre=(4, 8, 8), radius=2)
     small = ball(centre=(4, 8, 8), radius=2)
+    mask = ball(radius=6) | small
     volume = small.sum() * np.prod(SIZE)
     kept, gone = (Postprocess(min_volume=v)(probability(mask), 0.5, SIZE) for v in (volume, volume + 1))
     np.testing.assert_array_equal(kept, mask)
@@ -69,14 +65,12 @@ def test_holes_are_filled_in_slices_and_in_volumes():
     mask[12, 30:34, 30:34] = False  # enclosed in 3D
     tube = mask.copy()
     tube[:, 20:22, 32] = False  # open along z at both ends
-    np.testing.assert_array_equal(
-        Postprocess(fill_holes=True)(probability(tube), 0.5), ndimage.binary_fill_holes(tube)
-    )
     slices = np.stack([ndimage.binary_fill_holes(s) for s in tube])
-    np.testing.assert_array_equal(Postprocess(fill_slices=True)(probability(tube), 0.5), slices)
+    for step, filled in (("fill_holes", ndimage.binary_fill_holes(tube)), ("fill_slices", slices)):
+        np.testing.assert_array_equal(Postprocess(**{step: True})(probability(tube), 0.5), filled)
 
 
-def test_opening_takes_bridges_and_leaves_balls():
+def test_opening_takes_bridges_leaves_balls_and_knows_thick_sections():
     mask = ball(radius=8) | ball(centre=(12, 32, 56), radius=6)
     bridged = mask.copy()
     bridged[12, 32, 32:56] = True
@@ -84,9 +78,6 @@ def test_opening_takes_bridges_and_leaves_balls():
     assert found.sum() > 0.92 * mask.sum()
     assert not (found & ~mask).any()
     assert ndimage.label(found)[1] == 2
-
-
-def test_opening_knows_thick_sections():
     mask = ball(shape=(12, 64, 64), centre=(6, 32, 32), radius=80, spacing=SIZE)
     np.testing.assert_array_equal(opening(mask, 200.0, SIZE), np.zeros_like(mask))
     assert opening(mask, 15.0, SIZE).sum() > 0.85 * mask.sum()
@@ -94,16 +85,13 @@ def test_opening_knows_thick_sections():
     np.testing.assert_array_equal(opening(mask, 30.0, SIZE), expected & mask)
 
 
-def test_the_mean_field_is_its_formula():
+def test_the_mean_field_is_its_formula_and_removes_noise():
     map_zyx = RNG.random((6, 24, 24)).astype(np.float32)
     q = map_zyx
     for _ in range(5):
         smoothed = ndimage.gaussian_filter(q, [30 / s for s in SIZE], mode="nearest", truncate=3)
         q = expit(logit(np.clip(map_zyx, 1e-4, 1 - 1e-4)) + 4.0 * (smoothed - 0.5))
     np.testing.assert_allclose(mean_field(map_zyx, 2.0, 30.0, SIZE, 5), q, atol=1e-5)
-
-
-def test_smoothness_removes_noise():
     mask = ball()
     noisy = expit(logit(probability(mask, 0.7, 0.3)) + RNG.normal(0, 1.5, mask.shape)).astype(np.float32)
     plain = Postprocess()(noisy, 0.5)
@@ -126,18 +114,6 @@ def test_boundaries_move_to_the_edge(is_image):
     assert refine_boundaries(thin, relief, radius=3, is_image=False).any()
 
 
-BAD = [
-    *(({name: -1.0}, f"{name} is not above zero") for name in ("smooth", "min_mean", "opening", "min_volume")),
-    ({"z_median": 4}, "not odd"),
-    ({"z_median": 3.5}, "not odd"),
-    ({"min_mean": 1.5}, "not a probability"),
-    ({"watershed": 1.5}, "not a number of pixels"),
-    ({"smooth": float("nan")}, "above zero"),
-    ({"smooth": "a"}, "above zero"),
-    *(({name: 10.0}, f"{name} is in nm") for name in ("smooth", "smoothness", "opening", "min_volume")),
-]
-
-
 FINE = (10.0, 5.0, 5.0)
 EVERYTHING = {
     "smooth": 8.0, "smoothness": 1.0, "smoothness_sigma": 6.0, "min_mean": 0.7, "watershed": 2, "z_median": 3,
@@ -145,10 +121,21 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "line"), BAD)
-def test_numbers_out_of_range_are_told(options, line):
-    with pytest.raises(UserError, match=line):
-        Postprocess(**options)(np.zeros((2, 8, 8), np.float32), 0.5)
+@pytest.mark.parametrize(
+    ("name", "values", "line"),
+    [
+        *((name, [-1.0], f"{name} is not above zero") for name in ("min_mean", "opening", "min_volume")),
+        ("smooth", [-1.0, float("nan"), "a"], "above zero"),
+        ("z_median", [4, 3.5], "not odd"),
+        ("min_mean", [1.5], "not a probability"),
+        ("watershed", [1.5], "not a number of pixels"),
+        *((name, [10.0], f"{name} is in nm") for name in ("smooth", "smoothness", "opening", "min_volume")),
+    ],
+)
+def test_numbers_out_of_range_are_told(name, values, line):
+    for value in values:
+        with pytest.raises(UserError, match=line):
+            Postprocess(**{name: value})(np.zeros((2, 8, 8), np.float32), 0.5)
 
 
 def test_steps_come_in_their_order():
@@ -193,9 +180,8 @@ def test_all_steps(tmp_path, in_memory, image):
     image_zyx = (255 * blobs((17, 50, 45), 3)).astype(np.uint8) if image else None
     expected = Postprocess(**EVERYTHING)(map_zyx, 0.6, FINE, image_zyx)
     given_image = None if image_zyx is None else ArrayVolume(image_zyx)
-    found = cleaner(EVERYTHING, tmp_path, in_memory=in_memory)(
-        ArrayVolume(map_zyx), 0.6, voxel_size=FINE, image=given_image
-    )
+    clean = cleaner(EVERYTHING, tmp_path, in_memory=in_memory)
+    found = clean(ArrayVolume(map_zyx), 0.6, voxel_size=FINE, image=given_image)
     np.testing.assert_array_equal(found.read(), expected)
     assert any(tmp_path.iterdir()) == (in_memory == 0)
 

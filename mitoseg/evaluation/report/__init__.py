@@ -4,6 +4,6 @@
 """
 
 from mitoseg.evaluation.report.markup import ReportOptions
-from mitoseg.evaluation.report.page import foreground_of, report_prediction, write_report
+from mitoseg.evaluation.report.page import report_prediction, write_report
 
-__all__ = ["ReportOptions", "foreground_of", "report_prediction", "write_report"]
+__all__ = ["ReportOptions", "report_prediction", "write_report"]

@@ -84,7 +84,7 @@ class Content:
     title: str
     image: Volume | None = None  # grey values
     truth: Volume | None = None  # mapped labels: 0 background, 1 foreground, 255 ignored
-    mask: Volume | None = None  # what was found: not zero is foreground; see `foreground_of`. None: the instances
+    mask: Volume | None = None  # what was found: not zero is foreground. None: the instances
     instances: Volume | None = None  # ids, 0 for background
     table: DataFrame | None = None  # a row an instance, its id in ``instance``. None: size and place of the instances
     scores: Mapping[str, Any] = field(default_factory=dict)  # of `mitoseg.evaluation.evaluate`, or ``metrics.json``

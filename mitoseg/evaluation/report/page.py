@@ -62,18 +62,13 @@ def report_prediction(
     Its ids are ``instances`` where they are numbered already; ids that must be computed are held where they fit,
     without those of fewer than ``small`` voxels. Further arguments as for `write_report`.
     """
-    mask = foreground_of(prediction, threshold, kind)
+    mask = mask_volume(prediction, decide(prediction, threshold, kind).foreground)
     if instances is None:
         size = shown.get("voxel_size")
         instances = prediction_instances(prediction, labelling, threshold=threshold, kind=kind, voxel_size=size)
     if instances is not prediction:
         instances = hold(instances, shown.get("crop"), small)
     return write_report(path, mask=mask, instances=instances, **shown)
-
-
-def foreground_of(prediction: Volume, threshold: float | None = None, kind: str | None = None) -> Volume:
-    """The mask of a stored prediction, decided while it is read."""
-    return mask_volume(prediction, decide(prediction, threshold, kind).foreground)
 
 
 def render(content: Content) -> str:
