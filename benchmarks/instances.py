@@ -29,7 +29,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, truth_instances
 from mitoseg.evaluation.table import instance_table
 from mitoseg.geometry import Box
-from mitoseg.metrics.overlaps import Overlaps
+from mitoseg.metrics.instances import Overlaps
 from mitoseg.provenance import git_state
 from mitoseg.segmentation import Labelling, Postprocess, label_volume
 from mitoseg.storage import write_json

@@ -62,6 +62,14 @@ def check_output(path: Path | str, overwrite: bool) -> None:
         raise explain_storage_error(error, path) from error
 
 
+def check_folder(folder: Path | str, marker: str, overwrite: bool) -> None:
+    """Refuse to write a folder over anything but an empty one, or an earlier one, which holds a file ``marker``."""
+    folder = Path(folder)
+    check_output(folder, overwrite)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / marker).is_file())):
+        raise UserError("the folder contains other files", str(folder), "give a new name: it would be replaced")
+
+
 @contextlib.contextmanager
 def atomic_output(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Write a file or a folder that appears under its name only when the block ends without an exception.

@@ -1,8 +1,4 @@
-"""Two or more conditions compared: which measures of mitochondria differ, by how much, and how sure that is.
-
-Tables of measurements, one row a mitochondrion and one file a volume, are read by condition. The comparison comes as
-tables, as a figure and in words, with the warnings that belong to it.
-"""
+"""Two or more conditions compared: which measures of mitochondria differ, by how much, and how sure that is."""
 
 from __future__ import annotations
 
@@ -33,13 +29,14 @@ from mitoseg.evaluation.effects import (
 )
 from mitoseg.evaluation.figures import new_figure
 from mitoseg.evaluation.table import column_label
-from mitoseg.storage import atomic_output, check_output, write_text
+from mitoseg.storage import atomic_output, check_folder, write_text
 from mitoseg.tables import SUFFIXES, read_csv, to_markdown, write_table
 
 Row = dict[str, Any]
 
 Groups = Mapping[str, Mapping[str, pd.DataFrame]]  # tables by path, by condition
 
+MARKER = "comparison.md"  # which a folder with a comparison holds
 CUT = "touches_border"  # the column that says whether the border of the volume cuts an object
 
 _NO_MEASURE = ("id", "instance", "label", "voxels", "index", "Unnamed: 0", CUT)
@@ -124,32 +121,19 @@ class Comparison:
 
         It appears when all files are written, and replaces only a folder that this wrote before.
         """
-        folder = Path(folder)
-        check_comparison(folder, overwrite)
+        check_folder(folder, MARKER, overwrite)
         with atomic_output(folder, overwrite=overwrite) as place:
             place.mkdir()
             write_table(place / "groups.csv", self.groups)
             write_table(place / "tests.csv", self.tests)
-            write_text(place / "comparison.md", self.markdown())
+            write_text(place / MARKER, self.markdown())
             comparison_plot(self).savefig(place / "comparison.png", format="png")
-
-
-def check_comparison(folder: Path | str, overwrite: bool) -> None:
-    """Refuse to write a comparison over anything but an earlier one."""
-    folder = Path(folder)
-    check_output(folder, overwrite)
-    earlier = (folder / "comparison.md").is_file()
-    if folder.exists() and not earlier and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError("the folder contains other files", str(folder), "give a new name: it would be replaced")
 
 
 def compare_conditions(
     groups: Mapping[str, Sequence[Path | str]], options: ComparisonOptions | None = None
 ) -> Comparison:
-    """Compare tables of measurements by condition, a file for each volume or animal.
-
-    Files go by the name of the condition: ``{"control": ["a.csv", "b.csv"], "disease": ["c.csv"]}``.
-    """
+    """Compare tables of measurements, a file for each volume: ``{"control": ["a.csv"], "treated": ["b.csv"]}``."""
     options = options or ComparisonOptions()
     read = read_groups(groups)
     names = list(read)

@@ -127,11 +127,17 @@ def bootstrap(
         return dict.fromkeys(STATISTICS, unknown)
     below = np.searchsorted(first.values, second.values, "left")
     upto = np.searchsorted(first.values, second.values, "right")
-    found = np.array(
-        [_statistics(first, first.draw(rng_a), second, second.draw(rng_b), below, upto) for _ in range(resamples)]
-    )
+    found = []
+    for _ in range(resamples):
+        times_a, times_b = first.draw(rng_a), second.draw(rng_b)
+        upward = np.concatenate([[0], np.cumsum(times_a)])
+        n_a, mean_a, var_a, median_a = _moments(first.values, times_a)
+        n_b, mean_b, var_b, median_b = _moments(second.values, times_b)
+        delta = float((times_b * (upward[below] - (n_a - upward[upto]))).sum() / (n_a * n_b))
+        g = _g(n_a, mean_a, var_a, n_b, mean_b, var_b) if min(n_a, n_b) > 1 else math.nan
+        found.append((mean_a, mean_b, median_a, median_b, mean_b - mean_a, g, delta))
     intervals = {}
-    for name, values in zip(STATISTICS, found.T, strict=True):
+    for name, values in zip(STATISTICS, np.array(found).T, strict=True):
         defined = values[np.isfinite(values)]
         ends = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if len(defined) else unknown
         intervals[name] = unknown if alone.get(name[-1], any(alone.values())) else (float(ends[0]), float(ends[1]))
@@ -156,19 +162,6 @@ def adjust(p_values: Sequence[float], correction: str) -> list[float]:
         stepped = np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1))
         found[order] = np.minimum(stepped, 1)
     return [float(p) for p in found]
-
-
-def _statistics(
-    first: _Sorted, times_a: Ints, second: _Sorted, times_b: Ints, below: Ints, upto: Ints
-) -> tuple[float, ...]:
-    """`STATISTICS` of one resample, from how often each sorted value is in it."""
-    upward = np.concatenate([[0], np.cumsum(times_a)])
-    (n_a, mean_a, var_a, median_a), (n_b, mean_b, var_b, median_b) = (
-        _moments(group.values, times) for group, times in ((first, times_a), (second, times_b))
-    )
-    delta = float((times_b * (upward[below] - (n_a - upward[upto]))).sum() / (n_a * n_b))
-    g = _g(n_a, mean_a, var_a, n_b, mean_b, var_b) if min(n_a, n_b) > 1 else math.nan
-    return mean_a, mean_b, median_a, median_b, mean_b - mean_a, g, delta
 
 
 def _moments(values: Floats, times: Ints) -> tuple[int, float, float, float]:

@@ -15,8 +15,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.score import DRAWS, Bootstrap, check_shapes
 from mitoseg.geometry import Box, tiles
 from mitoseg.metrics.counts import LEVEL
-from mitoseg.metrics.instances import SHARE, instance_scores
-from mitoseg.metrics.overlaps import Ints, Overlaps, count_overlaps, pool_overlaps
+from mitoseg.metrics.instances import SHARE, Ints, Overlaps, count_overlaps, instance_scores, pool_overlaps
 from mitoseg.segmentation import InstanceVolume, Labelling, label_volume
 from mitoseg.segmentation.blockwise import VOXEL_BYTES
 from mitoseg.segmentation.labelling import BLOCK

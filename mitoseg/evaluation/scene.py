@@ -6,7 +6,6 @@ The eye looks down at a slice: x runs to the right, y away, z up, so that nothin
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageChops, ImageOps
 
-from mitoseg.errors import UserError
 from mitoseg.evaluation.figures import new_figure
-from mitoseg.segmentation.exporting import (
-    FoundObject,
-    choose_objects,
-    colour_of,
-    find_objects,
-    held,
-    known_voxel_size,
-)
+from mitoseg.segmentation.exporting import FoundObject, choose_objects, colour_of, known_voxel_size
 from mitoseg.segmentation.meshes import Mesh, mesh_object
 from mitoseg.storage import atomic_output, check_output
 from mitoseg.volumes.base import Volume
@@ -54,10 +45,7 @@ def save_scene(
     check_output(path, overwrite)
     size = known_voxel_size(instances, voxel_size)
     shape_nm = [n * v for n, v in zip(instances.shape, size, strict=True)]
-    source = held(instances)
-    chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
-    if not chosen:
-        raise UserError("no instance to draw", instances.path, "check ids, min_volume, and its contents")
+    source, chosen = choose_objects(instances, size, ids, min_volume)
     meshes = {one.id: _coarse_mesh(source, one, size, max(shape_nm) / _DETAIL) for one in chosen}
     buffer = io.BytesIO()
     scene_figure(meshes, shape_nm, dpi=dpi).savefig(buffer, format="png")

@@ -53,13 +53,9 @@ from mitoseg.volumes.predicted import Decision, decide
 Labels = npt.NDArray[np.uint8]
 
 BANDS = tuple(range(1, 11))  # widths of the boundary bands, in voxels of the smallest spacing
-
 DIMS = (3, 2)  # the boundary band in 3D, and its in-plane variant
-
 SLABS = 8  # equal parts of the crop along z; their spread makes the intervals
-
 BLOCK_VOXELS = 2**25  # voxels held at once, the halo included, unless memory is short
-
 VOXEL_BYTES = 24  # of each of them
 _PLANE = 2048  # longest side, in y and x, of what is held at once
 _SMALLEST = 64  # below it there would be more halo than block
@@ -282,20 +278,12 @@ def _count_block(
 
 
 def relative_spacing(voxel_size: Sequence[float]) -> tuple[float, ...]:
-    """Spacing along each axis in units of the smallest.
-
-    >>> relative_spacing((50, 5, 5))
-    (10.0, 1.0, 1.0)
-    """
+    """Spacing along each axis in units of the smallest."""
     return tuple(float(s) / float(min(voxel_size)) for s in voxel_size)
 
 
 def halo(bands: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
-    """Voxels (z, y, x) beyond a box in which the other class can be near enough to matter.
-
-    >>> halo([1, 5], (20, 5, 10))
-    (1, 5, 2)
-    """
+    """Voxels (z, y, x) beyond a box in which the other class can be near enough to matter."""
     widest = max(bands, default=0.0) * _ROUNDING
     z, _, _ = relative_spacing(voxel_size)
     y, x = relative_spacing(voxel_size[1:])

@@ -93,7 +93,8 @@ def _boundary_table(rows: Sequence[Mapping[str, Any]], voxel_size: object) -> Ta
         for dims in (3, 2):
             row = by_place[distance, dims]
             cells += [_fixed(row["jaccard_foreground"]), _fixed(row["jaccard_mean"])]
-            cells.append(f"{_percent(row['left_out_foreground'])}, {_percent(row['left_out_background'])}")
+            left_out = row["left_out_foreground"], row["left_out_background"]
+            cells.append(", ".join(_fixed(share, 1, factor=100) for share in left_out))
         table.add_row(f"{distance:g}", *cells)
     return table
 
@@ -112,7 +113,7 @@ def instance_table(result: Mapping[str, Any], title: str = "instances") -> Group
     for name in ROWS:
         row = result[name]
         numbers = (str(row[key]) for key in ("truth", "result", "splits", "merges"))
-        counts.add_row(name, *numbers, _percent(row["volume_error"], "+"))
+        counts.add_row(name, *numbers, _fixed(row["volume_error"], 1, "+", 100))
         for i, match in enumerate(row["matched"]):
             cells = [f"{match['iou']:g}", _fixed(match["f1"], 3), _interval(match["f1_interval"], 3, "-")]
             scores.add_row("" if i else name, *cells, *(_fixed(match[key], 3) for key in ratios))
@@ -124,7 +125,7 @@ def _caption(result: Mapping[str, Any]) -> str:
     names = ("adapted_rand_error", "variation_of_information_split", "variation_of_information_merge")
     error, split, merge = (_fixed(result[name], 3) for name in names)
     lines = [
-        f"splits and merges: {_percent(result['all']['splits_and_merges_share'])} % of the true objects",
+        f"splits and merges: {_fixed(result['all']['splits_and_merges_share'], 1, factor=100)} % of the true objects",
         f"adapted Rand error {error}; variation of information: split {split}, merge {merge} bits",
         f"objects below {small['voxels']:,} voxels are left out: {small['truth']} true and {small['result']} found",
     ]
@@ -142,13 +143,7 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else escape(str(value))
 
 
-def _fixed(value: object, digits: int = 4) -> str:
+def _fixed(value: object, digits: int = 4, sign: str = "", factor: int = 1) -> str:
     if not isinstance(value, int | float) or math.isnan(value):
         return "-"
-    return f"{value:.{digits}f}"
-
-
-def _percent(value: object, sign: str = "") -> str:
-    if not isinstance(value, int | float) or math.isnan(value):
-        return "-"
-    return f"{100 * value:{sign}.1f}"
+    return f"{factor * value:{sign}.{digits}f}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,12 @@ from mitoseg.volumes.zarrs import ZarrOutput, remove_partial
 
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint32]
+Objects = npt.NDArray[np.void]
+"""A table of objects (n,) with the fields of `OBJECT`; row ``i`` belongs to label ``i + 1``."""
+OBJECT = np.dtype([("voxels", np.int64), ("start", np.int64, 3), ("stop", np.int64, 3), ("first", np.int64)])
+"""Corners (z, y, x) of the half-open bounding box in the volume, and the first voxel in raster order:
+(z * Y + y) * X + x in a volume of shape (Z, Y, X)."""
+NOWHERE = np.iinfo(np.int64).max  # first voxel of an object that has none
 Value = TypeVar("Value", bound=np.generic)
 
 
@@ -99,7 +105,7 @@ class Joiner:
 
     def __init__(self) -> None:
         self._blocks: list[tuple[Box, int]] = []
-        self._pieces: list[Objects] = [NO_OBJECTS]
+        self._pieces: list[Objects] = [_no_objects(0)]
         self._total = 0
         self._pairs: list[Ints] = [np.zeros((0, 2), np.int64)]
         self._waiting: dict[tuple[int, tuple[int, ...]], tuple[int, Packed]] = {}
@@ -134,12 +140,10 @@ class Joiner:
         first, second = np.concatenate(self._pairs).T
         contacts = coo_array((np.ones(len(first), bool), (first, second)), (total, total))
         count, group = connected_components(contacts, directed=False) if total else (0, np.zeros(0, np.int32))
-        pieces, joined = join_objects(self._pieces), _no_objects(count)
-        np.add.at(joined.voxels, group, pieces.voxels)
-        np.minimum.at(joined.first, group, pieces.first)
-        np.minimum.at(joined.start, group, pieces.start)
-        np.maximum.at(joined.stop, group, pieces.stop)
-        order = np.argsort(joined.first)
+        pieces, joined = np.concatenate(self._pieces), _no_objects(count)
+        for name, join in (("voxels", np.add), ("first", np.minimum), ("start", np.minimum), ("stop", np.maximum)):
+            join.at(joined[name], group, pieces[name])
+        order = np.argsort(joined["first"])
         rank = np.empty(count, np.uint32)
         rank[order] = np.arange(1, count + 1)
         ends = [*(offset for _, offset in self._blocks[1:]), total]
@@ -147,63 +151,38 @@ class Joiner:
             block: np.concatenate([[0], rank[group[a:b]]]).astype(np.uint32)
             for (block, a), b in zip(self._blocks, ends, strict=True)
         }
-        return joined.take(order), tables
+        return joined[order], tables
 
 
-NOWHERE = np.iinfo(np.int64).max  # first voxel of an object that has none
-
-
-@dataclass(frozen=True)
-class Objects:
-    """A table of objects; row ``i`` belongs to label ``i + 1``."""
-
-    voxels: Ints  # (n,)
-    start: Ints  # (n, 3), first corner of the bounding box, (z, y, x) of the volume
-    stop: Ints  # (n, 3), its end, exclusive
-    first: Ints  # (n,), the first voxel in raster order: (z * Y + y) * X + x in a volume of shape (Z, Y, X)
-
-    def __len__(self) -> int:
-        return len(self.voxels)
-
-    def take(self, rows: npt.NDArray[np.integer]) -> Objects:
-        """Some rows, in their order."""
-        return Objects(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def touches_border(self, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which objects the border of a volume of this shape cuts: the bounding box reaches a face."""
-        at_border: npt.NDArray[np.bool_] = ((self.start == 0) | (self.stop == np.asarray(shape))).any(axis=1)
-        return at_border
+def touches_border(objects: Objects, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which objects the border of a volume of this shape cuts: the bounding box reaches a face."""
+    at_border: npt.NDArray[np.bool_] = ((objects["start"] == 0) | (objects["stop"] == np.asarray(shape))).any(axis=1)
+    return at_border
 
 
 def _no_objects(count: int) -> Objects:
     """Rows of objects without a voxel yet."""
-    start, stop = np.full((count, 3), NOWHERE), np.zeros((count, 3), np.int64)
-    return Objects(np.zeros(count, np.int64), start, stop, np.full(count, NOWHERE))
-
-
-NO_OBJECTS = _no_objects(0)
+    found = np.zeros(count, OBJECT)
+    found["start"] = found["first"] = NOWHERE
+    return found
 
 
 def measure_objects(
     label_zyx: npt.NDArray[np.integer], count: int, origin: Sequence[int], shape: Sequence[int]
 ) -> Objects:
     """Measure labels 1 to ``count``, which may be absent, of a part that begins at ``origin`` of a volume."""
-    voxels, found = np.bincount(label_zyx.ravel(), minlength=count + 1)[1:].astype(np.int64), _no_objects(count)
+    found = _no_objects(count)
+    found["voxels"] = np.bincount(label_zyx.ravel(), minlength=count + 1)[1:]
     for i, part in enumerate(find_objects(label_zyx, count)):
         if part is not None:
-            found.start[i] = [s.start + o for s, o in zip(part, origin, strict=True)]
-            found.stop[i] = [s.stop + o for s, o in zip(part, origin, strict=True)]
+            found["start"][i] = [s.start + o for s, o in zip(part, origin, strict=True)]
+            found["stop"][i] = [s.stop + o for s, o in zip(part, origin, strict=True)]
     flat = np.flatnonzero(label_zyx)
     first = np.full(count, -1)
     first[label_zyx.ravel()[flat[::-1]] - 1] = flat[::-1]  # of voxels of one label the last written, the first, stays
     z, y, x = (axis + o for axis, o in zip(np.unravel_index(first.clip(0), label_zyx.shape), origin, strict=True))
-    place = np.where(first < 0, NOWHERE, (z * shape[1] + y) * shape[2] + x)
-    return Objects(voxels, found.start, found.stop, place)
-
-
-def join_objects(objects: Sequence[Objects]) -> Objects:
-    """The rows of several tables, one after the other."""
-    return Objects(*(np.concatenate([getattr(o, field.name) for o in objects]) for field in fields(Objects)))
+    found["first"] = np.where(first < 0, NOWHERE, (z * shape[1] + y) * shape[2] + x)
+    return found
 
 
 def least_voxels(volume: float, voxel_size: Sequence[float]) -> int:

@@ -90,17 +90,14 @@ def shape_centreline(shape: SmoothShape, vertices: Floats | None = None) -> Cent
     line, ends = smooth_line(nodes.position[main], _SMOOTH), 0.0
     for node in (main[0], main[-1]):  # the radius at each end is added, less what lies beyond a cut
         room = float(nodes.radius[node])
-        for at, low, high, (cut_low, cut_high) in zip(
-            nodes.position[node], shape.low, shape.high, shape.cut, strict=True
-        ):
+        ends_of_axes = zip(nodes.position[node], shape.low, shape.high, shape.cut, strict=True)
+        for at, low, high, (cut_low, cut_high) in ends_of_axes:
             room = min(room, at - low if cut_low else room, high - at if cut_high else room)
         ends += room
     thickness = np.maximum(nodes.radius[along], nodes.radius[middle])
     length, straight = np.linalg.norm(np.diff(line, axis=0), axis=1).sum(), np.linalg.norm(line[-1] - line[0])
-    widest = 2 * float(max(thickness.max(), nodes.radius.max()))
-    return Centreline(
-        float(length) + ends, float(straight) + ends, 2 * float(thickness.mean()), widest, len(paths) - 1
-    )
+    diameters = 2 * float(thickness.mean()), 2 * float(max(thickness.max(), nodes.radius.max()))
+    return Centreline(float(length) + ends, float(straight) + ends, *diameters, len(paths) - 1)
 
 
 def _nodes(shape: SmoothShape, inside_zyx: Mask) -> Nodes:

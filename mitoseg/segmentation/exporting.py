@@ -18,15 +18,14 @@ from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
 from mitoseg.segmentation.blockwise import STARTS, STOPS, count_instances
 from mitoseg.segmentation.centreline import CONST, SCALE, skeletonize, swc
-from mitoseg.segmentation.meshes import SMOOTHING, Mesh, mesh_object
-from mitoseg.storage import atomic_output, check_output, read_json, write_json
+from mitoseg.segmentation.meshes import SMOOTHING, mesh_object
+from mitoseg.storage import atomic_output, check_folder, write_json
 from mitoseg.volumes.axes import check_voxel_size
 from mitoseg.volumes.base import ArrayVolume, Volume, VoxelSize
 
 Progress = Callable[[int, int], None]  # takes how many objects are done, and of how many
 MESH_LIST, SKELETON_LIST = "meshes.json", "skeletons.json"
 """What a folder holds, in itself; a folder without one is never replaced."""
-SCENE = "instances.glb"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,8 @@ def export_meshes(
     trimesh = import_extra("trimesh", "trimesh", "mesh")
     size = known_voxel_size(instances, voxel_size)
     options = {"formats": formats, "reduction": reduction, "smoothing": smoothing, "min_volume_nm3": min_volume}
-    scene: dict[int, Mesh] = {}
+    # Vertices are float32, in nm: glTF itself speaks of metres, so a viewer may want a scale of 0.001 or less.
+    scene = trimesh.Scene(metadata={"unit": "nm"})
     with _new_folder(instances, Path(folder), MESH_LIST, overwrite, size, options) as (place, records):
         for one, mask_zyx, cut in _objects(instances, size, ids, min_volume, progress):
             mesh = mesh_object(mask_zyx, size, start=one.box.start, smoothing=smoothing, reduction=reduction)
@@ -93,12 +93,16 @@ def export_meshes(
             if "ply" in formats:  # binary, float32
                 body.visual.vertex_colors = _rgba(one.id)
                 body.export(place / f"{one.id}.ply", file_type="ply", encoding="binary", vertex_normal=False)
-            if "glb" in formats:
-                scene[one.id] = mesh
+            if "glb" in formats:  # a node and a mesh for each object, named by its number, with its colour
+                part, name = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False), str(one.id)
+                look = {"baseColorFactor": _rgba(one.id), "metallicFactor": 0.0, "roughnessFactor": 0.6}
+                material = trimesh.visual.material.PBRMaterial(name=name, **look)
+                part.visual = trimesh.visual.TextureVisuals(material=material)
+                scene.add_geometry(part, node_name=name, geom_name=name)
             counts = (len(mesh.vertices), len(mesh.faces))
             records.append(MeshRecord(one.id, *counts, mesh.volume, mesh.area, cut, mesh.is_closed))
-        if scene:
-            write_scene(place / SCENE, scene)
+        if "glb" in formats:
+            scene.export(place / "instances.glb", file_type="glb", include_normals=True)
     return records
 
 
@@ -146,13 +150,6 @@ def export_skeletons(
     return records
 
 
-def check_folder(folder: Path, listing: str, overwrite: bool) -> None:
-    """Refuse to write a folder of meshes or skeletons over anything but an earlier one, which has the list."""
-    check_output(folder, overwrite)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or read_json(folder / listing))):
-        raise UserError("the folder contains other files", str(folder), "give a new name: it would be replaced")
-
-
 @contextlib.contextmanager
 def _new_folder(
     instances: Volume, folder: Path, listing: str, overwrite: bool, size: VoxelSize, options: Mapping[str, object]
@@ -175,10 +172,7 @@ def _objects(
     instances: Volume, size: VoxelSize, ids: Iterable[int] | None, min_volume: float, progress: Progress | None
 ) -> Iterator[tuple[FoundObject, npt.NDArray[np.bool_], bool]]:
     """The objects one by one, each in its box, and whether the volume's border cuts it."""
-    source = held(instances)
-    chosen = choose_objects(find_objects(source), ids, min_volume / math.prod(size) - 1e-9)
-    if not chosen:
-        raise UserError("no instance to write", instances.path, "check ids, min_volume, and its contents")
+    source, chosen = choose_objects(instances, size, ids, min_volume)
     for done, one in enumerate(chosen, 1):
         cut = any(a == 0 or b == n for a, b, n in zip(one.box.start, one.box.stop, instances.shape, strict=True))
         yield one, source.read(one.box) == one.id, cut
@@ -210,14 +204,6 @@ class FoundObject:
     voxels: int
 
 
-def held(instances: Volume) -> Volume:
-    """The volume, in memory where it is small, so that objects are cut from it without reading a file again."""
-    size = int(np.prod(instances.shape)) * instances.dtype.itemsize
-    if isinstance(instances, ArrayVolume) or size > _IN_MEMORY:
-        return instances
-    return ArrayVolume(instances.read(), instances.voxel_size, instances.path, instances.info.metadata)
-
-
 def find_objects(instances: Volume) -> dict[int, FoundObject]:
     """All instances, found by their numbers (sparse, as large as their type allows), in ascending order."""
     kind = instances.info.metadata.get("kind", "instances")
@@ -228,13 +214,24 @@ def find_objects(instances: Volume) -> dict[int, FoundObject]:
     return {i: FoundObject(i, Box(tuple(box[:3]), tuple(box[3:])), voxels) for i, voxels, *box in rows}
 
 
-def choose_objects(found: dict[int, FoundObject], ids: Iterable[int] | None, least_voxels: float) -> list[FoundObject]:
-    """The objects that are asked for (None: all), without those of fewer voxels."""
+def choose_objects(
+    instances: Volume, size: VoxelSize, ids: Iterable[int] | None, min_volume: float
+) -> tuple[Volume, list[FoundObject]]:
+    """The objects that are asked for (None: all) of at least ``min_volume`` nm3, and the volume to cut them from.
+
+    That is in memory where it is small, so that no file is read again.
+    """
+    if not isinstance(instances, ArrayVolume) and math.prod(instances.shape) * instances.dtype.itemsize <= _IN_MEMORY:
+        instances = ArrayVolume(instances.read(), instances.voxel_size, instances.path, instances.info.metadata)
+    found = find_objects(instances)
     wanted = list(found) if ids is None else list(dict.fromkeys(ids))
     if unknown := [i for i in wanted if i not in found]:
-        held = f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
-        raise UserError("no instance has the number", unknown[0], f"the volume contains {held}")
-    return [found[i] for i in wanted if found[i].voxels >= least_voxels]
+        known = f"{len(found)} of them, from {min(found)} to {max(found)}" if found else "none"
+        raise UserError("no instance has the number", unknown[0], f"the volume contains {known}")
+    chosen = [found[i] for i in wanted if found[i].voxels >= min_volume / math.prod(size) - 1e-9]
+    if not chosen:
+        raise UserError("no instance is left", instances.path, "check ids, min_volume, and its contents")
+    return instances, chosen
 
 
 FORMATS = ("ply", "obj", "glb")  # that can be written, the first two with one object in a file
@@ -248,23 +245,6 @@ def colour_of(number: int) -> tuple[float, float, float]:
     hue = number * 0.618033988749895 % 1
     saturation, value = (0.55, 0.75, 0.65)[number % 3], (0.95, 0.85, 0.9)[number % 3]
     return colorsys.hsv_to_rgb(hue, saturation, value)
-
-
-def write_scene(path: Path, meshes: Mapping[int, Mesh]) -> None:
-    """Write all objects as one binary glTF 2.0 file: a node and a mesh for each, named by its number, with its colour.
-
-    Vertices are float32, in nm: glTF itself speaks of metres, so a viewer may want a scale of 0.001 or less.
-    """
-    trimesh = import_extra("trimesh", "trimesh", "mesh")
-    scene = trimesh.Scene(metadata={"unit": "nm"})
-    for number, mesh in meshes.items():
-        body, name = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False), str(number)
-        material = trimesh.visual.material.PBRMaterial(
-            name=name, baseColorFactor=_rgba(number), metallicFactor=0.0, roughnessFactor=0.6
-        )
-        body.visual = trimesh.visual.TextureVisuals(material=material)
-        scene.add_geometry(body, node_name=name, geom_name=name)
-    scene.export(path, file_type="glb", include_normals=True)
 
 
 def _rgba(number: int) -> list[int]:

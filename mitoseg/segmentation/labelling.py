@@ -22,7 +22,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -36,21 +36,20 @@ from skimage.segmentation import watershed
 
 from mitoseg.control_groups import memory_available
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import Box, meeting, tiles
 from mitoseg.segmentation.blockwise import (
-    NO_OBJECTS,
     BlockSummary,
     Joiner,
     Objects,
     Packed,
-    join_objects,
     label_components,
     least_voxels,
     measure_objects,
     pack,
     relabel_block,
     summarize_block,
+    touches_border,
     unpack,
     write_blocks,
 )
@@ -106,12 +105,12 @@ def label_volume(
 
     if labelling.split:
         # those that have room for two parts which are not fragments, the largest box first
-        volume = components.voxels * float(np.prod(spacing))
-        rows = np.flatnonzero((volume >= 2 * labelling.fragment) & (components.voxels > 1))
-        size_of = np.prod(components.stop[rows] - components.start[rows], axis=1)
+        volume = components["voxels"] * float(np.prod(spacing))
+        rows = np.flatnonzero((volume >= 2 * labelling.fragment) & (components["voxels"] > 1))
+        size_of = np.prod(components["stop"][rows] - components["start"][rows], axis=1)
         rows = rows[np.argsort(-size_of, kind="stable")]
         function = partial(_split, mask=mask, labelling=labelling, voxel_size=spacing)
-        engine.map(function, ((int(row), components.take(np.array([row]))) for row in rows), keep)
+        engine.map(function, ((int(row), components[row : row + 1]) for row in rows), keep)
     about = {"kind": "instances", "labelling": asdict(labelling), **(metadata or {})}
     voxel_size = None if size is None else check_voxel_size(size)
     info = VolumeInfo(mask.path, mask.shape, np.dtype(np.uint32), voxel_size, about)
@@ -161,13 +160,9 @@ class Labelling:
             raise UserError("labelling.connectivity is not a neighbourhood", self.connectivity, "give 6, 18 or 26")
         if not isinstance(self.split, bool):
             raise UserError("labelling.split is neither true nor false", self.split, "give true or false")
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
-            if value is None and field.name == "min_volume":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
-                raise UserError(f"labelling.{field.name} is negative or not a number", value, "give 0 or more")
+        for name, value in list(vars(self).items())[2:]:
+            if not (is_number(value) and 0 <= value < math.inf) and (name, value) != ("min_volume", None):
+                raise UserError(f"labelling.{name} is negative or not a number", value, "give 0 or more")
         if self.neck > 1:
             raise UserError("labelling.neck is not a fraction", self.neck, "give a number from 0 to 1")
 
@@ -182,8 +177,7 @@ class Labelling:
 class InstanceVolume(Volume):
     """Ids from 1 to N, uint32, 0 for background, computed block by block where they are read; see `label_volume`.
 
-    Row ``i`` of ``objects`` is the object of id ``i + 1``. Reading along the grid of ``block`` computes each block
-    once.
+    Reading along the grid of ``block`` computes each block once.
     """
 
     def __init__(
@@ -200,15 +194,15 @@ class InstanceVolume(Volume):
         super().__init__(info)
         self._mask, self.block, self._connectivity = mask, block, connectivity
         rows = sorted(cut)
-        everything = join_objects([components, *(cut[row].objects for row in rows)])
-        kept = everything.voxels >= least
+        everything = np.concatenate([components, *(cut[row].objects for row in rows)])
+        kept = everything["voxels"] >= least
         kept[rows] = False
         order = np.flatnonzero(kept)
-        order = order[np.argsort(everything.first[order])]
+        order = order[np.argsort(everything["first"][order])]
         if len(order) > np.iinfo(np.uint32).max:
             remedy = "leave out small ones with labelling.min_volume="
             raise UserError("too many objects for 32 bits", len(order), remedy)
-        self.objects = everything.take(order)
+        self.objects = everything[order]
         ids = np.zeros(len(everything), np.uint32)
         ids[order] = np.arange(1, len(order) + 1)
         ends = np.cumsum([len(components), *(len(cut[row].objects) for row in rows)])
@@ -226,12 +220,12 @@ class InstanceVolume(Volume):
     @property
     def touches_border(self) -> npt.NDArray[np.bool_]:
         """(N,) which objects the volume's border cuts."""
-        return self.objects.touches_border(self.shape)
+        return touches_border(self.objects, self.shape)
 
     def part(self, box: Box) -> InstanceVolume:
         """The same volume as far as a box needs it, without the table of objects; see `Volume.part`."""
         blocks, small = list(meeting(self.box, self.block, box)), copy(self)
-        small.objects = NO_OBJECTS
+        small.objects = self.objects[:0].copy()
         small._tables = {block: self._tables[block] for block in blocks}
         small._parts = {block: self._parts[block] for block in blocks if block in self._parts}
         return small
@@ -269,15 +263,15 @@ def _split(
     item: tuple[int, Objects], *, mask: Volume, labelling: Labelling, voxel_size: Sequence[float]
 ) -> Parts | None:
     """Cut one component; None where it has no neck or (with a warning) does not fit into memory."""
-    _, component = item
-    box = Box(tuple(map(int, component.start[0])), tuple(map(int, component.stop[0])))
+    (component,) = item[1]
+    box = Box(tuple(component["start"].tolist()), tuple(component["stop"].tolist()))
     if box.size * BYTES > memory_available():
         log.warning("the component in %s is too large for memory and is not split", box)
         return None
     mask_zyx = mask.read(box)
     with one_at_a_time():
         label_zyx, _ = label_components(mask_zyx, labelling.connectivity)
-        first = np.unravel_index(int(component.first[0]), mask.shape)
+        first = np.unravel_index(int(component["first"]), mask.shape)
         own = label_zyx[tuple(int(f) - a for f, a in zip(first, box.start, strict=True))]
         part_zyx = split_object(label_zyx == own, box, mask.shape, labelling, voxel_size)
         count = int(part_zyx.max())

@@ -35,13 +35,13 @@ class Mesh:
     @cached_property
     def volume(self) -> float:
         """In nm^3, by the divergence theorem: the sum of a . (b x c) / 6 over the triangles."""
-        a, b, c = self._corners
+        a, b, c = self.corners
         return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
 
     @cached_property
     def area(self) -> float:
         """In nm^2."""
-        a, b, c = self._corners
+        a, b, c = self.corners
         return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
 
     @cached_property
@@ -55,8 +55,9 @@ class Mesh:
         distinct = np.unique(code)
         return len(distinct) == len(code) and bool((distinct == np.unique(back)).all())
 
-    @property
-    def _corners(self) -> tuple[Points, ...]:
+    @cached_property
+    def corners(self) -> tuple[Points, ...]:
+        """The three corners of each face (m, 3), from the first vertex."""
         origin = self.vertices[:1]  # far from the origin the terms of the volume would cancel
         return tuple(self.vertices[self.faces[:, i]] - origin for i in range(3))
 
@@ -131,8 +132,6 @@ def taubin(vertices: Points, faces: Faces, rounds: int) -> Points:
     """Low-pass filter of a surface (Taubin, SIGGRAPH 1995): each round moves every vertex twice.
 
     v <- v + lambda (mean of the neighbours - v), and the same with mu < -lambda, which undoes the shrinking.
-
-    Faces stay as they are, so a closed mesh (n, 3), (m, 3) stays closed.
     """
     tail, head = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
     count = len(vertices)
@@ -153,11 +152,10 @@ def hold_volume(vertices: Points, faces: Faces, volume: float, at_most: float) -
     """
     moved, left = vertices, at_most
     for _ in range(3):
-        a, b, c = (moved[faces[:, i]] - moved[:1] for i in range(3))
+        mesh = Mesh(moved, faces)
+        a, b, c = mesh.corners
         normal = np.cross(b - a, c - a) / 2
-        area = float(np.linalg.norm(normal, axis=1).sum())
-        missing = volume - float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
-        step = float(np.clip(missing / max(area, 1e-12), -left, left))
+        step = float(np.clip((volume - mesh.volume) / max(mesh.area, 1e-12), -left, left))
         # a vertex moves along the mean of the normals of its faces, weighted by area
         total = np.stack([np.bincount(faces.ravel(), np.repeat(n, 3), len(moved)) for n in normal.T], axis=1)
         unit = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
@@ -178,9 +176,6 @@ def even_spacing(mask_zyx: Mask, voxel_size: Sequence[float]) -> tuple[Mask, tup
 
         slice     |---- 0 ----|---- 1 ----|           4 from 1
         becomes   |-a-|-a-|ab-|ab-|ba-|ba-|-b-|-b-|   a of slice 0, ab a mixture nearer to a
-
-    Returns:
-        The mask and its voxel size (z, y, x) in nm.
     """
     z, y, x = (float(v) for v in voxel_size)
     factor = min(round(z / min(y, x)), _MOST) if z / min(y, x) > _EVEN else 1

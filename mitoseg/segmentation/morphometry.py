@@ -112,8 +112,12 @@ def measure_instances(
     found = count_instances(
         sources.labels, block=block, on_block=lambda _: tell(0.1 * next(count) / len(boxes)), engine=engine
     )
-    if len(found) == 1:
-        _warn_of_a_mask(sources.labels, found.iloc[0], engine)
+    if len(found) == 1:  # of several separate objects it is a mask
+        start, stop = (tuple(map(int, found.iloc[0][corner])) for corner in (STARTS, STOPS))
+        crop = CroppedVolume(sources.labels, Box(start, stop))
+        if (several := len(label_volume(crop, Labelling(connectivity=26), engine=engine))) > 1:
+            remedy = "number the objects first: kind=mask, in Python mitoseg.label(mask)"
+            log.warning("%s: all %d objects have one number, as in a mask; %s", sources.labels.path, several, remedy)
     if min_volume is not None:
         found = found[found["voxels"] * math.prod(size) >= min_volume].reset_index(drop=True)
     keys = [found[name] // n for name, n in zip(STARTS, GROUP, strict=True)]
@@ -138,15 +142,6 @@ def measure_instances(
         table = table.merge(least, on="instance", how="left").astype({DISTANCE: float})
     tell(1.0)
     return table.sort_values("instance", ignore_index=True)
-
-
-def _warn_of_a_mask(labels: Volume, row: pd.Series, engine: Engine) -> None:
-    """Warn if the only number of a volume belongs to several separate objects."""
-    crop = CroppedVolume(labels, Box(tuple(map(int, row[STARTS])), tuple(map(int, row[STOPS]))))
-    count = len(label_volume(crop, Labelling(connectivity=26), engine=engine).objects)
-    if count > 1:
-        remedy = "number the objects first: kind=mask, in Python mitoseg.label(mask)"
-        log.warning("%s: all %d objects have one number, as in a mask; %s", labels.path, count, remedy)
 
 
 def measure_group(sources: Sources, group: pd.DataFrame, *, memory: float = math.inf) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""From a probability map to a mask: the steps of `Postprocess`, on an array, or by `Cleaner` on a volume of any size.
+"""From a probability map to a mask: the steps of `Postprocess`, on an array, or by `clean_volume` at any size.
 
 Min_mean (0.80), watershed and z_median (9) are what the published re-implementation does after the block CNN; what
 each step gains is measured by ``benchmarks/postprocessing.py``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from skimage.segmentation import watershed
 
 from mitoseg.control_groups import memory_available
 from mitoseg.engines import Engine, LocalEngine, one_at_a_time
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, is_number
 from mitoseg.geometry import Box, tiles
 from mitoseg.segmentation.blockwise import (
     CHUNK,
@@ -38,10 +38,12 @@ from mitoseg.segmentation.blockwise import (
     relabel_block,
     store,
     summarize_block,
+    touches_border,
 )
 from mitoseg.volumes.base import Array, DerivedVolume, Volume, mask_volume
 
-BLOCK = (64, 512, 512)  # voxels (z, y, x) that `Cleaner` cleans at once
+BLOCK = (64, 512, 512)  # voxels (z, y, x) that `clean_volume` cleans at once
+IN_MEMORY = 2**28  # voxels up to which its masks stay in memory, where the engine is this process
 BYTES = 24  # memory that a voxel takes at most, with all steps on
 ITERATIONS = 5  # of the mean field; more change nothing that is seen
 
@@ -63,12 +65,9 @@ class Postprocess:
     min_volume: float | None = None  # in nm3: smaller 3D components go
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None or isinstance(value, bool):
-                continue
-            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-                raise UserError(f"postprocess.{field.name} is not above zero", value, "give a larger number, or null")
+        for name, value in vars(self).items():
+            if value is not None and not isinstance(value, bool) and not (is_number(value) and 0 < value < math.inf):
+                raise UserError(f"postprocess.{name} is not above zero", value, "give a larger number, or null")
         for name in ("threshold", "min_mean"):
             if (getattr(self, name) or 0) > 1:
                 raise UserError(f"postprocess.{name} is not a probability", getattr(self, name), "give up to 1")
@@ -171,9 +170,8 @@ class Postprocess:
         """Refuse to work on more voxels at once than there is memory for, or than an engine may use."""
         if voxels * BYTES > min(memory_available(), engine.item_bytes if engine else math.inf):
             what = f"post-processing holds {voxels} voxels at once: too little memory"
-            raise UserError(
-                what, f"{voxels * BYTES / 1e9:.1f} GB", "give more memory=, postprocess=none, or fewer steps"
-            )
+            remedy = "give more memory=, postprocess=none, or fewer steps"
+            raise UserError(what, f"{voxels * BYTES / 1e9:.1f} GB", remedy)
 
 
 CLEAN = Postprocess(smooth=20.0, fill_holes=True, min_volume=1.0e6)
@@ -267,75 +265,60 @@ def remove_unsure(mask_zyx: Mask, probability_zyx: npt.NDArray[np.float32], leas
     return kept_zyx
 
 
-@dataclass(frozen=True)
-class Cleaner:
-    """`Postprocess` of volumes that are too large for memory, block by block, to the same result.
+def clean_volume(
+    probability: Volume,
+    threshold: float,
+    *,
+    steps: Postprocess,
+    folder: Path,
+    scale: float = 1.0,
+    voxel_size: Sequence[float] | None = None,
+    image: Volume | None = None,
+    engine: Engine | None = None,
+    block: tuple[int, int, int] = BLOCK,
+    in_memory: int = IN_MEMORY,
+    on_box: Callable[[Box], None] | None = None,
+) -> Volume:
+    """`Postprocess` of a volume that is too large for memory, block by block, to the same result.
 
     Local steps see a block and the halo around it; those that need whole slices (min_mean, watershed, fill_slices) get
     blocks of whole slices. For fill_holes and min_volume components are joined across blocks.
+
+    The mask is a volume of uint8, 0 and 1. Masks of more than ``in_memory`` voxels, and all where the engine (started;
+    None: this process) has other processes, go into ``folder``, which these must see. The probability is stored times
+    ``scale``. ``block`` (z, y, x) does not change the result; ``on_box`` takes each block that the first pass is done
+    with.
     """
+    spacing = steps.spacing(voxel_size)
+    halo, size = steps.halo(spacing), block
+    if steps.by_slice:  # as many voxels in whole slices, not much thinner than the halo
+        _, y, x = probability.shape
+        slices = max(math.prod(block) // (y * x), 2 * halo[0], 1)
+        size = (slices - slices % CHUNK[0] or slices, y, x)
+    whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, size)), default=0)
+    steps.check_memory(whole, engine)
 
-    steps: Postprocess
-    folder: Path  # of masks between two steps, if they are large; every worker of the engine must see it
-    engine: Engine | None = None  # started; None: this process; others read the volumes themselves
-    block: tuple[int, int, int] = BLOCK  # (z, y, x) voxels at once; it does not change the result
-    in_memory: int = 2**28  # voxels up to which masks stay in memory, where the engine is this process
-
-    def __call__(
-        self,
-        probability: Volume,
-        threshold: float,
-        *,
-        scale: float = 1.0,
-        voxel_size: Sequence[float] | None = None,
-        image: Volume | None = None,
-        on_box: Callable[[Box], None] | None = None,
-    ) -> Volume:
-        """The mask, a volume of uint8, 0 and 1, in memory or in ``folder``; see `Postprocess`.
-
-        The probability is stored times ``scale``; ``on_box`` takes each block that the first pass is done with.
-        """
-        spacing = self.steps.spacing(voxel_size)
-        halo = self.steps.halo(spacing)
-        block = self.block
-        if self.steps.by_slice:  # as many voxels in whole slices, not much thinner than the halo
-            _, y, x = probability.shape
-            slices = max(math.prod(block) // (y * x), 2 * halo[0], 1)
-            block = (slices - slices % CHUNK[0] or slices, y, x)
-        whole = max((part.grow(halo).clip(probability.box).size for part in tiles(probability.box, block)), default=0)
-        self.steps.check_memory(whole, self.engine)
-        stages = partial(self.steps.stages, threshold=threshold, voxel_size=spacing, local=True)
-        seen = None if self.steps.watershed is None else image
-        local = _Local(probability, seen, halo, scale, stages)
-        mask = self._store("local", local, block, on_box)
-        if self.steps.fill_holes:
-            outside = mask_volume(mask, np.logical_not)
-            objects, tables = self._components(outside, 6)
-            hole = ~objects.touches_border(mask.shape)
-            if hole.any():
-                mask = self._store("filled", _Chosen(outside, _of_labels(hole, tables), 6, mask))
-        if self.steps.min_volume is not None:
-            objects, tables = self._components(mask, 26)
-            large = objects.voxels >= least_voxels(self.steps.min_volume, spacing)
-            if not large.all():
-                mask = self._store("large", _Chosen(mask, _of_labels(large, tables), 26))
-        return mask
-
-    def _components(self, mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
+    def components(mask: Volume, connectivity: int) -> tuple[Objects, dict[Box, Labels]]:
         joiner, function = Joiner(), partial(summarize_block, mask, connectivity=connectivity)
-        engine = self.engine or LocalEngine()
-        engine.map(function, tiles(mask.box, self.block), lambda _, summary: joiner.add(summary))
+        (engine or LocalEngine()).map(function, tiles(mask.box, block), lambda _, summary: joiner.add(summary))
         return joiner.finish()
 
-    def _store(
-        self,
-        name: str,
-        mask: Volume,
-        block: tuple[int, int, int] | None = None,
-        on_box: Callable[[Box], None] | None = None,
-    ) -> Volume:
-        path, most = self.folder / f"{name}.zarr", self.in_memory
-        return store(mask, block or self.block, path, engine=self.engine, in_memory=most, on_block=on_box)
+    stages = partial(steps.stages, threshold=threshold, voxel_size=spacing, local=True)
+    local = _Local(probability, None if steps.watershed is None else image, halo, scale, stages)
+    keep = partial(store, engine=engine, in_memory=in_memory)
+    mask = keep(local, size, folder / "local.zarr", on_block=on_box)
+    if steps.fill_holes:
+        outside = mask_volume(mask, np.logical_not)
+        objects, tables = components(outside, 6)
+        hole = ~touches_border(objects, mask.shape)
+        if hole.any():
+            mask = keep(_Chosen(outside, _of_labels(hole, tables), 6, mask), block, folder / "filled.zarr")
+    if steps.min_volume is not None:
+        objects, tables = components(mask, 26)
+        large = objects["voxels"] >= least_voxels(steps.min_volume, spacing)
+        if not large.all():
+            mask = keep(_Chosen(mask, _of_labels(large, tables), 26), block, folder / "large.zarr")
+    return mask
 
 
 def _of_labels(chosen: Mask, tables: Mapping[Box, Labels]) -> dict[Box, Mask]:
@@ -383,7 +366,6 @@ class _Chosen(DerivedVolume):
         self._chosen, self._connectivity, self._onto = chosen, connectivity, onto
 
     def part(self, box: Box) -> Volume:
-        """See `Volume.part`."""
         return _Chosen(self.volume, {box: self._chosen[box]}, self._connectivity, self._onto)
 
     def _read(self, box: Box) -> Array:

@@ -68,11 +68,13 @@ def smooth_shape(mask_zyx: Mask, voxel_size: Sequence[float], cut: Cut = WHOLE) 
         finer = 1 if size <= 1.01 * min(voxel_size) else math.ceil(size / sigma - 1e-9)
         pad = stride * math.ceil(math.ceil(_TRUNCATE * sigma / size) / stride) + stride
         matrix = _blur_and_resample(mask_zyx.shape[axis], sigma / size, pad, stride / finer, ends)
-        field = _apply(matrix, field, axis)
+        first = np.ascontiguousarray(np.moveaxis(field, axis, 0))
+        blurred = (matrix @ first.reshape(len(first), -1)).reshape(-1, *first.shape[1:])
+        field = np.ascontiguousarray(np.moveaxis(blurred, 0, axis))
         n, count = mask.shape[axis], field.shape[axis]  # on the grid of samples: any of the voxels that one stands for
-        first = np.floor(np.arange(count) * (stride / finer) + 0.5).astype(int) - pad - stride // 2
+        lowest = np.floor(np.arange(count) * (stride / finer) + 0.5).astype(int) - pad - stride // 2
         found = np.zeros([count if a == axis else m for a, m in enumerate(mask.shape)], bool)
-        for voxel in (first + k for k in range(stride)):
+        for voxel in (lowest + k for k in range(stride)):
             known = ((voxel >= 0) | ends[0]) & ((voxel < n) | ends[1])
             known_zyx = known.reshape([-1 if a == axis else 1 for a in range(3)])
             found |= np.take(mask, voxel.clip(0, n - 1), axis=axis) & known_zyx
@@ -127,12 +129,6 @@ def _blur_and_resample(n: int, sigma: float, pad: int, step: float, ends: tuple[
     return sparse.csr_array((cubic @ blur @ pick).astype(np.float32))
 
 
-def _apply(matrix: sparse.csr_array, field: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
-    first = np.ascontiguousarray(np.moveaxis(field, axis, 0))
-    result = matrix @ first.reshape(len(first), -1)
-    return np.ascontiguousarray(np.moveaxis(result.reshape(-1, *first.shape[1:]), 0, axis))
-
-
 def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.integer]) -> float:
     """Area of a shape's mesh in nm2, less what lies beyond the volume's border.
 
@@ -154,15 +150,11 @@ def mesh_area(shape: SmoothShape, vertices: Floats, faces: npt.NDArray[np.intege
 def shape_mesh(shape: SmoothShape) -> tuple[Floats, npt.NDArray[np.integer]]:
     """Vertices (n, 3) in nm from the field's first sample, and triangles (m, 3) of their numbers.
 
-    By marching cubes (Lewiner et al., Journal of Graphics Tools 8(2), 2003).
-
     Where the volume's border cuts the object, the mesh is open and reaches a few voxels beyond the border.
     """
     if shape.field_zyx.min() >= shape.level:  # cut off on all sides
         return np.zeros((0, 3)), np.zeros((0, 3), int)
-    vertices, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
-        shape.field_zyx, shape.level, spacing=shape.step
-    )
+    vertices, faces, *_ = marching_cubes(shape.field_zyx, shape.level, spacing=shape.step)  # type: ignore[no-untyped-call]
     return vertices, faces
 
 

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 
 from mitoseg.engines import Engine
 from mitoseg.errors import UserError
-from mitoseg.evaluation.conditions import ComparisonOptions, check_comparison, compare_conditions
+from mitoseg.evaluation.conditions import MARKER, ComparisonOptions, compare_conditions
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.evaluation.report import write_report
 from mitoseg.evaluation.scene import save_scene
@@ -26,9 +26,9 @@ from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Sources, export_meshes, export_skeletons, measure_instances, summarise
 from mitoseg.segmentation.blockwise import store, write_blocks
-from mitoseg.segmentation.exporting import MESH_LIST, SKELETON_LIST, check_folder, check_meshes
+from mitoseg.segmentation.exporting import MESH_LIST, SKELETON_LIST, check_meshes
 from mitoseg.segmentation.labelling import BLOCK
-from mitoseg.storage import check_output, make_folders, read_json, scratch_folder, write_json
+from mitoseg.storage import check_folder, check_output, make_folders, read_json, scratch_folder, write_json
 from mitoseg.tables import check_suffix, write_table
 from mitoseg.volumes import Volume, VoxelSize, create_volume
 from mitoseg.volumes.axes import check_voxel_size
@@ -153,10 +153,10 @@ def check_outputs(options: MeasureOptions) -> Path:
         raise UserError("the scene is drawn as .png", options.scene, "write scene=NAME.png")
     if options.meshes is not None:
         check_meshes(options.mesh_formats, options.mesh_reduction)
-        check_folder(Path(options.meshes), MESH_LIST, options.overwrite)
+        check_folder(options.meshes, MESH_LIST, options.overwrite)
     if options.skeletons is not None:
         import_extra("kimimaro", "kimimaro", "mesh")
-        check_folder(Path(options.skeletons), SKELETON_LIST, options.overwrite)
+        check_folder(options.skeletons, SKELETON_LIST, options.overwrite)
     return output
 
 
@@ -243,7 +243,7 @@ def compare_tables(options: MeasureOptions, comparison: ComparisonOptions, folde
     """Compare the tables of ``compare=``; write ``output``, a folder of tables and a figure."""
     groups = read_conditions(options.compare)
     output = options.output
-    check_comparison(output, options.overwrite)
+    check_folder(output, MARKER, options.overwrite)
     found = compare_conditions(groups, comparison)
     found.save(output, overwrite=options.overwrite)
     paths = {f"{name}_{i}": path for name, files in groups.items() for i, path in enumerate(files)}

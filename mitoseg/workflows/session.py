@@ -43,7 +43,7 @@ from mitoseg.networks.checkpoint import Model, load_model
 from mitoseg.networks.kinds import dimensions
 from mitoseg.progress import progress, waiting
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.postprocess import BLOCK, BYTES, Cleaner
+from mitoseg.segmentation.postprocess import BLOCK, BYTES, IN_MEMORY, clean_volume
 from mitoseg.storage import remove, scratch_folder
 from mitoseg.volumes import Normalization, Volume, VoxelSize
 from mitoseg.volumes.padding import Padding
@@ -111,14 +111,19 @@ def cleaned(
         remedy = "give postprocess=none, or the probabilities"
         raise UserError("postprocess needs probabilities", decision.kind, remedy)
     with scratch_folder(folder / "cleaning") as scratch:
-        cleaner = Cleaner(steps, scratch.absolute(), engine)
+        block, most = BLOCK, IN_MEMORY
         if engine is not None:
-            most = int(min(cleaner.in_memory, engine.item_bytes / BYTES))
-            cleaner = replace(cleaner, block=engine.fit(BLOCK, 2 * BYTES), in_memory=most)  # twice, for the halo
+            block = engine.fit(BLOCK, 2 * BYTES)  # twice, for the halo
+            most = int(min(most, engine.item_bytes / BYTES))
         with progress("post-processing", prediction.box.size, unit="voxels", show=show) as task:
-            mask = cleaner(
+            mask = clean_volume(
                 prediction,
                 decision.threshold,
+                steps=steps,
+                folder=scratch.absolute(),
+                engine=engine,
+                block=block,
+                in_memory=most,
                 scale=decision.scale,
                 voxel_size=voxel_size or prediction.voxel_size,
                 image=image,

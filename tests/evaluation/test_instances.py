@@ -7,7 +7,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import evaluate_instances, find_overlaps, prediction_instances, truth_instances
 from mitoseg.evaluation.score import Bootstrap
 from mitoseg.geometry import Box
-from mitoseg.metrics.overlaps import count_overlaps
+from mitoseg.metrics.instances import count_overlaps
 from mitoseg.segmentation import Labelling, label_array
 from mitoseg.volumes import ArrayVolume, map_labels
 

@@ -85,7 +85,11 @@ def test_pooled_is_not_the_mean_of_slices():
 
 def test_what_cannot_be_counted_is_refused():
     assert count(np.array([True, False]), np.array([True, True])) == Counts(tp=1, fn=1)
-    for dtype, truth, match in ((bool, [0] * 4, "shape"), (np.uint8, [0] * 3, "boolean"), (bool, [0, 1, 2], "map the")):
+    for dtype, truth, match in (
+        (bool, [0] * 4, "shape"),
+        (np.uint8, [0] * 3, "boolean"),
+        (bool, [0, 1, 2], "map the"),
+    ):
         with pytest.raises(ValueError, match=match):
             count(np.zeros(3, dtype), np.array(truth))
 

@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from mitoseg.metrics.instances import f1_interval, instance_scores, match_scores, partition_scores
-from mitoseg.metrics.overlaps import Overlaps, count_overlaps, match_objects, pool_overlaps
+from mitoseg.metrics.instances import (
+    Overlaps,
+    count_overlaps,
+    f1_interval,
+    instance_scores,
+    match_objects,
+    match_scores,
+    partition_scores,
+    pool_overlaps,
+)
 
 NONE = np.zeros(0, np.int64)
 volumes = arrays(np.int32, (3, 4, 5), elements=st.integers(0, 4))
@@ -120,7 +128,6 @@ def test_a_table_by_hand():
     assert cut["matched"][0]["tp"] == 1
     assert cut["volume_error"] == pytest.approx((9 + 5 - 10) / 10)
     assert cut["volume_result"] + whole["volume_result"] == row["volume_result"]
-
 
     scores = instance_scores(table([1, 1], [1, 1], truth_cut=[], result_cut=[1]), resamples=0)
     assert (scores["whole"]["result"], scores["cut"]["result"]) == (1, 0)  # a matched result goes with its truth

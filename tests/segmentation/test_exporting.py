@@ -195,7 +195,5 @@ def test_an_error_leaves_nothing(instances, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=rf"{library}.*pip install \"mitoseg\[mesh\]\""):
             function(instances, tmp_path / "m")
 
-
-def test_colours_of_neighbouring_numbers_differ():
     colours = np.array([colour_of(n) for n in range(1, 40)])
     assert np.linalg.norm(np.diff(colours, axis=0), axis=1).min() > 0.3

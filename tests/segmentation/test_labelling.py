@@ -33,6 +33,7 @@ from mitoseg.segmentation.blockwise import (
     write_blocks,
 )
 from mitoseg.volumes import ArrayVolume, create_volume, open_volume
+from mitoseg.volumes.base import ArrayWriter
 
 SIZE = (10.0, 10.0, 10.0)
 CUTS = Labelling(split=True, smoothing=0.0, neck=1.0, fragment=0.0)
@@ -87,10 +88,10 @@ def test_the_table_measures_the_objects(mask_zyx, block):
     assert len(found) == len(found.touches_border) == flat.max()
     np.testing.assert_array_equal(label_zyx > 0, mask_zyx)
     for i, part in enumerate(ndimage.find_objects(label_zyx)):
-        assert rows.voxels[i] == (flat == i + 1).sum()
-        assert rows.first[i] == np.flatnonzero(flat == i + 1)[0]
-        assert rows.start[i].tolist() == [s.start for s in part]
-        assert rows.stop[i].tolist() == [s.stop for s in part]
+        assert rows["voxels"][i] == (flat == i + 1).sum()
+        assert rows["first"][i] == np.flatnonzero(flat == i + 1)[0]
+        assert rows["start"][i].tolist() == [s.start for s in part]
+        assert rows["stop"][i].tolist() == [s.stop for s in part]
         sides = [np.take(label_zyx, end, axis) for axis in range(3) for end in (0, -1)]
         assert found.touches_border[i] == any((side == i + 1).any() for side in sides)
 
@@ -117,7 +118,7 @@ def dumbbell(neck=2):
     return mask_zyx
 
 
-def test_a_dumbbell_is_cut_at_its_neck():
+def test_a_dumbbell_is_cut_at_its_neck_also_where_the_border_halves_it():
     label_zyx = label_array(dumbbell(), Labelling(split=True, fragment=1e6), voxel_size=SIZE)
     assert np.unique(label_zyx).tolist() == [0, 1, 2]
     assert (label_zyx[12, 12, 14], label_zyx[12, 12, 44]) == (1, 2)
@@ -125,6 +126,12 @@ def test_a_dumbbell_is_cut_at_its_neck():
     assert len(border) == 1
     assert 24 <= border[0] <= 34
     assert label_array(dumbbell(), Labelling(), voxel_size=SIZE).max() == 1
+    half_zyx = dumbbell()[12:]  # beyond the border it goes on; a bar through the volume has no neck at its ends
+    assert label_array(half_zyx, Labelling(split=True, fragment=1e6), voxel_size=SIZE).max() == 2
+    assert label_array(np.ones((4, 5, 6), bool), CUTS, voxel_size=SIZE).max() == 1
+    mask_zyx = balls((20, 12, 12), (20, 12, 28), (20, 12, 44), shape=(40, 24, 60))[::4]  # thick sections
+    label_zyx = label_array(mask_zyx, Labelling(split=True, neck=0.8, fragment=1e6), voxel_size=(40.0, 10.0, 10.0))
+    assert [label_zyx[5, 12, x] for x in (12, 28, 44)] == [1, 2, 3]
 
 
 def bent_tube():
@@ -163,27 +170,13 @@ def test_options_out_of_range(options, line):
             label_array(np.ones((2, 2, 2)), labelling, voxel_size=SIZE)
 
 
-def test_three_touching_balls_in_thick_sections():
-    mask_zyx = balls((20, 12, 12), (20, 12, 28), (20, 12, 44), shape=(40, 24, 60))[::4]
-    label_zyx = label_array(mask_zyx, Labelling(split=True, neck=0.8, fragment=1e6), voxel_size=(40.0, 10.0, 10.0))
-    assert [label_zyx[5, 12, x] for x in (12, 28, 44)] == [1, 2, 3]
-
-
-def test_beyond_the_border_a_mitochondrion_goes_on():
-    """A dumbbell halved by the border is cut as the whole one is; a bar through the volume has no neck at its ends."""
-    half_zyx = dumbbell()[12:]
-    assert label_array(half_zyx, Labelling(split=True, fragment=1e6), voxel_size=SIZE).max() == 2
-    assert label_array(np.ones((4, 5, 6), bool), CUTS, voxel_size=SIZE).max() == 1
-
-
 def test_small_objects_are_left_out_and_what_is_too_large_for_memory_is_not_cut(monkeypatch, caplog):
     mask_zyx = np.zeros((4, 6, 20), bool)
     mask_zyx[0, 0, :3] = mask_zyx[2, 2, :8] = mask_zyx[3, 5, 10:15] = True
     found = label_volume(ArrayVolume(mask_zyx, SIZE), Labelling(min_volume=5000.0), block=(2, 2, 4))
-    assert found.objects.voxels.tolist() == [8, 5]
+    assert found.objects["voxels"].tolist() == [8, 5]
     assert found.read()[2, 2, 0] == 1
     assert found.read()[0].max() == 0
-
 
     monkeypatch.setattr("mitoseg.segmentation.labelling.BYTES", 10**12)
     assert len(label_volume(ArrayVolume(dumbbell(), SIZE), Labelling(split=True, fragment=1e6))) == 1
@@ -207,17 +200,6 @@ MASK = np.random.default_rng(3).random((9, 20, 28)) < 0.35
 MASK[:4, :8, :8] = False  # a block without an object
 
 
-class Kept:
-    """A writer that keeps an array."""
-
-    def __init__(self, shape):
-        self.array, self.boxes = np.zeros(shape, np.uint32), []
-
-    def write(self, box, array_zyx):
-        self.array[box.slices] = array_zyx
-        self.boxes.append(box)
-
-
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
@@ -237,21 +219,21 @@ def test_whoever_does_which_block(mask_zyx, block, connectivity, split, seed):
     mask, engine = ArrayVolume(mask_zyx, (1.0, 1.0, 1.0)), Elsewhere(seed)
     found = label_volume(mask, options, block=block, engine=engine)
     one = label_volume(mask, options)
-    kept = Kept(mask.shape)
-    write_instances(found, kept, engine=engine)
-    np.testing.assert_array_equal(kept.array, one.read())
-    assert sorted(map(str, kept.boxes)) == sorted(map(str, tiles(mask.box, block)))
-    for name in ("voxels", "start", "stop", "first"):
-        np.testing.assert_array_equal(getattr(found.objects, name), getattr(one.objects, name))
+    writer, boxes = ArrayWriter(mask.shape, np.uint32), []
+    write_instances(found, writer, engine=engine, on_block=boxes.append)
+    kept = writer.array_zyx
+    np.testing.assert_array_equal(kept, one.read())
+    assert sorted(map(str, boxes)) == sorted(map(str, tiles(mask.box, block)))
+    np.testing.assert_array_equal(found.objects, one.objects)
     if not split:
         expected = scipy_labels(mask_zyx, connectivity)
         cc3d_labels = cc3d.connected_components(mask_zyx, connectivity=connectivity)
         np.testing.assert_array_equal(in_raster_order(cc3d_labels), expected)
-        np.testing.assert_array_equal(kept.array, expected)
+        np.testing.assert_array_equal(kept, expected)
         np.testing.assert_array_equal(label_volume(mask, options, block=block).read(), expected)
         assert len(found) == expected.max()
-    counted = count_instances(ArrayVolume(kept.array), block=block, engine=engine)
-    assert counted.to_dict("list") == count_instances(ArrayVolume(kept.array)).to_dict("list")
+    counted = count_instances(ArrayVolume(kept), block=block, engine=engine)
+    assert counted.to_dict("list") == count_instances(ArrayVolume(kept)).to_dict("list")
 
 
 @given(arrays(st.sampled_from([np.uint32, np.int32, np.uint64]), st.tuples(*[st.integers(0, 4)] * 2)))
@@ -281,7 +263,7 @@ def test_what_is_sent_for_a_block_does_not_grow_with_the_volume(tmp_path):
             writer.write(Box.of_shape(mask_zyx.shape), mask_zyx)
         engine = Elsewhere()
         found = label_volume(open_volume(path), block=BLOCK, engine=engine)
-        write_instances(found, Kept(found.shape), engine=engine)
+        write_instances(found, ArrayWriter(found.shape, np.uint32), engine=engine)
         sizes.append(engine.largest)
     assert sizes[1] < 1.1 * sizes[0]
 
@@ -404,7 +386,6 @@ def test_any_type_and_any_id(dtype):
     empty, full = (count_instances(ArrayVolume(array)) for array in (0 * labels, labels))
     assert len(empty) == 0
     assert empty.dtypes.to_dict() == full.dtypes.to_dict()
-
 
     for wrong, message in ((np.full((2, 2, 2), -3), "negative"), (np.ones((2, 2, 2)), "whole")):
         with pytest.raises(UserError, match=message):

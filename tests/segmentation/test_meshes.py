@@ -54,7 +54,6 @@ def test_vertices_are_x_y_z_in_nm_and_fill_the_voxels():
     assert mesh.vertices.min(axis=0) == pytest.approx([31 * 4, 21 * 5, 11 * 40], abs=1e-6)
     assert mesh.vertices.max(axis=0) == pytest.approx([35 * 4, 23 * 5, 12 * 40], abs=1e-6)
 
-
     mask = ball(60, (5, 5, 5))[13:]
     mesh = mesh_object(mask, (5, 5, 5))
     assert mesh.is_closed
@@ -108,7 +107,6 @@ def test_without_the_extra_there_is_one_line(monkeypatch):
     assert mesh_object(mask, (5, 5, 5)).is_closed
     with pytest.raises(UserError, match=r"zmesh.*pip install \"mitoseg\[mesh\]\""):
         mesh_object(mask, (5, 5, 5), reduction=4)
-
 
     assert Mesh(hold_volume(CUBE.vertices, CUBE.faces, 26, 1), CUBE.faces).volume == pytest.approx(26, rel=5e-3)
     moved = hold_volume(CUBE.vertices, CUBE.faces, 1e9, 0.1)

@@ -72,9 +72,12 @@ def test_columns_and_units(table):
     more = "cristae_share probability_mean uncertainty"
     assert set(table.columns) - set(lengths) == {*plain.split(), *more.split(), *STARTS, *STOPS}
 
-
     odd = {"sources": sources(scene(count=1), np.zeros((2, 2, 2), np.uint8))}
-    for options, message in (({"min_volume": -1.0}, "min_volume"), ({"reach": -1.0}, "reach"), (odd, "differ in shape")):
+    for options, message in (
+        ({"min_volume": -1.0}, "min_volume"),
+        ({"reach": -1.0}, "reach"),
+        (odd, "differ in shape"),
+    ):
         with pytest.raises(UserError, match=message):
             measure_instances(**{"sources": sources(scene(count=1)), **options})
 
@@ -149,7 +152,6 @@ def test_neighbours_by_brute_force(volumes, table):
                 nearest = min(nearest, gap)
         assert found == pytest.approx(nearest, abs=max(SIZE) / 2)
 
-
     labels = np.zeros((4, 10, 200), np.uint8)
     labels[1:3, 3:7, 10:14], labels[1:3, 3:7, 114:118] = 1, 2
     for reach, expected in ((499.0, [math.nan] * 2), (501.0, [500.0] * 2)):
@@ -158,7 +160,6 @@ def test_neighbours_by_brute_force(volumes, table):
     assert DISTANCE not in measure_instances(sources(labels), reach=0)
     labels[1:3, 3:7, 14:18] = 3
     assert measure_instances(sources(labels))[DISTANCE].tolist()[0] == 0
-
 
     cut = table["touches_border"]  # these have no sphericity
     assert 0 < cut.sum() < len(table)
@@ -199,7 +200,7 @@ def test_one_voxel():
     assert math.isnan(row[DISTANCE])
 
 
-def test_huge_and_sparse_ids(table):
+def test_huge_and_sparse_ids_and_small_ones_left_out_that_are_neighbours(table):
     labels = scene().astype(np.uint64)
     huge = np.where(labels > 0, labels * 3 + (2**64 - 100), 0).astype(np.uint64)
     found = measure_instances(sources(huge))
@@ -207,8 +208,6 @@ def test_huge_and_sparse_ids(table):
     rest = [c for c in found.columns if c != "instance"]
     pd.testing.assert_frame_equal(found[rest], table[rest])
 
-
-def test_small_ones_are_left_out_but_are_neighbours(table):
     least = float(table["volume_nm3"].median())
     found = measure_instances(sources(scene()), min_volume=least)
     expected = table[table["volume_nm3"] >= least].reset_index(drop=True)
@@ -234,15 +233,13 @@ def test_cristae_stand_out():
     np.testing.assert_allclose(found["turned"], found["stripes"], rtol=1e-4)
 
 
-def test_scaled_probabilities_and_an_uncertainty_of_its_own(volumes, table):
+def test_scaled_probabilities_an_uncertainty_of_its_own_and_the_summary(volumes, table):
     labels, _, probability = volumes
     stored = np.round(probability * 255).astype(np.uint8)
     found = measure_instances(sources(labels, None, stored, scale=255.0, uncertainty=ArrayVolume(probability * 2)))
     np.testing.assert_allclose(found["probability_mean"], table["probability_mean"], atol=1e-3)
     np.testing.assert_allclose(found["uncertainty"], 2 * table["probability_mean"], rtol=1e-5)
 
-
-def test_summary(table):
     found = summarise(table, (24, 90, 90), SIZE)
     whole = table[~table["touches_border"]]
     assert (found["count"], found["count_whole"]) == (len(table), len(whole))

@@ -1,6 +1,7 @@
 """Each step alone against a plain computation, their order, blocks that give what the whole gives, bad numbers."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.special import expit, logit
 from mitoseg.engines import LocalEngine
 from mitoseg.errors import UserError
 from mitoseg.segmentation import Postprocess
-from mitoseg.segmentation.postprocess import Cleaner, mean_field, opening, refine_boundaries
+from mitoseg.segmentation.postprocess import clean_volume, mean_field, opening, refine_boundaries
 from mitoseg.volumes import ArrayVolume
 
 RNG = np.random.default_rng(0)
@@ -157,7 +158,7 @@ def blobs(shape, seed, sigma=2.0):
 
 
 def cleaner(steps, folder, **options):
-    return Cleaner(Postprocess(**steps), folder, **{"block": (5, 16, 16), **options})
+    return partial(clean_volume, steps=Postprocess(**steps), folder=folder, **{"block": (5, 16, 16), **options})
 
 
 @pytest.mark.parametrize("name", EVERYTHING)

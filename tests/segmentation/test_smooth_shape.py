@@ -162,29 +162,23 @@ def test_a_t_has_one_branch_and_a_bump_none(spacing):
     assert measured([bar, *comb], spacing).branches == 3
 
 
-@pytest.mark.parametrize("axes", [(60.0, 60.0, 60.0), (120.0, 50.0, 50.0)])
-def test_blobs(axes):
-    mask, _ = ellipsoid(axes, CUBIC, np.random.default_rng(0))
-    line = centreline(mask, CUBIC)
-    assert line.length == pytest.approx(2 * max(axes), rel=0.06)
-    assert line.diameter_max == pytest.approx(2 * min(axes), rel=0.08)
-    assert line.branches == 0
-    assert line.tortuosity == pytest.approx(1, abs=0.03)
-
-
-def test_what_the_volume_cuts_ends_at_its_face():
+def test_blobs_and_what_the_volume_cuts_ends_at_its_face():
+    for axes in ((60.0, 60.0, 60.0), (120.0, 50.0, 50.0)):
+        mask, _ = ellipsoid(axes, CUBIC, np.random.default_rng(0))
+        line = centreline(mask, CUBIC)
+        assert line.length == pytest.approx(2 * max(axes), rel=0.06)
+        assert line.diameter_max == pytest.approx(2 * min(axes), rel=0.08)
+        assert line.branches == 0
+        assert line.tortuosity == pytest.approx(1, abs=0.03)
     mask = tube([straight([0, 0, 0], [400, 0, 0])], R, CUBIC, np.random.default_rng(0), turned=False)[20:60]
     line = centreline(mask, CUBIC, ((True, True), (False, False), (False, False)))
     assert line.length == pytest.approx(200, rel=0.04)
     assert line.diameter_mean == pytest.approx(2 * R, rel=0.08)
 
-
-def test_two_pieces_and_a_ring():
-    mask = np.zeros((9, 9, 80), bool)
+    mask = np.zeros((9, 9, 80), bool)  # two pieces, and a ring
     mask[2:7, 2:7, 2:12] = mask[2:7, 2:7, 30:78] = True
     assert centreline(mask, CUBIC).length == pytest.approx(48 * 5, rel=0.12)
-    ring = arc(5 * R, 2 * np.pi)
-    assert measured([ring], CUBIC).length == pytest.approx(5 * R * np.pi, rel=0.15)
+    assert measured([arc(5 * R, 2 * np.pi)], CUBIC).length == pytest.approx(5 * R * np.pi, rel=0.15)
 
 
 @pytest.mark.parametrize("spacing", [CUBIC, THICK])

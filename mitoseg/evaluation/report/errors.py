@@ -23,11 +23,8 @@ from mitoseg.metrics import IGNORE
 from mitoseg.volumes.base import Array, Volume
 
 SLAB_VOXELS = 2**26  # looked at in one piece; an error that reaches from one slab into the next counts as two
-
 WHOLE = 0.8  # share of an object from which the whole object is wrong
-
 LEAST = 1000  # voxels from which a whole object comes before larger parts
-
 KINDS = {"false": 1, "missed": 2}
 """The code of a voxel in the result alone, and in the truth alone; 3 in both, 0 in neither."""
 
@@ -80,39 +77,28 @@ def _faults(code_zyx: npt.NDArray[np.uint8], slab: Box, count: int) -> list[Faul
     voxels, boxes = table["voxel_counts"], table["bounding_boxes"]
     found = []
     for kind, code in KINDS.items():
-        share = _share_of_object(code_zyx, code, label_zyx, voxels)
+        object_zyx = cc3d.connected_components((code_zyx & code) != 0, connectivity=6)
+        size = np.zeros(int(object_zyx.max()) + 1, np.int64)
+        for label_yx in object_zyx:  # slice by slice, as bincount makes eight bytes of each voxel
+            size += np.bincount(label_yx.ravel(), minlength=len(size))
+        share = np.full(len(voxels), -1.0)  # of the object that an error lies in; -1 for those of the other kind
+        wrong_zyx = code_zyx == code
+        label, owner = label_zyx[wrong_zyx], object_zyx[wrong_zyx]  # an error lies in one object, as it is connected
+        share[label] = voxels[label].astype(np.float64) / size[owner]
         own = np.flatnonzero(share >= 0)
         later = (share[own] < WHOLE) | (voxels[own] < LEAST)
         order = own[np.lexsort((-voxels[own].astype(np.int64), later))]
-        for label in filter(None, order[:count].tolist()):
-            own_zyx = label_zyx[boxes[label]] == label
-            start = tuple(s.start + n for s, n in zip(boxes[label], slab.start, strict=True))
+        for one in filter(None, order[:count].tolist()):
+            own_zyx = label_zyx[boxes[one]] == one
+            start = tuple(s.start + n for s, n in zip(boxes[one], slab.start, strict=True))
             stop = tuple(a + n for a, n in zip(start, own_zyx.shape, strict=True))
             z = int(own_zyx.sum(axis=(1, 2)).argmax())
             ys, xs = np.nonzero(own_zyx[z])
             nearest = int(np.hypot(ys - ys.mean(), xs - xs.mean()).argmin())  # the mean may lie beside a bend
             at = (start[0] + z, start[1] + int(ys[nearest]), start[2] + int(xs[nearest]))
-            whole = bool(share[label] >= WHOLE)
+            whole = bool(share[one] >= WHOLE)
             found.append(Fault(kind, whole, int(own_zyx.sum()), Box(start, stop), at))
     return found
-
-
-def _share_of_object(
-    code_zyx: npt.NDArray[np.uint8],
-    code: int,
-    label_zyx: npt.NDArray[np.unsignedinteger],
-    voxels: npt.NDArray[np.unsignedinteger],
-) -> npt.NDArray[np.float64]:
-    """For each error, its share of the object that it lies in; -1 for those of the other kind."""
-    object_zyx = cc3d.connected_components((code_zyx & code) != 0, connectivity=6)
-    size = np.zeros(int(object_zyx.max()) + 1, np.int64)
-    for label_yx in object_zyx:  # slice by slice, as bincount makes eight bytes of each voxel
-        size += np.bincount(label_yx.ravel(), minlength=len(size))
-    share = np.full(len(voxels), -1.0)
-    wrong_zyx = code_zyx == code
-    label, owner = label_zyx[wrong_zyx], object_zyx[wrong_zyx]  # an error lies in one object, as it is connected
-    share[label] = voxels[label].astype(np.float64) / size[owner]
-    return share
 
 
 def gallery_section(content: Content) -> Section | None:
@@ -159,9 +145,6 @@ def crop_window(fault: Fault, box: Box) -> Box:
     """A square of one slice round an error, inside the box."""
     z, *middle = fault.at
     side = int(min(max(1.6 * max(fault.box.shape[1:]), _NARROWEST), _WIDEST))
-    start, stop = [z], [z + 1]
-    for centre, low, high in zip(middle, box.start[1:], box.stop[1:], strict=True):
-        first = max(low, min(centre - side // 2, high - side))
-        start.append(first)
-        stop.append(min(first + side, high))
-    return Box(tuple(start), tuple(stop))
+    ends = zip(middle, box.start[1:], box.stop[1:], strict=True)
+    y, x = (max(low, min(centre - side // 2, high - side)) for centre, low, high in ends)
+    return Box((z, y, x), (z + 1, min(y + side, box.stop[1]), min(x + side, box.stop[2])))

@@ -1,7 +1,4 @@
-"""The report, one HTML file that holds everything it shows and asks nothing of any other place.
-
-Each section is a dictionary and the template of its name.
-"""
+"""The report, one HTML file that asks nothing of any other place: each section is a dictionary and a template."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What the viewers of the page show: slices with what was found on them, and surfaces as one small mesh.
 
-Large slices and volumes are made small while they are read, strip by strip. Where only a mask is given, its instances
-are numbered and told by size and place.
+Large slices and volumes are made small while they are read, strip by strip.
 """
 
 from __future__ import annotations
@@ -35,19 +34,12 @@ RESULT: Colour = (0.86, 0.47, 0.78)
 COLOURS = {"truth": TRUTH, "result": RESULT, "hit": HIT, "false": FALSE, "missed": MISSED, "ignored": LEFT_OUT}
 
 IN_TRUTH, IN_RESULT, NOT_COUNTED = 1, 2, 4  # bits of a pixel's code
-
 STRIP_VOXELS = 2**24  # read at once
-
 SLAB_VOXELS = 2**22  # counted at once
-
 LARGEST_BOX = 2**28  # voxels whose ids are held in memory
-
 CELLS = 2**23  # cells in which the instances are first read
-
 MOST_SURFACES = 3000  # instances that are drawn, at most
-
 SMOOTHING = 0.8  # standard deviation in cells: takes the steps of voxels away
-
 _TRIANGLES_PER_FACE = 4 / 3  # marching cubes makes about two triangles where the faces of cells cover 1.5 of them
 _PAD = 3
 _QUANTA = 65534
@@ -93,21 +85,10 @@ def slices_section(content: Content) -> Section | None:
     layers = ["errors"] if {"truth", "result"} <= volumes.keys() else []
     layers += [name for name in ("instances", "truth", "result") if name in volumes]
     bar = dict(zip(("voxels", "text"), bar_length(box.shape[2], content.spacing and content.spacing[2]), strict=True))
-    data = {
-        "width": shape_yx[1],
-        "height": shape_yx[0],
-        "start": box.start,
-        "size": box.shape,
-        "voxel_nm": content.spacing,
-        "z": at,
-        "images": images,
-        "codes": codes,
-        "ids": ids,
-        "layers": layers,
-        "colours": {name: css_colour(colour) for name, colour in COLOURS.items()},
-        "bar": bar,
-    }
-    return {"data": data}
+    colours = {name: css_colour(colour) for name, colour in COLOURS.items()}
+    about: dict[str, object] = {"width": shape_yx[1], "height": shape_yx[0], "start": box.start, "size": box.shape}
+    about |= {"voxel_nm": content.spacing, "z": at, "images": images, "codes": codes, "ids": ids}
+    return {"data": {**about, "layers": layers, "colours": colours, "bar": bar}}
 
 
 def small_image(volume: Volume, z: int, crop: Box, shape_yx: tuple[int, int]) -> Floats:

@@ -34,37 +34,32 @@ _SIZES = ("voxels", "diameter_sphere_nm")  # drawn where there are no better one
 
 
 def headline_section(content: Content, table: DataFrame | None) -> Section | None:
-    """Facts of the mitochondria and the first scores; None where nothing is known."""
-    scores, found = content.scores, _facts(content, table)
+    """How many mitochondria there are, how dense and large (µm³), and first scores; None where nothing is known."""
+    scores, facts = content.scores, dict[str, float]()
+    if table is not None and len(table):
+        whole = whole_instances(table)
+        cut = len(table) - len(whole)
+        facts |= {"count": len(table), "cut": cut}
+        if content.box is not None and content.spacing is not None:
+            facts["tissue"] = float(np.prod(content.box.shape) * np.prod(content.spacing)) * 1e-9
+            facts["density"] = (len(whole) + 0.5 * cut) / facts["tissue"]
+        if "volume_nm3" in table and len(whole):
+            quartiles = np.percentile(whole["volume_nm3"] * 1e-9, (25, 50, 75)).tolist()
+            facts |= zip(("quarter", "median", "three"), quartiles, strict=True)
+        if content.box is not None and "voxels" in table:
+            facts["share"] = float(table["voxels"].sum()) / content.box.size
     shown = {key: SCORES[key] for key in _SHOWN[:4] if isinstance(scores.get(key), float)}
     matched = ((scores.get("instances") or {}).get("all") or {}).get("matched")
-    if not found and not shown and not matched:
+    if not facts and not shown and not matched:
         return None
-    return {"facts": found, "scores": scores, "shown": shown, "matched": matched[0] if matched else None}
-
-
-def _facts(content: Content, table: DataFrame | None) -> dict[str, float]:
-    """How many mitochondria there are, how dense, how large (µm³: quartiles), and their share of the volume."""
-    if table is None or not len(table):
-        return {}
-    whole = whole_instances(table)
-    cut = len(table) - len(whole)
-    facts: dict[str, float] = {"count": len(table), "cut": cut}
-    if content.box is not None and content.spacing is not None:
-        facts["tissue"] = float(np.prod(content.box.shape) * np.prod(content.spacing)) * 1e-9
-        facts["density"] = (len(whole) + 0.5 * cut) / facts["tissue"]
-    if "volume_nm3" in table and len(whole):
-        quartiles = np.percentile(whole["volume_nm3"] * 1e-9, (25, 50, 75)).tolist()
-        facts |= zip(("quarter", "median", "three"), quartiles, strict=True)
-    if content.box is not None and "voxels" in table:
-        facts["share"] = float(table["voxels"].sum()) / content.box.size
-    return facts
+    return {"facts": facts, "scores": scores, "shown": shown, "matched": matched[0] if matched else None}
 
 
 def table_section(table: DataFrame | None, rows: int) -> Section | None:
     """The table with its first rows, and what the scene can colour by, its columns of numbers; None without any."""
     if table is None or not len(table):
         return None
+    first = table.head(rows).to_dict("records")
     shown = [str(key) for key in table.columns if str(key) not in _HIDDEN]
     columns: dict[str, list[object]] = {}
     for key in shown:
@@ -77,10 +72,7 @@ def table_section(table: DataFrame | None, rows: int) -> Section | None:
         "count": len(table),
         "csv": data_uri("text/csv", frame_csv(table).encode()),
         "heads": [column_label(key)[:2] for key in shown],
-        "rows": [
-            (row.get("instance"), [_cell(key, row.get(key)) for key in shown])
-            for row in table.head(rows).to_dict("records")
-        ],
+        "rows": [(row.get("instance"), [_cell(key, row.get(key)) for key in shown]) for row in first],
         "columns": columns,
     }
 
