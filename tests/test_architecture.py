@@ -13,19 +13,8 @@ PACKAGE = ROOT / "mitoseg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-BASE = {
-    "",
-    "arguments",
-    "control_groups",
-    "errors",
-    "extras",
-    "geometry",
-    "processes",
-    "progress",
-    "provenance",
-    "storage",
-    "tables",
-}  # "" is mitoseg itself: its version
+BASE = {"", "arguments", "control_groups", "errors", "extras", "geometry", "processes", "progress", "provenance"}
+BASE |= {"storage", "tables"}  # "" is mitoseg itself: its version
 LIBRARIES_ONLY = {"errors", "geometry"}
 EVERYTHING = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__"}} | BASE
 MAY_IMPORT = {
@@ -62,8 +51,7 @@ WITHOUT_TORCH = {"segmentation"}
 
 def part_of(path):
     """The part of the package that a file belongs to, such as ``volumes``."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path):

@@ -90,13 +90,20 @@ def test_version_1(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cgroup", "top"),
-    [("0::/\n", "/"), ("0::/docker/abc\n", "/docker/abc"), ("0::/../other\n", "/"), ("0::/a\n", "/..")],
-    ids=["own namespace", "one group mounted", "moved out of its namespace", "mounted from outside"],
+    ("cgroup", "top", "folder"),
+    [
+        ("/", "/", ""),
+        ("/docker/abc", "/docker/abc", ""),
+        ("/../other", "/", ""),
+        ("/a", "/..", ""),
+        ("/", "/", "/my groups"),
+    ],
+    ids=["own namespace", "one group mounted", "moved out of its namespace", "mounted from outside", "a blank"],
 )
-def test_a_container_sees_its_own_group_as_the_root(tmp_path, cgroup, top):
-    files = {"memory.max": 2 * GB, "memory.current": GB, "cpu.max": "50000 100000"}
-    root = tree(tmp_path, cgroup, [(top, "/sys/fs/cgroup", "cgroup2", "rw")], files)
+def test_a_container_sees_its_own_group_as_the_root(tmp_path, cgroup, top, folder):
+    files = {f".{folder}/memory.max": 2 * GB, f".{folder}/memory.current": GB, f".{folder}/cpu.max": "50000 100000"}
+    place = f"/sys/fs/cgroup{folder}".replace(" ", "\\040")
+    root = tree(tmp_path, f"0::{cgroup}\n", [(top, place, "cgroup2", "rw")], files)
     assert memory_available(root) == GB
     assert cpu_quota(root) == 0.5
 
@@ -111,23 +118,9 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path, cgroup, top):
     ],
     ids=["no files", "max", "no usage", "empty files"],
 )
-def test_without_limits_the_machine_counts(tmp_path, files):
-    root = tree(tmp_path, "0::/a\n", V2, files)
-    assert memory_available(root) == 20 * GB
-    assert cpu_quota(root) is None
-
-
-def test_a_system_without_control_groups(tmp_path):
-    assert memory_available(tmp_path) == 20 * GB
-    assert cpu_quota(tmp_path) is None
-
-
-def test_a_mount_point_with_a_blank(tmp_path):
-    files = {"my groups/memory.max": 2 * GB, "my groups/memory.current": GB}
-    assert (
-        memory_available(tree(tmp_path, "0::/\n", [("/", "/sys/fs/cgroup/my\\040groups", "cgroup2", "rw")], files))
-        == GB
-    )
+def test_without_limits_or_control_groups_the_machine_counts(tmp_path, files):
+    for root in (tree(tmp_path, "0::/a\n", V2, files), tmp_path / "none"):
+        assert (memory_available(root), cpu_quota(root)) == (20 * GB, None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v limits nothing elsewhere")

@@ -39,20 +39,13 @@ def test_a_record_is_json_and_true():
     assert record["devices"]
 
 
-def test_commit_and_changes_of_a_clone(clone):
+def test_commit_and_changes_of_a_clone_and_of_nothing_else(tmp_path, clone, monkeypatch):
     commit = git(clone, "rev-parse", "HEAD")
     assert git_state(clone) == (commit, False)
     (clone / "file").write_text("2")
     assert git_state(clone) == (commit, True)
-
-
-def test_a_folder_inside_another_clone_has_no_commit(clone):
     (clone / "inside").mkdir()
-    assert git_state(clone / "inside") == (None, None)
-
-
-def test_without_a_commit_or_git(tmp_path, clone, monkeypatch):
-    assert git_state(tmp_path) == (None, None)
+    assert git_state(clone / "inside") == git_state(tmp_path) == (None, None)
     monkeypatch.setenv("PATH", "")
     assert git_state(clone) == (None, None)
 

@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -26,12 +25,10 @@ def break_off(path, error, **options):
 
 def test_a_file_appears_whole(tmp_path):
     with atomic_output(tmp_path / "a.tif") as temporary:
-        assert temporary.suffix == ".tif"
-        assert temporary.parent == tmp_path
+        assert (temporary.suffix, temporary.parent) == (".tif", tmp_path)
         temporary.write_bytes(b"half")
         assert not (tmp_path / "a.tif").exists()
     assert names(tmp_path) == ["a.tif"]
-    assert (tmp_path / "a.tif").read_bytes() == b"half"
 
 
 def test_a_folder_appears_whole_and_replaces_another(tmp_path):
@@ -62,44 +59,33 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
-def test_any_exception_leaves_nothing_and_passes_on(tmp_path, error):
-    with pytest.raises(error):
-        break_off(tmp_path / "new" / "deep" / "a.tif", error())
-    assert names(tmp_path) == []
-
-
-def test_an_exception_keeps_the_old_output(tmp_path):
+def test_any_exception_leaves_nothing_keeps_the_old_output_and_passes_on(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(ValueError, match="boom"):
-        break_off(tmp_path / "a.txt", ValueError("boom"), overwrite=True)
+    for path in (tmp_path / "new" / "deep" / "a.tif", tmp_path / "a.txt"):
+        with pytest.raises(error):
+            break_off(path, error(), overwrite=True)
     assert names(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
 @pytest.mark.parametrize(
-    ("number", "says"),
-    [(errno.ENOSPC, "disk is full"), (errno.EFBIG, "disk is full"), (errno.EACCES, "cannot be written")],
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk is full"),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "disk is full"),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES)), "cannot be written"),
+        (RuntimeError("(file write failed: errno = 28, error message = 'No space left on device')"), "disk is full"),
+        (RuntimeError("Error while serializing: I/O error: File too large (os error 27)"), "disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0"), "disk is full"),
+    ],
 )
-def test_what_the_system_refuses_is_one_line(tmp_path, number, says):
+def test_what_the_system_refuses_is_one_line(tmp_path, error, says):
     with pytest.raises(UserError, match=says) as caught:
-        break_off(tmp_path / "a.tif", OSError(number, os.strerror(number)))
+        break_off(tmp_path / "a.tif", error)
     assert "a.tif" in str(caught.value)
     assert "partial" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Can't close file (file write failed: errno = 28, error message = 'No space left on device')",
-        "Error while serializing: I/O error: File too large (os error 27)",
-        "[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0",
-    ],
-)
-def test_a_full_disk_is_known_from_a_librarys_text(tmp_path, text):
-    with pytest.raises(UserError, match="disk is full"), atomic_output(tmp_path / "a.h5"):
-        raise RuntimeError(text)
 
 
 def test_other_errors_are_not_mistaken_for_a_full_disk(tmp_path):
@@ -121,7 +107,6 @@ def test_check_output_refuses_what_exists(tmp_path):
     with pytest.raises(UserError, match=r"exists: '.*a\.tif'; .*overwrite=true"):
         check_output(tmp_path / "a.tif", overwrite=False)
     check_output(tmp_path / "a.tif", overwrite=True)
-    check_output(tmp_path / "b.tif", overwrite=False)
     check_output(tmp_path / "no" / "such" / "folder" / "b.tif", overwrite=False)
     assert names(tmp_path) == ["a.tif"]
 
@@ -142,19 +127,14 @@ def test_a_dangling_link_counts_as_existing(tmp_path):
         check_output(tmp_path / "a.tif", overwrite=False)
 
 
-def test_a_parent_that_is_a_file(tmp_path):
+@pytest.mark.parametrize("name", ["file/a.tif", "closed/a.tif", "a" * 300 + ".tif"])
+def test_a_place_where_nothing_can_be_written(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(not a folder\)|Not a directory"):
-        check_output(tmp_path / "file" / "a.tif", overwrite=False)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
-def test_a_parent_without_permission(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
-    if os.access(tmp_path / "closed", os.W_OK):
-        pytest.skip("root may write everywhere")
-    with pytest.raises(UserError, match="cannot be written"):
-        check_output(tmp_path / "closed" / "a.tif", overwrite=False)
+    if "closed" in name and os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("root may write everywhere, and Windows has no such permissions")
+    with pytest.raises(UserError, match=r"cannot be written( \(not a folder\))?|Not a directory"):
+        check_output(tmp_path / name, overwrite=False)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
@@ -169,43 +149,23 @@ def test_a_parent_that_refuses(tmp_path, monkeypatch, number):
         pytest.fail("must not get here")
 
 
-def test_a_name_that_is_too_long(tmp_path):
-    with pytest.raises(UserError, match="cannot be written"):
-        check_output(tmp_path / ("a" * 300 + ".tif"), overwrite=False)
+def test_a_long_name_has_a_temporary_one(tmp_path):
     with atomic_output(tmp_path / ("a" * 200 + ".tif")) as temporary:
         temporary.write_text("x")
 
 
 def test_json_is_plain(tmp_path):
-    data = {
-        "nan": float("nan"),
-        "inf": np.float32("inf"),
-        "count": np.int64(2**40),
-        "shape": (1, 2),
-        "array": np.array([[1.5, np.nan]]),
-        "path": Path("a") / "b",
-        "text": "µm",
-        3: {True},
-        "none": None,
-    }
+    data = {"nan": float("nan"), "inf": np.float32("inf"), "count": np.int64(2**40), "shape": (1, 2), "none": None}
+    data |= {"array": np.array([[1.5, np.nan]]), "path": Path("a") / "b", "text": "µm", 3: {True}}
     write_json(tmp_path / "a.json", data)
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert "NaN" not in text
     assert "µm" in text
-    assert json.loads(text) == {
-        "nan": None,
-        "inf": None,
-        "count": 2**40,
-        "shape": [1, 2],
-        "array": [[1.5, None]],
-        "path": os.path.join("a", "b"),
-        "text": "µm",
-        "3": [True],
-        "none": None,
-    }
+    expected = {"nan": None, "inf": None, "count": 2**40, "shape": [1, 2], "none": None, "array": [[1.5, None]]}
+    assert json.loads(text) == expected | {"path": os.path.join("a", "b"), "text": "µm", "3": [True]}
     with pytest.raises(TypeError, match="object"):
         write_json(tmp_path / "a.json", {"x": object()})
-    assert json.loads(text)["count"] == 2**40  # the old file stays
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
     assert names(tmp_path) == ["a.json"]
 
 

@@ -16,12 +16,7 @@ from mitoseg.evaluation.report.page import render
 from mitoseg.tables import as_written, frame_csv, read_csv, to_csv, to_markdown, write_table
 from mitoseg.workflows.many import Row, read_rows, write_rows
 
-WIDE = (
-    "\uff1d",
-    "\uff0b",
-    "\uff0d",
-    "\uff20",
-)  # full-width = + - @, which some spreadsheets compute
+WIDE = ("\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width = + - @, which some spreadsheets compute
 NASTY = ["=cmd|' /C calc'!A0.tif", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=quoted", "'kept'", "plain"]
 
 

@@ -70,20 +70,15 @@ def test_names_in_the_wheel(wheel):
     assert not [name for name in names if "__pycache__" in name or name.startswith("mitoseg/tests")]
 
 
-def test_the_console_script_lists_the_commands(installed, tmp_path):
+def test_help_and_training_on_two_processes_from_an_empty_folder(installed, tmp_path):
     assert "train" in run([str(installed), "--help"], tmp_path)
     assert "== Config ==" in run([str(installed), "train", "--help"], tmp_path)
-
-
-def test_training_on_two_processes_from_an_empty_folder(installed, tmp_path):
     folder = tmp_path / "my [1] = ü#, a"
     folder.mkdir()
     said = run([str(installed), "train", "trainer.devices=2", *TINY], folder)
     (made,) = folder.glob("outputs/train/*/*")
     assert folder / said.splitlines()[-1] == made
-    assert (made / "checkpoints" / "best.ckpt").is_file()
-    assert (made / "checkpoints" / "last.ckpt").is_file()
-    assert (made / "metrics.json").is_file()
+    assert all((made / name).is_file() for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.json"))
     assert {path.name for path in folder.iterdir()} == {"outputs", "its data"}
 
 

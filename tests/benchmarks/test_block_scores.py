@@ -52,9 +52,7 @@ def test_thresholds_by_prior_and_by_validation(made, lines):
 
 
 def test_mistakes_are_said(made, lines, tmp_path):
-    other = write(tmp_path / "o.tif", np.eye(32, dtype=np.uint8)[None])
-    with pytest.raises(SystemExit, match="of one shape"):
-        lines(prediction=made["prediction"], truth=other)
-    empty = write(tmp_path / "e.tif", np.eye(32, 40, dtype=np.uint8)[None])
-    with pytest.raises(SystemExit, match="all of one class"):
-        lines(prediction=made["prediction"], truth=empty)
+    for shape, line in (((32, 32), "of one shape"), ((32, 40), "all of one class")):
+        truth = write(tmp_path / "t.tif", np.eye(*shape, dtype=np.uint8)[None])
+        with pytest.raises(SystemExit, match=line):
+            lines(prediction=made["prediction"], truth=truth)

@@ -10,20 +10,14 @@ from written import write
 
 
 @pytest.fixture
-def one_thread():
-    """What is timed is too small for two, which wait for each other where the machine is busy."""
+def words(tmp_path):
+    """A command line whose slices are small, in one thread: two wait for each other where the machine is busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def words(tmp_path, one_thread):
-    """A command line whose slices are small."""
     image_zyx = np.random.default_rng(0).integers(0, 256, (4, 80, 96), dtype=np.uint8)
     path = write(tmp_path / "image.tif", image_zyx, (5.0, 5.0, 5.0))
-    return [f"data={path}", "slices=5", "slice=72,96", "quick=true", "devices=cpu", f"out={tmp_path / 'out.json'}"]
+    yield [f"data={path}", "slices=5", "slice=72,96", "quick=true", "devices=cpu", f"out={tmp_path / 'out.json'}"]
+    torch.set_num_threads(before)
 
 
 def test_all_parts_but_the_command(scripts, words, tmp_path, capsys):
@@ -60,21 +54,15 @@ def test_the_command_and_compiled_code(scripts, words):
     assert report["fastest_setting"] == {"patch_cnn": "fp32_compiled"}
 
 
-def test_what_is_timed_takes_turns(scripts):
+def test_turns_work_and_limits(scripts):
     timing, made = scripts("timing"), []
     sides = {name: timing.Side(lambda name=name: made.append(name)) for name in "ab"}
     turns = timing.take_turns(sides, torch.device("cpu"), timing.Sample(seconds=0, turns=3))
     assert "".join(made) == "aaabbb" + "ababab"
     assert all(len(found) == 3 and found.best <= found.median for found in turns.values())
-
-
-def test_work_is_counted(scripts):
     layer, image = nn.Conv2d(3, 4, 5, bias=False, device="meta"), torch.empty(1, 3, 12, 14, device="meta")
-    work = scripts("timing").count_work(lambda: layer(image[:, :, 2:]))
+    work = timing.count_work(lambda: layer(image[:, :, 2:]))
     assert work["operations"] == 2 * 75 * 4 * 6 * 10
     assert work["bytes"] == 4 * (3 * 10 * 14 + 4 * 75 + 4 * 6 * 10)
-
-
-def test_the_limits_of_a_volume_on_a_gpu(scripts):
     found = {"operations": 1e15, "bytes_of_layers": 4e12, "bytes_per_second": 2e12, "link_seconds": 0.5}
     assert list(scripts("inference_command").limits(found, 5e14).values()) == [2.0, 2.0, 0.5]

@@ -39,10 +39,8 @@ def make_run(folder, seed, name="paper", seam=True, **more):
         write_json(folder / "without_seam" / "metrics.json", scores(seed, wrong=0.2))
     (folder / "config.yaml").write_text(f"name: {name}\nseed: {seed}\n")
     arguments = ["train", "data=lucchi", 'data.root="/some/where"', f"seed={seed}", "epochs=9", "hydra.mode=RUN"]
-    write_json(
-        folder / "provenance.json",
-        {"seed": seed, "commit": "0123456789abcdef", "dirty": False, "arguments": arguments, **more},
-    )
+    origin = {"seed": seed, "commit": "0123456789abcdef", "dirty": False, "arguments": arguments}
+    write_json(folder / "provenance.json", origin | more)
     return found
 
 
@@ -50,6 +48,12 @@ def rows(text):
     """Cells of every row, by the first cell, without the heads."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def cells_of(text):
+    """The cells of a table's only row by the heads."""
+    head, row = rows(text)
+    return dict(zip(head, row, strict=True))
 
 
 def percent(values):
@@ -60,19 +64,14 @@ def percent(values):
 def test_mean_deviation_costs_and_command(table, tmp_path):
     costs = {"parameters": 145058, "peak_memory": {"process": 2_000_000_000, "device": None}}
     runs = [make_run(tmp_path / f"seed={s}", s, training_seconds=60.0 * s, **costs) for s in (1, 2, 3)]
-    head, row = rows(table(*sorted(tmp_path.iterdir()), "boundary=false"))
-    cells = dict(zip(head, row, strict=True))
-    assert cells["method"] == "paper"
-    assert cells["seeds"] == "1, 2, 3"
+    cells = cells_of(table(*sorted(tmp_path.iterdir()), "boundary=false"))
+    assert (cells["method"], cells["seeds"], cells["commit"]) == ("paper", "1, 2, 3", "0123456")
     for part in ("test", "test_clean"):
         assert cells[f"{part}: fg"] == percent(run[part][FG] for run in runs)
         assert cells[f"{part}: mean"] == percent(run[part][MEAN] for run in runs)
     seams = [json.loads((tmp_path / f"seed={s}" / "without_seam" / "metrics.json").read_text()) for s in (1, 2, 3)]
     assert cells["without_seam: fg"] == percent(seam[FG] for seam in seams)
-    assert cells["parameters"] == "145,058"
-    assert cells["minutes"] == "2.0 ± 1.0"
-    assert cells["peak GB"] == "2.0 ± 0.0"
-    assert cells["commit"] == "0123456"
+    assert (cells["parameters"], cells["minutes"], cells["peak GB"]) == ("145,058", "2.0 ± 1.0", "2.0 ± 0.0")
     assert cells["command"] == "`python train.py data=lucchi epochs=9`"
 
 
@@ -94,17 +93,16 @@ def test_curves_are_pooled_over_seeds(table, tmp_path):
 def test_methods_have_a_row_each_or_one_under_a_given_name(table, tmp_path):
     for seed, name in ((1, "a"), (2, "b")):
         make_run(tmp_path / name, seed, name)
-    folders = [tmp_path / "a", tmp_path / "b"]
-    assert [row[0] for row in rows(table(*folders, "boundary=false"))] == ["method", "a", "b"]
-    assert [row[0] for row in rows(table(*folders, "boundary=false", "name=both"))] == ["method", "both"]
+    words = [tmp_path / "a", tmp_path / "b", "boundary=false"]
+    assert [row[0] for row in rows(table(*words))] == ["method", "a", "b"]
+    assert cells_of(table(*words, "name=both"))["method"] == "both"
 
 
 def test_what_is_missing_is_a_dash(table, tmp_path):
     make_run(tmp_path / "1", 1)
     make_run(tmp_path / "2", 2, seam=False)
     (tmp_path / "2" / "provenance.json").unlink()
-    head, row = rows(table(tmp_path / "1", tmp_path / "2", "boundary=false"))
-    cells = dict(zip(head, row, strict=True))
+    cells = cells_of(table(tmp_path / "1", tmp_path / "2", "boundary=false"))
     assert "±" in cells["test: fg"]
     assert "±" not in cells["without_seam: fg"]
     assert cells["minutes"] == cells["parameters"] == cells["peak GB"] == "-"
@@ -115,8 +113,7 @@ def test_metrics_of_evaluate_will_do(table, tmp_path):
     found = scores(1)
     write_json(tmp_path / "x" / "metrics.json", {**found, "jaccard_background": math.nan})
     for given in (tmp_path / "x", tmp_path / "x" / "metrics.json"):
-        head, row = rows(table(given, "boundary=false"))
-        cells = dict(zip(head, row, strict=True))
+        cells = cells_of(table(given, "boundary=false"))
         assert (cells["method"], cells["test: fg"], cells["test: bg"]) == ("x", f"{100 * found[FG]:.1f}", "-")
 
 

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from written import write
 
-from mitoseg.volumes import ArrayVolume, create_volume, open_volume
+from mitoseg.volumes import ArrayVolume, open_volume
 
 
 def test_the_image_is_the_source_continued_by_reflection(scripts, tmp_path):
@@ -31,11 +32,8 @@ def test_objects_end_where_the_mask_is_folded(scripts, tmp_path):
 
 def test_a_stored_prediction_is_a_mask_by_its_threshold(scripts, tmp_path):
     probability = np.random.default_rng(0).random((2, 3, 4), np.float32)
-    with create_volume(
-        tmp_path / "p.tif", (2, 3, 4), "float32", metadata={"kind": "probability", "threshold": 0.3}
-    ) as w:
-        w.write(ArrayVolume(probability).box, probability)
-    found = scripts("scale_volumes").find_mask(str(tmp_path / "p.tif"))
+    path = write(tmp_path / "p.tif", probability, kind="probability", threshold=0.3)
+    found = scripts("scale_volumes").find_mask(path)
     np.testing.assert_array_equal(found.read(), probability >= np.float32(0.3))
 
 

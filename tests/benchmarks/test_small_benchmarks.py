@@ -1,38 +1,61 @@
-"""The benchmarks of measuring and of augmentation: they run, write what they print, and know every effect."""
+"""Every benchmark starts and knows its words; those of measuring and of augmentation run and write what they print."""
 
 import inspect
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from mitoseg.sampling.augmentation import EMAugmentation
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-def test_tubes_are_apart_and_numbered(scripts):
+
+def test_every_benchmark_finds_what_it_imports(scripts):
+    for path in BENCHMARKS.glob("*.py"):
+        assert scripts(path.stem).__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        *((name, "no such option: nonsense", ["nonsense=1"]) for name in ("confidence", "few_labels", "generalist")),
+        *(("inference", "error: ", words) for words in (["nonsense=1"], ["parts=windows"], ["turns=many"])),
+        *(("training", "error: ", words) for words in (["nonsense=1"], ["networks=unet", "quick=true"])),
+    ],
+)
+def test_words_that_cannot_be_read(scripts, name, line, words):
+    with pytest.raises(SystemExit, match=line):
+        scripts(name).main(words)
+
+
+@pytest.mark.parametrize("name", ["inference", "training", "instances", "postprocessing"])
+def test_help_names_every_option(scripts, capsys, name):
+    script = scripts(name)
+    script.main(["--help"])
+    told = capsys.readouterr().out
+    options = script.HELP if hasattr(script, "HELP") else script.Options.__dataclass_fields__
+    assert all(f"\n{option}=" in told for option in options)
+
+
+def test_measuring(scripts, tmp_path, capsys):
     labels_zyx = scripts("morphometry").tubes(10)
     assert np.unique(labels_zyx).tolist() == list(range(11))
     assert np.bincount(labels_zyx.ravel())[1:].min() > 500
-
-
-def test_numbers(scripts, tmp_path, capsys):
     result = scripts("morphometry").main(["objects=8", "image=false", f"out={tmp_path / 'a.json'}"])
     assert "8 objects in 2 million voxels" in capsys.readouterr().out
-    written = json.loads((tmp_path / "a.json").read_text())
-    assert written["ratio"] == result["ratio"]
-    assert written["ratio"] > 0
+    assert json.loads((tmp_path / "a.json").read_text())["ratio"] == result["ratio"] > 0
 
 
-def test_augmentation_runs(scripts, tmp_path, monkeypatch):
+def test_augmentation_runs_with_every_effect(scripts, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     script, out = scripts("augmentation"), tmp_path / "out.json"
+    numbers = {"magnitude", "scale", "volumetric", "outside", "gamma", "gain", "coarser", "extra"}
+    assert set(inspect.signature(EMAugmentation).parameters) == numbers | set(script.EFFECTS)
     monkeypatch.setattr(script, "SHAPES", {"a volume": (1, 4, 32, 32), "sections": (3, 32, 32)})
     found = script.main(["samples=1", f"output={out}"])
     torch.set_num_threads(threads)
     assert json.loads(out.read_text(encoding="utf-8")) == found
     assert set(found["sections"]) == {"all", *script.EFFECTS}
-
-
-def test_every_probability_is_an_effect(scripts):
-    numbers = {"magnitude", "scale", "volumetric", "outside", "gamma", "gain", "coarser", "extra"}
-    assert set(inspect.signature(EMAugmentation).parameters) == numbers | set(scripts("augmentation").EFFECTS)
