@@ -24,7 +24,6 @@ import mitoseg
 from mitoseg.datasets import Region
 from mitoseg.geometry import Box
 from mitoseg.inference.confidence import DOUBTFUL, SPREAD, examine, expected_jaccard
-from mitoseg.inference.prepare import make_prediction
 from mitoseg.metrics import count, scores
 from mitoseg.volumes.base import ArrayVolume, CroppedVolume
 from mitoseg.workflows.session import prepare
@@ -47,14 +46,8 @@ def cut(region: Region, box: Box, nm: float, rng: np.random.Generator) -> Box:
 def judged(model: mitoseg.SegmentationModel, rule: str, region: Region, box: Box) -> tuple[float, float]:
     """The expected JAC of a field (0 where nothing is found), and the true one (NaN without mitochondria)."""
     image, size = region.image.read(box), region.image.voxel_size
-    prepared = prepare(
-        model.model,
-        CroppedVolume(ArrayVolume(image, size), Box.of_shape(image.shape)),
-        lambda own, kind: make_prediction(model.model, normalization=own, save=kind),
-        normalize=rule,
-        resample="auto",
-        kind="probability",
-    )
+    source = CroppedVolume(ArrayVolume(image, size), Box.of_shape(image.shape))
+    prepared = prepare(model.model, source, normalize=rule)
     expected = expected_jaccard(examine(prepared.predictor))
     label = region.label.read(box)
     if not (label == 1).any() or (label == 255).mean() > 0.5:

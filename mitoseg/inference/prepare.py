@@ -147,8 +147,7 @@ def make_prediction(
         save=save,
         dtype=kind,
         tile=tuple(tile) if isinstance(tile, list) else tile,  # type: ignore[arg-type]
-        slices=CUDA_SLICES if device.type == "cuda" else 1,
-        **options,
+        **{"slices": CUDA_SLICES if device.type == "cuda" else 1, **options},
     )
 
 

@@ -105,13 +105,7 @@ def make_plan(options: BenchmarkOptions, folder: Path) -> tuple[list[Job], dict[
     common = {"data": data, "files": checksums(splits.provenance), "part": options.part, "seed": options.seed}
     config, given = split_words(sys.argv[2:])  # of this run, as set by `mitoseg.cli.ranks.job_environment`
     arguments = [argument for argument in given if key_of(argument) not in _NOT_PASSED_ON]
-    training = training_arguments(
-        source,
-        seed=options.seed,
-        accelerator=options.accelerator,
-        prediction=options.prediction,
-        progress=options.progress,
-    )
+    training = training_arguments(source, options)
     jobs, changes = [], {}
     for method in methods:
         found = {**method.record(), **common}
@@ -218,12 +212,12 @@ def run_job(job: Job, name: str, change: str | None) -> None:
     attempt(job.folder / RECORD, record | {"status": "running", "commit": commit, "dirty": dirty}, job.commands())
 
 
-def training_arguments(source: Source, *, seed: int, accelerator: str, prediction: str, progress: bool) -> list[str]:
+def training_arguments(source: Source, options: BenchmarkOptions) -> list[str]:
     """Arguments of every training in a benchmark: the same data and split, and no use of the test volume."""
     data = [f"data.{key}={word_value(value)}" for key, value in flatten(source.options).items()]
-    looks = ["test=false", "figures=false", "save_overlays=0", f"trainer.enable_progress_bar={word_value(progress)}"]
-    chosen = [f"seed={seed}", f"trainer.accelerator={accelerator}", f"method={prediction}"]
-    return [f"data={source.name}", *data, *chosen, *looks]
+    bar = f"trainer.enable_progress_bar={word_value(options.progress)}"
+    chosen = [f"seed={options.seed}", f"trainer.accelerator={options.accelerator}", f"method={options.prediction}"]
+    return [f"data={source.name}", *data, *chosen, "test=false", "figures=false", "save_overlays=0", bar]
 
 
 def word_value(value: object) -> str:

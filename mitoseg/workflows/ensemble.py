@@ -28,7 +28,6 @@ from mitoseg.training.module import combine
 from mitoseg.volumes import Volume, check_volume_output, create_volume, open_volume
 from mitoseg.workflows.options import EnsembleOptions
 from mitoseg.workflows.scoring import score_checkpoint
-from mitoseg.workflows.session import chosen_steps
 
 log = logging.getLogger(__name__)
 
@@ -72,19 +71,8 @@ def run(options: EnsembleOptions, folder: Path, tell: Tell) -> float | None:
         recipe.prepare()
         splits = recipe.splits()
         about["data"] = dict(splits.provenance)
-        scores = score_checkpoint(
-            path,
-            folder,
-            splits,
-            method=options.method,
-            accelerator=options.accelerator,
-            tell=tell,
-            test=options.test,
-            figures=options.figures,
-            save_overlays=options.save_overlays,
-            steps=chosen_steps(options.postprocess),
-            trust=options.trust,
-        )
+        given: dict[str, Any] = {"accelerator": options.accelerator, "trust": options.trust}
+        scores = score_checkpoint(path, folder, splits, options, tell, **given)
         score = float(scores["validation"]["jaccard_foreground"])
     else:
         log.warning("without data= no threshold can be chosen: using the mean of the members', %.3f", threshold)

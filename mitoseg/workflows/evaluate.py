@@ -24,7 +24,7 @@ from mitoseg.evaluation.instances import (
     truth_instances,
 )
 from mitoseg.evaluation.report import report_prediction
-from mitoseg.evaluation.score import DRAWS, check_shapes
+from mitoseg.evaluation.score import check_shapes
 from mitoseg.evaluation.table import instance_table, score_table
 from mitoseg.geometry import Box
 from mitoseg.progress import Tell, waiting
@@ -43,12 +43,11 @@ log = logging.getLogger(__name__)
 
 
 def run(options: EvaluateOptions, folder: Path, tell: Tell) -> None:
-    """See `score_files`."""
-    score_files(options, folder, tell)
+    """Score volumes; write scores, provenance, figures and report to ``folder``.
 
-
-def score_files(options: EvaluateOptions, folder: Path, tell: Tell = lambda _: None) -> dict[str, object]:
-    """Score volumes; write scores, provenance, figures and report to ``folder``; the content of ``metrics.json``."""
+    Raises:
+        UserError: A volume or an option is invalid.
+    """
     labelling = instantiate(options.labelling)
     voxel_size = None if options.voxel_size is None else check_voxel_size(options.voxel_size)
     paths = {"prediction": options.prediction, "truth": options.truth, "image": options.image}
@@ -86,14 +85,27 @@ def score_files(options: EvaluateOptions, folder: Path, tell: Tell = lambda _: N
             volumes["prediction"] = stack.enter_context(cleaning)
             meant |= {"threshold": None, "kind": None}
         scored = {**volumes, "truth": truth}
-        result, numbered = _count(options, labelling, scored["prediction"], truth, engine, crop=crop, **meant)
+        result, numbered = score_volumes(
+            volumes["prediction"],
+            truth,
+            labelling,
+            Bootstrap(options.bootstrap, options.seed),
+            instances=options.instances,
+            number=options.report,
+            small=options.small_objects,
+            crop=crop,
+            engine=engine,
+            bands=options.bands or (),
+            slabs=options.slabs,
+            progress=options.progress,
+            **meant,
+        )
         engine.close()  # figures and report are made in this process
         result["postprocess"] = None if steps is None else asdict(steps)
         write_json(folder / "metrics.json", result)
         sources = {name: volume.path for name, volume in volumes.items()}
         write_json(folder / "provenance.json", collect(**sources, label_rule=truth.rule))
         show_scores(options, folder, result, scored, tell, crop=crop, instances=numbered, **meant)
-    return result
 
 
 def show_scores(
@@ -135,46 +147,44 @@ def show_scores(
         tell(f"report in {report}")
 
 
-def _count(
-    options: EvaluateOptions,
-    labelling: Labelling,
+def score_volumes(
     prediction: Volume,
     truth: LabelVolume,
-    engine: Engine,
+    labelling: Labelling,
+    bootstrap: Bootstrap,
     *,
-    crop: Box | None,
-    voxel_size: VoxelSize | None,
-    **meant: Any,  # noqa: ANN401
+    instances: bool | None,
+    number: bool = False,
+    small: int = SMALL,
+    crop: Box | None = None,
+    voxel_size: VoxelSize | None = None,
+    engine: Engine | None = None,
+    threshold: float | None = None,
+    kind: str | None = None,
+    **counting: Any,  # noqa: ANN401 (of `mitoseg.evaluation.evaluate`)
 ) -> tuple[dict[str, Any], Volume | None]:
-    """Voxel scores and, if requested, instance scores; also the prediction's ids if scores or report need them."""
-    draws = Bootstrap(options.bootstrap, options.seed)
-    result = dict(
-        evaluate(
-            prediction,
-            truth,
-            bands=options.bands or (),
-            engine=engine,
-            slabs=options.slabs,
-            progress=options.progress,
-            bootstrap=draws,
-            crop=crop,
-            voxel_size=voxel_size,
-            **meant,
-        )
-    )
+    """Voxel scores and, if wanted, instance scores; also the prediction's ids if these or ``number`` ask for them.
+
+    ``instances`` None: if the prediction holds instances; others are labelled by ``labelling``.
+    """
+    meant: dict[str, Any] = {"threshold": threshold, "kind": kind}
+    more: dict[str, Any] = {"voxel_size": voxel_size, "crop": crop, "engine": engine}
+    result = dict(evaluate(prediction, truth, bootstrap=bootstrap, **more, **meant, **counting))
     result["label_rule"] = truth.rule
     stored = decide(prediction, **meant).kind == "instances"
-    wanted = stored if options.instances is None else options.instances
-    if not (wanted or options.report):
+    wanted = stored if instances is None else instances
+    if not (wanted or number):
         return result, None
     with waiting("labelling and matching mitochondria"):
         size = voxel_size or prediction.voxel_size or truth.voxel_size
         numbered = prediction_instances(prediction, labelling, voxel_size=size, engine=engine, **meant)
         if wanted:
-            small, how = options.small_objects, None if stored else labelling
-            result["instances"] = score_instances(
-                numbered, truth, how, small=small, bootstrap=draws, crop=crop, engine=engine
-            )
+            connectivity = (Labelling() if stored else labelling).connectivity
+            others = truth_instances(truth, connectivity, engine=engine)
+            overlaps = find_overlaps(numbered, others, labels=truth, crop=crop, engine=engine)
+            scores = evaluate_instances([overlaps], small=small, bootstrap=bootstrap)
+            made = None if stored else asdict(labelling)
+            result["instances"] = {**scores, "labelling": made, "truth_labelled": not truth.numbered}
     return result, numbered
 
 
@@ -215,24 +225,6 @@ def open_volumes(paths: Mapping[str, str | None], axes: str | None) -> dict[str,
     for volume in volumes.values():
         warn_of_gaps(volume)
     return volumes
-
-
-def score_instances(
-    result: Volume,
-    truth: LabelVolume,
-    labelling: Labelling | None,
-    *,
-    small: int = SMALL,
-    bootstrap: Bootstrap = DRAWS,
-    crop: Box | None = None,
-    engine: Engine | None = None,
-) -> dict[str, Any]:
-    """Score a prediction's instances; ``labelling`` is how they were labelled, None if their ids were stored."""
-    numbered = truth_instances(truth, (labelling or Labelling()).connectivity, engine=engine)
-    overlaps = find_overlaps(result, numbered, labels=truth, crop=crop, engine=engine)
-    scores = evaluate_instances([overlaps], small=small, bootstrap=bootstrap)
-    made = None if labelling is None else asdict(labelling)
-    return {**scores, "labelling": made, "truth_labelled": not truth.numbered}
 
 
 def report_predicted(

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ from mitoseg.geometry import Box
 from mitoseg.inference.precision import has_bf16
 from mitoseg.inference.predictor import predict_volume
 from mitoseg.inference.prepare import KINDS, NEAR, choose_device, make_prediction, size_seen
-from mitoseg.metrics.calibration import Decision, choose_decision
+from mitoseg.metrics.calibration import choose_decision
 from mitoseg.metrics.counts import Counts, scores
-from mitoseg.metrics.histogram import BINS, curve, logit_histogram
+from mitoseg.metrics.histogram import curve, logit_histogram
 from mitoseg.networks.checkpoint import AUTO, KEY, Model, find_weights, load_model
 from mitoseg.networks.ensemble import Ensemble
 from mitoseg.networks.kinds import dimensions
@@ -75,8 +75,11 @@ CONTEXT = 64
 """Pixels around what is predicted that the network sees as well."""
 ENOUGH = 3
 """Regions from which pieces show how places differ."""
-LEAST_UNITS = 6
+LEAST_PIECES = 6
 """Pieces of tissue over which intervals are made; larger ones are halved until there are so many."""
+
+Pieces = list[tuple[int, npt.NDArray[np.int64]]]
+"""Log-odds by class (`logit_histogram`) of pieces of what is painted, each with the number of its part."""
 
 
 @dataclass(frozen=True)
@@ -160,115 +163,93 @@ def finetune(
     report: Report = lambda _: None,
     regions: Sequence[Painted] | None = None,
 ) -> Finetuned:
-    """Fine-tune in a folder; ``regions`` are those of the options' files, unless they are given.
+    """Fine-tune in a folder; ``regions`` are those of the options' files or volumes, unless they are given.
+
+    ``best.ckpt`` is written last of all: what is not scored never has that name.
 
     Raises:
         UserError: The image, the paint or an option is invalid.
     """
-    painted = open_regions(options) if regions is None else list(regions)
-    parts = parts_to_leave_out(painted)
-    work = Work.plan(options, painted)
-    fold_steps = max(1, work.steps // 2)
-    pixels = sum(region.label_zyx.size for region in painted)
-    meter = Meter(report, 1.2 * (work.steps + len(parts) * fold_steps) + 4 * pixels / (BATCH * TILE**2))
+    if regions is None:
+        keys = ("reviewed", "foreground", "background", "unknown", "axes", "voxel_size")
+        files = [[given] if isinstance(given, str) or not isinstance(given, Sequence) else given
+                 for given in (options.image, options.labels)]  # fmt: skip
+        regions = open_painted(*files, **{key: getattr(options, key) for key in keys})
+    parts = parts_to_leave_out(regions)
+    work = Work.plan(options, regions)
+    part_steps = max(1, work.steps // 2)
+    pixels = sum(region.label_zyx.size for region in regions)
+    meter = Meter(report, 1.2 * (work.steps + len(parts) * part_steps) + 4 * pixels / (BATCH * TILE**2))
+    learning = f"all layers but {', '.join(options.freeze)}" if options.freeze else "all layers"
     log.info(
         "%d painted region(s), %.2f megapixels; from %s, %s, %s; about %s: %d steps of %.2f s in %s, and %d times %d",
-        *(len(painted), pixels / 1e6, work.start.name, work.channels, work.layers),
-        *(clock(meter.total * work.seconds), work.steps, work.seconds, work.precision, len(parts), fold_steps),
+        *(len(regions), pixels / 1e6, work.name, work.channels, learning),
+        *(clock(meter.total * work.seconds), work.steps, work.seconds, work.precision, len(parts), part_steps),
     )
-    with held(folder / ".lock", "another fine-tuning is running in this folder"):
-        return _finetune(work, painted, parts, fold_steps, meter, folder)
-
-
-def _finetune(
-    work: Work,
-    painted: Sequence[Painted],
-    parts: Sequence[Sequence[Painted]],
-    fold_steps: int,
-    meter: Meter,
-    folder: Path,
-) -> Finetuned:
-    """Train, score, and write ``best.ckpt`` last of all: what is not scored never has that name."""
     checkpoint = folder / "checkpoints" / "best.ckpt"
-    if checkpoint.exists():
-        raise UserError("the folder holds a model already", str(folder), "choose another folder")
-    try:
-        work.train(painted, (), folder, work.steps, meter, "training")
-        before, after, models = left_out(work, parts, fold_steps, meter)
-        predict = partial(work.probabilities, models)
-        meter.advance(0, "choosing what to paint next")
-        decision = after.decision()
-        fixed = [decided(work.start.model, h) for h in before.histograms]
-        anew, tuned = before.left_out_counts(), after.left_out_counts()
-        result = Finetuned(
-            checkpoint=checkpoint,
-            kept=choose_kept(fixed, anew, tuned, len(painted)),
-            start=jackknife(fixed, jaccard),
-            recalibrated=jackknife(anew, jaccard),
-            tuned=jackknife(tuned, jaccard),
-            gain=gain(fixed, tuned),
-            regions=len(painted),
-            parts=len(parts),
-            advice=advise(painted, predict, seed=work.options.seed),
-        )
-        record = _record(decision) | ({"normalize": "volume"} if len(work.statistics) > 1 else {})
-        counts = {"validation": tuned, "start": fixed, "new_threshold": anew}
-        totals = {name: sum(found, Counts()) for name, found in counts.items()}
-        write_metrics(folder, result, totals, decision.threshold)
-        draw(result.advice, predict, folder / "next")
-        work.save(record, result, _record(before.decision()) if result.kept == "threshold" else {})
-    finally:
-        checkpoint.with_name(UNSCORED).unlink(missing_ok=True)
-    meter.report(Progress("done", 1.0, 0.0))
+    with held(folder / ".lock", "another fine-tuning is running in this folder"):
+        if checkpoint.exists():
+            raise UserError("the folder holds a model already", str(folder), "choose another folder")
+        try:
+            work.train(regions, (), folder, work.steps, meter, "training")
+            before, after, models = left_out(work, parts, part_steps, meter)
+            predict = partial(work.probabilities, models)
+            meter.advance(0, "choosing what to paint next")
+            fixed = [decided(work.model, histogram) for _, histogram in before]
+            anew, tuned = left_out_counts(before), left_out_counts(after)
+            result = Finetuned(
+                checkpoint=checkpoint,
+                kept=choose_kept(fixed, anew, tuned, len(regions)),
+                start=jackknife(fixed, jaccard),
+                recalibrated=jackknife(anew, jaccard),
+                tuned=jackknife(tuned, jaccard),
+                gain=gain(fixed, tuned),
+                regions=len(regions),
+                parts=len(parts),
+                advice=advise(regions, predict, seed=options.seed),
+            )
+            record = choose_record(after)
+            counts = {"validation": tuned, "start": fixed, "new_threshold": anew}
+            write_metrics(folder, result, counts, record["threshold"])
+            draw(result.advice, predict, folder / "next")
+            if len(work.statistics) > 1:
+                record["normalize"] = "volume"
+            work.save(record, result, choose_record(before) if result.kept == "threshold" else {})
+        finally:
+            checkpoint.with_name(UNSCORED).unlink(missing_ok=True)
+    report(Progress("done", 1.0, 0.0))
     return result
 
 
 def left_out(
     work: Work, parts: Sequence[Sequence[Painted]], steps: int, meter: Meter
-) -> tuple[Tally, Tally, list[Model]]:
-    """Predict each part by the start model and by one that was trained on the others; returns the latter, too."""
-    before, after, models = Tally(), Tally(), []
-    start, accelerator = work.start.model, work.options.accelerator
+) -> tuple[Pieces, Pieces, list[Model]]:
+    """Predict each part by the start model and by one that was trained on the others; returns the latter, too.
+
+    Intervals are made over the regions, halved while there are too few.
+    """
+    before: Pieces = []
+    after: Pieces = []
+    models: list[Model] = []
+    start, accelerator = work.model, work.options.accelerator
     with tempfile.TemporaryDirectory() as scratch:
         for number, part in enumerate(parts):
             stage = f"scoring, part {number + 1} of {len(parts)}"
             others = [region for k, other in enumerate(parts) if k != number for region in other]
             models.append(work.train(others, part, Path(scratch) / str(number), steps, meter, stage))
-            for unit in units_of(part, len(parts)):
-                own = work.statistics[unit.image.path]
+            pieces = list(part)
+            while len(pieces) * len(parts) < LEAST_PIECES:
+                pieces = [half for piece in pieces for half in strips(piece, 2)]
+            for piece in pieces:
+                if not (piece.label_zyx != IGNORE).any():
+                    continue
+                own = work.statistics[piece.image.path]
                 usual = None if start.record.get("normalize", "checkpoint") == "checkpoint" else own
-                before.add(number, log_odds(start, unit.image, unit.box, usual, accelerator), unit)
-                after.add(number, log_odds(models[-1], unit.image, unit.box, own, accelerator), unit)
-                meter.advance(2 * unit.label_zyx.size / (BATCH * TILE**2), stage)
+                for found, model, statistics in ((before, start, usual), (after, models[-1], own)):
+                    answers = log_odds(model, piece.image, piece.box, statistics, accelerator)
+                    found.append((number, logit_histogram(answers, piece.label_zyx)))
+                meter.advance(2 * piece.label_zyx.size / (BATCH * TILE**2), stage)
     return before, after, models
-
-
-def open_regions(options: FinetuneOptions) -> list[Painted]:
-    """The painted regions of the files that the options name."""
-    named = {key: getattr(options, key) for key in ("image", "labels")}
-    images, labels = (list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-                      for given in named.values())  # fmt: skip
-    keys = ("reviewed", "foreground", "background", "unknown", "axes", "voxel_size")
-    return open_painted(images, labels, **{key: getattr(options, key) for key in keys})
-
-
-@dataclass(frozen=True)
-class Start:
-    """A model to start from."""
-
-    name: str
-    path: Path
-    model: Model
-
-
-def start_model(options: FinetuneOptions, regions: Sequence[Painted]) -> Start:
-    """The model to start from: what is named, or the bundled one that suits the painted images."""
-    name = options.model
-    if name in (None, AUTO):
-        images = {region.image.path: region.image for region in regions}
-        name = choose_model(list(images.values()), accelerator=options.accelerator)
-    path = find_weights(name)
-    return Start(name, path, load_model(path, trust=options.trust))
 
 
 def choose_channels(model: Model, image: Volume) -> str:
@@ -294,10 +275,12 @@ def choose_pixel_size(model: Model, image: Volume, wanted: float | None) -> tupl
 
 @dataclass(frozen=True)
 class Work:
-    """How the models of one fine-tuning are trained."""
+    """How the models of one fine-tuning are trained, from a ``model`` with its ``name`` and ``path``."""
 
     options: FinetuneOptions
-    start: Start
+    name: str
+    path: Path
+    model: Model
     channels: str
     pixel_size: tuple[float, float] | None
     tile: int
@@ -308,34 +291,33 @@ class Work:
 
     @classmethod
     def plan(cls, options: FinetuneOptions, regions: Sequence[Painted]) -> Work:
-        """Choose all that the options leave open."""
-        start, image = start_model(options, regions), regions[0].image
-        network = start.model.network
+        """Choose all that the options leave open; without a model, the bundled one that suits the images."""
+        images = list({region.image.path: region.image for region in regions}.values())
+        name = options.model
+        if name in (None, AUTO):
+            name = choose_model(images, accelerator=options.accelerator)
+        path = find_weights(name)
+        model = load_model(path, trust=options.trust)
+        network = model.network
         if isinstance(network, Ensemble) or dimensions(network) != 2:
             kind = "an ensemble" if isinstance(network, Ensemble) else "a 3D network"
-            raise UserError(f"{kind} cannot be fine-tuned", start.name, "give model= a checkpoint of one 2D network")
-        if start.model.channels not in CHANNEL_OFFSETS:
-            raise UserError("the checkpoint makes channels in an unknown way", start.model.channels, "use another one")
-        images = {region.image.path: region.image for region in regions}
-        found = {choose_channels(start.model, one) for one in images.values()}
+            raise UserError(f"{kind} cannot be fine-tuned", name, "give model= a checkpoint of one 2D network")
+        if model.channels not in CHANNEL_OFFSETS:
+            raise UserError("the checkpoint makes channels in an unknown way", model.channels, "use another one")
+        found = {choose_channels(model, image) for image in images}
         channels = found.pop() if len(found) == 1 else "single"
-        pixel_size = choose_pixel_size(start.model, image, options.pixel_size)
+        pixel_size = choose_pixel_size(model, regions[0].image, options.pixel_size)
         recipe = PaintedRecipe(regions, pixel_size=pixel_size)
-        sides = [min(recipe.seen(region.image).shape[1:]) for region in regions]
-        step = max(getattr(start.model.network, "multiple", (32,)))
-        tile = min(TILE, min(sides) // step * step)
+        side = min(min(recipe.seen(image).shape[1:]) for image in images)
+        step = max(getattr(network, "multiple", (32,)))
+        tile = min(TILE, side // step * step)
         if not tile:
-            raise UserError("the image is too small to train on", image.shape, f"it takes {step} x {step} pixels")
+            what = "the image is too small to train on"
+            raise UserError(what, regions[0].image.shape, f"it takes {step} x {step} pixels")
         shape = (BATCH, getattr(network, "in_channels", len(CHANNEL_OFFSETS[channels])), tile, tile)
         precision, seconds = fastest_precision(network, shape, options.accelerator, options.precision)
-        statistics = own_statistics(regions)
-        steps = options.steps or STEPS
-        return cls(options, start, channels, pixel_size, tile, steps, precision, seconds, statistics)
-
-    @property
-    def layers(self) -> str:
-        """Which layers learn, in words."""
-        return f"all layers but {', '.join(self.options.freeze)}" if self.options.freeze else "all layers"
+        steps, statistics = options.steps or STEPS, own_statistics(regions)
+        return cls(options, str(name), path, model, channels, pixel_size, tile, steps, precision, seconds, statistics)
 
     def train(
         self,
@@ -369,12 +351,21 @@ class Work:
         own = self.statistics[image.path]
         return [expit(log_odds(model, image, box, own, self.options.accelerator)) for model in models]
 
+    def preview(self, module: Any, image: Volume, box: Box) -> Array:  # noqa: ANN401 (a `SegmentationModule`)
+        """Probabilities of a box by the network in training, as it is."""
+        size = None if self.pixel_size is None else (image.voxel_size or (0.0,))[:1] + self.pixel_size
+        model = replace(self.model, network=module.network.eval(), channels=self.channels, voxel_size=size)
+        own = self.statistics.get(image.path) or next(iter(self.statistics.values()))
+        found: Array = expit(log_odds(model, image, box, own, self.options.accelerator))
+        module.network.train()
+        return found
+
     def config(self, steps: int) -> DictConfig:
         """The options of ``train`` for one of the models."""
-        options, model = self.options, self.start.model
+        options, network = self.options, self.model.config
         changed: dict[str, Any] = {
-            "network": {**model.config, **({"in_channels": None} if "in_channels" in model.config else {})},
-            "init_from": str(self.start.path),
+            "network": {**network, **({"in_channels": None} if "in_channels" in network else {})},
+            "init_from": str(self.path),
             "freeze": list(options.freeze),
             "seed": options.seed,
             "epochs": 1,
@@ -400,7 +391,7 @@ class Work:
         with atomic_output(kept[result.kept == "tuned"], overwrite=True) as temporary:
             torch.save(found, temporary)
         if result.kept != "tuned":
-            own = self.start.model
+            own = self.model
             weights = {f"network.{name}": weight.cpu() for name, weight in own.network.state_dict().items()}
             with atomic_output(result.checkpoint, overwrite=True) as temporary:
                 torch.save({"state_dict": weights, KEY: {**own.record, **for_start}}, temporary)
@@ -452,21 +443,8 @@ class Watcher(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Report one step."""
-        self.meter.advance(1, self.stage, None if self.work is None else self.preview(self.work, pl_module))
-
-    @staticmethod
-    def preview(work: Work, module: Any) -> Callable[[Volume, Box], Array]:  # noqa: ANN401
-        """A function that predicts with the network as it is."""
-
-        def predict(image: Volume, box: Box) -> Array:
-            size = None if work.pixel_size is None else (image.voxel_size or (0.0,))[:1] + work.pixel_size
-            model = replace(work.start.model, network=module.network.eval(), channels=work.channels, voxel_size=size)
-            own = work.statistics.get(image.path) or next(iter(work.statistics.values()))
-            found: Array = expit(log_odds(model, image, box, own, work.options.accelerator))
-            module.network.train()
-            return found
-
-        return predict
+        preview = None if self.work is None else partial(self.work.preview, pl_module)
+        self.meter.advance(1, self.stage, preview)
 
 
 def log_odds(
@@ -474,9 +452,15 @@ def log_odds(
 ) -> npt.NDArray[np.float32]:
     """Log-odds, not calibrated, of a box of an image on the image's own grid.
 
-    ``normalization`` None is that of the checkpoint.
+    ``normalization`` None is that of the checkpoint. The network sees no less than a tile around the box, on which
+    instance normalisation depends.
     """
-    around = box.grow(_context(model, image, box)).clip(image.box)
+    own = image.voxel_size or (1.0, 1.0, 1.0)
+    trained = own if image.voxel_size is None else model.voxel_size or own
+    tile = getattr(model.network, "tile", None) or (1, TILE, TILE)
+    sides = zip(tile[1:], trained[1:], own[1:], box.shape[1:], strict=True)
+    y, x = (max(CONTEXT, math.ceil((n * new / old - side) / 2)) for n, new, old, side in sides)
+    around = box.grow((max(map(abs, CHANNEL_OFFSETS[model.channels])), y, x)).clip(image.box)
     crop: Volume = CroppedVolume(image, around)
     seen = crop
     if crop.voxel_size is not None and model.voxel_size is not None:
@@ -490,51 +474,18 @@ def log_odds(
     return found.read(box.inside(around)).astype(np.float32)
 
 
-def _context(model: Model, image: Volume, box: Box) -> tuple[int, int, int]:
-    """Voxels to see around a box: with it no less than a tile, on which instance normalisation depends."""
-    own = image.voxel_size or (1.0, 1.0, 1.0)
-    trained = own if image.voxel_size is None else model.voxel_size or own
-    tile = getattr(model.network, "tile", None) or (1, TILE, TILE)
-    sides = zip(tile[1:], trained[1:], own[1:], box.shape[1:], strict=True)
-    y, x = (max(CONTEXT, math.ceil((n * new / old - side) / 2)) for n, new, old, side in sides)
-    return max(map(abs, CHANNEL_OFFSETS[model.channels])), y, x
+def left_out_counts(pieces: Pieces) -> list[Counts]:
+    """The counts of each piece at the threshold that is best for the other parts."""
+    found = []
+    for part, histogram in pieces:
+        others = np.sum([other for number, other in pieces if number != part], axis=0)
+        found.append(curve(histogram).at(choose_decision(others, 0.0).raw_threshold))
+    return found
 
 
-def units_of(part: Sequence[Painted], parts: int) -> list[Painted]:
-    """The pieces of a part over which intervals are made: its regions, halved while there are too few."""
-    found = list(part)
-    while len(found) * parts < LEAST_UNITS:
-        found = [half for piece in found for half in strips(piece, 2)]
-    return [piece for piece in found if (piece.label_zyx != IGNORE).any()]
-
-
-@dataclass
-class Tally:
-    """Log-odds of the pieces, by class, with the number of the part of each."""
-
-    histograms: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    parts: list[int] = field(default_factory=list)
-
-    def add(self, part: int, found: npt.NDArray[np.float32], unit: Painted) -> None:
-        """Count one piece."""
-        self.histograms.append(logit_histogram(found, unit.label_zyx))
-        self.parts.append(part)
-
-    def decision(self) -> Decision:
-        """The calibration and the threshold for all pieces together."""
-        return choose_decision(sum(self.histograms, np.zeros((2, BINS), np.int64)), 0.0)
-
-    def left_out_counts(self) -> list[Counts]:
-        """The counts of each piece at the threshold that is best for the other parts."""
-        found = []
-        for histogram, part in zip(self.histograms, self.parts, strict=True):
-            others = [h for h, p in zip(self.histograms, self.parts, strict=True) if p != part]
-            found.append(curve(histogram).at(choose_decision(np.sum(others, axis=0), 0.0).raw_threshold))
-        return found
-
-
-def _record(decision: Decision) -> dict[str, Any]:
-    """What a checkpoint says of a decision."""
+def choose_record(pieces: Pieces) -> dict[str, Any]:
+    """The calibration and the threshold for all pieces together, as a checkpoint states them."""
+    decision = choose_decision(np.sum([histogram for _, histogram in pieces], axis=0), 0.0)
     return {"calibration": asdict(decision.calibration), "threshold": decision.threshold}
 
 
@@ -580,9 +531,9 @@ def jackknife(pieces: Sequence[Any], statistic: Callable[[Sequence[Any]], float]
     return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach))
 
 
-def write_metrics(folder: Path, result: Finetuned, counts: Mapping[str, Counts], threshold: float) -> None:
+def write_metrics(folder: Path, result: Finetuned, counts: Mapping[str, Sequence[Counts]], threshold: float) -> None:
     """Write ``metrics.json``: scores of the left-out voxels, of the tuned and of the start model."""
-    found: dict[str, Any] = {name: scores(total) for name, total in counts.items()}
+    found: dict[str, Any] = {name: scores(sum(pieces, Counts())) for name, pieces in counts.items()}
     estimates = {"validation": result.tuned, "start": result.start, "new_threshold": result.recalibrated}
     for name, estimate in estimates.items():
         found[name]["interval"] = {"jaccard_foreground": [estimate.low, estimate.high]}

@@ -18,15 +18,12 @@ import numpy as np
 import pandas as pd
 
 from mitoseg.control_groups import memory_available
-from mitoseg.datasets.painted import open_painted
 from mitoseg.errors import UserError, as_path
 from mitoseg.evaluation import BANDS, Bootstrap
-from mitoseg.evaluation import evaluate as score
-from mitoseg.evaluation.instances import label_prediction, prediction_instances
+from mitoseg.evaluation.instances import label_prediction
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
-from mitoseg.inference import predict_volume
-from mitoseg.inference.prepare import make_prediction
+from mitoseg.inference import Predictor, predict_volume
 from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, Sources, measure_instances, write_instances
 from mitoseg.segmentation.postprocess import CLEAN
@@ -46,10 +43,10 @@ from mitoseg.volumes.labels import holds_image, map_mask
 from mitoseg.volumes.opening import convert
 from mitoseg.volumes.padding import blanked, with_padding
 from mitoseg.volumes.predicted import Decision, decide
-from mitoseg.workflows.evaluate import chosen_values, score_instances
+from mitoseg.workflows.evaluate import chosen_values, score_volumes
 from mitoseg.workflows.options import FinetuneOptions
 from mitoseg.workflows.predict import decide_tiling
-from mitoseg.workflows.session import PreparedVolume, cleaned, prepare
+from mitoseg.workflows.session import cleaned, prepare
 from mitoseg.workflows.suitable import choose_model
 
 if TYPE_CHECKING:
@@ -60,6 +57,8 @@ Source = Any
 `mitoseg.volumes.Volume`."""
 File = str | os.PathLike[str]
 Progress = Callable[[float], None]
+TILE = (64, 512, 512)
+"""Voxels (z, y, x) written at a time."""
 POSTPROCESS = {"none": Postprocess(), "clean": CLEAN}
 """The named choices of ``postprocess``."""
 
@@ -145,17 +144,14 @@ def finetune(
 ) -> tuple[SegmentationModel, Finetuned]:
     """Teach a model a tissue from a few painted regions, as ``mitoseg finetune`` does.
 
-    Args:
-        image: Grey values (z, y, x), or a list of several volumes.
-        labels: Painted labels of the same shape: 1 mitochondrion, 2 background, 0 unknown; or masks or instances.
-        voxel_size: (z, y, x) in nm; None: the files'.
-        folder: A new one for the checkpoint and everything else that the command writes; None: nothing is kept.
-        progress: Called after each step with a `mitoseg.workflows.finetune.Progress`; what it raises ends the work.
-        **options: Keys of the command, such as ``reviewed=[3, 7]``, ``model="start.ckpt"``, ``steps=100``.
+    ``image`` holds grey values (z, y, x), or is a list of several volumes; ``labels`` what is painted, of the same
+    shape: 1 mitochondrion, 2 background, 0 unknown, or masks or instances. ``voxel_size`` is (z, y, x) in nm, None:
+    the files'. A new ``folder`` gets all that the command writes; without it nothing is kept. ``progress`` is called
+    after each step with a `mitoseg.workflows.finetune.Progress`; what it raises ends the work. ``options`` are keys of
+    the command, such as ``reviewed=[3, 7]``, ``model="start.ckpt"``, ``steps=100``.
 
-    Returns:
-        The model, and its score: the foreground JAC of voxels that were left out, ``start``, ``tuned`` and ``gain``,
-        each with ``value``, ``low`` and ``high``; and ``advice``, what to paint next.
+    Returns the model and its score: the foreground JAC of voxels that were left out, ``start``, ``tuned`` and
+    ``gain``, each with ``value``, ``low`` and ``high``; and ``advice``, what to paint next.
 
     Raises:
         UserError: The image, the labels or an option is invalid, or the folder exists.
@@ -168,17 +164,14 @@ def finetune(
         raise UserError("no such option", min(unknown), f"choose from {', '.join(sorted(known))}")
     images, painted = (list(given) if isinstance(given, list | tuple) else [given] for given in (image, labels))
     given, report = FinetuneOptions(**options), _callable(progress) or (lambda _: None)
-    volumes = [
-        as_volume(source, voxel_size, name=f"{name} {number}")
+    given.image, given.labels = (
+        [as_volume(source, voxel_size, name=f"{name} {number}") for number, source in enumerate(sources, 1)]
         for name, sources in (("image", images), ("labels", painted))
-        for number, source in enumerate(sources, 1)
-    ]
-    meant = {key: getattr(given, key) for key in ("reviewed", "foreground", "background", "unknown")}
-    regions = open_painted(volumes[: len(images)], volumes[len(images) :], **meant)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         where = Path(scratch) / "run" if folder is None else Path(as_path(folder))
         check_output(where, overwrite=False)
-        found = tune(given, where, report, regions)
+        found = tune(given, where, report)
         return load(found.checkpoint, accelerator=given.accelerator, trust=given.trust), found
 
 
@@ -250,24 +243,17 @@ class SegmentationModel:
         output: File | None,
     ) -> Any:  # noqa: ANN401 (an array or, with ``output``, a volume)
         """Predict and restore the result to the image's grid: in memory, or through files beside the output."""
-        for name in options:
-            if name not in DEFAULTS:
-                raise UserError("no such option", name, f"choose from {', '.join(DEFAULTS)}")
+        if unknown := {*options} - {*DEFAULTS}:
+            raise UserError("no such option", min(unknown), f"choose from {', '.join(DEFAULTS)}")
         options = {**DEFAULTS, **options}
         if output is not None:
             check_volume_output(output, overwrite=False)
         source = with_padding(as_volume(image, voxel_size, complete=True), options["padding"])
-        others = ("padding", "normalize", "resample", "compile", "memory", "progress")
-        chosen: dict[str, Any] = {key: value for key, value in options.items() if key not in others}
-        chosen["accelerator"] = self.accelerator
-        prepared = prepare(
-            self.model,
-            source,
-            lambda own, kind: make_prediction(self.model, normalization=own, save=kind, **chosen),
-            normalize=options["normalize"],
-            resample=options["resample"],
-            kind=save if steps is None else "probability",
-        )
+        chosen = {
+            key: value for key, value in options.items() if key not in ("padding", "compile", "memory", "progress")
+        }
+        kind = save if steps is None else "probability"
+        prepared = prepare(self.model, source, kind=kind, accelerator=self.accelerator, **chosen)
         if output is None:  # tiles, restored result and post-processing must fit into memory
             seen = {id(volume): volume for volume in (prepared.predictor.volume, prepared.image)}.values()
             needed = sum(volume.box.size for volume in seen) * prepared.predictor.prediction.dtype.itemsize
@@ -276,8 +262,7 @@ class SegmentationModel:
                 raise UserError(what, source.path, "give output=FILE, which is written tile by tile")
         with ExitStack() as stack:
             scratch = None if output is None else stack.enter_context(scratch_folder(Path(output)))
-            tiles = self._predict_tiles(prepared, options, scratch)
-            result = prepared.restore(tiles)
+            result = prepared.restore(_predict_tiles(prepared.predictor, options, scratch))
             metadata = {**result.info.metadata, "checkpoint": self.name}
             if steps is not None:
                 folder = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -292,29 +277,24 @@ class SegmentationModel:
             convert(result, replace(result.info, path=where, metadata=metadata), TILE)
         return open_volume(where)
 
-    def _predict_tiles(self, prepared: PreparedVolume, options: dict[str, Any], scratch: Path | None) -> Volume:
-        predictor, prediction = prepared.predictor, prepared.predictor.prediction
-        volume = predictor.volume
-        decided = decide_tiling(
-            predictor, memory=options["memory"], compiled=options["compile"], method=options["method"]
-        )
-        tile = tuple(decided["tile"])
-        if decided["compile"]:
-            predictor.compile(tile)
-        advance = _shares(volume.box.size, options["progress"])
-        size, about = volume.voxel_size or prediction.voxel_size, prediction.metadata
-        if scratch is None:
-            memory = ArrayWriter(volume.shape, prediction.dtype)
-            predict_volume(predictor, volume, memory, tile=tile, on_tile=advance)
-            return ArrayVolume(memory.array_zyx, size, metadata=about)
-        path = str(scratch / "tiles.zarr")
-        with create_volume(path, volume.shape, prediction.dtype, voxel_size=size, metadata=about) as writer:
-            predict_volume(predictor, volume, writer, tile=tile, on_tile=advance)
-        return open_volume(path)
 
-
-TILE = (64, 512, 512)
-"""Voxels (z, y, x) written at a time."""
+def _predict_tiles(predictor: Predictor, options: dict[str, Any], scratch: Path | None) -> Volume:
+    """The tiles, in memory or in a file of the folder ``scratch``."""
+    volume, prediction = predictor.volume, predictor.prediction
+    decided = decide_tiling(predictor, memory=options["memory"], compiled=options["compile"], method=options["method"])
+    tile = tuple(decided["tile"])
+    if decided["compile"]:
+        predictor.compile(tile)
+    given: dict[str, Any] = {"tile": tile, "on_tile": _shares(volume.box.size, options["progress"])}
+    about = {"voxel_size": volume.voxel_size or prediction.voxel_size, "metadata": prediction.metadata}
+    if scratch is None:
+        memory = ArrayWriter(volume.shape, prediction.dtype)
+        predict_volume(predictor, volume, memory, **given)
+        return ArrayVolume(memory.array_zyx, **about)
+    path = str(scratch / "tiles.zarr")
+    with create_volume(path, volume.shape, prediction.dtype, **about) as writer:
+        predict_volume(predictor, volume, writer, **given)
+    return open_volume(path)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -385,8 +365,8 @@ def label(
     found = label_prediction(volume, _decided(volume, threshold), labelling, on_block=advance)
     if output is None:
         return found.read()
-    about: dict[str, Any] = {"voxel_size": found.voxel_size, "metadata": found.info.metadata}
-    with create_volume(output, found.shape, np.uint32, **about) as writer:
+    about = found.info
+    with create_volume(output, found.shape, np.uint32, voxel_size=about.voxel_size, metadata=about.metadata) as writer:
         write_instances(found, writer)
     return open_volume(output)
 
@@ -453,20 +433,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a result against the truth, as ``mitoseg evaluate`` does; docs/EVALUATION.md explains the scores.
 
-    Args:
-        prediction: A mask, probabilities or instances (z, y, x).
-        truth: Labels of the same shape: 0/1, 0/255, instance numbers or classes.
-        voxel_size: (z, y, x) in nm; None: the files', else voxels are assumed cubic.
-        threshold: For probabilities; required for arrays, while files store it.
-        kind: ``probability``, ``mask`` or ``instances``; None: by metadata or voxel type.
-        foreground: The label values of mitochondria, in whichever of the two contains classes.
-        prediction_foreground: Those of the prediction, if both contain classes.
-        ignore_label: A value of the truth whose voxels are excluded.
-        instances: Score individual mitochondria; True: a mask is labelled first; None: if the prediction is labelled.
-        labelling: How it is labelled; None: connected components.
-        bands: Widths of the excluded boundary bands, in voxels of the smallest spacing.
-        bootstrap: Number of bootstrap samples for the 95 % intervals; 0 for none.
-        seed: Of the bootstrap.
+    ``prediction`` is a mask, probabilities or instances (z, y, x), and ``kind`` which of them, None: by metadata or
+    voxel type. ``truth`` are labels of the same shape: 0/1, 0/255, instance numbers or classes. ``voxel_size`` is
+    (z, y, x) in nm; None: the files', else voxels are assumed cubic. Probabilities have a ``threshold``, required for
+    arrays, while files store it. ``foreground`` are the label values of mitochondria in whichever of the two contains
+    classes, ``prediction_foreground`` those of the prediction if both do; voxels where the truth is ``ignore_label``
+    are excluded. ``instances`` True scores individual mitochondria, and numbers those of a mask by ``labelling``
+    (None: connected components); None: if the prediction is labelled. ``bands`` are widths of the excluded boundary
+    bands, in voxels of the smallest spacing; ``bootstrap`` samples, drawn by ``seed``, give 95 % intervals; 0: none.
 
     Raises:
         UserError: Shapes differ, labels cannot be read, or an option is invalid.
@@ -484,18 +458,11 @@ def evaluate(
     check_shapes(**volumes)
     theirs, ours = chosen_values(foreground, prediction_foreground, kind, volumes)
     result = map_mask(volumes["prediction"], theirs, kind)
-    decision = _decided(result, threshold, kind)
+    _decided(result, threshold, kind)
     labels = map_labels(volumes["truth"], foreground=ours, ignore_label=ignore_label)
     draws = Bootstrap(bootstrap, seed)
-    meant: dict[str, Any] = {"threshold": threshold, "kind": kind}
-    scores = dict(score(result, labels, bands=bands, bootstrap=draws, **meant))
-    scores["label_rule"] = labels.rule
-    numbered = decision.kind == "instances"
-    if numbered if instances is None else instances:
-        ids = prediction_instances(result, labelling, voxel_size=result.voxel_size or labels.voxel_size, **meant)
-        how = None if numbered else labelling or Labelling()
-        scores["instances"] = score_instances(ids, labels, how, bootstrap=draws)
-    return scores
+    meant: dict[str, Any] = {"threshold": threshold, "kind": kind, "bands": bands, "instances": instances}
+    return score_volumes(result, labels, labelling or Labelling(), draws, **meant)[0]
 
 
 def _decided(volume: Volume, threshold: float | None, kind: str | None = None) -> Decision:

@@ -240,9 +240,15 @@ def write_shapes(
 
 
 def compare_tables(options: MeasureOptions, comparison: ComparisonOptions, folder: Path, tell: Tell) -> None:
-    """Compare the tables of ``compare=``; write ``output``, a folder of tables and a figure."""
-    groups = read_conditions(options.compare)
-    output = options.output
+    """Compare the tables of ``compare=``, files by condition; write ``output``, a folder of tables and a figure."""
+    given, output = options.compare, options.output
+    remedy = "write compare={control:[a.csv,b.csv],disease:[c.csv]}"
+    if not isinstance(given, dict) or len(given) < 2:
+        raise UserError("compare does not name two conditions", given, remedy)
+    groups = {str(name): [files] if isinstance(files, str) else files for name, files in given.items()}
+    for name, files in groups.items():
+        if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+            raise UserError(f"compare names no files for {name}", files, remedy)
     check_folder(output, MARKER, options.overwrite)
     found = compare_conditions(groups, comparison)
     found.save(output, overwrite=options.overwrite)
@@ -251,15 +257,3 @@ def compare_tables(options: MeasureOptions, comparison: ComparisonOptions, folde
     for note in found.notes:
         tell(f"- {note}")
     tell(f"{Path(output) / 'comparison.md'} and .png written")
-
-
-def read_conditions(compare: object) -> dict[str, list[str]]:
-    """Files by condition."""
-    remedy = "write compare={control:[a.csv,b.csv],disease:[c.csv]}"
-    if not isinstance(compare, dict) or len(compare) < 2:
-        raise UserError("compare does not name two conditions", compare, remedy)
-    groups = {str(name): [files] if isinstance(files, str) else files for name, files in compare.items()}
-    for name, files in groups.items():
-        if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
-            raise UserError(f"compare names no files for {name}", files, remedy)
-    return groups

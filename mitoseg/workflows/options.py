@@ -332,18 +332,9 @@ def default_config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-SCHEMAS = {
-    "predict": PredictOptions,
-    "evaluate": EvaluateOptions,
-    "measure": MeasureOptions,
-    "ensemble": EnsembleOptions,
-    "benchmark": BenchmarkOptions,
-    "export": ExportOptions,
-    "finetune": FinetuneOptions,
-    "train": TrainOptions,
-}
-for _name, _schema in SCHEMAS.items():
-    ConfigStore.instance().store(f"{_name}_schema", _schema)
+_SCHEMAS = (PredictOptions, EvaluateOptions, MeasureOptions, EnsembleOptions, BenchmarkOptions, ExportOptions)
+for _schema in (*_SCHEMAS, FinetuneOptions, TrainOptions):
+    ConfigStore.instance().store(f"{_schema.__name__.removesuffix('Options').lower()}_schema", _schema)
 
 
 def typed(cfg: DictConfig) -> Any:  # noqa: ANN401 (of the command's class)

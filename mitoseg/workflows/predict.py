@@ -54,7 +54,6 @@ from mitoseg.workflows.session import (
     chosen_steps,
     cleaned,
     make_engine,
-    prepare,
     tile_writer,
 )
 from mitoseg.workflows.suitable import choose_model, expected_score, judge
@@ -127,10 +126,8 @@ def chosen_model(options: PredictOptions, source: Volume | None, rows: Sequence[
     """
     if options.checkpoint not in (None, AUTO):
         return str(options.checkpoint)
-    commands = (
-        [json.loads(row.command) for row in read_rows(Path(options.output)).values() if row.command] if rows else []
-    )
-    used = {command.get("checkpoint_sha256") for command in commands}
+    before = read_rows(Path(options.output)).values() if rows else ()
+    used = {json.loads(row.command).get("checkpoint_sha256") for row in before if row.command}
     for name in bundled():
         if hashlib.sha256(find_weights(name).read_bytes()).hexdigest() in used:
             return name
@@ -138,8 +135,8 @@ def chosen_model(options: PredictOptions, source: Volume | None, rows: Sequence[
     for row in rows[:: -(-len(rows) // JUDGED) or 1]:
         with suppress(Exception):  # which is told when its turn comes
             volumes.append(open_input(replace(options, input=row.input)))
-    given = {"accelerator": options.accelerator, "normalize": options.normalize, "resample": options.resample}
-    return choose_model(volumes, **given)
+    greys = options.normalize
+    return choose_model(volumes, accelerator=options.accelerator, normalize=greys, resample=options.resample)
 
 
 def predict_one(
@@ -156,20 +153,13 @@ def predict_one(
     """
     steps, labelling = chosen_steps(options.postprocess), instantiate(options.labelling)
     instances = options.save == INSTANCES
-    if instances and options.dtype is not None:
-        remedy = "leave dtype out: instances are uint32"
-        raise UserError("cannot save instances as that type", options.dtype, remedy)
     if instances:
+        if options.dtype is not None:
+            remedy = "leave dtype out: instances are uint32"
+            raise UserError("cannot save instances as that type", options.dtype, remedy)
         check_voxel_type(options.output, np.uint32)
     kind = "mask" if instances else options.save
-    prepared = prepare(
-        session.model,
-        source,
-        partial(session.prediction, options),
-        normalize=options.normalize,
-        resample=options.resample,
-        kind=kind if steps is None else "probability",
-    )
+    prepared = session.prepare(options, source, kind if steps is None else "probability")
     prediction = prepared.predictor.prediction
     if instances:
         labelling.spacing(prepared.voxel_size)

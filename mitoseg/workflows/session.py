@@ -45,7 +45,7 @@ from mitoseg.progress import progress, waiting
 from mitoseg.segmentation import Postprocess
 from mitoseg.segmentation.postprocess import BLOCK, BYTES, IN_MEMORY, clean_volume
 from mitoseg.storage import remove, scratch_folder
-from mitoseg.volumes import Normalization, Volume, VoxelSize
+from mitoseg.volumes import Volume, VoxelSize
 from mitoseg.volumes.padding import Padding
 from mitoseg.volumes.predicted import decide
 from mitoseg.volumes.staging import PATIENCE, explained, wait_for
@@ -59,6 +59,20 @@ SHARE = 0.75
 
 LEAST = 100 * 10**6
 """Least memory for the blocks of one process, in bytes; with less they would be inefficiently small."""
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Log nothing but errors of some packages."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def make_engine(options: VolumeOptions) -> Engine:
@@ -165,16 +179,15 @@ class Session:
         sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         return cls(engine, workers, model, checkpoint, sha256, device, precision, options.trust)
 
-    def prediction(self, options: PredictOptions, normalization: Normalization | None, save: str) -> Prediction:
-        """The prediction of one volume; with workers, this process keeps its network on the CPU."""
-        names = ["threshold", *(field.name for field in fields(Options) if hasattr(options, field.name))]
-        chosen: dict[str, Any] = {name: getattr(options, name) for name in names} | {
+    def prepare(self, options: PredictOptions, source: Volume, kind: str) -> PreparedVolume:
+        """One volume; with workers, this process keeps its network on the CPU."""
+        names = ["threshold", "normalize", "resample", *(f.name for f in fields(Options) if hasattr(options, f.name))]
+        chosen: dict[str, Any] = {name: getattr(options, name) for name in names if name != "save"} | {
             "accelerator": "cpu" if self.workers else options.accelerator,
             "precision": self.precision,
-            "save": save,
+            "slices": CUDA_SLICES if self.device == "cuda" else 1,
         }
-        prediction = make_prediction(self.model, normalization=normalization, **chosen)
-        return replace(prediction, slices=CUDA_SLICES if self.device == "cuda" else 1)
+        return prepare(self.model, source, kind=kind, **chosen)
 
     def remote(self, prediction: Prediction, volume: Volume) -> Callable[[], Predictor]:
         """What makes the predictor in a worker: the volume holds where the voxels lie, not the voxels."""
@@ -279,13 +292,13 @@ class PreparedVolume:
 def prepare(
     model: Model,
     source: Volume,
-    make: Callable[[Normalization | None, str], Prediction],
     *,
-    normalize: str,
-    resample: object,
-    kind: str,
+    kind: str = "probability",
+    normalize: str = "checkpoint",
+    resample: object = "auto",
+    **options: Any,  # noqa: ANN401 (of `make_prediction`)
 ) -> PreparedVolume:
-    """Adapt a volume to what a model was trained on; ``make`` creates the prediction, given normalisation and content.
+    """Adapt a volume to what a model was trained on, and make the prediction.
 
     Tiles contain ``kind``, except that the mask of a resampled volume is computed from stored probabilities.
     """
@@ -295,7 +308,8 @@ def prepare(
     restored = None if seen is source else Restored(source, kind == "mask")
     if restored is not None and restored.mask:
         kind = "probability"
-    return PreparedVolume(source, Predictor(make(normalization, kind), volume), kind, restored)
+    prediction = make_prediction(model, normalization=normalization, save=kind, **options)
+    return PreparedVolume(source, Predictor(prediction, volume), kind, restored)
 
 
 SHARED = "put it on storage that all machines share, under the same path"

@@ -8,7 +8,7 @@ half of what they disagree on, and with one region more by n / (n + 1) of that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from mitoseg.datasets.painted import Painted, mitochondrion_width
 from mitoseg.evaluation.figures import new_figure, save_figure, stretch
 from mitoseg.geometry import Box
 from mitoseg.volumes import Volume
-from mitoseg.volumes.base import Array
 
 FIELD = 256
 """Side (y, x) in pixels of a field to paint, and of those that stand for a slice."""
@@ -55,11 +54,11 @@ class Advice:
         """Lines for people."""
         if not self.suggestions:
             return "nothing is left to paint"
-        kind = "slice" if self.suggestions[0].box.shape[1:] == self.suggestions[0].image.shape[1:] else "field"
-        lines = [f"  {s.image.path} {s.box}" for s in self.suggestions]
+        first = self.suggestions[0]
+        kind = "slice" if first.box.shape[1:] == first.image.shape[1:] else "field"
         text = f"another {kind} may be expected to bring {100 * self.expected:.1f} points of JAC"
         stop = "; less than 1 point: you may stop" if self.expected < ENOUGH else "; the next ones to paint:"
-        return "\n".join([text + stop, *lines])
+        return "\n".join([text + stop, *(f"  {s.image.path} {s.box}" for s in self.suggestions)])
 
 
 def advise(regions: Sequence[Painted], predict: Predict, count: int = 3, seed: int = 1) -> Advice:
@@ -76,10 +75,17 @@ def advise(regions: Sequence[Painted], predict: Predict, count: int = 3, seed: i
             found.append(Suggestion(image, box, float(probability.std(0).mean()), float(probability.mean())))
             for one, other in combinations(probability >= 0.5, 2):
                 agreed += (one & other).sum(), (one | other).sum()
-    if whole:
+    if whole:  # the fields of a slice as one
+        places = [
+            [s for s in found if (s.image, s.box) == key] for key in dict.fromkeys((s.image, s.box) for s in found)
+        ]
         found = [
-            _mean([s for s in found if (s.image, s.box) == key])
-            for key in dict.fromkeys((s.image, s.box) for s in found)
+            replace(
+                same[0],
+                disagreement=float(np.mean([s.disagreement for s in same])),
+                share=float(np.mean([s.share for s in same])),
+            )
+            for same in places
         ]
     disagreement = float(1 - agreed[0] / agreed[1]) if agreed[1] else 0.0
     painted = [(region.image, region.box) for region in regions]
@@ -106,13 +112,6 @@ def _candidates(image: Volume, painted: Sequence[Box], whole: bool, rng: np.rand
             elif not any(box.clip(field).size for box in painted):
                 found.append((field, field))
     return found
-
-
-def _mean(fields: Sequence[Suggestion]) -> Suggestion:
-    """The fields of one slice as one."""
-    first = fields[0]
-    means = [float(np.mean([getattr(field, name) for field in fields])) for name in ("disagreement", "share")]
-    return Suggestion(first.image, first.box, *means)
 
 
 def _spread(
@@ -144,23 +143,20 @@ def _distance(a: Box, b: Box, size: Sequence[float]) -> float:
     return float(np.hypot.reduce([max(0, low - stop + 1, start - high + 1) * s for start, stop, low, high, s in axes]))
 
 
-def draw(advice: Advice, predict: Predict, folder: Path) -> list[Path]:
-    """A picture of each suggestion: the image, and where the models disagree."""
-    paths = []
+def draw(advice: Advice, predict: Predict, folder: Path) -> None:
+    """Write a picture of each suggestion: the image, and where the models disagree."""
     for number, suggestion in enumerate(advice.suggestions, 1):
         start = suggestion.box.start
         stop = tuple(min(b, a + PICTURED) for a, b in zip(start, suggestion.box.stop, strict=True))
         box = Box(start, stop)
-        grey_yx: Array = stretch(suggestion.image.read(box)[0])
+        grey_yx = stretch(suggestion.image.read(box)[0])
         spread_yx = np.stack(predict(suggestion.image, box)).std(0)[0]
         figure = new_figure(10, 5.4, 120, "constrained")
-        for place, (title, layer) in enumerate((("image", None), ("where the models disagree", spread_yx))):
-            axes = figure.add_subplot(1, 2, place + 1)
+        left, right = figure.subplots(1, 2)
+        left.set_title(f"image, {box}", fontsize=9)
+        right.set_title("where the models disagree", fontsize=9)
+        for axes in (left, right):
             axes.imshow(grey_yx, cmap="gray")
-            if layer is not None:
-                axes.imshow(layer, cmap="inferno", alpha=np.clip(3 * layer, 0, 0.7), vmin=0, vmax=0.5)
-            axes.set_title(f"{title}, {box}" if layer is None else title, fontsize=9)
             axes.set_axis_off()
-        paths.append(folder / f"{number}.png")
-        save_figure(figure, paths[-1])
-    return paths
+        right.imshow(spread_yx, cmap="inferno", alpha=np.clip(3 * spread_yx, 0, 0.7), vmin=0, vmax=0.5)
+        save_figure(figure, folder / f"{number}.png")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from mitoseg.errors import UserError
 from mitoseg.inference import Predictor
 from mitoseg.inference.confidence import DOUBTFUL, SPREAD, Field, examine, expected_jaccard
-from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import DEFAULT, bundled, find_weights, load_model
 from mitoseg.progress import waiting
 from mitoseg.volumes import Volume
-from mitoseg.workflows.session import prepare
+from mitoseg.workflows.session import prepare, quiet
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +30,12 @@ def choose_model(
     if not sources:
         return DEFAULT
     expected: dict[str, float] = {}
-    with waiting("trying the bundled models on a few fields"), _quiet():
+    given: dict[str, Any] = {"normalize": normalize, "resample": resample, "accelerator": accelerator}
+    with waiting("trying the bundled models on a few fields"), quiet("mitoseg.inference"):
         for name in bundled():
             model, fields = load_model(find_weights(name)), list[Field]()
             for source in sources:
-                prepared = prepare(
-                    model,
-                    source,
-                    lambda own, kind: make_prediction(model, accelerator=accelerator, normalization=own, save=kind),  # noqa: B023 (called at once)
-                    normalize=normalize,
-                    resample=resample,
-                    kind="probability",
-                )
-                fields += judge(prepared.predictor)
+                fields += judge(prepare(model, source, **given).predictor)
             expected[name] = expected_jaccard(fields) or 0.0
     best = max(expected, key=lambda name: expected[name])
     told = ", ".join(f"{name} {jaccard:.2f}" for name, jaccard in expected.items())
@@ -76,15 +67,3 @@ def expected_score(fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
         log.warning("the model does not seem to know this tissue; %s", line)
         line += f": {REMEDY}"
     return line, record
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the log lines about models that are only tried."""
-    logger = logging.getLogger("mitoseg.inference")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

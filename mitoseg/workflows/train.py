@@ -40,7 +40,7 @@ from mitoseg.inference import choose_method
 from mitoseg.inference.precision import can_compile, has_bf16
 from mitoseg.networks import DenseForm
 from mitoseg.networks.bounds import Bounds, within
-from mitoseg.networks.checkpoint import read_checkpoint
+from mitoseg.networks.checkpoint import KEY, read_checkpoint
 from mitoseg.networks.fine_tuning import freeze, init_from
 from mitoseg.networks.kinds import BlockNetwork, dimensions, per_axis
 from mitoseg.processes import is_main_process
@@ -63,15 +63,13 @@ from mitoseg.training.module import STATE
 from mitoseg.training.tuning import find_batch_size, find_learning_rate
 from mitoseg.volumes import CHANNEL_OFFSETS
 from mitoseg.workflows.options import default_config_dir
-from mitoseg.workflows.scoring import score_run
-from mitoseg.workflows.session import chosen_steps
+from mitoseg.workflows.scoring import score_checkpoint
+from mitoseg.workflows.session import chosen_steps, quiet
 
 log = logging.getLogger(__name__)
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile``; the second and third replay CUDA graphs."""
-
-LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 
 
 def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
@@ -90,12 +88,20 @@ def run(cfg: DictConfig, folder: Path, tell: Tell) -> float | None:
             before, module, trainer, data, origins = build(cfg, folder)
         if not fit_run(cfg, folder, before, module, trainer, data, origins):
             return None
-        validation = score_run(folder, data.splits, cfg, module.network_config, tell)["validation"]
+        best = folder / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            remedy = "train longer, or validate sooner with trainer.val_check_interval=STEPS"
+            raise UserError("training ended before its first validation", f"epochs={cfg.epochs}", remedy)
+        # a class from outside mitoseg is trusted if the run has built its own network from it
+        trust = read_checkpoint(best)[KEY].get("network") == module.network_config
+        given = {"accelerator": cfg.trainer.accelerator, "trust": trust}
+        validation = score_checkpoint(best, folder, data.splits, cfg, tell, **given)["validation"]
         if HydraConfig.initialized():
             runtime = HydraConfig.get()
-            given = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
-            scores = {f"validation/{name}": float(validation[name]) for name in SCORES if name in validation}
-            write_hparams(folder, given, scores)
+            shown = hyper_parameters(cfg, dict(runtime.runtime.choices), list(runtime.overrides.task))
+            keys = ("jaccard_foreground", "jaccard_background", "jaccard_mean")
+            scores = {f"validation/{key}": float(validation[key]) for key in keys if key in validation}
+            write_hparams(folder, shown, scores)
         return float(validation["jaccard_foreground"])
 
 
@@ -135,18 +141,12 @@ def compose_training(words: Sequence[str], changed: Mapping[str, object]) -> Dic
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning, and raise errors of a config as a `UserError`."""
-    levels = {name: logging.getLogger(name).level for name in LIGHTNING}
     try:
-        for name in LIGHTNING:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with quiet("pytorch_lightning", "lightning_fabric"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning")
             yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error) or str(error).partition("\n    full_key")[0]) from error
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def build(
@@ -482,29 +482,21 @@ def build_trainer(cfg: DictConfig, folder: Path, **replaced: Any) -> Trainer:  #
     return trainer
 
 
-CHOICES = ("data", "network", "optimizer", "scheduler", "experiment")
-
-KEYS = ("seed", "epochs", "data.batch_size")
-
-SCORES = ("jaccard_foreground", "jaccard_background", "jaccard_mean")
-
-_NOT_SHOWN = ("hydra", "resume", "name")
-
 Value = bool | int | float | str
 
 
 def hyper_parameters(cfg: DictConfig, choices: Mapping[str, str | None], words: Iterable[str]) -> dict[str, Value]:
     """What distinguishes a run: its choice in each group, common numbers, the optimizer's, and each override."""
+    groups = ("data", "network", "optimizer", "scheduler", "experiment")
     found: dict[str, Value] = {
-        group: option for group in CHOICES if (option := choices.get(group)) not in {None, "null"}
+        group: option for group in groups if (option := choices.get(group)) not in {None, "null"}
     }
     for key, value in cfg.get("optimizer", {}).items():
         if isinstance(value, Value) and not str(key).startswith("_"):
             found[f"optimizer.{key!s}"] = value
-    keys = [*KEYS, *(key_of(word) for word in words)]
-    for key in keys:
+    for key in ("seed", "epochs", "data.batch_size", *map(key_of, words)):
         value = OmegaConf.select(cfg, key)
-        if key not in found and value is not None and not key.startswith(_NOT_SHOWN):
+        if key not in found and value is not None and not key.startswith(("hydra", "resume", "name")):
             found[key] = value if isinstance(value, Value) else str(value)
     return found
 

@@ -1,6 +1,7 @@
 """Methods and data as their configs describe them, estimators as they are made, folders of other options."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,7 +231,8 @@ def test_training_gets_the_very_data_of_the_benchmark(name):
             "data.test.image=[a.tif,b.tif]",
         ]
     source = source_of(*words, name=name)
-    passed = training_arguments(source, seed=3, accelerator="cpu", prediction="auto", progress=False)
+    options = SimpleNamespace(seed=3, accelerator="cpu", prediction="auto", progress=False)
+    passed = training_arguments(source, options)
     for experiment in ("paper_tiles", "unet25d") if name == "phantom" else ("unet25d",):
         cfg = composed("train", *passed, f"experiment={experiment}")
         again = read_source(name, OmegaConf.to_container(cfg.data, resolve=True), {}, ())

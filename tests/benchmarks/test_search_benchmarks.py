@@ -21,8 +21,9 @@ def joined(tmp_path):
     joined = truth.copy()
     joined[9:12, 11:14, 14:44] = joined[:2, :2, :2] = True
     probability = np.where(joined, 0.9, 0.1).astype(np.float32)
-    truths = write(tmp_path / "t.tif", np.concatenate([truth, truth]).astype(np.uint8) * 255, LARGE)
-    paths = [write(tmp_path / f"p{i}.tif", probability, LARGE, kind="probability", threshold=0.5) for i in range(2)]
+    truths = write(tmp_path / "truth.tif", np.concatenate([truth, truth]).astype(np.uint8) * 255, LARGE)
+    about = {"kind": "probability", "threshold": 0.5}
+    paths = [write(tmp_path / f"joined{i}.tif", probability, LARGE, **about) for i in range(2)]
     words = [f"predictions={','.join(paths)}", f"truths={truths},{truths}", "slices=0:20,20:40", "small=5"]
     return [*words, "labelling.fragment=1e6"]
 
@@ -57,7 +58,7 @@ def test_the_best_options_of_instances_are_found(scripts, joined, tmp_path, caps
     worst = tried[False, None, "none"]
     assert (worst["merges"], worst["fp"], worst["f1"]) == (2, 4, 0)
     assert report["cross_validated"]["scores"]["all"]["matched"][0]["f1"] == 1
-    assert set(report["each"]) == {"p0.tif", "p1.tif"}
+    assert set(report["each"]) == {"joined0.tif", "joined1.tif"}
     assert json.loads(out.read_text(encoding="utf-8"))["best"] == report["best"]
     assert "cross-validated" in capsys.readouterr().out
     report = scripts("instances").main([*joined, "labelling.split=true", "crop=[0:20,0:24,0:30]"])

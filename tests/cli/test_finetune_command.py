@@ -226,10 +226,8 @@ def histogram(scores, truth):
 
 
 def test_a_part_is_judged_at_the_threshold_of_the_others():
-    tally = workflow.Tally()
-    tally.histograms = [histogram([-1, 2, 3], [0, 0, 1]), histogram([-1, 0.6, 3], [0, 1, 1])]
-    tally.parts = [0, 1]
-    first, second = tally.left_out_counts()
+    pieces = [(0, histogram([-1, 2, 3], [0, 0, 1])), (1, histogram([-1, 0.6, 3], [0, 1, 1]))]
+    first, second = workflow.left_out_counts(pieces)
     assert (first.tp, first.fp) == (1, 1)  # the other part's threshold lies below 0.6
     assert (second.tp, second.fn) == (1, 1)  # and this one's above 2
 

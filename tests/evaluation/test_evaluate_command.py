@@ -19,7 +19,7 @@ from mitoseg.cli.console import user_message
 from mitoseg.errors import UserError
 from mitoseg.evaluation.instances import prediction_instances
 from mitoseg.storage import plain
-from mitoseg.workflows.evaluate import score_files
+from mitoseg.workflows.evaluate import run
 from mitoseg.workflows.options import typed
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -43,6 +43,11 @@ def config(files, *overrides, image=False, **values):
         cfg = hydra.compose("evaluate", overrides=["progress=false", "figures=false", *overrides])
     paths = {name: path for name, path in files.items() if image or name != "image"}
     return typed(OmegaConf.merge(cfg, paths, values))
+
+
+def score_files(options, folder, tell=lambda _: None):
+    run(options, folder, tell)
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def test_numbers_provenance_and_table(files, tmp_path):
@@ -70,8 +75,7 @@ def test_numbers_provenance_and_table(files, tmp_path):
     assert metrics["bootstrap"] == {"resamples": 100, "seed": 5, "level": 0.95}
     assert metrics["average_precision"] == result["average_precision"] > 0.9
     assert metrics["jaccard_foreground_oracle"] >= metrics["jaccard_foreground"]
-    found = score_files(config(files, crop="[0:1,0:2,0:2]", threshold=0.99), tmp_path / "none")
-    assert found["jaccard_foreground"] != found["jaccard_foreground"]  # without a denominator, null in the file
+    score_files(config(files, crop="[0:1,0:2,0:2]", threshold=0.99), tmp_path / "none")  # without a denominator
     text = (tmp_path / "none" / "metrics.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail)["jaccard_foreground"] is None
     mask = score_files(config(files, "bootstrap=0", "figures=true", kind="mask"), tmp_path / "mask")

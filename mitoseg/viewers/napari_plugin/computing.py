@@ -20,7 +20,7 @@ from mitoseg.errors import UserError
 from mitoseg.evaluation.table import column_label
 from mitoseg.geometry import Box
 from mitoseg.inference import predict_volume
-from mitoseg.inference.prepare import greys_apart, has_other_voxels, make_prediction
+from mitoseg.inference.prepare import greys_apart, has_other_voxels
 from mitoseg.inference.sizing import budget_bytes
 from mitoseg.networks.checkpoint import AUTO, Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, Sources, label_array
@@ -100,10 +100,10 @@ def predict(image: Volume, choice: Choice, progress: Progress = lambda *_: None)
     prepared = prepare(
         model,
         image,
-        lambda own, _: make_prediction(model, method=choice.method, threshold=choice.threshold, normalization=own),
+        method=choice.method,
+        threshold=choice.threshold,
         normalize=choice.greys,
         resample="auto" if resamples else "none",
-        kind="probability",
     )
     predictor, prediction = prepared.predictor, prepared.predictor.prediction
     volume = predictor.volume
