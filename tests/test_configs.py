@@ -1,5 +1,7 @@
 """Every option of every group composes, and what it describes can be built."""
 
+from functools import cache
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -76,11 +78,16 @@ def test_every_experiment(name, tmp_path):
 NETWORKS = sorted(path.stem for path in (CONF / "network").glob("*.yaml"))
 
 
+@cache
+def network_alone(name):
+    return composed(f"network={name}")
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_network_of_the_command_line_beats_an_experiment(experiment, tmp_path):
     """It comes with all that it is and all that it asks of sampling, but for what the experiment says of tiles."""
     for name in NETWORKS:
-        alone, beside = (composed(*words, f"network={name}") for words in ([], [f"experiment={experiment}"]))
+        alone, beside = network_alone(name), composed(f"experiment={experiment}", f"network={name}")
         assert network_config(beside) == network_config(alone)
         assert beside.data.channels == alone.data.channels
         if experiment != "paper_tiles":

@@ -79,6 +79,7 @@ def test_a_terminal_gets_a_bar(quick, monkeypatch):
 
 def test_what_takes_long_is_told_soon_and_again(quick, monkeypatch):
     monkeypatch.setattr(module, "SOON", 0.01)
+    monkeypatch.setattr(module, "SECONDS", 0.3)
     with waiting("opening"):
         until_told(quick, 2)
     assert quick.messages[0] == "opening ..."

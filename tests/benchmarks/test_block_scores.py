@@ -53,6 +53,6 @@ def test_thresholds_by_prior_and_by_validation(made, lines):
 
 def test_mistakes_are_said(made, lines, tmp_path):
     for shape, line in (((32, 32), "of one shape"), ((32, 40), "all of one class")):
-        truth = write(tmp_path / "t.tif", np.eye(*shape, dtype=np.uint8)[None])
+        truth = write(tmp_path / f"{line}.tif", np.eye(*shape, dtype=np.uint8)[None])
         with pytest.raises(SystemExit, match=line):
             lines(prediction=made["prediction"], truth=truth)
