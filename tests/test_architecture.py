@@ -115,11 +115,8 @@ def test_files_and_functions_are_short():
     assert found == {}
 
 
-def test_no_module_is_called_utils():
+def test_no_module_is_called_utils_and_scripts_only_call_an_entry_point():
     assert [path for path in MODULES if "util" in path.stem] == []
-
-
-def test_scripts_only_call_an_entry_point():
     assert {path.name for path in SCRIPTS} >= {"train.py", "predict.py", "evaluate.py"}
     assert all(path.read_text(encoding="utf-8").count("\n") < 10 for path in SCRIPTS)
 

@@ -14,10 +14,6 @@ from mitoseg.volumes import open_volume
 ROOT = Path(__file__).parents[1]
 
 
-def jaccard(a, b):
-    return np.count_nonzero(a & b) / np.count_nonzero(a | b)
-
-
 def best_grey_jaccard(image_zyx, truth_zyx):
     """The best threshold on grey, from below or above, with an opening, all chosen on the very volume."""
     best = 0.0
@@ -25,7 +21,7 @@ def best_grey_jaccard(image_zyx, truth_zyx):
         dark = image_zyx <= grey
         for radius in (0, 2, 4):
             mask = np.stack([opening(m, disk(radius)) for m in dark]) if radius else dark
-            best = max(best, jaccard(mask, truth_zyx))
+            best = max(best, np.count_nonzero(mask & truth_zyx) / np.count_nonzero(mask | truth_zyx))
     return best
 
 
@@ -43,6 +39,5 @@ def test_the_demo_finds_mitochondria_that_a_threshold_does_not(tmp_path):
     image, truth = (open_volume(str(held_out / name)).read() for name in ("image.tif", "label.tif"))
     threshold = best_grey_jaccard(image[::4], truth[::4] > 0)
     assert threshold < 0.35
-    assert scores["jaccard_foreground"] >= 0.70
-    assert scores["jaccard_foreground"] >= threshold + 0.30
+    assert scores["jaccard_foreground"] >= max(0.70, threshold + 0.30)
     assert list((tmp_path / "run" / "figures").rglob("*.png"))

@@ -18,17 +18,6 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
-@pytest.fixture
-def clone(tmp_path):
-    folder = tmp_path / "ä b"
-    folder.mkdir()
-    git(folder, "init", "-q")
-    (folder / "file").write_text("1")
-    git(folder, "add", "file")
-    git(folder, "commit", "-q", "-m", "one")
-    return folder
-
-
 def test_a_record_is_json_and_true():
     record = json.loads(json.dumps(collect(data={"train": "123"})))
     assert record["libraries"]["torch"].startswith(torch.__version__.split("+")[0])
@@ -39,7 +28,12 @@ def test_a_record_is_json_and_true():
     assert record["devices"]
 
 
-def test_commit_and_changes_of_a_clone_and_of_nothing_else(tmp_path, clone, monkeypatch):
+def test_commit_and_changes_of_a_clone_and_of_nothing_else(tmp_path, monkeypatch):
+    clone = tmp_path / "ä b"
+    clone.mkdir()
+    (clone / "file").write_text("1")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "one"]):
+        git(clone, *words)
     commit = git(clone, "rev-parse", "HEAD")
     assert git_state(clone) == (commit, False)
     (clone / "file").write_text("2")

@@ -11,6 +11,7 @@ import pytest
 from pages import PAGES, ROOT
 
 pytest.importorskip("mkdocs")
+pytestmark = pytest.mark.slow
 
 
 def module_of_docs(name):

@@ -29,21 +29,17 @@ def test_a_file_appears_whole(tmp_path):
         temporary.write_bytes(b"half")
         assert not (tmp_path / "a.tif").exists()
     assert names(tmp_path) == ["a.tif"]
+    with atomic_output(tmp_path / ("a" * 200 + ".tif")) as temporary:  # a name that the temporary one cannot hold
+        temporary.write_text("x")
 
 
-def test_a_folder_appears_whole_and_replaces_another(tmp_path):
-    (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr" / "old").write_text("old")
-    with atomic_output(tmp_path / "a.zarr", overwrite=True) as temporary:
-        temporary.mkdir()
-        (temporary / "new").write_text("new")
-    assert names(tmp_path) == ["a.zarr"]
-    assert names(tmp_path / "a.zarr") == ["new"]
-
-
-def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
-    (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr" / "old").write_text("old")
+def test_a_folder_appears_whole_and_replaces_another_or_stays(tmp_path, monkeypatch):
+    for name in ("old", "new"):
+        with atomic_output(tmp_path / "a.zarr", overwrite=True) as temporary:
+            temporary.mkdir()
+            (temporary / name).touch()
+        assert names(tmp_path) == ["a.zarr"]
+        assert names(tmp_path / "a.zarr") == [name]
     replace = os.replace
 
     def refuse(source, target):
@@ -55,7 +51,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written"), atomic_output(tmp_path / "a.zarr", overwrite=True) as t:
         t.mkdir()
     assert names(tmp_path) == ["a.zarr"]
-    assert names(tmp_path / "a.zarr") == ["old"]
+    assert names(tmp_path / "a.zarr") == ["new"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
@@ -109,6 +105,10 @@ def test_check_output_refuses_what_exists(tmp_path):
     check_output(tmp_path / "a.tif", overwrite=True)
     check_output(tmp_path / "no" / "such" / "folder" / "b.tif", overwrite=False)
     assert names(tmp_path) == ["a.tif"]
+    if os.name != "nt":
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(UserError, match="exists"):
+            check_output(tmp_path / "link", overwrite=False)
 
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
@@ -116,15 +116,6 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
         (tmp_path / "a.txt").write_text("another's")
     assert names(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "another's"
-
-
-def test_a_dangling_link_counts_as_existing(tmp_path):
-    try:
-        (tmp_path / "a.tif").symlink_to(tmp_path / "nowhere")
-    except OSError:
-        pytest.skip("no symbolic links here")
-    with pytest.raises(UserError, match="exists"):
-        check_output(tmp_path / "a.tif", overwrite=False)
 
 
 @pytest.mark.parametrize("name", ["file/a.tif", "closed/a.tif", "a" * 300 + ".tif"])
@@ -147,11 +138,6 @@ def test_a_parent_that_refuses(tmp_path, monkeypatch, number):
         check_output(tmp_path / "a.tif", overwrite=False)
     with pytest.raises(UserError, match="cannot be written"), atomic_output(tmp_path / "a.tif"):
         pytest.fail("must not get here")
-
-
-def test_a_long_name_has_a_temporary_one(tmp_path):
-    with atomic_output(tmp_path / ("a" * 200 + ".tif")) as temporary:
-        temporary.write_text("x")
 
 
 def test_json_is_plain(tmp_path):

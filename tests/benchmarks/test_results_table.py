@@ -98,7 +98,7 @@ def test_methods_have_a_row_each_or_one_under_a_given_name(table, tmp_path):
     assert cells_of(table(*words, "name=both"))["method"] == "both"
 
 
-def test_what_is_missing_is_a_dash(table, tmp_path):
+def test_what_is_missing_is_a_dash_and_metrics_of_evaluate_will_do(table, tmp_path):
     make_run(tmp_path / "1", 1)
     make_run(tmp_path / "2", 2, seam=False)
     (tmp_path / "2" / "provenance.json").unlink()
@@ -107,19 +107,11 @@ def test_what_is_missing_is_a_dash(table, tmp_path):
     assert "±" not in cells["without_seam: fg"]
     assert cells["minutes"] == cells["parameters"] == cells["peak GB"] == "-"
     assert cells["seeds"] == "1"
-
-
-def test_metrics_of_evaluate_will_do(table, tmp_path):
     found = scores(1)
     write_json(tmp_path / "x" / "metrics.json", {**found, "jaccard_background": math.nan})
     for given in (tmp_path / "x", tmp_path / "x" / "metrics.json"):
         cells = cells_of(table(given, "boundary=false"))
         assert (cells["method"], cells["test: fg"], cells["test: bg"]) == ("x", f"{100 * found[FG]:.1f}", "-")
-
-
-@pytest.mark.parametrize(
-    ("words", "match"), [([], "RUN"), (["{}"], "no scores in"), (["{}/none.json"], "no scores in")]
-)
-def test_no_runs_or_no_scores_are_said(table, tmp_path, words, match):
-    with pytest.raises(SystemExit, match=match):
-        table(*(word.format(tmp_path) for word in words))
+    for words, line in (([], "RUN"), ([tmp_path], "no scores in"), ([tmp_path / "none.json"], "no scores in")):
+        with pytest.raises(SystemExit, match=line):
+            table(*words)

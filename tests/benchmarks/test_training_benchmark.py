@@ -6,18 +6,14 @@ import pytest
 import torch
 
 
-@pytest.fixture
-def words():
-    """A command line for one thread: what is timed is too small for two."""
-    before = torch.get_num_threads()
-    yield ["quick=true", "device=cpu", "threads=1", "batch=20", "networks=patch_cnn"]
-    torch.set_num_threads(before)
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_the_loop_and_the_delivery(scripts, words, tmp_path, capsys):
-    out = tmp_path / "out.json"
-    report = scripts("training").main([*words, "settings=fp32", "recipes=paper", f"out={out}"])
+def test_the_loop_and_the_delivery(scripts, tmp_path, capsys):
+    before, out = torch.get_num_threads(), tmp_path / "out.json"  # what is timed is too small for two threads
+    words = ["quick=true", "device=cpu", "threads=1", "batch=20", "networks=patch_cnn", "settings=fp32"]
+    report = scripts("training").main(
+        [*words, "recipes=paper", f"out={out}"]
+    )  # in one thread: it is too small for two
+    torch.set_num_threads(before)
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["threads"] == 1
     name = "patch_cnn paper fp32"
