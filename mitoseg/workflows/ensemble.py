@@ -87,8 +87,16 @@ def average_predictions(paths: Sequence[str], output: str, folder: Path, *, over
     """Average the predictions' log-odds and write probabilities; the threshold is the mean of theirs."""
     check_volume_output(output, overwrite)
     volumes = [open_volume(path) for path in paths]
-    decisions = check_predictions(volumes)
-    first = volumes[0]
+    if len(volumes) < 2:
+        raise UserError("a mean needs different predictions", list(paths), "give two or more: predictions=[A,B]")
+    shapes = {volume.path: volume.shape for volume in volumes}
+    if len(set(shapes.values())) > 1:
+        raise UserError("the predictions differ in shape", shapes, "give predictions of one volume")
+    first, decisions = volumes[0], [decide(volume) for volume in volumes]
+    for volume, decision in zip(volumes, decisions, strict=True):
+        if decision.kind != "probability":
+            remedy = "predict it again with save=probability"
+            raise UserError(f"a mean needs probabilities, this is a {decision.kind}", volume.path, remedy)
     threshold = float(np.mean([decision.threshold for decision in decisions]))
     metadata = {"kind": "probability", "threshold": threshold, "scale": 1}
     metadata |= {key: first.info.metadata[key] for key in ("padding",) if key in first.info.metadata}
@@ -101,23 +109,6 @@ def average_predictions(paths: Sequence[str], output: str, folder: Path, *, over
             writer.write(slab, _mean(volumes, decisions, slab))
             task.advance(slab.size)
     write_json(folder / "provenance.json", collect(predictions=paths, output=output, threshold=threshold))
-
-
-def check_predictions(volumes: Sequence[Volume]) -> list[Decision]:
-    """How to interpret each prediction; requires two or more probability volumes of the same shape."""
-    places = [Path(volume.path).resolve() for volume in volumes]
-    if len(set(places)) < max(2, len(places)):
-        remedy = "give two or more, each once: predictions=[A,B]"
-        raise UserError("a mean needs different predictions", [volume.path for volume in volumes], remedy)
-    shapes = {volume.path: volume.shape for volume in volumes}
-    if len(set(shapes.values())) > 1:
-        raise UserError("the predictions differ in shape", shapes, "give predictions of one volume")
-    decisions = [decide(volume) for volume in volumes]
-    for volume, decision in zip(volumes, decisions, strict=True):
-        if decision.kind != "probability":
-            remedy = "predict it again with save=probability"
-            raise UserError(f"a mean needs probabilities, this is a {decision.kind}", volume.path, remedy)
-    return decisions
 
 
 def _mean(volumes: Sequence[Volume], decisions: Sequence[Decision], box: Box) -> np.ndarray:

@@ -216,12 +216,10 @@ def open_volumes(paths: Mapping[str, str | None], axes: str | None) -> dict[str,
         try:
             volumes[name] = open_volume(path, axes=axes)
         except UserError as error:
-            if axes is None:
-                raise
-            volumes[name] = open_volume(path)
             misfits.append(error)
-    if len(misfits) == len(given):
-        raise misfits[0]
+            if axes is None or len(misfits) == len(given):
+                raise misfits[0] from None
+            volumes[name] = open_volume(path)
     for volume in volumes.values():
         warn_of_gaps(volume)
     return volumes

@@ -24,7 +24,7 @@ from mitoseg.evaluation.instances import label_prediction
 from mitoseg.evaluation.score import check_shapes
 from mitoseg.geometry import Box
 from mitoseg.inference import Predictor, predict_volume
-from mitoseg.networks.checkpoint import DEFAULT, Model, find_weights, load_model
+from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.segmentation import Labelling, Postprocess, Sources, measure_instances, write_instances
 from mitoseg.segmentation.postprocess import CLEAN
 from mitoseg.storage import check_output, scratch_folder
@@ -90,7 +90,7 @@ def load(
         raise UserError("trust is neither True nor False", trust, "give trust=True for files of people you trust")
     if checkpoint is None:
         volumes = [] if image is None else [with_padding(as_volume(image, voxel_size), "auto")]
-        checkpoint = choose_model(volumes, accelerator=accelerator) if volumes else DEFAULT
+        checkpoint = choose_model(volumes, accelerator=accelerator)
     model = load_model(find_weights(checkpoint), trust=trust)
     return SegmentationModel(model, Path(checkpoint).name, accelerator)
 

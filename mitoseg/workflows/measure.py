@@ -91,7 +91,12 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
                 on_part=task.reach,
                 scratch=scratch,
             )
-        padding = count_padding(volumes) if options.padding == "auto" else 0
+        padding = 0
+        if options.padding == "auto" and "image" in volumes and isinstance(volumes["image"].padding, Padding):
+            padding = volumes["image"].padding.count()
+        elif options.padding == "auto":  # as `predict` recorded it
+            noted = volumes["input"].info.metadata.get("padding", 0)
+            padding = noted if isinstance(noted, int) and 0 <= noted <= volumes["input"].box.size else 0
         summary = {"volume": options.input, **summarise(table, sources.labels.shape, size, padding)}
         write_table(output, table, overwrite=options.overwrite, digits=DIGITS)
         write_table(summary_path(output), pd.DataFrame([summary]), overwrite=options.overwrite, digits=DIGITS)
@@ -105,16 +110,6 @@ def run(options: MeasureOptions, folder: Path, tell: Tell) -> None:
         tell(f"{path} written")
 
 
-def count_padding(volumes: Mapping[str, Volume]) -> int:
-    """Number of padding voxels: counted in the image if there is one, else as recorded by `predict`."""
-    image = volumes.get("image")
-    if image is not None and isinstance(image.padding, Padding):
-        return image.padding.count()
-    given = volumes["input"]
-    noted = given.info.metadata.get("padding", 0)
-    return noted if isinstance(noted, int) and 0 <= noted <= given.box.size else 0
-
-
 def summary_path(output: Path) -> Path:
     """The file for the row of the whole volume: always CSV."""
     return output.with_name(f"{output.stem}_summary.csv")
@@ -124,12 +119,10 @@ def what_was_found(table: pd.DataFrame, summary: Mapping[str, Any]) -> str:
     """Summarise the result in one line for the console."""
     if not len(table):
         return "no mitochondria to measure: the table is empty"
-    whole, padded = int(summary["count_whole"]), 100 * summary["padding_fraction"]
+    padded, share = 100 * summary["padding_fraction"], 100 * summary["volume_fraction"]
     tissue = f"tissue ({padded:.1f} % of the volume is padding)" if padded else "volume"
-    return (
-        f"{len(table)} mitochondria, {whole} of them whole; {summary['density_per_um3']:.3g} per um3, "
-        f"{100 * summary['volume_fraction']:.2f} % of the {tissue}"
-    )
+    density = f"{summary['density_per_um3']:.3g} per um3, {share:.2f} % of the {tissue}"
+    return f"{len(table)} mitochondria, {summary['count_whole']:.0f} of them whole; {density}"
 
 
 def check_outputs(options: MeasureOptions) -> Path:

@@ -214,19 +214,13 @@ def predict_staged(options: PredictOptions, session: Session, predictor: Predict
         with waiting("choosing the tiles"):
             decisions = decider(predictor) if remote is None else ask_predictors(session.engine, remote, decider)
     tile = tuple(decisions["tile"])
-    log.info(
-        "%s on %s, %s%s, tiles of %s voxels",
-        decisions["method"],
-        session.device,
-        predictor.prediction.precision,
-        ", compiled" if decisions["compile"] else "",
-        " x ".join(map(str, tile)),
-    )
+    how = f"{decisions['method']} on {session.device}, {predictor.prediction.precision}"
+    compiled = ", compiled" if decisions["compile"] else ""
+    log.info("%s%s, tiles of %s voxels", how, compiled, " x ".join(map(str, tile)))
     voxel_size = volume.voxel_size or predictor.prediction.voxel_size
     if volume.voxel_size is None and voxel_size is not None and options.resample != "auto":  # which logs this itself
-        log.warning(
-            "%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size=", options.input, voxel_size
-        )
+        text = "%s has no voxel size: taking the checkpoint's, %s nm; or give voxel_size="
+        log.warning(text, options.input, voxel_size)
     metadata = {**predictor.prediction.metadata, "checkpoint": Path(options.checkpoint or "").name}
     dtype = predictor.prediction.dtype
     stage.start(VolumeInfo(options.output, volume.shape, dtype, voxel_size, metadata), tile, decisions)
@@ -266,8 +260,8 @@ def finish(
     show: bool,
 ) -> None:
     """Post-process the tiles into a mask, within tissue only, or, with ``labelling``, into instances."""
-    dtype, kind = (np.uint8, "mask") if labelling is None else (np.uint32, "instances")
-    about = {"threshold": prepared.predictor.prediction.threshold, "scale": 1, **stage.found, "kind": kind}
+    about: dict[str, Any] = {"threshold": prepared.predictor.prediction.threshold, "scale": 1, **stage.found}
+    about["kind"] = "mask" if labelling is None else "instances"
     if labelling is not None:
         about["labelling"] = asdict(labelling)
     if steps is not None:
@@ -288,7 +282,7 @@ def finish(
                 write_instances(instances, writer, engine=engine)
         log.info("%d mitochondria, %d of them cut by the border", len(instances), instances.touches_border.sum())
 
-    stage.finish_as(write, np.dtype(dtype), about)
+    stage.finish_as(write, np.dtype(np.uint8 if labelling is None else np.uint32), about)
 
 
 def decide_tiling(
@@ -339,9 +333,8 @@ def predict_many(options: PredictOptions, session: Session, given: Sequence[Row]
     with held(folder / ".lock", "another process is writing into this folder"):
         before = read_rows(folder)
         known = {Path(row.output).name: row for row in given}
-        rows = [  # the folder may have been copied or mounted elsewhere since its table was written
-            replace(before.get(name, row), input=row.input, output=row.output) for name, row in known.items()
-        ]
+        # the folder may have been copied or mounted elsewhere since its table was written
+        rows = [replace(before.get(name, row), input=row.input, output=row.output) for name, row in known.items()]
         others = [row for name, row in before.items() if name not in known and (row.command or row.status == DONE)]
         skipped, judged = 0, set(np.linspace(1, len(rows), JUDGED).round())
         for number, row in enumerate(rows, 1):
@@ -369,7 +362,11 @@ def predict_many(options: PredictOptions, session: Session, given: Sequence[Row]
             except EngineError:  # none of the remaining volumes could be predicted
                 raise
             except Exception as error:
-                row.status, row.error = FAILED, _line(error)
+                line = explain(error)
+                if line is None:
+                    log.error("this is a bug in mitoseg; please report it with these lines", exc_info=error)
+                    line = f"a bug: {type(error).__name__}: {error}"
+                row.status, row.error = FAILED, " ".join(line.split())
                 log.error("%s", row.error)
             finally:
                 write_rows(folder, [*rows, *others])
@@ -382,15 +379,6 @@ def predict_many(options: PredictOptions, session: Session, given: Sequence[Row]
         names = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
         remedy = f"see {folder / NAME} for the reasons; the same command repeats only these"
         raise UserError(f"{len(failed)} of {len(rows)} volumes have failed", names, remedy)
-
-
-def _line(error: Exception) -> str:
-    """One line describing a failure; for a bug, the traceback is logged too."""
-    line = explain(error)
-    if line is None:
-        log.error("this is a bug in mitoseg; please report it with these lines", exc_info=error)
-        line = f"a bug: {type(error).__name__}: {error}"
-    return " ".join(line.split())
 
 
 def _is_done(row: Row, command: Mapping[str, Any], *, overwrite: bool) -> bool:

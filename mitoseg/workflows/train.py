@@ -171,11 +171,7 @@ def build(
     if before.checkpoint is None and cfg.init_from is not None:
         record = init_from(network, cfg.init_from)
         log.info("weights from %s", cfg.init_from)
-        origin = {
-            "checkpoint": cfg.init_from,
-            "version": record.get("version"),
-            "voxel_size": record.get("voxel_size"),
-        }
+        origin = {"checkpoint": cfg.init_from, **{key: record.get(key) for key in ("version", "voxel_size")}}
     with built_from("freeze"):
         frozen = freeze(network, cfg.freeze)
     with built_from("data"):
