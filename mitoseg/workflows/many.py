@@ -88,9 +88,8 @@ def plan_rows(given: str | Sequence[str], output: str, suffix: str) -> list[Row]
         raise UserError("the output of several volumes is not a folder", output, "choose another name")
     place(f"x{suffix}" if suffix.startswith(".") else suffix or "x")  # refuses an unknown suffix
     if not suffix.startswith(".") or "/" in suffix or os.sep in suffix:
-        raise UserError(
-            "the suffix of the outputs begins with a dot and is not a path", suffix, "give for instance suffix=.zarr"
-        )
+        what = "the suffix of the outputs begins with a dot and is not a path"
+        raise UserError(what, suffix, "give for instance suffix=.zarr")
     rows = [Row(path, os.path.join(output, result_name(path) + suffix)) for path in inputs]
     seen: dict[str, Row] = {}
     for row in rows:
@@ -151,18 +150,15 @@ def volumes_in(folder: Path) -> list[str] | None:
         return None
     inner = [p for p in names if p.is_dir() and container_format(str(p)) is None and _holds_slices(p)]
     volumes = sorted([*stacks, *others, *inner], key=lambda p: images.natural_key(p.name))
-    if not volumes and _holds_slices(folder):
-        return None
-    if not volumes:
+    if not volumes and not _holds_slices(folder):
         raise UserError("the folder holds no volume", str(folder), "give a folder of slices or of volumes, or a file")
-    return [str(path) for path in volumes]
+    return [str(path) for path in volumes] or None
 
 
 def _is_stack(file: Path) -> bool:
     """Whether a tif holds more than one image."""
     with opening(str(file)), tifffile.TiffFile(file) as tif:
-        counted = len(tif.pages) if len(tif.pages) > 1 else int((tif.imagej_metadata or {}).get("images", 1))
-        return counted > 1
+        return len(tif.pages) > 1 or int((tif.imagej_metadata or {}).get("images", 1)) > 1
 
 
 def _holds_slices(folder: Path) -> bool:

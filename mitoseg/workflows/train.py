@@ -199,10 +199,9 @@ def build(
     )
     if before.checkpoint is None and (cfg.tune_batch_size or cfg.tune_lr):
         tune(cfg, make_module, data, folder)
-    device = trainer.strategy.root_device
     if not isinstance(cfg.compile, bool) and cfg.compile not in COMPILE_MODES:
         raise UserError("unknown choice of compile", cfg.compile, f"give true, false, {', '.join(COMPILE_MODES)}")
-    if cfg.compile and not can_compile(device):
+    if cfg.compile and not can_compile(device := trainer.strategy.root_device):
         raise UserError("cannot compile here", device.type, "install a C++ compiler, or give compile=false")
     module = make_module(optimizer=instantiate(cfg.optimizer), compile=cfg.compile)
     return before, module, trainer, data, {"seed": cfg.seed, "init_from": origin, "frozen": frozen}
@@ -289,10 +288,10 @@ def fit_run(
             move_into_place(folder / "metrics.json", folder / name, overwrite=True)
     kind = trainer.strategy.root_device.type
     threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
-    line = "training on %d %s device(s)%s, precision %s"
-    rank_zero_only(log.info)(line, trainer.world_size, kind, threads, cfg.trainer.precision)
+    tell = rank_zero_only(log.info)
+    tell("training on %d %s device(s)%s, precision %s", trainer.world_size, kind, threads, cfg.trainer.precision)
     if cfg.compile:
-        rank_zero_only(log.info)("compiling: the first step takes half a minute or more")
+        tell("compiling: the first step takes half a minute or more")
     fit(trainer, module, data, before.checkpoint, resumable=resumable)
     if trainer.is_global_zero:
         (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
@@ -372,8 +371,7 @@ def tune(
     """Search for a batch size and a learning rate if requested; add them to the config and the saved overrides."""
     if cfg.trainer.devices != 1:
         raise UserError("tune_lr and tune_batch_size need one device", cfg.trainer.devices, "set trainer.devices=1")
-    make_trainer = partial(instantiate, cfg.trainer)
-    module = make_module(optimizer=instantiate(cfg.optimizer))
+    make_trainer, module = partial(instantiate, cfg.trainer), make_module(optimizer=instantiate(cfg.optimizer))
     found: dict[str, int | float] = {}
     if cfg.tune_batch_size:
         cfg.data.batch_size = found["data.batch_size"] = find_batch_size(make_trainer, module, data)
@@ -429,8 +427,7 @@ class Continuation:
         found = read_checkpoint(checkpoint)
         extended = list(found.get(STATE, {}).get("extended", []))
         if not all(isinstance(epochs, int) for epochs in extended):
-            what = "the checkpoint does not say how far the run was extended"
-            raise UserError(what, str(checkpoint), "start a new run")
+            raise UserError("the checkpoint does not say how the run was extended", str(checkpoint), "start a new run")
         best, states = folder / "checkpoints" / "best.ckpt", found.get("callbacks")
         had_best = isinstance(states, dict) and any(
             "BestCheckpoint" in str(name) and "best.ckpt" in str(state) for name, state in states.items()
