@@ -286,7 +286,7 @@ def _predict_tiles(predictor: Predictor, options: dict[str, Any], scratch: Path 
     if decided["compile"]:
         predictor.compile(tile)
     given: dict[str, Any] = {"tile": tile, "on_tile": _shares(volume.box.size, options["progress"])}
-    about = {"voxel_size": volume.voxel_size or prediction.voxel_size, "metadata": prediction.metadata}
+    about: dict[str, Any] = {"voxel_size": volume.voxel_size or prediction.voxel_size, "metadata": prediction.metadata}
     if scratch is None:
         memory = ArrayWriter(volume.shape, prediction.dtype)
         predict_volume(predictor, volume, memory, **given)
