@@ -35,20 +35,11 @@ class Driver:
         self._process.stdout.close()
 
     def run(self, folder, *words, at=None, match="", call=1, when="after", change=None, name="SIGKILL"):
-        """Run one command in a folder.
+        """Run one command in a folder; changes below its folder ``out`` are counted.
 
-        Args:
-            folder: The working directory; changes below its folder ``out`` are counted.
-            words: The command line.
-            at: Dotted name of a function; the child gets a signal at one of its calls.
-            match: A text; only calls count that have it in an argument.
-            call: Which call.
-            when: "before" or "after" it.
-            change: Instead: the child is killed before this change of a file or folder, 1 being the first.
-            name: Of the signal.
-
-        Returns:
-            ``code`` (negative: the signal that ended it), ``err`` (what it said), ``computed`` (tiles).
+        The child gets the signal ``name`` before or after call number ``call`` of the function ``at`` (dotted) that
+        has ``match`` in an argument; or it is killed before change number ``change`` of a file or folder. The answer
+        has ``code`` (negative: the signal that ended it), ``err`` (what it said) and ``computed`` (tiles).
         """
         job = {"folder": str(folder), "words": [str(word) for word in words], "change": change, "name": name}
         self._process.stdin.write(json.dumps({**job, "at": at, "match": match, "call": call, "when": when}) + "\n")

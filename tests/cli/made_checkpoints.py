@@ -7,8 +7,11 @@ import torch
 from tiny_training import command as run_command
 from torch import nn
 
+from mitoseg.geometry import Box
+from mitoseg.inference.predictor import Predictor
 from mitoseg.networks import PatchCNN
 from mitoseg.networks.checkpoint import FORMAT, KEY
+from mitoseg.volumes import create_volume
 
 
 class OneConvolution(nn.Module):
@@ -64,6 +67,19 @@ def predict(monkeypatch, *words):
     return run_command(monkeypatch, "predict", "progress=false", "accelerator=cpu", "expect=false", *words)
 
 
+def interrupt_at(patch, number):
+    """Have a Ctrl-C come when the tile of that number is computed."""
+    compute, seen = Predictor.compute, []
+
+    def count(*args):
+        seen.append(1)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return compute(*args)
+
+    patch.setattr(Predictor, "compute", count)
+
+
 def prepare(folder, monkeypatch, image=None, truth=None):
     """Make a folder the current one, with a checkpoint and, if they are given, a volume and its labels."""
     monkeypatch.chdir(folder)
@@ -79,3 +95,10 @@ def tif(path, array, **options):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, array, photometric="minisblack", **options)
     return str(path)
+
+
+def write_volume(path, array_zyx, voxel_size=None, **metadata):
+    """Write a volume of any format."""
+    shape, kind = array_zyx.shape, array_zyx.dtype
+    with create_volume(str(path), shape, kind, voxel_size=voxel_size, metadata=metadata) as writer:
+        writer.write(Box.of_shape(shape), array_zyx)

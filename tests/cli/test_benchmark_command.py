@@ -11,9 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
+from omegaconf import OmegaConf
 from tiny_training import command
 
+from mitoseg.benchmark.methods import make_estimator, open_source, read_methods, read_regions, read_source
+from mitoseg.cli.launch import default_config_dir
 from mitoseg.volumes import open_volume
 
 HERE = Path(__file__).parent
@@ -56,6 +60,10 @@ def record(folder):
     return json.loads((folder / "record.json").read_text())
 
 
+def jaccard(mask, truth):
+    return (mask & truth).sum() / (mask | truth).sum()
+
+
 def test_the_table_holds_what_was_measured(finished, place):
     table = rows(finished)
     assert [row["method"] for row in table[:2]] == ["grey", "sharp"]
@@ -63,11 +71,8 @@ def test_the_table_holds_what_was_measured(finished, place):
     truth_zyx = open_volume(str(next(place.glob("phantom/fibsem_3x*/label.tif")))).read() > 0
     for row in table[:2]:
         mask_zyx = open_volume(str(finished / row["method"] / "predictions" / "test_0.tif")).read() > 0
-        jaccard = np.count_nonzero(mask_zyx & truth_zyx) / np.count_nonzero(mask_zyx | truth_zyx)
-        assert float(row["jaccard_foreground"]) == pytest.approx(jaccard)
-        inner = np.s_[:, 32:]
-        jaccard = np.count_nonzero((mask_zyx & truth_zyx)[inner]) / np.count_nonzero((mask_zyx | truth_zyx)[inner])
-        assert float(row["crop_jaccard_foreground"]) == pytest.approx(jaccard)
+        assert float(row["jaccard_foreground"]) == pytest.approx(jaccard(mask_zyx, truth_zyx))
+        assert float(row["crop_jaccard_foreground"]) == pytest.approx(jaccard(mask_zyx[:, 32:], truth_zyx[:, 32:]))
         assert float(row["band_jaccard_mean"]) > 0
         assert float(row["training_seconds"]) > 0
         assert float(row["prediction_seconds"]) > 0
@@ -250,3 +255,33 @@ def test_networks_are_trained_on_the_same_split_and_checkpoints_scored(place, be
         assert row["jaccard_foreground"] == table["unet25d"]["jaccard_foreground"]
         assert ("same regions" if path == best else "is not known") in row["protocol"]
         assert bool(row["training_seconds"]) == (path == best)
+
+
+def unary_only(name, estimator, image_zyx):
+    if name == "neila":
+        return estimator.predict(image_zyx, regularize=False)
+    estimator.regularize = False
+    return estimator.predict(image_zyx)
+
+
+@pytest.mark.slow
+def test_neighbours_help_every_method_on_the_phantom(tmp_path, monkeypatch):
+    pytest.importorskip("maxflow")
+    monkeypatch.chdir(tmp_path)
+    words = ["size=small", "methods=[forest]", "data.root=phantom", "progress=false"]
+    assert command(monkeypatch, "benchmark", *words, "hydra.run.dir=run") == 0
+    table = {row["method"]: row["jaccard_foreground"] for row in rows(tmp_path / "run")}
+    scores = {"forest": float(table["forest"])}
+    with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
+        config = compose("benchmark", ["methods=[neila,supervoxel,structured]", *words[2:], "hydra.mode=RUN"])
+    config = OmegaConf.to_container(config, resolve=True)
+    splits = open_source(read_source("phantom", config["data"], config["small"]["phantom"], {"data.root"}))
+    image_zyx, truth_zyx = splits.test[0].read_image(), splits.test[0].read_label() > 0
+    for method in read_methods(config["methods"], "small"):
+        estimator = make_estimator(method.name, method.estimator, splits.voxel_size)
+        estimator.fit(*read_regions(splits.train))
+        estimator.tune(*read_regions(splits.validation))
+        scores[method.name] = jaccard(estimator.predict(image_zyx) > 0, truth_zyx)
+        assert scores[method.name] > jaccard(unary_only(method.name, estimator, image_zyx) > 0, truth_zyx)
+    assert min(scores["supervoxel"], scores["structured"]) > max(scores["forest"], scores["neila"])
+    assert np.isfinite(list(scores.values())).all()

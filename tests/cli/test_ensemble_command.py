@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from made_checkpoints import predict, run_command, save_checkpoint
+from made_checkpoints import predict, run_command, save_checkpoint, write_volume
 from scipy.special import expit, logit
 from tiny_training import TINY, command
 
-from mitoseg.geometry import Box
 from mitoseg.networks.checkpoint import load_model
-from mitoseg.volumes import create_volume, open_volume
+from mitoseg.volumes import open_volume
 
 NAMES = ("a.ckpt", "b.ckpt")
 
@@ -22,8 +21,7 @@ def folder(tmp_path, monkeypatch):
     save_checkpoint("a.ckpt", threshold=0.4)
     save_checkpoint("b.ckpt", threshold=0.6, calibration={"prior_shift": -1.0, "temperature": 2.0, "bias": 0.3})
     grey = np.random.default_rng(1).integers(0, 256, (3, 40, 44), np.uint8)
-    with create_volume("grey.tif", grey.shape, grey.dtype, voxel_size=(5, 5, 5)) as writer:
-        writer.write(Box.of_shape(grey.shape), grey)
+    write_volume("grey.tif", grey, (5, 5, 5))
     return tmp_path
 
 
@@ -65,39 +63,8 @@ def test_with_data_it_chooses_calibration_and_threshold(work, monkeypatch):
     assert (work / "two" / "figures").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["checkpoints=a.ckpt", "output=c.ckpt"], "the option takes other values: checkpoints=a.ckpt; give a list"),
-        (["checkpoints=[a.ckpt]", "output=c.ckpt"], "an ensemble needs two checkpoints or more"),
-        (["checkpoints=[a.ckpt,a.ckpt]", "output=c.ckpt"], "a file is given twice"),
-        (["checkpoints=[a.ckpt,b.ckpt]", "output=b.ckpt"], "the output is one of the inputs"),
-        (["checkpoints=[a.ckpt,b.ckpt]", "output=there.ckpt"], "exists"),
-        (["checkpoints=[epfl-unet25d,no.ckpt]", "output=c.ckpt"], "no such checkpoint: 'no.ckpt'"),
-        (["checkpoints=[a.ckpt,no.ckpt]", "output=c.ckpt"], "no such checkpoint"),
-        (["checkpoints=[a.ckpt,adjacent.ckpt]", "output=c.ckpt"], "the checkpoints differ in channels"),
-        (
-            ["checkpoints=[a.ckpt,b.ckpt]", "output=c.ckpt", "test=maybe"],
-            "; give true or false",
-        ),
-    ],
-)
-def test_mistakes_get_one_line(folder, monkeypatch, capsys, words, line):
-    save_checkpoint("adjacent.ckpt", arguments={"in_channels": 1}, channels="adjacent")
-    (folder / "there.ckpt").write_bytes(b"x")
-    before = (folder / "b.ckpt").read_bytes()
-    assert run_command(monkeypatch, "ensemble", *words) == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert line in told
-    assert "error: " in told
-    assert "Traceback" not in told
-    assert not (folder / "c.ckpt").exists()
-    assert (folder / "b.ckpt").read_bytes() == before
-
-
 def save_probability(name, values, threshold=0.5, **metadata):
-    with create_volume(name, values.shape, values.dtype, metadata={"threshold": threshold, **metadata}) as writer:
-        writer.write(Box.of_shape(values.shape), values)
+    write_volume(name, values, threshold=threshold, **metadata)
 
 
 def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch):
@@ -120,21 +87,32 @@ def test_stored_predictions_are_averaged_by_their_log_odds(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["predictions=[a.tif]"], "a mean needs different predictions"),
-        (["predictions=a.tif"], "the option takes other values: predictions=a.tif; give a list"),
-        (["predictions=[a.tif,b.tif]", "checkpoints=[c,d]"], "both checkpoints= and predictions= are given"),
-        (["predictions=[a.tif,b.tif]"], "the predictions differ in shape"),
-        (["predictions=[a.tif,mask.tif]"], "a mean needs probabilities, this is a mask"),
-        (["predictions=[a.tif,wild.tif]"], "the prediction holds no probabilities"),
+        ("checkpoints=a.ckpt output=c.ckpt", "the option takes other values: checkpoints=a.ckpt; give a list"),
+        ("checkpoints=[a.ckpt] output=c.ckpt", "an ensemble needs two checkpoints or more"),
+        ("checkpoints=[a.ckpt,a.ckpt] output=c.ckpt", "a file is given twice"),
+        ("checkpoints=[a.ckpt,b.ckpt] output=b.ckpt", "the output is one of the inputs"),
+        ("checkpoints=[a.ckpt,b.ckpt] output=there.ckpt", "the output exists"),
+        ("checkpoints=[epfl-unet25d,no.ckpt] output=c.ckpt", "no such checkpoint: 'no.ckpt'"),
+        ("checkpoints=[a.ckpt,no.ckpt] output=c.ckpt", "no such checkpoint"),
+        ("checkpoints=[a.ckpt,adjacent.ckpt] output=c.ckpt", "the checkpoints differ in channels"),
+        ("checkpoints=[a.ckpt,b.ckpt] output=c.ckpt test=maybe", "the option takes other values: test=maybe"),
+        ("predictions=[a.tif] output=c.tif", "a mean needs different predictions"),
+        ("predictions=a.tif output=c.tif", "the option takes other values: predictions=a.tif; give a list"),
+        ("predictions=[a.tif,b.tif] checkpoints=[c,d] output=c.tif", "both checkpoints= and predictions= are given"),
+        ("predictions=[a.tif,b.tif] output=c.tif", "the predictions differ in shape"),
+        ("predictions=[a.tif,mask.tif] output=c.tif", "a mean needs probabilities, this is a mask"),
+        ("predictions=[a.tif,wild.tif] output=c.tif", "the prediction holds no probabilities"),
     ],
 )
-def test_predictions_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, words, line):
-    monkeypatch.chdir(tmp_path)
-    save_probability("a.tif", np.full((2, 3, 4), 0.5, np.float32), kind="probability")
-    save_probability("b.tif", np.full((2, 3, 5), 0.5, np.float32), kind="probability")
-    save_probability("wild.tif", np.full((2, 3, 4), 7, np.float32), kind="probability")
+def test_mistakes_get_one_line(folder, monkeypatch, capsys, words, line):
+    save_checkpoint("adjacent.ckpt", arguments={"in_channels": 1}, channels="adjacent")
+    for name, shape, value in (("a", (2, 3, 4), 0.5), ("b", (2, 3, 5), 0.5), ("wild", (2, 3, 4), 7)):
+        save_probability(f"{name}.tif", np.full(shape, value, np.float32), kind="probability")
     save_probability("mask.tif", np.ones((2, 3, 4), np.uint8), kind="mask")
-    assert run_command(monkeypatch, "ensemble", *words, "output=mean.tif") == 1
+    (folder / "there.ckpt").write_bytes(b"x")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run_command(monkeypatch, "ensemble", "hydra.run.dir=run", *words.split()) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert f"error: {line}" in told
-    assert not (tmp_path / "mean.tif").exists()
+    assert "Traceback" not in told
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_checkpoints import write_volume
 from tiny_training import command
 
 import mitoseg
@@ -17,25 +18,17 @@ from mitoseg.metrics import Counts
 from mitoseg.networks.checkpoint import KEY, load_model
 from mitoseg.networks.unets import UNet
 from mitoseg.training.module import combine
-from mitoseg.volumes import ArrayVolume, create_volume
+from mitoseg.volumes import ArrayVolume
 from mitoseg.workflows import finetune as workflow
 
 SIZE = (30.0, 6.0, 6.0)
 FEW = ["steps=2", "voxel_size=[30,6,6]", "progress=false", "accelerator=cpu"]
 
 
-def write(path, array_zyx):
-    with create_volume(str(path), array_zyx.shape, array_zyx.dtype, voxel_size=SIZE) as writer:
-        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
-
-
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(few_threads):
     """Threads wait for each other where other work shares the cores, and these arrays are tiny."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +43,10 @@ def place(tissue, tmp_path, monkeypatch):
     """A folder with an image, two painted slices, and a small start model on three neighbouring slices."""
     monkeypatch.chdir(tmp_path)
     image_zyx, mask_zyx = tissue
-    write("my.tif", image_zyx)
+    write_volume("my.tif", image_zyx, SIZE)
     painted_zyx = np.zeros_like(mask_zyx)
     painted_zyx[[1, 6]] = np.where(mask_zyx[[1, 6]], 1, 2)
-    write("painted.tif", painted_zyx)
+    write_volume("painted.tif", painted_zyx, SIZE)
     arguments = {"in_channels": 3, "filters": [4, 8, 8], "strides": [2, 2]}
     torch.manual_seed(0)
     weights = {f"network.{name}": weight for name, weight in UNet(**arguments).state_dict().items()}
@@ -191,7 +184,7 @@ def test_checkpoints_that_cannot_be_tuned_are_told(place, monkeypatch, capsys, c
 
 
 def test_several_files_are_given_as_a_list(place, monkeypatch, capsys):
-    write("b.tif", np.zeros((8, 96, 96), np.uint8))
+    write_volume("b.tif", np.zeros((8, 96, 96), np.uint8), SIZE)
     words = ["image=[my.tif,b.tif]", "labels=[painted.tif,b.tif]", "output=mine", *FEW]
     assert command(monkeypatch, "finetune", *words) == 1
     assert "image and labels are one file: 'b.tif'" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from mitoseg.volumes import create_volume, open_volume
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 GREY = np.random.default_rng(0).integers(0, 255, (6, 40, 48), np.uint8)
 SIZE = (5.0, 5.0, 5.0)
+REPORT = ["report=true", "compile=false", "voxel_size=[20,10,10]", "resample=none", "hydra.run.dir=run"]
 STEPS = ["postprocess=clean", "postprocess.min_volume=2000", "postprocess.z_median=3", "postprocess.smooth=3"]
 SAME = Postprocess(smooth=3, min_volume=2000, z_median=3, fill_holes=True)
 FIELD = gaussian_filter(np.random.default_rng(0).standard_normal((6, 40, 48)), 2)
@@ -182,6 +183,35 @@ def test_mistakes_get_one_line(run, command, words, line):
     assert line in told
     assert not Path("x.tif").exists()
     assert not list(Path().glob(".*unfinished"))
+
+
+@pytest.mark.parametrize("save", ["probability", "mask", "instances"])
+def test_a_report_of_one_volume(run, save):
+    tif("in.tif", SMOOTH)
+    words = [*REPORT, "output=out.h5", f"save={save}", f"expect={save == 'mask'}"]
+    code, told = run("predict", *words)
+    assert not code, told
+    text = Path("run/report.html").read_text(encoding="utf-8")
+    assert "Prediction of in.tif" in text
+    assert text.count('id="slices"') == text.count('id="scene-part"') == 1
+    assert 'id="errors"' not in text  # there is no truth
+    assert ("JAC to expect, without labels" in text) == (save == "mask")
+    for word in ("20 \N{MULTIPLICATION SIGN} 10 \N{MULTIPLICATION SIGN} 10 nm", "a.ckpt", "out.h5"):
+        assert word in text
+    assert "report in" in told
+
+
+def test_reports_of_several_volumes_and_of_none(run):
+    tif("b.tif", SMOOTH)
+    assert not run("predict", *REPORT, "input=[in.tif,b.tif]", "output=out")[0]
+    assert sorted(p.name for p in Path("run").glob("*.html")) == ["report_b.zarr.html", "report_in.zarr.html"]
+    assert "Prediction of b.tif" in Path("run/report_b.zarr.html").read_text(encoding="utf-8")
+    assert not run("predict", "hydra.run.dir=none", "output=out.h5")[0]
+    assert not list(Path("none").glob("*.html"))
+    code, told = run("predict", *REPORT, "output=unsure.h5", "save=uncertainty", "tta=flips")
+    assert code == 1
+    assert "error: the report shows mitochondria: 'save=uncertainty'" in told
+    assert not Path("unsure.h5").exists()
 
 
 def test_an_unknown_voxel_size_is_told_before_predicting(run, monkeypatch):

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from made_checkpoints import write_volume
 from tiny_training import command
 
-from mitoseg.geometry import Box
-from mitoseg.volumes import create_volume, open_volume
+from mitoseg.volumes import open_volume
 
 SIZE = (20.0, 10.0, 10.0)
 RADII = (60.0, 80.0, 100.0)
@@ -41,9 +41,7 @@ def place(tmp_path_factory):
     }
     for name, (array, kind) in volumes.items():
         metadata = {} if kind is None else {"kind": kind, "threshold": 0.5}
-        path = str(folder / f"{name}.tif")
-        with create_volume(path, array.shape, array.dtype, voxel_size=SIZE, metadata=metadata) as writer:
-            writer.write(Box.of_shape(array.shape), array)
+        write_volume(folder / f"{name}.tif", array, SIZE, **metadata)
     return folder
 
 
@@ -120,72 +118,52 @@ def test_conditions_are_compared(measure, tmp_path, place, capsys):
     assert (tmp_path / "compared" / "comparison.png").is_file()
 
 
+MASK = "input=mask.tif output=a.csv"
+OTHERS = "error: the folder contains other files"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["output=a.csv"], "error: input has no value"),
-        (["input=mask.tif"], "error: output has no value"),
-        (["input=mask.tif", "output=a.txt"], "error: cannot write a table of that kind: 'a.txt'"),
-        (["input=none.tif", "output=a.csv"], "error: no such file"),
-        (["input=mask.tif", "output=a.csv", "image=other.tif"], "differ in shape"),
-        (["input=mask.tif", "output=a.csv", "voxel_size=[1,2]"], "error: "),
-        (["input=mask.tif", "output=a.csv", "padding=atuo"], "choose padding=auto or none"),
-        (["input=mask.tif", "output=a.csv", "save_instances=b.mrc"], "error: an MRC holds no uint32: 'b.mrc'"),
-        (["input=[mask.tif,mask.tif]", "output=a.csv"], "error: a table is for one volume"),
-        (["input=mask.tif", "output=a.csv", "meshes=b", "mesh_formats=null"], "error: mesh_formats has no value"),
-        (["input=mask.tif", "output=a.csv", "+labelling.other=1"], "error: Labelling has no option 'other'"),
-        (["input=mask.tif", "output=a.csv", "scene=a.jpg"], "error: the scene is drawn as .png: 'a.jpg'"),
-        (["input=mask.tif", "output=a.csv", "meshes=."], "error: the output exists"),
-        (
-            ["input=mask.tif", "output=a.csv", "report=perhaps"],
-            "the option takes other values: report=perhaps; give true or",
-        ),
-        (["input=mask.tif", "output=a.csv", "reach=far"], "the option takes other values: reach=far; give numbers"),
-        (["input=mask.tif", "output=a.csv", "labelling.connectivity=7"], "error: labelling.connectivity is no"),
-        (
-            ["input=mask.tif", "output=a.csv", "memory=lots"],
-            "error: not an amount of memory: 'lots'; write for instance",
-        ),
-        (["input=mask.tif", "output=a.csv", "memory=0"], "error: not an amount of memory: 0"),
-        (
-            ["input=mask.tif", "output=a.csv", "memory=1MB"],
-            "error: too little memory for 1 process: '1MB'; give memory=",
-        ),
-        (["input=mask.tif", "output=a.csv", "engine=foo"], "error: engine has no 'foo'; choose one of dask,"),
-        (
-            ["input=mask.tif", "output=a.csv", "voxel_size={a:1}"],
-            "error: the option takes other values: voxel_size={a:1}",
-        ),
-        (["input=mask.tif", "output=a.csv", "seed=-1"], "error: seed is too small"),
-        (["input=mask.tif", "output=a.csv", "cut_objects=foo"], "error: unknown cut_objects"),
-        (["input=mask.tif", "output=a.csv", "correction=foo"], "error: unknown correction"),
-        (["input=mask.tif", "output=a.csv", "mesh_formats=[foo]", "meshes=b"], "error: unknown formats of meshes"),
-        (["input=mask.tif", "output=a.csv", "mesh_reduction=0.5", "meshes=b"], "error: reduction is out of range"),
-        (["input=mask.tif", "output=a.csv", "meshes=a.csv"], "error: two outputs have the same name: 'a.csv'"),
-        (
-            ["input=mask.tif", "output=a.csv", "save_instances=mask.tif", "overwrite=true"],
-            "the output is the input itself",
-        ),
-        (
-            ["input=mask.tif", "output=a.csv", "meshes=other.tif", "overwrite=true"],
-            "error: the folder contains other files",
-        ),
-        (
-            ["input=mask.tif", "output=a.csv", "skeletons=.", "overwrite=true"],
-            "error: the folder contains other files",
-        ),
-        (
-            ["compare={a:[none.csv],b:[other.csv]}", "output=.", "overwrite=true"],
-            "error: the folder contains other files",
-        ),
-        (["compare={control:[a.csv]}", "output=b"], "error: compare does not name two conditions"),
-        (["compare={a:[none.csv],b:[none.csv]}", "output=b"], "none.csv"),
-        (["compare={a:[none.csv],b:[]}", "output=b"], "error: compare names no files for b"),
+        ("output=a.csv", "error: input has no value"),
+        ("input=mask.tif", "error: output has no value"),
+        ("input=mask.tif output=a.txt", "error: cannot write a table of that kind: 'a.txt'"),
+        ("input=none.tif output=a.csv", "error: no such file"),
+        (f"{MASK} image=other.tif", "differ in shape"),
+        (f"{MASK} voxel_size=[1,2]", "error: "),
+        (f"{MASK} padding=atuo", "choose padding=auto or none"),
+        (f"{MASK} save_instances=b.mrc", "error: an MRC holds no uint32: 'b.mrc'"),
+        ("input=[mask.tif,mask.tif] output=a.csv", "error: a table is for one volume"),
+        (f"{MASK} meshes=b mesh_formats=null", "error: mesh_formats has no value"),
+        (f"{MASK} +labelling.other=1", "error: Labelling has no option 'other'"),
+        (f"{MASK} scene=a.jpg", "error: the scene is drawn as .png: 'a.jpg'"),
+        (f"{MASK} meshes=.", "error: the output exists"),
+        (f"{MASK} report=perhaps", "the option takes other values: report=perhaps; give true or"),
+        (f"{MASK} reach=far", "the option takes other values: reach=far; give numbers"),
+        (f"{MASK} voxel_size={{a:1}}", "error: the option takes other values: voxel_size={a:1}"),
+        (f"{MASK} labelling.connectivity=7", "error: labelling.connectivity is no"),
+        (f"{MASK} memory=lots", "error: not an amount of memory: 'lots'; write for instance"),
+        (f"{MASK} memory=0", "error: not an amount of memory: 0"),
+        (f"{MASK} memory=1MB", "error: too little memory for 1 process: '1MB'; give memory="),
+        (f"{MASK} engine=foo", "error: engine has no 'foo'; choose one of dask,"),
+        (f"{MASK} seed=-1", "error: seed is too small"),
+        (f"{MASK} cut_objects=foo", "error: unknown cut_objects"),
+        (f"{MASK} correction=foo", "error: unknown correction"),
+        (f"{MASK} mesh_formats=[foo] meshes=b", "error: unknown formats of meshes"),
+        (f"{MASK} mesh_reduction=0.5 meshes=b", "error: reduction is out of range"),
+        (f"{MASK} meshes=a.csv", "error: two outputs have the same name: 'a.csv'"),
+        (f"{MASK} save_instances=mask.tif overwrite=true", "the output is the input itself"),
+        (f"{MASK} meshes=other.tif overwrite=true", OTHERS),
+        (f"{MASK} skeletons=. overwrite=true", OTHERS),
+        ("compare={a:[none.csv],b:[other.csv]} output=. overwrite=true", OTHERS),
+        ("compare={control:[a.csv]} output=b", "error: compare does not name two conditions"),
+        ("compare={a:[none.csv],b:[none.csv]} output=b", "none.csv"),
+        ("compare={a:[none.csv],b:[]} output=b", "error: compare names no files for b"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(measure, place, capsys, words, line):
     before = sorted(place.iterdir())
-    assert measure(*words) == 1
+    assert measure(*words.split()) == 1
     said = capsys.readouterr().err
     assert line in said
     assert "Traceback" not in said

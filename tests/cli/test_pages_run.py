@@ -10,12 +10,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from made_checkpoints import write_volume
 from pages import ROOT, commands, our_words
 from tiny_training import TINY, command
 
 from mitoseg.datasets.synthetic import generate_phantom, get_preset
-from mitoseg.geometry import Box
-from mitoseg.volumes import create_volume
 
 READ = [ROOT / "README.md", ROOT / "docs" / "MICROSCOPIST.md"]
 RUN = "2026-01-31_12-00-00"
@@ -82,9 +81,7 @@ def smaller(words):
 
 
 def write(path, kind, array_zyx):
-    options = {"voxel_size": (5, 5, 5), "metadata": {"kind": kind}}
-    with create_volume(path, array_zyx.shape, array_zyx.dtype, **options) as writer:
-        writer.write(Box.of_shape(array_zyx.shape), array_zyx)
+    write_volume(path, array_zyx, (5, 5, 5), kind=kind)
 
 
 @pytest.fixture(scope="module")

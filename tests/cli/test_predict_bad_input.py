@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -267,55 +266,6 @@ def test_numbers_of_slices_that_are_missing_or_there_twice(work, refused, monkey
 def test_two_runs_into_one_output(refused):
     with StagedVolume("out.tif", {}):
         assert "another process is writing this output: 'out.tif'; wait for it" in refused()
-
-
-class Elsewhere:
-    """An engine whose one worker is a machine that lacks something: it is moved away while the worker looks."""
-
-    in_process = False
-
-    def __init__(self, lacks):
-        self.lacks = lacks
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def ask(self, function):
-        gone = [(path, path.with_name(f"{path.name}.away")) for path in Path().glob(self.lacks)]
-        for path, away in gone:
-            path.rename(away)
-            if away.is_dir():
-                path.mkdir()
-        try:
-            return [function()]
-        finally:
-            for path, away in gone:
-                if away.is_dir():
-                    shutil.rmtree(path)
-                away.rename(path)
-
-
-@pytest.mark.parametrize(
-    ("lacks", "told"),
-    [
-        (
-            "a.ckpt",
-            r"a worker on \S+ does not see the checkpoint: '.*a\.ckpt'; put it on storage that all machines share",
-        ),
-        ("in.tif", r"a worker on \S+ does not see the input: '.*in\.tif'; put it on storage that all machines share"),
-        (
-            ".out.tif.*",
-            r"a worker on \S+ does not see the output folder: .*; put it on storage that all machines",
-        ),
-    ],
-)
-def test_a_machine_that_does_not_share_the_storage(refused, monkeypatch, lacks, told):
-    monkeypatch.setattr("mitoseg.workflows.predict.make_engine", lambda cfg: Elsewhere(lacks))
-    monkeypatch.setattr("mitoseg.workflows.session.wait_for", lambda file, patience: None)
-    assert re.search(told, refused())
 
 
 def test_a_volume_smaller_than_the_window(refused):

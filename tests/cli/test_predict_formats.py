@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from made_checkpoints import OneConvolution, Padded, predict, prepare, save_checkpoint
+from made_checkpoints import OneConvolution, Padded, predict, prepare, save_checkpoint, write_volume
 from scipy import ndimage
 
-from mitoseg.geometry import Box
 from mitoseg.inference.prepare import resample_input
 from mitoseg.networks.checkpoint import load_model
-from mitoseg.volumes import ArrayVolume, create_volume, open_volume
+from mitoseg.volumes import ArrayVolume, open_volume
 
 SHAPE = (4, 24, 30)
 
@@ -21,11 +20,6 @@ SHAPE = (4, 24, 30)
 def grey(shape=SHAPE, sigma=2):
     image = ndimage.gaussian_filter(np.random.default_rng(0).random(shape), sigma)
     return ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
-
-
-def write(path, image, voxel_size):
-    with create_volume(path, image.shape, image.dtype, voxel_size=voxel_size) as writer:
-        writer.write(Box.of_shape(image.shape), image)
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def run(work, monkeypatch):
     [("a.tif", "mask"), ("a.zarr", "probability"), ("a.ome.zarr", "mask"), ("a.h5:/maps/mito", "probability")],
 )
 def test_the_output_has_the_inputs_grid(run, output, save):
-    write("in.ome.zarr", grey(), (20, 10, 10))
+    write_volume("in.ome.zarr", grey(), (20, 10, 10))
     assert run("input=in.ome.zarr", f"output={output}", f"save={save}") == 0
     result = open_volume(output)
     assert result.shape == SHAPE
@@ -58,11 +52,11 @@ def test_the_output_has_the_inputs_grid(run, output, save):
 def test_what_the_network_sees_is_resampled_and_what_it_says_brought_back(run):
     """The same as to resample, predict and resample by hand; a mask is thresholded on the input's grid."""
     image = grey()
-    write("in.tif", image, (20, 10, 10))
+    write_volume("in.tif", image, (20, 10, 10))
     by_hand = ArrayVolume(image, (20, 10, 10))
     seen = resample_input([20, 5, 5], by_hand, load_model("a.ckpt", trust=True))
     assert seen.shape == (4, 48, 60)
-    write("seen.h5", seen.read(), (20, 5, 5))
+    write_volume("seen.h5", seen.read(), (20, 5, 5))
     assert run("input=seen.h5", "output=fine.h5") == 0
     fine = open_volume("fine.h5").read().astype(float)
     expected = fine.reshape(4, 24, 2, 30, 2).mean((2, 4))
@@ -77,7 +71,7 @@ def test_what_the_network_sees_is_resampled_and_what_it_says_brought_back(run):
 
 
 def test_post_processing_works_on_the_inputs_grid(run):
-    write("in.tif", grey(), (20, 10, 10))
+    write_volume("in.tif", grey(), (20, 10, 10))
     words = ["resample=auto", "save=mask", "postprocess=none", "postprocess.z_median=3"]
     assert run("input=in.tif", "output=mask.tif", *words) == 0
     assert open_volume("mask.tif").shape == SHAPE
@@ -85,7 +79,7 @@ def test_post_processing_works_on_the_inputs_grid(run):
 
 @pytest.mark.parametrize("tile", ["tile=[1,16,16]", "tile=[2,64,7]"])
 def test_the_result_does_not_depend_on_the_tiles(run, tile):
-    write("in.tif", grey(), (20, 8, 8))
+    write_volume("in.tif", grey(), (20, 8, 8))
     assert run("input=in.tif", "output=a.h5", "resample=auto", tile) == 0
     assert run("input=in.tif", "output=b.h5", "resample=auto") == 0
     np.testing.assert_allclose(open_volume("a.h5").read(), open_volume("b.h5").read(), atol=1e-6)
@@ -143,8 +137,8 @@ def test_voxels_far_from_trainings_are_told(work, caplog):
 
 def test_by_default_voxels_of_another_size_are_resampled_and_it_is_told(run, capsys):
     """More than a tenth away; the record of the run says it as well."""
-    write("in.tif", grey(), (20, 10, 10))
-    write("near.tif", grey(), (5, 5.4, 4.6))
+    write_volume("in.tif", grey(), (20, 10, 10))
+    write_volume("near.tif", grey(), (5, 5.4, 4.6))
     told = "in.tif: resampled from voxels of 20 x 10 x 10 nm to 20 x 5 x 5 nm, 4 x 24 x 30 voxels to 4 x 48 x 60"
     assert run("input=in.tif", "output=a.h5", "hydra.run.dir=a") == 0
     assert told in capsys.readouterr().err
@@ -163,7 +157,7 @@ def test_by_default_voxels_of_another_size_are_resampled_and_it_is_told(run, cap
 @pytest.mark.parametrize("stated", [None, (20, 10, 10)])
 def test_one_warning_where_a_voxel_size_is_not_known(run, work, capsys, known, stated):
     save_checkpoint(work / "a.ckpt", OneConvolution(), arguments={"in_channels": 1}, voxel_size=known)
-    write("in.tif", grey(), stated)
+    write_volume("in.tif", grey(), stated)
     assert run("input=in.tif", "output=out.h5") == 0
     said = capsys.readouterr().err
     assert said.count("not resampled") + said.count("nothing is resampled") == (known is None or stated is None)
@@ -179,7 +173,7 @@ def test_one_warning_where_grey_values_are_others(run, work, capsys):
         ("shifted", image // 2, True),
         ("wide", image.astype(np.uint16) * 257, True),
     ):
-        write(f"{name}.tif", stored, (5, 5, 5))
+        write_volume(f"{name}.tif", stored, (5, 5, 5))
         assert run(f"input={name}.tif", f"output={name}_out.tif") == 0
         said = capsys.readouterr().err
         assert said.count("normalize=match") == warns, name
@@ -188,7 +182,7 @@ def test_one_warning_where_grey_values_are_others(run, work, capsys):
 
 
 def test_a_level_of_an_image_in_and_an_image_with_levels_out(run):
-    write("in.ome.zarr", grey((2, 300, 280), 3), (50, 5, 5))
+    write_volume("in.ome.zarr", grey((2, 300, 280), 3), (50, 5, 5))
     assert run("input=in.ome.zarr/1", "output=out.ome.zarr", "save=mask") == 0
     result = open_volume("out.ome.zarr")
     assert result.shape == (2, 150, 140)
@@ -214,7 +208,7 @@ def test_a_dataset_of_n5(run, name):
     attributes = Path("em.n5/raw/attributes.json")
     size = {"pixelResolution": {"dimensions": [5, 5, 20], "unit": "nm"}}
     attributes.write_text(json.dumps(json.loads(attributes.read_text()) | size))
-    write("in.tif", image, (20, 5, 5))
+    write_volume("in.tif", image, (20, 5, 5))
     assert run("input=in.tif", "output=one.h5") == 0
     assert run(f"input={name}", "output=out.h5") == 0
     assert open_volume("out.h5").voxel_size == (20, 5, 5)

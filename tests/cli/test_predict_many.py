@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import zarr
 from filelock import FileLock
-from made_checkpoints import predict, prepare
+from made_checkpoints import interrupt_at, predict, prepare, write_volume
 from made_checkpoints import tif as write_tif
 
-from mitoseg.geometry import Box
-from mitoseg.inference.predictor import Predictor
 from mitoseg.networks import checkpoint
-from mitoseg.volumes import create_volume, open_volume
+from mitoseg.volumes import open_volume
 from mitoseg.workflows import predict as module
 from mitoseg.workflows.many import plan_rows, volumes_in
 
@@ -177,17 +175,9 @@ def test_stopped_when_a_volume_has_just_been_written(run, computed, monkeypatch,
 def test_interrupted_it_goes_on(run, computed, monkeypatch):
     for name in "abc":
         tif(f"in/{name}.tif")
-    compute, seen = Predictor.compute, []
-
-    def stop(*args):
-        seen.append(1)
-        if len(seen) == 7:
-            raise KeyboardInterrupt
-        return compute(*args)
-
     words = ["input=in", "output=out", "tile=[1,24,32]"]
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "compute", stop)
+        interrupt_at(patch, 7)
         assert run(*words) == 130
     assert [row["status"] for row in table().values()] == ["done", "waiting", "waiting"]
     computed.clear()
@@ -329,8 +319,7 @@ class TestFolders:
         tif(tmp_path / "a9.tif")
         tif(tmp_path / "slices" / "0.tif", GREY[0])
         for name in ("b.h5", "c.mrc"):
-            with create_volume(tmp_path / name, GREY.shape, "uint8") as writer:
-                writer.write(open_volume(tmp_path / "a9.tif").box, GREY)
+            write_volume(tmp_path / name, GREY)
         zarr.create_array(store=tmp_path / "d.zarr", shape=GREY.shape, dtype="u1")
         (tmp_path / "notes.txt").touch()
         (tmp_path / ".hidden.tif").touch()
@@ -343,8 +332,7 @@ class TestFolders:
         assert plan_rows(str(tmp_path / "d.zarr"), "out.tif", ".zarr") is None
 
     def test_an_imagej_stack_of_one_page_is_a_stack(self, tmp_path):
-        with create_volume(tmp_path / "a.tif", GREY.shape, "uint8") as writer:
-            writer.write(Box.of_shape(GREY.shape), GREY)
+        write_volume(tmp_path / "a.tif", GREY)
         assert volumes_in(tmp_path) == [str(tmp_path / "a.tif")]
 
     def test_a_file_whose_name_looks_like_a_pattern(self, tmp_path):

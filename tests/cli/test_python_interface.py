@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
-from made_checkpoints import OneConvolution, predict, run_command, save_checkpoint
+from made_checkpoints import OneConvolution, predict, run_command, save_checkpoint, write_volume
 from omegaconf import OmegaConf
 from scipy import ndimage
 
 import mitoseg
 from mitoseg.cli.launch import default_config_dir
 from mitoseg.datasets.synthetic import generate_phantom
-from mitoseg.geometry import Box
 from mitoseg.storage import plain
-from mitoseg.volumes import create_volume, open_volume
+from mitoseg.volumes import open_volume
 from mitoseg.workflows.interface import DEFAULTS
 
 ROOT = Path(__file__).parents[2]
@@ -43,13 +42,8 @@ def model(tmp_path, monkeypatch):
     """A small network with random weights, in a folder with nothing else but the image."""
     monkeypatch.chdir(tmp_path)
     save_checkpoint("a.ckpt", OneConvolution(), arguments={"in_channels": 1})
-    write("in.tif", IMAGE)
+    write_volume("in.tif", IMAGE, SIZE)
     return mitoseg.load("a.ckpt", accelerator="cpu", trust=True)
-
-
-def write(path, image_zyx):
-    with create_volume(path, image_zyx.shape, image_zyx.dtype, voxel_size=SIZE) as writer:
-        writer.write(Box.of_shape(image_zyx.shape), image_zyx)
 
 
 def command(monkeypatch, *words):
@@ -113,7 +107,7 @@ def test_masks_are_those_of_the_command(model, monkeypatch, options, words):
 def test_padding_counts_as_in_the_command(model, monkeypatch):
     padded_zyx = IMAGE.copy()
     padded_zyx[:, :, :12] = 0
-    write("padded.tif", padded_zyx)
+    write_volume("padded.tif", padded_zyx, SIZE)
     written = command(monkeypatch, "input=padded.tif")
     ours = model.predict(padded_zyx, SIZE, output="ours.zarr")
     assert np.array_equal(ours.read(), written.read())
@@ -162,7 +156,7 @@ def test_a_mask_to_be_measured_is_told(caplog, high, dtype):
 
 def test_scores_are_those_of_the_command(model, monkeypatch):
     truth_zyx = (smooth_noise() > 120).astype(np.uint8)
-    write("truth.tif", truth_zyx)
+    write_volume("truth.tif", truth_zyx, SIZE)
     command(monkeypatch)
     words = ["prediction=out.zarr", "truth=truth.tif", "instances=true", "bootstrap=50", "figures=false"]
     assert run_command(monkeypatch, "evaluate", *words, "progress=false", "hydra.run.dir=scores") == 0

@@ -107,41 +107,39 @@ def test_words_that_a_sweeper_wrote_keep_their_meaning(key, path):
     assert hydra_value(quote_override(requote_override(word))) == meant
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("[a.tif,b c.tif]", ["a.tif", "b c.tif"]),
-        ('["a,b.tif",ä=[1].tif]', ["a,b.tif", "ä=[1].tif"]),
-        ('["a.tif","b.tif"]', ["a.tif", "b.tif"]),
-        ("[a.tif]", ["a.tif"]),
-        ("[a].tif", "[a].tif"),
-        ("a,b.tif", "a,b.tif"),
-    ],
-)
-def test_lists_of_files(value, expected):
-    for key in ("data.train.image", "image", "labels", "checkpoints"):
-        assert hydra_value(quote_override(f"{key}={value}")) == expected
+BOX = ["0:82", "64:768", "0:1024"]
+QUOTED_BOX = '["0:82","64:768","0:1024"]'
+READ = [
+    *(("[a.tif,b c.tif]", ["a.tif", "b c.tif"]), ('["a,b.tif",ä=[1].tif]', ["a,b.tif", "ä=[1].tif"])),
+    *(('["a.tif","b.tif"]', ["a.tif", "b.tif"]), ("[a.tif]", ["a.tif"]), ("[a].tif", "[a].tif")),
+    *(("a,b.tif", "a,b.tif"), ('[a b.tif,"c, d.tif",e=f.tif]', ["a b.tif", "c, d.tif", "e=f.tif"])),
+    *(("data/*.tif", "data/*.tif"), ("scan [1].tif", "scan [1].tif")),
+]
+"""Lists of files, and what is none."""
+CASES = [
+    (f"{key}={value}", found)
+    for key in ("data.train.image", "input", "labels", "checkpoints")
+    for value, found in READ
+]
+BOXES = ["[0:82,64:768,0:1024]", "0:82,64:768,0:1024", QUOTED_BOX, "[0:82, 64:768, 0:1024]"]
+CASES += [(f"{key}={value}", BOX) for key in ("crop", "data.test.box", "+crop") for value in BOXES]
+CASES += [("crop=[:,3:,:4]", [":", "3:", ":4"]), ("crop=0:2", ["0:2"]), ("crop=null", None)]
+CASES += [(f"hydra.run.dir={value}", value) for value in ("out/${now:%H}", "out/run1", "out/Größe, 2")]
+COLOURED = ("foreground", "prediction_foreground", "data.train.foreground", "data.foreground")
+CASES += [case for key in COLOURED for case in ((f"{key}=#c80000", "#c80000"), (f"{key}=[#c80000,3]", ["#c80000", 3]))]
+
+
+@pytest.mark.parametrize(("word", "expected"), CASES)
+def test_what_hydra_reads(word, expected):
+    quoted = quote_override(word)
+    assert hydra_value(quoted) == expected
+    assert quote_override(quoted) == quoted
 
 
 def test_a_file_with_brackets_for_a_name_is_no_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("[a,b]").touch()
     assert hydra_value(quote_override("data.train.label=[a,b]")) == "[a,b]"
-
-
-@pytest.mark.parametrize("key", ["crop", "data.test.box", "+crop"])
-@pytest.mark.parametrize(
-    "value", ["[0:82,64:768,0:1024]", "0:82,64:768,0:1024", '["0:82","64:768","0:1024"]', "[0:82, 64:768, 0:1024]"]
-)
-def test_boxes(key, value):
-    word = quote_override(f"{key}={value}")
-    assert hydra_value(word) == ["0:82", "64:768", "0:1024"]
-    assert quote_override(word) == word
-
-
-@pytest.mark.parametrize(("value", "expected"), [("[:,3:,:4]", [":", "3:", ":4"]), ("0:2", ["0:2"]), ("null", None)])
-def test_open_boxes(value, expected):
-    assert hydra_value(quote_override(f"crop={value}")) == expected
 
 
 def test_interpolations_in_a_path_are_refused_unless_quoted():
@@ -154,11 +152,6 @@ def test_home_is_expanded_where_the_shell_does_not(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert Path(hydra_value(quote_override("input=~/a, b.tif"))) == tmp_path / "a, b.tif"
-
-
-@pytest.mark.parametrize("value", ["out/${now:%H}", "out/run1", "out/Größe, 2"])
-def test_run_folders_are_quoted_only_where_hydra_needs_it(value):
-    assert hydra_value(quote_override(f"hydra.run.dir={value}")) == value
 
 
 @pytest.mark.parametrize(
@@ -181,17 +174,3 @@ def test_checkpoints_of_methods_are_paths():
     assert quote_override("methods.unet25d.checkpoint=a, [b].ckpt") == 'methods.unet25d.checkpoint="a, [b].ckpt"'
     assert quote_override("methods.unet25d.checkpoint=null") == "methods.unet25d.checkpoint=null"
     assert quote_override("figure_box=4:5,0:8,0:9") == 'figure_box=["4:5","0:8","0:9"]'
-
-
-def test_several_inputs_are_a_list_and_a_pattern_is_not():
-    assert hydra_value(quote_override('input=[a b.tif,"c, d.tif",e=f.tif]')) == ["a b.tif", "c, d.tif", "e=f.tif"]
-    assert hydra_value(quote_override("input=data/*.tif")) == "data/*.tif"
-    assert hydra_value(quote_override("input=scan [1].tif")) == "scan [1].tif"
-
-
-@pytest.mark.parametrize("key", ["foreground", "prediction_foreground", "data.train.foreground", "data.foreground"])
-def test_colours(key):
-    word = quote_override(f"{key}=#c80000")
-    assert hydra_value(word) == "#c80000"
-    assert quote_override(word) == word
-    assert hydra_value(quote_override(f"{key}=[#c80000,3]")) == ["#c80000", 3]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from tiny_training import TINY
 
 from mitoseg.cli.sweeps.jobs import (
     LONGEST_JOB,
@@ -399,3 +401,50 @@ def test_names_to_read():
     assert sweep_name(["experiment=paper", "seed=1,2"], ["seed=1,2"]).startswith("paper_seed=1+2_")
     assert safe_name("con", "con", 60) != "con"
     assert job_name(["a=X"]) != job_name(["a=x"])
+
+
+def train(folder, *words):
+    command = [sys.executable, "-m", "mitoseg", "train", *TINY, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@UNIX
+@pytest.mark.slow
+def test_networks_and_seeds_on_two_devices_killed_and_taken_up(tmp_path):
+    words = ["-m", "network=patch_cnn,context_cnn", "seed=1,2", "epochs=2", "name=s"]
+    words += ["trainer.devices=2", "data.validation_stride=1"]
+    sweep = tmp_path / "outputs" / "sweeps" / "s"
+    with train(tmp_path, *words) as process:
+        until((sweep / "network=patch_cnn,seed=2" / "checkpoints" / "last.ckpt").is_file, 240)
+        process.send_signal(signal.SIGKILL)
+    with train(tmp_path, *words) as process:
+        _, told = process.communicate(timeout=400)
+    assert process.returncode == 0, told
+    assert "network=patch_cnn,seed=1: finished before" in told
+    assert "network=patch_cnn,seed=2: goes on" in told
+    found = table(sweep)
+    assert {(row["network"], row["seed"]) for row in found} == {
+        (network, seed) for network in ("patch_cnn", "context_cnn") for seed in "12"
+    }
+    for row in found:
+        metrics = json.loads((sweep / row["job"] / "metrics.json").read_text())
+        assert float(row["objective"]) == metrics["validation"]["jaccard_foreground"]
+        assert float(row["test_dice"]) == metrics["test"]["dice"]
+    assert [row["n"] for row in table(sweep, "summary.csv")] == ["2", "2"]
+
+
+@UNIX
+@pytest.mark.slow
+def test_a_search_on_the_phantom_never_looks_at_the_test_volume(tmp_path):
+    words = ["-m", "hparams_search=phantom_lr", "hydra.sweeper.n_trials=2", "epochs=1", "data.epoch_blocks=400"]
+    with train(tmp_path, *words) as process:
+        _, told = process.communicate(timeout=400)
+    assert process.returncode == 0, told
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert sweep.name.startswith("phantom_lr_")
+    found = table(sweep)
+    assert len(found) == 2
+    assert {"optimizer.lr", "optimizer.weight_decay", "data.batch_size"} < set(found[0])
+    assert "test_dice" not in found[0]
+    assert (sweep / "optimization_results.yaml").is_file()

@@ -298,12 +298,24 @@ def test_finders_set_what_they_found_and_the_run_remembers(work, monkeypatch):
         (["compile=fast"], "unknown choice of compile: 'fast'"),
         (["data.voxels_on=disk"], "unknown voxels_on: 'disk'; choose one of auto, device, host"),
         (["logger=mlflow"], "pip install mlflow"),
+        (["trainer.devices=two"], "two"),
+        (["data.test_shape=[2,96,128]"], "shape"),
+        (["optimizer.lr=-1"], "lr"),
+        (["epochs=many"], "epochs=many"),
+        (["scheduler=nothing"], "scheduler has no 'nothing'"),
+        (["+foo=1"], "no such option: 'foo'"),
         (["trainer.accumulate_grad_batches=200"], "1 devices, in 200 parts each, cannot share batches of 100"),
     ],
 )
 def test_mistakes_are_one_line(words, line, work, monkeypatch, capsys):
-    assert command(monkeypatch, "train", *TINY, *words) == 1
-    assert line in last_line(capsys)
+    kept = [word for word in TINY if word.split("=")[0] not in {word.split("=")[0] for word in words}]
+    before = list(work.glob("outputs/train/*/*"))
+    assert command(monkeypatch, "train", *kept, *words) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("error: ")
+    assert line in said.splitlines()[-1]
+    assert list(work.glob("outputs/train/*/*")) == before, "a run that was refused leaves a folder"
 
 
 def test_early_stopping_and_other_options(work, monkeypatch):

@@ -60,24 +60,6 @@ def test_all_nonsense_is_told(tmp_path):
     assert untold(tmp_path, all_cases()) == []
 
 
-def test_nonsense_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for word in (
-        "trainer.devices=two",
-        "data.test_shape=[2,96,128]",
-        "optimizer.lr=-1",
-        "epochs=many",
-        "scheduler=nothing",
-        "+foo=1",
-    ):
-        kept = [given for given in TINY if given.split("=")[0] != word.split("=")[0]]
-        assert command(monkeypatch, "train", *kept, word) == 1
-        err = capsys.readouterr().err
-        assert "Traceback" not in err
-        assert err.splitlines()[-1].startswith("error: ")
-    assert not list(tmp_path.glob("outputs/train/*/*")), "a run that was refused leaves a folder"
-
-
 def test_a_class_that_is_not_there_is_told():
     with (
         pytest.raises(UserError, match=r"No module named 'my_losses'.*; check _target_ in loss/NAME\.yaml$"),
