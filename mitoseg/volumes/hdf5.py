@@ -57,7 +57,7 @@ def open_hdf5(path: str, options: stored.ReadOptions) -> stored.StoredVolume:
     with stored.opening(file), _open_file(file) as h5:
         dataset = _dataset(h5, file, name)
         held_in = dataset.file.filename if dataset.file != h5 else file  # an external link leads to another file
-        _check_dataset(held_in, dataset)
+        _check_dataset(dataset)
         attributes = {key: decoded(value) for key, value in dataset.attrs.items()}
         warn_of_packing(path, attributes)
         shape, dtype, name = dataset.shape, dataset.dtype, dataset.name
@@ -94,36 +94,45 @@ def _open_file(file: str, **options: int) -> h5py.File:
         raise
 
 
-def _check_dataset(file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...] = ()) -> None:
+def _check_dataset(dataset: h5py.Dataset) -> None:
     """Refuse a dataset, or a source of a virtual one, that cannot be read or not safely."""
-    plist = dataset.id.get_create_plist()
-    for code, *_, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
-        with contextlib.suppress(ImportError):
-            None if h5py.h5z.filter_avail(code) else importlib.import_module("hdf5plugin")
-        if not h5py.h5z.filter_avail(code):
-            kind = _PLUGINS.get(code) or decoded(name) or "an unknown filter"
-            what = f"the HDF5 dataset is compressed with {kind} (filter {code}), which HDF5 cannot read by itself"
-            raise UserError(what, file, "pip install hdf5plugin, or write it again with gzip")
-    for external, *_ in dataset.external or ():
-        if os.path.exists(external) and not os.path.isfile(external):
-            raise UserError("the voxels of the HDF5 dataset are not in a regular file", external, "copy the dataset")
-    if not dataset.is_virtual:
-        return
+    for part, files in _sources(dataset, ()):
+        plist = part.id.get_create_plist()
+        for code, *_, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
+            with contextlib.suppress(ImportError):
+                None if h5py.h5z.filter_avail(code) else importlib.import_module("hdf5plugin")
+            if not h5py.h5z.filter_avail(code):
+                kind = _PLUGINS.get(code) or decoded(name) or "an unknown filter"
+                what = f"the HDF5 dataset is compressed with {kind} (filter {code}), which HDF5 cannot read by itself"
+                raise UserError(what, part.file.filename, "pip install hdf5plugin, or write it again with gzip")
+        for file in files:
+            if file.exists() and not file.is_file():
+                what = "the voxels of the HDF5 dataset are not in a regular file"
+                raise UserError(what, str(file), "copy the dataset")
+
+
+def _sources(dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> Iterator[tuple[h5py.Dataset, list[Path]]]:
+    """A dataset and its files, raw ones and those of virtual sources too; then the same of these sources."""
+    file = Path(dataset.file.filename).absolute()
     here = (os.path.realpath(file), dataset.name)
     if here in above or len(above) > _DEEPEST:
         what = "the virtual dataset refers to itself" if here in above else "virtual datasets are nested too deeply"
         raise UserError(what, f"{file}:{dataset.name}", "make it of datasets that hold voxels")
-    for source in {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}:
-        for number in range(_DEEPEST if any("%b" in part for part in source) else 1):
-            other, name = (os.fsdecode(part).replace("%b", str(number)) for part in source)
-            path = file if other == "." else os.path.join(os.path.dirname(os.path.abspath(file)), other)
-            if os.path.isfile(path):
-                with contextlib.nullcontext(dataset.file) if other == "." else _open_file(path) as h5:
-                    part = h5.get(name)
-                    if isinstance(part, h5py.Dataset):
-                        _check_dataset(path, part, (*above, here))
-            elif os.path.exists(path):
-                raise UserError("a part of the virtual dataset is not a file", path, "copy it again")
+    files = [place for name, *_ in dataset.external or () for place in (file.parent / name, Path(name).absolute())]
+    inner: set[tuple[Path, str]] = set()
+    named = {(s.file_name, s.dset_name) for s in (dataset.virtual_sources() if dataset.is_virtual else ())}
+    for name, part in (tuple(map(os.fsdecode, pair)) for pair in named):
+        pattern = "*".join(map(glob.escape, re.split(r"%\d*b", str(file.parent / name))))
+        found = [file] if name == "." else sorted(map(Path, glob.glob(pattern))) or [file.parent / name]
+        files += found
+        parts = [part.replace("%b", str(number)) for number in range(_DEEPEST if "%b" in part else 1)]
+        inner |= set(itertools.product(found[:_DEEPEST], parts))
+    yield dataset, [file, *files]
+    for other, part in inner:
+        if other.is_file():
+            with contextlib.nullcontext(dataset.file) if other == file else _open_file(str(other)) as h5:
+                if isinstance(h5.get(part), h5py.Dataset):
+                    yield from _sources(h5[part], (*above, here))
 
 
 def _voxel_size(file: str, dataset: h5py.Dataset, attributes: Mapping[str, object], letters: str) -> VoxelSize | None:
@@ -171,7 +180,7 @@ class _Hdf5Volume(stored.StoredVolume):
         """The file, which may contain just a link, and the files with the voxels that it refers to."""
         with _open_file(self._file) as h5:
             named = Path((stored.split_dataset(self.path, SUFFIXES) or (self.path,))[0])
-            return sorted({named, *_sources(h5[self._name], set())})
+            return sorted({named, *(file for _, files in _sources(h5[self._name], ()) for file in files)})
 
     def find_gaps(self) -> UserError | None:
         with stored.reading(self.path), _open_file(self._file) as h5:
@@ -200,7 +209,7 @@ class _Hdf5Volume(stored.StoredVolume):
         """The dataset, and its chunks known to have the right size."""
         h5 = _open_file(self._file, rdcc_nbytes=stored.CACHE_BYTES, rdcc_nslots=10007)
         weakref.finalize(self, h5.close)
-        _check_dataset(self._file, h5[self._name])  # a new process has not loaded the filters yet
+        _check_dataset(h5[self._name])  # a new process has not loaded the filters yet
         return h5[self._name], set()
 
     def _check_chunks(self, dataset: h5py.Dataset, index: tuple[slice, ...], checked: set[tuple[int, ...]]) -> None:
@@ -223,27 +232,6 @@ class _Hdf5Volume(stored.StoredVolume):
                     what = "a chunk unpacks to more than belongs in it"
                     raise UserError(what, self.path, "it is damaged: copy it again")
         checked.update(itertools.product(*ranges))
-
-
-def _sources(dataset: h5py.Dataset, seen: set[tuple[Path, str]]) -> Iterator[Path]:
-    """The files of a dataset: targets of links, external raw files, and sources of virtual datasets, recursively."""
-    file = Path(dataset.file.filename).absolute()
-    if (file, dataset.name) in seen:
-        return
-    seen.add((file, dataset.name))
-    yield file
-    for name, *_ in dataset.external or ():
-        yield from (file.parent / name, Path(name).absolute())
-    for source in dataset.virtual_sources() if dataset.is_virtual else ():
-        name = os.fsdecode(source.file_name)
-        pattern = "*".join(map(glob.escape, re.split(r"%\d*b", str(file.parent / name))))
-        names = glob.glob(pattern) or [str(file.parent / name)]
-        for found in [file] if name == "." else map(Path, names):
-            yield found
-            if found.is_file():
-                with _open_file(str(found)) as h5:
-                    inner = h5.get(source.dset_name)
-                    yield from _sources(inner, seen) if isinstance(inner, h5py.Dataset) else ()
 
 
 def check_only_dataset(file: Path, dataset: str) -> None:

@@ -364,44 +364,40 @@ class Stack:
         return page
 
 
-class TiffOutput(stored.FlatOutput):
+def create_tiff(path: Path, info: VolumeInfo) -> stored.FlatOutput:
     """An uncompressed, contiguous TIFF into which boxes are written in place."""
-
-    def __init__(self, path: Path, info: VolumeInfo) -> None:
-        dtype, text = info.dtype.newbyteorder("<"), json.dumps({"mitoseg": dict(info.metadata)})
-        options: dict[str, Any] = {"photometric": "minisblack", "returnoffset": True}
-        big = stored.check_room(path, info, dtype) > CLASSIC_BYTES
-        if big:
-            names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
-            units = {f"{name}Unit": "nm" for name in names}
-            unique = f"{info.shape} {info.dtype} {info.voxel_size} {text}"  # else it would be random
-            uuid = str(uuid5(NAMESPACE_URL, unique))
-            options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": uuid, "MapAnnotation": {"mitoseg": text}}
-        else:
-            # tifffile's own description refuses 32-bit integers, which ImageJ can read
-            depth, kind = info.shape[0], info.metadata.get("kind")
-            lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
-            if info.voxel_size:
-                lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
-            if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
-                most = float(info.metadata.get("scale") or 1) if kind == "probability" else 1.0
-                lines += ["min=0.0", f"max={most}"]
-            description = "\n".join([*lines, "loop=false", ""])
-            options |= {"metadata": None, "description": description, "resolutionunit": "NONE"}
-            options["extratags"] = tifffile.imagej_metadata_tag({"Info": text}, "<")
-            if info.voxel_size:
-                options["resolution"] = (1 / info.voxel_size[2], 1 / info.voxel_size[1])
-        with tifffile.TiffWriter(path, bigtiff=big, ome=big, byteorder="<") as tif:
-            place = tif.write(None, shape=info.shape, dtype=info.dtype, **options)
-        assert place is not None
-        super().__init__(path, info.shape, dtype, int(place[0]))
+    dtype, text = info.dtype.newbyteorder("<"), json.dumps({"mitoseg": dict(info.metadata)})
+    options: dict[str, Any] = {"photometric": "minisblack", "returnoffset": True}
+    big = stored.check_room(path, info, dtype) > CLASSIC_BYTES
+    if big:
+        names = {f"PhysicalSize{a}": size for a, size in zip("ZYX", info.voxel_size or (), strict=False)}
+        units = {f"{name}Unit": "nm" for name in names}
+        unique = f"{info.shape} {info.dtype} {info.voxel_size} {text}"  # else it would be random
+        uuid = str(uuid5(NAMESPACE_URL, unique))
+        options["metadata"] = {"axes": "ZYX", **names, **units, "UUID": uuid, "MapAnnotation": {"mitoseg": text}}
+    else:
+        # tifffile's own description refuses 32-bit integers, which ImageJ can read
+        depth, kind = info.shape[0], info.metadata.get("kind")
+        lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "hyperstack=true", "mode=grayscale"]
+        if info.voxel_size:
+            lines += ["unit=nm", f"spacing={info.voxel_size[0]!r}"]
+            options["resolution"] = (1 / info.voxel_size[2], 1 / info.voxel_size[1])
+        if kind in ("mask", "probability"):  # ImageJ would show a mask of 0 and 1 as black
+            most = float(info.metadata.get("scale") or 1) if kind == "probability" else 1.0
+            lines += ["min=0.0", f"max={most}"]
+        options |= {"metadata": None, "description": "\n".join([*lines, "loop=false", ""]), "resolutionunit": "NONE"}
+        options["extratags"] = tifffile.imagej_metadata_tag({"Info": text}, "<")
+    with tifffile.TiffWriter(path, bigtiff=big, ome=big, byteorder="<") as tif:
+        place = tif.write(None, shape=info.shape, dtype=info.dtype, **options)
+    assert place is not None
+    return stored.FlatOutput(path, info.shape, dtype, int(place[0]))
 
 
 FORMAT = stored.Format(
     "a TIFF stack",
     SUFFIXES,
     open_tiff,
-    lambda path, info, *_: TiffOutput(path, info),
+    lambda path, info, *_: create_tiff(path, info),
     voxel_types=("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"),  # that Fiji opens
     pictures=True,
 )

@@ -423,37 +423,17 @@ def _space(image: Mapping[str, Any], level: Mapping[str, Any]) -> tuple[str | No
     return letters, voxel_size_nm(sizes, units, flat="z" not in letters), True
 
 
-@dataclass(frozen=True)
-class Level:
-    """One level of a pyramid: its shape (z, y, x), and its factor (level-0 voxels per voxel) along each axis."""
-
-    shape: Sizes
-    factors: Sizes = (1, 1, 1)
-
-    def scale(self, voxel: VoxelSize) -> VoxelSize:
-        """Its voxel size, from that of level 0."""
-        z, y, x = (size * factor for size, factor in zip(voxel, self.factors, strict=True))
-        return z, y, x
-
-    def transforms(self, voxel: VoxelSize) -> list[dict[str, Any]]:
-        """Its OME-Zarr transformations: scale, and translation between the centres of the first voxels."""
-        shift = [size * (factor - 1) / 2 for size, factor in zip(voxel, self.factors, strict=True)]
-        return [{"type": "scale", "scale": list(self.scale(voxel))}, {"type": "translation", "translation": shift}]
-
-
-def levels(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Level]:
-    """The levels of a volume, from the finest down to the first with sides of at most 256 voxels."""
-    found = [Level(shape)]
-    while max(found[-1].shape) > _SMALLEST_SIDE:
-        last = found[-1]
-        steps = halved(last.shape, last.scale(voxel))
-        z, y, x = (-(-n // step) for n, step in zip(last.shape, steps, strict=True))
-        by_z, by_y, by_x = (factor * step for factor, step in zip(last.factors, steps, strict=True))
-        found.append(Level((z, y, x), (by_z, by_y, by_x)))
+def level_factors(shape: Sizes, voxel: VoxelSize = (1.0, 1.0, 1.0)) -> list[Sizes]:
+    """Level-0 voxels per voxel of each level along z, y, x, down to the first with sides of at most 256 voxels."""
+    found: list[Sizes] = [(1, 1, 1)]
+    while max(sides := _parts(shape, found[-1])) > _SMALLEST_SIDE:
+        steps = halved(sides, [size * factor for size, factor in zip(voxel, found[-1], strict=True)])
+        z, y, x = (factor * step for factor, step in zip(found[-1], steps, strict=True))
+        found.append((z, y, x))
     return found
 
 
-def halved(shape: Sizes, voxel: VoxelSize) -> Sizes:
+def halved(shape: Coordinates, voxel: Sequence[float]) -> Sizes:
     """The factor of the next level along each axis, 1 or 2; axes of a single voxel are ignored.
 
     An axis is not halved while its voxel is longer than the shortest by more than a factor of the square root of two.
@@ -513,7 +493,7 @@ def is_one_image(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {*paths, "zarr.json"}
 
 
-def chunk_shape(shape: Sizes, dtype: np.dtype[Any]) -> Sizes:
+def chunk_shape(shape: Coordinates, dtype: np.dtype[Any]) -> Sizes:
     """Chunk shape (z, y, x): 128 cubed for one or two bytes per voxel, else 64 cubed; at most the volume's shape."""
     z, y, x = (min(128 if dtype.itemsize <= 2 else 64, n) for n in shape)
     return z, y, x
@@ -526,8 +506,13 @@ class OmeZarrOutput(stored.Output):
         self._info, self._chunks = info, chunks
         # without a voxel size the scales count voxels and have no unit
         unit, voxel = {"unit": "nanometer"} if info.voxel_size else {}, info.voxel_size or (1.0, 1.0, 1.0)
-        self._levels, self._labels = levels(info.shape, voxel), holds_labels(info.dtype, info.metadata)
-        datasets = [{"path": str(i), _TRANSFORMS: level.transforms(voxel)} for i, level in enumerate(self._levels)]
+        self._factors, self._labels = level_factors(info.shape, voxel), holds_labels(info.dtype, info.metadata)
+        datasets = []
+        for number, factors in enumerate(self._factors):
+            scale = [size * factor for size, factor in zip(voxel, factors, strict=True)]
+            shift = [size * (factor - 1) / 2 for size, factor in zip(voxel, factors, strict=True)]
+            moves = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+            datasets.append({"path": str(number), _TRANSFORMS: moves})
         image = {
             "name": Path(info.path).name[: -len(_OME)] or path.name,
             "axes": [{"name": a, "type": "space", **unit} for a in "zyx"],
@@ -545,19 +530,18 @@ class OmeZarrOutput(stored.Output):
     def finish(self) -> None:
         """Make each coarser level from the previous one."""
         finer = self._finest
-        for number, (before, after) in enumerate(itertools.pairwise(self._levels), 1):
-            z, y, x = steps = tuple(b // a for a, b in zip(before.factors, after.factors, strict=True))
+        for number, (before, after) in enumerate(itertools.pairwise(self._factors), 1):
+            z, y, x = steps = tuple(b // a for a, b in zip(before, after, strict=True))
             array = self._create(number)
-            for box in tiles(Box.of_shape(after.shape), array.chunks):
-                pairs = zip(box.start, box.stop, steps, before.shape, strict=True)
+            for box in tiles(Box.of_shape(array.shape), array.chunks):
+                pairs = zip(box.start, box.stop, steps, finer.shape, strict=True)
                 part = tuple(slice(a * step, min(b * step, n)) for a, b, step, n in pairs)
                 array[box.slices] = coarser(np.asarray(finer[part]), (z, y, x), labels=self._labels)
             finer = array
 
     def _create(self, number: int) -> zarr.Array[Any]:
-        shape, dtype = self._levels[number].shape, self._info.dtype
-        sides = zip(self._chunks or chunk_shape(shape, dtype), shape, strict=True)
-        chunks = tuple(min(c, n) for c, n in sides)
+        shape, dtype = _parts(self._info.shape, self._factors[number]), self._info.dtype
+        chunks = tuple(map(min, self._chunks or chunk_shape(shape, dtype), shape))
         return self._group.create_array(str(number), shape=shape, dtype=dtype, chunks=chunks, **STORED)
 
 

@@ -208,7 +208,7 @@ def test_damaged_chunks_are_told_at_once_and_computed_anew(tmp_path, name):
 
 def test_no_flipped_byte_passes_for_voxels(tmp_path):
     """Every byte of a chunk, one after the other: an error or the right voxels, never others."""
-    box = Box((0, 0, 0), (2, 8, 8))
+    box = Box((0, 0, 0), (2, 4, 8))
     ZarrOutput(tmp_path / "a.zarr", VolumeInfo("a", box.shape, VOXELS.dtype)).write(box, VOXELS[box.slices])
     chunk = tmp_path / "a.zarr" / "c" / "0" / "0" / "0"
     good, volume, refusals = chunk.read_bytes(), open_volume(tmp_path / "a.zarr"), 0
@@ -329,7 +329,7 @@ def test_a_stage_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, broken)
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "out.zarr"])
 def test_a_disk_full_while_converting(tmp_path, monkeypatch, name):
-    modules = {".tif": "tiff.TiffOutput", ".mrc": "mrc.MrcOutput", "zarr": "zarrs.OmeZarrOutput"}
+    modules = {".tif": "stored.FlatOutput", ".mrc": "mrc.MrcOutput", "zarr": "zarrs.OmeZarrOutput"}
     module = modules.get(name[-4:], "hdf5.Hdf5Output")
     monkeypatch.setattr(f"mitoseg.volumes.{module}.write", fail_full)
     refused(r"^the disk is full", finish, f"{tmp_path}/{name}")
