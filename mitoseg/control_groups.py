@@ -67,7 +67,8 @@ def _groups(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
         kind, _, options = after.split(" ", 2)
         if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and controller not in options.split(",")):
             continue
-        top, mounted = (PurePosixPath(_unescaped(field)) for field in before.split(" ")[3:5])
+        fields = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), f) for f in before.split(" ")[3:5])
+        top, mounted = map(PurePosixPath, fields)
         if (group := own.get(controller if kind == "cgroup" else "")) is None:
             continue
         # Our group may lie outside the mount, as in a container that sees one group only: then that one limits us.
@@ -99,7 +100,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return ""
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -103,13 +103,9 @@ def progress(
         with lines(task.line):
             yield task
     else:
-        texts = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        with Progress(*texts, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        name, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+        columns = (name, BarColumn(), TaskProgressColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             drawn = bar.add_task(escape(title), total=total, rate="")
             task.changed = lambda: bar.update(drawn, completed=task.done, rate=task.speed())
             task.changed()

@@ -8,10 +8,10 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
@@ -56,21 +56,21 @@ def warnings_as_lines() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a Windows console's code page lacks most letters
-    before, logging.raiseExceptions = warnings.showwarning, False  # a full disk stops the log, and nothing else
-    warnings.showwarning, hook = _log_warning, threading.excepthook
-    threading.excepthook = lambda failed: _log_storage_error(failed, hook)
+    before, hook = warnings.showwarning, threading.excepthook
+
+    def log_storage_error(failed: threading.ExceptHookArgs) -> None:
+        """A full disk that a library's thread meets, such as TensorBoard's, which raises it again, in one line."""
+        if failed.exc_value is not None and is_storage_error(failed.exc_value):
+            logging.getLogger(__name__).warning(explain(failed.exc_value))
+        else:
+            hook(failed)
+
+    logging.raiseExceptions = False  # a full disk stops the log, and nothing else
+    warnings.showwarning, threading.excepthook = _log_warning, log_storage_error
     try:
         yield
     finally:
         warnings.showwarning, logging.raiseExceptions, threading.excepthook = before, True, hook
-
-
-def _log_storage_error(failed: threading.ExceptHookArgs, otherwise: Callable[[threading.ExceptHookArgs], Any]) -> None:
-    """A full disk that a library's thread meets, such as TensorBoard's, which raises it again, in one line."""
-    if failed.exc_value is not None and is_storage_error(failed.exc_value):
-        logging.getLogger(__name__).warning(explain(failed.exc_value))
-    else:
-        otherwise(failed)
 
 
 def _log_warning(

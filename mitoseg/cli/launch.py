@@ -241,7 +241,7 @@ def _call_hydra(
         else:
             register_sweeper()
             with jobs_end_first(sweep):
-                main(_sweep_task(run, sweep))()
+                main(wraps(run)(partial(run_job, sweep)))()  # which a launcher's workers get pickled
     except OSError as error:  # Hydra's own: what the command itself raises is in ``failures``
         if error.errno is None:  # a config that is not there
             raise
@@ -252,16 +252,6 @@ def _call_hydra(
             _remove_unused_folder()
         raise failures[0]
     return results[0] if results else None
-
-
-def _sweep_task(run: Run, sweep: Sweep) -> Callable[[DictConfig], float]:
-    """What Hydra's launchers call for each job of a sweep; workers get it pickled."""
-
-    @wraps(run)
-    def task(cfg: DictConfig) -> float:
-        return run_job(sweep, cfg)
-
-    return task
 
 
 def _say(line: str, code: int, sweep: Sweep | None = None) -> int:

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from operator import call
 from threading import Lock
 from typing import Any, Generic, Self, TypeVar
 
@@ -200,7 +201,7 @@ class LocalEngine(Engine):
         if not self._processes:
             return [function()]
         for worker in self._processes:
-            worker.send(0, _call, function)
+            worker.send(0, call, function)
         answers = [self._answer(rank, function) for rank in range(len(self._processes))]
         for fine, value in answers:
             if not fine:
@@ -264,7 +265,7 @@ class LocalEngine(Engine):
         for death in range(DEATHS):
             worker = self._processes[rank]
             if death:
-                worker.send(0, _call, function)
+                worker.send(0, call, function)
             try:
                 _, fine, value = pickle.loads(worker.connection.recv_bytes())
             except _GONE:
@@ -331,7 +332,3 @@ def _serve(connection: Connection, rank: int) -> None:
             while True:
                 lanes.submit(answer, connection.recv_bytes())
         os._exit(1)  # nobody wants what the threads are still about, which may take minutes
-
-
-def _call(function: Callable[[], Result]) -> Result:
-    return function()
