@@ -1,8 +1,11 @@
 r"""From an image to its supervoxels, what each looks like, and which touch: what both supervoxel methods start from.
 
-Learned maps of boundary and inside guide SLIC (Achanta et al., IEEE TPAMI 34(11), 2012), which is k-means on position
-and colour: on grey values alone its supervoxels cross membranes that are faint. Memory: the features of one block, and
-6 bytes for every voxel of the image (its supervoxel's number, both maps). A supervoxel lies in one block.
+A perceptron on Gaussian derivatives says of every voxel: outside (0), boundary (1) or inside (2), where the boundary
+lies within `band` nm of a change of the label. Lucchi et al. (IEEE TMI 31(2), 2012) learn a boundary map too, with
+steerable features; the third class costs nothing and tells the two sides of a boundary apart. These maps guide SLIC
+(Achanta et al., IEEE TPAMI 34(11), 2012), which is k-means on position and colour: on grey values alone its
+supervoxels cross membranes that are faint. Memory: the features of one block, and 6 bytes for every voxel of the image
+(its supervoxel's number, both maps). A supervoxel lies in one block.
 
 Rays go from a supervoxel's centre to the first boundary around it, where the boundary map reaches a level, or to where
 the volume or their reach ends. They are features of shape (Smith, Carleton, Lepetit, "Fast ray features for learning
@@ -19,23 +22,35 @@ frame; an eigenvector's sign is chance, so lengths of directions that differ in 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import edt
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_array
 from skimage.segmentation import slic
 
-from mitoseg.classical.features import VoxelFeatures, as_volume, crop, even_blocks, grey_range, read_with_halo, scaled
-from mitoseg.classical.voxel_maps import VoxelMaps, train_maps
+from mitoseg.classical.features import (
+    FloatArray,
+    ImageLike,
+    VoxelFeatures,
+    as_volume,
+    crop,
+    even_blocks,
+    grey_range,
+    read_with_halo,
+    scaled,
+)
 from mitoseg.errors import UserError
+from mitoseg.extras import import_extra
 from mitoseg.geometry import Box
-from mitoseg.volumes import Array, Volume, check_same_shape
+from mitoseg.volumes import Volume, check_same_shape
+from mitoseg.volumes.labels import IGNORED
 
-FloatArray = npt.NDArray[np.float32]
 Regions = npt.NDArray[np.int32]
 GREY, BOUNDARY, INSIDE = 0, 1, 2  # the first columns of a supervoxel's features: the means of these
 
@@ -59,7 +74,6 @@ class RegionDescriber:
     region_size: float = 35.0  # edge in nm of a cube as large as a supervoxel is on average
     sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0)  # scales of the voxels' features in nm
     compactness: float = 0.05  # of supervoxels: the weight of position against colour
-    guidance: float = 1.0  # weight in SLIC of the learned maps against the grey value; 0 is plain SLIC
     band: float = 12.0  # half the width in nm of what counts as a boundary when the maps are learned
     reach: float = 400.0  # of rays, in nm
     samples: int = 240_000  # voxels that the maps are learned from
@@ -75,7 +89,7 @@ class RegionDescriber:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is not above zero", getattr(self, name), "give a larger number")
 
-    def fit(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> RegionDescriber:
+    def fit(self, image_zyx: ImageLike, label_zyx: ImageLike) -> RegionDescriber:
         """Learn the grey range and the maps."""
         image, label = as_volume(image_zyx), as_volume(label_zyx)
         check_same_shape(image, label)
@@ -85,7 +99,7 @@ class RegionDescriber:
         self.grey_ = grey
         return self
 
-    def describe(self, image_zyx: Array | Volume) -> Description:
+    def describe(self, image_zyx: ImageLike) -> Description:
         """Supervoxels of an image with their features and neighbours."""
         image = as_volume(image_zyx)
         region_zyx = np.empty(image.shape, np.int32)
@@ -116,10 +130,9 @@ class RegionDescriber:
         features_fzyx = voxel.inside(padded)
         maps = self.maps_(features_fzyx)
         unit_zyx = crop(padded, voxel.halo)
-        colour = unit_zyx[..., None]
-        if self.guidance:  # inside 1, boundary a half: steepest where the label changes
-            guide_zyx = (maps[1] + np.float32(0.5) * maps[0]) * np.float32(self.guidance / 255)
-            colour = np.stack([unit_zyx, guide_zyx], axis=-1)
+        # inside 1, boundary a half: steepest where the label changes
+        guide_zyx = (maps[1] + np.float32(0.5) * maps[0]) * np.float32(1 / 255)
+        colour = np.stack([unit_zyx, guide_zyx], axis=-1)
         region_zyx = supervoxels(colour, self.region_size, self.voxel_size, compactness=self.compactness)
         flat, count = region_zyx.ravel(), int(region_zyx.max()) + 1
         grey = unit_zyx.ravel()
@@ -148,7 +161,8 @@ def pair_features(own: FloatArray, graph: RegionGraph) -> FloatArray:
 
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-CHUNK = 40_000  # centres whose rays are cast together
+RAYS = 40_000  # centres whose rays are cast together
+LEVEL = 128  # of the boundary map, at which a ray ends
 
 
 def directions() -> tuple[FloatArray, npt.NDArray[np.intp]]:
@@ -169,7 +183,6 @@ def cast_rays(
     voxel_size: Sequence[float],
     *,
     reach: float,
-    level: int = 128,
 ) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
     """Lengths (N, R) in nm of rays from every centre, and what the map says where each ended: 0 beyond the volume.
 
@@ -189,7 +202,7 @@ def cast_rays(
         inside = ((at >= 0) & (at < boundary_zyx.shape)).all(1)
         value = np.zeros(len(at), np.uint8)
         value[inside] = boundary_zyx[tuple(at[inside].T)]
-        ended = ~inside | (value >= level)
+        ended = ~inside | (value >= LEVEL)
         length[alive[ended]] = k
         found[alive] = value
         alive = alive[~ended]
@@ -199,23 +212,18 @@ def cast_rays(
 
 
 def ray_features(
-    boundary_zyx: npt.NDArray[np.uint8],
-    centre: FloatArray,
-    voxel_size: Sequence[float],
-    *,
-    reach: float,
-    level: int = 128,
+    boundary_zyx: npt.NDArray[np.uint8], centre: FloatArray, voxel_size: Sequence[float], *, reach: float
 ) -> FloatArray:
     """Rotation-invariant descriptors (N, `RAY_FEATURES`) of what surrounds the centres, lengths as shares of reach."""
     unit, group = directions()
     parts = [np.zeros((0, RAY_FEATURES), np.float32)]
-    for some in (centre[a : a + CHUNK] for a in range(0, len(centre), CHUNK)):
-        length, found = cast_rays(boundary_zyx, some, unit[None], voxel_size, reach=reach, level=level)
+    for some in (centre[a : a + RAYS] for a in range(0, len(centre), RAYS)):
+        length, found = cast_rays(boundary_zyx, some, unit[None], voxel_size, reach=reach)
         share = length / np.float32(reach)
         moments = np.einsum("nr,ri,rj->nij", share * share, unit, unit) / np.float32(len(unit))
         value, vector = np.linalg.eigh(moments)
         own = np.einsum("rk,nik->nri", unit, vector).astype(np.float32)
-        turned, turned_found = cast_rays(boundary_zyx, some, own, voxel_size, reach=reach, level=level)
+        turned, turned_found = cast_rays(boundary_zyx, some, own, voxel_size, reach=reach)
         turned /= np.float32(reach)
         axes = np.sqrt(np.maximum(value, 0))
         columns = [
@@ -225,7 +233,7 @@ def ray_features(
             axes[:, 0] / (axes[:, 2] + 1e-3),
             axes[:, 1] / (axes[:, 2] + 1e-3),
             *(f(turned[:, group == g], axis=1) for g in range(group.max() + 1) for f in (np.mean, np.min)),
-            (found >= level).mean(1),
+            (found >= LEVEL).mean(1),
             found.mean(1) / 255,
             turned_found.std(1) / 255,
         ]
@@ -328,6 +336,104 @@ def _merged(columns: Columns) -> Columns:
         np.add.reduceat(weighted[order], start),
         np.maximum.reduceat(crest[order], start),
     ]
+
+
+HIDDEN = 32
+SHARES = (0.5, 0.25, 0.25)  # of the classes among the samples: outside is the most varied
+SAMPLE_BLOCK = 1_200_000
+CHUNK = 1 << 18  # voxels that go through the perceptron together: its activations stay in the cache's reach
+
+
+@dataclass(frozen=True)
+class VoxelMaps:
+    """The perceptron, with the standardisation of its features in the weights."""
+
+    hidden: FloatArray  # (HIDDEN, F), on features
+    hidden_bias: FloatArray  # (HIDDEN,)
+    output: FloatArray  # (3, HIDDEN)
+    output_bias: FloatArray  # (3,)
+
+    def __call__(self, features_fzyx: FloatArray) -> npt.NDArray[np.uint8]:
+        """Probabilities (2, Z, Y, X) of boundary and of inside, uint8, 255 for certain."""
+        shape = features_fzyx.shape[1:]
+        flat = features_fzyx.reshape(len(features_fzyx), -1)
+        out = np.empty((2, flat.shape[1]), np.uint8)
+        for start in range(0, flat.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            active = np.maximum(self.hidden @ flat[:, part] + self.hidden_bias[:, None], 0)
+            score = self.output @ active + self.output_bias[:, None]
+            score = np.exp(score - score.max(0))
+            out[:, part] = np.rint(score[1:] * (255 / score.sum(0)))
+        return out.reshape(2, *shape)
+
+
+def voxel_classes(
+    label_zyx: npt.NDArray[np.generic], band: float, voxel_size: tuple[float, float, float]
+) -> npt.NDArray[np.uint8]:
+    """0 outside, 1 within ``band`` nm of a change of label, 2 inside, 255 ignored."""
+    inside = (label_zyx != 0) & (label_zyx != IGNORED)
+    spacing: dict[str, Any] = {"anisotropy": voxel_size, "black_border": False, "parallel": 1}
+    near = np.minimum(*(np.where(m, edt.edt(np.ascontiguousarray(m), **spacing), np.inf) for m in (inside, ~inside)))
+    classes = np.where(near <= band, 1, np.where(inside, 2, 0)).astype(np.uint8)
+    classes[label_zyx == IGNORED] = IGNORED
+    return classes
+
+
+def train_maps(
+    image: Volume,
+    label: Volume,
+    features: VoxelFeatures,
+    grey: tuple[float, float],
+    *,
+    band: float,
+    samples: int,
+    seed: int,
+) -> VoxelMaps:
+    """Train the perceptron on voxels drawn from a few blocks, most of which hold mitochondria.
+
+    ``grey`` holds the grey values that are 0 and 1; for the other arguments see `RegionDescriber`.
+    """
+    rng = np.random.default_rng(seed)
+    boxes = _choose_boxes(label, rng)
+    drawn, classes_of = [], []
+    for box in boxes:
+        classes_n = voxel_classes(label.read(box), band, features.voxel_size).ravel()
+        index = []
+        for kind, share in enumerate(SHARES):
+            there = np.flatnonzero(classes_n == kind)
+            index.append(rng.choice(there, min(len(there), int(samples // len(boxes) * share)), replace=False))
+        chosen = np.concatenate(index)
+        found = features.inside(scaled(read_with_halo(image, box, features.halo), grey))
+        drawn.append(np.ascontiguousarray(found.reshape(len(found), -1)[:, chosen].T))
+        classes_of.append(classes_n[chosen])
+    values, classes = np.concatenate(drawn), np.concatenate(classes_of)
+    if len(np.unique(classes)) < 3:
+        what = "the labels show no mitochondrion with tissue around it"
+        raise UserError(what, label.path, "give more of the volume")
+    mean, deviation = values.mean(0), values.std(0) + 1e-6
+    perceptron = import_extra("sklearn.neural_network", "scikit-learn", "classical").MLPClassifier(
+        (HIDDEN,), batch_size=512, early_stopping=True, n_iter_no_change=4, max_iter=30, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that thirty rounds are not the end of it is meant
+        perceptron.fit((values - mean) / deviation, classes)
+    (first, last), (first_bias, last_bias) = perceptron.coefs_, perceptron.intercepts_
+    hidden = first.T / deviation
+    arrays = (hidden, first_bias - hidden @ mean, last.T, last_bias)
+    return VoxelMaps(*(np.ascontiguousarray(a, np.float32) for a in arrays))
+
+
+def _choose_boxes(label: Volume, rng: np.random.Generator, most: int = 24) -> list[Box]:
+    """Boxes to draw from, those with foreground the more likely the more of it they hold."""
+    boxes = even_blocks(label.shape, SAMPLE_BLOCK)
+    if len(boxes) <= most:
+        return boxes
+    share = []
+    for box in boxes:
+        part = label.read(box)
+        share.append(float(np.mean((part != 0) & (part != IGNORED))) + 0.01 * float(np.mean(part != IGNORED)) + 1e-9)
+    chosen = rng.choice(len(boxes), most, replace=False, p=np.array(share) / sum(share))
+    return [boxes[i] for i in sorted(chosen)]
 
 
 BINS = 12  # of a histogram of grey values, from the first to the last percentile of the training image

@@ -37,10 +37,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoseg.classical.describing import Description
+from mitoseg.classical.features import FloatArray
 from mitoseg.classical.graph_cut import energy, minimum_graph_cut
 from mitoseg.classical.supervoxels import (
+    Bools,
     Counts,
-    FloatArray,
     KernelMachine,
     SupervoxelSegmenter,
     learn_pairwise,
@@ -49,7 +50,6 @@ from mitoseg.classical.supervoxels import (
 )
 from mitoseg.extras import import_extra
 
-Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 PIECE = 8_000  # supervoxels of an example
 FEWEST = 8  # examples, at least

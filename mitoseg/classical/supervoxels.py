@@ -8,7 +8,7 @@ labelling y of the supervoxels is
 
 v_i the volume of a supervoxel and a_ij the area that two share (both in units of their mean), p_i the probability that
 it is mitochondrion, p_ij that the two lie on different sides of a mitochondrion's boundary, t the threshold. Ours
-differs: SLIC sees the learned maps beside the grey value (`RegionDescriber.guidance`, 0 for theirs); Gaussian
+differs: SLIC sees the learned maps beside the grey value; Gaussian
 derivatives stand for steerable filters, and their means are features too; the pairwise machine tells "different sides"
 from "same side", theirs has a class for either order of the sides; lambda and t are tuned by the Jaccard index on
 supervoxels held out; and the kernel of the SVM is approximated. With M landmarks l_m and the kernel k(a, b) =
@@ -32,14 +32,12 @@ from scipy.linalg import eigh
 from scipy.special import expit
 
 from mitoseg.classical.describing import Description, RegionDescriber
-from mitoseg.classical.features import as_volume
+from mitoseg.classical.features import FloatArray, ImageLike, as_volume
 from mitoseg.classical.graph_cut import cut_ladder
 from mitoseg.errors import UserError
 from mitoseg.extras import import_extra
-from mitoseg.volumes import Array, Volume
 from mitoseg.volumes.labels import IGNORED
 
-FloatArray = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
@@ -78,13 +76,13 @@ class SupervoxelSegmenter:
         """The one that belongs to ``regularize``."""
         return self.threshold_ if self.regularize else self.unary_threshold_
 
-    def fit(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> Self:
+    def fit(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Self:
         """Learn everything from labels 0, 1 and 255 (ignored), and tune on supervoxels that were held out."""
         if self._describer.maps_ is None:
             self._describer.fit(image_zyx, label_zyx)
         return self.fit_description(self._describer.describe(image_zyx), label_zyx)
 
-    def fit_description(self, description: Description, label_zyx: Array | Volume) -> Self:
+    def fit_description(self, description: Description, label_zyx: ImageLike) -> Self:
         """The same of an image that is described already; see `fit`."""
         fg, known = region_labels(description, label_zyx)
         if not 0 < (2 * fg > known).sum() < (known > 0).sum():
@@ -93,19 +91,19 @@ class SupervoxelSegmenter:
         self._tune(description, held_out, pair_cost, fg, known)
         return self
 
-    def tune(self, image_zyx: Array | Volume, label_zyx: Array | Volume) -> Self:
+    def tune(self, image_zyx: ImageLike, label_zyx: ImageLike) -> Self:
         """Choose threshold and pairwise weight by the foreground Jaccard index.
 
         Rays and neighbours look beyond a slab: give the image with some tissue around it, labelled 255.
         """
         return self.tune_description(self._describer.describe(image_zyx), label_zyx)
 
-    def tune_description(self, description: Description, label_zyx: Array | Volume) -> Self:
+    def tune_description(self, description: Description, label_zyx: ImageLike) -> Self:
         """The same of an image that is described already; see `tune`."""
         self._tune(description, *self._potentials(description), *region_labels(description, label_zyx))
         return self
 
-    def predict_proba(self, image_zyx: Array | Volume) -> FloatArray:
+    def predict_proba(self, image_zyx: ImageLike) -> FloatArray:
         """Probability of mitochondrion, (Z, Y, X) float32: the same all over a supervoxel.
 
         With ``regularize`` it is the probability at which the graph cut changes its mind, so that at every threshold
@@ -115,7 +113,7 @@ class SupervoxelSegmenter:
         probability: FloatArray = self.region_probabilities(description)[description.region_zyx]
         return probability
 
-    def predict(self, image_zyx: Array | Volume) -> npt.NDArray[np.uint8]:
+    def predict(self, image_zyx: ImageLike) -> npt.NDArray[np.uint8]:
         """The mask, (Z, Y, X) uint8 of 0 and 1."""
         return (self.predict_proba(image_zyx) >= np.float32(self.threshold)).astype(np.uint8)
 
@@ -203,7 +201,7 @@ LEVELS = np.linspace(-6.0, 4.0, 21)  # log-odds at which the graph is cut; a thr
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)  # pairwise weights that `tune` tries
 
 
-def region_labels(description: Description, label_zyx: Array | Volume) -> tuple[Counts, Counts]:
+def region_labels(description: Description, label_zyx: ImageLike) -> tuple[Counts, Counts]:
     """Foreground and labelled voxels of each supervoxel."""
     label = as_volume(label_zyx)
     if label.shape != description.region_zyx.shape:
@@ -235,6 +233,7 @@ def _threshold(level: float) -> float:
 
 
 LIMIT = 5.0  # standard deviations at which features are cut: an outlier would be far from every landmark
+GAMMA = 0.5  # of the kernel, in units of 1 / F
 FOLDS = 3
 MOST = 40_000  # background samples that a plane is fitted to; they stand for the others
 
@@ -265,15 +264,13 @@ class KernelMachine:
         return result
 
 
-def choose_landmarks(
-    features: FloatArray, label: Bools, count: int, gamma: float, rng: np.random.Generator
-) -> KernelMachine:
+def choose_landmarks(features: FloatArray, label: Bools, count: int, rng: np.random.Generator) -> KernelMachine:
     """A machine without a plane, whose landmarks are samples (N, F), half of them foreground; see `train_machine`."""
     halves = [np.flatnonzero(label == side) for side in (False, True)]
     chosen = np.concatenate([rng.permutation(half)[: count // 2] for half in halves])
     mean, scale = features.mean(0), features.std(0) + np.float32(1e-6)
     unit = np.clip((features[chosen] - mean) / scale, -LIMIT, LIMIT)
-    factor = np.float32(gamma / features.shape[1])
+    factor = np.float32(GAMMA / features.shape[1])
     value, vector = eigh(_gaussian(unit, unit, factor).astype(np.float64))
     root = (vector / np.sqrt(np.maximum(value, 1e-6))) @ vector.T
     no_plane = (np.zeros(len(chosen), np.float32), np.zeros((), np.float32))
@@ -292,27 +289,24 @@ def train_machine(
     weight: npt.NDArray[np.floating],
     *,
     landmarks: int,
-    penalty: float = 1.0,
-    gamma: float = 0.5,
-    seed: int = 0,
+    seed: int,
 ) -> tuple[KernelMachine, FloatArray]:
     """The machine, and the log-odds (N,) that machines say of samples they have not seen.
 
-    Samples (N, F) are in an order in which neighbours resemble each other: folds are runs of it. ``penalty`` is C of
-    the SVM, ``gamma`` that of the kernel in units of 1 / F.
+    Samples (N, F) are in an order in which neighbours resemble each other: folds are runs of it.
     """
-    kernel = choose_landmarks(features, label, landmarks, gamma, np.random.default_rng(seed))
+    kernel = choose_landmarks(features, label, landmarks, np.random.default_rng(seed))
     mapped = kernel.map(features)
     rank = np.cumsum(label) - 0.5  # so that each fold has its share of the foreground
     fold = np.clip(rank * FOLDS / max(label.sum(), 1), 0, FOLDS - 1).astype(np.intp)
     held_out = np.empty(len(label))
     for k in range(FOLDS):
-        plane, offset = _plane(mapped[fold != k], label[fold != k], weight[fold != k], penalty)
+        plane, offset = _plane(mapped[fold != k], label[fold != k], weight[fold != k])
         held_out[fold == k] = mapped[fold == k] @ plane + offset
     platt = import_extra("sklearn.linear_model", "scikit-learn", "classical").LogisticRegression(C=1e3)
     platt.fit(held_out[:, None], label, sample_weight=weight)
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
-    plane, offset = _plane(mapped, label, weight, penalty)
+    plane, offset = _plane(mapped, label, weight)
     machine = replace(
         kernel, coefficients=(slope * plane).astype(np.float32), offset=np.array(slope * offset + shift, np.float32)
     )
@@ -320,15 +314,13 @@ def train_machine(
 
 
 def _plane(
-    mapped: FloatArray, label: Bools, weight: npt.NDArray[np.floating], penalty: float
+    mapped: FloatArray, label: Bools, weight: npt.NDArray[np.floating]
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Normal and offset of a linear SVM (squared hinge), whose classes weigh the same in all."""
     other = np.flatnonzero(~label)
     chosen = np.concatenate([np.flatnonzero(label), other[:: max(1, len(other) // MOST)]])
     mapped, label, weight = mapped[chosen], label[chosen], weight[chosen]
     balanced = weight / np.where(label, weight[label].sum(), weight[~label].sum())
-    svm = import_extra("sklearn.svm", "scikit-learn", "classical").LinearSVC(
-        C=penalty, dual=False, intercept_scaling=5.0
-    )
+    svm = import_extra("sklearn.svm", "scikit-learn", "classical").LinearSVC(dual=False, intercept_scaling=5.0)
     svm.fit(mapped, label, sample_weight=balanced / balanced.mean())
     return svm.coef_[0], float(svm.intercept_[0])

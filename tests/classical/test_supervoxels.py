@@ -20,10 +20,10 @@ from mitoseg.classical.describing import (
     ray_features,
     region_graph,
     supervoxels,
+    voxel_classes,
 )
 from mitoseg.classical.structured import StructuredSegmenter
 from mitoseg.classical.supervoxels import LEVELS, SupervoxelSegmenter, best_level, choose_landmarks, region_labels
-from mitoseg.classical.voxel_maps import voxel_classes
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.volumes import ArrayVolume
@@ -106,7 +106,7 @@ def test_rays_are_a_loop_s(rng):
     unit, group = directions()
     np.testing.assert_allclose(unit, -unit[::-1])
     assert np.bincount(group).tolist() == [2, 2, 4, 2, 4, 4, 8]
-    length, found = cast_rays(boundary, centre, unit[None], SIZE, reach=60.0, level=128)
+    length, found = cast_rays(boundary, centre, unit[None], SIZE, reach=60.0)
     expected = [[naive_ray(boundary, c, u, SIZE, 60.0, 128) for u in unit] for c in centre]
     np.testing.assert_allclose(length, [[e[0] for e in row] for row in expected])
     np.testing.assert_array_equal(found, [[e[1] for e in row] for row in expected])
@@ -231,7 +231,7 @@ def test_blocks_have_numbers_of_their_own(described, monkeypatch):
 def test_the_kernel_map_is_sklearn_s():
     rng = np.random.default_rng(0)
     features, label = rng.normal(size=(80, 5)).astype(np.float32), rng.random(80) < 0.3
-    kernel = choose_landmarks(features, label, 20, 0.5, rng)
+    kernel = choose_landmarks(features, label, 20, rng)
     unit = (features - kernel.mean) / kernel.scale
     oracle = Nystroem(gamma=0.1, n_components=20, random_state=0).fit(kernel.landmarks)
     mine, theirs = kernel.map(features), oracle.transform(unit)

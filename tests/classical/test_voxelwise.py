@@ -5,9 +5,9 @@ import pytest
 from noisy_phantom import VOXEL_SIZE, noisy_phantom
 
 from mitoseg.classical.features import VoxelFeatures, as_volume
-from mitoseg.classical.neila import NeilaSegmenter
 from mitoseg.classical.voxelwise import (
     ForestClassifier,
+    NeilaSegmenter,
     best_threshold,
     draw_samples,
     jaccard,
@@ -188,6 +188,6 @@ def test_the_answers_are_those_of_scikit_learn(name, fitted, monkeypatch):
     odds = model.predict_proba(features_fn.T)
     expected = odds[:, 1] / (odds[:, 1] + odds[:, 0] * np.exp(shift))
     for rows in (2**15, 100):
-        monkeypatch.setattr(f"mitoseg.classical.{'voxelwise' if name == 'forest' else 'neila'}.ROWS", rows)
+        monkeypatch.setattr("mitoseg.classical.voxelwise.ROWS", rows)
         np.testing.assert_allclose(method._evaluate(model, features_fn, shift), expected, rtol=1e-9)
     assert (expected > 0.5).any()
