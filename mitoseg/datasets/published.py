@@ -195,7 +195,8 @@ class LucchiPP(Published):
 
     name = "lucchi_pp"
     default_validation = _VALIDATION
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[Facts] = replace(
+        Lucchi.facts,
         title="Lucchi++ (Casser et al.)",
         homepage="https://sites.google.com/view/connectomics/",
         licence="none found; the publishers ask to cite their paper",
@@ -203,7 +204,6 @@ class LucchiPP(Published):
             "V. Casser, K. Kang, H. Pfister and D. Haehn, Fast Mitochondria Detection for Connectomics, MIDL 2020, "
             "arXiv:1812.06024; and the papers of the EPFL CA1 hippocampus"
         ),
-        doi="10.1109/TMI.2011.2171705",
         files=(
             RemoteFile(
                 "lucchi_pp.zip",
@@ -211,8 +211,6 @@ class LucchiPP(Published):
                 sha256="770ce9e98fc6f29c1b1a250c637e6c5125f2b5f1260e5a7687b55a79e2e8844d",
             ),
         ),
-        voxel_size=(5.0, 5.0, 5.0),
-        split=_SPLIT,
         train=Volumes("Train_In", "Train_Out", _SHAPE),
         test=Volumes("Test_In", "Test_Out", _SHAPE),
     )
