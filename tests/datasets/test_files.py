@@ -216,7 +216,6 @@ def test_parts_that_come_close_are_told(data):
         ({"train": {"box": "[0:3,:,:]"}}, "too few slices"),
         ({"train": {"box": ["[0:9,:,:]", "[9:20,:,:]"]}}, "2 boxes for 1 volumes"),
         ({"folds": 5, "validation": {"gap": 4}}, "too few slices for the folds"),
-        ({"folds": 5, "fold": 5}, "no such fold"),
         ({"validation": {"slabs": [[0, 40]]}}, "leaves the labelled slices"),
         ({"label_rule_of_values": "odd"}, "no such rule"),
         ({"test": {"image": "a.tif", "label": "a_label.tif"}}, "parts of the data overlap"),
