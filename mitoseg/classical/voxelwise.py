@@ -41,7 +41,7 @@ class VoxelClassifier(ABC):
     sigmas: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)  # scales of the features, in nm
     samples: int = 400_000  # voxels to learn from, half of each class
     seed: int = 0  # of the sample and of the trees
-    threshold: float = 0.5  # probability at and above which a voxel is foreground; `tune` sets it
+    threshold: float = field(default=0.5, init=False)  # probability at and above which a voxel is foreground, as tuned
     fitted: tuple[Any, float] | None = field(default=None, init=False, repr=False)
     """Scikit-learn's model, and what its log-odds are too high by (`Samples.shift`)."""
 
@@ -50,7 +50,6 @@ class VoxelClassifier(ABC):
         self.sigmas, self.voxel_size = self.features.sigmas, self.features.voxel_size
         check_whole("samples", self.samples, 2)
         check_whole("seed", self.seed, 0)
-        check_share("threshold", self.threshold)
 
     @abstractmethod
     def _grow(self, samples: Samples) -> Any:  # noqa: ANN401 (scikit-learn has no types)
@@ -172,25 +171,21 @@ class NeilaSegmenter(VoxelClassifier):
 
     trees: int = 200
     leaves: int = 63  # of a tree
-    rate: float = 0.1  # share of each tree that counts
-    smoothness: float = 1.0  # weight of two neighbours that differ, in units of log-odds; `tune` sets it
-    cut_threshold: float = 0.5  # that the regularisation starts from; `tune` sets it
+    smoothness: float = field(
+        default=1.0, init=False
+    )  # of neighbours that differ, in units of log-odds, as tuned
+    cut_threshold: float = field(default=0.5, init=False)  # that the regularisation starts from, as tuned
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("trees", self.trees, 1)
         check_whole("leaves", self.leaves, 2)
-        check_share("rate", self.rate)
-        check_share("cut_threshold", self.cut_threshold)
-        if not self.smoothness >= 0:
-            raise UserError("smoothness is negative or no number", self.smoothness, "give 0 or more")
 
     def _grow(self, samples: Samples) -> Any:  # noqa: ANN401
         ensemble = import_extra("sklearn.ensemble", "scikit-learn", "classical")
         boosting = ensemble.HistGradientBoostingClassifier(
             max_iter=self.trees,
             max_leaf_nodes=self.leaves,
-            learning_rate=self.rate,
             early_stopping=False,
             random_state=self.seed,
         )
@@ -269,12 +264,6 @@ def check_whole(name: str, value: object, least: int) -> None:
     """Refuse what is not a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} is not a whole number from {least} up", value, f"give {least} or more")
-
-
-def check_share(name: str, value: Any) -> None:  # noqa: ANN401 (whatever the user gave)
-    """Refuse what does not lie between 0 and 1."""
-    if not isinstance(value, int | float) or not 0 < value < 1:
-        raise UserError(f"{name} is not a probability between 0 and 1", value, "give a number such as 0.5")
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ def test_regularised_it_beats_its_voxels_alone(fitted):
 
 
 def test_wrong_parameters_and_labels_are_refused():
-    forest = {"samples": (1, 1e5), "trees": (0,), "leaf": (0,), "threshold": (1.5,)}
-    neila = {"seed": (-1,), "rate": (0,), "leaves": (1,), "smoothness": (-1.0,), "sigmas": ((),)}
+    forest = {"samples": (1, 1e5), "trees": (0,), "leaf": (0,)}
+    neila = {"seed": (-1,), "leaves": (1,), "sigmas": ((),)}
     for kind, parameters in ((ForestClassifier, forest), (NeilaSegmenter, neila)):
         for name, values in parameters.items():
             for value in values:
