@@ -38,18 +38,9 @@ def train(victim=None):
             if trainer.global_rank == victim:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = pl.Trainer(
-        devices=2,
-        accelerator="cpu",
-        strategy="ddp",
-        max_steps=2 if victim is None else 1000,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        callbacks=[Killer()],
-        **quiet,
-    )
-    trainer.fit(BoringModel())
+    options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 2 if victim is None else 1000}
+    options |= dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger"), False)
+    pl.Trainer(limit_val_batches=0, callbacks=[Killer()], **options).fit(BoringModel())
 
 
 def save():

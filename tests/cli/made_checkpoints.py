@@ -39,12 +39,12 @@ class Padded(nn.Module):
         return self.layer(image)
 
 
-def save_checkpoint(path, network=None, *, arguments=None, **changes):
-    """Write a checkpoint of a network with weights drawn anew, PatchCNN on single slices unless another is given."""
+def save_checkpoint(path, network=None, *, arguments=None, draw=True, **changes):
+    """Write a checkpoint of a network, its weights drawn anew; PatchCNN on single slices unless another is given."""
     network = network or PatchCNN(in_channels=1)
     arguments = arguments or {"in_channels": 1}
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
+    for parameter in network.parameters() if draw else ():
         parameter.data = 2 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
     kind = type(network)
     package = "mitoseg.networks" if isinstance(network, PatchCNN) else kind.__module__

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import write_volume
+from made_checkpoints import save_checkpoint, write_volume
 from tiny_training import command
 
 import mitoseg
@@ -49,21 +49,9 @@ def place(tissue, tmp_path, monkeypatch):
     write_volume("painted.tif", painted_zyx, SIZE)
     arguments = {"in_channels": 3, "filters": [4, 8, 8], "strides": [2, 2]}
     torch.manual_seed(0)
-    weights = {f"network.{name}": weight for name, weight in UNet(**arguments).state_dict().items()}
-    record = {
-        "format": 2,
-        "version": mitoseg.__version__,
-        "network": {"_target_": "mitoseg.networks.unets.UNet", **arguments},
-        "normalization": {"mean": 128.0, "std": 40.0},
-        "channels": "adjacent",
-        "voxel_size": [5.0, 5.0, 5.0],
-        "calibration": {"prior_shift": 0.0, "temperature": 1.0, "bias": 0.0},
-        "threshold": 0.5,
-        "method": "auto",
-        "precision": {},
-        "grey_quantiles": None,
-    }
-    torch.save({"state_dict": weights, KEY: record}, "start.ckpt")
+    more = {"version": mitoseg.__version__, "method": "auto", "precision": {}, "grey_quantiles": None}
+    more |= {"normalization": {"mean": 128.0, "std": 40.0}, "channels": "adjacent"}
+    save_checkpoint("start.ckpt", UNet(**arguments), arguments=arguments, draw=False, **more)
     return tmp_path
 
 
@@ -165,19 +153,17 @@ def test_a_model_that_is_there_stays(place, monkeypatch, capsys):
     ],
 )
 def test_checkpoints_that_cannot_be_tuned_are_told(place, monkeypatch, capsys, change, arguments, line):
-    found = torch.load("start.ckpt", weights_only=True)
-    record = {
-        key: value for key, value in {**found[KEY], **(change or {})}.items() if value is not None or change is None
-    }
-    record["grey_quantiles"] = None
-    record["network"] = {**record["network"], **arguments}
+    record = torch.load("start.ckpt", weights_only=True)[KEY]
+    record |= {"network": {**record["network"], **arguments}} | (change or {})
+    if record["version"] is None:
+        del record["version"]
     given = {key: value for key, value in record["network"].items() if key != "_target_"}
     weights = {f"network.{name}": weight for name, weight in UNet(**given).state_dict().items()}
     torch.save({"state_dict": weights, KEY: record}, "start.ckpt")
     if change is None:
-        paths = ["start.ckpt", "again.ckpt"]
         torch.save({"state_dict": weights, KEY: {**record, "threshold": 0.4}}, "again.ckpt")
-        torch.save(combine({path: load_model(path) for path in paths}), "start.ckpt")
+        members = {path: load_model(path) for path in ("start.ckpt", "again.ckpt")}
+        torch.save(combine(members), "start.ckpt")
     words = ["image=my.tif", "labels=painted.tif", "output=mine", "model=start.ckpt", *FEW, "rate=1e30"]
     assert command(monkeypatch, "finetune", *words) == 1
     assert line in capsys.readouterr().err.splitlines()[-1]
