@@ -42,13 +42,13 @@ class ConventionalBlocks(Dataset[tuple[Tensor, int]]):
         return len(self.draws)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        angle, flip = float(self.draws.angle_n[index]), bool(self.draws.flip_n[index])
+        angle, flip = float(self.draws.columns["angle_b"][index]), bool(self.draws.columns["flip_b"][index])
         exact = angle % 90 == 0
         half = half_side(self.window, self.pivot, any_angle=not exact)
         square_cyx = self._square(index, half)
         make = self._turn if exact else getattr(self, f"_{self.way}")
         block_cyx = self.normalization.apply(make(square_cyx, angle, flip, half))
-        return torch.from_numpy(block_cyx), int(self.draws.label_n[index])
+        return torch.from_numpy(block_cyx), int(self.draws.columns["label"][index])
 
     def _square(self, index: int, half: float) -> np.ndarray:
         """The pixels about the pivot."""

@@ -57,9 +57,7 @@ class SupervoxelSegmenter:
     describer: RegionDescriber | None = field(default=None, repr=False)
     """Makes and describes supervoxels; one that is fitted is used as it is, so that two methods can share it."""
     pairwise_weight_: float = field(default=1.0, init=False)  # of the pairs against the unary terms, as tuned
-    threshold_: float = field(
-        default=0.5, init=False
-    )  # probability at and above which a voxel is foreground, as tuned
+    threshold_: float = field(default=0.5, init=False)  # probability from which on it is foreground, as tuned
     unary_threshold_: float = field(default=0.5, init=False)  # the same without neighbours
     unary_: KernelMachine | None = field(default=None, init=False, repr=False)  # of p_i, once fitted
     pairwise_: KernelMachine | None = field(default=None, init=False, repr=False)  # of p_ij
@@ -80,10 +78,7 @@ class SupervoxelSegmenter:
         """Learn everything from labels 0, 1 and 255 (ignored), and tune on supervoxels that were held out."""
         if self._describer.maps_ is None:
             self._describer.fit(image_zyx, label_zyx)
-        return self.fit_description(self._describer.describe(image_zyx), label_zyx)
-
-    def fit_description(self, description: Description, label_zyx: ImageLike) -> Self:
-        """The same of an image that is described already; see `fit`."""
+        description = self._describer.describe(image_zyx)
         fg, known = region_labels(description, label_zyx)
         if not 0 < (2 * fg > known).sum() < (known > 0).sum():
             raise UserError("the labels lack mitochondria or background", None, "give more of the volume")
@@ -96,10 +91,7 @@ class SupervoxelSegmenter:
 
         Rays and neighbours look beyond a slab: give the image with some tissue around it, labelled 255.
         """
-        return self.tune_description(self._describer.describe(image_zyx), label_zyx)
-
-    def tune_description(self, description: Description, label_zyx: ImageLike) -> Self:
-        """The same of an image that is described already; see `tune`."""
+        description = self._describer.describe(image_zyx)
         self._tune(description, *self._potentials(description), *region_labels(description, label_zyx))
         return self
 
@@ -110,20 +102,15 @@ class SupervoxelSegmenter:
         of `LEVELS` the mask is exactly the cut there.
         """
         description = self._describer.describe(image_zyx)
-        probability: FloatArray = self.region_probabilities(description)[description.region_zyx]
+        log_odds, pair_cost = self._potentials(description)
+        if self.regularize:
+            log_odds = _cut(description, log_odds, self.pairwise_weight_ * pair_cost)
+        probability: FloatArray = expit(log_odds.astype(np.float64)).astype(np.float32)[description.region_zyx]
         return probability
 
     def predict(self, image_zyx: ImageLike) -> npt.NDArray[np.uint8]:
         """The mask, (Z, Y, X) uint8 of 0 and 1."""
         return (self.predict_proba(image_zyx) >= np.float32(self.threshold)).astype(np.uint8)
-
-    def region_probabilities(self, description: Description) -> FloatArray:
-        """Probability (N,) of each supervoxel."""
-        log_odds, pair_cost = self._potentials(description)
-        if self.regularize:
-            log_odds = _cut(description, log_odds, self.pairwise_weight_ * pair_cost)
-        probability: FloatArray = expit(log_odds.astype(np.float64)).astype(np.float32)
-        return probability
 
     def _learn(self, description: Description, fg: Counts, known: Counts) -> tuple[FloatArray, FloatArray]:
         """Learn from supervoxels; log-odds (N,) of machines that had not seen them, and pair costs (E,)."""

@@ -24,7 +24,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import reflect
 from mitoseg.sampling.augmentation import TILE_SYMMETRIES, TileSymmetry
 from mitoseg.sampling.datamodule import TileDataModule
-from mitoseg.sampling.draws import TileDraws
+from mitoseg.sampling.draws import Draws
 from mitoseg.sampling.positions import Index, check_positive
 
 Random = np.random.Generator
@@ -151,14 +151,15 @@ class DomainDraws:
     def __len__(self) -> int:
         return self.size
 
-    def draw(self, epoch: int) -> TileDraws:
+    def draw(self, epoch: int) -> Draws:
         """The draws of an epoch; the sampler shuffles them."""
         rng = np.random.default_rng([self.seed, epoch, 2])
         zoom_n = np.exp(rng.uniform(math.log(self.jitter[0]), math.log(self.jitter[1]), self.size))
         domains = list(self.slices.values())
         position_n7 = [self._window(domains[i % len(domains)], zoom, rng) for i, zoom in enumerate(zoom_n)]
         symmetry_n = rng.integers(self.symmetries, size=self.size)
-        return TileDraws(np.array(position_n7, np.int64), symmetry_n, rng.integers(2**31, size=self.size))
+        columns = {"symmetry_b": symmetry_n, "seed_b": rng.integers(2**31, size=self.size)}
+        return Draws(np.array(position_n7, np.int64), columns)
 
     def _window(self, cuts: Mapping[int, Sequence[tuple[int, int, Index]]], zoom: float, rng: Random) -> list[int]:
         """Draw one window: a row of the positions."""

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,29 +36,19 @@ _CELL, _REDRAWS = 8, 100
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of blocks as columns; row i of each belongs to the same block.
+    """Draws of blocks or tiles as columns; row i of each belongs to the same one.
 
-    Positions are int64: region, z, y, x of the classified pixel in the region's coordinates; labels: 0 background,
-    1 mitochondrion; angles: float32 degrees counter-clockwise, in [0, 360); blocks are mirrored in x after rotation.
+    Positions are int64: region, z, y, x in the region's coordinates, of the pixel that a block classifies or of a
+    tile's first voxel. Further columns go by their names in a batch. Of blocks: ``label`` (0 background, 1
+    mitochondrion), ``angle_b`` (float32 degrees counter-clockwise, in [0, 360)) and ``flip_b`` (mirrored in x after
+    rotation). Of tiles: ``symmetry_b``, an index into one of `TILE_SYMMETRIES`, and ``seed_b`` of the augmentation.
     """
 
     position_n4: Index
-    label_n: Index
-    angle_n: npt.NDArray[np.float32]
-    flip_n: npt.NDArray[np.bool_]
+    columns: dict[str, npt.NDArray[Any]]
 
     def __len__(self) -> int:
-        return len(self.label_n)
-
-    def batch(self, index_b: Index) -> Places:
-        """The contents of a batch besides positions and weight; ``exact``: whether all angles are quarter turns."""
-        angle_b = self.angle_n[index_b]
-        return {
-            "angle_b": torch.from_numpy(angle_b),
-            "flip_b": torch.from_numpy(self.flip_n[index_b]),
-            "label": torch.from_numpy(self.label_n[index_b]),
-            "exact": not np.any(angle_b % 90),
-        }
+        return len(self.position_n4)
 
 
 class EpochDraws:
@@ -124,7 +115,8 @@ class EpochDraws:
             flip_n = rng.random(self.size) < 0.5
         label_n = np.repeat(np.arange(2, dtype=np.int64), (self.size - foreground, foreground))
         angle_n = angle_n.astype(np.float32) % np.float32(360)  # rounding may reach 360
-        return Draws(self.table.positions(number_n), label_n, angle_n, flip_n)
+        columns = {"label": label_n, "angle_b": angle_n, "flip_b": flip_n}
+        return Draws(self.table.positions(number_n), columns)
 
     def _draw_class(self, label: int, size: int, rng: np.random.Generator) -> tuple[Index, npt.NDArray[np.float64]]:
         """Position numbers of one class, and their angles before augmentation."""
@@ -142,8 +134,9 @@ class EpochDraws:
     def summary(self) -> dict[str, str | int | float]:
         """Plain data for provenance: blocks, draws and fractions; random ones are those of epoch 0."""
         draws, rule = self.draw(0), self.table.rule
-        distinct = pd.DataFrame(draws.position_n4).assign(angle=draws.angle_n).drop_duplicates()
-        (background, foreground), drawn = self.table.counts, np.bincount(draws.label_n, minlength=2).tolist()
+        distinct = pd.DataFrame(draws.position_n4).assign(angle=draws.columns["angle_b"]).drop_duplicates()
+        drawn = np.bincount(draws.columns["label"], minlength=2).tolist()
+        background, foreground = self.table.counts
         return {
             "positions": rule.positions,
             "label_rule": rule.label_rule,
@@ -161,24 +154,6 @@ class EpochDraws:
             "prior": self.table.prior,
             "batch_prior": self.share,
         }
-
-
-@dataclass(frozen=True)
-class TileDraws:
-    """Draws of tiles as columns; row i of each belongs to the same tile.
-
-    Positions are int64: region, z, y, x of the first voxel in the region's coordinates; a symmetry is an index into
-    one of `TILE_SYMMETRIES`; seeds are for the augmentation of each tile.
-    """
-
-    position_n4: Index
-    symmetry_n: Index
-    seed_n: Index
-
-    def batch(self, index_b: Index) -> Places:
-        """The contents of a batch besides positions and weight: symmetries and seeds."""
-        columns = {"symmetry_b": self.symmetry_n, "seed_b": self.seed_n}
-        return {name: torch.from_numpy(column[index_b]) for name, column in columns.items()}
 
 
 class EpochTiles:
@@ -243,7 +218,7 @@ class EpochTiles:
         """Fraction of mitochondria among the labelled voxels of the regions."""
         return self.counts[1] / sum(self.counts)
 
-    def draw(self, epoch: int) -> TileDraws:
+    def draw(self, epoch: int) -> Draws:
         """The draws of an epoch; the sampler shuffles them."""
         rng = np.random.default_rng([self.seed, epoch, 2])
         chosen = round(self.foreground_share * self.size)
@@ -259,7 +234,7 @@ class EpochTiles:
         on_foreground_n4 = np.concatenate([voxel_n4[:, :1], np.clip(start_n3, 0, last_n3)], axis=1)
         position_n4 = np.concatenate([position_n4, on_foreground_n4])
         symmetry_n = rng.integers(len(TILE_SYMMETRIES[self.augment]), size=self.size)
-        return TileDraws(position_n4, symmetry_n, rng.integers(2**31, size=self.size))
+        return Draws(position_n4, {"symmetry_b": symmetry_n, "seed_b": rng.integers(2**31, size=self.size)})
 
     def _has_label(self, position_n4: Index) -> npt.NDArray[np.bool_]:
         """Which tiles contain a labelled voxel, to the accuracy of `_CELL` pixels."""
@@ -377,9 +352,10 @@ class BlockSampler(Sampler[npt.NDArray[np.int64]]):
 class EpochLoader:
     """Iterates over the batches of one epoch on one rank, as positions rather than voxels.
 
-    Yields dicts of ``position_b4`` int64, the items of `Draws.batch` or `TileDraws.batch`, and ``weight``. The mean
-    loss of a batch times its weight, averaged over ranks and accumulated parts by the Trainer, is the mean over all
-    draws of the optimizer step, even if they do not divide evenly; on one device without accumulation it is 1.
+    Yields dicts of ``position_b4`` int64, the other columns of `Draws`, and ``weight``; those of blocks tell by
+    ``exact`` whether all angles are quarter turns. The mean loss of a batch times its weight, averaged over ranks and
+    accumulated parts by the Trainer, is the mean over all draws of the optimizer step, even if they do not divide
+    evenly; on one device without accumulation it is 1.
     """
 
     def __init__(self, draws: EpochDraws | EpochTiles, sampler: BlockSampler) -> None:
@@ -399,11 +375,11 @@ class EpochLoader:
                 continue
             self._state = {"epoch": epoch, "batch": batch + 1}
             total = self.sampler.draws_in_step(batch // self.sampler.parts)
-            yield {
-                "position_b4": torch.from_numpy(draws.position_n4[index_b]),
-                **draws.batch(index_b),
-                "weight": len(index_b) * self.sampler.shares / total,
-            }
+            columns = {"position_b4": draws.position_n4, **draws.columns}
+            places: Places = {name: torch.from_numpy(column[index_b]) for name, column in columns.items()}
+            if "angle_b" in columns:
+                places["exact"] = not np.any(columns["angle_b"][index_b] % 90)
+            yield {**places, "weight": len(index_b) * self.sampler.shares / total}
         self._resume = {"epoch": -1, "batch": 0}  # not earlier: the Trainer may start an epoch twice
 
     def state_dict(self) -> dict[str, int]:

@@ -19,8 +19,6 @@ from mitoseg.sampling.draws import EpochDraws, EpochLoader, EpochTiles
 from mitoseg.sampling.positions import BlockRule, PositionTable
 from mitoseg.volumes import ArrayVolume, Normalization
 
-COLUMNS = ("position_n4", "label_n", "angle_n", "flip_n")
-
 
 def table(background, foreground, positions="grid", dropped=0):
     """A volume of one row of 4-pixel blocks per class."""
@@ -33,7 +31,7 @@ def table(background, foreground, positions="grid", dropped=0):
 
 def times(draws, label):
     """How often each block of a class is drawn."""
-    return np.unique(draws.position_n4[draws.label_n == label], axis=0, return_counts=True)[1]
+    return np.unique(draws.position_n4[draws.columns["label"] == label], axis=0, return_counts=True)[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,23 +40,26 @@ def test_rotation_evens_the_classes(background, foreground, epoch):
     maker = EpochDraws(table(background, foreground), seed=2)
     draws = maker.draw(epoch)
     n = max(background, foreground)
-    assert (draws.label_n == 0).sum() == (draws.label_n == 1).sum() == n
+    assert (draws.columns["label"] == 0).sum() == (draws.columns["label"] == 1).sum() == n
     rare = int(foreground <= background)
     m = min(background, foreground)
     assert set(times(draws, 1 - rare)) == {1}
     assert len(times(draws, rare)) == m
     assert set(times(draws, rare)) <= {n // m, -(-n // m)}
-    assert (draws.angle_n[draws.label_n != rare] == 0).all()
-    assert not draws.flip_n.any()
+    assert (draws.columns["angle_b"][draws.columns["label"] != rare] == 0).all()
+    assert not draws.columns["flip_b"].any()
     assert maker.summary()["draws_distinct"] == 2 * n
-    for block in np.unique(draws.position_n4[draws.label_n == rare], axis=0):
-        angles = draws.angle_n[(draws.position_n4 == block).all(1)]
+    for block in np.unique(draws.position_n4[draws.columns["label"] == rare], axis=0):
+        angles = draws.columns["angle_b"][(draws.position_n4 == block).all(1)]
         assert sorted(angles[angles % 90 == 0]) == [0, 90, 180, 270][: len(angles)]
 
 
 def test_random_angles_are_fresh_each_epoch():
     maker = EpochDraws(table(500, 7))
-    angles = [a.angle_n[(a.label_n == 1) & (a.angle_n % 90 != 0)] for a in map(maker.draw, range(2))]
+    angles = [
+        a.columns["angle_b"][(a.columns["label"] == 1) & (a.columns["angle_b"] % 90 != 0)]
+        for a in map(maker.draw, range(2))
+    ]
     assert len(angles[0]) == 500 - 4 * 7
     assert not np.intersect1d(*angles).size
     assert np.histogram(angles[0], 8, (0, 360))[0].min() > 30
@@ -71,13 +72,13 @@ def test_the_same_seed_draws_the_same(positions, balance, augment):
     def draw(seed, epoch):
         return EpochDraws(table(60, 9, positions), balance=balance, augment=augment, seed=seed).draw(epoch)
 
-    for column in COLUMNS:
-        np.testing.assert_array_equal(getattr(draw(3, 5), column), getattr(draw(3, 5), column))
+    first, again, others = draw(3, 5), draw(3, 5), (draw(4, 5), draw(3, 6))
+    np.testing.assert_equal(vars(first), vars(again))
     if (balance, positions, augment) != ("none", "grid", "none"):
-        for other in (draw(4, 5), draw(3, 6)):
-            assert any((getattr(other, c) != getattr(draw(3, 5), c)).any() for c in COLUMNS)
-    assert (draw(3, 5).angle_n >= 0).all()
-    assert (draw(3, 5).angle_n < 360).all()
+        for other in others:
+            differ = [(column != first.columns[name]).any() for name, column in other.columns.items()]
+            assert any(differ) or (other.position_n4 != first.position_n4).any()
+    assert ((first.columns["angle_b"] >= 0) & (first.columns["angle_b"] < 360)).all()
 
 
 def test_labels_are_those_of_the_positions():
@@ -86,7 +87,7 @@ def test_labels_are_those_of_the_positions():
         label = {tuple(p): c for c in (0, 1) for p in source.positions(source.members(c)).tolist()}
         for balance in ("rotate", "subsample", "none"):
             draws = EpochDraws(source, balance=balance, augment="dihedral").draw(1)
-            assert [label[tuple(p)] for p in draws.position_n4.tolist()] == draws.label_n.tolist()
+            assert [label[tuple(p)] for p in draws.position_n4.tolist()] == draws.columns["label"].tolist()
 
 
 def test_each_block_is_drawn_once_without_balance_or_where_it_is_rare():
@@ -94,7 +95,7 @@ def test_each_block_is_drawn_once_without_balance_or_where_it_is_rare():
     first, second = maker.draw(0), maker.draw(1)
     assert len(first) == len(maker) == 40
     assert maker.share == 0.5
-    assert (first.angle_n == 0).all()
+    assert (first.columns["angle_b"] == 0).all()
     assert (first.position_n4[:20] != second.position_n4[:20]).any()
     plain = EpochDraws(table(30, 12, dropped=5), balance="none")
     assert len(plain.draw(0)) == len(plain) == 42
@@ -111,20 +112,23 @@ def test_any_position(balance, share):
     draws = maker.draw(0)
     assert len(draws) == len(maker) == 20_000
     assert maker.share == pytest.approx(share)
-    assert draws.label_n.mean() == pytest.approx(share, abs=0.01 if balance == "none" else 1e-9)
-    turned = draws.angle_n != 0
-    assert turned[draws.label_n == 1].mean() == pytest.approx(float(balance == "rotate"), abs=0.01)
-    assert not turned[draws.label_n == 0].any()
+    assert draws.columns["label"].mean() == pytest.approx(share, abs=0.01 if balance == "none" else 1e-9)
+    turned = draws.columns["angle_b"] != 0
+    assert turned[draws.columns["label"] == 1].mean() == pytest.approx(float(balance == "rotate"), abs=0.01)
+    assert not turned[draws.columns["label"] == 0].any()
     assert len(EpochDraws(source, balance=balance)) == source.grid_blocks == 400
 
 
 def test_the_background_can_be_turned_alike():
     draws = EpochDraws(table(403, 10), rotate_background=True).draw(0)
-    kinds = [np.sort(np.where(a % 90 == 0, a, -1)) for a in (draws.angle_n[draws.label_n == c] for c in (0, 1))]
+    kinds = [
+        np.sort(np.where(a % 90 == 0, a, -1))
+        for a in (draws.columns["angle_b"][draws.columns["label"] == c] for c in (0, 1))
+    ]
     np.testing.assert_array_equal(*kinds)  # as many of each quarter turn, as many random angles
     assert (kinds[0] == -1).sum() == 403 - 40
     everywhere = EpochDraws(table(403, 10, "any"), rotate_background=True).draw(0)
-    assert (everywhere.angle_n % 90 != 0).mean() > 0.99
+    assert (everywhere.columns["angle_b"] % 90 != 0).mean() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -132,10 +136,12 @@ def test_the_background_can_be_turned_alike():
 )
 def test_augmentation_is_the_same_for_both_classes(augment, angles, flips):
     draws = EpochDraws(table(1000, 1000), balance="none", augment=augment).draw(0)
-    assert len(np.unique(draws.angle_n)) == pytest.approx(angles, rel=0.01)
+    assert len(np.unique(draws.columns["angle_b"])) == pytest.approx(angles, rel=0.01)
     for c in (0, 1):
-        assert draws.flip_n[draws.label_n == c].mean() == pytest.approx(flips, abs=0.06)
-        assert (draws.angle_n[draws.label_n == c] < 180).mean() == pytest.approx(0.5 if angles > 1 else 1, abs=0.06)
+        assert draws.columns["flip_b"][draws.columns["label"] == c].mean() == pytest.approx(flips, abs=0.06)
+        assert (draws.columns["angle_b"][draws.columns["label"] == c] < 180).mean() == pytest.approx(
+            0.5 if angles > 1 else 1, abs=0.06
+        )
 
 
 def test_the_summary_is_plain_and_right():
@@ -238,9 +244,9 @@ def test_batches_are_the_draws_in_the_sampler_s_order(regions):
     assert len(found) == len(blocks) == 6
     for batch, index_b in zip(found, blocks.sampler, strict=True):
         assert batch["position_b4"] == draws.position_n4[index_b].tolist()
-        assert batch["label"] == draws.label_n[index_b].tolist()
-        assert batch["angle_b"] == draws.angle_n[index_b].tolist()
-        assert batch["flip_b"] == draws.flip_n[index_b].tolist()
+        assert batch["label"] == draws.columns["label"][index_b].tolist()
+        assert batch["angle_b"] == draws.columns["angle_b"][index_b].tolist()
+        assert batch["flip_b"] == draws.columns["flip_b"][index_b].tolist()
         assert batch["exact"]  # all its angles are quarter turns
     blocks.draws.augment = "any_angle"
     assert not any(batch["exact"] for batch in blocks)
@@ -330,7 +336,7 @@ TILE = (2, 16, 16)
 
 def test_tiles_lie_inside_and_everywhere():
     draws = EpochTiles(REGIONS, TILE, epoch_tiles=60000, augment="dihedral_z", seed=3).draw(0)
-    assert len(draws.seed_n) == 60000
+    assert len(draws.columns["seed_b"]) == 60000
     for number, region_ in enumerate(REGIONS):
         start_n3 = draws.position_n4[draws.position_n4[:, 0] == number, 1:]
         last = np.array(region_.box.shape) - TILE
@@ -341,8 +347,8 @@ def test_tiles_lie_inside_and_everywhere():
         assert len(start_n3) / 60000 == pytest.approx(expected / total, rel=0.05)
         middle = np.bincount(start_n3[:, 1])
         assert middle.min() > 0.7 * middle.mean()
-    assert set(draws.symmetry_n.tolist()) == set(range(16))
-    assert len(np.unique(draws.seed_n)) > 59000
+    assert set(draws.columns["symmetry_b"].tolist()) == set(range(16))
+    assert len(np.unique(draws.columns["seed_b"])) > 59000
 
 
 def test_draws_follow_from_seed_and_epoch():
@@ -351,7 +357,7 @@ def test_draws_follow_from_seed_and_epoch():
     np.testing.assert_array_equal(make(4).position_n4, again(4).position_n4)
     assert not np.array_equal(make(4).position_n4, make(5).position_n4)
     assert not np.array_equal(make(4).position_n4, other(4).position_n4)
-    assert len(make(4).seed_n) == round(sum(r.box.size for r in REGIONS) / np.prod(TILE))
+    assert len(make(4).columns["seed_b"]) == round(sum(r.box.size for r in REGIONS) / np.prod(TILE))
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
