@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -108,7 +107,12 @@ def comparison_figure(
         ax.imshow(rgb_yxc, aspect=pixel_y / pixel_x, interpolation="antialiased")
         ax.set_title(name, fontsize=font, pad=font - 6)
         ax.set_axis_off()
-    _scale_bar(figure.axes[0], image_yx.shape, None if voxel_size is None else pixel_x)
+    ax, (high, wide) = figure.axes[0], image_yx.shape  # the scale bar
+    bar, text = bar_length(wide, None if voxel_size is None else pixel_x)
+    x, y, thick = 0.03 * wide, 0.955 * high, max(0.012 * high, 1)
+    ax.add_patch(Rectangle((x, y - thick), bar, thick, facecolor="white", edgecolor="black", linewidth=0.6))
+    label = ax.text(x + bar / 2, y - 1.8 * thick, text, color="white", fontsize=9, ha="center", va="bottom")
+    label.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
     left_out = [("not counted", LEFT_OUT)] if ignored.any() else []
     handles = [Patch(facecolor=colour, edgecolor="none", label=name) for name, colour in (*_KEY, *left_out)]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
@@ -135,15 +139,6 @@ def bar_length(width: float, pixel_nm: float | None) -> tuple[float, str]:
     if not pixel_nm:
         return length, f"{length:g} px"
     return length / pixel_nm, f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
-
-
-def _scale_bar(ax: Axes, shape_yx: tuple[int, ...], pixel_nm: float | None) -> None:
-    height, width = shape_yx
-    bar, text = bar_length(width, pixel_nm)
-    x, y, thick = 0.03 * width, 0.955 * height, max(0.012 * height, 1)
-    ax.add_patch(Rectangle((x, y - thick), bar, thick, facecolor="white", edgecolor="black", linewidth=0.6))
-    label = ax.text(x + bar / 2, y - 1.8 * thick, text, color="white", fontsize=9, ha="center", va="bottom")
-    label.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
 
 
 def save_overlays(

@@ -190,6 +190,14 @@ def least_voxels(volume: float, voxel_size: Sequence[float]) -> int:
     return math.ceil(volume / math.prod(voxel_size) - 1e-9)
 
 
+def known_spacing(voxel_size: Sequence[float] | None, in_nm: Sequence[str]) -> Sequence[float]:
+    """The voxel size (z, y, x) in nm, or ones where it is unknown and no option is in nm."""
+    if voxel_size is None and in_nm:
+        what = f"{in_nm[0]} is in nm, and the volume has no voxel size"
+        raise UserError(what, None, "give voxel_size=[z,y,x], or leave the option out")
+    return voxel_size or (1.0, 1.0, 1.0)
+
+
 Packed = tuple[bytes, str, tuple[int, ...]]  # a compressed array, its type and its shape
 
 

@@ -159,8 +159,7 @@ def _without_tips(nodes: Nodes, path: list[int], ends: int = 2) -> list[int]:
 def smooth_line(line: Floats, sigma: float, truncate: float = 4.0) -> Floats:
     """The points (n, 3) of a line, filtered by a Gaussian of ``sigma`` points without its two ends moving."""
     n = min(len(line) - 1, int(truncate * sigma + 0.5))
-    low, high = 2 * line[0] - line[n:0:-1], 2 * line[-1] - line[-2 : -n - 2 : -1]
-    padded = np.concatenate([low, line, high])
+    padded = np.pad(line, ((n, n), (0, 0)), "reflect", reflect_type="odd")
     smooth: Floats = gaussian_filter1d(padded, sigma, axis=0, mode="nearest", truncate=truncate)
     return smooth[n : n + len(line)]
 

@@ -43,6 +43,7 @@ from mitoseg.segmentation.blockwise import (
     Joiner,
     Objects,
     Packed,
+    known_spacing,
     label_components,
     least_voxels,
     measure_objects,
@@ -168,10 +169,7 @@ class Labelling:
 
     def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
         """The voxel size (z, y, x) in nm, or ones where it is neither known nor needed."""
-        if voxel_size is None and (self.split or self.min_volume):
-            what = "labelling.split and labelling.min_volume are in nm, and the volume has no voxel size"
-            raise UserError(what, None, "give voxel_size=[z,y,x], or leave them out")
-        return voxel_size or (1.0, 1.0, 1.0)
+        return known_spacing(voxel_size, [f"labelling.{n}" for n in ("split", "min_volume") if getattr(self, n)])
 
 
 class InstanceVolume(Volume):

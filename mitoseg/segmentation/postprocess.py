@@ -34,6 +34,7 @@ from mitoseg.segmentation.blockwise import (
     Joiner,
     Labels,
     Objects,
+    known_spacing,
     least_voxels,
     relabel_block,
     store,
@@ -161,10 +162,7 @@ class Postprocess:
     def spacing(self, voxel_size: Sequence[float] | None) -> Sequence[float]:
         """The voxel size (z, y, x) in nm, or ones where no step needs it."""
         in_nm = [n for n in ("smooth", "smoothness", "opening", "min_volume") if getattr(self, n) is not None]
-        if in_nm and voxel_size is None:
-            what = f"postprocess.{in_nm[0]} is in nm, and the volume has no voxel size"
-            raise UserError(what, None, "give voxel_size=[z,y,x], or leave the step out")
-        return voxel_size or (1.0, 1.0, 1.0)
+        return known_spacing(voxel_size, [f"postprocess.{name}" for name in in_nm])
 
     def check_memory(self, voxels: int, engine: Engine | None = None) -> None:
         """Refuse to work on more voxels at once than there is memory for, or than an engine may use."""

@@ -39,7 +39,7 @@ from mitoseg.evaluation.report.pictures import (
     hold,
     plain_table,
     pool,
-    scene_data,
+    scene_section,
     small_image,
     small_labels,
     surfaces,
@@ -318,7 +318,7 @@ def test_surfaces_enclose_what_they_should_and_come_out_as_they_went_in(volumes)
         assert surface_volume(surface) == pytest.approx(there.sum() * np.prod(SIZE), rel=0.2)
         middle = (np.argwhere(there).mean(axis=0) + 0.5) * SIZE
         np.testing.assert_allclose(surface.vertices.mean(axis=0), middle, atol=4)
-    data = scene_data(found, content.box, content)
+    data = scene_section(content)["data"]
     positions = (unpack(data["positions"], np.int16, (-1, 3)) / 32767.0 + 1) / 2 * data["extent"]
     corners = np.cumsum(unpack(data["corners"], np.int32)).reshape(-1, 3)
     np.testing.assert_allclose(positions, np.concatenate([s.vertices for s in found]), atol=0.02)

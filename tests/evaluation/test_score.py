@@ -366,6 +366,10 @@ def test_by_hand():
     assert found == [Counts(fn=1, tn=1), Counts(fn=2, tn=2), Counts(fn=4, tn=4)]
     halos = [halo([1, 5], (1, 1, 1)), halo([5], (50, 5, 5)), halo([5], (1, 5, 10)), halo([], (1, 1, 1))]
     assert halos == [(5, 5, 5), (0, 5, 5), (5, 5, 2), (0, 0, 0)]  # in-plane distances count in-plane spacings
+    truth, box = np.repeat(np.uint8([[[0]], [[1]]]), 16, axis=2), Box.of_shape((2, 1, 16))
+    for size, dims, expected in ((1, 3, Counts(tp=16, tn=16)), (1, 2, Counts()), (5, 3, Counts())):
+        found = near_counts(truth == 1, truth, box, bands=[1], voxel_size=(size, 1, 1), dims=dims)
+        assert found == [expected]  # the slice above counts in 3D alone
 
 
 def test_ignored_voxels_are_no_class_and_one_class_has_no_border():

@@ -57,9 +57,12 @@ def tube(lines, radius, spacing, rng, turned=True):
     points = np.concatenate([np.asarray(line, float) @ turn.T for line in lines])
     low, high = points.min(0) - radius, points.max(0) + radius
     axes = [np.arange(a - s * (1 + rng.uniform()), b + 2 * s, s) for a, b, s in zip(low, high, spacing, strict=True)]
-    at = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    distance, _ = cKDTree(points).query(at.reshape(-1, 3), distance_upper_bound=radius)
-    return crop(np.isfinite(distance).reshape(at.shape[:3]))
+    at, tree, step = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1), cKDTree(points), 6
+    reach = radius + step * np.linalg.norm(spacing)  # of the first voxel of a cube in which one may be inside
+    inside = np.isfinite(tree.query(at[::step, ::step, ::step], distance_upper_bound=reach)[0])
+    inside = inside.repeat(step, 0).repeat(step, 1).repeat(step, 2)[tuple(map(slice, at.shape[:3]))]
+    inside[inside] = np.isfinite(tree.query(at[inside], distance_upper_bound=radius)[0])
+    return crop(inside)
 
 
 def round_tube(direction, length, radius, size):

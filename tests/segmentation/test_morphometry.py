@@ -132,7 +132,7 @@ def test_blocks_tiles_and_groups_change_nothing(volumes, table, block, monkeypat
     pd.testing.assert_frame_equal(again, table)
 
 
-@pytest.mark.parametrize("engine", [lambda: LocalEngine(2), Elsewhere])
+@pytest.mark.parametrize("engine", [pytest.param(lambda: LocalEngine(2), marks=pytest.mark.slow), Elsewhere])
 def test_other_processes_measure_the_same(volumes, table, engine):
     with engine() as started:
         pd.testing.assert_frame_equal(measure_instances(sources(*volumes), engine=started), table)

@@ -201,7 +201,7 @@ def test_blocks_do_not_matter(tmp_path, shape, block, steps, seed):
     np.testing.assert_array_equal(found.read(), Postprocess(**chosen)(map_zyx, 0.55, FINE))
 
 
-@pytest.mark.parametrize("engine", [lambda: LocalEngine(2), Elsewhere])
+@pytest.mark.parametrize("engine", [pytest.param(lambda: LocalEngine(2), marks=pytest.mark.slow), Elsewhere])
 def test_elsewhere_and_from_scaled_bytes_the_mask_is_the_same(tmp_path, engine):
     stored, seen = (255 * blobs((17, 50, 45), 5)).astype(np.uint8), []
     with engine() as started:

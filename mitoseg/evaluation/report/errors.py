@@ -7,7 +7,6 @@ Pictures show each at its largest slice, with the outlines of truth and result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cc3d
@@ -20,7 +19,7 @@ from mitoseg.evaluation.report.markup import Content, Section, data_uri, number,
 from mitoseg.evaluation.report.pictures import RESULT, STRIP_VOXELS, css_colour
 from mitoseg.geometry import Box, slabs
 from mitoseg.metrics import IGNORE
-from mitoseg.volumes.base import Array, Volume
+from mitoseg.volumes.base import Volume
 
 SLAB_VOXELS = 2**26  # looked at in one piece; an error that reaches from one slab into the next counts as two
 WHOLE = 0.8  # share of an object from which the whole object is wrong
@@ -51,23 +50,17 @@ def worst_faults(result: Volume, truth: Volume, crop: Box, count: int) -> list[F
     depth = max(1, SLAB_VOXELS // (crop.shape[1] * crop.shape[2]))
     found: list[Fault] = []
     for slab in slabs(crop, depth):
-        code_zyx = _read_where(result, slab, lambda values: values != 0).view(np.uint8)
-        code_zyx |= 2 * _read_where(truth, slab, lambda values: values == 1).view(np.uint8)
-        code_zyx[_read_where(truth, slab, lambda values: values == IGNORE)] = 0
+        code_zyx = np.empty(slab.shape, np.uint8)
+        for strip in slabs(slab, max(1, STRIP_VOXELS // (4 * slab.shape[1] * slab.shape[2]))):  # to read few at once
+            found_zyx, truth_zyx = result.read(strip) != 0, truth.read(strip)
+            strip_zyx = found_zyx + np.uint8(2) * (truth_zyx == 1)
+            code_zyx[strip.inside(slab).slices] = np.where(truth_zyx == IGNORE, np.uint8(0), strip_zyx)
         found += _faults(code_zyx, slab, count)
     chosen = []
     for kind in KINDS:
         of_kind = (fault for fault in found if fault.kind == kind)
         chosen += sorted(of_kind, key=lambda f: (not f.whole or f.voxels < LEAST, -f.voxels))[:count]
     return chosen
-
-
-def _read_where(volume: Volume, box: Box, rule: Callable[[Array], npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
-    """Where a rule holds, of a box whose stored values would take too much memory at once."""
-    found_zyx = np.empty(box.shape, bool)
-    for slab in slabs(box, max(1, STRIP_VOXELS // (4 * box.shape[1] * box.shape[2]))):
-        found_zyx[slab.inside(box).slices] = rule(volume.read(slab))
-    return found_zyx
 
 
 def _faults(code_zyx: npt.NDArray[np.uint8], slab: Box, count: int) -> list[Fault]:

@@ -159,27 +159,25 @@ class Surface:
 
 
 def scene_section(content: Content) -> Section | None:
-    """The scene; None without instances."""
+    """The scene; None without instances.
+
+    Its script is given ``extent`` of the box (z, y, x), ``unit``, ``instances``, for each how many ``vertices`` and
+    ``triangles``, and packed (`pack`): ``positions``, int16 z, y, x, from -32767 at one face of the box to 32767 at
+    the other; ``corners``, int32, the differences of the vertices of all triangles one after the other, numbered
+    through.
+    """
     box = content.box
     if box is None or "instances" not in content.volumes:
         return None
     found, cell = surfaces(content, box)
-    return {"data": scene_data(found, box, content), "cell": cell} if found else None
-
-
-def scene_data(found: list[Surface], box: Box, content: Content) -> dict[str, object]:
-    """What the scene draws, for its script.
-
-    ``extent`` of the box (z, y, x), ``unit``, ``instances``, for each how many ``vertices`` and ``triangles``, and
-    packed (`pack`): ``positions``, int16 z, y, x, from -32767 at one face of the box to 32767 at the other;
-    ``corners``, int32, the differences of the vertices of all triangles one after the other, numbered through.
-    """
+    if not found:
+        return None
     extent = np.array(box.shape) * np.array(content.spacing or (1, 1, 1), float)
     positions = np.concatenate([surface.vertices for surface in found]) / extent
     quantised = np.clip(np.rint(positions * _QUANTA - _QUANTA / 2), -32767, 32767).astype(np.int16)
     first = np.cumsum([0, *(len(surface.vertices) for surface in found)])
     corners = np.concatenate([surface.faces.ravel() + n for surface, n in zip(found, first[:-1], strict=True)])
-    return {
+    data = {
         "extent": extent,
         "unit": "nm" if content.spacing else "voxels",
         "instances": [surface.instance for surface in found],
@@ -188,6 +186,7 @@ def scene_data(found: list[Surface], box: Box, content: Content) -> dict[str, ob
         "positions": pack(quantised),
         "corners": pack(np.diff(corners.astype(np.int32), prepend=np.int32(0))),
     }
+    return {"data": data, "cell": cell}
 
 
 def surfaces(content: Content, box: Box) -> tuple[list[Surface], float]:
