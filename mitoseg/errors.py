@@ -1,7 +1,9 @@
 """The one exception that a user is meant to see, and what checks need."""
 
+import importlib
 import os
 from numbers import Real
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -29,3 +31,14 @@ def as_path(given: object) -> str:
 def is_number(value: object) -> bool:
     """Whether this is a real number, of NumPy too, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def import_extra(module: str, library: str, extra: str) -> ModuleType:
+    """Import a module of an extra, such as ``classical``; ``library`` is the name that it is installed by.
+
+    Some of these libraries are GPL or LGPL (PyMaxflow, kimimaro, zmesh): they are imported nowhere but here.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError("this needs a library", library, f'run pip install "mitoseg[{extra}]"') from error

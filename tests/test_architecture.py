@@ -13,14 +13,13 @@ PACKAGE = ROOT / "mitoseg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-BASE = {"", "arguments", "control_groups", "errors", "extras", "geometry", "processes", "progress", "provenance"}
+BASE = {"", "arguments", "control_groups", "errors", "geometry", "processes", "progress", "provenance"}
 BASE |= {"storage", "tables"}  # "" is mitoseg itself: its version
 LIBRARIES_ONLY = {"errors", "geometry"}
 EVERYTHING = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__"}} | BASE
 MAY_IMPORT = {
     "__main__": {"cli"},
     "errors": set(),
-    "extras": {"errors"},
     "geometry": {"errors"},
     "arguments": {"errors", "storage"},
     "control_groups": {"errors"},
@@ -30,7 +29,7 @@ MAY_IMPORT = {
     "tables": {"errors", "storage"},
     "provenance": {"", "errors"},
     "volumes": BASE,
-    "engines": LIBRARIES_ONLY | {"control_groups", "extras", "storage"},
+    "engines": LIBRARIES_ONLY | {"control_groups", "storage"},
     "networks": LIBRARIES_ONLY,
     "metrics": LIBRARIES_ONLY,
     "datasets": BASE | {"volumes"},

@@ -45,8 +45,7 @@ from mitoseg.classical.features import (
     read_with_halo,
     scaled,
 )
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.geometry import Box
 from mitoseg.volumes import Volume, check_same_shape
 from mitoseg.volumes.labels import IGNORED

@@ -24,8 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
 
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.geometry import Box, tiles
 
 Cost = npt.NDArray[np.floating]

@@ -48,7 +48,7 @@ from mitoseg.classical.supervoxels import (
     learn_unary,
     pair_costs,
 )
-from mitoseg.extras import import_extra
+from mitoseg.errors import import_extra
 
 Floats = npt.NDArray[np.float64]
 PIECE = 8_000  # supervoxels of an example

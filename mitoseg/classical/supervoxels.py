@@ -34,8 +34,7 @@ from scipy.special import expit
 from mitoseg.classical.describing import Description, RegionDescriber
 from mitoseg.classical.features import FloatArray, ImageLike, as_volume
 from mitoseg.classical.graph_cut import cut_ladder
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.volumes.labels import IGNORED
 
 Counts = npt.NDArray[np.int64]

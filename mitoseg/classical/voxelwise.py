@@ -20,8 +20,7 @@ from scipy.special import expit, logit
 from mitoseg.classical.features import FloatArray, ImageLike, VoxelFeatures, as_volume, read_with_halo, slab_depth
 from mitoseg.classical.graph_cut import Mask, cut_in_parts, pair_weights, unary_costs
 from mitoseg.control_groups import usable_cores
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.geometry import Box, slabs
 from mitoseg.volumes import Array, Volume, check_same_shape
 from mitoseg.volumes.labels import IGNORED

@@ -35,8 +35,7 @@ from mitoseg.engines.local import (
     portable,
     set_worker_rank,
 )
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 
 log = logging.getLogger(__name__)
 HERE = "127.0.0.1"

@@ -19,10 +19,9 @@ import torch
 from scipy.special import expit
 from torch import Tensor, nn
 
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, import_extra
 from mitoseg.export.forms import Form, make_form
 from mitoseg.export.weights import metadata
-from mitoseg.extras import import_extra
 from mitoseg.geometry import anchor, reflect
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import Model

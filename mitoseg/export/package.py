@@ -30,7 +30,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 import mitoseg
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, import_extra
 from mitoseg.export.forms import Form, make_form
 from mitoseg.export.onnx_file import (
     OPSET,
@@ -42,7 +42,6 @@ from mitoseg.export.onnx_file import (
     write_onnx,
 )
 from mitoseg.export.weights import metadata, voxels_of
-from mitoseg.extras import import_extra
 from mitoseg.networks.checkpoint import Model
 from mitoseg.storage import atomic_output, check_output
 from mitoseg.volumes import CHANNEL_OFFSETS, Array

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import breadth_first_order, connected_components, dijkstra
 from scipy.spatial import cKDTree
 
-from mitoseg.extras import import_extra
+from mitoseg.errors import import_extra
 from mitoseg.segmentation.smooth_shape import Floats, Mask, SmoothShape, shape_mesh
 
 _TO_SURFACE = 0.3

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.errors import UserError, is_number
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra, is_number
 from mitoseg.geometry import Box
 from mitoseg.segmentation.blockwise import STARTS, STOPS, count_instances
 from mitoseg.segmentation.centreline import CONST, SCALE, skeletonize, swc

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import sparse
 from skimage.measure import marching_cubes
 
-from mitoseg.extras import import_extra
+from mitoseg.errors import import_extra
 
 Points = npt.NDArray[np.float64]
 Faces = npt.NDArray[np.int64]

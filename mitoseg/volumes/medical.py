@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.volumes.axes import voxel_size_nm
 from mitoseg.volumes.base import VoxelSize
 from mitoseg.volumes.stored import Format, Header, MappedVolume, ReadOptions, StoredVolume, opening

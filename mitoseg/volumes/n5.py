@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.volumes import stored
 from mitoseg.volumes.axes import agreed_size, bdv_voxel_size, coarser_size, same_size, stated_axes, stated_sizes
 from mitoseg.volumes.base import Array, VoxelSize

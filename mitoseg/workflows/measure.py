@@ -15,13 +15,12 @@ import pandas as pd
 from hydra.utils import instantiate
 
 from mitoseg.engines import Engine
-from mitoseg.errors import UserError
+from mitoseg.errors import UserError, import_extra
 from mitoseg.evaluation.conditions import MARKER, ComparisonOptions, compare_conditions
 from mitoseg.evaluation.instances import label_prediction
 from mitoseg.evaluation.report import write_report
 from mitoseg.evaluation.scene import save_scene
 from mitoseg.evaluation.score import check_shapes
-from mitoseg.extras import import_extra
 from mitoseg.progress import Tell, progress, waiting
 from mitoseg.provenance import collect
 from mitoseg.segmentation import Sources, export_meshes, export_skeletons, measure_instances, summarise

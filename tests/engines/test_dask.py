@@ -107,7 +107,7 @@ def test_an_address_that_is_none():
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setattr(
-        "mitoseg.extras.importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(name))
+        "mitoseg.errors.importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(name))
     )
     told = r"this needs a library: '{}'; run pip install \"mitoseg\[cluster\]\""
     with pytest.raises(UserError, match=told.format("distributed")):

@@ -30,8 +30,7 @@ import numpy as np
 from neuroglancer.chunks import encode_npz
 from neuroglancer.local_volume import InvalidObjectIdForMesh, MeshesNotSupportedForVolume
 
-from mitoseg.errors import UserError
-from mitoseg.extras import import_extra
+from mitoseg.errors import UserError, import_extra
 from mitoseg.geometry import Box
 from mitoseg.segmentation.exporting import FoundObject, find_objects
 from mitoseg.segmentation.meshes import Mesh, mesh_object
