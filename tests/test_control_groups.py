@@ -89,17 +89,16 @@ def test_version_1(tmp_path):
     assert cpu_quota(root) == 4
 
 
-@pytest.mark.parametrize(
-    ("cgroup", "top", "folder"),
-    [
-        ("/", "/", ""),
-        ("/docker/abc", "/docker/abc", ""),
-        ("/../other", "/", ""),
-        ("/a", "/..", ""),
-        ("/", "/", "/my groups"),
-    ],
-    ids=["own namespace", "one group mounted", "moved out of its namespace", "mounted from outside", "a blank"],
-)
+OWN = {  # a process's group, what is mounted, and where in /sys/fs/cgroup
+    "own namespace": ("/", "/", ""),
+    "one group mounted": ("/docker/abc", "/docker/abc", ""),
+    "moved out of its namespace": ("/../other", "/", ""),
+    "mounted from outside": ("/a", "/..", ""),
+    "a blank": ("/", "/", "/my groups"),
+}
+
+
+@pytest.mark.parametrize(("cgroup", "top", "folder"), OWN.values(), ids=OWN)
 def test_a_container_sees_its_own_group_as_the_root(tmp_path, cgroup, top, folder):
     files = {f".{folder}/memory.max": 2 * GB, f".{folder}/memory.current": GB, f".{folder}/cpu.max": "50000 100000"}
     place = f"/sys/fs/cgroup{folder}".replace(" ", "\\040")
@@ -108,18 +107,12 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path, cgroup, top, folde
     assert cpu_quota(root) == 0.5
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        {},
-        {"a/memory.max": "max", "a/memory.current": GB, "a/cpu.max": "max 100000"},
-        {"a/memory.max": GB},
-        {"a/memory.max": "", "a/memory.current": "", "a/cpu.max": ""},
-    ],
-    ids=["no files", "max", "no usage", "empty files"],
-)
-def test_without_limits_or_control_groups_the_machine_counts(tmp_path, files):
-    for root in (tree(tmp_path, "0::/a\n", V2, files), tmp_path / "none"):
+def test_without_limits_or_control_groups_the_machine_counts(tmp_path):
+    unlimited = {"a/memory.max": "max", "a/memory.current": GB, "a/cpu.max": "max 100000"}
+    empty = dict.fromkeys(unlimited, "")
+    roots = [tree(tmp_path / str(i), "0::/a\n", V2, files)
+             for i, files in enumerate(({}, unlimited, {"a/memory.max": GB}, empty))]  # fmt: skip
+    for root in (*roots, tmp_path / "none"):
         assert (memory_available(root), cpu_quota(root)) == (20 * GB, None)
 
 
