@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "training": BASE | {"datasets", "inference", "metrics", "networks", "volumes"},
     "classical": BASE | {"segmentation", "volumes"},
     "evaluation": BASE | {"engines", "metrics", "segmentation", "volumes"},
-    "export": BASE | {"networks", "volumes"},
+    "export": BASE | {"inference", "metrics", "networks", "volumes"},
     "benchmark": EVERYTHING - {"cli", "viewers", "workflows"},
     "workflows": EVERYTHING - {"cli", "viewers"},
     "viewers": EVERYTHING - {"cli"},

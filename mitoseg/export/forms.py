@@ -21,12 +21,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
+from mitoseg.inference import choose_method
+from mitoseg.inference.methods import BLEND_TILES
+from mitoseg.inference.prepare import is_tile
+from mitoseg.metrics import Calibration
 from mitoseg.networks import DenseForm, Ensemble
 from mitoseg.networks.checkpoint import Model
 from mitoseg.networks.ensemble import Member, log_odds
@@ -69,10 +74,9 @@ class Form:
     sizes: Sizes  # that the input may have
     stride: tuple[int, ...]  # pixels between answers, for each axis after the channels
 
-    def example(self, steps: Sequence[int] | int = 0, batch: int = 1) -> tuple[int, ...]:
-        """The shape of an input, so many steps larger than the smallest."""
-        wished = [steps] * len(self.sizes.least) if isinstance(steps, int) else list(steps)
-        sides = [a + n * s for a, n, s in zip(self.sizes.least, wished, self.sizes.step, strict=True)]
+    def example(self, steps: Sequence[int], batch: int = 1) -> tuple[int, ...]:
+        """The shape of an input, so many steps along each axis larger than the smallest."""
+        sides = [a + n * s for a, n, s in zip(self.sizes.least, steps, self.sizes.step, strict=True)]
         return (batch, self.channels, *sides)
 
 
@@ -85,11 +89,8 @@ def choose_form(name: str, network: nn.Module) -> tuple[str, str]:
     """The form that a name stands for, and the network's own form inside it."""
     if name not in FORMS:
         raise UserError("no such form", name, f"choose one of {', '.join(FORMS)}")
-    blocks = {isinstance(one, BlockNetwork) for one in networks_of(network)}
     kind = type(network).__name__
-    if len(blocks) > 1:
-        raise UserError("an ensemble of blocks and of whole tiles has no form", kind, "export its members")
-    own = "dense" if blocks.pop() else "tile"
+    own = "tile" if choose_method("auto", network) == "blend" else "dense"
     chosen = own if name == "auto" else name
     if own == "tile" and chosen in ("block", "strided", "dense"):
         raise UserError(f"form {chosen} is for block networks, not {kind}", name, "use form=tile")
@@ -111,7 +112,8 @@ def make_form(model: Model, name: str = "auto", tile: Sequence[int] | None = Non
         raise UserError(f"the network takes {taken} channels, channels={model.channels} make", made, "use another")
     maps = Probability(network, model.normalization, model.calibration, inner, ndim)
     sizes = _sizes(network, inner, ndim, tile)
-    stride = per_axis(network.stride, ndim) if inner == "strided" else (1,) * ndim  # type: ignore[arg-type]
+    first: Any = networks_of(network)[0]
+    stride = per_axis(first.stride, ndim) if inner == "strided" else (1,) * ndim
     if chosen != "volume" or ndim == 3:
         return Form(chosen, inner, maps.eval(), "bcyx" if ndim == 2 else "bczyx", taken, sizes, stride)
     reach = max(map(abs, CHANNEL_OFFSETS[model.channels]))
@@ -120,7 +122,7 @@ def make_form(model: Model, name: str = "auto", tile: Sequence[int] | None = Non
 
 
 def _sizes(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | None) -> Sizes:
-    each = [_sizes_of(one, inner, ndim, tile) for one in networks_of(network)]
+    each = [(_tile_sizes if inner == "tile" else _block_sizes)(one, inner, ndim, tile) for one in networks_of(network)]
     if any(0 in one.step for one in each):
         if len({one.least for one in each}) > 1:
             raise UserError("the members take tiles of different sizes", [e.least for e in each], "export the members")
@@ -130,10 +132,8 @@ def _sizes(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | None
     return Sizes(least, step, tuple(max(one.halo[i] for one in each) for i in range(ndim)))
 
 
-def _sizes_of(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | None) -> Sizes:
-    if inner == "tile":
-        return _tile_sizes(network, ndim, tile)
-    window = per_axis(network.window, ndim)  # type: ignore[arg-type]
+def _block_sizes(network: Any, inner: str, ndim: int, _: object) -> Sizes:  # noqa: ANN401 (a block network)
+    window = per_axis(network.window, ndim)
     if inner == "block":
         return Sizes(window, (0,) * ndim, (0,) * ndim)
     dense = DenseForm(network)
@@ -143,10 +143,10 @@ def _sizes_of(network: nn.Module, inner: str, ndim: int, tile: Sequence[int] | N
     return Sizes(window, (1,) * ndim, tuple(-(-n // s) * s for n, s in zip(reach, stride, strict=True)))
 
 
-def _tile_sizes(network: nn.Module, ndim: int, tile: Sequence[int] | None) -> Sizes:
+def _tile_sizes(network: nn.Module, _: str, ndim: int, tile: Sequence[int] | None) -> Sizes:
     """Multiples of what the network says; else one size alone."""
-    own = tile or getattr(network, "tile", None) or ((1, 256, 256) if ndim == 2 else (32, 128, 128))
-    if len(own) != 3 or not all(type(n) is int and n >= 1 for n in own):
+    own = tile or getattr(network, "tile", None) or BLEND_TILES[ndim]
+    if not is_tile(own):
         raise UserError("tile is not a size", list(own), "give tile=[z,y,x], each at least 1")
     multiple = getattr(network, "multiple", None)
     if multiple is None:
@@ -231,7 +231,7 @@ class Probability(nn.Module):
         super().__init__()
         self.mean, self.std = normalization["mean"], normalization["std"]
         self.limit = Normalization(self.mean, self.std).limit
-        self.calibration, self.block = dict(calibration), form == "block"
+        self.calibration, self.block = Calibration(**calibration), form == "block"
         self.members: Sequence[Member | None] = network.parts if isinstance(network, Ensemble) else (None,)
         networks = networks_of(network)
         if form == "strided":
@@ -249,8 +249,7 @@ class Probability(nn.Module):
             odds = log_odds(scores(seen))
             answers.append(odds if member is None else member.calibrate(odds))
         raw = answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
-        known = self.calibration
-        odds = (raw + known["prior_shift"]) / known["temperature"] + known["bias"]
+        odds = self.calibration.apply(raw)
         if self.block:
             flat = odds.flatten(1)
             return torch.cat([torch.sigmoid(-flat), torch.sigmoid(flat)], 1)

@@ -17,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import expit
-from torch import Tensor, nn
 
 from mitoseg.errors import UserError, import_extra
 from mitoseg.export.forms import Form, make_form
 from mitoseg.export.weights import metadata
-from mitoseg.geometry import anchor, reflect
-from mitoseg.networks import DenseForm, Ensemble
+from mitoseg.inference import log_odds_in_memory
+from mitoseg.metrics import Calibration
 from mitoseg.networks.checkpoint import Model
 from mitoseg.networks.ensemble import log_odds
-from mitoseg.networks.kinds import dimensions, per_axis
+from mitoseg.networks.kinds import dimensions
 from mitoseg.storage import atomic_output, check_output
 from mitoseg.volumes import Normalization, channel_slices
 
@@ -63,26 +62,36 @@ def export_onnx(
     ``tile`` (z, y, x) is for a network that does not say what sizes it takes, ``facts`` are those of the training for
     `mitoseg.export.weights.metadata`, and ``on_step`` is called with what is done next.
     """
-    if Path(path).suffix != SUFFIX:
-        raise UserError("cannot export to that suffix", Path(path).suffix or str(path), f"give output=NAME{SUFFIX}")
-    import_extra("onnxruntime", "onnxruntime", "exchange")
-    check_output(path, overwrite)
+    check_file(path, SUFFIX, overwrite)
     made = make_form(model, form, tile)
     with atomic_output(path, overwrite=overwrite) as temporary:
-        on_step(f"tracing form {made.name}")
-        write_onnx(made, temporary, metadata(model, made, facts or {}))
-        on_step("comparing with the network")
-        shapes, difference = compare(model, made, temporary)
-        if not difference <= TOLERANCE:  # also where it is not a number
-            what = f"the file's probabilities differ from the network's by up to {difference:.2g}, so it was not kept"
-            raise UserError(what, made.name, "try another form, or tell the developers")
-    return Exported(made.name, *described(made), shapes, difference)
+        return trace(model, made, temporary, facts or {}, on_step)
+
+
+def check_file(path: str | Path, suffix: str, overwrite: bool) -> None:
+    """Refuse another suffix and an output that exists, before the work begins."""
+    if Path(path).suffix != suffix:
+        raise UserError("cannot export to that suffix", Path(path).suffix or str(path), f"give output=NAME{suffix}")
+    import_extra("onnxruntime", "onnxruntime", "exchange")
+    check_output(path, overwrite)
+
+
+def trace(model: Model, form: Form, path: Path, facts: Mapping[str, Any], on_step: Callable[[str], None]) -> Exported:
+    """Write a form of a model, and refuse it unless it answers as the network does."""
+    on_step(f"tracing form {form.name}")
+    write_onnx(form, path, metadata(model, form, facts))
+    on_step("comparing with the network")
+    shapes, difference = compare(model, form, path)
+    if not difference <= TOLERANCE:  # also where it is not a number
+        what = f"the file's probabilities differ from the network's by up to {difference:.2g}, so it was not kept"
+        raise UserError(what, form.name, "try another form, or tell the developers")
+    return Exported(form.name, *described(form), shapes, difference)
 
 
 def write_onnx(form: Form, path: Path, about: Mapping[str, str]) -> None:
     """Trace a form into a file."""
     onnx = import_extra("onnx", "onnx", "exchange")
-    example = torch.full(form.example(1), 1.0)
+    example = torch.full(form.example([1] * len(form.sizes.step)), 1.0)
     free = {0: "b", **{i: form.axes[i] for i, step in enumerate(form.sizes.step, 2) if step}}
     axes = {INPUT: free, OUTPUT: {0: "b"}}
     if form.name != "block":
@@ -135,57 +144,33 @@ def compare(model: Model, form: Form, path: Path) -> tuple[tuple[tuple[int, ...]
 
 
 def expected(model: Model, form: Form, grey: Floats) -> Floats:
-    """What an exported file must answer, computed without it: by the network, slice by slice, and numpy.
+    """What an exported file must answer, as prediction computes it, slice by slice.
 
     The input ``grey`` is (B, C, [Z,] Y, X).
     """
     if form.name == "volume" and dimensions(model.network) == 2:
         depth = grey.shape[2]
         rows = [channel_slices(z, depth, model.channels) for z in range(depth)]
-        volumes = [np.stack([_image(model, form.inner, one[0, row][None])[0] for row in rows], 1) for one in grey]
+        volumes = [np.stack([_image(model, form, one[0, row][None])[0] for row in rows], 1) for one in grey]
         return np.stack(volumes)
-    return _image(model, form.inner, grey)
+    return _image(model, form, grey)
 
 
-def _image(model: Model, inner: str, grey: Floats) -> Floats:
+def _image(model: Model, form: Form, grey: Floats) -> Floats:
     """The probabilities of images in a network's own form."""
-    network, known = model.network.eval(), model.calibration
+    network, inner = model.network.eval(), form.inner
     image = torch.from_numpy(Normalization(**model.normalization).apply(grey))
     with torch.inference_mode():
-        if isinstance(network, Ensemble):
-            parts = [m.calibrate(log_odds(_scores(m.network, inner, m.normalize(image)))) for m in network.parts]
+        if inner in ("block", "tile"):
+            odds = log_odds(network(image))
         else:
-            parts = [log_odds(_scores(network, inner, image))]
-    raw = np.mean([part.numpy() for part in parts], 0)
-    found: Floats = expit((raw + known["prior_shift"]) / known["temperature"] + known["bias"]).astype(np.float32)
+            each = [log_odds_in_memory(inner, network, one).view(one.shape[2:]) for one in image.split(1)]
+            odds = torch.stack(each)[(..., *(slice(None, None, step) for step in form.stride))]
+    found: Floats = expit(Calibration(**model.calibration).apply(odds.numpy())).astype(np.float32)
     if inner == "block":
         flat = found.reshape(len(found), -1)
         return np.concatenate([1 - flat, flat], 1)
     return found[:, None]
-
-
-def _scores(network: nn.Module, inner: str, image: Tensor) -> Tensor:
-    if inner in ("block", "tile"):
-        scores: Tensor = network(image)
-        return scores
-    ndim = image.ndim - 2
-    window = per_axis(network.window, ndim)  # type: ignore[arg-type]
-    dense = DenseForm(network)
-    spans: list[npt.NDArray[np.integer]] = []
-    places: list[slice] = []
-    for i, size in enumerate(image.shape[2:]):
-        before, after = anchor(window[i]) + dense.padding[i], dense.field[i]
-        if inner == "strided":  # windows start at a multiple of the stride, and zeros stay far away
-            before = anchor(window[i]) + -(-dense.padding[i] // dense.stride[i]) * dense.stride[i]
-            after = 2 * dense.field[i]
-        first = (before - anchor(window[i])) // dense.stride[i]
-        spans.append(reflect(np.arange(-before, size + after), size))
-        places.append(slice(first, first - (-size // dense.stride[i])) if inner == "strided" else slice(0, size))
-    for i, span in enumerate(spans):
-        image = image.index_select(i + 2, torch.from_numpy(span))
-    whole: Tensor = network(image) if inner == "strided" else dense(image)
-    index: Any = (..., *places)
-    return whole[index]
 
 
 def open_session(path: Path) -> Any:  # noqa: ANN401 (the runtime has no types)

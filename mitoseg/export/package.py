@@ -32,18 +32,10 @@ from scipy.ndimage import binary_erosion
 import mitoseg
 from mitoseg.errors import UserError, import_extra
 from mitoseg.export.forms import Form, make_form
-from mitoseg.export.onnx_file import (
-    OPSET,
-    TOLERANCE,
-    Exported,
-    compare,
-    described,
-    expected,
-    write_onnx,
-)
+from mitoseg.export.onnx_file import OPSET, Exported, check_file, described, expected, trace
 from mitoseg.export.weights import metadata, voxels_of
 from mitoseg.networks.checkpoint import Model
-from mitoseg.storage import atomic_output, check_output
+from mitoseg.storage import atomic_output
 from mitoseg.volumes import CHANNEL_OFFSETS, Array
 
 PACKAGE_SUFFIX = ".zip"
@@ -70,22 +62,14 @@ def export_package(
     ``card`` is Markdown, whose headings go one level down; ``facts`` of the training may hold ``name``, ``title``,
     ``licence``, ``citation``, ``doi`` and ``commit``. For ``path`` (``.zip``) and the rest see `export_onnx`.
     """
-    if Path(path).suffix != PACKAGE_SUFFIX:
-        remedy = f"give output=NAME{PACKAGE_SUFFIX}"
-        raise UserError("cannot export to that suffix", Path(path).suffix or str(path), remedy)
+    check_file(path, PACKAGE_SUFFIX, overwrite)
     spec, core = (import_extra(f"bioimageio.{part}", "bioimageio.core", "exchange") for part in ("spec", "core"))
-    check_output(path, overwrite)
     form, facts = make_form(model, "volume", tile), facts or {}
     title = re.sub(r"[^A-Za-z0-9_+\-() ]", "-", name)[:64]  # bioimage.io allows these letters, and wants five
     title = title if len(title) >= 5 else f"mitoseg {title}"
     with tempfile.TemporaryDirectory() as folder, atomic_output(path, overwrite=overwrite) as temporary:
         place = Path(folder)
-        on_step("tracing the network")
-        write_onnx(form, place / "weights.onnx", metadata(model, form, facts))
-        on_step("comparing with the network")
-        shapes, difference = compare(model, form, place / "weights.onnx")
-        if not difference <= TOLERANCE:
-            raise UserError(f"the weights differ from the network by up to {difference:.2g}", name, "nothing is kept")
+        exported = trace(model, form, place / "weights.onnx", facts, on_step)
         on_step("drawing test tensors")
         _write_tests(model, form, image, place)
         (place / "documentation.md").write_text(_document(title, model, form, card), encoding="utf-8")
@@ -98,7 +82,7 @@ def export_package(
         if summary.status != "passed":
             reasons = " ".join(error.msg for detail in summary.details for error in detail.errors)
             raise UserError("the package does not pass bioimageio.core's test", reasons[:300], "nothing is kept")
-    return Exported(form.name, *described(form), shapes, difference)
+    return exported
 
 
 def authors() -> list[str]:

@@ -23,11 +23,8 @@ from mitoseg.tables import to_markdown
 from mitoseg.volumes import CHANNEL_OFFSETS
 
 _SCORES = {
-    "jaccard_foreground": "JAC of mitochondria",
-    "jaccard_background": "JAC of background",
-    "jaccard_mean": "JAC, mean of both",
-    "precision": "precision",
-    "recall": "recall",
+    **{"jaccard_foreground": "JAC of mitochondria", "jaccard_background": "JAC of background"},
+    **{"jaccard_mean": "JAC, mean of both", "precision": "precision", "recall": "recall"},
 }
 
 
@@ -87,9 +84,8 @@ _GIVES = {
     "strided": "output i answers pixel stride * i; lines between the log-odds give the pixels in between",
     "dense": "an answer for every pixel; the image is reflected at its border inside, nothing is to be cut",
     "tile": "an answer for every pixel of a tile; near the edges with less context: let tiles overlap and cut halo",
+    "volume": "an answer for every voxel; pieces of a stack overlap by twice the halo, which is cut",
 }
-
-_VOLUME = "an answer for every voxel; pieces of a stack overlap by twice the halo, which is cut"
 
 
 def input_values(model: Model) -> str:
@@ -113,7 +109,7 @@ def metadata(model: Model, form: Form, facts: Mapping[str, Any]) -> dict[str, st
         "input_axes": json.dumps(list(form.axes)),
         "output": "probability of mitochondrion, calibrated; prior correction and calibration are inside",
         "output_axes": json.dumps(list("bc" if form.name == "block" else form.axes)),
-        "edges": _VOLUME if form.name == "volume" else _GIVES[form.name],
+        "edges": _GIVES[form.name],
         "sizes_least": json.dumps(form.sizes.least),
         "sizes_step": json.dumps(form.sizes.step),
         "halo": json.dumps(form.sizes.halo),
@@ -133,8 +129,5 @@ def metadata(model: Model, form: Form, facts: Mapping[str, Any]) -> dict[str, st
     if form.inner != "tile":
         ndim = dimensions(model.network)
         window = [per_axis(one.window, ndim) for one in networks_of(model.network)]  # type: ignore[arg-type]
-        known |= {
-            "window": json.dumps(window[0]),
-            "answers": json.dumps([anchor(n) for n in window[0]]),
-        }
+        known |= {"window": json.dumps(window[0]), "answers": json.dumps([anchor(n) for n in window[0]])}
     return known

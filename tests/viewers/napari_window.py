@@ -46,22 +46,22 @@ def main(output):
     window = Segmenter(viewer)
     viewer.window.add_dock_widget(window, name="Segment mitochondria", area="right")
     window.predicting.greys.setCurrentText("matched to training")
-    window.run_prediction()
+    window.predicting.predict()
     finish(window)
     layers = [(one.name, type(one).__name__, float(one.data.max())) for one in viewer.layers]
     for one in list(viewer.layers)[1:]:  # the model was not trained on phantoms: the picture shows the truth
         viewer.layers.remove(one)
     layer = viewer.add_labels(true_zyx, name="phantom instances", opacity=0.5, scale=(5, 5, 5), units=("nm",) * 3)
     window.tabs.setCurrentWidget(window.instances)
-    window.measure()
+    window.instances.measure()
     finish(window)
     table = window.instances.table
     first = table.table["instance"].tolist()[:2]
     window.instances.ids.setText(", ".join(map(str, first)))
-    window.merge()
+    window.instances.merge()
     finish(window)
     merged = len(np.unique(layer.data)) - 1
-    window.undo()
+    window.instances.undo()
     finish(window)
     table.selectRow(int(table.table["voxels"].argmax()))
     viewer.dims.set_current_step(0, SHAPE[0] // 2)

@@ -1,4 +1,4 @@
-"""Predicting, numbering, measuring, correcting and saving for a viewer, without one."""
+"""Predicting, numbering, measuring and correcting for a viewer, without one."""
 
 import itertools
 from pathlib import Path
@@ -15,7 +15,7 @@ from monai.networks.nets import UNet
 from scipy import ndimage
 
 from mitoseg.errors import UserError
-from mitoseg.inference import Prediction, predict_volume
+from mitoseg.inference import predict_volume
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks.checkpoint import FORMAT, KEY, load_model
 from mitoseg.segmentation import Labelling, Postprocess, measure_instances
@@ -36,8 +36,8 @@ from mitoseg.viewers.napari_plugin.computing import (
     split_seeds,
 )
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
-from mitoseg.viewers.napari_plugin.layers import save_volume
-from mitoseg.volumes import ArrayVolume, open_volume
+from mitoseg.volumes import ArrayVolume
+from mitoseg.volumes.base import ArrayWriter
 
 SIZE = (5.0, 5.0, 5.0)
 PLAIN = Numbering(cleaned=False)
@@ -52,17 +52,10 @@ def checkpoint(tmp_path_factory):
     for parameter in network.parameters():
         parameter.data = 2 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
     record = {
-        "format": FORMAT,
-        "network": {"_target_": "monai.networks.nets.UNet", **arguments},
-        "normalization": {"mean": 120.0, "std": 60.0},
-        "channels": "single",
-        "voxel_size": [5.0, 5.0, 5.0],
+        **{"format": FORMAT, "network": {"_target_": "monai.networks.nets.UNet", **arguments}, "channels": "single"},
+        **{"normalization": {"mean": 120.0, "std": 60.0}, "voxel_size": [5.0, 5.0, 5.0], "threshold": 0.4},
         "calibration": {"prior_shift": 0.0, "temperature": 4.0, "bias": 0.0},
-        "threshold": 0.4,
-        "version": None,
-        "method": "auto",
-        "precision": {},
-        "grey_quantiles": [0, 60, 120, 180, 240],
+        **{"version": None, "method": "auto", "precision": {}, "grey_quantiles": [0, 60, 120, 180, 240]},
     }
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
     path = tmp_path_factory.mktemp("run") / "best.ckpt"
@@ -76,28 +69,17 @@ def image(voxel_size=SIZE):
     return ArrayVolume(image_zyx.clip(0, 255).astype(np.uint8), voxel_size)
 
 
-class Collected:
-    def __init__(self, shape):
-        self.array_zyx = np.zeros(shape, np.float32)
-
-    def write(self, box, array_zyx):
-        self.array_zyx[box.slices] = array_zyx
-
-
 def test_the_job_gives_what_inference_gives(checkpoint):
     told, source = [], image()
     outcome = predict(source, Choice(checkpoint, numbering=PLAIN), lambda *words: told.append(words))
-    expected = Collected(source.shape)
-    prediction = make_prediction(load_model(checkpoint))
-    assert isinstance(prediction, Prediction)
-    predict_volume(prediction, source, expected)
+    expected = ArrayWriter(source.shape)
+    predict_volume(make_prediction(load_model(checkpoint)), source, expected)
     assert np.array_equal(outcome.probability_zyx, expected.array_zyx)
     oracle, count = ndimage.label(expected.array_zyx >= np.float32(0.4))
     assert count == outcome.instances_zyx.max() > 1
     assert np.array_equal(oracle > 0, outcome.instances_zyx > 0)
     assert outcome.probability == {"kind": "probability", "threshold": 0.4, "scale": 1, "checkpoint": "best.ckpt"}
-    assert outcome.instances["kind"] == "instances"
-    assert outcome.notes == ()
+    assert (outcome.instances["kind"], outcome.notes) == ("instances", ())
     shares = [share for share, *_ in told]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0, 1)
@@ -137,10 +119,7 @@ def test_notes_on_what_may_go_wrong(checkpoint):
 
 
 def test_what_cannot_be_predicted(checkpoint, tmp_path, monkeypatch):
-    other = tmp_path / "other.ckpt"
-    torch.save({"state_dict": {}}, other)
     for choice, message in (
-        (Choice(str(other)), "not written by mitoseg"),
         (Choice(str(tmp_path / "none.ckpt")), "no such checkpoint"),
         (Choice(checkpoint, method="dense"), "needs a block network"),
         (Choice(checkpoint, threshold=2), "not a probability"),
@@ -156,8 +135,7 @@ def test_clean_is_what_the_commands_call_clean():
     path = Path(__file__).parents[2] / "conf" / "postprocess" / "clean.yaml"
     steps = yaml.safe_load(path.read_text(encoding="utf-8"))
     del steps["_target_"]
-    steps["min_volume"] = float(steps["min_volume"])
-    assert Postprocess(**steps) == CLEAN == Numbering().steps
+    assert Postprocess(**steps | {"min_volume": float(steps["min_volume"])}) == CLEAN == Numbering().steps
 
 
 def cubes():
@@ -172,7 +150,8 @@ def test_rows_after_a_correction_are_those_of_measuring_again(correct):
     labels_zyx = cubes()
     grey = ArrayVolume(np.random.default_rng(0).integers(0, 255, labels_zyx.shape).astype(np.uint8))
     table = measure_instances(make_sources(labels_zyx, SIZE, grey))
-    assert len(table) == 6
+    assert shown(table)["volume (µm³)"][0] == pytest.approx(5 * 9 * 8 * 125e-9)
+    assert shown(table)["instance"].tolist() == [1, 2, 3, 4, 5, 6]
     edit = correct(labels_zyx)
     labels_zyx[edit.index] = edit.values
     sources = make_sources(labels_zyx, SIZE, grey)
@@ -183,45 +162,9 @@ def test_rows_after_a_correction_are_those_of_measuring_again(correct):
     assert again.loc[changed, "neighbour_distance_nm"].isna().all()
 
 
-def test_the_shown_columns_have_their_units():
-    table = shown(measure_instances(make_sources(cubes(), SIZE)))
-    assert table["volume (µm³)"][0] == pytest.approx(5 * 9 * 8 * 125e-9)
-    assert table["instance"].tolist() == [1, 2, 3, 4, 5, 6]
-
-
 def test_probabilities_of_another_shape_are_not_measured():
     other = ArrayVolume(np.zeros((2, 3, 4), np.float32))
     assert make_sources(cubes(), SIZE, other, other).image is None
-    with pytest.raises(UserError, match="voxel size"):
-        make_sources(cubes(), None)
-
-
-@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.ome.zarr", "a.mrc"])
-def test_saved_labels_come_back(tmp_path, name):
-    labels_zyx, about = cubes().astype(np.int64), {"kind": "instances", "threshold": 0.4, "corrected": True}
-    path = str(tmp_path / name)
-    volume = ArrayVolume(labels_zyx, (30.0, 5.0, 5.0))
-    if name == "a.mrc":  # which has no type of 32 bits for whole numbers
-        with pytest.raises(UserError):
-            save_volume(path, volume, about)
-        assert list(tmp_path.iterdir()) == []
-        return
-    save_volume(path, volume, about)
-    back = open_volume(path)
-    assert (back.dtype, back.voxel_size) == (np.uint32, (30, 5, 5))
-    assert dict(back.info.metadata) == about
-    assert np.array_equal(back.read(), labels_zyx)
-    with pytest.raises(UserError, match="exists"):
-        save_volume(path, volume, about)
-    save_volume(path, volume, {"kind": "mask"}, overwrite=True)
-    assert open_volume(path).info.metadata["kind"] == "mask"
-
-
-def test_numbers_that_do_not_fit_are_not_saved(tmp_path):
-    volume = ArrayVolume(np.full((1, 2, 3), 2**32, np.int64))
-    with pytest.raises(UserError, match="32 bits"):
-        save_volume(str(tmp_path / "a.tif"), volume, {"kind": "instances"})
-    assert list(tmp_path.iterdir()) == []
 
 
 LARGE = (15.0, 15.0, 15.0)  # the distance is smoothed by 20 nm
@@ -240,35 +183,25 @@ labels = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(labels, st.sets(st.integers(1, 4), min_size=2))
-def test_merging_gives_all_the_lowest_number(labels_zyx, ids):
+def test_merging_gives_all_the_lowest_number_and_deleting_makes_background(labels_zyx, ids):
     if not ids <= set(np.unique(labels_zyx).tolist()):
         return
-    edit = merge(labels_zyx, list(ids))
-    assert np.array_equal(corrected(labels_zyx, edit), np.where(np.isin(labels_zyx, list(ids)), min(ids), labels_zyx))
-    assert edit.changed == ids
-    assert edit.values.dtype == labels_zyx.dtype
-
-
-@settings(max_examples=40, deadline=None)
-@given(labels, st.sets(st.integers(1, 4), min_size=1))
-def test_deleting_makes_background(labels_zyx, ids):
-    if not ids <= set(np.unique(labels_zyx).tolist()):
-        return
-    edit = delete(labels_zyx, list(ids))
-    assert np.array_equal(corrected(labels_zyx, edit), np.where(np.isin(labels_zyx, list(ids)), 0, labels_zyx))
+    for edit, value in ((merge(labels_zyx, list(ids)), min(ids)), (delete(labels_zyx, list(ids)), 0)):
+        expected = np.where(np.isin(labels_zyx, list(ids)), value, labels_zyx)
+        assert np.array_equal(corrected(labels_zyx, edit), expected)
+        assert edit.changed == ids
+        assert edit.values.dtype == labels_zyx.dtype
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda a: merge(a, [1]), "two instances"),
         (lambda a: merge(a, [1, 1]), "two instances"),
         (lambda a: merge(a, [1, 9]), "no instance has the number: 9"),
         (lambda a: delete(a, []), "no instance is chosen"),
         (lambda a: delete(a, [0]), "no instance has the number: 0"),
         (lambda a: split_necks(a, [], SIZE), "no instance is chosen"),
         (lambda a: split_seeds(a, np.zeros((0, 3)), SIZE), "no instance contains two seed points"),
-        (lambda a: split_seeds(a, np.array([[0, 0, 0], [0, 0, 1]]), SIZE), "no instance contains two seed points"),
         (lambda a: split_seeds(a, np.array([[-5, 0, 0], [0, 99, 1]]), SIZE), "no instance contains two seed points"),
     ],
 )
@@ -284,8 +217,7 @@ def test_a_neck_is_cut_and_the_larger_part_keeps_its_number():
     labels_zyx[0, 0, 0] = 8  # the highest number, of another instance
     edit = split_necks(labels_zyx, [3], LARGE, Labelling(split=True, fragment=0))
     after_zyx = corrected(labels_zyx, edit)
-    assert after_zyx[first] == 3
-    assert after_zyx[second] == 9
+    assert (after_zyx[first], after_zyx[second]) == (3, 9)
     assert edit.changed == {3, 9}
     assert np.array_equal(after_zyx > 0, labels_zyx > 0)
     at = np.nonzero(after_zyx == 9)[2].min()
@@ -315,10 +247,7 @@ def test_seeds_cut_where_the_neck_is():
     assert (after_zyx[first], after_zyx[second], after_zyx[0, 0, 0]) == (2, 6, 5)
     assert np.array_equal(after_zyx > 0, labels_zyx > 0)
     assert abs(np.nonzero(after_zyx == 6)[2].min() - 22) <= 2
-
-
-def test_seeds_in_one_ball_cut_it_as_well():
-    labels_zyx, (z, y, x), _ = dumbbell()
+    z, y, x = first  # two in one ball cut it as well
     after_zyx = corrected(labels_zyx, split_seeds(labels_zyx, np.array([(z - 5, y, x), (z + 5, y, x)]), SIZE))
     assert after_zyx[z - 5, y, x] != after_zyx[z + 5, y, x]
 
@@ -333,6 +262,5 @@ def test_the_middle_of_a_ring_lies_on_the_ring():
     labels_zyx = np.zeros((3, 9, 9), np.uint32)
     labels_zyx[1, 1:8, 1:8] = 4
     labels_zyx[1, 2:7, 2:7] = 0
-    at = middle(labels_zyx, 4)
-    assert labels_zyx[at] == 4
+    assert labels_zyx[middle(labels_zyx, 4)] == 4
     assert middle(labels_zyx, 5) is None

@@ -2,21 +2,21 @@
 
 import threading
 import warnings
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_volumes import dumbbell, save
+from made_volumes import dumbbell
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QPushButton
 
 import mitoseg
 from mitoseg.viewers.napari_plugin.computing import Outcome
+from mitoseg.viewers.napari_plugin.fields import InstanceTable
 from mitoseg.viewers.napari_plugin.jobs import Cancelled
 from mitoseg.viewers.napari_plugin.layers import KEY, NOTHING, get_reader, write_image, write_labels
-from mitoseg.viewers.napari_plugin.panels import InstanceTable
 from mitoseg.volumes import open_volume
 
 MANIFEST = Path(mitoseg.__file__).parent / "viewers" / "napari_plugin" / "napari.yaml"
@@ -30,56 +30,48 @@ def cubes():
     return labels_zyx
 
 
-def click(button):
-    assert button.isEnabled()
-    button.click()
+def button(panel, text):
+    (found,) = (one for one in panel.findChildren(QPushButton) if one.text() == text)
+    return found
 
 
-def test_the_manifest_names_what_there_is(application):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # npe2 0.10 uses what pydantic 2.12 calls deprecated
-        from npe2 import PluginManifest
-
-        manifest = PluginManifest.from_file(MANIFEST)
-        manifest.validate_imports()
-    assert manifest.name == "mitoseg"
-    commands = {command.id: command.python_name for command in manifest.contributions.commands}
-    for name in commands.values():
-        module, _, attribute = name.partition(":")
-        assert callable(getattr(import_module(module), attribute))
-    used = [*manifest.contributions.readers, *manifest.contributions.writers, *manifest.contributions.widgets]
-    assert {one.command for one in used} == set(commands)
+def click(panel, text):
+    assert button(panel, text).isEnabled()
+    button(panel, text).click()
 
 
 @pytest.fixture
 def plugin(application):
-    """napari finds this plugin and its own readers, no others."""
+    """napari finds this plugin and its own readers, no others; the manifest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # npe2 0.10 uses what pydantic 2.12 calls deprecated
         from npe2 import DynamicPlugin, PluginManager, PluginManifest
 
-        with DynamicPlugin(
-            "mitoseg", manifest=PluginManifest.from_file(MANIFEST), plugin_manager=PluginManager.instance()
-        ):
-            yield
+        manifest = PluginManifest.from_file(MANIFEST)
+        with DynamicPlugin("mitoseg", manifest=manifest, plugin_manager=PluginManager.instance()):
+            yield manifest
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr", "a.ome.zarr", "a.mrc"])
-def test_napari_opens_our_volumes(plugin, viewer, tmp_path, name):
-    image_zyx = np.random.default_rng(0).integers(0, 200, (4, 20, 30)).astype(np.uint8)
-    (layer,) = viewer.open(save(tmp_path / name, image_zyx), plugin="mitoseg")
-    assert np.array_equal(np.asarray(layer.data), image_zyx)
-    assert tuple(layer.scale) == (30, 5, 4)
-    assert [str(unit) for unit in layer.units] == ["nanometer"] * 3
+def test_the_manifest_names_what_there_is(plugin):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plugin.validate_imports()
+    assert plugin.name == "mitoseg"
+    has = plugin.contributions
+    used = {one.command for one in (*has.readers, *has.writers, *has.widgets)}
+    assert used == {command.id for command in has.commands}
 
 
-def test_napari_saves_labels_with_their_voxel_size(plugin, viewer, tmp_path, said):
+def test_napari_opens_our_volumes_and_saves_labels_with_their_voxel_size(plugin, viewer, tmp_path, said):
     labels_zyx, path = cubes(), str(tmp_path / "a.h5")
     viewer.add_labels(labels_zyx, name="mine", **NM)
     assert viewer.layers.save(path, plugin="mitoseg") == [path]
     back = open_volume(path)
     assert (back.voxel_size, back.info.metadata["kind"]) == ((5, 5, 5), "instances")
     assert np.array_equal(back.read(), labels_zyx)
+    (layer,) = viewer.open(path, plugin="mitoseg")
+    assert np.array_equal(np.asarray(layer.data), labels_zyx)
+    assert (tuple(layer.scale), [str(unit) for unit in layer.units]) == ((5, 5, 5), ["nanometer"] * 3)
     assert said == []
 
 
@@ -133,7 +125,7 @@ def test_images_to_choose_from(window, viewer):
 def test_layers_that_cannot_be_predicted(window, viewer, said, shape, options, message):
     if shape is not None:
         viewer.add_image(np.zeros(shape, np.uint8), **options)
-    click(window.predicting.predict)
+    click(window.predicting, "Predict")
     ((severity, text),) = said
     assert severity == "error"
     assert message in text
@@ -146,10 +138,10 @@ def test_a_file_that_is_no_checkpoint(window, viewer, said, wait, tmp_path):
     viewer.add_image(np.zeros((3, 40, 40), np.uint8), **NM)
     panel = window.predicting
     panel.model.setCurrentIndex(panel.model.count() - 1)
-    click(panel.predict)
+    click(panel, "Predict")
     assert "no checkpoint file is named" in said.pop()[1]
     panel.file.setText(str(path))
-    click(panel.predict)
+    click(panel, "Predict")
     wait(lambda: not window.tasks.busy)
     assert [severity for severity, _ in said] == ["error"]
     assert "not a checkpoint" in said[0][1]
@@ -165,10 +157,10 @@ def test_a_prediction_becomes_two_layers(window, viewer, said, wait, monkeypatch
         assert volume.voxel_size == (5, 5, 5)
         return Outcome(probability_zyx, cubes(), about, {"kind": "instances", "threshold": 0.4}, ("look twice",))
 
-    monkeypatch.setattr("mitoseg.viewers.napari_plugin.widget.predict", fake)
+    monkeypatch.setattr("mitoseg.viewers.napari_plugin.computing.predict", fake)
     image = viewer.add_image(np.zeros(cubes().shape, np.uint8), name="em", translate=(10, 20, 30), **NM)
-    click(window.predicting.predict)
-    assert not window.predicting.predict.isEnabled()
+    click(window.predicting, "Predict")
+    assert not button(window.predicting, "Predict").isEnabled()
     wait(lambda: not window.tasks.busy)
     _, probability, instances = viewer.layers
     assert (probability.name, instances.name) == ("em probability", "em instances")
@@ -181,7 +173,7 @@ def test_a_prediction_becomes_two_layers(window, viewer, said, wait, monkeypatch
     assert window.instances.labels.layer is instances
     assert said == [("warning", "look twice")]
     window.predicting.threshold.setValue(0.95)
-    click(window.predicting.number)
+    click(window.predicting, "Only number again")
     wait(lambda: not window.tasks.busy)
     assert viewer.layers[-1].data.max() == 0
     assert viewer.layers[-1].metadata[KEY]["threshold"] == pytest.approx(0.95)
@@ -201,18 +193,18 @@ def endless(viewer, monkeypatch):
             ends.append(type(error))
             raise
 
-    monkeypatch.setattr("mitoseg.viewers.napari_plugin.widget.predict", predict)
+    monkeypatch.setattr("mitoseg.viewers.napari_plugin.computing.predict", predict)
     viewer.add_image(np.zeros((3, 9, 9), np.uint8), **NM)
     return begun, ends
 
 
 def test_a_prediction_is_cancelled(endless, window, viewer, said, wait):
     begun, ends = endless
-    click(window.predicting.predict)
+    click(window.predicting, "Predict")
     wait(begun.is_set)
-    window.run_prediction()
+    window.predicting.predict()
     assert "another computation is running" in said.pop()[1]
-    click(window.tasks.cancel)
+    click(window.tasks, "Cancel")
     wait(lambda: not window.tasks.busy)
     assert window.tasks.status.text() == "cancelled"
     assert ends == [Cancelled]
@@ -224,7 +216,7 @@ def test_a_prediction_is_cancelled(endless, window, viewer, said, wait):
 def measured(window, viewer, wait):
     """A window with a measured layer of three cubes."""
     layer = viewer.add_labels(cubes(), name="mine", translate=(100, 0, 0), **NM)
-    click(window.instances.measure)
+    click(window.instances, "Measure")
     wait(lambda: not window.tasks.busy)
     assert window.instances.table.table["instance"].tolist() == [1, 2, 3]
     return SimpleNamespace(window=window, panel=window.instances, layer=layer, viewer=viewer)
@@ -232,16 +224,16 @@ def measured(window, viewer, wait):
 
 def test_measuring_and_cutting_ask_for_the_voxel_size(window, viewer, said, wait):
     viewer.add_labels(cubes())
-    click(window.instances.measure)
+    click(window.instances, "Measure")
     assert "measuring needs the voxel size" in said.pop()[1]
     window.instances.ids.setText("1")
-    click(window.instances.split_necks)
+    click(window.instances, "Split at necks")
     assert "splitting needs the voxel size" in said.pop()[1]
     window.voxel_size.setText("5, 5")
-    click(window.instances.measure)
+    click(window.instances, "Measure")
     assert "not a voxel size" in said.pop()[1]
     window.voxel_size.setText("10 5 5")
-    click(window.instances.measure)
+    click(window.instances, "Measure")
     wait(lambda: not window.tasks.busy)
     assert window.instances.table.table["volume_nm3"].tolist() == [6 * 20 * 10 * 250] * 3
 
@@ -277,29 +269,29 @@ def test_clicks_choose(measured):
 def test_merge_delete_and_undo(measured, wait, said):
     panel, layer, before = measured.panel, measured.layer, cubes()
     panel.ids.setText("1, 3")
-    click(panel.merge)
+    click(panel, "Merge")
     wait(lambda: not measured.window.tasks.busy)
     assert np.array_equal(layer.data, np.where(before == 3, 1, before))
     assert panel.table.table["instance"].tolist() == [1, 2]
     assert panel.ids.ids == [1]
-    click(panel.delete)
+    click(panel, "Delete")
     wait(lambda: not measured.window.tasks.busy)
     assert np.array_equal(layer.data, np.where(before == 2, 2, 0))
     assert panel.table.table["instance"].tolist() == [2]
     assert layer.metadata[KEY]["corrected"]
     for rows in ([1, 2], [1, 2, 3]):
-        click(panel.undo)
+        click(panel, "Undo")
         wait(lambda: not measured.window.tasks.busy)
         assert panel.table.table["instance"].tolist() == rows
     assert np.array_equal(layer.data, before)
     assert said == []
-    click(panel.undo)
+    click(panel, "Undo")
     assert "nothing to undo" in said.pop()[1]
     panel.ids.setText("1, x")
-    click(panel.merge)
+    click(panel, "Merge")
     assert "not instance numbers" in said.pop()[1]
     panel.ids.setText("1, 77")
-    click(panel.merge)
+    click(panel, "Merge")
     assert "no instance has the number" in said.pop()[1]
     assert np.array_equal(layer.data, before)
 
@@ -307,25 +299,25 @@ def test_merge_delete_and_undo(measured, wait, said):
 def test_splitting(window, viewer, said, wait):
     panel, size = window.instances, {"scale": (15, 15, 15), "units": ("nm",) * 3}
     layer = viewer.add_labels(dumbbell()[0], translate=(50, 60, 70), **size)
-    click(panel.split_seeds)
+    click(panel, "Split at seeds")
     assert "no seed points" in said.pop()[1]
-    click(panel.add_seeds)
+    click(panel, "Seed points")
     points = viewer.layers[-1]
     assert points.mode == "add"
     points.add([[12, 12, 12], [12, 12, 29]])
-    click(panel.split_seeds)
+    click(panel, "Split at seeds")
     wait(lambda: not window.tasks.busy)
     assert layer.data[12, 12, 12] != layer.data[12, 12, 29]
     assert len(points.data) == 0
-    click(panel.undo)
+    click(panel, "Undo")
     assert np.array_equal(layer.data, dumbbell()[0])
     panel.ids.setText("1")
-    click(panel.split_necks)
+    click(panel, "Split at necks")
     wait(lambda: not window.tasks.busy)
     assert layer.data[12, 12, 12] != layer.data[12, 12, 29]
     assert sorted(panel.ids.ids) == [1, 2]
     assert said == []
-    click(panel.add_seeds)
+    click(panel, "Seed points")
     assert len(viewer.layers) == 2  # the layer of points that is there
 
 
@@ -334,11 +326,11 @@ def test_saving_from_the_panel(measured, wait, tmp_path, monkeypatch, said):
     monkeypatch.setattr(
         "mitoseg.viewers.napari_plugin.widget.ask_path", lambda parent, title, kinds, suffix: answers[title]
     )
-    click(measured.panel.save_table)
+    click(measured.panel, "Save table …")
     saved = pd.read_csv(answers["Save the table"])
     assert saved["instance"].tolist() == [1, 2, 3]
     assert list(saved.columns) == list(measured.panel.table.table.columns)
-    click(measured.panel.save_labels)
+    click(measured.panel, "Save labels …")
     wait(lambda: not measured.window.tasks.busy)
     back = open_volume(answers["Save the labels"])
     assert (back.dtype, back.voxel_size, back.info.metadata["kind"]) == (np.uint32, (5, 5, 5), "instances")
@@ -365,7 +357,7 @@ def test_lazy_labels_can_be_looked_at_but_not_corrected(window, viewer, said):
     da = pytest.importorskip("dask.array")
     viewer.add_labels(da.from_array(cubes()), **NM)
     window.instances.ids.setText("1, 2")
-    click(window.instances.merge)
+    click(window.instances, "Merge")
     assert "too large for memory" in said.pop()[1]
 
 
@@ -378,7 +370,7 @@ def test_a_window_that_is_closed_stops_its_job(endless, application, viewer, wai
     swallowed = []
     monkeypatch.setattr("sys.excepthook", lambda kind, error, trace: swallowed.append(error))
     window = Segmenter(viewer)
-    window.run_prediction()
+    window.predicting.predict()
     wait(begun.is_set)
     window.deleteLater()
     application.sendPostedEvents(window, QEvent.Type.DeferredDelete.value)

@@ -6,7 +6,7 @@ Progress may stop a prediction. A correction is a list of changed voxels, so tha
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -164,50 +164,46 @@ def _notes(image: Volume, model: Model, choice: Choice) -> tuple[str, ...]:
     return tuple(notes)
 
 
-Index = tuple[npt.NDArray[np.intp], ...]
-
-
 @dataclass(frozen=True)
 class Edit:
     """Voxels, by arrays of z, y and x, their new labels, and the numbers of the instances that were or are there."""
 
-    index: Index
+    index: tuple[npt.NDArray[np.intp], ...]
     values: Array
     changed: frozenset[int]
 
 
+def find_edit(before_zyx: Array, after_zyx: Array, chosen: Sequence[int] = ()) -> Edit:
+    """What has changed; the ``chosen`` instances count as changed whatever became of them."""
+    index = np.nonzero(before_zyx != after_zyx)
+    values = after_zyx[index]
+    found = {*np.unique(before_zyx[index]).tolist(), *np.unique(values).tolist(), *chosen}
+    return Edit(index, values, frozenset(found - {0}))
+
+
 def merge(labels_zyx: Array, ids: Sequence[int]) -> Edit:
     """Give several instances the lowest of their numbers."""
-    wanted = sorted(set(ids))
-    if len(wanted) < 2:
-        raise UserError("merging needs two instances or more", list(wanted), "select them in the table or the viewer")
-    index = np.nonzero(_where(labels_zyx, wanted))
-    moved = labels_zyx[index] != wanted[0]
-    return _edit(labels_zyx, tuple(axis[moved] for axis in index), wanted[0], wanted)
+    if len(set(ids)) < 2:
+        raise UserError("merging needs two instances or more", list(ids), "select them in the table or the viewer")
+    wanted = _existing(labels_zyx, ids)
+    return find_edit(labels_zyx, np.where(np.isin(labels_zyx, wanted), wanted[0], labels_zyx), wanted)
 
 
 def delete(labels_zyx: Array, ids: Sequence[int]) -> Edit:
     """Make instances background."""
-    wanted = _chosen(ids)
-    return _edit(labels_zyx, np.nonzero(_where(labels_zyx, wanted)), 0, wanted)
+    return find_edit(labels_zyx, np.where(np.isin(labels_zyx, _existing(labels_zyx, ids)), 0, labels_zyx))
 
 
 def split_necks(
     labels_zyx: Array, ids: Sequence[int], voxel_size: Sequence[float], labelling: Labelling | None = None
 ) -> Edit:
     """Cut instances at their necks; the largest part of each keeps its number. Voxels are (z, y, x) in nm."""
-    labelling = labelling or Labelling(split=True)
-    wanted = _chosen(ids)
-    edits: list[Edit] = []
-    for i in wanted:
-        box = _box(labels_zyx, i)
-        mask_zyx = labels_zyx[box.slices] == i
-        part_zyx = split_object(mask_zyx, box, labels_zyx.shape, labelling, voxel_size)
-        if part_zyx.max() > 1:
-            edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
-    if not edits:
+    chosen, wanted = labelling or Labelling(split=True), _existing(labels_zyx, ids)
+    shape = labels_zyx.shape
+    edit = _split(labels_zyx, wanted, lambda _, mask, box: split_object(mask, box, shape, chosen, voxel_size))
+    if not edit.changed:
         raise UserError("no neck to cut at", wanted, "place two seed points in it, or increase “Neck at most”")
-    return _joined(edits)
+    return edit
 
 
 def split_seeds(labels_zyx: Array, seeds_zyx: npt.NDArray[np.floating], voxel_size: Sequence[float]) -> Edit:
@@ -218,16 +214,14 @@ def split_seeds(labels_zyx: Array, seeds_zyx: npt.NDArray[np.floating], voxel_si
     at = np.unique(np.rint(np.reshape(seeds_zyx, (-1, 3))).astype(np.int64), axis=0)
     at = at[((at >= 0) & (at < labels_zyx.shape)).all(axis=1)]
     hit = labels_zyx[tuple(at.T)]
-    edits: list[Edit] = []
-    for i in np.unique(hit[hit > 0]).tolist():
-        mine = at[hit == i]
-        if len(mine) > 1:
-            box = _box(labels_zyx, i)
-            part_zyx = split_at_seeds(labels_zyx[box.slices] == i, mine - np.array(box.start), voxel_size)
-            edits.append(_parted(labels_zyx, i, box, part_zyx, edits))
-    if not edits:
+    ids, counts = np.unique(hit[hit > 0], return_counts=True)
+    if not (counts > 1).any():
         raise UserError("no instance contains two seed points", len(at), "place one in each part, inside the instance")
-    return _joined(edits)
+    return _split(
+        labels_zyx,
+        ids[counts > 1].tolist(),
+        lambda i, mask, box: split_at_seeds(mask, at[hit == i] - np.array(box.start), voxel_size),
+    )
 
 
 def middle(labels_zyx: Array, i: int) -> tuple[int, int, int] | None:
@@ -239,53 +233,32 @@ def middle(labels_zyx: Array, i: int) -> tuple[int, int, int] | None:
     return z, y, x
 
 
-def _chosen(ids: Sequence[int]) -> list[int]:
+def _existing(labels_zyx: Array, ids: Sequence[int]) -> list[int]:
     if not ids:
         raise UserError("no instance is chosen", None, "choose one in the table or the viewer")
+    for i in ids:
+        if i == 0 or not (labels_zyx == i).any():
+            raise UserError("no instance has the number", i, "choose one in the table or the viewer")
     return sorted(set(ids))
 
 
-def _where(labels_zyx: Array, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """The voxels of instances, each of which must have some."""
-    mask_zyx = np.zeros(labels_zyx.shape, bool)
+def _split(labels_zyx: Array, ids: Sequence[int], cut: Callable[[int, Array, Box], Array]) -> Edit:
+    """Give all parts that ``cut`` makes of an instance's mask, but the largest, new numbers."""
+    after_zyx = labels_zyx.copy()
     for i in ids:
-        mine_zyx = labels_zyx == i
-        if i == 0 or not mine_zyx.any():
-            raise UserError("no instance has the number", i, "choose one in the table or the viewer")
-        mask_zyx |= mine_zyx
-    return mask_zyx
-
-
-def _box(labels_zyx: Array, i: int) -> Box:
-    (slices,) = find_objects(_where(labels_zyx, [i]).view(np.uint8))
-    return Box(tuple(s.start for s in slices), tuple(s.stop for s in slices))
-
-
-def _parted(labels_zyx: Array, i: int, box: Box, part_zyx: Array, before: Sequence[Edit]) -> Edit:
-    """New numbers for all parts but the largest, beyond those of the labels and of the edits before."""
-    sizes = np.bincount(part_zyx.ravel())
-    sizes[0] = 0
-    largest = int(sizes.argmax())
-    first = int(labels_zyx.max()) + 1 + sum(len(edit.changed) - 1 for edit in before)
-    table = np.zeros(len(sizes), np.int64)
-    others = [p for p in np.flatnonzero(sizes).tolist() if p != largest]
-    table[others] = np.arange(first, first + len(others))
-    if first + len(others) - 1 > np.iinfo(labels_zyx.dtype).max:
-        raise UserError("the labels' type has no free numbers", str(labels_zyx.dtype), "save them as instances first")
-    inside = np.nonzero(table[part_zyx])
-    index = tuple(axis + start for axis, start in zip(inside, box.start, strict=True))
-    return _edit(labels_zyx, index, table[part_zyx[inside]], [i, *table[others].tolist()])
-
-
-def _edit(labels_zyx: Array, index: Index, values: object, changed: Sequence[int]) -> Edit:
-    each = np.broadcast_to(np.asarray(values, labels_zyx.dtype), index[0].shape)
-    return Edit(index, np.array(each), frozenset(int(i) for i in changed))
-
-
-def _joined(edits: Sequence[Edit]) -> Edit:
-    index = tuple(np.concatenate(axes) for axes in zip(*(edit.index for edit in edits), strict=True))
-    changed = frozenset[int]().union(*(edit.changed for edit in edits))
-    return Edit(index, np.concatenate([edit.values for edit in edits]), changed)
+        (slices,) = find_objects((labels_zyx == i).view(np.uint8))
+        box = Box(tuple(s.start for s in slices), tuple(s.stop for s in slices))
+        part_zyx = cut(i, labels_zyx[slices] == i, box)
+        sizes = np.bincount(part_zyx.ravel())
+        sizes[0] = 0
+        others = [part for part in np.flatnonzero(sizes) if part != sizes.argmax()]
+        first = int(after_zyx.max()) + 1
+        if first + len(others) - 1 > np.iinfo(labels_zyx.dtype).max:
+            remedy = "save them as instances first"
+            raise UserError("the labels' type has no free numbers", str(labels_zyx.dtype), remedy)
+        for new, part in enumerate(others, first):
+            after_zyx[slices][part_zyx == part] = new
+    return find_edit(labels_zyx, after_zyx)
 
 
 COLUMNS = (

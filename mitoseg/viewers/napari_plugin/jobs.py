@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import wraps
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial, wraps
 from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
-from superqt.utils import WorkerBase
 
 from mitoseg.errors import UserError
 
 STEPS = 1000  # of the progress bar
-LOOK_MS = 100  # how often progress is looked at
+LOOK_MS = 50  # how often progress is looked at
 
 
 class Cancelled(Exception):  # noqa: N818 (no mistake was made)
@@ -48,48 +48,26 @@ def showing_mistakes(act: Callable[..., None]) -> Callable[..., None]:
     return shown
 
 
-class Task(WorkerBase[Any]):
-    """A job in a thread.
-
-    Its last share and text are looked at now and then, not sent with a signal: PySide6 6.12 loses a reference to True
-    with each, which Python 3.11 does not survive for long.
-    """
-
-    def __init__(self, job: Callable[[Progress], Any]) -> None:
-        super().__init__()
-        self._job, self._stop = job, threading.Event()
-        self.latest: tuple[float, str] = (0.0, "")
-
-    def work(self) -> Any:  # noqa: ANN401 (superqt's own)
-        """Do the job."""
-        return self._job(self.progress)
-
-    def progress(self, share: float, text: str) -> None:
-        """Take progress, or stop the job."""
-        if self._stop.is_set():
-            raise Cancelled
-        self.latest = (share, text)
-
-    def quit(self) -> None:
-        """Stop as soon as the job reports progress."""
-        self._stop.set()
-
-
 class TaskBar(QWidget):
-    """Status, bar and button; `start` runs one job, and ``running`` is emitted with every change."""
+    """Status, bar and button; `start` runs one job, and ``running`` is emitted with every change.
+
+    The job's thread is looked at now and then, and sends no signals: PySide6 6.12 loses a reference to True with each,
+    which Python 3.11 does not survive for long.
+    """
 
     running = Signal(bool)
 
     def __init__(self) -> None:
         super().__init__()
-        self._task: Task | None = None
+        self._job: Future[Any] | None = None
         self._then: Callable[[Any], str] = str
+        self._stop, self._latest = threading.Event(), (0.0, "")
         self.status = QLabel("ready")
         self.status.setWordWrap(True)
         self.bar = QProgressBar()
         self.bar.setRange(0, STEPS)
         self._clock = QTimer(self)
-        self._clock.timeout.connect(self._progress)
+        self._clock.timeout.connect(self._look)
         self.cancel = QPushButton("Cancel")
         self.cancel.clicked.connect(self.stop)
         row = QHBoxLayout()
@@ -104,7 +82,7 @@ class TaskBar(QWidget):
     @property
     def busy(self) -> bool:
         """Whether a job runs."""
-        return self._task is not None
+        return self._job is not None
 
     def start(self, job: Callable[[Progress], Any], then: Callable[[Any], str]) -> None:
         """Run a job in a thread; `Cancelled` out of its progress stops it.
@@ -113,48 +91,47 @@ class TaskBar(QWidget):
         """
         if self.busy:
             raise UserError("another computation is running", None, "wait, or cancel it")
-        task, self._then = Task(job), then
-        self._task = task
-        task.returned.connect(self._end)  # methods of this widget: Qt lets go of them when it is gone
-        task.errored.connect(self._fail)
-        self.destroyed.connect(task.quit)
+        self._stop, self._then, self._latest = threading.Event(), then, (0.0, "starting")
+        self.destroyed.connect(self._stop.set)
+        pool = ThreadPoolExecutor(1)
+        self._job = pool.submit(job, partial(self._progress, self._stop))
+        pool.shutdown(wait=False)
         self._show_running(True)
-        task.start()
 
     def stop(self, *_: object) -> None:
         """Ask the job to stop."""
-        if self._task is not None:
+        if self._job is not None:
             self.status.setText("stopping after this tile …")
             self.cancel.setEnabled(False)
-            self._task.quit()
+            self._stop.set()
 
-    def _progress(self) -> None:
-        if self._task is None:
+    def _progress(self, stop: threading.Event, share: float, text: str) -> None:
+        if stop.is_set():
+            raise Cancelled
+        self._latest = (share, text)
+
+    def _look(self) -> None:
+        if self._job is None:
             return
-        share, text = self._task.latest
-        self.bar.setValue(round(STEPS * share))
-        if self.cancel.isEnabled():
-            self.status.setText(f"{text} …")
-
-    def _end(self, result: object) -> None:
+        if not self._job.done():
+            share, text = self._latest
+            self.bar.setValue(round(STEPS * share))
+            if self.cancel.isEnabled():
+                self.status.setText(f"{text} …")
+            return
+        job = self._job
         self._show_running(False)
+        self.status.setText("failed")
         try:
-            self.status.setText(self._then(result))
-        except UserError as error:
-            self.status.setText("failed")
+            self.status.setText(self._then(job.result()))
+        except Cancelled:
+            self.status.setText("cancelled")
+        except UserError as error:  # any other is a defect: napari shows it with its traceback
             show_mistake(error)
-
-    def _fail(self, error: Exception) -> None:
-        self._show_running(False)
-        self.status.setText("cancelled" if isinstance(error, Cancelled) else "failed")
-        if isinstance(error, UserError):
-            show_mistake(error)
-        elif not isinstance(error, Cancelled):
-            raise error  # a defect: napari shows it with its traceback
 
     def _show_running(self, running: bool) -> None:
         if not running:
-            self._task = None
+            self._job = None
         self.cancel.setEnabled(running)
         self.bar.setEnabled(running)
         if running:

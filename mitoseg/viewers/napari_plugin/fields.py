@@ -1,10 +1,10 @@
-"""The panels, which hold no logic: fields, the table of measurements, predicting, and correcting one labels layer."""
+"""What the panels are made of: fields, the table of measurements, buttons, rows and forms."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,11 @@ from qtpy import QtWidgets
 from qtpy.QtCore import QItemSelection, QItemSelectionModel, QSignalBlocker, Qt, Signal
 
 from mitoseg.errors import UserError
-from mitoseg.inference import METHODS
-from mitoseg.networks.checkpoint import AUTO, bundled
-from mitoseg.viewers.napari_plugin.computing import Choice, Numbering, shown
+from mitoseg.viewers.napari_plugin.computing import shown
+from mitoseg.viewers.napari_plugin.jobs import TaskBar
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
 from mitoseg.volumes import VoxelSize
 
-FILE = "a checkpoint file …"
-GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
 _WIDE = (QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed)
 
 
@@ -199,93 +196,8 @@ class InstanceTable(QtWidgets.QTableWidget):
         self.chosen.emit([self._number(row) for row in sorted({item.row() for item in self.selectedItems()})])
 
 
-class PredictPanel(QtWidgets.QWidget):
-    """Options and two buttons: for a prediction, and for instances of probabilities that are there."""
-
-    def __init__(self, on_predict: Callable[[], None], on_number: Callable[[], None]) -> None:
-        super().__init__()
-        self.model = _choice(
-            (AUTO, *bundled(), FILE), "auto: the bundled model that suits the image; or a checkpoint of yours"
-        )
-        self.file = QtWidgets.QLineEdit()
-        self.file.setPlaceholderText("best.ckpt or .safetensors")
-        self.browse = _button("Browse …", "Choose the file")
-        self.browse.clicked.connect(self._browse)
-        self.method = _choice(("auto", *METHODS), "How the network goes over the image; auto fits it to the network")
-        self.threshold = _share("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
-        self.threshold.setSizePolicy(*_WIDE)
-        self.threshold.setSpecialValueText("the model's")
-        self.greys = _choice(GREYS, "For images of another microscope: matched to training")
-        self.cleaning = _choice(("clean", "none"), "clean: smooth the probabilities, fill holes, drop specks")
-        self.split = QtWidgets.QCheckBox("cut touching mitochondria at necks")
-        self.resample = QtWidgets.QCheckBox("resample to the model's voxels")
-        self.resample.setChecked(True)
-        self.predict = _button("Predict", "Probabilities and instances of the image")
-        self.number = _button(
-            "Only number again", "New instances of the last probabilities: other threshold, post-processing or cutting"
-        )
-        self.predict.clicked.connect(lambda _: on_predict())
-        self.number.clicked.connect(lambda _: on_number())
-        self._lay_out()
-        self.model.currentTextChanged.connect(self._show_file)
-        self._show_file(self.model.currentText())
-
-    def _lay_out(self) -> None:
-        self.form = form = QtWidgets.QFormLayout()
-        form.setFieldGrowthPolicy(QtWidgets.QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
-        form.addRow("Model", self.model)
-        self.file_row = QtWidgets.QWidget()
-        row = _row(self.file, self.browse)
-        row.setContentsMargins(0, 0, 0, 0)
-        self.file_row.setLayout(row)
-        form.addRow("File", self.file_row)
-        form.addRow("Method", self.method)
-        form.addRow("Grey values", self.greys)
-        form.addRow(self.resample)
-        form.addRow("Threshold", self.threshold)
-        form.addRow("Clean-up", self.cleaning)
-        form.addRow(self.split)
-        layout = QtWidgets.QVBoxLayout(self)
-        layout.addLayout(form)
-        layout.addLayout(_row(self.predict, self.number))
-        layout.addStretch(1)
-
-    @property
-    def numbering(self) -> Numbering:
-        """How instances are made."""
-        return Numbering(cleaned=self.cleaning.currentText() == "clean", split=self.split.isChecked())
-
-    @property
-    def least(self) -> float | None:
-        """The threshold; None for the model's."""
-        return self.threshold.value() or None
-
-    @property
-    def choice(self) -> Choice:
-        """What is chosen."""
-        name = self.model.currentText()
-        if name == FILE and not self.file.text().strip():
-            raise UserError("no checkpoint file is named", None, "choose one, or a bundled model")
-        return Choice(
-            checkpoint=self.file.text().strip() if name == FILE else name,
-            method=self.method.currentText(),
-            threshold=self.least,
-            greys=GREYS[self.greys.currentText()],
-            resample=self.resample.isChecked(),
-            numbering=self.numbering,
-        )
-
-    def _show_file(self, name: str) -> None:
-        self.form.setRowVisible(self.file_row, name == FILE)
-
-    def _browse(self, *_: object) -> None:
-        kinds = "Checkpoints (*.ckpt *.safetensors);;All files (*)"
-        path, _kind = QtWidgets.QFileDialog.getOpenFileName(self, "Open a checkpoint", "", kinds)
-        if path:
-            self.file.setText(path)
-
-
-def _choice(names: Any, tip: str) -> QtWidgets.QComboBox:  # noqa: ANN401 (anything that gives names)
+def choice(names: Iterable[str], tip: str) -> QtWidgets.QComboBox:
+    """One of several names."""
     box = QtWidgets.QComboBox()
     box.addItems(list(names))
     box.setToolTip(tip)
@@ -293,56 +205,27 @@ def _choice(names: Any, tip: str) -> QtWidgets.QComboBox:  # noqa: ANN401 (anyth
     return box
 
 
-def _share(tip: str) -> QtWidgets.QDoubleSpinBox:
+def share(tip: str, value: float = 0.0) -> QtWidgets.QDoubleSpinBox:
     """A number from 0 to 1."""
     box = QtWidgets.QDoubleSpinBox()
     box.setRange(0.0, 1.0)
     box.setSingleStep(0.05)
+    box.setValue(value)
     box.setToolTip(tip)
     return box
 
 
-class InstancePanel(QtWidgets.QWidget):
-    """The widgets to measure and correct a layer of labels; the window connects them."""
-
-    def __init__(self, labels: LayerChoice) -> None:
-        super().__init__()
-        self.labels, self.table, self.ids = labels, InstanceTable(), IdsField()
-        self.measure = _button("Measure", "Measure every instance of the layer")
-        self.save_table = _button("Save table …", "All columns, in nm, as CSV")
-        self.pick = _button("Pick", "While it is down, a click in the viewer chooses an instance or lets it go")
-        self.pick.setCheckable(True)
-        self.alone = QtWidgets.QCheckBox("show the chosen one alone")
-        self.merge = _button("Merge", "The chosen instances become one, with the lowest number")
-        self.delete = _button("Delete", "The chosen instances become background")
-        self.undo = _button("Undo", "Take back the last correction or brush stroke (Ctrl+Z in the viewer)")
-        self.neck = _share("A neck is cut where it is thinner than this share of the thinner body; 1 cuts everywhere")
-        self.neck.setValue(0.5)
-        self.split_necks = _button("Split at necks", "Cut the chosen instances where they are thin")
-        self.add_seeds = _button("Seed points", "A layer of points: click one into each part of an instance")
-        self.split_seeds = _button("Split at seeds", "Cut every instance that holds two seed points or more")
-        self.save_labels = _button("Save labels …", "As a volume, with voxel size and metadata")
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        layout = QtWidgets.QVBoxLayout(self)
-        layout.addLayout(_row(QtWidgets.QLabel("Instances"), self.labels))
-        layout.addLayout(_row(self.measure, self.save_table))
-        layout.addWidget(self.table, 1)
-        layout.addLayout(_row(QtWidgets.QLabel("Chosen"), self.ids, self.pick))
-        layout.addWidget(self.alone)
-        grid = QtWidgets.QGridLayout()
-        rows = ((self.merge, self.delete, self.undo), (self.split_necks, self.add_seeds, self.split_seeds))
-        for y, buttons in enumerate(rows):
-            for x, button in enumerate(buttons):
-                grid.addWidget(button, y, x)
-        layout.addLayout(grid)
-        last = _row(QtWidgets.QLabel("Neck at most"), self.neck, self.save_labels)
-        last.insertStretch(2, 1)
-        layout.addLayout(last)
+def button(text: str, tip: str, act: Callable[..., None], tasks: TaskBar | None = None) -> QtWidgets.QPushButton:
+    """A button that cannot be pressed while one of the ``tasks`` runs."""
+    made = QtWidgets.QPushButton(text)
+    made.setToolTip(tip)
+    made.clicked.connect(act)
+    if tasks is not None:
+        tasks.running.connect(made.setDisabled)
+    return made
 
 
-def _row(*widgets: QtWidgets.QWidget) -> QtWidgets.QHBoxLayout:
+def beside(*widgets: QtWidgets.QWidget) -> QtWidgets.QHBoxLayout:
     """Widgets side by side; fields to fill in take what is left."""
     row = QtWidgets.QHBoxLayout()
     for widget in widgets:
@@ -350,7 +233,10 @@ def _row(*widgets: QtWidgets.QWidget) -> QtWidgets.QHBoxLayout:
     return row
 
 
-def _button(text: str, tip: str) -> QtWidgets.QPushButton:
-    button = QtWidgets.QPushButton(text)
-    button.setToolTip(tip)
-    return button
+def form(*rows: tuple[Any, ...]) -> QtWidgets.QFormLayout:
+    """Rows of a label and a widget, or of a widget."""
+    made = QtWidgets.QFormLayout()
+    made.setFieldGrowthPolicy(QtWidgets.QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+    for row in rows:
+        made.addRow(*row)
+    return made
