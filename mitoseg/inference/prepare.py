@@ -180,13 +180,11 @@ def adapt_greys(choice: str, volume: Volume, model: Model) -> tuple[Volume, Norm
     if choice == "volume":
         return volume, measure_normalization([(volume, volume.box)])
     if choice == "match":
-        quantiles = _quantiles(model)
-        if quantiles is None:
+        if (quantiles := _quantiles(model)) is None:
             what = "the checkpoint lacks the grey-value quantiles of its training volume"
             raise UserError(what, None, "give normalize=volume")
         return MatchedVolume(volume, quantiles), None
-    distance = greys_apart(volume, model)
-    if distance > FAR_GREYS:
+    if (distance := greys_apart(volume, model)) > FAR_GREYS:
         text = (
             "%s has other grey values than training (%.2g of its deviations apart): give normalize=match, "
             "or invert the image if it is bright where training is dark"
@@ -203,10 +201,8 @@ def _quantiles(model: Model) -> list[float] | None:
 def greys_apart(volume: Volume, model: Model) -> float:
     """Distance of the grey values from those of training, see `mitoseg.volumes.normalize`; 0 where it is not known."""
     quantiles = _quantiles(model)
-    if quantiles is None:
-        return 0.0
-    greys = sample_greys(volume)
-    return grey_distance(greys, quantiles) if greys.size else 0.0
+    greys = sample_greys(volume) if quantiles else np.empty(0)
+    return grey_distance(greys, quantiles) if quantiles and greys.size else 0.0
 
 
 NEAR = 1.1

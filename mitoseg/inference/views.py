@@ -109,25 +109,20 @@ class Symmetry:
         return Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
 
 
-Order = tuple[int, int, int]
-_UPRIGHT: Order = (0, 1, 2)
-_IN_PLANE: tuple[Order, ...] = (_UPRIGHT, (0, 2, 1))
-_ALONG_EACH: tuple[Order, ...] = (_UPRIGHT, (1, 2, 0), (2, 0, 1))
-
-
-def _turned(orders: Sequence[Order], axes: Sequence[int]) -> tuple[Symmetry, ...]:
+def _turned(orders: Sequence[tuple[int, int, int]], *axes: int) -> tuple[Symmetry, ...]:
     """Each order of the axes, with each choice of axes to mirror."""
     flips = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
     return tuple(Symmetry(order, chosen) for order in orders for chosen in flips)
 
 
+_CYCLIC = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 SYMMETRIES: dict[str, tuple[Symmetry, ...]] = {
     "none": (Symmetry(),),
-    "flips": _turned((_UPRIGHT,), (1, 2)),
-    "turns": _turned(_IN_PLANE, (1, 2)),
-    "all": _turned(_IN_PLANE, (0, 1, 2)),
-    "axes": _turned(_ALONG_EACH, ()),
-    "cube": _turned((*_ALONG_EACH, (0, 2, 1), (1, 0, 2), (2, 1, 0)), (0, 1, 2)),
+    "flips": _turned([(0, 1, 2)], 1, 2),
+    "turns": _turned([(0, 1, 2), (0, 2, 1)], 1, 2),
+    "all": _turned([(0, 1, 2), (0, 2, 1)], 0, 1, 2),
+    "axes": _turned(_CYCLIC),
+    "cube": _turned([*_CYCLIC, (0, 2, 1), (1, 0, 2), (2, 1, 0)], 0, 1, 2),
 }
 """By name: nothing; 4 flips of y and x; 8 with quarter turns; 16 with flips of z; 3: along z, y and x; all 48.
 

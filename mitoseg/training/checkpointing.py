@@ -69,24 +69,40 @@ class LastCheckpoint(Checkpoint):
 
     SIGINT (Ctrl-C), SIGTERM (a preempted job) and SIGUSR1 (a SLURM job whose time is nearly up) take effect after the
     current step or validation: the checkpoint is written, and training ends with `KeyboardInterrupt` or
-    `SIGTERMException`. After SIGUSR1 a SLURM job is also put back into the queue. With several processes it is enough
-    that one of them gets the signal; they agree on it ``every`` few steps.
+    `SIGTERMException`; a second SIGINT interrupts at once. After SIGUSR1 a SLURM job is also put back into the queue.
+    With several processes it is enough that one of them gets the signal; they agree on it ``every`` few steps.
     """
 
     def __init__(self, folder: Path, minutes: float = 10.0, every: int = 20) -> None:
         self.path = folder / "last.ckpt"
         self.seconds, self.every = 60 * minutes, every
-        self.request = StopRequest()
+        self.number = 0  # of the first signal
+        self._before: dict[int, Any] = {}
         self._saved = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the signal handlers, after Lightning's own."""
-        self.request.install()
+        """Take over the signals after Lightning; one that is ignored (a background job's SIGINT) stays so."""
         self._saved = time.monotonic()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, REQUEUE)):
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:
+                self._before.setdefault(number, before)
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        log.info("%s: stopping after this step%s", signal.Signals(number).name, again)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signal handlers back."""
-        self.request.remove()
+        """Give the signals back to whoever had them."""
+        while self._before:
+            number, before = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -111,8 +127,8 @@ class LastCheckpoint(Checkpoint):
     def _agree(self, trainer: Trainer, due: bool) -> tuple[int, bool]:
         """The signal that any process got, and whether a checkpoint is due anywhere."""
         if trainer.world_size == 1 or not distributed.is_initialized():
-            return self.request.number, due
-        flags = torch.tensor([self.request.number, int(due)], device=trainer.strategy.root_device)
+            return self.number, due
+        flags = torch.tensor([self.number, int(due)], device=trainer.strategy.root_device)
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         return int(flags[0]), bool(flags[1])
 
@@ -159,37 +175,6 @@ def requeue() -> bool:
 
 
 REQUEUE = getattr(signal, "SIGUSR1", None)  # what SLURM is asked to send before a job's time is up
-
-
-class StopRequest:
-    """Notes the ``number`` of the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Take over the signals, in the main thread; one that is ignored (a background job's SIGINT) stays so."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in filter(None, (signal.SIGINT, signal.SIGTERM, REQUEUE)):
-            before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:
-                self._before.setdefault(number, before)
-                signal.signal(number, self._note)
-
-    def remove(self) -> None:
-        """Give the signals back to whoever had them."""
-        while self._before:
-            number, before = self._before.popitem()
-            signal.signal(number, signal.SIG_DFL if before is None else before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = self.number or number
-        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        log.info("%s: stopping after this step%s", signal.Signals(number).name, again)
 
 
 def capture() -> dict[str, Any]:

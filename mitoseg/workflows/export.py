@@ -11,9 +11,10 @@ from rich.console import Console
 from mitoseg.datasets import Lucchi, LucchiPP, Vnc
 from mitoseg.datasets.synthetic import generate_phantom
 from mitoseg.errors import UserError
-from mitoseg.export import export_onnx, export_package, export_weights, model_card, read_facts
 from mitoseg.export.forms import choose_form
-from mitoseg.export.weights import input_values
+from mitoseg.export.onnx_file import export_onnx
+from mitoseg.export.package import export_package
+from mitoseg.export.weights import export_weights, input_values, model_card, read_facts
 from mitoseg.networks.checkpoint import Model, find_weights, load_model
 from mitoseg.progress import Tell
 from mitoseg.storage import read_json, write_text

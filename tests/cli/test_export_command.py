@@ -8,8 +8,8 @@ import tifffile
 import torch
 from made_checkpoints import predict, run_command, save_checkpoint
 
-from mitoseg.export import read_facts
 from mitoseg.export.onnx_file import open_session
+from mitoseg.export.weights import read_facts
 from mitoseg.networks.checkpoint import find_weights, load_model
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from mitoseg.geometry import Box
 from mitoseg.inference import predict_volume
 from mitoseg.inference.prepare import make_prediction
 from mitoseg.networks import ContextCNN, Ensemble, PatchCNN, UNet
 from mitoseg.networks.checkpoint import Model
 from mitoseg.volumes import CHANNEL_OFFSETS, ArrayVolume
+from mitoseg.volumes.base import ArrayWriter
 
 CALIBRATION = {"prior_shift": -0.3, "temperature": 10.0, "bias": 0.2}
 """Of a temperature that keeps the answers of random weights away from 0 and 1."""
@@ -71,20 +71,11 @@ def grey_volume(shape, seed=0):
     return np.clip(120 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
-class Kept:
-    """A writer into an array."""
-
-    def __init__(self, shape):
-        self.array = np.full(shape, np.nan, np.float32)
-
-    def write(self, box: Box, array):
-        self.array[box.slices] = array
-
-
-def predicted(model, image_zyx, method="auto", **options):
-    """What ``mitoseg predict`` writes."""
-    kept = Kept(image_zyx.shape)
+def predicted(model, image_zyx, method="auto", box=None, **options):
+    """What ``mitoseg predict`` writes, or a box of it."""
+    kept = ArrayWriter(image_zyx.shape if box is None else box.shape)
+    kept.array_zyx[:] = np.nan
     prediction = make_prediction(model, method=method, accelerator="cpu", precision="fp32", **options)
-    predict_volume(prediction, ArrayVolume(image_zyx), kept)
-    assert np.isfinite(kept.array).all()
-    return kept.array
+    predict_volume(prediction, ArrayVolume(image_zyx), kept, box=box)
+    assert np.isfinite(kept.array_zyx).all()
+    return kept.array_zyx

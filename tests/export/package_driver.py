@@ -14,7 +14,8 @@ import numpy as np
 from exported_models import block_model, grey_volume, unet_model
 
 from mitoseg.errors import UserError
-from mitoseg.export import export_package, package
+from mitoseg.export import package
+from mitoseg.export.package import export_package
 
 FACTS = {
     "name": "lucchi",

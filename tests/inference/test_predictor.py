@@ -14,7 +14,7 @@ from mitoseg.geometry import Box
 from mitoseg.inference import METHODS, Prediction, Predictor, precision, predict_volume
 from mitoseg.inference.precision import choose_compile, choose_precision, computing
 from mitoseg.inference.predictor import run_overlapped
-from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, largest_tile, parse_bytes, used_bytes
+from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, parse_bytes, used_bytes
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.volumes import ArrayVolume, Normalization
@@ -56,8 +56,8 @@ def test_too_little_memory_on_the_device_halves_the_tile():
     image = grey((3, 40, 40))
     plenty, stingy = shaken(SmallBlock()), shaken(Stingy())
     expected, result = Memory(image.shape), Memory(image.shape)
-    predict_volume(prediction(plenty, method="strided"), ArrayVolume(image), expected, tile=(3, 40, 40))
-    predict_volume(prediction(stingy, method="strided"), ArrayVolume(image), result, tile=(3, 40, 40))
+    for network, writer in ((plenty, expected), (stingy, result)):
+        predict_volume(prediction(network, method="strided"), ArrayVolume(image), writer, tile=(3, 40, 40))
     np.testing.assert_array_equal(result.array, expected.array)
     assert (result.written == 1).all()
     stingy.most = 0
@@ -188,14 +188,6 @@ def test_operations_are_those_of_the_layers():
     first = 2 * 9 * 4 * (read[1] - 2) * (read[2] - 2)
     second = 2 * 9 * 4 * 2 * ((read[1] - 2) // 2 - 2) * ((read[2] - 2) // 2 - 2)
     assert predictor.operations((1, 8, 8)) == 2 * (first + second)
-
-
-def test_tiles_are_halved_until_they_fit():
-    assert largest_tile((1, 1000, 1000), np.prod, 3e5, first=(1, 1000, 1000)) == (1, 512, 512)
-    for budget, tile in ((1e9, (10, 100, 100)), (3e4, (5, 64, 64))):
-        assert largest_tile((10, 100, 100), np.prod, budget, first=(10, 100, 100)) == tile
-    with pytest.raises(UserError, match="smallest tile"):
-        largest_tile((10, 100, 100), np.prod, 1, first=(10, 100, 100))
 
 
 def test_memory_is_read_as_people_write_it():

@@ -15,12 +15,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from mitoseg.errors import UserError
 from mitoseg.inference.prepare import make_prediction
-from mitoseg.networks import PatchCNN
-from mitoseg.networks.checkpoint import FORMAT, KEY, build_network, load_model, read_checkpoint, write_weights
+from mitoseg.networks import PatchCNN, UNet
+from mitoseg.networks.checkpoint import (
+    FOLDER,
+    FORMAT,
+    KEY,
+    build_network,
+    bundled,
+    find_weights,
+    load_model,
+    read_checkpoint,
+    read_weights,
+    write_weights,
+)
 
 PATCH = {"_target_": "mitoseg.networks.PatchCNN", "in_channels": 3, "classes": 2}
 
@@ -41,17 +53,6 @@ def save(path, entry, network=None):
     weights = {f"network.{k}": v for k, v in (network or PatchCNN()).state_dict().items()}
     torch.save({"state_dict": weights, KEY: entry}, path)
     return path
-
-
-def test_round_trip(tmp_path):
-    network = PatchCNN()
-    model = load_model(save(tmp_path / "a.ckpt", record(), network))
-    assert model.threshold == 0.4
-    assert model.voxel_size == (5.0, 5.0, 5.0)
-    assert model.channels == "adjacent"
-    assert not model.network.training
-    for mine, theirs in zip(network.parameters(), model.network.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
 HOSTILE = [
@@ -172,6 +173,8 @@ def test_networks_of_monai_load_without_trust(config, tmp_path):
     model = load_model(save(tmp_path / "a.ckpt", record(network=config), network))
     found, wanted = model.network.state_dict(), network.state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert (model.threshold, model.voxel_size, model.channels) == (0.4, (5.0, 5.0, 5.0), "adjacent")
+    assert not model.network.training
 
 
 def nested(levels):
@@ -393,3 +396,53 @@ def test_any_bytes_are_refused_in_one_line(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"not a checkpoint|not written by mitoseg"):
         load_model(path)
+
+
+def test_a_model_comes_back_from_safetensors(tmp_path):
+    config = {"spatial_dims": 2, "filters": [4, 8, 8], "strides": [2, 2]}
+    torch.manual_seed(0)
+    net, entry = UNet(**config), record(network={"_target_": "mitoseg.networks.UNet", **config})
+    net(torch.randn(4, 1, 32, 32))  # moves the running statistics of BatchNorm
+    write_weights(tmp_path / "a.safetensors", net.state_dict(), entry)
+    model = load_model(tmp_path / "a.safetensors")
+    assert (model.threshold, model.channels, model.voxel_size) == (0.4, "adjacent", (5.0, 5.0, 5.0))
+    assert model.record["calibration"] == entry["calibration"]
+    image = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.network(image), net.eval()(image), atol=1e-2, rtol=1e-2)
+    for name, weight in net.state_dict().items():
+        found = model.network.state_dict()[name]
+        assert found.dtype == weight.dtype
+        assert torch.equal(found, weight if weight.ndim < 2 else weight.half().float())
+    kernels = sum(w.numel() for w in net.parameters() if w.ndim > 1)
+    assert (tmp_path / "a.safetensors").stat().st_size < 2 * kernels + 30_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"no weights", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 64),
+        *(None, {"mitoseg": "[1]"}, {"mitoseg": "null"}, {"mitoseg": "{"}, {"other": "{}"}),
+    ],
+)
+def test_other_files_are_told(content, tmp_path):
+    path = tmp_path / "a.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save_file({"a": torch.zeros(2)}, path, metadata=content)
+    with pytest.raises(UserError, match=r"not a file of weights|not written by mitoseg"):
+        read_checkpoint(path)
+
+
+def test_a_record_that_names_code_is_refused(tmp_path):
+    write_weights(tmp_path / "a.safetensors", {}, record(network={"_target_": "os.system", "command": "echo"}))
+    with pytest.raises(UserError, match="outside mitoseg"):
+        load_model(tmp_path / "a.safetensors")
+
+
+def test_names_and_paths(tmp_path):
+    assert find_weights(tmp_path / "x.ckpt") == tmp_path / "x.ckpt"
+    for name in bundled():
+        assert find_weights(name) == FOLDER / name / "model.safetensors"
+        assert read_weights(find_weights(name))[1]["format"] == FORMAT

@@ -1,6 +1,7 @@
 """A run that is stopped at any step and taken up again ends with the very weights of one that was not."""
 
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from mitoseg.training.checkpointing import (
     AtomicCheckpointIO,
     BestCheckpoint,
     LastCheckpoint,
-    StopRequest,
     capture,
     requeue,
     restore,
@@ -127,15 +127,9 @@ def test_an_extended_run_runs_the_schedule_once_more(tmp_path):
     assert torch.load(last, weights_only=True)[STATE]["extended"] == [2]
     assert int(next(iter(extended.optimizers[0].state.values()))["step"]) == 18
     with pytest.raises(SystemExit):  # an extension that is stopped goes on as it was
-        fit(
-            tmp_path,
-            module(schedule=True, extended=[2, 1]),
-            StopAt(21),
-            max_epochs=4,
-            ckpt_path=tmp_path / "last.ckpt",
-        )
+        fit(tmp_path, module(schedule=True, extended=[2, 1]), StopAt(21), max_epochs=4, ckpt_path=last)
     rates[:] = []
-    fit(tmp_path, module(schedule=True, extended=[2, 1]), Rates(), max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
+    fit(tmp_path, module(schedule=True, extended=[2, 1]), Rates(), max_epochs=4, ckpt_path=last)
     assert rates == pytest.approx(first[3:])
 
 
@@ -164,21 +158,17 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_signals_are_heeded_once_and_given_back():
+def test_signals_are_heeded_once_and_given_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    request = StopRequest()
-    request.install()
-    signal.raise_signal(signal.SIGTERM)
-    signal.raise_signal(signal.SIGINT)
-    assert request.number == signal.SIGTERM
-    request.remove()
+    for first in (signal.SIGTERM, signal.SIGINT):
+        last = LastCheckpoint(tmp_path)
+        last.on_train_start(None, None)
+        signal.raise_signal(first)
+        with pytest.raises(KeyboardInterrupt) if first == signal.SIGINT else nullcontext():
+            signal.raise_signal(signal.SIGINT)
+        assert last.number == first
+        last.teardown(None, None, "fit")
     assert signal.getsignal(signal.SIGTERM) == before
-    request = StopRequest()
-    request.install()
-    signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    request.remove()
 
 
 def test_a_job_whose_time_is_up_goes_back_into_the_queue(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """What the last step of training writes into a checkpoint."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mitoseg.networks import ContextCNN
 from mitoseg.training import module as module_module
 from mitoseg.training.module import count_log_odds, finish_checkpoint
 from mitoseg.volumes import ArrayVolume, Normalization, map_labels
+from mitoseg.volumes.base import ArrayWriter
 
 
 @pytest.fixture
@@ -49,13 +52,7 @@ def test_calibration_and_threshold_are_those_of_the_method(tmp_path, prediction,
     assert record["kept"] == "yes"
     assert record["method"] == "dense"
     assert record["threshold"] == entries["threshold"] != 0.123
-    calibrated = Prediction(
-        prediction.network,
-        prediction.normalization,
-        "single",
-        Calibration(**record["calibration"]),
-        record["threshold"],
-    )
+    calibrated = replace(prediction, calibration=Calibration(**record["calibration"]), threshold=record["threshold"])
     best = _jaccard(calibrated, parts, record["threshold"])
     for other in (0.8, 1.25):
         assert best >= _jaccard(calibrated, parts, record["threshold"] * other)
@@ -80,13 +77,8 @@ def _jaccard(prediction, parts, threshold):
     """Foreground JAC of all parts, from their probabilities."""
     guess, truth = [], []
     for part in parts:
-        array = np.zeros(part.box.shape, np.float32)
-
-        class Writer:
-            def write(self, box, values, array=array):
-                array[box.slices] = values
-
-        predict_volume(prediction, part.image, Writer(), box=part.box)
-        guess.append(array.ravel() >= threshold)
+        writer = ArrayWriter(part.box.shape)
+        predict_volume(prediction, part.image, writer, box=part.box)
+        guess.append(writer.array_zyx.ravel() >= threshold)
         truth.append(part.read_label().ravel())
     return scores(count(np.concatenate(guess), np.concatenate(truth)))["jaccard_foreground"]

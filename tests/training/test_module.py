@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from mitoseg.evaluation.figures import overlay_figure
-from mitoseg.inference import Prediction, predict_volume
-from mitoseg.metrics import Calibration, Counts, count, scores
+from mitoseg.inference import predict_volume
+from mitoseg.inference.prepare import make_prediction
+from mitoseg.metrics import Counts, count, scores
 from mitoseg.networks.checkpoint import load_model
 from mitoseg.training.callbacks import SlicePictures
-from mitoseg.volumes import Normalization
+from mitoseg.volumes.base import ArrayWriter
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +32,16 @@ def trained(tmp_path_factory):
     return folder, model, data, run
 
 
-def test_it_learns(trained):
-    *_, run = trained
-    assert run.callback_metrics["val/jaccard_foreground"] > 0.6
-    assert run.callback_metrics["train/block_jaccard"] > 0.6
-
-
 def test_the_validation_score_is_that_of_whole_slices_at_the_best_threshold(trained):
     """Predicting the slab afresh with the checkpoint and its threshold gives the logged score."""
     folder, _, data, run = trained
+    assert min(run.callback_metrics[name] for name in ("val/jaccard_foreground", "train/block_jaccard")) > 0.6
     model = load_model(folder / "ck" / "last.ckpt")
-    prediction = Prediction(
-        model.network,
-        Normalization(**model.normalization),
-        model.channels,
-        Calibration(**model.calibration),
-        model.threshold,
-        method="strided",
-    )
+    prediction = make_prediction(model, method="strided", precision="fp32")
     (region,) = data.splits.validation
-    probability = np.zeros(region.box.shape, np.float32)
-
-    class Array:
-        def write(self, box, array_zyx):
-            probability[box.slices] = array_zyx
-
-    predict_volume(prediction, region.image, Array(), box=region.box)
-    found = scores(count(probability >= model.threshold, region.read_label()))
+    writer = ArrayWriter(region.box.shape)
+    predict_volume(prediction, region.image, writer, box=region.box)
+    found = scores(count(writer.array_zyx >= model.threshold, region.read_label()))
     for name in ("jaccard_foreground", "jaccard_background", "jaccard_mean", "precision", "recall"):
         assert run.callback_metrics[f"val/{name}"] == pytest.approx(found[name], abs=2e-3), name
 
@@ -66,9 +50,8 @@ def test_the_checkpoint_is_plain_and_complete(trained):
     folder, model, data, _ = trained
     checkpoint = torch.load(folder / "ck" / "best.ckpt", weights_only=True)
     record = checkpoint["mitoseg"]
-    assert record["network"] == CONFIG
-    assert record["voxel_size"] == [5.0, 5.0, 5.0]
-    assert record["channels"] == "adjacent"
+    found = [record[key] for key in ("network", "voxel_size", "channels")]
+    assert found == [CONFIG, [5.0, 5.0, 5.0], "adjacent"]
     assert record["prior"] == {"positions": data.prior, "batches": data.batch_prior}
     assert 0 < record["threshold"] < 1
     assert set(record["calibration"]) == {"prior_shift", "temperature", "bias"}
@@ -117,8 +100,7 @@ def test_resuming_gives_the_uninterrupted_run(tmp_path, monkeypatch):
     torch.set_num_threads(before)
     for a, b in zip(whole.parameters(), rest.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert whole.calibration == rest.calibration
-    assert whole.threshold == rest.threshold
+    assert (whole.calibration, whole.threshold) == (rest.calibration, rest.threshold)
 
 
 class Interrupt(pl.Callback):

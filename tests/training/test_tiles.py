@@ -5,9 +5,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from disc_training import Discs, trainer
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch.nn.functional import cross_entropy
 
+from mitoseg.cli.launch import default_config_dir
 from mitoseg.errors import UserError
 from mitoseg.inference.methods import log_odds_in_memory
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
@@ -16,6 +19,7 @@ from mitoseg.sampling import SlabLoader, TileDataModule, VolumeBank
 from mitoseg.training import SegmentationModule, adamw, one_cycle
 from mitoseg.training.callbacks import ShallowConvolutions
 from mitoseg.training.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from mitoseg.training.losses import DeepSupervision
 from mitoseg.workflows.train import tile_margin
 
 SMALL = {"filters": [8, 12, 16], "strides": [2, 2], "stem": 2}
@@ -27,24 +31,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists a
 
 
 def tiles(spatial_dims=2, **options):
-    given = (
+    given = {"spatial_dims": spatial_dims, "batch_size": 4, "epoch_tiles": 32}
+    given |= (
         {"tile": (1, 32, 32), "channels": "adjacent5"}
         if spatial_dims == 2
         else {"tile": (4, 32, 32), "channels": "single"}
     )
-    return TileDataModule(
-        Discs, **{**given, "spatial_dims": spatial_dims, "batch_size": 4, "epoch_tiles": 32, **options}
-    )
+    return TileDataModule(Discs, **given | options)
 
 
 def make(spatial_dims, **options):
     torch.manual_seed(0)
     config = NETWORKS[spatial_dims]
     network = UNet(**{k: v for k, v in config.items() if k != "_target_"})
-    schedule = lambda o, n: one_cycle(o, n)  # noqa: E731
-    return SegmentationModule(
-        network, config, lambda n: adamw(n, lr=5e-3), schedule, method="auto", tiles=True, **options
-    )
+    return SegmentationModule(network, config, lambda n: adamw(n, lr=5e-3), one_cycle, tiles=True, **options)
 
 
 def fit(folder, spatial_dims, *callbacks, last=None, **options):
@@ -63,10 +63,10 @@ def test_every_pixel_of_a_tile_is_trained_by_its_own_window(network):
     torch.manual_seed(0)
     net = network().double()
     module = SegmentationModule(net, {}, lambda n: adamw(n), tiles=True, channels_last=False)
-    data = TileDataModule(Discs, tile=(1, 8, 8), margin=tile_margin(net), augment="none", batch_size=2, epoch_tiles=4)
+    data = TileDataModule(Discs, tile=(1, 8, 8), margin=tile_margin(net), augment="none", batch_size=1, epoch_tiles=2)
     data.setup()
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    assert batch["image"].shape == (2, 3, 74, 74)
+    assert batch["image"].shape == (1, 3, 74, 74)
     scores = module(batch["image"].double())
     loss = cross_entropy(scores, batch["label"])
     gradients = torch.autograd.grad(loss, list(net.parameters()))
@@ -85,7 +85,7 @@ def test_every_pixel_of_a_tile_is_trained_by_its_own_window(network):
         torch.testing.assert_close(found, wanted, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("spatial_dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_u_net_learns_discs_and_its_checkpoint_predicts(spatial_dims, tmp_path):
     _, run = fit(tmp_path, spatial_dims, max_epochs=8)
     assert float(run.callback_metrics["val/jaccard_foreground"]) > 0.85
@@ -206,3 +206,44 @@ def test_shallow_convolutions_are_refused_in_bfloat16(tmp_path):
 def test_what_does_not_fit_together_is_told(options, line):
     with pytest.raises(UserError, match=line):
         TileDataModule(Discs, **{"tile": (1, 32, 32), "spatial_dims": 2, "channels": "adjacent5", **options})
+
+
+RUNS = {
+    2: ["augmentation=em_strong", "loss=boundary"],
+    3: ["augmentation=em", "augmentation.volumetric=true", "loss=lovasz_cross_entropy"],
+}
+
+
+class Seen(pl.Callback):
+    """Keeps what the network was given, and its losses."""
+
+    def __init__(self):
+        self.labels, self.losses = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.labels.append(batch["label"])
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.parametrize("ndim", RUNS)
+def test_a_short_run_on_augmented_tiles_with_other_losses(ndim, tmp_path):
+    """The same losses twice; deformed tiles with labels of 0, 1 and 255; nothing that is not finite."""
+    with initialize_config_dir(str(default_config_dir()), version_base="1.3"):
+        cfg = compose("train", [*RUNS[ndim], "hydra.mode=RUN"])
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        augmentation = instantiate(cfg.augmentation)
+        deep = {"filters": [4, 8, 12, 16], "deep_supervision": 1}
+        deep |= {"strides": [2, 2, 2], "stem": 2} if ndim == 2 else {"strides": [[1, 2, 2], 2, 1], "stem": [1, 2, 2]}
+        network = UNet(ndim, 5 if ndim == 2 else 1, **deep)
+        loss = DeepSupervision(instantiate(cfg.loss), cfg.head_weights)
+        model = SegmentationModule(network, {}, lambda n: adamw(n), loss=loss, tiles=True)
+        seen = Seen()
+        run = trainer(tmp_path, callbacks=[seen], enable_checkpointing=False, limit_val_batches=0)
+        run.fit(model, datamodule=tiles(ndim, epoch_tiles=16, augmentation=augmentation))
+        runs.append(seen)
+    assert len(runs[0].losses) == 8
+    assert runs[0].losses == runs[1].losses
+    assert all(0 < value < 100 for value in runs[0].losses)
+    assert set(torch.cat(runs[0].labels).unique().tolist()) == {0, 1, 255}

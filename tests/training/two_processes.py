@@ -16,7 +16,8 @@ BLOCKS, PARTS = 210, 2  # 40 to a step, five steps and ten blocks; gradients acc
 class Recorder(pl.Callback):
     """Notes the places of blocks, the validation slices, and what was counted, before and after training."""
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.folder = folder
         self.batches, self.slices, self.histograms = [], [], []
 
     def on_train_batch_start(self, run, module, batch, batch_idx):
@@ -28,7 +29,7 @@ class Recorder(pl.Callback):
     def on_validation_end(self, run, module):
         self.histograms.append(module.histogram.tolist())
 
-    def write(self, folder, run, model):
+    def on_fit_end(self, run, module):
         told = {
             "rank": run.global_rank,
             "world": run.world_size,
@@ -38,19 +39,19 @@ class Recorder(pl.Callback):
             "histograms": [[sum(row) for row in h] for h in self.histograms],
             "first_histogram": self.histograms[0],
             "metrics": {name: float(value) for name, value in run.callback_metrics.items()},
-            "weights": torch.cat([p.detach().flatten() for p in model.parameters()]).tolist(),
+            "weights": torch.cat([p.detach().flatten() for p in module.parameters()]).tolist(),
         }
-        (folder / f"rank{run.global_rank}_of_{run.world_size}.json").write_text(json.dumps(told), encoding="utf-8")
+        (self.folder / f"rank{run.global_rank}_of_{run.world_size}.json").write_text(
+            json.dumps(told), encoding="utf-8"
+        )
 
 
 def train(folder, **options):
     """One epoch, with a validation of the untrained network before it."""
-    recorder, model = Recorder(), module(lr=0.5, optimizer=sgd_paper)
-    quiet = {"enable_checkpointing": False}
-    run = trainer(folder, callbacks=[recorder], max_epochs=1, num_sanity_val_steps=-1, **quiet, **options)
-    run.fit(model, datamodule=datamodule(epoch_blocks=BLOCKS))
-    recorder.write(folder, run, model)
+    given = {"max_epochs": 1, "num_sanity_val_steps": -1, "enable_checkpointing": False, **options}
+    run = trainer(folder, callbacks=[Recorder(folder)], **given)
+    run.fit(module(lr=0.5, optimizer=sgd_paper), datamodule=datamodule(epoch_blocks=BLOCKS))
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), devices=2, strategy="ddp", accumulate_grad_batches=PARTS)
+    train(Path(sys.argv[1]), devices=2, strategy="ddp_fork", accumulate_grad_batches=PARTS)

@@ -123,6 +123,9 @@ def test_surfaces_lie_where_the_voxels_are():
     labels = two_cells()
     state = make_scene(shown(instances=labels))
     assert state.to_json()["layers"][0]["segments"] == ["3", "7"]
+    (without,) = make_scene(shown(instances=labels), surfaces=False).to_json()["layers"]
+    assert "segments" not in without
+    assert "meshes" not in without["source"][0]["subsources"]
     with serving(state) as viewer:
         for number in (3, 7):
             data = fetch(viewer.get_viewer_url(), f"/neuroglancer/mesh/{keys(viewer)['instances']}/{number}")
@@ -135,12 +138,6 @@ def test_surfaces_lie_where_the_voxels_are():
             np.testing.assert_allclose(vertices_xyz.max(0), where.max(0) + 1, atol=0.75)
         with pytest.raises(urllib.error.HTTPError, match="404"):
             fetch(viewer.get_viewer_url(), f"/neuroglancer/mesh/{keys(viewer)['instances']}/5")
-
-
-def test_without_surfaces_none_are_offered():
-    state = make_scene(shown(instances=two_cells()), surfaces=False).to_json()
-    assert "segments" not in state["layers"][0]
-    assert "meshes" not in state["layers"][0]["source"][0]["subsources"]
 
 
 class Watched(Volume):
@@ -237,6 +234,9 @@ def test_any_box_at_any_halving(data):
     box = Box(tuple(start), tuple(stop))
     levels = Levels([Level((1, 1, 1), ArrayVolume(values))], labels=False)
     np.testing.assert_allclose(levels.read(box, factors), whole[box.slices])
+    for bad, by in ((Box((0, 0, 0), (8, 9, 10)), (1, 1, 1)), (Box((0, 0, 0), (1, 1, 1)), (3, 1, 1))):
+        with pytest.raises(ValueError, match="no box"):
+            levels.read(bad, by)
 
 
 def test_labels_are_not_averaged():
@@ -254,15 +254,6 @@ def test_the_coarsest_level_that_fits_is_read():
         found = levels.read(Box((0, 0, 0), stop), factors)
         assert found.shape == stop
         assert (found == expected).all()
-
-
-@pytest.mark.parametrize(
-    ("box", "factors"), [(((0, 0, 0), (8, 9, 10)), (1, 1, 1)), (((0, 0, 0), (1, 1, 1)), (3, 1, 1))]
-)
-def test_what_cannot_be_read_is_refused(box, factors):
-    levels = Levels([Level((1, 1, 1), ArrayVolume(places(LEVELS)))], labels=False)
-    with pytest.raises(ValueError, match="no box"):
-        levels.read(Box(*box), factors)
 
 
 def test_levels_of_an_ome_zarr_image(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,17 +207,8 @@ def read(path: str | Sequence[str]) -> list[Any]:
         return NOTHING
 
 
-def write_labels(path: str, data: Any, meta: Mapping[str, Any]) -> list[str]:  # noqa: ANN401 (any array)
-    """Save labels; a layer that does not say what it is holds instances."""
-    return _write(path, data, meta, "instances")
-
-
-def write_image(path: str, data: Any, meta: Mapping[str, Any]) -> list[str]:  # noqa: ANN401 (any array)
-    """Save an image."""
-    return _write(path, data, meta, None)
-
-
-def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> list[str]:  # noqa: ANN401
+def _write(path: str, data: Any, meta: Mapping[str, Any], *, kind: str | None) -> list[str]:  # noqa: ANN401
+    """Save a layer, of this kind unless it says what it is; nothing and one message where it cannot be saved."""
     try:
         array = data[0] if meta.get("multiscale") else data
         if meta.get("rgb") or len(array.shape) != 3:
@@ -230,6 +222,10 @@ def _write(path: str, data: Any, meta: Mapping[str, Any], kind: str | None) -> l
         show_mistake(error)
         return []
     return [path]
+
+
+write_labels = partial(_write, kind="instances")
+write_image = partial(_write, kind=None)
 
 
 def save_volume(path: str, volume: Volume, metadata: Mapping[str, Any], *, overwrite: bool = False) -> None:

@@ -193,26 +193,19 @@ def space(voxel_size: VoxelSize) -> neuroglancer.CoordinateSpace:
     return neuroglancer.CoordinateSpace(names=["x", "y", "z"], units="nm", scales=list(voxel_size[::-1]))
 
 
-def grey_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """The type in which grey values travel.
+def served_type(dtype: np.dtype[np.generic], *, labels: bool) -> np.dtype[np.generic]:
+    """The type in which grey values or, unsigned, numbers are sent.
 
-    >>> grey_type(np.dtype(np.uint16)).name, grey_type(np.dtype(np.float16)).name, grey_type(np.dtype(bool)).name
-    ('uint16', 'float32', 'uint8')
+    >>> [served_type(np.dtype(name), labels=False).name for name in ("uint16", "float16", "bool")]
+    ['uint16', 'float32', 'uint8']
+    >>> [served_type(np.dtype(name), labels=True).name for name in ("int16", "float32", "bool")]
+    ['uint16', 'uint32', 'uint8']
     """
     if dtype == np.bool_:
         return np.dtype(np.uint8)
+    if labels:
+        return np.dtype(np.uint32) if dtype.kind == "f" else np.dtype(f"uint{8 * dtype.itemsize}")
     return dtype if dtype.name in _GREYS else np.dtype(np.float32)
-
-
-def label_type(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """The type in which numbers travel: unsigned.
-
-    >>> label_type(np.dtype(np.int16)).name, label_type(np.dtype(np.float32)).name, label_type(np.dtype(bool)).name
-    ('uint16', 'uint32', 'uint8')
-    """
-    if dtype.kind == "f":
-        return np.dtype(np.uint32)
-    return np.dtype(f"uint{8 * dtype.itemsize}")
 
 
 class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
@@ -223,7 +216,7 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]
     ) -> None:
         volume = levels.finest
         self._levels, self._labels, self.surfaces = levels, labels, surfaces
-        self._dtype = label_type(volume.dtype) if labels else grey_type(volume.dtype)
+        self._dtype = served_type(volume.dtype, labels=labels)
         super().__init__(
             SimpleNamespace(shape=volume.shape[::-1], dtype=self._dtype),  # all that the library reads by itself
             dimensions=space(voxel_size),
@@ -338,13 +331,10 @@ def serving(
         neuroglancer.set_server_bind_address(bind, port)
         viewer = neuroglancer.Viewer()
     except OSError as error:
+        free = "or port=0 for a free one"
         remedies = {
-            errno.EADDRINUSE: ("the port is taken", port, "choose another, or port=0 for a free one"),
-            errno.EACCES: (
-                "the port needs special permission",
-                port,
-                "choose one above 1023, or port=0 for a free one",
-            ),
+            errno.EADDRINUSE: ("the port is taken", port, f"choose another, {free}"),
+            errno.EACCES: ("the port needs special permission", port, f"choose one above 1023, {free}"),
         }
         other = ("cannot listen on that address", bind, "give bind=127.0.0.1, or an address of this machine")
         raise UserError(*remedies.get(error.errno or 0, other)) from error

@@ -1,12 +1,17 @@
-"""A loss that is no number ends the run in one line, and nothing of it is saved."""
+"""A loss that is no number ends the run in one line; without a terminal, training logs its state in plain lines."""
+
+import logging
+import re
+import time
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from disc_training import datamodule, module, trainer
+from disc_training import checkpoints, datamodule, module, trainer
 
+from mitoseg import progress
 from mitoseg.errors import UserError
-from mitoseg.training.callbacks import FiniteLoss
+from mitoseg.training.callbacks import FiniteLoss, ProgressLines
 from mitoseg.training.checkpointing import LastCheckpoint
 
 
@@ -54,3 +59,26 @@ def test_on_a_gpu_it_is_found_a_little_later_but_before_anything_is_saved(batch,
     line, _ = fit(tmp_path, Spoil(batch), Device())
     assert f"epoch 1, batch {batch}" in line
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+class Patience(pl.Callback):
+    """Makes an epoch longer than a few lines take."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            time.sleep(0.01)
+
+
+def test_a_line_tells_step_loss_score_and_the_time_left(tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(progress, "SECONDS", 0.02)
+    caplog.set_level(logging.INFO, logger="mitoseg.progress")
+    callbacks = [ProgressLines(), Patience(), *checkpoints(tmp_path)]
+    run = trainer(tmp_path, callbacks=callbacks, enable_progress_bar=True)
+    run.fit(module(), datamodule=datamodule(epoch_blocks=400))
+    form = r"step \d+, epoch 2 of 2, loss \d\.\d{4}, validation JAC \d\.\d{3}, 0:00:\d\d left(, validating)?"
+    assert any(re.fullmatch(form, line) for line in caplog.messages), caplog.messages
+    assert all(line.startswith("step ") for line in caplog.messages if "left" in line)
+    told = len(caplog.messages)
+    time.sleep(0.06)
+    assert len(caplog.messages) == told, "it goes on after training"
+    assert "\r" not in "".join(capsys.readouterr())
