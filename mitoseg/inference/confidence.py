@@ -26,15 +26,10 @@ from mitoseg.volumes import CHANNEL_OFFSETS, Volume
 from mitoseg.volumes.base import ArrayVolume, ArrayWriter, CroppedVolume
 from mitoseg.volumes.resampling import resampled
 
-SCALES = (0.8, 1.25)
-"""Factors of the pixel size."""
-SIDE = 384
-"""Pixels of a field along y and x."""
-DEPTH = 32
-"""Slices of a field for networks on volumes; those on slices get one."""
-FIELDS = (4, 16)
-"""The least and the largest number of fields; in between they are `SHARE` of the volume."""
-SHARE = 0.01
+SCALES = (0.8, 1.25)  # factors of the pixel size
+SIDE = 384  # pixels of a field along y and x
+DEPTH = 32  # slices of a field for networks on volumes; those on slices get one
+FIELDS, SHARE = (4, 16), 0.01  # the least and the largest number of fields; in between, their share of the volume
 SPREAD = 0.2
 """Half the width of the range that is told: four of five fields lie within, see `benchmarks/confidence.py`."""
 DOUBTFUL = 0.55

@@ -47,8 +47,7 @@ from mitoseg.networks.kinds import BlockNetwork, dimensions, per_axis
 METHODS = ("dense", "strided", "window", "blend")
 BLEND_TILES = {2: (1, 256, 256), 3: (32, 128, 128)}
 """(z, y, x) voxels that a network on slices or on volumes takes at once, unless it or the user says otherwise."""
-OVERLAPS = {2: 0.5, 3: 0.25}
-"""Share of a tile that the next one covers again, along each axis, unless the user says otherwise."""
+OVERLAPS = {2: 0.5, 3: 0.25}  # share of a tile that the next one covers again along each axis, unless told otherwise
 
 
 def choose_method(name: str, network: nn.Module) -> str:
@@ -171,8 +170,8 @@ class Dense(Method):
 
 
 @dataclass(frozen=True)
-class OnGrid(Method):
-    """A method that scores the pixels of a regular grid, with outputs that see pixels around their window."""
+class Strided(Method):
+    """The whole slice or volume once: one score every stride, with outputs that see pixels around their window."""
 
     network: BlockNetwork
     ndim: int
@@ -202,23 +201,15 @@ class OnGrid(Method):
             odds = fill(odds, axis, write.start[axis], write.stop[axis], stride)
         return odds
 
-    @abstractmethod
     def _answers(self, image: Tensor) -> Tensor:
         """Log-odds (z, y, x) of every window of the image."""
-
-
-class Strided(OnGrid):
-    """The whole slice or volume once: one score every stride of the network."""
-
-    def _answers(self, image: Tensor) -> Tensor:
         return _in_parts(self.network, image, self.slices)
 
 
-BATCH = 512
-"""Windows that go through a network together; always as many, so that a score does not depend on the tile."""
+BATCH = 512  # windows that go through a network together; always as many, so that a score does not depend on the tile
 
 
-class Window(OnGrid):
+class Window(Strided):
     """Each window cut out and put through alone."""
 
     def _answers(self, image: Tensor) -> Tensor:

@@ -26,24 +26,15 @@ from mitoseg.volumes import CHANNEL_OFFSETS, Volume
 from mitoseg.volumes.stored import CACHE_BYTES
 
 Tile = tuple[int, int, int]
-TILE_VOXELS = {"cpu": 2**20, "cuda": 2**23}
-"""Thin slices are taken several at a time up to so many voxels; a GPU needs more to be busy."""
-CUBE_VOXELS = 2**24
-"""Tiles of volumes that are predicted along each axis are as thick as they are wide, up to so many voxels."""
-WINDOW_VOXELS = 2**16
-"""The same for the literal window, whose voxels take a thousand times as long."""
-LARGEST_SIDE = 4096
-"""The longest side of a tile along y and x."""
-VOXEL_BYTES = 32
-"""Host memory for each voxel of a tile besides the network: read ahead, log-odds, probability, output."""
-GPU_SHARE, HOST_SHARE = 0.8, 0.5
-"""Of the free memory, taken unless the user says otherwise."""
-OVERHEAD = {"cpu": 1.5, "cuda": 1.25}
-"""Memory for each byte of tensors: on a CPU what was freed stays with the process for a while."""
-HEAPS = 50 * 10**6
-"""Bytes that the threads' heaps keep besides the tiles."""
-ASSEMBLING = 4
-"""Copies of a tile's image while its channels are put together and normalised."""
+TILE_VOXELS = {"cpu": 2**20, "cuda": 2**23}  # up to which thin slices go together; a GPU needs more to be busy
+CUBE_VOXELS = 2**24  # up to which tiles are as thick as they are wide, where volumes are predicted along each axis
+WINDOW_VOXELS = 2**16  # the same for the literal window, whose voxels take a thousand times as long
+LARGEST_SIDE = 4096  # the longest side of a tile along y and x
+VOXEL_BYTES = 32  # host memory for each voxel of a tile: read ahead, log-odds, probability, output
+GPU_SHARE, HOST_SHARE = 0.8, 0.5  # of the free memory, taken unless the user says otherwise
+OVERHEAD = {"cpu": 1.5, "cuda": 1.25}  # for each byte of tensors: on a CPU what was freed stays for a while
+HEAPS = 50 * 10**6  # bytes that the threads' heaps keep besides the tiles
+ASSEMBLING = 4  # copies of a tile's image while its channels are put together and normalised
 
 
 class Sizing:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mitoseg.errors import UserError
 
@@ -72,7 +72,7 @@ def _planned(func: Any, args: Any, kwargs: Any) -> int:  # noqa: ANN401 (of torc
     """Count the numbers that an operation will make, by running it on meta tensors."""
     if any(argument.name == "device" for argument in func._schema.arguments):
         kwargs = {**kwargs, "device": torch.device("meta")}
-    args, kwargs = tree_map(_without_numbers, (args, kwargs))
+    args, kwargs = tree_map_only(Tensor, _without_numbers, (args, kwargs))
     try:
         made = func(*args, **kwargs)
     except (RuntimeError, TypeError):  # it has no such form, or gives a number
@@ -80,9 +80,7 @@ def _planned(func: Any, args: Any, kwargs: Any) -> int:  # noqa: ANN401 (of torc
     return sum(one.numel() for one in tree_leaves(made) if isinstance(one, Tensor))
 
 
-def _without_numbers(value: object) -> object:
-    if not isinstance(value, Tensor):
-        return value
+def _without_numbers(value: Tensor) -> Tensor:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 

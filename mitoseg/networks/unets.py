@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mitoseg.errors import UserError
+from mitoseg.networks.kinds import per_axis
 
 NORMS = {"instance_affine": ("instance", {"affine": True}), "group": ("group", {"num_groups": 8})}
 """Normalisations besides those that MONAI knows by name alone."""
@@ -29,22 +30,12 @@ Sizes = Sequence[int | Sequence[int]]
 class UNet(nn.Module):
     """A U-Net whose scores have the size of its input.
 
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: Of the image.
-        classes: Scores of each voxel.
-        filters: Of each level, from the finest to the coarsest.
-        stem: Voxels along each axis that become channels; one number for all axes, or one each.
-        strides: Between the levels; each a number, or one for each axis.
-        kernels: Of the convolutions of each level; None: 3 along all axes.
-        norm: One of `NORMS`, or that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile.
-        residual: Residual blocks.
-        deep_supervision: Number of coarser levels that are scored in training as well.
-        dropout: Share of the values that are dropped in training, or None.
-        tile: (z, y, x) voxels that are predicted at once, unless the user says otherwise.
-
-    Attributes:
-        multiple: What the sides of an image must be multiples of, for each axis.
+    ``filters`` and ``kernels`` (None: 3 along all axes) are those of each level, the finest first; ``strides`` lie
+    between the levels; these and the ``stem`` are numbers for all axes, or one each. ``norm`` is one of `NORMS`, or
+    one that MONAI knows; batch keeps a voxel's score from depending on the rest of its tile. ``deep_supervision`` is
+    the number of coarser levels that are scored in training as well, ``tile`` the (z, y, x) voxels that are predicted
+    at once, unless the user says otherwise. The attribute ``multiple`` says what the sides of an image must be
+    multiples of.
 
     Raises:
         UserError: The sizes do not fit together.
@@ -111,7 +102,7 @@ class UNet(nn.Module):
 
 
 def _per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    sizes = (value,) * ndim if isinstance(value, int) else tuple(value)
+    sizes = per_axis(value, ndim)
     if len(sizes) != ndim or min(sizes) < 1:
         raise UserError(f"not a size for {ndim} axes", list(sizes), "give a number, or one for each axis")
     return sizes

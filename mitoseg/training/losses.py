@@ -63,10 +63,8 @@ def _checked_positive(name: str, value: float) -> float:
 class MonaiLoss(VoxelLoss):
     """A loss of MONAI that treats voxels as a set, such as Dice, focal or Tversky, without the ignored ones.
 
-    Args:
-        loss: With ``to_onehot_y: true`` and ``softmax: true`` (``use_softmax`` in the focal loss).
-        pooled: Over all voxels of the batch at once, else the mean over samples; blocks are always pooled, since one
-            voxel has no overlap to speak of.
+    It needs ``to_onehot_y: true`` and ``softmax: true`` (``use_softmax`` in the focal loss). ``pooled``: over all
+    voxels of the batch at once, else the mean over samples; blocks are always pooled, since one voxel has no overlap.
     """
 
     def __init__(self, loss: nn.Module, pooled: bool = True) -> None:
@@ -131,12 +129,8 @@ class BoundaryCrossEntropy(VoxelLoss):
     is that of the weight map of the U-Net (Ronneberger, Fischer and Brox, 2015), with the distance to the nearest
     border in place of the sum of the two nearest.
 
-    Args:
-        weight: w, the extra weight at a border.
-        sigma: Width of the border in voxels along x.
-        spacing: Relative distance of voxels along z, y and x, such as [10, 1, 1] for sections ten times as thick as a
-            pixel is wide; the last two for tiles of one slice.
-        label_smoothing: See `CrossEntropy`.
+    ``weight`` is w, ``sigma`` in voxels along x, ``spacing`` the relative distance of voxels along z, y and x, such as
+    [10, 1, 1] for sections ten times as thick as a pixel is wide, of which tiles of one slice take the last two.
     """
 
     def __init__(
@@ -245,7 +239,7 @@ class CrossEntropy(VoxelLoss):
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.label_smoothing = _checked_share("label_smoothing", label_smoothing)
-        self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
+        self.class_weights = None if class_weights is None else list(map(float, class_weights))
         if self.class_weights is not None and (len(self.class_weights) != 2 or min(self.class_weights) <= 0):
             remedy = "give two, such as [1, 4]"
             raise UserError("class_weights are not two positive numbers", self.class_weights, remedy)

@@ -29,12 +29,19 @@ def test_folding_volumes_loses_nothing(factor):
     assert torch.equal(folded[0, a * b * c - 1], image[0, 0, a - 1 :: a, b - 1 :: b, c - 1 :: c])
 
 
+ANISOTROPIC = {"stem": [1, 2, 2], "strides": [[1, 2, 2], 2], "kernels": [[1, 3, 3], 3, 3]}
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-@pytest.mark.parametrize(("ndim", "sides"), [(2, (32, 48)), (3, (16, 32, 16))])
-def test_scores_have_the_size_of_the_image(ndim, sides, norm, residual):
-    network = UNet(ndim, 2, filters=[4, 8, 8], strides=[2, 2], norm=norm, residual=residual).eval()
-    assert network.multiple == (8,) * ndim
+@pytest.mark.parametrize(
+    ("sides", "options", "multiple"),
+    [((32, 48), {}, (8, 8)), ((16, 32, 16), {}, (8, 8, 8)), ((4, 16, 16), ANISOTROPIC, (2, 8, 8))],
+)
+def test_scores_have_the_size_of_the_image(sides, options, multiple, norm, residual):
+    given = {"filters": [4, 8, 8], "strides": [2, 2], "norm": norm, "residual": residual, **options}
+    network = UNet(len(sides), 2, **given).eval()
+    assert network.multiple == multiple
     assert network(torch.randn(2, 2, *sides)).shape == (2, 2, *sides)
 
 
@@ -45,12 +52,6 @@ def test_with_batch_norm_a_score_is_that_of_its_neighbourhood():
     other[..., 160:] = 7
     with torch.no_grad():
         torch.testing.assert_close(network(image)[..., :64], network(other)[..., :64])
-
-
-def test_anisotropic_levels():
-    network = UNet(3, filters=[4, 8, 8], stem=[1, 2, 2], strides=[[1, 2, 2], 2], kernels=[[1, 3, 3], 3, 3]).eval()
-    assert network.multiple == (2, 8, 8)
-    assert network(torch.randn(1, 1, 4, 16, 16)).shape == (1, 2, 4, 16, 16)
 
 
 def test_deep_supervision_is_for_training_alone():

@@ -170,22 +170,6 @@ def test_ignored_voxels_train_nothing():
     assert int(module.block_counts.counts.sum()) == 2 * 16 * 32
 
 
-def test_deep_supervision_hands_all_levels_to_the_loss():
-    given = []
-
-    class Seen(torch.nn.Module):
-        def forward(self, scores, label):
-            given.append(scores.shape)
-            return scores.mean()
-
-    config = {**SMALL, "filters": [4, 8, 8, 8], "strides": [2, 2, 2], "deep_supervision": 2}
-    module = SegmentationModule(UNet(2, 5, **config).train(), {}, lambda n: adamw(n), loss=Seen(), tiles=True)
-    module.training_step(
-        {"image": torch.randn(2, 5, 32, 32), "label": torch.zeros(2, 32, 32).long(), "weight": 1.0}, 0
-    )
-    assert given == [(2, 3, 2, 32, 32)]
-
-
 def test_shallow_convolutions_are_refused_in_bfloat16(tmp_path):
     options = {"precision": "bf16-mixed", "max_epochs": 1}
     with pytest.raises(UserError, match="give a deeper"):

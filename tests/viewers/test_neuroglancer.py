@@ -21,7 +21,7 @@ pytest.importorskip("neuroglancer", reason="neuroglancer is not installed")
 from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.viewers.neuroglancer.scene import Level, Levels, ServedVolume, make_scene, open_levels, sample, serving
-from mitoseg.viewers.shown import Shown, open_shown
+from mitoseg.viewers.shown import Shown
 from mitoseg.volumes import ArrayVolume, Volume, VolumeInfo, open_volume
 from mitoseg.volumes.base import CroppedVolume
 
@@ -175,17 +175,6 @@ def test_a_damaged_file_is_told_in_a_line(caplog):
     with pytest.raises(ValueError, match="cannot be read"):
         served.get_encoded_subvolume("npz", [0, 0, 0], [7, 6, 5], "1,1,1")
     assert "the file cannot be read: 'huge'" in caplog.text
-
-
-def test_levels_of_an_image_are_served(tmp_path):
-    values = np.zeros((8, 520, 600), np.uint8)
-    values[:, :, 300:] = 100
-    path = save(tmp_path / "a.ome.zarr", values, voxel_size=(5.0, 5.0, 5.0))
-    with serving(make_scene(open_shown(path, {}))) as viewer:
-        info = json.loads(fetch(viewer.get_viewer_url(), f"/neuroglancer/info/{keys(viewer)['image']}"))
-        assert info["maxDownsampling"] > 64
-        found = chunk_xyz(viewer, "image", (70, 3, 0), (80, 4, 2), (4, 4, 4))
-        assert found[:, 0, 0].tolist() == [0] * 5 + [100] * 5
 
 
 @pytest.mark.parametrize(
