@@ -86,7 +86,7 @@ def test_work_and_memory_are_those_of_all_members():
         for network in (networks[0], both)
     )
     assert two.operations((4, 40, 40)) == 2 * one.operations((4, 40, 40))
-    assert one.sizing.network_bytes((4, 40, 40)) < two.sizing.network_bytes((4, 40, 40))
+    assert one.network_bytes((4, 40, 40)) < two.network_bytes((4, 40, 40))
     assert one.choose_tile(1e12) == two.choose_tile(1e12)
 
 

@@ -13,8 +13,8 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import Box
 from mitoseg.inference import METHODS, Prediction, Predictor, precision, predict_volume
 from mitoseg.inference.precision import choose_compile, choose_precision, computing
-from mitoseg.inference.predictor import run_overlapped
-from mitoseg.inference.sizing import VOXEL_BYTES, LiveBytes, budget_bytes, parse_bytes, used_bytes
+from mitoseg.inference.predictor import VOXEL_BYTES, run_overlapped
+from mitoseg.inference.sizing import LiveBytes, budget_bytes, parse_bytes, used_bytes
 from mitoseg.metrics import Calibration
 from mitoseg.networks import ContextCNN, PatchCNN, UNet
 from mitoseg.volumes import ArrayVolume, Normalization
@@ -81,10 +81,10 @@ def test_live_bytes_counts_what_lives_at_once():
 def test_the_rehearsal_counts_the_papers_network(method):
     """At least the first layer's output lives; with the copies of convolutions and the overhead, 3 to 5 times that."""
     predictor = Predictor(prediction(PatchCNN(3).eval(), "adjacent", method=method), ArrayVolume(grey((3, 256, 320))))
-    needed = predictor.sizing.network_bytes((1, 256, 320))
+    needed = predictor.network_bytes((1, 256, 320))
     first_layer = (256 + 60) * (320 + 60) * 32 * 4
     assert first_layer < needed < 5 * first_layer
-    small = predictor.sizing.network_bytes((1, 64, 80))
+    small = predictor.network_bytes((1, 64, 80))
     assert small < needed / 4
 
 
@@ -97,12 +97,12 @@ def test_the_rehearsal_runs_the_network_once_for_each_shape(network, method, mon
 
     def rehearsals():
         tile = (8, 16, 16) if isinstance(network, SmallUNet) else None
-        sizing = Predictor(
+        predictor = Predictor(
             prediction(shaken(network), method=method, tile=tile, tta="axes"),
             ArrayVolume(grey((16, 32, 32)), (5.0, 5.0, 5.0)),
-        ).sizing
-        views = sizing._directions.values()
-        return [sizing._rehearse(tile, view) for view in views for tile in ((8, 16, 16), (16, 32, 32))]
+        )
+        views = predictor._directions.values()
+        return [predictor._rehearse(tile, view) for view in views for tile in ((8, 16, 16), (16, 32, 32))]
 
     runs, forward = [], type(network).forward
     monkeypatch.setattr(
@@ -137,7 +137,7 @@ def test_less_memory_makes_smaller_tiles_and_the_same_result(network):
     tile = (8, 16, 16) if isinstance(network, SmallUNet) else None
     predictor = Predictor(prediction(shaken(network), tile=tile), ArrayVolume(image))
     plenty = predictor.choose_tile(1e12)
-    cost = predictor.sizing.network_bytes(plenty) + predictor.sizing.buffer_bytes(plenty)
+    cost = predictor.network_bytes(plenty) + predictor.buffer_bytes(plenty)
     little = predictor.choose_tile(cost / 3)
     assert np.prod(little) < np.prod(plenty)
     results = [Memory(image.shape) for _ in range(2)]
@@ -151,11 +151,11 @@ def test_neighbouring_slices_are_counted(channels, neighbours):
     """A tile of one slice in the middle reads as many slices as its channels reach over."""
     read = []
     predictor = Predictor(prediction(PatchCNN(CHANNELS[channels]).eval(), channels), Read(grey((40, 64, 96)), read))
-    tile = predictor.sizing._middle((1, 64, 96))
+    tile = predictor._middle((1, 64, 96))
     predictor.read(tile)
     assert read[0].shape[0] == 1 + neighbours
     kept, output = 40 * 64 * 96, VOXEL_BYTES * 64 * 96
-    assert predictor.sizing.buffer_bytes((1, 64, 96)) >= kept + output + 4 * read[0].size
+    assert predictor.buffer_bytes((1, 64, 96)) >= kept + output + 4 * read[0].size
 
 
 @pytest.mark.parametrize("match", [False, True])
@@ -169,8 +169,8 @@ def test_what_a_tile_is_resampled_from_is_counted(match):
     plain = Predictor(prediction(shaken(SmallBlock(3))), ArrayVolume(np.zeros(seen.shape, np.float32)))
     tile = (8, 16, 16)
     read.clear()
-    predictor.read(predictor.sizing._middle(tile))
-    more = predictor.sizing.buffer_bytes(tile) - plain.sizing.buffer_bytes(tile)
+    predictor.read(predictor._middle(tile))
+    more = predictor.buffer_bytes(tile) - plain.buffer_bytes(tile)
     assert read[0].size >= 7 * 8 * 16 * 16
     assert more >= read[0].size
 

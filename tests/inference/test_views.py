@@ -108,7 +108,7 @@ def test_tiles_are_as_thick_as_they_are_wide(network):
     working = predictor(shaken(network), grey((200, 150, 180)), tta="axes", tile=tile)
     plenty = working.choose_tile(1e12)
     assert plenty == (200, 150, 180)
-    cost = working.sizing.network_bytes(plenty) + working.sizing.buffer_bytes(plenty)
+    cost = working.network_bytes(plenty) + working.buffer_bytes(plenty)
     little = working.choose_tile(cost / 5)
     assert math.prod(little) < math.prod(plenty)
     assert max(little) <= 2.5 * min(little)
