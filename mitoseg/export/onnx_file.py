@@ -164,8 +164,9 @@ def _image(model: Model, form: Form, grey: Floats) -> Floats:
         if inner in ("block", "tile"):
             odds = log_odds(network(image))
         else:
-            each = [log_odds_in_memory(inner, network, one).view(one.shape[2:]) for one in image.split(1)]
-            odds = torch.stack(each)[(..., *(slice(None, None, step) for step in form.stride))]
+            each = [log_odds_in_memory(inner, network, one).view(one.shape[2:]) for one in torch.split(image, 1)]
+            answered: Any = (..., *(slice(None, None, step) for step in form.stride))
+            odds = torch.stack(each)[answered]
     found: Floats = expit(Calibration(**model.calibration).apply(odds.numpy())).astype(np.float32)
     if inner == "block":
         flat = found.reshape(len(found), -1)
