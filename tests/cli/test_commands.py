@@ -65,7 +65,12 @@ def test_resume_goes_on_where_it_stopped(work, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["network=context_cnn"], ["data.channels=single"], ["experiment=paper", "data=phantom"]]
+    "words",
+    [
+        pytest.param(["network=context_cnn"], marks=pytest.mark.slow),
+        ["data.channels=single"],
+        ["experiment=paper", "data=phantom"],
+    ],
 )
 def test_other_networks_channels_and_the_paper_train_too(work, monkeypatch, words, tmp_path):
     tiny = [

@@ -75,7 +75,14 @@ def test_the_command_leaves_a_checkpoint_and_an_honest_score(place, monkeypatch,
     assert {"config.yaml", "provenance.json", "metrics.json", "csv", "tensorboard"} <= {
         path.name for path in Path("mine").iterdir()
     }
-    assert not command(monkeypatch, "predict", "checkpoint=mine/checkpoints/best.ckpt", "input=my.tif", "output=p.tif")
+    words = [
+        "checkpoint=mine/checkpoints/best.ckpt",
+        "input=my.tif",
+        "output=p.tif",
+        "expect=false",
+        "accelerator=cpu",
+    ]
+    assert not command(monkeypatch, "predict", *words)
 
 
 def test_what_is_cancelled_leaves_no_model(place):

@@ -193,11 +193,9 @@ def test_a_resumed_network_takes_no_more_than_its_weights_call_for(work, monkeyp
 def test_a_damaged_checkpoint_is_told_and_the_best_one_goes_on(work, monkeypatch, capsys):
     take_up(work)
     last = work / "stranger" / "checkpoints" / "last.ckpt"
-    with last.open("r+b") as file:
-        file.seek(last.stat().st_size // 2)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
     assert command(monkeypatch, "train", "resume=stranger") == 1
     line = last_line(capsys)
     assert "damaged" in line
@@ -249,8 +247,7 @@ class Bomb:
 
 
 def test_a_hostile_checkpoint_is_not_run(work, monkeypatch, capsys):
-    shutil.rmtree(work / "stranger", ignore_errors=True)
-    shutil.copytree(work / "run", work / "stranger")
+    take_up(work)
     last = work / "stranger" / "checkpoints" / "last.ckpt"
     torch.save({**checkpoint(work / "run"), "more": Bomb(work / "pwned")}, last)
     for words in (["resume=stranger"], [*TINY, f"init_from={last}"]):
