@@ -203,10 +203,6 @@ class Estimator(Protocol):
         """Choose the threshold, weights of the regularisation and the like on the validation slabs, all together."""
         ...
 
-    def predict_proba(self, image_zyx: Array, /) -> npt.NDArray[np.float32]:
-        """Probability of mitochondrion of every voxel, before regularisation."""
-        ...
-
     def predict(self, image_zyx: Array, /) -> npt.NDArray[np.uint8]:
         """The mask, 0 or 1, as tuned."""
         ...
@@ -219,7 +215,7 @@ def make_estimator(name: str, config: Mapping[str, Any], voxel_size: VoxelSize |
     except InstantiationException as error:
         raise _explained(name, error) from error
     if not isinstance(made, Estimator):
-        lacking = [key for key in ("fit", "tune", "predict_proba", "predict") if not hasattr(made, key)]
+        lacking = [key for key in ("fit", "tune", "predict") if not hasattr(made, key)]
         remedy = f"methods.{name}.estimator._target_ must name a class that has them"
         raise UserError(f"{type(made).__name__} is not an estimator, it lacks {', '.join(lacking)}", name, remedy)
     return made
