@@ -316,13 +316,7 @@ def method_row(name: str, folder: Path, part: str, band: float) -> Row:
 
 
 def choose_box(label_zyx: npt.NDArray[np.uint8], size: Sequence[int]) -> Box:
-    """Where a crop (y, x) of one slice holds most mitochondria in truth, so that no result decides what is shown.
-
-    >>> label_zyx = np.zeros((5, 8, 8), np.uint8)
-    >>> label_zyx[4, 4:, 4:] = 1
-    >>> str(choose_box(label_zyx, (4, 4)))
-    '[4:5,4:8,4:8]'
-    """
+    """Where a crop (y, x) of one slice holds most mitochondria in truth, so that no result decides what is shown."""
     height, width = (min(int(n), whole) for n, whole in zip(size, label_zyx.shape[1:], strict=True))
     best, place = -1.0, (0, 0, 0)
     for z in range(0, len(label_zyx), _EVERY):

@@ -492,11 +492,7 @@ class PaintedRecipe:
 
 
 def stacked(boxes: Sequence[Box]) -> list[Box]:
-    """The boxes, those that lie one upon the other in z as one.
-
-    >>> [str(box) for box in stacked([Box((z, 0, 0), (z + 1, 5, 5)) for z in (3, 4, 8)])]
-    ['[3:5,0:5,0:5]', '[8:9,0:5,0:5]']
-    """
+    """The boxes, those that lie one upon the other in z as one."""
     found: list[Box] = []
     for box in sorted(boxes, key=lambda box: (box.start[1:], box.stop[1:], box.start[0])):
         before = found[-1] if found else None

@@ -38,11 +38,7 @@ def check_positive(option: str, value: int) -> None:
 
 
 def box_sums(mask_zyx: Array, block: int, step: int) -> npt.NDArray[np.int32]:
-    """Sums over block x block pixels of each slice, for blocks starting at every ``step``-th pixel.
-
-    >>> box_sums(np.ones((1, 4, 6), bool), 2, 2).tolist()
-    [[[4, 4, 4], [4, 4, 4]]]
-    """
+    """Sums over block x block pixels of each slice, for blocks starting at every ``step``-th pixel."""
     Z, Y, X = mask_zyx.shape
     total = np.zeros((Z, Y + 1, X + 1), np.int32)
     inner = total[:, 1:, 1:]
