@@ -131,9 +131,8 @@ def volumes_in(folder: Path) -> list[str] | None:
     A folder is one volume if it holds slices: png files, or tif files of one image each. It is a folder of volumes if
     it holds tif files of several images each or volumes of other formats, or no files of images but folders of slices.
     """
-    names = sorted(
-        (p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: images.natural_key(p.name)
-    )
+    seen = (path for path in folder.iterdir() if not path.name.startswith("."))
+    names = sorted(seen, key=lambda path: images.natural_key(path.name))
     slices = [p for p in names if p.is_file() and p.suffix.lower() in images.SUFFIXES]
     stacks = [p for p in slices if p.suffix.lower() in tiff.SUFFIXES and _is_stack(p)]
     others = []  # neither tifs nor folders of slices
