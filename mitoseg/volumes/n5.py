@@ -160,21 +160,17 @@ class _N5Volume(stored.StoredVolume):
         return [self._folder, *(file for file in above if file.is_file())]
 
     def find_gaps(self) -> UserError | None:
+        grid, there = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)], 0
         with stored.reading(self.path):
-            grid = [-(-n // b) for n, b in zip(self._stored_shape, self._block, strict=True)]
-            there = sum(all(int(i) < n for i, n in zip(name, grid, strict=True)) for name in self._blocks())
+            for folder, _, names in os.walk(self._folder):
+                above = Path(folder).relative_to(self._folder).parts
+                blocks = [(*above, name) for name in names if len(above) + 1 == len(grid)]
+                for block in blocks:
+                    if all(part.isdecimal() for part in block):
+                        stored.check_regular(os.path.join(self._folder, *block))
+                        there += all(int(i) < n for i, n in zip(block, grid, strict=True))
         missing = math.prod(grid) - there
         return self._missing(missing, f"{missing} of {math.prod(grid)} blocks are missing and would read as 0")
-
-    def _blocks(self) -> list[tuple[str, ...]]:
-        found = []
-        for folder, _, names in os.walk(self._folder):
-            above = Path(folder).relative_to(self._folder).parts
-            blocks = [name for name in names if name.isdecimal() and len(above) + 1 == len(self._block)]
-            for name in blocks:
-                stored.check_regular(os.path.join(folder, name))
-            found += [(*above, name) for name in blocks]
-        return [f for f in found if all(part.isdecimal() for part in f)]
 
     def _read_stored(self, index: tuple[slice, ...]) -> Array:
         ranges = (range(s.start // n, -(-s.stop // n)) for s, n in zip(index, self._block, strict=True))

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -164,7 +163,10 @@ class StagedVolume:
             if self.decisions and is_array(self.array):
                 remove_partial(self.array)
                 self._output = ZarrOutput.reopen(self.array)
-                listed = self._listed()
+                lines: list[str] = []
+                with suppress(OSError):
+                    lines = self._listing.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                listed = {line.strip() for line in lines if line.endswith("\n")}  # a killed process may leave a part
                 self._list({tile for tile in self.tiles() if str(tile) in listed and self._chunk(tile).is_file()})
                 self._taken_up = set(self.done)
             else:
@@ -197,23 +199,27 @@ class StagedVolume:
 
     def finish(self, on_tile: Callable[[Box], None] | None = None) -> None:
         """Check that no tile is missing, convert the tiles to the output's format, and move it into place."""
-        self._finish(partial(self._convert, on_tile))
+
+        def make(source: Volume, path: str) -> None:
+            assert self._info is not None
+            info = replace(self._info if self._view is None else source.info, path=path)
+            convert(source, info, self.tile, read=self._read_back, on_box=on_tile)
+
+        self._finish(make if self.converts else None)
 
     def finish_as(
         self, write: Callable[[Volume, VolumeWriter], None], dtype: np.dtype[Any], metadata: Mapping[str, Any]
     ) -> None:
         """As `finish`, but ``write`` makes the output from the tiles, seen through the view; the shape is the same."""
 
-        def make() -> Path:
-            source, result = self._source(), self._new_result()
+        def make(source: Volume, path: str) -> None:
             options: dict[str, Any] = {"voxel_size": source.voxel_size, "metadata": metadata}
-            with create_volume(self._named(result), source.shape, dtype, **options) as writer:
+            with create_volume(path, source.shape, dtype, **options) as writer:
                 write(source, writer)
-            return result
 
         self._finish(make)
 
-    def _finish(self, make: Callable[[], Path]) -> None:
+    def _finish(self, make: Callable[[Volume, str], None] | None) -> None:
         """Move the output into place if that is not done; it may have been made before the process was killed."""
         if self.moved:
             return
@@ -225,36 +231,25 @@ class StagedVolume:
                 what = f"the output is not complete, {len(missing)} tiles are missing"
                 raise UserError(what, self.path, "run the same command again to compute them")
             whole = read_json(self._plan).get("whole")
-            result = self.folder / whole["result"] if whole else make()
+            result = self.folder / whole["result"] if whole else self._convert(make)
             if not result.exists():
-                result = make()
+                result = self._convert(make)
             self._write_plan({"result": result.relative_to(self.folder).as_posix(), "stamp": _stamp(result)})
             move_into_place(result, self._file, overwrite=self.overwrite)
         self._clear()
 
-    def _convert(self, on_tile: Callable[[Box], None] | None) -> Path:
-        source = self._source()
-        if not self.converts:
+    def _convert(self, make: Callable[[Volume, str], None] | None) -> Path:
+        """The output, made from the tiles seen through the view; without ``make`` it is their array."""
+        source = open_volume(str(self.array))
+        if make is None:
             for tile in self._taken_up:  # tiles of an earlier process may have been damaged since
                 self._read_back(source, tile)
             return self.array
-        assert self._info is not None
-        result = self._new_result()
-        info = replace(self._info if self._view is None else source.info, path=self._named(result))
-        convert(source, info, self.tile, read=self._read_back, on_box=on_tile)
-        return result
-
-    def _source(self) -> Volume:
-        tiles_zyx = open_volume(str(self.array))
-        return tiles_zyx if self._view is None else self._view(tiles_zyx)
-
-    def _new_result(self) -> Path:
         result = self.folder / "converted" / self._file.name
         remove(result.parent)
+        named = f"{result}:{self._dataset}" if self._format.check_replaced else str(result)
+        make(source if self._view is None else self._view(source), named)
         return result
-
-    def _named(self, result: Path) -> str:
-        return f"{result}:{self._dataset}" if self._format.check_replaced else str(result)
 
     def _read_back(self, source: Volume, box: Box) -> Array:
         """Read a box from disk; if tiles are damaged, remove all damaged ones from the list of those done."""
@@ -304,14 +299,6 @@ class StagedVolume:
 
     def _chunk(self, tile: Box) -> Path:
         return self.array.joinpath("c", *(str(a // n) for a, n in zip(tile.start, self.tile, strict=True)))
-
-    def _listed(self) -> set[str]:
-        """The lines of the list of tiles done, without an incomplete last line left by a killed process."""
-        try:
-            lines = self._listing.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        except OSError:
-            return set()
-        return {line.strip() for line in lines if line.endswith("\n")}
 
     def _list(self, done: Iterable[Box]) -> None:
         self.done = set(done)

@@ -154,11 +154,9 @@ def test_tables_of_colours_that_differ_or_begin_with_a_colour(tmp_path, caplog):
         assert np.array_equal(map_labels(open_volume(str(tmp_path / name))).read(), mask_zyx), name
     table = np.zeros((3, 256), np.uint16)
     table[0, 0] = 65535
-    (tmp_path / "tif").mkdir()
-    for z, mask_yx in enumerate(mask_zyx):
-        tifffile.imwrite(tmp_path / "tif" / f"{z}.tif", np.uint8(~mask_yx), photometric="palette", colormap=table)
+    folder = write_slices(tmp_path / "tif", np.uint8(~mask_zyx), "{}.tif", photometric="palette", colormap=table)
     with caplog.at_level(logging.WARNING):
-        assert np.array_equal(map_labels(open_volume(str(tmp_path / "tif"))).read(), mask_zyx)
+        assert np.array_equal(map_labels(open_volume(folder)).read(), mask_zyx)
     assert caplog.text.count("has indexed colours") <= 1
     write_png(tmp_path / "differ" / "0.png", mask_zyx[0] * np.uint8(77))  # a grey beside tables
     line = refused("foreground=", map_labels, open_volume(str(tmp_path / "differ")), foreground=1)

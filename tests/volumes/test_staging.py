@@ -30,7 +30,8 @@ def stage_of(path, identity=IDENTITY, **options):
 
 
 def begin(stage, decisions=None):
-    info = VolumeInfo(stage.path, SHAPE, np.dtype(np.float32), (50.0, 5.0, 5.0), {"kind": "probability", "scale": 1})
+    metadata = {"kind": "probability", "scale": 1}
+    info = VolumeInfo(stage.path, SHAPE, np.dtype(np.float32), (50.0, 5.0, 5.0), metadata)
     stage.start(info, TILE, decisions or {"tile": list(TILE)})
 
 
@@ -320,10 +321,12 @@ def test_a_stage_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, broken)
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    temporary = broken.startswith("storage")
-    monkeypatch.setattr(f"mitoseg.{broken if temporary else f'volumes.{broken}'}", refuse if temporary else fail_full)
-    with pytest.raises(UserError, match=r"cannot be written: .*permissions" if temporary else r"^the disk is full"):
-        finish(tmp_path / "out.tif" if temporary else tmp_path / "new" / "out.tif")
+    if broken.startswith("storage"):
+        monkeypatch.setattr(f"mitoseg.{broken}", refuse)
+        refused(r"cannot be written: .*permissions", finish, tmp_path / "out.tif")
+    else:
+        monkeypatch.setattr(f"mitoseg.volumes.{broken}", fail_full)
+        refused("^the disk is full", finish, tmp_path / "new" / "out.tif")
     assert list(tmp_path.iterdir()) == []
 
 
