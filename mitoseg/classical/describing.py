@@ -52,6 +52,16 @@ from mitoseg.volumes.labels import IGNORED
 
 Regions = npt.NDArray[np.int32]
 GREY, BOUNDARY, INSIDE = 0, 1, 2  # the first columns of a supervoxel's features: the means of these
+HIDDEN = 32  # units of the perceptron
+SHARES = (0.5, 0.25, 0.25)  # of the classes among the samples: outside is the most varied
+SAMPLE_BLOCK = 1_200_000  # voxels of the blocks that samples are drawn from
+CHUNK = 1 << 18  # voxels that go through the perceptron together: its activations stay in the cache's reach
+BINS = 12  # of a histogram of grey values, from the first to the last percentile of the training image
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+RAYS = 40_000  # centres whose rays are cast together
+LEVEL = 128  # of the boundary map, at which a ray ends
+RAY_FEATURES = len(QUANTILES) + 3 + 3 + 2 + 14 + 3  # numbers that `ray_features` gives for a centre
+ITERATIONS = 5  # of k-means
 
 
 @dataclass(frozen=True)
@@ -159,11 +169,6 @@ def pair_features(own: FloatArray, graph: RegionGraph) -> FloatArray:
     return np.concatenate([*columns, np.maximum(one, two)[:, INSIDE:]], axis=1).astype(np.float32)
 
 
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-RAYS = 40_000  # centres whose rays are cast together
-LEVEL = 128  # of the boundary map, at which a ray ends
-
-
 def directions() -> tuple[FloatArray, npt.NDArray[np.intp]]:
     """Unit vectors to the 26 neighbours of a voxel, and the group of each: axes that differ in signs alone.
 
@@ -240,10 +245,6 @@ def ray_features(
     return np.concatenate(parts)
 
 
-RAY_FEATURES = len(QUANTILES) + 3 + 3 + 2 + 14 + 3  # numbers that `ray_features` gives for a centre
-ITERATIONS = 5
-
-
 def supervoxels(
     colour_zyxc: npt.NDArray[np.float32],
     size: float,
@@ -318,10 +319,7 @@ def region_graph(
     return RegionGraph(pairs, area.astype(np.float32), (weighted / area).astype(np.float32), crest.astype(np.float32))
 
 
-Columns = list[npt.NDArray[Any]]
-
-
-def _merged(columns: Columns) -> Columns:
+def _merged(columns: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """Rows of the same key as one: areas and weighted values are added, of the crests the largest stays."""
     key, area, weighted, crest = columns
     if not len(key):
@@ -335,12 +333,6 @@ def _merged(columns: Columns) -> Columns:
         np.add.reduceat(weighted[order], start),
         np.maximum.reduceat(crest[order], start),
     ]
-
-
-HIDDEN = 32
-SHARES = (0.5, 0.25, 0.25)  # of the classes among the samples: outside is the most varied
-SAMPLE_BLOCK = 1_200_000
-CHUNK = 1 << 18  # voxels that go through the perceptron together: its activations stay in the cache's reach
 
 
 @dataclass(frozen=True)
@@ -433,9 +425,6 @@ def _choose_boxes(label: Volume, rng: np.random.Generator, most: int = 24) -> li
         share.append(float(np.mean((part != 0) & (part != IGNORED))) + 0.01 * float(np.mean(part != IGNORED)) + 1e-9)
     chosen = rng.choice(len(boxes), most, replace=False, p=np.array(share) / sum(share))
     return [boxes[i] for i in sorted(chosen)]
-
-
-BINS = 12  # of a histogram of grey values, from the first to the last percentile of the training image
 
 
 def means(region: Regions, values: FloatArray, count: int) -> FloatArray:
