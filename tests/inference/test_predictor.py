@@ -288,12 +288,10 @@ def test_what_the_user_says_is_done():
         choose_precision("bf16", torch.device("mps"), {})
 
 
-def test_bf16_is_computed_with():
-    layer, image = torch.nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 5, 5)
-    with computing("bf16", CPU):
-        assert layer(image).dtype == torch.bfloat16
-    with computing("fp32", CPU):
-        assert layer(image).dtype == torch.float32
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_the_precision_is_computed_with(name, dtype):
+    with computing(name, CPU):
+        assert torch.nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 5, 5)).dtype == dtype
 
 
 def test_compiling_must_pay_and_be_possible(monkeypatch):

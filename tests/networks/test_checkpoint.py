@@ -374,9 +374,7 @@ def test_a_checkpoint_that_is_not_ours(content, tmp_path):
 
 def test_an_older_format_is_brought_up_to_date(tmp_path):
     """Format 1 knew neither the prediction method nor what lower precision costs."""
-    old = {k: v for k, v in record(format=1).items() if k not in {"method", "precision", "version"}}
-    save(tmp_path / "old.ckpt", old)
-    model = load_model(tmp_path / "old.ckpt")
+    model = load_model(save(tmp_path / "old.ckpt", record(format=1)))
     assert [model.record[k] for k in ("format", "method", "precision", "version")] == [FORMAT, "auto", {}, None]
 
 
@@ -384,9 +382,8 @@ def test_an_older_format_is_brought_up_to_date(tmp_path):
     ("found", "remedy"), [(FORMAT + 1, "upgrade mitoseg"), (0, "train again"), ("x", "train again")]
 )
 def test_a_format_that_cannot_be_read_says_what_to_do(found, remedy, tmp_path):
-    save(tmp_path / "odd.ckpt", record(format=found))
     with pytest.raises(UserError, match=remedy):
-        load_model(tmp_path / "odd.ckpt")
+        load_model(save(tmp_path / "odd.ckpt", record(format=found)))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -71,7 +71,6 @@ def test_what_is_gone_is_left_out(here, caplog):
 @pytest.mark.parametrize(
     ("run", "given", "line"),
     [
-        (None, {}, "nothing to show"),
         ("image.tif", {"mask": "other.tif"}, r"differ in shape .*'image': \(4, 5, 6\), 'mask': \(4, 5, 7\)"),
         ("nowhere", {}, "no such run or volume: 'nowhere'"),
         ("empty", {}, "neither a run nor a volume"),
