@@ -124,4 +124,5 @@ def test_the_module_serves_until_interrupted(here, interruptible):
             assert answer.status == 200
         child.send_signal(signal.SIGINT)
         rest, told = child.communicate(timeout=60)
-    assert (child.returncode, rest, told) == (0, "", "")
+    told = [line for line in told.splitlines() if not line.startswith("loading ")]  # said where that takes long
+    assert (child.returncode, rest, told) == (0, "", [])
