@@ -64,14 +64,10 @@ def test_resume_goes_on_where_it_stopped(work, monkeypatch):
     assert checkpoint["global_step"] == 8
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(["network=context_cnn"], marks=pytest.mark.slow),
-        ["data.channels=single"],
-        ["experiment=paper", "data=phantom"],
-    ],
-)
+SLOW = pytest.param(["network=context_cnn"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("words", [SLOW, ["data.channels=single"], ["experiment=paper", "data=phantom"]])
 def test_other_networks_channels_and_the_paper_train_too(work, monkeypatch, words, tmp_path):
     tiny = [
         w for w in TINY if not ("experiment=paper" in words and w.startswith(("data.epoch", "data.pos", "data.bal")))

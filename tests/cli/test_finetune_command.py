@@ -75,13 +75,7 @@ def test_the_command_leaves_a_checkpoint_and_an_honest_score(place, monkeypatch,
     assert {"config.yaml", "provenance.json", "metrics.json", "csv", "tensorboard"} <= {
         path.name for path in Path("mine").iterdir()
     }
-    words = [
-        "checkpoint=mine/checkpoints/best.ckpt",
-        "input=my.tif",
-        "output=p.tif",
-        "expect=false",
-        "accelerator=cpu",
-    ]
+    words = ["checkpoint=mine/checkpoints/best.ckpt", "input=my.tif", "output=p.tif", "expect=false", FEW[-1]]
     assert not command(monkeypatch, "predict", *words)
 
 

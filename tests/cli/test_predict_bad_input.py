@@ -222,11 +222,7 @@ VOLUMES = {
     },
     **{f"{share} of HDF5": ("in.h5:/image", partial(hdf5, share), "truncated file") for share in (0.3, 0.95)},
     "a damaged chunk": ("in.h5:/image", partial(hdf5, damage=True), UNREAD),
-    "an unwritten chunk": (
-        "in.h5",
-        partial(hdf5_of, GREY.shape, chunks=(1, 40, 48)),
-        "2 of 6 chunks were never written",
-    ),
+    "an unwritten chunk": ("in.h5", partial(hdf5_of, GREY.shape, chunks=(1, 40, 48)), "2 of 6 chunks were never"),
     "no voxels": ("in.h5", partial(hdf5_of, (6, 0, 48)), r"the volume is empty, its shape is \(6, 0, 48\)"),
     "a missing chunk": ("in.zarr", zarr_without_a_chunk, r"1 of 6 chunks are missing .* 7.*missing_chunks=fill"),
     "an empty chunk": ("in.zarr", partial(zarr_with, b""), UNREAD),
