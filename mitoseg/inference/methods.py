@@ -47,7 +47,8 @@ from mitoseg.networks.kinds import BlockNetwork, dimensions, per_axis
 METHODS = ("dense", "strided", "window", "blend")
 BLEND_TILES = {2: (1, 256, 256), 3: (32, 128, 128)}
 """(z, y, x) voxels that a network on slices or on volumes takes at once, unless it or the user says otherwise."""
-OVERLAPS = {2: 0.5, 3: 0.25}  # share of a tile that the next one covers again along each axis, unless told otherwise
+OVERLAP = 0.25
+"""Share of a tile that the next one covers again, along each axis, unless the user says otherwise."""
 
 
 def choose_method(name: str, network: nn.Module) -> str:
@@ -80,9 +81,11 @@ def make_method(network: nn.Module, shape: tuple[int, int, int], options: Option
         if own is not None and not is_tile(own):
             raise UserError("the network's own tile is not a size", own, "give tile=[z,y,x]")
         z, y, x = options.tile or own or BLEND_TILES[ndim]
+        if ndim == 2 and options.tile is None:  # a slice that fits into a tile is predicted whole
+            y, x = (min(side, -(-n // 64) * 64) for side, n in zip((y, x), shape[1:], strict=True))
         if ndim == 3 and shape[0] == 1:
             raise UserError("the network is 3D, the image is one slice", shape, "use a 2D network")
-        overlap = OVERLAPS[ndim] if options.overlap is None else options.overlap
+        overlap = OVERLAP if options.overlap is None else options.overlap
         return Blend(network, ndim, shape, (1 if ndim == 2 else z, y, x), overlap, options.slices)
     window = per_axis(network.window, ndim)
     if any(n < w for n, w in zip(shape[3 - ndim :], window, strict=True)):

@@ -66,3 +66,13 @@ def test_turns_work_and_limits(scripts):
     assert work["bytes"] == 4 * (3 * 10 * 14 + 4 * 75 + 4 * 6 * 10)
     found = {"operations": 1e15, "bytes_of_layers": 4e12, "bytes_per_second": 2e12, "link_seconds": 0.5}
     assert list(scripts("inference_command").limits(found, 5e14).values()) == [2.0, 2.0, 0.5]
+
+
+def test_a_u_net_beside_monai(scripts, real_data, tmp_path):
+    words = ["slices=1", "side=256", "seconds=0.01", "turns=1", "precision=fp32", f"out={tmp_path / 'out.json'}"]
+    report = scripts("unet_prediction").main(words)
+    written, seconds = json.loads((tmp_path / "out.json").read_text(encoding="utf-8")), report["seconds"]
+    assert written["speed_over_monai"] == pytest.approx(seconds["monai"] / seconds["mitoseg"])
+    assert written["jaccard_foreground"]["same tiles"] == pytest.approx(
+        written["jaccard_foreground"]["monai"], abs=0.01
+    )
