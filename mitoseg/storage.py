@@ -352,7 +352,8 @@ def explain(error: BaseException) -> str | None:
             return " ".join(str(link).split())
         if isinstance(link, OSError) and is_storage_error(link):
             return str(explain_storage_error(link, Path(os.fsdecode(link.filename)) if link.filename else None))
-        if isinstance(link, MemoryError):  # numpy's says how much of what
-            return f"there is not enough memory ({link}); give smaller volumes or batches".replace(" ()", "")
+        if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            what = str(link).partition(" GPU ")[0]  # how much of what was asked for
+            return f"there is not enough memory ({what}); give smaller volumes or batches".replace(" ()", "")
         link = link.__cause__
     return None

@@ -23,6 +23,7 @@ def test_every_benchmark_finds_what_it_imports(scripts):
     [
         *((name, "no such option: nonsense", ["nonsense=1"]) for name in ("confidence", "few_labels", "generalist")),
         *(("inference", "error: ", words) for words in (["nonsense=1"], ["parts=windows"], ["turns=many"])),
+        *(("gpu", "error: ", words) for words in (["nonsense=1"], ["parts=unet,windows"])),
         *(("training", "error: ", words) for words in (["nonsense=1"], ["networks=unet", "quick=true"])),
     ],
 )
@@ -31,13 +32,35 @@ def test_words_that_cannot_be_read(scripts, name, line, words):
         scripts(name).main(words)
 
 
-@pytest.mark.parametrize("name", ["inference", "training", "instances", "postprocessing"])
+@pytest.mark.parametrize("name", ["inference", "training", "instances", "postprocessing", "gpu"])
 def test_help_names_every_option(scripts, capsys, name):
     script = scripts(name)
     script.main(["--help"])
     told = capsys.readouterr().out
     options = script.HELP if hasattr(script, "HELP") else script.Options.__dataclass_fields__
     assert all(f"\n{option}=" in told for option in options)
+
+
+def test_without_a_gpu(scripts, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="error: torch finds no CUDA GPU here; quick=true runs"):
+        scripts("gpu").main([])
+
+
+@pytest.mark.slow
+def test_all_that_a_gpu_is_to_show_runs_on_a_cpu(scripts, tmp_path, capsys):
+    script, out = scripts("gpu"), tmp_path / "out.json"
+    report = script.main(["quick=true", "minutes=30", f"out={out}"])
+    assert json.loads(out.read_text(encoding="utf-8")) == json.loads(json.dumps(report))
+    assert {part: found["state"] for part, found in report["parts"].items()} == dict.fromkeys(script.SHARES, "done")
+    found = {part: one["figures"] for part, one in report["parts"].items()}
+    assert found["dense"]["context_cnn"]["fp32_eager"]["dense_fraction_of_ceiling"] > 0
+    assert found["unet"]["voxels_per_second"] == pytest.approx(3 * 96 * 128 / min(found["unet"]["seconds"]))
+    assert found["unet3d"]["largest_batch"] == 2
+    assert found["ddp"]["backend"] == "gloo"
+    assert list(found["oom"]) == ["skipped"]
+    assert found["paper"]["seconds_of_45_epochs"] == pytest.approx(45 * found["paper"]["seconds_per_epoch"])
+    assert "seconds_of_45_epochs" in capsys.readouterr().out
 
 
 def test_measuring(scripts, tmp_path, capsys):

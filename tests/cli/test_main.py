@@ -155,3 +155,10 @@ def test_a_full_memory_is_no_bug():
         np.empty(10**18)
     assert user_message(caught.value).startswith("there is not enough memory (Unable to allocate")
     assert user_message(MemoryError()) == "there is not enough memory; give smaller volumes or batches"
+    of_gpu = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
+    )
+    line = (
+        "there is not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.); give smaller volumes or batches"
+    )
+    assert user_message(of_gpu) == line
