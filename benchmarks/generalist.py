@@ -39,13 +39,8 @@ def recipe(options: dict[str, Any]) -> Domains:
         data: Any = OmegaConf.to_container(compose("train", ["data=domains", "network=unet2d"]).data, resolve=True)
     epfl = {**data["sets"]["epfl"], **EPFL_TEST, "domain": "epfl"}
     sets = {name: given for name, given in data["sets"].items() if not given.get("phantom")}
-    sets = {name: sets[name] for name in options["sets"] or sets}
-    sets |= {"epfl": epfl} if "epfl" in sets else {}
-    left_out = [name for name in options["leave_out"] or data["leave_out"] if name in sets]
-    root = options["root"] or data["root"]
-    return Domains(
-        root=root, sets=sets, leave_out=left_out, pixel_size=data["pixel_size"], validation=data["validation"]
-    )
+    given = {key: options[key] or data[key] for key in ("root", "leave_out")}
+    return Domains(sets=sets | {"epfl": epfl}, pixel_size=data["pixel_size"], validation=data["validation"], **given)
 
 
 def scored_box(domains: Domains, name: str, region: Region) -> Box:
@@ -67,7 +62,7 @@ def main(words: list[str]) -> None:
         "set", "voxels", *(f"JAC, size x {factor:g}" for factor in options["factors"]), "precision", "recall", "s"
     )
     results: dict[str, Any] = {"checkpoint": options["checkpoint"], "options": options, "sets": {}}
-    for name in domains.sets:
+    for name in options["sets"] or domains.sets:
         found = dict.fromkeys(options["factors"], Counts())
         began = time.process_time()
         for number, region in enumerate(domains.annotated(name)):

@@ -1,4 +1,4 @@
-"""Chooses the threshold and the calibration of a network for tissue that it has not seen: on domains left out.
+"""Chooses the threshold of a network for tissue that it has not seen: on domains left out.
 
     python benchmarks/unseen.py heart=RUN/checkpoints/best.ckpt cortex=RUN/checkpoints/best.ckpt ... \
         [checkpoint=best.ckpt out=generalist.ckpt]
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from generalist import DEFAULTS, recipe
 from omegaconf import OmegaConf
-from scipy.special import logit
+from scipy.special import expit, logit
 
 import mitoseg
 from mitoseg.metrics import Calibration, scores
@@ -33,7 +33,7 @@ def histogram(name: str, checkpoint: str) -> np.ndarray[Any, Any]:
     """Log-odds, not calibrated, of all labelled voxels of a set, by class."""
     model, found = mitoseg.load(checkpoint), np.zeros((2, BINS), np.int64)
     own = Calibration(**model.model.calibration)
-    for region in recipe(DEFAULTS | {"sets": [name]}).annotated(name):
+    for region in recipe(DEFAULTS).annotated(name):
         calibrated = logit(np.clip(model.predict(region.image, region.image.voxel_size), 1e-7, 1 - 1e-7))
         raw = (calibrated - own.bias) * own.temperature - own.prior_shift
         found += logit_histogram(raw, region.label.read())
@@ -51,9 +51,14 @@ def main(words: list[str]) -> None:
     each = {name: scores(curve(hist).at(decision.raw_threshold))["jaccard_foreground"] for name, hist in found.items()}
     print(f"threshold {decision.threshold:.3f}, mean JAC {np.mean(list(each.values())):.3f}:", end=" ")
     print(", ".join(f"{name} {jaccard:.3f}" for name, jaccard in each.items()))
+    for name in found if len(found) > 1 else ():
+        others = choose_decision(np.stack([hist for other, hist in found.items() if other != name]), 0.0)
+        jaccard = scores(curve(found[name]).at(others.raw_threshold))["jaccard_foreground"]
+        print(f"{name} {jaccard:.3f} at the threshold {others.threshold:.3f} of the others")
     if out is not None:
         stored = torch.load(final, map_location="cpu", weights_only=True)
-        stored[KEY] |= {"calibration": vars(decision.calibration), "threshold": decision.threshold}
+        own = Calibration(**stored[KEY]["calibration"])
+        stored[KEY]["threshold"] = float(expit(own.apply(torch.tensor(decision.raw_threshold))))
         with atomic_output(Path(out)) as temporary:
             torch.save(stored, temporary)
 

@@ -20,6 +20,7 @@ OUTSIDE = {
     "README.md": "index.md",
     "mitoseg/models/epfl-unet25d/CARD.md": "model-card.md",
     "mitoseg/models/generalist/CARD.md": "generalist-card.md",
+    "mitoseg/models/generalist-muscle/CARD.md": "generalist-muscle-card.md",
     "CITATION.cff": "CITATION.cff",
 }
 """Files of the repository that are part of the site, and their names there."""

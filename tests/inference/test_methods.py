@@ -10,7 +10,7 @@ from mitoseg.errors import UserError
 from mitoseg.geometry import anchor
 from mitoseg.inference import Options, choose_method, log_odds_in_memory, make_method
 from mitoseg.inference.methods import starts
-from mitoseg.networks import ContextCNN, PatchCNN
+from mitoseg.networks import ContextCNN, PatchCNN, UNet
 
 SHAPE = (4, 21, 26)
 TILES = [SHAPE, (1, 21, 26), (2, 16, 16), (3, 7, 11)]
@@ -270,3 +270,17 @@ def test_between_answered_pixels_the_log_odds_are_linear():
     image = np.random.default_rng(0).random((64, 64))
     log_odds = log_odds_in_memory("strided", WindowMean(32), torch.from_numpy(image)[None, None])[0].numpy()
     np.testing.assert_allclose(log_odds[8, 16:25], np.linspace(log_odds[8, 16], log_odds[8, 24], 9), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "tile"),
+    [
+        ("batch", (3, 70, 1500), (1, 128, 256)),
+        ("batch", (3, 40, 60), (1, 64, 64)),
+        ("instance", (3, 40, 60), (1, 256, 256)),
+    ],
+)
+def test_a_slice_within_a_tile_is_whole_unless_the_network_normalises_over_it(norm, shape, tile):
+    network = UNet(spatial_dims=2, in_channels=1, filters=[4, 8], strides=[2], norm=norm, tile=[1, 256, 256]).eval()
+    assert make_method(network, shape, Options()).tile == tile
+    assert make_method(network, shape, Options(tile=(1, 32, 48))).tile == (1, 32, 48)
