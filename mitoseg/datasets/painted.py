@@ -100,6 +100,7 @@ def read_painted(
     background: object = None,
     unknown: object = None,
     marks: bool | None = None,
+    slices: Sequence[int] | None = None,
 ) -> list[Painted]:
     """Find the painted regions of an image.
 
@@ -116,6 +117,7 @@ def read_painted(
         background: The values of background.
         unknown: The values that count nowhere.
         marks: Whether a 2 is background; None: as above.
+        slices: The only ones with anything but 0 in them, of which alone labels are read; None: all are read.
 
     Raises:
         UserError: The shapes differ, or the values make no sense.
@@ -128,7 +130,7 @@ def read_painted(
     named = [*(meaning.foreground or ()), *meaning.background, *meaning.unknown]
     if twice := [value for value in set(named) if named.count(value) > 1]:
         raise UserError("a label value has two meanings", twice[0], "give it to foreground=, background= or unknown=")
-    values, present = _values(label, named)
+    values, present = _values(label, named, slices)
     if marks is None:
         marks = foreground is None and background is None and _has_marks(label, values, meaning.unknown)
     if marks:
@@ -182,11 +184,14 @@ def _mapped(label: Volume, marked: set[int]) -> LabelVolume:
         raise UserError(error.what, error.value, error.remedy if label.lossy else remedy) from error
 
 
-def _values(label: Volume, named: Sequence[int] = ()) -> tuple[set[int], npt.NDArray[np.bool_]]:
+def _values(
+    label: Volume, named: Sequence[int] = (), slices: Sequence[int] | None = None
+) -> tuple[set[int], npt.NDArray[np.bool_]]:
     """The values that occur (those ``named`` and a few more tell enough), and whether each slice has one but 0."""
     values: set[int] = set()
     present = np.zeros(label.shape[0], np.bool_)
-    for slab in thin_slabs(label.box):
+    planes = [Box((z, 0, 0), (z + 1, *label.shape[1:])) for z in slices or ()]
+    for slab in thin_slabs(label.box) if slices is None else planes:
         stored_zyx = label.read(slab)
         present[slab.start[0] : slab.stop[0]] = stored_zyx.any((1, 2))
         found = pd.unique(stored_zyx.ravel())

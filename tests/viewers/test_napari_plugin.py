@@ -132,20 +132,19 @@ def test_layers_that_cannot_be_predicted(window, viewer, said, shape, options, m
     assert not window.tasks.busy
 
 
-def test_a_file_that_is_no_checkpoint(window, viewer, said, wait, tmp_path):
+def test_a_file_that_is_no_checkpoint(window, viewer, said, wait, tmp_path, monkeypatch):
     path = tmp_path / "other.ckpt"
     path.write_bytes(b"something else")
     viewer.add_image(np.zeros((3, 40, 40), np.uint8), **NM)
     panel = window.predicting
-    panel.model.setCurrentIndex(panel.model.count() - 1)
-    click(panel, "Predict")
-    assert "no checkpoint file is named" in said.pop()[1]
-    panel.file.setText(str(path))
+    monkeypatch.setattr("qtpy.QtWidgets.QFileDialog.getOpenFileName", lambda *_: (str(path), ""))
+    click(panel.model, "…")
+    assert (panel.model.box.currentText(), panel.model.path) == ("other.ckpt", str(path))
     click(panel, "Predict")
     wait(lambda: not window.tasks.busy)
     assert [severity for severity, _ in said] == ["error"]
     assert "not a checkpoint" in said[0][1]
-    assert window.tasks.status.text() == "failed"
+    assert window.tasks.status.text() == f"failed: {said[0][1]}" == window.tasks.status.toolTip()
     assert len(viewer.layers) == 1
 
 
@@ -155,7 +154,9 @@ def test_a_prediction_becomes_two_layers(window, viewer, said, wait, monkeypatch
         about = {"kind": "probability", "threshold": 0.4, "scale": 1}
         probability_zyx = np.where(cubes() > 0, 0.9, 0.1).astype(np.float32)
         assert volume.voxel_size == (5, 5, 5)
-        return Outcome(probability_zyx, cubes(), about, {"kind": "instances", "threshold": 0.4}, ("look twice",))
+        return Outcome(
+            probability_zyx, cubes(), about, {"kind": "instances", "threshold": 0.4}, ("look twice",), (5, 5, 5)
+        )
 
     monkeypatch.setattr("mitoseg.viewers.napari_plugin.computing.predict", fake)
     image = viewer.add_image(np.zeros(cubes().shape, np.uint8), name="em", translate=(10, 20, 30), **NM)
@@ -173,7 +174,7 @@ def test_a_prediction_becomes_two_layers(window, viewer, said, wait, monkeypatch
     assert window.instances.labels.layer is instances
     assert said == [("warning", "look twice")]
     window.predicting.threshold.setValue(0.95)
-    click(window.predicting, "Only number again")
+    click(window.predicting, "Update instances")
     wait(lambda: not window.tasks.busy)
     assert viewer.layers[-1].data.max() == 0
     assert viewer.layers[-1].metadata[KEY]["threshold"] == pytest.approx(0.95)

@@ -74,13 +74,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Probabilities and instance numbers on the image's grid (z, y, x), their metadata, and notes for the user."""
+    """Probabilities and instance numbers on the image's grid (z, y, x), their metadata, notes, and the size of voxels."""
 
     probability_zyx: Probability
     instances_zyx: Ids
     probability: dict[str, Any]
     instances: dict[str, Any]
     notes: tuple[str, ...] = ()
+    voxel_size: VoxelSize | None = None
 
 
 def predict(image: Volume, choice: Choice, progress: Progress = lambda *_: None) -> Outcome:
@@ -126,7 +127,7 @@ def predict(image: Volume, choice: Choice, progress: Progress = lambda *_: None)
         about["padding"] = prepared.padding
     instances_zyx, made = number(probability_zyx, about, choice.numbering, prepared.voxel_size, progress=progress)
     instances_zyx = blanked(ArrayVolume(instances_zyx), image.padding).read()  # post-processing may have grown there
-    return Outcome(probability_zyx, instances_zyx, about, made, _notes(image, model, choice))
+    return Outcome(probability_zyx, instances_zyx, about, made, _notes(image, model, choice), prepared.voxel_size)
 
 
 def number(

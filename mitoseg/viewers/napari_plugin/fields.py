@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from qtpy import QtWidgets
 from qtpy.QtCore import QItemSelection, QItemSelectionModel, QSignalBlocker, Qt, Signal
 
 from mitoseg.errors import UserError
+from mitoseg.networks.checkpoint import AUTO, bundled
 from mitoseg.viewers.napari_plugin.computing import shown
 from mitoseg.viewers.napari_plugin.jobs import TaskBar
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_voxel_size
@@ -203,6 +205,36 @@ def choice(names: Iterable[str], tip: str) -> QtWidgets.QComboBox:
     box.setToolTip(tip)
     box.setSizePolicy(*_WIDE)
     return box
+
+
+class ModelChoice(QtWidgets.QWidget):
+    """A bundled model, the one that suits the image, or a checkpoint of the user's."""
+
+    def __init__(self, tip: str) -> None:
+        super().__init__()
+        self.box = choice((AUTO, *bundled()), tip)
+        row = beside(self.box, button("…", "Another checkpoint of yours (.ckpt, .safetensors)", self._browse))
+        row.setContentsMargins(0, 0, 0, 0)
+        self.setLayout(row)
+
+    @property
+    def path(self) -> str:
+        """A path, or the name of a bundled model."""
+        return str(self.box.currentData() or self.box.currentText())
+
+    def add(self, path: Path) -> int:
+        """List a checkpoint, a run's by the name of its folder; returns its place in the list."""
+        if (found := self.box.findData(str(path))) < 0:
+            found = self.box.count()
+            self.box.addItem(path.parents[1].name if path.parent.name == "checkpoints" else path.name, str(path))
+            self.box.setItemData(found, str(path), Qt.ItemDataRole.ToolTipRole)
+        return found
+
+    def _browse(self, *_: object) -> None:
+        kinds = "Checkpoints (*.ckpt *.safetensors);;All files (*)"
+        path, _kind = QtWidgets.QFileDialog.getOpenFileName(self, "Open a checkpoint", "", kinds)
+        if path:
+            self.box.setCurrentIndex(self.add(Path(path)))
 
 
 def share(tip: str, value: float = 0.0) -> QtWidgets.QDoubleSpinBox:

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any
 
-from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from mitoseg.errors import UserError
 
@@ -43,9 +43,27 @@ def showing_mistakes(act: Callable[..., None]) -> Callable[..., None]:
         try:
             act(self)
         except UserError as error:
+            if not self.main.tasks.busy:
+                self.main.tasks.status.setText(str(error))
             show_mistake(error)
 
     return shown
+
+
+class Notice(QLabel):
+    """Text that wraps and can be copied; what does not fit is in its tooltip."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.setWordWrap(True)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)  # long words widen no panel
+        self.setText(text)
+
+    def setText(self, text: str) -> None:  # noqa: N802 (Qt's own)
+        """Qt's: show a text."""
+        super().setText(text)
+        self.setToolTip(text)
 
 
 class TaskBar(QWidget):
@@ -62,13 +80,14 @@ class TaskBar(QWidget):
         self._job: Future[Any] | None = None
         self._then: Callable[[Any], str] = str
         self._stop, self._latest = threading.Event(), (0.0, "")
-        self.status = QLabel("ready")
-        self.status.setWordWrap(True)
+        self.status = Notice("ready")
         self.bar = QProgressBar()
         self.bar.setRange(0, STEPS)
-        self._clock = QTimer(self)
-        self._clock.timeout.connect(self._look)
+        self.bar.setToolTip("How much of the computation is done")
+        self.clock = QTimer(self)
+        self.clock.timeout.connect(self._look)
         self.cancel = QPushButton("Cancel")
+        self.cancel.setToolTip("Stop the computation; nothing of it is kept")
         self.cancel.clicked.connect(self.stop)
         row = QHBoxLayout()
         row.addWidget(self.bar, 1)
@@ -101,7 +120,7 @@ class TaskBar(QWidget):
     def stop(self, *_: object) -> None:
         """Ask the job to stop."""
         if self._job is not None:
-            self.status.setText("stopping after this tile …")
+            self.status.setText("stopping after this step …")
             self.cancel.setEnabled(False)
             self._stop.set()
 
@@ -127,6 +146,7 @@ class TaskBar(QWidget):
         except Cancelled:
             self.status.setText("cancelled")
         except UserError as error:  # any other is a defect: napari shows it with its traceback
+            self.status.setText(f"failed: {error}")
             show_mistake(error)
 
     def _show_running(self, running: bool) -> None:
@@ -135,8 +155,8 @@ class TaskBar(QWidget):
         self.cancel.setEnabled(running)
         self.bar.setEnabled(running)
         if running:
-            self._clock.start(LOOK_MS)
+            self.clock.start(LOOK_MS)
         else:
-            self._clock.stop()
+            self.clock.stop()
         self.bar.setValue(0)
         self.running.emit(running)

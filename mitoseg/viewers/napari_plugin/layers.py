@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Layer = Any  # an image or labels layer; typed so that nothing here imports napari
 LayerData = tuple[Any, dict[str, Any], str]
 KEY = "mitoseg"  # the entry of a layer's metadata with those of the volume
+PREDICTED_SIZE = "voxel size in nm"  # the entry with that of a prediction whose image states none
 IN_MEMORY = 0.25  # share of the free memory up to which labels are read at once: only then can they be corrected
 BRICK = (64, 256, 256)  # voxels (z, y, x) that are read together from chunked formats; others give whole slices
 BLOCK = (64, 512, 512)  # voxels (z, y, x) that are written at once
@@ -65,8 +66,8 @@ def labels_array(layer: Layer | None) -> Array:
 
 
 def layer_voxel_size(layer: Layer) -> VoxelSize | None:
-    """(z, y, x) in nm, from the layer's scale and units; None where the units are not lengths."""
-    return size_of(layer.scale, layer.units)
+    """(z, y, x) in nm, from the layer's scale and units, else that which it was predicted with; None if not known."""
+    return size_of(layer.scale, layer.units) or layer.metadata.get(PREDICTED_SIZE)
 
 
 def size_of(scale: Sequence[float] | None, units: Sequence[object] | None) -> VoxelSize | None:
@@ -82,9 +83,14 @@ def same_place(layer: Layer) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
+def is_kind(layer: Layer, *kinds: str) -> bool:
+    """Whether a layer says that it holds something of these kinds."""
+    return layer.metadata.get(KEY, {}).get("kind") in kinds
+
+
 def is_probability(layer: Layer) -> bool:
     """Whether a layer says that it holds probabilities."""
-    return bool(layer.metadata.get(KEY, {}).get("kind") == "probability")
+    return is_kind(layer, "probability")
 
 
 def fitting_volume(layer: Layer | None, shape: Sequence[int]) -> ArrayVolume | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,8 @@ from napari.layers import Image, Labels, Points
 from napari.utils.notifications import show_warning
 from qtpy.QtWidgets import (
     QCheckBox,
-    QFileDialog,
     QGridLayout,
     QLabel,
-    QLineEdit,
     QPushButton,
     QTabWidget,
     QVBoxLayout,
@@ -25,7 +23,6 @@ from qtpy.QtWidgets import (
 
 from mitoseg.errors import UserError
 from mitoseg.inference import METHODS
-from mitoseg.networks.checkpoint import AUTO, bundled
 from mitoseg.segmentation import Labelling, Sources, measure_instances
 from mitoseg.tables import write_table
 from mitoseg.viewers.napari_plugin import computing
@@ -34,6 +31,7 @@ from mitoseg.viewers.napari_plugin.fields import (
     IdsField,
     InstanceTable,
     LayerChoice,
+    ModelChoice,
     VoxelSizeField,
     beside,
     button,
@@ -45,9 +43,11 @@ from mitoseg.viewers.napari_plugin.jobs import Progress, TaskBar, showing_mistak
 from mitoseg.viewers.napari_plugin.layers import (
     KEY,
     LABELS,
+    PREDICTED_SIZE,
     Layer,
     ask_path,
     fitting_volume,
+    is_kind,
     is_probability,
     labels_array,
     layer_volume,
@@ -57,12 +57,12 @@ from mitoseg.viewers.napari_plugin.layers import (
     save_volume,
     voxels_of_points,
 )
+from mitoseg.viewers.napari_plugin.teaching import TeachPanel
 from mitoseg.volumes import Array, ArrayVolume, VoxelSize
 from mitoseg.volumes.opening import written_suffixes
 
 SEEDS = "seed points"
 DIGITS = 9  # of floats in tables, as of `mitoseg measure`
-FILE = "a checkpoint file …"
 GREYS = {"as in training": "checkpoint", "matched to training": "match", "by their own mean": "volume"}
 
 
@@ -71,16 +71,21 @@ class Segmenter(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:  # noqa: ANN401 (napari's viewer has no stubs here)
         super().__init__()
-        self.viewer = napari_viewer
-        self.image = LayerChoice(napari_viewer, Image, lambda layer: not is_probability(layer))
+        # plugins get a proxy, whose layers are other proxies each time: none would be found again
+        self.viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self.image = LayerChoice(self.viewer, Image, lambda layer: not is_kind(layer, "probability", "preview"))
+        self.image.setToolTip("The image that is predicted, measured or painted: a grey volume, z, y, x")
         self.voxel_size = VoxelSizeField()
         self.tasks = TaskBar()
-        self.predicting, self.instances = PredictPanel(self), InstancePanel(self)
+        self.predicting, self.instances, self.teaching = PredictPanel(self), InstancePanel(self), TeachPanel(self)
         self.image.chosen.connect(lambda: self.voxel_size.take(self.image.layer))
+        self.image.chosen.connect(self.teaching.take)
         self.voxel_size.take(self.image.layer)
         self.tabs = QTabWidget()
         self.tabs.addTab(self.predicting, "Predict")
         self.tabs.addTab(self.instances, "Measure and correct")
+        self.tabs.addTab(self.teaching, "Teach")
+        self.teaching.take()
         layout = QVBoxLayout(self)
         layout.addLayout(form(("Image", self.image), ("Voxels (nm)", self.voxel_size)))
         layout.addWidget(self.tabs, 1)
@@ -92,9 +97,26 @@ class Segmenter(QWidget):
         layers = [self.viewer.layers.selection.active, *reversed(self.viewer.layers)]
         return next((one for one in layers if isinstance(one, kind) and wanted(one)), None)
 
+    @property
+    def camera(self) -> Any:  # noqa: ANN401 (napari's own)
+        """What the viewer looks through; a scene's from napari 0.9 on."""
+        return getattr(self.viewer, "scene", self.viewer).camera
+
+    def look_at(self, layer: Layer, at: Sequence[float]) -> None:
+        """Bring a voxel of a layer into the middle of the view."""
+        world = layer.data_to_world(at)
+        self.viewer.dims.point = world
+        self.camera.center = tuple(world)
+
+    def add_model(self, path: Path) -> None:
+        """List a checkpoint wherever models are chosen."""
+        for panel in (self.predicting, self.teaching):
+            panel.model.add(path)
+
     def closeEvent(self, event: Any) -> None:  # noqa: N802, ANN401 (Qt's own)
-        """Qt's: what runs is stopped."""
+        """Qt's: what runs is stopped, and what was painted is saved."""
         self.tasks.stop()
+        self.teaching.save()
         super().closeEvent(event)
 
 
@@ -104,44 +126,32 @@ class PredictPanel(QWidget):
     def __init__(self, main: Segmenter) -> None:
         super().__init__()
         self.main = main
-        models = (AUTO, *bundled(), FILE)
-        self.model = choice(models, "auto: the bundled model that suits the image; or a checkpoint of yours")
-        self.file, self.file_row = QLineEdit(), QWidget()
-        self.file.setPlaceholderText("best.ckpt or .safetensors")
-        row = beside(self.file, button("Browse …", "Choose the file", self._browse))
-        row.setContentsMargins(0, 0, 0, 0)
-        self.file_row.setLayout(row)
+        self.model = ModelChoice("auto: the bundled model that suits the image; or a checkpoint of yours")
         self.method = choice(("auto", *METHODS), "How the network goes over the image; auto fits it to the network")
         self.threshold = share("Probability from which on a voxel is mitochondrion; at the lowest, the model's own")
-        self.threshold.setSizePolicy(self.model.sizePolicy())
+        self.threshold.setSizePolicy(self.method.sizePolicy())
         self.threshold.setSpecialValueText("the model's")
         self.greys = choice(GREYS, "For images of another microscope: matched to training")
         self.cleaning = choice(("clean", "none"), "clean: smooth the probabilities, fill holes, drop specks")
         self.split = QCheckBox("cut touching mitochondria at necks")
+        self.split.setToolTip("Where one instance has a thin neck it becomes two; look whether that suits the tissue")
         self.resample = QCheckBox("resample to the model's voxels")
+        self.resample.setToolTip("Scale an image of another voxel size to that of training; the result is scaled back")
         self.resample.setChecked(True)
         rows = form(
-            *(("Model", self.model), ("File", self.file_row), ("Method", self.method), ("Grey values", self.greys)),
+            *(("Model", self.model), ("Method", self.method), ("Grey values", self.greys)),
             *((self.resample,), ("Threshold", self.threshold), ("Clean-up", self.cleaning), (self.split,)),
         )
-        again = "New instances of the last probabilities: other threshold, post-processing or cutting"
+        again = "Take the threshold, clean-up and cutting as they are now; quick, since the network is not run again"
         layout = QVBoxLayout(self)
         layout.addLayout(rows)
         layout.addLayout(
             beside(
                 button("Predict", "Probabilities and instances of the image", self.predict, main.tasks),
-                button("Only number again", again, self.number, main.tasks),
+                button("Update instances", again, self.number, main.tasks),
             )
         )
         layout.addStretch(1)
-        self.model.currentTextChanged.connect(lambda name: rows.setRowVisible(self.file_row, name == FILE))
-        rows.setRowVisible(self.file_row, False)
-
-    def _browse(self, *_: object) -> None:
-        kinds = "Checkpoints (*.ckpt *.safetensors);;All files (*)"
-        path, _kind = QFileDialog.getOpenFileName(self, "Open a checkpoint", "", kinds)
-        if path:
-            self.file.setText(path)
 
     def _numbering(self) -> Numbering:
         return Numbering(cleaned=self.cleaning.currentText() == "clean", split=self.split.isChecked())
@@ -149,11 +159,8 @@ class PredictPanel(QWidget):
     @showing_mistakes
     def predict(self) -> None:
         """Predict the chosen image; layers of probabilities and of instances follow."""
-        name, path = self.model.currentText(), self.file.text().strip()
-        if name == FILE and not path:
-            raise UserError("no checkpoint file is named", None, "choose one, or a bundled model")
         chosen = Choice(
-            checkpoint=path if name == FILE else name,
+            checkpoint=self.model.path,
             method=self.method.currentText(),
             threshold=self.threshold.value() or None,
             greys=GREYS[self.greys.currentText()],
@@ -179,19 +186,26 @@ class PredictPanel(QWidget):
             return computing.number(probability_zyx, about, numbering, volume.voxel_size, **options)
 
         name = layer.name.removesuffix(" probability")
-        self.main.tasks.start(job, lambda found: self._add_instances(layer, name, *found))
+        size = volume.voxel_size
+        self.main.tasks.start(job, lambda found: self._add_instances(layer, name, *found, size))
 
     def _add(self, image: Layer, outcome: Outcome) -> str:
         options = {**same_place(image), **probability_style(), "metadata": {KEY: outcome.probability}}
+        options["metadata"][PREDICTED_SIZE] = outcome.voxel_size
         layer = self.main.viewer.add_image(outcome.probability_zyx, name=f"{image.name} probability", **options)
         for note in outcome.notes:
             show_warning(note)
-        said = self._add_instances(layer, image.name, outcome.instances_zyx, outcome.instances)
+        size = outcome.voxel_size
+        said = self._add_instances(layer, image.name, outcome.instances_zyx, outcome.instances, size)
         layer.visible = False
-        return said
+        if self.main.voxel_size.value is None and size is not None:
+            self.main.voxel_size.setText(", ".join(f"{n:g}" for n in size))
+        return "\n".join([said, *outcome.notes])
 
-    def _add_instances(self, like: Layer, name: str, instances_zyx: computing.Ids, about: dict[str, Any]) -> str:
-        options = {**same_place(like), "opacity": 0.5, "metadata": {KEY: about}}
+    def _add_instances(
+        self, like: Layer, name: str, instances_zyx: computing.Ids, about: dict[str, Any], size: VoxelSize | None
+    ) -> str:
+        options = {**same_place(like), "opacity": 0.5, "metadata": {KEY: about, PREDICTED_SIZE: size}}
         layer = self.main.viewer.add_labels(instances_zyx, name=f"{name} instances", **options)
         self.main.instances.labels.choose(layer)
         return f"{instances_zyx.max(initial=0)} mitochondria, threshold {about['threshold']:.3f}"
@@ -206,7 +220,10 @@ class InstancePanel(QWidget):
     def __init__(self, main: Segmenter) -> None:
         super().__init__()
         self.main, self.viewer, tasks = main, main.viewer, main.tasks
-        self.labels, self.table, self.ids = LayerChoice(main.viewer, Labels), InstanceTable(), IdsField()
+        self.labels = LayerChoice(main.viewer, Labels, lambda layer: not is_kind(layer, "paint"))
+        self.labels.setToolTip("The labels that are measured, corrected and saved")
+        self.table, self.ids = InstanceTable(), IdsField()
+        self.table.setToolTip("Click a row to see the instance, with Ctrl several; click a column's title to sort")
         self.labels.chosen.connect(lambda: self.table.replace(pd.DataFrame()))
         self.table.chosen.connect(self._selected)
         self.ids.editingFinished.connect(self._typed)
@@ -215,6 +232,7 @@ class InstancePanel(QWidget):
         self.pick.setCheckable(True)
         self.pick.toggled.connect(self._listen)
         self.alone = QCheckBox("show the chosen one alone")
+        self.alone.setToolTip("Hide all instances but the last one chosen")
         self.alone.toggled.connect(self._show_alone)
         thin = "A neck is cut where it is thinner than this share of the thinner body; 1 cuts everywhere"
         self.neck = share(thin, 0.5)
@@ -270,9 +288,7 @@ class InstancePanel(QWidget):
         layer.selected_label = ids[-1]
         at = computing.middle(layer.data, ids[-1])
         if at is not None:
-            world = layer.data_to_world(at)
-            self.viewer.dims.point = world
-            getattr(self.viewer, "scene", self.viewer).camera.center = tuple(world)  # a scene's from napari 0.9 on
+            self.main.look_at(layer, at)
 
     def _show_alone(self, alone: bool) -> None:
         if self.layer is not None:
