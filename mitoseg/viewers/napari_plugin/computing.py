@@ -74,7 +74,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Probabilities and instance numbers on the image's grid (z, y, x), their metadata, notes, and the size of voxels."""
+    """Probabilities and instance numbers on the image's grid (z, y, x), their metadata, notes, the voxel size."""
 
     probability_zyx: Probability
     instances_zyx: Ids

@@ -224,7 +224,8 @@ class ModelChoice(QtWidgets.QWidget):
 
     def add(self, path: Path) -> int:
         """List a checkpoint, a run's by the name of its folder; returns its place in the list."""
-        if (found := self.box.findData(str(path))) < 0:
+        found: int = self.box.findData(str(path))
+        if found < 0:
             found = self.box.count()
             self.box.addItem(path.parents[1].name if path.parent.name == "checkpoints" else path.name, str(path))
             self.box.setItemData(found, str(path), Qt.ItemDataRole.ToolTipRole)

@@ -18,7 +18,6 @@ from mitoseg.storage import check_output, explain_storage_error, make_folders
 from mitoseg.viewers.napari_plugin.layers import Layer, layer_name
 from mitoseg.volumes.opening import stored_in
 
-MITOCHONDRION, BACKGROUND = 1, 2
 Plane = npt.NDArray[np.uint8]
 
 
@@ -98,37 +97,30 @@ class Paint:
     def __getitem__(self, index: Any) -> Plane:  # noqa: ANN401 (numbers, slices or arrays)
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
         if isinstance(first, slice):
-            places = range(self.shape[0])[first]
-            return np.stack([self._plane(z)[rest] for z in places]) if len(places) else np.empty((0,), self.dtype)
+            return np.stack([self._plane(z)[rest] for z in range(self.shape[0])[first]])
         if np.ndim(first) == 0:
             return self._plane(int(first))[rest].copy()
         found = np.zeros(np.shape(first), self.dtype)
         for z in np.unique(first):
-            here = first == z
-            found[here] = self._plane(int(z))[tuple(axis[here] for axis in rest)]
+            found[first == z] = self._plane(int(z))[tuple(axis[first == z] for axis in rest)]
         return found
 
     def __setitem__(self, index: Any, values: Any) -> None:  # noqa: ANN401 (as above)
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
         if isinstance(first, slice):
-            places = range(self.shape[0])[first]
-            each = [(z, rest, values[i] if np.ndim(values) == 3 else values) for i, z in enumerate(places)]
+            for i, z in enumerate(range(self.shape[0])[first]):
+                self._set(z, rest, values[i] if np.ndim(values) == 3 else values)
         elif np.ndim(first) == 0:
-            each = [(int(first), rest, values)]
+            self._set(int(first), rest, values)
         else:
-            each = []
+            each = np.broadcast_to(values, np.shape(first))
             for z in np.unique(first):
-                here = first == z
-                some = values[here] if np.ndim(values) else values
-                each.append((int(z), tuple(axis[here] for axis in rest), some))
-        for z, place, some in each:
-            if z not in self._planes:
-                if not np.any(some):
-                    continue
-                self._planes[z] = np.zeros(self.shape[1:], self.dtype)
-            self._planes[z][place] = some
-            self._unsaved.add(z)
+                self._set(int(z), tuple(axis[first == z] for axis in rest), each[first == z])
         self.changed()
 
     def _plane(self, z: int) -> Plane:
         return self._planes[z] if z in self._planes else np.broadcast_to(np.uint8(0), self.shape[1:])
+
+    def _set(self, z: int, place: tuple[Any, ...], values: Any) -> None:  # noqa: ANN401 (a number or an array)
+        self._planes.setdefault(z, np.zeros(self.shape[1:], self.dtype))[place] = values
+        self._unsaved.add(z)

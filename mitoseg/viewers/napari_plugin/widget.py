@@ -187,7 +187,7 @@ class PredictPanel(QWidget):
 
         name = layer.name.removesuffix(" probability")
         size = volume.voxel_size
-        self.main.tasks.start(job, lambda found: self._add_instances(layer, name, *found, size))
+        self.main.tasks.start(job, lambda found: self._add_instances(layer, name, found[0], found[1], size))
 
     def _add(self, image: Layer, outcome: Outcome) -> str:
         options = {**same_place(image), **probability_style(), "metadata": {KEY: outcome.probability}}
