@@ -316,5 +316,5 @@ class TeachPanel(QWidget):
         self.reason.setText(
             f"{where}: models that learnt different parts of what is painted disagree most there, by "
             f"{one.disagreement:.3f} on average, far from what is painted; about {100 * one.share:.0f} % is "
-            f"mitochondria. {str(advice).splitlines()[0].partition(';')[0].capitalize()}."
+            f"mitochondria. As a whole, {str(advice).splitlines()[0].partition(';')[0]}."
         )
