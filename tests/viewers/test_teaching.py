@@ -263,9 +263,7 @@ def test_the_place_of_the_paint(viewer, home):
 
 
 def test_every_control_helps(window):
-    kinds = (
-        QPushButton | QCheckBox | QComboBox | QAbstractSpinBox | LayerChoice | InstanceTable | QListWidget | QLineEdit
-    )
+    kinds = QPushButton | QCheckBox | QComboBox | QAbstractSpinBox | InstanceTable | QListWidget | QLineEdit
     controls = [one for one in window.findChildren(QWidget) if isinstance(one, kinds)]
     assert len(controls) > 30
     for one in controls:
