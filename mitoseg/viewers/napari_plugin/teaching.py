@@ -36,7 +36,6 @@ from mitoseg.volumes.base import Array
 from mitoseg.workflows.options import FinetuneOptions
 
 if TYPE_CHECKING:
-    from mitoseg.viewers.napari_plugin.widget import Segmenter
     from mitoseg.workflows import finetune
     from mitoseg.workflows.suggest import Advice
 
@@ -69,7 +68,7 @@ def keep(paint: Paint) -> QTimer:
 class TeachPanel(QWidget):
     """Slices are painted and reviewed, a model learns them, and what to paint next is shown."""
 
-    def __init__(self, main: Segmenter) -> None:
+    def __init__(self, main: Any) -> None:  # noqa: ANN401 (the `Segmenter`, whose module imports this one)
         super().__init__()
         self.main, self.viewer, tasks = main, main.viewer, main.tasks
         self.model = ModelChoice("The model that learns; auto: the bundled one that suits the image")
