@@ -281,6 +281,8 @@ def test_between_answered_pixels_the_log_odds_are_linear():
     ],
 )
 def test_a_slice_within_a_tile_is_whole_unless_the_network_normalises_over_it(norm, shape, tile):
-    network = UNet(spatial_dims=2, in_channels=1, filters=[4, 8], strides=[2], norm=norm, tile=[1, 256, 256]).eval()
+    network = UNet(
+        spatial_dims=2, in_channels=1, filters=[4, 8, 8], strides=[2, 2], norm=norm, tile=[1, 256, 256]
+    ).eval()
     assert make_method(network, shape, Options()).tile == tile
     assert make_method(network, shape, Options(tile=(1, 32, 48))).tile == (1, 32, 48)
