@@ -313,3 +313,17 @@ def test_a_model_is_taught_for_real(panel, viewer, wait, home, said, monkeypatch
     assert [path for path in (home / "mine" / "next").iterdir()]
     click(panel, "Next")
     assert "disagree" in panel.reason.text()
+
+
+def test_layers_are_found_through_the_proxy_that_napari_gives_to_plugins(viewer):
+    from napari.utils._proxies import PublicOnlyProxy
+
+    from mitoseg.viewers.napari_plugin.widget import Segmenter
+
+    made = Segmenter(PublicOnlyProxy(viewer))
+    image, labels = viewer.add_image(np.zeros(SHAPE)), viewer.add_labels(np.zeros(SHAPE, np.uint8))
+    made.image.choose(image)
+    made.instances.labels.choose(labels)
+    assert made.image.layer is image
+    assert made.instances.layer is labels
+    made.deleteLater()
