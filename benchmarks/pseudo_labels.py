@@ -25,12 +25,11 @@ from mitoseg.volumes import open_volume
 Array = np.ndarray[Any, Any]
 
 
-def raw_probability(checkpoint: str, image_zyx: Array, voxel_size: list[float]) -> Array:
-    """The network's probabilities before prior correction and calibration."""
-    model = mitoseg.load(checkpoint)
+def raw_log_odds(model: mitoseg.SegmentationModel, image: Any, voxel_size: Any) -> Array:  # an array or a volume; nm
+    """The network's log-odds (z, y, x) before prior correction and calibration."""
     own = Calibration(**model.model.calibration)
-    odds = logit(np.clip(model.predict(image_zyx, voxel_size), 1e-6, 1 - 1e-6))
-    return np.asarray(expit((odds - own.bias) * own.temperature - own.prior_shift))
+    calibrated = logit(np.clip(model.predict(image, voxel_size), 1e-7, 1 - 1e-7))
+    return np.asarray((calibrated - own.bias) * own.temperature - own.prior_shift)
 
 
 def agreed(probability_nzyx: Array) -> Array:
@@ -47,8 +46,9 @@ def main(words: list[str]) -> None:
     if set(options) != {"image", "voxel_size", "output", "checkpoints"}:
         raise SystemExit(__doc__)
     image_zyx = open_volume(options["image"], axes="zyx").read()
-    each = [raw_probability(name, image_zyx, options["voxel_size"]) for name in options["checkpoints"]]
-    label_zyx = agreed(np.stack(each))
+    models = [mitoseg.load(name) for name in options["checkpoints"]]
+    each = [raw_log_odds(model, image_zyx, options["voxel_size"]) for model in models]
+    label_zyx = agreed(expit(np.stack(each)))
     tifffile.imwrite(options["output"], label_zyx, compression="zlib")
     shares = ((label_zyx == value).mean() for value in (1, 255))
     print("mitochondria {:.1%}, unknown {:.1%} of the voxels".format(*shares))

@@ -9,7 +9,7 @@ monai       `monai.inferers.sliding_window_inference` with those tiles, Gaussian
 ceiling     the network's operations for each pixel once, at the speed of a matrix product of that precision
 
 The image is the public half of the EPFL test volume below `MITOSEG_DATA`. The sides take turns. JAC is that of the
-slices, where the threshold is the model's own.
+slices at the model's own threshold.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from mitoseg.inference.prepare import make_prediction
 from mitoseg.inference.views import assemble, read_grey
 from mitoseg.metrics import count, scores
 from mitoseg.networks.checkpoint import find_weights, load_model
+from mitoseg.networks.ensemble import log_odds
 from mitoseg.storage import write_json
 from mitoseg.volumes import open_volume
 from mitoseg.volumes.base import ArrayVolume, ArrayWriter
@@ -72,7 +73,7 @@ def monai(prediction: Prediction, image: torch.Tensor) -> Maps:
         logits = [
             sliding_window_inference(one[None], TILE, 4, prediction.network, OVERLAP, mode="gaussian") for one in image
         ]
-    odds = torch.cat([scores[:, 1] - scores[:, 0] for scores in logits]).float()  # type: ignore[index]
+    odds = log_odds(torch.cat(logits))  # type: ignore[arg-type]
     return torch.sigmoid(prediction.calibration.apply(odds)).numpy()
 
 

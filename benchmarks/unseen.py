@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from generalist import DEFAULTS, recipe
 from omegaconf import OmegaConf
-from scipy.special import expit, logit
+from pseudo_labels import raw_log_odds
+from scipy.special import expit
 
 import mitoseg
 from mitoseg.metrics import Calibration, scores
@@ -32,10 +33,8 @@ from mitoseg.storage import atomic_output
 def histogram(name: str, checkpoint: str) -> np.ndarray[Any, Any]:
     """Log-odds, not calibrated, of all labelled voxels of a set, by class."""
     model, found = mitoseg.load(checkpoint), np.zeros((2, BINS), np.int64)
-    own = Calibration(**model.model.calibration)
     for region in recipe(DEFAULTS).annotated(name):
-        calibrated = logit(np.clip(model.predict(region.image, region.image.voxel_size), 1e-7, 1 - 1e-7))
-        raw = (calibrated - own.bias) * own.temperature - own.prior_shift
+        raw = raw_log_odds(model, region.image, region.image.voxel_size)
         found += logit_histogram(raw, region.label.read())
     return found
 

@@ -81,8 +81,10 @@ def make_method(network: nn.Module, shape: tuple[int, int, int], options: Option
         if own is not None and not is_tile(own):
             raise UserError("the network's own tile is not a size", own, "give tile=[z,y,x]")
         z, y, x = options.tile or own or BLEND_TILES[ndim]
-        local = not any(isinstance(part, nn.InstanceNorm2d | nn.GroupNorm) for part in network.modules())
-        if ndim == 2 and local and options.tile is None:  # a slice that fits into a tile is predicted whole
+        global_norm = any(isinstance(part, nn.InstanceNorm2d | nn.GroupNorm) for part in network.modules())
+        if (
+            ndim == 2 and own and not options.tile and not global_norm
+        ):  # a slice that fits into a tile is predicted whole
             y, x = (min(side, -(-n // 64) * 64) for side, n in zip((y, x), shape[1:], strict=True))
         if ndim == 3 and shape[0] == 1:
             raise UserError("the network is 3D, the image is one slice", shape, "use a 2D network")

@@ -90,4 +90,6 @@ def test_each_tissue_gets_the_model_that_knows_it(real_data):
     epfl = open_volume(real_data / "epfl_ca1" / "testing_z000-081.tif", voxel_size=(5, 5, 5))
     heart = open_volume(real_data / "tissues" / "cardiac_muscle_tem" / "image.tif", axes="zyx", voxel_size=(50, 8, 8))
     assert suitable.choose_model([epfl]) == "epfl-unet25d"
-    assert suitable.choose_model([heart]) == "generalist"
+    cortex = open_volume(real_data / "tissues" / "snemi3d_uniem" / "image.tif", axes="zyx", voxel_size=(30, 6, 6))
+    assert suitable.choose_model([heart]) == "generalist-muscle"
+    assert suitable.choose_model([cortex]) == "generalist"
